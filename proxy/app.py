@@ -1,0 +1,323 @@
+"""The composition root: a configuration becomes objects, servers and their end.
+
+`open_cache` is the only way to build the program; the daemon and every test use it.
+"""
+
+import asyncio
+import signal
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvloop
+from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
+from aiohttp.web import ServerRunner, TCPSite
+from yarl import URL
+
+from proxy import __version__
+from proxy.cache.download import Tools
+from proxy.cache.downloads import Downloads
+from proxy.cache.eviction import Space
+from proxy.cache.listings import Listings
+from proxy.cache.pull_through import PullThrough
+from proxy.config import Config, UpstreamSettings
+from proxy.errors import ConfigError, StorageError
+from proxy.flight import in_thread
+from proxy.log import Log, configure, get_logger
+from proxy.metrics import Metrics
+from proxy.server.admin import Admin
+from proxy.server.http import HttpServer
+from proxy.server.middleware import Middleware
+from proxy.server.registry import Registry
+from proxy.storage.index import Index
+from proxy.storage.local import LocalStore
+from proxy.upstream.auth import Authenticator, Credentials
+from proxy.upstream.client import Upstream
+
+# How often uses are written, and how often idle content is looked for, in seconds.
+FLUSH_INTERVAL = 5.0
+SWEEP_INTERVAL = 60.0
+# How long answers that are being sent may go on after a SIGTERM, in seconds.
+DRAIN_TIMEOUT = 20.0
+
+# Threads for the disk; DNS has the loop's own.
+DISK_THREADS = 8
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """What is known once the daemon serves. Addresses are `host:port`, sizes bytes."""
+
+    addresses: list[str]
+    store: Path
+    max_size: int
+    used: int
+    upstreams: dict[str, str]
+
+
+class _Shutdown(Exception):  # noqa: N818 (it ends the task group, and is no error)
+    """The daemon is to end."""
+
+
+def run(config: Config, announce: Callable[[Listening], None]) -> None:
+    """Serve until SIGTERM or SIGINT. `announce` is called once, when clients can connect.
+
+    Raises `StorageError` and `ConfigError`.
+    """
+    access_log = configure(config.log.level, config.log.format)
+    try:
+        uvloop.run(_serve(config, announce, access_log))
+    finally:
+        access_log.close()
+
+
+async def _serve(config: Config, announce: Callable[[Listening], None], access_log: Log) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with open_cache(config, access_log=access_log) as listening:
+        announce(listening)
+        log.info("serving", addresses=listening.addresses, version=__version__)
+        await stop.wait()
+        log.info("stopping")
+
+
+@asynccontextmanager
+async def open_cache(
+    config: Config,
+    *,
+    clock: Callable[[], float] = time.time,
+    access_log: Log | None = None,
+) -> AsyncIterator[Listening]:
+    """Build the program, serve for as long as the context lasts, and end it in order.
+
+    Needs no network. `clock` tells Unix time. Raises `StorageError` and `ConfigError`.
+    """
+    async with AsyncExitStack() as stack:
+        # What is opened first is closed last: the store outlives those who write to it.
+        threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
+        stack.callback(threads.shutdown)
+        store = LocalStore(config.store.path)
+        stack.callback(store.close)
+        index = Index(store.root / "index.sqlite", clock)
+        stack.callback(index.close)
+        metrics = Metrics(config.upstreams, __version__)
+        space = Space(
+            store,
+            index,
+            metrics,
+            max_size=config.store.max_size.resolve(store.total_bytes()),
+            min_free=config.store.min_free,
+            clock=clock,
+        )
+        await space.open()
+        group = await stack.enter_async_context(_owned_tasks())
+        upstreams = {
+            name: await _open_upstream(stack, config, name, metrics, group, clock)
+            for name in config.upstreams
+        }
+        tools = Tools(
+            store=store,
+            index=index,
+            space=space,
+            metrics=metrics,
+            threads=threads,
+            slots=asyncio.Semaphore(config.fetch.max_downloads),
+            attempts=config.fetch.attempts,
+        )
+        downloads = Downloads(tools, upstreams, group)
+        cache = PullThrough(
+            upstreams=upstreams,
+            store=store,
+            index=index,
+            space=space,
+            downloads=downloads,
+            settings=config.manifests,
+            metrics=metrics,
+            threads=threads,
+            group=group,
+            clock=clock,
+        )
+        listings = Listings(
+            upstreams=upstreams,
+            store=store,
+            index=index,
+            ttl=config.manifests.ttl,
+            group=group,
+            clock=clock,
+        )
+        metrics.watch(_Gauges(space, index, downloads))
+
+        async def check_store() -> None:
+            await in_thread(threads, store.check)
+            index.oldest_use()
+
+        registry = Registry(config.upstreams, cache, listings, threads)
+        admin = Admin(metrics, check_store, threads)
+        addresses = await _listen(stack, config, Middleware(registry, admin, metrics, access_log))
+        group.create_task(_keep_house(space, index, config))
+        yield Listening(
+            addresses,
+            store.root,
+            space.max_size,
+            space.used,
+            {name: str(settings.url) for name, settings in config.upstreams.items()},
+        )
+
+
+@asynccontextmanager
+async def _owned_tasks() -> AsyncIterator[asyncio.TaskGroup]:
+    """Hold the group of all background work; at the end it is cancelled and waited for."""
+    failure: BaseException | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            try:
+                yield group
+            except BaseException as error:  # noqa: BLE001 (raised again below, not in a group)
+                failure = error
+            raise _Shutdown
+    except BaseExceptionGroup as ended:
+        _, crashes = ended.split(_Shutdown)
+        if crashes is not None:
+            raise crashes from None
+    if failure is not None:
+        raise failure
+
+
+async def _open_upstream(
+    stack: AsyncExitStack,
+    config: Config,
+    name: str,
+    metrics: Metrics,
+    group: asyncio.TaskGroup,
+    clock: Callable[[], float],
+) -> Upstream:
+    settings = config.upstreams[name]
+    session = await stack.enter_async_context(
+        ClientSession(
+            connector=TCPConnector(limit=0, ssl=_tls_context(name, settings)),
+            timeout=ClientTimeout(total=20.0, sock_connect=config.fetch.connect_timeout),
+            cookie_jar=DummyCookieJar(),
+            auto_decompress=False,
+            requote_redirect_url=False,
+            # What upstream sends is what the digest is of.
+            headers={"User-Agent": f"pullcache/{__version__}", "Accept-Encoding": "identity"},
+            # Signed URLs and tokens are long.
+            max_line_size=32 << 10,
+            max_field_size=32 << 10,
+        )
+    )
+
+    def credentials() -> Credentials | None:
+        if not settings.username:
+            return None
+        return Credentials(settings.username, settings.read_password())
+
+    authenticator = Authenticator(
+        URL(settings.url),
+        session,
+        group,
+        credentials,
+        lambda status: metrics.upstream_request(name, "token", status),
+    )
+    return Upstream(
+        name,
+        settings.url,
+        session=session,
+        authenticator=authenticator,
+        metrics=metrics,
+        offline=config.offline,
+        connect_timeout=config.fetch.connect_timeout,
+        stall_timeout=config.fetch.stall_timeout,
+        clock=clock,
+    )
+
+
+def _tls_context(name: str, settings: UpstreamSettings) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if settings.ca_file:
+        try:
+            context.load_verify_locations(settings.ca_file)
+        except OSError as error:
+            raise ConfigError(
+                f'upstreams."{name}".ca_file: {settings.ca_file} cannot be used ({error})'
+            ) from error
+    return context
+
+
+async def _listen(stack: AsyncExitStack, config: Config, handler: Middleware) -> list[str]:
+    """Open the listeners. Returns their real addresses. Raises `ConfigError`."""
+    runner = ServerRunner(HttpServer(handler), shutdown_timeout=DRAIN_TIMEOUT)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    for address in config.server.listen:
+        site = TCPSite(runner, address.host or None, address.port, backlog=1024)
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError(
+                f"server.listen: {address} cannot be used ({error.strerror}); "
+                "stop what uses it, or choose another with --listen"
+            ) from error
+    return [_text(address) for address in runner.addresses]
+
+
+def _text(address: tuple[str, int]) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def _keep_house(space: Space, index: Index, config: Config) -> None:
+    """Write uses, and remove what is idle, from time to time."""
+    loop = asyncio.get_running_loop()
+    swept = 0.0
+    while True:
+        try:
+            await index.flush()
+            if loop.time() - swept > SWEEP_INTERVAL:
+                swept = loop.time()
+                await space.sweep(
+                    max_idle=config.store.max_idle, ingest_ttl=config.fetch.ingest_ttl
+                )
+        except StorageError as error:
+            log.warning("housekeeping_failed", reason=str(error))
+        await asyncio.sleep(FLUSH_INTERVAL)
+
+
+@dataclass(frozen=True, slots=True)
+class _Gauges:
+    """Where the metrics read what is so at the time of a scrape."""
+
+    space: Space
+    index: Index
+    downloads: Downloads
+
+    @property
+    def store_bytes(self) -> int:
+        return self.space.stored
+
+    @property
+    def store_limit_bytes(self) -> int:
+        return self.space.max_size
+
+    @property
+    def store_blobs(self) -> int:
+        return self.space.blobs
+
+    @property
+    def store_reserved_bytes(self) -> int:
+        return self.space.reserved
+
+    @property
+    def store_oldest_use(self) -> float:
+        return self.index.oldest_use()
+
+    @property
+    def downloads_in_progress(self) -> int:
+        return len(self.downloads)

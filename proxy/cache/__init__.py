@@ -1,0 +1,1 @@
+"""Who decides: the only package that sees both storage and upstream."""

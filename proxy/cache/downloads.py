@@ -1,0 +1,65 @@
+"""The downloads that run, at most one a digest."""
+
+import asyncio
+from collections.abc import Mapping
+
+from proxy.cache.download import Download, Tools
+from proxy.cache.memory import Expiring
+from proxy.errors import DigestMismatchError
+from proxy.oci.digest import Digest
+from proxy.storage.tables import Repository
+from proxy.upstream.client import Upstream
+
+# A blob that came wrong twice in a row is not asked for again within so many seconds.
+MISMATCH_MEMORY = 10.0
+
+
+class Downloads:
+    """Starts downloads and finds those that run. They are tasks of `group`, not of a request."""
+
+    def __init__(
+        self,
+        tools: Tools,
+        upstreams: Mapping[str, Upstream],
+        group: asyncio.TaskGroup,
+    ) -> None:
+        self._tools = tools
+        self._upstreams = upstreams
+        self._group = group
+        self._running: dict[Digest, Download] = {}
+        self._mismatches: Expiring[Digest, int] = Expiring(1000, asyncio.get_running_loop().time)
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def find(self, digest: Digest) -> Download | None:
+        """Return the download of `digest` if one runs."""
+        return self._running.get(digest)
+
+    def start(self, repository: Repository, digest: Digest) -> Download:
+        """Start the download of a blob that none runs for.
+
+        Raises `DigestMismatchError` while upstream has just sent wrong bytes for it, twice.
+        """
+        age, wrong = self._mismatches.get(digest) or (0.0, 0)
+        if wrong > 1 and age < MISMATCH_MEMORY:
+            raise DigestMismatchError(
+                f"{repository.upstream} keeps sending wrong bytes for {digest}"
+            )
+        upstream = self._upstreams[repository.upstream]
+        download = Download(self._tools, upstream, repository, digest)
+        self._running[digest] = download
+        self._group.create_task(self._run(download))
+        return download
+
+    async def _run(self, download: Download) -> None:
+        digest = download.digest
+        try:
+            await download.run()
+        finally:
+            del self._running[digest]
+        if isinstance(download.error, DigestMismatchError):
+            _, wrong = self._mismatches.get(digest) or (0.0, 0)
+            self._mismatches.put(digest, wrong + 1)
+        elif not download.error:
+            self._mismatches.drop(digest)

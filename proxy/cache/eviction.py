@@ -1,0 +1,192 @@
+"""The room of a store: reserved before a byte is written, made by evicting what was used longest ago.
+
+`max_size` bounds everything under the store's directory: blobs, what running downloads have
+reserved, what interrupted ones have left, and the index. `min_free` is what the file system keeps.
+Nothing is evicted for what cannot fit anyway.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from proxy.errors import StorageError
+from proxy.log import get_logger
+from proxy.metrics import EvictionReason, Metrics
+from proxy.oci.digest import Digest
+from proxy.storage.index import Index
+from proxy.storage.local import LocalStore, footprint
+
+# Room for the index to grow between two looks at it: its log is cut at 1 MiB (tables.py).
+INDEX_MARGIN = 1 << 19
+
+_BATCH = 256
+
+log = get_logger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Reservation:
+    """Room that is taken: `size` bytes, of which `written` are on the disk already."""
+
+    size: int
+    written: int = 0
+
+
+class Space:
+    """Keeps the account of one store. `await open()` before anything else."""
+
+    def __init__(
+        self,
+        store: LocalStore,
+        index: Index,
+        metrics: Metrics,
+        *,
+        max_size: int,
+        min_free: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self.max_size = max_size
+        self.blobs = 0
+        self._store = store
+        self._index = index
+        self._metrics = metrics
+        self._min_free = min_free
+        self._clock = clock
+        self.stored = 0
+        self._reservations: set[Reservation] = set()
+        self._leftovers: dict[Digest, int] = {}
+        # One eviction at a time: two would choose the same victims.
+        self._evicting = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Count what is there."""
+        self.blobs, self.stored = await self._index.totals(footprint)
+        for digest, size, _ in self._store.iter_ingests():
+            self._leftovers[digest] = size
+        await self._make_room(0)
+
+    @property
+    def used(self) -> int:
+        """Bytes that are on the disk or promised, the index included."""
+        return self.stored + self.reserved + self._index.bytes_on_disk()
+
+    @property
+    def reserved(self) -> int:
+        """Bytes of downloads, running and interrupted."""
+        return sum(item.size for item in self._reservations) + sum(self._leftovers.values())
+
+    def fits(self, size: int) -> bool:
+        """Tell whether a blob of `size` bytes could ever be stored here."""
+        index = self._index.bytes_on_disk() + INDEX_MARGIN
+        return footprint(size) + index <= self.max_size
+
+    async def reserve(self, size: int) -> Reservation | None:
+        """Take room for `size` bytes, evicting for it, or return None if it cannot be had."""
+        reservation = Reservation(0)
+        self._reservations.add(reservation)
+        if await self.grow(reservation, size):
+            return reservation
+        self.release(reservation)
+        return None
+
+    async def grow(self, reservation: Reservation, size: int) -> bool:
+        """Make the reservation hold `size` bytes, or return False and leave it as it was."""
+        more = footprint(size) - reservation.size
+        others = sum(item.size for item in self._reservations)
+        if others + more + self._index.bytes_on_disk() + INDEX_MARGIN > self.max_size:
+            return False
+        # Taken first and then made: meanwhile nobody else takes it, and no byte is written.
+        reservation.size += more
+        if await self._make_room(_pending(self._reservations)):
+            return True
+        reservation.size -= more
+        return False
+
+    def release(self, reservation: Reservation) -> None:
+        """Give back room that was not used."""
+        self._reservations.discard(reservation)
+
+    def commit(self, reservation: Reservation, size: int, *, is_new: bool) -> None:
+        """Turn the reservation into a blob of `size` bytes, unless it was there already."""
+        self._reservations.discard(reservation)
+        if is_new:
+            self.stored += footprint(size)
+            self.blobs += 1
+
+    def leave(self, reservation: Reservation, digest: Digest) -> None:
+        """Account for an ingest that is kept to be resumed."""
+        self._reservations.discard(reservation)
+        self._leftovers[digest] = footprint(reservation.written)
+
+    def adopt(self, digest: Digest) -> None:
+        """Stop accounting for an ingest that a download resumes: it reserves its room itself."""
+        self._leftovers.pop(digest, None)
+
+    async def forget(self, digest: Digest, size: int) -> None:
+        """Drop a blob that turned out damaged or gone."""
+        await self._remove([(digest, size)], "corrupt")
+
+    async def sweep(self, *, max_idle: float, ingest_ttl: float) -> None:
+        """Remove what nobody used for `max_idle` seconds (0: never), and old interrupted ingests."""
+        now = self._clock()
+        for digest, _, modified in list(self._store.iter_ingests()):
+            if digest in self._leftovers and now - modified > ingest_ttl:
+                self._drop_leftover(digest)
+        while max_idle:
+            oldest = await self._index.least_recently_used(_BATCH)
+            idle = [(digest, size) for digest, size, used in oldest if used < now - max_idle]
+            if idle:
+                await self._remove(idle, "idle")
+            if len(idle) < _BATCH:
+                return
+
+    async def _make_room(self, pending: int) -> bool:
+        """Evict until the budget holds; `pending` bytes are reserved but not on the disk yet."""
+        async with self._evicting:
+            # The account is exact, but room is also taken while victims go. What the file system
+            # says is not: a file that is still read keeps its blocks. So the rounds are bounded.
+            for _ in range(3):
+                over = self.used + INDEX_MARGIN - self.max_size
+                lacking = self._min_free + pending - self._store.free_bytes()
+                needed = max(over, lacking)
+                while self._leftovers and needed > 0:
+                    needed -= self._drop_leftover(next(iter(self._leftovers)))
+                if needed <= 0:
+                    return True
+                if needed > self.stored:
+                    return False
+                await self._evict(needed, "size" if over > 0 else "min_free")
+            return False
+
+    async def _evict(self, needed: int, reason: EvictionReason) -> None:
+        """Remove the least recently used blobs, `needed` bytes of them if there are as many."""
+        while needed > 0:
+            victims = []
+            for digest, size, _ in await self._index.least_recently_used(_BATCH):
+                if needed <= 0:
+                    break
+                victims.append((digest, size))
+                needed -= footprint(size)
+            if not victims:
+                return
+            await self._remove(victims, reason)
+
+    async def _remove(self, blobs: list[tuple[Digest, int]], reason: EvictionReason) -> None:
+        try:
+            await self._index.remove([digest for digest, _ in blobs], self._store.delete)
+        except StorageError as error:
+            # The files may be gone although the index could not say so: a row without a file is a
+            # miss, and heals.
+            log.warning("index_not_updated", reason=str(error))
+        freed = sum(footprint(size) for _, size in blobs)
+        self.stored -= freed
+        self.blobs -= len(blobs)
+        self._metrics.evicted(reason, len(blobs), freed)
+
+    def _drop_leftover(self, digest: Digest) -> int:
+        self._store.delete_ingest(digest)
+        return self._leftovers.pop(digest)
+
+
+def _pending(reservations: set[Reservation]) -> int:
+    return sum(item.size - item.written for item in reservations)

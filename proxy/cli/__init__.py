@@ -1,0 +1,39 @@
+"""The commands. stdout is data, stderr is progress and log.
+
+Nothing here imports aiohttp at start: `pullcache --help` answers at once.
+"""
+
+import click
+
+from proxy import __version__
+from proxy.cli.config import config
+from proxy.cli.errors import exit_code, explain
+from proxy.cli.fsck import fsck
+from proxy.cli.serve import serve
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; what fails in a foreseen way becomes one line and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            code = exit_code(error)
+            if code is None:
+                raise
+            click.echo(f"pullcache: {explain(error)}", err=True)
+            ctx.exit(code)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="pullcache")
+def main() -> None:
+    """Keep container images near: a pull-through cache for Docker Hub and other registries.
+
+    Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 bad bytes found, 4 partly done.
+    """
+
+
+main.add_command(serve)
+main.add_command(config)
+main.add_command(fsck)

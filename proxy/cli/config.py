@@ -1,0 +1,52 @@
+"""`pullcache config`: what the configuration is, and whether it is right."""
+
+import json
+from pathlib import Path
+
+import click
+
+from proxy.cli.options import config_options, load_config
+from proxy.config import Config, dump, json_schema, to_toml
+from proxy.errors import ConfigError
+
+
+@click.group()
+def config() -> None:
+    """Look at the configuration."""
+
+
+@config.command()
+@config_options
+def check(*, path: Path | None, store: str | None) -> None:
+    """Tell whether the daemon would start with it; exit code 2 if not."""
+    _check_files(load_config(path, store))
+    click.echo("the configuration is right")
+
+
+@config.command()
+@config_options
+@click.option("--json", "as_json", is_flag=True, help="As JSON in place of TOML.")
+def show(*, path: Path | None, store: str | None, as_json: bool) -> None:
+    """Print it as it applies: defaults, file, environment and flags; secrets as "***"."""
+    loaded = load_config(path, store)
+    click.echo(json.dumps(dump(loaded), indent=2) if as_json else to_toml(loaded), nl=as_json)
+
+
+@config.command()
+@config_options
+def schema(*, path: Path | None, store: str | None) -> None:  # noqa: ARG001 - every command takes them
+    """Print the JSON Schema of the file, for editors and other checkers."""
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+def _check_files(config: Config) -> None:
+    """Read the files that the configuration names, or raise `ConfigError`."""
+    for name, upstream in config.upstreams.items():
+        upstream.read_password()
+        if not upstream.ca_file:
+            continue
+        try:
+            Path(upstream.ca_file).expanduser().read_bytes()
+        except OSError as error:
+            reason = f'{error.strerror} (see upstreams."{name}".ca_file)'
+            raise ConfigError(f"{upstream.ca_file}: cannot be read: {reason}") from error

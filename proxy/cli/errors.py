@@ -1,0 +1,28 @@
+"""The one table from errors to exit codes."""
+
+from proxy.errors import ConfigError, DigestMismatchError, ProxyError
+
+FAILED = 1
+USAGE = 2
+BAD_BYTES = 3
+PARTLY_DONE = 4
+
+# The first class that fits decides. Anything else is a bug: it keeps its traceback.
+_EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
+    (ConfigError, USAGE),
+    (DigestMismatchError, BAD_BYTES),
+    (ProxyError, FAILED),
+    (OSError, FAILED),  # an address in use, a directory that may not be written
+)
+
+
+def exit_code(error: Exception) -> int | None:
+    """Return the exit code for `error`, or None if nobody foresaw it here."""
+    if isinstance(error, BrokenPipeError):
+        return None  # `pullcache config show | head`: click ends quietly
+    return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), None)
+
+
+def explain(error: Exception) -> str:
+    """Return one line that says what happened."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,196 @@
+"""Reading the configuration: layers of plain tables in, one checked `Config` out."""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import msgspec
+from msgspec.structs import FieldInfo, fields
+
+from proxy.config.dump import default_of, element, text_of
+from proxy.config.schema import DEFAULT_UPSTREAM, DEFAULT_URL, Config, Section
+from proxy.config.values import parse
+from proxy.errors import ConfigError
+
+COMMAND_LINE = "command line"
+_PREFIX = "PULLCACHE_"
+# Kubernetes puts the addresses of a service called pullcache into every container beside it.
+_FOREIGN_VARIABLE = re.compile(r"PULLCACHE_(?:CONFIG|(?:SERVICE_(?:HOST|PORT)|PORT)(?:_.*)?)")
+_UPSTREAM_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?")
+_SWITCH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def load(
+    path: Path | None,
+    environ: Mapping[str, str],
+    overrides: Mapping[str, Any],
+    *,
+    is_root: bool | None = None,
+) -> Config:
+    """Return the configuration, or raise `ConfigError` "source: key.path: reason (what to do)".
+
+    `path` wins over `PULLCACHE_CONFIG`; with neither, no file is read. `overrides` is nested as
+    the file is; a None in it is no override.
+    """
+    if path is None and environ.get("PULLCACHE_CONFIG"):
+        path = Path(environ["PULLCACHE_CONFIG"])
+    values: dict[str, Any] = {"upstreams": {DEFAULT_UPSTREAM: {"url": DEFAULT_URL}}}
+    if path is None:
+        if is_root is None:
+            is_root = os.geteuid() == 0
+        _merge(values, {} if is_root else {"store": {"path": _user_store(environ)}}, "default")
+    else:
+        _merge(values, _read(path), str(path))
+    for name, table in _from_environ(environ):
+        _merge(values, table, name)
+    _merge(values, overrides, COMMAND_LINE)
+    config: Config = _make(Config, values, str(path) if path else COMMAND_LINE, "")
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from error
+
+
+def _user_store(environ: Mapping[str, str]) -> str:
+    base = environ.get("XDG_CACHE_HOME", "")
+    home = environ.get("HOME") or str(Path("~").expanduser())
+    # The XDG specification: a relative path is to be ignored.
+    return f"{base if base.startswith('/') else home + '/.cache'}/pullcache"
+
+
+def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each of our variables with the table that it stands for."""
+    known = {}
+    for top in fields(Config):
+        if isinstance(top.type, type) and issubclass(top.type, Section):
+            for key in fields(top.type):
+                known[f"{_PREFIX}{top.name}_{key.name}".upper()] = (top.name, key)
+        elif top.name != "upstreams":
+            known[f"{_PREFIX}{top.name}".upper()] = ("", top)
+    for name, text in environ.items():
+        if not name.startswith(_PREFIX) or _FOREIGN_VARIABLE.fullmatch(name):
+            continue
+        if name not in known:
+            raise ConfigError(f"{name}: no such key{_near(name, known)}")
+        section, key = known[name]
+        value = _from_text(key, text)
+        yield name, {section: {key.name: value}} if section else {key.name: value}
+
+
+def _from_text(key: FieldInfo, text: str) -> Any:
+    """Return what the file would hold for `text`: a list or table is split at commas."""
+    plain = element(key.type)
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if get_origin(plain) is dict:
+        return {glob.strip(): value for glob, _, value in (part.rpartition("=") for part in parts)}
+    if get_origin(plain) is tuple:
+        return parts
+    if plain is bool:
+        return _SWITCH.get(text.lower(), text)
+    return int(text) if plain is int and re.fullmatch(r"-?[0-9]{1,18}", text) else text
+
+
+def _merge(values: dict[str, Any], table: Mapping[str, Any], source: str) -> None:
+    """Check `table` and lay its parsed values over `values`."""
+    _merge_section(Config, values, table, source, "")
+
+
+def _merge_section(
+    section: type[Section], values: dict[str, Any], table: Any, source: str, path: str
+) -> None:
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{source}: {path[:-1]}: expected a table (write [{path[:-1]}])")
+    known = {key.name: key for key in fields(section)}
+    for name, value in table.items():
+        here = f"{path}{name}"
+        if name not in known:
+            raise ConfigError(f"{source}: {here}: no such key{_near(name, known)}")
+        kind = element(known[name].type)
+        if value is None:
+            continue
+        if isinstance(kind, type) and issubclass(kind, Section):
+            _merge_section(kind, values.setdefault(name, {}), value, source, f"{here}.")
+        elif get_origin(kind) is dict:
+            values[name] = _parse_table(kind, values.get(name, {}), value, source, here)
+        else:
+            values[name] = _parse(known[name], value, source, here)
+
+
+def _parse_table(
+    kind: Any, old: dict[str, Any], table: Any, source: str, path: str
+) -> dict[str, Any]:
+    """Return the parsed table: sections are merged into the old ones, plain values replace all."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{source}: {path}: expected a table (write [{path}])")
+    item = get_args(kind)[1]
+    if not (isinstance(item, type) and issubclass(item, Section)):
+        return {
+            name: _convert(value, item, source, f'{path}."{name}"', "")
+            for name, value in table.items()
+        }
+    for name, value in table.items():
+        here = f'{path}."{name}"'
+        if _UPSTREAM_NAME.fullmatch(name) is None:
+            raise ConfigError(f'{source}: {here}: not a registry\'s name (write "ghcr.io")')
+        _merge_section(item, old.setdefault(name, {}), value, source, f"{here}.")
+    return old
+
+
+def _parse(key: FieldInfo, value: Any, source: str, path: str) -> Any:
+    kind = element(key.type)
+    example = ""
+    if get_origin(kind) is Literal:
+        example = f" (write one of {', '.join(get_args(kind))})"
+    elif not key.required:
+        example = f" (for instance: {key.name} = {text_of(default_of(key))})"
+    return _convert(value, key.type, source, path, example)
+
+
+def _convert(value: Any, kind: Any, source: str, path: str, example: str) -> Any:
+    try:
+        return msgspec.convert(value, kind, dec_hook=parse)
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `$")
+        if isinstance(error.__cause__, ValueError):  # one of our own, which says what to write
+            example = ""
+        reason = (reason[:1].lower() + reason[1:]).replace("`", "")
+        raise ConfigError(f"{source}: {path}{place.rstrip('`')}: {reason}{example}") from error
+
+
+def _make(kind: type[Section], values: Mapping[str, Any], source: str, path: str) -> Any:
+    """Build the structs from values that are parsed already."""
+    made = dict(values)
+    for key in fields(kind):
+        inner = element(key.type)
+        here = f"{path}{key.name}"
+        if key.name not in values:
+            if key.required:
+                raise ConfigError(f"{source}: {here}: is missing (for instance: {key.name} = ...)")
+        elif isinstance(inner, type) and issubclass(inner, Section):
+            made[key.name] = _make(inner, values[key.name], source, f"{here}.")
+        elif get_origin(inner) is dict and issubclass(get_args(inner)[1], Section):
+            made[key.name] = {
+                name: _make(get_args(inner)[1], value, source, f'{here}."{name}".')
+                for name, value in values[key.name].items()
+            }
+    try:
+        return kind(**made)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {path[:-1]}: {error}") from error
+
+
+def _near(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {near[0]}?)" if near else f" (known: {', '.join(sorted(known))})"

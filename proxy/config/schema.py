@@ -1,0 +1,184 @@
+"""The sections and keys: types, defaults and descriptions, each said once."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+from proxy.config.values import (
+    Address,
+    Duration,
+    RegistryUrl,
+    Secret,
+    Size,
+    StoreLimit,
+    Timeout,
+)
+from proxy.errors import ConfigError
+
+DEFAULT_UPSTREAM = "docker.io"
+DEFAULT_URL = RegistryUrl("https://registry-1.docker.io")
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["auto", "json", "console"]
+
+
+class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file."""
+
+
+class ServerSettings(Section, frozen=True):
+    """Where clients connect."""
+
+    listen: Annotated[
+        tuple[Address, ...],
+        Meta(
+            description='Addresses to listen on; "[::]:5000" is every address, port 0 any free '
+            "port.",
+            min_length=1,
+        ),
+    ] = (Address("127.0.0.1:5000"),)
+
+
+class LogSettings(Section, frozen=True):
+    """What goes to stderr."""
+
+    level: Annotated[LogLevel, Meta(description="The least severe records to write.")] = "info"
+    format: Annotated[
+        LogFormat,
+        Meta(description='"json", "console", or "auto": console on a terminal, else JSON.'),
+    ] = "auto"
+
+
+class StoreSettings(Section, frozen=True):
+    """Where content lies, and how much of it."""
+
+    path: Annotated[
+        Path,
+        Meta(
+            description="The directory of the store. `$XDG_CACHE_HOME/pullcache` (or "
+            "`~/.cache/pullcache`) when no file is given and the user is not root."
+        ),
+    ] = Path("/var/cache/pullcache")
+    max_size: Annotated[
+        StoreLimit,
+        Meta(
+            description='The most the store holds, never exceeded; or a share of the disk, "80%".'
+        ),
+    ] = StoreLimit("50GB")
+    min_free: Annotated[
+        Size, Meta(description="Free space to leave on the file system, whatever max_size says.")
+    ] = Size.parse("1GB")
+    max_idle: Annotated[
+        Duration, Meta(description="Drop what nobody has used for so long; 0s is never.")
+    ] = Duration.parse("0s")
+
+
+class ManifestsSettings(Section, frozen=True):
+    """How long an answer for a tag is good."""
+
+    ttl: Annotated[
+        Duration, Meta(description="How long a tag is served before upstream is asked again.")
+    ] = Duration.parse("10m")
+    negative_ttl: Annotated[
+        Duration, Meta(description="How long a tag that upstream does not have is remembered.")
+    ] = Duration.parse("30s")
+    stale_if_error: Annotated[
+        Duration,
+        Meta(description="How long after its TTL a tag is still served while upstream fails."),
+    ] = Duration.parse("30d")
+    stale_while_revalidate: Annotated[
+        Duration,
+        Meta(
+            description="How long after its TTL a tag is served at once and upstream asked behind."
+        ),
+    ] = Duration.parse("0s")
+    tag_ttl: Annotated[
+        dict[str, Duration],
+        Meta(
+            description="TTLs by glob on the tag; the first that matches wins over ttl. "
+            "A table that is given replaces this one."
+        ),
+    ] = field(default_factory=lambda: {"latest": Duration.parse("1m")})
+
+
+class FetchSettings(Section, frozen=True):
+    """How content comes from upstream."""
+
+    max_downloads: Annotated[
+        int, Meta(description="Downloads that may run at once.", ge=1, le=1000)
+    ] = 16
+    connect_timeout: Annotated[
+        Timeout, Meta(description="How long connecting to upstream may take.")
+    ] = Timeout.parse("10s")
+    stall_timeout: Annotated[
+        Timeout, Meta(description="How long upstream may send nothing; a whole download may last.")
+    ] = Timeout.parse("30s")
+    attempts: Annotated[
+        int,
+        Meta(description="Attempts before a request fails; progress resets them.", ge=1, le=100),
+    ] = 5
+    ingest_ttl: Annotated[
+        Duration, Meta(description="How long an unfinished download is kept for resuming.")
+    ] = Duration.parse("1d")
+
+
+class UpstreamSettings(Section, frozen=True):
+    """A registry to ask. The table's name is the registry's name in image references."""
+
+    url: Annotated[
+        RegistryUrl, Meta(description="Its address, http(s)://host[:port] without a path.")
+    ]
+    username: Annotated[str, Meta(description="The user to log in as; empty is anonymous.")] = ""
+    password: Annotated[
+        Secret, Meta(description="The user's password or token. password_file is safer.")
+    ] = Secret("")
+    password_file: Annotated[
+        str, Meta(description="A file that holds the password; read again at each use.")
+    ] = ""
+    hosts: Annotated[
+        tuple[str, ...], Meta(description="Host headers of requests that mean this upstream.")
+    ] = ()
+    ca_file: Annotated[
+        str, Meta(description="PEM certificates to trust for it beside the system's.")
+    ] = ""
+    allow: Annotated[
+        tuple[str, ...], Meta(description="Globs of the repositories that may be pulled.")
+    ] = ("*",)
+    deny: Annotated[
+        tuple[str, ...],
+        Meta(description="Globs of the repositories that may not, even if allowed."),
+    ] = ()
+
+    def __post_init__(self) -> None:
+        if self.password and self.password_file:
+            raise ValueError("password and password_file are both set (keep one)")
+        if bool(self.username) != bool(self.password or self.password_file):
+            raise ValueError("a login has two parts (set username and password_file, or neither)")
+
+    def read_password(self) -> str:
+        """Return the password; reads `password_file` (small, blocking) or raises `ConfigError`."""
+        if not self.password_file:
+            return str(self.password)
+        try:
+            return Path(self.password_file).expanduser().read_text("utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise ConfigError(f"{self.password_file}: password_file: {reason}") from error
+
+
+class Config(Section, frozen=True):
+    """The whole configuration."""
+
+    offline: Annotated[
+        bool, Meta(description="Never dial out: serve what is cached and nothing else.")
+    ] = False
+    server: ServerSettings = ServerSettings()
+    log: LogSettings = LogSettings()
+    store: StoreSettings = StoreSettings()
+    manifests: ManifestsSettings = field(default_factory=ManifestsSettings)
+    fetch: FetchSettings = FetchSettings()
+    upstreams: Annotated[
+        dict[str, UpstreamSettings],
+        Meta(description="The registries that may be asked; no other ever is."),
+    ] = field(default_factory=lambda: {DEFAULT_UPSTREAM: UpstreamSettings(url=DEFAULT_URL)})

@@ -1,0 +1,190 @@
+"""The values a configuration file may hold: each type parses itself and describes itself.
+
+Every type has `parse`, which raises `ValueError` with what to write instead, and `schema`, its part
+of the JSON Schema.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+_SIZE_UNITS = {"": 1, "b": 1} | {
+    f"{prefix}{infix}b": base**power
+    for infix, base in (("", 1000), ("i", 1024))
+    for power, prefix in enumerate("kmgt", start=1)
+}
+_DURATION_UNITS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}  # in ms
+_SIZE = re.compile(r"([0-9]+)(?:\.([0-9]+))? ?([A-Za-z]*)")
+_DURATION = re.compile(r"(?:[0-9]+(?:ms|[smhd]))+")
+_SIZE_LIMIT = 1 << 63
+_DURATION_LIMIT = 36_500 * _DURATION_UNITS["d"]
+
+
+class Size(int):
+    """A number of bytes; `str` gives the shortest exact text with a unit."""
+
+    schema: ClassVar[dict[str, Any]] = {"type": ["string", "integer"], "examples": ["50GB"]}
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the bytes that 1048576, "1MiB" or "1.5 GB" mean, or raise `ValueError`."""
+        match = _SIZE.fullmatch(_text(value))
+        unit = _SIZE_UNITS.get(match[3].lower()) if match else None
+        if match is None or unit is None:
+            raise ValueError(f'{value!r} is not a size (write "500MB", "50GB" or "20GiB")')
+        whole, decimals = match[1], match[2] or ""
+        scaled, rest = divmod(int(whole + decimals) * unit, 10 ** len(decimals))
+        if rest or scaled >= _SIZE_LIMIT:
+            raise ValueError(f"{value!r} is not a whole number of bytes below 2^63")
+        return cls(scaled)
+
+    def __str__(self) -> str:
+        for unit, factor in sorted(_SIZE_UNITS.items(), key=lambda item: -item[1]):
+            if factor > 1 and self and not self % factor:
+                prefix = unit[:-1].capitalize() if unit != "kb" else "k"
+                return f"{int(self) // factor}{prefix}B"
+        return f"{int(self)}B"
+
+
+class Duration(float):
+    """A time span in seconds; `str` gives the text with units."""
+
+    schema: ClassVar[dict[str, Any]] = {"type": ["string", "integer"], "examples": ["1h30m"]}
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the seconds that 90, "90s", "1m30s" or "2d" mean, or raise `ValueError`."""
+        text = _text(value)
+        text = f"{text}s" if text.isascii() and text.isdigit() else text
+        if _DURATION.fullmatch(text) is None:
+            raise ValueError(f'{value!r} is not a duration (write "30s", "10m", "1h30m" or "2d")')
+        parts = re.findall(r"([0-9]+)([a-z]+)", text)
+        milliseconds = sum(int(number) * _DURATION_UNITS[unit] for number, unit in parts)
+        if milliseconds > _DURATION_LIMIT:
+            raise ValueError(f"{value!r} is longer than a hundred years")
+        return cls(milliseconds / 1000)
+
+    def __str__(self) -> str:
+        rest, text = round(self * 1000), ""
+        for unit, factor in _DURATION_UNITS.items():
+            count, rest = divmod(rest, factor)
+            text += f"{count}{unit}" if count else ""
+        return text or "0s"
+
+
+class Timeout(Duration):
+    """A time span that is not zero."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the seconds as `Duration.parse` does; zero is a `ValueError`."""
+        timeout = super().parse(value)
+        if not timeout:
+            raise ValueError(f'{value!r} would fail at once (write "10s", or more)')
+        return timeout
+
+
+class StoreLimit(str):
+    """How much the store may hold: a size, or a share of its file system ("80%")."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {"type": ["string", "integer"], "examples": ["80%"]}
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the limit that "80%" or a size above zero means, or raise `ValueError`."""
+        text = _text(value)
+        share = re.fullmatch(r"([0-9]{1,3}) ?%", text)
+        if share is None:
+            size = Size.parse(value)
+            if not size:
+                raise ValueError("the store needs room (write a size above 0)")
+            return cls(size)
+        if not 1 <= int(share[1]) <= 100:
+            raise ValueError(f'{value!r} is not a share (write "1%" to "100%")')
+        return cls(f"{int(share[1])}%")
+
+    def resolve(self, total_bytes: int) -> int:
+        """Return the limit in bytes on a file system of `total_bytes`."""
+        return total_bytes * int(self[:-1]) // 100 if self.endswith("%") else int(Size.parse(self))
+
+
+class Address(str):
+    """Where to listen: "host:port", "[::1]:5000", or ":5000" for every address."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {"type": "string", "examples": ["[::]:5000"]}
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the address, or raise `ValueError`. Port 0 means any free port."""
+        pattern = r"(\[[0-9A-Fa-f:.]+(%\w+)?\]|[A-Za-z0-9._-]*):([0-9]{1,5})"
+        match = re.fullmatch(pattern, _text(value))
+        if match is None or int(match[3]) > 65535:
+            raise ValueError(f'{value!r} is not host:port (write "127.0.0.1:5000" or "[::]:5000")')
+        return cls(value)
+
+    @property
+    def host(self) -> str:
+        """The host without brackets; empty for every address."""
+        return self.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The port; 0 for any free one."""
+        return int(self.rpartition(":")[2])
+
+
+class RegistryUrl(str):
+    """A registry's address: http(s)://host[:port] and nothing more."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {"type": "string", "examples": ["https://ghcr.io"]}
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the URL without a trailing slash, or raise `ValueError`."""
+        pattern = r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?"
+        if re.fullmatch(pattern, _text(value)) is None:
+            raise ValueError(f"{value!r} is not http(s)://host[:port] (leave out path and user)")
+        return cls(str(value).rstrip("/"))
+
+
+class Secret(str):
+    """A text whose `repr` does not give it away."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {"type": "string", "writeOnly": True}
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the secret, or raise `ValueError` without naming it."""
+        if not isinstance(value, str):
+            raise ValueError("expected a string")  # noqa: TRY004 - msgspec adds paths to these only
+        return cls(value)
+
+    def __repr__(self) -> str:
+        return "'***'" if self else "''"
+
+
+def parse(kind: Any, value: object) -> Any:
+    """Return `value` as a `kind`, one of the types here or `Path`; or raise `ValueError`."""
+    if kind is not Path:
+        return kind.parse(value)
+    if not isinstance(value, str | Path) or not str(value).strip():
+        raise ValueError(f"expected the path of a directory, got {value!r}")
+    return Path(value).expanduser()
+
+
+def schema_of(kind: Any) -> dict[str, Any] | None:
+    """Return the JSON Schema of one of the types here or `Path`, else None."""
+    if kind is Path:
+        return {"type": "string", "examples": ["/var/cache/pullcache"]}
+    return getattr(kind, "schema", None)
+
+
+def _text(value: object) -> str:
+    """Return `value` as text if TOML gave a string or an integer, or raise `ValueError`."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"expected a string, got {value!r}")  # noqa: TRY004 - see Secret
+    return str(value).strip()

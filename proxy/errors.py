@@ -1,0 +1,94 @@
+"""The whole error tree.
+
+The classes hold facts, not HTTP: one table in `server/middleware.py` turns them into
+status and OCI code, one in `cli` into exit codes. A message says what happened and what helps, in at most
+200 characters, because docker prints it as it is.
+"""
+
+
+class ProxyError(Exception):
+    """The root of everything pullcache raises on purpose."""
+
+
+class ConfigError(ProxyError):
+    """The configuration is wrong; the message names file, key path and reason."""
+
+
+class InvalidReferenceError(ProxyError):
+    """What the client named does not follow the grammar of the specification."""
+
+
+class InvalidNameError(InvalidReferenceError):
+    """A repository name is malformed."""
+
+
+class InvalidTagError(InvalidReferenceError):
+    """A tag is malformed."""
+
+
+class InvalidDigestError(InvalidReferenceError):
+    """A digest is malformed, or of an algorithm that cannot be verified here."""
+
+
+class DeniedError(ProxyError):
+    """The configuration forbids this repository or registry."""
+
+
+class UnknownError(ProxyError):
+    """Upstream does not have it, or will not show it to anybody we can be."""
+
+
+class UnknownNameError(UnknownError):
+    """The repository is not known."""
+
+
+class UnknownManifestError(UnknownError):
+    """The manifest is not known."""
+
+
+class UnknownBlobError(UnknownError):
+    """The blob is not known."""
+
+
+class InvalidManifestError(ProxyError):
+    """A document that should be a manifest is not one."""
+
+
+class UpstreamError(ProxyError):
+    """Upstream answered with something that no registry should answer."""
+
+
+class RateLimitedError(UpstreamError):
+    """Upstream refuses for now. `retry_after` is in seconds."""
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class UpstreamUnavailableError(UpstreamError):
+    """Upstream cannot be reached, is failing, or may not be asked (offline)."""
+
+
+class OfflineError(UpstreamUnavailableError):
+    """The configuration forbids to ask anybody."""
+
+
+class UpstreamTimeoutError(UpstreamUnavailableError):
+    """Upstream did not answer in time."""
+
+
+class UpstreamUnauthorizedError(UpstreamError):
+    """Upstream wants other credentials than the configured ones."""
+
+
+class DigestMismatchError(ProxyError):
+    """Bytes do not have the digest they were asked by."""
+
+
+class StorageError(ProxyError):
+    """The disk failed."""
+
+
+class NoSpaceError(StorageError):
+    """There is no room for this content, or none can be made."""

@@ -1,0 +1,76 @@
+"""Single flight: work that many ask for at once is done once.
+
+The work belongs to a task group, not to the one who asked first: whoever waits may be cancelled
+without cancelling it, and its result, or its error, is everybody's.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from concurrent.futures import Executor
+from functools import partial
+from typing import Generic, ParamSpec, TypeVar
+
+from proxy.errors import UpstreamUnavailableError
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class SingleFlight(Generic[K, V]):
+    """Runs at most one piece of work for each key at a time."""
+
+    def __init__(self, group: asyncio.TaskGroup) -> None:
+        self._group = group
+        self._running: dict[K, asyncio.Task[V | Exception]] = {}
+
+    async def do(self, key: K, work: Callable[[], Awaitable[V]]) -> V:
+        """Return what `work` returns, or what the work that already runs for `key` returns.
+
+        Raises what it raises, and `UpstreamUnavailableError` if the daemon stops meanwhile.
+        """
+        task = self._task(key, work)
+        await asyncio.wait((task,))
+        if task.cancelled():
+            raise UpstreamUnavailableError("the cache is shutting down; try again in a moment")
+        result = task.result()
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def begin(self, key: K, work: Callable[[], Awaitable[V]]) -> None:
+        """Start the work unless it runs; nobody waits for it."""
+        _ = self._task(key, work)
+
+    def _task(self, key: K, work: Callable[[], Awaitable[V]]) -> asyncio.Task[V | Exception]:
+        task = self._running.get(key)
+        if task is None:
+            task = self._running[key] = self._group.create_task(_outcome(work))
+            task.add_done_callback(lambda _: self._running.pop(key))
+        return task
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._running
+
+
+async def _outcome(work: Callable[[], Awaitable[V]]) -> V | Exception:
+    # An exception that leaves a task ends its group, and with it the daemon.
+    try:
+        return await work()
+    except Exception as error:  # noqa: BLE001 (it is raised again, in every waiter)
+        return error
+
+
+async def in_thread(pool: Executor, work: Callable[P, R], *args: P.args, **kw: P.kwargs) -> R:
+    """Return `work(...)`, run in `pool`. A thread cannot be cancelled, so it is waited for.
+
+    Otherwise a task that is cancelled would close files that its thread still writes.
+    """
+    future = asyncio.get_running_loop().run_in_executor(pool, partial(work, *args, **kw))
+    try:
+        await asyncio.wait((future,))
+    except asyncio.CancelledError:
+        await asyncio.wait((future,))
+        raise
+    return future.result()

@@ -1,0 +1,242 @@
+"""The log: structured lines on stderr, as JSON or for people, written by a thread of its own.
+
+stdout is data, so nothing is logged there. Whoever logs only puts a line into a bounded queue: a
+reader of stderr that stops reading costs lines, which are counted, and never the event loop.
+"""
+
+import io
+import json
+import logging
+import os
+import re
+import select
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, MutableMapping
+from contextvars import ContextVar
+from typing import Any, Literal, NoReturn, TextIO
+
+import msgspec
+import structlog
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""The id of the request that runs in this context; every line says it as `request`."""
+
+_QUEUE_LINES = 20_000  # about a second of access lines at full rate, 6 MB
+_GATHER_SECONDS = 0.02  # so that a busy daemon writes, and wakes the thread, 50 times a second
+_CLOSE_SECONDS = 2.0
+_NOT_ASCII_TEXT = re.compile(r"[^\x20-\x7e]")
+
+Format = Literal["auto", "json", "console"]
+Fields = MutableMapping[str, Any]
+
+
+def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
+    """Return a logger whose lines carry `logger: name`; it obeys the latest `configure`."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(name)
+    return logger
+
+
+def configure(level: str, format: Format, stream: TextIO | None = None) -> "Log":  # noqa: A002 - the key's name
+    """Send what structlog and the standard library log to `stream` (stderr) until `Log.close`."""
+    target = stream or sys.stderr
+    console = format == "console" or (format == "auto" and target.isatty())
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    log = Log(_sink(target), _console(target) if console else render_json, threshold)
+    structlog.configure(
+        processors=[log.finish],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=_Name,
+        cache_logger_on_first_use=False,  # loggers of modules must follow a later `configure`
+    )
+    return log
+
+
+class _Name(str):
+    """What structlog takes for the logger behind its own; all that is left of it is a name."""
+
+    __slots__ = ()
+
+
+class Log:
+    """Where lines go. Every method may be called from any thread; none but `close` waits."""
+
+    def __init__(
+        self, write: Callable[[bytes], None], render: Callable[[Fields], bytes], threshold: int
+    ) -> None:
+        self._write = write
+        self._render = render
+        self._access = threshold <= logging.INFO
+        self._clock = _Clock()
+        self._lines: deque[bytes] = deque()
+        self._dropped = 0
+        self._lock = threading.Lock()
+        self._waiting = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._drain_until_closed, name="log", daemon=True)
+        self._thread.start()
+        self._handler = _StandardHandler(self)
+        root = logging.getLogger()
+        root.addHandler(self._handler)
+        root.setLevel(threshold)
+
+    def access(self, event: str, **fields: Any) -> None:
+        """Log a request. As `info`, but past structlog: 2.7 us a call for ten fields as JSON.
+
+        So measured (19,000 calls in a row, 2-core virtual machine); with the thread's share it is
+        3.0 to 3.6 us of processor time. The same line through structlog takes 8.8 us.
+        """
+        if self._access:
+            line: Fields = {"time": self._clock.text(), "level": "info", "event": event}
+            if current := request_id.get():
+                line["request"] = current
+            line.update(fields)
+            self._put(self._render(line))
+
+    def event(self, level: str, event: str, logger: str, fields: Fields) -> None:
+        """Log what is not a request; an `exc_info` among `fields` becomes a traceback."""
+        line: Fields = {"time": self._clock.text(), "level": level, "event": event}
+        line["logger"] = logger
+        if current := request_id.get():
+            line["request"] = current
+        line.update(structlog.processors.format_exc_info(self, level, fields))
+        self._put(self._render(line))
+
+    def finish(self, logger: Any, method: str, fields: Fields) -> NoReturn:
+        """Log `fields` as the last of structlog's processors: the event ends here."""
+        self.event(method, str(fields.pop("event", "")), str(logger), fields)
+        raise structlog.DropEvent
+
+    def close(self) -> None:
+        """Write what waits, for two seconds at most; later lines are written at once."""
+        logging.getLogger().removeHandler(self._handler)
+        self._closing.set()
+        self._waiting.set()
+        self._thread.join(_CLOSE_SECONDS)
+
+    def _put(self, line: bytes) -> None:
+        if self._closing.is_set() and not self._thread.is_alive():
+            self._write(line)
+        elif len(self._lines) < _QUEUE_LINES:
+            self._lines.append(line)
+            if not self._waiting.is_set():
+                self._waiting.set()
+        else:
+            with self._lock:
+                self._dropped += 1
+
+    def _drain_until_closed(self) -> None:
+        while not self._closing.is_set():
+            self._waiting.wait()
+            self._closing.wait(_GATHER_SECONDS)
+            self._waiting.clear()  # before the drain: a line put meanwhile wakes it again
+            self._drain()
+        self._drain()
+
+    def _drain(self) -> None:
+        batch = [self._lines.popleft() for _ in range(len(self._lines))]
+        with self._lock:
+            dropped, self._dropped = self._dropped, 0
+        if dropped:
+            line: Fields = {"time": self._clock.text(), "level": "warning", "lines": dropped}
+            line["event"] = "log lines dropped: stderr is not read fast enough"
+            batch.append(self._render(line))
+        if batch:
+            self._write(b"".join(batch))
+
+
+class _Clock:
+    """Times as text, made once a millisecond: a busy daemon logs many lines in one."""
+
+    def __init__(self) -> None:
+        self._last = (0, "")  # one tuple, so that threads cannot mix two of them
+
+    def text(self) -> str:
+        milliseconds = time.time_ns() // 1_000_000
+        last, text = self._last
+        if last != milliseconds:
+            seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(milliseconds // 1000))
+            text = f"{seconds}.{milliseconds % 1000:03d}Z"
+            self._last = (milliseconds, text)
+        return text
+
+
+class _StandardHandler(logging.Handler):
+    """Makes what aiohttp and asyncio log come out as our own lines do."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields: Fields = {"exc_info": record.exc_info} if record.exc_info else {}
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError):  # the caller's format string does not fit its arguments
+            message = str(record.msg)
+        self._log.event(record.levelname.lower(), message, record.name, fields)
+
+
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+def render_json(fields: Mapping[str, Any]) -> bytes:
+    """Return `fields` as a line of JSON without a control character."""
+    try:
+        line = _encode(fields)
+    except (ValueError, TypeError, OverflowError):
+        # Most likely a lone surrogate, as which aiohttp hands over a header's undecodable bytes.
+        line = json.dumps(fields, default=str, skipkeys=True, separators=(",", ":")).encode()
+    if not line.isascii() or b"\x7f" in line:
+        line = _escape(line.decode()).encode()
+    return line + b"\n"
+
+
+def _escape(text: str) -> str:
+    r"""Return `text` with \u escapes for what does not print: controls, bidi marks, separators."""
+    return _NOT_ASCII_TEXT.sub(
+        lambda match: match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1], text
+    )
+
+
+def _console(stream: TextIO) -> Callable[[Fields], bytes]:
+    """Return a renderer for people. Tracebacks never show values: they may be secrets."""
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=stream.isatty() and "NO_COLOR" not in os.environ,
+        timestamp_key="time",
+        exception_formatter=structlog.dev.plain_traceback,
+    )
+
+    def render(fields: Fields) -> bytes:
+        traceback = str(fields.pop("exception", "")).split("\n")
+        clean = {
+            name: value if isinstance(value, bool | int | float) else _escape(str(value))
+            for name, value in fields.items()
+        }
+        text = renderer(None, "", clean)
+        tail = "".join(f"\n{_escape(line)}" for line in traceback if line)
+        return f"{text}{tail}\n".encode(errors="backslashreplace")
+
+    return render
+
+
+def _sink(stream: TextIO) -> Callable[[bytes], None]:
+    """Return what writes a batch to `stream`: one system call where it has a descriptor."""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError, io.UnsupportedOperation):
+        return lambda batch: (stream.write(batch.decode()), stream.flush(), None)[2]
+
+    def write(batch: bytes) -> None:
+        rest = memoryview(batch)
+        while rest:
+            try:
+                rest = rest[os.write(descriptor, rest) :]
+            except BlockingIOError:
+                select.select([], [descriptor], [])  # someone made our stderr non-blocking
+            except OSError:
+                return  # nobody is left to read it, and there is no other place to say so
+
+    return write

@@ -1,0 +1,281 @@
+"""Every metric, on one registry that is passed in.
+
+Labels are bounded: upstreams come from the configuration, everything else from the sets below, and
+repositories never are labels. Children are made once and kept, because finding one through
+`labels()` costs more than counting.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from typing import Literal, Protocol
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.registry import Collector
+
+Kind = Literal["manifest", "blob", "tags", "referrers", "catalog", "ping", "other"]
+CacheState = Literal["hit", "miss", "collapsed", "stale", "revalidated", "bypass", "none"]
+DownloadResult = Literal["stored", "failed", "mismatch", "bypass"]
+EvictionReason = Literal["size", "min_free", "idle", "corrupt", "removed"]
+UncachedReason = Literal["too_large", "no_space", "disk_error"]
+
+# What is counted from the first second, so that a rate over it has a beginning.
+_SERVED: tuple[tuple[Kind, tuple[CacheState, ...]], ...] = (
+    ("manifest", ("hit", "miss", "collapsed", "revalidated", "stale")),
+    ("blob", ("hit", "miss", "collapsed", "bypass")),
+)
+_DOWNLOAD_RESULTS: tuple[DownloadResult, ...] = ("stored", "failed", "mismatch", "bypass")
+_EVICTION_REASONS: tuple[EvictionReason, ...] = ("size", "min_free", "idle", "corrupt", "removed")
+_UNCACHED_REASONS: tuple[UncachedReason, ...] = ("too_large", "no_space", "disk_error")
+_REQUEST_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 30, 120, 600)
+_FIRST_BYTE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Source(Protocol):
+    """What the gauges are read from whenever someone scrapes."""
+
+    @property
+    def store_bytes(self) -> int:
+        """Bytes of the blobs in the store."""
+
+    @property
+    def store_limit_bytes(self) -> int:
+        """The most the store may hold."""
+
+    @property
+    def store_blobs(self) -> int:
+        """Blobs in the store."""
+
+    @property
+    def store_reserved_bytes(self) -> int:
+        """Bytes held free for running downloads."""
+
+    @property
+    def store_oldest_use(self) -> float:
+        """When the blob that goes next was last used, in Unix seconds; 0 in an empty store."""
+
+    @property
+    def downloads_in_progress(self) -> int:
+        """Downloads that are running."""
+
+
+class Metrics:
+    """Counts what the layers report; owns its registry, so that two never share a number."""
+
+    content_type = CONTENT_TYPE_PLAIN_0_0_4
+
+    def __init__(self, upstreams: Iterable[str], version: str) -> None:
+        # Half of all series, and nothing asks for them. (Upstream has no annotations here.)
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = CollectorRegistry()
+        self._declare_requests()
+        self._declare_upstream()
+        self._declare_store()
+        self._bugs = self._counter("internal_errors", "Errors that nobody foresaw: bugs.")
+        build = self._gauge("build_info", "Always 1; the version is in the label.", "version")
+        build.labels(version).set(1)
+        ProcessCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
+        # One look-up in a dict finds everything that a request counts.
+        self._request_children = cache(self._make_request_children)
+        self._upstream_children = cache(self._upstream_requests.labels)
+        self._first_byte_children = cache(self._upstream_first_byte.labels)
+        self._upstream_bytes_children = cache(self._upstream_bytes.labels)
+        for upstream in upstreams:
+            self._start_at_zero(upstream)
+
+    def _declare_requests(self) -> None:
+        self._requests = self._counter(
+            "requests",
+            "Requests answered, by where the answer came from.",
+            "upstream",
+            "kind",
+            "status",
+            "cache",
+        )
+        self._durations = Histogram(
+            "pullcache_request_duration_seconds",
+            "Time from a request's arrival to the last byte of its answer.",
+            ("kind", "cache"),
+            buckets=_REQUEST_BUCKETS,
+            registry=self._registry,
+        )
+        self._response_bytes = self._counter(
+            "response_bytes", "Bytes of bodies sent to clients.", "upstream", "kind", "cache"
+        )
+
+    def _declare_upstream(self) -> None:
+        self._upstream_requests = self._counter(
+            "upstream_requests",
+            'Requests sent upstream; status "error" is one without an answer.',
+            "upstream",
+            "kind",
+            "status",
+        )
+        self._upstream_first_byte = Histogram(
+            "pullcache_upstream_first_byte_seconds",
+            "Time from a request upstream to the beginning of its answer.",
+            ("upstream", "kind"),
+            buckets=_FIRST_BYTE_BUCKETS,
+            registry=self._registry,
+        )
+        self._upstream_bytes = self._counter(
+            "upstream_bytes", "Bytes of bodies received from upstream.", "upstream"
+        )
+        self._upstream_retries = self._counter(
+            "upstream_retries", "Requests upstream that were sent again.", "upstream", "reason"
+        )
+        self._ratelimit_limit = self._gauge(
+            "upstream_ratelimit_limit", "Pulls that upstream allows in its time window.", "upstream"
+        )
+        self._ratelimit_remaining = self._gauge(
+            "upstream_ratelimit_remaining", "Pulls left in the time window.", "upstream"
+        )
+        self._mismatches = self._counter(
+            "digest_mismatches",
+            "Contents from upstream that did not match their digest.",
+            "upstream",
+        )
+
+    def _declare_store(self) -> None:
+        self._downloads = self._counter(
+            "downloads", "Downloads that ended, by how they did.", "result"
+        )
+        self._evictions = self._counter("evictions", "Blobs that left the store.", "reason")
+        self._evicted_bytes = self._counter(
+            "evicted_bytes", "Bytes of the blobs that left the store.", "reason"
+        )
+        self._uncached = self._counter(
+            "uncached", "Blobs passed through without being stored.", "reason"
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"pullcache_{name}_total", text, labels, registry=self._registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"pullcache_{name}", text, labels, registry=self._registry)
+
+    def _start_at_zero(self, upstream: str) -> None:
+        for kind, states in _SERVED:
+            self._upstream_children(upstream, kind, "200")
+            self._upstream_children(upstream, kind, "error")
+            self._first_byte_children(upstream, kind)
+            for state in states:
+                self._request_children(upstream, kind, 200, state)
+        self._upstream_bytes_children(upstream)
+        self._mismatches.labels(upstream)
+        for result in _DOWNLOAD_RESULTS:
+            self._downloads.labels(result)
+        for reason in _EVICTION_REASONS:
+            self._evictions.labels(reason)
+            self._evicted_bytes.labels(reason)
+        for uncached in _UNCACHED_REASONS:
+            self._uncached.labels(uncached)
+
+    def _make_request_children(
+        self, upstream: str, kind: Kind, status: int, state: CacheState
+    ) -> tuple[Callable[[], None], Callable[[float], None], Callable[[float], None]]:
+        return (
+            self._requests.labels(upstream, kind, str(status), state).inc,
+            self._durations.labels(kind, state).observe,
+            self._response_bytes.labels(upstream, kind, state).inc,
+        )
+
+    def request(
+        self,
+        *,
+        upstream: str,
+        kind: Kind,
+        status: int,
+        cache: CacheState,
+        seconds: float,
+        sent: int,
+    ) -> None:
+        """Count an answered request. `upstream` is "none" where none was meant. 2 us a call."""
+        count, observe, add_bytes = self._request_children(upstream, kind, status, cache)
+        count()
+        observe(seconds)
+        add_bytes(sent)
+
+    def upstream_request(self, upstream: str, kind: str, status: int | Literal["error"]) -> None:
+        """Count a request sent upstream and the status of its answer."""
+        self._upstream_children(upstream, kind, str(status)).inc()
+
+    def upstream_first_byte(self, upstream: str, kind: str, seconds: float) -> None:
+        """Note how long an answer took to begin."""
+        self._first_byte_children(upstream, kind).observe(seconds)
+
+    def upstream_bytes(self, upstream: str, n: int) -> None:
+        """Count bytes of bodies received."""
+        self._upstream_bytes_children(upstream).inc(n)
+
+    def upstream_retry(self, upstream: str, reason: str) -> None:
+        """Count a request that is sent again; `reason` is one of a few words."""
+        self._upstream_retries.labels(upstream, reason).inc()
+
+    def ratelimit(self, upstream: str, limit: int, remaining: int) -> None:
+        """Note what upstream said of its rate limit."""
+        self._ratelimit_limit.labels(upstream).set(limit)
+        self._ratelimit_remaining.labels(upstream).set(remaining)
+
+    def download(self, result: DownloadResult) -> None:
+        """Count a download that ended."""
+        self._downloads.labels(result).inc()
+
+    def digest_mismatch(self, upstream: str) -> None:
+        """Count content that is not what its digest says."""
+        self._mismatches.labels(upstream).inc()
+
+    def evicted(self, reason: EvictionReason, count: int, size: int) -> None:
+        """Count `count` blobs of `size` bytes together that left the store."""
+        self._evictions.labels(reason).inc(count)
+        self._evicted_bytes.labels(reason).inc(size)
+
+    def uncached(self, reason: UncachedReason) -> None:
+        """Count a blob that is passed through without being stored."""
+        self._uncached.labels(reason).inc()
+
+    def bug(self) -> None:
+        """Count an error that nobody foresaw."""
+        self._bugs.inc()
+
+    def watch(self, source: Source) -> None:
+        """Read the gauges from `source` at every scrape from now on. Once only."""
+        self._registry.register(_SourceCollector(source))
+
+    def render(self) -> bytes:
+        """Return all metrics in Prometheus's text format."""
+        return generate_latest(self._registry)
+
+
+class _SourceCollector(Collector):
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def collect(self) -> Iterator[Metric]:
+        for name, text in (
+            ("store_bytes", "Bytes of the blobs in the store."),
+            ("store_limit_bytes", "The most the store may hold."),
+            ("store_blobs", "Blobs in the store."),
+            ("store_reserved_bytes", "Bytes held free for running downloads."),
+            ("downloads_in_progress", "Downloads that are running."),
+        ):
+            yield _gauge_family(name, text, getattr(self._source, name))
+        yield _gauge_family(
+            "store_oldest_use_timestamp_seconds",
+            "When the blob that goes next was last used; 0 in an empty store.",
+            self._source.store_oldest_use,
+        )
+
+
+def _gauge_family(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"pullcache_{name}", text, value=value)

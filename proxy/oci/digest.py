@@ -1,0 +1,65 @@
+"""Digests: `algorithm:encoded`, the names of content (OCI image-spec, descriptor.md#digests)."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+from proxy.errors import InvalidDigestError
+
+
+class Hash(Protocol):
+    """What `hashlib` gives: it says nothing of its type in public."""
+
+    def update(self, data: bytes, /) -> None:
+        """Add `data` to what was seen."""
+
+    def hexdigest(self) -> str:
+        """Return the digest of what was seen, in lower-case hex."""
+
+    def copy(self) -> Self:
+        """Return a hash that has seen the same."""
+
+
+# Only what can be verified is accepted: the two registered algorithms, in lower-case hex.
+_HASHERS: dict[str, Callable[[bytes], Hash]] = {
+    "sha256": hashlib.sha256,
+    "sha512": hashlib.sha512,
+}
+_PATTERN = re.compile(r"(sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128})")
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """A verified name. `parse` and `of` are the ways to make one, so it is safe in a path."""
+
+    algorithm: str
+    hex: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the digest that `text` spells, or raise `InvalidDigestError`."""
+        if _PATTERN.fullmatch(text) is None:
+            raise InvalidDigestError(
+                f"{text[:80]!r} is not a digest: use sha256:<64 lower-case hex digits> "
+                "or sha512:<128>"
+            )
+        algorithm, _, encoded = text.partition(":")
+        return cls(algorithm, encoded)
+
+    @classmethod
+    def of(cls, content: bytes, algorithm: str = "sha256") -> Self:
+        """Return the digest of `content`."""
+        return cls(algorithm, _HASHERS[algorithm](content).hexdigest())
+
+    def hasher(self) -> Hash:
+        """Return a new hash object of this digest's algorithm."""
+        return _HASHERS[self.algorithm](b"")
+
+    def matches(self, hasher: Hash) -> bool:
+        """Tell whether what `hasher` has seen is the content that this digest names."""
+        return hasher.hexdigest() == self.hex
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.hex}"

@@ -1,0 +1,1 @@
+"""Who asks: the only code that listens."""

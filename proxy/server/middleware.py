@@ -1,0 +1,152 @@
+"""Around every request: an id, a clock, the error table, one log line, the counts."""
+
+import time
+from collections.abc import Mapping
+from itertools import count
+
+from aiohttp import hdrs
+from aiohttp.web import BaseRequest, Response, StreamResponse
+
+from proxy import errors
+from proxy.log import Log, get_logger, request_id
+from proxy.metrics import Kind, Metrics
+from proxy.server.admin import Admin
+from proxy.server.registry import Exchange, Registry
+from proxy.server.responses import BodyCutError, json_response
+
+# Class -> (status, code of the specification). A client retries what has a code it does not know as if
+# it were a 5xx, so only registered codes are here. The first class that fits decides.
+_TABLE: tuple[tuple[type[Exception], int, str], ...] = (
+    (errors.InvalidDigestError, 400, "DIGEST_INVALID"),
+    (errors.InvalidTagError, 400, "TAG_INVALID"),
+    (errors.InvalidReferenceError, 400, "NAME_INVALID"),
+    (errors.DeniedError, 403, "DENIED"),
+    (errors.UnknownNameError, 404, "NAME_UNKNOWN"),
+    (errors.UnknownBlobError, 404, "BLOB_UNKNOWN"),
+    (errors.UnknownError, 404, "MANIFEST_UNKNOWN"),
+    # Docker Hub says 401 of what does not exist; a client that is challenged sends its password.
+    (errors.UpstreamUnauthorizedError, 404, "NAME_UNKNOWN"),
+    (errors.RateLimitedError, 429, "TOOMANYREQUESTS"),
+    (errors.UpstreamTimeoutError, 504, "UNAVAILABLE"),
+    (errors.UpstreamUnavailableError, 503, "UNAVAILABLE"),
+    (errors.UpstreamError, 502, "UNKNOWN"),
+    (errors.DigestMismatchError, 502, "DIGEST_INVALID"),
+    (errors.StorageError, 500, "UNKNOWN"),
+)
+
+# Seconds after which a client may ask again what cannot be had now.
+_RETRY_AFTER: Mapping[int, str] = {502: "10", 503: "10", 504: "10"}
+
+_MAX_MESSAGE = 200
+
+log = get_logger(__name__)
+
+
+class Middleware:
+    """The handler of the HTTP server."""
+
+    def __init__(
+        self, registry: Registry, admin: Admin, metrics: Metrics, access_log: Log | None
+    ) -> None:
+        self._registry = registry
+        self._admin = admin
+        self._metrics = metrics
+        self._access_log = access_log
+        self._ids = count(1)
+
+    async def __call__(self, request: BaseRequest) -> StreamResponse:
+        """Answer any request; never raise anything but `ConnectionError`."""
+        began = time.perf_counter()
+        request_id.set(str(next(self._ids)))
+        exchange = Exchange()
+        status = 0
+        try:
+            response = await self._respond(request, exchange)
+            status = response.status
+        except ConnectionError as error:
+            # 499 as nginx has it: the client has left, or the body was cut.
+            status = 499
+            exchange.problem = str(error)
+            if isinstance(error, BodyCutError):
+                log.warning("body_cut", reason=str(error), sent=exchange.sent)
+            raise
+        finally:
+            self._note(request, exchange, status, time.perf_counter() - began)
+        return response
+
+    async def _respond(self, request: BaseRequest, exchange: Exchange) -> StreamResponse:
+        try:
+            if not request.raw_path.startswith("/v2"):
+                return await self._admin.handle(request)
+            if request.method not in ("GET", "HEAD"):
+                return _read_only(request)
+            return await self._registry.handle(request, exchange)
+        except errors.ProxyError as error:
+            exchange.problem = str(error)
+            return error_response(error, exchange.kind)
+        except ConnectionError:
+            raise
+        except Exception:
+            self._metrics.bug()
+            log.exception("request_failed", path=request.raw_path[:200])
+            exchange.problem = "a bug"
+            message = "the cache failed inside; its log says how"
+            return _error_response(500, "UNKNOWN", message)
+
+    def _note(self, request: BaseRequest, exchange: Exchange, status: int, seconds: float) -> None:
+        self._metrics.request(
+            upstream=exchange.upstream,
+            kind=exchange.kind,
+            status=status,
+            cache=exchange.cache,
+            seconds=seconds,
+            sent=exchange.sent,
+        )
+        if self._access_log is None:
+            return
+        fields: dict[str, object] = {
+            "client": request.remote,
+            "method": request.method,
+            "path": request.raw_path[:300],
+            "status": status,
+            "cache": exchange.cache,
+            "upstream": exchange.upstream,
+            "bytes": exchange.sent,
+            "seconds": round(seconds, 6),
+        }
+        if exchange.problem:
+            fields["problem"] = exchange.problem
+        self._access_log.access("request", **fields)
+
+
+def error_response(error: errors.ProxyError, kind: Kind = "other") -> Response:
+    """Return the OCI error body for `error` (distribution-spec, "Error Codes")."""
+    status, code = next((row[1], row[2]) for row in _TABLE if isinstance(error, row[0]))
+    if kind == "blob" and status >= 500:
+        # A 5xx makes docker stall for a minute a blob, 404 makes it fall back at once.
+        status, code = 404, "BLOB_UNKNOWN"
+    elif kind == "blob" and isinstance(error, errors.UpstreamUnauthorizedError):
+        code = "BLOB_UNKNOWN"
+    response = _error_response(status, code, str(error))
+    if isinstance(error, errors.RateLimitedError):
+        response.headers[hdrs.RETRY_AFTER] = f"{error.retry_after:.0f}"
+    elif status in _RETRY_AFTER:
+        response.headers[hdrs.RETRY_AFTER] = _RETRY_AFTER[status]
+    return response
+
+
+def _error_response(status: int, code: str, message: str) -> Response:
+    document = {"errors": [{"code": code, "message": message[:_MAX_MESSAGE], "detail": None}]}
+    headers = {"Cache-Status": "pullcache; fwd=miss" if status >= 404 else "pullcache; fwd=bypass"}
+    return json_response(document, status=status, headers=headers)
+
+
+def _read_only(request: BaseRequest) -> Response:
+    """Refuse a push as a read-only registry does."""
+    message = "this is a read-only cache: push to the registry itself"
+    response = _error_response(405, "UNSUPPORTED", message)
+    response.headers[hdrs.ALLOW] = "GET, HEAD"
+    if request.body_exists:
+        # Whatever the client has to upload, it is not read.
+        response.force_close()
+    return response

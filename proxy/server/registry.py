@@ -1,0 +1,309 @@
+"""`/v2/*`: the read side of the distribution specification."""
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+from aiohttp import hdrs
+from aiohttp.web import BaseRequest, Response, StreamResponse
+from multidict import MultiDictProxy
+
+from proxy.cache import policy
+from proxy.cache.download import Detached, Download
+from proxy.cache.listings import Listings
+from proxy.cache.pull_through import DEADLINE, BlobAnswer, PullThrough
+from proxy.config import UpstreamSettings
+from proxy.config.schema import DEFAULT_UPSTREAM
+from proxy.errors import UpstreamTimeoutError
+from proxy.metrics import CacheState, Kind
+from proxy.oci.digest import Digest
+from proxy.oci.manifest import OCI_INDEX
+from proxy.oci.reference import Reference
+from proxy.server import ranges
+from proxy.server.ranges import Unsatisfiable, Window
+from proxy.server.responses import API_VERSION, Sender, json_response
+from proxy.server.routing import Router, Target
+from proxy.storage.tables import Repository
+
+MAX_PAGE = 10_000
+
+_IMMUTABLE = "public, max-age=31536000, immutable"
+
+# RFC 9211. What upstream was asked for is `fwd`, whether it was shared is `collapsed`.
+_CACHE_STATUS: Mapping[CacheState, str] = {
+    "hit": "pullcache; hit",
+    "miss": "pullcache; fwd=miss; stored",
+    "collapsed": "pullcache; fwd=miss; collapsed; stored",
+    "revalidated": "pullcache; fwd=stale; fwd-status=200; detail=revalidated",
+    "stale": "pullcache; fwd=stale; detail=stale-if-error",
+    "bypass": "pullcache; fwd=miss",
+    "none": "pullcache; fwd=bypass",
+}
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What is known of a request by the time it is logged and counted."""
+
+    kind: Kind = "other"
+    upstream: str = "none"
+    repository: str = ""
+    reference: str = ""
+    cache: CacheState = "none"
+    sent: int = 0
+    problem: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Registry:
+    """Answers requests under `/v2/`."""
+
+    def __init__(
+        self,
+        upstreams: Mapping[str, UpstreamSettings],
+        cache: PullThrough,
+        listings: Listings,
+        threads: Executor,
+    ) -> None:
+        self._upstreams = upstreams
+        self._router = Router(upstreams)
+        self._cache = cache
+        self._listings = listings
+        self._threads = threads
+
+    async def handle(self, request: BaseRequest, exchange: Exchange) -> StreamResponse:
+        """Answer a GET or HEAD. Raises `ProxyError`, and `ConnectionError` for a body cut short."""
+        path, mark, _ = request.raw_path.partition("?")
+        query = request.rel_url.query if mark else None
+        if path in ("/v2/", "/v2"):
+            exchange.kind = "ping"
+            return json_response({}, headers={"Cache-Status": _CACHE_STATUS["none"]})
+        if path == "/v2/_catalog":
+            exchange.kind = "catalog"
+            return self._catalog(query)
+        namespace = query.get("ns") if query else None
+        target = self._router.parse(path, namespace, request.headers.get(hdrs.HOST))
+        exchange.kind = target.kind
+        exchange.upstream = target.repository.upstream
+        exchange.repository = target.repository.name
+        if namespace:
+            exchange.headers["OCI-Namespace"] = target.repository.upstream
+        rules = self._upstreams[target.repository.upstream]
+        policy.check_allowed(target.repository.name, allow=rules.allow, deny=rules.deny)
+        return await self._answer(request, exchange, target, query)
+
+    async def _answer(
+        self,
+        request: BaseRequest,
+        exchange: Exchange,
+        target: Target,
+        query: "MultiDictProxy[str] | None",
+    ) -> StreamResponse:
+        repository, reference = target.repository, target.reference
+        if reference is None:
+            return await self._tags(request, exchange, repository, query)
+        exchange.reference = str(reference)
+        if target.kind == "manifest":
+            return await self._manifest(request, exchange, repository, reference)
+        assert isinstance(reference, Digest)
+        if target.kind == "referrers":
+            return await self._referrers(exchange, repository, reference, query)
+        if request.method == "HEAD":
+            return await self._head_blob(request, exchange, repository, reference)
+        return await self._blob(request, exchange, repository, reference)
+
+    # Manifests.
+
+    async def _manifest(
+        self, request: BaseRequest, exchange: Exchange, repository: Repository, reference: Reference
+    ) -> Response:
+        accept = request.headers.getall(hdrs.ACCEPT, ())
+        answer = await self._cache.manifest(repository, reference, accept)
+        held = answer.held
+        exchange.cache = answer.state
+        headers = self._headers(exchange, held.digest)
+        if answer.ttl is None:
+            headers["Cache-Control"] = _IMMUTABLE
+        else:
+            headers["Cache-Control"] = f"public, max-age={answer.ttl:.0f}"
+            headers["Age"] = f"{answer.age:.0f}"
+        if answer.warning:
+            # distribution-spec, "Warnings": this form exactly, and clients print it.
+            text = answer.warning.replace("\\", "").replace('"', "'")
+            headers["Warning"] = f'299 - "{_printable(text)}"'
+        if ranges.is_match(request.headers.get(hdrs.IF_NONE_MATCH), headers["ETag"]):
+            return Response(status=304, headers=headers)
+        headers["Content-Type"] = held.media_type
+        exchange.sent = len(held.content) if request.method == "GET" else 0
+        return Response(body=held.content, headers=headers)
+
+    # Blobs.
+
+    async def _head_blob(
+        self, request: BaseRequest, exchange: Exchange, repository: Repository, digest: Digest
+    ) -> Response:
+        size, exchange.cache = await self._cache.blob_size(repository, digest)
+        headers = self._blob_headers(exchange, digest)
+        if ranges.is_match(request.headers.get(hdrs.IF_NONE_MATCH), headers["ETag"]):
+            return Response(status=304, headers=headers)
+        if size is not None:
+            headers["Content-Length"] = str(size)
+        return Response(headers=headers)
+
+    async def _blob(
+        self, request: BaseRequest, exchange: Exchange, repository: Repository, digest: Digest
+    ) -> StreamResponse:
+        if ranges.is_match(request.headers.get(hdrs.IF_NONE_MATCH), f'"{digest}"'):
+            _, exchange.cache = await self._cache.blob_size(repository, digest)
+            return Response(status=304, headers=self._blob_headers(exchange, digest))
+        async with self._cache.blob(repository, digest) as answer:
+            exchange.cache = answer.state
+            if isinstance(answer.source, Download):
+                await self._begun(answer.source)
+            return await self._send_blob(request, exchange, answer, digest)
+
+    async def _begun(self, download: Download) -> None:
+        """Wait for upstream's first bytes, or its no, so that a no has a status of its own."""
+        try:
+            async with asyncio.timeout(DEADLINE):
+                await download.available(0)
+        except Detached:
+            pass
+        except TimeoutError:
+            # Upstream has promised a size, but sends nothing yet: the headers cannot wait longer.
+            if download.size is None:
+                raise UpstreamTimeoutError(
+                    f"{download.repository.upstream} has sent nothing for {DEADLINE:.0f} s; "
+                    "try again, the download goes on"
+                ) from None
+
+    async def _send_blob(
+        self, request: BaseRequest, exchange: Exchange, answer: BlobAnswer, digest: Digest
+    ) -> StreamResponse:
+        source = answer.source
+        if isinstance(source, Download) and source.is_detached:
+            exchange.cache = "bypass"
+        headers = self._blob_headers(exchange, digest)
+        size = source.size
+        window = Window(0, size or 0)
+        status = 200
+        if size is not None and ranges.is_current(
+            request.headers.get(hdrs.IF_RANGE), headers["ETag"]
+        ):
+            try:
+                wanted = ranges.parse_range(request.headers.get(hdrs.RANGE), size)
+            except Unsatisfiable:
+                headers["Content-Range"] = f"bytes */{size}"
+                return Response(status=416, headers=headers)
+            if wanted:
+                window, status = wanted, 206
+                headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{size}"
+        response = StreamResponse(status=status, headers=headers)
+        sender = Sender(request, response, self._threads)
+        if size is not None:
+            response.content_length = window.length
+        else:
+            response.enable_chunked_encoding()
+        await response.prepare(request)
+        try:
+            if size is not None:
+                await sender.send(source, window)
+            elif isinstance(source, Download):
+                await sender.send_unsized(source)
+        finally:
+            exchange.sent = sender.sent
+        return response
+
+    # Lists.
+
+    async def _tags(
+        self,
+        request: BaseRequest,
+        exchange: Exchange,
+        repository: Repository,
+        query: "MultiDictProxy[str] | None",
+    ) -> Response:
+        tags, exchange.cache = await self._listings.tags(repository)
+        path = request.raw_path.partition("?")[0]
+        page, link = _paginate(tags, query, path)
+        headers = {"Cache-Status": _CACHE_STATUS[exchange.cache], **exchange.headers, **link}
+        name = path.removeprefix("/v2/").removesuffix("/tags/list")
+        return json_response({"name": name, "tags": page}, headers=headers)
+
+    async def _referrers(
+        self,
+        exchange: Exchange,
+        repository: Repository,
+        digest: Digest,
+        query: "MultiDictProxy[str] | None",
+    ) -> Response:
+        found, exchange.cache = await self._listings.referrers(repository, digest)
+        headers = {"Cache-Status": _CACHE_STATUS[exchange.cache], **exchange.headers}
+        wanted = query.get("artifactType") if query else None
+        if wanted:
+            found = [item for item in found if item.get("artifactType") == wanted]
+            headers["OCI-Filters-Applied"] = "artifactType"
+        document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}
+        return json_response(document, content_type=OCI_INDEX, headers=headers)
+
+    def _catalog(self, query: "MultiDictProxy[str] | None") -> Response:
+        names = sorted(map(_full_name, self._listings.catalog()))
+        page, link = _paginate(names, query, "/v2/_catalog")
+        headers = {"Cache-Status": _CACHE_STATUS["hit"], **link}
+        return json_response({"repositories": page}, headers=headers)
+
+    # Headers.
+
+    def _headers(self, exchange: Exchange, digest: Digest) -> dict[str, str]:
+        return {
+            "Docker-Distribution-Api-Version": API_VERSION,
+            "Docker-Content-Digest": str(digest),
+            "ETag": f'"{digest}"',
+            "Cache-Status": _CACHE_STATUS[exchange.cache],
+            **exchange.headers,
+        }
+
+    def _blob_headers(self, exchange: Exchange, digest: Digest) -> dict[str, str]:
+        return {
+            **self._headers(exchange, digest),
+            "Content-Type": "application/octet-stream",
+            "Accept-Ranges": "bytes",
+            "Cache-Control": _IMMUTABLE,
+        }
+
+
+def _full_name(repository: Repository) -> str:
+    """Return the name by which the repository is pulled from here."""
+    if repository.upstream == DEFAULT_UPSTREAM:
+        return repository.name
+    return f"{repository.upstream}/{repository.name}"
+
+
+def _paginate(
+    items: list[str], query: "MultiDictProxy[str] | None", path: str
+) -> tuple[list[str], dict[str, str]]:
+    """Return the page that `n` and `last` ask for, and the `Link` to the next one.
+
+    A number that is none is no limit; a huge one is cut (CVE-2023-2253).
+    """
+    if not query:
+        return items, {}
+    if last := query.get("last"):
+        items = [item for item in items if item > last]
+    limit = MAX_PAGE
+    with suppress(ValueError):
+        limit = min(MAX_PAGE, max(0, int(query.get("n", MAX_PAGE))))
+    page = items[:limit]
+    if not page or len(page) == len(items):
+        return page, {}
+    parameters = f"n={limit}&last={quote(page[-1], safe='')}"
+    if namespace := query.get("ns"):
+        parameters += f"&ns={quote(namespace, safe='')}"
+    return page, {"Link": f'<{path}?{parameters}>; rel="next"'}
+
+
+def _printable(text: str) -> str:
+    return "".join(character if " " <= character <= "~" else "?" for character in text)[:400]

@@ -1,0 +1,139 @@
+"""Checking a store: every file is read, what does not match its digest goes, the index is made right.
+
+What the files cannot give back is kept if the index can still be read: tags, links and times of
+use. If it cannot, tags are asked for anew, and what a repository holds is asked by one HEAD each.
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxy.errors import InvalidDigestError, InvalidManifestError, StorageError
+from proxy.oci import manifest as oci
+from proxy.oci.digest import Digest
+from proxy.storage import tables
+from proxy.storage.local import LocalStore
+
+_READ = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Corrupt:
+    """A file that is not what its name says. `path` is relative to the store."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found. `bytes` were read in `checked` files, of which `indexed` are good."""
+
+    checked: int
+    bytes: int
+    indexed: int
+    corrupt: list[Corrupt]
+
+
+def check_store(root: Path, *, dry_run: bool, progress: Callable[[int, int], None]) -> Report:
+    """Verify every blob of the store at `root` and rebuild its index.
+
+    `progress(done, total)` is told about files. With `dry_run` nothing is changed. Raises
+    `StorageError` if a daemon has the store, or the disk fails.
+    """
+    if not root.is_dir():
+        raise StorageError(f"there is no store at {root}; name it with --store")
+    store = LocalStore(root)
+    try:
+        return _check(store, dry_run=dry_run, progress=progress)
+    except (OSError, sqlite3.Error) as error:
+        raise StorageError(f"the store {root} cannot be checked: {error}") from error
+    finally:
+        store.close()
+
+
+def _check(store: LocalStore, *, dry_run: bool, progress: Callable[[int, int], None]) -> Report:
+    good: dict[Digest, tuple[int, oci.Manifest | None]] = {}
+    corrupt: list[Corrupt] = []
+    total_bytes = 0
+    paths = [path for path in sorted(store.root.glob("blobs/*/*")) if not path.is_dir()]
+    for done, path in enumerate(paths):
+        progress(done, len(paths))
+        reason, size, manifest = _verify(path)
+        total_bytes += size
+        if reason is None:
+            good[Digest.parse(f"{path.parent.name}:{path.name}")] = (size, manifest)
+            continue
+        corrupt.append(Corrupt(str(path.relative_to(store.root)), reason))
+        if not dry_run:
+            path.unlink()
+    progress(len(paths), len(paths))
+    if not dry_run:
+        _reindex(store.root / "index.sqlite", good)
+    return Report(len(paths), total_bytes, len(good), corrupt)
+
+
+def _verify(path: Path) -> tuple[str | None, int, oci.Manifest | None]:
+    """Return what is wrong with a file, its size, and the manifest if it is one."""
+    try:
+        digest = Digest.parse(f"{path.parent.name}:{path.name}")
+    except InvalidDigestError:
+        return "not named like a blob", 0, None
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        return f"cannot be opened: {error.strerror}", 0, None
+    with open(fd, "rb", buffering=0) as file:  # noqa: PTH123 (the descriptor was opened with care)
+        if not path.is_file():
+            return "not a regular file", 0, None
+        hasher, head, size = digest.hasher(), b"", 0
+        while chunk := file.read(_READ):
+            hasher.update(chunk)
+            size += len(chunk)
+            head = head + chunk if size <= oci.MAX_MANIFEST_SIZE else b""
+    if not digest.matches(hasher):
+        return "its content has another digest", size, None
+    return None, size, _as_manifest(head)
+
+
+def _as_manifest(content: bytes) -> oci.Manifest | None:
+    """Look whether a blob is a manifest: its own `mediaType` must say so."""
+    if not content.startswith(b"{"):
+        return None
+    try:
+        return oci.parse(content, "")
+    except InvalidManifestError:
+        return None
+
+
+def _reindex(path: Path, good: dict[Digest, tuple[int, oci.Manifest | None]]) -> None:
+    """Make the index say what is in the files, and keep of it what it alone knows."""
+    try:
+        _update(path, good)
+    except (sqlite3.DatabaseError, StorageError):
+        # It cannot be read, or not understood: it is put aside and made anew.
+        for suffix in ("", "-wal", "-shm"):
+            old = Path(f"{path}{suffix}")
+            if old.exists():
+                old.rename(f"{path}.broken{suffix}")
+        _update(path, good)
+
+
+def _update(path: Path, good: dict[Digest, tuple[int, oci.Manifest | None]]) -> None:
+    with closing(tables.open_connection(path)) as connection, connection:
+        now = time.time()
+        uses = dict(connection.execute("SELECT digest, used FROM blobs"))
+        gone = [digest for digest in map(Digest.parse, uses) if digest not in good]
+        tables.remove_blobs(connection, gone, lambda _: None)
+        for digest, (size, manifest) in good.items():
+            used = uses.get(str(digest), now)
+            if manifest:
+                tables.add_manifest(connection, None, digest, size, manifest, used)
+            else:
+                tables.add_blob(connection, None, digest, size, used)
+        if connection.execute("PRAGMA integrity_check").fetchone() != ("ok",):
+            raise sqlite3.DatabaseError("damaged")

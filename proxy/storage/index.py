@@ -1,0 +1,234 @@
+"""The index: what the store holds, under which repositories, and when it was used last.
+
+Reads are single indexed rows on a read-only connection in the event loop (about 5 µs). Writes run
+one after another in a thread of their own, each in one transaction. Uses are gathered in memory
+and written every few seconds: a hit writes no SQL.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from proxy.errors import StorageError
+from proxy.oci.digest import Digest
+from proxy.oci.manifest import Manifest
+from proxy.oci.reference import Tag
+from proxy.storage import tables
+from proxy.storage.tables import Repository
+
+R = TypeVar("R")
+
+_ID = "(SELECT id FROM repositories WHERE upstream = ? AND name = ?)"
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRow:
+    """A committed blob. `media_type` is None unless it is known to be a manifest."""
+
+    size: int
+    media_type: str | None
+    is_linked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TagRow:
+    """What a tag stood for when upstream was asked last, at Unix time `checked`."""
+
+    digest: Digest
+    checked: float
+
+
+class Index:
+    """The catalogue of one store. `close` writes what is still in memory."""
+
+    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+        self.path = path
+        self._clock = clock
+        self._uses: dict[str, float] = {}
+        try:
+            self._writer = tables.open_connection(path)
+            self._reader = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=ro",
+                uri=True,
+                timeout=0,
+                check_same_thread=False,
+                isolation_level=None,
+            )
+            self._last_use: float = self._one("SELECT coalesce(max(used), 0) FROM blobs")[0]
+        except sqlite3.DatabaseError as error:
+            raise StorageError(
+                f"the index {path} cannot be read ({error}); pullcache fsck makes it anew"
+            ) from error
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="index")
+
+    def close(self) -> None:
+        """Write the uses that are still in memory, and close. Blocks."""
+        self._thread.shutdown()
+        with suppress(sqlite3.Error):
+            self._transact(False, tables.use, (self._uses,))
+        self._reader.close()
+        self._writer.close()
+
+    # Reads, in the loop.
+
+    def blob(self, repository: Repository, digest: Digest) -> BlobRow | None:
+        """Return what is known of a committed blob, and whether the repository is linked to it."""
+        row = self._one(
+            "SELECT size, media_type, EXISTS (SELECT 1 FROM links l"
+            f" WHERE l.repository = {_ID} AND l.digest = b.digest) FROM blobs b WHERE digest = ?",
+            repository.upstream,
+            repository.name,
+            str(digest),
+        )
+        return row and BlobRow(row[0], row[1], bool(row[2]))
+
+    def manifest(self, digest: Digest) -> BlobRow | None:
+        """Return what is known of a committed manifest, for whoever may have it."""
+        query = "SELECT size, media_type FROM blobs WHERE digest = ? AND media_type IS NOT NULL"
+        row = self._one(query, str(digest))
+        return row and BlobRow(row[0], row[1], is_linked=False)
+
+    def is_linked(self, repository: Repository, digest: Digest) -> bool:
+        """Tell whether the repository was seen to hold the digest, be it in the store or not."""
+        query = f"SELECT 1 FROM links WHERE repository = {_ID} AND digest = ?"
+        return self._one(query, repository.upstream, repository.name, str(digest)) is not None
+
+    def child_size(self, digest: Digest) -> int | None:
+        """Return the size that a cached manifest states for the digest."""
+        row = self._one("SELECT size FROM edges WHERE child = ? LIMIT 1", str(digest))
+        return row[0] if row else None
+
+    def tag(self, repository: Repository, tag: Tag) -> TagRow | None:
+        """Return what the tag stood for when upstream was asked last."""
+        query = f"SELECT digest, checked FROM tags WHERE repository = {_ID} AND tag = ?"
+        row = self._one(query, repository.upstream, repository.name, tag)
+        return row and TagRow(Digest.parse(row[0]), row[1])
+
+    def tags(self, repository: Repository) -> list[str]:
+        """Return the cached tags of the repository."""
+        query = f"SELECT tag FROM tags WHERE repository = {_ID}"
+        rows = self._reader.execute(query, (repository.upstream, repository.name))
+        return [row[0] for row in rows]
+
+    def repositories(self) -> list[Repository]:
+        """Return the repositories that have a manifest in the store."""
+        rows = self._reader.execute(
+            "SELECT upstream, name FROM repositories r WHERE EXISTS (SELECT 1 FROM links l"
+            " JOIN blobs b USING (digest) WHERE l.repository = r.id AND b.media_type IS NOT NULL)"
+        )
+        return [Repository(*row) for row in rows]
+
+    def referrers(self, repository: Repository, subject: Digest) -> list[tuple[Digest, BlobRow]]:
+        """Return the cached manifests of the repository that refer to `subject`."""
+        rows = self._reader.execute(
+            "SELECT digest, size, media_type FROM blobs b WHERE subject = ? AND EXISTS"
+            f" (SELECT 1 FROM links l WHERE l.repository = {_ID} AND l.digest = b.digest)",
+            (str(subject), repository.upstream, repository.name),
+        )
+        return [(Digest.parse(row[0]), BlobRow(row[1], row[2], is_linked=True)) for row in rows]
+
+    def oldest_use(self) -> float:
+        """Return when the blob that is evicted next was used: Unix time, 0 if there is none."""
+        used: float = self._one("SELECT coalesce(min(used), 0) FROM blobs")[0]
+        return used
+
+    def touch(self, digest: Digest) -> None:
+        """Count a use of the blob; of a manifest, also of what it names."""
+        self._uses[str(digest)] = self._now()
+
+    # Writes, in the thread.
+
+    async def flush(self) -> None:
+        """Write the uses that were counted since the last time."""
+        uses, self._uses = self._uses, {}
+        try:
+            if uses:
+                await self._write(tables.use, uses)
+        except StorageError:
+            self._uses = uses | self._uses
+            raise
+
+    async def add_blob(self, repository: Repository | None, digest: Digest, size: int) -> bool:
+        """Enter a committed blob, used now, and link the repository to it; False if it was there."""
+        return await self._write(tables.add_blob, repository, digest, size, self._now())
+
+    async def add_manifest(
+        self, repository: Repository | None, digest: Digest, size: int, manifest: Manifest
+    ) -> bool:
+        """Enter a committed manifest and what it names; link the repository to all of it.
+
+        False if the blob was there.
+        """
+        return await self._write(
+            tables.add_manifest, repository, digest, size, manifest, self._now()
+        )
+
+    async def link(self, repository: Repository, digest: Digest) -> None:
+        """Remember that the repository was seen to hold the digest."""
+        await self._write(tables.add_links, repository, [digest])
+
+    async def set_tag(self, repository: Repository, tag: Tag, digest: Digest) -> None:
+        """Remember what upstream says now that the tag stands for; a new answer survives a power cut."""
+        known = self.tag(repository, tag)
+        is_new = known is None or known.digest != digest
+        await self._write(tables.set_tag, repository, tag, digest, self._clock(), durable=is_new)
+
+    async def drop_tag(self, repository: Repository, tag: Tag) -> None:
+        """Forget the tag; what it stood for stays."""
+        await self._write(tables.drop_tag, repository, tag)
+
+    async def least_recently_used(self, count: int) -> list[tuple[Digest, int, float]]:
+        """Return digest, size and time of use of up to `count` blobs, the longest unused first."""
+        # On a full disk nothing can be written, and just then victims must be found.
+        with suppress(StorageError):
+            await self.flush()
+        rows = self._reader.execute(
+            "SELECT digest, size, used FROM blobs ORDER BY used LIMIT ?", (count + len(self._uses),)
+        )
+        return [(Digest.parse(row[0]), row[1], row[2]) for row in rows if row[0] not in self._uses]
+
+    async def remove(self, digests: Sequence[Digest], delete: Callable[[Digest], None]) -> None:
+        """Call `delete` for each blob, then forget it with what rests on it.
+
+        In this order, because on a full disk nothing can be written before something is deleted; and
+        in the thread of the writes, so that no commit of the same blob comes between.
+        """
+        await self._write(tables.remove_blobs, digests, delete)
+
+    async def totals(self, footprint: Callable[[int], int]) -> tuple[int, int]:
+        """Return the number of blobs, and the sum of `footprint(size)` over them."""
+        return await self._write(tables.totals, footprint)
+
+    def bytes_on_disk(self) -> int:
+        """Return the size of the index itself, its log included."""
+        total = 0
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(OSError):
+                total += Path(f"{self.path}{suffix}").stat().st_size
+        return total
+
+    async def _write(self, work: Callable[..., R], *args: Any, durable: bool = False) -> R:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, self._transact, durable, work, args)
+        except sqlite3.Error as error:
+            raise StorageError(f"the index cannot be written: {error}") from error
+
+    def _transact(self, durable: bool, work: Callable[..., R], args: tuple[Any, ...]) -> R:
+        # NORMAL may lose the last transactions at a power cut: what files can give back may be lost.
+        self._writer.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        with self._writer:
+            return work(self._writer, *args)
+
+    def _one(self, query: str, *values: str) -> Any:
+        return self._reader.execute(query, values).fetchone()
+
+    def _now(self) -> float:
+        # Never back, never twice the same: a clock that is turned must not turn the order of uses.
+        self._last_use = max(self._clock(), self._last_use + 1e-6)
+        return self._last_use

@@ -1,0 +1,168 @@
+"""An ingest: a blob being written, resumable, invisible until it is committed.
+
+The data file may be preallocated, so its length says nothing; the state file beside it says how
+many bytes from the beginning are in. State is written after data, so a killed process can only
+have more than it says. After a power cut it may have less: then the digest is wrong, and what comes
+from disk is thrown away.
+"""
+
+import errno
+import os
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import msgspec
+
+from proxy.errors import NoSpaceError, StorageError
+from proxy.oci.digest import Digest, Hash
+
+_READ = 1 << 20
+
+
+class _State(msgspec.Struct):
+    have: int
+    size: int | None = None
+
+
+class Ingest:
+    """Bytes go in from the beginning on, hashed as they are written.
+
+    `frontier` is how many are in, written and hashed; `resumed` how many of them an earlier process
+    has left. Methods block, raise `StorageError` (`NoSpaceError` when the disk is full), and are not
+    to be called at the same time.
+    """
+
+    def __init__(self, folder: Path, digest: Digest, target: Path) -> None:
+        self.digest = digest
+        self.frontier = 0
+        self.resumed = 0
+        self._path = folder / f"{digest.algorithm}-{digest.hex}"
+        self._state_path = self._path.with_suffix(".state")
+        self._target = target
+        self._hasher = digest.hasher()
+        self._size: int | None = None
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self.fd = os.open(self._path, flags, 0o600)
+            self._state = os.open(self._state_path, flags, 0o600)
+        except OSError as error:
+            raise storage_error("create", error) from error
+
+    def resume(self) -> None:
+        """Hash what an earlier process has left."""
+        try:
+            state = msgspec.json.decode(os.pread(self._state, 256, 0), type=_State)
+        except msgspec.MsgspecError:
+            return
+        try:
+            while self.frontier < state.have:
+                data = os.pread(self.fd, min(_READ, state.have - self.frontier), self.frontier)
+                if not data:
+                    break
+                self._hasher.update(data)
+                self.frontier += len(data)
+        except OSError:
+            # What cannot be read is fetched again.
+            self.restart()
+        self.resumed = self.frontier
+
+    def restart(self) -> None:
+        """Forget all bytes."""
+        self.frontier = self.resumed = 0
+        self._hasher = self.digest.hasher()
+        self._save()
+
+    def preallocate(self, size: int) -> None:
+        """Take the room for the whole blob now, so that a full disk shows before it is half in."""
+        self._size = size
+        try:
+            if size:
+                os.posix_fallocate(self.fd, 0, size)
+        except OSError as error:
+            # Some file systems cannot; then the room is taken as it is written.
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise storage_error("make room for", error) from error
+        self._save()
+
+    def append(self, chunks: list[bytes]) -> None:
+        """Write and hash `chunks` at the frontier, and move it."""
+        offset = self.frontier
+        try:
+            for chunk in chunks:
+                data = memoryview(chunk)
+                while data:
+                    written = os.pwrite(self.fd, data, offset)
+                    offset += written
+                    data = data[written:]
+        except OSError as error:
+            raise storage_error("write", error) from error
+        for chunk in chunks:
+            self._hasher.update(chunk)
+        self.frontier = offset
+        self._save()
+
+    def is_right(self) -> bool:
+        """Tell whether the bytes up to the frontier are the blob."""
+        return self.digest.matches(self._hasher)
+
+    def hasher(self) -> Hash:
+        """Return a copy of the hash of the bytes up to the frontier, to go on elsewhere."""
+        return self._hasher.copy()
+
+    def commit(self) -> None:
+        """Make the bytes durable, then visible under their digest. The caller has verified them."""
+        try:
+            os.ftruncate(self.fd, self.frontier)
+            os.fsync(self.fd)
+            self._path.rename(self._target)
+            _fsync_directory(self._target.parent)
+            self._state_path.unlink(missing_ok=True)
+        except OSError as error:
+            # An fsync that failed is not tried again: the kernel has dropped the pages.
+            raise storage_error("commit", error) from error
+
+    def discard(self) -> None:
+        """Remove the files. Whoever still reads keeps the bytes until they close."""
+        self._path.unlink(missing_ok=True)
+        self._state_path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the files and keep them, to be resumed if they were not committed."""
+        os.close(self.fd)
+        os.close(self._state)
+
+    def _save(self) -> None:
+        state = msgspec.json.encode(_State(self.frontier, self._size))
+        try:
+            # One write of constant length: a kill leaves the old state or the new one.
+            os.pwrite(self._state, state.ljust(64), 0)
+        except OSError as error:
+            raise storage_error("write the state of", error) from error
+
+
+def put(folder: Path, target: Path, content: bytes) -> None:
+    """Write `content` durably at `target`, by way of a file in `folder`. Raises `OSError`."""
+    with NamedTemporaryFile(dir=folder, prefix="put-", delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).rename(target)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+    _fsync_directory(target.parent)
+
+
+def _fsync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def storage_error(what: str, error: OSError) -> StorageError:
+    """Return what is raised for an error of the disk; a full one has its own class."""
+    kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
+    return kind(f"cannot {what} an ingest: {error.strerror}")

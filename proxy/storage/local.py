@@ -1,0 +1,186 @@
+"""The files of a store: committed blobs, and ingests, which are blobs being written.
+
+    lock                     flock: one daemon a store
+    blobs/sha256/<hex>       committed; as in an OCI image layout, so that `sha256sum` verifies them
+    ingest/sha256-<hex>      in flight, with a `.state` beside it
+
+A blob becomes visible by rename only, after its digest was right and its bytes were synced; a file
+under `blobs/` is therefore whole, also after a power cut. Everything here blocks: what touches
+more than one small file is called in a thread.
+"""
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryFile
+from types import TracebackType
+from typing import Self
+
+import aiofiles
+
+from proxy.errors import InvalidDigestError, StorageError
+from proxy.oci.digest import Digest
+from proxy.storage.ingest import Ingest, put, storage_error
+
+BLOCK = 4096
+
+
+def footprint(size: int) -> int:
+    """Return the bytes that a file of `size` bytes takes on disk: whole blocks."""
+    return -(-size // BLOCK) * BLOCK
+
+
+class OpenBlob:
+    """A committed blob, open for reading. It stays readable when it is evicted meanwhile."""
+
+    __slots__ = ("fd", "size")
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self.size = size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        os.close(self.fd)
+
+
+class LocalStore:
+    """A store in a directory. Opening it takes its lock; `close` gives it back."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._ingest = root / "ingest"
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = _take_lock(root)
+            for algorithm in ("sha256", "sha512"):
+                (root / "blobs" / algorithm).mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._ingest.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"the store {root} cannot be used: {error.strerror}; choose another with --store"
+            ) from error
+
+    def close(self) -> None:
+        """Let another daemon have the store."""
+        os.close(self._lock)
+
+    def path(self, digest: Digest) -> str:
+        """Return where the blob lies once it is committed."""
+        return f"{self.root}/blobs/{digest.algorithm}/{digest.hex}"
+
+    def open(self, digest: Digest, size: int) -> OpenBlob | None:
+        """Open a committed blob, or return None if there is no regular file of `size` bytes.
+
+        No symbolic link is followed: nothing that was put in a blob's place is served.
+        """
+        try:
+            fd = os.open(self.path(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+            os.close(fd)
+            return None
+        return OpenBlob(fd, size)
+
+    async def read(self, digest: Digest) -> bytes | None:
+        """Return the content of a small blob, verified; None if it is gone or damaged."""
+        try:
+            async with aiofiles.open(self.path(digest), "rb") as file:
+                content = await file.read()
+        except OSError:
+            return None
+        return content if Digest.of(content, digest.algorithm) == digest else None
+
+    def put(self, digest: Digest, content: bytes) -> None:
+        """Commit a small blob in one step; the caller has verified it. Raises `StorageError`."""
+        try:
+            put(self._ingest, Path(self.path(digest)), content)
+        except OSError as error:
+            raise storage_error("write", error) from error
+
+    def open_ingest(self, digest: Digest) -> Ingest:
+        """Open the ingest of `digest`, with what an earlier one has left. Raises `StorageError`."""
+        return Ingest(self._ingest, digest, Path(self.path(digest)))
+
+    def delete(self, digest: Digest) -> None:
+        """Remove a blob if it is there. Raises `StorageError`."""
+        try:
+            Path(self.path(digest)).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot remove {digest}: {error.strerror}") from error
+
+    def iter_blobs(self) -> Iterator[tuple[Digest, int]]:
+        """Yield digest and size of every file under `blobs/` that is named like a blob."""
+        for algorithm in ("sha256", "sha512"):
+            with os.scandir(self.root / "blobs" / algorithm) as entries:
+                for entry in entries:
+                    digest = _parse_name(algorithm, entry.name)
+                    if digest and entry.is_file(follow_symlinks=False):
+                        yield digest, entry.stat(follow_symlinks=False).st_size
+
+    def iter_ingests(self) -> Iterator[tuple[Digest, int, float]]:
+        """Yield digest, bytes on disk and time of the last write of every ingest left behind."""
+        with os.scandir(self._ingest) as entries:
+            for entry in entries:
+                algorithm, _, encoded = entry.name.partition("-")
+                digest = _parse_name(algorithm, encoded)
+                if digest and entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    yield digest, status.st_blocks * 512, status.st_mtime
+
+    def delete_ingest(self, digest: Digest) -> None:
+        """Remove an ingest that nobody writes, with its state."""
+        path = self._ingest / f"{digest.algorithm}-{digest.hex}"
+        path.unlink(missing_ok=True)
+        path.with_suffix(".state").unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Write and remove a small file. Raises `StorageError` if the disk does not let us."""
+        try:
+            with TemporaryFile(dir=self._ingest) as file:
+                file.write(b"ready")
+        except OSError as error:
+            raise StorageError(f"the store {self.root} cannot be written: {error}") from error
+
+    def free_bytes(self) -> int:
+        """Return what the file system still gives to us."""
+        status = os.statvfs(self.root)
+        return status.f_bavail * status.f_frsize
+
+    def total_bytes(self) -> int:
+        """Return the size of the file system."""
+        status = os.statvfs(self.root)
+        return status.f_blocks * status.f_frsize
+
+
+def _take_lock(root: Path) -> int:
+    fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(fd, 32, 0).decode(errors="replace").strip()
+        os.close(fd)
+        raise StorageError(
+            f"the store {root} is in use by process {owner or 'unknown'}; stop it first"
+        ) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def _parse_name(algorithm: str, encoded: str) -> Digest | None:
+    try:
+        return Digest.parse(f"{algorithm}:{encoded}")
+    except InvalidDigestError:
+        return None

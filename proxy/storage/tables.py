@@ -1,0 +1,183 @@
+"""What is written into the index: functions of a connection, each run inside one transaction."""
+
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from operator import itemgetter
+from pathlib import Path
+
+from proxy.errors import StorageError
+from proxy.oci.digest import Digest
+from proxy.oci.manifest import Manifest
+from proxy.oci.reference import Tag
+
+SCHEMA_VERSION = 1
+
+# SQLite's default of 1,000 pages would let the log grow to 4 MB, much for a store of 20 MB.
+_CHECKPOINT_PAGES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A repository of an upstream; `name` as upstream knows it (`library/nginx`)."""
+
+    upstream: str
+    name: str
+
+
+def open_connection(path: Path) -> sqlite3.Connection:
+    """Open the index for writing, made anew if there is none.
+
+    Raises `StorageError` if it is of a newer version, `sqlite3.DatabaseError` if it is none.
+    """
+    connection = sqlite3.connect(path, timeout=5, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+    connection.execute(f"PRAGMA journal_size_limit = {_CHECKPOINT_PAGES * 4096}")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        schema = files("proxy.storage").joinpath("schema.sql").read_text()
+        connection.executescript(f"BEGIN; {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
+    elif version != SCHEMA_VERSION:
+        connection.close()
+        raise StorageError(
+            f"the index {path} is of version {version}, this pullcache knows {SCHEMA_VERSION}: "
+            "use the pullcache that wrote it, or another store"
+        )
+    return connection
+
+
+def add_blob(
+    connection: sqlite3.Connection,
+    repository: Repository | None,
+    digest: Digest,
+    size: int,
+    used: float,
+) -> bool:
+    """Enter a committed blob and link the repository to it. False if it was there."""
+    is_new = not _has(connection, digest)
+    connection.execute(
+        "INSERT INTO blobs (digest, size, used) VALUES (?, ?, ?)"
+        " ON CONFLICT (digest) DO UPDATE SET size = excluded.size, used = excluded.used",
+        (str(digest), size, used),
+    )
+    if repository:
+        add_links(connection, repository, [digest])
+    return is_new
+
+
+def add_manifest(
+    connection: sqlite3.Connection,
+    repository: Repository | None,
+    digest: Digest,
+    size: int,
+    manifest: Manifest,
+    used: float,
+) -> bool:
+    """Enter a committed manifest and what it names; link the repository to all of it.
+
+    False if the blob was there.
+    """
+    is_new = not _has(connection, digest)
+    subject = manifest.subject and str(manifest.subject)
+    connection.execute(
+        "INSERT INTO blobs (digest, size, media_type, subject, used) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (digest) DO UPDATE SET size = excluded.size, used = excluded.used,"
+        " media_type = excluded.media_type, subject = excluded.subject",
+        (str(digest), size, manifest.media_type, subject, used),
+    )
+    connection.executemany(
+        "INSERT OR IGNORE INTO edges (parent, child, size) VALUES (?, ?, ?)",
+        [(str(digest), str(child.digest), child.size) for child in manifest.children],
+    )
+    if repository:
+        # A registry has checked that it holds what a manifest names, but for foreign layers.
+        held = [child.digest for child in manifest.children if not child.is_foreign]
+        add_links(connection, repository, [digest, *held])
+    return is_new
+
+
+def add_links(
+    connection: sqlite3.Connection, repository: Repository, digests: Iterable[Digest]
+) -> None:
+    """Remember that the repository was seen to hold the digests."""
+    number = _repository_id(connection, repository)
+    connection.executemany(
+        "INSERT OR IGNORE INTO links (repository, digest) VALUES (?, ?)",
+        [(number, str(digest)) for digest in digests],
+    )
+
+
+def set_tag(
+    connection: sqlite3.Connection,
+    repository: Repository,
+    tag: Tag,
+    digest: Digest,
+    checked: float,
+) -> None:
+    """Remember what the tag stands for."""
+    connection.execute(
+        "INSERT OR REPLACE INTO tags (repository, tag, digest, checked) VALUES (?, ?, ?, ?)",
+        (_repository_id(connection, repository), tag, str(digest), checked),
+    )
+
+
+def drop_tag(connection: sqlite3.Connection, repository: Repository, tag: Tag) -> None:
+    """Forget the tag; what it stood for stays."""
+    number = _repository_id(connection, repository)
+    connection.execute("DELETE FROM tags WHERE repository = ? AND tag = ?", (number, tag))
+
+
+def use(connection: sqlite3.Connection, uses: dict[str, float]) -> None:
+    """Move the time of use of blobs, and with a manifest's that of everything below it.
+
+    So the layers of an image that is pulled by those who have most of it stay as fresh as it is.
+    """
+    connection.executemany(
+        "WITH RECURSIVE below (digest) AS (SELECT ? UNION SELECT e.child FROM edges e"
+        " JOIN below b ON e.parent = b.digest)"
+        " UPDATE blobs SET used = ? WHERE digest IN (SELECT digest FROM below)",
+        [(digest, used) for digest, used in sorted(uses.items(), key=itemgetter(1))],
+    )
+
+
+def remove_blobs(
+    connection: sqlite3.Connection, digests: Sequence[Digest], delete: Callable[[Digest], None]
+) -> None:
+    """Call `delete` for each blob, then forget it with the tags, edges and links that rest on it."""
+    for gone in digests:
+        delete(gone)
+    for digest in map(str, digests):
+        connection.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+        connection.execute("DELETE FROM tags WHERE digest = ?", (digest,))
+        # Links of what a manifest announced, and nobody ever fetched, go with the manifest.
+        connection.execute(
+            "DELETE FROM links WHERE digest = ? OR digest IN (SELECT child FROM edges"
+            " WHERE parent = ? AND child NOT IN (SELECT digest FROM blobs))",
+            (digest, digest),
+        )
+        connection.execute("DELETE FROM edges WHERE parent = ?", (digest,))
+
+
+def totals(connection: sqlite3.Connection, footprint: Callable[[int], int]) -> tuple[int, int]:
+    """Return the number of blobs, and the sum of `footprint(size)` over them."""
+    count = total = 0
+    for (size,) in connection.execute("SELECT size FROM blobs"):
+        count += 1
+        total += footprint(size)
+    return count, total
+
+
+def _has(connection: sqlite3.Connection, digest: Digest) -> bool:
+    query = "SELECT 1 FROM blobs WHERE digest = ?"
+    return connection.execute(query, (str(digest),)).fetchone() is not None
+
+
+def _repository_id(connection: sqlite3.Connection, repository: Repository) -> int:
+    names = (repository.upstream, repository.name)
+    connection.execute("INSERT OR IGNORE INTO repositories (upstream, name) VALUES (?, ?)", names)
+    row: tuple[int] = connection.execute(
+        "SELECT id FROM repositories WHERE upstream = ? AND name = ?", names
+    ).fetchone()
+    return row[0]

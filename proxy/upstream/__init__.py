@@ -1,0 +1,1 @@
+"""Who we ask: the only code that dials out."""

@@ -1,0 +1,192 @@
+"""Answering an upstream's challenges: Basic, or a Bearer token from the realm it names.
+
+Facts: protocol "Token Authentication Specification" of distribution, RFC 6750, RFC 7617. A token
+server gives a token for anything, also for what does not exist: having one proves nothing.
+"""
+
+import asyncio
+import re
+from base64 import b64encode
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from ipaddress import ip_address
+from typing import Any, Literal
+
+import msgspec
+from aiohttp import ClientSession
+from publicsuffixlist import PublicSuffixList
+from yarl import URL
+
+from proxy.errors import UpstreamError
+from proxy.flight import SingleFlight
+from proxy.upstream.challenge import Challenge
+from proxy.upstream.wire import read_bounded, translated
+
+MAX_TOKEN_RESPONSE = 1 << 20
+
+# The specification's default where `expires_in` is absent or smaller; a token is not trusted longer.
+MIN_LIFETIME = 60.0
+MAX_LIFETIME = 3600.0
+# A token is not used in its last seconds: it has to reach upstream before it expires.
+MARGIN = 10.0
+
+# RFC 6750 section 2.1. Anything else could break out of the header.
+_BEARER = re.compile(r"[A-Za-z0-9._~+/=-]+")
+
+
+class _TokenResponse(msgspec.Struct):
+    token: str = ""
+    access_token: str = ""
+    expires_in: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A user of one upstream. The password never appears in a representation."""
+
+    username: str
+    password: str
+
+    def basic(self) -> str:
+        """Return the `Authorization` value of RFC 7617."""
+        pair = f"{self.username}:{self.password}".encode()
+        return f"Basic {b64encode(pair).decode()}"
+
+    def __repr__(self) -> str:
+        return f"Credentials({self.username!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    authorization: str
+    expires: float
+
+
+class Authenticator:
+    """Knows how one upstream wants to be asked, and keeps its tokens, one a repository.
+
+    It belongs to one upstream and one user, so no token is ever used for another. `observe` is told
+    the status of each answer of the realm.
+    """
+
+    def __init__(
+        self,
+        registry: URL,
+        session: ClientSession,
+        group: asyncio.TaskGroup,
+        credentials: Callable[[], Credentials | None],
+        observe: Callable[[int | Literal["error"]], None],
+    ) -> None:
+        self._registry = registry
+        self._session = session
+        self._credentials = credentials
+        self._observe = observe
+        self._challenge: Challenge | None = None
+        self._tokens: dict[str, _Token] = {}
+        self._renewals: SingleFlight[str, _Token] = SingleFlight(group)
+        self._now = asyncio.get_running_loop().time
+
+    async def authorization(self, repository: str) -> str | None:
+        """Return the `Authorization` value for a pull, or None if upstream never asked for one."""
+        challenge = self._challenge
+        if challenge is None:
+            return None
+        if challenge.scheme == "basic":
+            credentials = self._credentials()
+            return credentials.basic() if credentials else None
+        token = self._tokens.get(repository)
+        if token is None or token.expires <= self._now():
+            token = await self._renewals.do(repository, lambda: self._renew(challenge, repository))
+        return token.authorization
+
+    async def answer(
+        self, challenges: list[Challenge], repository: str, refused: str | None
+    ) -> str | None:
+        """Return a value to try instead of `refused`, or None if there is none to be had."""
+        known = [item for item in challenges if item.scheme in ("bearer", "basic")]
+        if not known:
+            return None
+        # Bearer first where both are offered: it does not send the password to the registry.
+        self._challenge = min(known, key=lambda item: item.scheme != "bearer")
+        token = self._tokens.get(repository)
+        if token is not None and token.authorization == refused:
+            del self._tokens[repository]
+        renewed = await self.authorization(repository)
+        return renewed if renewed != refused else None
+
+    async def _renew(self, challenge: Challenge, repository: str) -> _Token:
+        realm = _realm(challenge)
+        query = {"scope": f"repository:{repository}:pull"}
+        if service := challenge.parameters.get("service"):
+            query["service"] = service
+        headers = {}
+        credentials = self._credentials()
+        if credentials and may_see_credentials(self._registry, realm):
+            headers["Authorization"] = credentials.basic()
+        with translated(f"the token server {realm.host}", self._observe):
+            async with self._session.get(
+                realm.update_query(query), headers=headers, allow_redirects=False
+            ) as response:
+                self._observe(response.status)
+                if response.status != 200:
+                    raise UpstreamError(f"the token server {realm.host} answered {response.status}")
+                content = await read_bounded(response, MAX_TOKEN_RESPONSE)
+        token = _parse_token(content, realm, self._now())
+        if len(self._tokens) >= 10_000:
+            self._tokens.clear()
+        self._tokens[repository] = token
+        return token
+
+
+@cache
+def _suffixes() -> PublicSuffixList:
+    return PublicSuffixList()
+
+
+def may_see_credentials(registry: URL, realm: URL) -> bool:
+    """Tell whether the registry's credentials may go to `realm` (CVE-2026-33540).
+
+    To the same host, or one of the same registrable domain; over https, unless the registry itself
+    is asked in clear.
+    """
+    if realm.scheme != "https" and registry.scheme == "https":
+        return False
+    if realm.host == registry.host:
+        return True
+    if _is_address(registry.host) or _is_address(realm.host):
+        return False
+    site = _suffixes().privatesuffix(registry.host or "")
+    return site is not None and site == _suffixes().privatesuffix(realm.host or "")
+
+
+def _is_address(host: str | None) -> bool:
+    try:
+        ip_address(host or "")
+    except ValueError:
+        return False
+    return True
+
+
+def _realm(challenge: Challenge) -> URL:
+    try:
+        realm = URL(challenge.parameters.get("realm", ""))
+    except ValueError as error:
+        raise UpstreamError("upstream names a token server that is no address") from error
+    if realm.scheme not in ("http", "https") or not realm.host or realm.user is not None:
+        raise UpstreamError("upstream names a token server that is no http(s) address")
+    return realm
+
+
+def _parse_token(content: bytes, realm: URL, now: float) -> _Token:
+    try:
+        answer = msgspec.json.decode(content, type=_TokenResponse)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise UpstreamError(f"the token server {realm.host} did not send a token") from error
+    token = answer.token or answer.access_token
+    if _BEARER.fullmatch(token) is None:
+        raise UpstreamError(f"the token server {realm.host} did not send a usable token")
+    seconds = answer.expires_in
+    lifetime = float(seconds) if isinstance(seconds, int | float) else MIN_LIFETIME
+    lifetime = min(max(lifetime, MIN_LIFETIME), MAX_LIFETIME)
+    return _Token(f"Bearer {token}", now + lifetime - MARGIN)

@@ -1,0 +1,50 @@
+"""When to ask again, and after how long. PURE: randomness and clocks are arguments."""
+
+import re
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+
+# A status that says "not now" rather than "no" (RFC 9110 sections 15.5.9 and 15.6, RFC 8470).
+TRANSIENT = frozenset({408, 425, 500, 502, 503, 504})
+
+FIRST_DELAY = 0.25
+MAX_DELAY = 10.0
+MIN_RETRY_AFTER = 1.0
+MAX_RETRY_AFTER = 900.0
+DEFAULT_RETRY_AFTER = 60.0
+
+
+def delays(attempts: int, rng: Iterator[float]) -> Iterator[float]:
+    """Yield the `attempts - 1` waits in seconds between attempts: exponential, jittered.
+
+    `rng` yields numbers in [0, 1). Jitter, because many caches that lost the same upstream must
+    not come back at the same moment.
+    """
+    for attempt, random in zip(range(attempts - 1), rng, strict=False):
+        ceiling = min(MAX_DELAY, FIRST_DELAY * 2**attempt)
+        yield ceiling * (0.5 + random / 2)
+
+
+def parse_retry_after(value: str | None, now: float) -> float:
+    """Return the seconds that `Retry-After` asks for, between 1 s and 15 minutes.
+
+    Seen in the wild: seconds, an HTTP date (RFC 9110 section 10.2.3), and a Unix timestamp.
+    `now` is Unix time. What cannot be read counts as a minute.
+    """
+    text = (value or "").strip()
+    if re.fullmatch(r"[0-9]{1,12}", text):
+        seconds = float(text)
+        if seconds > 1e9:
+            seconds -= now
+    else:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - now
+        except (ValueError, OverflowError):
+            return DEFAULT_RETRY_AFTER
+    return min(max(seconds, MIN_RETRY_AFTER), MAX_RETRY_AFTER)
+
+
+def parse_ratelimit(value: str | None) -> int | None:
+    """Return the count in `ratelimit-limit` or `-remaining` (`100;w=21600`), or None."""
+    match = re.match(r"\s*([0-9]{1,12})\s*(?:;|$)", value or "")
+    return int(match[1]) if match else None

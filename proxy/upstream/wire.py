@@ -1,0 +1,41 @@
+"""The border to aiohttp's client: its exceptions become ours, and no body is read without a bound."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from aiohttp import ClientError, ClientResponse
+
+from proxy.errors import UpstreamError, UpstreamTimeoutError, UpstreamUnavailableError
+
+
+@contextmanager
+def translated(peer: str, observe: Callable[[Literal["error"]], None]) -> Iterator[None]:
+    """Turn what aiohttp raises into `UpstreamError`s that name `peer`.
+
+    `observe` is told "error" for each. Nothing but calls into aiohttp belongs inside: an
+    `OSError` of the disk would be taken for one of the network.
+    """
+    try:
+        yield
+    except TimeoutError as error:
+        observe("error")
+        raise UpstreamTimeoutError(f"{peer} did not answer in time") from error
+    except (ClientError, OSError, ValueError) as error:
+        observe("error")
+        reason = str(error).partition("\n")[0][:80] or type(error).__name__
+        raise UpstreamUnavailableError(f"{peer} cannot be reached: {reason}") from error
+
+
+async def read_bounded(response: ClientResponse, limit: int) -> bytes:
+    """Return the whole body, or raise `UpstreamError` if it has more than `limit` bytes.
+
+    The bytes are counted as they come: a `Content-Length` may lie.
+    """
+    content = bytearray()
+    async for chunk in response.content.iter_any():
+        content += chunk
+        if len(content) > limit:
+            response.close()
+            raise UpstreamError(f"upstream sent more than {limit} bytes where few were due")
+    return bytes(content)

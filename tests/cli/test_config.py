@@ -1,0 +1,85 @@
+"""`pullcache config`."""
+
+import json
+
+import pytest
+from click.testing import CliRunner, Result
+
+from proxy.cli import main
+from proxy.config import load
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "pullcache.toml"
+    path.write_text(
+        f"""
+        [store]
+        path = "{tmp_path}/store"
+        max_size = "80%"
+        [upstreams."docker.io"]
+        username = "me"
+        password_file = "{tmp_path}/password"
+        """
+    )
+    (tmp_path / "password").write_text("hunter2\n")
+    return path
+
+
+def config(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["config", *map(str, arguments)])
+
+
+def test_check_says_that_a_right_configuration_is_right(file):
+    done = config("check", "-c", file)
+    assert (done.exit_code, done.stdout) == (0, "the configuration is right\n")
+
+
+def test_check_reads_the_password_file(file, tmp_path):
+    (tmp_path / "password").unlink()
+    done = config("check", "-c", file)
+    assert done.exit_code == 2
+    assert "password: password_file: No such file" in done.stderr
+
+
+def test_check_reads_the_certificates(file, tmp_path):
+    with file.open("a") as stream:
+        stream.write(f'ca_file = "{tmp_path}/ca.pem"')
+    done = config("check", "-c", file)
+    assert done.exit_code == 2
+    assert 'ca.pem: cannot be read: No such file or directory (see upstreams."docker.io".ca' in (
+        done.stderr
+    )
+    (tmp_path / "ca.pem").write_text("")
+    assert config("check", "-c", file).exit_code == 0
+
+
+def test_show_prints_a_file_that_means_the_same(file, tmp_path):
+    done = config("show", "-c", file)
+    (tmp_path / "shown.toml").write_text(done.stdout)
+    assert load(tmp_path / "shown.toml", {}, {}) == load(file, {}, {})
+
+
+def test_show_follows_the_flag_for_the_store(file):
+    shown = json.loads(config("show", "-c", file, "--store", "/elsewhere", "--json").stdout)
+    assert shown["store"] == {
+        "path": "/elsewhere",
+        "max_size": "80%",
+        "min_free": "1GB",
+        "max_idle": "0s",
+    }
+
+
+def test_show_keeps_a_password_to_itself(file, tmp_path):
+    text = file.read_text().replace(f'_file = "{tmp_path}/password"', ' = "hunter2"')
+    file.write_text(text)
+    for form in ([], ["--json"]):
+        done = config("show", "-c", file, *form)
+        assert "hunter2" not in done.output
+        assert "***" in done.stdout
+
+
+def test_schema_is_json_schema():
+    schema = json.loads(config("schema").stdout)
+    assert schema["$schema"].startswith("https://json-schema.org/")
+    assert set(schema["properties"]["server"]["properties"]) == {"listen"}

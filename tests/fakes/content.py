@@ -1,0 +1,193 @@
+"""What a fake registry holds: repositories with blobs, manifests and tags, and how to make images."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar+gzip"
+DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+
+REPOSITORY: Final = "library/app"
+
+
+def digest_of(content: bytes, algorithm: str = "sha256") -> str:
+    """Return the digest of `content` as text; our own arithmetic, not the code under test."""
+    return f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A manifest as it lies in a registry."""
+
+    content: bytes
+    media_type: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The parsed body."""
+        document: dict[str, Any] = json.loads(self.content)
+        return document
+
+
+@dataclass(slots=True)
+class Repository:
+    """One name and everything that was pushed under it."""
+
+    private: bool = False
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What `add_image` made. `digest` is what the tag names: the index if there is one."""
+
+    repository: str
+    tag: str | None
+    digest: str
+    media_type: str
+    manifest: str
+    config: str
+    layers: tuple[str, ...]
+    manifests: dict[str, str]
+    """Platform to manifest digest; of a plain image, the one platform."""
+
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """The digests of the first platform's config and layers."""
+        return (self.config, *self.layers)
+
+
+class Content:
+    """Repositories by name, and the ways to push to them."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, Repository] = {}
+
+    def repository(self, name: str) -> Repository:
+        """Return the repository of that name, made when it does not exist."""
+        return self.repositories.setdefault(name, Repository())
+
+    def add_blob(
+        self, content: bytes, repository: str = REPOSITORY, *, algorithm: str = "sha256"
+    ) -> str:
+        """Push a blob and return its digest."""
+        digest = digest_of(content, algorithm)
+        self.repository(repository).blobs[digest] = content
+        return digest
+
+    def add_manifest(
+        self, repository: str, tag: str | None, content: bytes, media_type: str
+    ) -> str:
+        """Push a manifest, move `tag` to it if given, and return its digest."""
+        digest = digest_of(content)
+        held = self.repository(repository)
+        held.manifests[digest] = Manifest(content, media_type)
+        if tag is not None:
+            held.tags[tag] = digest
+        return digest
+
+    def move_tag(self, repository: str, tag: str, digest: str) -> None:
+        """Make `tag` name another manifest."""
+        self.repository(repository).tags[tag] = digest
+
+    def delete_tag(self, repository: str, tag: str) -> None:
+        """Remove `tag`; its manifest stays."""
+        del self.repository(repository).tags[tag]
+
+    def add_image(
+        self,
+        repository: str = REPOSITORY,
+        tag: str | None = "latest",
+        layers: Iterable[bytes] = (b"layer",),
+        *,
+        index: bool = False,
+        docker: bool = False,
+        platforms: Sequence[str] = ("linux/amd64", "linux/arm64"),
+    ) -> Image:
+        """Push an image: a manifest of the first platform, or an index of all `platforms`.
+
+        Every platform has a config of its own and the same layers.
+        """
+        layers = tuple(layers)
+        wanted = platforms if index else platforms[:1]
+        manifests = {
+            platform: self._add_platform(repository, layers, platform, docker=docker)
+            for platform in wanted
+        }
+        digest = manifests[wanted[0]]
+        media_type = DOCKER_MANIFEST if docker else OCI_MANIFEST
+        held = self.repository(repository)
+        if index:
+            media_type = DOCKER_LIST if docker else OCI_INDEX
+            document = {
+                "schemaVersion": 2,
+                "mediaType": media_type,
+                "manifests": [self._entry(held, *pair) for pair in manifests.items()],
+            }
+            digest = self.add_manifest(repository, None, _encode(document), media_type)
+        if tag is not None:
+            held.tags[tag] = digest
+        first = manifests[wanted[0]]
+        return Image(
+            repository=repository,
+            tag=tag,
+            digest=digest,
+            media_type=media_type,
+            manifest=first,
+            config=held.manifests[first].document["config"]["digest"],
+            layers=tuple(digest_of(layer) for layer in layers),
+            manifests=manifests,
+        )
+
+    def _add_platform(
+        self, repository: str, layers: Sequence[bytes], platform: str, *, docker: bool
+    ) -> str:
+        os, architecture = platform.split("/")[:2]
+        config = _encode(
+            {
+                "architecture": architecture,
+                "os": os,
+                "config": {"Cmd": ["/bin/true"]},
+                "rootfs": {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]},
+            }
+        )
+        for content in (config, *layers):
+            self.add_blob(content, repository)
+        media_type = DOCKER_MANIFEST if docker else OCI_MANIFEST
+        document = {
+            "schemaVersion": 2,
+            "mediaType": media_type,
+            "config": descriptor(config, DOCKER_CONFIG if docker else OCI_CONFIG),
+            "layers": [
+                descriptor(layer, DOCKER_LAYER if docker else OCI_LAYER) for layer in layers
+            ],
+        }
+        return self.add_manifest(repository, None, _encode(document), media_type)
+
+    @staticmethod
+    def _entry(held: Repository, platform: str, digest: str) -> dict[str, Any]:
+        os, architecture = platform.split("/")[:2]
+        manifest = held.manifests[digest]
+        return {
+            **descriptor(manifest.content, manifest.media_type),
+            "platform": {"os": os, "architecture": architecture},
+        }
+
+
+def descriptor(content: bytes, media_type: str) -> dict[str, Any]:
+    """Return the descriptor of `content`."""
+    return {"mediaType": media_type, "digest": digest_of(content), "size": len(content)}
+
+
+def _encode(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, indent=3).encode()

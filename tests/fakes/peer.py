@@ -1,0 +1,99 @@
+"""A client that speaks raw bytes, and sees how a connection ends."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Literal
+
+PATIENCE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class RawAnswer:
+    """Everything that came back on one connection. `end` is None while it is open."""
+
+    data: bytes
+    end: Literal["fin", "reset"] | None
+
+    @property
+    def status(self) -> int:
+        """The status of the first answer."""
+        return int(self.data.split(b" ", 2)[1])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of the first answer, by lower-case name."""
+        lines = self.data.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")[1:]
+        pairs = (line.partition(":") for line in lines)
+        return {name.lower(): value.strip() for name, _, value in pairs}
+
+    @property
+    def body(self) -> bytes:
+        """What follows the first head."""
+        return self.data.partition(b"\r\n\r\n")[2]
+
+
+@dataclass(slots=True)
+class Peer:
+    """One connection."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    received: bytearray = field(default_factory=bytearray)
+
+    @classmethod
+    async def connect(cls, url: str, *, receive_buffer: int | None = None) -> "Peer":
+        """Connect to the server at `url`, with a small window if wanted."""
+        host, _, port = url.removeprefix("http://").rpartition(":")
+        limit = receive_buffer or 1 << 20
+        return cls(*await asyncio.open_connection(host, int(port), limit=limit))
+
+    def send(self, data: bytes) -> None:
+        """Send bytes."""
+        self.writer.write(data)
+
+    async def read(self, count: int) -> bytes:
+        """Read that many bytes more."""
+        async with asyncio.timeout(PATIENCE):
+            data = await self.reader.readexactly(count)
+        self.received += data
+        return data
+
+    async def until_end(self) -> RawAnswer:
+        """Read until the server closes."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while data := await self.reader.read(1 << 16):
+                    self.received += data
+        except ConnectionResetError:
+            return RawAnswer(bytes(self.received), "reset")
+        return RawAnswer(bytes(self.received), "fin")
+
+    async def until_answer(self) -> RawAnswer:
+        """Read one answer that says its length, or until the server closes."""
+        async with asyncio.timeout(PATIENCE):
+            try:
+                self.received += await self.reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError as error:
+                return RawAnswer(bytes(self.received) + error.partial, "fin")
+            answer = RawAnswer(bytes(self.received), None)
+            if answer.headers.get("transfer-encoding"):
+                self.received += await self.reader.readuntil(b"0\r\n\r\n")
+            else:
+                length = int(answer.headers.get("content-length", "0"))
+                self.received += await self.reader.readexactly(length)
+        return RawAnswer(bytes(self.received), None)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        self.writer.transport.abort()
+        await asyncio.sleep(0)
+
+
+async def exchange(url: str, request: bytes) -> RawAnswer:
+    """Send `request` on a connection of its own and return the first answer."""
+    peer = await Peer.connect(url)
+    try:
+        peer.send(request)
+        return await peer.until_answer()
+    finally:
+        await peer.close()

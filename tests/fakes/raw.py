@@ -1,0 +1,115 @@
+"""A scripted upstream that sends raw bytes, for answers that no HTTP library would send."""
+
+import asyncio
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+HEAD_END = b"\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class RecvUntil:
+    """Read until this marker has come."""
+
+    marker: bytes = HEAD_END
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send these bytes."""
+
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Do nothing until the event is set."""
+
+    event: asyncio.Event
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """Close with RST."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fin:
+    """Close with FIN, as the end of every script does."""
+
+
+Step = RecvUntil | Send | Wait | Reset | Fin
+
+
+class RawUpstream:
+    """Every connection plays the next script; the last one is played again for all further ones."""
+
+    def __init__(self, *scripts: Sequence[Step]) -> None:
+        self.received: list[bytes] = []
+        self._scripts = scripts
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        """The address to configure as upstream."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def connections(self) -> int:
+        """How many connections have been made."""
+        return len(self.received)
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._play, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        await self._server.wait_closed()
+
+    async def _play(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = len(self.received)
+        self.received.append(b"")
+        self._writers.add(writer)
+        try:
+            for step in self._scripts[min(number, len(self._scripts) - 1)]:
+                await self._take(step, number, reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the peer left: that is its business
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+    async def _take(
+        self, step: Step, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        match step:
+            case RecvUntil(marker):
+                self.received[number] += await reader.readuntil(marker)
+            case Send(content):
+                writer.write(content)
+                await writer.drain()
+            case Wait(event):
+                await event.wait()
+            case Fin():
+                writer.close()
+            case Reset():
+                linger = struct.pack("ii", 1, 0)
+                peer = writer.get_extra_info("socket")
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                writer.transport.abort()

@@ -1,0 +1,76 @@
+"""The token service of a fake registry: it always issues a token; the registry checks it."""
+
+import base64
+import binascii
+import json
+import secrets
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from tests.fakes.faults import Reply
+
+SERVICE = "registry.fake"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a token stands for."""
+
+    scopes: frozenset[str]
+    user: str | None
+
+
+class TokenService:
+    """Tokens by their text. A token never grants what its scope does not name."""
+
+    def __init__(self) -> None:
+        self.users: dict[str, str] = {}
+        self.lifetime: float | str | None = 300
+        self._grants: dict[str, Grant] = {}
+
+    def issue(self, request: web.BaseRequest) -> Reply:
+        """Answer GET /token: 200 whatever the scope is, 401 only for wrong credentials."""
+        user = None
+        if "Authorization" in request.headers:
+            user = self._login(request.headers["Authorization"])
+            if user is None:
+                return error(401, "UNAUTHORIZED", "incorrect username or password")
+        token = secrets.token_urlsafe(24)
+        scopes = frozenset(request.query.getall("scope", []))
+        self._grants[token] = Grant(scopes, user)
+        body: dict[str, object] = {"token": token, "access_token": token}
+        if self.lifetime is not None:
+            body["expires_in"] = self.lifetime
+        return Reply(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
+
+    def grant(self, authorization: str) -> Grant | None:
+        """Return what the Bearer token of an Authorization header stands for, if it is known."""
+        scheme, _, token = authorization.partition(" ")
+        return self._grants.get(token) if scheme.lower() == "bearer" else None
+
+    def revoke(self) -> None:
+        """Forget every token, as if all had expired."""
+        self._grants.clear()
+
+    def _login(self, authorization: str) -> str | None:
+        scheme, _, encoded = authorization.partition(" ")
+        try:
+            user, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+        known = scheme.lower() == "basic" and user in self.users
+        return user if known and self.users[user] == password else None
+
+
+def error(status: int, code: str, message: str, **headers: str) -> Reply:
+    """Return an error body of the distribution specification."""
+    body = json.dumps({"errors": [{"code": code, "message": message, "detail": None}]}).encode()
+    return Reply(
+        status,
+        {
+            "Content-Type": "application/json",
+            **{name.replace("_", "-"): value for name, value in headers.items()},
+        },
+        body,
+    )

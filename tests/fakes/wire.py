@@ -1,0 +1,235 @@
+"""A real HTTP server on loopback that keeps a log of what it was asked and misbehaves on request."""
+
+import asyncio
+import re
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Final, Self
+
+from aiohttp import web
+from multidict import CIMultiDictProxy
+
+from tests.fakes.faults import CHUNK, Fault, Reply, Rule
+
+PATIENCE: Final = 20.0
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+
+
+@dataclass(slots=True)
+class Seen:
+    """One request as a fake server saw it, filled in while it is answered."""
+
+    server: str
+    method: str
+    target: str
+    """Path and query exactly as they were sent."""
+    headers: CIMultiDictProxy[str]
+    peer: tuple[str, int]
+    status: int = 0
+    bytes_sent: int = 0
+    done: bool = False
+
+    @property
+    def line(self) -> str:
+        """What rules and counters are matched against."""
+        return f"{self.method} {self.target}"
+
+
+class Log:
+    """Every request in the order of arrival, and a way to wait for more."""
+
+    def __init__(self) -> None:
+        self.requests: list[Seen] = []
+        self.errors: list[Exception] = []
+        self._change = asyncio.Event()
+
+    def changed(self) -> None:
+        """Wake everybody who waits in `until`."""
+        self._change.set()
+        self._change = asyncio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until `condition` holds; it is asked whenever a fake saw or sent something."""
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                await self._change.wait()
+
+    def seen(self, match: str = "") -> list[Seen]:
+        """Return the requests whose `METHOD target` holds `match`, a regular expression."""
+        return [one for one in self.requests if re.search(match, one.line)]
+
+    def count(self, match: str = "") -> int:
+        """Return how many requests `match`."""
+        return len(self.seen(match))
+
+    def bytes_sent(self, match: str = "") -> int:
+        """Return how many bytes of bodies were sent to the requests that `match`."""
+        return sum(one.bytes_sent for one in self.seen(match))
+
+
+class Wire:
+    """One listening port. `answer` says what is right; rules and switches spoil it."""
+
+    def __init__(self, name: str, answer: Callable[[web.BaseRequest], Reply], log: Log) -> None:
+        self.name = name
+        self.log = log
+        self.rules: list[Rule] = []
+        self.rate: int | None = None
+        self.send_length = True
+        self.accept_ranges = True
+        self.port = 0
+        self._answer = answer
+        self._runner: web.ServerRunner | None = None
+
+    @property
+    def url(self) -> str:
+        """The base address, without a slash at the end."""
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        """Listen: the first time on a free port, later on the same one."""
+        server = web.Server(
+            self._handle,
+            handler_cancellation=True,
+            access_log=None,
+            max_line_size=65536,
+            max_field_size=65536,
+        )
+        self._runner = web.ServerRunner(server, shutdown_timeout=0.01)
+        await self._runner.setup()
+        listener = socket.create_server(("127.0.0.1", self.port), backlog=1024)
+        self.port = listener.getsockname()[1]
+        await web.SockSite(self._runner, listener).start()
+
+    async def stop(self) -> None:
+        """Stop listening and drop every connection."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        assert request.transport is not None
+        seen = Seen(
+            server=self.name,
+            method=request.method,
+            target=request.raw_path,
+            headers=request.headers,
+            peer=request.transport.get_extra_info("peername"),
+        )
+        self.log.requests.append(seen)
+        self.log.changed()
+        try:
+            return await self._respond(request, seen)
+        except ConnectionError:
+            raise
+        except Exception as error:  # the fake itself is broken: its owner raises this at the end
+            self.log.errors.append(error)
+            raise
+        finally:
+            seen.done = True
+            self.log.changed()
+
+    async def _respond(self, request: web.BaseRequest, seen: Seen) -> web.StreamResponse:
+        fault = next((rule.fault for rule in self.rules if rule.take(seen.line)), Fault())
+        if fault.until_headers is not None:
+            await fault.until_headers.wait()
+        response = web.StreamResponse()
+        if fault.hang_up:
+            _close(request, reset=fault.reset)
+            return response
+        reply = self._answer(request)
+        if self.accept_ranges and not fault.ignore_range and fault.status is None:
+            reply = in_range(reply, request)
+        reply = reply.with_fault(fault)
+        seen.status = reply.status
+        response = web.StreamResponse(status=reply.status, headers=reply.headers)
+        with_length = self.send_length if fault.send_length is None else fault.send_length
+        if request.method == "HEAD":
+            response.content_length = len(reply.body) if reply.length is None else reply.length
+        elif not with_length:
+            response.enable_chunked_encoding()
+        elif "Content-Length" not in reply.headers:
+            response.content_length = len(reply.body)
+        await response.prepare(request)
+        if request.method != "HEAD":
+            await self._send(request, response, seen, reply.body, fault)
+        return response
+
+    async def _send(
+        self,
+        request: web.BaseRequest,
+        response: web.StreamResponse,
+        seen: Seen,
+        body: bytes,
+        fault: Fault,
+    ) -> None:
+        rate = fault.rate or self.rate
+        chunk = min(CHUNK, max(1, rate // 20)) if rate else CHUNK
+        view = memoryview(body)
+        offset = 0
+        while True:
+            if offset == fault.cut_at:
+                _close(request, reset=fault.reset)
+                return
+            if offset == fault.stall_at and fault.until is not None:
+                await fault.until.wait()
+            if offset >= len(body):
+                return
+            stops = [at for at in (fault.cut_at, fault.stall_at) if at is not None and at > offset]
+            end = min(offset + chunk, len(body), *stops)
+            await response.write(view[offset:end])
+            seen.bytes_sent += end - offset
+            self.log.changed()
+            if rate:
+                await asyncio.sleep((end - offset) / rate)
+            offset = end
+
+
+def in_range(reply: Reply, request: web.BaseRequest) -> Reply:
+    """Return the part of a 200 `reply` to a GET that a single Range asks for."""
+    asked = _RANGE.fullmatch(request.headers.get("Range", ""))
+    if asked is None or reply.status != 200 or request.method != "GET":
+        return reply
+    condition = request.headers.get("If-Range")
+    if condition is not None and condition != reply.headers.get("ETag"):
+        return reply
+    size = len(reply.body)
+    first, last = asked.groups()
+    start = int(first) if first else max(0, size - int(last))
+    stop = min(size, int(last) + 1) if first and last else size
+    if start >= stop:
+        headers = {**reply.headers, "Content-Range": f"bytes */{size}"}
+        return replace(reply, status=416, headers=headers, body=b"")
+    headers = {**reply.headers, "Content-Range": f"bytes {start}-{stop - 1}/{size}"}
+    return replace(reply, status=206, headers=headers, body=reply.body[start:stop])
+
+
+def _close(request: web.BaseRequest, *, reset: bool) -> None:
+    transport = request.transport
+    if transport is None:
+        return
+    if reset:
+        linger = struct.pack("ii", 1, 0)
+        with suppress(OSError):
+            transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, linger
+            )
+        transport.abort()
+    else:
+        transport.close()

@@ -1,0 +1,76 @@
+"""Digests: what parses is what the specification allows, and nothing else can reach a path."""
+
+import hashlib
+import re
+
+import pytest
+from hypothesis import given, strategies as st
+
+from proxy.errors import InvalidDigestError
+from proxy.oci.digest import Digest
+
+algorithms = st.sampled_from(["sha256", "sha512"])
+
+
+@given(st.binary(), algorithms)
+def test_a_digest_survives_the_round_trip_through_text(content, algorithm):
+    digest = Digest.of(content, algorithm)
+    assert Digest.parse(str(digest)) == digest
+    assert digest.hex == hashlib.new(algorithm, content).hexdigest()
+    assert digest.algorithm == algorithm
+
+
+@given(st.lists(st.binary()), algorithms)
+def test_a_hasher_fed_in_pieces_matches_the_digest_of_the_whole(pieces, algorithm):
+    digest = Digest.of(b"".join(pieces), algorithm)
+    hasher = digest.hasher()
+    for piece in pieces:
+        hasher.update(piece)
+    assert digest.matches(hasher)
+    hasher.update(b"more")
+    assert not digest.matches(hasher)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ":",
+        "sha256",
+        "sha256:",
+        "sha256:" + "a" * 63,
+        "sha256:" + "a" * 65,
+        "sha256:" + "A" * 64,
+        "SHA256:" + "a" * 64,
+        "sha256:" + "g" * 64,
+        "sha512:" + "a" * 64,
+        "sha256:" + "a" * 128,
+        "sha999:" + "a" * 64,
+        "md5:" + "a" * 32,
+        "sha256:../../../../etc/passwd",
+        "sha256:" + "a" * 63 + "\0",
+        "sha256:" + "a" * 64 + "\n",
+        "sha256:" + "a" * 31 + "/" + "a" * 32,
+        "sha256:" + "\u0661" * 64,
+        " sha256:" + "a" * 64,
+        "sha256:" + "a" * 64 + ",sha256:" + "b" * 64,
+    ],
+)
+def test_what_is_no_digest_is_refused(text):
+    with pytest.raises(InvalidDigestError, match="is not a digest"):
+        Digest.parse(text)
+
+
+@given(st.text())
+def test_whatever_parses_is_safe_in_a_path(text):
+    try:
+        digest = Digest.parse(text)
+    except InvalidDigestError as error:
+        assert len(str(error)) <= 700  # noqa: PT017 (escapes make 80 characters longer, not endless)
+    else:
+        assert re.fullmatch(r"sha(256|512):[0-9a-f]+", str(digest))
+
+
+@given(st.from_regex(r"(sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128})", fullmatch=True))
+def test_every_registered_digest_parses(text):
+    assert str(Digest.parse(text)) == text

@@ -1,0 +1,251 @@
+"""Manifests are read, never changed; what two parsers could read differently is refused."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from proxy.errors import InvalidManifestError
+from proxy.oci.digest import Digest
+from proxy.oci.manifest import (
+    ACCEPT,
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    MANIFEST_TYPES,
+    MAX_MANIFEST_SIZE,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Manifest,
+    Platform,
+    parse,
+)
+from tests.fakes.content import Content, digest_of
+
+LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+CONFIG = "application/vnd.oci.image.config.v1+json"
+
+
+def one(content: bytes = b"", media_type: str = LAYER, **extra: Any) -> dict[str, Any]:
+    """Return a descriptor."""
+    return {
+        "mediaType": media_type,
+        "digest": digest_of(content),
+        "size": len(content),
+    } | extra
+
+
+def image(**changes: Any) -> dict[str, Any]:
+    """Return an image manifest with these fields changed; None takes a field away."""
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": one(b"config", CONFIG),
+        "layers": [one(b"a"), one(b"bc")],
+    } | changes
+    return {key: value for key, value in document.items() if value is not None}
+
+
+def read(document: object, content_type: str = OCI_MANIFEST) -> Manifest:
+    return parse(json.dumps(document).encode(), content_type)
+
+
+@pytest.mark.parametrize("docker", [True, False])
+def test_an_image_names_its_config_and_then_its_layers(docker):
+    content = Content()
+    made = content.add_image(layers=[b"one", b"two"], docker=docker)
+    raw = content.repository("library/app").manifests[made.digest]
+    manifest = parse(raw.content, raw.media_type)
+    assert [str(child.digest) for child in manifest.children] == list(made.blobs)
+    assert [child.size for child in manifest.children][1:] == [3, 3]
+    assert not manifest.is_index
+    assert manifest.media_type == (DOCKER_MANIFEST if docker else OCI_MANIFEST)
+    assert not any(child.is_foreign for child in manifest.children)
+
+
+@pytest.mark.parametrize("docker", [True, False])
+def test_an_index_names_its_manifests_with_their_platforms(docker):
+    content = Content()
+    made = content.add_image(index=True, docker=docker)
+    raw = content.repository("library/app").manifests[made.digest]
+    manifest = parse(raw.content, raw.media_type)
+    assert manifest.is_index
+    assert manifest.media_type == (DOCKER_LIST if docker else OCI_INDEX)
+    assert {str(child.platform): str(child.digest) for child in manifest.children} == made.manifests
+    arm = manifest.select("linux", "arm64")
+    assert str(arm) == made.manifests["linux/arm64"]
+    assert manifest.select("windows", "amd64") is None
+
+
+def test_the_first_child_of_a_platform_is_selected():
+    wanted = {"os": "linux", "architecture": "arm"}
+    index = read(
+        {
+            "manifests": [
+                one(b"none", OCI_MANIFEST),
+                one(b"v7", OCI_MANIFEST, platform=wanted | {"variant": "v7"}),
+                one(b"v6", OCI_MANIFEST, platform=wanted | {"variant": "v6"}),
+            ]
+        },
+        OCI_INDEX,
+    )
+    assert index.select("linux", "arm") == Digest.of(b"v7")
+    assert str(index.children[1].platform) == "linux/arm/v7"
+    assert str(Platform("linux", "amd64")) == "linux/amd64"
+
+
+def test_subject_type_and_annotations_are_read():
+    manifest = read(
+        image(subject=one(b"subject"), artifactType="a/b", annotations={"k": "v"}, unknown=[{}])
+    )
+    assert manifest.subject == Digest.of(b"subject")
+    assert manifest.artifact_type == "a/b"
+    assert manifest.annotations == {"k": "v"}
+    plain = read(image())
+    assert (plain.subject, plain.artifact_type, plain.annotations) == (None, CONFIG, {})
+    assert read({"manifests": []}, OCI_INDEX).artifact_type == ""
+
+
+@pytest.mark.parametrize(
+    ("layer", "foreign"),
+    [
+        (one(), False),
+        (one(urls=["http://10.0.0.1/x"]), True),
+        (one(media_type="application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"), True),
+        (one(media_type="application/vnd.oci.image.layer.nondistributable.v1.tar"), True),
+    ],
+)
+def test_layers_that_live_elsewhere_are_marked(layer, foreign):
+    assert read(image(layers=[layer])).children[1].is_foreign is foreign
+
+
+def test_a_child_that_nobody_can_verify_is_left_out():
+    strange = one() | {"digest": "blake3:" + "a" * 64}
+    assert [child.digest for child in read(image(layers=[strange, one()])).children] == [
+        Digest.of(b"config"),
+        Digest.of(b""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stated", "sent", "result"),
+    [
+        (OCI_MANIFEST, OCI_MANIFEST, OCI_MANIFEST),
+        (None, OCI_MANIFEST, OCI_MANIFEST),
+        ("", DOCKER_MANIFEST, DOCKER_MANIFEST),
+        (OCI_MANIFEST, f"{OCI_MANIFEST}; charset=utf-8", OCI_MANIFEST),
+        (OCI_MANIFEST, OCI_MANIFEST.upper(), OCI_MANIFEST),
+        (OCI_MANIFEST, "text/plain", OCI_MANIFEST),
+        (OCI_MANIFEST, "", OCI_MANIFEST),
+        (DOCKER_MANIFEST, OCI_MANIFEST, None),
+        (None, "text/html", None),
+        (None, "", None),
+        ("application/vnd.docker.distribution.manifest.v1+prettyjws", "application/json", None),
+    ],
+)
+def test_header_and_body_must_agree_on_the_type(stated, sent, result):
+    if result is None:
+        with pytest.raises(InvalidManifestError):
+            read(image(mediaType=stated), sent)
+    else:
+        assert read(image(mediaType=stated), sent).media_type == result
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"manifests": []},
+        {"manifests": [one(b"m", OCI_MANIFEST)]},
+        {"config": None},
+        {"layers": None},
+        {"layers": {}},
+        {"layers": [{}]},
+        {"layers": [one(size=-1)]},
+        {"layers": [one(size=1.5)]},
+        {"layers": [one(size="1")]},
+        {"layers": [one(size=2**70)]},
+        {"layers": [one(digest="sha256:../../x")]},
+        {"layers": [one(digest="sha256:" + "A" * 64)]},
+        {"layers": [one(digest="nonsense")]},
+        {"subject": one(digest="sha256:1")},
+        {"annotations": {"k": 1}},
+        {"mediaType": 5},
+    ],
+)
+def test_a_manifest_that_is_none_is_refused(changes):
+    with pytest.raises(InvalidManifestError):
+        read(image(**changes))
+
+
+@pytest.mark.parametrize(
+    "document", [{}, {"manifests": [], "layers": []}, {"manifests": [], "config": one()}]
+)
+def test_an_index_that_is_none_is_refused(document):
+    with pytest.raises(InvalidManifestError, match="an index must have manifests"):
+        read(document, OCI_INDEX)
+
+
+GOOD = json.dumps(image()).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"1",
+        b"<!doctype html>",
+        GOOD[:-1],
+        GOOD + b"x",
+        GOOD[:-1] + b',"layers":[]}',
+        GOOD[:-1] + b',"Layers":[]}',
+        b'{"a":' * 200_000,
+        b"[" * 200_000,
+        b"\xef\xbb\xbf" + GOOD,
+        GOOD.decode().encode("utf-16"),
+        GOOD[:-1] + b',"x":NaN}',
+        GOOD[:-1] + b',"x":"\xff"}',
+        GOOD[:-1] + b',"x":"\xed\xa0\x80"}',
+        GOOD[:-1] + b',"annotations":{"k":"\\ud800"}}',
+        GOOD[:-1] + b',"x":' + b"1" * 5000 + b"}",
+        GOOD + b" " * MAX_MANIFEST_SIZE,
+    ],
+    ids=lambda content: repr(content[-12:]) + str(len(content)),
+)
+def test_bytes_that_parsers_may_disagree_about_are_refused(content):
+    with pytest.raises(InvalidManifestError) as caught:
+        parse(content, OCI_MANIFEST)
+    assert len(str(caught.value)) <= 200
+
+
+@given(st.binary(), st.sampled_from(sorted(MANIFEST_TYPES)))
+def test_no_bytes_make_the_parser_fail_in_another_way(content, content_type):
+    with pytest.raises(InvalidManifestError):
+        parse(content, content_type)
+
+
+scalars = st.none() | st.integers(-2, 2) | st.sampled_from(["", "sha256:", OCI_INDEX, 0.5])
+json_values = (
+    scalars
+    | st.lists(scalars, max_size=2)
+    | st.lists(st.dictionaries(st.sampled_from(["digest", "size", "urls"]), scalars), max_size=2)
+    | st.dictionaries(st.sampled_from(["mediaType", "digest", "size", "k"]), scalars)
+)
+fields = st.sampled_from(
+    ["mediaType", "config", "layers", "manifests", "subject", "annotations", "artifactType", "x"]
+)
+
+
+@given(st.dictionaries(fields, json_values, max_size=3), st.sampled_from(sorted(MANIFEST_TYPES)))
+def test_no_document_makes_the_parser_fail_in_another_way(changes, content_type):
+    try:
+        manifest = read(image(**changes), content_type)
+    except InvalidManifestError:
+        return
+    assert manifest.media_type == content_type
+
+
+def test_upstream_is_asked_for_every_type_by_its_exact_name():
+    asked = {item.partition(";")[0].strip() for item in ACCEPT.split(",")}
+    assert asked >= MANIFEST_TYPES

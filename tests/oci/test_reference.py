@@ -1,0 +1,106 @@
+"""Names, tags and references follow the grammar of the distribution specification."""
+
+import pytest
+from hypothesis import given, strategies as st
+
+from proxy.errors import InvalidDigestError, InvalidNameError, InvalidTagError
+from proxy.oci.digest import Digest
+from proxy.oci.reference import MAX_NAME_LENGTH, Tag, parse_name, parse_reference, parse_tag
+
+words = st.text("abz019", min_size=1, max_size=5)
+separators = st.one_of(st.sampled_from([".", "_", "__"]), st.text("-", min_size=1, max_size=4))
+
+
+@st.composite
+def names(draw):
+    components = []
+    for _ in range(draw(st.integers(1, 4))):
+        component = draw(words)
+        for _ in range(draw(st.integers(0, 3))):
+            component += draw(separators) + draw(words)
+        components.append(component)
+    return "/".join(components)
+
+
+@given(names())
+def test_every_name_of_the_grammar_parses(name):
+    assert parse_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "/",
+        "a/",
+        "/a",
+        "a//b",
+        "A",
+        "library/Nginx",
+        "a..b",
+        "a.-b",
+        "a___b",
+        "_a",
+        "a_",
+        "-a",
+        "a-",
+        ".",
+        "..",
+        "a/../b",
+        "a/./b",
+        "a\\b",
+        "a%2fb",
+        "a\0b",
+        "a\n",
+        "a;b",
+        "a:b",
+        "a b",
+        "\u24d0",
+        "\u2025",
+        "\uff0e\uff0e/etc",
+        "x" * (MAX_NAME_LENGTH + 1),
+    ],
+)
+def test_what_is_no_name_is_refused(name):
+    with pytest.raises(InvalidNameError, match="is not a repository name"):
+        parse_name(name)
+
+
+def test_a_name_may_have_255_characters():
+    assert parse_name("x" * MAX_NAME_LENGTH) == "x" * MAX_NAME_LENGTH
+
+
+@given(st.text())
+def test_whatever_parses_as_a_name_cannot_climb_out_of_a_directory(text):
+    try:
+        name = parse_name(text)
+    except InvalidNameError:
+        return
+    assert not {"", ".", ".."} & set(name.split("/"))
+    assert name.isascii()
+
+
+@given(st.from_regex(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}", fullmatch=True))
+def test_every_tag_of_the_grammar_parses(text):
+    tag = parse_tag(text)
+    assert isinstance(tag, Tag)
+    assert tag == text
+    assert parse_reference(text) == tag
+
+
+@pytest.mark.parametrize(
+    "tag", ["", "-x", ".x", "x" * 129, "a/b", "a b", "caf\u00e9", "\U0001f433", "a\n", "a%20", "\0"]
+)
+def test_what_is_no_tag_is_refused(tag):
+    with pytest.raises(InvalidTagError, match="is not a tag"):
+        parse_tag(tag)
+    with pytest.raises(InvalidTagError):
+        parse_reference(tag)
+
+
+def test_a_reference_with_a_colon_is_a_digest():
+    digest = Digest.of(b"")
+    assert parse_reference(str(digest)) == digest
+    assert not isinstance(parse_reference("v1"), Digest)
+    with pytest.raises(InvalidDigestError):
+        parse_reference("latest:1")

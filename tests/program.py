@@ -1,0 +1,142 @@
+"""The whole program in this process, on ports of its own, and a client that looks closely."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from multidict import CIMultiDictProxy
+from yarl import URL
+
+from tests.fakes.clock import Clock
+from tests.fakes.content import Image, digest_of
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back. `is_whole` is False if the body ended before its announced length."""
+
+    status: int
+    headers: CIMultiDictProxy[str]
+    body: bytes
+    is_whole: bool
+
+    @property
+    def digest(self) -> str:
+        """The digest of the body's bytes."""
+        return digest_of(self.body)
+
+    @property
+    def json(self) -> Any:
+        """The parsed body."""
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        """The code of an OCI error body, whose form is checked."""
+        assert self.headers["Content-Type"] == "application/json"
+        (error,) = self.json["errors"]
+        assert set(error) >= {"code", "message"}
+        assert 0 < len(error["message"]) <= 200
+        return str(error["code"])
+
+
+class Program:
+    """A daemon on `root`, before the upstreams given by name and address."""
+
+    def __init__(self, root: Path, upstreams: dict[str, str], **sections: dict[str, Any]) -> None:
+        self.root = root
+        self.clock = Clock()
+        self.sections = sections
+        self.upstreams = {name: {"url": url} for name, url in upstreams.items()}
+        self.url = ""
+        self._running: AsyncExitStack | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._running is not None
+
+    async def start(self) -> None:
+        """Start the daemon on a free port, and connect the client."""
+        raise NotImplementedError
+
+    async def stop(self) -> None:
+        """Stop the daemon as SIGTERM does."""
+        assert self._running is not None
+        await self._running.aclose()
+        self._running = None
+
+    async def restart(self, **sections: dict[str, Any]) -> None:
+        """Stop, change the settings given, and start again on the same store."""
+        await self.stop()
+        self.sections = {**self.sections, **sections}
+        await self.start()
+
+    # Asking.
+
+    @asynccontextmanager
+    async def opened(
+        self, target: str, method: str = "GET", headers: dict[str, str] | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Ask, and yield the response with its body still to be read."""
+        async with self.session.request(
+            method, URL(self.url + target, encoded=True), headers=headers, allow_redirects=False
+        ) as response:
+            yield response
+
+    async def ask(self, target: str, method: str = "GET", **headers: str) -> Answer:
+        """Ask and read to the end, be it an early one. `If_Range` is the header If-Range."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        async with self.opened(target, method, named) as response:
+            body, is_whole = await read(response)
+            return Answer(response.status, response.headers, body, is_whole)
+
+    async def manifest(self, image: Image | str, reference: str = "latest", **kw: str) -> Answer:
+        """Ask for a manifest of the repository of `image`."""
+        repository = image if isinstance(image, str) else image.repository
+        return await self.ask(f"/v2/{repository}/manifests/{reference}", **kw)
+
+    async def blob(self, digest: str, repository: str = "library/app", **kw: str) -> Answer:
+        """Ask for a blob."""
+        return await self.ask(f"/v2/{repository}/blobs/{digest}", **kw)
+
+    async def pull(self, image: Image) -> None:
+        """Pull as dockerd does: HEAD, index, manifest, config and layers at once; check it all."""
+        tag = await self.manifest(image, image.tag or image.digest, method="HEAD")
+        assert tag.status == 200
+        assert tag.headers["Docker-Content-Digest"] == image.digest
+        for digest in dict.fromkeys([image.digest, image.manifest]):
+            answer = await self.manifest(image, digest)
+            assert (answer.status, answer.digest) == (200, digest)
+        blobs = dict.fromkeys(image.blobs)
+        answers = await asyncio.gather(*(self.blob(one, image.repository) for one in blobs))
+        for digest, answer in zip(blobs, answers, strict=True):
+            assert (answer.status, answer.is_whole, answer.digest) == (200, True, digest)
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """Return the sum of a metric over the series that have these labels."""
+        answer = await self.ask("/metrics")
+        total = 0.0
+        for line in answer.body.decode().splitlines():
+            series, _, value = line.rpartition(" ")
+            if series.partition("{")[0] == name and all(
+                f'{key}="{wanted}"' in series for key, wanted in labels.items()
+            ):
+                total += float(value)
+        return total
+
+
+async def read(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
+    """Return the body as far as it came, and whether that was all of it."""
+    body = bytearray()
+    try:
+        async for chunk in response.content.iter_any():
+            body += chunk
+    except aiohttp.ClientPayloadError:
+        return bytes(body), False
+    return bytes(body), True

@@ -1,0 +1,134 @@
+"""Ranges and conditions against a reference model."""
+
+import time
+
+import pytest
+from hypothesis import given, strategies as st
+
+from proxy.server.ranges import Unsatisfiable, Window, is_current, is_match, parse_range
+
+ETAG = '"sha256:' + "a" * 64 + '"'
+numbers = st.integers(0, 120)
+specs = st.one_of(
+    st.builds("{}-{}".format, numbers, numbers),
+    st.builds("{}-".format, numbers),
+    st.builds("-{}".format, numbers),
+)
+
+
+def model(spec: str, size: int) -> bytes | None:
+    """Return the bytes that RFC 9110 section 14.1.2 selects of range(size); None: no such range."""
+    content = bytes(range(size))
+    first, _, last = spec.partition("-")
+    if not first:
+        return content[-int(last) :] if int(last) else b""
+    if not last:
+        return content[int(first) :]
+    return content[int(first) : int(last) + 1] if int(first) <= int(last) else None
+
+
+@given(specs, st.integers(0, 100))
+def test_a_single_range_selects_what_the_model_selects(spec, size):
+    content = bytes(range(size))
+    expected = model(spec, size)
+    if expected == b"":
+        with pytest.raises(Unsatisfiable):
+            parse_range(f"bytes={spec}", size)
+        return
+    window = parse_range(f"bytes={spec}", size)
+    if expected is None:
+        assert window is None
+    else:
+        assert window is not None
+        assert content[window.start : window.stop] == expected
+        assert window.length == len(expected)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "",
+        "bytes",
+        "bytes=",
+        "bytes=-",
+        "bytes=a-b",
+        "bytes=5-2",
+        "bytes=1-2,4-5",
+        "bytes=" + "0-0," * 1000,
+        "bytes=--1",
+        "bytes=+1-2",
+        "bytes=1.5-2",
+        "bytes=\u0661-\u0662",
+        "lines=1-2",
+        "bytes 1-2",
+        "bytes=" + "9" * 30 + "-",
+    ],
+)
+def test_a_range_that_may_be_ignored_is_ignored(value):
+    assert parse_range(value, 100) is None
+
+
+def test_the_unit_has_no_case_and_blanks_around_do_not_matter():
+    assert parse_range(" Bytes=1-2 ", 100) == Window(1, 3)
+
+
+@given(st.text() | specs.map("bytes={}".format), st.integers(0, 2**60))
+def test_a_window_always_lies_inside_the_content(value, size):
+    try:
+        window = parse_range(value, size)
+    except Unsatisfiable:
+        return
+    assert window is None or 0 <= window.start < window.stop <= size
+
+
+@pytest.mark.parametrize(
+    ("if_range", "current"),
+    [
+        (None, True),
+        (ETAG, True),
+        (f" {ETAG} ", True),
+        (f"W/{ETAG}", False),
+        (ETAG.strip('"'), False),
+        ('"other"', False),
+        ("Tue, 14 Nov 2023 22:14:20 GMT", False),
+        ("", False),
+    ],
+)
+def test_if_range_is_compared_strongly(if_range, current):
+    assert is_current(if_range, ETAG) is current
+
+
+@pytest.mark.parametrize(
+    ("condition", "match"),
+    [
+        (None, False),
+        ("", False),
+        ("*", True),
+        (ETAG, True),
+        (f"W/{ETAG}", True),
+        (ETAG.strip('"'), True),
+        (f'"x", {ETAG}', True),
+        (f'"x" ,W/"y",W/{ETAG} , "z"', True),
+        ('"x", "y"', False),
+        (f'"x{ETAG[1:]}', False),
+        (ETAG[:-2] + '"', False),
+    ],
+)
+def test_if_none_match_is_compared_weakly(condition, match):
+    assert is_match(condition, ETAG) is match
+
+
+@given(st.text())
+def test_no_condition_makes_the_comparison_raise(value):
+    is_match(value, ETAG)
+    is_current(value, ETAG)
+
+
+@pytest.mark.parametrize(
+    "value", ['"x", ' * 10_000 + ETAG, '"a"' + " " * 8_000 + "x", '"' * 60_000, "W/" * 30_000]
+)
+def test_a_condition_of_any_length_costs_little(value):
+    start = time.process_time()
+    is_match(value, ETAG)
+    assert time.process_time() - start < 0.2

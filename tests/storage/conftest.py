@@ -1,0 +1,29 @@
+"""A store and an index on a directory of their own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proxy.storage.index import Index
+from proxy.storage.local import LocalStore
+from tests.fakes.clock import Clock
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[LocalStore]:
+    store = LocalStore(tmp_path / "store")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def index(tmp_path: Path, clock: Clock) -> Iterator[Index]:
+    index = Index(tmp_path / "index.sqlite", clock)
+    yield index
+    index.close()

@@ -1,0 +1,280 @@
+"""The index answers from one row, forgets nothing that matters, and orders by use."""
+
+import asyncio
+import sqlite3
+from itertools import count
+
+import pytest
+
+from proxy.errors import StorageError
+from proxy.oci.digest import Digest
+from proxy.oci.manifest import Manifest, parse
+from proxy.oci.reference import Tag
+from proxy.storage.index import BlobRow, Index, TagRow
+from proxy.storage.tables import Repository
+from tests.fakes.content import Content, Image
+
+APP = Repository("docker.io", "library/app")
+OTHER = Repository("docker.io", "library/other")
+ELSEWHERE = Repository("ghcr.io", "library/app")
+BLOB = Digest.of(b"blob")
+LATEST = Tag("latest")
+
+_numbers = count()
+
+
+def digest() -> Digest:
+    return Digest.of(str(next(_numbers)).encode())
+
+
+async def add_image(index: Index, repository: Repository = APP) -> tuple[Image, Manifest]:
+    """Enter an image with two layers, all of it committed."""
+    content = Content()
+    layers = [str(next(_numbers)).encode() for _ in range(2)]
+    image = content.add_image(layers=layers)
+    raw = content.repository("library/app").manifests[image.digest]
+    manifest = parse(raw.content, raw.media_type)
+    await index.add_manifest(repository, Digest.parse(image.digest), len(raw.content), manifest)
+    for child in manifest.children:
+        await index.add_blob(repository, child.digest, child.size)
+    return image, manifest
+
+
+async def order(index: Index) -> list[Digest]:
+    return [digest for digest, _, _ in await index.least_recently_used(1000)]
+
+
+async def test_a_blob_is_known_everywhere_and_linked_where_it_was_seen(index):
+    assert index.blob(APP, BLOB) is None
+    await index.add_blob(APP, BLOB, 5)
+    assert index.blob(APP, BLOB) == BlobRow(5, None, is_linked=True)
+    assert index.blob(OTHER, BLOB) == BlobRow(5, None, is_linked=False)
+    assert index.blob(ELSEWHERE, BLOB) == BlobRow(5, None, is_linked=False)
+    await index.link(OTHER, BLOB)
+    assert index.blob(OTHER, BLOB) == BlobRow(5, None, is_linked=True)
+    assert index.is_linked(OTHER, BLOB)
+    assert not index.is_linked(ELSEWHERE, BLOB)
+
+
+async def test_a_blob_may_be_entered_without_a_repository(index):
+    await index.add_blob(None, BLOB, 5)
+    assert index.blob(APP, BLOB) == BlobRow(5, None, is_linked=False)
+
+
+async def test_a_manifest_links_all_that_it_names_and_tells_its_sizes(index):
+    image, manifest = await add_image(index)
+    assert index.blob(APP, Digest.parse(image.digest)).media_type == image.media_type
+    for child in manifest.children:
+        assert index.is_linked(APP, child.digest)
+        assert not index.is_linked(OTHER, child.digest)
+        assert index.child_size(child.digest) == child.size
+    assert index.child_size(BLOB) is None
+
+
+async def test_a_foreign_layer_is_not_linked(index):
+    foreign = {"mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"}
+    content = Content()
+    image = content.add_image(layers=[b"foreign"])
+    document = content.repository("library/app").manifests[image.digest].document
+    document["layers"][0] |= foreign
+    manifest = Manifest(
+        media_type=image.media_type,
+        children=parse(str(document).replace("'", '"').encode(), image.media_type).children,
+        subject=None,
+        artifact_type="",
+        annotations={},
+    )
+    await index.add_manifest(APP, BLOB, 1, manifest)
+    config, layer = manifest.children
+    assert index.is_linked(APP, config.digest)
+    assert not index.is_linked(APP, layer.digest)
+
+
+async def test_a_tag_is_what_upstream_said_last(index, clock):
+    assert index.tag(APP, LATEST) is None
+    await index.set_tag(APP, LATEST, BLOB)
+    assert index.tag(APP, LATEST) == TagRow(BLOB, clock())
+    clock.turn(100)
+    newer = digest()
+    await index.set_tag(APP, LATEST, newer)
+    assert index.tag(APP, LATEST) == TagRow(newer, clock())
+    assert index.tag(OTHER, LATEST) is None
+    assert index.tags(APP) == ["latest"]
+    await index.drop_tag(APP, LATEST)
+    assert index.tag(APP, LATEST) is None
+    assert index.tags(APP) == []
+
+
+async def test_repositories_are_those_with_a_manifest(index):
+    await index.add_blob(OTHER, BLOB, 1)
+    assert index.repositories() == []
+    await add_image(index)
+    assert index.repositories() == [APP]
+
+
+async def test_referrers_are_found_by_subject_within_the_repository(index):
+    subject, referrer = digest(), digest()
+    manifest = Manifest("a/b", (), subject, "c/d", {})
+    await index.add_manifest(APP, referrer, 7, manifest)
+    assert index.referrers(APP, subject) == [(referrer, BlobRow(7, "a/b", is_linked=True))]
+    assert index.referrers(OTHER, subject) == []
+    assert index.referrers(APP, referrer) == []
+
+
+async def test_what_was_used_longest_ago_comes_first(index, clock):
+    first, second, third = digest(), digest(), digest()
+    for blob in (first, second, third):
+        await index.add_blob(APP, blob, 10)
+        clock.turn(1)
+    assert await order(index) == [first, second, third]
+    index.touch(first)
+    assert await order(index) == [second, third, first]
+    assert index.oldest_use() == clock() - 2
+    assert [size for _, size, _ in await index.least_recently_used(2)] == [10, 10]
+
+
+async def test_a_manifests_use_is_a_use_of_its_layers_also_through_an_index(index):
+    image, manifest = await add_image(index)
+    index_digest = digest()
+    of_index = Manifest("index", (), None, "", {})
+    child = parse(
+        b'{"manifests":[{"mediaType":"m","digest":"%s","size":1}]}' % image.digest.encode(),
+        "application/vnd.oci.image.index.v1+json",
+    ).children
+    await index.add_manifest(
+        APP, index_digest, 1, Manifest(of_index.media_type, child, None, "", {})
+    )
+    later = digest()
+    await index.add_blob(APP, later, 1)
+    index.touch(index_digest)
+    assert (await order(index))[0] == later
+    assert set(await order(index)) == {
+        later,
+        index_digest,
+        Digest.parse(image.digest),
+        *(child.digest for child in manifest.children),
+    }
+
+
+async def test_uses_survive_a_restart(tmp_path, clock):
+    path = tmp_path / "index.sqlite"
+    index = await asyncio.to_thread(Index, path, clock)
+    blobs = [digest() for _ in range(4)]
+    for blob in blobs:
+        await index.add_blob(APP, blob, 1)
+    index.touch(blobs[0])
+    await index.flush()
+    index.touch(blobs[1])
+    index.close()
+    again = await asyncio.to_thread(Index, path, clock)
+    assert await order(again) == [blobs[2], blobs[3], blobs[0], blobs[1]]
+    again.close()
+
+
+async def test_a_clock_that_goes_back_does_not_turn_the_order(tmp_path, clock):
+    path = tmp_path / "index.sqlite"
+    index = await asyncio.to_thread(Index, path, clock)
+    first, second, third = digest(), digest(), digest()
+    await index.add_blob(APP, first, 1)
+    clock.turn(-1_000_000)
+    await index.add_blob(APP, second, 1)
+    index.close()
+    again = await asyncio.to_thread(Index, path, clock)
+    await again.add_blob(APP, third, 1)
+    assert await order(again) == [first, second, third]
+    again.close()
+
+
+async def test_what_is_removed_is_deleted_first_and_leaves_nothing(index):
+    image, manifest = await add_image(index)
+    own = Digest.parse(image.digest)
+    await index.set_tag(APP, LATEST, own)
+    known: list[bool] = []
+    await index.remove([own], lambda gone: known.append(index.blob(APP, gone) is not None))
+    assert known == [True]
+    assert index.blob(APP, own) is None
+    assert index.tag(APP, LATEST) is None
+    assert not index.is_linked(APP, own)
+    # Its layers lie in the store still, and their repository was seen to hold them.
+    assert all(index.is_linked(APP, child.digest) for child in manifest.children)
+    assert index.child_size(manifest.children[0].digest) is None
+
+
+async def test_a_shared_layer_stays_linked_where_it_was_seen(index):
+    await add_image(index)
+    await index.add_blob(APP, BLOB, 1)
+    await index.link(OTHER, BLOB)
+    _, manifest = await add_image(index, OTHER)
+    await index.remove([manifest.children[1].digest], lambda _: None)
+    assert index.is_linked(APP, BLOB)
+    assert index.is_linked(OTHER, BLOB)
+
+
+async def test_what_cannot_be_deleted_stays_known(index):
+    await index.add_blob(APP, BLOB, 1)
+
+    def refuse(_: Digest) -> None:
+        raise StorageError("no")
+
+    with pytest.raises(StorageError):
+        await index.remove([BLOB], refuse)
+    assert index.blob(APP, BLOB) is not None
+
+
+async def test_totals_are_over_all_blobs(index):
+    assert await index.totals(lambda size: size) == (0, 0)
+    await index.add_blob(APP, digest(), 5)
+    await index.add_blob(OTHER, digest(), 7)
+    assert await index.totals(lambda size: size * 10) == (2, 120)
+    assert index.bytes_on_disk() > 0
+
+
+async def test_a_hit_writes_nothing(index):
+    await index.add_blob(APP, BLOB, 1)
+    probe = sqlite3.connect(index.path)
+    (before,) = probe.execute("PRAGMA data_version").fetchone()
+    for _ in range(100):
+        index.touch(BLOB)
+        index.blob(APP, BLOB)
+    assert probe.execute("PRAGMA data_version").fetchone() == (before,)
+    await index.flush()
+    assert probe.execute("PRAGMA data_version").fetchone() != (before,)
+    probe.close()
+
+
+async def test_an_index_that_cannot_be_written_is_a_storage_error_and_loses_no_use(index):
+    await index.add_blob(APP, BLOB, 1)
+    newer = digest()
+    await index.add_blob(APP, newer, 1)
+    blocker = sqlite3.connect(index.path, isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    index.touch(BLOB)
+    index._writer.execute("PRAGMA busy_timeout = 0")
+    with pytest.raises(StorageError, match="cannot be written"):
+        await index.flush()
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    assert await order(index) == [newer, BLOB]
+
+
+async def test_many_writes_at_once_all_arrive(index):
+    blobs = [digest() for _ in range(100)]
+    await asyncio.gather(*(index.add_blob(APP, blob, 1) for blob in blobs))
+    assert set(await order(index)) == set(blobs)
+
+
+def test_an_index_that_is_none_says_what_helps(tmp_path, clock):
+    path = tmp_path / "index.sqlite"
+    path.write_bytes(b"this is no database, but long enough to be taken for one" * 100)
+    with pytest.raises(StorageError, match="pullcache fsck makes it anew"):
+        Index(path, clock)
+
+
+def test_an_index_of_a_newer_version_is_refused(tmp_path, clock):
+    path = tmp_path / "index.sqlite"
+    Index(path, clock).close()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(StorageError, match="is of version 99"):
+        Index(path, clock)

@@ -1,0 +1,212 @@
+"""Ingests: bytes are hashed as they are written, survive a kill, and show only when right."""
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, strategies as st
+
+from proxy.errors import NoSpaceError, StorageError
+from proxy.oci.digest import Digest
+from proxy.storage.ingest import Ingest
+from proxy.storage.local import LocalStore
+
+CONTENT = bytes(range(256)) * 1024
+DIGEST = Digest.of(CONTENT)
+
+
+def visible(store: LocalStore) -> bool:
+    return Path(store.path(DIGEST)).exists()
+
+
+def test_a_blob_is_invisible_until_it_is_committed(store):
+    ingest = store.open_ingest(DIGEST)
+    for start in range(0, len(CONTENT), 10_000):
+        ingest.append([CONTENT[start : start + 5_000], CONTENT[start + 5_000 : start + 10_000]])
+        assert ingest.frontier == min(start + 10_000, len(CONTENT))
+    assert ingest.is_right()
+    assert not visible(store)
+    ingest.commit()
+    ingest.close()
+    assert visible(store)
+    assert Path(store.path(DIGEST)).read_bytes() == CONTENT
+    assert list((store.root / "ingest").iterdir()) == []
+
+
+@given(cuts=st.lists(st.integers(0, len(CONTENT)), max_size=6))
+def test_in_whatever_pieces_it_comes_the_digest_is_right(tmp_path_factory, cuts):
+    store = LocalStore(tmp_path_factory.mktemp("store"))
+    ingest = store.open_ingest(DIGEST)
+    marks = sorted({0, *cuts, len(CONTENT)})
+    for start, stop in pairwise(marks):
+        assert not ingest.is_right()
+        ingest.append([CONTENT[start:stop]])
+        assert ingest.frontier == stop
+    assert ingest.is_right()
+    ingest.close()
+    store.close()
+
+
+def test_one_wrong_bit_is_seen(store):
+    ingest = store.open_ingest(DIGEST)
+    ingest.append([b"\x01" + CONTENT[1:]])
+    assert ingest.frontier == len(CONTENT)
+    assert not ingest.is_right()
+    ingest.discard()
+    ingest.discard()
+    ingest.close()
+    assert list((store.root / "ingest").iterdir()) == []
+
+
+def test_a_reader_keeps_the_bytes_of_a_discarded_ingest(store):
+    ingest = store.open_ingest(DIGEST)
+    ingest.append([CONTENT])
+    ingest.discard()
+    assert os.pread(ingest.fd, len(CONTENT), 0) == CONTENT
+    ingest.close()
+
+
+def test_an_ingest_is_resumed_where_it_stopped(store):
+    ingest = store.open_ingest(DIGEST)
+    ingest.preallocate(len(CONTENT))
+    ingest.append([CONTENT[:100_000]])
+    ingest.close()
+    again = store.open_ingest(DIGEST)
+    assert again.frontier == 0
+    again.resume()
+    assert (again.frontier, again.resumed) == (100_000, 100_000)
+    again.append([CONTENT[100_000:]])
+    assert again.is_right()
+    again.commit()
+    again.close()
+    assert Path(store.path(DIGEST)).read_bytes() == CONTENT
+
+
+def test_a_hash_goes_on_elsewhere_without_disturbing_the_ingest(store):
+    ingest = store.open_ingest(DIGEST)
+    ingest.append([CONTENT[:5]])
+    hasher = ingest.hasher()
+    hasher.update(CONTENT[5:])
+    assert DIGEST.matches(hasher)
+    ingest.append([CONTENT[5:]])
+    assert ingest.is_right()
+    ingest.close()
+
+
+def test_starting_over_forgets_what_was_there(store):
+    ingest = store.open_ingest(DIGEST)
+    ingest.append([b"wrong"])
+    ingest.restart()
+    assert ingest.frontier == 0
+    ingest.append([CONTENT])
+    assert ingest.is_right()
+    ingest.close()
+
+
+def test_a_commit_cuts_off_what_was_preallocated_and_not_needed(store):
+    ingest = store.open_ingest(DIGEST)
+    ingest.preallocate(len(CONTENT) * 2)
+    ingest.append([CONTENT])
+    ingest.commit()
+    ingest.close()
+    assert Path(store.path(DIGEST)).stat().st_size == len(CONTENT)
+
+
+def state_of(store: LocalStore) -> Path:
+    return store.root / "ingest" / f"sha256-{DIGEST.hex}.state"
+
+
+@pytest.mark.parametrize("state", [b"", b"{", b"\xff" * 64, b'{"have":-5}', b'{"have":"x"}'])
+def test_a_state_that_makes_no_sense_means_starting_over(store, state):
+    ingest = store.open_ingest(DIGEST)
+    ingest.append([CONTENT[:1000]])
+    ingest.close()
+    state_of(store).write_bytes(state)
+    again = store.open_ingest(DIGEST)
+    again.resume()
+    assert again.frontier == 0
+    again.append([CONTENT])
+    assert again.is_right()
+    again.close()
+
+
+def test_a_state_that_promises_more_than_there_is_is_not_believed(store):
+    ingest = store.open_ingest(DIGEST)
+    ingest.append([CONTENT[:1000]])
+    ingest.close()
+    state_of(store).write_bytes(b'{"have":99999999}')
+    again = store.open_ingest(DIGEST)
+    again.resume()
+    assert again.frontier == 1000
+    again.close()
+
+
+def test_no_symbolic_link_is_followed(store, tmp_path):
+    target = tmp_path / "precious"
+    target.write_bytes(b"keep me")
+    (store.root / "ingest" / f"sha256-{DIGEST.hex}").symlink_to(target)
+    with pytest.raises(StorageError):
+        store.open_ingest(DIGEST)
+    assert target.read_bytes() == b"keep me"
+
+
+KILLED = """
+import os, pathlib, signal
+from proxy.oci.digest import Digest
+from proxy.storage.local import LocalStore
+content = bytes(range(256)) * 1024
+store = LocalStore(pathlib.Path(os.environ["STORE"]))
+ingest = store.open_ingest(Digest.of(content))
+ingest.preallocate(len(content))
+ingest.append([content[:150_000]])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_had_written_is_there(tmp_path):
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED], check=False, env={**os.environ, "STORE": str(tmp_path)}
+    )
+    assert killed.returncode == -9
+    store = LocalStore(tmp_path)
+    ingest = store.open_ingest(DIGEST)
+    ingest.resume()
+    assert ingest.frontier == 150_000
+    ingest.append([CONTENT[150_000:]])
+    assert ingest.is_right()
+    ingest.close()
+    store.close()
+
+
+def on_a_tiny_disk(tiny_disk) -> tuple[LocalStore, Ingest]:
+    store = LocalStore(tiny_disk(512 * 1024))
+    return store, store.open_ingest(DIGEST)
+
+
+def test_a_full_disk_shows_when_room_is_taken(tiny_disk):
+    store, ingest = on_a_tiny_disk(tiny_disk)
+    with pytest.raises(NoSpaceError):
+        ingest.preallocate(10_000_000)
+    ingest.discard()
+    ingest.close()
+    store.close()
+
+
+def test_a_disk_that_fills_up_loses_nothing_that_was_in(tiny_disk):
+    store, ingest = on_a_tiny_disk(tiny_disk)
+    ingest.append([CONTENT[:100_000]])
+    with pytest.raises(NoSpaceError):
+        ingest.append([b"x" * 10_000_000])
+    assert ingest.frontier == 100_000
+    assert os.pread(ingest.fd, 100_000, 0) == CONTENT[:100_000]
+    (store.root / "ingest" / f"sha256-{DIGEST.hex}").stat()
+    ingest.discard()
+    ingest.close()
+    again = store.open_ingest(DIGEST)
+    again.append([CONTENT])
+    assert again.is_right()
+    again.close()
+    store.close()

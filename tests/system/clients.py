@@ -1,0 +1,238 @@
+"""The container clients of Debian, each with a root, a state and a socket of its own.
+
+Every one is configured to use the cache as docker.io's mirror, as its users would. What they fall
+back to when the mirror fails them is a port where nothing listens.
+"""
+
+import json
+import shutil
+import uuid
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from tests.system.images import Image
+from tests.system.processes import NOWHERE, Process, run
+
+DOCKER = "/usr/bin/docker"  # Debian's, whatever else is on the PATH
+HOSTS = 'server = "{nowhere}"\n[host."http://{mirror}"]\n  capabilities = ["pull", "resolve"]\n'
+CONTAINERD = """\
+version = 2
+root = "{root}"
+state = "{state}"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+  address = "{socket}"
+"""
+REGISTRIES = """\
+[[registry]]
+prefix = "docker.io"
+location = "{nowhere}"
+insecure = true
+[[registry.mirror]]
+location = "{mirror}"
+insecure = true
+"""
+
+
+class Client(ABC):
+    """A client that pulls docker.io's images through the mirror at `host:port`."""
+
+    def __init__(self, directory: Path, mirror: str) -> None:
+        self.directory = directory
+        self.mirror = mirror
+        directory.mkdir(parents=True)
+
+    def start(self) -> None:  # noqa: B027  # most have no daemon
+        """Start what the client needs to run."""
+
+    def stop(self) -> None:  # noqa: B027  # most have no daemon
+        """End what `start` started."""
+
+    @abstractmethod
+    def pull(self, image: Image) -> None: ...
+
+    @abstractmethod
+    def run(self, image: Image) -> str:
+        """Run the image's own command and return what it printed."""
+
+    @abstractmethod
+    def remove(self, image: Image) -> None:
+        """Forget the image, so that the next pull asks for everything again."""
+
+
+class Containerd(Client):
+    def __init__(self, directory: Path, mirror: str) -> None:
+        super().__init__(directory, mirror)
+        self.socket = directory / "sock"
+        self._process: Process | None = None
+
+    def _ctr(self, *arguments: str | Path) -> str:
+        return run("ctr", "--address", self.socket, *arguments)
+
+    def start(self) -> None:
+        config = self.directory / "config.toml"
+        root, state = self.directory / "root", self.directory / "state"
+        config.write_text(CONTAINERD.format(root=root, state=state, socket=self.socket))
+        hosts = self.directory / "hosts" / "docker.io" / "hosts.toml"
+        hosts.parent.mkdir(parents=True)
+        hosts.write_text(HOSTS.format(nowhere=NOWHERE, mirror=self.mirror))
+        argv: list[str | Path] = ["containerd", "--config", config]
+        self._process = process = Process(self.directory, "containerd", argv)
+        booted = "containerd successfully booted"
+        process.wait_until(lambda: booted in process.err.read_text(), booted)
+
+    def stop(self) -> None:
+        if self._process:
+            self._process.stop()
+
+    def pull(self, image: Image) -> None:
+        hosts = self.directory / "hosts"
+        native = ["--snapshotter", "native"]
+        self._ctr("images", "pull", "--hosts-dir", hosts, *native, image.reference)
+
+    def run(self, image: Image) -> str:
+        name = f"test-{uuid.uuid4().hex[:12]}"
+        return self._ctr("run", "--rm", "--snapshotter", "native", image.reference, name)
+
+    def remove(self, image: Image) -> None:
+        self._ctr("images", "rm", "--sync", image.reference)
+        assert image.layers[-1] not in self._ctr("content", "ls", "--quiet")
+
+
+class Docker(Client):
+    def __init__(self, directory: Path, mirror: str) -> None:
+        super().__init__(directory, mirror)
+        self._containerd = Containerd(directory / "c", mirror)
+        self._socket = directory / "sock"
+        self._process: Process | None = None
+
+    def _docker(self, *arguments: str) -> str:
+        config = self.directory / "cli"
+        return run(DOCKER, "--config", config, "--host", f"unix://{self._socket}", *arguments)
+
+    def start(self) -> None:
+        self._containerd.start()
+        config = self.directory / "daemon.json"
+        config.write_text(json.dumps({"registry-mirrors": [f"http://{self.mirror}"]}))
+        argv: list[str | Path] = [
+            *("dockerd", "--config-file", config, "--host", f"unix://{self._socket}"),
+            *("--containerd", self._containerd.socket),
+            *("--data-root", self.directory / "data", "--exec-root", self.directory / "exec"),
+            *("--pidfile", self.directory / "pid", "--storage-driver", "vfs"),
+            *("--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"),
+        ]
+        self._process = process = Process(self.directory, "dockerd", argv)
+        listening = "API listen on"
+        process.wait_until(lambda: listening in process.err.read_text(), listening)
+
+    def stop(self) -> None:
+        if self._process:
+            self._process.stop()
+        self._containerd.stop()
+
+    def _name(self, image: Image) -> str:
+        return f"{image.repository.removeprefix('library/')}:{image.tag}"
+
+    def pull(self, image: Image) -> None:
+        self._docker("pull", self._name(image))
+
+    def run(self, image: Image) -> str:
+        return self._docker("run", "--rm", "--network", "none", self._name(image))
+
+    def remove(self, image: Image) -> None:
+        self._docker("rmi", self._name(image))
+        assert not self._docker("images", "--quiet")
+
+
+class _Libimage(Client):
+    """podman, buildah and skopeo: one library, one registries.conf, no daemon."""
+
+    def start(self) -> None:
+        nowhere = NOWHERE.removeprefix("http://")
+        text = REGISTRIES.format(nowhere=nowhere, mirror=self.mirror)
+        self.registries.write_text(text)
+
+    @property
+    def registries(self) -> Path:
+        return self.directory / "registries.conf"
+
+    def _with_store(self, *argv: str | Path) -> str:
+        program, *arguments = argv
+        store: list[str | Path] = ["--storage-driver", "vfs", "--root", self.directory / "root"]
+        store += ["--runroot", self.directory / "run"]
+        env = {"CONTAINERS_REGISTRIES_CONF": str(self.registries)}
+        return run(program, *store, *arguments, env=env)
+
+
+class Podman(_Libimage):
+    def _podman(self, *arguments: str) -> str:
+        directories: list[str | Path] = ["--tmpdir", self.directory / "tmp"]
+        directories += ["--network-config-dir", self.directory / "networks"]
+        runtime = ["--runtime", "runc", "--cgroup-manager", "cgroupfs", "--events-backend", "none"]
+        return self._with_store("podman", *directories, *runtime, *arguments)
+
+    def pull(self, image: Image) -> None:
+        self._podman("pull", "--quiet", image.reference)
+
+    def run(self, image: Image) -> str:
+        limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
+        return self._podman("run", "--rm", "--network", "none", *limits, image.reference)
+
+    def remove(self, image: Image) -> None:
+        self._podman("rmi", image.reference)
+        assert not self._podman("images", "--quiet")
+
+
+class Buildah(_Libimage):
+    def pull(self, image: Image) -> None:
+        self._with_store("buildah", "pull", "--quiet", "--policy", "always", image.reference)
+
+    def run(self, image: Image) -> str:
+        container = self._with_store("buildah", "from", "--pull-never", image.reference).strip()
+        command = ["/bin/busybox", "echo", image.prints]
+        isolation = ["--isolation", "chroot"]
+        try:
+            return self._with_store("buildah", "run", *isolation, container, "--", *command)
+        finally:
+            self._with_store("buildah", "rm", container)
+
+    def remove(self, image: Image) -> None:
+        self._with_store("buildah", "rmi", image.reference)
+        assert not self._with_store("buildah", "images", "--quiet")
+
+
+class Skopeo(_Libimage):
+    """Copies to an OCI layout, which umoci checks and unpacks; chroot then runs it."""
+
+    @property
+    def _layout(self) -> Path:
+        return self.directory / "layout"
+
+    def _source(self, image: Image) -> tuple[str, ...]:
+        return "--registries-conf", str(self.registries), "copy", f"docker://{image.reference}"
+
+    def pull(self, image: Image) -> None:
+        run("skopeo", *self._source(image), f"oci:{self._layout}:{image.tag}")
+
+    def run(self, image: Image) -> str:
+        bundle = self.directory / "bundle"
+        run("umoci", "unpack", "--image", f"{self._layout}:{image.tag}", bundle)
+        try:
+            config = json.loads((bundle / "config.json").read_text())
+            return run("chroot", bundle / "rootfs", *config["process"]["args"])
+        finally:
+            shutil.rmtree(bundle)
+
+    def remove(self, image: Image) -> None:
+        shutil.rmtree(self._layout)
+
+
+class SkopeoDirect(Skopeo):
+    """Names the cache itself as the registry, which needs no mirror configuration."""
+
+    def _source(self, image: Image) -> tuple[str, ...]:
+        source = f"docker://{self.mirror}/{image.repository}:{image.tag}"
+        return "copy", "--src-tls-verify=false", source
+
+
+CLIENTS: list[type[Client]] = [Docker, Containerd, Podman, Buildah, Skopeo, SkopeoDirect]

@@ -1,0 +1,123 @@
+"""Images that run, made from Debian's static busybox: OCI layouts on disk."""
+
+import gzip
+import hashlib
+import io
+import json
+import random
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.system.processes import run
+
+BUSYBOX = Path("/bin/busybox")
+INDEX = "application/vnd.oci.image.index.v1+json"
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+CONFIG = "application/vnd.oci.image.config.v1+json"
+LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image index in an OCI layout, and what running it prints."""
+
+    layout: Path
+    repository: str
+    tag: str
+    prints: str
+    index: str  # digests from here on
+    manifest: str
+    config: str
+    layers: tuple[str, ...]
+
+    @property
+    def reference(self) -> str:
+        return f"docker.io/{self.repository}:{self.tag}"
+
+    def push(self, registry: str, tag: str = "") -> None:
+        """Copy the index and all it names to a registry at `host:port`, perhaps as another tag."""
+        target = f"docker://{registry}/{self.repository}:{tag or self.tag}"
+        source = f"oci:{self.layout}:{self.tag}"
+        run("skopeo", "copy", "--all", "--quiet", "--dest-tls-verify=false", source, target)
+
+    def bytes_of(self, digest: str) -> bytes:
+        return (self.layout / "blobs" / digest.replace(":", "/")).read_bytes()
+
+
+class _Layout:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        (path / "blobs" / "sha256").mkdir(parents=True)
+        (path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+
+    def add(self, media_type: str, content: bytes | dict[str, Any]) -> dict[str, Any]:
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        hexadecimal = hashlib.sha256(data).hexdigest()
+        (self.path / "blobs" / "sha256" / hexadecimal).write_bytes(data)
+        return {"mediaType": media_type, "digest": f"sha256:{hexadecimal}", "size": len(data)}
+
+    def add_manifest(self, arch: str, layers: Sequence[bytes], command: list[str]) -> Any:
+        config = {
+            "architecture": arch,
+            "os": "linux",
+            "config": {"Cmd": command},
+            "rootfs": {
+                "type": "layers",
+                "diff_ids": ["sha256:" + hashlib.sha256(layer).hexdigest() for layer in layers],
+            },
+        }
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": self.add(CONFIG, config),
+            "layers": [self.add(LAYER, gzip.compress(layer, 1, mtime=0)) for layer in layers],
+        }
+        platform = {"architecture": arch, "os": "linux"}
+        return manifest, {**self.add(MANIFEST, manifest), "platform": platform}
+
+
+def _tar(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            entry.mode = 0o755
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def make_image(
+    layout: Path,
+    *,
+    repository: str = "library/hello",
+    tag: str = "latest",
+    prints: str = "",
+    layer_sizes: Sequence[int] = (1 << 10, 300 << 10, 3 << 20),
+) -> Image:
+    """Write an index for two platforms whose images share incompressible layers and say hello."""
+    prints = prints or f"hello from {repository}:{tag}"
+    seeded = random.Random(prints)
+    layers = [_tar({"bin/busybox": BUSYBOX.read_bytes()})]
+    layers += [_tar({f"data/{n}": seeded.randbytes(size)}) for n, size in enumerate(layer_sizes)]
+    target = _Layout(layout)
+    command = ["/bin/busybox", "echo", prints]
+    manifest, described = target.add_manifest("amd64", layers, command)
+    _, foreign = target.add_manifest("arm64", layers, command)
+    manifests = [described, foreign]
+    index = target.add(INDEX, {"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests})
+    index["annotations"] = {"org.opencontainers.image.ref.name": tag}
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [index]}))
+    return Image(
+        layout=layout,
+        repository=repository,
+        tag=tag,
+        prints=prints,
+        index=index["digest"],
+        manifest=described["digest"],
+        config=manifest["config"]["digest"],
+        layers=tuple(layer["digest"] for layer in manifest["layers"]),
+    )

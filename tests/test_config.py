@@ -1,0 +1,385 @@
+"""Configuration: values, layers, errors that name their place, and what is shown of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, strategies as st
+
+from proxy.config import (
+    Address,
+    Config,
+    Duration,
+    RegistryUrl,
+    Size,
+    StoreLimit,
+    dump,
+    iter_keys,
+    json_schema,
+    load,
+    to_toml,
+)
+from proxy.errors import ConfigError
+
+SIZES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
+DURATIONS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def load_text(text: str, place: Path, **layers) -> Config:
+    file = place / "pullcache.toml"
+    file.write_text(text, encoding="utf-8")
+    return load(file, layers.get("environ", {}), layers.get("overrides", {}))
+
+
+# values
+
+
+@given(st.integers(0, 10**6), st.sampled_from(sorted(SIZES)), st.sampled_from(["", " "]))
+def test_a_size_is_its_number_times_its_unit(number, unit, gap):
+    assert Size.parse(f"{number}{gap}{unit}") == number * SIZES[unit]
+
+
+@given(st.integers(0, 2**63 - 1))
+def test_a_sizes_text_means_the_same_size(number):
+    assert Size.parse(str(Size(number))) == number == Size.parse(number)
+
+
+def test_a_size_may_have_decimals_as_long_as_it_is_whole_bytes():
+    assert Size.parse("1.5GB") == 1_500_000_000
+    with pytest.raises(ValueError, match="whole number of bytes"):
+        Size.parse("1.5B")
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.sampled_from(sorted(DURATIONS))), min_size=1))
+def test_a_duration_is_the_sum_of_its_parts(parts):
+    text = "".join(f"{number}{unit}" for number, unit in parts)
+    assert Duration.parse(text) == pytest.approx(sum(n * DURATIONS[unit] for n, unit in parts))
+
+
+@given(st.integers(0, 10**12))
+def test_a_durations_text_means_the_same_duration(milliseconds):
+    assert Duration.parse(str(Duration(milliseconds / 1000))) == milliseconds / 1000
+
+
+def test_a_plain_number_is_bytes_or_seconds():
+    assert (Size.parse(42), Size.parse("42")) == (42, 42)
+    assert (Duration.parse(42), Duration.parse("42")) == (42.0, 42.0)
+
+
+@given(st.one_of(st.text(), st.integers(), st.booleans(), st.floats(), st.none()))
+def test_any_value_is_parsed_or_refused_with_a_value_error(value):
+    for kind in (Size, Duration, StoreLimit, Address, RegistryUrl):
+        try:
+            parsed = kind.parse(value)
+        except ValueError:
+            continue
+        assert kind.parse(str(parsed)) == parsed
+
+
+@pytest.mark.parametrize(
+    "text", ["", "GB", "-1GB", "1XB", "1GB2", "9999999TB", "\u0663GB", True, 1.5]
+)
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match=r"size|bytes|string"):
+        Size.parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1y", "1.5h", "1h 5m", "40000d", True])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(ValueError, match=r"duration|hundred|string"):
+        Duration.parse(text)
+
+
+@given(st.integers(1, 100), st.integers(0, 2**60))
+def test_a_share_is_of_the_whole_file_system(percent, total):
+    assert StoreLimit.parse(f"{percent}%").resolve(total) == total * percent // 100
+
+
+def test_a_limit_in_bytes_does_not_depend_on_the_file_system():
+    assert StoreLimit.parse("20MB").resolve(1) == 20_000_000
+
+
+@pytest.mark.parametrize("text", ["0%", "101%", "0", "-5%", "1.5%"])
+def test_a_limit_that_leaves_no_room_or_more_than_all_is_refused(text):
+    with pytest.raises(ValueError, match=r"share|room|size"):
+        StoreLimit.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("127.0.0.1:5000", "127.0.0.1", 5000),
+        ("[::]:0", "::", 0),
+        (":80", "", 80),
+        ("localhost:65535", "localhost", 65535),
+    ],
+)
+def test_an_address_has_a_host_and_a_port(text, host, port):
+    address = Address.parse(text)
+    assert (address.host, address.port) == (host, port)
+
+
+@pytest.mark.parametrize(
+    "text", ["5000", "localhost", "::1:5000", "a:65536", "a b:1", "http://a:1"]
+)
+def test_what_is_no_address_is_refused(text):
+    with pytest.raises(ValueError, match="host:port"):
+        Address.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["ghcr.io", "ftp://ghcr.io", "https://ghcr.io/v2", "https://u:p@ghcr.io", "https://a?b"]
+)
+def test_an_upstreams_url_is_scheme_host_and_port_only(text):
+    with pytest.raises(ValueError, match="http"):
+        RegistryUrl.parse(text)
+    assert RegistryUrl.parse("http://[::1]:5000/") == "http://[::1]:5000"
+
+
+# layers
+
+
+def test_with_nothing_said_docker_hub_is_cached_for_this_machine():
+    config = load(None, {}, {}, is_root=True)
+    assert config.server.listen == ("127.0.0.1:5000",)
+    assert config.store.path == Path("/var/cache/pullcache")
+    assert config.store.max_size.resolve(1) == 50 * 10**9
+    assert config.store.min_free == 10**9
+    assert config.manifests.ttl == 600.0
+    assert config.manifests.tag_ttl == {"latest": 60.0}
+    assert {name: one.url for name, one in config.upstreams.items()} == {
+        "docker.io": "https://registry-1.docker.io"
+    }
+
+
+@pytest.mark.parametrize(
+    ("environ", "store"),
+    [
+        ({"XDG_CACHE_HOME": "/fast", "HOME": "/home/me"}, "/fast/pullcache"),
+        ({"XDG_CACHE_HOME": "relative", "HOME": "/home/me"}, "/home/me/.cache/pullcache"),
+        ({"HOME": "/home/me"}, "/home/me/.cache/pullcache"),
+        ({"HOME": "/home/me", "PULLCACHE_STORE_PATH": "/mine"}, "/mine"),
+    ],
+)
+def test_who_is_not_root_and_has_no_file_gets_a_store_at_home(environ, store):
+    assert load(None, environ, {}, is_root=False).store.path == Path(store)
+
+
+def test_a_file_without_a_store_means_the_usual_store_for_everybody(tmp_path):
+    (tmp_path / "f").write_text("offline = true")
+    assert load(tmp_path / "f", {}, {}, is_root=False).store.path == Path("/var/cache/pullcache")
+
+
+def test_each_layer_wins_over_the_one_below(tmp_path):
+    text = 'fetch.attempts = 2\nfetch.max_downloads = 2\nlog.level = "debug"'
+    environ = {"PULLCACHE_FETCH_ATTEMPTS": "3", "PULLCACHE_FETCH_MAX_DOWNLOADS": "3"}
+    overrides = {"fetch": {"attempts": 4, "max_downloads": None}, "server": {"listen": None}}
+    config = load_text(text, tmp_path, environ=environ, overrides=overrides)
+    assert (config.fetch.attempts, config.fetch.max_downloads, config.log.level) == (4, 3, "debug")
+    assert config.server.listen == ("127.0.0.1:5000",)
+
+
+def test_the_environment_can_set_every_kind_of_value():
+    environ = {
+        "PULLCACHE_OFFLINE": "true",
+        "PULLCACHE_SERVER_LISTEN": "127.0.0.1:1, [::1]:2",
+        "PULLCACHE_STORE_PATH": "/s",
+        "PULLCACHE_STORE_MAX_SIZE": "80%",
+        "PULLCACHE_MANIFESTS_TAG_TTL": "v*=1d, *=5s",
+        "PULLCACHE_LOG_FORMAT": "json",
+        "HOME": "/root",
+    }
+    config = load(None, environ, {})
+    assert config.offline is True
+    assert config.server.listen == ("127.0.0.1:1", "[::1]:2")
+    assert config.store.path == Path("/s")
+    assert config.store.max_size.resolve(1000) == 800
+    assert list(config.manifests.tag_ttl.items()) == [("v*", 86400.0), ("*", 5.0)]
+    assert config.log.format == "json"
+
+
+def test_the_environment_names_the_file_and_a_flag_names_another(tmp_path):
+    (tmp_path / "one").write_text("fetch.attempts = 1")
+    (tmp_path / "two").write_text("fetch.attempts = 2")
+    environ = {"PULLCACHE_CONFIG": str(tmp_path / "one")}
+    assert load(None, environ, {}).fetch.attempts == 1
+    assert load(tmp_path / "two", environ, {}).fetch.attempts == 2
+
+
+def test_the_variables_that_kubernetes_makes_for_a_service_are_not_ours():
+    environ = {
+        "PULLCACHE_SERVICE_HOST": "10.0.0.1",
+        "PULLCACHE_SERVICE_PORT_HTTP": "5000",
+        "PULLCACHE_PORT": "tcp://10.0.0.1:5000",
+        "PULLCACHE_PORT_5000_TCP_ADDR": "10.0.0.1",
+    }
+    assert load(None, environ, {}, is_root=True) == load(None, {}, {}, is_root=True)
+
+
+def test_upstreams_add_up_and_docker_hub_keeps_what_was_not_said_of_it(tmp_path):
+    text = """
+        [upstreams."docker.io"]
+        deny = ["*/private"]
+        [upstreams."ghcr.io"]
+        url = "https://ghcr.io"
+    """
+    overrides = {"upstreams": {"docker.io": {"url": "http://127.0.0.1:1"}}}
+    config = load_text(text, tmp_path, overrides=overrides)
+    assert config.upstreams["docker.io"].url == "http://127.0.0.1:1"
+    assert config.upstreams["docker.io"].deny == ("*/private",)
+    assert config.upstreams["ghcr.io"].allow == ("*",)
+
+
+def test_the_order_of_the_tag_rules_is_the_files_and_the_default_rule_is_gone(tmp_path):
+    config = load_text('[manifests.tag_ttl]\n"v*" = "1d"\n"*" = "5s"', tmp_path)
+    assert list(config.manifests.tag_ttl) == ["v*", "*"]
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("stor.path = '/x'", "stor: no such key (did you mean store?)"),
+        ("store.max_sze = '1GB'", "store.max_sze: no such key (did you mean max_size?)"),
+        ("store = 3", "store: expected a table (write [store])"),
+        ("store.max_size = '1XB'", "store.max_size: '1XB' is not a size (write"),
+        ("store.max_size = '120%'", "store.max_size: '120%' is not a share (write"),
+        ("store.path = ''", "store.path: expected the path of a directory"),
+        ("server.listen = []", "server.listen: expected array of length >= 1 (for instance"),
+        ("server.listen = ['a:1', 'b']", "server.listen[1]: 'b' is not host:port (write"),
+        ("server.listen = ':1'", 'got str (for instance: listen = ["127.0.0.1:5000"])'),
+        ("fetch.attempts = 0", "fetch.attempts: expected int >= 1 (for instance: attempts = 5)"),
+        ("fetch.attempts = '5'", "fetch.attempts: expected int, got str (for instance"),
+        ("fetch.stall_timeout = '0s'", "fetch.stall_timeout: '0s' would fail at once (write"),
+        ("log.level = 'loud'", "(write one of debug, info, warning, error)"),
+        ("manifests.tag_ttl.'a*' = 'x'", "manifests.tag_ttl.\"a*\": 'x' is not a duration (write"),
+        ("manifests.tag_ttl = 1", "manifests.tag_ttl: expected a table (write"),
+        ("offline = 'no'", "offline: expected bool, got str (for instance: offline = false)"),
+        ("upstreams.'ghcr.io'.deny = []", 'upstreams."ghcr.io".url: is missing (for instance'),
+        ("upstreams.'docker.io'.url = 'x'", "upstreams.\"docker.io\".url: 'x' is not http(s)://"),
+        ("upstreams.'docker.io'.user = 'x'", '"docker.io".user: no such key (did you mean user'),
+        ("upstreams.'docker.io'.username = 'x'", "a login has two parts (set"),
+        ("upstreams.'A/B'.url = 'x'", 'upstreams."A/B": not a registry\'s name (write'),
+        ("upstreams.go = 1", 'upstreams."go": expected a table (write'),
+        ("upstreams = 1", "upstreams: expected a table (write [upstreams])"),
+        ("x = ", "is not TOML: Invalid value"),
+    ],
+)
+def test_an_error_names_file_key_reason_and_remedy(text, reason, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_text(text, tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}/pullcache.toml: ")
+    assert reason in message
+    assert "\n" not in message
+
+
+def test_an_error_in_the_environment_names_the_variable():
+    with pytest.raises(
+        ConfigError, match=r"^PULLCACHE_FETCH_ATTEMPTS: fetch\.attempts: expected int"
+    ):
+        load(None, {"PULLCACHE_FETCH_ATTEMPTS": "many"}, {})
+    with pytest.raises(ConfigError, match=r"did you mean PULLCACHE_STORE_MAX_SIZE\?"):
+        load(None, {"PULLCACHE_STORE_MAXSIZE": "1GB"}, {})
+
+
+def test_an_error_in_a_flag_names_the_command_line():
+    with pytest.raises(ConfigError, match=r"^command line: store\.max_size: '1XB' is not a size"):
+        load(None, {}, {"store": {"max_size": "1XB"}})
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read: No such file"):
+        load(tmp_path / "nowhere.toml", {}, {})
+    (tmp_path / "latin").write_bytes(b'log.level = "\xe4"')
+    with pytest.raises(ConfigError, match="latin: is not UTF-8 text"):
+        load(tmp_path / "latin", {}, {})
+
+
+def test_a_key_that_does_nothing_yet_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"fetch\.prefetch: no such key"):
+        load_text('fetch.prefetch = "off"', tmp_path)
+
+
+# secrets
+
+
+LOGIN = "[upstreams.'docker.io']\nusername = 'me'\n"
+
+
+def test_no_dump_shows_a_password(tmp_path):
+    config = load_text(f"{LOGIN}password = 'hunter2'", tmp_path)
+    assert config.upstreams["docker.io"].read_password() == "hunter2"
+    for shown in (repr(config), str(config), to_toml(config), json.dumps(dump(config))):
+        assert "hunter2" not in shown
+        assert "***" in shown
+
+
+def test_an_error_does_not_show_a_password(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_text(f"{LOGIN}password = ['hunter2']", tmp_path)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_password_file_is_read_at_each_use(tmp_path):
+    secret = tmp_path / "secret"
+    config = load_text(f"{LOGIN}password_file = '{secret}'", tmp_path)
+    upstream = config.upstreams["docker.io"]
+    with pytest.raises(ConfigError, match="secret: password_file: No such file"):
+        upstream.read_password()
+    secret.write_text("one\n", encoding="utf-8")
+    assert upstream.read_password() == "one"
+    secret.write_text("two", encoding="utf-8")
+    assert upstream.read_password() == "two"
+
+
+def test_two_passwords_are_one_too_many(tmp_path):
+    with pytest.raises(ConfigError, match=r"both set \(keep one\)"):
+        load_text(f"{LOGIN}password = 'a'\npassword_file = 'b'", tmp_path)
+
+
+# what is shown
+
+
+def test_what_is_shown_as_toml_is_read_back_the_same(tmp_path):
+    text = """
+        [manifests.tag_ttl]
+        "v[0-9]*" = "1h30m"
+        [upstreams."ghcr.io:443"]
+        url = "https://ghcr.io"
+        hosts = ["mirror.example"]
+    """
+    config = load_text(text, tmp_path)
+    assert load_text(to_toml(config), tmp_path) == config
+
+
+def test_the_schema_describes_every_key_and_allows_no_other():
+    schema = json_schema()
+    for key in iter_keys():
+        assert key.description.endswith((".", ".)"))
+        part = schema
+        for name in key.path.split("."):
+            assert part["additionalProperties"] is not True
+            if name == "<name>":
+                part = part["additionalProperties"]
+                continue
+            part = part["properties"][name]
+        assert part["description"] == key.description
+    assert schema["additionalProperties"] is False
+
+
+def test_the_schema_holds_the_defaults():
+    store = json_schema()["properties"]["store"]["properties"]
+    assert {name: key["default"] for name, key in store.items()} == {
+        "path": "/var/cache/pullcache",
+        "max_size": "50GB",
+        "min_free": "1GB",
+        "max_idle": "0s",
+    }

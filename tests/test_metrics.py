@@ -1,0 +1,149 @@
+"""Metrics: what is counted, what is there from the start, and what Prometheus thinks of it."""
+
+import subprocess
+from dataclasses import dataclass
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from proxy.metrics import Metrics
+
+
+@dataclass
+class Gauges:
+    """A store as the metrics see it."""
+
+    store_bytes: int = 0
+    store_limit_bytes: int = 100
+    store_blobs: int = 0
+    store_reserved_bytes: int = 0
+    store_oldest_use: float = 0
+    downloads_in_progress: int = 0
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(["docker.io", "ghcr.io"], "1.2.3")
+
+
+def samples(metrics: Metrics) -> dict[str, float]:
+    return {
+        sample.name + "".join(f",{key}={sample.labels[key]}" for key in sorted(sample.labels)): (
+            sample.value
+        )
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for sample in family.samples
+    }
+
+
+def use_everything(metrics: Metrics) -> None:
+    metrics.watch(Gauges())
+    metrics.request(
+        upstream="docker.io", kind="blob", status=206, cache="hit", seconds=0.2, sent=10
+    )
+    metrics.request(upstream="none", kind="ping", status=200, cache="none", seconds=0, sent=2)
+    metrics.upstream_request("docker.io", "blob", 307)
+    metrics.upstream_request("docker.io", "token", "error")
+    metrics.upstream_first_byte("docker.io", "blob", 0.3)
+    metrics.upstream_bytes("docker.io", 1000)
+    metrics.upstream_retry("docker.io", "stalled")
+    metrics.ratelimit("docker.io", 100, 7)
+    metrics.download("stored")
+    metrics.digest_mismatch("docker.io")
+    metrics.evicted("size", 3, 3000)
+    metrics.uncached("too_large")
+    metrics.bug()
+
+
+def test_a_request_is_counted_once_with_its_time_and_its_bytes(metrics):
+    for _ in range(2):
+        metrics.request(
+            upstream="docker.io", kind="blob", status=200, cache="hit", seconds=0.02, sent=500
+        )
+    found = samples(metrics)
+    served = "cache=hit,kind=blob"
+    assert found[f"pullcache_requests_total,{served},status=200,upstream=docker.io"] == 2
+    assert found[f"pullcache_response_bytes_total,{served},upstream=docker.io"] == 1000
+    assert found[f"pullcache_request_duration_seconds_count,{served}"] == 2
+    assert found[f"pullcache_request_duration_seconds_sum,{served}"] == pytest.approx(0.04)
+    assert found[f"pullcache_requests_total,{served},status=200,upstream=ghcr.io"] == 0
+
+
+def test_what_upstream_did_is_counted_under_its_name(metrics):
+    use_everything(metrics)
+    found = samples(metrics)
+    hub = "upstream=docker.io"
+    assert found[f"pullcache_upstream_requests_total,kind=blob,status=307,{hub}"] == 1
+    assert found[f"pullcache_upstream_requests_total,kind=token,status=error,{hub}"] == 1
+    assert found[f"pullcache_upstream_first_byte_seconds_sum,kind=blob,{hub}"] == 0.3
+    assert found[f"pullcache_upstream_bytes_total,{hub}"] == 1000
+    assert found[f"pullcache_upstream_retries_total,reason=stalled,{hub}"] == 1
+    assert found[f"pullcache_upstream_ratelimit_limit,{hub}"] == 100
+    assert found[f"pullcache_upstream_ratelimit_remaining,{hub}"] == 7
+    assert found[f"pullcache_digest_mismatches_total,{hub}"] == 1
+
+
+def test_what_the_store_did_is_counted_by_reason(metrics):
+    use_everything(metrics)
+    found = samples(metrics)
+    assert found["pullcache_downloads_total,result=stored"] == 1
+    assert found["pullcache_evictions_total,reason=size"] == 3
+    assert found["pullcache_evicted_bytes_total,reason=size"] == 3000
+    assert found["pullcache_uncached_total,reason=too_large"] == 1
+    assert found["pullcache_internal_errors_total"] == 1
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        "pullcache_requests_total,cache=miss,kind=blob,status=200,upstream=ghcr.io",
+        "pullcache_requests_total,cache=stale,kind=manifest,status=200,upstream=docker.io",
+        "pullcache_response_bytes_total,cache=hit,kind=manifest,upstream=docker.io",
+        "pullcache_upstream_requests_total,kind=blob,status=error,upstream=docker.io",
+        "pullcache_upstream_bytes_total,upstream=ghcr.io",
+        "pullcache_digest_mismatches_total,upstream=docker.io",
+        "pullcache_downloads_total,result=failed",
+        "pullcache_evictions_total,reason=corrupt",
+        "pullcache_evicted_bytes_total,reason=min_free",
+        "pullcache_uncached_total,reason=disk_error",
+        "pullcache_internal_errors_total",
+    ],
+)
+def test_what_has_not_happened_yet_is_zero_and_not_absent(metrics, series):
+    assert samples(metrics)[series] == 0
+
+
+def test_gauges_are_read_from_their_source_at_each_scrape(metrics):
+    source = Gauges()
+    metrics.watch(source)
+    assert samples(metrics)["pullcache_store_bytes"] == 0
+    source.store_bytes = 70
+    source.store_oldest_use = 1.7e9
+    source.downloads_in_progress = 2
+    found = samples(metrics)
+    assert found["pullcache_store_bytes"] == 70
+    assert found["pullcache_store_limit_bytes"] == 100
+    assert found["pullcache_store_oldest_use_timestamp_seconds"] == 1.7e9
+    assert found["pullcache_downloads_in_progress"] == 2
+
+
+def test_two_programs_in_one_process_do_not_share_numbers(metrics):
+    other = Metrics(["docker.io"], "1.2.3")
+    metrics.download("stored")
+    assert samples(other)["pullcache_downloads_total,result=stored"] == 0
+
+
+def test_the_version_the_process_and_the_collector_of_garbage_are_there(metrics):
+    found = samples(metrics)
+    assert found["pullcache_build_info,version=1.2.3"] == 1
+    assert found["process_resident_memory_bytes"] > 0
+    assert "python_gc_collections_total,generation=0" in found
+    assert not [name for name in found if "_created" in name]
+
+
+def test_promtool_finds_nothing_to_say(metrics):
+    use_everything(metrics)
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=metrics.render(), capture_output=True, check=False
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
