@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,18 @@ import aiohttp
 from multidict import CIMultiDictProxy
 from yarl import URL
 
+from proxy.app import open_cache
+from proxy.config import Config, load
 from tests.fakes.clock import Clock
 from tests.fakes.content import Image, digest_of
+from tests.fakes.registry import FakeRegistry
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "server": {"listen": ["127.0.0.1:0"]},
+    "store": {"max_size": "1GB", "min_free": "0B"},
+    "manifests": {"tag_ttl": {}},
+    "fetch": {"connect_timeout": "2s", "stall_timeout": "2s", "attempts": 3},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +56,14 @@ class Answer:
 
 
 class Program:
-    """A daemon on `root`, before the upstreams given by name and address."""
+    """A daemon on `root` that stands before `registry`, with settings by section."""
 
-    def __init__(self, root: Path, upstreams: dict[str, str], **sections: dict[str, Any]) -> None:
+    def __init__(self, root: Path, registry: FakeRegistry, **sections: dict[str, Any]) -> None:
         self.root = root
+        self.registry = registry
         self.clock = Clock()
         self.sections = sections
-        self.upstreams = {name: {"url": url} for name, url in upstreams.items()}
+        self.upstreams = {"docker.io": {"url": registry.url}, **self.sections.pop("upstreams", {})}
         self.url = ""
         self._running: AsyncExitStack | None = None
 
@@ -63,19 +74,59 @@ class Program:
 
     async def start(self) -> None:
         """Start the daemon on a free port, and connect the client."""
-        raise NotImplementedError
+        async with AsyncExitStack() as stack:
+            listening = await stack.enter_async_context(
+                open_cache(self._config(), clock=self.clock)
+            )
+            self.url = f"http://{listening.addresses[0]}"
+            self.session = await stack.enter_async_context(
+                aiohttp.ClientSession(
+                    auto_decompress=False,
+                    connector=aiohttp.TCPConnector(limit=0),
+                    skip_auto_headers=["Accept", "Accept-Encoding", "User-Agent"],
+                )
+            )
+            self._running = stack.pop_all()
+
+    def _config(self) -> Config:
+        sections = {name: dict(table) for name, table in SETTINGS.items()}
+        sections["store"]["path"] = str(self.root)
+        for name, table in {"upstreams": self.upstreams, **self.sections}.items():
+            sections[name] = {**sections.get(name, {}), **table}
+        return load(None, {}, sections, is_root=False)
 
     async def stop(self) -> None:
         """Stop the daemon as SIGTERM does."""
         assert self._running is not None
+        bugs = await self.metric("pullcache_internal_errors_total")
         await self._running.aclose()
         self._running = None
+        assert bugs == 0, "the daemon met a bug of its own; its log is above"
 
     async def restart(self, **sections: dict[str, Any]) -> None:
         """Stop, change the settings given, and start again on the same store."""
         await self.stop()
         self.sections = {**self.sections, **sections}
         await self.start()
+
+    # Looking at the disk.
+
+    def stored(self) -> set[str]:
+        """Return the digests of the blobs in the store, after checking their bytes."""
+        digests = set()
+        for path in (self.root / "blobs" / "sha256").iterdir():
+            digest = digest_of(path.read_bytes())
+            assert digest == f"sha256:{path.name}"
+            digests.add(digest)
+        return digests
+
+    def on_disk(self) -> int:
+        """Return what `du` says of everything under the store."""
+        total = 0
+        for path in self.root.rglob("*"):
+            with suppress(FileNotFoundError):  # evicted while we look
+                total += path.stat().st_blocks * 512 if path.is_file() else 0
+        return total
 
     # Asking.
 
@@ -117,6 +168,12 @@ class Program:
         answers = await asyncio.gather(*(self.blob(one, image.repository) for one in blobs))
         for digest, answer in zip(blobs, answers, strict=True):
             assert (answer.status, answer.is_whole, answer.digest) == (200, True, digest)
+
+    async def settled(self) -> None:
+        """Wait until no download runs: what was sent is then committed."""
+        async with asyncio.timeout(10):
+            while await self.metric("pullcache_downloads_in_progress"):
+                await asyncio.sleep(0.005)
 
     async def metric(self, name: str, **labels: str) -> float:
         """Return the sum of a metric over the series that have these labels."""

@@ -61,7 +61,7 @@ class Space:
     async def open(self) -> None:
         """Count what is there."""
         self.blobs, self.stored = await self._index.totals(footprint)
-        for digest, size, _ in self._store.iter_ingests():
+        for digest, size, _ in await asyncio.to_thread(self._store.list_ingests):
             self._leftovers[digest] = size
         await self._make_room(0)
 
@@ -129,9 +129,9 @@ class Space:
     async def sweep(self, *, max_idle: float, ingest_ttl: float) -> None:
         """Remove what nobody used for `max_idle` seconds (0: never), and old interrupted ingests."""
         now = self._clock()
-        for digest, _, modified in list(self._store.iter_ingests()):
+        for digest, _, modified in await asyncio.to_thread(self._store.list_ingests):
             if digest in self._leftovers and now - modified > ingest_ttl:
-                self._drop_leftover(digest)
+                await self._drop_leftover(digest)
         while max_idle:
             oldest = await self._index.least_recently_used(_BATCH)
             idle = [(digest, size) for digest, size, used in oldest if used < now - max_idle]
@@ -146,11 +146,12 @@ class Space:
             # The account is exact, but room is also taken while victims go. What the file system
             # says is not: a file that is still read keeps its blocks. So the rounds are bounded.
             for _ in range(3):
+                free = await asyncio.to_thread(self._store.free_bytes)
                 over = self.used + INDEX_MARGIN - self.max_size
-                lacking = self._min_free + pending - self._store.free_bytes()
+                lacking = self._min_free + pending - free
                 needed = max(over, lacking)
                 while self._leftovers and needed > 0:
-                    needed -= self._drop_leftover(next(iter(self._leftovers)))
+                    needed -= await self._drop_leftover(next(iter(self._leftovers)))
                 if needed <= 0:
                     return True
                 if needed > self.stored:
@@ -183,9 +184,10 @@ class Space:
         self.blobs -= len(blobs)
         self._metrics.evicted(reason, len(blobs), freed)
 
-    def _drop_leftover(self, digest: Digest) -> int:
-        self._store.delete_ingest(digest)
-        return self._leftovers.pop(digest)
+    async def _drop_leftover(self, digest: Digest) -> int:
+        size = self._leftovers.pop(digest)
+        await asyncio.to_thread(self._store.delete_ingest, digest)
+        return size
 
 
 def _pending(reservations: set[Reservation]) -> int:

@@ -129,10 +129,18 @@ def _decode(content: bytes) -> _Document:
     if len(content) > MAX_MANIFEST_SIZE:
         raise InvalidManifestError(f"larger than {MAX_MANIFEST_SIZE} bytes")
     try:
-        # The standard decoder, because it alone shows duplicate keys.
-        return msgspec.convert(json.loads(content, object_pairs_hook=_unique), _Document)
+        # The standard decoder, because it alone shows duplicate keys; given text, because from bytes
+        # it takes UTF-16 too. A surrogate on its own is text that nobody can write again.
+        text = content.decode()
+        document = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        json.dumps(document, ensure_ascii=False).encode()
+        return msgspec.convert(document, _Document)
     except (ValueError, RecursionError) as error:
         raise InvalidManifestError(f"not a manifest: {str(error)[:80]}") from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

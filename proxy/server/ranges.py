@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))", re.IGNORECASE)
-_ETAG = re.compile(r'\s*(?:W/)?("[^"]*")\s*(?:,|$)')
+_ETAG = re.compile(r'"[^"]*"')
 
 
 @dataclass(frozen=True, slots=True)

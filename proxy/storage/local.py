@@ -81,10 +81,12 @@ class LocalStore:
     def open(self, digest: Digest, size: int) -> OpenBlob | None:
         """Open a committed blob, or return None if there is no regular file of `size` bytes.
 
-        No symbolic link is followed: nothing that was put in a blob's place is served.
+        No symbolic link is followed, no pipe is waited for: nothing that was put in a blob's place
+        is served.
         """
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            fd = os.open(self.path(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(self.path(digest), flags)
         except OSError:
             return None
         status = os.fstat(fd)
@@ -129,15 +131,17 @@ class LocalStore:
                     if digest and entry.is_file(follow_symlinks=False):
                         yield digest, entry.stat(follow_symlinks=False).st_size
 
-    def iter_ingests(self) -> Iterator[tuple[Digest, int, float]]:
-        """Yield digest, bytes on disk and time of the last write of every ingest left behind."""
+    def list_ingests(self) -> list[tuple[Digest, int, float]]:
+        """Return digest, bytes on disk and time of the last write of every ingest."""
+        found = []
         with os.scandir(self._ingest) as entries:
             for entry in entries:
                 algorithm, _, encoded = entry.name.partition("-")
                 digest = _parse_name(algorithm, encoded)
                 if digest and entry.is_file(follow_symlinks=False):
                     status = entry.stat(follow_symlinks=False)
-                    yield digest, status.st_blocks * 512, status.st_mtime
+                    found.append((digest, status.st_blocks * 512, status.st_mtime))
+        return found
 
     def delete_ingest(self, digest: Digest) -> None:
         """Remove an ingest that nobody writes, with its state."""

@@ -9,7 +9,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_PARAMETER = re.compile(rf'\s*({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({_WORD}[^\s,]*))\s*')
+# A list may have empty elements (RFC 9110 section 5.6.1.2).
+_PARAMETER = re.compile(
+    rf'[\s,]*({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({_WORD}[^\s,]*))\s*(?=,|$)'
+)
+_TOKEN68 = re.compile(r"\s+[A-Za-z0-9._~+/-]+=*\s*(?=,|$)")
 _SCHEME = re.compile(rf"[\s,]*({_WORD})(?=[\s,]|$)")
 _ESCAPED = re.compile(r"\\(.)")
 
@@ -36,13 +40,12 @@ def _parse_value(value: str) -> list[Challenge]:
     while scheme := _SCHEME.match(value, position):
         parameters: dict[str, str] = {}
         position = scheme.end()
+        if token68 := _TOKEN68.match(value, position):
+            position = token68.end()
         while parameter := _PARAMETER.match(value, position):
             name, quoted, plain = parameter.groups()
             text = plain if quoted is None else _ESCAPED.sub(r"\1", quoted)
             parameters.setdefault(name.lower(), text)
             position = parameter.end()
-            if value[position : position + 1] != ",":
-                break
-            position += 1
         challenges.append(Challenge(scheme[1].lower(), parameters))
     return challenges

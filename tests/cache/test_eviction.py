@@ -149,7 +149,7 @@ async def test_interrupted_downloads_go_before_blobs_and_count(shop):
     assert shop.holds(await shop.fetch(1500 * KIB))
     assert shop.holds(blob)
     assert shop.space.reserved == 0
-    assert list(shop.store.iter_ingests()) == []
+    assert list(shop.store.list_ingests()) == []
 
 
 async def test_an_interrupted_download_that_is_resumed_is_not_counted_twice(shop):
@@ -157,7 +157,7 @@ async def test_an_interrupted_download_that_is_resumed_is_not_counted_twice(shop
     shop.space.adopt(digest)
     reservation = await shop.space.reserve(3000 * KIB)
     assert reservation is not None
-    assert [left for left, _, _ in shop.store.iter_ingests()] == [digest]
+    assert [left for left, _, _ in shop.store.list_ingests()] == [digest]
     shop.space.release(reservation)
 
 
@@ -184,10 +184,10 @@ async def test_old_leftovers_and_idle_blobs_are_swept(shop):
     path = shop.store.root / "ingest" / f"sha256-{left.hex}"
     os.utime(path, (shop.clock() - 500, shop.clock() - 500))
     await shop.space.sweep(max_idle=0, ingest_ttl=501)
-    assert [digest for digest, _, _ in shop.store.iter_ingests()] == [left]
+    assert [digest for digest, _, _ in shop.store.list_ingests()] == [left]
     assert shop.holds(old)
     await shop.space.sweep(max_idle=999, ingest_ttl=499)
-    assert list(shop.store.iter_ingests()) == []
+    assert list(shop.store.list_ingests()) == []
     assert (shop.holds(old), shop.holds(new)) == (False, True)
     assert shop.space.reserved == 0
 

@@ -40,7 +40,11 @@ class Fault:
 HTML: Final = Fault(
     status=200,
     body=b"<!doctype html><title>Welcome to the hotel</title>",
-    headers={"Content-Type": "text/html; charset=utf-8"},
+    headers={
+        "Content-Type": "text/html; charset=utf-8",
+        "Docker-Content-Digest": None,
+        "ETag": None,
+    },
 )
 
 

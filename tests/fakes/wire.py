@@ -137,7 +137,7 @@ class Wire:
         try:
             return await self._respond(request, seen)
         except ConnectionError:
-            raise
+            return web.StreamResponse()  # the client has left: nothing is wrong with the fake
         except Exception as error:  # the fake itself is broken: its owner raises this at the end
             self.log.errors.append(error)
             raise

@@ -131,13 +131,13 @@ def test_ingests_are_found_with_the_room_that_they_take(store):
     ingest.append([b"x" * 10_000])
     ingest.close()
     (store.root / "ingest" / "put-left").write_bytes(b"")
-    ((digest, size, written),) = store.iter_ingests()
+    ((digest, size, written),) = store.list_ingests()
     assert digest == DIGEST
     assert size >= 10_000
     assert abs(written - time.time()) < 60
     store.delete_ingest(DIGEST)
     store.delete_ingest(DIGEST)
-    assert list(store.iter_ingests()) == []
+    assert list(store.list_ingests()) == []
     assert [path.name for path in (store.root / "ingest").iterdir()] == ["put-left"]
 
 

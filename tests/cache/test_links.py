@@ -1,0 +1,114 @@
+"""Links: a repository is served what it was seen to hold, and nothing on the digest alone."""
+
+import asyncio
+
+import pytest
+
+from tests.fakes.content import digest_of
+from tests.fakes.faults import Fault
+from tests.fakes.registry import FakeRegistry
+
+
+@pytest.fixture
+async def secret(registry, program):
+    """A private image that is in the cache, and a repository beside it."""
+    image = registry.add_image("me/secret", layers=[b"secret layer"])
+    registry.add_image("me/public", layers=[b"public layer"])
+    await program.pull(image)
+    await program.settled()
+    registry.requests.clear()
+    return image
+
+
+def target(repository: str, digest: str, image) -> str:
+    kind = "manifests" if digest == image.digest else "blobs"
+    return f"/v2/{repository}/{kind}/{digest}"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_who_does_not_hold_it_is_not_served_it(registry, program, secret, method):
+    for digest in (secret.digest, *secret.blobs):
+        answer = await program.ask(target("me/public", digest, secret), method)
+        assert answer.status == 404
+    assert registry.bytes_sent("/v2/.*/blobs/|/registry-v2/") < 1000
+
+
+async def test_nobody_else_gets_it_while_upstream_is_down(registry, program, secret):
+    async with registry.down():
+        for digest in (secret.digest, *secret.blobs):
+            answer = await program.ask(target("me/public", digest, secret))
+            assert answer.status in (404, 503)
+            assert b"secret layer" not in answer.body
+            answer = await program.ask(target("me/secret", digest, secret))
+            assert answer.status == 200
+
+
+async def test_who_holds_it_too_is_asked_about_once_by_head(registry, program, secret):
+    layer = secret.layers[0]
+    registry.add_blob(b"secret layer", "me/public")
+    for _ in range(3):
+        answer = await program.blob(layer, "me/public")
+        assert (answer.status, answer.body) == (200, b"secret layer")
+    assert [seen.method for seen in registry.seen(layer[7:])] == ["HEAD"]
+    assert registry.count("/registry-v2/") == 0
+
+
+async def test_a_manifest_that_is_held_elsewhere_too_costs_one_head(registry, program, secret):
+    held = registry.repository("me/secret").manifests[secret.digest]
+    registry.add_manifest("me/public", None, held.content, held.media_type)
+    for _ in range(3):
+        answer = await program.manifest("me/public", secret.digest)
+        assert (answer.status, answer.digest) == (200, secret.digest)
+    assert registry.pulls == 1
+    assert registry.count(f"HEAD .*{secret.digest}") == 1
+
+
+async def test_links_survive_a_restart(registry, program, secret):
+    registry.add_blob(b"secret layer", "me/public")
+    await program.blob(secret.layers[0], "me/public")
+    await program.restart()
+    async with registry.down():
+        assert (await program.blob(secret.layers[0], "me/public")).status == 200
+        assert (await program.blob(secret.layers[0], "me/secret")).status == 200
+        assert (await program.blob(secret.config, "me/public")).status != 200
+
+
+async def test_a_blob_that_is_on_its_way_to_another_is_not_shared_without_proof(
+    registry, program, secret
+):
+    blob = registry.add_blob(b"x" * 200_000, "me/secret")
+    release = asyncio.Event()
+    registry.fail(registry.body_of(blob), Fault(stall_at=100_000, until=release))
+    async with program.opened(f"/v2/me/secret/blobs/{blob}") as response:
+        assert response.status == 200
+        assert (await program.blob(blob, "me/public")).status == 404
+        registry.add_blob(b"x" * 200_000, "me/public")
+        async with program.opened(f"/v2/me/public/blobs/{blob}") as shared:
+            assert shared.status == 200
+            assert len(await shared.content.readexactly(50_000)) == 50_000
+            release.set()
+    assert registry.count(registry.body_of(blob)) == 1
+
+
+async def test_the_same_name_at_another_registry_is_another_repository(registry, make_program):
+    async with FakeRegistry() as other:
+        program = await make_program(upstreams={"ghcr.io": {"url": other.url}})
+        image = registry.add_image("me/app", layers=[b"of docker hub"])
+        other.add_image("me/app", layers=[b"of github"])
+        await program.pull(image)
+        for digest in image.blobs:
+            assert (await program.ask(f"/v2/ghcr.io/me/app/blobs/{digest}")).status == 404
+        there = await program.ask("/v2/ghcr.io/me/app/manifests/latest")
+        assert (there.status, there.digest == image.digest) == (200, False)
+        by_namespace = await program.ask("/v2/me/app/manifests/latest?ns=ghcr.io")
+        assert by_namespace.digest == there.digest
+        assert by_namespace.headers["OCI-Namespace"] == "ghcr.io"
+
+
+async def test_a_blob_that_no_manifest_names_is_linked_by_its_fetch(registry, program):
+    digest = registry.add_blob(b"loose")
+    assert (await program.blob(digest)).status == 200
+    await program.settled()
+    async with registry.down():
+        assert (await program.blob(digest)).status == 200
+        assert (await program.blob(digest_of(b"other"))).status == 404

@@ -1,0 +1,176 @@
+"""Lists: cut into pages here, filtered here, and there while upstream is not."""
+
+import json
+import re
+
+import pytest
+
+from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of
+from tests.fakes.faults import Fault
+
+NAMES = sorted(["1.0", "1.10", "1.9", "A", "a", "latest", "Z", "_x"])
+
+
+@pytest.fixture
+def tagged(registry):
+    image = registry.add_image()
+    for tag in reversed(NAMES):
+        registry.move_tag("library/app", tag, image.digest)
+    return registry
+
+
+async def test_tags_come_in_ascii_order(program, tagged):
+    answer = await program.ask("/v2/library/app/tags/list")
+    assert answer.json == {"name": "library/app", "tags": NAMES}
+    assert answer.headers["Content-Type"].startswith("application/json")
+    assert "Link" not in answer.headers
+
+
+async def walk(program, target: str) -> list[str]:
+    """Follow the links from `target` and return what all pages list."""
+    found: list[str] = []
+    for _ in range(20):
+        answer = await program.ask(target)
+        assert answer.status == 200
+        found += answer.json.get("tags", answer.json.get("repositories"))
+        link = answer.headers.get("Link")
+        if link is None:
+            return found
+        match = re.fullmatch(r'<([^>]+)>; rel="next"', link)
+        assert match
+        target = match[1]
+    raise AssertionError("the pages do not end")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 9, 1000])
+async def test_pages_and_their_links_lead_through_all_tags(program, tagged, size):
+    assert await walk(program, f"/v2/library/app/tags/list?n={size}") == NAMES
+    assert tagged.count("tags/list") == 2  # once without a token
+
+
+@pytest.mark.parametrize("upstream_page", [1, 3])
+async def test_upstreams_own_pages_do_not_show(program, tagged, upstream_page):
+    tagged.tags_page = upstream_page
+    assert (await program.ask("/v2/library/app/tags/list")).json["tags"] == NAMES
+
+
+async def test_last_is_exclusive_and_need_not_exist(program, tagged):
+    for last in ("1.10", "1.11"):
+        answer = await program.ask(f"/v2/library/app/tags/list?last={last}")
+        assert answer.json["tags"] == [tag for tag in NAMES if tag > last]
+
+
+async def test_no_tags_are_asked_for_and_none_come(program, tagged):
+    answer = await program.ask("/v2/library/app/tags/list?n=0")
+    assert answer.json["tags"] == []
+    assert "Link" not in answer.headers
+
+
+@pytest.mark.parametrize("number", ["1000000000", "-1", "NaN", "", "9" * 5000, "1e3", "%00"])
+async def test_a_number_that_is_none_or_huge_is_no_error_of_ours(program, tagged, number):
+    answer = await program.ask(f"/v2/library/app/tags/list?n={number}")
+    assert answer.status in (200, 400)
+    if answer.status == 200:
+        assert set(answer.json["tags"]) <= set(NAMES)
+
+
+async def test_a_repository_without_tags_has_an_empty_list(program, registry):
+    registry.repository("library/empty")
+    assert (await program.ask("/v2/library/empty/tags/list")).json["tags"] == []
+
+
+async def test_the_links_of_another_upstream_lead_back_to_it(make_program, tagged):
+    other = {"upstreams": {"ghcr.io": {"url": tagged.url}}}
+    program = await make_program(**other)
+    assert await walk(program, "/v2/ghcr.io/library/app/tags/list?n=3") == NAMES
+    assert await walk(program, "/v2/library/app/tags/list?ns=ghcr.io&n=3") == NAMES
+
+
+async def test_a_list_is_asked_once_and_stays_when_upstream_is_gone(program, tagged):
+    await program.ask("/v2/library/app/tags/list")
+    before = len(tagged.requests)
+    await program.ask("/v2/library/app/tags/list")
+    assert len(tagged.requests) == before
+    program.clock.turn(100_000)
+    async with tagged.down():
+        answer = await program.ask("/v2/library/app/tags/list")
+        assert answer.json["tags"] == NAMES
+        assert "stale" in answer.headers["Cache-Status"]
+
+
+async def test_without_upstream_the_tags_that_are_cached_are_listed(program, tagged):
+    await program.manifest("library/app", "a")
+    async with tagged.down():
+        assert (await program.ask("/v2/library/app/tags/list")).json["tags"] == ["a"]
+        assert (await program.ask("/v2/library/none/tags/list")).status == 503
+
+
+async def test_the_catalog_is_what_is_cached(program, tagged):
+    assert (await program.ask("/v2/_catalog")).json == {"repositories": []}
+    for name in ("library/app", "me/b", "me/a"):
+        tagged.add_image(name)
+        await program.manifest(name)
+    expected = ["library/app", "me/a", "me/b"]
+    assert (await program.ask("/v2/_catalog")).json == {"repositories": expected}
+    assert await walk(program, "/v2/_catalog?n=1") == expected
+    assert (await program.ask("/v2/_catalog?last=library/app&n=1")).json["repositories"] == ["me/a"]
+
+
+def sign(registry, subject: str, kind: str) -> str:
+    """Add an artifact that refers to `subject`."""
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "artifactType": kind,
+        "config": {
+            "mediaType": "application/vnd.oci.empty.v1+json",
+            "digest": digest_of(b"{}"),
+            "size": 2,
+        },
+        "layers": [],
+        "subject": {"mediaType": OCI_MANIFEST, "digest": subject, "size": 1},
+    }
+    digest: str = registry.add_manifest(
+        "library/app", None, json.dumps(document).encode(), OCI_MANIFEST
+    )
+    return digest
+
+
+async def test_referrers_are_listed_and_filtered_here(program, registry):
+    image = registry.add_image()
+    signature, sbom = (sign(registry, image.digest, kind) for kind in ("sig/x", "sbom/y"))
+    target = f"/v2/library/app/referrers/{image.digest}"
+    answer = await program.ask(target)
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == OCI_INDEX
+    assert answer.json["mediaType"] == OCI_INDEX
+    assert {one["digest"] for one in answer.json["manifests"]} == {signature, sbom}
+    assert "OCI-Filters-Applied" not in answer.headers
+    answer = await program.ask(target + "?artifactType=sbom/y")
+    assert [one["digest"] for one in answer.json["manifests"]] == [sbom]
+    assert answer.headers["OCI-Filters-Applied"] == "artifactType"
+    assert registry.count("/referrers/") == 2  # once without a token
+
+
+async def test_what_nothing_refers_to_has_an_empty_index(program, registry):
+    registry.add_image()
+    answer = await program.ask(f"/v2/library/app/referrers/{digest_of(b'nothing')}")
+    assert (answer.status, answer.json["manifests"]) == (200, [])
+
+
+async def test_an_upstream_without_the_referrers_api_is_404_so_that_clients_ask_by_tag(
+    program, registry
+):
+    image = registry.add_image()
+    registry.referrers = False
+    assert (await program.ask(f"/v2/library/app/referrers/{image.digest}")).status == 404
+    fallback = image.digest.replace(":", "-")
+    registry.move_tag("library/app", fallback, image.digest)
+    assert (await program.manifest(image, fallback)).status == 200
+
+
+async def test_an_upstream_that_fails_is_not_taken_for_one_without_referrers(program, registry):
+    image = registry.add_image()
+    registry.fail("/referrers/", Fault(status=500), times=None)
+    answer = await program.ask(f"/v2/library/app/referrers/{image.digest}")
+    assert answer.status >= 500
