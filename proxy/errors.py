@@ -61,7 +61,7 @@ class UpstreamError(ProxyError):
 class RateLimitedError(UpstreamError):
     """Upstream refuses for now. `retry_after` is in seconds."""
 
-    def __init__(self, message: str, *, retry_after: float) -> None:
+    def __init__(self, message: str, *, retry_after: float = 60.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 
@@ -80,6 +80,10 @@ class UpstreamTimeoutError(UpstreamUnavailableError):
 
 class UpstreamUnauthorizedError(UpstreamError):
     """Upstream wants other credentials than the configured ones."""
+
+
+class UnsatisfiableRangeError(UpstreamError):
+    """Upstream has nothing at the offset that was asked for: what is here is not a part of it."""
 
 
 class DigestMismatchError(ProxyError):

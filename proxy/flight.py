@@ -7,6 +7,7 @@ without cancelling it, and its result, or its error, is everybody's.
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import Executor
+from copy import copy
 from functools import partial
 from typing import Generic, ParamSpec, TypeVar
 
@@ -36,7 +37,8 @@ class SingleFlight(Generic[K, V]):
             raise UpstreamUnavailableError("the cache is shutting down; try again in a moment")
         result = task.result()
         if isinstance(result, Exception):
-            raise result
+            # Each waiter raises its own: tracebacks and contexts are not for sharing.
+            raise copy(result) from result
         return result
 
     def begin(self, key: K, work: Callable[[], Awaitable[V]]) -> None:
@@ -62,15 +64,24 @@ async def _outcome(work: Callable[[], Awaitable[V]]) -> V | Exception:
         return error
 
 
-async def in_thread(pool: Executor, work: Callable[P, R], *args: P.args, **kw: P.kwargs) -> R:
-    """Return `work(...)`, run in `pool`. A thread cannot be cancelled, so it is waited for.
+async def to_the_end(work: Awaitable[R]) -> R:
+    """Return what `work` gives; if we are cancelled meanwhile, let it end first.
 
-    Otherwise a task that is cancelled would close files that its thread still writes.
+    For what must not be left half done: a thread that writes a file, a commit.
     """
-    future = asyncio.get_running_loop().run_in_executor(pool, partial(work, *args, **kw))
+    future = asyncio.ensure_future(work)  # noqa: TID251 (its owner is this frame, which outlives it)
     try:
         await asyncio.wait((future,))
     except asyncio.CancelledError:
         await asyncio.wait((future,))
         raise
     return future.result()
+
+
+async def in_thread(pool: Executor, work: Callable[P, R], *args: P.args, **kw: P.kwargs) -> R:
+    """Return `work(...)`, run in `pool`. A thread cannot be cancelled, so it is waited for.
+
+    Otherwise a task that is cancelled would close files that its thread still writes.
+    """
+    loop = asyncio.get_running_loop()
+    return await to_the_end(loop.run_in_executor(pool, partial(work, *args, **kw)))

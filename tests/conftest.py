@@ -1,6 +1,8 @@
 """Guards that every test runs under, and the fixtures that most of them need."""
 
 import asyncio
+import functools
+import inspect
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,8 @@ from blockbuster import BlockBuster, blockbuster_ctx
 from tests.fakes.registry import FakeRegistry
 from tests.program import Program
 
+PATIENCE = 45.0
+
 # A hit opens, stats and sends its file in the loop, and reads one indexed row there: each takes
 # microseconds from the page cache, a hop to a thread takes more (design, section 5).
 _CHEAP_ON_PURPOSE = ("os.stat", "os.sendfile")
@@ -23,6 +27,22 @@ def pytest_asyncio_loop_factories(
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run tests on the loop that production runs on."""
     return {"uvloop": uvloop.new_event_loop}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """End a test that hangs: uvloop swallows what pytest-timeout raises in a signal handler."""
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            item.obj = _impatient(item.obj)
+
+
+def _impatient(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def run(*args: Any, **kwargs: Any) -> None:
+        async with asyncio.timeout(PATIENCE):
+            await test(*args, **kwargs)
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -62,6 +62,7 @@ class Program:
         self.root = root
         self.registry = registry
         self.clock = Clock()
+        self.access_log: Any = None
         self.sections = sections
         self.upstreams = {"docker.io": {"url": registry.url}, **self.sections.pop("upstreams", {})}
         self.url = ""
@@ -76,7 +77,7 @@ class Program:
         """Start the daemon on a free port, and connect the client."""
         async with AsyncExitStack() as stack:
             listening = await stack.enter_async_context(
-                open_cache(self._config(), clock=self.clock)
+                open_cache(self._config(), clock=self.clock, access_log=self.access_log)
             )
             self.url = f"http://{listening.addresses[0]}"
             self.session = await stack.enter_async_context(
@@ -98,8 +99,9 @@ class Program:
     async def stop(self) -> None:
         """Stop the daemon as SIGTERM does."""
         assert self._running is not None
-        bugs = await self.metric("pullcache_internal_errors_total")
-        await self._running.aclose()
+        async with asyncio.timeout(30):
+            bugs = await self.metric("pullcache_internal_errors_total")
+            await self._running.aclose()
         self._running = None
         assert bugs == 0, "the daemon met a bug of its own; its log is above"
 
@@ -173,7 +175,7 @@ class Program:
         """Wait until no download runs: what was sent is then committed."""
         async with asyncio.timeout(10):
             while await self.metric("pullcache_downloads_in_progress"):
-                await asyncio.sleep(0.005)
+                pass
 
     async def metric(self, name: str, **labels: str) -> float:
         """Return the sum of a metric over the series that have these labels."""

@@ -103,6 +103,7 @@ async def test_work_can_be_started_without_waiting():
     async with asyncio.TaskGroup() as group:
         flight: SingleFlight[str, str] = SingleFlight(group)
         work = Work()
-        assert flight.start("key", work) is flight.start("key", work)
+        flight.begin("key", work)
+        flight.begin("key", work)
         work.done.set()
     assert work.begun == 1

@@ -15,6 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
+from copy import copy
 from dataclasses import dataclass
 
 from proxy.cache.arrivals import Arrivals
@@ -26,10 +27,11 @@ from proxy.errors import (
     ProxyError,
     StorageError,
     UnknownBlobError,
+    UnsatisfiableRangeError,
     UpstreamError,
     UpstreamUnavailableError,
 )
-from proxy.flight import in_thread
+from proxy.flight import in_thread, to_the_end
 from proxy.log import get_logger
 from proxy.metrics import DownloadResult, Metrics, UncachedReason
 from proxy.oci.digest import Digest
@@ -120,7 +122,8 @@ class Download:
             if limit > offset or self._is_verified:
                 return max(limit, offset)
             if self.error:
-                raise self.error
+                # Each reader raises its own: tracebacks and contexts are not for sharing.
+                raise copy(self.error)
             if self.is_detached:
                 raise Detached
             await self._changed.wait()
@@ -156,29 +159,28 @@ class Download:
 
     async def run(self) -> None:
         """Fetch, verify and commit. What goes wrong is `error` afterwards; nothing is raised."""
-        result: DownloadResult = "stored"
+        result: DownloadResult = "failed"
+        ended: ProxyError | None = UpstreamUnavailableError("the cache is shutting down; try again")
         try:
             async with self._tools.slots:
                 await self._fill()
-                if self._is_verified:
-                    await self._commit()
-                else:
-                    result = "bypass"
+                is_stored = self._is_verified and await to_the_end(self._commit())
+            result, ended = "stored" if is_stored else "bypass", None
         except ProxyError as error:
             result = "mismatch" if isinstance(error, DigestMismatchError) else "failed"
-            self.error = error
-        except asyncio.CancelledError:
-            result = "failed"
-            self.error = UpstreamUnavailableError("the cache is shutting down; try again")
-            raise
+            ended = error
         except Exception:
-            result = "failed"
-            self.error = StorageError("the cache failed inside; its log says how")
+            ended = StorageError("the cache failed inside; its log says how")
             self._tools.metrics.bug()
             log.exception("download_crashed", digest=str(self.digest))
         finally:
             self._tools.metrics.download(result)
-            self._settle(is_worth_keeping=result == "failed" and self._frontier > 0)
+            try:
+                await self._settle(is_worth_keeping=result == "failed" and self._frontier > 0)
+            finally:
+                # Told last: whoever hears of it may begin anew at once, with the same files.
+                self.error = ended
+                self._wake()
 
     async def _fill(self) -> None:
         """Get all bytes into the ingest, over as many transfers as it takes, or detach."""
@@ -200,6 +202,9 @@ class Download:
         await in_thread(tools.threads, self._ingest.resume)
         if self._ingest.resumed:
             await self._reserve_for(self._ingest.frontier)
+            if self._ingest.is_right():
+                # The whole blob: it was only the commit that was missing.
+                self.size = self._ingest.frontier
             self._advance()
             log.info("resumed", digest=str(self.digest), offset=self._frontier)
 
@@ -210,6 +215,8 @@ class Download:
         while True:
             try:
                 return await self._transfer()
+            except UnsatisfiableRangeError as error:
+                raise self._mismatch() from error
             except (UpstreamError, UnknownBlobError) as error:
                 if self._frontier > reached:
                     # Progress makes a download worth as many attempts as a new one.
@@ -305,8 +312,8 @@ class Download:
         self._reservation.written = max(self._reservation.written, self._frontier)
         self._wake()
 
-    async def _commit(self) -> None:
-        """Make the blob a part of the store. A disk that fails now fails no reader."""
+    async def _commit(self) -> bool:
+        """Make the blob a part of the store. False if the disk fails: that fails no reader."""
         assert self._ingest is not None
         assert self._reservation is not None
         tools = self._tools
@@ -320,9 +327,10 @@ class Download:
         except StorageError as error:
             tools.metrics.uncached("disk_error")
             log.warning("not_stored", digest=str(self.digest), reason=str(error))
-        else:
-            tools.space.commit(self._reservation, self._frontier, is_new=is_new)
-            self._reservation = None
+            return False
+        tools.space.commit(self._reservation, self._frontier, is_new=is_new)
+        self._reservation = None
+        return True
 
     def _detach(self, error: StorageError) -> None:
         reason: UncachedReason = "disk_error"
@@ -333,17 +341,16 @@ class Download:
         log.warning("not_cached", digest=str(self.digest), reason=str(error))
         self.is_detached = True
 
-    def _settle(self, *, is_worth_keeping: bool) -> None:
-        """End: give back the room, keep or remove the ingest, let the readers go."""
-        self._is_running = False
+    async def _settle(self, *, is_worth_keeping: bool) -> None:
+        """End: keep or remove the ingest, give back the room, close the file after the last reader."""
         if self._reservation:
-            if is_worth_keeping and not self.is_detached and not self._is_verified:
+            if is_worth_keeping and not self.is_detached:
                 self._tools.space.leave(self._reservation, self.digest)
             else:
-                self._tools.space.release(self._reservation)
                 if self._ingest:
-                    self._ingest.discard()
-        self._wake()
+                    await in_thread(self._tools.threads, self._ingest.discard)
+                self._tools.space.release(self._reservation)
+        self._is_running = False
         self._close_if_unused()
 
     def _close_if_unused(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from proxy.errors import StorageError
+from proxy.flight import to_the_end
 from proxy.log import get_logger
 from proxy.metrics import EvictionReason, Metrics
 from proxy.oci.digest import Digest
@@ -173,6 +174,12 @@ class Space:
             await self._remove(victims, reason)
 
     async def _remove(self, blobs: list[tuple[Digest, int]], reason: EvictionReason) -> None:
+        # A client that leaves may cancel us; the account must be right all the same.
+        await to_the_end(self._remove_and_count(blobs, reason))
+
+    async def _remove_and_count(
+        self, blobs: list[tuple[Digest, int]], reason: EvictionReason
+    ) -> None:
         try:
             await self._index.remove([digest for digest, _ in blobs], self._store.delete)
         except StorageError as error:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from copy import copy
 from functools import partial
 
 import msgspec
@@ -137,7 +138,7 @@ class PullThrough:
             if verdict is Freshness.REVALIDATE:
                 work = partial(self._refresh, repository, tag, known)
                 self._fetches.begin((repository, tag), work)
-            return ManifestAnswer(fresh, "hit", age, max(0.0, ttl - age))
+            return ManifestAnswer(fresh, "hit", age, ttl)
         try:
             held, state = await self._refreshed(repository, tag, known)
         except (UpstreamError, DigestMismatchError) as error:
@@ -210,7 +211,7 @@ class PullThrough:
                 held, state = await self._fetch(repository, tag)
             else:
                 digest = await upstream.resolve(repository.name, tag)
-                held, state = await self._at_hand_or_fetched(repository, digest or tag)
+                held, state = await self._at_hand_or_fetched(repository, tag, digest)
         except UnknownError as error:
             self._unknown.put((repository, tag), error)
             if known:
@@ -221,16 +222,22 @@ class PullThrough:
         return held, state
 
     async def _at_hand_or_fetched(
-        self, repository: Repository, reference: Reference
+        self, repository: Repository, tag: Tag, digest: Digest | None
     ) -> tuple[Held, CacheState]:
-        if isinstance(reference, Digest):
-            row = self._index.blob(repository, reference)
-            if row and row.media_type and (held := await self._held(reference)):
-                # The HEAD that named the digest has shown that the repository holds it.
-                if not row.is_linked:
-                    await self._remember(self._index.link(repository, reference))
-                return held, "revalidated"
-        return await self._fetch(repository, reference)
+        """Return what upstream's HEAD has named for the tag, None if it named nothing."""
+        if digest is None:
+            return await self._fetch(repository, tag)
+        row = self._index.blob(repository, digest)
+        if row and row.media_type and (held := await self._held(digest)):
+            # The HEAD that named the digest has shown that the repository holds it.
+            if not row.is_linked:
+                await self._remember(self._index.link(repository, digest))
+            return held, "revalidated"
+        try:
+            return await self._fetch(repository, digest)
+        except UnknownError as error:
+            # The tag is there, or HEAD would have said so: upstream contradicts itself.
+            raise UpstreamError(f"{repository.upstream} names {digest} and has it not") from error
 
     async def _fetch(self, repository: Repository, reference: Reference) -> tuple[Held, CacheState]:
         """Fetch a manifest, look at it, keep it."""
@@ -281,7 +288,7 @@ class PullThrough:
     def _check_unknown(self, repository: Repository, tag: Tag) -> None:
         remembered = self._unknown.get((repository, tag))
         if remembered and 0 <= remembered[0] < self._settings.negative_ttl:
-            raise remembered[1]
+            raise copy(remembered[1])
 
     async def _remember(self, writing: Awaitable[object]) -> None:
         """Write to the index. A disk that fails costs a question more later, not this answer."""

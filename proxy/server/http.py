@@ -30,8 +30,9 @@ class _Connection(RequestHandler):
         message: str | None = None,  # noqa: ARG002 (it quotes what the client sent)
     ) -> StreamResponse:
         """Return the answer to a request that did not parse, or that no handler survived."""
-        if self.transport is None:
-            raise ConnectionResetError("the client has left")
+        if self.transport is None or isinstance(exc, ConnectionError):
+            # The client has left, or its body was cut: there is nobody to tell.
+            raise ConnectionResetError("no answer can be sent any more")
         if status >= 500:
             log.error("request_failed", exc_info=exc)
         else:
@@ -47,7 +48,8 @@ class HttpServer(Server):
     """Makes a `_Connection` for each client."""
 
     def __init__(self, handler: Callable[[BaseRequest], Awaitable[StreamResponse]]) -> None:
-        super().__init__(handler)
+        # A client that leaves ends its handler, wherever that waits; downloads are not its own.
+        super().__init__(handler, handler_cancellation=True)
         self._options: dict[str, Any] = {
             "keepalive_timeout": KEEPALIVE_TIMEOUT,
             "lingering_time": LINGERING_TIME,

@@ -1,7 +1,9 @@
 """Around every request: an id, a clock, the error table, one log line, the counts."""
 
+import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import count
 
 from aiohttp import hdrs
@@ -53,26 +55,40 @@ class Middleware:
         self._metrics = metrics
         self._access_log = access_log
         self._ids = count(1)
+        self._in_flight = 0
+        self._idle = asyncio.Event()
 
     async def __call__(self, request: BaseRequest) -> StreamResponse:
         """Answer any request; never raise anything but `ConnectionError`."""
         began = time.perf_counter()
         request_id.set(str(next(self._ids)))
         exchange = Exchange()
-        status = 0
+        # As nginx has it: the client has left.
+        status = 499
+        self._in_flight += 1
         try:
             response = await self._respond(request, exchange)
             status = response.status
+            if isinstance(response, Response) and request.method != "HEAD":
+                exchange.sent = len(response.body or b"")  # type: ignore[arg-type]
         except ConnectionError as error:
-            # 499 as nginx has it: the client has left, or the body was cut.
-            status = 499
-            exchange.problem = str(error)
             if isinstance(error, BodyCutError):
-                log.warning("body_cut", reason=str(error), sent=exchange.sent)
+                status = 502
+            exchange.problem = str(error)
             raise
         finally:
+            self._in_flight -= 1
+            self._idle.set()
             self._note(request, exchange, status, time.perf_counter() - began)
         return response
+
+    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 (it is no error to run into it)
+        """Wait until no answer is being sent, at most `timeout` seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self._in_flight:
+                    self._idle.clear()
+                    await self._idle.wait()
 
     async def _respond(self, request: BaseRequest, exchange: Exchange) -> StreamResponse:
         try:

@@ -137,7 +137,6 @@ class Registry:
         if ranges.is_match(request.headers.get(hdrs.IF_NONE_MATCH), headers["ETag"]):
             return Response(status=304, headers=headers)
         headers["Content-Type"] = held.media_type
-        exchange.sent = len(held.content) if request.method == "GET" else 0
         return Response(body=held.content, headers=headers)
 
     # Blobs.

@@ -9,7 +9,7 @@ import re
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from ipaddress import ip_address
 from typing import Any, Literal
 
@@ -97,7 +97,13 @@ class Authenticator:
             return credentials.basic() if credentials else None
         token = self._tokens.get(repository)
         if token is None or token.expires <= self._now():
-            token = await self._renewals.do(repository, lambda: self._renew(challenge, repository))
+            try:
+                work = partial(self._renew, challenge, repository)
+                token = await self._renewals.do(repository, work)
+            except UpstreamError:
+                # The next request goes without a token, and hears where one is to be had by then.
+                self._challenge = None
+                raise
         return token.authorization
 
     async def answer(

@@ -23,6 +23,8 @@ from proxy.errors import (
     UnknownBlobError,
     UnknownError,
     UnknownManifestError,
+    UnknownNameError,
+    UnsatisfiableRangeError,
     UpstreamError,
     UpstreamUnauthorizedError,
     UpstreamUnavailableError,
@@ -43,6 +45,8 @@ MAX_LIST_SIZE = 8 << 20
 
 # Whoever waits for an answer has it, or an error, within the 30 s that clients wait for headers.
 ANSWER_TIMEOUT = 20.0
+
+_UNKNOWN = {"blob": UnknownBlobError, "tags": UnknownNameError}
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 _NEXT_LINK = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next"?')
@@ -162,9 +166,12 @@ class Upstream:
         async with self._answer("HEAD", repository, path, "blob", {}, follow=False) as response:
             if response.status == 200:
                 return response.content_length
-        # Redirected: only where a GET leads is the size known.
-        async with self.open_blob(repository, digest) as transfer:
-            return transfer.size
+        # Redirected: only where a GET leads is the size known; one byte of it is enough to tell.
+        headers = {"Range": "bytes=0-0"}
+        async with self._answer("GET", repository, path, "blob", headers) as response:
+            if response.status == 206:
+                return _parse_content_range(response.headers.get(hdrs.CONTENT_RANGE, ""))[1]
+            return response.content_length
 
     @asynccontextmanager
     async def open_blob(
@@ -306,8 +313,9 @@ class Upstream:
                 "if it is private, configure credentials"
             )
         if status == 404:
-            unknown = UnknownBlobError if kind == "blob" else UnknownManifestError
-            raise unknown(f"{self.name} does not have it{reason}")
+            raise _UNKNOWN.get(kind, UnknownManifestError)(f"{self.name} does not have it{reason}")
+        if status == 416:
+            raise UnsatisfiableRangeError(f"{self.name} has nothing at this offset")
         if status == 429:
             wait = retry.parse_retry_after(response.headers.get(hdrs.RETRY_AFTER), self._clock())
             raise RateLimitedError(f"{self.name} limits its rate{reason}", retry_after=wait)

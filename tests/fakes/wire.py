@@ -184,11 +184,11 @@ class Wire:
         view = memoryview(body)
         offset = 0
         while True:
+            if offset == fault.stall_at and fault.until is not None:
+                await fault.until.wait()
             if offset == fault.cut_at:
                 _close(request, reset=fault.reset)
                 return
-            if offset == fault.stall_at and fault.until is not None:
-                await fault.until.wait()
             if offset >= len(body):
                 return
             stops = [at for at in (fault.cut_at, fault.stall_at) if at is not None and at > offset]

@@ -47,7 +47,7 @@ def test_sigterm_ends_the_daemon_although_a_pull_hangs(blobs: BlobServer, make_d
     daemon = make_daemon(blobs.url)
     reader = Reader(daemon.url, PATH + digest)
     eventually(reader.first_byte.is_set, "the middle of a pull")
-    assert daemon.stop(deadline=45) == 0
+    assert daemon.stop(deadline=20) == 0
     assert not reader.finish().complete
 
 

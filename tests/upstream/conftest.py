@@ -41,6 +41,7 @@ async def connected(
             authenticator=authenticator,
             metrics=metrics,
             offline=offline,
+            connect_timeout=2.0,
             stall_timeout=5,
             clock=Clock(),
         )

@@ -1,0 +1,78 @@
+"""A cold pull costs upstream little: tokens, redirects and all."""
+
+import asyncio
+
+import pytest
+
+from tests.fakes.faults import Fault
+
+LAYERS = [bytes([n]) * 100_000 for n in range(3)]
+
+
+@pytest.mark.parametrize("index", [False, True])
+async def test_a_cold_pull_of_four_blobs_makes_at_most_twelve_requests(registry, program, index):
+    image = registry.add_image(layers=LAYERS, index=index)
+    assert len(image.blobs) == 4
+    await program.pull(image)
+    asked = [f"{seen.status} {seen.line[:60]}" for seen in registry.requests]
+    assert len(asked) <= 12, asked
+    assert registry.pulls == (2 if index else 1)
+
+
+async def test_a_warm_pull_makes_none_and_an_expired_one_makes_one(registry, program):
+    image = registry.add_image(layers=LAYERS, index=True)
+    await program.pull(image)
+    await program.settled()
+    registry.requests.clear()
+    await program.pull(image)
+    assert registry.requests == []
+    program.clock.turn(3600)
+    await program.pull(image)
+    assert [seen.method for seen in registry.requests] == ["HEAD"]
+
+
+async def test_twenty_clients_that_pull_at_once_cost_as_much_as_one(registry, program):
+    image = registry.add_image(layers=LAYERS, index=True)
+    await asyncio.gather(*(program.pull(image) for _ in range(20)))
+    assert len(registry.requests) <= 12
+    for digest in image.blobs:
+        assert registry.count(registry.body_of(digest)) == 1
+
+
+async def test_an_image_that_shares_its_layers_is_fetched_without_them(registry, program):
+    await program.pull(registry.add_image(layers=LAYERS))
+    await program.settled()
+    registry.requests.clear()
+    newer = registry.add_image(tag="newer", layers=[*LAYERS, b"one more"])
+    await program.pull(newer)
+    fetched = {seen.target for seen in registry.seen("/registry-v2/")}
+    assert len(fetched) == 2  # the config and the new layer
+
+
+async def test_upstream_is_asked_for_a_new_address_after_one_has_expired(registry, program):
+    image = registry.add_image(layers=[bytes(2_000_000)])
+    layer = image.layers[0]
+    now = asyncio.Event()
+    registry.fail(registry.body_of(layer), Fault(stall_at=1_000_000, until=now, cut_at=1_000_000))
+    await program.manifest(image)
+    async with program.opened(f"/v2/library/app/blobs/{layer}") as response:
+        begun = await response.content.readexactly(900_000)
+        registry.expire_addresses()
+        registry.tokens.revoke()
+        now.set()
+        assert begun + await response.content.read(-1) == bytes(2_000_000)
+
+
+async def test_a_docker_schema_2_image_is_pulled_like_any_other(registry, program):
+    image = registry.add_image(layers=LAYERS, index=True, docker=True)
+    await program.pull(image)
+    await program.settled()
+    async with registry.down():
+        await program.pull(image)
+
+
+async def test_an_upstream_without_tokens_and_cdn_costs_less_still(registry, program):
+    registry.auth = registry.cdn = False
+    image = registry.add_image(layers=LAYERS)
+    await program.pull(image)
+    assert len(registry.requests) <= 6

@@ -1,0 +1,178 @@
+"""What an operator sees: metrics, health, one line a request."""
+
+import asyncio
+import json
+import re
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.fakes.content import digest_of
+from tests.fakes.faults import Fault
+
+BLOB = bytes(range(256)) * 4096
+
+NAMES = [
+    "pullcache_requests_total",
+    "pullcache_request_duration_seconds_count",
+    "pullcache_response_bytes_total",
+    "pullcache_upstream_requests_total",
+    "pullcache_upstream_bytes_total",
+    "pullcache_upstream_first_byte_seconds_count",
+    "pullcache_downloads_in_progress",
+    "pullcache_downloads_total",
+    "pullcache_digest_mismatches_total",
+    "pullcache_store_bytes",
+    "pullcache_store_limit_bytes",
+    "pullcache_store_blobs",
+    "pullcache_store_reserved_bytes",
+    "pullcache_store_oldest_use_timestamp_seconds",
+    "pullcache_evictions_total",
+    "pullcache_evicted_bytes_total",
+    "pullcache_uncached_total",
+    "pullcache_build_info",
+]
+
+
+async def test_every_number_is_there_from_the_first_second(program):
+    answer = await program.ask("/metrics")
+    assert answer.status == 200
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    text = answer.body.decode()
+    for name in NAMES:
+        assert re.search(rf"^{name}(\{{.*\}})? \d", text, re.MULTILINE), name
+    assert "_created" not in text
+
+
+async def test_requests_and_bytes_are_counted_by_where_they_came_from(registry, program):
+    digest = registry.add_blob(BLOB)
+    for _ in range(3):
+        await program.blob(digest)
+        await program.settled()
+    count = "pullcache_requests_total"
+    assert await program.metric(count, kind="blob", cache="miss", status="200") == 1
+    assert await program.metric(count, kind="blob", cache="hit", status="200") == 2
+    sent = "pullcache_response_bytes_total"
+    assert await program.metric(sent, kind="blob", cache="hit") == 2 * len(BLOB)
+    assert await program.metric(sent, kind="blob", cache="miss") == len(BLOB)
+    assert await program.metric("pullcache_upstream_bytes_total") == len(BLOB)
+    assert await program.metric("pullcache_store_bytes") >= len(BLOB)
+    assert await program.metric("pullcache_store_blobs") == 1
+    assert await program.metric("pullcache_downloads_total", result="stored") == 1
+    assert await program.metric("pullcache_request_duration_seconds_count", kind="blob") == 3
+
+
+async def test_upstreams_requests_are_counted_by_kind_and_status(registry, program):
+    await program.pull(registry.add_image())
+    count = "pullcache_upstream_requests_total"
+    assert await program.metric(count, kind="manifest", status="200") == registry.pulls
+    assert await program.metric(count, kind="token", status="200") == registry.count("/token")
+    total = await program.metric(count)
+    assert total == len(registry.requests)
+    async with registry.down():
+        await program.manifest("library/other")
+    assert await program.metric(count, status="error") >= 1
+
+
+async def test_the_pull_limit_is_shown(registry, program):
+    registry.pull_limit = 50
+    await program.manifest(registry.add_image())
+    assert await program.metric("pullcache_upstream_ratelimit_limit") == 50
+    assert await program.metric("pullcache_upstream_ratelimit_remaining") == 49
+
+
+async def test_many_names_that_do_not_exist_make_no_new_series(registry, program):
+    async def series() -> set[bytes]:
+        lines = (await program.ask("/metrics")).body.splitlines()
+        return {line.rpartition(b" ")[0] for line in lines if not line.startswith(b"#")}
+
+    await program.manifest("library/none")
+    await program.blob(digest_of(b"none"), "library/none")
+    await series()
+    before = await series()
+    for n in range(50):
+        await program.manifest(f"library/none{n}")
+        await program.blob(digest_of(b"none"), f"library/none{n}")
+    assert await series() == before
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+async def test_health_needs_no_upstream(registry, program, path):
+    async with registry.down():
+        answer = await program.ask(path)
+    assert answer.status == 200
+    assert (await program.ask(path, "HEAD")).status == 200
+
+
+async def test_what_is_nowhere_is_404(program):
+    for path in ("/", "/admin", "/v1/search", "/metrics/x", "/favicon.ico"):
+        assert (await program.ask(path)).status == 404
+
+
+async def test_a_request_is_logged_once_with_what_matters(registry, program, make_program):
+    digest = registry.add_blob(BLOB)
+    lines: list[dict[str, object]] = []
+
+    class Lines:
+        def access(self, event: str, **fields: object) -> None:
+            lines.append({"event": event, **fields})
+
+    await program.stop()
+    program.access_log = Lines()
+    await program.start()
+    await program.blob(digest)
+    await program.settled()
+    lines.clear()
+    await program.blob(digest)
+    await program.blob(digest_of(b"none"))
+    hit, unknown = lines
+    assert (hit["method"], hit["status"], hit["cache"]) == ("GET", 200, "hit")
+    assert (hit["upstream"], hit["bytes"]) == ("docker.io", len(BLOB))
+    assert digest in str(hit["path"])
+    assert hit["client"] == "127.0.0.1"
+    assert isinstance(hit["seconds"], float)
+    assert unknown["status"] == 404
+    assert "does not have it" in str(unknown["problem"])
+    json.dumps(lines)
+
+
+async def test_secrets_are_in_no_log_and_no_answer(registry, make_program):
+    registry.tokens.users["bob"] = "CANARY-password"
+    registry.add_image("me/secret")
+    registry.repository("me/secret").private = True
+    with capture_logs() as logged:
+        program = await make_program(
+            upstreams={
+                "docker.io": {
+                    "url": registry.url,
+                    "username": "bob",
+                    "password": "CANARY-password",
+                }
+            }
+        )
+        image = registry.add_image("me/secret")
+        await program.pull(image)
+        registry.fail("", Fault(status=500, body=b""), times=20)
+        answers = [
+            await program.manifest("me/other"),
+            await program.ask("/metrics"),
+            await program.blob(digest_of(b"none"), "me/secret"),
+            await program.ask("/v2/_catalog"),
+        ]
+    text = repr(logged) + repr([(answer.headers, answer.body) for answer in answers])
+    assert "CANARY" not in text
+    tokens = {seen.headers.get("Authorization", "Bearer ?")[7:] for seen in registry.requests}
+    assert not [token for token in tokens if len(token) > 8 and token in text]
+
+
+async def test_a_scrape_during_a_download_shows_it(registry, program):
+    digest = registry.add_blob(BLOB)
+    release = asyncio.Event()
+    registry.fail(registry.body_of(digest), Fault(stall_at=1000, until=release))
+    async with program.opened(f"/v2/library/app/blobs/{digest}") as response:
+        assert await program.metric("pullcache_downloads_in_progress") == 1
+        assert await program.metric("pullcache_store_reserved_bytes") >= len(BLOB)
+        release.set()
+        await response.read()
+    await program.settled()
+    assert await program.metric("pullcache_store_reserved_bytes") == 0
