@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
 
-from aiohttp import hdrs
+from aiohttp import HttpVersion10, hdrs
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
 from proxy import errors
@@ -92,6 +92,8 @@ class Middleware:
 
     async def _respond(self, request: BaseRequest, exchange: Exchange) -> StreamResponse:
         try:
+            if request.version < HttpVersion10:
+                return _error_response(400, "UNSUPPORTED", "the request is not valid HTTP")
             if not request.raw_path.startswith("/v2"):
                 return await self._admin.handle(request)
             if request.method not in ("GET", "HEAD"):

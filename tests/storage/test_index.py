@@ -165,10 +165,10 @@ async def test_uses_survive_a_restart(tmp_path, clock):
     index.touch(blobs[0])
     await index.flush()
     index.touch(blobs[1])
-    index.close()
+    await asyncio.to_thread(index.close)
     again = await asyncio.to_thread(Index, path, clock)
     assert await order(again) == [blobs[2], blobs[3], blobs[0], blobs[1]]
-    again.close()
+    await asyncio.to_thread(again.close)
 
 
 async def test_a_clock_that_goes_back_does_not_turn_the_order(tmp_path, clock):
@@ -178,11 +178,11 @@ async def test_a_clock_that_goes_back_does_not_turn_the_order(tmp_path, clock):
     await index.add_blob(APP, first, 1)
     clock.turn(-1_000_000)
     await index.add_blob(APP, second, 1)
-    index.close()
+    await asyncio.to_thread(index.close)
     again = await asyncio.to_thread(Index, path, clock)
     await again.add_blob(APP, third, 1)
     assert await order(again) == [first, second, third]
-    again.close()
+    await asyncio.to_thread(again.close)
 
 
 async def test_what_is_removed_is_deleted_first_and_leaves_nothing(index):
