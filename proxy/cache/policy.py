@@ -55,6 +55,8 @@ def accepts(accept: Iterable[str], media_type: str) -> bool:
     sends. Quality values are not weighed, as in distribution, but 0 refuses (RFC 9110 12.5.1).
     """
     lines = list(accept)
+    if media_type in lines:
+        return True
     wanted = {media_type, "application/*", "*/*"}
     for item in ",".join(lines).lower().split(","):
         name, _, parameters = item.partition(";")

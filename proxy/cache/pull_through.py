@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from copy import copy
-from functools import partial
+from functools import lru_cache, partial
 
 import msgspec
 
@@ -95,6 +95,9 @@ class PullThrough:
         self._threads = threads
         self._clock = clock
         self._memory = ManifestMemory(HOT_MANIFESTS)
+        self._tag_ttl = lru_cache(maxsize=4096)(
+            partial(policy.tag_ttl, rules=settings.tag_ttl, default=settings.ttl)
+        )
         self._unknown: Expiring[tuple[Repository, Tag], UnknownError] = Expiring(
             NEGATIVE_ENTRIES, clock
         )
@@ -124,8 +127,8 @@ class PullThrough:
         if known is None:
             self._check_unknown(repository, tag)
             held, state = await self._refreshed(repository, tag, None)
-            return ManifestAnswer(held, state, 0.0, self._ttl(tag))
-        ttl, age = self._ttl(tag), self._clock() - known.checked
+            return ManifestAnswer(held, state, 0.0, self._tag_ttl(tag))
+        ttl, age = self._tag_ttl(tag), self._clock() - known.checked
         verdict = policy.freshness(
             age,
             ttl=ttl,
@@ -148,9 +151,6 @@ class PullThrough:
             log.warning("serving_stale", repository=repository.name, tag=tag, reason=str(error))
             return ManifestAnswer(stale, "stale", max(0.0, age), 0.0, f"stale: {error}")
         return ManifestAnswer(held, state, 0.0, ttl)
-
-    def _ttl(self, tag: Tag) -> float:
-        return policy.tag_ttl(tag, self._settings.tag_ttl, self._settings.ttl)
 
     async def _refreshed(
         self, repository: Repository, tag: Tag, known: TagRow | None

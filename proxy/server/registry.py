@@ -11,7 +11,6 @@ from aiohttp import hdrs
 from aiohttp.web import BaseRequest, Response, StreamResponse
 from multidict import MultiDictProxy
 
-from proxy.cache import policy
 from proxy.cache.download import Detached, Download
 from proxy.cache.listings import Listings
 from proxy.cache.pull_through import DEADLINE, BlobAnswer, PullThrough
@@ -68,7 +67,6 @@ class Registry:
         listings: Listings,
         threads: Executor,
     ) -> None:
-        self._upstreams = upstreams
         self._router = Router(upstreams)
         self._cache = cache
         self._listings = listings
@@ -91,8 +89,6 @@ class Registry:
         exchange.repository = target.repository.name
         if namespace:
             exchange.headers["OCI-Namespace"] = target.repository.upstream
-        rules = self._upstreams[target.repository.upstream]
-        policy.check_allowed(target.repository.name, allow=rules.allow, deny=rules.deny)
         return await self._answer(request, exchange, target, query)
 
     async def _answer(

@@ -9,8 +9,10 @@ Docker Hub. It is a closed world: what is not configured is refused, never diall
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
+from proxy.cache import policy
 from proxy.config import UpstreamSettings
 from proxy.config.schema import DEFAULT_UPSTREAM
 from proxy.errors import DeniedError, InvalidTagError, UnknownNameError
@@ -46,6 +48,8 @@ class Router:
 
     def __init__(self, upstreams: Mapping[str, UpstreamSettings]) -> None:
         self._upstreams = upstreams
+        # The same few paths come again and again, and parsing one costs as much as answering it.
+        self._target = lru_cache(maxsize=4096)(self._parse)
         self._hosts = {
             host.lower(): name for name, settings in upstreams.items() for host in settings.hosts
         }
@@ -55,12 +59,15 @@ class Router:
 
         Raises `InvalidReferenceError`, `DeniedError`, and `UnknownNameError` for any other path.
         """
+        return self._target(path, namespace, self._host(host) if host and self._hosts else None)
+
+    def _parse(self, path: str, namespace: str | None, named: str | None) -> Target:
         match = _PATH.fullmatch(path)
         if match is None:
             raise UnknownNameError("there is nothing here; images are under /v2/<name>/")
         name, collection, text = match.groups()
         kind = _KINDS[collection]
-        repository = self._repository(parse_name(name), namespace, host)
+        repository = self._repository(parse_name(name), namespace, named)
         if kind == "manifest":
             return Target(kind, repository, parse_reference(text))
         if kind == "tags":
@@ -69,7 +76,7 @@ class Router:
             return Target(kind, repository, None)
         return Target(kind, repository, Digest.parse(text))
 
-    def _repository(self, name: str, namespace: str | None, host: str | None) -> Repository:
+    def _repository(self, name: str, namespace: str | None, named: str | None) -> Repository:
         first, slash, rest = name.partition("/")
         upstream = DEFAULT_UPSTREAM
         if slash and first in self._upstreams:
@@ -77,7 +84,7 @@ class Router:
         elif namespace:
             upstream = namespace.lower()
             upstream = _ALIASES.get(upstream, upstream)
-        elif host and self._hosts and (named := self._host(host)):
+        elif named:
             upstream = named
         elif slash and ("." in first or first == "localhost"):
             upstream = first
@@ -89,6 +96,8 @@ class Router:
         if upstream == DEFAULT_UPSTREAM and "/" not in name:
             # Docker Hub knows official images by two parts only.
             name = f"library/{name}"
+        rules = self._upstreams[upstream]
+        policy.check_allowed(name, allow=rules.allow, deny=rules.deny)
         return Repository(upstream, name)
 
     def _host(self, host: str) -> str | None:

@@ -52,7 +52,7 @@ class Index:
         self.path = path
         self._clock = clock
         self._uses: dict[str, float] = {}
-        self._rows: dict[tuple[str, ...], Any] = {}
+        self._rows: dict[tuple[object, ...], Any] = {}
         try:
             self._writer = tables.open_connection(path)
             self._reader = sqlite3.connect(
@@ -62,7 +62,8 @@ class Index:
                 check_same_thread=False,
                 isolation_level=None,
             )
-            self._last_use: float = self._one("SELECT coalesce(max(used), 0) FROM blobs")[0]
+            row = self._reader.execute("SELECT coalesce(max(used), 0) FROM blobs").fetchone()
+            self._last_use: float = row[0]
         except sqlite3.DatabaseError as error:
             raise StorageError(
                 f"the index {path} cannot be read ({error}); pullcache fsck makes it anew"
@@ -81,36 +82,50 @@ class Index:
 
     def blob(self, repository: Repository, digest: Digest) -> BlobRow | None:
         """Return what is known of a committed blob, and whether the repository is linked to it."""
-        row = self._one(
+        return self._remembered(
+            ("blob", repository, digest),
             "SELECT size, media_type, EXISTS (SELECT 1 FROM links l"
             f" WHERE l.repository = {_ID} AND l.digest = b.digest) FROM blobs b WHERE digest = ?",
-            repository.upstream,
-            repository.name,
-            str(digest),
+            (repository.upstream, repository.name, str(digest)),
+            lambda row: BlobRow(row[0], row[1], bool(row[2])),
         )
-        return row and BlobRow(row[0], row[1], bool(row[2]))
 
     def manifest(self, digest: Digest) -> BlobRow | None:
         """Return what is known of a committed manifest, for whoever may have it."""
-        query = "SELECT size, media_type FROM blobs WHERE digest = ? AND media_type IS NOT NULL"
-        row = self._one(query, str(digest))
-        return row and BlobRow(row[0], row[1], is_linked=False)
+        return self._remembered(
+            ("manifest", digest),
+            "SELECT size, media_type FROM blobs WHERE digest = ? AND media_type IS NOT NULL",
+            (str(digest),),
+            lambda row: BlobRow(row[0], row[1], is_linked=False),
+        )
 
     def is_linked(self, repository: Repository, digest: Digest) -> bool:
         """Tell whether the repository was seen to hold the digest, be it in the store or not."""
-        query = f"SELECT 1 FROM links WHERE repository = {_ID} AND digest = ?"
-        return self._one(query, repository.upstream, repository.name, str(digest)) is not None
+        found = self._remembered(
+            ("link", repository, digest),
+            f"SELECT 1 FROM links WHERE repository = {_ID} AND digest = ?",
+            (repository.upstream, repository.name, str(digest)),
+            bool,
+        )
+        return found is not None
 
     def child_size(self, digest: Digest) -> int | None:
         """Return the size that a cached manifest states for the digest."""
-        row = self._one("SELECT size FROM edges WHERE child = ? LIMIT 1", str(digest))
-        return row[0] if row else None
+        return self._remembered(
+            ("size", digest),
+            "SELECT size FROM edges WHERE child = ? LIMIT 1",
+            (str(digest),),
+            lambda row: int(row[0]),
+        )
 
     def tag(self, repository: Repository, tag: Tag) -> TagRow | None:
         """Return what the tag stood for when upstream was asked last."""
-        query = f"SELECT digest, checked FROM tags WHERE repository = {_ID} AND tag = ?"
-        row = self._one(query, repository.upstream, repository.name, tag)
-        return row and TagRow(Digest.parse(row[0]), row[1])
+        return self._remembered(
+            ("tag", repository, tag),
+            f"SELECT digest, checked FROM tags WHERE repository = {_ID} AND tag = ?",
+            (repository.upstream, repository.name, tag),
+            lambda row: TagRow(Digest.parse(row[0]), row[1]),
+        )
 
     def tags(self, repository: Repository) -> list[str]:
         """Return the cached tags of the repository."""
@@ -231,18 +246,29 @@ class Index:
                 return work(self._writer, *args)
         finally:
             # Swapped after the commit, never cleared: what was read before it lands in the old one. Uses
-            # alone change nothing that `_one` reads.
+            # alone change nothing of what is remembered.
             if work is not tables.use:
                 self._rows = {}
 
-    def _one(self, query: str, *values: str) -> Any:
-        """Return one row. It is remembered until something is written: SQLite takes 30 µs for one."""
-        rows, key = self._rows, (query, *values)
+    def _remembered(
+        self,
+        key: tuple[object, ...],
+        query: str,
+        values: tuple[str, ...],
+        build: Callable[[tuple[Any, ...]], R],
+    ) -> R | None:
+        """Return what `build` makes of the row, None if there is none; again until the next write.
+
+        SQLite takes 30 µs for one row, as much as all the rest of serving a manifest.
+        """
+        rows = self._rows
         if key not in rows:
             if len(rows) >= _MAX_ROWS:
                 rows.clear()
-            rows[key] = self._reader.execute(query, values).fetchone()
-        return rows[key]
+            row = self._reader.execute(query, values).fetchone()
+            rows[key] = None if row is None else build(row)
+        found: R | None = rows[key]
+        return found
 
     def _now(self) -> float:
         # Never back, never twice the same: a clock that is turned must not turn the order of uses.

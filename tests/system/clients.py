@@ -189,10 +189,13 @@ class Buildah(_Libimage):
 
     def run(self, image: Image) -> str:
         container = self._with_store("buildah", "from", "--pull-never", image.reference).strip()
-        command = ["/bin/busybox", "echo", image.prints]
-        isolation = ["--isolation", "chroot"]
+        # Through a file: this buildah may end before it has copied all of a command's output.
+        script = f"/bin/busybox echo {image.prints} >/said"
+        command = ["--isolation", "chroot", container, "--", "/bin/busybox", "sh", "-c", script]
         try:
-            return self._with_store("buildah", "run", *isolation, container, "--", *command)
+            self._with_store("buildah", "run", *command)
+            root = Path(self._with_store("buildah", "mount", container).strip())
+            return (root / "said").read_text()
         finally:
             self._with_store("buildah", "rm", container)
 
