@@ -127,6 +127,7 @@ class Middleware:
             "method": request.method,
             "path": request.raw_path[:300],
             "status": status,
+            "kind": exchange.kind,
             "cache": exchange.cache,
             "upstream": exchange.upstream,
             "bytes": exchange.sent,
