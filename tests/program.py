@@ -90,11 +90,12 @@ class Program:
             self._running = stack.pop_all()
 
     def _config(self) -> Config:
-        sections = {name: dict(table) for name, table in SETTINGS.items()}
-        sections["store"]["path"] = str(self.root)
-        for name, table in {"upstreams": self.upstreams, **self.sections}.items():
-            sections[name] = {**sections.get(name, {}), **table}
-        return load(None, {}, sections, is_root=False)
+        values: dict[str, Any] = {name: dict(table) for name, table in SETTINGS.items()}
+        values["store"]["path"] = str(self.root)
+        for name, value in {"upstreams": self.upstreams, **self.sections}.items():
+            is_table = isinstance(value, dict)
+            values[name] = {**values.get(name, {}), **value} if is_table else value
+        return load(None, {}, values, is_root=False)
 
     async def stop(self) -> None:
         """Stop the daemon as SIGTERM does."""

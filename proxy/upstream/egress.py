@@ -1,0 +1,143 @@
+"""Where a connection may go: judged on the address, at the time of connecting.
+
+An upstream chooses where its redirects, its token server and its names lead, so none of them may
+lead to what only this machine can reach. A check of the URL alone sees no address behind a name,
+and a check before connecting sees another one than the connection (DNS rebinding), so the guard is
+the resolver: aiohttp connects to what comes out of it and to nothing else. What is an address
+already does not pass through a resolver; the guard sees it as a middleware of the session.
+"""
+
+import socket
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from proxy.errors import UpstreamError
+
+
+class Zone(IntEnum):
+    """How near an address is. An upstream reaches no nearer than it is itself."""
+
+    PUBLIC = 0
+    PRIVATE = 1
+    LOOPBACK = 2
+    NOWHERE = 3
+    """Where no registry is: link-local (clouds keep their metadata there), multicast, unspecified."""
+
+
+# The registries of special addresses (RFC 6890), by how near they are. Written out, because
+# what `is_global` says differs between the patch releases of Python.
+_ZONES = [
+    (ip_network(text), zone)
+    for zone, texts in {
+        Zone.LOOPBACK: "127.0.0.0/8 ::1/128",
+        Zone.NOWHERE: (
+            "0.0.0.0/8 169.254.0.0/16 192.0.0.0/24 224.0.0.0/4 240.0.0.0/4 ::/128 fe80::/10 ff00::/8 "
+            # Metadata services outside link-local: Alibaba, Azure, AWS, Google.
+            "100.100.100.200/32 168.63.129.16/32 fd00:ec2::/32 fd20:ce::254/128"
+        ),
+        Zone.PRIVATE: (
+            "10.0.0.0/8 100.64.0.0/10 172.16.0.0/12 192.168.0.0/16 198.18.0.0/15 "
+            "192.0.2.0/24 198.51.100.0/24 203.0.113.0/24 fc00::/7 2001::/23 2001:db8::/32 3fff::/20"
+        ),
+        # What IANA has given out of IPv6. The rest is nowhere.
+        Zone.PUBLIC: "0.0.0.0/0 2000::/3",
+    }.items()
+    for text in texts.split()
+]
+
+# IPv6 addresses that a gateway turns into the IPv4 address in them: where in their 128 bits it is.
+_EMBEDDED = [
+    (ip_network("::ffff:0:0/96"), 0),  # mapped
+    (ip_network("64:ff9b::/96"), 0),  # NAT64, RFC 6052
+    (ip_network("2002::/16"), 80),  # 6to4
+]
+
+
+def zone_of(address: IPv4Address | IPv6Address) -> Zone:
+    """Return how near `address` is; of an IPv6 address that stands for an IPv4 one, that one's."""
+    for network, shift in _EMBEDDED:
+        if address in network:
+            return zone_of(IPv4Address((int(address) >> shift) & 0xFFFF_FFFF))
+    return next((zone for network, zone in _ZONES if address in network), Zone.NOWHERE)
+
+
+class EgressGuard(AbstractResolver):
+    """Lets one upstream's connections go out, as far as the upstream itself is.
+
+    `url` is what the operator configured: its host may be anywhere (but `Zone.NOWHERE`, unless
+    it is spelled as an address). Any other host, be it named by a redirect or a challenge, may be
+    as near as the upstream is, and no nearer: a registry on this site may store its blobs on
+    this site, one on the internet may not send us here. A name that leads out and in at once, or by
+    turns, counts as out for as long as the guard lives.
+    """
+
+    def __init__(self, url: URL, resolver: AbstractResolver) -> None:
+        self._home = _plain(url)
+        self._resolver = resolver
+        literal = _literal(self._home)
+        self._reach = None if literal is None else zone_of(literal)
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Return the addresses of `host` that may be connected to.
+
+        Raises `UpstreamError` if there is none, and what the resolver raises.
+        """
+        found = await self._resolver.resolve(host, port, family)
+        zones = [zone_of(ip_address(one["host"])) for one in found]
+        is_home = host.lower().rstrip(".") == self._home
+        if is_home and zones:
+            reach = min(zones)
+            self._reach = reach if self._reach is None else min(reach, self._reach)
+        limit = Zone.LOOPBACK if is_home else self._limit
+        allowed = [one for one, zone in zip(found, zones, strict=True) if zone <= limit]
+        if found and not allowed:
+            raise _refusal(f"{host} ({found[0]['host']})", zones[0])
+        return allowed
+
+    async def close(self) -> None:
+        """Release the resolver."""
+        await self._resolver.close()
+
+    async def middleware(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        """Refuse a request to an address that it may not go to. Raises `UpstreamError`."""
+        host = _plain(request.url)
+        address = _literal(host)
+        if address is not None and host != self._home:
+            zone = zone_of(address)
+            if zone > self._limit:
+                raise _refusal(host, zone)
+        return await handler(request)
+
+    @property
+    def _limit(self) -> Zone:
+        return min(self._reach or Zone.PUBLIC, Zone.LOOPBACK)
+
+
+def _plain(url: URL) -> str:
+    return (url.raw_host or "").lower().rstrip(".")
+
+
+def _literal(host: str) -> IPv4Address | IPv6Address | None:
+    """Return the address that `host` is, None if it is a name, or raise `UpstreamError`.
+
+    The C library takes 127.1 and 2130706433 for addresses. Nobody writes them in good faith.
+    """
+    if ":" not in host and not host.replace(".", "").isdigit():
+        return None
+    try:
+        return ip_address(host)
+    except ValueError as error:
+        raise UpstreamError(f"{host[:80]} is not how an address is written") from error
+
+
+def _refusal(place: str, zone: Zone) -> UpstreamError:
+    where = {Zone.PRIVATE: "a private", Zone.LOOPBACK: "this machine's"}.get(zone, "a special")
+    return UpstreamError(
+        f"upstream leads to {place[:80]}, {where} address, where it may not send us"
+    )

@@ -1,0 +1,137 @@
+"""Sending: one routine for files that lie and files that grow, fair to all and in the right order."""
+
+import asyncio
+import os
+
+import pytest
+
+from proxy.server import responses
+from tests.fakes.content import digest_of
+from tests.fakes.faults import Fault
+from tests.fakes.peer import Peer, exchange
+
+MIB = 1 << 20
+BLOB = bytes(range(256)) * (6 * MIB // 256)
+
+
+def get(target: str, *headers: str, version: str = "HTTP/1.1") -> bytes:
+    lines = "".join(f"{line}\r\n" for line in headers)
+    return f"GET {target} {version}\r\nHost: x\r\n{lines}\r\n".encode()
+
+
+@pytest.fixture
+async def blob(registry, program) -> str:
+    """A blob in the store."""
+    digest: str = registry.add_blob(BLOB)
+    assert (await program.blob(digest)).is_whole
+    await program.settled()
+    return f"/v2/library/app/blobs/{digest}"
+
+
+async def test_a_file_never_overtakes_what_was_answered_before_it(registry, program, blob):
+    registry.pull_limit = None
+    image = registry.add_image(index=True, platforms=[f"linux/p{n}" for n in range(99)])
+    manifest = await program.manifest(image)
+    peer = await Peer.connect(program.url, receive_buffer=4096)
+    # More answers than the buffers of the connection hold, then a file, then one more.
+    count = 400
+    peer.send(get("/v2/library/app/manifests/latest") * count)
+    peer.send(get(blob) + get("/v2/", "Connection: close"))
+    answer = await peer.until_end()
+    await peer.close()
+    rest = answer.data
+    for body in [manifest.body] * count + [BLOB, b"{}"]:
+        head, _, rest = rest.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK")
+        assert rest[: len(body)] == body
+        rest = rest[len(body) :]
+    assert rest == b""
+
+
+async def test_many_slow_clients_do_not_hold_up_a_quick_one(program, blob):
+    slow = [await Peer.connect(program.url, receive_buffer=4096) for _ in range(50)]
+    for peer in slow:
+        peer.send(get(blob))
+        await peer.read(10)
+    async with asyncio.timeout(5):
+        assert (await program.ask(blob)).body == BLOB
+        assert (await program.ask("/v2/")).status == 200
+    answers = [await slow[n].until_answer() for n in (0, 49)]
+    assert {digest_of(answer.body) for answer in answers} == {digest_of(BLOB)}
+    for peer in slow:
+        await peer.close()
+
+
+async def test_what_is_not_in_memory_comes_from_the_disk(program, blob):
+    path = program.root / "blobs" / "sha256" / blob.rpartition(":")[2]
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+    assert (await program.ask(blob)).body == BLOB
+
+
+async def test_clients_of_http_1_0_get_a_hit_a_miss_and_a_miss_of_unknown_length(
+    registry, program, blob
+):
+    registry.edge.send_length = False
+    unsized = registry.add_blob(b"unsized" * 1000)
+    registry.edge.send_length = True
+    sized = registry.add_blob(b"sized" * 1000)
+    for target, expected in [
+        (blob, BLOB),
+        (f"/v2/library/app/blobs/{sized}", b"sized" * 1000),
+    ]:
+        answer = await exchange(program.url, get(target, version="HTTP/1.0"))
+        assert (answer.status, answer.body) == (200, expected)
+    registry.edge.send_length = False
+    peer = await Peer.connect(program.url)
+    peer.send(get(f"/v2/library/app/blobs/{unsized}", version="HTTP/1.0"))
+    answer = await peer.until_end()
+    await peer.close()
+    assert (answer.status, answer.body) == (200, b"unsized" * 1000)
+
+
+@pytest.mark.parametrize("how", ["hit", "growing", "unsized", "passed through"])
+async def test_a_client_that_reads_nothing_is_dropped(registry, make_program, monkeypatch, how):
+    monkeypatch.setattr(responses, "READER_TIMEOUT", 0.3)
+    cap = "20MB" if how == "passed through" else "1GB"
+    program = await make_program(store={"max_size": cap})
+    digest = registry.add_blob(bytes(30 * MIB))
+    if how == "hit":
+        await program.blob(digest)
+        await program.settled()
+    if how == "unsized":
+        registry.edge.send_length = False
+    peer = await Peer.connect(program.url, receive_buffer=4096)
+    peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    peer.send(get(f"/v2/library/app/blobs/{digest}"))
+    async with asyncio.timeout(10):
+        while not await program.metric("pullcache_requests_total", kind="blob", status="499"):
+            pass
+    await peer.close()
+    assert await program.metric("pullcache_internal_errors_total") == 0
+
+
+async def test_a_client_that_leaves_a_stalled_download_is_let_go_at_once(registry, program):
+    digest = registry.add_blob(BLOB)
+    registry.fail(registry.body_of(digest), Fault(stall_at=MIB, until=asyncio.Event()))
+    peer = await Peer.connect(program.url)
+    peer.send(get(f"/v2/library/app/blobs/{digest}"))
+    await peer.read(MIB // 2)
+    await peer.close()
+    async with asyncio.timeout(1):
+        while not await program.metric("pullcache_requests_total", kind="blob", status="499"):
+            pass
+
+
+async def test_a_file_that_shrinks_while_it_is_sent_ends_short_and_not_with_rubbish(program, blob):
+    peer = await Peer.connect(program.url, receive_buffer=4096)
+    peer.send(get(blob))
+    await peer.read(1000)
+    os.truncate(program.root / "blobs" / "sha256" / blob.rpartition(":")[2], 5 * MIB)
+    answer = await peer.until_end()
+    await peer.close()
+    assert answer.end == "fin"
+    assert len(answer.body) <= 5 * MIB
+    assert BLOB.startswith(answer.body)
