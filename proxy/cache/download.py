@@ -194,8 +194,7 @@ class Download:
     async def _open(self) -> None:
         """Open the ingest, and take over what an earlier one has left."""
         tools = self._tools
-        tools.space.adopt(self.digest)
-        self._reservation = await tools.space.reserve(0)
+        self._reservation = await tools.space.adopt(self.digest)
         if self._reservation is None:
             raise NoSpaceError("no room can be made")
         self._ingest = tools.store.open_ingest(self.digest)
@@ -270,7 +269,7 @@ class Download:
             raise self._mismatch()
         await self._reserve_for(size)
         await in_thread(self._tools.threads, self._ingest.preallocate, size)
-        self._reservation.written = size
+        self._reservation.written = max(size, self._reservation.written)
         if self._frontier == size:
             # An empty blob, or one that a killed process had wholly written.
             self._advance()
@@ -322,7 +321,7 @@ class Download:
             try:
                 is_new = await tools.index.add_blob(self.repository, self.digest, self._frontier)
             except StorageError:
-                tools.store.delete(self.digest)
+                await in_thread(tools.threads, tools.store.delete, self.digest)
                 raise
         except StorageError as error:
             tools.metrics.uncached("disk_error")

@@ -119,9 +119,19 @@ class Space:
         self._reservations.discard(reservation)
         self._leftovers[digest] = footprint(reservation.written)
 
-    def adopt(self, digest: Digest) -> None:
-        """Stop accounting for an ingest that a download resumes: it reserves its room itself."""
-        self._leftovers.pop(digest, None)
+    async def adopt(self, digest: Digest) -> Reservation | None:
+        """Take over the room of an interrupted ingest, or none if there is no such ingest.
+
+        None if even that cannot be had; the ingest is then removed.
+        """
+        size = self._leftovers.pop(digest, 0)
+        # Reserved before anything is awaited: what is on the disk is never out of the account.
+        reservation = await self.reserve(size)
+        if reservation is None:
+            await asyncio.to_thread(self._store.delete_ingest, digest)
+        else:
+            reservation.written = size
+        return reservation
 
     async def forget(self, digest: Digest, size: int) -> None:
         """Drop a blob that turned out damaged or gone."""

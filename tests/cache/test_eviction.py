@@ -157,9 +157,11 @@ async def test_interrupted_downloads_go_before_blobs_and_count(shop):
 
 async def test_an_interrupted_download_that_is_resumed_is_not_counted_twice(shop):
     digest = await shop.break_off(1500 * KIB)
-    shop.space.adopt(digest)
-    reservation = await shop.space.reserve(3000 * KIB)
+    used = shop.space.used
+    reservation = await shop.space.adopt(digest)
     assert reservation is not None
+    assert shop.space.used == used
+    assert await shop.space.grow(reservation, 3000 * KIB)
     assert await shop.leftovers() == [digest]
     shop.space.release(reservation)
 
