@@ -5,8 +5,10 @@ repositories never are labels. Children are made once and kept, because finding 
 `labels()` costs more than counting.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import accumulate
 from typing import Literal, Protocol
 
 from prometheus_client import (
@@ -18,9 +20,15 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 Kind = Literal["manifest", "blob", "tags", "referrers", "catalog", "ping", "other"]
 CacheState = Literal["hit", "miss", "collapsed", "stale", "revalidated", "bypass", "none"]
@@ -77,7 +85,8 @@ class Metrics:
         # Half of all series, and nothing asks for them. (Upstream has no annotations here.)
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
-        self._declare_requests()
+        self._requests = _Requests()
+        self._registry.register(self._requests)
         self._declare_upstream()
         self._declare_store()
         self._bugs = self._counter("internal_errors", "Errors that nobody foresaw: bugs.")
@@ -86,32 +95,11 @@ class Metrics:
         ProcessCollector(registry=self._registry)
         GCCollector(registry=self._registry)
         # One look-up in a dict finds everything that a request counts.
-        self._request_children = cache(self._make_request_children)
         self._upstream_children = cache(self._upstream_requests.labels)
         self._first_byte_children = cache(self._upstream_first_byte.labels)
         self._upstream_bytes_children = cache(self._upstream_bytes.labels)
         for upstream in upstreams:
             self._start_at_zero(upstream)
-
-    def _declare_requests(self) -> None:
-        self._requests = self._counter(
-            "requests",
-            "Requests answered, by where the answer came from.",
-            "upstream",
-            "kind",
-            "status",
-            "cache",
-        )
-        self._durations = Histogram(
-            "pullcache_request_duration_seconds",
-            "Time from a request's arrival to the last byte of its answer.",
-            ("kind", "cache"),
-            buckets=_REQUEST_BUCKETS,
-            registry=self._registry,
-        )
-        self._response_bytes = self._counter(
-            "response_bytes", "Bytes of bodies sent to clients.", "upstream", "kind", "cache"
-        )
 
     def _declare_upstream(self) -> None:
         self._upstream_requests = self._counter(
@@ -139,6 +127,9 @@ class Metrics:
         )
         self._ratelimit_remaining = self._gauge(
             "upstream_ratelimit_remaining", "Pulls left in the time window.", "upstream"
+        )
+        self._upstream_up = self._gauge(
+            "upstream_up", "1 while upstream is asked, 0 while it is left alone.", "upstream"
         )
         self._mismatches = self._counter(
             "digest_mismatches",
@@ -170,9 +161,10 @@ class Metrics:
             self._upstream_children(upstream, kind, "error")
             self._first_byte_children(upstream, kind)
             for state in states:
-                self._request_children(upstream, kind, 200, state)
+                self._requests.open((upstream, kind, 200, state))
         self._upstream_bytes_children(upstream)
         self._mismatches.labels(upstream)
+        self._upstream_up.labels(upstream).set(1)
         for result in _DOWNLOAD_RESULTS:
             self._downloads.labels(result)
         for reason in _EVICTION_REASONS:
@@ -180,15 +172,6 @@ class Metrics:
             self._evicted_bytes.labels(reason)
         for uncached in _UNCACHED_REASONS:
             self._uncached.labels(uncached)
-
-    def _make_request_children(
-        self, upstream: str, kind: Kind, status: int, state: CacheState
-    ) -> tuple[Callable[[], None], Callable[[float], None], Callable[[float], None]]:
-        return (
-            self._requests.labels(upstream, kind, str(status), state).inc,
-            self._durations.labels(kind, state).observe,
-            self._response_bytes.labels(upstream, kind, state).inc,
-        )
 
     def request(
         self,
@@ -200,11 +183,8 @@ class Metrics:
         seconds: float,
         sent: int,
     ) -> None:
-        """Count an answered request. `upstream` is "none" where none was meant. 2 us a call."""
-        count, observe, add_bytes = self._request_children(upstream, kind, status, cache)
-        count()
-        observe(seconds)
-        add_bytes(sent)
+        """Count an answered request. `upstream` is "none" where none was meant."""
+        self._requests.note((upstream, kind, status, cache), seconds, sent)
 
     def upstream_request(self, upstream: str, kind: str, status: int | Literal["error"]) -> None:
         """Count a request sent upstream and the status of its answer."""
@@ -226,6 +206,10 @@ class Metrics:
         """Note what upstream said of its rate limit."""
         self._ratelimit_limit.labels(upstream).set(limit)
         self._ratelimit_remaining.labels(upstream).set(remaining)
+
+    def upstream_up(self, upstream: str, *, is_up: bool) -> None:
+        """Note whether upstream is asked, or left alone because it fails."""
+        self._upstream_up.labels(upstream).set(is_up)
 
     def download(self, result: DownloadResult) -> None:
         """Count a download that ended."""
@@ -255,6 +239,65 @@ class Metrics:
     def render(self) -> bytes:
         """Return all metrics in Prometheus's text format."""
         return generate_latest(self._registry)
+
+
+_RequestLabels = tuple[str, Kind, int, CacheState]
+
+
+class _Requests(Collector):
+    """Counts requests in lists of numbers, and makes metrics of them when somebody scrapes.
+
+    Counters and a histogram of the library, each with its lock, would take a third of the time in which a
+    request is answered.
+    """
+
+    def __init__(self) -> None:
+        # Each: requests, bytes, seconds, then requests by bucket of duration.
+        self._tallies: dict[_RequestLabels, list[float]] = {}
+
+    def open(self, labels: _RequestLabels) -> list[float]:
+        """Begin to count for these labels, at 0."""
+        return self._tallies.setdefault(labels, [0] * (4 + len(_REQUEST_BUCKETS)))
+
+    def note(self, labels: _RequestLabels, seconds: float, sent: int) -> None:
+        """Count a request."""
+        tally = self._tallies.get(labels) or self.open(labels)
+        tally[0] += 1
+        tally[1] += sent
+        tally[2] += seconds
+        tally[3 + bisect_left(_REQUEST_BUCKETS, seconds)] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "pullcache_requests",
+            "Requests answered, by where the answer came from.",
+            labels=("upstream", "kind", "status", "cache"),
+        )
+        sent = CounterMetricFamily(
+            "pullcache_response_bytes",
+            "Bytes of bodies sent to clients.",
+            labels=("upstream", "kind", "cache"),
+        )
+        durations = HistogramMetricFamily(
+            "pullcache_request_duration_seconds",
+            "Time from a request's arrival to the last byte of its answer.",
+            labels=("kind", "cache"),
+        )
+        bytes_by: dict[tuple[str, ...], float] = {}
+        durations_by: dict[tuple[str, ...], list[float]] = {}
+        for (upstream, kind, status, state), tally in list(self._tallies.items()):
+            requests.add_metric((upstream, kind, str(status), state), tally[0])
+            labels = (upstream, kind, state)
+            bytes_by[labels] = bytes_by.get(labels, 0) + tally[1]
+            total = durations_by.setdefault((kind, state), [0] * (len(tally) - 2))
+            durations_by[kind, state] = [a + b for a, b in zip(total, tally[2:], strict=True)]
+        for names, size in bytes_by.items():
+            sent.add_metric(names, size)
+        limits = [*map(floatToGoString, _REQUEST_BUCKETS), "+Inf"]
+        for pair, (seconds, *counts) in durations_by.items():
+            buckets = list(zip(limits, accumulate(counts), strict=True))
+            durations.add_metric(pair, buckets, seconds)
+        yield from (requests, sent, durations)
 
 
 class _SourceCollector(Collector):

@@ -1,13 +1,14 @@
 """`/v2/*`: the read side of the distribution specification."""
 
 import asyncio
+import sys
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from aiohttp import hdrs
+from aiohttp import HttpVersion11, hdrs
 from aiohttp.web import BaseRequest, Response, StreamResponse
 from multidict import MultiDictProxy
 
@@ -16,7 +17,7 @@ from proxy.cache.listings import Listings
 from proxy.cache.pull_through import DEADLINE, BlobAnswer, PullThrough
 from proxy.config import UpstreamSettings
 from proxy.config.schema import DEFAULT_UPSTREAM
-from proxy.errors import UpstreamTimeoutError
+from proxy.errors import UpstreamTimeoutError, UpstreamUnavailableError
 from proxy.metrics import CacheState, Kind
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import OCI_INDEX
@@ -158,6 +159,9 @@ class Registry:
             exchange.cache = answer.state
             if isinstance(answer.source, Download):
                 await self._begun(answer.source)
+                if answer.source.size is None and request.version < HttpVersion11:
+                    # No chunks there: a body without a length could not be told from a whole one.
+                    await _ended(answer.source)
             return await self._send_blob(request, exchange, answer, digest)
 
     async def _begun(self, download: Download) -> None:
@@ -197,12 +201,13 @@ class Registry:
                 window, status = wanted, 206
                 headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{size}"
         response = StreamResponse(status=status, headers=headers)
-        sender = Sender(request, response, self._threads)
         if size is not None:
             response.content_length = window.length
         else:
             response.enable_chunked_encoding()
-        await response.prepare(request)
+        writer = await response.prepare(request)
+        assert writer is not None
+        sender = Sender(request, writer, self._threads)
         try:
             if size is not None:
                 await sender.send(source, window)
@@ -268,6 +273,16 @@ class Registry:
             "Accept-Ranges": "bytes",
             "Cache-Control": _IMMUTABLE,
         }
+
+
+async def _ended(download: Download) -> None:
+    """Wait until the download is verified, and its size known."""
+    try:
+        await download.available(sys.maxsize)
+    except Detached:
+        raise UpstreamUnavailableError(
+            "its size is not known and it is not stored; ask for it by HTTP/1.1"
+        ) from None
 
 
 def _full_name(repository: Repository) -> str:

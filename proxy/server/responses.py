@@ -10,9 +10,11 @@ import errno
 import os
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 
 import msgspec
-from aiohttp.web import BaseRequest, Response, StreamResponse
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.web import BaseRequest, Response
 
 from proxy.cache.download import Detached, Download
 from proxy.errors import ProxyError, StorageError
@@ -26,6 +28,8 @@ TURN = 1 << 20
 READER_TIMEOUT = 60.0
 
 API_VERSION = "registry/2.0"
+
+_DROPPED = "the client has read nothing for a minute"
 
 
 class BodyCutError(ConnectionError):
@@ -53,12 +57,14 @@ def json_response(
 
 
 class Sender:
-    """Sends bodies on the connection of one request, which must be prepared already."""
+    """Sends the body of one response, whose headers `writer` has been given already."""
 
-    def __init__(self, request: BaseRequest, response: StreamResponse, threads: Executor) -> None:
+    def __init__(
+        self, request: BaseRequest, writer: AbstractStreamWriter, threads: Executor
+    ) -> None:
         self.sent = 0
         self._request = request
-        self._response = response
+        self._writer = writer
         self._threads = threads
 
     async def send(self, source: OpenBlob | Download, window: Window) -> None:
@@ -114,8 +120,8 @@ class Sender:
             raise BodyCutError(str(error)) from error
 
     async def _write(self, chunk: bytes) -> None:
-        async with asyncio.timeout(READER_TIMEOUT):
-            await self._response.write(chunk)
+        async with _patience():
+            await self._writer.write(chunk)
         self.sent += len(chunk)
 
     async def _flush_headers(self, transport: asyncio.Transport) -> None:
@@ -126,11 +132,11 @@ class Sender:
             # The loop's turn comes before its writes do.
             await asyncio.sleep(0)
             try:
-                async with asyncio.timeout(READER_TIMEOUT):
+                async with _patience():
                     while transport.get_write_buffer_size():
                         if transport.is_closing():
                             raise ConnectionResetError("the client has left")
-                        await self._response.drain()
+                        await self._writer.drain()
                         await asyncio.sleep(0)
             finally:
                 transport.set_write_buffer_limits(high, low)
@@ -170,6 +176,16 @@ def _is_cached(fd: int, offset: int) -> bool:
         return True
 
 
+@asynccontextmanager
+async def _patience() -> AsyncIterator[None]:
+    """Raise `ConnectionError` if the client takes nothing for a minute."""
+    try:
+        async with asyncio.timeout(READER_TIMEOUT):
+            yield
+    except TimeoutError:
+        raise ConnectionAbortedError(_DROPPED) from None
+
+
 async def _writable(loop: asyncio.AbstractEventLoop, socket: int) -> None:
     """Wait until the socket takes bytes. Raises `ConnectionError` if it does not for a minute."""
     waiter = loop.create_future()
@@ -177,7 +193,7 @@ async def _writable(loop: asyncio.AbstractEventLoop, socket: int) -> None:
     timer = loop.call_later(READER_TIMEOUT, _resolve, waiter, False)
     try:
         if not await waiter:
-            raise ConnectionAbortedError("the client has read nothing for a minute")
+            raise ConnectionAbortedError(_DROPPED)
     finally:
         timer.cancel()
         loop.remove_writer(socket)
