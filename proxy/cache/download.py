@@ -25,9 +25,11 @@ from proxy.errors import (
     NoSpaceError,
     OfflineError,
     ProxyError,
+    RateLimitedError,
     StorageError,
     UnknownBlobError,
     UnsatisfiableRangeError,
+    UpstreamDownError,
     UpstreamError,
     UpstreamUnavailableError,
 )
@@ -44,6 +46,10 @@ from proxy.upstream.client import Transfer, Upstream
 
 # Room is taken in steps of this size where upstream does not say how long a blob is.
 STEP = 16 << 20
+# Less than this is no progress: a drip must not make a download last for ever.
+PROGRESS = 16 << 10
+# Upstream is waited for no longer than this at a time, whatever it asks for, in seconds.
+MAX_WAIT = 60.0
 
 log = get_logger(__name__)
 
@@ -210,23 +216,28 @@ class Download:
     async def _transfer_patiently(self) -> None:
         """Make transfers until one succeeds; wait between them; give up when none brings progress."""
         pauses: Iterator[float] = iter(())
-        reached = -1
+        reached = -PROGRESS
         while True:
             try:
                 return await self._transfer()
             except UnsatisfiableRangeError as error:
                 raise self._mismatch() from error
             except (UpstreamError, UnknownBlobError) as error:
-                if self._frontier > reached:
+                if self._frontier >= reached + PROGRESS:
                     # Progress makes a download worth as many attempts as a new one.
                     pauses = retry.delays(self._tools.attempts, iter(random.random, None))
                     reached = self._frontier
                 # Before the first byte upstream's no is an answer. Later it is a broken transfer, for
                 # instance a signed URL that has expired.
-                is_final = not isinstance(error, UpstreamUnavailableError) and not self._frontier
+                is_no = not isinstance(error, UpstreamUnavailableError) or isinstance(
+                    error, UpstreamDownError
+                )
+                is_final = isinstance(error, OfflineError) or (is_no and not self._frontier)
                 pause = next(pauses, None)
-                if pause is None or is_final or isinstance(error, OfflineError):
+                if pause is None or is_final:
                     raise
+                if isinstance(error, (UpstreamDownError, RateLimitedError)):
+                    pause = max(pause, min(error.retry_after, MAX_WAIT))
                 self._tools.metrics.upstream_retry(self._upstream.name, "transfer")
                 log.info("retrying", digest=str(self.digest), offset=reached, reason=str(error))
             await asyncio.sleep(pause)

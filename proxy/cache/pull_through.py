@@ -334,7 +334,7 @@ class PullThrough:
         if opened := await self._open_stored(repository, digest):
             with opened:
                 return opened.size, "hit"
-        size = self._index.child_size(digest)
+        size = self._index.child_size(repository, digest)
         if size is not None and self._index.is_linked(repository, digest):
             return size, "miss"
         size = await self._upstreams[repository.upstream].blob_size(repository.name, digest)

@@ -109,12 +109,16 @@ class Index:
         )
         return found is not None
 
-    def child_size(self, digest: Digest) -> int | None:
-        """Return the size that a cached manifest states for the digest."""
+    def child_size(self, repository: Repository, digest: Digest) -> int | None:
+        """Return the size that a cached manifest of this repository states for the digest.
+
+        What another repository's manifests state is not believed here: they may say anything.
+        """
         return self._remembered(
-            ("size", digest),
-            "SELECT size FROM edges WHERE child = ? LIMIT 1",
-            (str(digest),),
+            ("size", repository, digest),
+            "SELECT e.size FROM edges e JOIN links l ON l.digest = e.parent"
+            f" WHERE e.child = ? AND l.repository = {_ID} LIMIT 1",
+            (str(digest), repository.upstream, repository.name),
             lambda row: int(row[0]),
         )
 

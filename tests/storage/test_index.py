@@ -67,8 +67,9 @@ async def test_a_manifest_links_all_that_it_names_and_tells_its_sizes(index):
     for child in manifest.children:
         assert index.is_linked(APP, child.digest)
         assert not index.is_linked(OTHER, child.digest)
-        assert index.child_size(child.digest) == child.size
-    assert index.child_size(BLOB) is None
+        assert index.child_size(APP, child.digest) == child.size
+        assert index.child_size(OTHER, child.digest) is None
+    assert index.child_size(APP, BLOB) is None
 
 
 async def test_a_foreign_layer_is_not_linked(index):
@@ -197,7 +198,7 @@ async def test_what_is_removed_is_deleted_first_and_leaves_nothing(index):
     assert not index.is_linked(APP, own)
     # Its layers lie in the store still, and their repository was seen to hold them.
     assert all(index.is_linked(APP, child.digest) for child in manifest.children)
-    assert index.child_size(manifest.children[0].digest) is None
+    assert index.child_size(APP, manifest.children[0].digest) is None
 
 
 async def test_a_shared_layer_stays_linked_where_it_was_seen(index):
