@@ -5,7 +5,6 @@
 
 import asyncio
 import signal
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
-from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
+from aiohttp import DefaultResolver
 from aiohttp.web import ServerRunner, TCPSite
 from yarl import URL
 
@@ -24,7 +23,7 @@ from proxy.cache.downloads import Downloads
 from proxy.cache.eviction import Space
 from proxy.cache.listings import Listings
 from proxy.cache.pull_through import PullThrough
-from proxy.config import Config, UpstreamSettings
+from proxy.config import Config
 from proxy.errors import ConfigError, StorageError
 from proxy.flight import in_thread
 from proxy.log import Log, configure, get_logger
@@ -35,8 +34,11 @@ from proxy.server.middleware import Middleware
 from proxy.server.registry import Registry
 from proxy.storage.index import Index
 from proxy.storage.local import LocalStore
-from proxy.upstream.auth import Authenticator, Credentials
+from proxy.upstream.auth import Authenticator
 from proxy.upstream.client import Upstream
+from proxy.upstream.credentials import CredentialSource
+from proxy.upstream.egress import EgressGuard
+from proxy.upstream.session import open_session, tls_context
 
 # How often uses are written, and how often idle content is looked for, in seconds.
 FLUSH_INTERVAL = 5.0
@@ -201,30 +203,17 @@ async def _open_upstream(
 ) -> Upstream:
     settings = config.upstreams[name]
     session = await stack.enter_async_context(
-        ClientSession(
-            connector=TCPConnector(limit=0, ssl=_tls_context(name, settings)),
-            timeout=ClientTimeout(total=20.0, sock_connect=config.fetch.connect_timeout),
-            cookie_jar=DummyCookieJar(),
-            auto_decompress=False,
-            requote_redirect_url=False,
-            # What upstream sends is what the digest is of.
-            headers={"User-Agent": f"pullcache/{__version__}", "Accept-Encoding": "identity"},
-            # Signed URLs and tokens are long.
-            max_line_size=32 << 10,
-            max_field_size=32 << 10,
+        open_session(
+            EgressGuard(URL(settings.url), DefaultResolver()),
+            tls=tls_context(name, settings),
+            connect_timeout=config.fetch.connect_timeout,
         )
     )
-
-    def credentials() -> Credentials | None:
-        if not settings.username:
-            return None
-        return Credentials(settings.username, settings.read_password())
-
     authenticator = Authenticator(
         URL(settings.url),
         session,
         group,
-        credentials,
+        CredentialSource(name, settings, group).get,
         lambda status: metrics.upstream_request(name, "token", status),
     )
     return Upstream(
@@ -236,20 +225,10 @@ async def _open_upstream(
         offline=config.offline,
         connect_timeout=config.fetch.connect_timeout,
         stall_timeout=config.fetch.stall_timeout,
+        min_rate=config.fetch.min_rate,
+        attempts=config.fetch.attempts,
         clock=clock,
     )
-
-
-def _tls_context(name: str, settings: UpstreamSettings) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    if settings.ca_file:
-        try:
-            context.load_verify_locations(settings.ca_file)
-        except OSError as error:
-            raise ConfigError(
-                f'upstreams."{name}".ca_file: {settings.ca_file} cannot be used ({error})'
-            ) from error
-    return context
 
 
 async def _listen(stack: AsyncExitStack, config: Config, handler: Middleware) -> list[str]:

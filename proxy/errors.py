@@ -78,6 +78,14 @@ class UpstreamTimeoutError(UpstreamUnavailableError):
     """Upstream did not answer in time."""
 
 
+class UpstreamDownError(UpstreamUnavailableError):
+    """Upstream has failed so often that it is left alone for `retry_after` seconds."""
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class UpstreamUnauthorizedError(UpstreamError):
     """Upstream wants other credentials than the configured ones."""
 

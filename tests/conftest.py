@@ -12,6 +12,7 @@ import pytest
 import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
 
+from tests.fakes.peer import close_all
 from tests.fakes.registry import FakeRegistry
 from tests.program import Program
 
@@ -62,6 +63,7 @@ async def _no_leaked_tasks() -> AsyncIterator[None]:
     """Fail a test that leaves a task behind."""
     before = asyncio.all_tasks()
     yield
+    await close_all()
     left = asyncio.all_tasks() - before - {asyncio.current_task()}
     if left:
         # A connection that was just closed may have a step to go.

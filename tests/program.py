@@ -79,7 +79,8 @@ class Program:
             listening = await stack.enter_async_context(
                 open_cache(self._config(), clock=self.clock, access_log=self.access_log)
             )
-            self.url = f"http://{listening.addresses[0]}"
+            self.addresses = listening.addresses
+            self.url = f"http://{self.addresses[0]}"
             self.session = await stack.enter_async_context(
                 aiohttp.ClientSession(
                     auto_decompress=False,
@@ -176,6 +177,12 @@ class Program:
         """Wait until no download runs: what was sent is then committed."""
         async with asyncio.timeout(10):
             while await self.metric("pullcache_downloads_in_progress"):
+                pass
+
+    async def recovered(self) -> None:
+        """Wait until the program asks upstream again, which it leaves alone after failures."""
+        async with asyncio.timeout(10):
+            while (await self.manifest("me/probe")).status != 404:
                 pass
 
     async def metric(self, name: str, **labels: str) -> float:

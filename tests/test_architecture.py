@@ -27,7 +27,7 @@ def name(path: Path) -> str:
 
 @pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=name)
 def test_a_file_can_be_read_in_one_sitting(path):
-    assert len(path.read_text().splitlines()) <= 350
+    assert len(path.read_text().splitlines()) <= 400
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)

@@ -4,15 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, strategies as st
 
 from proxy.config import (
-    Address,
     Config,
-    Duration,
-    RegistryUrl,
-    Size,
-    StoreLimit,
     dump,
     iter_keys,
     json_schema,
@@ -21,124 +15,11 @@ from proxy.config import (
 )
 from proxy.errors import ConfigError
 
-SIZES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-    "TiB": 2**40,
-}
-DURATIONS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
 
 def load_text(text: str, place: Path, **layers) -> Config:
     file = place / "pullcache.toml"
     file.write_text(text, encoding="utf-8")
     return load(file, layers.get("environ", {}), layers.get("overrides", {}))
-
-
-# values
-
-
-@given(st.integers(0, 10**6), st.sampled_from(sorted(SIZES)), st.sampled_from(["", " "]))
-def test_a_size_is_its_number_times_its_unit(number, unit, gap):
-    assert Size.parse(f"{number}{gap}{unit}") == number * SIZES[unit]
-
-
-@given(st.integers(0, 2**63 - 1))
-def test_a_sizes_text_means_the_same_size(number):
-    assert Size.parse(str(Size(number))) == number == Size.parse(number)
-
-
-def test_a_size_may_have_decimals_as_long_as_it_is_whole_bytes():
-    assert Size.parse("1.5GB") == 1_500_000_000
-    with pytest.raises(ValueError, match="whole number of bytes"):
-        Size.parse("1.5B")
-
-
-@given(st.lists(st.tuples(st.integers(0, 1000), st.sampled_from(sorted(DURATIONS))), min_size=1))
-def test_a_duration_is_the_sum_of_its_parts(parts):
-    text = "".join(f"{number}{unit}" for number, unit in parts)
-    assert Duration.parse(text) == pytest.approx(sum(n * DURATIONS[unit] for n, unit in parts))
-
-
-@given(st.integers(0, 10**12))
-def test_a_durations_text_means_the_same_duration(milliseconds):
-    assert Duration.parse(str(Duration(milliseconds / 1000))) == milliseconds / 1000
-
-
-def test_a_plain_number_is_bytes_or_seconds():
-    assert (Size.parse(42), Size.parse("42")) == (42, 42)
-    assert (Duration.parse(42), Duration.parse("42")) == (42.0, 42.0)
-
-
-@given(st.one_of(st.text(), st.integers(), st.booleans(), st.floats(), st.none()))
-def test_any_value_is_parsed_or_refused_with_a_value_error(value):
-    for kind in (Size, Duration, StoreLimit, Address, RegistryUrl):
-        try:
-            parsed = kind.parse(value)
-        except ValueError:
-            continue
-        assert kind.parse(str(parsed)) == parsed
-
-
-@pytest.mark.parametrize(
-    "text", ["", "GB", "-1GB", "1XB", "1GB2", "9999999TB", "\u0663GB", True, 1.5]
-)
-def test_what_is_no_size_is_refused(text):
-    with pytest.raises(ValueError, match=r"size|bytes|string"):
-        Size.parse(text)
-
-
-@pytest.mark.parametrize("text", ["", "s", "-1s", "1y", "1.5h", "1h 5m", "40000d", True])
-def test_what_is_no_duration_is_refused(text):
-    with pytest.raises(ValueError, match=r"duration|hundred|string"):
-        Duration.parse(text)
-
-
-@given(st.integers(1, 100), st.integers(0, 2**60))
-def test_a_share_is_of_the_whole_file_system(percent, total):
-    assert StoreLimit.parse(f"{percent}%").resolve(total) == total * percent // 100
-
-
-def test_a_limit_in_bytes_does_not_depend_on_the_file_system():
-    assert StoreLimit.parse("20MB").resolve(1) == 20_000_000
-
-
-@pytest.mark.parametrize("text", ["0%", "101%", "0", "-5%", "1.5%"])
-def test_a_limit_that_leaves_no_room_or_more_than_all_is_refused(text):
-    with pytest.raises(ValueError, match=r"share|room|size"):
-        StoreLimit.parse(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "host", "port"),
-    [
-        ("127.0.0.1:5000", "127.0.0.1", 5000),
-        ("[::]:0", "::", 0),
-        (":80", "", 80),
-        ("localhost:65535", "localhost", 65535),
-    ],
-)
-def test_an_address_has_a_host_and_a_port(text, host, port):
-    address = Address.parse(text)
-    assert (address.host, address.port) == (host, port)
-
-
-@pytest.mark.parametrize(
-    "text", ["5000", "localhost", "::1:5000", "a:65536", "a b:1", "http://a:1"]
-)
-def test_what_is_no_address_is_refused(text):
-    with pytest.raises(ValueError, match="host:port"):
-        Address.parse(text)
-
-
-@pytest.mark.parametrize(
-    "text", ["ghcr.io", "ftp://ghcr.io", "https://ghcr.io/v2", "https://u:p@ghcr.io", "https://a?b"]
-)
-def test_an_upstreams_url_is_scheme_host_and_port_only(text):
-    with pytest.raises(ValueError, match="http"):
-        RegistryUrl.parse(text)
-    assert RegistryUrl.parse("http://[::1]:5000/") == "http://[::1]:5000"
 
 
 # layers
@@ -240,6 +121,65 @@ def test_the_order_of_the_tag_rules_is_the_files_and_the_default_rule_is_gone(tm
     assert list(config.manifests.tag_ttl) == ["v*", "*"]
 
 
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("gcr.io", "https://gcr.io"),
+        ("ghcr.io", "https://ghcr.io"),
+        ("mcr.microsoft.com", "https://mcr.microsoft.com"),
+        ("public.ecr.aws", "https://public.ecr.aws"),
+        ("quay.io", "https://quay.io"),
+        ("registry.k8s.io", "https://registry.k8s.io"),
+    ],
+)
+def test_a_registry_that_everybody_knows_needs_nothing_but_its_name(name, url, tmp_path):
+    config = load_text(f'[upstreams."{name}"]', tmp_path)
+    assert sorted(config.upstreams) == sorted(["docker.io", name])
+    assert config.upstreams[name].url == url
+    assert f'[upstreams."{name}"]\nurl = "{url}"\n' in to_toml(config)
+
+
+def test_a_registry_that_everybody_knows_may_be_asked_elsewhere(tmp_path):
+    config = load_text('[upstreams."quay.io"]\nurl = "https://mirror.example"', tmp_path)
+    assert config.upstreams["quay.io"].url == "https://mirror.example"
+
+
+def test_a_registry_is_an_upstream_only_if_the_configuration_names_it():
+    assert list(load(None, {}, {}).upstreams) == ["docker.io"]
+
+
+def test_the_environment_can_set_every_key_of_an_upstream(tmp_path):
+    environ = {
+        "PULLCACHE_UPSTREAMS_DOCKER_IO_USERNAME": "me",
+        "PULLCACHE_UPSTREAMS_DOCKER_IO_PASSWORD": "hunter2",
+        "PULLCACHE_UPSTREAMS_DOCKER_IO_DENY": "a/*, b/*",
+        "PULLCACHE_UPSTREAMS_MY_REGISTRY_TEST_5000_PASSWORD_FILE": "/secret",
+        "PULLCACHE_UPSTREAMS_GHCR_IO_CREDENTIAL_HELPER": "pass",
+    }
+    text = """
+        [upstreams."my-registry.test:5000"]
+        url = "https://my-registry.test:5000"
+        username = "you"
+    """
+    config = load_text(text, tmp_path, environ=environ)
+    hub = config.upstreams["docker.io"]
+    assert (hub.username, hub.read_password(), hub.deny) == ("me", "hunter2", ("a/*", "b/*"))
+    assert config.upstreams["my-registry.test:5000"].password_file == "/secret"
+    assert config.upstreams["ghcr.io"].url == "https://ghcr.io"
+    assert config.upstreams["ghcr.io"].credential_helper == "pass"
+    assert "hunter2" not in to_toml(config)
+
+
+def test_a_variable_that_could_mean_two_upstreams_is_refused(tmp_path):
+    text = """
+        upstreams."a-b.test".url = "https://a-b.test"
+        upstreams."a.b.test".url = "https://a.b.test"
+    """
+    load_text(text, tmp_path)
+    with pytest.raises(ConfigError, match="PULLCACHE_UPSTREAMS_A_B_TEST_URL: means more than one"):
+        load_text(text, tmp_path, environ={"PULLCACHE_UPSTREAMS_A_B_TEST_URL": "https://x"})
+
+
 # errors
 
 
@@ -262,7 +202,7 @@ def test_the_order_of_the_tag_rules_is_the_files_and_the_default_rule_is_gone(tm
         ("manifests.tag_ttl.'a*' = 'x'", "manifests.tag_ttl.\"a*\": 'x' is not a duration (write"),
         ("manifests.tag_ttl = 1", "manifests.tag_ttl: expected a table (write"),
         ("offline = 'no'", "offline: expected bool, got str (for instance: offline = false)"),
-        ("upstreams.'ghcr.io'.deny = []", 'upstreams."ghcr.io".url: is missing (for instance'),
+        ("upstreams.'my.io'.deny = []", 'upstreams."my.io".url: is missing (for instance'),
         ("upstreams.'docker.io'.url = 'x'", "upstreams.\"docker.io\".url: 'x' is not http(s)://"),
         ("upstreams.'docker.io'.user = 'x'", '"docker.io".user: no such key (did you mean user'),
         ("upstreams.'docker.io'.username = 'x'", "a login has two parts (set"),
@@ -343,6 +283,23 @@ def test_a_password_file_is_read_at_each_use(tmp_path):
 def test_two_passwords_are_one_too_many(tmp_path):
     with pytest.raises(ConfigError, match=r"both set \(keep one\)"):
         load_text(f"{LOGIN}password = 'a'\npassword_file = 'b'", tmp_path)
+
+
+def test_a_login_comes_from_one_place(tmp_path):
+    for pair in ("credential_helper = 'x'", "docker_config = 'x'"):
+        with pytest.raises(ConfigError, match="a login comes from one place"):
+            load_text(f"{LOGIN}password = 'a'\n{pair}", tmp_path)
+    with pytest.raises(ConfigError, match="a login comes from one place"):
+        load_text("[upstreams.'docker.io']\ncredential_helper='x'\ndocker_config='y'", tmp_path)
+
+
+def test_a_url_with_a_login_in_it_is_refused_without_repeating_it(tmp_path):
+    with pytest.raises(ConfigError, match="url holds no login") as caught:
+        load_text("[upstreams.'docker.io']\nurl = 'https://me:hunter2@x.test'", tmp_path)
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        load(None, {"PULLCACHE_UPSTREAMS_DOCKER_IO_URL": "http://me:hunter2@x"}, {})
+    assert "hunter2" not in str(caught.value)
 
 
 # what is shown

@@ -338,7 +338,8 @@ class Download:
             tools.metrics.uncached("disk_error")
             log.warning("not_stored", digest=str(self.digest), reason=str(error))
             return False
-        tools.space.commit(self._reservation, self._frontier, is_new=is_new)
+        tools.space.commit(self._reservation, self.digest, self._frontier, is_new=is_new)
+        await in_thread(tools.threads, self._ingest.settle)
         self._reservation = None
         return True
 
@@ -350,6 +351,9 @@ class Download:
         self._tools.metrics.uncached(reason)
         log.warning("not_cached", digest=str(self.digest), reason=str(error))
         self.is_detached = True
+        if self._ingest:
+            # A write that failed may have got some way: what is hashed is in, and may be read.
+            self._frontier = self._ingest.frontier
 
     async def _settle(self, *, is_worth_keeping: bool) -> None:
         """End: keep or remove the ingest, give back the room, close the file after the last reader."""

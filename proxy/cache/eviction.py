@@ -14,6 +14,7 @@ from proxy.flight import to_the_end
 from proxy.log import get_logger
 from proxy.metrics import EvictionReason, Metrics
 from proxy.oci.digest import Digest
+from proxy.storage.fsck import find_unknown
 from proxy.storage.index import Index
 from proxy.storage.local import LocalStore, footprint
 
@@ -56,12 +57,19 @@ class Space:
         self.stored = 0
         self._reservations: set[Reservation] = set()
         self._leftovers: dict[Digest, int] = {}
+        # Files that are gone, but that the index could not be made to forget.
+        self._ghosts: set[Digest] = set()
         # One eviction at a time: two would choose the same victims.
         self._evicting = asyncio.Lock()
 
     async def open(self) -> None:
-        """Count what is there."""
+        """Count what is there, also what a lost index or a kill has left uncounted."""
         self.blobs, self.stored = await self._index.totals(footprint)
+        unknown = await asyncio.to_thread(find_unknown, self._store, is_index_empty=not self.blobs)
+        if unknown:
+            log.warning("index_completed", blobs=len(unknown))
+            await self._index.adopt(unknown)
+            self.blobs, self.stored = await self._index.totals(footprint)
         for digest, size, _ in await asyncio.to_thread(self._store.list_ingests):
             self._leftovers[digest] = size
         await self._make_room(0)
@@ -107,10 +115,11 @@ class Space:
         """Give back room that was not used."""
         self._reservations.discard(reservation)
 
-    def commit(self, reservation: Reservation, size: int, *, is_new: bool) -> None:
+    def commit(self, reservation: Reservation, digest: Digest, size: int, *, is_new: bool) -> None:
         """Turn the reservation into a blob of `size` bytes, unless it was there already."""
         self._reservations.discard(reservation)
-        if is_new:
+        if is_new or digest in self._ghosts:
+            self._ghosts.discard(digest)
             self.stored += footprint(size)
             self.blobs += 1
 
@@ -174,32 +183,45 @@ class Space:
         """Remove the least recently used blobs, `needed` bytes of them if there are as many."""
         while needed > 0:
             victims = []
-            for digest, size, _ in await self._index.least_recently_used(_BATCH):
-                if needed <= 0:
+            size_of_all = 0
+            for digest, size, _ in await self._index.least_recently_used(
+                _BATCH + len(self._ghosts)
+            ):
+                if size_of_all >= needed:
                     break
-                victims.append((digest, size))
-                needed -= footprint(size)
+                if digest not in self._ghosts:
+                    victims.append((digest, size))
+                    size_of_all += footprint(size)
             if not victims:
                 return
-            await self._remove(victims, reason)
+            needed -= await self._remove(victims, reason)
 
-    async def _remove(self, blobs: list[tuple[Digest, int]], reason: EvictionReason) -> None:
-        # A client that leaves may cancel us; the account must be right all the same.
-        await to_the_end(self._remove_and_count(blobs, reason))
+    async def _remove(self, blobs: list[tuple[Digest, int]], reason: EvictionReason) -> int:
+        """Remove blobs; return how many bytes went. A client that leaves may cancel us, not this."""
+        return await to_the_end(self._remove_and_count(blobs, reason))
 
     async def _remove_and_count(
         self, blobs: list[tuple[Digest, int]], reason: EvictionReason
-    ) -> None:
+    ) -> int:
+        sizes = dict(blobs)
+        deleted: list[Digest] = []
+
+        def delete(digest: Digest) -> None:
+            self._store.delete(digest)
+            deleted.append(digest)
+
         try:
-            await self._index.remove([digest for digest, _ in blobs], self._store.delete)
+            await self._index.remove([*sizes, *self._ghosts], delete)
+            self._ghosts.clear()
         except StorageError as error:
-            # The files may be gone although the index could not say so: a row without a file is a
-            # miss, and heals.
             log.warning("index_not_updated", reason=str(error))
-        freed = sum(footprint(size) for _, size in blobs)
+            self._ghosts.update(deleted)
+        gone = [sizes[digest] for digest in deleted if digest in sizes]
+        freed = sum(map(footprint, gone))
         self.stored -= freed
-        self.blobs -= len(blobs)
-        self._metrics.evicted(reason, len(blobs), freed)
+        self.blobs -= len(gone)
+        self._metrics.evicted(reason, len(gone), freed)
+        return freed
 
     async def _drop_leftover(self, digest: Digest) -> int:
         size = self._leftovers.pop(digest)

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from proxy.cache.memory import Expiring
+from proxy.cache.patience import DEADLINE, until
 from proxy.errors import InvalidManifestError, UpstreamError
 from proxy.flight import SingleFlight
 from proxy.log import get_logger
@@ -51,6 +52,7 @@ class Listings:
         self._store = store
         self._index = index
         self._ttl = ttl
+        self._now = asyncio.get_running_loop().time
         self._tags: Expiring[Repository, list[str]] = Expiring(LISTS, clock)
         self._tag_flights: SingleFlight[Repository, list[str]] = SingleFlight(group)
         self._referrers: Expiring[tuple[Repository, Digest], list[Descriptor]]
@@ -74,7 +76,8 @@ class Listings:
             return tags
 
         try:
-            return await self._tag_flights.do(repository, ask), "miss"
+            async with until(self._now() + DEADLINE, repository.upstream):
+                return await self._tag_flights.do(repository, ask), "miss"
         except UpstreamError as error:
             known = kept[1] if kept else sorted(self._index.tags(repository))
             if not known:
@@ -102,7 +105,8 @@ class Listings:
             return found
 
         try:
-            return await self._referrer_flights.do(key, ask), "miss"
+            async with until(self._now() + DEADLINE, repository.upstream):
+                return await self._referrer_flights.do(key, ask), "miss"
         except UpstreamError as error:
             known = kept[1] if kept else await self._cached_referrers(repository, digest)
             if not known:

@@ -17,21 +17,22 @@ from proxy.cache import policy
 from proxy.cache.download import Download
 from proxy.cache.downloads import Downloads
 from proxy.cache.eviction import Space
-from proxy.cache.memory import Expiring, Held, ManifestMemory
+from proxy.cache.manifests import Manifests
+from proxy.cache.memory import Expiring, Held
+from proxy.cache.patience import DEADLINE, MARGIN, until
 from proxy.cache.policy import Freshness
 from proxy.config import ManifestsSettings
 from proxy.errors import (
     DigestMismatchError,
-    InvalidManifestError,
-    NoSpaceError,
+    OfflineError,
+    RateLimitedError,
     StorageError,
     UnknownBlobError,
     UnknownError,
     UnknownManifestError,
     UpstreamError,
-    UpstreamTimeoutError,
 )
-from proxy.flight import SingleFlight, in_thread
+from proxy.flight import SingleFlight
 from proxy.log import get_logger
 from proxy.metrics import CacheState, Metrics
 from proxy.oci import manifest as oci
@@ -40,13 +41,9 @@ from proxy.oci.reference import Reference, Tag
 from proxy.storage.index import Index, TagRow
 from proxy.storage.local import LocalStore, OpenBlob
 from proxy.storage.tables import Repository
-from proxy.upstream.client import Fetched, Upstream
+from proxy.upstream.client import Upstream
 
-# Clients give up on a mirror that is silent for 30 s (containerd 2.3, Docker 29).
-DEADLINE = 25.0
-
-HOT_MANIFESTS = 32 << 20
-NEGATIVE_ENTRIES = 10_000
+REMEMBERED_TAGS = 10_000
 
 log = get_logger(__name__)
 
@@ -91,16 +88,16 @@ class PullThrough:
         self._space = space
         self._downloads = downloads
         self._settings = settings
-        self._metrics = metrics
-        self._threads = threads
         self._clock = clock
-        self._memory = ManifestMemory(HOT_MANIFESTS)
+        self._now = asyncio.get_running_loop().time
+        self._manifests = Manifests(store, index, space, metrics, threads)
         self._tag_ttl = lru_cache(maxsize=4096)(
             partial(policy.tag_ttl, rules=settings.tag_ttl, default=settings.ttl)
         )
-        self._unknown: Expiring[tuple[Repository, Tag], UnknownError] = Expiring(
-            NEGATIVE_ENTRIES, clock
-        )
+        self._unknown: Expiring[tuple[Repository, Tag], UnknownError]
+        self._unknown = Expiring(REMEMBERED_TAGS, clock)
+        self._spared: Expiring[tuple[Repository, Tag], RateLimitedError]
+        self._spared = Expiring(REMEMBERED_TAGS, clock)
         self._fetches: SingleFlight[tuple[Repository, Reference], tuple[Held, CacheState]]
         self._fetches = SingleFlight(group)
         self._proofs: SingleFlight[tuple[Repository, Digest], None] = SingleFlight(group)
@@ -115,37 +112,35 @@ class PullThrough:
         By tag in a form that the client's `accept` lines take; by digest whatever they say.
         Raises `UnknownError`, `UpstreamError` and `DigestMismatchError`.
         """
+        deadline = self._now() + DEADLINE
         if isinstance(reference, Digest):
-            return await self._by_digest(repository, reference)
-        answer = await self._by_tag(repository, reference)
+            return await self._by_digest(repository, reference, deadline)
+        answer = await self._by_tag(repository, reference, deadline - MARGIN)
         if policy.accepts(accept, answer.held.media_type):
             return answer
-        return await self._converted(repository, answer, accept)
+        return await self._converted(repository, answer, accept, deadline)
 
-    async def _by_tag(self, repository: Repository, tag: Tag) -> ManifestAnswer:
+    async def _by_tag(self, repository: Repository, tag: Tag, deadline: float) -> ManifestAnswer:
         known = self._index.tag(repository, tag)
         if known is None:
             self._check_unknown(repository, tag)
-            held, state = await self._refreshed(repository, tag, None)
+            held, state = await self._refreshed(repository, tag, None, deadline)
             return ManifestAnswer(held, state, 0.0, self._tag_ttl(tag))
         ttl, age = self._tag_ttl(tag), self._clock() - known.checked
-        verdict = policy.freshness(
-            age,
-            ttl=ttl,
-            revalidate=self._settings.stale_while_revalidate,
-            stale=self._settings.stale_if_error,
-        )
+        verdict = self._freshness(tag, known)
         if verdict in (Freshness.FRESH, Freshness.REVALIDATE) and (
-            fresh := await self._held(known.digest)
+            fresh := await self._manifests.held(known.digest)
         ):
             if verdict is Freshness.REVALIDATE:
                 work = partial(self._refresh, repository, tag, known)
                 self._fetches.begin((repository, tag), work)
             return ManifestAnswer(fresh, "hit", age, ttl)
         try:
-            held, state = await self._refreshed(repository, tag, known)
+            held, state = await self._refreshed(repository, tag, known, deadline)
         except (UpstreamError, DigestMismatchError) as error:
-            stale = None if verdict is Freshness.DEAD else await self._held(known.digest)
+            # Offline, nobody could say anything newer: nothing is too old.
+            is_dead = verdict is Freshness.DEAD and not isinstance(error, OfflineError)
+            stale = None if is_dead else await self._manifests.held(known.digest)
             if stale is None:
                 raise
             log.warning("serving_stale", repository=repository.name, tag=tag, reason=str(error))
@@ -153,22 +148,30 @@ class PullThrough:
         return ManifestAnswer(held, state, 0.0, ttl)
 
     async def _refreshed(
-        self, repository: Repository, tag: Tag, known: TagRow | None
+        self, repository: Repository, tag: Tag, known: TagRow | None, deadline: float
     ) -> tuple[Held, CacheState]:
-        return await self._once(repository, tag, partial(self._refresh, repository, tag, known))
+        work = partial(self._refresh, repository, tag, known)
+        return await self._once(repository, tag, work, deadline)
 
-    async def _by_digest(self, repository: Repository, digest: Digest) -> ManifestAnswer:
+    async def _by_digest(
+        self, repository: Repository, digest: Digest, deadline: float
+    ) -> ManifestAnswer:
         row = self._index.blob(repository, digest)
         if row and row.media_type:
             if not row.is_linked:
-                await self._prove(repository, digest, is_manifest=True)
-            if held := await self._held(digest):
+                await self._prove(repository, digest, deadline, is_manifest=True)
+            if held := await self._manifests.held(digest):
                 return ManifestAnswer(held, "hit")
-        held, state = await self._once(repository, digest, partial(self._fetch, repository, digest))
+        work = partial(self._fetch, repository, digest)
+        held, state = await self._once(repository, digest, work, deadline)
         return ManifestAnswer(held, state)
 
     async def _converted(
-        self, repository: Repository, answer: ManifestAnswer, accept: Iterable[str]
+        self,
+        repository: Repository,
+        answer: ManifestAnswer,
+        accept: Iterable[str],
+        deadline: float,
     ) -> ManifestAnswer:
         """Return the default platform's manifest of an index to a client that takes no index."""
         held = answer.held
@@ -176,7 +179,7 @@ class PullThrough:
         if held.media_type in oci.INDEX_TYPES:
             chosen = oci.parse(held.content, held.media_type).select("linux", "amd64")
         if chosen:
-            single = await self._by_digest(repository, chosen)
+            single = await self._by_digest(repository, chosen, deadline)
             if policy.accepts(accept, single.held.media_type):
                 return msgspec.structs.replace(answer, held=single.held)
         raise UnknownManifestError(
@@ -188,17 +191,13 @@ class PullThrough:
         repository: Repository,
         reference: Reference,
         work: Callable[[], Awaitable[tuple[Held, CacheState]]],
+        deadline: float,
     ) -> tuple[Held, CacheState]:
-        """Do the work once for all who wait for it, none of them longer than `DEADLINE`."""
+        """Do the work once for all who wait for it, none of them beyond `deadline`."""
         key = (repository, reference)
         is_joining = key in self._fetches
-        try:
-            async with asyncio.timeout(DEADLINE):
-                held, state = await self._fetches.do(key, work)
-        except TimeoutError:
-            raise UpstreamTimeoutError(
-                f"{repository.upstream} has not answered for {DEADLINE:.0f} s; try again"
-            ) from None
+        async with until(deadline, repository.upstream):
+            held, state = await self._fetches.do(key, work)
         return held, "collapsed" if is_joining and state == "miss" else state
 
     async def _refresh(
@@ -210,8 +209,7 @@ class PullThrough:
             if known is None:
                 held, state = await self._fetch(repository, tag)
             else:
-                digest = await upstream.resolve(repository.name, tag)
-                held, state = await self._at_hand_or_fetched(repository, tag, digest)
+                held, state = await self._checked(upstream, repository, tag, known)
         except UnknownError as error:
             self._unknown.put((repository, tag), error)
             if known:
@@ -221,69 +219,59 @@ class PullThrough:
         await self._remember(self._index.set_tag(repository, tag, held.digest))
         return held, state
 
-    async def _at_hand_or_fetched(
-        self, repository: Repository, tag: Tag, digest: Digest | None
+    async def _checked(
+        self, upstream: Upstream, repository: Repository, tag: Tag, known: TagRow
     ) -> tuple[Held, CacheState]:
-        """Return what upstream's HEAD has named for the tag, None if it named nothing."""
+        """Return what a known tag stands for now: a HEAD, and a pull only if it has moved.
+
+        Raises `RateLimitedError` rather than spend one of the last pulls where the old copy does.
+        """
+        key = (repository, tag)
+        may_stay = upstream.scarcity and await self._is_servable(tag, known)
+        spared = self._spared.get(key)
+        if may_stay and spared and 0 <= spared[0] < self._tag_ttl(tag):
+            raise copy(spared[1])
+        digest = await upstream.resolve(repository.name, tag)
+        if digest and (held := await self._at_hand(repository, digest)):
+            return held, "revalidated"
+        if upstream.scarcity and await self._is_servable(tag, known):
+            error = RateLimitedError(f"{upstream.scarcity}, kept for what is not cached")
+            self._spared.put(key, error)
+            raise error
         if digest is None:
             return await self._fetch(repository, tag)
-        row = self._index.blob(repository, digest)
-        if row and row.media_type and (held := await self._held(digest)):
-            # The HEAD that named the digest has shown that the repository holds it.
-            if not row.is_linked:
-                await self._remember(self._index.link(repository, digest))
-            return held, "revalidated"
         try:
             return await self._fetch(repository, digest)
         except UnknownError as error:
             # The tag is there, or HEAD would have said so: upstream contradicts itself.
             raise UpstreamError(f"{repository.upstream} names {digest} and has it not") from error
 
+    async def _at_hand(self, repository: Repository, digest: Digest) -> Held | None:
+        """Return the manifest that upstream's HEAD has named for a tag, if it is here."""
+        row = self._index.blob(repository, digest)
+        held = await self._manifests.held(digest) if row and row.media_type else None
+        if held and row and not row.is_linked:
+            # The HEAD that named the digest has shown that the repository holds it.
+            await self._remember(self._index.link(repository, digest))
+        return held
+
+    async def _is_servable(self, tag: Tag, known: TagRow) -> bool:
+        is_dead = self._freshness(tag, known) is Freshness.DEAD
+        return not is_dead and await self._manifests.held(known.digest) is not None
+
+    def _freshness(self, tag: Tag, known: TagRow) -> Freshness:
+        return policy.freshness(
+            self._clock() - known.checked,
+            ttl=self._tag_ttl(tag),
+            revalidate=self._settings.stale_while_revalidate,
+            stale=self._settings.stale_if_error,
+        )
+
     async def _fetch(self, repository: Repository, reference: Reference) -> tuple[Held, CacheState]:
-        """Fetch a manifest, look at it, keep it."""
+        """Fetch a manifest and keep it."""
         upstream = self._upstreams[repository.upstream]
         fetched = await upstream.fetch_manifest(repository.name, reference)
-        try:
-            manifest = oci.parse(fetched.content, fetched.content_type)
-        except InvalidManifestError as error:
-            raise UpstreamError(f"{upstream.name} did not send a manifest: {error}") from error
-        held = Held(fetched.digest, manifest.media_type, fetched.content)
-        self._memory.put(held)
-        await self._keep(repository, fetched, manifest)
-        return held, "miss"
-
-    async def _keep(self, repository: Repository, fetched: Fetched, manifest: oci.Manifest) -> None:
-        """Commit a manifest. Where that fails it is served all the same."""
-        size = len(fetched.content)
-        reservation = await self._space.reserve(size)
-        if reservation is None:
-            self._metrics.uncached("no_space")
-            return
-        try:
-            await in_thread(self._threads, self._store.put, fetched.digest, fetched.content)
-            is_new = await self._index.add_manifest(repository, fetched.digest, size, manifest)
-        except StorageError as error:
-            self._space.release(reservation)
-            self._metrics.uncached("no_space" if isinstance(error, NoSpaceError) else "disk_error")
-            log.warning("not_stored", digest=str(fetched.digest), reason=str(error))
-        else:
-            self._space.commit(reservation, size, is_new=is_new)
-
-    async def _held(self, digest: Digest) -> Held | None:
-        """Return a manifest of the store, verified; None if it is gone or damaged."""
-        held = self._memory.get(digest)
-        if held is None:
-            row = self._index.manifest(digest)
-            if row is None:
-                return None
-            content = await self._store.read(digest)
-            if content is None:
-                await self._space.forget(digest, row.size)
-                return None
-            held = Held(digest, row.media_type or "", content)
-            self._memory.put(held)
-        self._index.touch(digest)
-        return held
+        return await self._manifests.keep(repository, fetched), "miss"
 
     def _check_unknown(self, repository: Repository, tag: Tag) -> None:
         remembered = self._unknown.get((repository, tag))
@@ -305,7 +293,8 @@ class PullThrough:
 
         Raises `UnknownBlobError`, `UpstreamError` and `DigestMismatchError`.
         """
-        if opened := await self._open_stored(repository, digest):
+        deadline = self._now() + DEADLINE
+        if opened := await self._open_stored(repository, digest, deadline):
             with opened:
                 yield BlobAnswer(opened, "hit")
             return
@@ -314,7 +303,7 @@ class PullThrough:
         if download and download.repository != repository:
             # Somebody fetches it from elsewhere: that says nothing of this repository.
             if not self._index.is_linked(repository, digest):
-                await self._prove(repository, digest, is_manifest=False)
+                await self._prove(repository, digest, deadline, is_manifest=False)
             download = self._downloads.find(digest)
         if download is None:
             download, state = self._downloads.start(repository, digest), "miss"
@@ -331,21 +320,25 @@ class PullThrough:
 
         Raises `UnknownBlobError` and `UpstreamError`.
         """
-        if opened := await self._open_stored(repository, digest):
+        deadline = self._now() + DEADLINE
+        if opened := await self._open_stored(repository, digest, deadline):
             with opened:
                 return opened.size, "hit"
         size = self._index.child_size(repository, digest)
         if size is not None and self._index.is_linked(repository, digest):
             return size, "miss"
-        size = await self._upstreams[repository.upstream].blob_size(repository.name, digest)
-        return size, "miss"
+        async with until(deadline, repository.upstream):
+            upstream = self._upstreams[repository.upstream]
+            return await upstream.blob_size(repository.name, digest), "miss"
 
-    async def _open_stored(self, repository: Repository, digest: Digest) -> OpenBlob | None:
+    async def _open_stored(
+        self, repository: Repository, digest: Digest, deadline: float
+    ) -> OpenBlob | None:
         row = self._index.blob(repository, digest)
         if row is None:
             return None
         if not row.is_linked:
-            await self._prove(repository, digest, is_manifest=False)
+            await self._prove(repository, digest, deadline, is_manifest=False)
         opened = self._store.open(digest, row.size)
         if opened:
             self._index.touch(digest)
@@ -358,7 +351,9 @@ class PullThrough:
 
     # Links.
 
-    async def _prove(self, repository: Repository, digest: Digest, *, is_manifest: bool) -> None:
+    async def _prove(
+        self, repository: Repository, digest: Digest, deadline: float, *, is_manifest: bool
+    ) -> None:
         """Ask upstream whether the repository holds what is here already, by one HEAD.
 
         Raises `UnknownError` if it does not, `UpstreamError` if nobody can tell.
@@ -372,4 +367,5 @@ class PullThrough:
                 raise UnknownBlobError(f"{upstream.name} does not have it under {repository.name}")
             await self._remember(self._index.link(repository, digest))
 
-        await self._proofs.do((repository, digest), ask)
+        async with until(deadline, repository.upstream):
+            await self._proofs.do((repository, digest), ask)

@@ -1,13 +1,15 @@
 """`pullcache config`: what the configuration is, and whether it is right."""
 
 import json
+import shutil
 from pathlib import Path
 
 import click
 
 from proxy.cli.options import config_options, load_config
-from proxy.config import Config, dump, json_schema, to_toml
+from proxy.config import Config, UpstreamSettings, dump, json_schema, to_toml
 from proxy.errors import ConfigError
+from proxy.upstream.logins import helper_program, read_docker_config, server_of
 
 
 @click.group()
@@ -42,7 +44,7 @@ def schema(*, path: Path | None, store: str | None) -> None:  # noqa: ARG001 - e
 def _check_files(config: Config) -> None:
     """Read the files that the configuration names, or raise `ConfigError`."""
     for name, upstream in config.upstreams.items():
-        upstream.read_password()
+        _check_login(upstream)
         if not upstream.ca_file:
             continue
         try:
@@ -50,3 +52,14 @@ def _check_files(config: Config) -> None:
         except OSError as error:
             reason = f'{error.strerror} (see upstreams."{name}".ca_file)'
             raise ConfigError(f"{upstream.ca_file}: cannot be read: {reason}") from error
+
+
+def _check_login(upstream: UpstreamSettings) -> None:
+    """Read what holds the login, and look for its helper, which is not run."""
+    upstream.read_password()
+    helper = upstream.credential_helper
+    if upstream.docker_config:
+        found = read_docker_config(upstream.docker_config, server_of(upstream.url))
+        helper = found if isinstance(found, str) else ""
+    if helper and shutil.which(helper_program(helper)) is None:
+        raise ConfigError(f"{helper_program(helper)}: is not in PATH")

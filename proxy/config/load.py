@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import FieldInfo, fields
 
 from proxy.config.dump import default_of, element, text_of
-from proxy.config.schema import DEFAULT_UPSTREAM, DEFAULT_URL, Config, Section
+from proxy.config.schema import DEFAULT_UPSTREAM, PRESETS, Config, Section, UpstreamSettings
 from proxy.config.values import parse
 from proxy.errors import ConfigError
 
@@ -38,16 +38,18 @@ def load(
     """
     if path is None and environ.get("PULLCACHE_CONFIG"):
         path = Path(environ["PULLCACHE_CONFIG"])
-    values: dict[str, Any] = {"upstreams": {DEFAULT_UPSTREAM: {"url": DEFAULT_URL}}}
+    values: dict[str, Any] = {"upstreams": {DEFAULT_UPSTREAM: {}}}
     if path is None:
         if is_root is None:
             is_root = os.geteuid() == 0
         _merge(values, {} if is_root else {"store": {"path": _user_store(environ)}}, "default")
     else:
         _merge(values, _read(path), str(path))
-    for name, table in _from_environ(environ):
+    for name, table in _from_environ(environ, {*values["upstreams"], *PRESETS}):
         _merge(values, table, name)
     _merge(values, overrides, COMMAND_LINE)
+    for name in values["upstreams"].keys() & PRESETS.keys():
+        values["upstreams"][name].setdefault("url", PRESETS[name])
     config: Config = _make(Config, values, str(path) if path else COMMAND_LINE, "")
     return config
 
@@ -70,23 +72,37 @@ def _user_store(environ: Mapping[str, str]) -> str:
     return f"{base if base.startswith('/') else home + '/.cache'}/pullcache"
 
 
-def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _from_environ(
+    environ: Mapping[str, str], upstreams: Collection[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each of our variables with the table that it stands for."""
-    known = {}
-    for top in fields(Config):
-        if isinstance(top.type, type) and issubclass(top.type, Section):
-            for key in fields(top.type):
-                known[f"{_PREFIX}{top.name}_{key.name}".upper()] = (top.name, key)
-        elif top.name != "upstreams":
-            known[f"{_PREFIX}{top.name}".upper()] = ("", top)
+    known: dict[str, list[tuple[tuple[str, ...], FieldInfo]]] = {}
+    for path, key in _variables(upstreams):
+        name = re.sub(r"[^A-Z0-9]", "_", "_".join((*path, key.name)).upper())
+        known.setdefault(f"{_PREFIX}{name}", []).append((path, key))
     for name, text in environ.items():
         if not name.startswith(_PREFIX) or _FOREIGN_VARIABLE.fullmatch(name):
             continue
         if name not in known:
             raise ConfigError(f"{name}: no such key{_near(name, known)}")
-        section, key = known[name]
-        value = _from_text(key, text)
-        yield name, {section: {key.name: value}} if section else {key.name: value}
+        if len(known[name]) > 1:
+            raise ConfigError(f"{name}: means more than one upstream (set it in the file)")
+        ((path, key),) = known[name]
+        table: dict[str, Any] = {key.name: _from_text(key, text)}
+        for part in reversed(path):
+            table = {part: table}
+        yield name, table
+
+
+def _variables(upstreams: Collection[str]) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+    """Yield each key that the environment can set, with the tables that it is in."""
+    for top in fields(Config):
+        if isinstance(top.type, type) and issubclass(top.type, Section):
+            yield from (((top.name,), key) for key in fields(top.type))
+        elif top.name != "upstreams":
+            yield (), top
+    for upstream in upstreams:
+        yield from ((("upstreams", upstream), key) for key in fields(UpstreamSettings))
 
 
 def _from_text(key: FieldInfo, text: str) -> Any:

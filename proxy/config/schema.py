@@ -19,6 +19,17 @@ from proxy.errors import ConfigError
 DEFAULT_UPSTREAM = "docker.io"
 DEFAULT_URL = RegistryUrl("https://registry-1.docker.io")
 
+# The addresses of registries that are known by name: their tables need no url.
+PRESETS = {
+    DEFAULT_UPSTREAM: DEFAULT_URL,
+    "gcr.io": RegistryUrl("https://gcr.io"),
+    "ghcr.io": RegistryUrl("https://ghcr.io"),
+    "mcr.microsoft.com": RegistryUrl("https://mcr.microsoft.com"),
+    "public.ecr.aws": RegistryUrl("https://public.ecr.aws"),
+    "quay.io": RegistryUrl("https://quay.io"),
+    "registry.k8s.io": RegistryUrl("https://registry.k8s.io"),
+}
+
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "json", "console"]
 
@@ -114,6 +125,13 @@ class FetchSettings(Section, frozen=True):
     stall_timeout: Annotated[
         Timeout, Meta(description="How long upstream may send nothing; a whole download may last.")
     ] = Timeout.parse("30s")
+    min_rate: Annotated[
+        Size,
+        Meta(
+            description="Bytes a second below which, over twice stall_timeout, a transfer counts as "
+            "stalled; 0B is never."
+        ),
+    ] = Size.parse("1KiB")
     attempts: Annotated[
         int,
         Meta(description="Attempts before a request fails; progress resets them.", ge=1, le=100),
@@ -127,7 +145,11 @@ class UpstreamSettings(Section, frozen=True):
     """A registry to ask. The table's name is the registry's name in image references."""
 
     url: Annotated[
-        RegistryUrl, Meta(description="Its address, http(s)://host[:port] without a path.")
+        RegistryUrl,
+        Meta(
+            description="Its address, http(s)://host[:port] without a path. Known for docker.io, "
+            "gcr.io, ghcr.io, mcr.microsoft.com, public.ecr.aws, quay.io and registry.k8s.io."
+        ),
     ]
     username: Annotated[str, Meta(description="The user to log in as; empty is anonymous.")] = ""
     password: Annotated[
@@ -135,6 +157,15 @@ class UpstreamSettings(Section, frozen=True):
     ] = Secret("")
     password_file: Annotated[
         str, Meta(description="A file that holds the password; read again at each use.")
+    ] = ""
+    credential_helper: Annotated[
+        str,
+        Meta(
+            description='A program that knows user and password: "pass" is docker-credential-pass.'
+        ),
+    ] = ""
+    docker_config: Annotated[
+        str, Meta(description="A docker config.json that holds the login, or names its helper.")
     ] = ""
     hosts: Annotated[
         tuple[str, ...], Meta(description="Host headers of requests that mean this upstream.")
@@ -155,6 +186,11 @@ class UpstreamSettings(Section, frozen=True):
             raise ValueError("password and password_file are both set (keep one)")
         if bool(self.username) != bool(self.password or self.password_file):
             raise ValueError("a login has two parts (set username and password_file, or neither)")
+        if sum(map(bool, (self.username, self.credential_helper, self.docker_config))) > 1:
+            raise ValueError(
+                "a login comes from one place (keep one of username, credential_helper and "
+                "docker_config)"
+            )
 
     def read_password(self) -> str:
         """Return the password; reads `password_file` (small, blocking) or raises `ConfigError`."""

@@ -5,6 +5,7 @@ of the JSON Schema.
 """
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -145,9 +146,13 @@ class RegistryUrl(str):
     def parse(cls, value: object) -> Self:
         """Return the URL without a trailing slash, or raise `ValueError`."""
         pattern = r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?"
-        if re.fullmatch(pattern, _text(value)) is None:
+        match = re.fullmatch(pattern, _text(value))
+        if "@" in str(value):
+            # Not repeated: what stands before the @ may be a password.
+            raise ValueError("an upstream's url holds no login (write username and password_file)")
+        if match is None or not _is_host(match[1].strip("[]")):
             raise ValueError(f"{value!r} is not http(s)://host[:port] (leave out path and user)")
-        return cls(str(value).rstrip("/"))
+        return cls(str(value).strip().rstrip("/"))
 
 
 class Secret(str):
@@ -181,6 +186,17 @@ def schema_of(kind: Any) -> dict[str, Any] | None:
     if kind is Path:
         return {"type": "string", "examples": ["/var/cache/pullcache"]}
     return getattr(kind, "schema", None)
+
+
+def _is_host(host: str) -> bool:
+    """Tell whether `host` is a name, or an address as it should be written: 127.1 is neither."""
+    if ":" not in host and not host.replace(".", "").isdigit():
+        return True
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _text(value: object) -> str:

@@ -12,7 +12,7 @@ from proxy.errors import InvalidDigestError
 class Hash(Protocol):
     """What `hashlib` gives: it says nothing of its type in public."""
 
-    def update(self, data: bytes, /) -> None:
+    def update(self, data: bytes | memoryview, /) -> None:
         """Add `data` to what was seen."""
 
     def hexdigest(self) -> str:

@@ -14,7 +14,8 @@ from multidict import MultiDictProxy
 
 from proxy.cache.download import Detached, Download
 from proxy.cache.listings import Listings
-from proxy.cache.pull_through import DEADLINE, BlobAnswer, PullThrough
+from proxy.cache.patience import DEADLINE
+from proxy.cache.pull_through import BlobAnswer, PullThrough
 from proxy.config import UpstreamSettings
 from proxy.config.schema import DEFAULT_UPSTREAM
 from proxy.errors import UpstreamTimeoutError, UpstreamUnavailableError
@@ -155,19 +156,20 @@ class Registry:
         if ranges.is_match(request.headers.get(hdrs.IF_NONE_MATCH), f'"{digest}"'):
             _, exchange.cache = await self._cache.blob_size(repository, digest)
             return Response(status=304, headers=self._blob_headers(exchange, digest))
+        deadline = asyncio.get_running_loop().time() + DEADLINE
         async with self._cache.blob(repository, digest) as answer:
             exchange.cache = answer.state
             if isinstance(answer.source, Download):
-                await self._begun(answer.source)
+                await self._begun(answer.source, deadline)
                 if answer.source.size is None and request.version < HttpVersion11:
                     # No chunks there: a body without a length could not be told from a whole one.
                     await _ended(answer.source)
             return await self._send_blob(request, exchange, answer, digest)
 
-    async def _begun(self, download: Download) -> None:
+    async def _begun(self, download: Download, deadline: float) -> None:
         """Wait for upstream's first bytes, or its no, so that a no has a status of its own."""
         try:
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout_at(deadline):
                 await download.available(0)
         except Detached:
             pass

@@ -7,8 +7,8 @@ use. If it cannot, tags are asked for anew, and what a repository holds is asked
 import os
 import sqlite3
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,8 @@ def _check(store: LocalStore, *, dry_run: bool, progress: Callable[[int, int], N
     good: dict[Digest, tuple[int, oci.Manifest | None]] = {}
     corrupt: list[Corrupt] = []
     total_bytes = 0
-    paths = [path for path in sorted(store.root.glob("blobs/*/*")) if not path.is_dir()]
+    # What is not named like a blob is somebody else's, and stays.
+    paths = [path for path in sorted(store.root.glob("blobs/*/*")) if _digest(path)]
     for done, path in enumerate(paths):
         progress(done, len(paths))
         reason, size, manifest = _verify(path)
@@ -69,7 +70,7 @@ def _check(store: LocalStore, *, dry_run: bool, progress: Callable[[int, int], N
             good[Digest.parse(f"{path.parent.name}:{path.name}")] = (size, manifest)
             continue
         corrupt.append(Corrupt(str(path.relative_to(store.root)), reason))
-        if not dry_run:
+        if not dry_run and not path.is_dir():
             path.unlink()
     progress(len(paths), len(paths))
     if not dry_run:
@@ -77,12 +78,52 @@ def _check(store: LocalStore, *, dry_run: bool, progress: Callable[[int, int], N
     return Report(len(paths), total_bytes, len(good), corrupt)
 
 
+def find_unknown(
+    store: LocalStore, *, is_index_empty: bool
+) -> list[tuple[Digest, int, oci.Manifest | None]]:
+    """Return blobs that the index does not know, with sizes, and with their manifests if they are any.
+
+    Those that a kill left between commit and index; all files, if the index is empty. Their names are
+    believed, but manifests are verified before they are looked into. Raises `StorageError`.
+    """
+    try:
+        return _find_unknown(store, is_index_empty=is_index_empty)
+    except OSError as error:
+        raise StorageError(f"the store {store.root} cannot be read: {error}") from error
+
+
+def _find_unknown(
+    store: LocalStore, *, is_index_empty: bool
+) -> list[tuple[Digest, int, oci.Manifest | None]]:
+    unsettled = store.list_committed()
+    found = []
+    for digest, size in store.iter_blobs() if is_index_empty else _sizes(store, unsettled):
+        content = b""
+        if size <= oci.MAX_MANIFEST_SIZE:
+            content = Path(store.path(digest)).read_bytes()
+        is_right = bool(content) and Digest.of(content, digest.algorithm) == digest
+        found.append((digest, size, _as_manifest(content) if is_right else None))
+    for digest in unsettled:
+        store.delete_ingest(digest)
+    return found
+
+
+def _sizes(store: LocalStore, digests: Iterable[Digest]) -> Iterator[tuple[Digest, int]]:
+    for digest in digests:
+        with suppress(OSError):
+            yield digest, Path(store.path(digest)).stat(follow_symlinks=False).st_size
+
+
+def _digest(path: Path) -> Digest | None:
+    try:
+        return Digest.parse(f"{path.parent.name}:{path.name}")
+    except InvalidDigestError:
+        return None
+
+
 def _verify(path: Path) -> tuple[str | None, int, oci.Manifest | None]:
     """Return what is wrong with a file, its size, and the manifest if it is one."""
-    try:
-        digest = Digest.parse(f"{path.parent.name}:{path.name}")
-    except InvalidDigestError:
-        return "not named like a blob", 0, None
+    digest = Digest.parse(f"{path.parent.name}:{path.name}")
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -130,10 +171,6 @@ def _update(path: Path, good: dict[Digest, tuple[int, oci.Manifest | None]]) -> 
         gone = [digest for digest in map(Digest.parse, uses) if digest not in good]
         tables.remove_blobs(connection, gone, lambda _: None)
         for digest, (size, manifest) in good.items():
-            used = uses.get(str(digest), now)
-            if manifest:
-                tables.add_manifest(connection, None, digest, size, manifest, used)
-            else:
-                tables.add_blob(connection, None, digest, size, used)
+            tables.adopt(connection, [(digest, size, manifest)], uses.get(str(digest), now))
         if connection.execute("PRAGMA integrity_check").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("damaged")

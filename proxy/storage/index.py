@@ -191,6 +191,10 @@ class Index:
             tables.add_manifest, repository, digest, size, manifest, self._now()
         )
 
+    async def adopt(self, files: Sequence[tuple[Digest, int, Manifest | None]]) -> None:
+        """Enter blobs whose files were found; no repository is linked to them."""
+        await self._write(tables.adopt, files, self._now())
+
     async def link(self, repository: Repository, digest: Digest) -> None:
         """Remember that the repository was seen to hold the digest."""
         await self._write(tables.add_links, repository, [digest])

@@ -65,6 +65,8 @@ class LocalStore:
             for algorithm in ("sha256", "sha512"):
                 (root / "blobs" / algorithm).mkdir(mode=0o700, parents=True, exist_ok=True)
             self._ingest.mkdir(mode=0o700, exist_ok=True)
+            for left in self._ingest.glob("put-*"):
+                left.unlink()
         except OSError as error:
             raise StorageError(
                 f"the store {root} cannot be used: {error.strerror}; choose another with --store"
@@ -141,6 +143,16 @@ class LocalStore:
                 if digest and entry.is_file(follow_symlinks=False):
                     status = entry.stat(follow_symlinks=False)
                     found.append((digest, status.st_blocks * 512, status.st_mtime))
+        return found
+
+    def list_committed(self) -> list[Digest]:
+        """Return the digests whose ingest was committed, but not settled: a kill came between."""
+        found = []
+        for state in self._ingest.glob("*.state"):
+            algorithm, _, encoded = state.stem.partition("-")
+            digest = _parse_name(algorithm, encoded)
+            if digest and not state.with_suffix("").exists():
+                found.append(digest)
         return found
 
     def delete_ingest(self, digest: Digest) -> None:

@@ -98,6 +98,19 @@ def add_manifest(
     return is_new
 
 
+def adopt(
+    connection: sqlite3.Connection,
+    files: Iterable[tuple[Digest, int, Manifest | None]],
+    used: float,
+) -> None:
+    """Enter blobs whose files were found; no repository is linked to them."""
+    for digest, size, manifest in files:
+        if manifest:
+            add_manifest(connection, None, digest, size, manifest, used)
+        else:
+            add_blob(connection, None, digest, size, used)
+
+
 def add_links(
     connection: sqlite3.Connection, repository: Repository, digests: Iterable[Digest]
 ) -> None:

@@ -6,8 +6,7 @@ server gives a token for anything, also for what does not exist: having one prov
 
 import asyncio
 import re
-from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from ipaddress import ip_address
@@ -18,9 +17,11 @@ from aiohttp import ClientSession
 from publicsuffixlist import PublicSuffixList
 from yarl import URL
 
-from proxy.errors import UpstreamError
+from proxy.errors import RateLimitedError, UpstreamError, UpstreamUnavailableError
 from proxy.flight import SingleFlight
+from proxy.upstream import retry
 from proxy.upstream.challenge import Challenge
+from proxy.upstream.logins import Credentials
 from proxy.upstream.wire import read_bounded, translated
 
 MAX_TOKEN_RESPONSE = 1 << 20
@@ -42,22 +43,6 @@ class _TokenResponse(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
-    """A user of one upstream. The password never appears in a representation."""
-
-    username: str
-    password: str
-
-    def basic(self) -> str:
-        """Return the `Authorization` value of RFC 7617."""
-        pair = f"{self.username}:{self.password}".encode()
-        return f"Basic {b64encode(pair).decode()}"
-
-    def __repr__(self) -> str:
-        return f"Credentials({self.username!r})"
-
-
-@dataclass(frozen=True, slots=True)
 class _Token:
     authorization: str
     expires: float
@@ -75,7 +60,7 @@ class Authenticator:
         registry: URL,
         session: ClientSession,
         group: asyncio.TaskGroup,
-        credentials: Callable[[], Credentials | None],
+        credentials: Callable[[], Awaitable[Credentials | None]],
         observe: Callable[[int | Literal["error"]], None],
     ) -> None:
         self._registry = registry
@@ -93,7 +78,7 @@ class Authenticator:
         if challenge is None:
             return None
         if challenge.scheme == "basic":
-            credentials = self._credentials()
+            credentials = await self._credentials()
             return credentials.basic() if credentials else None
         token = self._tokens.get(repository)
         if token is None or token.expires <= self._now():
@@ -127,7 +112,7 @@ class Authenticator:
         if service := challenge.parameters.get("service"):
             query["service"] = service
         headers = {}
-        credentials = self._credentials()
+        credentials = await self._credentials()
         if credentials and may_see_credentials(self._registry, realm):
             headers["Authorization"] = credentials.basic()
         with translated(f"the token server {realm.host}", self._observe):
@@ -136,7 +121,7 @@ class Authenticator:
             ) as response:
                 self._observe(response.status)
                 if response.status != 200:
-                    raise UpstreamError(f"the token server {realm.host} answered {response.status}")
+                    raise _refusal(realm, response.status)
                 content = await read_bounded(response, MAX_TOKEN_RESPONSE)
         token = _parse_token(content, realm, self._now())
         if len(self._tokens) >= 10_000:
@@ -182,6 +167,13 @@ def _realm(challenge: Challenge) -> URL:
     if realm.scheme not in ("http", "https") or not realm.host or realm.user is not None:
         raise UpstreamError("upstream names a token server that is no http(s) address")
     return realm
+
+
+def _refusal(realm: URL, status: int) -> UpstreamError:
+    said = f"the token server {realm.host} answered {status}"
+    if status == 429:
+        return RateLimitedError(said)
+    return UpstreamUnavailableError(said) if status in retry.TRANSIENT else UpstreamError(said)
 
 
 def _parse_token(content: bytes, realm: URL, now: float) -> _Token:

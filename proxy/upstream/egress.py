@@ -79,7 +79,7 @@ class EgressGuard(AbstractResolver):
         self._home = _plain(url)
         self._resolver = resolver
         literal = _literal(self._home)
-        self._reach = None if literal is None else zone_of(literal)
+        self._reach = None if literal is None else _reach(zone_of(literal))
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -92,9 +92,9 @@ class EgressGuard(AbstractResolver):
         zones = [zone_of(ip_address(one["host"])) for one in found]
         is_home = host.lower().rstrip(".") == self._home
         if is_home and zones:
-            reach = min(zones)
+            reach = _reach(min(zones))
             self._reach = reach if self._reach is None else min(reach, self._reach)
-        limit = Zone.LOOPBACK if is_home else self._limit
+        limit = Zone.LOOPBACK if is_home else (self._reach or Zone.PUBLIC)
         allowed = [one for one, zone in zip(found, zones, strict=True) if zone <= limit]
         if found and not allowed:
             raise _refusal(f"{host} ({found[0]['host']})", zones[0])
@@ -104,19 +104,22 @@ class EgressGuard(AbstractResolver):
         """Release the resolver."""
         await self._resolver.close()
 
-    async def middleware(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+    async def middleware(
+        self, request: ClientRequest, handler: ClientHandlerType
+    ) -> ClientResponse:
         """Refuse a request to an address that it may not go to. Raises `UpstreamError`."""
         host = _plain(request.url)
         address = _literal(host)
         if address is not None and host != self._home:
             zone = zone_of(address)
-            if zone > self._limit:
+            if zone > (self._reach or Zone.PUBLIC):
                 raise _refusal(host, zone)
         return await handler(request)
 
-    @property
-    def _limit(self) -> Zone:
-        return min(self._reach or Zone.PUBLIC, Zone.LOOPBACK)
+
+def _reach(zone: Zone) -> Zone:
+    """Return how near an upstream may lead us that is in `zone` itself."""
+    return Zone.PUBLIC if zone is Zone.NOWHERE else zone
 
 
 def _plain(url: URL) -> str:

@@ -1,4 +1,4 @@
-"""When to ask again, and after how long. PURE: randomness and clocks are arguments."""
+"""When to ask again, and after how long. PURE: randomness and time are arguments."""
 
 import re
 from collections.abc import Iterator
@@ -48,3 +48,29 @@ def parse_ratelimit(value: str | None) -> int | None:
     """Return the count in `ratelimit-limit` or `-remaining` (`100;w=21600`), or None."""
     match = re.match(r"\s*([0-9]{1,12})\s*(?:;|$)", value or "")
     return int(match[1]) if match else None
+
+
+class Floor:
+    """Judges a transfer by its progress: `rate` bytes a second over `window` seconds of waiting.
+
+    A rate of 0 is never missed. Silence is not for it to judge: it is told when bytes have come.
+    """
+
+    def __init__(self, rate: int, window: float) -> None:
+        self._rate = rate
+        self._window = window
+        self._size = 0
+        self._waited = 0.0
+
+    def is_missed(self, size: int, waited: float) -> bool:
+        """Count `size` bytes that were waited for so long; tell whether they come too slowly."""
+        self._size += size
+        self._waited += waited
+        if self._waited < self._window:
+            return False
+        is_missed = self._size < self._rate * self._waited
+        self._size, self._waited = 0, 0.0
+        return is_missed
+
+    def __str__(self) -> str:
+        return f"less than {self._rate} bytes a second"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from aiohttp import ClientError, ClientResponse
+from aiohttp import ClientConnectorError, ClientError, ClientResponse, ClientResponseError
 
 from proxy.errors import UpstreamError, UpstreamTimeoutError, UpstreamUnavailableError
 
@@ -23,8 +23,18 @@ def translated(peer: str, observe: Callable[[Literal["error"]], None]) -> Iterat
         raise UpstreamTimeoutError(f"{peer} did not answer in time") from error
     except (ClientError, OSError, ValueError) as error:
         observe("error")
-        reason = str(error).partition("\n")[0][:80] or type(error).__name__
-        raise UpstreamUnavailableError(f"{peer} cannot be reached: {reason}") from error
+        raise UpstreamUnavailableError(f"{peer} cannot be reached: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what happened, without the URL, which may be a signed one, in at most 80 characters."""
+    if isinstance(error, ClientConnectorError):
+        said = error.os_error.strerror or str(error.os_error)
+    elif isinstance(error, ClientResponseError):
+        said = error.message
+    else:
+        said = str(error)
+    return said.partition("\n")[0][:80] or type(error).__name__
 
 
 async def read_bounded(response: ClientResponse, limit: int) -> bytes:

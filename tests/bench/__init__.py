@@ -1,0 +1,1 @@
+"""The benchmark: pullcache beside its peers, on loopback, in one run."""

@@ -145,6 +145,7 @@ async def test_a_part_that_was_not_asked_for_is_never_spliced(program, body, val
     got, is_whole = await broken(program, body, wrong)
     assert (got, is_whole) == (BLOB[:MIB], False)
     program.registry.heal()
+    await program.recovered()
     assert whole(await program.blob(DIGEST))
 
 
@@ -193,6 +194,7 @@ async def test_nobody_gets_a_complete_wrong_blob_and_the_next_pull_is_right(
     assert await program.metric("pullcache_digest_mismatches_total") >= 1
     registry.heal()
     program.clock.turn(60)
+    await program.recovered()
     assert whole(await program.blob(DIGEST))
 
 
@@ -256,6 +258,7 @@ async def test_an_upstream_that_is_down_is_a_404_for_a_blob(registry, program, b
     async with registry.down():
         answer = await program.blob(blob)
     assert (answer.status, answer.code) == (404, "BLOB_UNKNOWN")
+    await program.recovered()
     assert whole(await program.blob(blob))
 
 

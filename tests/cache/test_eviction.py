@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ class Shop:
             return None
         await asyncio.to_thread(self.store.put, digest, content)
         await self.index.add_blob(APP, digest, size)
-        self.space.commit(reservation, size, is_new=True)
+        self.space.commit(reservation, digest, size, is_new=True)
         return digest
 
     async def break_off(self, size: int) -> Digest:
@@ -260,3 +261,21 @@ async def test_whatever_happens_the_cap_holds_on_the_disk(tmp_path_factory, step
             promised = sum(one.size for one in held)
             assert shop.on_disk() + promised <= CAP
             assert shop.space.used <= CAP
+
+
+async def test_an_index_that_cannot_be_written_for_a_while_does_not_spoil_the_account(shop):
+    for _ in range(3):
+        await shop.fetch(1000 * KIB)
+    shop.index._writer.execute("PRAGMA busy_timeout = 0")
+    blocker = sqlite3.connect(shop.index.path, isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    for _ in range(2):
+        reservation = await shop.space.reserve(1500 * KIB)
+        if reservation is not None:
+            shop.space.release(reservation)
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    for _ in range(6):
+        await shop.fetch(1000 * KIB)
+        assert shop.on_disk() <= CAP
+    assert shop.space.blobs == len(list((shop.store.root / "blobs" / "sha256").iterdir()))

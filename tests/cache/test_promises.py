@@ -69,6 +69,7 @@ async def test_no_client_ever_receives_a_complete_blob_whose_digest_was_not_veri
         assert answer.digest == digest or not answer.is_whole or answer.status >= 400
         assert answer.status >= 400 or len(answer.body) < len(BLOB) or answer.digest == digest
     registry.heal()
+    await program.recovered()
     again = await program.blob(digest)
     assert (again.status, again.digest) == (200, digest)
     await program.settled()

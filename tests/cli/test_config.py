@@ -42,6 +42,34 @@ def test_check_reads_the_password_file(file, tmp_path):
     assert "password: password_file: No such file" in done.stderr
 
 
+def test_check_reads_dockers_file_and_looks_for_the_helper_that_it_names(tmp_path):
+    file, docker = tmp_path / "pullcache.toml", tmp_path / "config.json"
+    file.write_text(f'[upstreams."ghcr.io"]\ndocker_config = "{docker}"')
+    docker.write_text('{"auths": {"ghcr.io": {"username": "me", "password": "hunter2"}}}')
+    assert config("check", "-c", file).exit_code == 0
+    for content, reason in (
+        ("{}", "config.json: docker_config: no login for ghcr.io (docker login)"),
+        ('{"credsStore": "none"}', "docker-credential-none: is not in PATH"),
+        ("hunter2", "is not a docker config.json"),
+    ):
+        docker.write_text(content)
+        done = config("check", "-c", file)
+        assert done.exit_code == 2
+        assert reason in done.stderr
+        assert "hunter2" not in done.output
+
+
+def test_check_looks_for_the_credential_helper_without_running_it(tmp_path, monkeypatch):
+    file, helper = tmp_path / "pullcache.toml", tmp_path / "docker-credential-test"
+    file.write_text('[upstreams."ghcr.io"]\ncredential_helper = "test"')
+    assert "docker-credential-test: is not in PATH" in config("check", "-c", file).stderr
+    helper.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran")
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert config("check", "-c", file).exit_code == 0
+    assert not (tmp_path / "ran").exists()
+
+
 def test_check_reads_the_certificates(file, tmp_path):
     with file.open("a") as stream:
         stream.write(f'ca_file = "{tmp_path}/ca.pem"')
@@ -52,6 +80,12 @@ def test_check_reads_the_certificates(file, tmp_path):
     )
     (tmp_path / "ca.pem").write_text("")
     assert config("check", "-c", file).exit_code == 0
+
+
+def test_show_prints_the_address_of_a_registry_that_everybody_knows(tmp_path):
+    (tmp_path / "pullcache.toml").write_text('[upstreams."quay.io"]')
+    done = config("show", "-c", tmp_path / "pullcache.toml")
+    assert '[upstreams."quay.io"]\nurl = "https://quay.io"\n' in done.stdout
 
 
 def test_show_prints_a_file_that_means_the_same(file, tmp_path):

@@ -1,6 +1,7 @@
 """A client that speaks raw bytes, and sees how a connection ends."""
 
 import asyncio
+import socket
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,6 +33,9 @@ class RawAnswer:
         return self.data.partition(b"\r\n\r\n")[2]
 
 
+_open: list["Peer"] = []
+
+
 @dataclass(slots=True)
 class Peer:
     """One connection."""
@@ -44,8 +48,19 @@ class Peer:
     async def connect(cls, url: str, *, receive_buffer: int | None = None) -> "Peer":
         """Connect to the server at `url`, with a small window if wanted."""
         host, _, port = url.removeprefix("http://").rpartition(":")
+        connection = socket.socket()
+        if receive_buffer:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        connection.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(connection, (host, int(port)))
+        except OSError:
+            connection.close()
+            raise
         limit = receive_buffer or 1 << 20
-        return cls(*await asyncio.open_connection(host, int(port), limit=limit))
+        peer = cls(*await asyncio.open_connection(sock=connection, limit=limit))
+        _open.append(peer)
+        return peer
 
     def send(self, data: bytes) -> None:
         """Send bytes."""
@@ -84,7 +99,7 @@ class Peer:
         return RawAnswer(bytes(self.received), None)
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; a second time does nothing."""
         self.writer.transport.abort()
         await asyncio.sleep(0)
 
@@ -97,3 +112,9 @@ async def exchange(url: str, request: bytes) -> RawAnswer:
         return await peer.until_answer()
     finally:
         await peer.close()
+
+
+async def close_all() -> None:
+    """Close what a test that failed has left open: uvloop waits for it for ever."""
+    while _open:
+        await _open.pop().close()

@@ -26,6 +26,13 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class SendForever:
+    """Send these bytes again and again, until the peer leaves."""
+
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Wait:
     """Do nothing until the event is set."""
 
@@ -42,7 +49,7 @@ class Fin:
     """Close with FIN, as the end of every script does."""
 
 
-Step = RecvUntil | Send | Wait | Reset | Fin
+Step = RecvUntil | Send | SendForever | Wait | Reset | Fin
 
 
 class RawUpstream:
@@ -53,12 +60,17 @@ class RawUpstream:
         self._scripts = scripts
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._idle = asyncio.Event()
         self.port = 0
 
     @property
     def url(self) -> str:
         """The address to configure as upstream."""
         return f"http://127.0.0.1:{self.port}"
+
+    async def until_left(self) -> None:
+        """Wait until every peer has left or every script has ended."""
+        await self._idle.wait()
 
     @property
     def connections(self) -> int:
@@ -86,6 +98,7 @@ class RawUpstream:
         number = len(self.received)
         self.received.append(b"")
         self._writers.add(writer)
+        self._idle.clear()
         try:
             for step in self._scripts[min(number, len(self._scripts) - 1)]:
                 await self._take(step, number, reader, writer)
@@ -93,6 +106,8 @@ class RawUpstream:
             pass  # the peer left: that is its business
         finally:
             self._writers.discard(writer)
+            if not self._writers:
+                self._idle.set()
             writer.close()
 
     async def _take(
@@ -104,6 +119,10 @@ class RawUpstream:
             case Send(content):
                 writer.write(content)
                 await writer.drain()
+            case SendForever(content):
+                while True:
+                    writer.write(content)
+                    await writer.drain()
             case Wait(event):
                 await event.wait()
             case Fin():

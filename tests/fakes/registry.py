@@ -1,6 +1,7 @@
 """A registry that plays Docker Hub: real servers on loopback, faults on request."""
 
 import re
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -28,6 +29,7 @@ class FakeRegistry(RegistryApi):
         accept_ranges: bool = True,
         referrers: bool = True,
         pull_limit: int | None = 100,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__()
         self.auth = auth
@@ -40,6 +42,7 @@ class FakeRegistry(RegistryApi):
         for wire in (self.front, self.edge):
             wire.send_length = send_length
             wire.accept_ranges = accept_ranges
+            wire.tls = tls
 
     # What tests look at.
 

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import socket
+import ssl
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -82,13 +83,14 @@ class Wire:
         self.send_length = True
         self.accept_ranges = True
         self.port = 0
+        self.tls: ssl.SSLContext | None = None
         self._answer = answer
         self._runner: web.ServerRunner | None = None
 
     @property
     def url(self) -> str:
         """The base address, without a slash at the end."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
         """Listen: the first time on a free port, later on the same one."""
@@ -103,7 +105,7 @@ class Wire:
         await self._runner.setup()
         listener = socket.create_server(("127.0.0.1", self.port), backlog=1024)
         self.port = listener.getsockname()[1]
-        await web.SockSite(self._runner, listener).start()
+        await web.SockSite(self._runner, listener, ssl_context=self.tls).start()
 
     async def stop(self) -> None:
         """Stop listening and drop every connection."""

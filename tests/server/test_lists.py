@@ -174,3 +174,40 @@ async def test_an_upstream_that_fails_is_not_taken_for_one_without_referrers(pro
     registry.fail("/referrers/", Fault(status=500), times=None)
     answer = await program.ask(f"/v2/library/app/referrers/{image.digest}")
     assert answer.status >= 500
+
+
+async def test_without_upstream_the_referrers_that_are_cached_are_listed(program, registry):
+    image = registry.add_image()
+    target = f"/v2/library/app/referrers/{image.digest}"
+    signature = sign(registry, image.digest, "sig/x")
+    await program.manifest("library/app", signature)
+    async with registry.down():
+        answer = await program.ask(target)
+        assert answer.status == 200
+        (found,) = answer.json["manifests"]
+        assert (found["digest"], found["artifactType"]) == (signature, "sig/x")
+        assert found["mediaType"] == OCI_MANIFEST
+        assert (await program.ask(f"/v2/library/app/referrers/{signature}")).status == 503
+
+
+async def test_a_list_of_referrers_is_asked_once_and_stays_when_upstream_is_gone(program, registry):
+    image = registry.add_image()
+    sbom = sign(registry, image.digest, "sbom/y")
+    target = f"/v2/library/app/referrers/{image.digest}"
+    await program.ask(target)
+    before = len(registry.requests)
+    await program.ask(target)
+    assert len(registry.requests) == before
+    program.clock.turn(100_000)
+    async with registry.down():
+        answer = await program.ask(target)
+    assert [one["digest"] for one in answer.json["manifests"]] == [sbom]
+    assert "stale" in answer.headers["Cache-Status"]
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"<html>", b'{"manifests":5}', b"[" * 100_000])
+async def test_what_is_no_list_of_referrers_is_an_error_of_upstreams(program, registry, body):
+    image = registry.add_image()
+    registry.fail("/referrers/", Fault(status=200, body=body), times=None)
+    answer = await program.ask(f"/v2/library/app/referrers/{image.digest}")
+    assert answer.status in (502, 503)

@@ -1,6 +1,7 @@
 """An upstream client that talks to the fake registry."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -10,8 +11,11 @@ import pytest
 from yarl import URL
 
 from proxy.metrics import Metrics
-from proxy.upstream.auth import Authenticator, Credentials
+from proxy.upstream.auth import Authenticator
 from proxy.upstream.client import Upstream
+from proxy.upstream.egress import EgressGuard
+from proxy.upstream.logins import Credentials
+from proxy.upstream.session import open_session
 from tests.fakes.clock import Clock
 from tests.fakes.registry import FakeRegistry
 
@@ -20,20 +24,27 @@ Connect = Callable[..., Any]
 
 @asynccontextmanager
 async def connected(
-    url: str, *, credentials: Credentials | None = None, offline: bool = False
+    url: str,
+    *,
+    credentials: Credentials | None = None,
+    offline: bool = False,
+    guard: EgressGuard | None = None,
 ) -> AsyncIterator[Upstream]:
     """Yield a client of the registry at `url`."""
+
+    async def login() -> Credentials | None:
+        return credentials
+
     metrics = Metrics(["fake"], "0")
     async with (
-        aiohttp.ClientSession(
-            auto_decompress=False,
-            requote_redirect_url=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"Accept-Encoding": "identity"},
+        open_session(
+            guard or EgressGuard(URL(url), aiohttp.DefaultResolver()),
+            tls=ssl.create_default_context(),
+            connect_timeout=2.0,
         ) as session,
         asyncio.TaskGroup() as group,
     ):
-        authenticator = Authenticator(URL(url), session, group, lambda: credentials, lambda _: None)
+        authenticator = Authenticator(URL(url), session, group, login, lambda _: None)
         yield Upstream(
             "fake",
             url,
@@ -43,6 +54,8 @@ async def connected(
             offline=offline,
             connect_timeout=2.0,
             stall_timeout=5,
+            min_rate=0,
+            attempts=3,
             clock=Clock(),
         )
 

@@ -8,7 +8,8 @@ from yarl import URL
 
 from proxy.errors import UpstreamError, UpstreamUnauthorizedError
 from proxy.oci.reference import Tag
-from proxy.upstream.auth import Credentials, may_see_credentials
+from proxy.upstream.auth import may_see_credentials
+from proxy.upstream.logins import Credentials
 from tests.fakes.faults import HTML, Fault
 from tests.fakes.registry import FakeRegistry
 
@@ -183,6 +184,6 @@ async def test_any_lifetime_is_taken_for_a_sensible_one(registry, upstream, life
     for _ in range(2):
         await upstream.resolve("library/app", LATEST)
     assert registry.count("/token") == 1
-    (token,) = upstream._authenticator._tokens.values()
+    (token,) = upstream._exchange._authenticator._tokens.values()
     remaining = token.expires - asyncio.get_running_loop().time()
     assert 45 < remaining < 3600

@@ -3,7 +3,6 @@
 import asyncio
 
 import pytest
-from aiohttp import ClientTimeout
 
 from proxy.errors import (
     DigestMismatchError,
@@ -53,7 +52,7 @@ async def test_many_who_need_a_token_at_once_share_one(registry, upstream):
     image = registry.add_image()
     await upstream.resolve(APP, LATEST)
     registry.tokens.revoke()
-    upstream._authenticator._tokens.clear()
+    upstream._exchange._authenticator._tokens.clear()
     digest = Digest.parse(image.digest)
     await asyncio.gather(*(upstream.resolve(APP, digest) for _ in range(50)))
     assert registry.count("/token") == 2
@@ -225,6 +224,7 @@ async def test_when_upstream_says_come_back_later_the_time_is_told(registry, ups
     with pytest.raises(RateLimitedError, match="pull rate limit") as caught:
         await upstream.fetch_manifest(APP, LATEST)
     assert caught.value.retry_after == 60
+    upstream._exchange._clock.turn(61)
     registry.fail("/manifests/", Fault(status=429, headers={"Retry-After": "7"}))
     with pytest.raises(RateLimitedError) as caught:
         await upstream.fetch_manifest(APP, LATEST)
@@ -259,10 +259,12 @@ async def test_a_connection_that_upstream_had_closed_meanwhile_is_made_again(con
 
 
 async def test_an_answer_that_does_not_come_is_a_timeout(registry, upstream):
-    upstream._answer_timeout = ClientTimeout(total=0.2)
+    upstream._exchange._question_timeout = 0.5
+    upstream._exchange._answer_timeout = 0.2
     registry.fail("HEAD", Fault(until_headers=asyncio.Event()), times=None)
     with pytest.raises(UpstreamTimeoutError, match="did not answer in time"):
         await upstream.resolve(APP, LATEST)
+    assert registry.count("HEAD") == 2  # once more, over a new connection
 
 
 async def test_an_offline_upstream_is_never_asked(registry, connect):

@@ -13,6 +13,7 @@ from proxy.upstream.retry import (
     MAX_RETRY_AFTER,
     MIN_RETRY_AFTER,
     TRANSIENT,
+    Floor,
     delays,
     parse_ratelimit,
     parse_retry_after,
@@ -100,3 +101,28 @@ def test_pull_limits_are_read(value, count):
 def test_no_pull_limit_makes_the_parser_raise(value):
     count = parse_ratelimit(value)
     assert count is None or count >= 0
+
+
+class TestFloor:
+    """A transfer is judged by its progress, in time spent waiting for it."""
+
+    def test_a_drip_misses_it_after_its_window_and_not_before(self):
+        floor = Floor(1024, 60)
+        assert [floor.is_missed(1, 1.0) for _ in range(60)] == [False] * 59 + [True]
+
+    def test_a_transfer_that_is_fast_enough_never_does(self):
+        floor = Floor(1024, 60)
+        assert not any(floor.is_missed(1100, 1.0) for _ in range(1000))
+
+    def test_what_came_fast_does_not_excuse_what_comes_slowly(self):
+        floor = Floor(1024, 60)
+        assert not floor.is_missed(10**9, 60)
+        assert any(floor.is_missed(1, 1.0) for _ in range(60))
+
+    def test_bytes_that_were_not_waited_for_cost_no_time(self):
+        floor = Floor(1024, 60)
+        assert not any(floor.is_missed(1, 0.0) for _ in range(1000))
+
+    def test_none_is_never_missed(self):
+        floor = Floor(0, 1)
+        assert not any(floor.is_missed(1, 1000) for _ in range(10))

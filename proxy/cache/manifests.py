@@ -1,0 +1,84 @@
+"""The manifests of the store: verified when they are read, the hot ones kept in memory."""
+
+from concurrent.futures import Executor
+
+from proxy.cache.eviction import Space
+from proxy.cache.memory import Held, ManifestMemory
+from proxy.errors import InvalidManifestError, NoSpaceError, StorageError, UpstreamError
+from proxy.flight import in_thread
+from proxy.log import get_logger
+from proxy.metrics import Metrics
+from proxy.oci import manifest as oci
+from proxy.oci.digest import Digest
+from proxy.storage.index import Index
+from proxy.storage.local import LocalStore
+from proxy.storage.tables import Repository
+from proxy.upstream.client import Fetched
+
+HOT_MANIFESTS = 32 << 20
+
+log = get_logger(__name__)
+
+
+class Manifests:
+    """Keeps manifests and gives them back."""
+
+    def __init__(
+        self, store: LocalStore, index: Index, space: Space, metrics: Metrics, threads: Executor
+    ) -> None:
+        self._store = store
+        self._index = index
+        self._space = space
+        self._metrics = metrics
+        self._threads = threads
+        self._memory = ManifestMemory(HOT_MANIFESTS)
+
+    async def held(self, digest: Digest) -> Held | None:
+        """Return a manifest of the store, verified; None if it is gone or damaged."""
+        held = self._memory.get(digest)
+        if held is None:
+            row = self._index.manifest(digest)
+            if row is None:
+                return None
+            content = await self._store.read(digest)
+            if content is None:
+                await self._space.forget(digest, row.size)
+                return None
+            held = Held(digest, row.media_type or "", content)
+            self._memory.put(held)
+        self._index.touch(digest)
+        return held
+
+    async def keep(self, repository: Repository, fetched: Fetched) -> Held:
+        """Look at what upstream sent and commit it; where that fails it is served all the same.
+
+        Raises `UpstreamError` if it is no manifest.
+        """
+        try:
+            manifest = oci.parse(fetched.content, fetched.content_type)
+        except InvalidManifestError as error:
+            raise UpstreamError(
+                f"{repository.upstream} did not send a manifest: {error}"
+            ) from error
+        held = Held(fetched.digest, manifest.media_type, fetched.content)
+        self._memory.put(held)
+        await self._commit(repository, fetched, manifest)
+        return held
+
+    async def _commit(
+        self, repository: Repository, fetched: Fetched, manifest: oci.Manifest
+    ) -> None:
+        size = len(fetched.content)
+        reservation = await self._space.reserve(size)
+        if reservation is None:
+            self._metrics.uncached("no_space")
+            return
+        try:
+            await in_thread(self._threads, self._store.put, fetched.digest, fetched.content)
+            is_new = await self._index.add_manifest(repository, fetched.digest, size, manifest)
+        except StorageError as error:
+            self._space.release(reservation)
+            self._metrics.uncached("no_space" if isinstance(error, NoSpaceError) else "disk_error")
+            log.warning("not_stored", digest=str(fetched.digest), reason=str(error))
+        else:
+            self._space.commit(reservation, fetched.digest, size, is_new=is_new)

@@ -1,0 +1,345 @@
+"""Asking one registry: logging in, following redirects, and knowing when not to ask.
+
+A *question* is small and is asked again while it fails in passing; a blob is *opened*, once, because
+its download knows better how to go on. Either ends in a good answer or an error of ours, in time.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from aiohttp import ClientResponse, ClientSession, ClientTimeout, ConnectionTimeoutError, hdrs
+from yarl import URL
+
+from proxy.errors import (
+    OfflineError,
+    RateLimitedError,
+    UpstreamDownError,
+    UpstreamError,
+    UpstreamTimeoutError,
+    UpstreamUnavailableError,
+)
+from proxy.log import get_logger
+from proxy.metrics import Metrics
+from proxy.upstream import challenge, explain, retry
+from proxy.upstream.auth import Authenticator
+from proxy.upstream.breaker import Breaker, Outage, Weight
+from proxy.upstream.quota import Hold, Quota
+from proxy.upstream.wire import translated
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+MAX_REDIRECTS = 5
+
+# A question is answered, or has failed, within so many seconds: token, redirects and retries together.
+# Clients wait 15 s for whatever we say, and some of it takes two questions.
+QUESTION_TIMEOUT = 12.0
+# Once connected, an answer has begun within so many. Short of the above, so that a connection that a
+# firewall has forgotten leaves time for a new one.
+ANSWER_TIMEOUT = 8.0
+
+T = TypeVar("T")
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked for: `path` is what follows the repository's name."""
+
+    method: Literal["GET", "HEAD"]
+    repository: str
+    path: str
+    kind: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    follow: bool = True
+
+    @property
+    def is_pull(self) -> bool:
+        """Whether it counts against a limit of pulls."""
+        return self.kind == "manifest" and self.method == "GET"
+
+
+@dataclass(frozen=True, slots=True)
+class _Patience:
+    """How long one attempt may take: `deadline` ends the wait for a good answer's headers."""
+
+    deadline: float
+    timeout: ClientTimeout
+    read_bufsize: int
+
+
+class Exchange:
+    """One registry, its breaker and its limits. `url` is its root; `url/v2/` is its API."""
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        *,
+        session: ClientSession,
+        authenticator: Authenticator,
+        metrics: Metrics,
+        offline: bool,
+        connect_timeout: float,
+        stall_timeout: float,
+        attempts: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.quota = Quota()
+        self._root = URL(url)
+        self._session = session
+        self._authenticator = authenticator
+        self._metrics = metrics
+        self._offline = offline
+        self._connect_timeout = connect_timeout
+        self._stall_timeout = stall_timeout
+        self._question_timeout = QUESTION_TIMEOUT
+        self._answer_timeout = ANSWER_TIMEOUT
+        self._attempts = attempts
+        self._clock = clock
+        self._breaker = Breaker(random.random)
+        self._now = asyncio.get_running_loop().time
+
+    async def ask(self, question: Question, read: Callable[[ClientResponse], Awaitable[T]]) -> T:
+        """Return what `read` makes of a good answer; ask again, a few times, if it fails in passing.
+
+        Raises `UnknownError` and `UpstreamError`, and what `read` raises.
+        """
+        deadline = self._now() + self._question_timeout
+        pauses = retry.delays(self._attempts, iter(random.random, None))
+        timeout = ClientTimeout(
+            total=None, sock_connect=self._connect_timeout, sock_read=self._answer_timeout
+        )
+        patience = _Patience(deadline, timeout, 1 << 16)
+        while True:
+            try:
+                async with self._answer(question, patience) as response:
+                    with translated(self.name, _ignore):
+                        async with asyncio.timeout_at(deadline):
+                            return await read(response)
+            except (OfflineError, UpstreamDownError):
+                raise
+            except UpstreamUnavailableError as error:
+                pause = next(pauses, None)
+                if pause is None or self._now() + pause >= deadline or not self._breaker.is_closed:
+                    raise
+                self._metrics.upstream_retry(self.name, "question")
+                log.info("retrying", upstream=self.name, path=question.path, reason=str(error))
+            await asyncio.sleep(pause)
+
+    @asynccontextmanager
+    async def opened(self, question: Question) -> AsyncIterator[ClientResponse]:
+        """Yield a good answer whose body may take as long as it does not stand still.
+
+        Raises `UnknownError` and `UpstreamError`.
+        """
+        timeout = ClientTimeout(
+            total=None, sock_connect=self._connect_timeout, sock_read=self._stall_timeout
+        )
+        deadline = self._now() + self._connect_timeout + self._answer_timeout
+        # One read of the kernel's buffer is one step of a download.
+        async with self._answer(question, _Patience(deadline, timeout, 1 << 18)) as response:
+            yield response
+
+    @asynccontextmanager
+    async def _answer(
+        self, question: Question, patience: _Patience
+    ) -> AsyncIterator[ClientResponse]:
+        if self._offline:
+            raise OfflineError(
+                "this cache is offline and does not have it; go online or preload it"
+            )
+        now = self._clock()
+        if hold := self.quota.hold(now, is_pull=question.is_pull):
+            raise self._limited(hold, now)
+        with self._admitted():
+            response = await self._asked(question, patience)
+        try:
+            yield response
+        finally:
+            _end(response)
+
+    async def _asked(self, question: Question, patience: _Patience) -> ClientResponse:
+        """Ask, log in if told to, follow redirects; return what is then a good answer."""
+        url = URL(
+            f"{self._root}/v2/{question.repository}/{question.path}".replace("//v2/", "/v2/"),
+            encoded=True,
+        )
+        repository, deadline = question.repository, patience.deadline
+        login = self._authenticator
+        authorization = await self._in_time(deadline, login.authorization(repository))
+        response = await self._send(question, url, patience, authorization)
+        try:
+            if response.status == 401:
+                challenges = challenge.parse(response.headers.getall(hdrs.WWW_AUTHENTICATE, ()))
+                renewed = await self._in_time(
+                    deadline, login.answer(challenges, repository, authorization)
+                )
+                if renewed:
+                    response.release()
+                    response = await self._send(question, url, patience, renewed)
+                    authorization = renewed
+            for _ in range(MAX_REDIRECTS):
+                if response.status not in REDIRECTS or not question.follow:
+                    break
+                target = _redirect_target(url, response.headers.get(hdrs.LOCATION, ""))
+                response.release()
+                # Credentials do not leave their origin: CDNs refuse them, and strangers keep them.
+                if target.origin() != url.origin():
+                    authorization = None
+                url = target
+                response = await self._send(question, url, patience, authorization)
+            await self._check(response, question)
+        except BaseException:
+            _end(response)
+            raise
+        return response
+
+    async def _send(
+        self, question: Question, url: URL, patience: _Patience, authorization: str | None
+    ) -> ClientResponse:
+        kind = question.kind
+        headers = dict(question.headers)
+        if authorization:
+            headers[hdrs.AUTHORIZATION] = authorization
+        is_registry = url.origin() == self._root.origin()
+        began = self._now()
+        try:
+            with translated(self.name, lambda status: self._observe(kind, status)):
+                async with asyncio.timeout_at(patience.deadline):
+                    response = await self._session.request(
+                        question.method,
+                        url,
+                        headers=headers,
+                        allow_redirects=False,
+                        timeout=patience.timeout,
+                        read_bufsize=patience.read_bufsize,
+                    )
+        except UpstreamUnavailableError as error:
+            if is_registry:
+                self._failed(error)
+            raise
+        self._observe(kind, response.status)
+        self._metrics.upstream_first_byte(self.name, kind, self._now() - began)
+        if is_registry:
+            self._learn(question, response)
+        return response
+
+    def _learn(self, question: Question, response: ClientResponse) -> None:
+        """Take from an answer of the registry what it says beside its content."""
+        status = response.status
+        if status >= 500:
+            self._failed(UpstreamUnavailableError(f"{self.name} answered {status}"))
+        else:
+            self._succeeded()
+        limit = retry.parse_ratelimit(response.headers.get("RateLimit-Limit"))
+        remaining = retry.parse_ratelimit(response.headers.get("RateLimit-Remaining"))
+        if limit is not None and remaining is not None:
+            self._metrics.ratelimit(self.name, limit, remaining)
+            self.quota.counted(limit, remaining)
+        elif question.kind == "manifest" and status == 200:
+            # An account without limits is not told any.
+            self.quota.counted(None, None)
+
+    # When not to ask.
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """Let the block ask, or raise `UpstreamDownError`."""
+        now = self._now()
+        if outage := self._breaker.refusal(now):
+            raise self._down(outage, now)
+        is_probe = not self._breaker.is_closed
+        try:
+            yield
+        finally:
+            if is_probe:
+                self._breaker.abandoned()
+
+    def _succeeded(self) -> None:
+        if not self._breaker.is_closed:
+            self._metrics.upstream_up(self.name, is_up=True)
+            log.info("upstream_up", upstream=self.name)
+        self._breaker.succeeded()
+
+    def _failed(self, error: UpstreamUnavailableError) -> None:
+        weight = Weight.ANSWER
+        if isinstance(error.__cause__, ConnectionTimeoutError):
+            weight = Weight.NO_CONNECTION
+        elif isinstance(error, UpstreamTimeoutError):
+            weight = Weight.SILENCE
+        was_closed = self._breaker.is_closed
+        reason = str(error).removeprefix(f"{self.name} ")
+        self._breaker.failed(self._now(), reason, weight)
+        if was_closed and not self._breaker.is_closed:
+            self._metrics.upstream_up(self.name, is_up=False)
+            log.warning("upstream_down", upstream=self.name, reason=reason)
+
+    def _down(self, outage: Outage, now: float) -> UpstreamDownError:
+        since = time.gmtime(self._clock() - (now - outage.since))
+        wait = max(1.0, outage.until - now)
+        return UpstreamDownError(
+            f"{self.name} is down since {time.strftime('%H:%M:%S', since)} UTC, "
+            f"next attempt in {wait:.0f} s: {outage.reason}",
+            retry_after=wait,
+        )
+
+    def _limited(self, hold: Hold, now: float) -> RateLimitedError:
+        left = max(1.0, hold.left(now))
+        return RateLimitedError(f"{hold.reason}; next attempt in {left:.0f} s", retry_after=left)
+
+    async def _in_time(self, deadline: float, login: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await login
+        except TimeoutError as error:
+            raise UpstreamTimeoutError(
+                f"{self.name}'s token server did not answer in time"
+            ) from error
+
+    # What it said.
+
+    def _observe(self, kind: str, status: int | Literal["error"]) -> None:
+        self._metrics.upstream_request(self.name, kind, status)
+
+    async def _check(self, response: ClientResponse, question: Question) -> None:
+        """Raise what a status other than success means."""
+        status = response.status
+        if status in (200, 206) or (status in REDIRECTS and not question.follow):
+            return
+        reason = await explain.reason(response)
+        if status != 429:
+            raise explain.refusal(self.name, status, question.kind, reason)
+        now = self._clock()
+        seconds = retry.parse_retry_after(response.headers.get(hdrs.RETRY_AFTER), now)
+        hold = Hold(now, seconds, f"{self.name} limits its rate{reason}")
+        if response.url.origin() == self._root.origin():
+            self.quota.limited(hold, is_pull=question.is_pull)
+        raise self._limited(hold, now)
+
+
+def _end(response: ClientResponse) -> None:
+    # Closed, not released: what is left of a body is not worth the wait for it.
+    response.close() if not response.content.at_eof() else response.release()
+
+
+def _ignore(_status: str) -> None:
+    """Do nothing: the answer whose body breaks was counted when it came."""
+
+
+def _redirect_target(url: URL, location: str) -> URL:
+    """Return where `location` leads, byte for byte: a signed query does not survive requoting."""
+    try:
+        target = url.join(URL(location, encoded=True))
+    except ValueError as error:
+        raise UpstreamError("upstream redirects to what is no address") from error
+    if not location or target.scheme not in ("http", "https") or not target.host:
+        raise UpstreamError("upstream redirects to what is no http(s) address")
+    if url.scheme == "https" and target.scheme == "http":
+        raise UpstreamError("upstream redirects from https to http, which is refused")
+    return target

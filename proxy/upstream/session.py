@@ -1,0 +1,48 @@
+"""How one upstream is connected to: the session that everything it is asked goes through."""
+
+import ssl
+
+from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
+
+from proxy import __version__
+from proxy.config import UpstreamSettings
+from proxy.errors import ConfigError
+from proxy.upstream.egress import EgressGuard
+
+# A token is asked for within this time, in seconds; what else is asked says its own.
+TOTAL_TIMEOUT = 8.0
+
+
+def open_session(
+    guard: EgressGuard, *, tls: ssl.SSLContext, connect_timeout: float
+) -> ClientSession:
+    """Return a session whose connections all pass `guard`. The caller closes it.
+
+    It keeps no cookies, reads no netrc, and leaves URLs and bodies as they are.
+    """
+    return ClientSession(
+        connector=TCPConnector(limit=0, ssl=tls, resolver=guard),
+        middlewares=(guard.middleware,),
+        timeout=ClientTimeout(total=TOTAL_TIMEOUT, sock_connect=connect_timeout),
+        cookie_jar=DummyCookieJar(),
+        auto_decompress=False,
+        requote_redirect_url=False,
+        # What upstream sends is what the digest is of.
+        headers={"User-Agent": f"pullcache/{__version__}", "Accept-Encoding": "identity"},
+        # Signed URLs and tokens are long.
+        max_line_size=32 << 10,
+        max_field_size=32 << 10,
+    )
+
+
+def tls_context(name: str, settings: UpstreamSettings) -> ssl.SSLContext:
+    """Return what the upstream called `name` is trusted by, or raise `ConfigError`."""
+    context = ssl.create_default_context()
+    if settings.ca_file:
+        try:
+            context.load_verify_locations(settings.ca_file)
+        except OSError as error:
+            raise ConfigError(
+                f'upstreams."{name}".ca_file: {settings.ca_file} cannot be used ({error})'
+            ) from error
+    return context

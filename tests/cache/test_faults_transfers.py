@@ -1,0 +1,111 @@
+"""Transfers that go wrong (faults, table U).
+
+Elsewhere, in `test_download`: U6 (wherever a transfer breaks), U7 (an upstream that ignores
+Range), U8 (a part that was not asked for), U10 (nobody gets a complete wrong blob). U27 is there too
+(each attempt makes a new request to the registry).
+"""
+
+import asyncio
+
+import pytest
+
+from tests.fakes.content import digest_of
+from tests.fakes.faults import Fault
+from tests.fakes.raw import HEAD_END, RawUpstream, RecvUntil, Reset, Send, SendForever, Step
+
+MIB = 1 << 20
+BLOB = bytes(range(256)) * (2 * MIB // 256)
+DIGEST = digest_of(BLOB)
+UNSIZED = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+SIZED = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BLOB)
+
+
+@pytest.mark.parametrize("end", [[], [Reset()]], ids=["fin", "rst"])
+async def test_u09_a_body_that_only_its_end_ends_is_not_believed_to_be_whole(make_program, end):
+    cut: list[Step] = [RecvUntil(HEAD_END), Send(UNSIZED + BLOB[:-1]), *end]
+    async with RawUpstream(cut) as raw:
+        program = await make_program(upstreams={"docker.io": {"url": raw.url}})
+        answer = await program.blob(DIGEST)
+        assert answer.status == 404 or not answer.is_whole
+        assert len(answer.body) < len(BLOB)
+        await program.settled()
+        assert program.stored() == set()
+
+
+async def test_u11_what_comes_after_the_promised_length_goes_nowhere(make_program):
+    script = [RecvUntil(HEAD_END), Send(SIZED + BLOB + b"HTTP/1.1 200 OK\r\n\r\nsmuggled" * 100)]
+    async with RawUpstream(script) as raw:
+        program = await make_program(upstreams={"docker.io": {"url": raw.url}})
+        answer = await program.blob(DIGEST)
+        assert (answer.status, answer.digest, answer.is_whole) == (200, DIGEST, True)
+        await program.settled()
+        assert program.stored() == {DIGEST}
+        other = await program.blob(digest_of(b"other"))
+        assert b"smuggled" not in other.body
+        await program.settled()
+        assert program.stored() == {DIGEST}
+
+
+async def test_u12_a_body_without_end_ends_with_its_reader_and_takes_no_more_than_the_store(
+    make_program,
+):
+    forever: list[Step] = [RecvUntil(HEAD_END), Send(UNSIZED), SendForever(bytes(256 << 10))]
+    async with RawUpstream(forever) as raw:
+        program = await make_program(
+            upstreams={"docker.io": {"url": raw.url}}, store={"max_size": "20MB"}
+        )
+        async with program.opened(f"/v2/library/app/blobs/{DIGEST}") as response:
+            for _ in range(30):
+                await response.content.readexactly(MIB)
+            assert program.on_disk() <= 20_000_000
+            response.close()
+        await program.settled()
+        await raw.until_left()
+        assert program.stored() == set()
+
+
+async def test_u13_a_drip_counts_as_a_stall_and_the_transfer_is_made_anew(registry, make_program):
+    program = await make_program(fetch={"stall_timeout": "1s", "min_rate": "1KB"})
+    digest = registry.add_blob(BLOB)
+    registry.fail(registry.body_of(digest), Fault(rate=200))
+    answer = await program.blob(digest)
+    assert (answer.status, answer.digest, answer.is_whole) == (200, digest, True)
+    assert registry.count(registry.body_of(digest)) == 2
+    assert await program.metric("pullcache_upstream_retries_total", reason="transfer") == 1
+
+
+async def test_u13_a_drip_that_does_not_end_is_given_up(registry, make_program):
+    program = await make_program(fetch={"stall_timeout": "200ms", "min_rate": "1KB", "attempts": 2})
+    digest = registry.add_blob(BLOB)
+    registry.fail(registry.body_of(digest), Fault(rate=200), times=None)
+    answer = await program.blob(digest)
+    assert not answer.is_whole
+    assert registry.count(registry.body_of(digest)) == 2
+
+
+async def test_u18_a_token_that_expires_in_mid_transfer_is_renewed_for_the_rest(registry, program):
+    digest = registry.add_blob(BLOB)
+    now = asyncio.Event()
+    registry.fail(registry.body_of(digest), Fault(stall_at=MIB, until=now, cut_at=MIB))
+    async with program.opened(f"/v2/library/app/blobs/{digest}") as response:
+        begun = await response.content.readexactly(MIB)
+        registry.tokens.revoke()
+        now.set()
+        assert begun + await response.content.read() == BLOB
+    assert registry.count("/token") == 2
+    assert registry.bytes_sent(registry.body_of(digest)) == len(BLOB)
+
+
+async def test_an_outage_in_mid_transfer_is_waited_out(registry, make_program):
+    program = await make_program(fetch={"attempts": 10})
+    digest = registry.add_blob(BLOB)
+    now = asyncio.Event()
+    registry.fail(registry.body_of(digest), Fault(stall_at=MIB, until=now, cut_at=MIB))
+    async with program.opened(f"/v2/library/app/blobs/{digest}") as response:
+        begun = await response.content.readexactly(MIB)
+        await registry.stop()
+        now.set()
+        while await program.metric("pullcache_upstream_up"):
+            await program.manifest("library/app")
+        await registry.start()
+        assert begun + await response.content.read() == BLOB

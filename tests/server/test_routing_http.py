@@ -1,0 +1,126 @@
+"""Which registry is meant, which repositories are allowed, and what being offline means."""
+
+import pytest
+
+from tests.fakes.content import digest_of
+from tests.fakes.peer import exchange
+from tests.fakes.registry import FakeRegistry
+
+
+@pytest.fixture
+async def github():
+    async with FakeRegistry() as other:
+        yield other
+
+
+@pytest.fixture
+async def both(registry, github, make_program):
+    """A program before two registries that have the same name in them."""
+    registry.add_image("me/app", layers=[b"of docker hub"])
+    github.add_image("me/app", layers=[b"of github"])
+    settings = {"url": github.url, "hosts": ["ghcr.local"]}
+    return await make_program(upstreams={"ghcr.io": settings})
+
+
+def digests(registry: FakeRegistry) -> str:
+    return registry.repository("me/app").tags["latest"]
+
+
+async def ask(program, target: str, host: str) -> str:
+    request = f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    answer = await exchange(program.url, request)
+    assert answer.status == 200, answer.body
+    return answer.headers["docker-content-digest"]
+
+
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        ("/v2/ghcr.io/me/app/manifests/latest", "127.0.0.1"),
+        ("/v2/me/app/manifests/latest?ns=ghcr.io", "127.0.0.1"),
+        ("/v2/me/app/manifests/latest?ns=GHCR.IO", "127.0.0.1"),
+        ("/v2/me/app/manifests/latest", "ghcr.local"),
+        ("/v2/me/app/manifests/latest", "GHCR.local:5000"),
+        ("/v2/ghcr.io/me/app/manifests/latest?ns=docker.io", "127.0.0.1"),
+    ],
+)
+async def test_a_registry_is_named_by_path_by_namespace_or_by_host(both, github, target, host):
+    assert await ask(both, target, host) == digests(github)
+
+
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        ("/v2/me/app/manifests/latest", "127.0.0.1"),
+        ("/v2/me/app/manifests/latest", "elsewhere.local"),
+        ("/v2/docker.io/me/app/manifests/latest", "ghcr.local"),
+        ("/v2/me/app/manifests/latest?ns=docker.io", "ghcr.local"),
+    ],
+)
+async def test_what_names_no_other_is_docker_hub(both, registry, target, host):
+    assert await ask(both, target, host) == digests(registry)
+
+
+async def test_only_docker_hub_has_a_library(both, registry, github):
+    registry.add_image("library/app")
+    assert (await both.ask("/v2/app/manifests/latest")).status == 200
+    assert (await both.ask("/v2/ghcr.io/app/manifests/latest")).status == 404
+    assert github.seen("/v2/app/manifests")
+    assert not github.seen("library")
+
+
+async def test_a_part_of_a_name_may_be_called_like_a_part_of_the_api(program, registry):
+    image = registry.add_image("me/blobs/manifests/tags", layers=[b"x"])
+    await program.pull(image)
+    assert (await program.ask("/v2/me/blobs/manifests/tags/tags/list")).json["tags"] == ["latest"]
+
+
+async def test_rules_of_the_configuration_are_obeyed(registry, make_program):
+    rules = {"url": registry.url, "allow": ["library/*", "me/*"], "deny": ["me/secret*"]}
+    program = await make_program(upstreams={"docker.io": rules})
+    for name in ("library/app", "me/app", "me/secret", "you/app"):
+        image = registry.add_image(name)
+        answer = await program.manifest(name)
+        blob = await program.blob(image.config, name)
+        tags = await program.ask(f"/v2/{name}/tags/list")
+        if name in ("library/app", "me/app"):
+            assert (answer.status, blob.status, tags.status) == (200, 200, 200)
+        else:
+            assert {one.code for one in (answer, blob, tags)} == {"DENIED"}
+            assert {one.status for one in (answer, blob, tags)} == {403}
+    assert not registry.seen("secret|you")
+
+
+class TestOffline:
+    """Offline: never dial out, serve what is cached and nothing else."""
+
+    @pytest.fixture
+    async def offline(self, registry, program):
+        image = registry.add_image("me/app", layers=[b"x"], index=True)
+        await program.pull(image)
+        await program.settled()
+        await program.restart(offline=True)
+        program.clock.turn(100 * 24 * 3600)
+        registry.requests.clear()
+        return image
+
+    async def test_what_is_cached_is_served_however_old_it_is(self, registry, program, offline):
+        await program.pull(offline)
+        assert registry.requests == []
+
+    async def test_what_is_not_cached_is_refused_at_once_and_nobody_is_asked(
+        self, registry, program, offline
+    ):
+        registry.add_image("me/other")
+        answers = [
+            await program.manifest("me/other"),
+            await program.manifest("me/app", "other"),
+            await program.manifest("me/app", digest_of(b"x")),
+            await program.blob(digest_of(b"none"), "me/app"),
+            await program.blob(digest_of(b"none"), "me/app", method="HEAD"),
+            await program.ask(f"/v2/me/app/referrers/{offline.digest}"),
+        ]
+        assert {answer.status for answer in answers} <= {404, 503}
+        assert "offline" in answers[0].json["errors"][0]["message"]
+        assert (await program.ask("/v2/me/app/tags/list")).json["tags"] == ["latest"]
+        assert registry.requests == []

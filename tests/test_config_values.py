@@ -1,0 +1,132 @@
+"""Sizes, durations, addresses and the like: what is taken, and what is refused."""
+
+import pytest
+from hypothesis import given, strategies as st
+
+from proxy.config import (
+    Address,
+    Duration,
+    RegistryUrl,
+    Size,
+    StoreLimit,
+)
+
+SIZES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
+DURATIONS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@given(st.integers(0, 10**6), st.sampled_from(sorted(SIZES)), st.sampled_from(["", " "]))
+def test_a_size_is_its_number_times_its_unit(number, unit, gap):
+    assert Size.parse(f"{number}{gap}{unit}") == number * SIZES[unit]
+
+
+@given(st.integers(0, 2**63 - 1))
+def test_a_sizes_text_means_the_same_size(number):
+    assert Size.parse(str(Size(number))) == number == Size.parse(number)
+
+
+def test_a_size_may_have_decimals_as_long_as_it_is_whole_bytes():
+    assert Size.parse("1.5GB") == 1_500_000_000
+    with pytest.raises(ValueError, match="whole number of bytes"):
+        Size.parse("1.5B")
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.sampled_from(sorted(DURATIONS))), min_size=1))
+def test_a_duration_is_the_sum_of_its_parts(parts):
+    text = "".join(f"{number}{unit}" for number, unit in parts)
+    assert Duration.parse(text) == pytest.approx(sum(n * DURATIONS[unit] for n, unit in parts))
+
+
+@given(st.integers(0, 10**12))
+def test_a_durations_text_means_the_same_duration(milliseconds):
+    assert Duration.parse(str(Duration(milliseconds / 1000))) == milliseconds / 1000
+
+
+def test_a_plain_number_is_bytes_or_seconds():
+    assert (Size.parse(42), Size.parse("42")) == (42, 42)
+    assert (Duration.parse(42), Duration.parse("42")) == (42.0, 42.0)
+
+
+@given(st.one_of(st.text(), st.integers(), st.booleans(), st.floats(), st.none()))
+def test_any_value_is_parsed_or_refused_with_a_value_error(value):
+    for kind in (Size, Duration, StoreLimit, Address, RegistryUrl):
+        try:
+            parsed = kind.parse(value)
+        except ValueError:
+            continue
+        assert kind.parse(str(parsed)) == parsed
+
+
+@pytest.mark.parametrize(
+    "text", ["", "GB", "-1GB", "1XB", "1GB2", "9999999TB", "\u0663GB", True, 1.5]
+)
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match=r"size|bytes|string"):
+        Size.parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1y", "1.5h", "1h 5m", "40000d", True])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(ValueError, match=r"duration|hundred|string"):
+        Duration.parse(text)
+
+
+@given(st.integers(1, 100), st.integers(0, 2**60))
+def test_a_share_is_of_the_whole_file_system(percent, total):
+    assert StoreLimit.parse(f"{percent}%").resolve(total) == total * percent // 100
+
+
+def test_a_limit_in_bytes_does_not_depend_on_the_file_system():
+    assert StoreLimit.parse("20MB").resolve(1) == 20_000_000
+
+
+@pytest.mark.parametrize("text", ["0%", "101%", "0", "-5%", "1.5%"])
+def test_a_limit_that_leaves_no_room_or_more_than_all_is_refused(text):
+    with pytest.raises(ValueError, match=r"share|room|size"):
+        StoreLimit.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("127.0.0.1:5000", "127.0.0.1", 5000),
+        ("[::]:0", "::", 0),
+        (":80", "", 80),
+        ("localhost:65535", "localhost", 65535),
+    ],
+)
+def test_an_address_has_a_host_and_a_port(text, host, port):
+    address = Address.parse(text)
+    assert (address.host, address.port) == (host, port)
+
+
+@pytest.mark.parametrize(
+    "text", ["5000", "localhost", "::1:5000", "a:65536", "a b:1", "http://a:1"]
+)
+def test_what_is_no_address_is_refused(text):
+    with pytest.raises(ValueError, match="host:port"):
+        Address.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ghcr.io",
+        "ftp://ghcr.io",
+        "https://ghcr.io/v2",
+        "https://u:p@ghcr.io",
+        "https://a?b",
+        "http://127.1:5000",
+        "http://2130706433",
+        "http://[::1::]",
+    ],
+)
+def test_an_upstreams_url_is_scheme_host_and_port_only(text):
+    with pytest.raises(ValueError, match=r"http|holds no login"):
+        RegistryUrl.parse(text)
+    assert RegistryUrl.parse("http://[::1]:5000/") == "http://[::1]:5000"

@@ -1,0 +1,209 @@
+"""Answers that no registry should give (faults, table U), sent as raw bytes to the whole program.
+
+Elsewhere: U5 in `test_client` (a connection that upstream had closed meanwhile), U14 and U15 in
+`tests/cache/test_tags` ("login page", "empty") and `tests/cache/test_download` (a blob that cannot
+be had), U17 in `test_auth`, U22 in `tests/cache/test_tags` (a tag that moved), U24 in
+`test_client` (digest headers), U29 for blobs in `tests/cache/test_promises` (bytes are never
+rewritten).
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from tests.fakes.content import OCI_MANIFEST, digest_of
+from tests.fakes.faults import Fault
+from tests.fakes.raw import HEAD_END, RawUpstream, RecvUntil, Send, Step
+from tests.program import Program
+
+MakeProgram = Callable[..., Awaitable[Program]]
+
+MANIFEST = (
+    b'{"schemaVersion":2,"mediaType":"%s","config":{"mediaType":"application/json","size":2,'
+    b'"digest":"%s"},"layers":[]}'
+) % (OCI_MANIFEST.encode(), digest_of(b"{}").encode())
+TYPE = b"Content-Type: %s\r\n" % OCI_MANIFEST.encode()
+LENGTH = b"Content-Length: %d\r\n" % len(MANIFEST)
+OK = b"HTTP/1.1 200 OK\r\n"
+CLOSE = b"Connection: close\r\n"
+
+
+def script(answer: bytes) -> list[Step]:
+    return [RecvUntil(HEAD_END), Send(answer)]
+
+
+async def before(raw: RawUpstream, make_program: MakeProgram, **sections: Any) -> Program:
+    """Start the program before a raw upstream."""
+    return await make_program(upstreams={"docker.io": {"url": raw.url}}, **sections)
+
+
+@pytest.mark.parametrize(
+    "challenge",
+    [
+        b"",
+        b"WWW-Authenticate: \r\n",
+        b"WWW-Authenticate: Bearer\r\n",
+        b'WWW-Authenticate: Bearer realm="\r\n',
+        b'WWW-Authenticate: Bearer realm=""\r\n',
+        b"WWW-Authenticate: Basic\r\n",
+        b"WWW-Authenticate: Negotiate YII==\r\n",
+        b"WWW-Authenticate: Bearer %s\r\n" % (b'x="y",' * 1700),
+        b"WWW-Authenticate: \xff\xfe\r\n" * 3,
+    ],
+    ids=range(9),
+)
+async def test_u16_a_challenge_that_cannot_be_met_is_an_error_after_a_request_or_two(
+    make_program, challenge
+):
+    head = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n"
+    async with RawUpstream(script(head + challenge + CLOSE + b"\r\n")) as raw:
+        program = await before(raw, make_program)
+        answer = await program.manifest("library/app")
+        assert answer.status in (404, 502)
+        assert answer.code in ("NAME_UNKNOWN", "UNKNOWN")
+        assert "WWW-Authenticate" not in answer.headers
+        assert raw.connections <= 2
+
+
+async def test_u16_a_registry_that_refuses_every_token_is_asked_twice(registry, program):
+    registry.add_image()
+    refused = {"WWW-Authenticate": f'Bearer realm="{registry.url}/token",service="x"'}
+    registry.fail("/v2/", Fault(status=401, body=b"", headers=refused), times=None)
+    answer = await program.manifest("library/app")
+    assert (answer.status, answer.code) == (404, "NAME_UNKNOWN")
+    assert registry.count("/v2/") == 2
+    assert registry.count("/token") == 1
+
+
+@pytest.mark.parametrize("status", [403, 404, 451])
+async def test_u21_a_no_is_passed_on_and_costs_no_cached_digest_its_place(
+    registry, program, status
+):
+    image = registry.add_image()
+    await program.manifest(image)
+    registry.fail("/manifests/|/blobs/", Fault(status=status, body=b""), times=None)
+    for asked in (program.manifest(image, "other"), program.blob(digest_of(b"none"))):
+        answer = await asked
+        assert (answer.status, answer.code[-8:]) == (404, "_UNKNOWN")
+    program.clock.turn(3600)
+    await program.manifest(image)
+    assert (await program.manifest(image, image.digest)).status == 200
+
+
+async def test_u23_a_manifest_of_another_digest_is_fetched_once_more(registry, program):
+    image = registry.add_image()
+    await program.manifest(image)
+    program.clock.turn(3600)
+    moved = registry.add_image(layers=[b"new"])
+    registry.fail(f"^GET .*{moved.digest}", Fault(flip_at=30))
+    answer = await program.manifest(image)
+    assert (answer.status, answer.digest) == (200, moved.digest)
+    assert "Warning" not in answer.headers
+    assert registry.count(f"^GET .*{moved.digest}") == 2
+
+
+GOOD_CHUNKS = {
+    "one": [MANIFEST],
+    "a byte each": [MANIFEST[n : n + 1] for n in range(len(MANIFEST))],
+}
+BAD_CHUNKS = {
+    "negative": b"-5\r\nhello\r\n0\r\n\r\n",
+    "no number": b"xyz\r\nhello\r\n0\r\n\r\n",
+    "too long": b"FFFFFFFFFFFFFFFFFFFF\r\nhello\r\n0\r\n\r\n",
+    "too short": b"2\r\nhello\r\n0\r\n\r\n",
+    "no end": b"5\r\nhello\r\n",
+    "endless extension": b"5;" + b"x" * 100_000 + b"\r\nhello\r\n0\r\n\r\n",
+}
+CHUNKED = OK + TYPE + CLOSE + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("chunks", GOOD_CHUNKS.values(), ids=GOOD_CHUNKS)
+@pytest.mark.parametrize("trailer", [b"", b"X-Checksum: 1\r\nDocker-Content-Digest: no\r\n"])
+async def test_u28_chunks_of_any_size_and_trailers_are_taken(make_program, chunks, trailer):
+    body = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
+    async with RawUpstream(script(CHUNKED + body + b"0\r\n" + trailer + b"\r\n")) as raw:
+        program = await before(raw, make_program)
+        for reference in ("latest", digest_of(MANIFEST)):
+            answer = await program.manifest("library/app", reference)
+            assert (answer.status, answer.body) == (200, MANIFEST)
+            assert "X-Checksum" not in answer.headers
+
+
+@pytest.mark.parametrize("body", BAD_CHUNKS.values(), ids=BAD_CHUNKS)
+async def test_u28_bad_chunks_are_an_error_and_nothing_is_kept(make_program, body):
+    async with RawUpstream(script(CHUNKED + body)) as raw:
+        program = await before(raw, make_program)
+        manifest = await program.manifest("library/app")
+        assert (manifest.status, manifest.code) in {(502, "UNKNOWN"), (503, "UNAVAILABLE")}
+        blob = await program.blob(digest_of(b"hello!"))
+        assert blob.status == 404 or not blob.is_whole
+        await program.settled()
+        assert program.stored() == set()
+
+
+async def test_u29_an_encoding_that_was_not_asked_for_is_not_undone(make_program):
+    encoded = OK + TYPE + LENGTH + CLOSE + b"Content-Encoding: gzip\r\n\r\n" + MANIFEST
+    async with RawUpstream(script(encoded)) as raw:
+        program = await before(raw, make_program)
+        answer = await program.manifest("library/app")
+        assert (answer.status, answer.body) == (200, MANIFEST)
+        assert "Content-Encoding" not in answer.headers
+
+
+HEADERS = {
+    "9 KB": b"X-Long: " + b"y" * 9000 + b"\r\n",
+    "control": b"X-Odd: a\x01b\r\n",
+    "not ascii": b"X-Odd: \xff\xfe\r\n",
+    "folded": b"X-Folded: a\r\n b\r\n",
+    "many": b"".join(b"X-Header-%d: y\r\n" % n for n in range(200)),
+    "no colon": b"X-Nothing\r\n",
+    "cookie": b"Set-Cookie: session=secret; Path=/\r\n",
+    "odd digest": b"Docker-Content-Digest: \xff\x01\r\nETag: \x01\r\n",
+}
+
+
+@pytest.mark.parametrize("headers", HEADERS.values(), ids=HEADERS)
+async def test_u30_nothing_of_odd_headers_reaches_a_client(make_program, headers):
+    async with RawUpstream(
+        script(OK + TYPE + LENGTH + CLOSE + headers + b"\r\n" + MANIFEST)
+    ) as raw:
+        program = await before(raw, make_program)
+        answer = await program.manifest("library/app")
+        assert (answer.status, answer.body) == (200, MANIFEST) or answer.status in (502, 503)
+        assert not [name for name in answer.headers if name.startswith(("X-", "Set-"))]
+        for value in answer.headers.values():
+            assert value.isascii()
+            assert value.isprintable()
+
+
+@pytest.mark.parametrize("interim", [b"100 Continue", b"103 Early Hints"])
+async def test_u31_interim_answers_are_skipped(make_program, interim):
+    head = b"HTTP/1.1 %s\r\nLink: </x>\r\n\r\n" % interim
+    async with RawUpstream(script(head + OK + TYPE + LENGTH + CLOSE + b"\r\n" + MANIFEST)) as raw:
+        program = await before(raw, make_program)
+        answer = await program.manifest("library/app")
+        assert (answer.status, answer.body) == (200, MANIFEST)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"204 No Content\r\n",
+        b"205 Reset Content\r\nContent-Length: 0\r\n",
+        b"304 Not Modified\r\n",
+        b"206 Partial Content\r\nContent-Length: 5\r\nContent-Range: bytes 5-9/100\r\n",
+        b"206 Partial Content\r\nContent-Length: 5\r\n",
+    ],
+    ids=["204", "205", "304", "206", "206 of nothing"],
+)
+async def test_u31_answers_to_other_questions_are_errors_and_nothing_is_kept(make_program, head):
+    body = b"hello" if head.startswith(b"206") else b""
+    async with RawUpstream(script(b"HTTP/1.1 " + head + CLOSE + TYPE + b"\r\n" + body)) as raw:
+        program = await before(raw, make_program)
+        manifest = await program.manifest("library/app")
+        assert manifest.status in (502, 503)
+        blob = await program.blob(digest_of(b"hello"))
+        assert (blob.status, blob.code) == (404, "BLOB_UNKNOWN")
+        await program.settled()
+        assert program.stored() == set()

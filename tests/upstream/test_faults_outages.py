@@ -1,0 +1,128 @@
+"""Upstreams that cannot be had (faults, table U).
+
+Elsewhere: U1 in `tests/cache/test_outages`, U4 in `tests/cache/test_deadlines`, U19 in
+`tests/cache/test_limits` and `test_retry` (what Retry-After may say).
+"""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+
+import aiohttp
+import pytest
+from yarl import URL
+
+from proxy.errors import UpstreamUnavailableError
+from proxy.oci.reference import Tag
+from proxy.upstream.egress import EgressGuard
+from tests.fakes.content import digest_of
+from tests.fakes.faults import Fault
+from tests.fakes.names import Names
+from tests.program import Answer
+
+
+@pytest.fixture
+def black_hole() -> Iterator[str]:
+    """The address of a listener whose queue is full: the kernel drops whatever SYN comes."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        address = listener.getsockname()
+        waiting = []
+        for _ in range(4):
+            client = socket.socket()
+            client.setblocking(False)
+            client.connect_ex(address)
+            waiting.append(client)
+        yield f"http://127.0.0.1:{address[1]}"
+        for client in waiting:
+            client.close()
+
+
+async def test_u02_a_name_that_does_not_resolve_is_an_upstream_that_is_down(connect):
+    url = "http://registry.test"
+    names = Names({})
+    upstream = await connect(url, guard=EgressGuard(URL(url), names))
+    with pytest.raises(UpstreamUnavailableError, match="fake cannot be reached"):
+        await upstream.resolve("library/app", Tag("latest"))
+    assert len(names.asked) == 3
+
+
+class SlowNames(Names):
+    """A name service that does not answer."""
+
+    async def resolve(self, *args, **kwargs):
+        await asyncio.Event().wait()
+
+
+async def test_u02_a_name_service_that_does_not_answer_holds_up_nobody_for_longer(connect):
+    url = "http://registry.test"
+    upstream = await connect(url, guard=EgressGuard(URL(url), SlowNames({})))
+    upstream._exchange._question_timeout = 0.2
+    with pytest.raises(UpstreamUnavailableError, match="in time"):
+        await upstream.resolve("library/app", Tag("latest"))
+
+
+async def test_u03_a_black_hole_costs_one_connect_timeout(make_program, black_hole):
+    program = await make_program(
+        upstreams={"docker.io": {"url": black_hole}}, fetch={"connect_timeout": "1s"}
+    )
+    first = await program.manifest("library/app")
+    assert first.status in (503, 504)
+    assert await program.metric("pullcache_upstream_up") == 0
+    answers = await asyncio.gather(*(program.manifest("library/app") for _ in range(20)))
+    assert {answer.status for answer in answers} <= {503, 504}
+    # One failed, and at most one probed when the breaker's first second was over.
+    assert await program.metric("pullcache_upstream_requests_total", status="error") <= 2
+
+
+async def test_u03_a_blob_behind_a_black_hole_is_404_with_the_reason(make_program, black_hole):
+    program = await make_program(
+        upstreams={"docker.io": {"url": black_hole}}, fetch={"connect_timeout": "1s"}
+    )
+    answer = await program.blob(digest_of(b"none"))
+    assert (answer.status, answer.code) == (404, "BLOB_UNKNOWN")
+    assert "docker.io is down since" in answer.json["errors"][0]["message"]
+
+
+async def test_u20_an_upstream_that_fails_every_other_time_is_no_outage(registry, make_program):
+    program = await make_program(fetch={"attempts": 10})
+    images = [registry.add_image(f"library/app{n}", layers=[bytes([n])]) for n in range(5)]
+    for _ in range(60):
+        registry.fail("/manifests/|/blobs/", Fault(status=503, body=b""))
+        registry.fail("/manifests/|/blobs/", Fault())
+    for image in images:
+        await program.pull(image)
+    assert await program.metric("pullcache_upstream_up") == 1
+
+
+async def test_u20_when_the_breaker_is_half_open_one_request_is_the_probe(registry, program):
+    image = registry.add_image()
+    await registry.stop()
+    while await program.metric("pullcache_upstream_up"):
+        await program.manifest(image)
+    gate = asyncio.Event()
+    registry.fail("", Fault(until_headers=gate), times=None)
+    await registry.start()
+    async with asyncio.TaskGroup() as group:
+        asked: list[asyncio.Task[Answer]] = []
+        while not registry.requests:
+            asked.append(group.create_task(program.manifest(image, f"tag{len(asked)}")))
+            await asyncio.wait(asked[-1:], timeout=0.05)
+        answers = [await program.manifest(image, f"other{n}") for n in range(20)]
+        assert {answer.status for answer in answers} == {503}
+        assert len(registry.requests) == 1
+        gate.set()
+    assert await program.metric("pullcache_upstream_up") == 1
+    assert (await program.manifest(image)).status == 200
+
+
+async def test_a_guard_that_refuses_says_nothing_of_the_upstream(registry, connect):
+    image = registry.add_image()
+    away = {"Location": "http://169.254.169.254/latest/meta-data"}
+    registry.fail("/manifests/", Fault(status=307, body=b"", headers=away), times=10)
+    upstream = await connect(
+        registry.url, guard=EgressGuard(URL(registry.url), aiohttp.DefaultResolver())
+    )
+    for _ in range(8):
+        with pytest.raises(Exception, match="may not send us"):
+            await upstream.resolve(image.repository, Tag("latest"))
+    assert upstream._exchange._breaker.is_closed
