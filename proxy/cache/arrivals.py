@@ -5,7 +5,7 @@ import asyncio
 # A thread call costs about as much as hashing 100 KiB; this much makes it worth its price.
 BATCH = 256 << 10
 # More than this waits in the kernel: the network is then faster than the disk.
-BOUND = 4 << 20
+BOUND = 1 << 20
 # How long a slow link may hold up what has arrived, in seconds, for the sake of a larger batch.
 LINGER = 0.005
 

@@ -143,7 +143,7 @@ class Exchange:
         )
         deadline = self._now() + self._connect_timeout + self._answer_timeout
         # One read of the kernel's buffer is one step of a download.
-        async with self._answer(question, _Patience(deadline, timeout, 1 << 18)) as response:
+        async with self._answer(question, _Patience(deadline, timeout, 1 << 17)) as response:
             yield response
 
     @asynccontextmanager
