@@ -33,7 +33,10 @@ async def test_u09_a_body_that_only_its_end_ends_is_not_believed_to_be_whole(mak
 
 
 async def test_u11_what_comes_after_the_promised_length_goes_nowhere(make_program):
-    script = [RecvUntil(HEAD_END), Send(SIZED + BLOB + b"HTTP/1.1 200 OK\r\n\r\nsmuggled" * 100)]
+    script: list[Step] = [
+        RecvUntil(HEAD_END),
+        Send(SIZED + BLOB + b"HTTP/1.1 200 OK\r\n\r\nsmuggled" * 100),
+    ]
     async with RawUpstream(script) as raw:
         program = await make_program(upstreams={"docker.io": {"url": raw.url}})
         answer = await program.blob(DIGEST)

@@ -126,3 +126,12 @@ class TestFloor:
     def test_none_is_never_missed(self):
         floor = Floor(0, 1)
         assert not any(floor.is_missed(1, 1000) for _ in range(10))
+
+
+def test_a_floor_is_missed_by_what_comes_too_slowly_over_its_window():
+    floor = Floor(1000, 10)
+    assert not floor.is_missed(1, 9.9)
+    assert floor.is_missed(1, 0.1)
+    assert not floor.is_missed(10_000, 10)
+    assert not floor.is_missed(1, 5)
+    assert str(floor) == "less than 1000 bytes a second"
