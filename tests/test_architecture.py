@@ -16,7 +16,9 @@ PURE = [
     "oci/*.py",
     "cache/policy.py",
     "server/ranges.py",
+    "upstream/breaker.py",
     "upstream/challenge.py",
+    "upstream/quota.py",
     "upstream/retry.py",
 ]
 

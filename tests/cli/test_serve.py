@@ -9,9 +9,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from proxy.app import Listening
 
 from proxy import __version__
+from proxy.app import Listening
 from proxy.cli.serve import announce
 
 
