@@ -149,3 +149,10 @@ class TestScarcity:
         registry.pull_limit = None
         program.clock.turn(HOUR)
         assert (await program.manifest(pulled)).digest == moved.digest
+
+
+async def test_a_limit_of_the_token_server_is_told_as_a_limit(registry, program):
+    registry.add_image()
+    registry.fail("/token", limited(), times=None)
+    answer = await program.manifest("library/app")
+    assert (answer.status, answer.code) == (429, "TOOMANYREQUESTS")
