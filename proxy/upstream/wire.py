@@ -1,5 +1,6 @@
 """The border to aiohttp's client: its exceptions become ours, and no body is read without a bound."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -29,7 +30,9 @@ def translated(peer: str, observe: Callable[[Literal["error"]], None]) -> Iterat
 def _reason(error: Exception) -> str:
     """Return what happened, without the URL, which may be a signed one, in at most 80 characters."""
     if isinstance(error, ClientConnectorError):
-        said = error.os_error.strerror or str(error.os_error)
+        # uvloop puts an address where the reason should be. Of names it says a negative number.
+        number = error.os_error.errno or 0
+        said = os.strerror(number) if number > 0 else str(error.os_error.strerror)
     elif isinstance(error, ClientResponseError):
         said = error.message
     else:

@@ -15,6 +15,7 @@ from yarl import URL
 from proxy.errors import UpstreamUnavailableError
 from proxy.oci.reference import Tag
 from proxy.upstream.egress import EgressGuard
+from proxy.upstream.wire import translated
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
 from tests.fakes.names import Names
@@ -126,3 +127,16 @@ async def test_a_guard_that_refuses_says_nothing_of_the_upstream(registry, conne
         with pytest.raises(Exception, match="may not send us"):
             await upstream.resolve(image.repository, Tag("latest"))
     assert upstream._exchange._breaker.is_closed
+
+
+async def test_a_refused_connection_is_named_by_its_reason_and_not_by_an_address():
+    observed: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    async with aiohttp.ClientSession() as session:
+        with (
+            pytest.raises(UpstreamUnavailableError, match="reached: Connection refused"),
+            translated("docker.io", observed.append),
+        ):
+            await session.get(f"http://127.0.0.1:{port}/")
+    assert observed == ["error"]
