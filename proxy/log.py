@@ -44,7 +44,7 @@ def configure(level: str, format: Format, stream: TextIO | None = None) -> "Log"
     target = stream or sys.stderr
     console = format == "console" or (format == "auto" and target.isatty())
     threshold = logging.getLevelNamesMapping()[level.upper()]
-    log = Log(_sink(target), _console(target) if console else render_json, threshold)
+    log = Log(_sink(target), _console(target) if console else _render_batch, threshold)
     structlog.configure(
         processors=[log.finish],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
@@ -64,7 +64,10 @@ class Log:
     """Where lines go. Every method may be called from any thread; none but `close` waits."""
 
     def __init__(
-        self, write: Callable[[bytes], None], render: Callable[[Fields], bytes], threshold: int
+        self,
+        write: Callable[[bytes], None],
+        render: Callable[[list[Fields]], bytes],
+        threshold: int,
     ) -> None:
         self._write = write
         self._render = render
@@ -85,7 +88,9 @@ class Log:
     def access(self, event: str, **fields: Any) -> None:
         """Log a request. As `info`, but past structlog, which takes longer than answering."""
         if self._access:
-            self._put(self._line("info", event) | fields)
+            line = self._line("info", event)
+            line.update(fields)
+            self._put(line)
 
     def event(self, level: str, event: str, logger: str, fields: Fields) -> None:
         """Log what is not a request; an `exc_info` among `fields` becomes a traceback."""
@@ -115,7 +120,7 @@ class Log:
     def _put(self, line: Fields) -> None:
         """Queue a line. It is rendered by the thread, many at a time while its code is in the caches."""
         if self._closing.is_set() and not self._thread.is_alive():
-            self._write(self._rendered(line))
+            self._write(self._rendered([line]))
         elif len(self._lines) < _QUEUE_LINES:
             self._lines.append(line)
             if not self._waiting.is_set():
@@ -124,9 +129,10 @@ class Log:
             with self._lock:
                 self._dropped += 1
 
-    def _rendered(self, line: Fields) -> bytes:
-        line["time"] = self._clock.text(line["time"])
-        return self._render(line)
+    def _rendered(self, lines: list[Fields]) -> bytes:
+        for line in lines:
+            line["time"] = self._clock.text(line["time"])
+        return self._render(lines)
 
     def _drain_until_closed(self) -> None:
         while not self._closing.is_set():
@@ -144,7 +150,7 @@ class Log:
             line = self._line("warning", "log lines dropped: stderr is not read fast enough")
             lines.append(line | {"lines": dropped})
         if lines:
-            self._write(b"".join(map(self._rendered, lines)))
+            self._write(self._rendered(lines))
 
 
 class _Clock:
@@ -178,7 +184,19 @@ class _StandardHandler(logging.Handler):
         self._log.event(record.levelname.lower(), message, record.name, fields)
 
 
-_encode = msgspec.json.Encoder(enc_hook=str).encode
+_encoder = msgspec.json.Encoder(enc_hook=str)
+_encode = _encoder.encode
+
+
+def _render_batch(lines: list[Fields]) -> bytes:
+    """Return all lines as JSON: in one call, unless one of them needs a closer look."""
+    try:
+        batch = _encoder.encode_lines(lines)
+    except (ValueError, TypeError, OverflowError):
+        batch = b"\x7f"
+    if batch.isascii() and b"\x7f" not in batch:
+        return batch
+    return b"".join(map(render_json, lines))
 
 
 def render_json(fields: Mapping[str, Any]) -> bytes:
@@ -200,7 +218,7 @@ def _escape(text: str) -> str:
     )
 
 
-def _console(stream: TextIO) -> Callable[[Fields], bytes]:
+def _console(stream: TextIO) -> Callable[[list[Fields]], bytes]:
     """Return a renderer for people. Tracebacks never show values: they may be secrets."""
     renderer = structlog.dev.ConsoleRenderer(
         colors=stream.isatty() and "NO_COLOR" not in os.environ,
@@ -218,7 +236,7 @@ def _console(stream: TextIO) -> Callable[[Fields], bytes]:
         tail = "".join(f"\n{_escape(line)}" for line in traceback if line)
         return f"{text}{tail}\n".encode(errors="backslashreplace")
 
-    return render
+    return lambda lines: b"".join(map(render, lines))
 
 
 def _sink(stream: TextIO) -> Callable[[bytes], None]:
