@@ -339,8 +339,8 @@ class Download:
             log.warning("not_stored", digest=str(self.digest), reason=str(error))
             return False
         tools.space.commit(self._reservation, self.digest, self._frontier, is_new=is_new)
-        await in_thread(tools.threads, self._ingest.settle)
         self._reservation = None
+        await in_thread(tools.threads, self._ingest.settle)
         return True
 
     def _detach(self, error: StorageError) -> None:

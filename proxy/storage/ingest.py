@@ -127,8 +127,12 @@ class Ingest:
             raise storage_error("commit", error) from error
 
     def settle(self) -> None:
-        """Remove the state of a committed ingest, once the index knows the blob."""
-        self._state_path.unlink(missing_ok=True)
+        """Remove the state of a committed ingest, once the index knows the blob.
+
+        A state that cannot be removed is removed at the next start.
+        """
+        with suppress(OSError):
+            self._state_path.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Remove the files. Whoever still reads keeps the bytes until they close."""

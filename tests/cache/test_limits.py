@@ -15,16 +15,6 @@ def limited(seconds: int = 30, body: bytes = b"") -> Fault:
     return Fault(status=429, body=body, headers={"Retry-After": str(seconds)})
 
 
-@pytest.fixture
-async def pulled(registry, program):
-    """An image whose tag is in the cache and has expired."""
-    image = registry.add_image()
-    await program.manifest(image)
-    program.clock.turn(HOUR)
-    registry.requests.clear()
-    return image
-
-
 async def test_a_limit_is_remembered_and_told_with_the_time_that_is_left(registry, program, pulled):
     registry.add_image("library/other")
     registry.fail(PULLS, limited(), times=None)

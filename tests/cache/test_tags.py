@@ -10,16 +10,6 @@ from tests.fakes.faults import HTML, Fault
 HOUR = 3600
 
 
-@pytest.fixture
-async def pulled(registry, program):
-    """An image whose tag is in the cache and has expired."""
-    image = registry.add_image()
-    await program.manifest(image)
-    program.clock.turn(HOUR)
-    registry.requests.clear()
-    return image
-
-
 async def test_a_hundred_who_ask_for_an_expired_tag_cause_one_head(registry, program, pulled):
     answers = await asyncio.gather(*(program.manifest(pulled) for _ in range(100)))
     assert {answer.digest for answer in answers} == {pulled.digest}

@@ -8,6 +8,7 @@ does not touch, an Accept header that is matched by exact type.
 import json
 import re
 import secrets
+from abc import ABC, abstractmethod
 
 from aiohttp import web
 
@@ -29,7 +30,7 @@ _TAGS = re.compile(r"/v2/(?P<name>.+)/tags/list")
 _SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 
 
-class RegistryApi(Content):
+class RegistryApi(Content, ABC):
     """What a registry with this content answers. The switches may be turned at any time."""
 
     def __init__(self) -> None:
@@ -45,14 +46,14 @@ class RegistryApi(Content):
         self._signed: dict[str, bytes] = {}
 
     @property
+    @abstractmethod
     def url(self) -> str:
         """The address of the registry and its token service."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def cdn_url(self) -> str:
         """The address that blobs come from."""
-        raise NotImplementedError
 
     def expire_addresses(self) -> None:
         """Make every CDN address handed out so far invalid."""
