@@ -21,8 +21,11 @@ from proxy import __version__
 from proxy.cache.download import Tools
 from proxy.cache.downloads import Downloads
 from proxy.cache.eviction import Space
+from proxy.cache.filling import Disk
 from proxy.cache.listings import Listings
+from proxy.cache.prefetch import Prefetch
 from proxy.cache.pull_through import PullThrough
+from proxy.cache.slots import Slots
 from proxy.config import Config
 from proxy.errors import ConfigError, StorageError
 from proxy.flight import in_thread
@@ -126,13 +129,9 @@ async def open_cache(
             for name in config.upstreams
         }
         tools = Tools(
-            store=store,
-            index=index,
-            space=space,
-            metrics=metrics,
-            threads=threads,
-            slots=asyncio.Semaphore(config.fetch.max_downloads),
-            attempts=config.fetch.attempts,
+            disk=Disk(store, index, space, metrics, threads),
+            slots=Slots(config.fetch.max_downloads),
+            settings=config.fetch,
         )
         downloads = Downloads(tools, upstreams, group)
         cache = PullThrough(
@@ -161,7 +160,8 @@ async def open_cache(
             await in_thread(threads, store.check)
             index.oldest_use()
 
-        registry = Registry(config.upstreams, cache, listings, threads)
+        prefetch = Prefetch(downloads, index) if config.fetch.prefetch == "layers" else None
+        registry = Registry(config.upstreams, cache, listings, prefetch, threads)
         admin = Admin(metrics, check_store, threads)
         addresses = await _listen(stack, config, Middleware(registry, admin, metrics, access_log))
         group.create_task(_keep_house(space, index, config))

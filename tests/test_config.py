@@ -244,8 +244,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 
 
 def test_a_key_that_does_nothing_yet_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"fetch\.prefetch: no such key"):
-        load_text('fetch.prefetch = "off"', tmp_path)
+    with pytest.raises(ConfigError, match=r"server\.htpasswd: no such key"):
+        load_text('server.htpasswd = "users"', tmp_path)
 
 
 # secrets

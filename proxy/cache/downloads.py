@@ -36,8 +36,8 @@ class Downloads:
         """Return the download of `digest` if one runs."""
         return self._running.get(digest)
 
-    def start(self, repository: Repository, digest: Digest) -> Download:
-        """Start the download of a blob that none runs for.
+    def start(self, repository: Repository, digest: Digest, *, is_urgent: bool = True) -> Download:
+        """Start the download of a blob that none runs for; the urgent ones go first.
 
         Raises `DigestMismatchError` while upstream has just sent wrong bytes for it, twice.
         """
@@ -47,7 +47,7 @@ class Downloads:
                 f"{repository.upstream} keeps sending wrong bytes for {digest}"
             )
         upstream = self._upstreams[repository.upstream]
-        download = Download(self._tools, upstream, repository, digest)
+        download = Download(self._tools, upstream, repository, digest, is_urgent=is_urgent)
         self._running[digest] = download
         self._group.create_task(self._run(download))
         return download

@@ -31,6 +31,7 @@ PRESETS = {
 }
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+Prefetching = Literal["layers", "off"]
 LogFormat = Literal["auto", "json", "console"]
 
 
@@ -116,6 +117,20 @@ class ManifestsSettings(Section, frozen=True):
 class FetchSettings(Section, frozen=True):
     """How content comes from upstream."""
 
+    prefetch: Annotated[
+        Prefetching,
+        Meta(
+            description='"layers": a manifest that is pulled starts the download of the config and '
+            'layers it names; "off": they come when they are asked for.'
+        ),
+    ] = "layers"
+    parallel_above: Annotated[
+        Size,
+        Meta(description="Blobs larger than this come over several connections at once."),
+    ] = Size.parse("16MB")
+    connections_per_blob: Annotated[
+        int, Meta(description="Connections for such a blob; 1 is never several.", ge=1, le=16)
+    ] = 4
     max_downloads: Annotated[
         int, Meta(description="Downloads that may run at once.", ge=1, le=1000)
     ] = 16

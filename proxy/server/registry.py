@@ -15,6 +15,7 @@ from multidict import MultiDictProxy
 from proxy.cache.download import Detached, Download
 from proxy.cache.listings import Listings
 from proxy.cache.patience import DEADLINE
+from proxy.cache.prefetch import Prefetch
 from proxy.cache.pull_through import BlobAnswer, PullThrough
 from proxy.config import UpstreamSettings
 from proxy.config.schema import DEFAULT_UPSTREAM
@@ -67,11 +68,13 @@ class Registry:
         upstreams: Mapping[str, UpstreamSettings],
         cache: PullThrough,
         listings: Listings,
+        prefetch: Prefetch | None,
         threads: Executor,
     ) -> None:
         self._router = Router(upstreams)
         self._cache = cache
         self._listings = listings
+        self._prefetch = prefetch
         self._threads = threads
 
     async def handle(self, request: BaseRequest, exchange: Exchange) -> StreamResponse:
@@ -122,6 +125,8 @@ class Registry:
         answer = await self._cache.manifest(repository, reference, accept)
         held = answer.held
         exchange.cache = answer.state
+        if self._prefetch and request.method == "GET":
+            self._prefetch.announce(repository, held)
         headers = self._headers(exchange, held.digest)
         if answer.ttl is None:
             headers["Cache-Control"] = _IMMUTABLE

@@ -104,9 +104,11 @@ class Sender:
 
     async def _follow(self, socket: int, download: Download, window: Window) -> None:
         offset = window.start
+        is_peek = download.is_peek(window.start, window.stop)
         try:
             while offset < window.stop:
-                limit = min(await download.available(offset), window.stop)
+                limit = await download.available(offset, window.stop, is_peek=is_peek)
+                limit = min(limit, window.stop)
                 await self._send_file(socket, download.fd, offset, limit)
                 offset = limit
         except Detached:

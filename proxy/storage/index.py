@@ -122,6 +122,11 @@ class Index:
             lambda row: int(row[0]),
         )
 
+    def children(self, parent: Digest) -> list[Digest]:
+        """Return what a manifest in the store names, in no order."""
+        rows = self._reader.execute("SELECT child FROM edges WHERE parent = ?", (str(parent),))
+        return [Digest.parse(row[0]) for row in rows]
+
     def tag(self, repository: Repository, tag: Tag) -> TagRow | None:
         """Return what the tag stood for when upstream was asked last."""
         return self._remembered(

@@ -1,13 +1,14 @@
 """An ingest: a blob being written, resumable, invisible until it is committed.
 
 The data file may be preallocated, so its length says nothing; the state file beside it says how
-many bytes from the beginning are in. State is written after data, so a killed process can only
+many bytes from the beginning are in, and which runs of bytes beyond them. State is written after data, so a killed process can only
 have more than it says. After a power cut it may have less: then the digest is wrong, and what comes
 from disk is thrown away.
 """
 
 import errno
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -19,25 +20,32 @@ from proxy.oci.digest import Digest, Hash
 
 _READ = 1 << 20
 _SLICE = 32 << 10
+# A state has constant length, so that a kill leaves the old one or the new one, and room for so many
+# runs. Those beyond are fetched again.
+_STATE_SIZE = 1024
+_MAX_RUNS = 16
 
 
 class _State(msgspec.Struct):
     have: int
     size: int | None = None
+    ahead: list[tuple[int, int]] = []
 
 
 class Ingest:
-    """Bytes go in from the beginning on, hashed as they are written.
+    """Bytes go in from the beginning on, hashed as they are written; or ahead of that, unhashed.
 
     `frontier` is how many are in, written and hashed; `resumed` how many of them an earlier process
-    has left. Methods block, raise `StorageError` (`NoSpaceError` when the disk is full), and are not
-    to be called at the same time.
+    has left; `ahead` the runs beyond the frontier, which whoever writes them enters. Methods block,
+    raise `StorageError` (`NoSpaceError` when the disk is full), and are not to be called at the same
+    time, `write` excepted.
     """
 
     def __init__(self, folder: Path, digest: Digest, target: Path) -> None:
         self.digest = digest
         self.frontier = 0
         self.resumed = 0
+        self.ahead: Sequence[tuple[int, int]] = ()
         self._path = folder / f"{digest.algorithm}-{digest.hex}"
         self._state_path = self._path.with_suffix(".state")
         self._target = target
@@ -53,26 +61,25 @@ class Ingest:
     def resume(self) -> None:
         """Hash what an earlier process has left."""
         try:
-            state = msgspec.json.decode(os.pread(self._state, 256, 0), type=_State)
+            state = msgspec.json.decode(os.pread(self._state, _STATE_SIZE, 0), type=_State)
         except msgspec.MsgspecError:
             return
         try:
-            while self.frontier < state.have:
-                data = os.pread(self.fd, min(_READ, state.have - self.frontier), self.frontier)
-                if not data:
-                    break
-                self._hasher.update(data)
-                self.frontier += len(data)
+            self._hash(state.have)
+            length = os.fstat(self.fd).st_size
         except OSError:
             # What cannot be read is fetched again.
             self.restart()
+            return
         self.resumed = self.frontier
+        self.ahead = [run for run in state.ahead if self.frontier < run[0] < run[1] <= length]
 
     def restart(self) -> None:
         """Forget all bytes."""
         self.frontier = self.resumed = 0
+        self.ahead = ()
         self._hasher = self.digest.hasher()
-        self._save()
+        self.save()
 
     def preallocate(self, size: int) -> None:
         """Take the room for the whole blob now, so that a full disk shows before it is half in."""
@@ -84,7 +91,7 @@ class Ingest:
             # Some file systems cannot; then the room is taken as it is written.
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise storage_error("make room for", error) from error
-        self._save()
+        self.save()
 
     def append(self, chunks: list[bytes]) -> None:
         """Write and hash `chunks` at the frontier, and move it.
@@ -95,14 +102,29 @@ class Ingest:
         for chunk in chunks:
             rest = memoryview(chunk)
             while rest:
-                try:
-                    written = os.pwrite(self.fd, rest[:_SLICE], self.frontier)
-                except OSError as error:
-                    raise storage_error("write", error) from error
+                written = self._pwrite(rest[:_SLICE], self.frontier)
                 self._hasher.update(rest[:written])
                 self.frontier += written
                 rest = rest[written:]
-        self._save()
+        self.save()
+
+    def write(self, offset: int, chunks: list[bytes]) -> None:
+        """Write `chunks` ahead of the frontier, to be hashed when it gets there."""
+        for chunk in chunks:
+            rest = memoryview(chunk)
+            while rest:
+                written = self._pwrite(rest, offset)
+                offset += written
+                rest = rest[written:]
+        self.save()
+
+    def absorb(self, stop: int) -> None:
+        """Move the frontier up to `stop` over what was written ahead, hashing it."""
+        try:
+            self._hash(stop)
+        except OSError as error:
+            raise storage_error("read", error) from error
+        self.save()
 
     def is_right(self) -> bool:
         """Tell whether the bytes up to the frontier are the blob."""
@@ -144,12 +166,26 @@ class Ingest:
         os.close(self.fd)
         os.close(self._state)
 
-    def _save(self) -> None:
-        state = msgspec.json.encode(_State(self.frontier, self._size))
-        # One write of constant length: a kill leaves the old state or the new one. A disk that does not
-        # take it costs the resuming of this ingest, no more.
+    def save(self) -> None:
+        """Write down what is in. A disk that does not take it costs the resuming, no more."""
+        state = msgspec.json.encode(_State(self.frontier, self._size, [*self.ahead[:_MAX_RUNS]]))
         with suppress(OSError):
-            os.pwrite(self._state, state.ljust(64), 0)
+            os.pwrite(self._state, state.ljust(_STATE_SIZE), 0)
+
+    def _pwrite(self, data: memoryview, offset: int) -> int:
+        try:
+            return os.pwrite(self.fd, data, offset)
+        except OSError as error:
+            raise storage_error("write", error) from error
+
+    def _hash(self, stop: int) -> None:
+        """Hash what is in the file from the frontier up to `stop`, or as far as the file goes."""
+        while self.frontier < stop:
+            data = os.pread(self.fd, min(_READ, stop - self.frontier), self.frontier)
+            if not data:
+                return
+            self._hasher.update(data)
+            self.frontier += len(data)
 
 
 def put(folder: Path, target: Path, content: bytes) -> None:

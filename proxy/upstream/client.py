@@ -48,7 +48,10 @@ class Fetched:
 
 
 class Transfer:
-    """The bytes of a blob, from `offset` on. `size` is the whole blob's, None if upstream is mute."""
+    """The bytes of a blob, from `offset` on. `size` is the whole blob's, None if upstream is mute.
+
+    `is_ranged` says that upstream sends the part that was asked for, not the whole.
+    """
 
     def __init__(
         self,
@@ -63,6 +66,7 @@ class Transfer:
         self._floor = floor
         self.offset = offset
         self.size = size
+        self.is_ranged = response.status == 206
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield what arrives, as it arrives.
@@ -185,13 +189,14 @@ class Upstream:
 
     @asynccontextmanager
     async def open_blob(
-        self, repository: str, digest: Digest, offset: int = 0
+        self, repository: str, digest: Digest, offset: int = 0, stop: int | None = None
     ) -> AsyncIterator[Transfer]:
-        """Open the blob at `offset`; the transfer begins at 0 if upstream does not do ranges.
+        """Open the blob at `offset`, for the bytes before `stop`; all of it without ranges upstream.
 
         Raises `UnknownBlobError` and `UpstreamError`.
         """
-        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        last = "" if stop is None else stop - 1
+        headers = {"Range": f"bytes={offset}-{last}"} if offset or stop else {}
         question = Question("GET", repository, f"blobs/{digest}", "blob", headers)
         async with self._exchange.opened(question) as response:
             if response.status == 206:

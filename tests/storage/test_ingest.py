@@ -211,3 +211,33 @@ def test_a_disk_that_fills_up_loses_nothing_that_was_in(tiny_disk):
     assert again.is_right()
     again.close()
     store.close()
+
+
+@pytest.mark.parametrize("ahead", [[(1, 2)], [(5, 3)], [(9, 1 << 60)], [(-5, 7)]])
+def test_runs_ahead_that_cannot_be_are_fetched_again(store, ahead):
+    ingest = store.open_ingest(DIGEST)
+    ingest.append([CONTENT[:3]])
+    ingest.ahead = ahead
+    ingest.save()
+    ingest.close()
+    again = store.open_ingest(DIGEST)
+    again.resume()
+    assert (again.frontier, list(again.ahead)) == (3, [])
+    again.close()
+
+
+def test_what_is_written_ahead_is_hashed_in_its_turn_also_after_a_kill(store):
+    ingest = store.open_ingest(DIGEST)
+    ingest.write(1000, [CONTENT[1000:5000], CONTENT[5000:]])
+    ingest.ahead = [(1000, len(CONTENT))]
+    ingest.append([CONTENT[:500]])
+    ingest.close()
+    again = store.open_ingest(DIGEST)
+    again.resume()
+    assert (again.frontier, list(again.ahead)) == (500, [(1000, len(CONTENT))])
+    again.append([CONTENT[500:1000]])
+    again.absorb(len(CONTENT))
+    assert again.frontier == len(CONTENT)
+    assert again.is_right()
+    again.discard()
+    again.close()

@@ -1,0 +1,240 @@
+"""A blob on its way into the store: the room it takes, the file it grows in, how far it is right."""
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from proxy.cache.eviction import Reservation, Space
+from proxy.cache.pieces import Pieces, Span
+from proxy.errors import DigestMismatchError, NoSpaceError, StorageError
+from proxy.flight import in_thread
+from proxy.log import get_logger
+from proxy.metrics import Metrics
+from proxy.oci.digest import Digest, Hash
+from proxy.storage.index import Index
+from proxy.storage.ingest import Ingest
+from proxy.storage.local import LocalStore
+from proxy.storage.tables import Repository
+
+# Room is taken in steps of this size where upstream does not say how long a blob is.
+STEP = 16 << 20
+# What was written ahead is hashed in steps of this size, so that readers see it come.
+ABSORB = 4 << 20
+
+R = TypeVar("R")
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """What content is written with."""
+
+    store: LocalStore
+    index: Index
+    space: Space
+    metrics: Metrics
+    threads: Executor
+
+
+class Filling:
+    """The bytes of one blob as they come in, in any order, hashed in order.
+
+    `frontier` is the length of what is written and hashed; `pieces` knows also what is ahead of it.
+    `changed` is told of every step. Methods raise `StorageError` where the store cannot go on, and
+    `DigestMismatchError` where upstream's bytes cannot be the blob. `source` names it.
+    """
+
+    def __init__(
+        self, disk: Disk, digest: Digest, source: str, changed: Callable[[], None]
+    ) -> None:
+        self.digest = digest
+        self.size: int | None = None
+        self.frontier = 0
+        self.is_verified = False
+        self.pieces = Pieces()
+        self._disk = disk
+        self._source = source
+        self._changed = changed
+        self._ingest: Ingest | None = None
+        self._reservation: Reservation | None = None
+        self._is_hashing = False
+
+    @property
+    def fd(self) -> int:
+        """The file, once it is open."""
+        assert self._ingest is not None
+        return self._ingest.fd
+
+    def hasher(self) -> Hash:
+        """Return a hash of the bytes up to the frontier, to go on elsewhere."""
+        return self._ingest.hasher() if self._ingest else self.digest.hasher()
+
+    async def open(self) -> None:
+        """Open the file, and take over what an earlier fetch has left."""
+        disk = self._disk
+        self._reservation = await disk.space.adopt(self.digest)
+        if self._reservation is None:
+            raise NoSpaceError("no room can be made")
+        self._ingest = disk.store.open_ingest(self.digest)
+        await in_thread(disk.threads, self._ingest.resume)
+        if not self._ingest.resumed:
+            return
+        runs = [(0, self._ingest.frontier), *self._ingest.ahead]
+        for start, stop in runs:
+            self.pieces.add(start, stop)
+        await self._reserve_for(max(stop for _, stop in runs))
+        if self._ingest.is_right():
+            # The whole blob: it was only the commit that was missing.
+            self.size = self._ingest.frontier
+        self._advance()
+        log.info("resumed", digest=str(self.digest), offset=self.frontier)
+
+    async def learn_size(self, size: int) -> None:
+        """Take the room for the whole blob as soon as upstream says how large it is."""
+        assert self._ingest is not None
+        assert self._reservation is not None
+        if self.size is not None:
+            if size != self.size:
+                raise self.mismatch()
+            return
+        self.size = size
+        self.pieces.learn(size)
+        if not self._disk.space.fits(size):
+            raise NoSpaceError("larger than the store")
+        if self.frontier > size:
+            raise self.mismatch()
+        await self._reserve_for(size)
+        await in_thread(self._disk.threads, self._ingest.preallocate, size)
+        self._reservation.written = max(size, self._reservation.written)
+        # It may be an empty blob, or one that a killed process had wholly written.
+        await self._absorb()
+
+    async def write(self, span: Span, chunks: list[bytes]) -> None:
+        """Write the next bytes of a span; hash them, and what they were waited for, if they are due."""
+        assert self._ingest is not None
+        offset = span.position
+        # Claimed first: from now on nobody else is given these bytes to write, so what is hashed is
+        # what stays in the file, whatever upstream sends a second time.
+        chunks = _clip(chunks, span.stop - offset)
+        span.position += sum(map(len, chunks))
+        await self._reserve_for(span.position)
+        if offset == self._ingest.frontier and not self._is_hashing:
+            await self._hash(self._ingest.append, chunks)
+        else:
+            await in_thread(self._disk.threads, self._ingest.write, offset, chunks)
+        self.pieces.put(span)
+        self._ingest.ahead = self.pieces.ahead(self._ingest.frontier)
+        await self._absorb()
+
+    async def end_here(self) -> None:
+        """Take what is in for the whole blob: upstream said no size, only the digest can tell."""
+        await self.learn_size(self.frontier)
+        if not self.is_verified:
+            raise self.mismatch()
+
+    async def commit(self, repository: Repository) -> bool:
+        """Make the blob a part of the store. False if the disk fails: that fails no reader."""
+        assert self._ingest is not None
+        assert self._reservation is not None
+        disk = self._disk
+        try:
+            await in_thread(disk.threads, self._ingest.commit)
+            try:
+                is_new = await disk.index.add_blob(repository, self.digest, self.frontier)
+            except StorageError:
+                await in_thread(disk.threads, disk.store.delete, self.digest)
+                raise
+        except StorageError as error:
+            disk.metrics.uncached("disk_error")
+            log.warning("not_stored", digest=str(self.digest), reason=str(error))
+            return False
+        disk.space.commit(self._reservation, self.digest, self.frontier, is_new=is_new)
+        self._reservation = None
+        await in_thread(disk.threads, self._ingest.settle)
+        return True
+
+    async def settle(self, *, is_worth_keeping: bool) -> None:
+        """Keep what is in to be resumed, or remove it; give back the room. Not after a commit."""
+        if self._reservation is None:
+            return
+        if self._ingest and is_worth_keeping and self.pieces.filled(0):
+            await in_thread(self._disk.threads, self._ingest.save)
+            self._disk.space.leave(self._reservation, self.digest)
+            return
+        if self._ingest:
+            await in_thread(self._disk.threads, self._ingest.discard)
+        self._disk.space.release(self._reservation)
+
+    def stop(self) -> None:
+        """Take note of what is hashed, after a failure: it may still be read."""
+        if self._ingest:
+            self.frontier = self._ingest.frontier
+
+    def close(self) -> None:
+        """Close the file. Nothing is written or read any more."""
+        if self._ingest:
+            self._ingest.close()
+            self._ingest = None
+
+    def mismatch(self) -> DigestMismatchError:
+        """Return, and count, that upstream sent something else."""
+        self._disk.metrics.digest_mismatch(self._source)
+        return DigestMismatchError(f"{self._source} sent other content for {self.digest}")
+
+    async def _reserve_for(self, end: int) -> None:
+        """See that the reservation holds `end` bytes, or raise `NoSpaceError`."""
+        assert self._reservation is not None
+        if end <= self._reservation.size:
+            return
+        ahead = 0 if self.size is not None else min(STEP, max(end, 1 << 20))
+        for size in (end + ahead, end):
+            if await self._disk.space.grow(self._reservation, size):
+                return
+        raise NoSpaceError("no room can be made")
+
+    async def _absorb(self) -> None:
+        """Hash what the frontier has met, unless somebody else does: they will come to it."""
+        assert self._ingest is not None
+        self._advance()
+        while not self._is_hashing:
+            start = self._ingest.frontier
+            stop = min(self.pieces.filled(start), start + ABSORB)
+            if start == stop:
+                return
+            await self._hash(self._ingest.absorb, stop)
+            if self._ingest.frontier == start:
+                raise StorageError("cannot read an ingest: it is shorter than it was")
+            self._advance()
+
+    async def _hash(self, work: Callable[[R], None], argument: R) -> None:
+        """Do what moves the frontier; it is not done twice at the same time."""
+        self._is_hashing = True
+        try:
+            await in_thread(self._disk.threads, work, argument)
+        finally:
+            self._is_hashing = False
+
+    def _advance(self) -> None:
+        """Show readers what is in; of a complete blob only if its digest is right."""
+        assert self._ingest is not None
+        assert self._reservation is not None
+        if self._ingest.frontier == self.size and not (self.is_verified or self._is_hashing):
+            if not self._ingest.is_right():
+                raise self.mismatch()
+            self.is_verified = True
+        self.frontier = self._ingest.frontier
+        self._reservation.written = max(self._reservation.written, self.frontier)
+        self._changed()
+
+
+def _clip(chunks: list[bytes], room: int) -> list[bytes]:
+    """Return the first `room` bytes of the chunks."""
+    clipped = []
+    for chunk in chunks:
+        clipped.append(chunk[:room])
+        room -= len(chunk)
+        if room <= 0:
+            break
+    return clipped
