@@ -16,6 +16,8 @@ from proxy.storage.tables import Repository
 from proxy.upstream.client import Fetched
 
 HOT_MANIFESTS = 32 << 20
+# Longer ones are read in a thread: 4 MiB that were made for it take a second.
+LONG_MANIFEST = 64 << 10
 
 log = get_logger(__name__)
 
@@ -55,7 +57,7 @@ class Manifests:
         Raises `UpstreamError` if it is no manifest.
         """
         try:
-            manifest = oci.parse(fetched.content, fetched.content_type)
+            manifest = await self.parsed(fetched.content, fetched.content_type)
         except InvalidManifestError as error:
             raise UpstreamError(
                 f"{repository.upstream} did not send a manifest: {error}"
@@ -64,6 +66,12 @@ class Manifests:
         self._memory.put(held)
         await self._commit(repository, fetched, manifest)
         return held
+
+    async def parsed(self, content: bytes, content_type: str) -> oci.Manifest:
+        """Return what the manifest names, or raise `InvalidManifestError`; hold up nobody meanwhile."""
+        if len(content) <= LONG_MANIFEST:
+            return oci.parse(content, content_type)
+        return await in_thread(self._threads, oci.parse, content, content_type)
 
     async def _commit(
         self, repository: Repository, fetched: Fetched, manifest: oci.Manifest

@@ -177,7 +177,8 @@ class PullThrough:
         held = answer.held
         chosen = None
         if held.media_type in oci.INDEX_TYPES:
-            chosen = oci.parse(held.content, held.media_type).select("linux", "amd64")
+            index = await self._manifests.parsed(held.content, held.media_type)
+            chosen = index.select("linux", "amd64")
         if chosen:
             single = await self._by_digest(repository, chosen, deadline)
             if policy.accepts(accept, single.held.media_type):

@@ -31,6 +31,8 @@ ACCEPT = f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_LIST}, {DOCKER_MANIFEST}, */*;q=
 MAX_MANIFEST_SIZE = 4 << 20
 
 _DIGEST_GRAMMAR = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+")
+# What JSON may spell and UTF-8 may not.
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
 
@@ -133,7 +135,8 @@ def _decode(content: bytes) -> _Document:
         # it takes UTF-16 too. A surrogate on its own is text that nobody can write again.
         text = content.decode()
         document = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
-        json.dumps(document, ensure_ascii=False).encode()
+        if _SURROGATE.search(text):
+            json.dumps(document, ensure_ascii=False).encode()
         return msgspec.convert(document, _Document)
     except (ValueError, RecursionError) as error:
         raise InvalidManifestError(f"not a manifest: {str(error)[:80]}") from error

@@ -30,7 +30,8 @@ from proxy.upstream.auth import Authenticator
 from proxy.upstream.exchange import Exchange, Question
 from proxy.upstream.wire import read_bounded, translated
 
-# A list of tags or referrers may come in pages; a list that does not end is cut (CVE-2023-2253).
+# A list of tags or referrers may come in pages; one that does not end, or is larger than this in all,
+# is refused (CVE-2023-2253).
 MAX_PAGES = 100
 MAX_LIST_SIZE = 8 << 20
 
@@ -225,10 +226,14 @@ class Upstream:
         return [content async for content in pages]
 
     async def _pages(self, repository: str, path: str, kind: str) -> AsyncIterator[bytes]:
+        size = 0
         for _ in range(MAX_PAGES):
             question = Question("GET", repository, path, kind)
             content, link = await self._exchange.ask(question, _read_page)
             self._metrics.upstream_bytes(self.name, len(content))
+            size += len(content)
+            if size > MAX_LIST_SIZE:
+                raise UpstreamError(f"{self.name} sends a list of more than {MAX_LIST_SIZE} bytes")
             yield content
             found = _NEXT_LINK.search(link)
             if found is None:

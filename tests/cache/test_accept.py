@@ -74,7 +74,7 @@ async def test_no_accept_header_makes_a_second_copy_or_a_second_request(registry
     assert DOCKER_MANIFEST in registry.seen("/manifests/")[-1].headers["Accept"]
 
 
-async def test_a_schema_1_manifest_is_not_taken_from_upstream(registry, program):
+async def test_m10_a_schema_1_manifest_is_not_taken_from_upstream(registry, program):
     content = b'{"schemaVersion":1,"name":"library/app","fsLayers":[]}'
     registry.add_manifest("library/app", "old", content, SCHEMA1)
     answer = await program.manifest("library/app", "old")

@@ -49,7 +49,7 @@ async def test_an_image_that_shares_its_layers_is_fetched_without_them(registry,
     assert len(fetched) == 2  # the config and the new layer
 
 
-async def test_upstream_is_asked_for_a_new_address_after_one_has_expired(registry, program):
+async def test_u27_upstream_is_asked_for_a_new_address_after_one_has_expired(registry, program):
     image = registry.add_image(layers=[bytes(2_000_000)])
     layer = image.layers[0]
     now = asyncio.Event()

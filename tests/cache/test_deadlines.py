@@ -52,7 +52,7 @@ def questions(program: Program, image: Image) -> dict[str, Coroutine[Any, Any, A
     }
 
 
-async def test_headers_leave_in_time_from_an_upstream_that_is_silent_and_from_one_that_drags(
+async def test_u04_headers_leave_in_time_from_an_upstream_that_is_silent_and_from_one_that_drags(
     registry, make_program, tmp_path
 ):
     silent = await make_program(fetch=PATIENT)

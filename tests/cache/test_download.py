@@ -50,7 +50,7 @@ async def test_a_hit_is_one_file_and_no_request(registry, program, blob):
     assert program.stored() == {blob}
 
 
-async def test_a_fill_goes_on_when_its_clients_are_gone(registry, program, blob, body):
+async def test_e07_a_fill_goes_on_when_its_clients_are_gone(registry, program, blob, body):
     release = asyncio.Event()
     registry.fail(body, Fault(stall_at=MIB, until=release))
     async with program.opened(f"/v2/library/app/blobs/{blob}") as response:
@@ -100,7 +100,7 @@ async def broken(program: Program, body: str, fault: Fault) -> tuple[bytes, bool
     return begun + rest, is_whole
 
 
-async def test_a_broken_transfer_is_resumed_where_it_broke(registry, program, blob, body):
+async def test_u06_a_broken_transfer_is_resumed_where_it_broke(registry, program, blob, body):
     assert await broken(program, body, Fault()) == (BLOB, True)
     assert resumed_at(registry, body) == [FIRST, f"bytes={MIB}-"]
     assert registry.bytes_sent(body) == SIZE
@@ -135,14 +135,16 @@ async def test_a_transfer_that_breaks_again_and_again_goes_on_while_it_gets_furt
     assert whole(await program.blob(blob))
 
 
-async def test_an_upstream_that_ignores_range_is_read_from_the_start(registry, program, blob, body):
+async def test_u07_an_upstream_that_ignores_range_is_read_from_the_start(
+    registry, program, blob, body
+):
     assert await broken(program, body, Fault(ignore_range=True)) == (BLOB, True)
     assert resumed_at(registry, body) == [FIRST, f"bytes={MIB}-"]
     assert registry.bytes_sent(body) == SIZE + MIB
 
 
 @pytest.mark.parametrize("value", ["bytes 0-9/10", "bytes 5-100/200", None, "bytes */5"])
-async def test_a_part_that_was_not_asked_for_is_never_spliced(program, body, value):
+async def test_u08_a_part_that_was_not_asked_for_is_never_spliced(program, body, value):
     wrong = Fault(headers={"Content-Range": value})
     got, is_whole = await broken(program, body, wrong)
     assert (got, is_whole) == (BLOB[:MIB], False)
@@ -186,7 +188,7 @@ async def test_a_blob_of_unknown_length_that_breaks_is_resumed(registry, program
         Fault(keep=10, ignore_range=True),
     ],
 )
-async def test_nobody_gets_a_complete_wrong_blob_and_the_next_pull_is_right(
+async def test_u10_nobody_gets_a_complete_wrong_blob_and_the_next_pull_is_right(
     program, body, fault, send_length
 ):
     registry = program.registry
@@ -215,7 +217,7 @@ async def test_wrong_bytes_are_not_fetched_for_ever(registry, program, blob, bod
 
 
 @pytest.mark.parametrize("extra", [b"x", b"x" * 100_000])
-async def test_more_bytes_than_the_blob_has_are_refused(program, body, extra):
+async def test_u11_more_bytes_than_the_blob_has_are_refused(program, body, extra):
     registry = program.registry
     registry.fail(body, Fault(body=BLOB + extra, ignore_range=True), times=None)
     answer = await program.blob(DIGEST)

@@ -15,7 +15,9 @@ def limited(seconds: int = 30, body: bytes = b"") -> Fault:
     return Fault(status=429, body=body, headers={"Retry-After": str(seconds)})
 
 
-async def test_a_limit_is_remembered_and_told_with_the_time_that_is_left(registry, program, pulled):
+async def test_u19_a_limit_is_remembered_and_told_with_the_time_that_is_left(
+    registry, program, pulled
+):
     registry.add_image("library/other")
     registry.fail(PULLS, limited(), times=None)
     first = await program.manifest("library/other")

@@ -115,7 +115,7 @@ def test_subject_type_and_annotations_are_read():
         (one(media_type="application/vnd.oci.image.layer.nondistributable.v1.tar"), True),
     ],
 )
-def test_layers_that_live_elsewhere_are_marked(layer, foreign):
+def test_m07_layers_that_live_elsewhere_are_marked(layer, foreign):
     assert read(image(layers=[layer])).children[1].is_foreign is foreign
 
 
@@ -213,7 +213,7 @@ GOOD = json.dumps(image()).encode()
     ],
     ids=lambda content: repr(content[-12:]) + str(len(content)),
 )
-def test_bytes_that_parsers_may_disagree_about_are_refused(content):
+def test_m03_bytes_that_parsers_may_disagree_about_are_refused(content):
     with pytest.raises(InvalidManifestError) as caught:
         parse(content, OCI_MANIFEST)
     assert len(str(caught.value)) <= 200

@@ -80,7 +80,7 @@ async def test_a_range_of_a_miss_stores_the_whole_blob(program, registry):
     assert program.stored() == {digest}
 
 
-async def test_a_range_comes_as_soon_as_its_bytes_are_in(program, registry):
+async def test_e09_a_range_comes_as_soon_as_its_bytes_are_in(program, registry):
     digest = registry.add_blob(LAYER)
     release = asyncio.Event()
     registry.fail(registry.body_of(digest), Fault(stall_at=MIB, until=release))

@@ -47,7 +47,7 @@ ALL_WAYS = ["password", "password_file", "docker_config", "credential_helper"]
 
 
 @pytest.mark.parametrize("login", ALL_WAYS, indirect=True)
-async def test_a4_secrets_are_in_no_answer_log_metric_or_file(
+async def test_a04_secrets_are_in_no_answer_log_metric_or_file(
     registry, make_program, tmp_path, login
 ):
     image = registry.add_image(PRIVATE)
@@ -76,7 +76,7 @@ async def test_a4_secrets_are_in_no_answer_log_metric_or_file(
 
 
 @pytest.mark.parametrize("login", ALL_WAYS, indirect=True)
-async def test_a1_a_password_goes_to_the_token_server_of_the_registry_and_nowhere_else(
+async def test_a01_a_password_goes_to_the_token_server_of_the_registry_and_nowhere_else(
     registry, make_program, login
 ):
     image = registry.add_image(PRIVATE)
@@ -88,7 +88,7 @@ async def test_a1_a_password_goes_to_the_token_server_of_the_registry_and_nowher
     assert {seen.target.partition("?")[0] for seen in told} == {"/token"}
 
 
-async def test_a2_no_upstream_is_told_anothers_token_or_password(registry, make_program):
+async def test_a02_no_upstream_is_told_anothers_token_or_password(registry, make_program):
     async with FakeRegistry() as other:
         users = {"bob": (registry, "CANARY-bob"), "amy": (other, "CANARY-amy")}
         upstreams = {}

@@ -47,7 +47,7 @@ def private(registry: FakeRegistry) -> FakeRegistry:
         ("https://x.com", "https://com/token", False),
     ],
 )
-def test_credentials_go_to_the_site_of_the_registry_alone(registry_url, realm, allowed):
+def test_a01_credentials_go_to_the_site_of_the_registry_alone(registry_url, realm, allowed):
     assert may_see_credentials(URL(registry_url), URL(realm)) is allowed
 
 
@@ -76,7 +76,7 @@ async def test_wrong_credentials_are_an_error_that_names_no_password(private, co
     assert "hunter2" not in str(caught.value)
 
 
-async def test_credentials_do_not_go_to_a_realm_elsewhere(registry, connect):
+async def test_a01_credentials_do_not_go_to_a_realm_elsewhere(registry, connect):
     registry.add_image()
     async with FakeRegistry() as stranger:
         realm = f'Bearer realm="{stranger.url.replace("127.0.0.1", "localhost")}/token"'
@@ -159,7 +159,7 @@ def answer(**fields: object) -> Fault:
     ],
     ids=range(16),
 )
-async def test_a_token_server_that_sends_no_token_is_an_error(registry, upstream, fault):
+async def test_u17_a_token_server_that_sends_no_token_is_an_error(registry, upstream, fault):
     registry.add_image()
     registry.fail("/token", fault, times=None)
     with pytest.raises(UpstreamError):
@@ -178,7 +178,7 @@ async def test_the_token_may_have_either_name(registry, upstream, field):
 
 
 @pytest.mark.parametrize("lifetime", [None, 1, -1, 0, 1e99, "x", [], True, 300])
-async def test_any_lifetime_is_taken_for_a_sensible_one(registry, upstream, lifetime):
+async def test_u17_any_lifetime_is_taken_for_a_sensible_one(registry, upstream, lifetime):
     registry.tokens.lifetime = lifetime
     registry.add_image()
     for _ in range(2):

@@ -89,7 +89,7 @@ async def test_a_manifest_comes_with_the_digest_of_its_bytes(registry, upstream)
     assert fetched.content_type == OCI_INDEX
 
 
-async def test_a_digest_header_that_lies_changes_nothing(registry, upstream):
+async def test_u24_a_digest_header_that_lies_changes_nothing(registry, upstream):
     image = registry.add_image()
     lie = Fault(headers={"Docker-Content-Digest": digest_of(b"lie")})
     registry.fail("GET .*/manifests/", lie, times=None)
@@ -97,7 +97,7 @@ async def test_a_digest_header_that_lies_changes_nothing(registry, upstream):
 
 
 @pytest.mark.parametrize("value", [None, "", "md5:abc", "sha256:xyz", "sha256:" + "A" * 64])
-async def test_upstream_that_does_not_say_a_digest_is_not_believed_to(registry, upstream, value):
+async def test_u24_upstream_that_does_not_say_a_digest_is_not_believed_to(registry, upstream, value):
     registry.add_image()
     registry.fail("HEAD", Fault(headers={"Docker-Content-Digest": value}), times=None)
     assert await upstream.resolve(APP, LATEST) is None
@@ -245,7 +245,7 @@ async def test_an_upstream_that_hangs_up_is_unavailable(registry, upstream):
         await upstream.resolve(APP, LATEST)
 
 
-async def test_a_connection_that_upstream_had_closed_meanwhile_is_made_again(connect):
+async def test_u05_a_connection_that_upstream_had_closed_meanwhile_is_made_again(connect):
     answer = (
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nDocker-Content-Digest: %s\r\n\r\n"
         % digest_of(b"{}").encode()

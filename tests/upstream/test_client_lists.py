@@ -19,14 +19,14 @@ class TestRedirects:
         "location",
         ["", "file:///etc/passwd", "ftp://x/", "http://", "//", "http://[", "javascript:alert(1)"],
     )
-    async def test_to_what_is_no_web_address_is_refused(self, registry, upstream, location):
+    async def test_u25_to_what_is_no_web_address_is_refused(self, registry, upstream, location):
         registry.add_image()
         fault = Fault(status=307, body=b"", headers={"Location": location})
         registry.fail("/manifests/", fault, times=None)
         with pytest.raises(UpstreamError):
             await upstream.fetch_manifest(APP, LATEST)
 
-    async def test_a_loop_ends(self, registry, upstream):
+    async def test_u25_a_loop_ends(self, registry, upstream):
         registry.add_image()
         fault = Fault(status=302, body=b"", headers={"Location": "/v2/library/app/manifests/x"})
         registry.fail("/manifests/", fault, times=None)
@@ -53,7 +53,7 @@ class TestLists:
         assert await upstream.fetch_tags(APP) == list("abcdefg")
         assert registry.count("/token") == 1
 
-    async def test_a_list_without_end_is_cut(self, registry, upstream):
+    async def test_m12_a_list_without_end_is_cut(self, registry, upstream):
         registry.add_image()
         link = {"Link": '</v2/library/app/tags/list?last=a&n=1>; rel="next"'}
         registry.fail("tags/list", Fault(headers=link), times=None)
@@ -61,7 +61,7 @@ class TestLists:
             await upstream.fetch_tags(APP)
         assert registry.count("tags/list") <= MAX_PAGES + 2
 
-    async def test_a_link_does_not_choose_whom_we_ask(self, registry, upstream):
+    async def test_m12_a_link_does_not_choose_whom_we_ask(self, registry, upstream):
         registry.add_image()
         link = {"Link": '<http://192.0.2.1/v2/other/tags/list?last=a>; rel="next"'}
         registry.fail("tags/list", Fault(headers=link))

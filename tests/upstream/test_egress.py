@@ -197,7 +197,7 @@ async def test_a_public_upstream_may_lead_to_other_public_places(world):
 
 
 @pytest.mark.parametrize("host", ["169.254.169.254", "127.0.0.1", "127.1", "inside.test"])
-async def test_a1_a_token_server_on_the_inside_is_not_asked(world, host):
+async def test_a01_a_token_server_on_the_inside_is_not_asked(world, host):
     upstream = await world.enter({"inside.test": [["10.0.0.1"]]})
     realm = f'Bearer realm="http://{host}:{world.secret.port}/token"'
     fault = Fault(status=401, body=b"", headers={"WWW-Authenticate": realm})

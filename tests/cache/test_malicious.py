@@ -1,0 +1,321 @@
+"""Content that was made to harm (faults, table M): bounded, refused and logged, or passed on verbatim.
+
+The grammar of manifests alone is in `tests/oci/test_manifest`; here the whole program meets them.
+"""
+
+import gzip
+import json
+import threading
+from typing import Any
+
+import pytest
+
+from proxy.oci import manifest as oci
+from proxy.oci.manifest import MAX_MANIFEST_SIZE
+from tests.fakes.content import (
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_LAYER,
+    OCI_MANIFEST,
+    Manifest,
+    descriptor,
+    digest_of,
+)
+from tests.fakes.faults import Fault
+from tests.fakes.raw import RawUpstream, RecvUntil
+from tests.program import Program
+
+APP = "library/app"
+MIB = 1 << 20
+EMPTY = descriptor(b"{}", OCI_CONFIG)
+
+
+def image(**changes: Any) -> bytes:
+    """Return an image manifest with these fields changed."""
+    document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": EMPTY, "layers": []}
+    return json.dumps(document | changes).encode()
+
+
+def index(children: list[dict[str, Any]]) -> bytes:
+    return json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children}).encode()
+
+
+def padded(content: bytes, size: int) -> bytes:
+    return content + b" " * (size - len(content))
+
+
+def tag_of(digest: str) -> str:
+    return digest[7:19]
+
+
+def push(program: Program, content: bytes, media_type: str = OCI_MANIFEST) -> str:
+    """Have upstream hold `content` as a manifest, whatever it is."""
+    digest = digest_of(content)
+    held = program.registry.repository(APP)
+    held.manifests[digest] = Manifest(content, media_type)
+    held.tags[tag_of(digest)] = digest
+    return digest
+
+
+async def refused(
+    program: Program, content: bytes, why: str = "", media_type: str = OCI_MANIFEST
+) -> None:
+    """Check that upstream's manifest is refused by tag and by digest, and that nothing stays."""
+    digest = push(program, content, media_type)
+    before = program.stored()
+    for reference in (tag_of(digest), digest):
+        answer = await program.manifest(APP, reference)
+        assert (answer.status, answer.code) == (502, "UNKNOWN")
+        assert why in answer.json["errors"][0]["message"]
+    assert program.stored() == before
+    assert await program.metric("pullcache_requests_total", kind="manifest", status="502") >= 2
+
+
+async def verbatim(program: Program, content: bytes, media_type: str = OCI_MANIFEST) -> str:
+    """Check that upstream's manifest is served as it came, also from the store."""
+    digest = push(program, content, media_type)
+    for reference in (tag_of(digest), digest, digest):
+        answer = await program.manifest(APP, reference, Accept=f"{OCI_MANIFEST}, {OCI_INDEX}")
+        assert (answer.status, answer.digest) == (200, digest)
+        assert answer.headers["Content-Type"] == media_type
+    assert digest in program.stored()
+    return digest
+
+
+@pytest.mark.parametrize("send_length", [True, False])
+async def test_m01_a_manifest_is_read_up_to_4_mib_whatever_length_it_says(program, send_length):
+    program.registry.front.send_length = send_length
+    await verbatim(program, padded(image(), MAX_MANIFEST_SIZE))
+    await refused(program, padded(image(), MAX_MANIFEST_SIZE + 1), "more than 4194304 bytes")
+    await refused(program, bytes(100 * MIB), "more than 4194304 bytes")
+    await program.registry.until(lambda: all(seen.done for seen in program.registry.requests))
+    # What is beyond the bound are the kernel's buffers, not ours.
+    sent = program.registry.seen(f"GET .*{digest_of(bytes(100 * MIB))}")[-1].bytes_sent
+    assert sent < 40 * MIB
+
+
+BOMBS = {
+    "deep objects": b'{"a":' * 800_000,
+    "deep arrays": b"[" * 4_000_000,
+    "many keys": image()[:-1] + b"".join(b',"%x":0' % n for n in range(350_000)) + b"}",
+    "many objects": image()[:-1] + b',"x":[' + b'{"a":0},' * 500_000 + b"0]}",
+    "many layers": image(layers=[descriptor(b"x", OCI_LAYER)] * 24_000),
+    "many children": index([descriptor(b"x", OCI_MANIFEST)] * 24_000),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+async def test_m02_a_bomb_of_json_is_an_answer_and_no_bug_and_the_loop_goes_on(
+    program, monkeypatch, name
+):
+    parsed_in: set[str] = set()
+    parse = oci.parse
+
+    def noted(content: bytes, content_type: str) -> oci.Manifest:
+        parsed_in.add(threading.current_thread().name)
+        return parse(content, content_type)
+
+    monkeypatch.setattr(oci, "parse", noted)
+    if name.startswith("deep"):
+        await refused(program, BOMBS[name], "not a manifest")
+    else:
+        kind = OCI_INDEX if name == "many children" else OCI_MANIFEST
+        digest = await verbatim(program, BOMBS[name], kind)
+        # Who takes no index has it looked into once more; here for nothing.
+        await program.manifest(APP, tag_of(digest), Accept="text/plain")
+    assert parsed_in
+    assert threading.main_thread().name not in parsed_in
+
+
+AMBIGUOUS = {
+    "duplicate": image()[:-1] + b',"layers":[]}',
+    "other case": image()[:-1] + b',"MediaType":"%s"}' % OCI_INDEX.encode(),
+    "byte order mark": b"\xef\xbb\xbf" + image(),
+    "NaN": image()[:-1] + b',"x":NaN}',
+    "lone surrogate": image()[:-1] + b',"x":"\\ud800"}',
+    "not UTF-8": image()[:-1] + b',"x":"\xff"}',
+    "trailing data": image() + b"{}",
+}
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+async def test_m03_what_parsers_may_disagree_about_is_refused_also_by_digest(program, name):
+    await refused(program, AMBIGUOUS[name], "not a manifest")
+
+
+async def test_m04_a_document_of_two_kinds_is_refused(program):
+    layer = descriptor(b"x", OCI_LAYER)
+    both = image(manifests=[descriptor(b"{}", OCI_MANIFEST)], layers=[layer])
+    await refused(program, both, "no manifests")
+    await refused(program, image(mediaType=OCI_INDEX), "but says that it is")
+    await refused(program, both.replace(OCI_MANIFEST.encode(), OCI_INDEX.encode(), 1), "sent as")
+    await refused(program, image(), "but says that it is", OCI_INDEX)
+
+
+@pytest.mark.parametrize("size", [-1, 2**70, 1.5, "1", None])
+async def test_m05_a_size_that_is_none_is_refused(program, size):
+    await refused(program, image(layers=[{**descriptor(b"x", OCI_LAYER), "size": size}]))
+
+
+@pytest.mark.parametrize("size", [0, 5, 10_000_000_000])
+async def test_m05_a_size_that_is_not_the_blobs_own_changes_no_byte_of_it(program, size):
+    layer = b"layer" * 1000
+    lie = {**descriptor(layer, OCI_LAYER), "size": size}
+    await verbatim(program, image(layers=[lie]))
+    digest = program.registry.add_blob(layer)
+    answer = await program.blob(digest)
+    assert (answer.status, answer.is_whole, answer.body) == (200, True, layer)
+    await program.settled()
+    assert (await program.blob(digest, method="HEAD")).headers["Content-Length"] == "5000"
+
+
+async def test_m06_an_index_of_any_width_and_depth_costs_what_is_asked_for(program):
+    registry = program.registry
+    registry.pull_limit = None
+    wide = [descriptor(b"%d" % n, OCI_MANIFEST) for n in range(10_000)]
+    await verbatim(program, index(wide), OCI_INDEX)
+    chain = [image()]
+    for _ in range(100):
+        chain.append(index([descriptor(chain[-1], OCI_INDEX)] * 2))
+    before = len(registry.requests)
+    for content in reversed(chain):
+        kind = OCI_MANIFEST if content is chain[0] else OCI_INDEX
+        registry.add_manifest(APP, "deep", content, kind)
+        answer = await program.manifest(APP, digest_of(content))
+        assert (answer.status, answer.digest) == (200, digest_of(content))
+    assert len(registry.requests) - before == len(chain)
+
+
+async def test_m07_the_urls_of_a_foreign_layer_are_passed_on_and_never_followed(
+    registry, make_program
+):
+    login = {"username": "bob", "password": "CANARY"}
+    registry.tokens.users["bob"] = "CANARY"
+    async with RawUpstream([RecvUntil()]) as elsewhere:
+        program = await make_program(upstreams={"docker.io": {"url": registry.url, **login}})
+        layer = {**descriptor(b"foreign", OCI_LAYER), "urls": [f"{elsewhere.url}/layer"]}
+        registry.add_blob(b"{}")
+        await verbatim(program, image(layers=[layer]))
+        for method in ("GET", "HEAD"):
+            answer = await program.blob(digest_of(b"foreign"), method=method)
+            assert answer.status == 404
+        assert elsewhere.connections == 0
+
+
+@pytest.mark.parametrize(
+    "digest",
+    [
+        "sha256:../../../index.sqlite",
+        "../../blobs/sha256/x",
+        "sha256:" + "A" * 64,
+        "sha256:" + "a" * 63,
+        "sha512:" + "a" * 64,
+        "sha256:" + "a" * 64 + "\x00",
+        "",
+    ],
+)
+async def test_m08_a_digest_that_is_none_reaches_no_path(program, digest):
+    files = {path for path in program.root.rglob("*") if path.is_file()}
+    bad = {**descriptor(b"x", OCI_LAYER), "digest": digest}
+    await refused(program, image(layers=[bad]), "not a digest")
+    await refused(program, image(subject=bad), "not a digest")
+    assert {path for path in program.root.rglob("*") if path.is_file()} == files
+
+
+async def test_m08_a_digest_of_another_algorithm_is_passed_on_and_never_cached(program):
+    strange = {**descriptor(b"x", OCI_LAYER), "digest": "blake3:" + "a" * 64}
+    digest = await verbatim(program, image(layers=[strange]))
+    answer = await program.blob("blake3:" + "a" * 64)
+    assert (answer.status, answer.code) == (400, "DIGEST_INVALID")
+    assert program.stored() == {digest}
+
+
+async def test_m09_markup_in_annotations_and_data_stays_data(program):
+    script = "<script>alert(1)</script>"
+    annotations = {script: script * 50_000}
+    with_data = {**EMPTY, "data": "e30=" * 400_000}
+    subject = descriptor(b"{}", OCI_MANIFEST)
+    await verbatim(program, image(annotations=annotations, config=with_data, subject=subject))
+    async with program.registry.down():
+        # Described from the store.
+        answer = await program.ask(f"/v2/{APP}/referrers/{subject['digest']}")
+        (found,) = answer.json["manifests"]
+        assert found["annotations"] == annotations
+        assert answer.headers["Content-Type"].startswith(OCI_INDEX)
+
+
+def endless(program: Program, path: str, page: bytes) -> None:
+    """Let upstream answer every page of a list with this one, and a link to the next."""
+    link = {"Link": f'</v2/{APP}/{path}?last=x>; rel="next"', "Content-Type": OCI_INDEX}
+    program.registry.repository(APP)
+    program.registry.fail(path, Fault(status=200, body=page, headers=link), times=None)
+
+
+@pytest.mark.parametrize(("size", "pages"), [(100, 100), (MIB, 9)])
+async def test_m11_referrers_without_end_are_an_error_after_some_pages_or_bytes(
+    program, size, pages
+):
+    path = f"referrers/{digest_of(b'x')}"
+    endless(program, path, padded(b'{"manifests":[]}', size))
+    answer = await program.ask(f"/v2/{APP}/{path}")
+    assert (answer.status, answer.code) == (502, "UNKNOWN")
+    assert "a list of more than" in answer.json["errors"][0]["message"]
+    assert program.registry.count("/referrers/") <= pages
+
+
+async def test_m11_a_hundred_thousand_referrers_are_listed_or_refused(program):
+    one = descriptor(b"x", OCI_MANIFEST)
+    for count, status in ((30_000, 200), (100_000, 502)):
+        path = f"referrers/{digest_of(b'%d' % count)}"
+        program.registry.fail(path, Fault(status=200, body=index([one] * count)), times=None)
+        answer = await program.ask(f"/v2/{APP}/{path}")
+        assert answer.status == status
+        if status == 200:
+            assert len(answer.json["manifests"]) == count
+
+
+async def test_m11_a_link_to_another_host_is_followed_at_the_registry(program):
+    path = f"referrers/{digest_of(b'x')}"
+    async with RawUpstream([RecvUntil()]) as elsewhere:
+        link = {"Link": f'<{elsewhere.url}/v2/{APP}/{path}?page=2>; rel="next"'}
+        program.registry.add_image()
+        await program.manifest(APP)  # so that there is a token
+        program.registry.fail(path, Fault(headers=link))
+        assert (await program.ask(f"/v2/{APP}/{path}")).json["manifests"] == []
+        assert elsewhere.connections == 0
+        assert program.registry.count(f"{path}.page=2") == 1
+
+
+@pytest.mark.parametrize(("size", "pages"), [(100, 100), (MIB, 9)])
+async def test_m12_tags_without_end_are_an_error_after_some_pages_or_bytes(program, size, pages):
+    endless(program, "tags/list", padded(b'{"tags":["x"]}', size))
+    answer = await program.ask(f"/v2/{APP}/tags/list")
+    assert (answer.status, answer.code) == (502, "UNKNOWN")
+    assert "a list of more than" in answer.json["errors"][0]["message"]
+    assert program.registry.count("tags/list") <= pages
+
+
+async def test_m13_a_config_of_any_size_is_a_blob_like_any_other(registry, make_program):
+    program = await make_program(store={"max_size": "20MB"})
+    bomb = b'{"a":' * 6_000_000
+    config = registry.add_blob(bomb)
+    manifest = await verbatim(program, image(config=descriptor(bomb, OCI_CONFIG)))
+    answer = await program.blob(config)
+    assert (answer.status, answer.digest, answer.is_whole) == (200, config, True)
+    await program.settled()
+    assert program.stored() == {manifest}
+
+
+@pytest.mark.parametrize("encoding", [None, "gzip"])
+async def test_m14_a_layer_is_never_unpacked(registry, make_program, encoding):
+    program = await make_program(store={"max_size": "20MB"})
+    bomb = gzip.compress(bytes(100 * MIB), 9)
+    digest = registry.add_blob(bomb)
+    registry.fail(registry.body_of(digest), Fault(headers={"Content-Encoding": encoding}))
+    for _ in range(2):
+        answer = await program.blob(digest, Accept_Encoding="gzip")
+        assert (answer.status, answer.body) == (200, bomb)
+        assert "Content-Encoding" not in answer.headers
+        await program.settled()
+    assert program.stored() == {digest}
+    assert await program.metric("pullcache_upstream_bytes_total") < 2 * len(bomb)
