@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 
-from proxy.cache.download import Download, Tools
+from proxy.cache.download import Detached, Download, Tools
 from proxy.cache.memory import Expiring
-from proxy.errors import DigestMismatchError
+from proxy.errors import DigestMismatchError, ProxyError
 from proxy.oci.digest import Digest
 from proxy.storage.tables import Repository
 from proxy.upstream.client import Upstream
@@ -27,7 +28,8 @@ class Downloads:
         self._upstreams = upstreams
         self._group = group
         self._running: dict[Digest, Download] = {}
-        self._mismatches: Expiring[Digest, int] = Expiring(1000, asyncio.get_running_loop().time)
+        self._mismatches: Expiring[tuple[Repository, Digest], int]
+        self._mismatches = Expiring(1000, asyncio.get_running_loop().time)
 
     def __len__(self) -> int:
         return len(self._running)
@@ -36,12 +38,25 @@ class Downloads:
         """Return the download of `digest` if one runs."""
         return self._running.get(digest)
 
+    async def find_begun(self, digest: Digest) -> Download | None:
+        """Return the download of `digest` once it has bytes; None if none runs, or none gets so far.
+
+        Somebody else's download may be of what their repository does not even hold.
+        """
+        while download := self._running.get(digest):
+            with suppress(ProxyError, Detached):
+                await download.available(0)
+                return download
+            if download.is_detached:
+                return download
+        return None
+
     def start(self, repository: Repository, digest: Digest, *, is_urgent: bool = True) -> Download:
         """Start the download of a blob that none runs for; the urgent ones go first.
 
         Raises `DigestMismatchError` while upstream has just sent wrong bytes for it, twice.
         """
-        age, wrong = self._mismatches.get(digest) or (0.0, 0)
+        age, wrong = self._mismatches.get((repository, digest)) or (0.0, 0)
         if wrong > 1 and age < MISMATCH_MEMORY:
             raise DigestMismatchError(
                 f"{repository.upstream} keeps sending wrong bytes for {digest}"
@@ -53,13 +68,14 @@ class Downloads:
         return download
 
     async def _run(self, download: Download) -> None:
-        digest = download.digest
         try:
             await download.run()
         finally:
-            del self._running[digest]
+            del self._running[download.digest]
+        # What one repository's upstream sends says nothing of another's.
+        key = (download.repository, download.digest)
         if isinstance(download.error, DigestMismatchError):
-            _, wrong = self._mismatches.get(digest) or (0.0, 0)
-            self._mismatches.put(digest, wrong + 1)
+            _, wrong = self._mismatches.get(key) or (0.0, 0)
+            self._mismatches.put(key, wrong + 1)
         elif not download.error:
-            self._mismatches.drop(digest)
+            self._mismatches.drop(key)

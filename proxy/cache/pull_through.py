@@ -305,7 +305,12 @@ class PullThrough:
             # Somebody fetches it from elsewhere: that says nothing of this repository.
             if not self._index.is_linked(repository, digest):
                 await self._prove(repository, digest, deadline, is_manifest=False)
-            download = self._downloads.find(digest)
+            async with until(deadline, repository.upstream):
+                download = await self._downloads.find_begun(digest)
+            if not download and (opened := await self._open_stored(repository, digest, deadline)):
+                with opened:
+                    yield BlobAnswer(opened, "hit")
+                return
         if download is None:
             download, state = self._downloads.start(repository, digest), "miss"
         download.acquire()
