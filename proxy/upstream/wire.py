@@ -1,6 +1,7 @@
 """The border to aiohttp's client: its exceptions become ours, and no body is read without a bound."""
 
 import os
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -27,9 +28,15 @@ def translated(peer: str, observe: Callable[[Literal["error"]], None]) -> Iterat
         raise UpstreamUnavailableError(f"{peer} cannot be reached: {_reason(error)}") from error
 
 
+# OpenSSL's verdicts on a certificate whose time has not come, or is over (openssl-verification-options).
+_OUT_OF_TIME = frozenset({9, 10})
+
+
 def _reason(error: Exception) -> str:
     """Return what happened, without the URL, which may be a signed one, in at most 80 characters."""
-    if isinstance(error, ClientConnectorError):
+    if isinstance(error, ClientConnectorError) and isinstance(error.os_error, ssl.SSLError):
+        said = _tls_reason(error.os_error)
+    elif isinstance(error, ClientConnectorError):
         # uvloop puts an address where the reason should be. Of names it says a negative number.
         number = error.os_error.errno or 0
         said = os.strerror(number) if number > 0 else str(error.os_error.strerror)
@@ -38,6 +45,14 @@ def _reason(error: Exception) -> str:
     else:
         said = str(error)
     return said.partition("\n")[0][:80] or type(error).__name__
+
+
+def _tls_reason(error: ssl.SSLError) -> str:
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        return f"TLS: {(error.reason or 'failed').replace('_', ' ').lower()}"
+    if error.verify_code in _OUT_OF_TIME:
+        return f"{error.verify_message}; check this machine's clock"
+    return error.verify_message
 
 
 async def read_bounded(response: ClientResponse, limit: int) -> bytes:

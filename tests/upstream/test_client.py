@@ -97,7 +97,9 @@ async def test_u24_a_digest_header_that_lies_changes_nothing(registry, upstream)
 
 
 @pytest.mark.parametrize("value", [None, "", "md5:abc", "sha256:xyz", "sha256:" + "A" * 64])
-async def test_u24_upstream_that_does_not_say_a_digest_is_not_believed_to(registry, upstream, value):
+async def test_u24_upstream_that_does_not_say_a_digest_is_not_believed_to(
+    registry, upstream, value
+):
     registry.add_image()
     registry.fail("HEAD", Fault(headers={"Docker-Content-Digest": value}), times=None)
     assert await upstream.resolve(APP, LATEST) is None
