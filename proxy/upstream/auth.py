@@ -108,6 +108,8 @@ class Authenticator:
 
     async def _renew(self, challenge: Challenge, repository: str) -> _Token:
         realm = _realm(challenge)
+        if self._registry.scheme == "https" and realm.scheme == "http":
+            raise UpstreamError("upstream names a token server without https, which is refused")
         query = {"scope": f"repository:{repository}:pull"}
         if service := challenge.parameters.get("service"):
             query["service"] = service

@@ -1,9 +1,12 @@
-"""Secrets are shown nowhere (A4), and go to nobody but whom they are for (A1, A2, U26)."""
+"""Secrets are shown nowhere, and go to nobody but whom they are for (faults A1 to A4, U26)."""
 
 import json
+import ssl
 from base64 import b64encode
+from pathlib import Path
 
 import pytest
+import trustme
 from structlog.testing import capture_logs
 
 from tests.fakes.faults import Fault
@@ -118,3 +121,103 @@ async def test_a02_no_upstream_is_told_anothers_token_or_password(registry, make
         }
         assert all(tokens.values())
         assert not set.intersection(*tokens.values())
+
+
+async def test_a02_no_repository_is_asked_for_with_anothers_token(registry, program):
+    names = [f"library/app{n}" for n in range(3)]
+    for name in names:
+        registry.add_image(name)
+        for reference in ("latest", "none"):
+            await program.manifest(name, reference)
+    tokens = {
+        name: {
+            seen.headers["Authorization"]
+            for seen in registry.seen(f"/v2/{name}/")
+            if "Authorization" in seen.headers
+        }
+        for name in names
+    }
+    assert [len(own) for own in tokens.values()] == [1, 1, 1]
+    assert len(set.union(*tokens.values())) == 3
+
+
+async def test_a01_an_https_registry_does_not_send_us_to_a_token_server_in_clear(
+    make_program, tmp_path
+):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    async with FakeRegistry(tls=context) as secure, FakeRegistry() as plain:
+        image = secure.add_image()
+        settings = {"url": secure.url, "ca_file": str(tmp_path / "ca.pem")}
+        program = await make_program(upstreams={"docker.io": settings})
+        realm = {"WWW-Authenticate": f'Bearer realm="{plain.url}/token"'}
+        rule = secure.fail("/v2/", Fault(status=401, body=b"", headers=realm), times=None)
+        answer = await program.manifest(image)
+        assert (answer.status, answer.code) == (502, "UNKNOWN")
+        assert "https" in answer.json["errors"][0]["message"]
+        rule.times = 0
+        to_clear = {"Location": f"{plain.url}/v2/library/app/manifests/latest"}
+        secure.fail("/manifests/", Fault(status=307, body=b"", headers=to_clear), times=None)
+        answer = await program.manifest(image)
+        assert (answer.status, answer.code) == (502, "UNKNOWN")
+        assert plain.requests == []
+
+
+async def test_a03_what_the_login_opens_is_open_to_every_client_and_to_no_other_repository(
+    registry, make_program
+):
+    registry.tokens.users["bob"] = PASSWORD
+    login = {"username": "bob", "password": PASSWORD}
+    program = await make_program(upstreams={"docker.io": {"url": registry.url, **login}})
+    image = registry.add_image(PRIVATE, layers=[b"secret layer"])
+    registry.repository(PRIVATE).private = True
+    registry.add_image("me/public")
+    for authorization in ("", "Basic b3RoZXI6b3RoZXI=", "Bearer CANARY-client"):
+        for digest in (image.digest, *image.blobs):
+            kind = "manifests" if digest == image.digest else "blobs"
+            own = await program.ask(f"/v2/{PRIVATE}/{kind}/{digest}", Authorization=authorization)
+            assert (own.status, own.digest) == (200, digest)
+            await program.settled()
+            for method in ("GET", "HEAD"):
+                other = await program.ask(
+                    f"/v2/me/public/{kind}/{digest}", method, Authorization=authorization
+                )
+                assert other.status == 404
+                assert b"secret" not in other.body
+    # What clients say of themselves is theirs and ours: upstream never sees it.
+    seen = {seen.headers.get("Authorization", "") for seen in registry.requests}
+    assert not [one for one in seen if "CANARY-client" in one or "b3RoZXI6b3RoZXI=" in one]
+    readme = Path(__file__).parents[2] / "README.md"
+    assert "What a login opens is open to every client of the cache" in readme.read_text()
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "Basic"])
+async def test_u26_no_credential_of_any_name_follows_a_redirect_to_another_host(
+    registry, make_program, scheme
+):
+    image = registry.add_image()
+    registry.tokens.users["bob"] = PASSWORD
+    login = {"username": "bob", "password": PASSWORD}
+    async with FakeRegistry(auth=False, cdn=False) as stranger:
+        stranger.add_image()
+        program = await make_program(upstreams={"docker.io": {"url": registry.url, **login}})
+        if scheme == "Basic":
+            registry.auth = False
+            basic = {"WWW-Authenticate": 'Basic realm="x"'}
+            registry.fail("/v2/", Fault(status=401, body=b"", headers=basic))
+        assert (await program.manifest(image)).status == 200
+        kinds = {"manifests": "none", "blobs": image.config, "tags": "list"}
+        for kind, reference in kinds.items():
+            target = f"/v2/{image.repository}/{kind}/{reference}"
+            away = {"Location": stranger.url + target, "Set-Cookie": "session=CANARY-cookie"}
+            registry.fail(target, Fault(status=307, body=b"", headers=away))
+            await program.ask(target)
+        carried = {seen.headers["Authorization"] for seen in registry.seen("/v2/")[1:]}
+        assert {one.split(" ")[0] for one in carried} == {scheme}
+        assert len(stranger.requests) == len(kinds)
+        allowed = {"Host", "User-Agent", "Accept", "Accept-Encoding"}
+        for seen in stranger.requests:
+            assert set(seen.headers) <= allowed
+            assert "CANARY" not in repr(dict(seen.headers))
