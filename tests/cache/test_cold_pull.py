@@ -17,6 +17,7 @@ async def test_a_cold_pull_of_four_blobs_makes_at_most_twelve_requests(registry,
     asked = [f"{seen.status} {seen.line[:60]}" for seen in registry.requests]
     assert len(asked) <= 12, asked
     assert registry.pulls == (2 if index else 1)
+    assert registry.count("/token") == 1
 
 
 async def test_a_warm_pull_makes_none_and_an_expired_one_makes_one(registry, program):

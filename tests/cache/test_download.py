@@ -7,7 +7,7 @@ import pytest
 from tests.fakes.content import digest_of
 from tests.fakes.faults import HTML, Fault
 from tests.fakes.peer import Peer
-from tests.program import Program, read
+from tests.program import SETTINGS, Program, read
 
 MIB = 1 << 20
 BLOB = bytes(range(256)) * (3 * MIB // 256) + b"the end"
@@ -104,6 +104,13 @@ async def test_u06_a_broken_transfer_is_resumed_where_it_broke(registry, program
     assert await broken(program, body, Fault()) == (BLOB, True)
     assert resumed_at(registry, body) == [FIRST, f"bytes={MIB}-"]
     assert registry.bytes_sent(body) == SIZE
+
+
+async def test_u06_a_transfer_that_gets_no_further_is_given_up(registry, program, blob, body):
+    assert await broken(program, body, Fault(cut_at=0, reset=True)) == (BLOB[:MIB], False)
+    attempts = SETTINGS["fetch"]["attempts"]
+    assert resumed_at(registry, body) == [None] + [f"bytes={MIB}-"] * (attempts - 1)
+    assert program.stored() == set()
 
 
 @pytest.mark.parametrize("cut_at", [0, 1, 64 * 1024, MIB, SIZE - 1])

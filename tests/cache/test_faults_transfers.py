@@ -1,9 +1,4 @@
-"""Transfers that go wrong (faults, table U).
-
-Elsewhere, in `test_download`: U6 (wherever a transfer breaks), U7 (an upstream that ignores
-Range), U8 (a part that was not asked for), U10 (nobody gets a complete wrong blob). U27 is there too
-(each attempt makes a new request to the registry).
-"""
+"""Transfers that go wrong (faults, table U); those that are resumed are in `test_download`."""
 
 import asyncio
 

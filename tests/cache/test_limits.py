@@ -35,6 +35,26 @@ async def test_u19_a_limit_is_remembered_and_told_with_the_time_that_is_left(
     assert (await program.manifest("library/other")).status == 200
 
 
+IN_TEN_YEARS = "Wed, 01 Jan 2036 00:00:00 GMT"
+
+
+@pytest.mark.parametrize("value", [None, "30", IN_TEN_YEARS, "315360000", "-1", "soon"])
+async def test_u19_whatever_a_limit_says_stale_tags_are_served_and_nobody_storms(
+    registry, program, pulled, value
+):
+    registry.fail("/manifests/", Fault(status=429, headers={"Retry-After": value}), times=None)
+    for _ in range(5):
+        stale, new = await asyncio.gather(
+            program.manifest(pulled), program.manifest("library/app", "new")
+        )
+        assert (stale.status, stale.digest) == (200, pulled.digest)
+        assert "fwd=stale" in stale.headers["Cache-Status"]
+        assert (new.status, new.code) == (429, "TOOMANYREQUESTS")
+        assert 1 <= int(new.headers["Retry-After"]) <= 900
+    assert registry.count("/manifests/") <= 2
+    assert await program.metric("pullcache_upstream_ratelimit_remaining") == 99
+
+
 async def test_while_pulls_are_limited_a_known_tag_is_still_asked_about(registry, program, pulled):
     registry.fail(PULLS, limited(), times=None)
     await program.manifest("library/app", "none")

@@ -1,11 +1,4 @@
-"""Answers that no registry should give (faults, table U), sent as raw bytes to the whole program.
-
-Elsewhere: U5 in `test_client` (a connection that upstream had closed meanwhile), U14 and U15 in
-`tests/cache/test_tags` ("login page", "empty") and `tests/cache/test_download` (a blob that cannot
-be had), U17 in `test_auth`, U22 in `tests/cache/test_tags` (a tag that moved), U24 in
-`test_client` (digest headers), U29 for blobs in `tests/cache/test_promises` (bytes are never
-rewritten).
-"""
+"""Answers that no registry should give (faults, table U), sent to the whole program."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -13,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.content import OCI_MANIFEST, digest_of
-from tests.fakes.faults import Fault
+from tests.fakes.faults import HTML, Fault
 from tests.fakes.raw import HEAD_END, RawUpstream, RecvUntil, Send, Step
 from tests.program import Program
 
@@ -103,6 +96,52 @@ async def test_u23_a_manifest_of_another_digest_is_fetched_once_more(registry, p
     assert registry.count(f"^GET .*{moved.digest}") == 2
 
 
+NOTHING = Fault(status=200, body=b"")
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_u14_a_login_page_is_neither_a_manifest_nor_a_blob(registry, program, known):
+    await _no_content(registry, program, HTML, known=known)
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_u15_nothing_is_neither_a_manifest_nor_a_blob(registry, program, known):
+    await _no_content(registry, program, NOTHING, known=known)
+
+
+async def _no_content(registry, program: Program, fault: Fault, *, known: bool) -> None:
+    """Let upstream answer everything with `fault`, also its token server and its CDN."""
+    image = registry.add_image()
+    if known:
+        await program.manifest(image, "none")  # so that there is a token
+    registry.fail("", fault, times=None)
+    manifest = await program.manifest(image)
+    assert (manifest.status, manifest.code) == (502, "UNKNOWN")
+    assert "did not send a manifest" in manifest.json["errors"][0]["message"]
+    assert (await program.manifest(image, image.digest)).status == 502
+    blob = await program.blob(image.config)
+    assert not blob.is_whole or (blob.status, blob.code) == (404, "BLOB_UNKNOWN")
+    await program.settled()
+    assert program.stored() == set()
+
+
+async def test_u22_a_tag_that_moves_during_a_pull_mixes_no_images(registry, program):
+    old = registry.add_image(index=True, layers=[b"old"])
+    head = await program.manifest(old, method="HEAD")
+    assert head.headers["Docker-Content-Digest"] == old.digest
+    new = registry.add_image(index=True, layers=[b"new"])
+    program.clock.turn(3600)
+    moved = await program.manifest(new)
+    assert moved.digest == moved.headers["Docker-Content-Digest"] == new.digest
+    # Who has begun with the old one goes on with it, by digest.
+    for image in (old, new):
+        for digest in (image.digest, *image.manifests.values()):
+            answer = await program.manifest(image, digest)
+            assert (answer.status, answer.digest) == (200, digest)
+        for digest in image.blobs:
+            assert (await program.blob(digest)).digest == digest
+
+
 GOOD_CHUNKS = {
     "one": [MANIFEST],
     "a byte each": [MANIFEST[n : n + 1] for n in range(len(MANIFEST))],
@@ -146,9 +185,10 @@ async def test_u29_an_encoding_that_was_not_asked_for_is_not_undone(make_program
     encoded = OK + TYPE + LENGTH + CLOSE + b"Content-Encoding: gzip\r\n\r\n" + MANIFEST
     async with RawUpstream(script(encoded)) as raw:
         program = await before(raw, make_program)
-        answer = await program.manifest("library/app")
-        assert (answer.status, answer.body) == (200, MANIFEST)
-        assert "Content-Encoding" not in answer.headers
+        blob = await program.blob(digest_of(MANIFEST))
+        for answer in (blob, await program.manifest("library/app")):
+            assert (answer.status, answer.body) == (200, MANIFEST)
+            assert "Content-Encoding" not in answer.headers
 
 
 HEADERS = {

@@ -1,8 +1,4 @@
-"""Upstreams that cannot be had (faults, table U).
-
-Elsewhere: U1 in `tests/cache/test_outages`, U4 in `tests/cache/test_deadlines`, U19 in
-`tests/cache/test_limits` and `test_retry` (what Retry-After may say).
-"""
+"""Upstreams that cannot be had (faults, table U)."""
 
 import asyncio
 import socket
@@ -36,6 +32,22 @@ def black_hole() -> Iterator[str]:
         yield f"http://127.0.0.1:{address[1]}"
         for client in waiting:
             client.close()
+
+
+async def test_u01_a_refused_connection_costs_only_what_is_not_cached(registry, program):
+    image = registry.add_image(index=True)
+    await program.pull(image)
+    await program.settled()
+    program.clock.turn(3600)
+    async with registry.down():
+        await program.pull(image)  # its tag has expired
+        manifest = await program.manifest(image, "other")
+        assert (manifest.status, manifest.code) == (503, "UNAVAILABLE")
+        blob = await program.blob(digest_of(b"none"))
+        assert (blob.status, blob.code) == (404, "BLOB_UNKNOWN")
+        for answer in (manifest, blob):
+            assert "Connection refused" in answer.json["errors"][0]["message"]
+        assert await program.metric("pullcache_upstream_requests_total", status="error") > 0
 
 
 async def test_u02_a_name_that_does_not_resolve_is_an_upstream_that_is_down(connect):

@@ -1,0 +1,33 @@
+"""Every row of the tables of faults has a test that is named after it, or a reason in the decisions."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+DECISIONS = TESTS.parent / "proxy" / "DECISIONS.md"
+# Upstream, malicious content, many clients at once, authentication.
+TABLES = {"u": range(1, 35), "m": range(1, 15), "e": range(6, 12), "a": range(1, 4)}
+ROWS = [f"{table}{row:02}" for table, rows in TABLES.items() for row in rows]
+
+
+@cache
+def named_rows() -> set[str]:
+    """Return the rows that the test functions name: `test_u06_reset_in_mid_body` is of U6."""
+    return {
+        match[1]
+        for path in TESTS.rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (match := re.match(r"test_([a-z]\d\d)_", node.name))
+    }
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_has_a_test_or_a_reason_why_it_cannot_apply(row):
+    reason = rf"^- \*\*{row[0].upper()}{int(row[1:])}:\*\* \w"
+    has_reason = re.search(reason, DECISIONS.read_text(encoding="utf-8"), re.MULTILINE)
+    assert row in named_rows() or has_reason
