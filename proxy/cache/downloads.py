@@ -46,8 +46,8 @@ class Downloads:
         while download := self._running.get(digest):
             with suppress(ProxyError, Detached):
                 await download.available(0)
-                return download
-            if download.is_detached:
+            # While it runs its file is open, for who counts as a reader before anything else happens.
+            if self._running.get(digest) is download:
                 return download
         return None
 

@@ -188,6 +188,28 @@ async def test_e11_what_has_come_while_upstream_was_asked_is_not_fetched_again(
     assert other.bytes_sent(other.body_of(digest)) == 0
 
 
+@pytest.mark.parametrize("content", [b"", b"x", bytes(24 * MIB)], ids=["empty", "1", "too large"])
+async def test_e11_who_joins_anothers_download_gets_all_of_it_whatever_its_size(
+    registry, other, make_program, content
+):
+    program = await make_program(
+        upstreams={"other.test": {"url": other.url}}, store={"max_size": "20MB"}
+    )
+    digest = registry.add_blob(content)
+    other.add_blob(content)
+    hold = asyncio.Event()
+    registry.fail(registry.body_of(digest), Fault(until_headers=hold))
+    async with asyncio.TaskGroup() as group:
+        here = group.create_task(program.blob(digest))
+        await registry.until(lambda: registry.count(registry.body_of(digest)) > 0)
+        there = [group.create_task(program.blob(digest, THERE)) for _ in range(3)]
+        await other.until(lambda: [one.status for one in other.seen("HEAD")][1:] == [307])
+        hold.set()
+    for task in (here, *there):
+        answer = task.result()
+        assert (answer.status, answer.digest, answer.is_whole) == (200, digest, True)
+
+
 async def test_e11_wrong_bytes_from_one_keep_it_from_nobody_else(registry, other, both):
     digest = registry.add_blob(BLOB)
     other.add_blob(BLOB)
