@@ -44,8 +44,13 @@ class Downloads:
         Somebody else's download may be of what their repository does not even hold.
         """
         while download := self._running.get(digest):
-            with suppress(ProxyError, Detached):
-                await download.available(0)
+            # As a reader: what was only announced becomes urgent.
+            download.acquire()
+            try:
+                with suppress(ProxyError, Detached):
+                    await download.available(0)
+            finally:
+                download.release()
             # While it runs its file is open, for who counts as a reader before anything else happens.
             if self._running.get(digest) is download:
                 return download
