@@ -69,7 +69,7 @@ async def test_e08_the_slowest_of_ten_holds_up_none_of_the_others(registry, prog
     # It is still served, from where it is.
     await slowest.read(2000)
     await slowest.close()
-    assert registry.count(registry.body_of(digest)) == 1
+    assert registry.bytes_sent(registry.body_of(digest)) == len(content)
 
 
 @pytest.mark.parametrize("reset", [False, True])
@@ -92,8 +92,7 @@ async def test_e10_a_transfer_that_fails_near_its_end_is_resumed_once_for_all(
 
     bodies = await asyncio.gather(*(client(number) for number in range(20)))
     assert {digest_of(body) for body in bodies} == {digest}
-    ranges = [seen.headers.get("Range") for seen in registry.seen(registry.body_of(digest))]
-    assert [one is None for one in ranges] == [True, False]
+    assert registry.count(registry.body_of(digest)) == 2
     assert registry.bytes_sent(registry.body_of(digest)) < len(BLOB) + at // 2
 
 
