@@ -41,6 +41,7 @@ from proxy.upstream.auth import Authenticator
 from proxy.upstream.client import Upstream
 from proxy.upstream.credentials import CredentialSource
 from proxy.upstream.egress import EgressGuard
+from proxy.upstream.exchange import Exchange, Timeouts
 from proxy.upstream.session import open_session, tls_context
 
 # How often uses are written, and how often idle content is looked for, in seconds.
@@ -216,18 +217,20 @@ async def _open_upstream(
         CredentialSource(name, settings, group).get,
         lambda status: metrics.upstream_request(name, "token", status),
     )
-    return Upstream(
+    exchange = Exchange(
         name,
         settings.url,
         session=session,
         authenticator=authenticator,
         metrics=metrics,
         offline=config.offline,
-        connect_timeout=config.fetch.connect_timeout,
-        stall_timeout=config.fetch.stall_timeout,
-        min_rate=config.fetch.min_rate,
+        timeouts=Timeouts(config.fetch.connect_timeout, config.fetch.stall_timeout),
         attempts=config.fetch.attempts,
         clock=clock,
+    )
+    fetch = config.fetch
+    return Upstream(
+        exchange, metrics, min_rate=fetch.min_rate, floor_window=2 * fetch.stall_timeout
     )
 
 

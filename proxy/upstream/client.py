@@ -7,11 +7,11 @@ Upstream's headers are read and never passed on.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from aiohttp import ClientResponse, ClientSession, StreamReader, hdrs
+from aiohttp import ClientResponse, StreamReader, hdrs
 
 from proxy.errors import (
     DigestMismatchError,
@@ -26,7 +26,6 @@ from proxy.oci.digest import Digest
 from proxy.oci.manifest import ACCEPT, MAX_MANIFEST_SIZE
 from proxy.oci.reference import Reference
 from proxy.upstream import explain, retry
-from proxy.upstream.auth import Authenticator
 from proxy.upstream.exchange import Exchange, Question
 from proxy.upstream.wire import read_bounded, translated
 
@@ -91,39 +90,16 @@ class Transfer:
 
 
 class Upstream:
-    """One registry. `url` is its root; `url/v2/` is its API."""
+    """One registry. Less than `min_rate` bytes a second over `floor_window` seconds is a stall."""
 
     def __init__(
-        self,
-        name: str,
-        url: str,
-        *,
-        session: ClientSession,
-        authenticator: Authenticator,
-        metrics: Metrics,
-        offline: bool,
-        connect_timeout: float,
-        stall_timeout: float,
-        min_rate: int,
-        attempts: int,
-        clock: Callable[[], float],
+        self, exchange: Exchange, metrics: Metrics, *, min_rate: int, floor_window: float
     ) -> None:
-        self.name = name
+        self.name = exchange.name
+        self._exchange = exchange
         self._metrics = metrics
         self._min_rate = min_rate
-        self._floor_window = 2 * stall_timeout
-        self._exchange = Exchange(
-            name,
-            url,
-            session=session,
-            authenticator=authenticator,
-            metrics=metrics,
-            offline=offline,
-            connect_timeout=connect_timeout,
-            stall_timeout=stall_timeout,
-            attempts=attempts,
-            clock=clock,
-        )
+        self._floor_window = floor_window
 
     @property
     def scarcity(self) -> str:

@@ -37,9 +37,6 @@ MAX_REDIRECTS = 5
 # A question is answered, or has failed, within so many seconds: token, redirects and retries together.
 # Clients wait 15 s for whatever we say, and some of it takes two questions.
 QUESTION_TIMEOUT = 12.0
-# Once connected, an answer has begun within so many. Short of the above, so that a connection that a
-# firewall has forgotten leaves time for a new one.
-ANSWER_TIMEOUT = 8.0
 
 T = TypeVar("T")
 
@@ -64,6 +61,20 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long a registry is waited for, in seconds: `stall` for the next bytes of a blob.
+
+    An `answer` has begun within so many once connected. Short of a `question`, so that a connection
+    that a firewall has forgotten leaves time for a new one.
+    """
+
+    connect: float
+    stall: float
+    answer: float = 8.0
+    question: float = QUESTION_TIMEOUT
+
+
+@dataclass(frozen=True, slots=True)
 class _Patience:
     """How long one attempt may take: `deadline` ends the wait for a good answer's headers."""
 
@@ -84,8 +95,7 @@ class Exchange:
         authenticator: Authenticator,
         metrics: Metrics,
         offline: bool,
-        connect_timeout: float,
-        stall_timeout: float,
+        timeouts: Timeouts,
         attempts: int,
         clock: Callable[[], float],
     ) -> None:
@@ -96,10 +106,7 @@ class Exchange:
         self._authenticator = authenticator
         self._metrics = metrics
         self._offline = offline
-        self._connect_timeout = connect_timeout
-        self._stall_timeout = stall_timeout
-        self._question_timeout = QUESTION_TIMEOUT
-        self._answer_timeout = ANSWER_TIMEOUT
+        self._timeouts = timeouts
         self._attempts = attempts
         self._clock = clock
         self._breaker = Breaker(random.random)
@@ -110,10 +117,10 @@ class Exchange:
 
         Raises `UnknownError` and `UpstreamError`, and what `read` raises.
         """
-        deadline = self._now() + self._question_timeout
+        deadline = self._now() + self._timeouts.question
         pauses = retry.delays(self._attempts, iter(random.random, None))
         timeout = ClientTimeout(
-            total=None, sock_connect=self._connect_timeout, sock_read=self._answer_timeout
+            total=None, sock_connect=self._timeouts.connect, sock_read=self._timeouts.answer
         )
         patience = _Patience(deadline, timeout, 1 << 16)
         while True:
@@ -139,9 +146,9 @@ class Exchange:
         Raises `UnknownError` and `UpstreamError`.
         """
         timeout = ClientTimeout(
-            total=None, sock_connect=self._connect_timeout, sock_read=self._stall_timeout
+            total=None, sock_connect=self._timeouts.connect, sock_read=self._timeouts.stall
         )
-        deadline = self._now() + self._connect_timeout + self._answer_timeout
+        deadline = self._now() + self._timeouts.connect + self._timeouts.answer
         # One read of the kernel's buffer is one step of a download.
         async with self._answer(question, _Patience(deadline, timeout, 1 << 17)) as response:
             yield response

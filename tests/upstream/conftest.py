@@ -14,12 +14,15 @@ from proxy.metrics import Metrics
 from proxy.upstream.auth import Authenticator
 from proxy.upstream.client import Upstream
 from proxy.upstream.egress import EgressGuard
+from proxy.upstream.exchange import Exchange, Timeouts
 from proxy.upstream.logins import Credentials
 from proxy.upstream.session import open_session
 from tests.fakes.clock import Clock
 from tests.fakes.registry import FakeRegistry
 
 Connect = Callable[..., Any]
+
+PATIENT = Timeouts(connect=2, stall=5)
 
 
 @asynccontextmanager
@@ -29,6 +32,7 @@ async def connected(
     credentials: Credentials | None = None,
     offline: bool = False,
     guard: EgressGuard | None = None,
+    timeouts: Timeouts = PATIENT,
 ) -> AsyncIterator[Upstream]:
     """Yield a client of the registry at `url`."""
 
@@ -45,19 +49,18 @@ async def connected(
         asyncio.TaskGroup() as group,
     ):
         authenticator = Authenticator(URL(url), session, group, login, lambda _: None)
-        yield Upstream(
+        exchange = Exchange(
             "fake",
             url,
             session=session,
             authenticator=authenticator,
             metrics=metrics,
             offline=offline,
-            connect_timeout=2.0,
-            stall_timeout=5,
-            min_rate=0,
+            timeouts=timeouts,
             attempts=3,
             clock=Clock(),
         )
+        yield Upstream(exchange, metrics, min_rate=0, floor_window=10)
 
 
 @pytest.fixture

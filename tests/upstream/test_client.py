@@ -17,6 +17,7 @@ from proxy.errors import (
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Tag
 from proxy.upstream.client import Upstream
+from proxy.upstream.exchange import Timeouts
 from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of
 from tests.fakes.faults import Fault
 from tests.fakes.raw import HEAD_END, RawUpstream, RecvUntil, Reset, Send, Step
@@ -260,9 +261,8 @@ async def test_u05_a_connection_that_upstream_had_closed_meanwhile_is_made_again
         assert raw.connections == 2
 
 
-async def test_an_answer_that_does_not_come_is_a_timeout(registry, upstream):
-    upstream._exchange._question_timeout = 0.5
-    upstream._exchange._answer_timeout = 0.2
+async def test_an_answer_that_does_not_come_is_a_timeout(registry, connect):
+    upstream = await connect(registry.url, timeouts=Timeouts(2, 5, answer=0.2, question=0.5))
     registry.fail("HEAD", Fault(until_headers=asyncio.Event()), times=None)
     with pytest.raises(UpstreamTimeoutError, match="did not answer in time"):
         await upstream.resolve(APP, LATEST)

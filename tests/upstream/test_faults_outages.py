@@ -11,6 +11,7 @@ from yarl import URL
 from proxy.errors import UpstreamUnavailableError
 from proxy.oci.reference import Tag
 from proxy.upstream.egress import EgressGuard
+from proxy.upstream.exchange import Timeouts
 from proxy.upstream.wire import translated
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
@@ -68,8 +69,8 @@ class SlowNames(Names):
 
 async def test_u02_a_name_service_that_does_not_answer_holds_up_nobody_for_longer(connect):
     url = "http://registry.test"
-    upstream = await connect(url, guard=EgressGuard(URL(url), SlowNames({})))
-    upstream._exchange._question_timeout = 0.2
+    guard = EgressGuard(URL(url), SlowNames({}))
+    upstream = await connect(url, guard=guard, timeouts=Timeouts(2, 5, question=0.2))
     with pytest.raises(UpstreamUnavailableError, match="in time"):
         await upstream.resolve("library/app", Tag("latest"))
 
