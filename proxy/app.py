@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -37,11 +38,12 @@ from proxy.server.middleware import Middleware
 from proxy.server.registry import Registry
 from proxy.storage.index import Index
 from proxy.storage.local import LocalStore
-from proxy.upstream.auth import Authenticator
+from proxy.upstream.auth import Authenticator, Login, anonymous
 from proxy.upstream.client import Upstream
 from proxy.upstream.credentials import CredentialSource
 from proxy.upstream.egress import EgressGuard
 from proxy.upstream.exchange import Exchange, Timeouts
+from proxy.upstream.routes import Routes
 from proxy.upstream.session import open_session, tls_context
 
 # How often uses are written, and how often idle content is looked for, in seconds.
@@ -202,36 +204,40 @@ async def _open_upstream(
     group: asyncio.TaskGroup,
     clock: Callable[[], float],
 ) -> Upstream:
-    settings = config.upstreams[name]
-    session = await stack.enter_async_context(
-        open_session(
-            EgressGuard(URL(settings.url), DefaultResolver()),
-            tls=tls_context(name, settings),
-            connect_timeout=config.fetch.connect_timeout,
+    settings, fetch = config.upstreams[name], config.fetch
+    tls = tls_context(name, settings)
+
+    async def exchange(
+        url: str, login: Login, timeouts: Timeouts, attempts: int, *, is_mirror: bool = False
+    ) -> Exchange:
+        guard = EgressGuard(URL(url), DefaultResolver())
+        session = open_session(guard, tls=tls, connect_timeout=timeouts.connect)
+        await stack.enter_async_context(session)
+        observe = partial(metrics.upstream_request, name, "token")
+        return Exchange(
+            name,
+            url,
+            session=session,
+            authenticator=Authenticator(URL(url), session, group, login, observe),
+            metrics=metrics,
+            offline=config.offline,
+            timeouts=timeouts,
+            attempts=attempts,
+            clock=clock,
+            is_mirror=is_mirror,
         )
-    )
-    authenticator = Authenticator(
-        URL(settings.url),
-        session,
-        group,
-        CredentialSource(name, settings, group).get,
-        lambda status: metrics.upstream_request(name, "token", status),
-    )
-    exchange = Exchange(
-        name,
-        settings.url,
-        session=session,
-        authenticator=authenticator,
-        metrics=metrics,
-        offline=config.offline,
-        timeouts=Timeouts(config.fetch.connect_timeout, config.fetch.stall_timeout),
-        attempts=config.fetch.attempts,
-        clock=clock,
-    )
-    fetch = config.fetch
-    return Upstream(
-        exchange, metrics, min_rate=fetch.min_rate, floor_window=2 * fetch.stall_timeout
-    )
+
+    timeouts = Timeouts(fetch.connect_timeout, fetch.stall_timeout)
+    login = CredentialSource(name, settings, group).get
+    registry = await exchange(settings.url, login, timeouts, fetch.attempts)
+    briefly = timeouts.of_mirror(len(settings.mirrors))
+    # The login is for the registry: mirrors are asked as anybody.
+    mirrors = [
+        await exchange(url, anonymous, briefly, 1, is_mirror=True) for url in settings.mirrors
+    ]
+    routes = Routes(registry, mirrors, metrics)
+    metrics.watch_upstream(name, lambda: routes.is_up)
+    return Upstream(routes, metrics, min_rate=fetch.min_rate, floor_window=2 * fetch.stall_timeout)
 
 
 async def _listen(stack: AsyncExitStack, config: Config, handler: Middleware) -> list[str]:

@@ -6,7 +6,7 @@ repositories never are labels. Children are made once and kept, because finding 
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import accumulate
 from typing import Literal, Protocol
@@ -129,7 +129,9 @@ class Metrics:
             "upstream_ratelimit_remaining", "Pulls left in the time window.", "upstream"
         )
         self._upstream_up = self._gauge(
-            "upstream_up", "1 while upstream is asked, 0 while it is left alone.", "upstream"
+            "upstream_up",
+            "1 while upstream or a mirror of it is asked, 0 while all are left alone.",
+            "upstream",
         )
         self._mismatches = self._counter(
             "digest_mismatches",
@@ -207,9 +209,9 @@ class Metrics:
         self._ratelimit_limit.labels(upstream).set(limit)
         self._ratelimit_remaining.labels(upstream).set(remaining)
 
-    def upstream_up(self, upstream: str, *, is_up: bool) -> None:
-        """Note whether upstream is asked, or left alone because it fails."""
-        self._upstream_up.labels(upstream).set(is_up)
+    def watch_upstream(self, upstream: str, is_up: Callable[[], bool]) -> None:
+        """Read at every scrape whether upstream is asked, or left alone because it fails."""
+        self._upstream_up.labels(upstream).set_function(is_up)
 
     def download(self, result: DownloadResult) -> None:
         """Count a download that ended."""

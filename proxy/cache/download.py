@@ -15,9 +15,10 @@ from collections.abc import AsyncIterator
 from copy import copy
 from dataclasses import dataclass
 
-from proxy.cache.fetch import Fetch, Source
+from proxy.cache.fetch import Fetch
 from proxy.cache.filling import Disk, Filling
 from proxy.cache.slots import Slots, Turn
+from proxy.cache.source import Source
 from proxy.config import FetchSettings
 from proxy.errors import (
     DigestMismatchError,
@@ -75,7 +76,7 @@ class Download:
         metrics = tools.disk.metrics
         self._tools = tools
         self._source = Source(upstream, repository.name, digest, metrics)
-        self._filling = Filling(tools.disk, digest, upstream.name, self._wake)
+        self._filling = Filling(tools.disk, self._source, self._wake)
         expected = tools.disk.index.child_size(repository, digest)
         self._fetch = Fetch(self._source, self._filling, tools.settings, expected)
         self._turn = Turn(is_urgent=is_urgent)
@@ -166,7 +167,7 @@ class Download:
                     yield held + piece[: -1 if is_tail else None]
                     held = piece[-1:] if is_tail else b""
         if not self.digest.matches(hasher):
-            raise filling.mismatch()
+            raise self._source.mismatch()
         yield held
 
     # The fetch.

@@ -7,12 +7,12 @@ get, those that are left take over; the last one's error ends the fetch.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator
 
 from proxy.cache.arrivals import Arrivals
 from proxy.cache.filling import Filling
 from proxy.cache.pieces import END, Span
+from proxy.cache.source import Source
 from proxy.config import FetchSettings
 from proxy.errors import (
     DigestMismatchError,
@@ -27,10 +27,8 @@ from proxy.errors import (
     UpstreamUnavailableError,
 )
 from proxy.log import get_logger
-from proxy.metrics import Metrics
-from proxy.oci.digest import Digest
 from proxy.upstream import retry
-from proxy.upstream.client import Transfer, Upstream
+from proxy.upstream.client import Transfer
 
 # Less than this is no progress: a drip must not make a download last for ever.
 PROGRESS = 16 << 10
@@ -40,37 +38,6 @@ MAX_WAIT = 60.0
 MIN_WANTED = 256 << 10
 
 log = get_logger(__name__)
-
-
-class Source:
-    """One blob under one repository of an upstream."""
-
-    def __init__(
-        self, upstream: Upstream, repository: str, digest: Digest, metrics: Metrics
-    ) -> None:
-        self.name = upstream.name
-        self.digest = digest
-        self._upstream = upstream
-        self._repository = repository
-        self._metrics = metrics
-
-    def open(self, start: int, stop: int | None = None) -> AbstractAsyncContextManager[Transfer]:
-        """Open the blob at `start`, for the bytes before `stop` if upstream does ranges."""
-        return self._upstream.open_blob(self._repository, self.digest, start, stop)
-
-    async def arriving(self, transfer: Transfer, offset: int) -> AsyncIterator[bytes]:
-        """Yield what arrives from `offset` on, also if upstream starts over at 0."""
-        surplus = offset - transfer.offset
-        async for chunk in transfer.chunks():
-            self._metrics.upstream_bytes(self.name, len(chunk))
-            if surplus < len(chunk):
-                yield chunk[surplus:] if surplus else chunk
-            surplus = max(0, surplus - len(chunk))
-
-    def retried(self, offset: int, error: ProxyError) -> None:
-        """Count and log that a transfer is tried again."""
-        self._metrics.upstream_retry(self.name, "transfer")
-        log.info("retrying", digest=str(self.digest), offset=offset, reason=str(error))
 
 
 class _UnrangedError(UpstreamError):
@@ -255,7 +222,7 @@ class Fetch:
     async def _end_beyond(self, span: Span, error: ProxyError) -> None:
         """Upstream has nothing at this offset: the blob is empty, at its end, or another one."""
         if self._filling.size is not None:
-            raise self._filling.mismatch() from error
+            raise self._source.mismatch() from error
         if span.start == 0 and self._connections > 1:
             # No range of an empty blob can be had.
             self._connections = 1

@@ -7,11 +7,12 @@ from typing import TypeVar
 
 from proxy.cache.eviction import Reservation, Space
 from proxy.cache.pieces import Pieces, Span
-from proxy.errors import DigestMismatchError, NoSpaceError, StorageError
+from proxy.cache.source import Source
+from proxy.errors import NoSpaceError, StorageError
 from proxy.flight import in_thread
 from proxy.log import get_logger
 from proxy.metrics import Metrics
-from proxy.oci.digest import Digest, Hash
+from proxy.oci.digest import Hash
 from proxy.storage.index import Index
 from proxy.storage.ingest import Ingest
 from proxy.storage.local import LocalStore
@@ -43,13 +44,11 @@ class Filling:
 
     `frontier` is the length of what is written and hashed; `pieces` knows also what is ahead of it.
     `changed` is told of every step. Methods raise `StorageError` where the store cannot go on, and
-    `DigestMismatchError` where upstream's bytes cannot be the blob. `source` names it.
+    `DigestMismatchError` where the source's bytes cannot be the blob.
     """
 
-    def __init__(
-        self, disk: Disk, digest: Digest, source: str, changed: Callable[[], None]
-    ) -> None:
-        self.digest = digest
+    def __init__(self, disk: Disk, source: Source, changed: Callable[[], None]) -> None:
+        self.digest = source.digest
         self.size: int | None = None
         self.frontier = 0
         self.is_verified = False
@@ -97,14 +96,14 @@ class Filling:
         assert self._reservation is not None
         if self.size is not None:
             if size != self.size:
-                raise self.mismatch()
+                raise self._source.mismatch()
             return
         self.size = size
         self.pieces.learn(size)
         if not self._disk.space.fits(size):
             raise NoSpaceError("larger than the store")
         if self.frontier > size:
-            raise self.mismatch()
+            raise self._source.mismatch()
         await self._reserve_for(size)
         await in_thread(self._disk.threads, self._ingest.preallocate, size)
         self._reservation.written = max(size, self._reservation.written)
@@ -132,7 +131,7 @@ class Filling:
         """Take what is in for the whole blob: upstream said no size, only the digest can tell."""
         await self.learn_size(self.frontier)
         if not self.is_verified:
-            raise self.mismatch()
+            raise self._source.mismatch()
 
     async def commit(self, repository: Repository) -> bool:
         """Make the blob a part of the store. False if the disk fails: that fails no reader."""
@@ -178,11 +177,6 @@ class Filling:
             self._ingest.close()
             self._ingest = None
 
-    def mismatch(self) -> DigestMismatchError:
-        """Return, and count, that upstream sent something else."""
-        self._disk.metrics.digest_mismatch(self._source)
-        return DigestMismatchError(f"{self._source} sent other content for {self.digest}")
-
     async def _reserve_for(self, end: int) -> None:
         """See that the reservation holds `end` bytes, or raise `NoSpaceError`."""
         assert self._reservation is not None
@@ -222,7 +216,7 @@ class Filling:
         assert self._reservation is not None
         if self._ingest.frontier == self.size and not (self.is_verified or self._is_hashing):
             if not self._ingest.is_right():
-                raise self.mismatch()
+                raise self._source.mismatch()
             self.is_verified = True
         self.frontier = self._ingest.frontier
         self._reservation.written = max(self._reservation.written, self.frontier)

@@ -166,6 +166,10 @@ class UpstreamSettings(Section, frozen=True):
             "gcr.io, ghcr.io, mcr.microsoft.com, public.ecr.aws, quay.io and registry.k8s.io."
         ),
     ]
+    mirrors: Annotated[
+        tuple[RegistryUrl, ...],
+        Meta(description="Addresses to ask before it, in this order, without its login."),
+    ] = ()
     username: Annotated[str, Meta(description="The user to log in as; empty is anonymous.")] = ""
     password: Annotated[
         Secret, Meta(description="The user's password or token. password_file is safer.")

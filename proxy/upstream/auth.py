@@ -32,6 +32,8 @@ MAX_LIFETIME = 3600.0
 # A token is not used in its last seconds: it has to reach upstream before it expires.
 MARGIN = 10.0
 
+Login = Callable[[], Awaitable[Credentials | None]]
+
 # RFC 6750 section 2.1. Anything else could break out of the header.
 _BEARER = re.compile(r"[A-Za-z0-9._~+/=-]+")
 
@@ -48,6 +50,10 @@ class _Token:
     expires: float
 
 
+async def anonymous() -> None:
+    """Return no credentials."""
+
+
 class Authenticator:
     """Knows how one upstream wants to be asked, and keeps its tokens, one a repository.
 
@@ -60,7 +66,7 @@ class Authenticator:
         registry: URL,
         session: ClientSession,
         group: asyncio.TaskGroup,
-        credentials: Callable[[], Awaitable[Credentials | None]],
+        credentials: Login,
         observe: Callable[[int | Literal["error"]], None],
     ) -> None:
         self._registry = registry

@@ -8,7 +8,7 @@ Upstream's headers are read and never passed on.
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from aiohttp import ClientResponse, StreamReader, hdrs
@@ -23,10 +23,11 @@ from proxy.errors import (
 )
 from proxy.metrics import Metrics
 from proxy.oci.digest import Digest
-from proxy.oci.manifest import ACCEPT, MAX_MANIFEST_SIZE
+from proxy.oci.manifest import ACCEPT, MAX_MANIFEST_SIZE, parse
 from proxy.oci.reference import Reference
 from proxy.upstream import explain, retry
-from proxy.upstream.exchange import Exchange, Question
+from proxy.upstream.exchange import QUESTION_TIMEOUT, Exchange, Question
+from proxy.upstream.routes import Routes
 from proxy.upstream.wire import read_bounded, translated
 
 # A list of tags or referrers may come in pages; one that does not end, or is larger than this in all,
@@ -67,6 +68,13 @@ class Transfer:
         self.offset = offset
         self.size = size
         self.is_ranged = response.status == 206
+        self._first = b""
+
+    async def begin(self, patience: float) -> None:
+        """Wait so many seconds for the first bytes, or raise `UpstreamError`."""
+        with translated(self._peer, _ignore):
+            async with asyncio.timeout(patience):
+                self._first = await _read_one(self._response.content)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield what arrives, as it arrives.
@@ -76,6 +84,8 @@ class Transfer:
         """
         body, now = self._response.content, asyncio.get_running_loop().time
         is_joined = self._response.content_length is None
+        if self._first:
+            yield self._first
         while True:
             began = now()
             with translated(self._peer, _ignore):
@@ -93,18 +103,20 @@ class Upstream:
     """One registry. Less than `min_rate` bytes a second over `floor_window` seconds is a stall."""
 
     def __init__(
-        self, exchange: Exchange, metrics: Metrics, *, min_rate: int, floor_window: float
+        self, routes: Routes, metrics: Metrics, *, min_rate: int, floor_window: float
     ) -> None:
-        self.name = exchange.name
-        self._exchange = exchange
+        self.name = routes.registry.name
+        self._routes = routes
+        self._registry = routes.registry
         self._metrics = metrics
         self._min_rate = min_rate
         self._floor_window = floor_window
+        self._now = asyncio.get_running_loop().time
 
     @property
     def scarcity(self) -> str:
         """How few pulls upstream still allows, as a sentence; empty while there are enough."""
-        quota = self._exchange.quota
+        quota = self._registry.quota
         if not quota.is_scarce:
             return ""
         return f"{self.name} allows {quota.remaining} more of {quota.limit} pulls"
@@ -112,12 +124,23 @@ class Upstream:
     async def resolve(self, repository: str, reference: Reference) -> Digest | None:
         """Return the digest that `reference` stands for now, by HEAD.
 
+        Of a digest this is the proof that the repository holds it, which a mirror cannot give.
         None if upstream does not say, or says something that is no digest.
         Raises `UnknownManifestError` and `UpstreamError`.
         """
         headers = {"Accept": ACCEPT}
         question = Question("HEAD", repository, f"manifests/{reference}", "manifest", headers)
-        return await self._exchange.ask(question, _read_digest)
+        if isinstance(reference, Digest):
+            return await self._registry.ask(question, _read_digest)
+        deadline = self._deadline()
+
+        async def ask(route: Exchange) -> Digest | None:
+            digest = await route.ask(question, _read_digest, deadline)
+            if digest is None and route.is_mirror:
+                raise UpstreamError(f"{route.peer} does not say what a tag stands for")
+            return digest
+
+        return await self._routes.first(ask)
 
     async def fetch_manifest(self, repository: str, reference: Reference) -> Fetched:
         """Return the manifest, verified if `reference` is a digest, its own digest computed if not.
@@ -126,26 +149,44 @@ class Upstream:
         """
         headers = {"Accept": ACCEPT}
         question = Question("GET", repository, f"manifests/{reference}", "manifest", headers)
-        for is_last in (False, True):
-            content, content_type = await self._exchange.ask(question, _read_manifest)
-            self._metrics.upstream_bytes(self.name, len(content))
-            if not isinstance(reference, Digest):
-                return Fetched(content, content_type, Digest.of(content))
-            if Digest.of(content, reference.algorithm) == reference:
-                return Fetched(content, content_type, reference)
-            self._metrics.digest_mismatch(self.name)
-            if not is_last:
+        deadline = self._deadline()
+
+        async def ask(route: Exchange) -> Fetched:
+            try:
+                return await self._fetch(route, question, reference, deadline)
+            except DigestMismatchError:
+                if route.is_mirror:
+                    raise
                 self._metrics.upstream_retry(self.name, "mismatch")
-        raise DigestMismatchError(f"{self.name} sent other content for {reference}")
+                return await self._fetch(route, question, reference, self._deadline())
+
+        return await self._routes.first(ask)
+
+    async def _fetch(
+        self, route: Exchange, question: Question, reference: Reference, deadline: float
+    ) -> Fetched:
+        content, content_type = await route.ask(question, _read_manifest, deadline)
+        self._metrics.upstream_bytes(self.name, len(content))
+        digest = Digest.of(content)
+        if isinstance(reference, Digest):
+            digest = Digest.of(content, reference.algorithm)
+            if digest != reference:
+                self._metrics.digest_mismatch(self.name)
+                raise DigestMismatchError(f"{route.peer} sent other content for {reference}")
+        if route.is_mirror:
+            # What is no manifest is of no use, and the next one may have it.
+            parse(content, content_type)
+        return Fetched(content, content_type, digest)
 
     async def has_blob(self, repository: str, digest: Digest) -> bool:
         """Tell whether upstream holds the blob under this repository, by HEAD.
 
+        No mirror is asked: many serve a digest under any name, and some say yes to everything.
         A redirect says yes and is not followed: a signed URL is good for GET alone.
         """
         question = Question("HEAD", repository, f"blobs/{digest}", "blob", follow=False)
         try:
-            await self._exchange.ask(question, _read_size)
+            await self._registry.ask(question, _read_size)
         except (UnknownError, UpstreamUnauthorizedError):
             return False
         return True
@@ -155,14 +196,18 @@ class Upstream:
 
         Raises `UnknownBlobError` and `UpstreamError`.
         """
-        path = f"blobs/{digest}"
-        question = Question("HEAD", repository, path, "blob", follow=False)
-        status, size = await self._exchange.ask(question, _read_size)
-        if status == 200:
-            return size
+        path, deadline = f"blobs/{digest}", self._deadline()
+        head = Question("HEAD", repository, path, "blob", follow=False)
         # Redirected: only where a GET leads is the size known; one byte of it is enough to tell.
-        question = Question("GET", repository, path, "blob", {"Range": "bytes=0-0"})
-        return (await self._exchange.ask(question, _read_size))[1]
+        get = Question("GET", repository, path, "blob", {"Range": "bytes=0-0"})
+
+        async def ask(route: Exchange) -> int | None:
+            status, size = await route.ask(head, _read_size, deadline)
+            if status != 200:
+                _, size = await route.ask(get, _read_size, deadline)
+            return size
+
+        return await self._routes.first(ask, digest)
 
     @asynccontextmanager
     async def open_blob(
@@ -175,18 +220,46 @@ class Upstream:
         last = "" if stop is None else stop - 1
         headers = {"Range": f"bytes={offset}-{last}"} if offset or stop else {}
         question = Question("GET", repository, f"blobs/{digest}", "blob", headers)
-        async with self._exchange.opened(question) as response:
+        async with AsyncExitStack() as stack:
+
+            async def enter(route: Exchange) -> tuple[Exchange, Transfer]:
+                opened = self._opened(route, question, offset)
+                return route, await stack.enter_async_context(opened)
+
+            route, transfer = await self._routes.first(enter, digest)
+            try:
+                yield transfer
+            except UpstreamError:
+                if route.is_mirror:
+                    self._routes.doubt(digest, is_wrong=False)
+                raise
+
+    @asynccontextmanager
+    async def _opened(
+        self, route: Exchange, question: Question, offset: int
+    ) -> AsyncIterator[Transfer]:
+        async with route.opened(question) as response:
             if response.status == 206:
                 start, size = _parse_content_range(response.headers.get(hdrs.CONTENT_RANGE, ""))
                 if start != offset:
-                    raise UpstreamError(f"{self.name} sent another range than was asked for")
+                    raise UpstreamError(f"{route.peer} sent another range than was asked for")
             else:
                 start, size = 0, response.content_length
             floor = retry.Floor(self._min_rate, self._floor_window)
-            yield Transfer(response, self.name, start, size, floor)
+            transfer = Transfer(response, route.peer, start, size, floor)
+            if route.is_mirror:
+                await transfer.begin(route.timeouts.answer)
+            yield transfer
+
+    def distrust(self, digest: Digest) -> None:
+        """Note that a blob came with another digest: its next transfers come from no mirror."""
+        self._routes.doubt(digest, is_wrong=True)
 
     async def fetch_tags(self, repository: str) -> list[str]:
-        """Return all tags of the repository in upstream's order, of all pages."""
+        """Return all tags of the repository in upstream's order, of all pages.
+
+        Lists come from no mirror: one that lacks something looks like any other.
+        """
         tags: list[str] = []
         async for content in self._pages(repository, "tags/list?n=1000", "tags"):
             tags += explain.tags(content)
@@ -201,11 +274,15 @@ class Upstream:
         pages = self._pages(repository, f"referrers/{digest}", "referrers")
         return [content async for content in pages]
 
+    def _deadline(self) -> float:
+        """Return when a question must be answered, whoever is asked."""
+        return self._now() + QUESTION_TIMEOUT
+
     async def _pages(self, repository: str, path: str, kind: str) -> AsyncIterator[bytes]:
         size = 0
         for _ in range(MAX_PAGES):
             question = Question("GET", repository, path, kind)
-            content, link = await self._exchange.ask(question, _read_page)
+            content, link = await self._registry.ask(question, _read_page)
             self._metrics.upstream_bytes(self.name, len(content))
             size += len(content)
             if size > MAX_LIST_SIZE:

@@ -5,14 +5,14 @@ its download knows better how to go on. Either ends in a good answer or an error
 """
 
 import asyncio
+import math
 import random
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
-from aiohttp import ClientResponse, ClientSession, ClientTimeout, ConnectionTimeoutError, hdrs
+from aiohttp import ClientResponse, ClientSession, ClientTimeout, hdrs
 from yarl import URL
 
 from proxy.errors import (
@@ -27,7 +27,7 @@ from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.upstream import challenge, explain, retry
 from proxy.upstream.auth import Authenticator
-from proxy.upstream.breaker import Breaker, Outage, Weight
+from proxy.upstream.health import Health
 from proxy.upstream.quota import Hold, Quota
 from proxy.upstream.wire import translated
 
@@ -37,6 +37,8 @@ MAX_REDIRECTS = 5
 # A question is answered, or has failed, within so many seconds: token, redirects and retries together.
 # Clients wait 15 s for whatever we say, and some of it takes two questions.
 QUESTION_TIMEOUT = 12.0
+# A mirror that takes longer is no help.
+MIRROR_TIMEOUT = 3.0
 
 T = TypeVar("T")
 
@@ -73,6 +75,11 @@ class Timeouts:
     answer: float = 8.0
     question: float = QUESTION_TIMEOUT
 
+    def of_mirror(self, count: int) -> "Timeouts":
+        """Return how long one of `count` mirrors is waited for: a fair share, and never long."""
+        share = min(MIRROR_TIMEOUT, self.question / (count + 1))
+        return replace(self, connect=min(self.connect, share / 2), answer=share, question=share)
+
 
 @dataclass(frozen=True, slots=True)
 class _Patience:
@@ -84,7 +91,12 @@ class _Patience:
 
 
 class Exchange:
-    """One registry, its breaker and its limits. `url` is its root; `url/v2/` is its API."""
+    """One registry, its health and its limits. `url` is its root; `url/v2/` is its API.
+
+    `name` is the upstream's; `peer` is what errors call who is asked, of a mirror with its address.
+    The registry is judged by its own answers alone: a token server or a CDN that fails is not its fault.
+    Whoever asks a mirror judges it, by the whole: there is another way.
+    """
 
     def __init__(
         self,
@@ -98,42 +110,51 @@ class Exchange:
         timeouts: Timeouts,
         attempts: int,
         clock: Callable[[], float],
+        is_mirror: bool = False,
     ) -> None:
         self.name = name
+        self.is_mirror = is_mirror
         self.quota = Quota()
         self._root = URL(url)
+        self.peer = f"{name}'s mirror {self._root.authority}" if is_mirror else name
         self._session = session
         self._authenticator = authenticator
         self._metrics = metrics
         self._offline = offline
-        self._timeouts = timeouts
+        self.timeouts = timeouts
         self._attempts = attempts
         self._clock = clock
-        self._breaker = Breaker(random.random)
+        self.health = Health(self.peer, clock)
         self._now = asyncio.get_running_loop().time
 
-    async def ask(self, question: Question, read: Callable[[ClientResponse], Awaitable[T]]) -> T:
+    async def ask(
+        self,
+        question: Question,
+        read: Callable[[ClientResponse], Awaitable[T]],
+        deadline: float = math.inf,
+    ) -> T:
         """Return what `read` makes of a good answer; ask again, a few times, if it fails in passing.
 
+        Not beyond `deadline`, a time of the loop.
         Raises `UnknownError` and `UpstreamError`, and what `read` raises.
         """
-        deadline = self._now() + self._timeouts.question
+        deadline = min(deadline, self._now() + self.timeouts.question)
         pauses = retry.delays(self._attempts, iter(random.random, None))
         timeout = ClientTimeout(
-            total=None, sock_connect=self._timeouts.connect, sock_read=self._timeouts.answer
+            total=None, sock_connect=self.timeouts.connect, sock_read=self.timeouts.answer
         )
         patience = _Patience(deadline, timeout, 1 << 16)
         while True:
             try:
                 async with self._answer(question, patience) as response:
-                    with translated(self.name, _ignore):
+                    with translated(self.peer, _ignore):
                         async with asyncio.timeout_at(deadline):
                             return await read(response)
             except (OfflineError, UpstreamDownError):
                 raise
             except UpstreamUnavailableError as error:
                 pause = next(pauses, None)
-                if pause is None or self._now() + pause >= deadline or not self._breaker.is_closed:
+                if pause is None or self._now() + pause >= deadline or not self.health.is_up:
                     raise
                 self._metrics.upstream_retry(self.name, "question")
                 log.info("retrying", upstream=self.name, path=question.path, reason=str(error))
@@ -146,9 +167,9 @@ class Exchange:
         Raises `UnknownError` and `UpstreamError`.
         """
         timeout = ClientTimeout(
-            total=None, sock_connect=self._timeouts.connect, sock_read=self._timeouts.stall
+            total=None, sock_connect=self.timeouts.connect, sock_read=self.timeouts.stall
         )
-        deadline = self._now() + self._timeouts.connect + self._timeouts.answer
+        deadline = self._now() + self.timeouts.connect + self.timeouts.answer
         # One read of the kernel's buffer is one step of a download.
         async with self._answer(question, _Patience(deadline, timeout, 1 << 17)) as response:
             yield response
@@ -164,7 +185,7 @@ class Exchange:
         now = self._clock()
         if hold := self.quota.hold(now, is_pull=question.is_pull):
             raise self._limited(hold, now)
-        with self._admitted():
+        with nullcontext() if self.is_mirror else self.health.admitted():
             response = await self._asked(question, patience)
         try:
             yield response
@@ -214,10 +235,10 @@ class Exchange:
         headers = dict(question.headers)
         if authorization:
             headers[hdrs.AUTHORIZATION] = authorization
-        is_registry = url.origin() == self._root.origin()
+        is_registry = url.origin() == self._root.origin() and not self.is_mirror
         began = self._now()
         try:
-            with translated(self.name, lambda status: self._observe(kind, status)):
+            with translated(self.peer, lambda status: self._observe(kind, status)):
                 async with asyncio.timeout_at(patience.deadline):
                     response = await self._session.request(
                         question.method,
@@ -229,7 +250,7 @@ class Exchange:
                     )
         except UpstreamUnavailableError as error:
             if is_registry:
-                self._failed(error)
+                self.health.failed(error)
             raise
         self._observe(kind, response.status)
         self._metrics.upstream_first_byte(self.name, kind, self._now() - began)
@@ -241,9 +262,9 @@ class Exchange:
         """Take from an answer of the registry what it says beside its content."""
         status = response.status
         if status >= 500:
-            self._failed(UpstreamUnavailableError(f"{self.name} answered {status}"))
+            self.health.failed(UpstreamUnavailableError(f"{self.peer} answered {status}"))
         else:
-            self._succeeded()
+            self.health.succeeded()
         limit = retry.parse_ratelimit(response.headers.get("RateLimit-Limit"))
         remaining = retry.parse_ratelimit(response.headers.get("RateLimit-Remaining"))
         if limit is not None and remaining is not None:
@@ -252,49 +273,6 @@ class Exchange:
         elif question.kind == "manifest" and status == 200:
             # An account without limits is not told any.
             self.quota.counted(None, None)
-
-    # When not to ask.
-
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        """Let the block ask, or raise `UpstreamDownError`."""
-        now = self._now()
-        if outage := self._breaker.refusal(now):
-            raise self._down(outage, now)
-        is_probe = not self._breaker.is_closed
-        try:
-            yield
-        finally:
-            if is_probe:
-                self._breaker.abandoned()
-
-    def _succeeded(self) -> None:
-        if not self._breaker.is_closed:
-            self._metrics.upstream_up(self.name, is_up=True)
-            log.info("upstream_up", upstream=self.name)
-        self._breaker.succeeded()
-
-    def _failed(self, error: UpstreamUnavailableError) -> None:
-        weight = Weight.ANSWER
-        if isinstance(error.__cause__, ConnectionTimeoutError):
-            weight = Weight.NO_CONNECTION
-        elif isinstance(error, UpstreamTimeoutError):
-            weight = Weight.SILENCE
-        was_closed = self._breaker.is_closed
-        reason = str(error).removeprefix(f"{self.name} ")
-        self._breaker.failed(self._now(), reason, weight)
-        if was_closed and not self._breaker.is_closed:
-            self._metrics.upstream_up(self.name, is_up=False)
-            log.warning("upstream_down", upstream=self.name, reason=reason)
-
-    def _down(self, outage: Outage, now: float) -> UpstreamDownError:
-        since = time.gmtime(self._clock() - (now - outage.since))
-        wait = max(1.0, outage.until - now)
-        return UpstreamDownError(
-            f"{self.name} is down since {time.strftime('%H:%M:%S', since)} UTC, "
-            f"next attempt in {wait:.0f} s: {outage.reason}",
-            retry_after=wait,
-        )
 
     def _limited(self, hold: Hold, now: float) -> RateLimitedError:
         left = max(1.0, hold.left(now))
@@ -306,7 +284,7 @@ class Exchange:
                 return await login
         except TimeoutError as error:
             raise UpstreamTimeoutError(
-                f"{self.name}'s token server did not answer in time"
+                f"{self.peer}'s token server did not answer in time"
             ) from error
 
     # What it said.
@@ -317,14 +295,18 @@ class Exchange:
     async def _check(self, response: ClientResponse, question: Question) -> None:
         """Raise what a status other than success means."""
         status = response.status
-        if status in (200, 206) or (status in REDIRECTS and not question.follow):
+        if status in (200, 206):
+            if self.is_mirror and response.content_type == "text/html":
+                raise UpstreamError(f"{self.peer} sent a page where content was due")
+            return
+        if status in REDIRECTS and not question.follow:
             return
         reason = await explain.reason(response)
         if status != 429:
-            raise explain.refusal(self.name, status, question.kind, reason)
+            raise explain.refusal(self.peer, status, question.kind, reason)
         now = self._clock()
         seconds = retry.parse_retry_after(response.headers.get(hdrs.RETRY_AFTER), now)
-        hold = Hold(now, seconds, f"{self.name} limits its rate{reason}")
+        hold = Hold(now, seconds, f"{self.peer} limits its rate{reason}")
         if response.url.origin() == self._root.origin():
             self.quota.limited(hold, is_pull=question.is_pull)
         raise self._limited(hold, now)

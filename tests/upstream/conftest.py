@@ -16,6 +16,7 @@ from proxy.upstream.client import Upstream
 from proxy.upstream.egress import EgressGuard
 from proxy.upstream.exchange import Exchange, Timeouts
 from proxy.upstream.logins import Credentials
+from proxy.upstream.routes import Routes
 from proxy.upstream.session import open_session
 from tests.fakes.clock import Clock
 from tests.fakes.registry import FakeRegistry
@@ -60,7 +61,8 @@ async def connected(
             attempts=3,
             clock=Clock(),
         )
-        yield Upstream(exchange, metrics, min_rate=0, floor_window=10)
+        routes = Routes(exchange, [], metrics)
+        yield Upstream(routes, metrics, min_rate=0, floor_window=10)
 
 
 @pytest.fixture

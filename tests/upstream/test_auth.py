@@ -184,6 +184,6 @@ async def test_u17_any_lifetime_is_taken_for_a_sensible_one(registry, upstream, 
     for _ in range(2):
         await upstream.resolve("library/app", LATEST)
     assert registry.count("/token") == 1
-    (token,) = upstream._exchange._authenticator._tokens.values()
+    (token,) = upstream._registry._authenticator._tokens.values()
     remaining = token.expires - asyncio.get_running_loop().time()
     assert 45 < remaining < 3600

@@ -53,7 +53,7 @@ async def test_many_who_need_a_token_at_once_share_one(registry, upstream):
     image = registry.add_image()
     await upstream.resolve(APP, LATEST)
     registry.tokens.revoke()
-    upstream._exchange._authenticator._tokens.clear()
+    upstream._registry._authenticator._tokens.clear()
     digest = Digest.parse(image.digest)
     await asyncio.gather(*(upstream.resolve(APP, digest) for _ in range(50)))
     assert registry.count("/token") == 2
@@ -227,7 +227,7 @@ async def test_when_upstream_says_come_back_later_the_time_is_told(registry, ups
     with pytest.raises(RateLimitedError, match="pull rate limit") as caught:
         await upstream.fetch_manifest(APP, LATEST)
     assert caught.value.retry_after == 60
-    upstream._exchange._clock.turn(61)
+    upstream._registry._clock.turn(61)
     registry.fail("/manifests/", Fault(status=429, headers={"Retry-After": "7"}))
     with pytest.raises(RateLimitedError) as caught:
         await upstream.fetch_manifest(APP, LATEST)

@@ -139,7 +139,7 @@ async def test_a_guard_that_refuses_says_nothing_of_the_upstream(registry, conne
     for _ in range(8):
         with pytest.raises(Exception, match="may not send us"):
             await upstream.resolve(image.repository, Tag("latest"))
-    assert upstream._exchange._breaker.is_closed
+    assert upstream._registry.health.is_up
 
 
 async def test_a_refused_connection_is_named_by_its_reason_and_not_by_an_address():
