@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -43,6 +44,7 @@ from proxy.upstream.client import Upstream
 from proxy.upstream.credentials import CredentialSource
 from proxy.upstream.egress import EgressGuard
 from proxy.upstream.exchange import Exchange, Timeouts
+from proxy.upstream.proxies import Proxies
 from proxy.upstream.routes import Routes
 from proxy.upstream.session import open_session, tls_context
 
@@ -205,13 +207,13 @@ async def _open_upstream(
     clock: Callable[[], float],
 ) -> Upstream:
     settings, fetch = config.upstreams[name], config.fetch
-    tls = tls_context(name, settings)
+    tls, proxies = tls_context(name, settings), Proxies(os.environ, settings.proxy)
 
     async def exchange(
         url: str, login: Login, timeouts: Timeouts, attempts: int, *, is_mirror: bool = False
     ) -> Exchange:
-        guard = EgressGuard(URL(url), DefaultResolver())
-        session = open_session(guard, tls=tls, connect_timeout=timeouts.connect)
+        guard = EgressGuard(URL(url), DefaultResolver(), proxies)
+        session = open_session(guard, proxies, tls=tls, connect_timeout=timeouts.connect)
         await stack.enter_async_context(session)
         observe = partial(metrics.upstream_request, name, "token")
         return Exchange(

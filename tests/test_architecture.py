@@ -18,6 +18,7 @@ PURE = [
     "server/ranges.py",
     "upstream/breaker.py",
     "upstream/challenge.py",
+    "upstream/proxies.py",
     "upstream/quota.py",
     "upstream/retry.py",
 ]

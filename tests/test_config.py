@@ -262,6 +262,30 @@ def test_no_dump_shows_a_password(tmp_path):
         assert "***" in shown
 
 
+def test_a_proxy_is_shown_without_its_login(tmp_path):
+    text = "[upstreams.'docker.io']\nproxy = 'http://bob:hunter2@proxy.test:3128/'"
+    config = load_text(text, tmp_path)
+    assert config.upstreams["docker.io"].proxy == "http://bob:hunter2@proxy.test:3128"
+    for shown in (repr(config), str(config), to_toml(config), json.dumps(dump(config))):
+        assert "hunter2" not in shown
+        assert "http://***@proxy.test:3128" in shown
+
+
+@pytest.mark.parametrize("value", ["'socks5://hunter2'", "'http://a:hunter2@b@c'", "['hunter2']"])
+def test_an_error_does_not_show_the_login_of_a_proxy(tmp_path, value):
+    with pytest.raises(ConfigError, match=r"docker\.io\"\.proxy: ") as caught:
+        load_text(f"[upstreams.'docker.io']\nproxy = {value}", tmp_path)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_mirrors_are_addresses_without_paths(tmp_path):
+    text = "[upstreams.'docker.io']\nmirrors = ['https://mirror.test/', '{}']"
+    config = load_text(text.format("http://[::1]:5000"), tmp_path)
+    assert config.upstreams["docker.io"].mirrors == ("https://mirror.test", "http://[::1]:5000")
+    with pytest.raises(ConfigError, match=r"mirrors\[1\]: .* is not http"):
+        load_text(text.format("https://mirror.test/v2"), tmp_path)
+
+
 def test_an_error_does_not_show_a_password(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_text(f"{LOGIN}password = ['hunter2']", tmp_path)

@@ -6,6 +6,7 @@ from hypothesis import given, strategies as st
 from proxy.config import (
     Address,
     Duration,
+    ProxyUrl,
     RegistryUrl,
     Size,
     StoreLimit,
@@ -111,6 +112,32 @@ def test_an_address_has_a_host_and_a_port(text, host, port):
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(ValueError, match="host:port"):
         Address.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", ""),
+        ("http://proxy.test", "http://proxy.test"),
+        ("HTTP://10.0.0.1:3128/", "HTTP://10.0.0.1:3128"),
+        ("http://[::1]:3128", "http://[::1]:3128"),
+        ("http://u:p%40@proxy.test:3128", "http://***@proxy.test:3128"),
+        ("http://u@proxy.test", "http://***@proxy.test"),
+    ],
+)
+def test_of_a_proxys_address_the_login_is_the_secret(text, shown):
+    proxy = ProxyUrl.parse(text)
+    assert proxy.shown == shown
+    assert repr(proxy) == repr(shown)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["proxy.test:1", "https://p", "http://", "http://a/b", "http://a:65536", "http://127.1", "a b"],
+)
+def test_what_is_no_proxys_address_is_refused(text):
+    with pytest.raises(ValueError, match="not a proxy's address"):
+        ProxyUrl.parse(text)
 
 
 @pytest.mark.parametrize(

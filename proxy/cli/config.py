@@ -1,6 +1,7 @@
 """`pullcache config`: what the configuration is, and whether it is right."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from proxy.cli.options import config_options, load_config
 from proxy.config import Config, UpstreamSettings, dump, json_schema, to_toml
 from proxy.errors import ConfigError
 from proxy.upstream.logins import helper_program, read_docker_config, server_of
+from proxy.upstream.proxies import Proxies
 
 
 @click.group()
@@ -45,6 +47,7 @@ def _check_files(config: Config) -> None:
     """Read the files that the configuration names, or raise `ConfigError`."""
     for name, upstream in config.upstreams.items():
         _check_login(upstream)
+        Proxies(os.environ, upstream.proxy)
         if not upstream.ca_file:
             continue
         try:

@@ -16,7 +16,7 @@ from proxy.config.schema import (
     StoreSettings,
     UpstreamSettings,
 )
-from proxy.config.values import Address, Duration, RegistryUrl, Secret, Size, StoreLimit
+from proxy.config.values import Address, Duration, ProxyUrl, RegistryUrl, Secret, Size, StoreLimit
 
 __all__ = [
     "Address",
@@ -25,6 +25,7 @@ __all__ = [
     "FetchSettings",
     "LogSettings",
     "ManifestsSettings",
+    "ProxyUrl",
     "RegistryUrl",
     "Secret",
     "ServerSettings",

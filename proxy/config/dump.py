@@ -66,7 +66,7 @@ def _plain(value: Any) -> Any:
         case tuple() | list():
             return [_plain(item) for item in value]
         case Secret():
-            return "***" if value else ""
+            return value.shown
         case _:
             return value if type(value) in {bool, int} else str(value)
 

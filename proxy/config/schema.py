@@ -8,6 +8,7 @@ from msgspec import Meta, Struct, field
 from proxy.config.values import (
     Address,
     Duration,
+    ProxyUrl,
     RegistryUrl,
     Secret,
     Size,
@@ -192,6 +193,13 @@ class UpstreamSettings(Section, frozen=True):
     ca_file: Annotated[
         str, Meta(description="PEM certificates to trust for it beside the system's.")
     ] = ""
+    proxy: Annotated[
+        ProxyUrl,
+        Meta(
+            description="The proxy to ask through, http://[user:password@]host:port; empty is the "
+            "environment's HTTP_PROXY and HTTPS_PROXY."
+        ),
+    ] = ProxyUrl("")
     allow: Annotated[
         tuple[str, ...], Meta(description="Globs of the repositories that may be pulled.")
     ] = ("*",)

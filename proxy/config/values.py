@@ -168,8 +168,42 @@ class Secret(str):
             raise ValueError("expected a string")  # noqa: TRY004 - msgspec adds paths to these only
         return cls(value)
 
+    @property
+    def shown(self) -> str:
+        """What of it may be shown."""
+        return "***" if self else ""
+
     def __repr__(self) -> str:
-        return "'***'" if self else "''"
+        return repr(self.shown)
+
+
+class ProxyUrl(Secret):
+    """A proxy's address, http://[user:password@]host[:port]; its login is the secret."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {
+        "type": "string",
+        "examples": ["http://user:password@proxy.example:3128"],
+    }
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the address without a trailing slash, or raise `ValueError` without naming it."""
+        text = Secret.parse(value).strip().rstrip("/")
+        host = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])"
+        match = re.fullmatch(
+            rf"http://(?:[^@/?#\s]*@)?({host})(?::([0-9]{{1,5}}))?", text, re.IGNORECASE
+        )
+        is_right = match and _is_host(match[1].strip("[]")) and int(match[2] or 0) <= 65535
+        if text and not is_right:
+            raise ValueError("not a proxy's address (write http://[user:password@]host:port)")
+        return cls(text)
+
+    @property
+    def shown(self) -> str:
+        """The address, its login as ***."""
+        login, at, rest = self.rpartition("@")
+        return f"http://***@{rest}" if at and login else str(self)
 
 
 def parse(kind: Any, value: object) -> Any:

@@ -16,6 +16,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from proxy.errors import UpstreamError
+from proxy.upstream.proxies import Proxies
 
 
 class Zone(IntEnum):
@@ -65,6 +66,9 @@ def zone_of(address: IPv4Address | IPv6Address) -> Zone:
     return next((zone for network, zone in _ZONES if address in network), Zone.NOWHERE)
 
 
+_NO_PROXIES = Proxies({})
+
+
 class EgressGuard(AbstractResolver):
     """Lets one upstream's connections go out, as far as the upstream itself is.
 
@@ -73,11 +77,17 @@ class EgressGuard(AbstractResolver):
     as near as the upstream is, and no nearer: a registry on this site may store its blobs on
     this site, one on the internet may not send us here. A name that leads out and in at once, or by
     turns, counts as out for as long as the guard lives.
+
+    A proxy may be anywhere. What goes through one is judged only if it is an address: names are
+    for the proxy to resolve, and to allow.
     """
 
-    def __init__(self, url: URL, resolver: AbstractResolver) -> None:
+    def __init__(
+        self, url: URL, resolver: AbstractResolver, proxies: Proxies = _NO_PROXIES
+    ) -> None:
         self._home = _plain(url)
         self._resolver = resolver
+        self._proxies = proxies
         literal = _literal(self._home)
         self._reach = None if literal is None else _reach(zone_of(literal))
 
@@ -94,7 +104,8 @@ class EgressGuard(AbstractResolver):
         if is_home and zones:
             reach = _reach(min(zones))
             self._reach = reach if self._reach is None else min(reach, self._reach)
-        limit = Zone.LOOPBACK if is_home else (self._reach or Zone.PUBLIC)
+        is_ours = is_home or self._proxies.is_proxy(host, port)
+        limit = Zone.LOOPBACK if is_ours else (self._reach or Zone.PUBLIC)
         allowed = [one for one, zone in zip(found, zones, strict=True) if zone <= limit]
         if found and not allowed:
             raise _refusal(f"{host} ({found[0]['host']})", zones[0])
@@ -114,6 +125,9 @@ class EgressGuard(AbstractResolver):
             zone = zone_of(address)
             if zone > (self._reach or Zone.PUBLIC):
                 raise _refusal(host, zone)
+        is_direct = self._proxies.of(request.url) is None
+        if is_direct and host != self._home and self._proxies.is_proxy(host, request.url.port):
+            raise UpstreamError(f"upstream leads to {host[:80]}, a proxy, where it may not send us")
         return await handler(request)
 
 

@@ -2,27 +2,43 @@
 
 import ssl
 
-from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
+from aiohttp import (
+    ClientConnectorDNSError,
+    ClientHandlerType,
+    ClientHttpProxyError,
+    ClientMiddlewareType,
+    ClientProxyConnectionError,
+    ClientRequest,
+    ClientResponse,
+    ClientSession,
+    ClientTimeout,
+    DummyCookieJar,
+    TCPConnector,
+    hdrs,
+)
+from multidict import CIMultiDict
 
 from proxy import __version__
 from proxy.config import UpstreamSettings
 from proxy.errors import ConfigError
 from proxy.upstream.egress import EgressGuard
+from proxy.upstream.proxies import Proxies
 
 # A token is asked for within this time, in seconds; what else is asked says its own.
 TOTAL_TIMEOUT = 8.0
 
 
 def open_session(
-    guard: EgressGuard, *, tls: ssl.SSLContext, connect_timeout: float
+    guard: EgressGuard, proxies: Proxies, *, tls: ssl.SSLContext, connect_timeout: float
 ) -> ClientSession:
     """Return a session whose connections all pass `guard`. The caller closes it.
 
-    It keeps no cookies, reads no netrc, and leaves URLs and bodies as they are.
+    It keeps no cookies, reads no netrc (which aiohttp's `trust_env` would, with the proxies of the
+    environment), and leaves URLs and bodies as they are.
     """
     return ClientSession(
         connector=TCPConnector(limit=0, ssl=tls, resolver=guard),
-        middlewares=(guard.middleware,),
+        middlewares=(guard.middleware, _through(proxies)),
         timeout=ClientTimeout(total=TOTAL_TIMEOUT, sock_connect=connect_timeout),
         cookie_jar=DummyCookieJar(),
         auto_decompress=False,
@@ -33,6 +49,31 @@ def open_session(
         max_line_size=32 << 10,
         max_field_size=32 << 10,
     )
+
+
+def _through(proxies: Proxies) -> ClientMiddlewareType:
+    """Return what sends each request through its proxy: https by CONNECT, http by absolute URL."""
+
+    async def send(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        proxy = proxies.of(request.url)
+        if proxy is None:
+            return await handler(request)
+        tunnel: CIMultiDict[str] = CIMultiDict()
+        if proxy.authorization:
+            headers = tunnel if request.is_ssl() else request.headers
+            headers[hdrs.PROXY_AUTHORIZATION] = proxy.authorization
+        request.update_proxy(proxy.url, None, tunnel)
+        try:
+            response = await handler(request)
+        except ClientConnectorDNSError as error:
+            # Behind a proxy no other name is looked up.
+            raise ClientProxyConnectionError(request.connection_key, error.os_error) from error
+        if response.status == 407 and not request.is_ssl():
+            response.close()
+            raise ClientHttpProxyError(response.request_info, response.history, status=407)
+        return response
+
+    return send
 
 
 def tls_context(name: str, settings: UpstreamSettings) -> ssl.SSLContext:

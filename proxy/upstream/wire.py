@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from aiohttp import ClientConnectorError, ClientError, ClientResponse, ClientResponseError
+from aiohttp import (
+    ClientConnectorError,
+    ClientError,
+    ClientHttpProxyError,
+    ClientProxyConnectionError,
+    ClientResponse,
+    ClientResponseError,
+)
 
 from proxy.errors import UpstreamError, UpstreamTimeoutError, UpstreamUnavailableError
 
@@ -34,12 +41,19 @@ _OUT_OF_TIME = frozenset({9, 10})
 
 def _reason(error: Exception) -> str:
     """Return what happened, without the URL, which may be a signed one, in at most 80 characters."""
-    if isinstance(error, ClientConnectorError) and isinstance(error.os_error, ssl.SSLError):
+    if isinstance(error, ClientHttpProxyError):
+        is_login = error.status == 407
+        said = (
+            f"its proxy {'wants another login (407)' if is_login else f'answered {error.status}'}"
+        )
+    elif isinstance(error, ClientConnectorError) and isinstance(error.os_error, ssl.SSLError):
         said = _tls_reason(error.os_error)
     elif isinstance(error, ClientConnectorError):
         # uvloop puts an address where the reason should be. Of names it says a negative number.
         number = error.os_error.errno or 0
         said = os.strerror(number) if number > 0 else str(error.os_error.strerror)
+        if isinstance(error, ClientProxyConnectionError):
+            said = f"its proxy: {said}"
     elif isinstance(error, ClientResponseError):
         said = error.message
     else:

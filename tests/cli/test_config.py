@@ -70,6 +70,14 @@ def test_check_looks_for_the_credential_helper_without_running_it(tmp_path, monk
     assert not (tmp_path / "ran").exists()
 
 
+def test_check_looks_at_the_proxies_of_the_environment(file, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://bob:hunter2@proxy.test")
+    done = config("check", "-c", file)
+    assert done.exit_code == 2
+    assert "HTTPS_PROXY: not a proxy's address (write http://" in done.stderr
+    assert "hunter2" not in done.output
+
+
 def test_check_reads_the_certificates(file, tmp_path):
     with file.open("a") as stream:
         stream.write(f'ca_file = "{tmp_path}/ca.pem"')

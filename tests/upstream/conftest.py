@@ -16,6 +16,7 @@ from proxy.upstream.client import Upstream
 from proxy.upstream.egress import EgressGuard
 from proxy.upstream.exchange import Exchange, Timeouts
 from proxy.upstream.logins import Credentials
+from proxy.upstream.proxies import Proxies
 from proxy.upstream.routes import Routes
 from proxy.upstream.session import open_session
 from tests.fakes.clock import Clock
@@ -23,6 +24,7 @@ from tests.fakes.registry import FakeRegistry
 
 Connect = Callable[..., Any]
 
+DIRECT = Proxies({})
 PATIENT = Timeouts(connect=2, stall=5)
 
 
@@ -34,6 +36,8 @@ async def connected(
     offline: bool = False,
     guard: EgressGuard | None = None,
     timeouts: Timeouts = PATIENT,
+    proxies: Proxies = DIRECT,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Upstream]:
     """Yield a client of the registry at `url`."""
 
@@ -43,8 +47,9 @@ async def connected(
     metrics = Metrics(["fake"], "0")
     async with (
         open_session(
-            guard or EgressGuard(URL(url), aiohttp.DefaultResolver()),
-            tls=ssl.create_default_context(),
+            guard or EgressGuard(URL(url), aiohttp.DefaultResolver(), proxies),
+            proxies,
+            tls=tls or ssl.create_default_context(),
             connect_timeout=2.0,
         ) as session,
         asyncio.TaskGroup() as group,

@@ -1,0 +1,115 @@
+"""An HTTP proxy on loopback: CONNECT and absolute form. Every name leads to this machine."""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from tests.fakes.raw import HEAD_END
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the proxy was asked for, with its headers by lower-case name."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+
+
+class FakeProxy:
+    """Passes on what it is asked for, if it comes with `login`, a Proxy-Authorization value.
+
+    `status` is what it answers instead, `is_silent` that it does not answer.
+    """
+
+    def __init__(self, login: str = "") -> None:
+        self.login = login
+        self.status = 0
+        self.is_silent = False
+        self.asked: list[Asked] = []
+        self.port = 0
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        """The address to configure, without a login."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def targets(self, method: str = "") -> set[str]:
+        """Return what was asked for by `method`, or by any."""
+        return {one.target for one in self.asked if one.method == (method or one.method)}
+
+    async def start(self) -> None:
+        """Listen: the first time on a free port, later on the same one."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Stop listening and drop every connection."""
+        assert self._server is not None
+        self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        await self._server.wait_closed()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                await self._answer(reader, writer)
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(HEAD_END)).decode("latin-1")
+        lines = head.removesuffix("\r\n\r\n").split("\r\n")
+        method, target, _ = lines[0].split(" ")
+        pairs = [line.partition(": ") for line in lines[1:]]
+        headers = {name.lower(): value for name, _, value in pairs}
+        self.asked.append(Asked(method, target, headers))
+        is_known = headers.get("proxy-authorization", "") == self.login
+        status = self.status or (0 if is_known else 407)
+        if self.is_silent:
+            await reader.read()
+            return
+        if status:
+            writer.write(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status)
+            return
+        place = target if method == "CONNECT" else target.split("/", 3)[2]
+        there, back = await asyncio.open_connection("127.0.0.1", int(place.rpartition(":")[2]))
+        self._writers.add(back)
+        try:
+            if method == "CONNECT":
+                writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            else:
+                kept = [line for line in lines[1:] if not line.lower().startswith("proxy-")]
+                first = f"{method} /{target.split('/', 3)[3]} HTTP/1.1"
+                back.write("\r\n".join([first, *kept, "Connection: close"]).encode() + HEAD_END)
+            await asyncio.gather(_pass(reader, back), _pass(there, writer))
+        finally:
+            self._writers.discard(back)
+            back.close()
+
+
+async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+    writer.close()

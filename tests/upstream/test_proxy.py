@@ -1,0 +1,356 @@
+"""Upstreams behind a proxy: named in the configuration or by the environment, with all that it may do."""
+
+import ssl
+from base64 import b64encode
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from structlog.testing import capture_logs
+from yarl import URL
+
+from proxy.config import ProxyUrl
+from proxy.errors import ConfigError, UpstreamError, UpstreamTimeoutError
+from proxy.oci.reference import Tag
+from proxy.upstream.egress import EgressGuard
+from proxy.upstream.exchange import Timeouts
+from proxy.upstream.proxies import Proxies
+from tests.fakes.faults import Fault
+from tests.fakes.names import PUBLIC, Names
+from tests.fakes.proxy import FakeProxy
+from tests.fakes.registry import FakeRegistry
+from tests.program import Program
+
+LATEST = Tag("latest")
+HUB = "docker.io"
+LOGIN = "Basic " + b64encode(b"bob:CANARY@:%").decode()
+
+MakeProgram = Callable[..., Awaitable[Program]]
+
+
+class NamedRegistry(FakeRegistry):
+    """A registry that is known by names which only a proxy can resolve."""
+
+    @property
+    def url(self) -> str:
+        return self.front.url.replace("127.0.0.1", "registry.test")
+
+    @property
+    def cdn_url(self) -> str:
+        return self.edge.url.replace("127.0.0.1", "cdn.test")
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[FakeProxy]:
+    """A proxy that asks for no login."""
+    async with FakeProxy() as proxy:
+        yield proxy
+
+
+@pytest.fixture(params=["http", "https"])
+async def named(request, tmp_path: Path) -> AsyncIterator[NamedRegistry]:
+    """A registry beyond a proxy, by either scheme; trusted by `ca.pem`."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("registry.test", "cdn.test").configure_cert(context)
+    async with NamedRegistry(tls=context if request.param == "https" else None) as registry:
+        yield registry
+
+
+@pytest.fixture
+def behind(make_program: MakeProgram, tmp_path: Path, named: NamedRegistry) -> MakeProgram:
+    """Start the program before the registry that only a proxy can reach."""
+
+    async def make(**settings: Any) -> Program:
+        table = {"url": named.url, "ca_file": str(tmp_path / "ca.pem"), **settings}
+        return await make_program(upstreams={HUB: table})
+
+    return make
+
+
+def with_login(proxy: FakeProxy, login: str) -> str:
+    return proxy.url.replace("http://", f"http://{login}@")
+
+
+async def test_everything_goes_through_the_proxy_that_is_configured(named, proxy, behind):
+    image = named.add_image(index=True)
+    program = await behind(proxy=proxy.url)
+    await program.pull(image)
+    hosts = {f"registry.test:{named.front.port}", f"cdn.test:{named.edge.port}"}
+    if named.front.tls:
+        assert proxy.targets() == proxy.targets("CONNECT") == hosts
+    else:
+        assert {URL(target).authority for target in proxy.targets()} == hosts
+        assert not proxy.targets("CONNECT")
+
+
+@pytest.mark.parametrize("form", ["{}", "{}/", "bare"])
+async def test_the_environments_proxy_is_used_where_none_is_configured(
+    named, proxy, behind, monkeypatch, form
+):
+    image = named.add_image()
+    address = proxy.url.removeprefix("http://") if form == "bare" else form.format(proxy.url)
+    monkeypatch.setenv("HTTPS_PROXY" if named.front.tls else "HTTP_PROXY", address)
+    program = await behind()
+    await program.pull(image)
+    assert proxy.asked
+
+
+async def test_a_proxy_that_wants_a_login_gets_it_and_the_registry_does_not(named, proxy, behind):
+    image = named.add_image()
+    proxy.login = LOGIN
+    program = await behind(proxy=with_login(proxy, "bob:CANARY%40%3A%25"))
+    await program.pull(image)
+    assert {one.headers["proxy-authorization"] for one in proxy.asked} == {LOGIN}
+    told = repr([dict(seen.headers) for seen in named.requests])
+    assert LOGIN not in told
+    assert "Proxy-" not in told
+
+
+async def test_a_proxy_that_refuses_the_login_is_named_as_the_reason(named, proxy, behind):
+    named.add_image()
+    proxy.login = LOGIN
+    with capture_logs() as logs:
+        program = await behind(proxy=with_login(proxy, "bob:CANARY-wrong"))
+        answer = await program.manifest("library/app")
+    assert (answer.status, answer.code) == (503, "UNAVAILABLE")
+    message = answer.json["errors"][0]["message"]
+    assert message == "docker.io cannot be reached: its proxy wants another login (407)"
+    shown = repr([logs, answer, program.sections, (await program.ask("/metrics")).body])
+    assert "CANARY" not in shown
+    assert b64encode(b"bob:CANARY-wrong").decode() not in shown
+    assert not named.requests
+
+
+@pytest.mark.parametrize("status", [403, 502])
+async def test_a_proxy_that_opens_no_tunnel_is_named_as_the_reason(named, proxy, behind, status):
+    named.add_image()
+    proxy.status = status
+    answer = await (await behind(proxy=proxy.url)).manifest("library/app")
+    if named.front.tls:
+        assert f"its proxy answered {status}" in answer.json["errors"][0]["message"]
+        assert answer.status == 503
+
+
+async def test_a_proxy_that_is_down_opens_the_breaker_until_it_is_back(named, proxy, behind):
+    image = named.add_image()
+    program = await behind(proxy=proxy.url)
+    await proxy.stop()
+    answer = await program.manifest(image)
+    message = answer.json["errors"][0]["message"]
+    assert (answer.status, "its proxy: Connection refused" in message) == (503, True)
+    while await program.metric("pullcache_upstream_up"):
+        assert (await program.manifest(image)).status == 503
+    await proxy.start()
+    await program.recovered()
+    await program.pull(image)
+
+
+async def test_a_proxy_whose_name_nobody_knows_is_named_as_the_reason(named, behind):
+    answer = await (await behind(proxy="http://proxy.invalid:3128")).manifest("library/app")
+    assert answer.status == 503
+    assert "cannot be reached: its proxy: " in answer.json["errors"][0]["message"]
+
+
+async def test_a_proxy_that_is_silent_holds_up_nobody_for_longer(named, proxy, connect):
+    proxy.is_silent = True
+    upstream = await connect(
+        named.url,
+        proxies=Proxies({"ALL_PROXY": proxy.url}),
+        timeouts=Timeouts(2, 5, question=0.3),
+    )
+    with pytest.raises(UpstreamTimeoutError):
+        await upstream.resolve("library/app", LATEST)
+    assert proxy.asked
+
+
+async def test_a_host_in_no_proxy_is_asked_directly(named, proxy, behind, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "other.test,.test")
+    answer = await (await behind(proxy=proxy.url)).manifest("library/app")
+    # No name service here knows it.
+    assert "docker.io cannot be reached: " in answer.json["errors"][0]["message"]
+    assert "proxy" not in answer.json["errors"][0]["message"]
+    assert proxy.asked == []
+
+
+async def test_this_machine_is_asked_directly(registry, proxy, make_program, monkeypatch):
+    image = registry.add_image()
+    monkeypatch.setenv("ALL_PROXY", proxy.url)
+    program = await make_program()
+    await program.pull(image)
+    assert proxy.asked == []
+
+
+async def test_a_mirror_on_this_machine_needs_no_proxy_where_the_registry_does(
+    named, registry, proxy, behind
+):
+    image = registry.add_image()
+    other = named.add_image("library/other")
+    program = await behind(proxy=proxy.url, mirrors=[registry.url])
+    await program.pull(image)
+    assert proxy.asked == []
+    await program.pull(other)
+    assert proxy.asked
+
+
+async def test_netrc_is_not_read(named, proxy, behind, monkeypatch, tmp_path):
+    image = named.add_image()
+    lines = [f"machine {name} login bob password CANARY" for name in ("registry.test", "127.0.0.1")]
+    (tmp_path / ".netrc").write_text("\n".join([*lines, "default login bob password CANARY"]))
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ALL_PROXY", proxy.url)
+    await (await behind()).pull(image)
+    told = repr([[dict(seen.headers) for seen in named.requests], proxy.asked])
+    assert "Basic" not in told
+
+
+PLACES = [
+    "http://10.0.0.1/",
+    "http://169.254.169.254/",
+    "http://[::1]/",
+    "http://127.1/",
+    "http://localhost:1/",
+    "http://x.localhost:1/",
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+async def test_behind_a_proxy_too_nobody_leads_us_to_a_private_address(
+    named, proxy, connect, place, tmp_path
+):
+    if named.front.tls:
+        place = place.replace("http:", "https:")
+    proxies = Proxies({"ALL_PROXY": proxy.url})
+    names = Names({name: [["127.0.0.1"]] for name in ("localhost", "x.localhost")})
+    tls = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+    guard = EgressGuard(URL(named.url), names, proxies)
+    upstream = await connect(named.url, proxies=proxies, guard=guard, tls=tls)
+    named.auth = False
+    named.fail("/v2/", Fault(status=307, body=b"", headers={"Location": place}), times=None)
+    with pytest.raises(UpstreamError) as caught:
+        await upstream.resolve("library/app", LATEST)
+    assert type(caught.value) is UpstreamError
+    assert all("registry.test" in target for target in proxy.targets())
+    assert proxy.asked
+
+
+async def test_a_proxy_may_be_anywhere_and_nothing_else_may_for_that():
+    environ = {"ALL_PROXY": "http://proxy.test:3128"}
+    names = {"proxy.test": [["10.0.0.1"]], "other.test": [["10.0.0.2"]], "hub.test": [[PUBLIC]]}
+    guard = EgressGuard(URL("http://hub.test"), Names(names), Proxies(environ))
+    assert await guard.resolve("proxy.test", 3128)
+    for host, port in (("proxy.test", 80), ("other.test", 3128)):
+        with pytest.raises(UpstreamError, match="a private"):
+            await guard.resolve(host, port)
+
+
+async def test_nobody_leads_us_to_the_proxy_as_if_it_were_a_registry(proxy, connect):
+    address = proxy.url.replace("127.0.0.1", "proxy.test")
+    proxies = Proxies({"ALL_PROXY": address, "NO_PROXY": "proxy.test"})
+    names = Names({"proxy.test": [["127.0.0.1"]]})
+    url = "http://registry.test"
+    async with NamedRegistry(auth=False) as registry:
+        url = registry.url
+        guard = EgressGuard(URL(url), names, proxies)
+        upstream = await connect(url, proxies=proxies, guard=guard)
+        fault = Fault(status=307, body=b"", headers={"Location": f"{address}/admin"})
+        registry.fail("/v2/", fault, times=None)
+        with pytest.raises(UpstreamError, match=r"leads to proxy\.test, a proxy"):
+            await upstream.resolve("library/app", LATEST)
+    assert not [target for target in proxy.targets() if "admin" in target]
+
+
+def through(environ: dict[str, str], url: str, proxy: str = "") -> str:
+    found = Proxies(environ, ProxyUrl.parse(proxy)).of(URL(url))
+    return str(found.url) if found else ""
+
+
+@pytest.mark.parametrize(
+    ("environ", "url", "proxy"),
+    [
+        ({}, "https://hub.test", ""),
+        ({"HTTP_PROXY": "p"}, "http://hub.test", "http://p"),
+        ({"HTTP_PROXY": "p"}, "https://hub.test", ""),
+        ({"HTTPS_PROXY": "p:1"}, "https://hub.test", "http://p:1"),
+        ({"https_proxy": "p:1"}, "https://hub.test", "http://p:1"),
+        ({"HTTPS_PROXY": "p:1", "https_proxy": "q:1"}, "https://hub.test", "http://p:1"),
+        ({"HTTPS_PROXY": "", "https_proxy": "q:1"}, "https://hub.test", "http://q:1"),
+        ({"HTTPS_PROXY": "p:1", "ALL_PROXY": "socks5://q"}, "https://hub.test", "http://p:1"),
+        ({"all_proxy": "p:1"}, "http://hub.test", "http://p:1"),
+        ({"ALL_PROXY": "p:1"}, "http://localhost", ""),
+        ({"ALL_PROXY": "p:1"}, "http://a.localhost.:80", ""),
+        ({"ALL_PROXY": "p:1"}, "http://127.0.0.2", ""),
+        ({"ALL_PROXY": "p:1"}, "http://[::1]", ""),
+        ({"ALL_PROXY": "p:1"}, "http://[::ffff:127.0.0.1]", ""),
+        ({"ALL_PROXY": "p:1"}, "http://127.1", "http://p:1"),
+    ],
+)
+def test_the_environment_means_what_it_means_elsewhere(environ, url, proxy):
+    if environ.get("HTTPS_PROXY") and "socks5" in environ.get("ALL_PROXY", ""):
+        environ = {**environ, "HTTP_PROXY": "p"}  # what is not used is not looked at
+    assert through(environ, url).removesuffix("/") == proxy
+
+
+@pytest.mark.parametrize(
+    ("rules", "url", "is_direct"),
+    [
+        ("*", "http://a.test", True),
+        (" x , a.test ", "http://a.test", True),
+        ("a.test", "http://b.a.test", True),
+        ("a.test", "http://ba.test", False),
+        ("A.Test", "http://a.test", True),
+        (".a.test", "http://a.test", False),
+        (".a.test", "http://b.a.test", True),
+        ("*.a.test", "http://b.a.test", True),
+        ("*.a.test", "http://a.test", False),
+        ("a.test:80", "http://a.test", True),
+        ("a.test:443", "http://a.test", False),
+        ("a.test:8080", "http://a.test:8080", True),
+        ("10.0.0.1", "http://10.0.0.1:5", True),
+        ("10.0.0.1:6", "http://10.0.0.1:5", False),
+        ("10.0.0.0/8", "http://10.9.9.9", True),
+        ("10.0.0.1/8", "http://10.9.9.9", True),
+        ("10.0.0.0/8", "http://11.0.0.1", False),
+        ("10.0.0.0/8", "http://a.test", False),
+        ("10.0.0.0/99,::/x,:80,.,,", "http://10.0.0.1", False),
+        ("fd00::/8", "http://[fd00::1]", True),
+        ("fd00::1", "http://[fd00::1]:5", True),
+        ("[fd00::1]:5", "http://[fd00::1]:5", True),
+        ("[fd00::1]:5", "http://[fd00::1]:6", False),
+        ("10.0.0.0/8", "http://[::ffff:10.0.0.1]", True),
+        ("a.test", "http://a.test.", True),
+    ],
+)
+def test_no_proxy_means_what_it_means_to_docker(rules, url, is_direct):
+    for name in ("NO_PROXY", "no_proxy"):
+        assert through({name: rules}, url, "http://p:1") == ("" if is_direct else "http://p:1")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["https://bob:CANARY@p", "socks5://CANARY", "http://p:99999", "http://CANARY@p/x", "p q"],
+)
+def test_a_proxy_of_the_environment_that_cannot_be_used_is_an_error_that_keeps_it_secret(value):
+    with pytest.raises(ConfigError, match="HTTPS_PROXY: not a proxy's address") as caught:
+        Proxies({"HTTPS_PROXY": value})
+    assert "CANARY" not in str(caught.value)
+
+
+def test_a_proxy_shows_no_login():
+    proxy = Proxies({}, ProxyUrl.parse("http://bob:CANARY@p:1")).of(URL("http://a.test"))
+    assert proxy is not None
+    assert "CANARY" not in repr(proxy)
+    assert str(proxy.url) == "http://p:1"
+    assert proxy.authorization.startswith("Basic ")
