@@ -27,6 +27,7 @@ from proxy.cache.filling import Disk
 from proxy.cache.listings import Listings
 from proxy.cache.prefetch import Prefetch
 from proxy.cache.pull_through import PullThrough
+from proxy.cache.search import Search
 from proxy.cache.slots import Slots
 from proxy.config import Config
 from proxy.errors import ConfigError, StorageError
@@ -159,6 +160,7 @@ async def open_cache(
             group=group,
             clock=clock,
         )
+        search = Search(config=config, upstreams=upstreams, index=index, group=group, clock=clock)
         metrics.watch(_Gauges(space, index, downloads))
 
         async def check_store() -> None:
@@ -166,7 +168,7 @@ async def open_cache(
             index.oldest_use()
 
         prefetch = Prefetch(downloads, index) if config.fetch.prefetch == "layers" else None
-        registry = Registry(config.upstreams, cache, listings, prefetch, threads)
+        registry = Registry(config.upstreams, cache, listings, prefetch, search, threads)
         admin = Admin(metrics, check_store, threads)
         addresses = await _listen(stack, config, Middleware(registry, admin, metrics, access_log))
         group.create_task(_keep_house(space, index, config))
@@ -210,14 +212,20 @@ async def _open_upstream(
     tls, proxies = tls_context(name, settings), Proxies(os.environ, settings.proxy)
 
     async def exchange(
-        url: str, login: Login, timeouts: Timeouts, attempts: int, *, is_mirror: bool = False
+        url: str,
+        login: Login,
+        timeouts: Timeouts,
+        attempts: int,
+        *,
+        label: str = name,
+        is_mirror: bool = False,
     ) -> Exchange:
         guard = EgressGuard(URL(url), DefaultResolver(), proxies)
         session = open_session(guard, proxies, tls=tls, connect_timeout=timeouts.connect)
         await stack.enter_async_context(session)
-        observe = partial(metrics.upstream_request, name, "token")
+        observe = partial(metrics.upstream_request, label, "token")
         return Exchange(
-            name,
+            label,
             url,
             session=session,
             authenticator=Authenticator(URL(url), session, group, login, observe),
@@ -239,7 +247,19 @@ async def _open_upstream(
     ]
     routes = Routes(registry, mirrors, metrics)
     metrics.watch_upstream(name, lambda: routes.is_up)
-    return Upstream(routes, metrics, min_rate=fetch.min_rate, floor_window=2 * fetch.stall_timeout)
+    found_by, searched = URL(config.search_url(name)), None
+    if found_by.absolute and found_by.origin() != URL(settings.url).origin():
+        # It has a breaker and limits of its own, under its own name; the login is not for it.
+        searched = await exchange(
+            str(found_by), anonymous, timeouts, fetch.attempts, label=found_by.authority
+        )
+    return Upstream(
+        routes,
+        metrics,
+        min_rate=fetch.min_rate,
+        floor_window=2 * fetch.stall_timeout,
+        searched=searched,
+    )
 
 
 async def _listen(stack: AsyncExitStack, config: Config, handler: Middleware) -> list[str]:

@@ -21,6 +21,7 @@ PURE = [
     "upstream/proxies.py",
     "upstream/quota.py",
     "upstream/retry.py",
+    "upstream/search.py",
 ]
 
 

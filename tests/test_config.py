@@ -364,3 +364,27 @@ def test_the_schema_holds_the_defaults():
         "min_free": "1GB",
         "max_idle": "0s",
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "https://index.docker.io"),
+        ("url = 'https://registry-1.docker.io/'", "https://index.docker.io"),
+        ("url = 'http://mirror.test:5000'", "http://mirror.test:5000"),
+        ("search_url = 'https://search.test/'", "https://search.test"),
+        ("url = 'http://mirror.test'\nsearch_url = 'https://search.test'", "https://search.test"),
+    ],
+)
+def test_docker_hub_is_searched_where_it_is_or_where_its_address_leads(text, expected, tmp_path):
+    config = load_text(f"[upstreams.'docker.io']\n{text}", tmp_path)
+    assert config.search_url("docker.io") == expected
+
+
+def test_other_upstreams_are_searched_only_where_it_is_said(tmp_path):
+    text = "[upstreams.'quay.io']\nsearch_url = 'https://quay.io'\n[upstreams.'ghcr.io']"
+    config = load_text(text, tmp_path)
+    assert config.search_url("quay.io") == "https://quay.io"
+    assert config.search_url("ghcr.io") == ""
+    with pytest.raises(ConfigError, match="search_url: 'x' is not http"):
+        load_text("[upstreams.'ghcr.io']\nsearch_url = 'x'", tmp_path)

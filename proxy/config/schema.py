@@ -8,6 +8,7 @@ from msgspec import Meta, Struct, field
 from proxy.config.values import (
     Address,
     Duration,
+    OptionalUrl,
     ProxyUrl,
     RegistryUrl,
     Secret,
@@ -19,6 +20,8 @@ from proxy.errors import ConfigError
 
 DEFAULT_UPSTREAM = "docker.io"
 DEFAULT_URL = RegistryUrl("https://registry-1.docker.io")
+# Docker Hub is searched elsewhere than it is pulled from.
+DEFAULT_SEARCH_URL = OptionalUrl("https://index.docker.io")
 
 # The addresses of registries that are known by name: their tables need no url.
 PRESETS = {
@@ -187,6 +190,13 @@ class UpstreamSettings(Section, frozen=True):
     docker_config: Annotated[
         str, Meta(description="A docker config.json that holds the login, or names its helper.")
     ] = ""
+    search_url: Annotated[
+        OptionalUrl,
+        Meta(
+            description="Where `docker search` goes, by /v1/search. Empty is https://index.docker.io for "
+            "docker.io, or docker.io's own url if that is another; for others what is cached."
+        ),
+    ] = OptionalUrl("")
     hosts: Annotated[
         tuple[str, ...], Meta(description="Host headers of requests that mean this upstream.")
     ] = ()
@@ -245,3 +255,10 @@ class Config(Section, frozen=True):
         dict[str, UpstreamSettings],
         Meta(description="The registries that may be asked; no other ever is."),
     ] = field(default_factory=lambda: {DEFAULT_UPSTREAM: UpstreamSettings(url=DEFAULT_URL)})
+
+    def search_url(self, name: str) -> str:
+        """Return where the upstream called `name` is searched, empty if nowhere."""
+        settings = self.upstreams[name]
+        if settings.search_url or name != DEFAULT_UPSTREAM:
+            return settings.search_url
+        return DEFAULT_SEARCH_URL if settings.url == DEFAULT_URL else settings.url

@@ -155,6 +155,17 @@ class RegistryUrl(str):
         return cls(str(value).strip().rstrip("/"))
 
 
+class OptionalUrl(RegistryUrl):
+    """A registry's address, or nothing."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the URL as `RegistryUrl.parse` does, or an empty text."""
+        return cls("") if value == "" else super().parse(value)
+
+
 class Secret(str):
     """A text whose `repr` does not give it away."""
 

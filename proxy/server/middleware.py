@@ -94,7 +94,7 @@ class Middleware:
         try:
             if request.version < HttpVersion10:
                 return _error_response(400, "UNSUPPORTED", "the request is not valid HTTP")
-            if not request.raw_path.startswith("/v2"):
+            if not request.raw_path.startswith(("/v1/", "/v2")):
                 return await self._admin.handle(request)
             if request.method not in ("GET", "HEAD"):
                 return _read_only(request)

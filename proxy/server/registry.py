@@ -1,4 +1,4 @@
-"""`/v2/*`: the read side of the distribution specification."""
+"""`/v2/*`: the read side of the distribution specification; and `/v1/search`."""
 
 import asyncio
 import sys
@@ -17,9 +17,10 @@ from proxy.cache.listings import Listings
 from proxy.cache.patience import DEADLINE
 from proxy.cache.prefetch import Prefetch
 from proxy.cache.pull_through import BlobAnswer, PullThrough
+from proxy.cache.search import DEFAULT_LIMIT, Search
 from proxy.config import UpstreamSettings
 from proxy.config.schema import DEFAULT_UPSTREAM
-from proxy.errors import UpstreamTimeoutError, UpstreamUnavailableError
+from proxy.errors import UnknownNameError, UpstreamTimeoutError, UpstreamUnavailableError
 from proxy.metrics import CacheState, Kind
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import OCI_INDEX
@@ -61,7 +62,7 @@ class Exchange:
 
 
 class Registry:
-    """Answers requests under `/v2/`."""
+    """Answers requests under `/v2/` and `/v1/`."""
 
     def __init__(
         self,
@@ -69,12 +70,14 @@ class Registry:
         cache: PullThrough,
         listings: Listings,
         prefetch: Prefetch | None,
+        search: Search,
         threads: Executor,
     ) -> None:
         self._router = Router(upstreams)
         self._cache = cache
         self._listings = listings
         self._prefetch = prefetch
+        self._search = search
         self._threads = threads
 
     async def handle(self, request: BaseRequest, exchange: Exchange) -> StreamResponse:
@@ -87,6 +90,8 @@ class Registry:
         if path == "/v2/_catalog":
             exchange.kind = "catalog"
             return self._catalog(query)
+        if path.startswith("/v1/"):
+            return await self._version_1(request, exchange, path, query)
         namespace = query.get("ns") if query else None
         target = self._router.parse(path, namespace, request.headers.get(hdrs.HOST))
         exchange.kind = target.kind
@@ -262,6 +267,54 @@ class Registry:
         headers = {"Cache-Status": _CACHE_STATUS["hit"], **link}
         return json_response({"repositories": page}, headers=headers)
 
+    # Version 1 of the API, of which `docker search` and `podman search` have stayed.
+
+    async def _version_1(
+        self,
+        request: BaseRequest,
+        exchange: Exchange,
+        path: str,
+        query: "MultiDictProxy[str] | None",
+    ) -> Response:
+        if path == "/v1/_ping":
+            exchange.kind = "ping"
+            # Without this docker takes us for a private registry, and sends its password to search.
+            headers = {
+                "X-Docker-Registry-Standalone": "false",
+                "Cache-Status": _CACHE_STATUS["none"],
+            }
+            return json_response({"standalone": False}, headers=headers)
+        if path != "/v1/search":
+            raise UnknownNameError("of version 1 there is only /v1/search; images are under /v2/")
+        exchange.kind = "search"
+        wanted = self._search.query(
+            query.get("q", "") if query else "",
+            upstream=self._router.upstream_of(request.headers.get(hdrs.HOST)),
+            limit=_number(query, "n", DEFAULT_LIMIT),
+            page=_number(query, "page", 1),
+        )
+        exchange.upstream = wanted.upstream
+        answer = await self._search.search(wanted)
+        exchange.cache = answer.state
+        document = {
+            "query": wanted.words,
+            "num_results": answer.page.total,
+            "num_pages": -(-answer.page.total // wanted.limit),
+            "page": wanted.page,
+            "page_size": wanted.limit,
+            "results": [
+                {
+                    "name": one.name,
+                    "description": one.description,
+                    "star_count": one.stars,
+                    "is_official": one.is_official,
+                    "is_automated": False,
+                }
+                for one in answer.page.results
+            ],
+        }
+        return json_response(document, headers={"Cache-Status": _CACHE_STATUS[answer.state]})
+
     # Headers.
 
     def _headers(self, exchange: Exchange, digest: Digest) -> dict[str, str]:
@@ -320,6 +373,14 @@ def _paginate(
     if namespace := query.get("ns"):
         parameters += f"&ns={quote(namespace, safe='')}"
     return page, {"Link": f'<{path}?{parameters}>; rel="next"'}
+
+
+def _number(query: "MultiDictProxy[str] | None", name: str, default: int) -> int:
+    """Return the number that the query gives, `default` if it gives none."""
+    try:
+        return int(query.get(name, "")) if query else default
+    except ValueError:
+        return default
 
 
 def _printable(text: str) -> str:

@@ -59,7 +59,7 @@ class Router:
 
         Raises `InvalidReferenceError`, `DeniedError`, and `UnknownNameError` for any other path.
         """
-        return self._target(path, namespace, self._host(host) if host and self._hosts else None)
+        return self._target(path, namespace, self.upstream_of(host))
 
     def _parse(self, path: str, namespace: str | None, named: str | None) -> Target:
         match = _PATH.fullmatch(path)
@@ -100,6 +100,9 @@ class Router:
         policy.check_allowed(name, allow=rules.allow, deny=rules.deny)
         return Repository(upstream, name)
 
-    def _host(self, host: str) -> str | None:
+    def upstream_of(self, host: str | None) -> str | None:
+        """Return the upstream that a `Host` header means, None if it means none."""
+        if not host or not self._hosts:
+            return None
         host = host.lower()
         return self._hosts.get(host) or self._hosts.get(host.rpartition(":")[0])

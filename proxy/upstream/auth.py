@@ -116,7 +116,9 @@ class Authenticator:
         realm = _realm(challenge)
         if self._registry.scheme == "https" and realm.scheme == "http":
             raise UpstreamError("upstream names a token server without https, which is refused")
-        query = {"scope": f"repository:{repository}:pull"}
+        # Without a repository a registry is searched; docker asks for that in these words.
+        scope = f"repository:{repository}:pull" if repository else "registry:catalog:search"
+        query = {"scope": scope}
         if service := challenge.parameters.get("service"):
             query["service"] = service
         headers = {}

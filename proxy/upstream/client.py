@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import urlencode
 
 from aiohttp import ClientResponse, StreamReader, hdrs
 
@@ -25,15 +26,17 @@ from proxy.metrics import Metrics
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import ACCEPT, MAX_MANIFEST_SIZE, parse
 from proxy.oci.reference import Reference
-from proxy.upstream import explain, retry
+from proxy.upstream import explain, retry, search
 from proxy.upstream.exchange import QUESTION_TIMEOUT, Exchange, Question
 from proxy.upstream.routes import Routes
+from proxy.upstream.search import SearchPage
 from proxy.upstream.wire import read_bounded, translated
 
 # A list of tags or referrers may come in pages; one that does not end, or is larger than this in all,
 # is refused (CVE-2023-2253).
 MAX_PAGES = 100
 MAX_LIST_SIZE = 8 << 20
+MAX_SEARCH_SIZE = 1 << 20
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 _NEXT_LINK = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next"?')
@@ -100,10 +103,19 @@ class Transfer:
 
 
 class Upstream:
-    """One registry. Less than `min_rate` bytes a second over `floor_window` seconds is a stall."""
+    """One registry. Less than `min_rate` bytes a second over `floor_window` seconds is a stall.
+
+    `searched` is the host that knows how to search it, None if the registry does so itself.
+    """
 
     def __init__(
-        self, routes: Routes, metrics: Metrics, *, min_rate: int, floor_window: float
+        self,
+        routes: Routes,
+        metrics: Metrics,
+        *,
+        min_rate: int,
+        floor_window: float,
+        searched: Exchange | None = None,
     ) -> None:
         self.name = routes.registry.name
         self._routes = routes
@@ -112,6 +124,7 @@ class Upstream:
         self._min_rate = min_rate
         self._floor_window = floor_window
         self._now = asyncio.get_running_loop().time
+        self._searched = searched or routes.registry
 
     @property
     def scarcity(self) -> str:
@@ -278,6 +291,16 @@ class Upstream:
         """Return when a question must be answered, whoever is asked."""
         return self._now() + QUESTION_TIMEOUT
 
+    async def search(self, words: str, *, limit: int, page: int) -> SearchPage:
+        """Return a page of `limit` repositories that upstream finds by the words, the first one is 1.
+
+        Raises `UnknownError` where upstream has no search, and `UpstreamError`.
+        """
+        path = f"v1/search?{urlencode({'q': words, 'n': limit, 'page': page})}"
+        content = await self._searched.ask(Question("GET", "", path, "search"), _read_search)
+        self._metrics.upstream_bytes(self._searched.name, len(content))
+        return search.parse(content)
+
     async def _pages(self, repository: str, path: str, kind: str) -> AsyncIterator[bytes]:
         size = 0
         for _ in range(MAX_PAGES):
@@ -318,6 +341,10 @@ async def _read_size(response: ClientResponse) -> tuple[int, int | None]:
 async def _read_page(response: ClientResponse) -> tuple[bytes, str]:
     content = await read_bounded(response, MAX_LIST_SIZE)
     return content, response.headers.get(hdrs.LINK, "")
+
+
+async def _read_search(response: ClientResponse) -> bytes:
+    return await read_bounded(response, MAX_SEARCH_SIZE)
 
 
 async def _read_one(body: StreamReader) -> bytes:

@@ -47,7 +47,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked for: `path` is what follows the repository's name."""
+    """What is asked for: `path` is what follows the repository's name, or, without one, the root."""
 
     method: Literal["GET", "HEAD"]
     repository: str
@@ -55,6 +55,11 @@ class Question:
     kind: str
     headers: Mapping[str, str] = field(default_factory=dict)
     follow: bool = True
+
+    @property
+    def target(self) -> str:
+        """What follows the root of the registry."""
+        return f"v2/{self.repository}/{self.path}" if self.repository else self.path
 
     @property
     def is_pull(self) -> bool:
@@ -194,10 +199,7 @@ class Exchange:
 
     async def _asked(self, question: Question, patience: _Patience) -> ClientResponse:
         """Ask, log in if told to, follow redirects; return what is then a good answer."""
-        url = URL(
-            f"{self._root}/v2/{question.repository}/{question.path}".replace("//v2/", "/v2/"),
-            encoded=True,
-        )
+        url = URL(f"{str(self._root).rstrip('/')}/{question.target}", encoded=True)
         repository, deadline = question.repository, patience.deadline
         login = self._authenticator
         authorization = await self._in_time(deadline, login.authorization(repository))

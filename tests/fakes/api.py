@@ -23,6 +23,7 @@ from tests.fakes.content import (
     digest_of,
 )
 from tests.fakes.faults import Reply
+from tests.fakes.search import Listed, find
 from tests.fakes.tokens import SERVICE, TokenService, error
 
 _RESOURCE = re.compile(r"/v2/(?P<name>.+)/(?P<kind>blobs|manifests|referrers)/(?P<ref>[^/]+)")
@@ -42,6 +43,7 @@ class RegistryApi(Content, ABC):
         self.tags_page: int | None = None
         self.pull_limit: int | None = 100
         self.pulls = 0
+        self.catalogue: list[Listed] | None = None
         self.tokens = TokenService()
         self._signed: dict[str, bytes] = {}
 
@@ -64,6 +66,8 @@ class RegistryApi(Content, ABC):
         path = request.raw_path.partition("?")[0]
         if path == "/token":
             return self.tokens.issue(request)
+        if path == "/v1/search" and self.catalogue is not None:
+            return find(self.catalogue, request)
         if path == "/v2/":
             return self._gate(request, None) or self._json({})
         if path == "/v2/_catalog":

@@ -17,7 +17,8 @@ class FakeRegistry(RegistryApi):
 
     Switches may be turned at any time: `auth` (token needed), `cdn` (blobs by redirect),
     `redirect_heads` (HEAD of a blob too), `referrers` (or 404), `tags_page` (largest page),
-    `pull_limit` (None: no limit headers), `send_length`, `accept_ranges`, `rate`.
+    `pull_limit` (None: no limit headers), `catalogue` (None: no search), `send_length`,
+    `accept_ranges`, `rate`.
     """
 
     def __init__(

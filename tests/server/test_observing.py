@@ -105,7 +105,7 @@ async def test_health_needs_no_upstream(registry, program, path):
 
 
 async def test_what_is_nowhere_is_404(program):
-    for path in ("/", "/admin", "/v1/search", "/metrics/x", "/favicon.ico"):
+    for path in ("/", "/admin", "/v1/images", "/metrics/x", "/favicon.ico"):
         assert (await program.ask(path)).status == 404
 
 

@@ -1,0 +1,184 @@
+"""Search: what upstream finds, kept for minutes; while it fails, what is cached.
+
+What is searched for here is what can be pulled from here: names are given as a client would pull
+them, and those that the configuration denies are left out.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+
+from proxy.cache import policy
+from proxy.cache.memory import Expiring
+from proxy.cache.patience import DEADLINE, until
+from proxy.config import Config
+from proxy.config.schema import DEFAULT_UPSTREAM
+from proxy.errors import (
+    DeniedError,
+    InvalidReferenceError,
+    OfflineError,
+    UnknownError,
+    UpstreamError,
+)
+from proxy.flight import SingleFlight
+from proxy.log import get_logger
+from proxy.metrics import CacheState
+from proxy.storage.index import Index
+from proxy.storage.tables import Repository
+from proxy.upstream.client import Upstream
+from proxy.upstream.search import Found, SearchPage
+
+# How long an answer is given again, in seconds. Stars can wait.
+TTL = 300.0
+# Answers that are remembered; a hundred results each, so 256 of them are 25 MB at worst.
+SEARCHES = 256
+
+DEFAULT_LIMIT = 25
+MAX_LIMIT = 100
+MAX_PAGE = 100
+MAX_WORDS = 255
+
+_OFFICIAL = "library/"
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One page of what fits `words` at `upstream`; made by `Search.query`."""
+
+    upstream: str
+    words: str
+    limit: int
+    page: int
+
+
+@dataclass(frozen=True, slots=True)
+class SearchAnswer:
+    """What was found, and where that came from."""
+
+    page: SearchPage
+    state: CacheState
+
+
+class Search:
+    """Searches all upstreams."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        upstreams: Mapping[str, Upstream],
+        index: Index,
+        group: asyncio.TaskGroup,
+        clock: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._upstreams = upstreams
+        self._index = index
+        self._now = asyncio.get_running_loop().time
+        self._pages: Expiring[Query, SearchPage] = Expiring(SEARCHES, clock)
+        self._flights: SingleFlight[Query, SearchPage] = SingleFlight(group)
+
+    def query(
+        self, text: str, *, upstream: str | None = None, limit: int = DEFAULT_LIMIT, page: int = 1
+    ) -> Query:
+        """Return what a user means by `text`, with its numbers brought into their bounds.
+
+        `ghcr.io/app` is `app` at that upstream, if there is one; without a registry the words are
+        for `upstream`, or Docker Hub. Raises `InvalidReferenceError`.
+        """
+        words = " ".join(text.split())
+        if len(words) > MAX_WORDS or not words.isprintable():
+            raise InvalidReferenceError(
+                f"words to search for are printable, and at most {MAX_WORDS} characters"
+            )
+        first, slash, rest = words.partition("/")
+        if slash and first in self._upstreams:
+            upstream, words = first, rest
+        if upstream in (None, DEFAULT_UPSTREAM):
+            # Docker Hub knows official images by two parts, and finds them by one.
+            upstream, words = DEFAULT_UPSTREAM, words.removeprefix(_OFFICIAL)
+        limit, page = min(max(limit, 1), MAX_LIMIT), min(max(page, 1), MAX_PAGE)
+        return Query(upstream or DEFAULT_UPSTREAM, words, limit, page)
+
+    async def search(self, query: Query) -> SearchAnswer:
+        """Return what upstream finds; what is cached, if it fails, has no search, or may not be asked.
+
+        Without words: what is cached. Raises `UpstreamError` if upstream fails and nothing fits.
+        """
+        kept = self._pages.get(query)
+        if kept and 0 <= kept[0] < TTL:
+            return SearchAnswer(kept[1], "hit")
+        if not query.words or not self._config.search_url(query.upstream):
+            return SearchAnswer(self._cached(query), "hit")
+        state: CacheState = "collapsed" if query in self._flights else "miss"
+        try:
+            async with until(self._now() + DEADLINE, query.upstream):
+                return SearchAnswer(await self._flights.do(query, partial(self._ask, query)), state)
+        except (UpstreamError, UnknownError) as error:
+            page = kept[1] if kept else self._cached(query)
+            # "Nothing" is the truth where upstream has nothing to say. Where it fails, it is not.
+            is_final = isinstance(error, OfflineError | UnknownError)
+            if not (kept or page.results or is_final):
+                raise
+            log.warning("serving_stale", search=query.words, reason=str(error))
+            return SearchAnswer(page, "stale")
+
+    async def _ask(self, query: Query) -> SearchPage:
+        upstream = self._upstreams[query.upstream]
+        found = await upstream.search(query.words, limit=query.limit, page=query.page)
+        # Some registries send all that they have, whatever they are asked for.
+        results = [
+            msgspec.structs.replace(one, name=_shown(Repository(query.upstream, one.name)))
+            for one in found.results[: query.limit]
+            if self._is_allowed(Repository(query.upstream, one.name))
+        ]
+        page = SearchPage(results, found.total)
+        self._pages.put(query, page)
+        return page
+
+    def _cached(self, query: Query) -> SearchPage:
+        """Return the cached repositories whose names hold all the words; of any upstream for Docker Hub's."""
+        words = query.words.casefold().split()
+        found = sorted(
+            (
+                _described(repository)
+                for repository in self._index.repositories()
+                if query.upstream in (DEFAULT_UPSTREAM, repository.upstream)
+                and all(word in _shown(repository) for word in words)
+                and self._is_allowed(repository)
+            ),
+            key=lambda one: (not one.is_official, one.name),
+        )
+        start = (query.page - 1) * query.limit
+        return SearchPage(found[start : start + query.limit], len(found))
+
+    def _is_allowed(self, repository: Repository) -> bool:
+        rules = self._config.upstreams.get(repository.upstream)
+        if rules is None:
+            # It was pulled when the configuration still had its upstream.
+            return False
+        name = repository.name
+        if repository.upstream == DEFAULT_UPSTREAM and "/" not in name:
+            name = f"{_OFFICIAL}{name}"
+        try:
+            policy.check_allowed(name, allow=rules.allow, deny=rules.deny)
+        except DeniedError:
+            return False
+        return True
+
+
+def _shown(repository: Repository) -> str:
+    """Return the shortest name by which the repository is pulled from here."""
+    if repository.upstream == DEFAULT_UPSTREAM:
+        return repository.name.removeprefix(_OFFICIAL)
+    return f"{repository.upstream}/{repository.name}"
+
+
+def _described(repository: Repository) -> Found:
+    is_official = repository.upstream == DEFAULT_UPSTREAM and repository.name.startswith(_OFFICIAL)
+    return Found(_shown(repository), "in this cache", is_official=is_official)

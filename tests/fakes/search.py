@@ -1,0 +1,47 @@
+"""The search of a fake registry, as index.docker.io answers it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from tests.fakes.faults import Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A repository that can be found. Docker's own are listed without `library/`."""
+
+    name: str
+    description: str = ""
+    stars: int = 0
+    official: bool = False
+
+
+def find(catalogue: Sequence[Listed], request: web.BaseRequest) -> Reply:
+    """Answer GET /v1/search: what has the words in its name, the most stars first."""
+    words, page = request.query.get("q", ""), int(request.query.get("page", 1))
+    size = int(request.query.get("n", 25))
+    if not words or not 1 <= size <= 100:
+        return Reply(400, {"Content-Type": "text/plain"}, b"bad request\n")
+    found = sorted((one for one in catalogue if words in one.name), key=lambda one: -one.stars)
+    document = {
+        "num_pages": -(-len(found) // size),
+        "num_results": len(found),
+        "page": page,
+        "page_size": size,
+        "query": words,
+        "results": [
+            {
+                "name": one.name,
+                "description": one.description,
+                "star_count": one.stars,
+                "is_official": one.official,
+                "is_automated": False,
+                "is_trusted": False,
+            }
+            for one in found[(page - 1) * size : page * size]
+        ],
+    }
+    return Reply(200, {"Content-Type": "application/json"}, json.dumps(document).encode())
