@@ -143,6 +143,12 @@ class Docker(Client):
         self._docker("rmi", self._name(image))
         assert not self._docker("images", "--quiet")
 
+    def search(self, words: str, *options: str) -> list[dict[str, str]]:
+        """Return what the mirror finds, when it is named itself: a row a repository."""
+        term = f"{self.mirror}/{words}"
+        rows = self._docker("search", "--no-trunc", "--format", "{{json .}}", *options, term)
+        return [json.loads(row) for row in rows.splitlines()]
+
 
 class _Libimage(Client):
     """podman, buildah and skopeo: one library, one registries.conf, no daemon."""
@@ -181,6 +187,15 @@ class Podman(_Libimage):
     def remove(self, image: Image) -> None:
         self._podman("rmi", image.reference)
         assert not self._podman("images", "--quiet")
+
+    def search(self, words: str, *options: str) -> list[dict[str, str]]:
+        """Return what the mirror finds, when it is named itself: a row a repository."""
+        term = f"{self.mirror}/{words}"
+        row = "{{.Name}}\t{{.Description}}\t{{.Stars}}\t{{.Official}}"
+        plain = ["--tls-verify=false", "--no-trunc", "--format", row]
+        rows = self._podman("search", *plain, *options, term)
+        names = ("Name", "Description", "StarCount", "IsOfficial")
+        return [dict(zip(names, one.split("\t"), strict=True)) for one in rows.splitlines()]
 
 
 class Buildah(_Libimage):

@@ -1,0 +1,122 @@
+"""`docker search` and `podman search` of the cache itself, with Docker Hub's search and without."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tests.system.clients import Client, Docker, Podman
+from tests.system.images import Image
+from tests.system.servers import Daemon, Registry
+
+MakeClient = Callable[[type[Client], str], Client]
+FOUND = [
+    {
+        "name": "hello",
+        "description": "An official one.",
+        "star_count": 21000,
+        "is_official": True,
+        "is_automated": False,
+        "is_trusted": False,
+    },
+    {"name": "me/hello", "description": "\x1b[31mMine", "star_count": 3, "is_official": False},
+]
+
+
+class Hub(ThreadingHTTPServer):
+    """Finds always the same, and keeps a log of what it was asked."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.asked: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        body = json.dumps({"num_results": len(FOUND), "results": FOUND}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(params=[Docker, Podman], ids=lambda kind: kind.__name__)
+def kind(request: pytest.FixtureRequest) -> type[Docker | Podman]:
+    client: type[Docker | Podman] = request.param
+    return client
+
+
+def rows(client: Client, words: str, *options: str) -> list[list[str]]:
+    """Return what `client` shows of each repository; podman puts the registry before the name."""
+    assert isinstance(client, Docker | Podman)
+    return [
+        [
+            row["Name"].removeprefix(f"{client.mirror}/"),
+            row["Description"],
+            row["StarCount"],
+            {"true": "[OK]", "false": ""}.get(row["IsOfficial"], row["IsOfficial"]),
+        ]
+        for row in client.search(words, *options)
+    ]
+
+
+def test_a_client_finds_what_docker_hub_finds_and_asks_it_once(
+    kind: type[Client],
+    registry: Registry,
+    hub: Hub,
+    make_daemon: Callable[..., Daemon],
+    make_client: MakeClient,
+):
+    daemon = make_daemon(registry.url, env={"PULLCACHE_UPSTREAMS_DOCKER_IO_SEARCH_URL": hub.url})
+    client = make_client(kind, daemon.address)
+    expected = [["hello", "An official one.", "21000", "[OK]"], ["me/hello", "[31mMine", "3", ""]]
+    assert rows(client, "hello") == expected
+    assert rows(client, "hello") == expected
+    assert hub.asked == ["/v1/search?q=hello&n=25&page=1"]
+    assert rows(client, "hello", "--filter", "is-official=true") == expected[:1]
+    assert rows(client, "hello", "--limit", "1") == expected[:1]
+
+
+def test_without_its_upstream_a_client_finds_what_is_cached(
+    kind: type[Client],
+    upstream: Registry,
+    daemon: Daemon,
+    image: Image,
+    make_client: MakeClient,
+):
+    client = make_client(kind, daemon.address)
+    name = image.repository.removeprefix("library/")
+    assert rows(client, name[1:]) == []  # its upstream has no search, and nothing is cached
+    client.pull(image)
+    cached = [[name, "in this cache", "0", "[OK]"]]
+    assert rows(client, name[1:]) == cached
+    upstream.stop()
+    assert rows(client, name[1:]) == cached
+    # Without a word docker lists what is cached, podman the catalog.
+    assert rows(client, "") == (cached if kind is Docker else [[image.repository, "", "0", ""]])
+    assert daemon.metric("pullcache_requests_total", kind="search", cache="stale") >= 3
