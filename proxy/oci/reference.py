@@ -1,12 +1,15 @@
 """Repository names, tags and references (OCI distribution-spec, "Pulling manifests")."""
 
 import re
+from dataclasses import dataclass
 
 from proxy.errors import InvalidNameError, InvalidTagError
 from proxy.oci.digest import Digest
 
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+# What is before the slash of `localhost:5000/app`: a name, an IPv4 address or [IPv6], and a port.
+_HOST = re.compile(r"(?:[a-z0-9][a-z0-9.-]*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 
 # Clients cap host and name together at 255 characters; more than that is no repository.
@@ -20,6 +23,16 @@ class Tag(str):
 
 
 Reference = Tag | Digest
+
+
+@dataclass(frozen=True, slots=True)
+class ImageName:
+    """An image as people write it. What is not written is "" or None; `tag` does not default to latest."""
+
+    host: str
+    path: str
+    tag: Tag | None = None
+    digest: Digest | None = None
 
 
 def parse_name(text: str) -> str:
@@ -48,3 +61,31 @@ def parse_reference(text: str) -> Reference:
     Raises `InvalidDigestError` or `InvalidTagError`.
     """
     return Digest.parse(text) if ":" in text else parse_tag(text)
+
+
+def is_host(part: str) -> bool:
+    """Tell whether the first part of an image's name is a registry's, as every client decides it."""
+    return part == "localhost" or "." in part or ":" in part
+
+
+def parse_image(text: str) -> ImageName:
+    """Return what `[host/]path[:tag][@digest]` says; the host in lower case.
+
+    Raises `InvalidNameError`, `InvalidTagError` or `InvalidDigestError`.
+    """
+    named, at, digest = text.partition("@")
+    # A colon before the last slash is a port's.
+    before, slash, last = named.rpartition("/")
+    last, colon, tag = last.partition(":")
+    host, path = "", f"{before}{slash}{last}"
+    first, slash, rest = path.partition("/")
+    if slash and is_host(first):
+        host, path = first.lower(), rest
+        if _HOST.fullmatch(host) is None:
+            raise InvalidNameError(f"{first[:80]!r} is not a registry: use host or host:port")
+    return ImageName(
+        host,
+        parse_name(path),
+        parse_tag(tag) if colon else None,
+        Digest.parse(digest) if at else None,
+    )

@@ -3,9 +3,22 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from proxy.errors import InvalidDigestError, InvalidNameError, InvalidTagError
+from proxy.errors import (
+    InvalidDigestError,
+    InvalidNameError,
+    InvalidReferenceError,
+    InvalidTagError,
+)
 from proxy.oci.digest import Digest
-from proxy.oci.reference import MAX_NAME_LENGTH, Tag, parse_name, parse_reference, parse_tag
+from proxy.oci.reference import (
+    MAX_NAME_LENGTH,
+    ImageName,
+    Tag,
+    parse_image,
+    parse_name,
+    parse_reference,
+    parse_tag,
+)
 
 words = st.text("abz019", min_size=1, max_size=5)
 separators = st.one_of(st.sampled_from([".", "_", "__"]), st.text("-", min_size=1, max_size=4))
@@ -104,3 +117,64 @@ def test_a_reference_with_a_colon_is_a_digest():
     assert not isinstance(parse_reference("v1"), Digest)
     with pytest.raises(InvalidDigestError):
         parse_reference("latest:1")
+
+
+class TestImages:
+    """What people write is read as docker reads it."""
+
+    @pytest.mark.parametrize(
+        ("text", "parts"),
+        [
+            ("nginx", ("", "nginx", None)),
+            ("nginx:1.25", ("", "nginx", "1.25")),
+            ("me/app", ("", "me/app", None)),
+            ("docker.io/library/nginx:latest", ("docker.io", "library/nginx", "latest")),
+            ("GHCR.io/me/app", ("ghcr.io", "me/app", None)),
+            ("localhost/x", ("localhost", "x", None)),
+            ("localhost:5000/x:1", ("localhost:5000", "x", "1")),
+            ("localhost:5000", ("", "localhost", "5000")),
+            ("[::1]:5000/x", ("[::1]:5000", "x", None)),
+            ("intern/a/b:c", ("", "intern/a/b", "c")),
+        ],
+    )
+    def test_a_name_is_host_path_and_tag(self, text, parts):
+        assert parse_image(text) == ImageName(*parts)
+
+    def test_a_digest_may_stand_with_or_without_a_tag(self):
+        digest = Digest.of(b"")
+        assert parse_image(f"x@{digest}") == ImageName("", "x", None, digest)
+        assert parse_image(f"x:1@{digest}") == ImageName("", "x", Tag("1"), digest)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *(
+                "",
+                "/x",
+                "x/",
+                "x:",
+                ":1",
+                "x:1:2",
+                "x@",
+                "@",
+                "x y",
+                "X",
+                "Me/x",
+                "a.b/",
+                "a b.c/x",
+            ),
+            *("..//x", "a.b:/x", "a.b:port/x", "http://a.b/x", "x@sha256:1", "-a.b/x", "x:1/y:z w"),
+        ],
+    )
+    def test_what_is_no_image_is_refused(self, text):
+        with pytest.raises(InvalidReferenceError) as refusal:
+            parse_image(text)
+        assert len(str(refusal.value)) <= 200
+
+    @given(st.text())
+    def test_nothing_else_is_ever_raised(self, text):
+        try:
+            image = parse_image(text)
+        except InvalidReferenceError:
+            return
+        assert parse_name(image.path) == image.path
