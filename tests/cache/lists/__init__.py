@@ -1,0 +1,1 @@
+"""Tests of the lists of images, a file a family of formats."""
