@@ -8,7 +8,7 @@ from hypothesis import example, given, strategies as st
 from proxy.cache.lists import MAX_LINES, MAX_TEXT, ImageList, parse_list
 from proxy.cache.lists.documents import MAX_DEPTH, MAX_DOCUMENTS, MAX_MERGES, MAX_NODES
 from proxy.cache.lists.found import MAX_PROBLEMS
-from tests.cache.lists.reading import images, only, problems
+from tests.cache.lists.reading import images, notes, only, problems
 from tests.cache.lists.test_compose import COMPOSE
 from tests.cache.lists.test_dockerfile import DOCKERFILE
 from tests.cache.lists.test_kubernetes import HAULER, HELM
@@ -61,7 +61,7 @@ def test_yaml_that_is_no_list_says_what_would_be(text):
         ("a:\n\t- b", 2),
         ("a: 1\nb: *nothing", 2),
         ("a: \0", 1),
-        (f"{POD}a: {'[' * MAX_DEPTH}", 3),
+        (f"{POD}a: {'[' * MAX_DEPTH}{']' * MAX_DEPTH}", 3),
     ],
 )
 def test_a_document_that_cannot_be_read_is_named_and_the_next_is_read(text, line):
@@ -105,7 +105,9 @@ def test_a_bomb_of_aliases_is_as_small_as_its_text():
 def test_merges_are_followed_only_so_far():
     chain = "".join(f"x{n + 1}: &x{n + 1} {{<<: [*x{n}, *x{n}]}}\n" for n in range(MAX_MERGES))
     services = f"services:\n  a: {{<<: *x{MAX_MERGES}}}\n  b: {{<<: *x9}}\n"
-    assert images(f"x0: &x0 {{image: nginx}}\n{chain}{services}") == [(1, "nginx")]
+    text = f"x0: &x0 {{image: nginx}}\n{chain}{services}"
+    assert images(text) == [(1, "nginx")]
+    assert only(notes(text))[1].startswith("'a' has neither image nor build")
 
 
 WORDS = [
