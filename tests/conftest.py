@@ -55,6 +55,8 @@ def _no_blocking_calls() -> Iterator[BlockBuster]:
                 function.deactivate()
             # Nobody is served while the program is built, or when it has ended.
             function.can_block_in("proxy/app.py", "open_cache")
+            # The lock of coverage's own data, which a thread may hold that is traced too.
+            function.can_block_in("coverage/collector.py", "lock_data")
         yield guard
 
 

@@ -109,7 +109,7 @@ async def test_u06_a_broken_transfer_is_resumed_where_it_broke(registry, program
 async def test_u06_a_transfer_that_gets_no_further_is_given_up(registry, program, blob, body):
     assert await broken(program, body, Fault(cut_at=0, reset=True)) == (BLOB[:MIB], False)
     attempts = SETTINGS["fetch"]["attempts"]
-    assert resumed_at(registry, body) == [None] + [f"bytes={MIB}-"] * (attempts - 1)
+    assert resumed_at(registry, body) == [FIRST] + [f"bytes={MIB}-"] * (attempts - 1)
     assert program.stored() == set()
 
 

@@ -44,7 +44,8 @@ def test_a_crowd_shares_one_transfer_and_its_first_bytes(
         blobs.release(digest)
     assert {reader.finish().digest for reader in crowd} == {digest}
     assert {(reader.status, reader.error) for reader in crowd} == {(200, None)}
-    assert [(get.status, get.sent) for get in blobs.gets(digest)] == [(200, 64 * MIB)]
+    # In pieces, none of them twice.
+    assert sum(get.sent for get in blobs.gets(digest)) == 64 * MIB
     assert daemon.upstream_bytes() == 64 * MIB
 
 
@@ -57,11 +58,11 @@ def test_a_killed_daemon_goes_on_where_its_fill_was(blobs: BlobServer, make_daem
     daemon.kill()
     assert not cut_off.finish().complete
     blobs.release(digest)
-    (first,) = blobs.gets(digest)
+    before = blobs.gets(digest)
     daemon.start()
     again = Reader(daemon.url, path_of(digest)).finish()
     assert (again.status, again.digest) == (200, digest)
-    rest = [get for get in blobs.gets(digest) if get is not first]
+    rest = [get for get in blobs.gets(digest) if get not in before]
     assert sum(get.sent for get in rest) <= 0.6 * size
     assert all(get.range for get in rest)
     assert daemon.stop() == 0
