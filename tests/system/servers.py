@@ -16,12 +16,18 @@ log: {{accesslog: {{disabled: false}}}}
 storage: {{filesystem: {{rootdirectory: {root}}}}}
 http: {{addr: "127.0.0.1:{port}"}}
 """
+# What the user `puller` logs in with is `pull me`, by bcrypt.
+HTPASSWD = "puller:$2b$05$LoRoyS1ljn49pPORqadrnergzPbl1kHJfGSiEUvEB2uwzb18fd2kS\n"
 
 
 class Registry:
-    """docker-registry on a port of its own, which it keeps when it is stopped and started again."""
+    """docker-registry on a port of its own, which it keeps when it is stopped and started again.
+
+    From the next start on it wants a login if `is_private`.
+    """
 
     def __init__(self, directory: Path) -> None:
+        self.is_private = False
         self._directory = directory
         self._port = 0
         self._process: Process | None = None
@@ -38,7 +44,12 @@ class Registry:
         self._directory.mkdir(parents=True, exist_ok=True)
         config = self._directory / "config.yml"
         root = self._directory / "data"
-        config.write_text(REGISTRY_CONFIG.format(root=root, port=self._port))
+        text = REGISTRY_CONFIG.format(root=root, port=self._port)
+        if self.is_private:
+            logins = self._directory / "htpasswd"
+            logins.write_text(HTPASSWD)
+            text += f"auth: {{htpasswd: {{realm: here, path: {logins}}}}}\n"
+        config.write_text(text)
         process = Process(self._directory, "registry", ["docker-registry", "serve", config])
         self._process = process
 
@@ -47,7 +58,8 @@ class Registry:
             return found[-1] if found else ""
 
         self._port = int(process.wait_until(bound, "its address"))
-        process.wait_until(lambda: answers(self.url, "/v2/"), "an answer")
+        status = 401 if self.is_private else 200
+        process.wait_until(lambda: answers(self.url, "/v2/", status), "an answer")
 
     def stop(self) -> None:
         if self._process:

@@ -53,10 +53,10 @@ def _read(response: http.client.HTTPResponse) -> bytes:
         return short.partial
 
 
-def answers(url: str, path: str) -> bool:
-    """Tell whether a GET is answered with 200 just now."""
+def answers(url: str, path: str, status: int = 200) -> bool:
+    """Tell whether a GET is answered with this status just now."""
     try:
-        return ask(url, path, timeout=5).status == 200
+        return ask(url, path, timeout=5).status == status
     except OSError:
         return False
 

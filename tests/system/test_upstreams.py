@@ -1,0 +1,128 @@
+"""Two real registries at once, one of them private, behind one address."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.clients import HOSTS, NOWHERE, Client, Containerd, Docker, Podman
+from tests.system.images import Image, make_image
+from tests.system.processes import run
+from tests.system.servers import Daemon, Registry
+from tests.system.wire import ask
+
+NAME = "private.test"
+UPSTREAMS = """\
+[upstreams."docker.io"]
+url = "{public}"
+[upstreams."private.test"]
+url = "{private}"
+username = "puller"
+password_file = "{password}"
+"""
+
+
+@pytest.fixture
+def private(place: Path) -> Iterator[tuple[Registry, Image]]:
+    """A registry that nobody reads without a login, and an image in it."""
+    server = Registry(place / "private")
+    server.start()
+    image = make_image(place / "secret", prints="for those who may")
+    image.push(server.address)
+    server.stop()
+    server.is_private = True
+    server.start()
+    yield server, image
+    server.stop()
+
+
+@pytest.fixture
+def both(
+    place: Path,
+    upstream: Registry,
+    private: tuple[Registry, Image],
+    make_daemon: Callable[..., Daemon],
+) -> Daemon:
+    """pullcache before both registries."""
+    password, config = place / "password", place / "pullcache.toml"
+    password.write_text("pull me\n")
+    server, _ = private
+    config.write_text(UPSTREAMS.format(public=upstream.url, private=server.url, password=password))
+    return make_daemon(upstream.url, env={"PULLCACHE_CONFIG": str(config)})
+
+
+def test_a_private_registry_refuses_who_has_no_login(private: tuple[Registry, Image]):
+    """The control: without the cache's login nobody gets the image."""
+    server, image = private
+    path = f"/v2/{image.repository}/manifests/{image.tag}"
+    assert ask(server.url, path).status == 401
+
+
+def test_two_registries_are_served_at_once_each_with_its_own_login(
+    both: Daemon, image: Image, private: tuple[Registry, Image]
+):
+    _, secret = private
+    for path, wanted in (
+        (f"/v2/{image.repository}/manifests/{image.tag}", image),
+        (f"/v2/{NAME}/{secret.repository}/manifests/{secret.tag}", secret),
+        (f"/v2/{secret.repository}/manifests/{secret.tag}?ns={NAME}", secret),
+    ):
+        answer = ask(both.url, path)
+        assert answer.status == 200
+        assert answer.headers["Docker-Content-Digest"] == wanted.index
+    assert "pull me" not in both.log
+
+
+def test_a_private_layer_is_not_served_under_a_public_name(
+    both: Daemon, image: Image, private: tuple[Registry, Image]
+):
+    _, secret = private
+    layer = max({secret.config, *secret.layers} - set(image.layers))
+    theirs = f"/v2/{NAME}/{secret.repository}/blobs/{layer}"
+    assert (
+        ask(both.url, f"/v2/{NAME}/{secret.repository}/manifests/{secret.manifest}").status == 200
+    )
+    assert ask(both.url, theirs).status == 200
+    for method in ("GET", "HEAD"):
+        ours = f"/v2/{image.repository}/blobs/{layer}"
+        assert ask(both.url, ours, method=method).status == 404
+
+
+def test_containerd_names_the_registry_and_gets_its_image(
+    both: Daemon,
+    private: tuple[Registry, Image],
+    make_client: Callable[[type[Client], str], Client],
+):
+    server, secret = private
+    client = make_client(Containerd, both.address)
+    assert isinstance(client, Containerd)
+    hosts = client.directory / "hosts" / NAME / "hosts.toml"
+    hosts.parent.mkdir(parents=True)
+    hosts.write_text(HOSTS.format(nowhere=NOWHERE, mirror=both.address))
+    pull = ["--hosts-dir", client.directory / "hosts", "--snapshotter", "native"]
+    name = f"{NAME}/{secret.repository}:{secret.tag}"
+    run("ctr", "--address", client.socket, "images", "pull", *pull, name)
+    run_it = ["run", "--rm", "--snapshotter", "native", name, "test-ns"]
+    assert run("ctr", "--address", client.socket, *run_it).strip() == secret.prints
+    server.stop()
+    assert f"?ns={NAME}" in both.log or f'"upstream":"{NAME}"' in both.log
+
+
+@pytest.mark.parametrize("kind", [Docker, Podman], ids=lambda kind: kind.__name__)
+def test_a_client_whose_mirror_has_no_upstream_is_told_at_once(
+    kind: type[Client],
+    upstream: Registry,
+    daemon: Daemon,
+    image: Image,
+    make_client: Callable[[type[Client], str], Client],
+):
+    client = make_client(kind, daemon.address)
+    upstream.stop()
+    with pytest.raises(AssertionError):
+        client.pull(image)
+    assert daemon.metric("pullcache_requests_total", kind="manifest", status="503") >= 1
+    upstream.start()
+    while ask(daemon.url, f"/v2/{image.repository}/manifests/{image.tag}").status != 200:
+        pass
+    client.pull(image)
+    assert client.run(image).strip() == image.prints
