@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.clients import HOSTS, NOWHERE, Client, Containerd, Docker, Podman
+from tests.system.clients import HOSTS, Client, Containerd, Docker, Podman
 from tests.system.images import Image, make_image
-from tests.system.processes import run
+from tests.system.processes import NOWHERE, run
 from tests.system.servers import Daemon, Registry
 from tests.system.wire import ask
 
@@ -99,7 +99,7 @@ def test_containerd_names_the_registry_and_gets_its_image(
     hosts = client.directory / "hosts" / NAME / "hosts.toml"
     hosts.parent.mkdir(parents=True)
     hosts.write_text(HOSTS.format(nowhere=NOWHERE, mirror=both.address))
-    pull = ["--hosts-dir", client.directory / "hosts", "--snapshotter", "native"]
+    pull = ["--hosts-dir", str(client.directory / "hosts"), "--snapshotter", "native"]
     name = f"{NAME}/{secret.repository}:{secret.tag}"
     run("ctr", "--address", client.socket, "images", "pull", *pull, name)
     run_it = ["run", "--rm", "--snapshotter", "native", name, "test-ns"]
