@@ -34,9 +34,9 @@ def behind(registry: FakeRegistry, make_program: Behind, monkeypatch) -> Behind:
     """Start the program before the registry and these mirrors, which are waited for but shortly."""
     monkeypatch.setattr(exchange, "MIRROR_TIMEOUT", 0.5)
 
-    async def make(*mirrors: FakeRegistry, **settings: Any) -> Program:
+    async def make(*mirrors: FakeRegistry, fetch: Any = None, **settings: Any) -> Program:
         table = {"url": registry.url, "mirrors": [one.url for one in mirrors], **settings}
-        return await make_program(upstreams={HUB: table})
+        return await make_program(upstreams={HUB: table}, fetch=fetch or {})
 
     return make
 
@@ -243,6 +243,22 @@ async def test_wrong_bytes_of_a_mirror_cost_one_clean_fetch_without_it(registry,
     assert (answer.is_whole, answer.digest) == (True, DIGEST)
     assert mirror.count(DIGEST[7:]) == asked
     assert registry.seen(registry.body_of(DIGEST))[-1].headers.get("Range") == "bytes=0-4194303"
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(), Fault(cut_at=1000), Fault(flip_at=3), Fault(ignore_range=True)]
+)
+async def test_a_large_blob_comes_whole_whatever_a_mirror_makes_of_its_pieces(
+    registry, mirror, behind, fault
+):
+    large = BLOB * 6
+    pushed(registry, mirror, layers=(large,))
+    program = await behind(mirror, fetch={"parallel_above": "1MB"})
+    mirror.fail(mirror.body_of(digest_of(large)), fault, times=None)
+    answers = [await program.blob(digest_of(large)) for _ in range(2)]
+    await program.settled()
+    assert (answers[1].is_whole, answers[1].digest) == (True, digest_of(large))
+    assert answers[0].is_whole == (fault.flip_at is None)
 
 
 async def test_a_mirror_cannot_prove_that_a_repository_holds_what_is_cached(
