@@ -129,9 +129,11 @@ async def open_cache(
             clock=clock,
         )
         await space.open()
+        # Whoever still asks upstream is ended before its session is.
+        sessions = await stack.enter_async_context(AsyncExitStack())
         group = await stack.enter_async_context(_owned_tasks())
         upstreams = {
-            name: await _open_upstream(stack, config, name, metrics, group, clock)
+            name: await _open_upstream(sessions, config, name, metrics, group, clock)
             for name in config.upstreams
         }
         tools = Tools(
