@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +34,9 @@ from proxy.errors import ConfigError, StorageError
 from proxy.flight import in_thread
 from proxy.log import Log, configure, get_logger
 from proxy.metrics import Metrics
+from proxy.server import api_door, api_schema, api_status
 from proxy.server.admin import Admin
+from proxy.server.api import Api
 from proxy.server.http import HttpServer
 from proxy.server.middleware import Middleware
 from proxy.server.registry import Registry
@@ -45,6 +47,7 @@ from proxy.upstream.client import Upstream
 from proxy.upstream.credentials import CredentialSource
 from proxy.upstream.egress import EgressGuard
 from proxy.upstream.exchange import Exchange, Timeouts
+from proxy.upstream.offline import Offline
 from proxy.upstream.proxies import Proxies
 from proxy.upstream.routes import Routes
 from proxy.upstream.session import open_session, tls_context
@@ -71,6 +74,7 @@ class Listening:
     max_size: int
     used: int
     upstreams: dict[str, str]
+    admin_addresses: list[str] = field(default_factory=list)
 
 
 class _Shutdown(Exception):  # noqa: N818 (it ends the task group, and is no error)
@@ -132,8 +136,9 @@ async def open_cache(
         # Whoever still asks upstream is ended before its session is.
         sessions = await stack.enter_async_context(AsyncExitStack())
         group = await stack.enter_async_context(_owned_tasks())
+        offline = Offline(config.offline)
         upstreams = {
-            name: await _open_upstream(sessions, config, name, metrics, group, clock)
+            name: await _open_upstream(sessions, config, name, offline, metrics, group, clock)
             for name in config.upstreams
         }
         tools = Tools(
@@ -173,6 +178,22 @@ async def open_cache(
         registry = Registry(config.upstreams, cache, listings, prefetch, search, threads)
         admin = Admin(metrics, check_store, threads)
         addresses = await _listen(stack, config, Middleware(registry, admin, metrics, access_log))
+        admin_addresses: list[str] = []
+        operations = api_status.Operations(
+            config,
+            upstreams,
+            space,
+            downloads,
+            metrics,
+            offline,
+            check_store,
+            addresses,
+            admin_addresses,
+        )
+        # The routes of every feature; how to add one is said in `server/api.py`.
+        routes = [*api_schema.routes(), *operations.routes()]
+        api = Api(routes, metrics, access_log)
+        admin_addresses += await api_door.listen(stack, store.root, config.server, api, admin)
         group.create_task(_keep_house(space, index, config))
         yield Listening(
             addresses,
@@ -180,6 +201,7 @@ async def open_cache(
             space.max_size,
             space.stored,
             {name: str(settings.url) for name, settings in config.upstreams.items()},
+            admin_addresses,
         )
 
 
@@ -206,6 +228,7 @@ async def _open_upstream(
     stack: AsyncExitStack,
     config: Config,
     name: str,
+    offline: Offline,
     metrics: Metrics,
     group: asyncio.TaskGroup,
     clock: Callable[[], float],
@@ -223,7 +246,7 @@ async def _open_upstream(
         is_mirror: bool = False,
     ) -> Exchange:
         guard = EgressGuard(URL(url), DefaultResolver(), proxies)
-        session = open_session(guard, proxies, tls=tls, connect_timeout=timeouts.connect)
+        session = open_session(guard, proxies, offline, tls=tls, connect_timeout=timeouts.connect)
         await stack.enter_async_context(session)
         observe = partial(metrics.upstream_request, label, "token")
         return Exchange(
@@ -232,7 +255,7 @@ async def _open_upstream(
             session=session,
             authenticator=Authenticator(URL(url), session, group, login, observe),
             metrics=metrics,
-            offline=config.offline,
+            offline=offline,
             timeouts=timeouts,
             attempts=attempts,
             clock=clock,

@@ -102,5 +102,38 @@ class StorageError(ProxyError):
     """The disk failed."""
 
 
+class StoreInUseError(StorageError):
+    """Another process has the store's lock."""
+
+
 class NoSpaceError(StorageError):
     """There is no room for this content, or none can be made."""
+
+
+class InvalidRequestError(ProxyError):
+    """A request to the admin API is not one; the message names the field."""
+
+
+class UnauthorizedError(ProxyError):
+    """The admin API wants its token."""
+
+
+class DaemonError(ProxyError):
+    """No daemon answers on the store, or it ended in the midst of its answer."""
+
+
+def code_of(error: ProxyError) -> str:
+    """Return the name of the error's class as the admin API spells it: `unknown_manifest`."""
+    name = type(error).__name__.removesuffix("Error")
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+
+
+def error_of(code: str, message: str) -> ProxyError:
+    """Return the error that `code_of` gave this code, or a plain `ProxyError` if there is none."""
+    kinds: list[type[ProxyError]] = [ProxyError]
+    for kind in kinds:  # grows while it is gone through
+        error = kind(message)
+        if code_of(error) == code:
+            return error
+        kinds += kind.__subclasses__()
+    return ProxyError(message)

@@ -188,6 +188,10 @@ class Metrics:
         """Count an answered request. `upstream` is "none" where none was meant."""
         self._requests.note((upstream, kind, status, cache), seconds, sent)
 
+    def served(self) -> dict[CacheState, tuple[int, int]]:
+        """Return by cache state how many manifests and blobs were served since the start, and their bytes."""
+        return self._requests.served()
+
     def upstream_request(self, upstream: str, kind: str, status: int | Literal["error"]) -> None:
         """Count a request sent upstream and the status of its answer."""
         self._upstream_children(upstream, kind, str(status)).inc()
@@ -268,6 +272,15 @@ class _Requests(Collector):
         tally[1] += sent
         tally[2] += seconds
         tally[3 + bisect_left(_REQUEST_BUCKETS, seconds)] += 1
+
+    def served(self) -> dict[CacheState, tuple[int, int]]:
+        """Sum up what images are made of, without the requests that failed."""
+        sums: dict[CacheState, tuple[int, int]] = {}
+        for (_, kind, status, state), tally in self._tallies.items():
+            if kind in ("manifest", "blob") and status < 400:
+                count, sent = sums.get(state, (0, 0))
+                sums[state] = (count + int(tally[0]), sent + int(tally[1]))
+        return sums
 
     def collect(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(

@@ -77,9 +77,10 @@ class Program:
         """Start the daemon on a free port, and connect the client."""
         async with AsyncExitStack() as stack:
             listening = await stack.enter_async_context(
-                open_cache(self._config(), clock=self.clock, access_log=self.access_log)
+                open_cache(self.config(), clock=self.clock, access_log=self.access_log)
             )
             self.addresses = listening.addresses
+            self.admin_addresses = listening.admin_addresses
             self.url = f"http://{self.addresses[0]}"
             self.session = await stack.enter_async_context(
                 aiohttp.ClientSession(
@@ -90,7 +91,8 @@ class Program:
             )
             self._running = stack.pop_all()
 
-    def _config(self) -> Config:
+    def config(self) -> Config:
+        """Return the configuration it is started with."""
         values: dict[str, Any] = {name: dict(table) for name, table in SETTINGS.items()}
         values["store"]["path"] = str(self.root)
         for name, value in {"upstreams": self.upstreams, **self.sections}.items():

@@ -7,9 +7,11 @@ import click
 
 from proxy import __version__
 from proxy.cli.config import config
-from proxy.cli.errors import exit_code, explain
+from proxy.cli.errors import INTERRUPTED, exit_code, explain
 from proxy.cli.fsck import fsck
+from proxy.cli.offline import offline
 from proxy.cli.serve import serve
+from proxy.cli.status import status
 
 
 class _Commands(click.Group):
@@ -17,6 +19,8 @@ class _Commands(click.Group):
         """Run the command; what fails in a foreseen way becomes one line and an exit code."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
         except Exception as error:
             code = exit_code(error)
             if code is None:
@@ -37,3 +41,5 @@ def main() -> None:
 main.add_command(serve)
 main.add_command(config)
 main.add_command(fsck)
+main.add_command(status)
+main.add_command(offline)

@@ -45,6 +45,7 @@ def schema(*, path: Path | None, store: str | None) -> None:  # noqa: ARG001 - e
 
 def _check_files(config: Config) -> None:
     """Read the files that the configuration names, or raise `ConfigError`."""
+    config.server.read_admin_token()
     for name, upstream in config.upstreams.items():
         _check_login(upstream)
         Proxies(os.environ, upstream.proxy)

@@ -1,15 +1,24 @@
 """The one table from errors to exit codes."""
 
-from proxy.errors import ConfigError, DigestMismatchError, ProxyError
+from proxy.errors import (
+    ConfigError,
+    DigestMismatchError,
+    InvalidReferenceError,
+    InvalidRequestError,
+    ProxyError,
+)
 
 FAILED = 1
 USAGE = 2
 BAD_BYTES = 3
 PARTLY_DONE = 4
+INTERRUPTED = 130
 
 # The first class that fits decides. Anything else is a bug: it keeps its traceback.
 _EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (ConfigError, USAGE),
+    (InvalidReferenceError, USAGE),
+    (InvalidRequestError, USAGE),
     (DigestMismatchError, BAD_BYTES),
     (ProxyError, FAILED),
     (OSError, FAILED),  # an address in use, a directory that may not be written

@@ -1,5 +1,11 @@
 """What the commands print has these forms."""
 
+import sys
+from collections.abc import Iterable, Sequence
+
+# How wide a table is where nobody says: what reads it is no terminal, and cells are not to be cut.
+_WIDE = 10_000
+
 
 def format_bytes(count: int) -> str:
     """Return a size for people: three digits and a unit, 1.23 GB."""
@@ -13,3 +19,34 @@ def format_bytes(count: int) -> str:
 def printable(text: str) -> str:
     """Return `text` with escapes for what does not print: it came from outside."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def format_duration(seconds: float) -> str:
+    """Return a time for people, its two greatest units: 3 d 4 h."""
+    left = int(seconds)
+    parts: list[str] = []
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or (parts and len(parts) < 2) or (unit == "s" and not parts):
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2])
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table on stdout: in columns as wide as they need, with colour only on a terminal without NO_COLOR.
+
+    A column whose name begins with ">" is set to the right. Cells may hold anything: what does not print is escaped.
+    """
+    from rich.console import Console  # noqa: PLC0415 - slow to import
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    stream = sys.stdout
+    console = Console(file=stream, width=None if stream.isatty() else _WIDE, soft_wrap=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        name = column.removeprefix(">")
+        table.add_column(name, justify="right" if name != column else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    console.print(table)

@@ -54,6 +54,41 @@ class ServerSettings(Section, frozen=True):
             min_length=1,
         ),
     ] = (Address("127.0.0.1:5000"),)
+    admin_listen: Annotated[
+        tuple[Address, ...],
+        Meta(
+            description="TCP addresses of the admin API, which is always on admin.sock in the store."
+        ),
+    ] = ()
+    admin_token_file: Annotated[
+        str,
+        Meta(
+            description="A file with the token that the admin API wants on TCP; needed off loopback."
+        ),
+    ] = ""
+
+    def __post_init__(self) -> None:
+        open_to_others = [one for one in self.admin_listen if not one.is_loopback]
+        if open_to_others and not self.admin_token_file:
+            raise ValueError(
+                f"admin_listen: {open_to_others[0]} is open to other machines (set "
+                "admin_token_file, or listen on 127.0.0.1)"
+            )
+
+    def read_admin_token(self) -> str:
+        """Return the token, "" if none is set; reads its file (small, blocking) or raises `ConfigError`."""
+        if not self.admin_token_file:
+            return ""
+        try:
+            token = Path(self.admin_token_file).expanduser().read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not ASCII text"
+            raise ConfigError(f"{self.admin_token_file}: admin_token_file: {reason}") from error
+        if not token:
+            raise ConfigError(
+                f"{self.admin_token_file}: admin_token_file: is empty (write a token into it)"
+            )
+        return token
 
 
 class LogSettings(Section, frozen=True):

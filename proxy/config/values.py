@@ -135,6 +135,11 @@ class Address(str):
         """The port; 0 for any free one."""
         return int(self.rpartition(":")[2])
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether no other machine can connect; of names only localhost is known to be that."""
+        return is_loopback(self.host)
+
 
 class RegistryUrl(str):
     """A registry's address: http(s)://host[:port] and nothing more."""
@@ -215,6 +220,14 @@ class ProxyUrl(Secret):
         """The address, its login as ***."""
         login, at, rest = self.rpartition("@")
         return f"http://***@{rest}" if at and login else str(self)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether `host`, without brackets, means this machine and no other."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def parse(kind: Any, value: object) -> Any:

@@ -10,6 +10,8 @@ from proxy.errors import StorageError, UnknownNameError
 from proxy.flight import in_thread
 from proxy.metrics import Metrics
 
+_PATHS = ("/healthz", "/readyz", "/metrics")
+
 
 class Admin:
     """Answers everything that is not under `/v2/`."""
@@ -21,10 +23,14 @@ class Admin:
         self._check_store = check_store
         self._threads = threads
 
+    def has(self, request: BaseRequest) -> bool:
+        """Tell whether the path is one of these."""
+        return request.raw_path.partition("?")[0] in _PATHS
+
     async def handle(self, request: BaseRequest) -> Response:
         """Answer `/healthz`, `/readyz` and `/metrics`. Raises `UnknownNameError` for the rest."""
         path = request.raw_path.partition("?")[0]
-        if path not in ("/healthz", "/readyz", "/metrics"):
+        if path not in _PATHS:
             raise UnknownNameError(
                 "there is nothing here; images are under /v2/, the rest is /healthz, /readyz, /metrics"
             )

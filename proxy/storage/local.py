@@ -20,7 +20,7 @@ from typing import Self
 
 import aiofiles
 
-from proxy.errors import InvalidDigestError, StorageError
+from proxy.errors import InvalidDigestError, StorageError, StoreInUseError
 from proxy.oci.digest import Digest
 from proxy.storage.ingest import Ingest, put, storage_error
 
@@ -187,7 +187,7 @@ def _take_lock(root: Path) -> int:
     except BlockingIOError:
         owner = os.pread(fd, 32, 0).decode(errors="replace").strip()
         os.close(fd)
-        raise StorageError(
+        raise StoreInUseError(
             f"the store {root} is in use by process {owner or 'unknown'}; stop it first"
         ) from None
     os.ftruncate(fd, 0)

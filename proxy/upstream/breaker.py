@@ -56,6 +56,11 @@ class Breaker:
         """Whether everybody may ask."""
         return self._outage is None
 
+    @property
+    def reason(self) -> str:
+        """What made it open; empty while it is closed."""
+        return self._outage.reason if self._outage else ""
+
     def refusal(self, now: float) -> Outage | None:
         """Return why upstream may not be asked now; None lets the caller in."""
         if self._outage is None:

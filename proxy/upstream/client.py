@@ -134,6 +134,16 @@ class Upstream:
             return ""
         return f"{self.name} allows {quota.remaining} more of {quota.limit} pulls"
 
+    @property
+    def outage(self) -> str:
+        """Why upstream is left alone, empty while it is asked."""
+        return "" if self._routes.is_up else self._registry.health.reason
+
+    @property
+    def pulls(self) -> tuple[int | None, int | None]:
+        """How many pulls upstream allows in its time window, and how many are left, as it said last."""
+        return self._registry.quota.limit, self._registry.quota.remaining
+
     async def resolve(self, repository: str, reference: Reference) -> Digest | None:
         """Return the digest that `reference` stands for now, by HEAD.
 

@@ -28,6 +28,7 @@ from proxy.metrics import Metrics
 from proxy.upstream import challenge, explain, retry
 from proxy.upstream.auth import Authenticator
 from proxy.upstream.health import Health
+from proxy.upstream.offline import Offline
 from proxy.upstream.quota import Hold, Quota
 from proxy.upstream.wire import translated
 
@@ -111,7 +112,7 @@ class Exchange:
         session: ClientSession,
         authenticator: Authenticator,
         metrics: Metrics,
-        offline: bool,
+        offline: Offline,
         timeouts: Timeouts,
         attempts: int,
         clock: Callable[[], float],
@@ -183,10 +184,7 @@ class Exchange:
     async def _answer(
         self, question: Question, patience: _Patience
     ) -> AsyncIterator[ClientResponse]:
-        if self._offline:
-            raise OfflineError(
-                "this cache is offline and does not have it; go online or preload it"
-            )
+        self._offline.check()
         now = self._clock()
         if hold := self.quota.hold(now, is_pull=question.is_pull):
             raise self._limited(hold, now)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from aiohttp import ConnectionTimeoutError
 
 from proxy.errors import (
+    OfflineError,
     ProxyError,
     RateLimitedError,
     UnknownError,
@@ -35,6 +36,11 @@ class Health:
     def is_up(self) -> bool:
         """Whether it is asked, and not left alone because it fails."""
         return self._breaker.is_closed
+
+    @property
+    def reason(self) -> str:
+        """Why it is left alone; empty while it is asked."""
+        return self._breaker.reason
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
@@ -71,6 +77,8 @@ class Health:
 
     def failed(self, error: ProxyError) -> None:
         """Note a failure, weighed by how long somebody has waited for it."""
+        if isinstance(error, OfflineError):
+            return  # our own doing
         weight = Weight.ANSWER
         if isinstance(error.__cause__, ConnectionTimeoutError):
             weight = Weight.NO_CONNECTION

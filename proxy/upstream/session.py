@@ -22,6 +22,7 @@ from proxy import __version__
 from proxy.config import UpstreamSettings
 from proxy.errors import ConfigError
 from proxy.upstream.egress import EgressGuard
+from proxy.upstream.offline import Offline
 from proxy.upstream.proxies import Proxies
 
 # A token is asked for within this time, in seconds; what else is asked says its own.
@@ -29,16 +30,21 @@ TOTAL_TIMEOUT = 8.0
 
 
 def open_session(
-    guard: EgressGuard, proxies: Proxies, *, tls: ssl.SSLContext, connect_timeout: float
+    guard: EgressGuard,
+    proxies: Proxies,
+    offline: Offline,
+    *,
+    tls: ssl.SSLContext,
+    connect_timeout: float,
 ) -> ClientSession:
-    """Return a session whose connections all pass `guard`. The caller closes it.
+    """Return a session whose connections all pass `guard`, and none while `offline`. The caller closes it.
 
     It keeps no cookies, reads no netrc (which aiohttp's `trust_env` would, with the proxies of the
     environment), and leaves URLs and bodies as they are.
     """
     return ClientSession(
         connector=TCPConnector(limit=0, ssl=tls, resolver=guard),
-        middlewares=(guard.middleware, _through(proxies)),
+        middlewares=(offline.middleware, guard.middleware, _through(proxies)),
         timeout=ClientTimeout(total=TOTAL_TIMEOUT, sock_connect=connect_timeout),
         cookie_jar=DummyCookieJar(),
         auto_decompress=False,

@@ -124,4 +124,8 @@ def test_show_keeps_a_password_to_itself(file, tmp_path):
 def test_schema_is_json_schema():
     schema = json.loads(config("schema").stdout)
     assert schema["$schema"].startswith("https://json-schema.org/")
-    assert set(schema["properties"]["server"]["properties"]) == {"listen"}
+    assert set(schema["properties"]["server"]["properties"]) == {
+        "listen",
+        "admin_listen",
+        "admin_token_file",
+    }

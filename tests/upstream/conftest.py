@@ -16,6 +16,7 @@ from proxy.upstream.client import Upstream
 from proxy.upstream.egress import EgressGuard
 from proxy.upstream.exchange import Exchange, Timeouts
 from proxy.upstream.logins import Credentials
+from proxy.upstream.offline import Offline
 from proxy.upstream.proxies import Proxies
 from proxy.upstream.routes import Routes
 from proxy.upstream.session import open_session
@@ -45,10 +46,12 @@ async def connected(
         return credentials
 
     metrics = Metrics(["fake"], "0")
+    switch = Offline(offline)
     async with (
         open_session(
             guard or EgressGuard(URL(url), aiohttp.DefaultResolver(), proxies),
             proxies,
+            switch,
             tls=tls or ssl.create_default_context(),
             connect_timeout=2.0,
         ) as session,
@@ -61,7 +64,7 @@ async def connected(
             session=session,
             authenticator=authenticator,
             metrics=metrics,
-            offline=offline,
+            offline=switch,
             timeouts=timeouts,
             attempts=3,
             clock=Clock(),

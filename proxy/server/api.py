@@ -1,0 +1,303 @@
+"""The admin API: a table of routes, what their handlers are given, and what becomes of their answers.
+
+Every operation exists once, as a handler here; the commands are its clients (`proxy/cli/api.py`).
+
+To add an operation:
+
+1. A module `proxy/server/api_<feature>.py` with a function `routes(...) -> list[Route]` that takes what the handlers
+   need. A path is `/api/v1/<noun>` with `{named}` parts. Image references hold slashes and colons: they go into the
+   query or the body.
+2. A handler is given a `Call`: `call.query(Kind)`, `await call.document(Kind)` with a `Kind` derived from `Input`,
+   `call.names["part"]`, or `call.chunks()` for the body as it comes. What does not fit becomes a 400 that names the field.
+3. It is an `async def` that returns a document (anything msgspec encodes; None is 204) or a `Download`; or an async
+   generator of documents, the events of a long operation, each of which is sent at once as a line of JSON. It raises the classes
+   of `proxy/errors.py`: before the first event they become a status (`_STATUS`), after it the last event,
+   `{"error": {"code", "message"}}`. A client that leaves cancels its handler, and the generator is closed.
+4. Put the routes into `open_cache` (`proxy/app.py`), and paths and schemas into `openapi.json`: a test compares.
+5. The command, in `proxy/cli/<feature>.py`: `with admin_api(load_config(path, store)) as api:` and then
+   `api.get("/api/v1/…", key=value)`, `api.post(path, document)`, `for event in api.stream("POST", path, document)`,
+   `api.stream("POST", path, upload=file)`, `api.download(path, document, file)`. Errors arrive as the classes that
+   the handler raised, so exit codes hold; `main.add_command` and a row in README.md finish it.
+"""
+
+import asyncio
+import re
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import count
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+import msgspec
+from aiohttp import hdrs
+from aiohttp.web import BaseRequest, Response, StreamResponse
+
+from proxy import errors
+from proxy.errors import InvalidRequestError, ProxyError, code_of
+from proxy.log import Log, get_logger, request_id
+from proxy.metrics import Metrics
+from proxy.server.responses import BodyCutError
+
+# A document in a request has at most so many bytes; what is larger is an upload, and streams.
+MAX_DOCUMENT = 4 << 20
+
+# The first class that fits decides.
+_STATUS: tuple[tuple[type[ProxyError], int], ...] = (
+    (InvalidRequestError, 400),
+    (errors.InvalidReferenceError, 400),
+    (errors.UnauthorizedError, 401),
+    (errors.DeniedError, 403),
+    (errors.UnknownError, 404),
+    (errors.RateLimitedError, 429),
+    (errors.UpstreamTimeoutError, 504),
+    (errors.UpstreamUnavailableError, 503),
+    (errors.UpstreamError, 502),
+    (errors.DigestMismatchError, 502),
+    (errors.NoSpaceError, 507),
+    (ProxyError, 500),
+)
+
+_HEADERS = {hdrs.CACHE_CONTROL: "no-store", "X-Content-Type-Options": "nosniff"}
+_LINES = "application/x-ndjson"
+
+T = TypeVar("T")
+
+log = get_logger(__name__)
+
+
+class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a request holds, in its body or its query; a field that is not known is an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """An answer that is bytes. A failure among them cuts the connection: the body stays short."""
+
+    chunks: AsyncGenerator[bytes, None]
+    content_type: str
+
+
+class Call:
+    """A request to a handler. `names` are the named parts of its path."""
+
+    def __init__(self, request: BaseRequest, names: Mapping[str, str]) -> None:
+        self.names = names
+        self._request = request
+
+    def query(self, kind: type[T]) -> T:
+        """Return the query as a `kind`, numbers and booleans read from their text."""
+        values = self._request.query
+        if repeated := [name for name in values if len(values.getall(name)) > 1]:
+            raise InvalidRequestError(f"the query has {repeated[0]!r} more than once")
+        with _named("query"):
+            return msgspec.convert(dict(values), kind, strict=False)
+
+    async def document(self, kind: type[T]) -> T:
+        """Return the JSON body as a `kind`. Raises `InvalidRequestError`."""
+        if self._request.content_type != "application/json":
+            raise InvalidRequestError("the body is not said to be JSON (Content-Type)")
+        content = bytearray()
+        async for chunk in self.chunks():
+            content += chunk
+            if len(content) > MAX_DOCUMENT:
+                raise InvalidRequestError(f"the body has more than {MAX_DOCUMENT} bytes")
+        with _named("body"):
+            return msgspec.json.decode(content, type=kind)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the body as it comes. Raises `ConnectionError` if the client leaves in its midst."""
+        async for chunk in self._request.content.iter_any():
+            yield chunk
+
+
+Handler = Callable[[Call], Awaitable[object] | AsyncGenerator[Any, None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What answers a method on a path; a part of the path in braces has any value: `{digest}`."""
+
+    method: str
+    path: str
+    handler: Handler
+
+    def match(self, path: str) -> dict[str, str] | None:
+        """Return the named parts of `path`, as it came on the wire, if it is this route's."""
+        found = _pattern(self.path).fullmatch(path)
+        return {name: unquote(text) for name, text in found.groupdict().items()} if found else None
+
+
+class Api:
+    """Answers what is under `/api/`. `close` ends what still runs."""
+
+    def __init__(self, routes: Iterable[Route], metrics: Metrics, access_log: Log | None) -> None:
+        self._routes = tuple(routes)
+        self._metrics = metrics
+        self._access_log = access_log
+        self._ids = count(1)
+        self._running: set[asyncio.Task[object]] = set()
+
+    @property
+    def routes(self) -> list[tuple[str, str]]:
+        """The methods and paths that are answered."""
+        return [(route.method, route.path) for route in self._routes]
+
+    async def handle(self, request: BaseRequest) -> StreamResponse:
+        """Answer any request; never raise anything but `ConnectionError`."""
+        request_id.set(f"admin-{next(self._ids)}")
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        status = 499
+        try:
+            response = await self._answer(request)
+            status = response.status
+        finally:
+            self._running.discard(task)
+            if self._access_log:
+                path = request.raw_path[:300]
+                self._access_log.access(
+                    "admin_request",
+                    client=request.remote or "admin.sock",
+                    method=request.method,
+                    path=path,
+                    status=status,
+                )
+        return response
+
+    async def close(self) -> None:
+        """Cancel the operations that run, and wait until they are over."""
+        running = self._running - {asyncio.current_task()}
+        for task in running:
+            task.cancel("the daemon stops")
+        if running:
+            await asyncio.wait(running)
+
+    async def _answer(self, request: BaseRequest) -> StreamResponse:
+        try:
+            route, names = self._find(request)
+            result = route.handler(Call(request, names))
+            if isinstance(result, AsyncGenerator):
+                return await self._send_events(request, result)
+            document = await result
+            if isinstance(document, Download):
+                return await self._send_bytes(request, document)
+        except _MethodError as error:
+            response = error_response(InvalidRequestError(str(error)), 405)
+            response.headers[hdrs.ALLOW] = error.allowed
+            return response
+        except ConnectionError:
+            raise
+        except Exception as error:  # noqa: BLE001 (what nobody foresaw is logged and counted)
+            return error_response(self._foreseen(error))
+        return _document(document)
+
+    def _find(self, request: BaseRequest) -> tuple[Route, dict[str, str]]:
+        path = request.raw_path.partition("?")[0]
+        found = [(one, names) for one in self._routes if (names := one.match(path)) is not None]
+        if not found:
+            raise errors.UnknownError(
+                "there is nothing here; /api/v1/openapi.json says what there is"
+            )
+        for route, names in found:
+            if route.method == request.method:
+                return route, names
+        raise _MethodError(", ".join(sorted({route.method for route, _ in found})))
+
+    def _foreseen(self, error: Exception) -> ProxyError:
+        """Return `error` if it is one of ours; anything else is a bug."""
+        if isinstance(error, ProxyError):
+            return error
+        self._metrics.bug()
+        log.error("admin_request_failed", exc_info=error)
+        return ProxyError("the cache failed inside; its log says how")
+
+    async def _send_events(
+        self, request: BaseRequest, events: AsyncGenerator[object, None]
+    ) -> StreamResponse:
+        async with aclosing(events):
+            # Until there is an event, an error can still be a status.
+            event = await anext(events, None)
+            response = StreamResponse(headers={**_HEADERS, hdrs.CONTENT_TYPE: _LINES})
+            await response.prepare(request)
+            try:
+                while event is not None:
+                    await response.write(msgspec.json.encode(event) + b"\n")
+                    event = await anext(events, None)
+            except ConnectionError:
+                raise
+            except Exception as error:  # noqa: BLE001 (see _answer)
+                last = _error_document(self._foreseen(error))
+                await response.write(msgspec.json.encode(last) + b"\n")
+        await response.write_eof()
+        return response
+
+    async def _send_bytes(self, request: BaseRequest, download: Download) -> StreamResponse:
+        response = StreamResponse(headers={**_HEADERS, hdrs.CONTENT_TYPE: download.content_type})
+        async with aclosing(download.chunks) as chunks:
+            chunk = await anext(chunks, None)
+            await response.prepare(request)
+            try:
+                while chunk is not None:
+                    await response.write(chunk)
+                    chunk = await anext(chunks, None)
+            except ConnectionError:
+                raise
+            except Exception as error:
+                reason = str(self._foreseen(error))
+                log.warning("download_cut", path=request.raw_path[:200], reason=reason)
+                raise BodyCutError(reason) from error
+        await response.write_eof()
+        return response
+
+
+class _MethodError(Exception):
+    """The path is there, the method is not. `allowed` is the Allow header's value."""
+
+    def __init__(self, allowed: str) -> None:
+        super().__init__(f"this path takes {allowed}")
+        self.allowed = allowed
+
+
+@contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Turn what msgspec raises inside into an `InvalidRequestError` that names the field."""
+    try:
+        yield
+    except msgspec.DecodeError as error:  # a ValidationError is one
+        reason, _, field = str(error).replace("`", "").partition(" - at $")
+        where = f"{place}: {field.lstrip('.')}" if field else place
+        raise InvalidRequestError(f"{where}: {reason[:1].lower()}{reason[1:]}") from error
+
+
+@cache
+def _pattern(path: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(path)))
+
+
+def error_response(error: ProxyError, status: int | None = None) -> Response:
+    """Return the answer that says `error`."""
+    if status is None:
+        status = next(status for kind, status in _STATUS if isinstance(error, kind))
+    return _document(_error_document(error), status)
+
+
+def _error_document(error: ProxyError) -> dict[str, dict[str, str]]:
+    return {"error": {"code": code_of(error), "message": str(error)}}
+
+
+def _document(document: object, status: int = 200) -> Response:
+    if document is None:
+        return Response(status=204, headers=_HEADERS)
+    body = msgspec.json.encode(document)
+    return Response(body=body, status=status, headers=_HEADERS, content_type="application/json")

@@ -1,0 +1,179 @@
+"""Where the admin API listens, and who is let in.
+
+On `admin.sock` in the store the file's mode is the login: only the daemon's user connects. On TCP a token is, or
+on loopback without one the promise that it is no web page that asks: browsers send requests to anybody's loopback.
+"""
+
+import asyncio
+import hmac
+import os
+import socket
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+from aiohttp import hdrs
+from aiohttp.web import BaseRequest, Response, ServerRunner, StreamResponse, TCPSite
+from aiohttp.web_runner import BaseSite
+
+from proxy.config import ServerSettings
+from proxy.config.values import is_loopback
+from proxy.errors import (
+    ConfigError,
+    DeniedError,
+    InvalidRequestError,
+    ProxyError,
+    StorageError,
+    UnauthorizedError,
+)
+from proxy.server.admin import Admin
+from proxy.server.api import Api, error_response
+from proxy.server.http import HttpServer
+
+SOCKET = "admin.sock"
+
+# What a form or a script of a foreign page may send without asking the browser's leave (Fetch standard, "CORS-safelisted
+# request-header"); nothing at all is safelisted too.
+_SAFELISTED = ("", "text/plain", "multipart/form-data", "application/x-www-form-urlencoded")
+
+
+class Gate:
+    """Judges requests that came by TCP. With a `token` that is all that counts."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token.encode()
+
+    def check(self, request: BaseRequest) -> None:
+        """Raise `UnauthorizedError`, `DeniedError` or `InvalidRequestError` if it may not come in."""
+        if self._token:
+            scheme, _, given = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+            given_bytes = given.strip().encode(errors="surrogateescape")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given_bytes, self._token):
+                raise UnauthorizedError(
+                    "the admin API wants the token of admin_token_file: Authorization: Bearer TOKEN"
+                )
+            return
+        host = request.headers.get(hdrs.HOST, "")
+        if not is_loopback(host.rpartition(":")[0].strip("[]") if ":" in host else host):
+            # A name that leads to loopback is how a web page rebinds its own (DNS rebinding).
+            raise DeniedError("without a token the admin API is asked by address, or as localhost")
+        origin = request.headers.get(hdrs.ORIGIN)
+        if origin is not None and origin != f"http://{host}":
+            raise DeniedError("the admin API does not answer to other sites' pages")
+        plain_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip().lower()
+        if request.method == "POST" and plain_type in _SAFELISTED:
+            raise InvalidRequestError("a POST says what it sends (Content-Type: application/json)")
+
+
+class Door:
+    """The handler of an admin listener: the API behind the gate, and health and metrics beside it."""
+
+    def __init__(self, api: Api, admin: Admin, gate: Gate | None) -> None:
+        self._api = api
+        self._admin = admin
+        self._gate = gate
+
+    async def __call__(self, request: BaseRequest) -> StreamResponse:
+        """Answer any request."""
+        try:
+            if self._admin.has(request):
+                return await self._admin.handle(request)
+            if self._gate:
+                self._gate.check(request)
+        except ProxyError as error:
+            return _refusal(error)
+        return await self._api.handle(request)
+
+
+def _refusal(error: ProxyError) -> Response:
+    response = error_response(error)
+    if isinstance(error, UnauthorizedError):
+        response.headers[hdrs.WWW_AUTHENTICATE] = 'Bearer realm="pullcache"'
+    # What is refused is not read.
+    response.force_close()
+    return response
+
+
+class _SocketSite(BaseSite):
+    """A Unix socket that is bound already. aiohttp's own binds by a path, and then its mode is too late."""
+
+    __slots__ = ("_socket",)
+
+    def __init__(self, runner: ServerRunner, bound: socket.socket) -> None:
+        super().__init__(runner)
+        self._socket = bound
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return SOCKET
+
+    async def start(self) -> None:
+        """Let clients connect."""
+        await super().start()
+        server = self._runner.server
+        assert server is not None
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(server, sock=self._socket, backlog=128)
+
+
+async def listen(
+    stack: AsyncExitStack, root: Path, settings: ServerSettings, api: Api, admin: Admin
+) -> list[str]:
+    """Open the socket in the store at `root`, whose lock is ours, and the TCP addresses; return these.
+
+    Raises `ConfigError` and `StorageError`.
+    """
+    token = settings.read_admin_token()
+    local, remote = (
+        ServerRunner(HttpServer(Door(api, admin, gate)), shutdown_timeout=0.1)
+        for gate in (None, Gate(token))
+    )
+    for runner in (local, remote):
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+    stack.push_async_callback(api.close)
+    bound = _bind(root, stack)
+    for runner in (local, remote):
+        stack.push_async_callback(_stop_listening, runner)
+    await _SocketSite(local, bound).start()
+    for address in settings.admin_listen:
+        try:
+            await TCPSite(remote, address.host or None, address.port).start()
+        except OSError as error:
+            raise ConfigError(
+                f"server.admin_listen: {address} cannot be used ({error.strerror}); "
+                "stop what uses it, or choose another"
+            ) from error
+    return [
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        for host, port, *_ in remote.addresses
+    ]
+
+
+async def _stop_listening(runner: ServerRunner) -> None:
+    for site in list(runner.sites):
+        await site.stop()
+
+
+def _bind(root: Path, stack: AsyncExitStack) -> socket.socket:
+    """Return the bound socket `admin.sock` in `root`, which the stack removes. Raises `StorageError`."""
+    try:
+        # By way of the directory's descriptor: a socket's address holds 107 bytes, a path more.
+        directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, directory)
+        # A daemon that was killed has left its own; none lives, or we would not have the lock.
+        _unlink(directory)
+        bound = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        bound.setblocking(False)
+        # Linux gives the file the socket's own mode, so there is no moment in which others can connect.
+        os.fchmod(bound.fileno(), 0o600)
+        bound.bind(f"/proc/self/fd/{directory}/{SOCKET}")
+    except OSError as error:
+        raise StorageError(f"{root}/{SOCKET} cannot be used: {error.strerror}") from error
+    stack.callback(_unlink, directory)
+    return bound
+
+
+def _unlink(directory: int) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(SOCKET, dir_fd=directory)
