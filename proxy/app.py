@@ -67,7 +67,10 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """What is known once the daemon serves. Addresses are `host:port`, sizes bytes."""
+    """What is known once the daemon serves. Addresses are `host:port`, sizes bytes.
+
+    `routes` are the methods and paths of the admin API.
+    """
 
     addresses: list[str]
     store: Path
@@ -75,6 +78,7 @@ class Listening:
     used: int
     upstreams: dict[str, str]
     admin_addresses: list[str] = field(default_factory=list)
+    routes: list[tuple[str, str]] = field(default_factory=list)
 
 
 class _Shutdown(Exception):  # noqa: N818 (it ends the task group, and is no error)
@@ -202,6 +206,7 @@ async def open_cache(
             space.stored,
             {name: str(settings.url) for name, settings in config.upstreams.items()},
             admin_addresses,
+            api.routes,
         )
 
 

@@ -57,6 +57,7 @@ def _no_blocking_calls() -> Iterator[BlockBuster]:
             function.can_block_in("proxy/app.py", "open_cache")
             # The lock of coverage's own data, which a thread may hold that is traced too.
             function.can_block_in("coverage/collector.py", "lock_data")
+            function.can_block_in("proxy/server/api_door.py", {"_bind", "_unlink"})
         yield guard
 
 

@@ -81,6 +81,7 @@ class Program:
             )
             self.addresses = listening.addresses
             self.admin_addresses = listening.admin_addresses
+            self.routes = listening.routes
             self.url = f"http://{self.addresses[0]}"
             self.session = await stack.enter_async_context(
                 aiohttp.ClientSession(

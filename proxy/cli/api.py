@@ -128,7 +128,9 @@ class AdminApi:
             sending = _Sending(connection, upload) if upload is not None else None
             try:
                 with _translated():
+                    # A reference to the connection, which stays open as long as this does.
                     response = http.client.HTTPResponse(connection, method=method)
+                    stack.callback(response.close)
                     response.begin()
                 if response.status >= 400:
                     raise _error(response)

@@ -7,6 +7,7 @@ on loopback without one the promise that it is no web page that asks: browsers s
 import asyncio
 import hmac
 import os
+import re
 import socket
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -53,7 +54,7 @@ class Gate:
                 )
             return
         host = request.headers.get(hdrs.HOST, "")
-        if not is_loopback(host.rpartition(":")[0].strip("[]") if ":" in host else host):
+        if not is_loopback(re.sub(r":[0-9]*$", "", host).strip("[]")):
             # A name that leads to loopback is how a web page rebinds its own (DNS rebinding).
             raise DeniedError("without a token the admin API is asked by address, or as localhost")
         origin = request.headers.get(hdrs.ORIGIN)
