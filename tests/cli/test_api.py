@@ -5,13 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from proxy.cli.api import admin_api
 from proxy.config import Config, load
-from proxy.errors import DaemonError
+from proxy.errors import DaemonError, ProxyError
 from proxy.storage.local import LocalStore
 
 # A command that works until it is stopped.
@@ -111,6 +112,38 @@ def test_a_daemon_that_says_nothing_is_given_up(config):
             assert not api.is_ready()
             with pytest.raises(DaemonError, match="in time"):
                 api.get("/api/v1/status")
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{}", "ended before it was done"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n", "ended before"),
+        (b"HTTP/1.1 500 No\r\nContent-Length: 4\r\n\r\nbusy", "the daemon answered 500: busy"),
+        (b"", "ended before"),
+    ],
+    ids=["short", "no last chunk", "not JSON", "nothing"],
+)
+def test_an_answer_that_is_none_is_an_error(config, answer, says):
+    config.store.path.mkdir()
+    with (
+        socket.socket(socket.AF_UNIX) as daemon,
+        ThreadPoolExecutor(1) as threads,
+        pytest.raises(ProxyError, match=says),
+    ):
+        daemon.bind(str(config.store.path / "admin.sock"))
+        daemon.listen()
+
+        def serve() -> None:
+            daemon.accept()[0].close()  # looks whether anybody is there
+            connection, _ = daemon.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        threads.submit(serve)
+        with admin_api(config, private=False) as api:
+            api.get("/api/v1/status")
 
 
 def test_a_failing_block_ends_the_private_daemon_too(config):

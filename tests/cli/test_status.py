@@ -38,6 +38,12 @@ async def test_status_is_one_screen(registry, program):
     assert "\x1b" not in done.stdout
 
 
+async def test_status_names_where_the_admin_api_is(make_program):
+    program = await make_program(server={"admin_listen": ["127.0.0.1:0"]})
+    done = await ask(program, "status")
+    assert f"admin      {program.admin_addresses[0]}\n" in done.stdout
+
+
 async def test_status_as_json_is_the_api_s_document(program):
     done = await ask(program, "status", "--json")
     document = json.loads(done.stdout)
