@@ -134,15 +134,21 @@ class LocalStore:
                         yield digest, entry.stat(follow_symlinks=False).st_size
 
     def list_ingests(self) -> list[tuple[Digest, int, float]]:
-        """Return digest, bytes on disk and time of the last write of every ingest."""
+        """Return digest, bytes on disk and time of the last write of every ingest.
+
+        Raises `StorageError`.
+        """
         found = []
-        with os.scandir(self._ingest) as entries:
-            for entry in entries:
-                algorithm, _, encoded = entry.name.partition("-")
-                digest = _parse_name(algorithm, encoded)
-                if digest and entry.is_file(follow_symlinks=False):
-                    status = entry.stat(follow_symlinks=False)
-                    found.append((digest, status.st_blocks * 512, status.st_mtime))
+        try:
+            with os.scandir(self._ingest) as entries:
+                for entry in entries:
+                    algorithm, _, encoded = entry.name.partition("-")
+                    digest = _parse_name(algorithm, encoded)
+                    if digest and entry.is_file(follow_symlinks=False):
+                        status = entry.stat(follow_symlinks=False)
+                        found.append((digest, status.st_blocks * 512, status.st_mtime))
+        except OSError as error:
+            raise storage_error("list", error) from error
         return found
 
     def list_committed(self) -> list[Digest]:
@@ -156,10 +162,13 @@ class LocalStore:
         return found
 
     def delete_ingest(self, digest: Digest) -> None:
-        """Remove an ingest that nobody writes, with its state."""
+        """Remove an ingest that nobody writes, with its state. Raises `StorageError`."""
         path = self._ingest / f"{digest.algorithm}-{digest.hex}"
-        path.unlink(missing_ok=True)
-        path.with_suffix(".state").unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".state").unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error("remove", error) from error
 
     def check(self) -> None:
         """Write and remove a small file. Raises `StorageError` if the disk does not let us."""

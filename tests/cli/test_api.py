@@ -126,11 +126,7 @@ def test_a_daemon_that_says_nothing_is_given_up(config):
 )
 def test_an_answer_that_is_none_is_an_error(config, answer, says):
     config.store.path.mkdir()
-    with (
-        socket.socket(socket.AF_UNIX) as daemon,
-        ThreadPoolExecutor(1) as threads,
-        pytest.raises(ProxyError, match=says),
-    ):
+    with socket.socket(socket.AF_UNIX) as daemon, ThreadPoolExecutor(1) as threads:
         daemon.bind(str(config.store.path / "admin.sock"))
         daemon.listen()
 
@@ -142,7 +138,7 @@ def test_an_answer_that_is_none_is_an_error(config, answer, says):
                 connection.sendall(answer)
 
         threads.submit(serve)
-        with admin_api(config, private=False) as api:
+        with admin_api(config, private=False) as api, pytest.raises(ProxyError, match=says):
             api.get("/api/v1/status")
 
 

@@ -84,7 +84,8 @@ def test_the_probe_loads_little(tmp_path):
 
 async def test_offline_is_switched_on_and_off(registry, program):
     done = await ask(program, "offline", "on")
-    assert (done.exit_code, done.stdout) == (0, "offline is on\n")
+    assert done.exit_code == 0
+    assert done.stdout.endswith("offline is on\n")
     assert "state      offline\n" in (await ask(program, "status")).stdout
     assert (await program.manifest("me/app")).status == 503
     assert registry.count("/manifests/") == 0

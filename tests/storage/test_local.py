@@ -193,3 +193,13 @@ def test_the_disk_is_measured(store):
 )
 def test_a_file_takes_whole_blocks(size, taken):
     assert footprint(size) == taken
+
+
+def test_a_disk_that_fails_under_ingests_is_an_error_of_the_store(store):
+    digest = Digest.of(b"x")
+    (store.root / "ingest").rmdir()
+    (store.root / "ingest").touch()
+    with pytest.raises(StorageError, match="Not a directory"):
+        store.list_ingests()
+    with pytest.raises(StorageError, match="Not a directory"):
+        store.delete_ingest(digest)
