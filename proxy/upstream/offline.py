@@ -31,6 +31,8 @@ class Offline:
                 if not asking.expired():
                     asking.reschedule(0.0)
             for response in list(self._answering):
+                # Said to who reads it, so that nobody takes it for a failure and tries again.
+                response.content.set_exception(_error())
                 response.close()
 
     async def middleware(
@@ -54,6 +56,8 @@ class Offline:
     def check(self) -> None:
         """Raise `OfflineError` while offline."""
         if self._is_on:
-            raise OfflineError(
-                "this cache is offline and does not have it; go online or preload it"
-            )
+            raise _error()
+
+
+def _error() -> OfflineError:
+    return OfflineError("this cache is offline and does not have it; go online or preload it")
