@@ -50,6 +50,10 @@ class Offline:
         except TimeoutError:
             self.check()
             raise
+        if self._is_on:
+            # Answered in the very turn of the loop in which the switch was thrown.
+            response.close()
+            raise _error()
         self._answering.add(response)
         return response
 
