@@ -1,0 +1,216 @@
+"""The documents of an OCI image layout (image-spec, image-layout.md), and docker's beside them.
+
+A bundle is a layout in a tar that also has docker's `manifest.json`: every loader finds what it knows.
+The names of images are annotations of `index.json`, and each tool has its own.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from proxy.errors import BundleError, InvalidDigestError
+from proxy.oci.digest import Digest
+
+LAYOUT = "oci-layout"
+INDEX = "index.json"
+DOCKER = "manifest.json"
+# Ours: which manifests of an image index are meant to be here, in this bundle or an earlier one. No
+# annotation, because containerd keeps those when it exports less than it has loaded.
+MEANT = "pullcache.json"
+DOCUMENTS = frozenset({LAYOUT, INDEX, DOCKER, MEANT})
+
+LAYOUT_DOCUMENT = b'{"imageLayoutVersion":"1.0.0"}'
+
+# One descriptor has some 500 bytes: this is room for ten thousand images.
+MAX_DOCUMENT_SIZE = 8 << 20
+
+IMAGE_CONFIGS = frozenset(
+    {
+        "application/vnd.oci.image.config.v1+json",
+        "application/vnd.docker.container.image.v1+json",
+    }
+)
+
+# containerd and docker 25 on name an image by the first, skopeo and umoci by the second.
+_NAME = "io.containerd.image.name"
+_REF_NAME = "org.opencontainers.image.ref.name"
+
+_BLOB = re.compile(r"blobs/(sha256|sha512)/([0-9a-f]+)")
+
+T = TypeVar("T")
+
+
+class _Descriptor(msgspec.Struct, rename="camel"):
+    media_type: str
+    digest: str
+    size: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+    annotations: dict[str, str] | None = None
+
+
+class _Index(msgspec.Struct):
+    manifests: list[_Descriptor]
+
+
+class _Layout(msgspec.Struct, rename="camel"):
+    image_layout_version: str
+
+
+class _Meant(msgspec.Struct):
+    manifests: dict[str, list[str]]
+
+
+class _DockerImage(msgspec.Struct, rename="pascal"):
+    config: str
+    repo_tags: list[str] | None
+    layers: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An image that a layout lists.
+
+    `name` is `registry/repository:tag` or `…@digest`, "" if the layout does not say it; `tag` is all
+    that some tools write.
+    """
+
+    digest: Digest
+    size: int
+    media_type: str
+    name: str = ""
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DockerImage:
+    """An image of one platform, as `docker load` takes it; its digest is its config's."""
+
+    config: Digest
+    layers: tuple[Digest, ...]
+    names: tuple[str, ...]
+
+
+def blob_path(digest: Digest) -> str:
+    """Return where a layout has the blob."""
+    return f"blobs/{digest.algorithm}/{digest.hex}"
+
+
+def parse_path(path: str) -> Digest | None:
+    """Return the digest of the blob that lies at `path`, None if none does."""
+    found = _BLOB.fullmatch(path)
+    try:
+        return Digest.parse(f"{found[1]}:{found[2]}") if found else None
+    except InvalidDigestError:
+        return None
+
+
+def write_index(images: Sequence[Listed]) -> bytes:
+    """Return `index.json`.
+
+    A tag that two images have would name the first one only: then both are named in full, which the
+    grammar of ref.name allows.
+    """
+    tags = [image.tag for image in images]
+    return _encode(
+        {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": [_describe(image, tags.count(image.tag) == 1) for image in images],
+        }
+    )
+
+
+def _describe(image: Listed, is_only: bool) -> dict[str, Any]:
+    annotations = {_NAME: image.name}
+    if image.tag:
+        annotations[_REF_NAME] = image.tag if is_only else image.name
+    return {
+        "mediaType": image.media_type,
+        "digest": str(image.digest),
+        "size": image.size,
+        "annotations": annotations,
+    }
+
+
+def write_docker(images: Iterable[DockerImage]) -> bytes:
+    """Return docker's `manifest.json`, with the layers compressed as they are."""
+    return _encode(
+        [
+            {
+                "Config": blob_path(image.config),
+                "RepoTags": list(image.names),
+                "Layers": [blob_path(layer) for layer in image.layers],
+            }
+            for image in images
+        ]
+    )
+
+
+def write_meant(meant: Mapping[Digest, Iterable[Digest]]) -> bytes:
+    """Return `pullcache.json`: the manifests that are meant to be here, by index."""
+    return _encode({"manifests": {str(key): [*map(str, meant[key])] for key in meant}})
+
+
+def parse_meant(content: bytes) -> dict[Digest, list[Digest]]:
+    """Return what `pullcache.json` says. Raises `BundleError`."""
+    found = _decode(content, _Meant, MEANT).manifests
+    return {_digest(key): [*map(_digest, found[key])] for key in found}
+
+
+def check_layout(content: bytes) -> None:
+    """Raise `BundleError` unless `oci-layout` is of the one version there is."""
+    version = _decode(content, _Layout, LAYOUT).image_layout_version
+    if version != "1.0.0":
+        raise BundleError(f"an image layout of version {version[:40]!r}, only 1.0.0 is known")
+
+
+def parse_index(content: bytes) -> list[Listed]:
+    """Return what `index.json` lists. Raises `BundleError`."""
+    return [_listed(item) for item in _decode(content, _Index, INDEX).manifests]
+
+
+def _listed(descriptor: _Descriptor) -> Listed:
+    annotations = descriptor.annotations or {}
+    name, tag = annotations.get(_NAME, ""), annotations.get(_REF_NAME, "")
+    if "/" in tag or ":" in tag:
+        name, tag = name or tag, ""
+    return Listed(
+        _digest(descriptor.digest),
+        descriptor.size,
+        descriptor.media_type,
+        name,
+        tag,
+    )
+
+
+def parse_docker(content: bytes) -> dict[Digest, list[str]]:
+    """Return what `manifest.json` calls an image, by the digest of its config.
+
+    Images whose config is not in a layout are left out. Raises `BundleError`.
+    """
+    names: dict[Digest, list[str]] = {}
+    for image in _decode(content, list[_DockerImage], DOCKER):
+        config = parse_path(image.config)
+        if config:
+            names.setdefault(config, []).extend(image.repo_tags or ())
+    return names
+
+
+def _digest(text: str) -> Digest:
+    try:
+        return Digest.parse(text)
+    except InvalidDigestError as error:
+        raise BundleError(f"in a document: {error}") from error
+
+
+def _encode(document: object) -> bytes:
+    return msgspec.json.encode(document)
+
+
+def _decode(content: bytes, kind: type[T], name: str) -> T:
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{name} is not what it should be: {str(error)[:100]}") from error
