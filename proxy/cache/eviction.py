@@ -2,11 +2,12 @@
 
 `max_size` bounds everything under the store's directory: blobs, what running downloads have
 reserved, what interrupted ones have left, and the index. `min_free` is what the file system keeps.
-Nothing is evicted for what cannot fit anyway.
+Nothing is evicted for what cannot fit anyway, nor what a bundle is made of, or brings, meanwhile.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from proxy.errors import StorageError
@@ -24,6 +25,15 @@ INDEX_MARGIN = 1 << 19
 _BATCH = 256
 
 log = get_logger(__name__)
+
+
+class Hold:
+    """Blobs, with their sizes, that are not evicted for as long as somebody works with them."""
+
+    __slots__ = ("sizes",)
+
+    def __init__(self) -> None:
+        self.sizes: dict[Digest, int] = {}
 
 
 @dataclass(eq=False, slots=True)
@@ -59,6 +69,7 @@ class Space:
         self._leftovers: dict[Digest, int] = {}
         # Files that are gone, but that the index could not be made to forget.
         self._ghosts: set[Digest] = set()
+        self._holds: list[Hold] = []
         # One eviction at a time: two would choose the same victims.
         self._evicting = asyncio.Lock()
 
@@ -142,6 +153,24 @@ class Space:
             reservation.written = size
         return reservation
 
+    @contextmanager
+    def hold(self) -> Iterator[Hold]:
+        """Yield a hold; what is put into it stays in the store until the context ends."""
+        hold = Hold()
+        self._holds.append(hold)
+        try:
+            yield hold
+        finally:
+            self._holds.remove(hold)
+
+    async def remove(self, digests: Iterable[Digest]) -> None:
+        """Remove blobs that nobody holds."""
+        held = set().union(*(hold.sizes for hold in self._holds))
+        sizes = {digest: self._index.size(digest) for digest in digests if digest not in held}
+        gone = [(digest, size) for digest, size in sizes.items() if size is not None]
+        if gone:
+            await self._remove(gone, "removed")
+
     async def forget(self, digest: Digest, size: int) -> None:
         """Drop a blob that turned out damaged or gone."""
         await self._remove([(digest, size)], "corrupt")
@@ -174,22 +203,25 @@ class Space:
                     needed -= await self._drop_leftover(next(iter(self._leftovers)))
                 if needed <= 0:
                     return True
-                if needed > self.stored:
+                held: dict[Digest, int] = {}
+                for hold in self._holds:
+                    held.update(hold.sizes)
+                if needed > self.stored - sum(map(footprint, held.values())):
                     return False
-                await self._evict(needed, "size" if over > 0 else "min_free")
+                await self._evict(needed, "size" if over > 0 else "min_free", held)
             return False
 
-    async def _evict(self, needed: int, reason: EvictionReason) -> None:
+    async def _evict(self, needed: int, reason: EvictionReason, held: Mapping[Digest, int]) -> None:
         """Remove the least recently used blobs, `needed` bytes of them if there are as many."""
         while needed > 0:
             victims = []
             size_of_all = 0
             for digest, size, _ in await self._index.least_recently_used(
-                _BATCH + len(self._ghosts)
+                _BATCH + len(self._ghosts) + len(held)
             ):
                 if size_of_all >= needed:
                     break
-                if digest not in self._ghosts:
+                if digest not in self._ghosts and digest not in held:
                     victims.append((digest, size))
                     size_of_all += footprint(size)
             if not victims:

@@ -99,6 +99,15 @@ class Index:
             lambda row: BlobRow(row[0], row[1], is_linked=False),
         )
 
+    def size(self, digest: Digest) -> int | None:
+        """Return the size of a committed blob, for whoever may have it."""
+        return self._remembered(
+            ("stored", digest),
+            "SELECT size FROM blobs WHERE digest = ?",
+            (str(digest),),
+            lambda row: int(row[0]),
+        )
+
     def is_linked(self, repository: Repository, digest: Digest) -> bool:
         """Tell whether the repository was seen to hold the digest, be it in the store or not."""
         found = self._remembered(
@@ -194,6 +203,25 @@ class Index:
         """
         return await self._write(
             tables.add_manifest, repository, digest, size, manifest, self._now()
+        )
+
+    async def add_image(
+        self,
+        repository: Repository,
+        tag: Tag | None,
+        digest: Digest,
+        manifests: Sequence[tuple[Digest, int, Manifest]],
+    ) -> None:
+        """Enter the manifests of an image, all committed, with their links, and its tag as checked now.
+
+        All of it or nothing; it survives a power cut.
+        """
+        await self._write(
+            tables.add_image,
+            repository,
+            tag and (tag, digest, self._clock()),
+            [(*manifest, self._now()) for manifest in manifests],
+            durable=True,
         )
 
     async def adopt(self, files: Sequence[tuple[Digest, int, Manifest | None]]) -> None:

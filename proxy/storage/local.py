@@ -3,6 +3,7 @@
     lock                     flock: one daemon a store
     blobs/sha256/<hex>       committed; as in an OCI image layout, so that `sha256sum` verifies them
     ingest/sha256-<hex>      in flight, with a `.state` beside it
+    ingest/import-*/         the same, of one import
 
 A blob becomes visible by rename only, after its digest was right and its bytes were synced; a file
 under `blobs/` is therefore whole, also after a power cut. Everything here blocks: what touches
@@ -11,10 +12,11 @@ more than one small file is called in a thread.
 
 import fcntl
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, mkdtemp
 from types import TracebackType
 from typing import Self
 
@@ -65,12 +67,23 @@ class LocalStore:
             for algorithm in ("sha256", "sha512"):
                 (root / "blobs" / algorithm).mkdir(mode=0o700, parents=True, exist_ok=True)
             self._ingest.mkdir(mode=0o700, exist_ok=True)
-            for left in self._ingest.glob("put-*"):
-                left.unlink()
+            self._clear()
         except OSError as error:
             raise StorageError(
                 f"the store {root} cannot be used: {error.strerror}; choose another with --store"
             ) from error
+
+    def _clear(self) -> None:
+        """Remove what a kill has left of commits in one step, and of imports."""
+        for left in self._ingest.glob("put-*"):
+            left.unlink()
+        for folder in self._ingest.glob("import-*"):
+            for state in folder.glob("*.state"):
+                # Without its data it tells of a commit, which the index may not know (list_committed).
+                if not state.with_suffix("").exists():
+                    (self._ingest / state.stem).unlink(missing_ok=True)
+                    state.rename(self._ingest / state.name)
+            shutil.rmtree(folder)
 
     def close(self) -> None:
         """Let another daemon have the store."""
@@ -113,9 +126,23 @@ class LocalStore:
         except OSError as error:
             raise storage_error("write", error) from error
 
-    def open_ingest(self, digest: Digest) -> Ingest:
-        """Open the ingest of `digest`, with what an earlier one has left. Raises `StorageError`."""
-        return Ingest(self._ingest, digest, Path(self.path(digest)))
+    def open_ingest(self, digest: Digest, folder: Path | None = None) -> Ingest:
+        """Open the ingest of `digest`, with what an earlier one has left. Raises `StorageError`.
+
+        An import has a `folder` of its own (`make_folder`): it may bring what is being downloaded.
+        """
+        return Ingest(folder or self._ingest, digest, Path(self.path(digest)))
+
+    def make_folder(self) -> Path:
+        """Return a folder for ingests that no other process resumes. Raises `StorageError`."""
+        try:
+            return Path(mkdtemp(dir=self._ingest, prefix="import-"))
+        except OSError as error:
+            raise storage_error("create", error) from error
+
+    def remove_folder(self, folder: Path) -> None:
+        """Remove a folder that `make_folder` made; what cannot go now goes at the next start."""
+        shutil.rmtree(folder, ignore_errors=True)
 
     def delete(self, digest: Digest) -> None:
         """Remove a blob if it is there. Raises `StorageError`."""

@@ -98,6 +98,19 @@ def add_manifest(
     return is_new
 
 
+def add_image(
+    connection: sqlite3.Connection,
+    repository: Repository,
+    tag: tuple[Tag, Digest, float] | None,
+    manifests: Iterable[tuple[Digest, int, Manifest, float]],
+) -> None:
+    """Enter committed manifests with what they name, their links, and what the tag stands for."""
+    for manifest in manifests:
+        add_manifest(connection, repository, *manifest)
+    if tag:
+        set_tag(connection, repository, *tag)
+
+
 def adopt(
     connection: sqlite3.Connection,
     files: Iterable[tuple[Digest, int, Manifest | None]],

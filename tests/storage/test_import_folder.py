@@ -1,0 +1,62 @@
+"""The folders that imports write in, over a kill."""
+
+import pytest
+
+from proxy.oci.digest import Digest
+from proxy.storage.local import LocalStore
+
+CONTENT = b"what a bundle brings"
+DIGEST = Digest.of(CONTENT)
+
+
+def restarted(store: LocalStore) -> LocalStore:
+    root = store.root
+    store.close()
+    return LocalStore(root)
+
+
+def test_what_an_import_had_half_written_goes_at_the_next_start(tmp_path):
+    store = LocalStore(tmp_path)
+    ingest = store.open_ingest(DIGEST, store.make_folder())
+    ingest.append([CONTENT[:5]])
+    ingest.close()
+    store = restarted(store)
+    assert list((tmp_path / "ingest").iterdir()) == []
+    assert store.list_committed() == []
+    store.close()
+
+
+@pytest.mark.parametrize("is_downloaded", [False, True])
+def test_what_an_import_had_committed_is_told_of_until_the_index_knows_it(tmp_path, is_downloaded):
+    store = LocalStore(tmp_path)
+    ingest = store.open_ingest(DIGEST, store.make_folder())
+    ingest.append([CONTENT])
+    ingest.commit()
+    ingest.close()
+    if is_downloaded:
+        # Too, and nobody need go on with it.
+        download = store.open_ingest(DIGEST)
+        download.append([CONTENT[:5]])
+        download.close()
+    store = restarted(store)
+    assert store.list_committed() == [DIGEST]
+    assert store.list_ingests() == []
+    store.delete_ingest(DIGEST)
+    assert list((tmp_path / "ingest").iterdir()) == []
+    store.close()
+
+
+def test_an_import_and_a_download_of_the_same_blob_do_not_meet(tmp_path):
+    store = LocalStore(tmp_path)
+    folder = store.make_folder()
+    ingests = [store.open_ingest(DIGEST, folder), store.open_ingest(DIGEST)]
+    for ingest in ingests:
+        ingest.append([CONTENT])
+        assert ingest.is_right()
+        ingest.commit()
+        ingest.settle()
+        ingest.close()
+    store.remove_folder(folder)
+    assert (tmp_path / "blobs" / "sha256" / DIGEST.hex).read_bytes() == CONTENT
+    assert list((tmp_path / "ingest").iterdir()) == []
+    store.close()
