@@ -5,8 +5,9 @@ without cancelling it, and its result, or its error, is everybody's.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from copy import copy
 from functools import partial
 from typing import Generic, ParamSpec, TypeVar
@@ -76,6 +77,19 @@ async def to_the_end(work: Awaitable[R]) -> R:
         await asyncio.wait((future,))
         raise
     return future.result()
+
+
+@asynccontextmanager
+async def beside(work: Awaitable[R]) -> AsyncIterator["asyncio.Future[R]"]:
+    """Do the work beside the block; at the block's end it is cancelled if need be, and waited for."""
+    future = asyncio.ensure_future(work)  # noqa: TID251 (its owner is this frame, which outlives it)
+    try:
+        yield future
+    finally:
+        future.cancel()
+        await to_the_end(asyncio.wait((future,)))
+        if not future.cancelled():
+            future.exception()  # who was interested has seen it
 
 
 async def in_thread(pool: Executor, work: Callable[P, R], *args: P.args, **kw: P.kwargs) -> R:

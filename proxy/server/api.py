@@ -55,6 +55,7 @@ MAX_DOCUMENT = 4 << 20
 _STATUS: tuple[tuple[type[ProxyError], int], ...] = (
     (InvalidRequestError, 400),
     (errors.InvalidReferenceError, 400),
+    (errors.BundleError, 400),
     (errors.UnauthorizedError, 401),
     (errors.DeniedError, 403),
     (errors.UnknownError, 404),
