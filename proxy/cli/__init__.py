@@ -12,6 +12,7 @@ from proxy.cli.fsck import fsck
 from proxy.cli.offline import offline
 from proxy.cli.serve import serve
 from proxy.cli.status import status
+from proxy.cli.transfer import export, import_
 
 
 class _Commands(click.Group):
@@ -43,3 +44,5 @@ main.add_command(config)
 main.add_command(fsck)
 main.add_command(status)
 main.add_command(offline)
+main.add_command(export)
+main.add_command(import_)

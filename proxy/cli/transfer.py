@@ -1,0 +1,190 @@
+"""`pullcache export` and `pullcache import`: images as files, for places that no network leads to."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+import click
+
+from proxy.cli import bundles
+from proxy.cli.api import AdminApi, admin_api
+from proxy.cli.bundles import Given
+from proxy.cli.errors import FAILED, PARTLY_DONE
+from proxy.cli.options import config_options, load_config
+from proxy.cli.output import format_bytes, printable
+from proxy.cli.progress import transfer_progress
+from proxy.cli.target import Target
+from proxy.config.values import Size
+
+
+class _Size(click.ParamType[Size]):
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Size:
+        """Return the bytes that "4GB" means."""
+        try:
+            size = Size.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if size < 1:
+            self.fail("a part has at least one byte", param, ctx)
+        return size
+
+
+@click.command()
+@config_options
+@click.argument("images", metavar="IMAGE...", nargs=-1)
+@click.option(
+    "-f",
+    "--file",
+    "list_file",
+    type=click.File(),
+    help="A list of images, in any format that is common.",
+)
+@click.option(
+    "-o", "--output", required=True, help='The bundle; compressed if it ends in .zst; "-": stdout.'
+)
+@click.option("--platform", "platforms", multiple=True, help="os/arch[/variant]; may be repeated.")
+@click.option(
+    "--split", type=_Size(), metavar="SIZE", help="Write parts of at most SIZE: FILE.000 …"
+)
+@click.option(
+    "--since", multiple=True, metavar="BUNDLE", help="Leave out what it has; may be repeated."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+def export(
+    *,
+    path: Path | None,
+    store: str | None,
+    images: tuple[str, ...],
+    list_file: IO[str] | None,
+    output: str,
+    platforms: tuple[str, ...],
+    split: Size | None,
+    since: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Write images of the store into one tar: an OCI image layout that docker load takes too.
+
+    pullcache import, docker load, podman load, ctr images import and skopeo read it. Of images for many platforms
+    those go out that are wholly in the store, or those that --platform names.
+    """
+    listed, is_whole = _listed(list_file.read()) if list_file else ([], True)
+    wanted = [*images, *listed]
+    if not wanted:
+        raise click.UsageError("name the images to export, or a list of them with -f")
+    if output == "-" and (split or as_json):
+        raise click.UsageError("--split and --json need a file to write to: -o FILE")
+    if output == "-" and sys.stdout.isatty():
+        raise click.UsageError(
+            "a bundle is nothing for a terminal: write it to a file with -o FILE"
+        )
+    known = {digest for given in bundles.find(since) for digest in bundles.digests(given)}
+    document = {"images": wanted, "platforms": platforms, "without": sorted(known)}
+    with admin_api(load_config(path, store)) as api:
+        plan = api.post("/api/v1/export/plan", document)
+        with (
+            transfer_progress("exporting", plan["size"]) as advance,
+            Target(output, split) as target,
+        ):
+            api.download("/api/v1/export", document, cast("Any", _Counted(target, advance)))
+    if as_json:
+        click.echo(json.dumps(plan | {"files": target.names, "written": target.written}, indent=2))
+    else:
+        _tell(plan, target)
+    if not is_whole:
+        raise click.exceptions.Exit(PARTLY_DONE)
+
+
+def _tell(plan: dict[str, Any], target: Target) -> None:
+    for image in plan["images"]:
+        if image["left_out"]:
+            missing = ", ".join(image["left_out"])
+            click.echo(
+                f"{printable(image['name'])}: without {printable(missing)}, not stored", err=True
+            )
+    into = f" in {len(target.names)} parts" if len(target.names) > 1 else ""
+    size = format_bytes(target.written)
+    click.echo(f"{len(plan['images'])} images, {plan['blobs']} blobs, {size}{into}", err=True)
+
+
+class _Counted:
+    """A target that tells of each write."""
+
+    def __init__(self, target: Target, advance: Callable[[int], None]) -> None:
+        self._target = target
+        self._advance = advance
+
+    def write(self, data: bytes) -> int:
+        count = self._target.write(data)
+        self._advance(count)
+        return count
+
+
+def _listed(text: str) -> tuple[list[str], bool]:
+    """Return the images that a list names, and whether it could be read as a whole."""
+    from proxy.cache.lists import parse_list  # noqa: PLC0415 - brings a parser of YAML
+
+    found = parse_list(text)
+    for problem in found.problems:
+        click.echo(f"line {problem.line}: {printable(problem.message)}", err=True)
+    is_whole = all(problem.kind == "note" for problem in found.problems)
+    return [entry.reference for entry in found.entries], is_whole
+
+
+@click.command("import")
+@config_options
+@click.argument("names", metavar="FILE|DIR|-...", nargs=-1, required=True)
+@click.option("--name", help="The repository, or image, of a bundle that does not say it.")
+@click.option("--json", "as_json", is_flag=True, help="Print what became of the images as JSON.")
+def import_(
+    *, path: Path | None, store: str | None, names: tuple[str, ...], name: str | None, as_json: bool
+) -> None:
+    """Take the images of bundles into the store, so that they can be pulled from it without any network.
+
+    A bundle is a tar of an OCI image layout, compressed or not, as pullcache export, skopeo, docker save (25 and later)
+    and hauler write it; its parts; or a directory. Every digest is checked. The exit code is 4 if some images are
+    not complete, 1 if none is.
+    """
+    reports = []
+    with admin_api(load_config(path, store)) as api:
+        for given in bundles.find(names):
+            reports.append(_take(api, given, name))
+            if not as_json:
+                _show(given, reports[-1])
+    if as_json:
+        click.echo(json.dumps(reports, indent=2))
+    images = [image for report in reports for image in report["images"]]
+    good = [image for image in images if not image["missing"] and not image["reason"]]
+    if len(good) < len(images):
+        raise click.exceptions.Exit(PARTLY_DONE if good else FAILED)
+
+
+def _take(api: AdminApi, given: Given, name: str | None) -> dict[str, Any]:
+    report: dict[str, Any] = {}
+    with transfer_progress(f"importing {given.name}", given.size) as advance:
+
+        def pieces() -> Iterator[bytes]:
+            for piece in given.pieces():
+                yield piece
+                advance(len(piece))
+
+        for event in api.stream("POST", "/api/v1/import", upload=pieces(), name=name):
+            report = event
+    return {"bundle": given.name} | report
+
+
+def _show(given: Given, report: dict[str, Any]) -> None:
+    for image in report["images"]:
+        outcome = "complete"
+        if image["missing"]:
+            outcome = f"{len(image['missing'])} blobs are missing, import the bundle that has them:"
+        click.echo(f"{printable(image['name'] or image['digest'])}: {image['reason'] or outcome}")
+        for digest in image["missing"]:
+            click.echo(f"  {digest}")
+    added = f"{report['added']} blobs ({format_bytes(report['added_bytes'])}) added"
+    click.echo(f"{printable(given.name)}: {added}, {report['known']} were here", err=True)
