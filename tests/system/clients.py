@@ -51,6 +51,10 @@ class Client(ABC):
     @abstractmethod
     def pull(self, image: Image) -> None: ...
 
+    def load(self, bundle: Path) -> None:
+        """Take the images of a bundle without any registry."""
+        raise AssertionError(f"{type(self).__name__} loads no bundles")
+
     @abstractmethod
     def run(self, image: Image) -> str:
         """Run the image's own command and return what it printed."""
@@ -84,6 +88,12 @@ class Containerd(Client):
     def stop(self) -> None:
         if self._process:
             self._process.stop()
+
+    def load(self, bundle: Path) -> None:
+        self._ctr("images", "import", "--snapshotter", "native", bundle)
+
+    def save(self, image: Image, target: Path) -> None:
+        self._ctr("images", "export", "--platform", "linux/amd64", target, image.reference)
 
     def pull(self, image: Image) -> None:
         hosts = self.directory / "hosts"
@@ -133,6 +143,9 @@ class Docker(Client):
     def _name(self, image: Image) -> str:
         return f"{image.repository.removeprefix('library/')}:{image.tag}"
 
+    def load(self, bundle: Path) -> None:
+        self._docker("load", "--input", str(bundle))
+
     def pull(self, image: Image) -> None:
         self._docker("pull", self._name(image))
 
@@ -176,6 +189,9 @@ class Podman(_Libimage):
         directories += ["--network-config-dir", self.directory / "networks"]
         runtime = ["--runtime", "runc", "--cgroup-manager", "cgroupfs", "--events-backend", "none"]
         return self._with_store("podman", *directories, *runtime, *arguments)
+
+    def load(self, bundle: Path) -> None:
+        self._podman("load", "--quiet", "--input", str(bundle))
 
     def pull(self, image: Image) -> None:
         self._podman("pull", "--quiet", image.reference)

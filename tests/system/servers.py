@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.system.processes import Process, eventually
+from tests.system.processes import Process, eventually, run
 from tests.system.wire import answers, ask
 
 REGISTRY_CONFIG = """\
@@ -162,6 +162,17 @@ class Daemon:
 
     def upstream_bytes(self) -> float:
         return self.metric("pullcache_upstream_bytes_total")
+
+    def run(self, *arguments: str | Path, timeout: float = 60) -> str:
+        """Run a command on the daemon's store to its end; return what it printed."""
+        name, *rest = arguments
+        return run(*self.python, name, "--store", self.store, *rest, timeout=timeout)
+
+    def manifest_digest(self, repository: str, tag: str) -> str:
+        """Return what it serves a tag as, without asking for the manifest itself."""
+        answer = ask(self.url, f"/v2/{repository}/manifests/{tag}")
+        assert answer.status == 200, answer
+        return answer.headers["Docker-Content-Digest"]
 
     def finish(self) -> None:
         """End what still runs and check that no start left a traceback or a bad exit code."""
