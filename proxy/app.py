@@ -371,6 +371,10 @@ class _Gauges:
         return self.space.reserved
 
     @property
+    def store_pinned_bytes(self) -> int:
+        return self.space.pinned
+
+    @property
     def store_oldest_use(self) -> float:
         return self.index.oldest_use()
 

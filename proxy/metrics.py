@@ -34,7 +34,7 @@ Kind = Literal["manifest", "blob", "tags", "referrers", "search", "catalog", "pi
 CacheState = Literal["hit", "miss", "collapsed", "stale", "revalidated", "bypass", "none"]
 DownloadResult = Literal["stored", "failed", "mismatch", "bypass"]
 EvictionReason = Literal["size", "min_free", "idle", "corrupt", "removed"]
-UncachedReason = Literal["too_large", "no_space", "disk_error"]
+UncachedReason = Literal["too_large", "no_space", "pinned", "disk_error"]
 
 # What is counted from the first second, so that a rate over it has a beginning.
 _SERVED: tuple[tuple[Kind, tuple[CacheState, ...]], ...] = (
@@ -43,7 +43,7 @@ _SERVED: tuple[tuple[Kind, tuple[CacheState, ...]], ...] = (
 )
 _DOWNLOAD_RESULTS: tuple[DownloadResult, ...] = ("stored", "failed", "mismatch", "bypass")
 _EVICTION_REASONS: tuple[EvictionReason, ...] = ("size", "min_free", "idle", "corrupt", "removed")
-_UNCACHED_REASONS: tuple[UncachedReason, ...] = ("too_large", "no_space", "disk_error")
+_UNCACHED_REASONS: tuple[UncachedReason, ...] = ("too_large", "no_space", "pinned", "disk_error")
 _REQUEST_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 30, 120, 600)
 _FIRST_BYTE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -66,6 +66,10 @@ class Source(Protocol):
     @property
     def store_reserved_bytes(self) -> int:
         """Bytes held free for running downloads."""
+
+    @property
+    def store_pinned_bytes(self) -> int:
+        """Bytes of the blobs that no eviction takes."""
 
     @property
     def store_oldest_use(self) -> float:
@@ -325,6 +329,7 @@ class _SourceCollector(Collector):
             ("store_limit_bytes", "The most the store may hold."),
             ("store_blobs", "Blobs in the store."),
             ("store_reserved_bytes", "Bytes held free for running downloads."),
+            ("store_pinned_bytes", "Bytes of the blobs that pinned images hold."),
             ("downloads_in_progress", "Downloads that are running."),
         ):
             yield _gauge_family(name, text, getattr(self._source, name))

@@ -17,6 +17,7 @@ class Gauges:
     store_limit_bytes: int = 100
     store_blobs: int = 0
     store_reserved_bytes: int = 0
+    store_pinned_bytes: int = 0
     store_oldest_use: float = 0
     downloads_in_progress: int = 0
 
@@ -105,6 +106,7 @@ def test_what_the_store_did_is_counted_by_reason(metrics):
         "pullcache_downloads_total,result=failed",
         "pullcache_evictions_total,reason=corrupt",
         "pullcache_evicted_bytes_total,reason=min_free",
+        "pullcache_uncached_total,reason=pinned",
         "pullcache_uncached_total,reason=disk_error",
         "pullcache_internal_errors_total",
     ],

@@ -215,8 +215,7 @@ class Download:
     def _detach(self, error: StorageError) -> None:
         reason: UncachedReason = "disk_error"
         if isinstance(error, NoSpaceError):
-            is_large = self.size is not None and not self._tools.disk.space.fits(self.size)
-            reason = "too_large" if is_large else "no_space"
+            reason = self._tools.disk.space.refusal(self.size or 0)
         self._tools.disk.metrics.uncached(reason)
         log.warning("not_cached", digest=str(self.digest), reason=str(error))
         # A write that failed may have got some way: what is hashed is in, and may be read.

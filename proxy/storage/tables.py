@@ -10,9 +10,15 @@ from pathlib import Path
 from proxy.errors import StorageError
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
-from proxy.oci.reference import Tag
+from proxy.oci.reference import Reference, Tag
+from proxy.storage import pins
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+# What must change in a store of that version before the schema can be laid over it.
+_UPGRADES = {
+    1: "ALTER TABLE blobs ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0; DROP INDEX blobs_by_use;"
+}
 
 # SQLite's default of 1,000 pages would let the log grow to 4 MB, much for a store of 20 MB.
 _CHECKPOINT_PAGES = 256
@@ -27,7 +33,7 @@ class Repository:
 
 
 def open_connection(path: Path) -> sqlite3.Connection:
-    """Open the index for writing, made anew if there is none.
+    """Open the index for writing, made anew if there is none, brought up to date if it is older.
 
     Raises `StorageError` if it is of a newer version, `sqlite3.DatabaseError` if it is none.
     """
@@ -36,10 +42,15 @@ def open_connection(path: Path) -> sqlite3.Connection:
     connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     connection.execute(f"PRAGMA journal_size_limit = {_CHECKPOINT_PAGES * 4096}")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version == 0:
+    if version < SCHEMA_VERSION:
+        upgrades = "".join(
+            _UPGRADES[old] for old in range(version or SCHEMA_VERSION, SCHEMA_VERSION)
+        )
         schema = files("proxy.storage").joinpath("schema.sql").read_text()
-        connection.executescript(f"BEGIN; {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
-    elif version != SCHEMA_VERSION:
+        connection.executescript(
+            f"BEGIN; {upgrades} {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
+        )
+    elif version > SCHEMA_VERSION:
         connection.close()
         raise StorageError(
             f"the index {path} is of version {version}, this pullcache knows {SCHEMA_VERSION}: "
@@ -58,9 +69,9 @@ def add_blob(
     """Enter a committed blob and link the repository to it. False if it was there."""
     is_new = not _has(connection, digest)
     connection.execute(
-        "INSERT INTO blobs (digest, size, used) VALUES (?, ?, ?)"
+        "INSERT INTO blobs (digest, size, used, pinned) VALUES (?, ?, ?, ?)"
         " ON CONFLICT (digest) DO UPDATE SET size = excluded.size, used = excluded.used",
-        (str(digest), size, used),
+        (str(digest), size, used, pins.is_reached(connection, str(digest), None)),
     )
     if repository:
         add_links(connection, repository, [digest])
@@ -80,7 +91,7 @@ def add_manifest(
     False if the blob was there.
     """
     is_new = not _has(connection, digest)
-    subject = manifest.subject and str(manifest.subject)
+    subject = str(manifest.subject) if manifest.subject else None
     connection.execute(
         "INSERT INTO blobs (digest, size, media_type, subject, used) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (digest) DO UPDATE SET size = excluded.size, used = excluded.used,"
@@ -91,6 +102,8 @@ def add_manifest(
         "INSERT OR IGNORE INTO edges (parent, child, size) VALUES (?, ?, ?)",
         [(str(digest), str(child.digest), child.size) for child in manifest.children],
     )
+    if pins.is_reached(connection, str(digest), subject):
+        pins.spread(connection, str(digest))
     if repository:
         # A registry has checked that it holds what a manifest names, but for foreign layers.
         held = [child.digest for child in manifest.children if not child.is_foreign]
@@ -142,17 +155,42 @@ def set_tag(
     digest: Digest,
     checked: float,
 ) -> None:
-    """Remember what the tag stands for."""
+    """Remember what the tag stands for; a pin of the tag goes with it."""
+    number = _repository_id(connection, repository)
     connection.execute(
         "INSERT OR REPLACE INTO tags (repository, tag, digest, checked) VALUES (?, ?, ?, ?)",
-        (_repository_id(connection, repository), tag, str(digest), checked),
+        (number, tag, str(digest), checked),
     )
+    pins.follow(connection, number, tag, digest)
 
 
 def drop_tag(connection: sqlite3.Connection, repository: Repository, tag: Tag) -> None:
     """Forget the tag; what it stood for stays."""
     number = _repository_id(connection, repository)
     connection.execute("DELETE FROM tags WHERE repository = ? AND tag = ?", (number, tag))
+
+
+def pin(connection: sqlite3.Connection, images: Iterable[tuple[Repository, Reference]]) -> None:
+    """Keep images from being evicted, be they in the store or not."""
+    for repository, reference in images:
+        pins.add(connection, _repository_id(connection, repository), [reference])
+
+
+def unpin(connection: sqlite3.Connection, images: Iterable[tuple[Repository, Reference]]) -> None:
+    """Let images be evicted again; those that were not pinned too."""
+    for repository, reference in images:
+        pins.drop(connection, _repository_id(connection, repository), [reference])
+    pins.settle(connection)
+
+
+def restore_pins(connection: sqlite3.Connection, rows: Iterable[tuple[str, ...]]) -> None:
+    """Enter pins (upstream, repository, reference, digest) of another index; settle what is pinned."""
+    for upstream, name, reference, digest in rows:
+        connection.execute(
+            "INSERT OR REPLACE INTO pins (repository, reference, digest) VALUES (?, ?, ?)",
+            (_repository_id(connection, Repository(upstream, name)), reference, digest),
+        )
+    pins.settle(connection)
 
 
 def use(connection: sqlite3.Connection, uses: dict[str, float]) -> None:

@@ -26,6 +26,7 @@ NAMES = [
     "pullcache_store_limit_bytes",
     "pullcache_store_blobs",
     "pullcache_store_reserved_bytes",
+    "pullcache_store_pinned_bytes",
     "pullcache_store_oldest_use_timestamp_seconds",
     "pullcache_evictions_total",
     "pullcache_evicted_bytes_total",

@@ -1,0 +1,91 @@
+"""Pins: images that no eviction takes, whatever else the store is asked to hold.
+
+A blob is pinned if a pin names it, if a pinned manifest in the store names it, or if it refers to what
+is pinned. This is kept up to date blob by blob, so that an eviction has nothing to work out: growing
+follows the new edges only; what shrinks (a tag moves, a pin goes) is worked out anew from all pins.
+Nothing loses its pin because a manifest above it was found damaged.
+"""
+
+import sqlite3
+from collections.abc import Iterable
+
+from proxy.oci.digest import Digest
+from proxy.oci.reference import Reference, Tag
+
+# What `reached` begins with, all that it names, and what refers to any of it.
+REACH = """
+    UNION SELECT e.child FROM edges e JOIN reached r ON e.parent = r.digest
+    UNION SELECT b.digest FROM blobs b JOIN reached r ON b.subject = r.digest
+"""
+
+_ALL = f"WITH RECURSIVE reached (digest) AS (SELECT digest FROM pins {REACH})"
+_ONE = f"WITH RECURSIVE reached (digest) AS (SELECT ? {REACH})"
+
+
+def add(connection: sqlite3.Connection, repository: int, references: Iterable[Reference]) -> None:
+    """Pin images, be they in the store or not."""
+    for reference in references:
+        if isinstance(reference, Tag):
+            query = "SELECT digest FROM tags WHERE repository = ? AND tag = ?"
+            row = connection.execute(query, (repository, reference)).fetchone()
+            digest = row[0] if row else None
+        else:
+            digest = str(reference)
+        connection.execute(
+            "INSERT OR IGNORE INTO pins (repository, reference, digest) VALUES (?, ?, ?)",
+            (repository, str(reference), digest),
+        )
+        if digest:
+            spread(connection, digest)
+
+
+def drop(connection: sqlite3.Connection, repository: int, references: Iterable[Reference]) -> None:
+    """Forget pins; those that are not there too. `settle` must follow."""
+    connection.executemany(
+        "DELETE FROM pins WHERE repository = ? AND reference = ?",
+        [(repository, str(reference)) for reference in references],
+    )
+
+
+def follow(connection: sqlite3.Connection, repository: int, tag: Tag, digest: Digest) -> None:
+    """Let a pin of the tag hold what the tag stands for now, and no longer what it stood for."""
+    moved = connection.execute(
+        "UPDATE pins SET digest = ? WHERE repository = ? AND reference = ? AND digest IS NOT ?",
+        (str(digest), repository, tag, str(digest)),
+    )
+    if moved.rowcount:
+        settle(connection)
+
+
+def is_reached(connection: sqlite3.Connection, digest: str, subject: str | None) -> bool:
+    """Tell whether a blob that is being entered is to be pinned; `subject` is what it refers to."""
+    query = """
+        SELECT EXISTS (SELECT 1 FROM pins WHERE digest = :digest)
+        OR EXISTS (SELECT 1 FROM blobs WHERE digest = :subject AND pinned)
+        OR EXISTS (
+            SELECT 1 FROM edges e JOIN blobs b ON b.digest = e.parent
+            WHERE e.child = :digest AND b.pinned)
+    """
+    row = connection.execute(query, {"digest": digest, "subject": subject}).fetchone()
+    return bool(row[0])
+
+
+def spread(connection: sqlite3.Connection, digest: str) -> None:
+    """Pin what is in the store of all that `digest` reaches."""
+    connection.execute(
+        f"{_ONE} UPDATE blobs SET pinned = 1"
+        " WHERE digest IN (SELECT digest FROM reached) AND NOT pinned",
+        (digest,),
+    )
+
+
+def settle(connection: sqlite3.Connection) -> None:
+    """Pin what the pins reach, and nothing else."""
+    connection.execute(
+        f"{_ALL} UPDATE blobs SET pinned = 0"
+        " WHERE pinned AND digest NOT IN (SELECT digest FROM reached WHERE digest IS NOT NULL)"
+    )
+    connection.execute(
+        f"{_ALL} UPDATE blobs SET pinned = 1"
+        " WHERE digest IN (SELECT digest FROM reached) AND NOT pinned"
+    )

@@ -1,0 +1,141 @@
+"""Pins under pressure: what is pinned stays, the rest makes room, and when nothing can, a no is quick."""
+
+import asyncio
+import json
+import os
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from proxy.cache.eviction import Space
+from proxy.oci import manifest as oci
+from proxy.oci.digest import Digest
+from proxy.oci.reference import Tag
+from tests.cache.test_eviction import APP, CAP, KIB, Shop, opened
+from tests.fakes.content import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, descriptor
+
+V1 = Tag("v1")
+
+
+async def put(shop: Shop, content: bytes, manifest: oci.Manifest | None = None) -> Digest | None:
+    """Store content as a download or a fetch would; None if there was no room."""
+    digest = Digest.of(content)
+    reservation = await shop.space.reserve(len(content))
+    if reservation is None:
+        return None
+    await asyncio.to_thread(shop.store.put, digest, content)
+    if manifest:
+        is_new = await shop.index.add_manifest(APP, digest, len(content), manifest)
+    else:
+        is_new = await shop.index.add_blob(APP, digest, len(content))
+    shop.space.commit(reservation, digest, len(content), is_new=is_new)
+    return digest
+
+
+async def put_image(shop: Shop, tag: Tag, size: int) -> set[Digest]:
+    """Store an image of two layers of `size` bytes each; return all its digests."""
+    config, *layers = blobs = [os.urandom(8) + bytes(length) for length in (8, size, size)]
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": descriptor(config, OCI_CONFIG),
+        "layers": [descriptor(layer, OCI_LAYER) for layer in layers],
+    }
+    content = json.dumps(document).encode()
+    digests = {await put(shop, content, oci.parse(content, OCI_MANIFEST))}
+    await shop.index.set_tag(APP, tag, Digest.of(content))
+    for blob in blobs:
+        digests.add(await put(shop, blob))
+    assert None not in digests
+    return {digest for digest in digests if digest}
+
+
+@pytest.fixture
+async def shop(tmp_path):
+    async with opened(tmp_path / "store") as shop:
+        yield shop
+
+
+async def test_a_pinned_image_survives_any_pressure_and_the_cap_holds(shop):
+    await shop.index.pin([(APP, V1)])
+    image = await put_image(shop, V1, 500 * KIB)
+    for _ in range(12):
+        assert await shop.fetch(900 * KIB)
+        assert shop.on_disk() <= CAP
+    assert all(map(shop.holds, image))
+    await shop.index.unpin([(APP, V1)])
+    for _ in range(4):
+        assert await shop.fetch(900 * KIB)
+    assert not any(map(shop.holds, image))
+
+
+async def test_when_pins_fill_the_store_nothing_is_evicted_and_a_metric_can_say_why(shop):
+    other = await shop.fetch(400 * KIB)
+    image = await put_image(shop, V1, 1400 * KIB)
+    await shop.index.pin([(APP, V1)])
+    assert await shop.space.reserve(1000 * KIB) is None
+    assert shop.space.refusal(1000 * KIB) == "pinned"
+    assert shop.space.refusal(CAP) == "too_large"
+    assert shop.space.refusal(KIB) == "no_space"
+    assert shop.holds(other)
+    assert all(map(shop.holds, image))
+    assert 2800 * KIB < shop.space.pinned <= shop.space.stored
+    assert await shop.fetch(500 * KIB)
+    assert not shop.holds(other)
+
+
+async def test_what_is_pinned_is_never_idle(shop):
+    image = await put_image(shop, V1, KIB)
+    await shop.index.pin([(APP, V1)])
+    other = await shop.fetch(KIB)
+    shop.clock.turn(10_000)
+    await shop.space.sweep(max_idle=1000, ingest_ttl=1000)
+    assert not shop.holds(other)
+    assert all(map(shop.holds, image))
+
+
+async def test_a_cap_below_what_is_pinned_takes_the_rest_and_leaves_the_pins(tmp_path):
+    async with opened(tmp_path / "store") as shop:
+        image = await put_image(shop, V1, 1000 * KIB)
+        await shop.index.pin([(APP, V1)])
+        other = await shop.fetch(1000 * KIB)
+    async with opened(tmp_path / "store", cap=1 << 20) as shop:
+        assert not shop.holds(other)
+        assert all(map(shop.holds, image))
+        assert await shop.space.reserve(KIB) is None
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["fetch", "fetch", "image", "pin", "unpin"]),
+        st.sampled_from([Tag("a"), Tag("b"), Tag("c")]),
+        st.integers(8, 700 * KIB),
+    ),
+    max_size=15,
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(steps=steps)
+async def test_whatever_happens_pins_and_cap_hold(tmp_path_factory, steps):
+    async with opened(tmp_path_factory.mktemp("shop") / "store") as shop:
+        images: dict[Tag, set[Digest]] = {}
+        pinned: set[Tag] = set()
+        for what, tag, size in steps:
+            if what == "fetch":
+                await shop.fetch(size)
+            elif what == "image" and tag not in images and _has_room(shop.space, 2 * size):
+                images[tag] = await put_image(shop, tag, size)
+            elif what == "pin" and all(map(shop.holds, images.get(tag, ()))):
+                pinned.add(tag)
+                await shop.index.pin([(APP, tag)])
+            elif what == "unpin":
+                pinned.discard(tag)
+                await shop.index.unpin([(APP, tag)])
+            assert shop.on_disk() <= CAP
+            held = set().union(*(images.get(tag, set()) for tag in pinned))
+            assert all(map(shop.holds, held))
+
+
+def _has_room(space: Space, size: int) -> bool:
+    return space.pinned + size + 900 * KIB < CAP
