@@ -7,7 +7,7 @@ of, or brings, meanwhile.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,9 +16,11 @@ from proxy.flight import to_the_end
 from proxy.log import get_logger
 from proxy.metrics import EvictionReason, Metrics, UncachedReason
 from proxy.oci.digest import Digest
+from proxy.oci.reference import Reference
 from proxy.storage.fsck import find_unknown
 from proxy.storage.index import Index
 from proxy.storage.local import LocalStore, footprint
+from proxy.storage.tables import Repository
 
 # Room for the index to grow between two looks at it: its log is cut at 1 MiB (tables.py).
 INDEX_MARGIN = 1 << 19
@@ -188,6 +190,19 @@ class Space:
     async def forget(self, digest: Digest, size: int) -> None:
         """Drop a blob that turned out damaged or gone."""
         await self._remove([(digest, size)], "corrupt")
+
+    async def remove_images(
+        self, images: Sequence[tuple[Repository, Reference]]
+    ) -> list[tuple[Digest, int]]:
+        """Remove images, and the blobs that no other image holds; return those with their sizes.
+
+        Raises `StorageError`.
+        """
+        async with self._evicting:
+            blobs = await self._index.forget_images(images)
+            if blobs:
+                await self._remove(blobs, "removed")
+            return blobs
 
     async def sweep(self, *, max_idle: float, ingest_ttl: float) -> None:
         """Remove what nobody used for `max_idle` seconds (0: never), and old interrupted ingests."""

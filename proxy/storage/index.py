@@ -19,6 +19,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Tag
 from proxy.storage import tables
+from proxy.storage.catalogue import forget_images
 from proxy.storage.local import BLOCK
 from proxy.storage.tables import Repository
 
@@ -269,6 +270,15 @@ class Index:
     async def unpin(self, images: Sequence[tuple[Repository, Reference]]) -> None:
         """Let images be evicted again; those that were not pinned too."""
         await self._write(tables.unpin, images, durable=True)
+
+    async def forget_images(
+        self, images: Sequence[tuple[Repository, Reference]]
+    ) -> list[tuple[Digest, int]]:
+        """Forget images with their tags and pins; return the blobs that no other holds, with sizes.
+
+        The blobs stay, for `remove`.
+        """
+        return await self._write(forget_images, images, durable=True)
 
     async def least_recently_used(self, count: int) -> list[tuple[Digest, int, float]]:
         """Return digest, size and time of use of up to `count` blobs, the longest unused first.

@@ -19,6 +19,7 @@ CREATE TABLE IF NOT EXISTS blobs (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS blobs_by_use ON blobs (used, size, pinned) WHERE NOT pinned;
 CREATE INDEX IF NOT EXISTS blobs_pinned ON blobs (used, size, pinned) WHERE pinned;
+CREATE INDEX IF NOT EXISTS blobs_manifests ON blobs (digest) WHERE media_type IS NOT NULL;
 CREATE INDEX IF NOT EXISTS blobs_by_subject ON blobs (subject) WHERE subject IS NOT NULL;
 
 -- Repositories that were seen to hold a digest, be it in the store or not.
@@ -65,7 +66,7 @@ CREATE VIEW IF NOT EXISTS roots AS
     UNION ALL
     SELECT repository, digest AS reference, digest FROM untagged;
 CREATE VIEW IF NOT EXISTS untagged AS
-    SELECT l.repository, l.digest FROM links l JOIN blobs b USING (digest)
+    SELECT l.repository, l.digest FROM blobs b CROSS JOIN links l ON l.digest = b.digest
     WHERE b.media_type IS NOT NULL
     AND NOT EXISTS (
         SELECT 1 FROM tags t WHERE t.digest = l.digest AND t.repository = l.repository)

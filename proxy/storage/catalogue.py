@@ -1,0 +1,249 @@
+"""What images the store holds, and what would go with one: long reads, on a connection of their own.
+
+An image is a root (schema.sql): a tag, a pin, or a manifest pulled by digest. It holds what it reaches
+(pins.py). What no other root reaches is its own: that much goes with it.
+"""
+
+import sqlite3
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+from proxy.errors import StorageError
+from proxy.oci.digest import Digest
+from proxy.oci.reference import Reference, parse_reference
+from proxy.storage import pins
+from proxy.storage.tables import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """An image. `digest` is None for a tag that is pinned and never came."""
+
+    repository: Repository
+    reference: Reference
+    digest: Digest | None
+    is_pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A blob that a manifest names. `is_here` if it is in the store and its repository is linked to it."""
+
+    digest: Digest
+    size: int
+    is_here: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A blob in the store. `used` is Unix time."""
+
+    digest: Digest
+    size: int
+    media_type: str | None
+    used: float
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What goes with images: blobs with their sizes, tags and pins, and links of their repositories."""
+
+    blobs: list[tuple[Digest, int]]
+    names: Collection[tuple[int, str]]
+    links: Collection[tuple[int, str]]
+
+
+@contextmanager
+def open_catalogue(path: Path) -> Iterator["Catalogue"]:
+    """Yield the catalogue of the index at `path`. For threads: everything blocks. Raises `StorageError`."""
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    try:
+        with closing(sqlite3.connect(uri, uri=True, timeout=5)) as connection:
+            connection.execute("PRAGMA cache_size = -16384")
+            connection.execute("PRAGMA temp.cache_size = -16384")
+            yield Catalogue(connection)
+    except sqlite3.Error as error:
+        raise StorageError(f"the index cannot be read: {error}") from error
+
+
+def forget_images(
+    connection: sqlite3.Connection, images: Collection[tuple[Repository, Reference]]
+) -> list[tuple[Digest, int]]:
+    """Forget images with their tags, pins and links; return the blobs that no other holds, with sizes."""
+    removal = Catalogue(connection).removal(images)
+    connection.executemany("DELETE FROM tags WHERE repository = ? AND tag = ?", removal.names)
+    connection.executemany("DELETE FROM pins WHERE repository = ? AND reference = ?", removal.names)
+    connection.executemany("DELETE FROM links WHERE repository = ? AND digest = ?", removal.links)
+    pins.settle(connection)
+    return removal.blobs
+
+
+class Catalogue:
+    """Reads over a connection, be it the index's own writer."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def roots(self) -> Iterator[Root]:
+        """Yield all images by upstream, name and reference."""
+        rows = self._connection.execute(
+            "WITH every AS (SELECT repository, reference, digest FROM roots"
+            " UNION SELECT repository, reference, digest FROM pins)"
+            " SELECT r.upstream, r.name, e.reference, e.digest, p.reference IS NOT NULL FROM every e"
+            " JOIN repositories r ON r.id = e.repository"
+            " LEFT JOIN pins p ON p.repository = e.repository AND p.reference = e.reference"
+            " ORDER BY r.upstream, r.name, e.reference"
+        )
+        for upstream, name, reference, digest, is_pinned in rows:
+            yield Root(
+                Repository(upstream, name),
+                parse_reference(reference),
+                Digest.parse(digest) if digest else None,
+                bool(is_pinned),
+            )
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Return for the digest of each image what it holds, and what only it holds, in bytes.
+
+        SQLite keeps what it needs for this in a temporary file, not in memory.
+        """
+        self._connection.execute(
+            "CREATE TEMP TABLE top AS SELECT digest, count(*) AS images FROM"
+            " (SELECT DISTINCT repository, reference, digest FROM roots) GROUP BY digest"
+        )
+        rows = self._connection.execute(
+            "WITH RECURSIVE held (root, digest) AS (SELECT rowid, digest FROM top"
+            " UNION SELECT h.root, e.child FROM edges e JOIN held h ON e.parent = h.digest"
+            " UNION SELECT h.root, b.digest FROM blobs b JOIN held h ON b.subject = h.digest),"
+            " shared AS (SELECT h.root, b.size, count(*) OVER (PARTITION BY h.digest) AS roots"
+            " FROM held h JOIN blobs b USING (digest))"
+            " SELECT top.digest, sum(s.size),"
+            " coalesce(sum(s.size) FILTER (WHERE s.roots = 1 AND top.images = 1), 0)"
+            " FROM shared s JOIN top ON top.rowid = s.root GROUP BY s.root"
+        )
+        sizes = {digest: (size, own) for digest, size, own in rows}
+        self._connection.execute("DROP TABLE temp.top")
+        return sizes
+
+    def blob(self, repository: Repository, digest: Digest) -> Blob | None:
+        """Return a blob of the store that the repository is linked to."""
+        row = self._connection.execute(
+            "SELECT b.size, b.media_type, b.used FROM blobs b JOIN links l USING (digest)"
+            " JOIN repositories r ON r.id = l.repository"
+            " WHERE b.digest = ? AND r.upstream = ? AND r.name = ?",
+            (str(digest), repository.upstream, repository.name),
+        ).fetchone()
+        return Blob(digest, *row) if row else None
+
+    def tag(self, repository: Repository, reference: Reference) -> Digest | None:
+        """Return what a tag, or a pin of one that upstream has deleted, stands for."""
+        query = (
+            "SELECT e.digest FROM roots e JOIN repositories r ON r.id = e.repository"
+            " WHERE r.upstream = ? AND r.name = ? AND e.reference = ?"
+        )
+        names = (repository.upstream, repository.name, str(reference))
+        row = self._connection.execute(query, names).fetchone()
+        return Digest.parse(row[0]) if row else None
+
+    def parts(self, repository: Repository, manifest: Digest) -> list[Part]:
+        """Return what a manifest of the store names, in no order."""
+        rows = self._connection.execute(
+            "SELECT e.child, e.size, b.digest IS NOT NULL AND EXISTS (SELECT 1 FROM links l"
+            " JOIN repositories r ON r.id = l.repository"
+            " WHERE l.digest = e.child AND r.upstream = ? AND r.name = ?)"
+            " FROM edges e LEFT JOIN blobs b ON b.digest = e.child WHERE e.parent = ?",
+            (repository.upstream, repository.name, str(manifest)),
+        )
+        return [Part(Digest.parse(child), size, bool(is_here)) for child, size, is_here in rows]
+
+    def referrers(self, repository: Repository, subject: Digest) -> list[Blob]:
+        """Return the manifests of the repository that refer to `subject`."""
+        rows = self._connection.execute(
+            "SELECT b.digest, b.size, b.media_type, b.used FROM blobs b JOIN links l USING (digest)"
+            " JOIN repositories r ON r.id = l.repository"
+            " WHERE b.subject = ? AND r.upstream = ? AND r.name = ? ORDER BY b.digest",
+            (str(subject), repository.upstream, repository.name),
+        )
+        return [Blob(Digest.parse(digest), *rest) for digest, *rest in rows]
+
+    def holders(self, digest: Digest, limit: int) -> list[tuple[Repository, Reference]]:
+        """Return up to `limit` images that reach a blob."""
+        names = (name for above in self._above(str(digest)) for name in self._names(above))
+        found = dict.fromkeys(islice(names, limit))
+        return [(self._repository(number), parse_reference(text)) for number, text in found]
+
+    def removal(self, images: Collection[tuple[Repository, Reference]]) -> Removal:
+        """Return what goes if these images go: what no other reaches."""
+        entries = [entry for image in images for entry in self._entries(*image)]
+        gone = {(number, reference) for number, reference, _ in entries}
+        stays = cache(lambda digest: [name for name in self._names(digest) if name not in gone])
+
+        @cache
+        def is_held(digest: str, repository: int | None = None) -> bool:
+            return any(
+                repository in (None, number)
+                for above in self._above(digest)
+                for number, _ in stays(above)
+            )
+
+        links = {
+            (number, digest)
+            for number, _, top in entries
+            for digest in self._reach(top)
+            if not is_held(digest, number)
+        }
+        free = sorted({digest for _, digest in links if not is_held(digest)})
+        sizes = ((digest, self._size(digest)) for digest in free)
+        blobs = [(Digest.parse(digest), size) for digest, size in sizes if size is not None]
+        return Removal(blobs, gone, links)
+
+    def _entries(self, repository: Repository, reference: Reference) -> list[tuple[int, str, str]]:
+        """Return the rows of `roots` that an image is. A digest is all that has it in its repository."""
+        column = "digest" if isinstance(reference, Digest) else "reference"
+        rows = self._connection.execute(
+            "SELECT e.repository, e.reference, e.digest FROM roots e"
+            f" JOIN repositories r ON r.id = e.repository AND r.upstream = ? AND r.name = ?"
+            f" WHERE e.{column} = ?",
+            (repository.upstream, repository.name, str(reference)),
+        )
+        return rows.fetchall()
+
+    def _reach(self, digest: str) -> list[str]:
+        query = (
+            f"WITH RECURSIVE reached (digest) AS (SELECT ? {pins.REACH}) SELECT digest FROM reached"
+        )
+        return [row[0] for row in self._connection.execute(query, (digest,))]
+
+    def _above(self, digest: str) -> Iterator[str]:
+        """Yield the digest and all that reach it, one by one: a base layer has a great many."""
+        seen, waiting = {digest}, [digest]
+        yield digest
+        for current in waiting:
+            above = self._connection.execute(
+                "SELECT parent FROM edges WHERE child = ? UNION ALL"
+                " SELECT subject FROM blobs WHERE digest = ? AND subject IS NOT NULL",
+                (current, current),
+            )
+            for (parent,) in above:
+                if parent not in seen:
+                    seen.add(parent)
+                    waiting.append(parent)
+                    yield parent
+
+    def _names(self, digest: str) -> list[tuple[int, str]]:
+        """Return the images whose top is the digest: numbers of repositories, references."""
+        query = "SELECT DISTINCT repository, reference FROM roots WHERE digest = ?"
+        return self._connection.execute(query, (digest,)).fetchall()
+
+    def _size(self, digest: str) -> int | None:
+        query = "SELECT size FROM blobs WHERE digest = ?"
+        row: tuple[int] | None = self._connection.execute(query, (digest,)).fetchone()
+        return row[0] if row else None
+
+    def _repository(self, number: int) -> Repository:
+        query = "SELECT upstream, name FROM repositories WHERE id = ?"
+        return Repository(*self._connection.execute(query, (number,)).fetchone())
