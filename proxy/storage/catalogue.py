@@ -14,7 +14,7 @@ from pathlib import Path
 
 from proxy.errors import StorageError
 from proxy.oci.digest import Digest
-from proxy.oci.reference import Reference, parse_reference
+from proxy.oci.reference import Reference, Tag, parse_reference
 from proxy.storage import pins
 from proxy.storage.tables import Repository
 
@@ -57,12 +57,21 @@ class Removal:
     links: Collection[tuple[int, str]]
 
 
+# A row of `roots`: the repository's number, reference, digest, and whether that is pinned.
+_Entry = tuple[int, str, str, bool]
+
+
 @contextmanager
 def open_catalogue(path: Path) -> Iterator["Catalogue"]:
-    """Yield the catalogue of the index at `path`. For threads: everything blocks. Raises `StorageError`."""
+    """Yield the catalogue of the index at `path`. Everything blocks, so it is for threads, one at a time.
+
+    Raises `StorageError`.
+    """
     uri = f"{path.absolute().as_uri()}?mode=ro"
     try:
-        with closing(sqlite3.connect(uri, uri=True, timeout=5)) as connection:
+        with closing(
+            sqlite3.connect(uri, uri=True, timeout=5, check_same_thread=False)
+        ) as connection:
             connection.execute("PRAGMA cache_size = -16384")
             connection.execute("PRAGMA temp.cache_size = -16384")
             yield Catalogue(connection)
@@ -139,15 +148,32 @@ class Catalogue:
         ).fetchone()
         return Blob(digest, *row) if row else None
 
-    def tag(self, repository: Repository, reference: Reference) -> Digest | None:
-        """Return what a tag, or a pin of one that upstream has deleted, stands for."""
-        query = (
-            "SELECT e.digest FROM roots e JOIN repositories r ON r.id = e.repository"
-            " WHERE r.upstream = ? AND r.name = ? AND e.reference = ?"
-        )
-        names = (repository.upstream, repository.name, str(reference))
-        row = self._connection.execute(query, names).fetchone()
+    def tag(self, repository: Repository, tag: Tag) -> Digest | None:
+        """Return what a tag stands for."""
+        row = self._connection.execute(
+            "SELECT t.digest FROM tags t JOIN repositories r ON r.id = t.repository"
+            " WHERE r.upstream = ? AND r.name = ? AND t.tag = ?",
+            (repository.upstream, repository.name, tag),
+        ).fetchone()
         return Digest.parse(row[0]) if row else None
+
+    def find(self, repository: Repository, reference: Reference) -> list[Root]:
+        """Return the image of that tag, or all that have that digest in the repository."""
+        return [
+            Root(repository, parse_reference(text), Digest.parse(digest), bool(is_pinned))
+            for _, text, digest, is_pinned in self._entries(repository, reference)
+        ]
+
+    def weigh(self, root: Root) -> tuple[int, int]:
+        """Return what one image holds, and what only it holds, in bytes, as `sizes` does for all."""
+        entries = [
+            entry
+            for entry in self._entries(root.repository, root.reference)
+            if entry[1] == str(root.reference)
+        ]
+        held = {digest for _, _, top, _ in entries for digest in self._reach(top)}
+        own = self._removal(entries).blobs
+        return sum(self._size(digest) or 0 for digest in held), sum(size for _, size in own)
 
     def parts(self, repository: Repository, manifest: Digest) -> list[Part]:
         """Return what a manifest of the store names, in no order."""
@@ -178,8 +204,10 @@ class Catalogue:
 
     def removal(self, images: Collection[tuple[Repository, Reference]]) -> Removal:
         """Return what goes if these images go: what no other reaches."""
-        entries = [entry for image in images for entry in self._entries(*image)]
-        gone = {(number, reference) for number, reference, _ in entries}
+        return self._removal([entry for image in images for entry in self._entries(*image)])
+
+    def _removal(self, entries: Collection[_Entry]) -> Removal:
+        gone = {(number, reference) for number, reference, _, _ in entries}
         stays = cache(lambda digest: [name for name in self._names(digest) if name not in gone])
 
         @cache
@@ -192,7 +220,7 @@ class Catalogue:
 
         links = {
             (number, digest)
-            for number, _, top in entries
+            for number, _, top, _ in entries
             for digest in self._reach(top)
             if not is_held(digest, number)
         }
@@ -201,13 +229,13 @@ class Catalogue:
         blobs = [(Digest.parse(digest), size) for digest, size in sizes if size is not None]
         return Removal(blobs, gone, links)
 
-    def _entries(self, repository: Repository, reference: Reference) -> list[tuple[int, str, str]]:
-        """Return the rows of `roots` that an image is. A digest is all that has it in its repository."""
+    def _entries(self, repository: Repository, reference: Reference) -> list[_Entry]:
         column = "digest" if isinstance(reference, Digest) else "reference"
         rows = self._connection.execute(
-            "SELECT e.repository, e.reference, e.digest FROM roots e"
-            f" JOIN repositories r ON r.id = e.repository AND r.upstream = ? AND r.name = ?"
-            f" WHERE e.{column} = ?",
+            "SELECT DISTINCT e.repository, e.reference, e.digest, p.reference IS NOT NULL"
+            " FROM repositories r JOIN roots e ON e.repository = r.id"
+            " LEFT JOIN pins p ON p.repository = e.repository AND p.reference = e.reference"
+            f" WHERE r.upstream = ? AND r.name = ? AND e.{column} = ?",
             (repository.upstream, repository.name, str(reference)),
         )
         return rows.fetchall()

@@ -119,6 +119,22 @@ class LocalStore:
             return None
         return content if Digest.of(content, digest.algorithm) == digest else None
 
+    def load(self, digest: Digest, size: int) -> bytes | None:
+        """Return the content of a small blob as `read` does, blocking; None if it is gone or damaged."""
+        opened = self.open(digest, size)
+        if opened is None:
+            return None
+        with opened:
+            content = os.pread(opened.fd, size, 0)
+        return content if Digest.of(content, digest.algorithm) == digest else None
+
+    def committed_at(self, digest: Digest) -> float | None:
+        """Return when the blob was written, in Unix time; None if it is gone."""
+        try:
+            return Path(self.path(digest)).stat(follow_symlinks=False).st_mtime
+        except OSError:
+            return None
+
     def put(self, digest: Digest, content: bytes) -> None:
         """Commit a small blob in one step; the caller has verified it. Raises `StorageError`."""
         try:

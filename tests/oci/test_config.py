@@ -1,0 +1,74 @@
+"""A configuration is read for what can be shown of it, however little that is."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from proxy.errors import InvalidManifestError
+from proxy.oci.config import ImageConfig, parse_config
+from proxy.oci.manifest import Platform
+
+STEPS = [
+    {"created_by": "/bin/sh -c #(nop) ADD file:1 in / "},
+    {"created_by": '/bin/sh -c #(nop)  CMD ["bash"]', "empty_layer": True},
+    {"created_by": "/bin/sh -c apt-get update"},
+    {"created_by": "COPY /a /b # buildkit"},
+    {"created_by": "ENV A=1", "empty_layer": True},
+]
+MADE = ["ADD file:1 in /", "RUN apt-get update", "COPY /a /b"]
+
+
+def parse(**document: Any) -> ImageConfig:
+    return parse_config(json.dumps(document).encode())
+
+
+def test_commands_are_those_of_layers_in_their_order():
+    config = parse(history=STEPS)
+    assert list(config.commands_of(3)) == MADE
+    assert list(config.commands_of(2)) == ["", ""]
+    assert list(parse().commands_of(1)) == [""]
+
+
+def test_what_runs_is_told():
+    config = parse(
+        os="linux",
+        architecture="arm",
+        variant="v6",
+        created="2026-01-01T00:00:00Z",
+        config={
+            "User": "1000",
+            "Env": ["A=1"],
+            "Entrypoint": ["/run"],
+            "Cmd": ["-x"],
+            "WorkingDir": "/w",
+            "Labels": {"a": "b"},
+            "ExposedPorts": {"80/tcp": {}, "443/tcp": {}},
+        },
+    )
+    assert config.platform == Platform("linux", "arm", "v6")
+    assert (config.created, config.user, config.workdir) == ("2026-01-01T00:00:00Z", "1000", "/w")
+    assert (config.env, config.entrypoint, config.cmd) == (["A=1"], ["/run"], ["-x"])
+    assert (config.labels, config.ports) == ({"a": "b"}, ["443/tcp", "80/tcp"])
+
+
+def test_null_is_as_good_as_nothing():
+    config = parse(config={"Env": None, "Cmd": None, "Labels": None}, history=None, os=None)
+    assert config == parse()
+    assert config.platform is None
+
+
+@given(
+    st.binary()
+    | st.recursive(st.none() | st.text(), st.lists).map(lambda x: json.dumps(x).encode())
+)
+def test_whatever_is_no_configuration_is_refused_and_nothing_else_happens(content):
+    with pytest.raises(InvalidManifestError) as refusal:
+        raise InvalidManifestError(parse_config(content).created)
+    assert len(str(refusal.value)) <= 200
+
+
+def test_a_configuration_nested_too_deep_is_refused():
+    with pytest.raises(InvalidManifestError):
+        parse_config(b'{"config":' + b'{"Labels":' * 5000)

@@ -1,0 +1,77 @@
+"""Platforms are told apart, and chosen, as containerd does it."""
+
+import pytest
+
+from proxy.errors import InvalidReferenceError
+from proxy.oci.manifest import Platform
+from proxy.oci.platform import choose, is_image, of_machine, parse_platform
+
+
+@pytest.mark.parametrize(
+    ("text", "platform"),
+    [
+        ("linux/amd64", Platform("linux", "amd64")),
+        ("linux/arm/v7", Platform("linux", "arm", "v7")),
+        ("Linux/x86_64", Platform("linux", "amd64")),
+        ("linux/aarch64", Platform("linux", "arm64")),
+        ("linux/armhf", Platform("linux", "arm", "v7")),
+        ("linux/armel/v5", Platform("linux", "arm", "v5")),
+    ],
+)
+def test_a_platform_is_read_however_it_is_spelled(text, platform):
+    assert parse_platform(text) == platform
+
+
+@pytest.mark.parametrize("text", ["", "linux", "amd64", "linux/", "a/b/c/d", "linux/amd 64", "/x"])
+def test_what_is_no_platform_is_refused(text):
+    with pytest.raises(InvalidReferenceError, match="is not a platform: write it as"):
+        parse_platform(text)
+
+
+@pytest.mark.parametrize(
+    ("machine", "platform"),
+    [
+        ("x86_64", "linux/amd64"),
+        ("aarch64", "linux/arm64"),
+        ("armv7l", "linux/arm/v7"),
+        ("riscv64", "linux/riscv64"),
+    ],
+)
+def test_a_machine_has_a_platform(machine, platform):
+    assert str(of_machine(machine)) == platform
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen"),
+    [
+        ("linux/amd64", "linux/amd64"),
+        ("linux/amd64/v1", "linux/amd64"),
+        ("linux/amd64/v3", None),
+        ("linux/arm64", "linux/arm64/v8"),
+        ("linux/arm", "linux/arm/v6"),
+        ("linux/arm/v7", "linux/arm/v6"),
+        ("linux/arm/v6", "linux/arm/v6"),
+        ("linux/arm/v5", "linux/arm/v5"),
+        ("linux/s390x", None),
+        ("windows/amd64", None),
+    ],
+)
+def test_the_best_of_an_index_is_chosen(wanted, chosen):
+    offered = ["linux/arm/v5", "linux/arm/v6", "linux/amd64", "linux/arm64/v8", "linux/amd64"]
+    pairs = [(None, "nothing"), *((parse_platform(text), text) for text in offered)]
+    assert choose(pairs, parse_platform(wanted)) == chosen
+
+
+def test_the_first_of_equals_is_chosen():
+    assert (
+        choose(
+            [(Platform("linux", "amd64"), 1), (Platform("linux", "amd64"), 2)], of_machine("x86_64")
+        )
+        == 1
+    )
+
+
+def test_attestations_are_no_platform():
+    assert not is_image(Platform("unknown", "unknown"))
+    assert is_image(Platform("linux", "unknown"))
+    assert is_image(None)
