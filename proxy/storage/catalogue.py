@@ -171,7 +171,7 @@ class Catalogue:
             for entry in self._entries(root.repository, root.reference)
             if entry[1] == str(root.reference)
         ]
-        held = {digest for _, _, top, _ in entries for digest in self._reach(top)}
+        held = self._reach(str(root.digest))
         own = self._removal(entries).blobs
         return sum(self._size(digest) or 0 for digest in held), sum(size for _, size in own)
 

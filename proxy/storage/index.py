@@ -267,9 +267,11 @@ class Index:
         """Keep images from being evicted, be they in the store or not; survives a power cut."""
         await self._write(tables.pin, images, durable=True)
 
-    async def unpin(self, images: Sequence[tuple[Repository, Reference]]) -> None:
-        """Let images be evicted again; those that were not pinned too."""
-        await self._write(tables.unpin, images, durable=True)
+    async def unpin(
+        self, images: Sequence[tuple[Repository, Reference]]
+    ) -> list[tuple[Repository, Reference]]:
+        """Let images be evicted again; return those that were pinned."""
+        return await self._write(tables.unpin, images, durable=True)
 
     async def forget_images(
         self, images: Sequence[tuple[Repository, Reference]]

@@ -7,7 +7,6 @@ Nothing loses its pin because a manifest above it was found damaged.
 """
 
 import sqlite3
-from collections.abc import Iterable
 
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Tag
@@ -22,29 +21,28 @@ _ALL = f"WITH RECURSIVE reached (digest) AS (SELECT digest FROM pins {REACH})"
 _ONE = f"WITH RECURSIVE reached (digest) AS (SELECT ? {REACH})"
 
 
-def add(connection: sqlite3.Connection, repository: int, references: Iterable[Reference]) -> None:
-    """Pin images, be they in the store or not."""
-    for reference in references:
-        if isinstance(reference, Tag):
-            query = "SELECT digest FROM tags WHERE repository = ? AND tag = ?"
-            row = connection.execute(query, (repository, reference)).fetchone()
-            digest = row[0] if row else None
-        else:
-            digest = str(reference)
-        connection.execute(
-            "INSERT OR IGNORE INTO pins (repository, reference, digest) VALUES (?, ?, ?)",
-            (repository, str(reference), digest),
-        )
-        if digest:
-            spread(connection, digest)
-
-
-def drop(connection: sqlite3.Connection, repository: int, references: Iterable[Reference]) -> None:
-    """Forget pins; those that are not there too. `settle` must follow."""
-    connection.executemany(
-        "DELETE FROM pins WHERE repository = ? AND reference = ?",
-        [(repository, str(reference)) for reference in references],
+def add(connection: sqlite3.Connection, repository: int, reference: Reference) -> None:
+    """Pin an image, be it in the store or not."""
+    if isinstance(reference, Tag):
+        query = "SELECT digest FROM tags WHERE repository = ? AND tag = ?"
+        row = connection.execute(query, (repository, reference)).fetchone()
+        digest = row[0] if row else None
+    else:
+        digest = str(reference)
+    connection.execute(
+        "INSERT OR IGNORE INTO pins (repository, reference, digest) VALUES (?, ?, ?)",
+        (repository, str(reference), digest),
     )
+    if digest:
+        spread(connection, digest)
+
+
+def drop(connection: sqlite3.Connection, repository: int, reference: Reference) -> bool:
+    """Forget a pin; False if there was none. `settle` must follow."""
+    gone = connection.execute(
+        "DELETE FROM pins WHERE repository = ? AND reference = ?", (repository, str(reference))
+    )
+    return gone.rowcount > 0
 
 
 def follow(connection: sqlite3.Connection, repository: int, tag: Tag, digest: Digest) -> None:

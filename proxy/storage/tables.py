@@ -173,14 +173,20 @@ def drop_tag(connection: sqlite3.Connection, repository: Repository, tag: Tag) -
 def pin(connection: sqlite3.Connection, images: Iterable[tuple[Repository, Reference]]) -> None:
     """Keep images from being evicted, be they in the store or not."""
     for repository, reference in images:
-        pins.add(connection, _repository_id(connection, repository), [reference])
+        pins.add(connection, _repository_id(connection, repository), reference)
 
 
-def unpin(connection: sqlite3.Connection, images: Iterable[tuple[Repository, Reference]]) -> None:
-    """Let images be evicted again; those that were not pinned too."""
-    for repository, reference in images:
-        pins.drop(connection, _repository_id(connection, repository), [reference])
+def unpin(
+    connection: sqlite3.Connection, images: Iterable[tuple[Repository, Reference]]
+) -> list[tuple[Repository, Reference]]:
+    """Let images be evicted again; return those that were pinned."""
+    found = [
+        (repository, reference)
+        for repository, reference in images
+        if pins.drop(connection, _repository_id(connection, repository), reference)
+    ]
     pins.settle(connection)
+    return found
 
 
 def restore_pins(connection: sqlite3.Connection, rows: Iterable[tuple[str, ...]]) -> None:

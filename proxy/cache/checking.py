@@ -1,0 +1,130 @@
+"""Could an image be pulled with the network unplugged? Looked up to the last file.
+
+What this repository was not seen to hold is not here for it: it is proven by asking upstream.
+"""
+
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from concurrent.futures import Executor
+from itertools import islice
+
+import msgspec
+
+from proxy.cache.completeness import Looker, Missing, Offer, State
+from proxy.cache.naming import Names, spell
+from proxy.errors import DeniedError, InvalidReferenceError
+from proxy.flight import in_thread
+from proxy.oci.manifest import Platform
+from proxy.oci.platform import choose, parse_platform
+from proxy.oci.reference import Reference, Tag
+from proxy.storage.catalogue import Blob, Catalogue, open_catalogue
+from proxy.storage.index import Index
+from proxy.storage.local import LocalStore
+from proxy.storage.tables import Repository
+
+# Stands for every platform that the image has.
+ALL = "all"
+
+_BATCH = 50
+
+
+class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An image, and the platforms of it; none is the daemon's own."""
+
+    image: str
+    platforms: tuple[str, ...] = ()
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """What there is of an image for one platform. `size` bytes are here; `reason` says what is wrong."""
+
+    image: str
+    platform: str
+    state: State
+    digest: str | None = None
+    size: int = 0
+    missing: Sequence[Missing] = ()
+    reason: str = ""
+
+
+class Checker:
+    """Checks images against one store."""
+
+    def __init__(
+        self, store: LocalStore, index: Index, names: Names, threads: Executor, native: Platform
+    ) -> None:
+        self._looker = Looker(store)
+        self._index = index
+        self._names = names
+        self._threads = threads
+        self._native = native
+
+    async def check(self, images: Sequence[Wanted]) -> AsyncGenerator[Check, None]:
+        """Yield what there is, image by image and platform by platform.
+
+        What is written wrong, or not configured, is absent too, and `reason` says so. Raises `StorageError`.
+        """
+        left = iter(images)
+        while batch := list(islice(left, _BATCH)):
+            for check in await in_thread(self._threads, self._check_all, batch):
+                yield check
+
+    def _check_all(self, images: Sequence[Wanted]) -> list[Check]:
+        with open_catalogue(self._index.path) as catalogue:
+            return [check for wanted in images for check in self._check(catalogue, wanted)]
+
+    def _check(self, catalogue: Catalogue, wanted: Wanted) -> Iterator[Check]:
+        platforms = wanted.platforms or (str(self._native),)
+        try:
+            repository, reference = self._names.parse(wanted.image)
+            parsed = [parse_platform(text) for text in platforms if text != ALL]
+        except (InvalidReferenceError, DeniedError) as error:
+            yield _absent(wanted.image, ", ".join(platforms), str(error))
+            return
+        name = spell(repository, reference)
+        top = self._top(catalogue, repository, reference)
+        offers = self._looker.offers(catalogue, repository, top) if top else []
+        if not offers:
+            for text in platforms:
+                yield _absent(name, text, "not in the store")
+            return
+        # A plain manifest is taken as it is where nobody asks for another platform, or nothing says which it is.
+        is_plain = top is not None and offers[0].digest == top.digest
+        if ALL in platforms:
+            for offer in offers:
+                yield self._judge(catalogue, name, repository, offer, str(offer.platform or ""))
+            return
+        for platform in parsed:
+            chosen = choose([(offer.platform, offer) for offer in offers], platform)
+            if is_plain and (not wanted.platforms or offers[0].platform is None):
+                chosen = offers[0]
+            if chosen:
+                yield self._judge(catalogue, name, repository, chosen, str(platform))
+            else:
+                known = ", ".join(str(offer.platform) for offer in offers)
+                yield _absent(name, str(platform), f"the image is for {known} only"[:200])
+
+    def _top(
+        self, catalogue: Catalogue, repository: Repository, reference: Reference
+    ) -> Blob | None:
+        digest = catalogue.tag(repository, reference) if isinstance(reference, Tag) else reference
+        top = catalogue.blob(repository, digest) if digest else None
+        # What is damaged is not there.
+        return top if top and self._looker.manifest(top) else None
+
+    def _judge(
+        self, catalogue: Catalogue, name: str, repository: Repository, offer: Offer, platform: str
+    ) -> Check:
+        state = self._looker.state(catalogue, repository, offer, thoroughly=True)
+        return Check(
+            image=name,
+            platform=platform,
+            state=state.state,
+            digest=state.digest,
+            size=state.size,
+            missing=state.missing,
+            reason="" if state.state == "complete" else "not all of it is in the store",
+        )
+
+
+def _absent(image: str, platform: str, reason: str) -> Check:
+    return Check(image=image, platform=platform, state="absent", reason=reason)
