@@ -76,32 +76,23 @@ class Checker:
         platforms = wanted.platforms or (str(self._native),)
         try:
             repository, reference = self._names.parse(wanted.image)
-            parsed = [parse_platform(text) for text in platforms if text != ALL]
+            parsed = [] if ALL in platforms else [parse_platform(text) for text in platforms]
         except (InvalidReferenceError, DeniedError) as error:
             yield _absent(wanted.image, ", ".join(platforms), str(error))
             return
         name = spell(repository, reference)
         top = self._top(catalogue, repository, reference)
-        offers = self._looker.offers(catalogue, repository, top) if top else []
-        if not offers:
+        if top is None:
             for text in platforms:
                 yield _absent(name, text, "not in the store")
             return
-        # A plain manifest is taken as it is where nobody asks for another platform, or nothing says which it is.
-        is_plain = top is not None and offers[0].digest == top.digest
-        if ALL in platforms:
-            for offer in offers:
-                yield self._judge(catalogue, name, repository, offer, str(offer.platform or ""))
-            return
-        for platform in parsed:
-            chosen = choose([(offer.platform, offer) for offer in offers], platform)
-            if is_plain and (not wanted.platforms or offers[0].platform is None):
-                chosen = offers[0]
-            if chosen:
-                yield self._judge(catalogue, name, repository, chosen, str(platform))
+        offers = self._looker.offers(catalogue, repository, top)
+        for platform, offer in _choices(offers, parsed, top, is_asked=bool(wanted.platforms)):
+            if offer is None:
+                known = ", ".join(str(offer.platform) for offer in offers) or "no platform"
+                yield _absent(name, platform, f"the image is for {known} only"[:200])
             else:
-                known = ", ".join(str(offer.platform) for offer in offers)
-                yield _absent(name, str(platform), f"the image is for {known} only"[:200])
+                yield self._judge(catalogue, name, repository, offer, platform)
 
     def _top(
         self, catalogue: Catalogue, repository: Repository, reference: Reference
@@ -109,7 +100,8 @@ class Checker:
         digest = catalogue.tag(repository, reference) if isinstance(reference, Tag) else reference
         top = catalogue.blob(repository, digest) if digest else None
         # What is damaged is not there.
-        return top if top and self._looker.manifest(top) else None
+        is_there = top and self._looker.has(top.digest, top.size) and self._looker.manifest(top)
+        return top if is_there else None
 
     def _judge(
         self, catalogue: Catalogue, name: str, repository: Repository, offer: Offer, platform: str
@@ -124,6 +116,22 @@ class Checker:
             missing=state.missing,
             reason="" if state.state == "complete" else "not all of it is in the store",
         )
+
+
+def _choices(
+    offers: Sequence[Offer], wanted: Sequence[Platform], top: Blob, *, is_asked: bool
+) -> list[tuple[str, Offer | None]]:
+    """Return what clients of the wanted platforms take; of none, everything is wanted.
+
+    A plain manifest is taken as it is, unless somebody asks for another platform than it says.
+    """
+    if not wanted:
+        return [(str(offer.platform or ""), offer) for offer in offers]
+    is_plain = [offer.digest for offer in offers] == [top.digest]
+    if is_plain and (not is_asked or offers[0].platform is None):
+        return [(str(offers[0].platform or platform), offers[0]) for platform in wanted]
+    pairs = [(offer.platform, offer) for offer in offers]
+    return [(str(platform), choose(pairs, platform)) for platform in wanted]
 
 
 def _absent(image: str, platform: str, reason: str) -> Check:

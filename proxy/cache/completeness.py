@@ -58,6 +58,14 @@ class Looker:
         self._parsed = lru_cache(_REMEMBERED)(self._parse)
         self._platforms = lru_cache(_REMEMBERED)(self._read_platform)
 
+    def has(self, digest: Digest, size: int) -> bool:
+        """Ask the disk whether there is a file of that size."""
+        opened = self._store.open(digest, size)
+        if opened is None:
+            return False
+        with opened:
+            return True
+
     def manifest(self, blob: Blob) -> Manifest | None:
         """Return a manifest of the store; None if its file is gone or damaged."""
         try:
@@ -88,13 +96,13 @@ class Looker:
         """Return what the store has of an offer; `thoroughly` asks the disk for every file."""
         platform, digest = str(offer.platform or ""), str(offer.digest)
         blob = catalogue.blob(repository, offer.digest)
-        if blob is None or not self._is_there(blob.digest, blob.size, thoroughly):
+        if blob is None or (thoroughly and not self.has(blob.digest, blob.size)):
             return PlatformState(platform, digest, "absent", 0, [Missing(digest, offer.size)])
         parts = catalogue.parts(repository, offer.digest)
         here = [
             part
             for part in parts
-            if part.is_here and self._is_there(part.digest, part.size, thoroughly)
+            if part.is_here and (not thoroughly or self.has(part.digest, part.size))
         ]
         missing = [part for part in parts if part not in here]
         missing = self._without_foreign(blob, missing)
@@ -158,12 +166,3 @@ class Looker:
         order = {child.digest: place for place, child in enumerate(manifest.children)}
         left = [part for part in missing if part.digest not in foreign]
         return sorted(left, key=lambda part: order.get(part.digest, 0))
-
-    def _is_there(self, digest: Digest, size: int, thoroughly: bool) -> bool:
-        if not thoroughly:
-            return True
-        opened = self._store.open(digest, size)
-        if opened is None:
-            return False
-        with opened:
-            return True
