@@ -5,6 +5,7 @@
 
 import asyncio
 import os
+import platform
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -20,13 +21,16 @@ from aiohttp.web import ServerRunner, TCPSite
 from yarl import URL
 
 from proxy import __version__
+from proxy.cache.checking import Checker
 from proxy.cache.closure import Contents
 from proxy.cache.download import Tools
 from proxy.cache.downloads import Downloads
 from proxy.cache.eviction import Space
 from proxy.cache.exporting import Exporter
 from proxy.cache.filling import Disk
+from proxy.cache.images import Images
 from proxy.cache.importing import Importer
+from proxy.cache.inspection import Inspector
 from proxy.cache.listings import Listings
 from proxy.cache.naming import Names
 from proxy.cache.prefetch import Prefetch
@@ -38,7 +42,8 @@ from proxy.errors import ConfigError, StorageError
 from proxy.flight import in_thread
 from proxy.log import Log, configure, get_logger
 from proxy.metrics import Metrics
-from proxy.server import api_bundles, api_door, api_schema, api_status
+from proxy.oci.platform import of_machine
+from proxy.server import api_bundles, api_door, api_images, api_schema, api_status
 from proxy.server.admin import Admin
 from proxy.server.api import Api
 from proxy.server.http import HttpServer
@@ -198,10 +203,21 @@ async def open_cache(
             addresses,
             admin_addresses,
         )
-        contents = Contents(store, index, space, Names(config.upstreams), threads)
+        names = Names(config.upstreams)
+        contents = Contents(store, index, space, names, threads)
         bundles = api_bundles.Operations(Exporter(contents), Importer(contents))
         # The routes of every feature; how to add one is said in `server/api.py`.
-        routes = [*api_schema.routes(), *operations.routes(), *bundles.routes()]
+        catalogue = api_images.Operations(
+            Images(store, index, space, names, threads),
+            Checker(store, index, names, threads, of_machine(platform.machine())),
+            Inspector(store, index, names, threads),
+        )
+        routes = [
+            *api_schema.routes(),
+            *operations.routes(),
+            *bundles.routes(),
+            *catalogue.routes(),
+        ]
         api = Api(routes, metrics, access_log)
         admin_addresses += await api_door.listen(stack, store.root, config.server, api, admin)
         group.create_task(_keep_house(space, index, config))

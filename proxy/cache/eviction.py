@@ -236,7 +236,9 @@ class Space:
                 for hold in self._holds:
                     held.update(hold.sizes)
                 kept = self.pinned + sum(
-                    footprint(size) for digest, size in held.items() if not self._index.is_pinned(digest)
+                    footprint(size)
+                    for digest, size in held.items()
+                    if not self._index.is_pinned(digest)
                 )
                 # At the start, pins may be more than a cap that was lowered: then all else goes.
                 if pending and needed > self.stored - kept:

@@ -42,9 +42,10 @@ class PlatformDetail(msgspec.Struct, frozen=True):
 
 
 class Referrer(msgspec.Struct, frozen=True):
-    """A manifest that refers to the image: a signature, a bill of materials."""
+    """A manifest that refers to the image or one of its platforms: a signature, a bill of materials."""
 
     digest: str
+    subject: str
     artifact_type: str
     size: int
     annotations: dict[str, str]
@@ -103,6 +104,7 @@ class Inspector:
         alike = catalogue.find(repository, top.digest)
         named = Root(repository, reference, top.digest, is_pinned=False)
         size, unique = catalogue.weigh(named)
+        offers = self._looker.offers(catalogue, repository, top)
         return Detail(
             name=spell(repository, reference),
             names=[spell(repository, root.reference) for root in alike],
@@ -113,12 +115,11 @@ class Inspector:
             unique=unique,
             cached=self._store.committed_at(top.digest),
             used=top.used,
-            platforms=[
-                self._platform(catalogue, repository, reference, offer)
-                for offer in self._looker.offers(catalogue, repository, top)
-            ],
+            platforms=[self._platform(catalogue, repository, reference, offer) for offer in offers],
             referrers=[
-                self._referrer(blob) for blob in catalogue.referrers(repository, top.digest)
+                self._referrer(blob, subject)
+                for subject in dict.fromkeys([top.digest, *(offer.digest for offer in offers)])
+                for blob in catalogue.referrers(repository, subject)
             ],
         )
 
@@ -156,10 +157,11 @@ class Inspector:
             ],
         )
 
-    def _referrer(self, blob: Blob) -> Referrer:
+    def _referrer(self, blob: Blob, subject: Digest) -> Referrer:
         manifest = self._looker.manifest(blob)
         return Referrer(
             str(blob.digest),
+            str(subject),
             manifest.artifact_type if manifest else "",
             blob.size,
             manifest.annotations if manifest else {},

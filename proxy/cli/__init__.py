@@ -6,9 +6,11 @@ Nothing here imports aiohttp at start: `pullcache --help` answers at once.
 import click
 
 from proxy import __version__
+from proxy.cli.check_offline import check_offline
 from proxy.cli.config import config
 from proxy.cli.errors import INTERRUPTED, exit_code, explain
 from proxy.cli.fsck import fsck
+from proxy.cli.images import images, inspect, pin, rm, unpin
 from proxy.cli.offline import offline
 from proxy.cli.serve import serve
 from proxy.cli.status import status
@@ -46,3 +48,9 @@ main.add_command(status)
 main.add_command(offline)
 main.add_command(export)
 main.add_command(import_)
+main.add_command(images)
+main.add_command(inspect)
+main.add_command(rm)
+main.add_command(pin)
+main.add_command(unpin)
+main.add_command(check_offline)

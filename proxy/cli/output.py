@@ -21,6 +21,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def short_digest(text: str) -> str:
+    """Return a digest's beginning, as people compare them; anything else as it is."""
+    algorithm, colon, encoded = text.partition(":")
+    return f"{algorithm}:{encoded[:12]}" if colon and len(encoded) > 12 else text
+
+
 def format_duration(seconds: float) -> str:
     """Return a time for people, its two greatest units: 3 d 4 h."""
     left = int(seconds)

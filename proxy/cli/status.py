@@ -17,6 +17,9 @@ from proxy.errors import ProxyError
 # A daemon that says nothing for so long is not healthy, in seconds.
 PROBE_TIMEOUT = 5.0
 
+# The share of the limit from which on pins leave nothing worth having to other images.
+PINNED_FULL = 0.9
+
 
 @click.command()
 @config_options
@@ -69,6 +72,10 @@ def _lines(document: dict[str, Any]) -> Iterator[str]:
     yield f"used       {used} of at most {limit} in {store['blobs']} blobs"
     if store["reserved"]:
         yield f"reserved   {format_bytes(store['reserved'])} for downloads"
+    if store["pinned"]:
+        is_full = store["pinned"] > PINNED_FULL * store["limit"]
+        rest = ": no room is left for the rest, which is passed through" if is_full else ""
+        yield f"pinned     {format_bytes(store['pinned'])}{rest}"
     if store["problem"]:
         yield f"problem    {printable(store['problem'])}"
     if addresses:

@@ -44,6 +44,7 @@ class StoreStatus(msgspec.Struct, frozen=True):
     used: int
     limit: int
     reserved: int
+    pinned: int
     blobs: int
     problem: str
 
@@ -152,6 +153,7 @@ class Operations:
             used=self.space.stored,
             limit=self.space.max_size,
             reserved=self.space.reserved,
+            pinned=self.space.pinned,
             blobs=self.space.blobs,
             problem=problem,
         )
