@@ -73,8 +73,9 @@ def _read(file: Any, platforms: tuple[str, ...]) -> tuple[list[dict[str, Any]], 
     from proxy.cache.lists import MAX_TEXT, parse_list  # noqa: PLC0415 - brings YAML
 
     found = parse_list(file.read(MAX_TEXT + 1))
+    name = getattr(file, "name", "-")
     for problem in found.problems:
-        click.echo(f"{file.name}:{problem.line}: {problem.message}", err=True)
+        click.echo(f"{name}:{problem.line}: {problem.message}", err=True)
     wrong = sum(problem.kind == "error" for problem in found.problems)
     return [
         {"image": entry.reference, "platforms": platforms or entry.platforms}
