@@ -6,9 +6,10 @@ import os
 import signal
 import sys
 import tempfile
+from itertools import chain
 from pathlib import Path
 
-from tests.bench import measures, report
+from tests.bench import links, measures, report
 from tests.bench.content import Content
 from tests.bench.stage import Stage
 
@@ -37,7 +38,10 @@ def main() -> None:
         other = options.other and options.other.resolve()
         with Stage(Path(place), content, other) as stage:
             table = report.Table(sys.stdout, list(stage.servers))
-            for row in measures.measure(stage, size):
+            figures = chain(
+                measures.measure(stage, size), links.measure(stage, size, Path(place) / "linked")
+            )
+            for row in figures:
                 table.add(row)
                 rows.append(row)
     if options.json:

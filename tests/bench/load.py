@@ -5,15 +5,18 @@ import re
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
+from itertools import chain, repeat, takewhile
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from tests.bench.stage import Server
 from tests.system.images import MANIFEST
 from tests.system.processes import run
+from tests.system.wire import ask
 
 CONNECTIONS = 32
 PIECE = 1 << 20
@@ -72,44 +75,61 @@ def small(server: Server, path: str, seconds: int) -> Run:
 def blobs(server: Server, path: str, size: int, *, seconds: float, clients: int) -> Run:
     """Fetch a blob again and again until the time is up; what has begun is finished.
 
-    With no time it is fetched once. Any error fails. The kernel drops the bytes (MSG_TRUNC) instead
-    of copying them: wrk spends more on reading them by 8 KiB than a server does on sending.
+    With no time each client fetches it once. Any error fails. The kernel drops the bytes (MSG_TRUNC)
+    instead of copying them: wrk spends more on reading them by 8 KiB than a server does on sending.
     """
     with clocked(server) as done:
-        _Sink(server, path, size).run(done, clients, time.perf_counter() + seconds)
+        deadline = time.perf_counter() + seconds
+        again = takewhile(lambda _: time.perf_counter() < deadline, repeat((path, size)))
+        _Sink(server, chain(repeat((path, size), clients), again)).run(done, clients)
+    return done
+
+
+def pull(server: Server, manifest: str, blobs: Iterable[tuple[str, int]], *, clients: int) -> Run:
+    """Ask for a manifest and then for these blobs (paths, sizes), as many at once as `clients`."""
+    with clocked(server) as done:
+        answer = ask(server.url, manifest, headers={"Accept": MANIFEST})
+        assert answer.status == HTTPStatus.OK, f"{server.name}: {answer.status} for {manifest}"
+        _Sink(server, iter(blobs)).run(done, clients)
     return done
 
 
 @dataclass
 class _Client:
     socket: socket.socket
+    size: int  # of the blob it asked for
     left: int | None = None  # bytes of the body that are still to come; None before its head
 
 
 class _Sink:
-    """Keep-alive clients in one thread."""
+    """Keep-alive clients in one thread; each asks for the next of what is `wanted`: paths and sizes."""
 
-    def __init__(self, server: Server, path: str, size: int) -> None:
+    def __init__(self, server: Server, wanted: Iterator[tuple[str, int]]) -> None:
         parts = urlsplit(server.url)
         self._name = server.name
+        self._host = parts.netloc
         self._address = (parts.hostname or "", parts.port or 0)
-        self._request = f"GET {path} HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode()
-        self._size = size
+        self._wanted = wanted
         self._buffer = bytearray(PIECE)
         self._events = select.epoll()
         self._clients: dict[int, _Client] = {}
 
-    def run(self, done: Run, clients: int, deadline: float) -> None:
+    def run(self, done: Run, clients: int) -> None:
         began = time.perf_counter()
         try:
             for _ in range(clients):
-                self._connect()
+                client = _Client(socket.create_connection(self._address, timeout=SILENCE), 0)
+                self._clients[client.socket.fileno()] = client
+                self._events.register(client.socket, select.EPOLLIN)
+                self._next(client)
             while self._clients:
                 ready = self._events.poll(SILENCE)
                 assert ready, f"{self._name}: nothing came for {SILENCE} s"
                 for number, _ in ready:
-                    if self._read(self._clients[number], done):
-                        self._next(number, done, deadline)
+                    client = self._clients[number]
+                    if self._read(client, done):
+                        done.requests += 1
+                        self._next(client)
                     if done.received and not done.first_byte:
                         done.first_byte = time.perf_counter() - began
         finally:
@@ -117,22 +137,15 @@ class _Sink:
                 client.socket.close()
             self._events.close()
 
-    def _connect(self) -> None:
-        client = _Client(socket.create_connection(self._address, timeout=SILENCE))
-        self._clients[client.socket.fileno()] = client
-        self._events.register(client.socket, select.EPOLLIN)
-        client.socket.sendall(self._request)
-
-    def _next(self, number: int, done: Run, deadline: float) -> None:
-        """Ask again, or leave."""
-        done.requests += 1
-        client = self._clients[number]
+    def _next(self, client: _Client) -> None:
+        """Ask for the next blob, or leave."""
         client.left = None
-        if time.perf_counter() < deadline:
-            client.socket.sendall(self._request)
+        if wanted := next(self._wanted, None):
+            path, client.size = wanted
+            client.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode())
         else:
-            del self._clients[number]
-            self._events.unregister(number)
+            del self._clients[client.socket.fileno()]
+            self._events.unregister(client.socket)
             client.socket.close()
 
     def _read(self, client: _Client, done: Run) -> bool:
@@ -142,8 +155,8 @@ class _Sink:
             head, _, body = piece.partition(b"\r\n\r\n")
             found = _HEAD.fullmatch(head + b"\r\n")
             assert found, f"{self._name}: {piece[:1000]!r}"
-            assert int(found[1]) == self._size, f"{self._name}: {piece[:1000]!r}"
-            count, client.left = len(body), self._size
+            assert int(found[1]) == client.size, f"{self._name}: {piece[:1000]!r}"
+            count, client.left = len(body), client.size
         else:
             wanted = min(PIECE, client.left)
             count = client.socket.recv_into(self._buffer, wanted, socket.MSG_TRUNC)

@@ -26,10 +26,11 @@ class Size:
     seconds: int
     cold: int
     crowd: int
+    link_rounds: int
 
 
-SHORT = Size(rounds=3, seconds=1, cold=256 * MIB, crowd=64 * MIB + 1)
-LONG = Size(rounds=5, seconds=4, cold=GIB, crowd=256 * MIB + 1)
+SHORT = Size(rounds=3, seconds=1, cold=256 * MIB, crowd=64 * MIB + 1, link_rounds=1)
+LONG = Size(rounds=5, seconds=4, cold=GIB, crowd=256 * MIB + 1, link_rounds=3)
 HITS = [MIB, 64 * MIB]
 
 
@@ -103,7 +104,7 @@ def measure(stage: Stage, size: Size) -> Iterator[Row]:
     yield from _crowd(stage, size)
 
 
-def _among(stage: Stage, *names: str) -> list[str]:
+def among(stage: Stage, *names: str) -> list[str]:
     """Return the names of these servers, and of the other checkout if there is one."""
     return [name for name in stage.servers if name in (*names, OTHER)]
 
@@ -121,7 +122,7 @@ def _alternately(
 def _blob_hits(stage: Stage, size: Size) -> Iterator[Row]:
     for length, clients in ((MIB, load.CONNECTIONS), (64 * MIB, BIG_CLIENTS)):
         path = stage.content.blobs[length]
-        names = _among(stage, PULLCACHE, NGINX, *([MIRROR] if length == MIB else []))
+        names = among(stage, PULLCACHE, NGINX, *([MIRROR] if length == MIB else []))
 
         once = partial(
             load.blobs, path=path, size=length, seconds=0.7 * size.seconds, clients=clients
@@ -144,7 +145,7 @@ def _manifests(stage: Stage, size: Size) -> Iterator[Row]:
     peers = [NGINX, MIRROR]
     for what, path in (("tag", content.by_tag), ("digest", content.by_digest)):
         once = partial(load.small, path=path, seconds=size.seconds)
-        runs = _alternately(stage, _among(stage, PULLCACHE, MIRROR, *peers), size, once)
+        runs = _alternately(stage, among(stage, PULLCACHE, MIRROR, *peers), size, once)
         work = f"manifest by {what}, hit, {load.CONNECTIONS} clients"
         rates = runs.figures(lambda run: run.requests / run.seconds)
         yield Row(work, "1/s", rates, Goal(">=", 15_000))
@@ -160,7 +161,7 @@ def _cold(stage: Stage, size: Size) -> Iterator[Row]:
     path = stage.content.cold
     runs = Runs()
     for number in range(size.rounds):
-        for name in (*_among(stage, PULLCACHE, MIRROR), UPSTREAM):
+        for name in (*among(stage, PULLCACHE, MIRROR), UPSTREAM):
             with stage.fresh(name) as server:
                 runs.add(name, load.blobs(server, path, size.cold, seconds=0, clients=1))
                 if number == 0:
@@ -180,7 +181,7 @@ def _crowd(stage: Stage, size: Size) -> Iterator[Row]:
     transfers: dict[str, list[float]] = {}
     moved: dict[str, list[float]] = {}
     runs = Runs()
-    for name in _among(stage, PULLCACHE, MIRROR):
+    for name in among(stage, PULLCACHE, MIRROR):
         before = len(stage.transfers(path))
         with stage.fresh(name) as server:
             runs.add(name, _all_at_once(server, path, stage.content))

@@ -37,6 +37,6 @@ class Table:
 
 def _say(goal: Goal) -> str:
     if not goal.peer:
-        return f"{goal.sense} {goal.factor:,.0f}"
+        return f"{goal.sense} {goal.factor:,.5g}"
     plus = f" + {goal.plus:g}" if goal.plus else ""
     return f"{goal.sense} {goal.factor:.1f} x {goal.peer}{plus}"

@@ -3,6 +3,7 @@
 import re
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -100,14 +101,18 @@ class Stage:
         assert answer.sha256 == self.content.digest(path), f"{server.name}: wrong bytes of {path}"
 
     @contextmanager
-    def fresh(self, name: str) -> Iterator[Server]:
-        """Run one of them on an empty store, for as long as the context lasts."""
+    def fresh(self, name: str, upstream: str = "") -> Iterator[Server]:
+        """Run one of them on an empty store, for as long as the context lasts.
+
+        It asks the stage's upstream, if no other is given by its URL.
+        """
+        upstream = upstream or self._upstream.url
         home = self._place / f"{name}{next(self._numbers)}"
         if name == UPSTREAM:
-            yield Server(name, self._upstream.url, 0)
+            yield Server(name, upstream, 0)
         elif name in (PULLCACHE, OTHER):
             env = {"PYTHONPATH": str(self._other)} if name == OTHER else {}
-            daemon = Daemon(home, self._upstream.url, max_size=STORE_SIZE, env=env)
+            daemon = Daemon(home, upstream, max_size=STORE_SIZE, env=env)
             try:
                 daemon.start()
                 yield Server(name, daemon.url, daemon.process.pid)
@@ -115,7 +120,7 @@ class Stage:
                 daemon.finish()
                 shutil.rmtree(home)
         else:
-            port, process = self._peer(name, home)
+            port, process = self._peer(name, home, upstream)
             try:
                 url = f"http://127.0.0.1:{port}"
                 path = "/v2/" if name == MIRROR else self.content.by_tag
@@ -125,13 +130,25 @@ class Stage:
                 process.stop()
                 shutil.rmtree(home)
 
+    @contextmanager
+    def throttled(self, content: Content, rate: int) -> Iterator[str]:
+        """Serve this content at `rate` bytes a second for each connection; yield the URL."""
+        home = self._place / f"throttled{next(self._numbers)}"
+        argv = [sys.executable, "-m", "tests.bench.throttled", str(content.root), str(rate)]
+        process = Process(home, "throttled", argv)
+        try:
+            port = process.wait_until(process.out.read_text, "its port").strip()
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.stop()
+
     def transfers(self, path: str) -> list[int]:
         """Return the bytes of every answer to a GET of `path` that upstream has logged."""
         log = (self._place / "upstream" / "registry.out.log").read_text()
         found = re.findall(rf'"GET {re.escape(path)} HTTP/1\.1" \d+ (\d+)', log)
         return [int(size) for size in found]
 
-    def _peer(self, name: str, home: Path) -> tuple[int, Process]:
+    def _peer(self, name: str, home: Path, upstream: str) -> tuple[int, Process]:
         home.mkdir()
         # Neither nginx nor the mirror tells which port it was given, so a free one is looked for.
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -142,7 +159,6 @@ class Stage:
             config.write_text(NGINX_CONFIG.format(home=home, port=port, root=root))
             argv: list[str | Path] = ["nginx", "-p", home, "-c", config, "-e", home / "error.log"]
         else:
-            upstream = self._upstream.url
             config.write_text(MIRROR_CONFIG.format(home=home, port=port, upstream=upstream))
             argv = ["docker-registry", "serve", config]
         return port, Process(home, name, argv)

@@ -1,0 +1,107 @@
+"""An upstream whose every connection has the same rate, as at most CDNs: static files of a directory.
+
+    python -m tests.bench.throttled DIRECTORY BYTES_A_SECOND
+
+It prints its port. No server at hand does this: nginx's limit_rate counts in whole seconds and for each
+request anew, so that pieces of a few MiB would pass unthrottled.
+"""
+
+import os
+import re
+import sys
+import time
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+from tests.system.images import MANIFEST
+
+TURN = 64 << 10
+RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection. It sends at once, and then nothing until so many bytes are due."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    root: ClassVar[Path]
+    rate: ClassVar[float]
+    due = 0.0  # when the connection may send again, by the monotonic clock
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing: a line a request would be measured too."""
+
+    def _answer(self) -> None:
+        file = self.root / self.path.partition("?")[0].strip("/")
+        if not file.exists():
+            self._head(HTTPStatus.NOT_FOUND, 0)
+            return
+        if file.is_dir():  # /v2/
+            self._head(HTTPStatus.OK, 0)
+            return
+        size = file.stat().st_size
+        start, stop, status = 0, size, HTTPStatus.OK
+        if wanted := RANGE.fullmatch(self.headers.get("Range", "")):
+            start = int(wanted[1]) if wanted[1] else size - int(wanted[2])
+            stop = min(size, int(wanted[2]) + 1) if wanted[1] and wanted[2] else size
+            status = HTTPStatus.PARTIAL_CONTENT
+        is_manifest = file.parent.name == "manifests"
+        self._head(
+            status,
+            stop - start,
+            ("Content-Type", MANIFEST if is_manifest else "application/octet-stream"),
+            *([("Content-Range", f"bytes {start}-{stop - 1}/{size}")] if wanted else []),
+        )
+        if self.command == "GET":
+            self._body(file, start, stop)
+
+    def _head(self, status: HTTPStatus, length: int, *headers: tuple[str, str]) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(length))
+        for name, value in headers:
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _body(self, file: Path, start: int, stop: int) -> None:
+        with file.open("rb") as source:
+            while start < stop:
+                wait = self.due - time.monotonic()
+                if wait > 0:
+                    time.sleep(wait)
+                # A connection that was idle, or behind, earns nothing by it.
+                self.due = max(self.due, time.monotonic() - TURN / self.rate)
+                try:
+                    sent = os.sendfile(
+                        self.connection.fileno(), source.fileno(), start, min(TURN, stop - start)
+                    )
+                except OSError:
+                    self.close_connection = True
+                    return
+                start += sent
+                self.due += sent / self.rate
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
+def main() -> None:
+    Handler.root = Path(sys.argv[1])
+    Handler.rate = float(sys.argv[2])
+    server = Server(("127.0.0.1", 0), Handler)
+    sys.stdout.write(f"{server.server_port}\n")
+    sys.stdout.flush()
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
