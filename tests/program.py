@@ -22,7 +22,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "server": {"listen": ["127.0.0.1:0"]},
     "store": {"max_size": "1GB", "min_free": "0B"},
     "manifests": {"tag_ttl": {}},
-    "fetch": {"prefetch": "off", "connect_timeout": "2s", "stall_timeout": "2s", "attempts": 3},
+    "fetch": {
+        "prefetch": "off",
+        "parallel_below": "1TB",
+        "connect_timeout": "2s",
+        "stall_timeout": "2s",
+        "attempts": 3,
+    },
 }
 
 

@@ -156,16 +156,16 @@ class Download:
             is_tail = stop is None or stop == self.size
             end = sys.maxsize if stop is None else stop
             async for chunk in self._source.arriving(transfer, position):
-                # One chunk is what one read of a socket gave: hashing it holds up nobody for long.
+                # At most half a MiB: hashing it holds up nobody for long.
                 hasher.update(chunk)
                 piece = chunk[max(0, start - position) :]
                 position += len(chunk)
                 if not is_tail and position >= end:
-                    yield piece[: len(piece) - (position - end)]
+                    yield bytes(piece[: len(piece) - (position - end)])
                     return
                 if piece:
-                    yield held + piece[: -1 if is_tail else None]
-                    held = piece[-1:] if is_tail else b""
+                    yield held + bytes(piece[: -1 if is_tail else None])
+                    held = bytes(piece[-1:]) if is_tail else b""
         if not self.digest.matches(hasher):
             raise self._source.mismatch()
         yield held

@@ -1,15 +1,14 @@
 """Getting the bytes of a blob from upstream, over one connection or several.
 
 Each *fetcher* takes the next bytes that nobody has taken, until all are in. The first learns how large
-the blob is and whether upstream does ranges; if it is large, others join. What a fetcher cannot
-get, those that are left take over; the last one's error ends the fetch.
+the blob is and whether upstream does ranges; if it is large, and the link not fast, others join. What a
+fetcher cannot get, those that are left take over; the last one's error ends the fetch.
 """
 
 import asyncio
 import random
 from collections.abc import Callable, Iterator
 
-from proxy.cache.arrivals import Arrivals
 from proxy.cache.filling import Filling
 from proxy.cache.pieces import END, Span
 from proxy.cache.source import Source
@@ -28,7 +27,7 @@ from proxy.errors import (
 )
 from proxy.log import get_logger
 from proxy.upstream import retry
-from proxy.upstream.client import Transfer
+from proxy.upstream.transfer import Transfer
 
 # Less than this is no progress: a drip must not make a download last for ever.
 PROGRESS = 16 << 10
@@ -36,6 +35,8 @@ PROGRESS = 16 << 10
 MAX_WAIT = 60.0
 # A range that somebody waits for is fetched with what follows it, if it is smaller than this.
 MIN_WANTED = 256 << 10
+# How often it is looked how fast a single connection is, in seconds.
+LOOK = 0.05
 
 log = get_logger(__name__)
 
@@ -47,7 +48,7 @@ class _UnrangedError(UpstreamError):
 class Fetch:
     """Fills `filling` from `source`. `expected` is the size that a manifest states, if one does.
 
-    `is_shared` says that several connections are at it.
+    `is_shared` says that several connections may be at it.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class Fetch:
         self._running = 0
         self._hurrying = 0
         self._start: Callable[[Span | None], None] | None = None
+        self._received = 0
+        self._looking: asyncio.TimerHandle | None = None
         self._over = asyncio.Event()
         self._given_back = asyncio.Event()
         self._failure: ProxyError | None = None
@@ -79,7 +82,12 @@ class Fetch:
 
             self._start = start
             start(None)
-            await self._over.wait()
+            try:
+                await self._over.wait()
+            finally:
+                self._start = None
+                if self._looking:
+                    self._looking.cancel()
             for task in tasks:
                 task.cancel()
         if self._failure:
@@ -87,7 +95,7 @@ class Fetch:
 
     def hurry(self, offset: int, stop: int) -> None:
         """Fetch the bytes from `offset` on before their turn, if there are others to go on."""
-        if self._running < 2 or not self._start:
+        if not self.is_shared or not self._start:
             return
         if self._hurrying < self._settings.connections_per_blob:
             span = self._pieces.take_at(offset, max(stop, offset + MIN_WANTED))
@@ -187,36 +195,38 @@ class Fetch:
 
     async def _receive(self, transfer: Transfer, span: Span) -> None:
         """Write what arrives, while more arrives."""
-        arrivals = Arrivals()
-        writing = asyncio.gather(self._write(arrivals, span), return_exceptions=True)
-        reached = span.start
-        try:
-            async for chunk in self._source.arriving(transfer, reached):
-                part = chunk[: span.stop - reached]
-                reached += len(part)
-                if not await arrivals.put(part) or reached >= span.stop:
-                    break
-        finally:
-            # What has arrived is written also if the transfer breaks: it need not come again.
-            arrivals.close()
-            (outcome,) = await writing
-        if outcome is not None:
-            raise outcome
-
-    async def _write(self, arrivals: Arrivals, span: Span) -> None:
-        try:
-            while chunks := await arrivals.take():
-                await self._filling.write(span, chunks)
-        finally:
-            arrivals.close()
+        async for chunk in self._source.arriving(transfer, span.start):
+            await self._filling.write(span, chunk)
+            self._received += len(chunk)
+            if span.start >= span.stop:
+                return
 
     def _join(self, size: int) -> None:
         """Let others join once upstream has shown that it does ranges, if the blob is worth it."""
         if size <= self._settings.parallel_above:
             self._connections = 1
-        elif self._running == 1 and self._start and not self.is_shared:
+        elif self._connections > 1 and not self.is_shared:
             self.is_shared = True
-            for _ in range(self._connections - 1):
+            if size < self._settings.parallel_below * LOOK:
+                self._start_others()
+            else:
+                self._look_later()
+
+    def _look_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._looking = loop.call_later(LOOK, self._look, loop.time(), self._received)
+
+    def _look(self, since: float, before: int) -> None:
+        """Start others, unless one is so fast that more would cost work and bring nothing."""
+        seconds = asyncio.get_running_loop().time() - since
+        if self._received - before < self._settings.parallel_below * seconds:
+            self._start_others()
+        else:
+            self._look_later()
+
+    def _start_others(self) -> None:
+        for _ in range(self._connections - self._running):
+            if self._start:
                 self._start(None)
 
     async def _end_beyond(self, span: Span, error: ProxyError) -> None:

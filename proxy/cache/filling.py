@@ -110,19 +110,19 @@ class Filling:
         # It may be an empty blob, or one that a killed process had wholly written.
         await self._absorb()
 
-    async def write(self, span: Span, chunks: list[bytes]) -> None:
+    async def write(self, span: Span, data: memoryview) -> None:
         """Write the next bytes of a span; hash them, and what they were waited for, if they are due."""
         assert self._ingest is not None
         offset = span.position
         # Claimed first: from now on nobody else is given these bytes to write, so what is hashed is
         # what stays in the file, whatever upstream sends a second time.
-        chunks = _clip(chunks, span.stop - offset)
-        span.position += sum(map(len, chunks))
+        data = data[: span.stop - offset]
+        span.position += len(data)
         await self._reserve_for(span.position)
         if offset == self._ingest.frontier and not self._is_hashing:
-            await self._hash(self._ingest.append, chunks)
+            await self._hash(self._ingest.append, [data])
         else:
-            await in_thread(self._disk.threads, self._ingest.write, offset, chunks)
+            await in_thread(self._disk.threads, self._ingest.write, offset, data)
         self.pieces.put(span)
         self._ingest.ahead = self.pieces.ahead(self._ingest.frontier)
         await self._absorb()
@@ -221,14 +221,3 @@ class Filling:
         self.frontier = self._ingest.frontier
         self._reservation.written = max(self._reservation.written, self.frontier)
         self._changed()
-
-
-def _clip(chunks: list[bytes], room: int) -> list[bytes]:
-    """Return the first `room` bytes of the chunks."""
-    clipped = []
-    for chunk in chunks:
-        clipped.append(chunk[:room])
-        room -= len(chunk)
-        if room <= 0:
-            break
-    return clipped

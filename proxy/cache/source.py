@@ -7,7 +7,8 @@ from proxy.errors import DigestMismatchError, ProxyError
 from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.oci.digest import Digest
-from proxy.upstream.client import Transfer, Upstream
+from proxy.upstream.client import Upstream
+from proxy.upstream.transfer import Transfer
 
 log = get_logger(__name__)
 
@@ -28,8 +29,11 @@ class Source:
         """Open the blob at `start`, for the bytes before `stop` if upstream does ranges."""
         return self._upstream.open_blob(self._repository, self.digest, start, stop)
 
-    async def arriving(self, transfer: Transfer, offset: int) -> AsyncIterator[bytes]:
-        """Yield what arrives from `offset` on, also if upstream starts over at 0."""
+    async def arriving(self, transfer: Transfer, offset: int) -> AsyncIterator[memoryview]:
+        """Yield what arrives from `offset` on, also if upstream starts over at 0.
+
+        What is yielded is overwritten after the next step.
+        """
         surplus = offset - transfer.offset
         async for chunk in transfer.chunks():
             self._metrics.upstream_bytes(self.name, len(chunk))

@@ -167,6 +167,13 @@ class FetchSettings(Section, frozen=True):
         Size,
         Meta(description="Blobs larger than this come over several connections at once."),
     ] = Size.parse("16MB")
+    parallel_below: Annotated[
+        Size,
+        Meta(
+            description="Unless one connection brings so many bytes a second: others would then cost "
+            "work and bring nothing. 0B is never several."
+        ),
+    ] = Size.parse("64MB")
     connections_per_blob: Annotated[
         int, Meta(description="Connections for such a blob; 1 is never several.", ge=1, le=16)
     ] = 4

@@ -8,7 +8,7 @@ from disk is thrown away.
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -93,7 +93,7 @@ class Ingest:
                 raise storage_error("make room for", error) from error
         self.save()
 
-    def append(self, chunks: list[bytes]) -> None:
+    def append(self, chunks: Iterable[bytes | memoryview]) -> None:
         """Write and hash `chunks` at the frontier, and move it.
 
         By slices that stay in the processor's cache between being written and being hashed: a third
@@ -108,14 +108,12 @@ class Ingest:
                 rest = rest[written:]
         self.save()
 
-    def write(self, offset: int, chunks: list[bytes]) -> None:
-        """Write `chunks` ahead of the frontier, to be hashed when it gets there."""
-        for chunk in chunks:
-            rest = memoryview(chunk)
-            while rest:
-                written = self._pwrite(rest, offset)
-                offset += written
-                rest = rest[written:]
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write ahead of the frontier what is to be hashed when it gets there."""
+        while data:
+            written = self._pwrite(data, offset)
+            offset += written
+            data = data[written:]
         self.save()
 
     def absorb(self, stop: int) -> None:

@@ -12,14 +12,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
-from aiohttp import ClientResponse, StreamReader, hdrs
+from aiohttp import ClientResponse, hdrs
 
 from proxy.errors import (
     DigestMismatchError,
     InvalidDigestError,
     UnknownError,
     UpstreamError,
-    UpstreamTimeoutError,
     UpstreamUnauthorizedError,
 )
 from proxy.metrics import Metrics
@@ -30,7 +29,8 @@ from proxy.upstream import explain, retry, search
 from proxy.upstream.exchange import QUESTION_TIMEOUT, Exchange, Question
 from proxy.upstream.routes import Routes
 from proxy.upstream.search import SearchPage
-from proxy.upstream.wire import read_bounded, translated
+from proxy.upstream.transfer import Transfer
+from proxy.upstream.wire import read_bounded
 
 # A list of tags or referrers may come in pages; one that does not end, or is larger than this in all,
 # is refused (CVE-2023-2253).
@@ -49,57 +49,6 @@ class Fetched:
     content: bytes
     content_type: str
     digest: Digest
-
-
-class Transfer:
-    """The bytes of a blob, from `offset` on. `size` is the whole blob's, None if upstream is mute.
-
-    `is_ranged` says that upstream sends the part that was asked for, not the whole.
-    """
-
-    def __init__(
-        self,
-        response: ClientResponse,
-        peer: str,
-        offset: int,
-        size: int | None,
-        floor: retry.Floor,
-    ) -> None:
-        self._response = response
-        self._peer = peer
-        self._floor = floor
-        self.offset = offset
-        self.size = size
-        self.is_ranged = response.status == 206
-        self._first = b""
-
-    async def begin(self, patience: float) -> None:
-        """Wait so many seconds for the first bytes, or raise `UpstreamError`."""
-        with translated(self._peer, _ignore):
-            async with asyncio.timeout(patience):
-                self._first = await _read_one(self._response.content)
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield what arrives, as it arrives.
-
-        Raises `UpstreamError` when the transfer breaks, stands still, or drips. Only the time that we
-        wait for upstream counts: our own slowness is not its fault.
-        """
-        body, now = self._response.content, asyncio.get_running_loop().time
-        is_joined = self._response.content_length is None
-        if self._first:
-            yield self._first
-        while True:
-            began = now()
-            with translated(self._peer, _ignore):
-                # With a length, the kernel's reads one by one: joining them costs a copy of each byte.
-                # Without one, joined: upstream may send chunks of a byte.
-                chunk = await (body.readany() if is_joined else _read_one(body))
-            if not chunk:
-                return
-            if self._floor.is_missed(len(chunk), now() - began):
-                raise UpstreamTimeoutError(f"{self._peer} sends too slowly: {self._floor}")
-            yield chunk
 
 
 class Upstream:
@@ -269,7 +218,9 @@ class Upstream:
             else:
                 start, size = 0, response.content_length
             floor = retry.Floor(self._min_rate, self._floor_window)
-            transfer = Transfer(response, route.peer, start, size, floor)
+            transfer = Transfer(
+                response, route.peer, start, size, stall=route.timeouts.stall, floor=floor
+            )
             if route.is_mirror:
                 await transfer.begin(route.timeouts.answer)
             yield transfer
@@ -355,15 +306,6 @@ async def _read_page(response: ClientResponse) -> tuple[bytes, str]:
 
 async def _read_search(response: ClientResponse) -> bytes:
     return await read_bounded(response, MAX_SEARCH_SIZE)
-
-
-async def _read_one(body: StreamReader) -> bytes:
-    chunk, _ = await body.readchunk()
-    return chunk
-
-
-def _ignore(_status: str) -> None:
-    """Do nothing: the answer whose body breaks was counted when it came."""
 
 
 def _parse_content_range(value: str) -> tuple[int, int | None]:

@@ -49,6 +49,23 @@ async def test_a_large_blob_comes_over_several_connections_and_no_byte_twice(
     assert await program.metric("pullcache_downloads_total", result="stored") == 1
 
 
+async def test_a_connection_that_is_fast_enough_gets_no_company(registry, make_program, blob, body):
+    program = await make_program(fetch={"parallel_below": "0B"})
+    assert (await program.blob(blob)).digest == blob
+    assert len({seen.peer for seen in registry.seen(body)}) == 1
+    assert registry.bytes_sent(body) == len(BLOB)
+
+
+async def test_a_connection_that_stands_still_gets_company(registry, make_program, blob, body):
+    program = await make_program(fetch={"parallel_below": "64MB"})
+    held = asyncio.Event()
+    registry.fail(body, Fault(stall_at=MIB, until=held), times=1)
+    asking = asyncio.ensure_future(program.blob(blob))  # noqa: TID251
+    await begun(registry, body, 4)
+    held.set()
+    assert (await asking).digest == blob
+
+
 @pytest.mark.parametrize(
     "fetch", [{"parallel_above": "64MB"}, {"connections_per_blob": 1}], ids=["small", "one"]
 )

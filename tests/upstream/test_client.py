@@ -29,7 +29,7 @@ LAYER = bytes(range(256)) * 2048
 
 async def body(upstream: Upstream, digest: str, offset: int = 0) -> tuple[int, int | None, bytes]:
     async with upstream.open_blob(APP, Digest.parse(digest), offset) as transfer:
-        chunks = [chunk async for chunk in transfer.chunks()]
+        chunks = [bytes(chunk) async for chunk in transfer.chunks()]
         return transfer.offset, transfer.size, b"".join(chunks)
 
 
