@@ -43,7 +43,7 @@ from proxy.flight import in_thread
 from proxy.log import Log, configure, get_logger
 from proxy.metrics import Metrics
 from proxy.oci.platform import of_machine
-from proxy.server import api_bundles, api_door, api_images, api_schema, api_status
+from proxy.server import api_bundles, api_door, api_images, api_schema, api_search, api_status
 from proxy.server.admin import Admin
 from proxy.server.api import Api
 from proxy.server.http import HttpServer
@@ -217,6 +217,7 @@ async def open_cache(
             *operations.routes(),
             *bundles.routes(),
             *catalogue.routes(),
+            *api_search.routes(search),
         ]
         api = Api(routes, metrics, access_log)
         admin_addresses += await api_door.listen(stack, store.root, config.server, api, admin)

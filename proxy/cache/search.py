@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import msgspec
 
@@ -58,10 +59,15 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class SearchAnswer:
-    """What was found, and where that came from."""
+    """What was found, and where that came from: upstream's answer, or the names of what is stored.
+
+    `problem` says why upstream gave no answer to words that were for it; else it is empty.
+    """
 
     page: SearchPage
     state: CacheState
+    source: Literal["upstream", "store"] = "upstream"
+    problem: str = ""
 
 
 class Search:
@@ -114,7 +120,8 @@ class Search:
         if kept and 0 <= kept[0] < TTL:
             return SearchAnswer(kept[1], "hit")
         if not query.words or not self._config.search_url(query.upstream):
-            return SearchAnswer(self._cached(query), "hit")
+            problem = "no search_url is set for it" if query.words else ""
+            return SearchAnswer(self._cached(query), "hit", "store", problem)
         state: CacheState = "collapsed" if query in self._flights else "miss"
         try:
             async with until(self._now() + DEADLINE, query.upstream):
@@ -126,7 +133,8 @@ class Search:
             if not (kept or page.results or is_final):
                 raise
             log.warning("serving_stale", search=query.words, reason=str(error))
-            return SearchAnswer(page, "stale")
+            problem = "this cache is offline" if isinstance(error, OfflineError) else str(error)
+            return SearchAnswer(page, "stale", "upstream" if kept else "store", problem)
 
     async def _ask(self, query: Query) -> SearchPage:
         upstream = self._upstreams[query.upstream]

@@ -12,6 +12,7 @@ from proxy.cli.errors import INTERRUPTED, exit_code, explain
 from proxy.cli.fsck import fsck
 from proxy.cli.images import images, inspect, pin, rm, unpin
 from proxy.cli.offline import offline
+from proxy.cli.search import search
 from proxy.cli.serve import serve
 from proxy.cli.status import status
 from proxy.cli.transfer import export, import_
@@ -54,3 +55,4 @@ main.add_command(rm)
 main.add_command(pin)
 main.add_command(unpin)
 main.add_command(check_offline)
+main.add_command(search)

@@ -1,7 +1,6 @@
 """`pullcache images`, `inspect`, `rm`, `pin` and `unpin`: what is in the store, as images."""
 
 import json
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,19 +9,12 @@ from typing import Any
 import click
 
 from proxy.cli.api import admin_api
-from proxy.cli.options import config_options, load_config
-from proxy.cli.output import format_bytes, format_duration, print_table, printable, short_digest
+from proxy.cli.options import config_options, load_config, no_trunc
+from proxy.cli.output import Cut, format_bytes, format_duration, print_table, printable
 
 # How much of a command, and of a name among others, a line on a terminal has room for.
 _COMMAND = 60
 _NAME = 30
-
-_no_trunc = click.option(
-    "--no-trunc",
-    "is_whole",
-    is_flag=True,
-    help="Cut nothing short, as where nobody reads it on a terminal.",
-)
 
 _ORDERS = {"size": "size", "unique": "unique", "last-pull": "used"}
 
@@ -33,7 +25,7 @@ _ORDERS = {"size": "size", "unique": "unique", "last-pull": "used"}
 @click.option(
     "--sort", type=click.Choice(("name", *_ORDERS)), default="name", help="What comes first."
 )
-@_no_trunc
+@no_trunc
 @click.option("--json", "as_json", is_flag=True, help="Print a list of JSON documents.")
 def images(
     *,
@@ -55,7 +47,7 @@ def images(
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    now, cut = time.time(), _Cut(is_whole=is_whole)
+    now, cut = time.time(), Cut(is_whole=is_whole)
     print_table(
         ("NAME", "TAG", "PLATFORMS", ">SIZE", ">UNIQUE", ">CACHED", ">LAST-PULL", "STATUS"),
         [
@@ -77,7 +69,7 @@ def images(
 @click.command()
 @config_options
 @click.argument("image")
-@_no_trunc
+@no_trunc
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def inspect(
     *, path: Path | None, store: str | None, image: str, is_whole: bool, as_json: bool
@@ -88,7 +80,7 @@ def inspect(
     if as_json:
         click.echo(json.dumps(document, indent=2))
         return
-    cut = _Cut(is_whole=is_whole)
+    cut = Cut(is_whole=is_whole)
     _print_fields(_overview(document))
     platforms = document["platforms"]
     for one in platforms:
@@ -217,23 +209,7 @@ def _overview(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "pinned", "yes" if document["pinned"] else ""
 
 
-class _Cut:
-    """Cuts texts for a terminal; elsewhere, and where it is asked for, they stay whole."""
-
-    def __init__(self, *, is_whole: bool) -> None:
-        self._is_whole = is_whole or not sys.stdout.isatty()
-
-    def digest(self, text: str) -> str:
-        """Return a digest, or its beginning; anything else as it is."""
-        return text if self._is_whole else short_digest(text)
-
-    def text(self, text: str, length: int) -> str:
-        """Return a text, or its beginning."""
-        is_short = self._is_whole or len(text) <= length
-        return text if is_short else f"{text[: length - 1]}…"
-
-
-def _print_platform(one: dict[str, Any], cut: _Cut) -> None:
+def _print_platform(one: dict[str, Any], cut: Cut) -> None:
     state, config = one["state"], one["config"] or {}
     run = ("user", "workdir", "entrypoint", "cmd", "ports", "env", "labels", "created")
     _print_fields(
@@ -271,7 +247,7 @@ def _value(value: object) -> str:
     return str(value or "")
 
 
-def _some(names: list[str], cut: _Cut) -> str:
+def _some(names: list[str], cut: Cut) -> str:
     more = f" +{len(names) - 1}" if len(names) > 1 else ""
     return f"{cut.text(names[0], _NAME)}{more}" if names else "-"
 

@@ -11,6 +11,13 @@ from proxy.config import Config, load
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+no_trunc = click.option(
+    "--no-trunc",
+    "is_whole",
+    is_flag=True,
+    help="Cut nothing short, as where nobody reads it on a terminal.",
+)
+
 
 def config_options(command: _Command) -> _Command:
     """Give a command `-c/--config` and `--store`, so that it finds the daemon's store."""

@@ -27,6 +27,22 @@ def short_digest(text: str) -> str:
     return f"{algorithm}:{encoded[:12]}" if colon and len(encoded) > 12 else text
 
 
+class Cut:
+    """Cuts texts for a terminal; elsewhere, and where it is asked for, they stay whole."""
+
+    def __init__(self, *, is_whole: bool) -> None:
+        self._is_whole = is_whole or not sys.stdout.isatty()
+
+    def digest(self, text: str) -> str:
+        """Return a digest, or its beginning; anything else as it is."""
+        return text if self._is_whole else short_digest(text)
+
+    def text(self, text: str, length: int) -> str:
+        """Return a text, or its beginning."""
+        is_short = self._is_whole or len(text) <= length
+        return text if is_short else f"{text[: length - 1]}…"
+
+
 def format_duration(seconds: float) -> str:
     """Return a time for people, its two greatest units: 3 d 4 h."""
     left = int(seconds)

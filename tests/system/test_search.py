@@ -1,4 +1,4 @@
-"""`docker search` and `podman search` of the cache itself, with Docker Hub's search and without."""
+"""`docker search` and `podman search` of the cache itself and `pullcache search`, with Docker Hub's search and without."""
 
 import json
 import threading
@@ -120,3 +120,18 @@ def test_without_its_upstream_a_client_finds_what_is_cached(
     # Without a word docker lists what is cached, podman the catalog.
     assert rows(client, "") == (cached if kind is Docker else [[image.repository, "", "0", ""]])
     assert daemon.metric("pullcache_requests_total", kind="search", cache="stale") >= 3
+
+
+def test_the_command_finds_what_clients_find(
+    registry: Registry, hub: Hub, make_daemon: Callable[..., Daemon]
+):
+    daemon = make_daemon(registry.url, env={"PULLCACHE_UPSTREAMS_DOCKER_IO_SEARCH_URL": hub.url})
+    _, *found = [line.split() for line in daemon.run("search", "hello").splitlines()]
+    assert found == [
+        ["hello", "An", "official", "one.", "21000", "[OK]"],
+        ["me/hello", "[31mMine", "3"],
+    ]
+    daemon.run("offline", "on")
+    assert [line.split() for line in daemon.run("search", "hello").splitlines()][1:] == found
+    assert json.loads(daemon.run("search", "other", "--json"))["source"] == "store"
+    assert hub.asked == ["/v1/search?q=hello&n=25&page=1"]
