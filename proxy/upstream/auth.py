@@ -13,13 +13,13 @@ from ipaddress import ip_address
 from typing import Any, Literal
 
 import msgspec
-from aiohttp import ClientSession
+from aiohttp import ClientResponse, ClientSession
 from publicsuffixlist import PublicSuffixList
 from yarl import URL
 
 from proxy.errors import RateLimitedError, UpstreamError, UpstreamUnavailableError
 from proxy.flight import SingleFlight
-from proxy.upstream import retry
+from proxy.upstream import explain, retry
 from proxy.upstream.challenge import Challenge
 from proxy.upstream.logins import Credentials
 from proxy.upstream.wire import read_bounded, translated
@@ -131,7 +131,7 @@ class Authenticator:
             ) as response:
                 self._observe(response.status)
                 if response.status != 200:
-                    raise _refusal(realm, response.status)
+                    raise await _refusal(realm, response, is_login=bool(headers))
                 content = await read_bounded(response, MAX_TOKEN_RESPONSE)
         token = _parse_token(content, realm, self._now())
         if len(self._tokens) >= 10_000:
@@ -179,8 +179,13 @@ def _realm(challenge: Challenge) -> URL:
     return realm
 
 
-def _refusal(realm: URL, status: int) -> UpstreamError:
-    said = f"the token server {realm.host} answered {status}"
+async def _refusal(realm: URL, response: ClientResponse, *, is_login: bool) -> UpstreamError:
+    status, server = response.status, f"the token server {realm.host}"
+    if status in (401, 403):
+        # ghcr.io gives no token where others give one that is good for nothing.
+        explained = explain.login_refusal if is_login and status == 401 else explain.denial
+        return explained(server, await explain.reason(response))
+    said = f"{server} answered {status}"
     if status == 429:
         return RateLimitedError(said)
     return UpstreamUnavailableError(said) if status in retry.TRANSIENT else UpstreamError(said)

@@ -222,7 +222,7 @@ class Exchange:
                     authorization = None
                 url = target
                 response = await self._send(question, url, patience, authorization)
-            await self._check(response, question)
+            await self._check(response, question, authorization)
         except BaseException:
             _end(response)
             raise
@@ -292,7 +292,9 @@ class Exchange:
     def _observe(self, kind: str, status: int | Literal["error"]) -> None:
         self._metrics.upstream_request(self.name, kind, status)
 
-    async def _check(self, response: ClientResponse, question: Question) -> None:
+    async def _check(
+        self, response: ClientResponse, question: Question, authorization: str | None
+    ) -> None:
         """Raise what a status other than success means."""
         status = response.status
         if status in (200, 206):
@@ -302,6 +304,8 @@ class Exchange:
         if status in REDIRECTS and not question.follow:
             return
         reason = await explain.reason(response)
+        if status == 401 and authorization and authorization.startswith("Basic "):
+            raise explain.login_refusal(self.peer, reason)
         if status != 429:
             raise explain.refusal(self.peer, status, question.kind, reason)
         now = self._clock()

@@ -57,11 +57,7 @@ async def reason(response: ClientResponse) -> str:
 def refusal(peer: str, status: int, kind: str, reason: str) -> ProxyError:
     """Return what a status other than success, redirect and 429 means; `reason` is as above."""
     if status in (401, 403, 451):
-        # Docker Hub says 401 of a repository that does not exist, to anybody.
-        return UpstreamUnauthorizedError(
-            f"{peer} shows it to nobody, or not to this cache{reason}; "
-            "if it is private, configure credentials"
-        )
+        return denial(peer, reason)
     if status == 404:
         return _UNKNOWN.get(kind, UnknownManifestError)(f"{peer} does not have it{reason}")
     if status == 416:
@@ -69,6 +65,21 @@ def refusal(peer: str, status: int, kind: str, reason: str) -> ProxyError:
     if status in retry.TRANSIENT:
         return UpstreamUnavailableError(f"{peer} answered {status}{reason}")
     return UpstreamError(f"{peer} answered {status}{reason}")
+
+
+def denial(peer: str, reason: str) -> UpstreamUnauthorizedError:
+    """Return what is said of content that is not for us, or not there: registries do not say which."""
+    return UpstreamUnauthorizedError(
+        f"{peer} shows it to nobody, or not to this cache{reason}; "
+        "if it is private, configure credentials"
+    )
+
+
+def login_refusal(peer: str, reason: str) -> UpstreamUnauthorizedError:
+    """Return what is said if username and password themselves were sent, and refused."""
+    return UpstreamUnauthorizedError(
+        f"{peer} refuses this cache's own login{reason}; check its username and password"
+    )
 
 
 def tags(content: bytes) -> list[str]:

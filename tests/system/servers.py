@@ -23,11 +23,11 @@ HTPASSWD = "puller:$2b$05$LoRoyS1ljn49pPORqadrnergzPbl1kHJfGSiEUvEB2uwzb18fd2kS\
 class Registry:
     """docker-registry on a port of its own, which it keeps when it is stopped and started again.
 
-    From the next start on it wants a login if `is_private`.
+    From the next start on it wants a login, or a token, if `auth` says so: that part of its configuration.
     """
 
     def __init__(self, directory: Path) -> None:
-        self.is_private = False
+        self.auth = ""
         self._directory = directory
         self._port = 0
         self._process: Process | None = None
@@ -44,12 +44,7 @@ class Registry:
         self._directory.mkdir(parents=True, exist_ok=True)
         config = self._directory / "config.yml"
         root = self._directory / "data"
-        text = REGISTRY_CONFIG.format(root=root, port=self._port)
-        if self.is_private:
-            logins = self._directory / "htpasswd"
-            logins.write_text(HTPASSWD)
-            text += f"auth: {{htpasswd: {{realm: here, path: {logins}}}}}\n"
-        config.write_text(text)
+        config.write_text(REGISTRY_CONFIG.format(root=root, port=self._port) + self.auth)
         process = Process(self._directory, "registry", ["docker-registry", "serve", config])
         self._process = process
 
@@ -58,7 +53,7 @@ class Registry:
             return found[-1] if found else ""
 
         self._port = int(process.wait_until(bound, "its address"))
-        status = 401 if self.is_private else 200
+        status = 401 if self.auth else 200
         process.wait_until(lambda: answers(self.url, "/v2/", status), "an answer")
 
     def stop(self) -> None:
@@ -70,6 +65,13 @@ class Registry:
         """Return what its access log says it was asked to serve, oldest first."""
         log = (self._directory / "registry.out.log").read_text()
         return re.findall(r'"((?:GET|HEAD) /v2/\S+) HTTP', log)
+
+
+def by_password(directory: Path) -> str:
+    """Return the `auth` of a registry that only `puller` reads."""
+    logins = directory / "htpasswd"
+    logins.write_text(HTPASSWD)
+    return f"auth: {{htpasswd: {{realm: here, path: {logins}}}}}\n"
 
 
 class Daemon:

@@ -8,7 +8,7 @@ import pytest
 from tests.system.clients import HOSTS, Client, Containerd, Docker, Podman
 from tests.system.images import Image, make_image
 from tests.system.processes import NOWHERE, run
-from tests.system.servers import Daemon, Registry
+from tests.system.servers import Daemon, Registry, by_password
 from tests.system.wire import ask
 
 NAME = "private.test"
@@ -30,7 +30,7 @@ def private(place: Path) -> Iterator[tuple[Registry, Image]]:
     image = make_image(place / "secret", prints="for those who may")
     image.push(server.address)
     server.stop()
-    server.is_private = True
+    server.auth = by_password(place)
     server.start()
     yield server, image
     server.stop()

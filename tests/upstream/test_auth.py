@@ -69,11 +69,33 @@ async def test_nobody_sees_a_private_repository_without_them(private, connect):
         await upstream.resolve(SECRET, LATEST)
 
 
-async def test_wrong_credentials_are_an_error_that_names_no_password(private, connect):
+async def test_a_login_that_is_refused_is_named_as_ours_and_without_its_password(private, connect):
     upstream = await connect(private.url, credentials=Credentials("bob", "hunter2"))
-    with pytest.raises(UpstreamError) as caught:
+    with pytest.raises(UpstreamUnauthorizedError) as caught:
         await upstream.resolve(SECRET, LATEST)
-    assert "hunter2" not in str(caught.value)
+    assert str(caught.value) == (
+        "the token server 127.0.0.1 refuses this cache's own login: incorrect username or password; "
+        "check its username and password"
+    )
+
+
+async def test_a_registry_that_refuses_the_login_itself_is_named(registry, connect):
+    registry.add_image()
+    registry.auth = False
+    challenge = {"WWW-Authenticate": 'Basic realm="x"'}
+    registry.fail("/v2/", Fault(status=401, body=b"", headers=challenge), times=None)
+    upstream = await connect(registry.url, credentials=BOB)
+    with pytest.raises(UpstreamUnauthorizedError, match=r"^fake refuses this cache's own login; "):
+        await upstream.resolve("library/app", LATEST)
+
+
+@pytest.mark.parametrize(("status", "login"), [(401, None), (403, None), (403, BOB)], ids=str)
+async def test_a_token_server_that_gives_none_shows_it_to_nobody(private, connect, status, login):
+    """ghcr.io refuses the token where other registries refuse what it is for."""
+    private.fail("/token", Fault(status=status, body=b""), times=None)
+    upstream = await connect(private.url, credentials=login)
+    with pytest.raises(UpstreamUnauthorizedError, match="if it is private, configure credentials"):
+        await upstream.resolve(SECRET, LATEST)
 
 
 async def test_a01_credentials_do_not_go_to_a_realm_elsewhere(registry, connect):
