@@ -7,6 +7,7 @@ import click
 
 from proxy import __version__
 from proxy.cli.check_offline import check_offline
+from proxy.cli.client_config import client_config
 from proxy.cli.config import config
 from proxy.cli.errors import INTERRUPTED, exit_code, explain
 from proxy.cli.fsck import fsck
@@ -56,3 +57,4 @@ main.add_command(pin)
 main.add_command(unpin)
 main.add_command(check_offline)
 main.add_command(search)
+main.add_command(client_config)

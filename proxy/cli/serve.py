@@ -9,6 +9,7 @@ import click
 from proxy import __version__
 from proxy.cli.options import config_options, load_config
 from proxy.cli.output import format_bytes
+from proxy.config.values import Address
 
 if TYPE_CHECKING:
     from proxy.app import Listening
@@ -68,7 +69,7 @@ def serve(
 def announce(listening: "Listening") -> None:
     """Print what a newcomer needs to know, on stdout."""
     urls = [f"http://{address}" for address in listening.addresses]
-    local = _reachable(urls[0])
+    local = f"http://{Address(listening.addresses[0]).reachable}"
     used, limit = format_bytes(listening.used), format_bytes(listening.max_size)
     upstreams = [f"{name} = {url}" for name, url in listening.upstreams.items()]
     lines = (
@@ -81,9 +82,3 @@ def announce(listening: "Listening") -> None:
         "             and run: systemctl reload docker",
     )
     click.echo("\n".join(lines))
-
-
-def _reachable(url: str) -> str:
-    """Return `url` with an address to connect to in place of one that means every address."""
-    host, _, port = url.removeprefix("http://").rpartition(":")
-    return f"http://127.0.0.1:{port}" if host in {"", "0.0.0.0", "[::]"} else url  # noqa: S104 - compared, not bound

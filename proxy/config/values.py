@@ -140,6 +140,11 @@ class Address(str):
         """Whether no other machine can connect; of names only localhost is known to be that."""
         return is_loopback(self.host)
 
+    @property
+    def reachable(self) -> str:
+        """An address that a client on this machine can connect to: loopback where every address is meant."""
+        return f"127.0.0.1:{self.port}" if self.host in {"", "0.0.0.0", "::"} else self  # noqa: S104 - compared, not bound
+
 
 class RegistryUrl(str):
     """A registry's address: http(s)://host[:port] and nothing more."""
@@ -158,6 +163,16 @@ class RegistryUrl(str):
         if match is None or not _is_host(match[1].strip("[]")):
             raise ValueError(f"{value!r} is not http(s)://host[:port] (leave out path and user)")
         return cls(str(value).strip().rstrip("/"))
+
+    @property
+    def authority(self) -> str:
+        """The host, and the port if there is one."""
+        return self.partition("://")[2]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is asked without TLS."""
+        return self.startswith("http://")
 
 
 class OptionalUrl(RegistryUrl):

@@ -1,11 +1,12 @@
 """The container clients of Debian, each with a root, a state and a socket of its own.
 
-Every one is configured to use the cache as docker.io's mirror, as its users would. What they fall
-back to when the mirror fails them is a port where nothing listens.
+Every one is configured to use the cache as a mirror by what `pullcache client-config` says, as its users
+would. What they fall back to when the mirror fails them is a port where nothing listens.
 """
 
 import json
 import shutil
+import sys
 import uuid
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -14,7 +15,6 @@ from tests.system.images import Image
 from tests.system.processes import NOWHERE, Process, run
 
 DOCKER = "/usr/bin/docker"  # Debian's, whatever else is on the PATH
-HOSTS = 'server = "{nowhere}"\n[host."http://{mirror}"]\n  capabilities = ["pull", "resolve"]\n'
 CONTAINERD = """\
 version = 2
 root = "{root}"
@@ -23,15 +23,16 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [grpc]
   address = "{socket}"
 """
-REGISTRIES = """\
-[[registry]]
-prefix = "docker.io"
-location = "{nowhere}"
-insecure = true
-[[registry.mirror]]
-location = "{mirror}"
-insecure = true
-"""
+# The registries that clients ask the cache for.
+NAMES = ("docker.io", "private.test")
+
+
+def configure(client: str, mirror: str, target: Path) -> None:
+    """Write what `pullcache client-config` says of the cache at `host:port` below `target`."""
+    config = target.parent / f"{target.name}.toml"
+    config.write_text("".join(f'[upstreams."{name}"]\nurl = "{NOWHERE}"\n' for name in NAMES))
+    command = (sys.executable, "-m", "proxy", "client-config", client)
+    run(*command, "--config", config, "--address", f"http://{mirror}", "--output", target)
 
 
 class Client(ABC):
@@ -77,9 +78,7 @@ class Containerd(Client):
         config = self.directory / "config.toml"
         root, state = self.directory / "root", self.directory / "state"
         config.write_text(CONTAINERD.format(root=root, state=state, socket=self.socket))
-        hosts = self.directory / "hosts" / "docker.io" / "hosts.toml"
-        hosts.parent.mkdir(parents=True)
-        hosts.write_text(HOSTS.format(nowhere=NOWHERE, mirror=self.mirror))
+        configure("containerd", self.mirror, self.directory / "hosts")
         argv: list[str | Path] = ["containerd", "--config", config]
         self._process = process = Process(self.directory, "containerd", argv)
         booted = "containerd successfully booted"
@@ -122,8 +121,8 @@ class Docker(Client):
 
     def start(self) -> None:
         self._containerd.start()
-        config = self.directory / "daemon.json"
-        config.write_text(json.dumps({"registry-mirrors": [f"http://{self.mirror}"]}))
+        configure("docker", self.mirror, self.directory / "etc")
+        config = self.directory / "etc" / "daemon.json"
         argv: list[str | Path] = [
             *("dockerd", "--config-file", config, "--host", f"unix://{self._socket}"),
             *("--containerd", self._containerd.socket),
@@ -167,13 +166,11 @@ class _Libimage(Client):
     """podman, buildah and skopeo: one library, one registries.conf, no daemon."""
 
     def start(self) -> None:
-        nowhere = NOWHERE.removeprefix("http://")
-        text = REGISTRIES.format(nowhere=nowhere, mirror=self.mirror)
-        self.registries.write_text(text)
+        configure("podman", self.mirror, self.directory / "etc")
 
     @property
     def registries(self) -> Path:
-        return self.directory / "registries.conf"
+        return self.directory / "etc" / "pullcache.conf"
 
     def _with_store(self, *argv: str | Path) -> str:
         program, *arguments = argv

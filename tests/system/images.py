@@ -32,10 +32,11 @@ class Image:
     manifest: str
     config: str
     layers: tuple[str, ...]
+    registry: str = "docker.io"
 
     @property
     def reference(self) -> str:
-        return f"docker.io/{self.repository}:{self.tag}"
+        return f"{self.registry}/{self.repository}:{self.tag}"
 
     def push(self, registry: str, tag: str = "") -> None:
         """Copy the index and all it names to a registry at `host:port`, perhaps as another tag."""

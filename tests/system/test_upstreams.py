@@ -1,13 +1,13 @@
 """Two real registries at once, one of them private, behind one address."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.system.clients import HOSTS, Client, Containerd, Docker, Podman
+from tests.system.clients import Buildah, Client, Containerd, Docker, Podman, Skopeo
 from tests.system.images import Image, make_image
-from tests.system.processes import NOWHERE, run
 from tests.system.servers import Daemon, Registry, by_password
 from tests.system.wire import ask
 
@@ -88,24 +88,25 @@ def test_a_private_layer_is_not_served_under_a_public_name(
         assert ask(both.url, ours, method=method).status == 404
 
 
-def test_containerd_names_the_registry_and_gets_its_image(
+@pytest.mark.parametrize(
+    "kind", [Containerd, Podman, Buildah, Skopeo], ids=lambda kind: kind.__name__
+)
+def test_a_client_of_a_second_registry_gets_its_image(
+    kind: type[Client],
     both: Daemon,
     private: tuple[Registry, Image],
     make_client: Callable[[type[Client], str], Client],
 ):
+    """containerd names the registry by `ns=`, the others by the path."""
     server, secret = private
-    client = make_client(Containerd, both.address)
-    assert isinstance(client, Containerd)
-    hosts = client.directory / "hosts" / NAME / "hosts.toml"
-    hosts.parent.mkdir(parents=True)
-    hosts.write_text(HOSTS.format(nowhere=NOWHERE, mirror=both.address))
-    pull = ["--hosts-dir", str(client.directory / "hosts"), "--snapshotter", "native"]
-    name = f"{NAME}/{secret.repository}:{secret.tag}"
-    run("ctr", "--address", client.socket, "images", "pull", *pull, name)
-    run_it = ["run", "--rm", "--snapshotter", "native", name, "test-ns"]
-    assert run("ctr", "--address", client.socket, *run_it).strip() == secret.prints
-    server.stop()
-    assert f"?ns={NAME}" in both.log or f'"upstream":"{NAME}"' in both.log
+    secret = replace(secret, registry=NAME)
+    client = make_client(kind, both.address)
+    for _ in range(2):
+        client.pull(secret)
+        assert client.run(secret).strip() == secret.prints
+        client.remove(secret)
+        server.stop()
+    assert both.metric("pullcache_requests_total", upstream=NAME, kind="blob") >= 1
 
 
 @pytest.mark.parametrize("kind", [Docker, Podman], ids=lambda kind: kind.__name__)
