@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import os
 import platform
 import signal
 import time
@@ -12,13 +11,10 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import uvloop
-from aiohttp import DefaultResolver
 from aiohttp.web import ServerRunner, TCPSite
-from yarl import URL
 
 from proxy import __version__
 from proxy.cache.checking import Checker
@@ -34,7 +30,9 @@ from proxy.cache.inspection import Inspector
 from proxy.cache.listings import Listings
 from proxy.cache.naming import Names
 from proxy.cache.prefetch import Prefetch
+from proxy.cache.preload import Preloader, Tools as PreloadTools
 from proxy.cache.pull_through import PullThrough
+from proxy.cache.resolving import Resolver
 from proxy.cache.search import Search
 from proxy.cache.slots import Slots
 from proxy.config import Config
@@ -43,23 +41,24 @@ from proxy.flight import in_thread
 from proxy.log import Log, configure, get_logger
 from proxy.metrics import Metrics
 from proxy.oci.platform import of_machine
-from proxy.server import api_bundles, api_door, api_images, api_schema, api_search, api_status
+from proxy.server import (
+    api_bundles,
+    api_door,
+    api_images,
+    api_preload,
+    api_schema,
+    api_search,
+    api_status,
+)
 from proxy.server.admin import Admin
-from proxy.server.api import Api
+from proxy.server.api import Api, Route
 from proxy.server.http import HttpServer
 from proxy.server.middleware import Middleware
 from proxy.server.registry import Registry
 from proxy.storage.index import Index
 from proxy.storage.local import LocalStore
-from proxy.upstream.auth import Authenticator, Login, anonymous
-from proxy.upstream.client import Upstream
-from proxy.upstream.credentials import CredentialSource
-from proxy.upstream.egress import EgressGuard
-from proxy.upstream.exchange import Exchange, Timeouts
 from proxy.upstream.offline import Offline
-from proxy.upstream.proxies import Proxies
-from proxy.upstream.routes import Routes
-from proxy.upstream.session import open_session, tls_context
+from proxy.upstream.opening import open_upstream
 
 # How often uses are written, and how often idle content is looked for, in seconds.
 FLUSH_INTERVAL = 5.0
@@ -151,7 +150,7 @@ async def open_cache(
         group = await stack.enter_async_context(_owned_tasks())
         offline = Offline(config.offline)
         upstreams = {
-            name: await _open_upstream(sessions, config, name, offline, metrics, group, clock)
+            name: await open_upstream(sessions, config, name, offline, metrics, group, clock)
             for name in config.upstreams
         }
         tools = Tools(
@@ -205,18 +204,26 @@ async def open_cache(
         )
         names = Names(config.upstreams)
         contents = Contents(store, index, space, names, threads)
-        bundles = api_bundles.Operations(Exporter(contents), Importer(contents))
-        # The routes of every feature; how to add one is said in `server/api.py`.
-        catalogue = api_images.Operations(
-            Images(store, index, space, names, threads),
-            Checker(store, index, names, threads, of_machine(platform.machine())),
-            Inspector(store, index, names, threads),
+        native = of_machine(platform.machine())
+        checker = Checker(store, index, names, threads, native)
+        preloader = Preloader(
+            PreloadTools(
+                cache=cache,
+                downloads=downloads,
+                resolver=Resolver(listings, upstreams, threads),
+                checker=checker,
+                contents=contents,
+                upstreams=upstreams,
+                metrics=metrics,
+                native=native,
+                max_downloads=config.fetch.max_downloads,
+                clock=clock,
+            )
         )
         routes = [
             *api_schema.routes(),
             *operations.routes(),
-            *bundles.routes(),
-            *catalogue.routes(),
+            *_image_routes(contents, checker, preloader),
             *api_search.routes(search),
         ]
         api = Api(routes, metrics, access_log)
@@ -252,67 +259,14 @@ async def _owned_tasks() -> AsyncIterator[asyncio.TaskGroup]:
         raise failure
 
 
-async def _open_upstream(
-    stack: AsyncExitStack,
-    config: Config,
-    name: str,
-    offline: Offline,
-    metrics: Metrics,
-    group: asyncio.TaskGroup,
-    clock: Callable[[], float],
-) -> Upstream:
-    settings, fetch = config.upstreams[name], config.fetch
-    tls, proxies = tls_context(name, settings), Proxies(os.environ, settings.proxy)
-
-    async def exchange(
-        url: str,
-        login: Login,
-        timeouts: Timeouts,
-        attempts: int,
-        *,
-        label: str = name,
-        is_mirror: bool = False,
-    ) -> Exchange:
-        guard = EgressGuard(URL(url), DefaultResolver(), proxies)
-        session = open_session(guard, proxies, offline, tls=tls, connect_timeout=timeouts.connect)
-        await stack.enter_async_context(session)
-        observe = partial(metrics.upstream_request, label, "token")
-        return Exchange(
-            label,
-            url,
-            session=session,
-            authenticator=Authenticator(URL(url), session, group, login, observe),
-            metrics=metrics,
-            offline=offline,
-            timeouts=timeouts,
-            attempts=attempts,
-            clock=clock,
-            is_mirror=is_mirror,
-        )
-
-    timeouts = Timeouts(fetch.connect_timeout, fetch.stall_timeout)
-    login = CredentialSource(name, settings, group).get
-    registry = await exchange(settings.url, login, timeouts, fetch.attempts)
-    briefly = timeouts.of_mirror(len(settings.mirrors))
-    # The login is for the registry: mirrors are asked as anybody.
-    mirrors = [
-        await exchange(url, anonymous, briefly, 1, is_mirror=True) for url in settings.mirrors
-    ]
-    routes = Routes(registry, mirrors, metrics)
-    metrics.watch_upstream(name, lambda: routes.is_up)
-    found_by, searched = URL(config.search_url(name)), None
-    if found_by.absolute and found_by.origin() != URL(settings.url).origin():
-        # It has a breaker and limits of its own, under its own name; the login is not for it.
-        searched = await exchange(
-            str(found_by), anonymous, timeouts, fetch.attempts, label=found_by.authority
-        )
-    return Upstream(
-        routes,
-        metrics,
-        min_rate=fetch.min_rate,
-        floor_window=2 * fetch.stall_timeout,
-        searched=searched,
-    )
+def _image_routes(contents: Contents, checker: Checker, preloader: Preloader) -> list[Route]:
+    """Return what the admin API does with images; how a route is added is said in `server/api.py`."""
+    store, index, names, threads = contents.store, contents.index, contents.names, contents.threads
+    images = Images(store, index, contents.space, names, threads)
+    catalogue = api_images.Operations(images, checker, Inspector(store, index, names, threads))
+    bundles = api_bundles.Operations(Exporter(contents), Importer(contents))
+    preload = api_preload.Operations(preloader)
+    return [*bundles.routes(), *catalogue.routes(), *preload.routes()]
 
 
 async def _listen(stack: AsyncExitStack, config: Config, handler: Middleware) -> list[str]:

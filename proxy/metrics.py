@@ -155,6 +155,10 @@ class Metrics:
             "uncached", "Blobs passed through without being stored.", "reason"
         )
 
+        self._preloaded = self._counter(
+            "preloaded_images", "Images that were preloaded, by what became of them.", "result"
+        )
+
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"pullcache_{name}_total", text, labels, registry=self._registry)
 
@@ -178,6 +182,8 @@ class Metrics:
             self._evicted_bytes.labels(reason)
         for uncached in _UNCACHED_REASONS:
             self._uncached.labels(uncached)
+        for preloaded in ("complete", "failed"):
+            self._preloaded.labels(preloaded)
 
     def request(
         self,
@@ -237,6 +243,10 @@ class Metrics:
     def uncached(self, reason: UncachedReason) -> None:
         """Count a blob that is passed through without being stored."""
         self._uncached.labels(reason).inc()
+
+    def preloaded(self, *, is_failed: bool) -> None:
+        """Count an image that was to be preloaded."""
+        self._preloaded.labels("failed" if is_failed else "complete").inc()
 
     def bug(self) -> None:
         """Count an error that nobody foresaw."""

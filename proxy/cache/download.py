@@ -92,6 +92,21 @@ class Download:
         return self._filling.size
 
     @property
+    def received(self) -> int:
+        """How many bytes are in, in whatever order; `resumed` of them since an earlier download."""
+        return self._filling.pieces.count
+
+    @property
+    def resumed(self) -> int:
+        """How many bytes an interrupted download had left."""
+        return self._filling.resumed
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a client has asked for it."""
+        return self._turn.is_urgent
+
+    @property
     def fd(self) -> int:
         """The file that grows, once `available` has returned, for a reader that was counted."""
         return self._filling.fd
@@ -107,6 +122,13 @@ class Download:
         """Count a reader less."""
         self._readers -= 1
         self._close_if_unused()
+
+    async def finished(self) -> None:
+        """Wait until it is over, and in the store unless `is_detached`. Raises what ended it."""
+        while self._is_running:
+            await self._changed.wait()
+        if self.error:
+            raise copy(self.error)
 
     def is_peek(self, start: int, stop: int) -> bool:
         """Tell whether reading this range now is reading ahead, not completing what was read."""
@@ -172,12 +194,17 @@ class Download:
 
     # The fetch.
 
-    async def run(self) -> None:
-        """Fetch, verify and commit. What goes wrong is `error` afterwards; nothing is raised."""
+    async def run(self, before: "asyncio.Task[None] | None" = None) -> None:
+        """Fetch, verify and commit. What goes wrong is `error` afterwards; nothing is raised.
+
+        `before` is waited for first: an abandoned download of the same blob that closes its files.
+        """
         result: DownloadResult = "failed"
         ended: ProxyError | None = UpstreamUnavailableError("the cache is shutting down; try again")
         metrics = self._tools.disk.metrics
         try:
+            if before:
+                await asyncio.wait((before,))
             async with self._tools.slots.held(self._turn):
                 await self._fill()
                 is_stored = not self.is_detached and await to_the_end(

@@ -1,12 +1,14 @@
 """The downloads that run, at most one a digest."""
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import suppress
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 
 from proxy.cache.download import Detached, Download, Tools
 from proxy.cache.memory import Expiring
 from proxy.errors import DigestMismatchError, ProxyError
+from proxy.flight import to_the_end
 from proxy.oci.digest import Digest
 from proxy.storage.tables import Repository
 from proxy.upstream.client import Upstream
@@ -28,6 +30,8 @@ class Downloads:
         self._upstreams = upstreams
         self._group = group
         self._running: dict[Digest, Download] = {}
+        self._tasks: dict[Digest, asyncio.Task[None]] = {}
+        self._followers: Counter[Download] = Counter()
         self._mismatches: Expiring[tuple[Repository, Digest], int]
         self._mismatches = Expiring(1000, asyncio.get_running_loop().time)
 
@@ -69,14 +73,55 @@ class Downloads:
         upstream = self._upstreams[repository.upstream]
         download = Download(self._tools, upstream, repository, digest, is_urgent=is_urgent)
         self._running[digest] = download
-        self._group.create_task(self._run(download))
+        # What was abandoned may still be closing its files, which are the same.
+        before = self._tasks.get(digest)
+        self._tasks[digest] = self._group.create_task(self._run(download, before))
         return download
 
-    async def _run(self, download: Download) -> None:
+    @asynccontextmanager
+    async def followed(self, repository: Repository, digest: Digest) -> AsyncIterator[Download]:
+        """Yield the download of a blob; one that is begun for this comes behind what clients wait for.
+
+        It is abandoned, to be resumed, when the last who follows it leaves and no client has asked for it.
+        Raises `DigestMismatchError` as `start` does.
+        """
+        download = self._running.get(digest)
+        if download is None:
+            download = self.start(repository, digest, is_urgent=False)
+            self._followers[download] = 0
+        is_counted = download in self._followers
+        if is_counted:
+            self._followers[download] += 1
         try:
-            await download.run()
+            yield download
         finally:
-            del self._running[download.digest]
+            if is_counted:
+                self._followers[download] -= 1
+                if not self._followers[download]:
+                    del self._followers[download]
+                    await self._abandon(download)
+
+    async def _abandon(self, download: Download) -> None:
+        """End a download that nobody waits for, and wait until what it has is kept."""
+        if self._running.get(download.digest) is not download or download.is_wanted:
+            return
+        # From now on nobody finds it: who asks begins anew, behind it.
+        del self._running[download.digest]
+        task = self._tasks[download.digest]
+        task.cancel()
+        await to_the_end(asyncio.wait((task,)))
+        if self._tasks.get(download.digest) is task:  # it had not even begun
+            del self._tasks[download.digest]
+
+    async def _run(self, download: Download, before: asyncio.Task[None] | None) -> None:
+        digest = download.digest
+        try:
+            await download.run(before)
+        finally:
+            if self._running.get(digest) is download:
+                del self._running[digest]
+            if self._tasks.get(digest) is asyncio.current_task():
+                del self._tasks[digest]
         # What one repository's upstream sends says nothing of another's.
         key = (download.repository, download.digest)
         if isinstance(download.error, DigestMismatchError):

@@ -111,6 +111,13 @@ class Space:
             return "pinned"
         return "no_space"
 
+    async def room(self) -> int:
+        """Return how many bytes of blobs could be here beside what is pinned, if all else went."""
+        free = await asyncio.to_thread(self._store.free_bytes)
+        partial = sum(self._leftovers.values()) + sum(item.written for item in self._reservations)
+        most = self.max_size - self._index.bytes_on_disk() - INDEX_MARGIN
+        return min(most, self.stored + partial + free - self._min_free) - self.pinned
+
     @property
     def pinned(self) -> int:
         """Bytes of blobs that no eviction takes."""

@@ -42,7 +42,8 @@ class Disk:
 class Filling:
     """The bytes of one blob as they come in, in any order, hashed in order.
 
-    `frontier` is the length of what is written and hashed; `pieces` knows also what is ahead of it.
+    `frontier` is the length of what is written and hashed; `pieces` knows also what is ahead of it;
+    `resumed` bytes are an earlier fetch's.
     `changed` is told of every step. Methods raise `StorageError` where the store cannot go on, and
     `DigestMismatchError` where the source's bytes cannot be the blob.
     """
@@ -51,6 +52,7 @@ class Filling:
         self.digest = source.digest
         self.size: int | None = None
         self.frontier = 0
+        self.resumed = 0
         self.is_verified = False
         self.pieces = Pieces()
         self._disk = disk
@@ -83,6 +85,7 @@ class Filling:
         runs = [(0, self._ingest.frontier), *self._ingest.ahead]
         for start, stop in runs:
             self.pieces.add(start, stop)
+        self.resumed = self.pieces.count
         await self._reserve_for(max(stop for _, stop in runs))
         if self._ingest.is_right():
             # The whole blob: it was only the commit that was missing.

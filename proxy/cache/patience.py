@@ -1,7 +1,7 @@
-"""How long a client waits for what upstream alone can say."""
+"""How long a client waits for what upstream alone can say, and others for a time of day."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from proxy.errors import UpstreamTimeoutError
@@ -11,6 +11,8 @@ from proxy.errors import UpstreamTimeoutError
 DEADLINE = 14.0
 # A tag's refresh ends so much earlier, for the sake of its stale copy.
 MARGIN = 1.0
+# A clock is looked at so often, in seconds.
+TICK = 0.5
 
 
 @asynccontextmanager
@@ -26,3 +28,9 @@ async def until(deadline: float, upstream: str) -> AsyncIterator[None]:
         raise UpstreamTimeoutError(
             f"{upstream} has not answered for {DEADLINE:.0f} s; try again in a moment"
         ) from None
+
+
+async def reached(moment: float, clock: Callable[[], float]) -> None:
+    """Wait until `clock`, Unix time, says `moment`: through a sleep of the machine, and however it is set."""
+    while (left := moment - clock()) > 0:  # noqa: ASYNC110 (clocks tell nobody when they are set)
+        await asyncio.sleep(min(left, TICK))

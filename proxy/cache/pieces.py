@@ -40,6 +40,11 @@ class Pieces:
         """Whether any byte is in."""
         return bool(self._marks)
 
+    @property
+    def count(self) -> int:
+        """How many bytes are in."""
+        return sum(stop - start for start, stop in self._runs())
+
     def filled(self, offset: int) -> int:
         """Return up to where the bytes from `offset` on are in; `offset` if that one is not."""
         index = bisect_right(self._marks, offset)

@@ -120,6 +120,18 @@ class PullThrough:
             return answer
         return await self._converted(repository, answer, accept, deadline)
 
+    async def current(self, repository: Repository, reference: Reference) -> Held:
+        """Return what `reference` names upstream now: a tag is asked about however fresh it is.
+
+        What is here is not fetched again. Raises as `manifest` does.
+        """
+        deadline = self._now() + DEADLINE
+        if isinstance(reference, Digest):
+            return (await self._by_digest(repository, reference, deadline)).held
+        known = self._index.tag(repository, reference)
+        held, _ = await self._refreshed(repository, reference, known, deadline)
+        return held
+
     async def _by_tag(self, repository: Repository, tag: Tag, deadline: float) -> ManifestAnswer:
         known = self._index.tag(repository, tag)
         if known is None:
