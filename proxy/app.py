@@ -33,6 +33,7 @@ from proxy.cache.prefetch import Prefetch
 from proxy.cache.preload import Preloader, Tools as PreloadTools
 from proxy.cache.pull_through import PullThrough
 from proxy.cache.resolving import Resolver
+from proxy.cache.schedules import Schedules
 from proxy.cache.search import Search
 from proxy.cache.slots import Slots
 from proxy.config import Config
@@ -202,10 +203,9 @@ async def open_cache(
             addresses,
             admin_addresses,
         )
-        names = Names(config.upstreams)
-        contents = Contents(store, index, space, names, threads)
+        contents = Contents(store, index, space, Names(config.upstreams), threads)
         native = of_machine(platform.machine())
-        checker = Checker(store, index, names, threads, native)
+        checker = Checker(store, index, contents.names, threads, native)
         preloader = Preloader(
             PreloadTools(
                 cache=cache,
@@ -229,6 +229,7 @@ async def open_cache(
         api = Api(routes, metrics, access_log)
         admin_addresses += await api_door.listen(stack, store.root, config.server, api, admin)
         group.create_task(_keep_house(space, index, config))
+        Schedules(preloader, offline, metrics, threads, clock).start(group, config.preload)
         yield Listening(
             addresses,
             store.root,

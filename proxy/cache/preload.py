@@ -181,6 +181,7 @@ class _Run:
         late: dict[str, list[_Image]] = {}
 
         async def resolve(image: _Image) -> None:
+            self._told.append(events.Resolving(image=image.name))
             try:
                 ready.append((image, await self._resolve(image, self._pull)))
             except ProxyError as error:
@@ -244,7 +245,6 @@ class _Run:
             await self._fetch((image, found))
 
     async def _resolve(self, image: _Image, pull: Pull) -> Found:
-        self._told.append(events.Resolving(image=image.name))
         asked = image.wanted(self._tools.native).platforms or (str(self._tools.native),)
         platforms = [] if ALL in asked else list(map(parse_platform, asked))
         before = self._known(image.repository, image.reference)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
+from proxy.cache.checking import ALL
 from proxy.cache.completeness import MAX_DEPTH
 from proxy.cache.listings import Listings
 from proxy.cache.memory import Held
@@ -34,7 +35,7 @@ log = get_logger(__name__)
 class Found:
     """An image. `manifests` and `blobs` are digests with sizes; `extras` are blobs of what refers to it.
 
-    `lacking` says which platforms it does not have; `is_new` that its name stood for something else here.
+    `platforms` are those of an index that were chosen, or "all". `lacking` says which platforms it does not have; `is_new` that its name stood for something else here.
     """
 
     repository: Repository
@@ -91,7 +92,7 @@ class Resolver:
             found.manifests[held.digest] = len(held.content)
             if not manifest.is_index:
                 found.blobs |= _blobs(manifest)
-            if platform and str(platform) not in found.platforms:
+            if platforms and platform and str(platform) not in found.platforms:
                 found.platforms.append(str(platform))
         await self._add_referrers(found, pull)
         return found
@@ -104,6 +105,7 @@ class Resolver:
         if not manifest.is_index:
             # For whom it is stands in its configuration; who asks for another will be told.
             return [(top, None)]
+        found.platforms = [] if platforms else [ALL]
         chosen: list[tuple[Held, Platform | None]] = [(top, None)]
         offers = [
             (child.platform, child)

@@ -13,6 +13,7 @@ from proxy.cli.errors import INTERRUPTED, exit_code, explain
 from proxy.cli.fsck import fsck
 from proxy.cli.images import images, inspect, pin, rm, unpin
 from proxy.cli.offline import offline
+from proxy.cli.preload import preload
 from proxy.cli.search import search
 from proxy.cli.serve import serve
 from proxy.cli.status import status
@@ -48,6 +49,7 @@ main.add_command(config)
 main.add_command(fsck)
 main.add_command(status)
 main.add_command(offline)
+main.add_command(preload)
 main.add_command(export)
 main.add_command(import_)
 main.add_command(images)

@@ -9,6 +9,7 @@ import click
 
 from proxy.cli.api import AdminApi, admin_api
 from proxy.cli.errors import FAILED
+from proxy.cli.lists import list_options, wanted_images
 from proxy.cli.options import config_options, load_config
 from proxy.cli.output import format_bytes, print_table, short_digest
 
@@ -20,22 +21,7 @@ _NAMED = 3
 
 @click.command("check-offline")
 @config_options
-@click.argument("images", metavar="IMAGE...", nargs=-1)
-@click.option(
-    "-f",
-    "--file",
-    "files",
-    multiple=True,
-    type=click.File(encoding="utf-8", errors="replace"),
-    help="A list of images: plain, compose, Kubernetes, skopeo, regsync, hauler; - is stdin.",
-)
-@click.option(
-    "--platform",
-    "platforms",
-    multiple=True,
-    metavar="OS/ARCH",
-    help="May be repeated; \"all\" is every platform of an image. [default: the list's, or this machine's]",
-)
+@list_options
 @click.option("--json", "as_json", is_flag=True, help="Print a list of JSON documents.")
 def check_offline(
     *,
@@ -50,14 +36,7 @@ def check_offline(
 
     The exit code is 1 unless everything is complete. Tags are taken as the store knows them, however old.
     """
-    wanted = [{"image": image, "platforms": platforms} for image in images]
-    problems = 0
-    for file in files:
-        listed, wrong = _read(file, platforms)
-        wanted += listed
-        problems += wrong
-    if not wanted and not problems:
-        raise click.UsageError("name images, or a list of them with -f")
+    wanted, problems = wanted_images(images, files, platforms)
     with admin_api(load_config(path, store)) as api:
         checks = list(_checked(api, wanted))
     if as_json:
@@ -66,21 +45,6 @@ def check_offline(
         _print(checks)
     if problems or any(check["state"] != "complete" for check in checks):
         raise click.exceptions.Exit(FAILED)
-
-
-def _read(file: Any, platforms: tuple[str, ...]) -> tuple[list[dict[str, Any]], int]:
-    """Return the images of a list, and how many of its lines say nothing that can be checked."""
-    from proxy.cache.lists import MAX_TEXT, parse_list  # noqa: PLC0415 - brings YAML
-
-    found = parse_list(file.read(MAX_TEXT + 1))
-    name = getattr(file, "name", "-")
-    for problem in found.problems:
-        click.echo(f"{name}:{problem.line}: {problem.message}", err=True)
-    wrong = sum(problem.kind == "error" for problem in found.problems)
-    return [
-        {"image": entry.reference, "platforms": platforms or entry.platforms}
-        for entry in found.entries
-    ], wrong
 
 
 def _checked(api: AdminApi, wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -46,16 +46,21 @@ def schema(*, path: Path | None, store: str | None) -> None:  # noqa: ARG001 - e
 def _check_files(config: Config) -> None:
     """Read the files that the configuration names, or raise `ConfigError`."""
     config.server.read_admin_token()
+    for number, preload in enumerate(config.preload, 1):
+        if preload.file:
+            _check_readable(preload.file, f"preload[{number}].file")
     for name, upstream in config.upstreams.items():
         _check_login(upstream)
         Proxies(os.environ, upstream.proxy)
-        if not upstream.ca_file:
-            continue
-        try:
-            Path(upstream.ca_file).expanduser().read_bytes()
-        except OSError as error:
-            reason = f'{error.strerror} (see upstreams."{name}".ca_file)'
-            raise ConfigError(f"{upstream.ca_file}: cannot be read: {reason}") from error
+        if upstream.ca_file:
+            _check_readable(upstream.ca_file, f'upstreams."{name}".ca_file')
+
+
+def _check_readable(file: str, key: str) -> None:
+    try:
+        Path(file).expanduser().read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror} (see {key})") from error
 
 
 def _check_login(upstream: UpstreamSettings) -> None:

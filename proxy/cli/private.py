@@ -24,14 +24,17 @@ _Stop = tuple[asyncio.AbstractEventLoop, asyncio.Event]
 def private_daemon(config: Config) -> Iterator[None]:
     """Run the program on the store, in a thread, with nothing but its socket; end it in order.
 
-    Only warnings are logged. Raises `StorageError` and `ConfigError`.
+    It preloads nothing by itself. Only warnings are logged. Raises `StorageError` and `ConfigError`.
     """
     server = replace(config.server, listen=(), admin_listen=())
     level = "error" if config.log.level == "error" else "warning"
     with closing(configure(level, config.log.format)), _ended_by_sigterm():
         started: Future[_Stop] = Future()
         thread = threading.Thread(
-            target=_run, args=(replace(config, server=server), started), name="daemon", daemon=True
+            target=_run,
+            args=(replace(config, server=server, preload=()), started),
+            name="daemon",
+            daemon=True,
         )
         thread.start()
         try:

@@ -12,6 +12,7 @@ from proxy.cli import bundles
 from proxy.cli.api import AdminApi, admin_api
 from proxy.cli.bundles import Given
 from proxy.cli.errors import FAILED, PARTLY_DONE
+from proxy.cli.lists import read_list
 from proxy.cli.options import config_options, load_config
 from proxy.cli.output import format_bytes, printable
 from proxy.cli.progress import transfer_progress
@@ -73,8 +74,8 @@ def export(
     pullcache import, docker load, podman load, ctr images import and skopeo read it. Of images for many platforms
     those go out that are wholly in the store, or those that --platform names.
     """
-    listed, is_whole = _listed(list_file.read()) if list_file else ([], True)
-    wanted = [*images, *listed]
+    listed, problems = read_list(list_file) if list_file else ((), 0)
+    wanted = [*images, *(entry.reference for entry in listed)]
     if not wanted:
         raise click.UsageError("name the images to export, or a list of them with -f")
     if output == "-" and (split or as_json):
@@ -96,7 +97,7 @@ def export(
         click.echo(json.dumps(plan | {"files": target.names, "written": target.written}, indent=2))
     else:
         _tell(plan, target)
-    if not is_whole:
+    if problems:
         raise click.exceptions.Exit(PARTLY_DONE)
 
 
@@ -123,17 +124,6 @@ class _Counted:
         count = self._target.write(data)
         self._advance(count)
         return count
-
-
-def _listed(text: str) -> tuple[list[str], bool]:
-    """Return the images that a list names, and whether it could be read as a whole."""
-    from proxy.cache.lists import parse_list  # noqa: PLC0415 - brings a parser of YAML
-
-    found = parse_list(text)
-    for problem in found.problems:
-        click.echo(f"line {problem.line}: {printable(problem.message)}", err=True)
-    is_whole = all(problem.kind == "note" for problem in found.problems)
-    return [entry.reference for entry in found.entries], is_whole
 
 
 @click.command("import")

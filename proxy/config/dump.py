@@ -22,7 +22,7 @@ class Key:
 
 
 def iter_keys() -> Iterator[Key]:
-    """Yield every key that is accepted; an upstream's name is written `<name>`."""
+    """Yield every key that is accepted; an upstream's name is written `<name>`, an array of tables as one."""
     yield from _iter_keys(Config, "")
 
 
@@ -31,7 +31,9 @@ def _iter_keys(section: type[Section], path: str) -> Iterator[Key]:
         kind = element(key.type)
         here = f"{path}{key.name}"
         inner = kind if get_origin(kind) is not dict else get_args(kind)[1]
-        if isinstance(inner, type) and issubclass(inner, Section):
+        if item := array_of(kind):
+            yield from _iter_keys(item, f"{here}.")
+        elif isinstance(inner, type) and issubclass(inner, Section):
             yield from _iter_keys(inner, f"{here}." if inner is kind else f"{here}.<name>.")
         else:
             yield Key(here, None if key.required else text_of(default_of(key)), _description(key))
@@ -45,6 +47,13 @@ def default_of(key: FieldInfo) -> Any:
 def element(kind: Any) -> Any:
     """Return the type under an `Annotated`."""
     return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def array_of(kind: Any) -> type[Section] | None:
+    """Return the tables that a key is an array of, None if it is something else."""
+    kind = element(kind)
+    item = get_args(kind)[0] if get_origin(kind) is tuple else None
+    return item if isinstance(item, type) and issubclass(item, Section) else None
 
 
 def _description(key: FieldInfo) -> str:
@@ -77,14 +86,25 @@ def to_toml(config: Config) -> str:
 
 
 def _tables(table: Mapping[str, Any], path: str) -> Iterator[str]:
-    plain = {name: value for name, value in table.items() if not isinstance(value, dict)}
+    plain = {name: value for name, value in table.items() if not _has_tables(value)}
     if path and (plain or not table):
         yield f"\n[{path}]"
     for name, value in plain.items():
         yield f"{_key_text(name)} = {text_of(value)}"
     for name, value in table.items():
+        here = f"{path}.{_key_text(name)}" if path else name
         if isinstance(value, dict):
-            yield from _tables(value, f"{path}.{_key_text(name)}" if path else name)
+            yield from _tables(value, here)
+        elif _has_tables(value):
+            for item in value:
+                yield f"\n[[{here}]]"
+                yield from (f"{_key_text(key)} = {text_of(one)}" for key, one in item.items())
+
+
+def _has_tables(value: Any) -> bool:
+    return isinstance(value, dict) or (
+        isinstance(value, list) and any(isinstance(item, dict) for item in value)
+    )
 
 
 def text_of(value: Any) -> str:

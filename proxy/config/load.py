@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 from msgspec.structs import FieldInfo, fields
 
-from proxy.config.dump import default_of, element, text_of
+from proxy.config.dump import array_of, default_of, element, text_of
 from proxy.config.schema import DEFAULT_UPSTREAM, PRESETS, Config, Section, UpstreamSettings
 from proxy.config.values import parse
 from proxy.errors import ConfigError
@@ -99,7 +99,7 @@ def _variables(upstreams: Collection[str]) -> Iterator[tuple[tuple[str, ...], Fi
     for top in fields(Config):
         if isinstance(top.type, type) and issubclass(top.type, Section):
             yield from (((top.name,), key) for key in fields(top.type))
-        elif top.name != "upstreams":
+        elif top.name != "upstreams" and not array_of(top.type):
             yield (), top
     for upstream in upstreams:
         yield from ((("upstreams", upstream), key) for key in fields(UpstreamSettings))
@@ -138,6 +138,8 @@ def _merge_section(
             continue
         if isinstance(kind, type) and issubclass(kind, Section):
             _merge_section(kind, values.setdefault(name, {}), value, source, f"{here}.")
+        elif item := array_of(kind):
+            values[name] = _parse_array(item, value, source, here)
         elif get_origin(kind) is dict:
             values[name] = _parse_table(kind, values.get(name, {}), value, source, here)
         else:
@@ -162,6 +164,16 @@ def _parse_table(
             raise ConfigError(f'{source}: {here}: not a registry\'s name (write "ghcr.io")')
         _merge_section(item, old.setdefault(name, {}), value, source, f"{here}.")
     return old
+
+
+def _parse_array(item: type[Section], tables: Any, source: str, path: str) -> list[dict[str, Any]]:
+    """Return the parsed tables of an array, which replaces any other."""
+    if not isinstance(tables, list):
+        raise ConfigError(f"{source}: {path}: expected an array of tables (write [[{path}]])")
+    parsed: list[dict[str, Any]] = [{} for _ in tables]
+    for number, (values, table) in enumerate(zip(parsed, tables, strict=True), 1):
+        _merge_section(item, values, table, source, f"{path}[{number}].")
+    return parsed
 
 
 def _parse(key: FieldInfo, value: Any, source: str, path: str) -> Any:
@@ -196,6 +208,11 @@ def _make(kind: type[Section], values: Mapping[str, Any], source: str, path: str
                 raise ConfigError(f"{source}: {here}: is missing (for instance: {key.name} = ...)")
         elif isinstance(inner, type) and issubclass(inner, Section):
             made[key.name] = _make(inner, values[key.name], source, f"{here}.")
+        elif item := array_of(inner):
+            made[key.name] = tuple(
+                _make(item, value, source, f"{here}[{number}].")
+                for number, value in enumerate(values[key.name], 1)
+            )
         elif get_origin(inner) is dict and issubclass(get_args(inner)[1], Section):
             made[key.name] = {
                 name: _make(get_args(inner)[1], value, source, f'{here}."{name}".')

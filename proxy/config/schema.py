@@ -16,7 +16,9 @@ from proxy.config.values import (
     StoreLimit,
     Timeout,
 )
-from proxy.errors import ConfigError
+from proxy.errors import ConfigError, InvalidReferenceError
+from proxy.oci.platform import parse_platform
+from proxy.oci.reference import parse_image
 
 DEFAULT_UPSTREAM = "docker.io"
 DEFAULT_URL = RegistryUrl("https://registry-1.docker.io")
@@ -282,6 +284,38 @@ class UpstreamSettings(Section, frozen=True):
             raise ConfigError(f"{self.password_file}: password_file: {reason}") from error
 
 
+class PreloadSettings(Section, frozen=True):
+    """Images to fetch at the start and every so often; there may be several such tables."""
+
+    images: Annotated[
+        tuple[str, ...], Meta(description="The images; or file has a list of them.")
+    ] = ()
+    file: Annotated[
+        str,
+        Meta(description="A list of images in any format that -f takes; read again each time."),
+    ] = ""
+    every: Annotated[
+        Timeout, Meta(description="How often; a tenth more or less, so that not all ask at once.")
+    ] = Timeout.parse("6h")
+    platforms: Annotated[
+        tuple[str, ...],
+        Meta(description="The platforms; empty is the list's or this machine's, \"all\" is all."),
+    ] = ()
+    pin: Annotated[bool, Meta(description="Keep them in the store.")] = False
+
+    def __post_init__(self) -> None:
+        if bool(self.images) == bool(self.file):
+            raise ValueError("names no images, or in two ways (set images or file)")
+        try:
+            for image in self.images:
+                parse_image(image)
+            for platform in self.platforms:
+                if platform != "all":
+                    parse_platform(platform)
+        except InvalidReferenceError as error:
+            raise ValueError(str(error)) from error
+
+
 class Config(Section, frozen=True):
     """The whole configuration."""
 
@@ -297,6 +331,11 @@ class Config(Section, frozen=True):
         dict[str, UpstreamSettings],
         Meta(description="The registries that may be asked; no other ever is."),
     ] = field(default_factory=lambda: {DEFAULT_UPSTREAM: UpstreamSettings(url=DEFAULT_URL)})
+
+    preload: Annotated[
+        tuple[PreloadSettings, ...],
+        Meta(description="What the daemon preloads by itself."),
+    ] = ()
 
     def search_url(self, name: str) -> str:
         """Return where the upstream called `name` is searched, empty if nowhere."""

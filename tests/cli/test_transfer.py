@@ -59,7 +59,7 @@ def test_a_list_that_is_wrong_in_part_is_done_in_part(store, tmp_path):
     (tmp_path / "list").write_text("app:1\n--help\n")
     result = run(store, "export", "-f", tmp_path / "list", "-o", tmp_path / "b.tar")
     assert result.exit_code == 4
-    assert "line 2" in result.stderr
+    assert "list:2: " in result.stderr
     assert blobs((tmp_path / "b.tar").read_bytes())
 
 

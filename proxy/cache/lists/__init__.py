@@ -10,6 +10,7 @@ from proxy.cache.lists.dockerfile import is_dockerfile, read_dockerfile
 from proxy.cache.lists.documents import Items, Mapping, Node, Scalar, read_documents
 from proxy.cache.lists.found import Entry, Found, ImageList, Problem
 from proxy.cache.lists.kubernetes import is_kubernetes, read_kubernetes
+from proxy.cache.lists.lock import is_lock, read_lock
 from proxy.cache.lists.plain import read_plain
 from proxy.cache.lists.syncs import (
     is_regsync,
@@ -32,6 +33,7 @@ _YAML = re.compile(
 )
 
 _MAPPINGS = (
+    (is_lock, read_lock),
     (is_kubernetes, read_kubernetes),
     (is_compose, read_compose),
     (is_regsync, read_regsync),

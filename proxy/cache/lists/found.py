@@ -15,7 +15,7 @@ MAX_MESSAGE = 199
 # Host, name, tag and digest together are shorter, whatever their algorithm.
 MAX_REFERENCE = 1024
 
-_PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
+_PLATFORM = re.compile(r"all|[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
 
 # A note is no fault of the list: there is nothing to pull, or what is there is no image.
 Kind = Literal["error", "note"]
@@ -23,7 +23,7 @@ Kind = Literal["error", "note"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An image as the list writes it; `platforms` is empty where the list names none."""
+    """An image as the list writes it; `platforms` is empty where the list names none; "all" is every one."""
 
     line: int
     reference: str
