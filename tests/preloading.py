@@ -19,16 +19,22 @@ class Preload:
         self._response = response
         self.events: list[dict[str, Any]] = []
 
+    async def next(self) -> dict[str, Any]:
+        """Read the next event."""
+        async with asyncio.timeout(20):
+            line = await self._response.content.readline()
+        assert line, f"no more than {self.events}"
+        event: dict[str, Any] = msgspec.json.decode(line)
+        check(event, "PreloadEvent")
+        self.events.append(event)
+        return event
+
     async def until(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Read on until there is such an event, and return it."""
-        async with asyncio.timeout(20):
-            async for line in self._response.content:
-                event = msgspec.json.decode(line)
-                check(event, "PreloadEvent")
-                self.events.append(event)
-                if event["event"] == kind and fields.items() <= event.items():
-                    return dict(event)
-        raise AssertionError(f"no {kind} among {self.events}")
+        while True:
+            event = await self.next()
+            if event["event"] == kind and fields.items() <= event.items():
+                return event
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """Return the events of a kind so far."""
