@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 # Seconds between two lines that say how far it is.
 INTERVAL = 10.0
-_BAR = 30
+# Characters of a bar; with less than the least it says nothing.
+_BAR, _LEAST = 30, 8
 
 Show = Callable[[dict[str, Any]], None]
 
@@ -41,7 +42,7 @@ def _outcome(event: dict[str, Any]) -> str:
         return f"{name}: failed: {printable(event['reason'])}"
     size, fetched = format_bytes(event["size"]), format_bytes(event["fetched"])
     return {
-        "fetched": f"{name}: Pull complete, {fetched} of {size}",
+        "fetched": f"{name}: Pull complete, {fetched} of {size} fetched",
         "up_to_date": f"{name}: Image is up to date",
         "would_fetch": f"{name}: would be fetched, {size}",
     }[event["outcome"]]
@@ -130,7 +131,8 @@ def _bars() -> Iterator[Show]:
 
 def _render(meter: Meter, width: int, height: int) -> list[str]:
     """Return what is going on, in so many lines; what moves comes before what waits, and that before the rest."""
-    bar = max(0, min(_BAR, width - 60))
+    bar = min(_BAR, width - 65)
+    bar = bar if bar >= _LEAST else 0
     digests = dict.fromkeys(digest for layers in meter.images.values() for digest in layers)
     rows = [(digest, meter.layers[digest]) for digest in digests]
     moving = [row for row in rows if row[1].state in ("downloading", "verifying")]
