@@ -159,6 +159,17 @@ async def test_a_layer_of_another_size_than_is_stated_is_no_success(registry, pr
     assert "has 4000 bytes, and not 4001" in run.of("failed")[0]["reason"]
 
 
+async def test_what_another_repository_has_brought_is_proven_and_not_fetched(registry, program):
+    for repository in (APP, "me/copy"):
+        push(registry, repository=repository)
+    await preload(program, "app:v1")
+    blobs = registry.count("GET /registry-v2/")
+    run = await preload(program, "me/copy:v1")
+    assert run.of("done")
+    assert registry.count("GET /registry-v2/") == blobs
+    assert (await checks(program, "me/copy:v1"))[0]["state"] == "complete"
+
+
 async def test_an_image_that_has_many_names_is_fetched_once(registry, program):
     push(registry)
     run = await preload(
@@ -296,6 +307,20 @@ class TestWithClients:
             assert (await reading).body == big
         assert registry.count(body) == 1
 
+    async def test_who_asks_for_what_was_just_abandoned_gets_it(self, registry, program):
+        for number in range(5):
+            layer = bytes([number]) * 500_000
+            push_manifest(registry, APP, [layer], tag=f"v{number}", platform=NATIVE)
+            hold = asyncio.Event()
+            body = registry.body_of(digest_of(layer))
+            registry.fail(body, Fault(stall_at=200_000, until=hold), times=1)
+            async with preloading(program, f"app:v{number}") as run:
+                await run.until("layer", digest=digest_of(layer), state="downloading")
+            asking = [program.blob(digest_of(layer)) for _ in range(3)]
+            hold.set()
+            for answer in await asyncio.gather(*asking):
+                assert (answer.is_whole, answer.body) == (True, layer)
+
     async def test_no_more_layers_come_at_once_than_it_may(self, registry, program):
         layers = [bytes([number]) * 1000 for number in range(6)]
         push_manifest(registry, APP, layers, tag="v1", platform=NATIVE)
@@ -325,6 +350,24 @@ class TestRoom:
         states = [check["state"] for check in await checks(program, "app:a", "app:b", "app:c")]
         # The manifest that said how large it is came.
         assert states == ["complete", "partial", "complete"]
+
+    async def test_nothing_of_it_makes_room_for_a_client_meanwhile(self, registry, make_program):
+        program = await make_program(store={"max_size": "8MB"})
+        push_manifest(registry, APP, [b"a" * 4_000_000], tag="a", platform=NATIVE)
+        push_manifest(registry, APP, [b"b" * 1_000_000], tag="b", platform=NATIVE)
+        await preload(program, "app:a")
+        hold = asyncio.Event()
+        body = registry.body_of(digest_of(b"b" * 1_000_000))
+        registry.fail(body, Fault(stall_at=500_000, until=hold), times=1)
+        async with preloading(program, "app:a", "app:b") as run:
+            await run.until("layer", state="downloading")
+            large = registry.add_blob(b"c" * 5_000_000)
+            assert (await program.blob(large)).is_whole
+            hold.set()
+            await run.until("totals")
+        states = [check["state"] for check in await checks(program, "app:a", "app:b")]
+        assert states == ["complete", "complete"]
+        assert large not in program.stored()
 
     async def test_what_was_there_makes_room_and_what_is_pinned_does_not(
         self, registry, make_program
