@@ -98,6 +98,10 @@ class DigestMismatchError(ProxyError):
     """Bytes do not have the digest they were asked by."""
 
 
+class BusyError(ProxyError):
+    """Something that runs just now works with it."""
+
+
 class BundleError(ProxyError):
     """A bundle is damaged, or is none that can be taken."""
 

@@ -7,9 +7,9 @@ of, or brings, meanwhile.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from proxy.errors import StorageError
 from proxy.flight import to_the_end
@@ -30,13 +30,11 @@ _BATCH = 256
 log = get_logger(__name__)
 
 
+@dataclass(eq=False, slots=True)
 class Hold:
-    """Blobs, with their sizes, that are not evicted for as long as somebody works with them."""
+    """Blobs that stay for as long as somebody works with them."""
 
-    __slots__ = ("sizes",)
-
-    def __init__(self) -> None:
-        self.sizes: dict[Digest, int] = {}
+    digests: set[Digest] = field(default_factory=set)
 
 
 @dataclass(eq=False, slots=True)
@@ -186,12 +184,14 @@ class Space:
         finally:
             self._holds.remove(hold)
 
+    def _held(self) -> set[Digest]:
+        return set().union(*(hold.digests for hold in self._holds))
+
     async def remove(self, digests: Iterable[Digest]) -> None:
-        """Remove blobs that nobody holds."""
-        held = set().union(*(hold.sizes for hold in self._holds))
-        sizes = {digest: self._index.size(digest) for digest in digests if digest not in held}
-        gone = [(digest, size) for digest, size in sizes.items() if size is not None]
-        if gone:
+        """Remove blobs that came in vain: that nobody holds, and no repository is linked to."""
+        unclaimed = await self._index.unclaimed([*digests])
+        held = self._held()
+        if gone := [(digest, size) for digest, size in unclaimed if digest not in held]:
             await self._remove(gone, "removed")
 
     async def forget(self, digest: Digest, size: int) -> None:
@@ -203,13 +203,15 @@ class Space:
     ) -> list[tuple[Digest, int]]:
         """Remove images, and the blobs that no other image holds; return those with their sizes.
 
-        Raises `StorageError`.
+        Raises `BusyError` if an export or import works with any of these, and `StorageError`.
         """
         async with self._evicting:
-            blobs = await self._index.forget_images(images)
-            if blobs:
-                await self._remove(blobs, "removed")
-            return blobs
+            blobs = await self._index.forget_images(images, self._held())
+            # What has begun to be held since stays, and is evicted in its turn.
+            held = self._held()
+            if gone := [(digest, size) for digest, size in blobs if digest not in held]:
+                await self._remove(gone, "removed")
+            return gone
 
     async def sweep(self, *, max_idle: float, ingest_ttl: float) -> None:
         """Remove what nobody used for `max_idle` seconds (0: never), and old interrupted ingests."""
@@ -218,7 +220,8 @@ class Space:
             if digest in self._leftovers and now - modified > ingest_ttl:
                 await self._drop_leftover(digest)
         while max_idle:
-            oldest = await self._index.least_recently_used(_BATCH)
+            spared = self._held() | self._ghosts
+            oldest = await self._index.least_recently_used(_BATCH, spared)
             idle = [(digest, size) for digest, size, used in oldest if used < now - max_idle]
             if idle:
                 await self._remove(idle, "idle")
@@ -239,33 +242,25 @@ class Space:
                     needed -= await self._drop_leftover(next(iter(self._leftovers)))
                 if needed <= 0:
                     return True
-                held: dict[Digest, int] = {}
-                for hold in self._holds:
-                    held.update(hold.sizes)
-                kept = self.pinned + sum(
-                    footprint(size)
-                    for digest, size in held.items()
-                    if not self._index.is_pinned(digest)
-                )
+                held = self._held()
+                kept = self.pinned + (await self._index.unpinned_bytes(held) if held else 0)
                 # At the start, pins may be more than a cap that was lowered: then all else goes.
                 if pending and needed > self.stored - kept:
                     return False
                 await self._evict(needed, "size" if over > 0 else "min_free", held)
             return False
 
-    async def _evict(self, needed: int, reason: EvictionReason, held: Mapping[Digest, int]) -> None:
+    async def _evict(self, needed: int, reason: EvictionReason, held: Collection[Digest]) -> None:
         """Remove the least recently used blobs, `needed` bytes of them if there are as many."""
         while needed > 0:
             victims = []
             size_of_all = 0
-            for digest, size, _ in await self._index.least_recently_used(
-                _BATCH + len(self._ghosts) + len(held)
-            ):
+            spared = self._ghosts.union(held)
+            for digest, size, _ in await self._index.least_recently_used(_BATCH, spared):
                 if size_of_all >= needed:
                     break
-                if digest not in self._ghosts and digest not in held:
-                    victims.append((digest, size))
-                    size_of_all += footprint(size)
+                victims.append((digest, size))
+                size_of_all += footprint(size)
             if not victims:
                 return
             needed -= await self._remove(victims, reason)

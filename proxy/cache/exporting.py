@@ -104,7 +104,7 @@ class Exporter:
                 image = await self._find(text)
                 report.append(_cut(image, platforms))
                 found.append(image)
-                hold.sizes.update(_in_order([image]))
+                hold.digests.update(_in_order([image]))
             # Each once, and in an order of its own: it does not matter how they were asked for.
             unique = {image.name: image for image in found}
             yield Bundle([unique[name] for name in sorted(unique)], without), report

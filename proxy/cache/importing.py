@@ -85,15 +85,14 @@ class Importer:
             try:
                 await intake.read(TarStream(unpacked(_counted(chunks, progress), contents.threads)))
             except (BundleError, DigestMismatchError, StorageError):
-                hold.sizes.clear()
+                hold.digests.clear()
                 await contents.space.remove(intake.added)
                 raise
             finally:
                 await in_thread(contents.threads, contents.store.remove_folder, folder)
             images, needed = await self._enter(intake, name)
             surplus = intake.added.keys() - needed
-            for digest in surplus:
-                del hold.sizes[digest]
+            hold.digests -= surplus
             await contents.space.remove(surplus)
         added = [size for digest, size in intake.added.items() if digest in needed]
         log.info("imported", images=len(images), blobs=len(added), bytes=sum(added))

@@ -90,7 +90,7 @@ class Intake:
             size = self._contents.index.size(digest)
             if size is None:
                 continue
-            self._hold.sizes[digest] = size
+            self._hold.digests.add(digest)
             media_type = self._announced.pop(digest, "")
             if not media_type or size > oci.MAX_MANIFEST_SIZE:
                 continue
@@ -98,7 +98,7 @@ class Intake:
             with suppress(InvalidManifestError):  # whoever enters the image says why
                 manifest = oci.parse(content or b"", media_type)
                 for child in manifest.children:
-                    if manifest.is_index and child.digest not in self._hold.sizes:
+                    if manifest.is_index and child.digest not in self._hold.digests:
                         self._announced[child.digest] = child.media_type
                     waiting.append(child.digest)
 
@@ -126,14 +126,16 @@ class Intake:
                 with opened:
                     if known != size:
                         raise BundleError(f"{digest} has {known} bytes, {size} in the bundle")
-                self._hold.sizes[digest] = size
+                self._hold.digests.add(digest)
                 self._contents.index.touch(digest)
                 return
         reservation = await self._contents.space.reserve(size)
         if reservation is None:
+            space, brought = self._contents.space, sum(self.added.values())
+            pins = f", of which pinned images hold {space.pinned}" if space.pinned else ""
             raise NoSpaceError(
-                f"the bundle does not fit: {size} bytes more than the {sum(self.added.values())} it "
-                f"has brought; the store holds at most {self._contents.space.max_size} (store.max_size)"
+                f"the bundle does not fit: {size} bytes more than the {brought} it has brought; "
+                f"the store holds at most {space.max_size} (store.max_size){pins}"
             )
         try:
             await self._fill(digest, size, stream, reservation)
@@ -183,7 +185,7 @@ class Intake:
     async def _commit(self, ingest: Ingest, reservation: Reservation) -> None:
         """Make the blob a part of the store that no repository is linked to."""
         digest, size = ingest.digest, ingest.frontier
-        self._hold.sizes[digest] = size
+        self._hold.digests.add(digest)
         await in_thread(self._contents.threads, ingest.commit)
         try:
             is_new = await self._contents.index.add_blob(None, digest, size)

@@ -59,6 +59,7 @@ _STATUS: tuple[tuple[type[ProxyError], int], ...] = (
     (errors.UnauthorizedError, 401),
     (errors.DeniedError, 403),
     (errors.UnknownError, 404),
+    (errors.BusyError, 409),
     (errors.RateLimitedError, 429),
     (errors.UpstreamTimeoutError, 504),
     (errors.UpstreamUnavailableError, 503),

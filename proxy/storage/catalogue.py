@@ -12,7 +12,7 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 
-from proxy.errors import StorageError
+from proxy.errors import BusyError, StorageError
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Tag, parse_reference
 from proxy.storage import pins
@@ -80,10 +80,17 @@ def open_catalogue(path: Path) -> Iterator["Catalogue"]:
 
 
 def forget_images(
-    connection: sqlite3.Connection, images: Collection[tuple[Repository, Reference]]
+    connection: sqlite3.Connection,
+    images: Collection[tuple[Repository, Reference]],
+    held: Collection[Digest] = (),
 ) -> list[tuple[Digest, int]]:
-    """Forget images with their tags, pins and links; return the blobs that no other holds, with sizes."""
+    """Forget images with their tags, pins and links; return the blobs that no other holds, with sizes.
+
+    Raises `BusyError` if one of these is `held`.
+    """
     removal = Catalogue(connection).removal(images)
+    if any(digest in held for digest, _ in removal.blobs):
+        raise BusyError("it is being exported or imported just now; remove it when that is done")
     connection.executemany("DELETE FROM tags WHERE repository = ? AND tag = ?", removal.names)
     connection.executemany("DELETE FROM pins WHERE repository = ? AND reference = ?", removal.names)
     connection.executemany("DELETE FROM links WHERE repository = ? AND digest = ?", removal.links)
@@ -214,7 +221,7 @@ class Catalogue:
         def is_held(digest: str, repository: int | None = None) -> bool:
             return any(
                 repository in (None, number)
-                for above in self._above(digest)
+                for above in self._above(digest, repository)
                 for number, _ in stays(above)
             )
 
@@ -246,15 +253,20 @@ class Catalogue:
         )
         return [row[0] for row in self._connection.execute(query, (digest,))]
 
-    def _above(self, digest: str) -> Iterator[str]:
-        """Yield the digest and all that reach it, one by one: a base layer has a great many."""
+    def _above(self, digest: str, repository: int | None = None) -> Iterator[str]:
+        """Yield the digest and all that reach it, one by one: a base layer has a great many.
+
+        With a `repository` only by way of what that is linked to.
+        """
         seen, waiting = {digest}, [digest]
         yield digest
         for current in waiting:
             above = self._connection.execute(
-                "SELECT parent FROM edges WHERE child = ? UNION ALL"
-                " SELECT subject FROM blobs WHERE digest = ? AND subject IS NOT NULL",
-                (current, current),
+                "SELECT above FROM (SELECT parent AS above FROM edges WHERE child = :digest"
+                " UNION ALL SELECT subject FROM blobs WHERE digest = :digest AND subject IS NOT NULL)"
+                " WHERE :repository IS NULL OR EXISTS"
+                " (SELECT 1 FROM links l WHERE l.repository = :repository AND l.digest = above)",
+                {"digest": current, "repository": repository},
             )
             for (parent,) in above:
                 if parent not in seen:

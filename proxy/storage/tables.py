@@ -1,5 +1,6 @@
 """What is written into the index: functions of a connection, each run inside one transaction."""
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Tag
 from proxy.storage import pins
+from proxy.storage.local import BLOCK
 
 SCHEMA_VERSION = 2
 
@@ -19,6 +21,9 @@ SCHEMA_VERSION = 2
 _UPGRADES = {
     1: "ALTER TABLE blobs ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0; DROP INDEX blobs_by_use;"
 }
+
+# The bytes that blobs take on disk: whole blocks, as `local.footprint` counts.
+FOOTPRINTS = f"coalesce(sum((size + {BLOCK - 1}) / {BLOCK}), 0) * {BLOCK}"
 
 # SQLite's default of 1,000 pages would let the log grow to 4 MB, much for a store of 20 MB.
 _CHECKPOINT_PAGES = 256
@@ -228,6 +233,25 @@ def remove_blobs(
             (digest, digest),
         )
         connection.execute("DELETE FROM edges WHERE parent = ?", (digest,))
+
+
+def unclaimed(
+    connection: sqlite3.Connection, digests: Iterable[Digest]
+) -> list[tuple[Digest, int]]:
+    """Return those of the blobs that no repository is linked to, and no pin holds, with sizes."""
+    query = """
+        SELECT size FROM blobs b WHERE digest = ? AND NOT pinned
+        AND NOT EXISTS (SELECT 1 FROM links l WHERE l.digest = b.digest)
+    """
+    found = ((digest, connection.execute(query, (str(digest),)).fetchone()) for digest in digests)
+    return [(digest, row[0]) for digest, row in found if row]
+
+
+def unpinned_bytes(connection: sqlite3.Connection, digests: Iterable[Digest]) -> int:
+    """Return the bytes on disk of those of the blobs that are here and not pinned."""
+    query = f"SELECT {FOOTPRINTS} FROM json_each(?) JOIN blobs ON digest = value WHERE NOT pinned"
+    row: tuple[int] = connection.execute(query, (json.dumps([*map(str, digests)]),)).fetchone()
+    return row[0]
 
 
 def totals(connection: sqlite3.Connection, footprint: Callable[[int], int]) -> tuple[int, int]:

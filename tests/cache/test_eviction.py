@@ -38,7 +38,7 @@ class Shop:
     clock: Clock
     running: list[Reservation] = field(default_factory=list)
 
-    async def fetch(self, size: int) -> Digest | None:
+    async def fetch(self, size: int, repository: Repository | None = APP) -> Digest | None:
         """Store a new blob of `size` bytes as a download would; None if there was no room."""
         content = os.urandom(8) + bytes(size - 8)
         digest = Digest.of(content)
@@ -46,7 +46,7 @@ class Shop:
         if reservation is None:
             return None
         await asyncio.to_thread(self.store.put, digest, content)
-        await self.index.add_blob(APP, digest, size)
+        await self.index.add_blob(repository, digest, size)
         self.space.commit(reservation, digest, size, is_new=True)
         return digest
 

@@ -2,16 +2,32 @@
 
 import asyncio
 import gzip
+import io
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import aiohttp
 import pytest
 from backports import zstd
 
 from proxy.cli.api import AdminApi
-from tests.bundles import APP, LAYERS, Layout, blobs, export, files, layout, pull, take, tar
+from proxy.errors import BusyError, NoSpaceError
+from proxy.storage.local import footprint
+from tests.bundles import (
+    APP,
+    LAYERS,
+    Layout,
+    blobs,
+    export,
+    files,
+    layout,
+    path,
+    pull,
+    take,
+    tar,
+)
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
 
@@ -304,6 +320,55 @@ async def test_a_delta_evicts_nothing_that_it_rests_on(registry, make_program, t
     (image,) = (await take(program, delta))["images"]
     assert image["missing"] == []
     assert other not in program.stored()
+
+
+async def test_what_is_imported_under_a_pinned_name_is_pinned(program):
+    await asyncio.to_thread(
+        AdminApi(program.root).post, "/api/v1/images/pin", {"images": ["app:1"]}
+    )
+    made = Layout()
+    both = [made.add_manifest(b"one", architecture=arch) for arch in ("amd64", "arm64")]
+    made.list(made.add_index(*both), name=f"{APP}:1")
+    await take(program, made.tar())
+    sizes = [(program.root / path(digest)).stat().st_size for digest in program.stored()]
+    pinned = await program.metric("pullcache_store_pinned_bytes")
+    assert pinned == await program.metric("pullcache_store_bytes") == sum(map(footprint, sizes))
+
+
+async def test_a_store_that_pins_fill_says_that_it_is_the_pins(make_program):
+    program = await make_program(store={"max_size": "20MB"})
+    made, _ = layout(b"p" * 12 * MIB, name=f"{APP}:1")
+    await take(program, made.tar())
+    await asyncio.to_thread(
+        AdminApi(program.root).post, "/api/v1/images/pin", {"images": ["app:1"]}
+    )
+    before = program.stored()
+    made, _ = layout(b"n" * 8 * MIB, name=f"{APP}:2")
+    with pytest.raises(NoSpaceError, match="pinned images hold"):
+        await take(program, made.tar())
+    assert program.stored() == before
+    assert (await program.manifest("library/app", "1")).status == 200
+
+
+async def test_an_image_that_is_being_exported_is_not_removed(registry, program):
+    image = registry.add_image(layers=(b"x" * 3 * MIB,))
+    await pull(program, image)
+    api, bundle = AdminApi(program.root), io.BytesIO()
+    refused: list[str] = []
+
+    class Target(io.BytesIO):
+        def write(self, data: Any) -> int:
+            if not refused:
+                with pytest.raises(BusyError, match="exported") as error:
+                    api.post("/api/v1/images/remove", {"images": ["app"]})
+                refused.append(str(error.value))
+            return bundle.write(data)
+
+    await asyncio.to_thread(api.download, "/api/v1/export", {"images": ["app"]}, Target())
+    assert blobs(bundle.getvalue()) == program.stored()
+    assert refused
+    await asyncio.to_thread(api.post, "/api/v1/images/remove", {"images": ["app"]})
+    assert program.stored() == set()
 
 
 async def test_progress_is_told_while_a_bundle_comes(program, monkeypatch):

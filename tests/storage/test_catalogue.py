@@ -187,3 +187,21 @@ async def test_a_shared_layer_is_held_by_all_who_name_it(index):
         read, index.path, lambda c: c.parts(REPOSITORIES[1], MANIFESTS[1])
     )
     assert [(part.digest, part.size, part.is_here) for part in parts] == [(layer, 7, True)]
+
+
+async def test_what_only_another_repository_connects_is_removed_from_its_own(index):
+    """An index in another repository that names one image and refers to the other is not theirs."""
+    one, other, above = MANIFESTS[:3]
+    named = (Child(LAYERS[0], 7, "", None, is_foreign=False),)
+    for digest in (one, other):
+        await index.add_manifest(
+            REPOSITORIES[0], digest, 3, Manifest(OCI_MANIFEST, named, None, "", {})
+        )
+    below = (Child(one, 3, "", None, is_foreign=False),)
+    await index.add_manifest(REPOSITORIES[1], above, 3, Manifest(OCI_INDEX, below, other, "", {}))
+    assert await index.forget_images([(REPOSITORIES[0], one)]) == []
+    left = await asyncio.to_thread(read, index.path, lambda c: list(c.roots()))
+    assert {(root.repository, root.reference) for root in left} == {
+        (REPOSITORIES[0], other),
+        (REPOSITORIES[1], above),
+    }
