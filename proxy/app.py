@@ -18,7 +18,7 @@ from aiohttp.web import ServerRunner, TCPSite
 
 from proxy import __version__
 from proxy.cache.checking import Checker
-from proxy.cache.closure import Contents
+from proxy.cache.contents import Contents
 from proxy.cache.download import Tools
 from proxy.cache.downloads import Downloads
 from proxy.cache.eviction import Space
@@ -205,7 +205,7 @@ async def open_cache(
         )
         contents = Contents(store, index, space, Names(config.upstreams), threads)
         native = of_machine(platform.machine())
-        checker = Checker(store, index, contents.names, threads, native)
+        checker = Checker(contents, native)
         preloader = Preloader(
             PreloadTools(
                 cache=cache,
@@ -262,9 +262,7 @@ async def _owned_tasks() -> AsyncIterator[asyncio.TaskGroup]:
 
 def _image_routes(contents: Contents, checker: Checker, preloader: Preloader) -> list[Route]:
     """Return what the admin API does with images; how a route is added is said in `server/api.py`."""
-    store, index, names, threads = contents.store, contents.index, contents.names, contents.threads
-    images = Images(store, index, contents.space, names, threads)
-    catalogue = api_images.Operations(images, checker, Inspector(store, index, names, threads))
+    catalogue = api_images.Operations(Images(contents), checker, Inspector(contents))
     bundles = api_bundles.Operations(Exporter(contents), Importer(contents))
     preload = api_preload.Operations(preloader)
     return [*bundles.routes(), *catalogue.routes(), *preload.routes()]

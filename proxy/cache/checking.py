@@ -4,22 +4,17 @@ What this repository was not seen to hold is not here for it: it is proven by as
 """
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from concurrent.futures import Executor
+from functools import partial
 from itertools import islice
 
 import msgspec
 
-from proxy.cache.completeness import Looker, Missing, Offer, State
-from proxy.cache.naming import Names, spell
+from proxy.cache.contents import Contents, Missing, Node, State
+from proxy.cache.naming import spell
 from proxy.errors import DeniedError, InvalidReferenceError
-from proxy.flight import in_thread
 from proxy.oci.manifest import Platform
 from proxy.oci.platform import choose, parse_platform
-from proxy.oci.reference import Reference, Tag
-from proxy.storage.catalogue import Blob, Catalogue, open_catalogue
-from proxy.storage.index import Index
-from proxy.storage.local import LocalStore
-from proxy.storage.tables import Repository
+from proxy.storage.catalogue import Catalogue
 
 # Stands for every platform that the image has.
 ALL = "all"
@@ -49,13 +44,8 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 class Checker:
     """Checks images against one store."""
 
-    def __init__(
-        self, store: LocalStore, index: Index, names: Names, threads: Executor, native: Platform
-    ) -> None:
-        self._looker = Looker(store)
-        self._index = index
-        self._names = names
-        self._threads = threads
+    def __init__(self, contents: Contents, native: Platform) -> None:
+        self._contents = contents
         self._native = native
 
     async def check(self, images: Sequence[Wanted]) -> AsyncGenerator[Check, None]:
@@ -65,73 +55,64 @@ class Checker:
         """
         left = iter(images)
         while batch := list(islice(left, _BATCH)):
-            for check in await in_thread(self._threads, self._check_all, batch):
+            for check in await self._contents.read(partial(self._check_all, batch)):
                 yield check
 
-    def _check_all(self, images: Sequence[Wanted]) -> list[Check]:
-        with open_catalogue(self._index.path) as catalogue:
-            return [check for wanted in images for check in self._check(catalogue, wanted)]
+    def _check_all(self, images: Sequence[Wanted], catalogue: Catalogue) -> list[Check]:
+        return [check for wanted in images for check in self._check(catalogue, wanted)]
 
     def _check(self, catalogue: Catalogue, wanted: Wanted) -> Iterator[Check]:
         platforms = wanted.platforms or (str(self._native),)
         try:
-            repository, reference = self._names.parse(wanted.image)
+            repository, reference = self._contents.names.parse(wanted.image)
             parsed = [] if ALL in platforms else [parse_platform(text) for text in platforms]
         except (InvalidReferenceError, DeniedError) as error:
             yield _absent(wanted.image, ", ".join(platforms), str(error))
             return
         name = spell(repository, reference)
-        top = self._top(catalogue, repository, reference)
-        if top is None:
+        found = self._contents.find(catalogue, repository, reference)
+        top = self._contents.closure(catalogue, found, repository) if found else None
+        # What is damaged is not there.
+        if top is None or top.manifest is None:
             for text in platforms:
                 yield _absent(name, text, "not in the store")
             return
-        offers = self._looker.offers(catalogue, repository, top)
-        for platform, offer in _choices(offers, parsed, top, is_asked=bool(wanted.platforms)):
-            if offer is None:
-                known = ", ".join(str(offer.platform) for offer in offers) or "no platform"
+        for platform, image in _choices(top, parsed, is_asked=bool(wanted.platforms)):
+            if image is None:
+                known = ", ".join(str(one.platform) for one in top.images()) or "no platform"
                 yield _absent(name, platform, f"the image is for {known} only"[:200])
             else:
-                yield self._judge(catalogue, name, repository, offer, platform)
-
-    def _top(
-        self, catalogue: Catalogue, repository: Repository, reference: Reference
-    ) -> Blob | None:
-        digest = catalogue.tag(repository, reference) if isinstance(reference, Tag) else reference
-        top = catalogue.blob(repository, digest) if digest else None
-        # What is damaged is not there.
-        is_there = top and self._looker.has(top.digest, top.size) and self._looker.manifest(top)
-        return top if is_there else None
-
-    def _judge(
-        self, catalogue: Catalogue, name: str, repository: Repository, offer: Offer, platform: str
-    ) -> Check:
-        state = self._looker.state(catalogue, repository, offer, thoroughly=True)
-        return Check(
-            image=name,
-            platform=platform,
-            state=state.state,
-            digest=state.digest,
-            size=state.size,
-            missing=state.missing,
-            reason="" if state.state == "complete" else "not all of it is in the store",
-        )
+                yield _judge(name, platform, image)
 
 
 def _choices(
-    offers: Sequence[Offer], wanted: Sequence[Platform], top: Blob, *, is_asked: bool
-) -> list[tuple[str, Offer | None]]:
+    top: Node, wanted: Sequence[Platform], *, is_asked: bool
+) -> list[tuple[str, Node | None]]:
     """Return what clients of the wanted platforms take; of none, everything is wanted.
 
     A plain manifest is taken as it is, unless somebody asks for another platform than it says.
     """
+    images = top.images()
     if not wanted:
-        return [(str(offer.platform or ""), offer) for offer in offers]
-    is_plain = [offer.digest for offer in offers] == [top.digest]
-    if is_plain and (not is_asked or offers[0].platform is None):
-        return [(str(offers[0].platform or platform), offers[0]) for platform in wanted]
-    pairs = [(offer.platform, offer) for offer in offers]
+        return [(str(image.platform or ""), image) for image in images]
+    if images == [top] and (not is_asked or top.platform is None):
+        return [(str(top.platform or platform), top) for platform in wanted]
+    pairs = [(image.platform, image) for image in images]
     return [(str(platform), choose(pairs, platform)) for platform in wanted]
+
+
+def _judge(name: str, platform: str, image: Node) -> Check:
+    state = image.state()
+    incomplete = image.problem or "not all of it is in the store"
+    return Check(
+        image=name,
+        platform=platform,
+        state=state.state,
+        digest=state.digest,
+        size=state.size,
+        missing=state.missing,
+        reason="" if state.state == "complete" else incomplete,
+    )
 
 
 def _absent(image: str, platform: str, reason: str) -> Check:

@@ -10,14 +10,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable,
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
-from proxy.cache.closure import Contents, Node
+from proxy.cache.contents import Contents, Missing, Node
 from proxy.cache.naming import spell
-from proxy.errors import InvalidManifestError, StorageError, UnknownManifestError
+from proxy.errors import StorageError, UnknownManifestError
 from proxy.flight import to_the_end
 from proxy.oci import layout, tar
 from proxy.oci.digest import Digest
 from proxy.oci.layout import DockerImage, Listed
+from proxy.oci.manifest import Platform
+from proxy.oci.platform import choose, parse_platform
 from proxy.oci.reference import Reference
+from proxy.storage.catalogue import Catalogue
 from proxy.storage.local import OpenBlob
 from proxy.storage.tables import Repository
 
@@ -47,8 +50,8 @@ class _Image:
         return f"{self.repository.upstream}/{self.repository.name}{mark}{self.reference}"
 
     def nodes(self) -> list[Node]:
-        """Return the manifests that have blobs: what the bundle holds of an index, or the one there is."""
-        return [node for node in self.node.walk() if node.manifest and not node.manifest.is_index]
+        """Return the manifests that can be run: what the bundle holds of an index, or the one there is."""
+        return [node for node in self.node.images() if node.manifest]
 
 
 class Bundle:
@@ -93,16 +96,17 @@ class Exporter:
     ) -> AsyncIterator[tuple[Bundle, list[Exported]]]:
         """Find the images and keep them in the store for as long as the context lasts.
 
-        Of an image index the `platforms` that are named go out, by default all that are whole here.
+        Of an image index goes out what clients of the `platforms` take, by default all that is whole here.
         Blobs `without` are left out: an earlier bundle has them. Raises `InvalidReferenceError`,
         `DeniedError`, and `UnknownManifestError` if something is not here.
         """
         with self._contents.space.hold() as hold:
             found = []
             report = []
+            wanted = [*map(parse_platform, platforms)]
             for text in images:
                 image = await self._find(text)
-                report.append(_cut(image, platforms))
+                report.append(_cut(image, wanted))
                 found.append(image)
                 hold.digests.update(_in_order([image]))
             # Each once, and in an order of its own: it does not matter how they were asked for.
@@ -111,19 +115,15 @@ class Exporter:
 
     async def _find(self, text: str) -> _Image:
         repository, reference = self._contents.names.parse(text)
-        if isinstance(reference, Digest):
-            digest = reference
-        elif known := self._contents.index.tag(repository, reference):
-            digest = known.digest
-        else:
-            raise _unknown(repository, reference, "its tag is not known")
-        row = self._contents.index.blob(repository, digest)
-        if row is None or row.media_type is None or not row.is_linked:
-            raise _unknown(repository, reference, "its manifest is not stored")
-        try:
-            node = await self._contents.closure(digest, row.size, row.media_type)
-        except InvalidManifestError as error:
-            raise _unknown(repository, reference, str(error)) from error
+
+        def look(catalogue: Catalogue) -> Node | None:
+            top = self._contents.find(catalogue, repository, reference)
+            return self._contents.closure(catalogue, top, repository) if top else None
+
+        node = await self._contents.read(look)
+        if node is None or node.manifest is None:
+            reason = node.problem if node else ""
+            raise _unknown(repository, reference, reason or "its manifest is not stored")
         return _Image(repository, reference, node)
 
     async def chunks(self, bundle: Bundle) -> AsyncGenerator[bytes, None]:
@@ -193,48 +193,45 @@ def _framed(name: str, content: bytes) -> bytes:
     return tar.write_header(name, len(content)) + content + bytes(tar.padding(len(content)))
 
 
-def _cut(image: _Image, platforms: Sequence[str]) -> Exported:
+def _cut(image: _Image, platforms: Sequence[Platform]) -> Exported:
     """Take out of the image what is not to go out, and say so. Raises `UnknownManifestError`."""
-    node, left_out = image.node, list[str]()
-    if node.manifest and node.manifest.is_index:
-        asked = [child for child in node.children if _is_asked(child, platforms)]
-        whole = [child for child in asked if not child.lacking()]
-        named = [str(child.platform or "?") for child in node.children]
-        for platform in platforms:
-            if not any(_is_asked(child, [platform]) for child in node.children):
-                raise _unknown(
-                    image.repository,
-                    image.reference,
-                    f"it has no {platform}, only {', '.join(named)}",
-                )
-        left_out = [str(child.platform or "?") for child in asked if child.lacking()]
-        is_enough = any(not _is_attestation(child) for child in whole)
-        if not is_enough or (platforms and left_out):
-            raise _incomplete(image, [gone for child in asked for gone in child.lacking()])
-        node.children = whole
-    elif node.missing:
-        raise _incomplete(image, node.missing)
-    there = [str(child.platform or "?") for child in node.children]
-    return Exported(image.name, str(node.digest), there, left_out)
+    top = image.node
+    asked = top.children if top.manifest and top.manifest.is_index else [top]
+    if platforms:
+        chosen = {_choose(image, platform).digest for platform in platforms}
+        asked = [part for part in asked if any(one.digest in chosen for one in part.images())]
+    whole = [part for part in asked if not part.lacking()]
+    left_out = _platforms(part for part in asked if part not in whole)
+    there = _platforms(whole)
+    if not there or (platforms and left_out):
+        raise _incomplete(image, [gone for part in asked for gone in part.lacking()])
+    if top.children:
+        top.children = whole
+    return Exported(image.name, str(top.digest), there, left_out)
 
 
-def _is_asked(node: Node, platforms: Sequence[str]) -> bool:
-    """Tell whether a platform is named, or begins with one that is: `linux/arm64` takes every variant."""
-    return not platforms or any(
-        f"{node.platform}/".startswith(f"{platform}/") for platform in platforms
-    )
+def _choose(image: _Image, platform: Platform) -> Node:
+    """Return what clients of the platform take, as `check-offline` has it. Raises `UnknownManifestError`."""
+    offered = [(one.platform, one) for one in image.node.images()]
+    if offered == [(None, image.node)]:
+        return image.node
+    found = choose(offered, platform)
+    if found is None:
+        named = ", ".join(str(one or "?") for one, _ in offered)
+        reason = f"it has no {platform}, only {named}"[:120]
+        raise _unknown(image.repository, image.reference, reason)
+    return found
 
 
-def _is_attestation(node: Node) -> bool:
-    """Tell whether it is what BuildKit says of an image, rather than an image."""
-    return node.platform is not None and node.platform.os == "unknown"
+def _platforms(parts: Iterable[Node]) -> list[str]:
+    return [str(one.platform or "?") for part in parts for one in part.images()]
 
 
-def _incomplete(image: _Image, missing: Sequence[Digest]) -> UnknownManifestError:
-    reason = (
-        f"{len(missing)} of its blobs are not stored, {missing[0]} among them" if missing else ""
-    )
-    return _unknown(image.repository, image.reference, reason or "nothing of it is stored")
+def _incomplete(image: _Image, missing: Sequence[Missing]) -> UnknownManifestError:
+    reason = "nothing of it is stored"
+    if missing:
+        reason = f"{len(missing)} of its blobs are not stored, {missing[0].digest} among them"
+    return _unknown(image.repository, image.reference, reason)
 
 
 def _unknown(repository: Repository, reference: Reference, reason: str) -> UnknownManifestError:
@@ -288,8 +285,6 @@ def _for_docker(images: Iterable[_Image], blobs: Collection[Digest]) -> list[Doc
 def _is_loadable(node: Node, blobs: Collection[Digest]) -> bool:
     assert node.manifest
     children = node.manifest.children
-    return (
-        children[0].media_type in layout.IMAGE_CONFIGS
-        and not _is_attestation(node)
-        and all(child.digest in blobs for child in children)
+    return children[0].media_type in layout.IMAGE_CONFIGS and all(
+        child.digest in blobs for child in children
     )

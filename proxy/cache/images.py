@@ -4,25 +4,19 @@ An image is written as people write it. What is asked about need not be configur
 checked for being pulled, must be.
 """
 
-from collections.abc import AsyncGenerator, Collection, Generator, Sequence
-from concurrent.futures import Executor
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import closing
 from fnmatch import fnmatchcase
 from itertools import islice
 
 import msgspec
 
-from proxy.cache.completeness import Looker, PlatformState, State
-from proxy.cache.eviction import Space
-from proxy.cache.naming import Names, spell
+from proxy.cache.contents import Contents, PlatformState, State
+from proxy.cache.naming import spell
 from proxy.errors import DeniedError, UnknownManifestError
 from proxy.flight import in_thread
-from proxy.oci.digest import Digest
-from proxy.oci.reference import Reference, parse_image
+from proxy.oci.reference import parse_image
 from proxy.storage.catalogue import Catalogue, Root, open_catalogue
-from proxy.storage.index import Index
-from proxy.storage.local import LocalStore
-from proxy.storage.tables import Repository
 
 # So many are weighed one by one; for more, all of the store together is quicker.
 _FEW = 50
@@ -59,24 +53,18 @@ class Removed(msgspec.Struct, frozen=True):
 class Images:
     """Lists, removes and pins the images of one store."""
 
-    def __init__(
-        self, store: LocalStore, index: Index, space: Space, names: Names, threads: Executor
-    ) -> None:
-        self._store = store
-        self._index = index
-        self._space = space
-        self._names = names
-        self._threads = threads
-        self._looker = Looker(store)
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
 
     async def find(self, pattern: str = "") -> AsyncGenerator[Image, None]:
         """Yield the images whose name holds `pattern`, or matches it as a glob, in order.
 
         Raises `StorageError`.
         """
-        await self._index.flush()
+        await self._contents.index.flush()
         with closing(self._look_up(pattern)) as found:
-            while batch := await in_thread(self._threads, lambda: list(islice(found, _BATCH))):
+            threads = self._contents.threads
+            while batch := await in_thread(threads, lambda: list(islice(found, _BATCH))):
                 for image in batch:
                     yield image
 
@@ -86,17 +74,17 @@ class Images:
         """Remove images, and the blobs that no other image holds; a digest is every name that it has.
 
         All or none: raises `UnknownManifestError` if one is not there, `DeniedError` if one is pinned and not
-        `force`, `InvalidReferenceError`, `StorageError`.
+        `force`, `BusyError` if one is being exported, `InvalidReferenceError`, `StorageError`.
         """
-        roots = await in_thread(self._threads, self._named, images)
+        roots = await self._contents.read(lambda catalogue: self._named(catalogue, images))
         pinned = [spell(root.repository, root.reference) for root in roots if root.is_pinned]
         if pinned and not force:
             raise DeniedError(f"{pinned[0][:100]} is pinned; unpin it first, or use --force")
         gone = [(root.repository, root.reference) for root in roots]
         if dry_run:
-            blobs = await in_thread(self._threads, self._weigh_together, gone)
+            blobs = await self._contents.read(lambda catalogue: catalogue.removal(gone).blobs)
         else:
-            blobs = await self._space.remove_images(gone)
+            blobs = await self._contents.space.remove_images(gone)
         names = [spell(*image) for image in gone]
         return Removed(names, len(blobs), sum(size for _, size in blobs))
 
@@ -105,8 +93,8 @@ class Images:
 
         Raises `InvalidReferenceError`, `DeniedError` and `StorageError`.
         """
-        pins = [self._names.parse(text) for text in images]
-        await self._index.pin(pins)
+        pins = [self._contents.names.parse(text) for text in images]
+        await self._contents.index.pin(pins)
         return [spell(*pin) for pin in pins]
 
     async def unpin(self, images: Sequence[str]) -> list[str]:
@@ -114,13 +102,13 @@ class Images:
 
         Raises `InvalidReferenceError` and `StorageError`.
         """
-        pins = [self._names.locate(parse_image(text)) for text in images]
-        return [spell(*pin) for pin in await self._index.unpin(pins)]
+        pins = [self._contents.names.locate(parse_image(text)) for text in images]
+        return [spell(*pin) for pin in await self._contents.index.unpin(pins)]
 
     # In a thread.
 
     def _look_up(self, pattern: str) -> Generator[Image, None, None]:
-        with open_catalogue(self._index.path) as catalogue:
+        with open_catalogue(self._contents.index.path) as catalogue:
             # Read at once: a query that stays open would keep the index's log from being cut.
             roots = [root for root in catalogue.roots() if _matches(root, pattern)]
             weights = catalogue.sizes() if len(roots) > _FEW else {}
@@ -134,8 +122,8 @@ class Images:
         top = catalogue.blob(repository, digest) if digest else None
         platforms: list[PlatformState] = []
         if top:
-            offers = self._looker.offers(catalogue, repository, top)
-            platforms = [self._looker.state(catalogue, repository, offer) for offer in offers]
+            node = self._contents.closure(catalogue, top, repository, thoroughly=False)
+            platforms = [image.state() for image in node.images()]
         return Image(
             name=spell(repository, root.reference),
             repository=spell(repository),
@@ -146,28 +134,21 @@ class Images:
             platforms=platforms,
             size=size,
             unique=unique,
-            cached=self._store.committed_at(digest) if digest and top else None,
+            cached=self._contents.store.committed_at(digest) if digest and top else None,
             used=top.used if top else None,
         )
 
-    def _named(self, images: Sequence[str]) -> list[Root]:
+    def _named(self, catalogue: Catalogue, images: Sequence[str]) -> list[Root]:
         """Return the images that are meant, each once."""
         found: dict[Root, None] = {}
-        with open_catalogue(self._index.path) as catalogue:
-            for text in images:
-                roots = catalogue.find(*self._names.locate(parse_image(text)))
-                if not roots:
-                    raise UnknownManifestError(
-                        f"{text[:100]} is not in the store; pullcache images lists what is"
-                    )
-                found |= dict.fromkeys(roots)
+        for text in images:
+            roots = catalogue.find(*self._contents.names.locate(parse_image(text)))
+            if not roots:
+                raise UnknownManifestError(
+                    f"{text[:100]} is not in the store; pullcache images lists what is"
+                )
+            found |= dict.fromkeys(roots)
         return list(found)
-
-    def _weigh_together(
-        self, images: Collection[tuple[Repository, Reference]]
-    ) -> list[tuple[Digest, int]]:
-        with open_catalogue(self._index.path) as catalogue:
-            return catalogue.removal(images).blobs
 
 
 def _overall(platforms: Sequence[PlatformState]) -> State:

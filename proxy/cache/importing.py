@@ -8,8 +8,9 @@ transfer that breaks off leaves its blobs, and a repeated one reads over them.
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-from proxy.cache.closure import Contents, Node
+from proxy.cache.contents import Contents, Node
 from proxy.cache.intake import Intake
 from proxy.cache.naming import spell
 from proxy.cache.tarstream import TarStream
@@ -18,7 +19,6 @@ from proxy.errors import (
     BundleError,
     DeniedError,
     DigestMismatchError,
-    InvalidManifestError,
     InvalidReferenceError,
     StorageError,
 )
@@ -27,6 +27,7 @@ from proxy.log import get_logger
 from proxy.oci.digest import Digest
 from proxy.oci.layout import Listed
 from proxy.oci.reference import Tag
+from proxy.storage.catalogue import Blob
 
 log = get_logger(__name__)
 
@@ -102,12 +103,12 @@ class Importer:
         """Enter the images that are complete; return what became of each, and what they need."""
         images, needed = [], set[Digest]()
         for listed in intake.images:
-            try:
-                node = await self._contents.closure(listed.digest, listed.size, listed.media_type)
-            except InvalidManifestError as error:
-                images.append(_refused(listed.name or listed.tag, listed, str(error)))
+            top = Blob(listed.digest, listed.size, listed.media_type, 0)
+            node = await self._contents.read(partial(self._contents.closure, top=top))
+            if problem := next(node.problems(), ""):
+                images.append(_refused(listed.name or listed.tag, listed, problem))
                 continue
-            missing = [str(digest) for digest in _missing(node, intake)]
+            missing = _missing(node, intake)
             for text in _names(listed, node, intake.docker_names, given):
                 if missing:
                     images.append(Imported(text, str(listed.digest), missing))
@@ -144,20 +145,20 @@ async def _counted(
         yield chunk
 
 
-def _missing(node: Node, intake: Intake) -> list[Digest]:
+def _missing(node: Node, intake: Intake) -> list[str]:
     """Return what the image lacks, after taking out of an index what is not meant to be here.
 
     Meant is what the bundle says; if it says nothing, the manifests that it holds; if it holds none,
     those that are whole in the store.
     """
     if node.manifest is None or not node.manifest.is_index:
-        return node.missing
+        return [gone.digest for gone in node.missing]
     meant = intake.meant.get(node.digest, intake.seen)
     chosen = [child for child in node.children if child.digest in meant]
     node.children = chosen or [child for child in node.children if not child.lacking()]
     if node.children:
-        return node.lacking()
-    return [child.digest for child in node.manifest.children]
+        return [gone.digest for gone in node.lacking()]
+    return [str(child.digest) for child in node.manifest.children]
 
 
 def _names(

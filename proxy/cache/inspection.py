@@ -1,21 +1,17 @@
 """One image in every detail: platforms, layers and what made them, who shares them, what refers to it."""
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
+from contextlib import suppress
 
 import msgspec
 
-from proxy.cache.completeness import Looker, Offer, PlatformState
-from proxy.cache.naming import Names, spell
-from proxy.errors import UnknownManifestError
-from proxy.flight import in_thread
+from proxy.cache.contents import Contents, Node, PlatformState
+from proxy.cache.naming import spell
+from proxy.errors import InvalidManifestError, UnknownManifestError
 from proxy.oci.config import ImageConfig
 from proxy.oci.digest import Digest
-from proxy.oci.manifest import Child
 from proxy.oci.reference import Reference, parse_image
-from proxy.storage.catalogue import Blob, Catalogue, Root, open_catalogue
-from proxy.storage.index import Index
-from proxy.storage.local import LocalStore
+from proxy.storage.catalogue import Blob, Catalogue, Root
 from proxy.storage.tables import Repository
 
 # A base layer may belong to thousands: so many are named.
@@ -70,33 +66,30 @@ class Detail(msgspec.Struct, frozen=True, kw_only=True):
 class Inspector:
     """Looks closely at one image of a store at a time."""
 
-    def __init__(self, store: LocalStore, index: Index, names: Names, threads: Executor) -> None:
-        self._store = store
-        self._looker = Looker(store)
-        self._index = index
-        self._names = names
-        self._threads = threads
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
 
     async def inspect(self, image: str) -> Detail:
         """Return what there is to say of an image, or of a manifest by its digest.
 
         Raises `UnknownManifestError` if it is not in the store, `InvalidReferenceError`, `StorageError`.
         """
-        repository, reference = self._names.locate(parse_image(image))
-        await self._index.flush()
-        return await in_thread(self._threads, self._inspect, repository, reference)
+        named = self._contents.names.locate(parse_image(image))
+        await self._contents.index.flush()
+        return await self._contents.read(lambda catalogue: self._inspect(catalogue, *named))
 
-    def _inspect(self, repository: Repository, reference: Reference) -> Detail:
-        with open_catalogue(self._index.path) as catalogue:
-            roots = catalogue.find(repository, reference)
-            digest = roots[0].digest if roots else reference
-            top = catalogue.blob(repository, digest) if isinstance(digest, Digest) else None
-            if top is None:
-                raise UnknownManifestError(
-                    f"{spell(repository, reference)[:100]} is not in the store; "
-                    "pullcache images lists what is"
-                )
-            return self._detail(catalogue, repository, reference, top)
+    def _inspect(
+        self, catalogue: Catalogue, repository: Repository, reference: Reference
+    ) -> Detail:
+        roots = catalogue.find(repository, reference)
+        digest = roots[0].digest if roots else reference
+        top = catalogue.blob(repository, digest) if isinstance(digest, Digest) else None
+        if top is None:
+            raise UnknownManifestError(
+                f"{spell(repository, reference)[:100]} is not in the store; "
+                "pullcache images lists what is"
+            )
+        return self._detail(catalogue, repository, reference, top)
 
     def _detail(
         self, catalogue: Catalogue, repository: Repository, reference: Reference, top: Blob
@@ -104,7 +97,7 @@ class Inspector:
         alike = catalogue.find(repository, top.digest)
         named = Root(repository, reference, top.digest, is_pinned=False)
         size, unique = catalogue.weigh(named)
-        offers = self._looker.offers(catalogue, repository, top)
+        images = self._contents.closure(catalogue, top, repository).images()
         return Detail(
             name=spell(repository, reference),
             names=[spell(repository, root.reference) for root in alike],
@@ -113,39 +106,34 @@ class Inspector:
             pinned=any(root.is_pinned and root.reference == reference for root in alike),
             size=size,
             unique=unique,
-            cached=self._store.committed_at(top.digest),
+            cached=self._contents.store.committed_at(top.digest),
             used=top.used,
-            platforms=[self._platform(catalogue, repository, reference, offer) for offer in offers],
+            platforms=[self._platform(catalogue, repository, reference, one) for one in images],
             referrers=[
                 self._referrer(blob, subject)
-                for subject in dict.fromkeys([top.digest, *(offer.digest for offer in offers)])
+                for subject in dict.fromkeys([top.digest, *(image.digest for image in images)])
                 for blob in catalogue.referrers(repository, subject)
             ],
         )
 
     def _platform(
-        self, catalogue: Catalogue, repository: Repository, reference: Reference, offer: Offer
+        self, catalogue: Catalogue, repository: Repository, reference: Reference, image: Node
     ) -> PlatformDetail:
-        state = self._looker.state(catalogue, repository, offer, thoroughly=True)
-        blob = catalogue.blob(repository, offer.digest)
-        manifest = self._looker.manifest(blob) if blob else None
-        if manifest is None or manifest.is_index or not manifest.children:
-            return PlatformDetail(state, None, ())
-        named, *layers = manifest.children
-        config = self._looker.config(named.digest, named.size)
+        if image.manifest is None or not image.manifest.children:
+            return PlatformDetail(image.state(), None, ())
+        config = self._contents.config(image.manifest)
+        layers = image.manifest.children[1:]
         commands = config.commands_of(len(layers)) if config else [""] * len(layers)
-        missing = {one.digest for one in state.missing}
         me = (repository, reference)
         return PlatformDetail(
-            state,
+            image.state(),
             config,
             [
                 Layer(
                     str(layer.digest),
                     layer.size,
                     layer.media_type,
-                    str(layer.digest) not in missing
-                    and not _is_elsewhere(catalogue, repository, layer),
+                    layer.digest in image.here,
                     command,
                     [
                         spell(*other)
@@ -158,7 +146,9 @@ class Inspector:
         )
 
     def _referrer(self, blob: Blob, subject: Digest) -> Referrer:
-        manifest = self._looker.manifest(blob)
+        manifest = None
+        with suppress(InvalidManifestError):
+            manifest = self._contents.manifest(blob.digest, blob.size, blob.media_type or "")
         return Referrer(
             str(blob.digest),
             str(subject),
@@ -166,8 +156,3 @@ class Inspector:
             blob.size,
             manifest.annotations if manifest else {},
         )
-
-
-def _is_elsewhere(catalogue: Catalogue, repository: Repository, layer: Child) -> bool:
-    """Tell whether a foreign layer is not here, which does not make the image incomplete."""
-    return layer.is_foreign and catalogue.blob(repository, layer.digest) is None

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from proxy.cache.arrivals import Arrivals
-from proxy.cache.closure import Contents
+from proxy.cache.contents import Contents
 from proxy.cache.eviction import Hold, Reservation
 from proxy.cache.tarstream import TarStream
 from proxy.errors import (

@@ -4,8 +4,9 @@ An image is a root (schema.sql): a tag, a pin, or a manifest pulled by digest. I
 (pins.py). What no other root reaches is its own: that much goes with it.
 """
 
+import json
 import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -27,15 +28,6 @@ class Root:
     reference: Reference
     digest: Digest | None
     is_pinned: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A blob that a manifest names. `is_here` if it is in the store and its repository is linked to it."""
-
-    digest: Digest
-    size: int
-    is_here: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,16 +174,20 @@ class Catalogue:
         own = self._removal(entries).blobs
         return sum(self._size(digest) or 0 for digest in held), sum(size for _, size in own)
 
-    def parts(self, repository: Repository, manifest: Digest) -> list[Part]:
-        """Return what a manifest of the store names, in no order."""
-        rows = self._connection.execute(
-            "SELECT e.child, e.size, b.digest IS NOT NULL AND EXISTS (SELECT 1 FROM links l"
-            " JOIN repositories r ON r.id = l.repository"
-            " WHERE l.digest = e.child AND r.upstream = ? AND r.name = ?)"
-            " FROM edges e LEFT JOIN blobs b ON b.digest = e.child WHERE e.parent = ?",
-            (repository.upstream, repository.name, str(manifest)),
-        )
-        return [Part(Digest.parse(child), size, bool(is_here)) for child, size, is_here in rows]
+    def present(
+        self, digests: Iterable[Digest], repository: Repository | None = None
+    ) -> dict[Digest, int]:
+        """Return the sizes of those of the blobs that are here and, if it is given, linked to the repository."""
+        wanted = {str(digest): digest for digest in digests}
+        query = "SELECT digest, size FROM json_each(?) JOIN blobs b ON digest = value"
+        values = [json.dumps([*wanted])]
+        if repository:
+            query += (
+                " WHERE EXISTS (SELECT 1 FROM links l JOIN repositories r ON r.id = l.repository"
+                " WHERE l.digest = b.digest AND r.upstream = ? AND r.name = ?)"
+            )
+            values += [repository.upstream, repository.name]
+        return {wanted[text]: size for text, size in self._connection.execute(query, values)}
 
     def referrers(self, repository: Repository, subject: Digest) -> list[Blob]:
         """Return the manifests of the repository that refer to `subject`."""

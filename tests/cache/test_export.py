@@ -2,14 +2,32 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
 from proxy.cli.api import AdminApi
-from proxy.errors import DaemonError, DeniedError, InvalidNameError, UnknownManifestError
+from proxy.errors import (
+    DaemonError,
+    DeniedError,
+    InvalidNameError,
+    InvalidReferenceError,
+    UnknownManifestError,
+)
 from tests.bundles import APP, LAYERS, NAME, REF_NAME, blobs, export, files, path, pull
 from tests.fakes.content import digest_of
 from tests.fakes.faults import flip
+from tests.fakes.gallery import parts_of, push_index, push_manifest
+from tests.program import Program
+from tests.server.asking import pull as pull_by_digest
+
+LIBRARY = "library/app"
+
+
+async def plan(program: Program, *images: str) -> Any:
+    """Return what the program says an export would hold."""
+    api = AdminApi(program.root)
+    return await asyncio.to_thread(api.post, "/api/v1/export/plan", {"images": images})
 
 
 async def test_a_bundle_is_a_layout_that_holds_the_bytes_of_the_store(registry, program):
@@ -71,9 +89,7 @@ async def test_platforms_that_were_not_pulled_are_left_out_and_named(registry, p
     await program.settled()
     bundle = await export(program, "app")
     assert blobs(bundle) == {image.digest, image.manifest, *image.blobs}
-    wanted = {"images": ["app"]}
-    plan = await asyncio.to_thread(AdminApi(program.root).post, "/api/v1/export/plan", wanted)
-    (exported,) = plan["images"]
+    (exported,) = (await plan(program, "app"))["images"]
     assert (exported["platforms"], exported["left_out"]) == (["linux/amd64"], ["linux/arm64"])
 
 
@@ -85,6 +101,47 @@ async def test_only_the_platforms_that_are_named_go_out(registry, program):
     assert image.manifests["linux/amd64"] not in blobs(bundle)
     (loadable,) = json.loads(files(bundle)["manifest.json"])
     assert loadable["Config"] != path(image.config)
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken"),
+    [("linux/aarch64", "linux/arm64/v8"), ("linux/arm/v7", "linux/arm/v6"), ("linux/arm", None)],
+)
+async def test_of_an_index_goes_out_what_clients_of_a_platform_take(
+    registry, program, asked, taken
+):
+    made = ("linux/amd64", "linux/arm64/v8", "linux/arm/v6", "linux/arm/v5")
+    manifests = {one: push_manifest(registry, LIBRARY, [LAYERS[0]], platform=one) for one in made}
+    index = push_index(registry, LIBRARY, "latest", manifests)
+    for one in manifests.values():
+        parts = parts_of(registry, LIBRARY, one)
+        await pull_by_digest(program, LIBRARY, "latest", one, *parts)
+    found = blobs(await export(program, "app", platforms=[asked]))
+    expected = manifests[taken or "linux/arm/v6"]
+    assert found == {index, expected, *parts_of(registry, LIBRARY, expected)}
+
+
+async def test_a_plain_image_for_another_platform_than_is_asked_is_an_error(registry, program):
+    await pull(program, registry.add_image())
+    await export(program, "app", platforms=["linux/amd64"])
+    with pytest.raises(UnknownManifestError, match="no linux/arm64, only linux/amd64"):
+        await export(program, "app", platforms=["linux/arm64"])
+    with pytest.raises(InvalidReferenceError, match="not a platform"):
+        await export(program, "app", platforms=["arm64"])
+
+
+async def test_an_attestation_that_was_not_pulled_is_no_platform_that_is_left_out(
+    registry, program
+):
+    manifests = {
+        "linux/amd64": push_manifest(registry, LIBRARY, [LAYERS[0]]),
+        "unknown/unknown": push_manifest(registry, LIBRARY, [b"provenance"]),
+    }
+    push_index(registry, LIBRARY, "latest", manifests)
+    digest = manifests["linux/amd64"]
+    await pull_by_digest(program, LIBRARY, "latest", digest, *parts_of(registry, LIBRARY, digest))
+    (exported,) = (await plan(program, "app"))["images"]
+    assert (exported["platforms"], exported["left_out"]) == (["linux/amd64"], [])
 
 
 async def test_docker_loads_amd64_where_there_is_a_choice(registry, program):

@@ -183,10 +183,13 @@ async def test_a_shared_layer_is_held_by_all_who_name_it(index):
     found = await asyncio.to_thread(read, index.path, lambda c: c.holders(layer, 10))
     assert set(found) == set(zip(REPOSITORIES, TAGS, strict=True))
     assert len(await asyncio.to_thread(read, index.path, lambda c: c.holders(layer, 1))) == 1
-    parts = await asyncio.to_thread(
-        read, index.path, lambda c: c.parts(REPOSITORIES[1], MANIFESTS[1])
-    )
-    assert [(part.digest, part.size, part.is_here) for part in parts] == [(layer, 7, True)]
+
+    blobs = [layer, LAYERS[1]]
+    for where in (*REPOSITORIES, None):
+        here = await asyncio.to_thread(read, index.path, lambda c, w=where: c.present(blobs, w))
+        assert here == {layer: 7}
+    nobody = Repository("docker.io", "library/none")
+    assert await asyncio.to_thread(read, index.path, lambda c: c.present(blobs, nobody)) == {}
 
 
 async def test_what_only_another_repository_connects_is_removed_from_its_own(index):
