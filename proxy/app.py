@@ -263,7 +263,7 @@ async def _owned_tasks() -> AsyncIterator[asyncio.TaskGroup]:
 def _image_routes(contents: Contents, checker: Checker, preloader: Preloader) -> list[Route]:
     """Return what the admin API does with images; how a route is added is said in `server/api.py`."""
     catalogue = api_images.Operations(Images(contents), checker, Inspector(contents))
-    bundles = api_bundles.Operations(Exporter(contents), Importer(contents))
+    bundles = api_bundles.Operations(Exporter(contents), Importer(contents), contents.threads)
     preload = api_preload.Operations(preloader)
     return [*bundles.routes(), *catalogue.routes(), *preload.routes()]
 

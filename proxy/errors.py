@@ -102,6 +102,10 @@ class BusyError(ProxyError):
     """Something that runs just now works with it."""
 
 
+class FileUnreachableError(ProxyError):
+    """The daemon cannot open a file that a command has open; it is to be sent."""
+
+
 class BundleError(ProxyError):
     """A bundle is damaged, or is none that can be taken."""
 

@@ -5,7 +5,7 @@ without cancelling it, and its result, or its error, is everybody's.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable, Iterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from copy import copy
@@ -90,6 +90,24 @@ async def beside(work: Awaitable[R]) -> AsyncIterator["asyncio.Future[R]"]:
         await to_the_end(asyncio.wait((future,)))
         if not future.cancelled():
             future.exception()  # who was interested has seen it
+
+
+async def read_ahead(pieces: Iterator[R], pool: Executor) -> AsyncGenerator[R, None]:
+    """Yield the pieces; each is made in `pool` while the one before is worked on."""
+    loop = asyncio.get_running_loop()
+    making = loop.run_in_executor(pool, next, pieces, None)
+    try:
+        while True:
+            # Not `await making`: who is cancelled would cancel it, and nobody could wait for its thread.
+            await asyncio.wait((making,))
+            piece = making.result()
+            if piece is None:
+                return
+            making = loop.run_in_executor(pool, next, pieces, None)
+            yield piece
+    finally:
+        await to_the_end(asyncio.wait((making,)))
+        making.exception()  # of a piece that nobody wants any more
 
 
 async def in_thread(pool: Executor, work: Callable[P, R], *args: P.args, **kw: P.kwargs) -> R:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from proxy.cache.closure import Contents
+from proxy.cache.contents import Contents
 from proxy.cache.eviction import Hold
 from proxy.cache.resolving import Found
 from proxy.errors import NoSpaceError
@@ -43,10 +43,7 @@ class Allotment:
 
     def keep(self, digests: Iterable[Digest]) -> None:
         """Hold what is here of these: it is not evicted meanwhile."""
-        for digest in digests:
-            size = self._contents.index.size(digest)
-            if size is not None:
-                self._hold.sizes[digest] = size
+        self._hold.digests.update(digests)
 
     def _more(self, blobs: Iterable[tuple[Digest, int]]) -> int:
         """Return how much room blobs take that was not given yet. What is pinned has its own."""

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from proxy.cache.closure import Contents
+from proxy.cache.contents import Contents
 from proxy.cache.download import Download
 from proxy.cache.downloads import Downloads
 from proxy.cache.preload_events import LayerProgress, LayerState

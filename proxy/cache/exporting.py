@@ -4,18 +4,24 @@ The bytes of the store go out as they are, each blob hashed on its way: what is 
 not handed on. The same images make the same bundle, and its size is known before its first byte.
 """
 
-import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Collection,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from proxy.cache.contents import Contents, Missing, Node
 from proxy.cache.naming import spell
 from proxy.errors import StorageError, UnknownManifestError
-from proxy.flight import to_the_end
+from proxy.flight import read_ahead
 from proxy.oci import layout, tar
-from proxy.oci.digest import Digest
+from proxy.oci.digest import Digest, Hash
 from proxy.oci.layout import DockerImage, Listed
 from proxy.oci.manifest import Platform
 from proxy.oci.platform import choose, parse_platform
@@ -145,46 +151,25 @@ class Exporter:
         if opened is None:
             await self._contents.space.forget(digest, size)
             raise StorageError(f"the file of {digest} is gone or of another size; pull it again")
-        loop = asyncio.get_running_loop()
+        hasher = digest.hasher()
         with opened:
-            reader = _Reader(opened, digest)
-            reading = loop.run_in_executor(self._contents.threads, reader.read)
-            try:
-                while chunk := await _result(reading):
-                    reading = loop.run_in_executor(self._contents.threads, reader.read)
+            pieces = _read(opened, hasher)
+            async with aclosing(read_ahead(pieces, self._contents.threads)) as chunks:
+                async for chunk in chunks:
                     yield chunk
-            finally:
-                # The file is closed behind its last reader.
-                await to_the_end(asyncio.wait((reading,)))
-        if not reader.is_right():
+        if not digest.matches(hasher):
             await self._contents.space.forget(digest, size)
             raise StorageError(f"{digest} is damaged on the disk and was removed; pull it again")
 
 
-class _Reader:
-    """Reads a blob from its beginning to its end, and hashes it. `read` blocks."""
-
-    def __init__(self, opened: OpenBlob, digest: Digest) -> None:
-        self._fd = opened.fd
-        self._digest = digest
-        self._hasher = digest.hasher()
-        self._offset = 0
-
-    def read(self) -> bytes:
-        chunk = os.pread(self._fd, READ, self._offset)
-        self._hasher.update(chunk)
-        self._offset += len(chunk)
-        return chunk
-
-    def is_right(self) -> bool:
-        return self._digest.matches(self._hasher)
-
-
-async def _result(reading: "asyncio.Future[bytes]") -> bytes:
-    # Not `await reading`: who is cancelled would cancel it, and nobody could wait for its thread.
-    await asyncio.wait((reading,))
+def _read(opened: OpenBlob, hasher: Hash) -> Iterator[bytes]:
+    """Read a blob from its beginning to its end, and hash it. Blocks."""
+    offset = 0
     try:
-        return reading.result()
+        while chunk := os.pread(opened.fd, READ, offset):
+            hasher.update(chunk)
+            offset += len(chunk)
+            yield chunk
     except OSError as error:
         raise StorageError(f"the disk cannot be read: {error.strerror}") from error
 

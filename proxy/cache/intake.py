@@ -178,7 +178,7 @@ class Intake:
     async def _write(self, arrivals: Arrivals, ingest: Ingest) -> None:
         try:
             while chunks := await arrivals.take():
-                await in_thread(self._contents.threads, ingest.append, chunks)
+                await in_thread(self._contents.threads, _append, ingest, chunks)
         finally:
             arrivals.close()
 
@@ -196,3 +196,8 @@ class Intake:
         if is_new:
             self.added[digest] = size
         await in_thread(self._contents.threads, ingest.settle)
+
+
+def _append(ingest: Ingest, chunks: list[bytes]) -> None:
+    ingest.append(chunks)
+    ingest.write_back()

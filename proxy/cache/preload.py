@@ -17,7 +17,7 @@ from proxy.cache import preload_events as events
 from proxy.cache.allotment import Allotment
 from proxy.cache.bringing import Bringer
 from proxy.cache.checking import ALL, Checker, Wanted
-from proxy.cache.closure import Contents
+from proxy.cache.contents import Contents
 from proxy.cache.downloads import Downloads
 from proxy.cache.eviction import Hold
 from proxy.cache.memory import Held

@@ -5,7 +5,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from proxy.cache.checking import ALL
-from proxy.cache.completeness import MAX_DEPTH
+from proxy.cache.contents import MAX_DEPTH
 from proxy.cache.listings import Listings
 from proxy.cache.memory import Held
 from proxy.cache.naming import spell

@@ -47,6 +47,13 @@ class Given:
         is_known = sizes and all(stat.S_ISREG(one.st_mode) for one in sizes)
         return sum(one.st_size for one in sizes) if is_known else None
 
+    def described(self) -> list[dict[str, Any]] | None:
+        """Return the files for a daemon that may open them itself, None if they are no regular files."""
+        sizes = [path.stat() for path in self.files]
+        if not sizes or not all(stat.S_ISREG(one.st_mode) for one in sizes):
+            return None
+        return [describe(path) for path in self.files]
+
     def pieces(self) -> Iterator[bytes]:
         """Yield the bundle's bytes."""
         if self.directory:
@@ -56,6 +63,12 @@ class Given:
         for path in self.files:
             with path.open("rb") as file:
                 yield from _read(file)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return a file as the admin API names it."""
+    status = path.stat()
+    return {"path": str(path.absolute()), "device": status.st_dev, "inode": status.st_ino}
 
 
 def find(names: tuple[str, ...]) -> list[Given]:

@@ -34,6 +34,13 @@ class Target:
             }
             self._compressor = ZstdCompressor(options=options)
 
+    @property
+    def plain(self) -> Path | None:
+        """The one file that takes the bundle as it is, for whoever can open it too; or None."""
+        if self._split or self._compressor or not self.names:
+            return None
+        return Path(self.names[0] + _PARTIAL)
+
     def write(self, data: bytes) -> int:
         """Write bytes of the bundle; return how many they were."""
         self._put(self._compressor.compress(data) if self._compressor else data)

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -18,6 +19,7 @@ from proxy.cli.output import format_bytes, printable
 from proxy.cli.progress import transfer_progress
 from proxy.cli.target import Target
 from proxy.config.values import Size
+from proxy.errors import DaemonError, FileUnreachableError
 
 
 class _Size(click.ParamType[Size]):
@@ -92,13 +94,27 @@ def export(
             transfer_progress("exporting", plan["size"]) as advance,
             Target(output, split) as target,
         ):
-            api.download("/api/v1/export", document, cast("Any", _Counted(target, advance)))
+            _write(api, document, target, advance)
     if as_json:
         click.echo(json.dumps(plan | {"files": target.names, "written": target.written}, indent=2))
     else:
         _tell(plan, target)
     if problems:
         raise click.exceptions.Exit(PARTLY_DONE)
+
+
+def _write(
+    api: AdminApi, document: dict[str, Any], target: Target, advance: Callable[[int], None]
+) -> None:
+    """Have the daemon write the bundle if it can open the file, or send it."""
+    if target.plain:
+        file = {"file": bundles.describe(target.plain)}
+        with suppress(FileUnreachableError):
+            for event in api.stream("POST", "/api/v1/export/file", document | file):
+                advance(event["done"] - target.written)
+                target.written = event["done"]
+            return
+    api.download("/api/v1/export", document, cast("Any", _Counted(target, advance)))
 
 
 def _tell(plan: dict[str, Any], target: Target) -> None:
@@ -155,17 +171,25 @@ def import_(
 
 
 def _take(api: AdminApi, given: Given, name: str | None) -> dict[str, Any]:
-    report: dict[str, Any] = {}
     with transfer_progress(f"importing {given.name}", given.size) as advance:
+        done = 0
+        for event in _events(api, given, name):
+            if "done" in event:
+                advance(event["done"] - done)
+                done = event["done"]
+            else:
+                return {"bundle": given.name} | event
+    raise DaemonError("the daemon ended before it was done; run the command again")
 
-        def pieces() -> Iterator[bytes]:
-            for piece in given.pieces():
-                yield piece
-                advance(len(piece))
 
-        for event in api.stream("POST", "/api/v1/import", upload=pieces(), name=name):
-            report = event
-    return {"bundle": given.name} | report
+def _events(api: AdminApi, given: Given, name: str | None) -> Iterator[dict[str, Any]]:
+    """Have the daemon read the bundle if it can open the files, or send it."""
+    if files := given.described():
+        document = {"files": files, "name": name or ""}
+        with suppress(FileUnreachableError):
+            yield from api.stream("POST", "/api/v1/import/files", document)
+            return
+    yield from api.stream("POST", "/api/v1/import", upload=given.pieces(), name=name)
 
 
 def _show(given: Given, report: dict[str, Any]) -> None:

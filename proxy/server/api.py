@@ -22,6 +22,7 @@ To add an operation:
 
 import asyncio
 import re
+import socket
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -56,6 +57,7 @@ _STATUS: tuple[tuple[type[ProxyError], int], ...] = (
     (InvalidRequestError, 400),
     (errors.InvalidReferenceError, 400),
     (errors.BundleError, 400),
+    (errors.FileUnreachableError, 400),
     (errors.UnauthorizedError, 401),
     (errors.DeniedError, 403),
     (errors.UnknownError, 404),
@@ -115,6 +117,12 @@ class Call:
                 raise InvalidRequestError(f"the body has more than {MAX_DOCUMENT} bytes")
         with _named("body"):
             return msgspec.json.decode(content, type=kind)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it came by `admin.sock`: from the daemon's user, or root."""
+        transport = self._request.transport
+        return bool(transport and transport.get_extra_info("socket").family == socket.AF_UNIX)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the body as it comes. Raises `ConnectionError` if the client leaves in its midst."""

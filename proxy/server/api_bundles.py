@@ -1,20 +1,28 @@
 """`/api/v1/export` and `/api/v1/import`: images as bundles, out of the store and into it."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
+from proxy.cache import direct
+from proxy.cache.direct import File
 from proxy.cache.exporting import Bundle, Exported, Exporter
 from proxy.cache.importing import Importer, Report
+from proxy.errors import DeniedError
 from proxy.flight import beside
 from proxy.oci.digest import Digest
 from proxy.server.api import Call, Download, Input, Route
 
-# How often an import says how far it is, in seconds.
-INTERVAL = 1.0
+# How often an export to a file, or an import, says how far it is, in seconds.
+INTERVAL = 0.5
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Input)
 
 
 class Wanted(Input, frozen=True):
@@ -31,6 +39,19 @@ class Named(Input, frozen=True):
     name: str = ""
 
 
+class Target(Wanted, frozen=True, kw_only=True):
+    """What to export into which file, an empty one."""
+
+    file: File
+
+
+class Sources(Input, frozen=True):
+    """The files of a bundle, in order, and what its image is called if it does not say it."""
+
+    files: list[File]
+    name: str = ""
+
+
 class Plan(msgspec.Struct, frozen=True):
     """What an export would hold: `size` bytes, of which there are no less later."""
 
@@ -40,9 +61,9 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How many bytes of an upload were read."""
+    """How many bytes of a bundle were read, or written."""
 
-    read: int
+    done: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +72,16 @@ class Operations:
 
     exporter: Exporter
     importer: Importer
+    threads: Executor
 
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
             Route("POST", "/api/v1/export", self.export),
+            Route("POST", "/api/v1/export/file", self.write),
             Route("POST", "/api/v1/export/plan", self.plan),
             Route("POST", "/api/v1/import", self.take),
+            Route("POST", "/api/v1/import/files", self.read),
         ]
 
     async def plan(self, call: Call) -> Plan:
@@ -69,23 +93,34 @@ class Operations:
         """Send a bundle."""
         return Download(self._chunks(await call.document(Wanted)), "application/x-tar")
 
-    async def take(self, call: Call) -> AsyncGenerator[Progress | Report, None]:
+    async def write(self, call: Call) -> AsyncGenerator[Progress, None]:
+        """Write a bundle into a file of this machine; tell how far it is, and at last how large."""
+        wanted = await _local(call, Target)
+
+        async def work(progress: Callable[[int], None]) -> Progress:
+            chunks = self._chunks(wanted)
+            return Progress(await direct.write(wanted.file, chunks, self.threads, progress))
+
+        async with aclosing(_watched(work)) as events:
+            async for event in events:
+                yield event
+
+    def take(self, call: Call) -> AsyncGenerator[Progress | Report, None]:
         """Take the body, a bundle, into the store; tell how far it is, and at last what became of it."""
-        read = told = 0
+        return self._take(call.chunks(), call.query(Named).name)
 
-        def progress(count: int) -> None:
-            nonlocal read
-            read = count
+    async def read(self, call: Call) -> AsyncGenerator[Progress | Report, None]:
+        """Take a bundle in files of this machine, as `take` does."""
+        wanted = await _local(call, Sources)
+        chunks = direct.read(wanted.files, self.threads)
+        async with aclosing(chunks), aclosing(self._take(chunks, wanted.name)) as events:
+            async for event in events:
+                yield event
 
-        name = call.query(Named).name
-        work = self.importer.take(call.chunks(), name=name, progress=progress)
-        async with beside(work) as taking:
-            while not taking.done():
-                await asyncio.wait((taking,), timeout=INTERVAL)
-                if read > told and not taking.done():
-                    told = read
-                    yield Progress(read)
-            yield await taking
+    def _take(
+        self, chunks: AsyncIterator[bytes], name: str
+    ) -> AsyncGenerator[Progress | Report, None]:
+        return _watched(lambda progress: self.importer.take(chunks, name=name, progress=progress))
 
     async def _chunks(self, wanted: Wanted) -> AsyncGenerator[bytes, None]:
         async with (
@@ -98,3 +133,29 @@ class Operations:
     def _opened(self, wanted: Wanted) -> AbstractAsyncContextManager[tuple[Bundle, list[Exported]]]:
         without = frozenset(map(Digest.parse, wanted.without))
         return self.exporter.open(wanted.images, platforms=wanted.platforms, without=without)
+
+
+async def _local(call: Call, kind: type[K]) -> K:
+    """Return the document of a call that names files, which only who may open them anyway may do."""
+    if not call.is_local:
+        raise DeniedError("files are named on admin.sock only; send the bundle itself")
+    return await call.document(kind)
+
+
+async def _watched(
+    work: Callable[[Callable[[int], None]], Awaitable[T]],
+) -> AsyncGenerator[Progress | T, None]:
+    """Do the work, which says how far it is; tell so from time to time, and at last what came of it."""
+    done = told = 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done = count
+
+    async with beside(work(progress)) as working:
+        while not working.done():
+            await asyncio.wait((working,), timeout=INTERVAL)
+            if done > told and not working.done():
+                told = done
+                yield Progress(done)
+        yield await working

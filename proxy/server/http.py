@@ -54,6 +54,7 @@ class HttpServer(Server):
             "keepalive_timeout": KEEPALIVE_TIMEOUT,
             "lingering_time": LINGERING_TIME,
             "access_log": None,
+            "read_bufsize": 1 << 20,
         }
 
     def __call__(self) -> RequestHandler:

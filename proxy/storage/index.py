@@ -185,6 +185,11 @@ class Index:
         query = f"SELECT {tables.FOOTPRINTS} FROM blobs WHERE pinned"
         return self._remembered(("pinned",), query, (), lambda row: int(row[0])) or 0
 
+    def is_pinned(self, digest: Digest) -> bool:
+        """Tell whether a pin holds the blob."""
+        query = "SELECT 1 FROM blobs WHERE digest = ? AND pinned"
+        return self._reader.execute(query, (str(digest),)).fetchone() is not None
+
     def touch(self, digest: Digest) -> None:
         """Count a use of the blob; of a manifest, also of what it names."""
         self._uses[str(digest)] = self._now()

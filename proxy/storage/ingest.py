@@ -18,6 +18,8 @@ import msgspec
 from proxy.errors import NoSpaceError, StorageError
 from proxy.oci.digest import Digest, Hash
 
+# The disk is told to begin with so many bytes at once.
+WRITE_BACK = 8 << 20
 _READ = 1 << 20
 _SLICE = 32 << 10
 # A state has constant length, so that a kill leaves the old one or the new one, and room for so many
@@ -51,6 +53,7 @@ class Ingest:
         self._target = target
         self._hasher = digest.hasher()
         self._size: int | None = None
+        self._begun = 0
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self.fd = os.open(self._path, flags, 0o600)
@@ -107,6 +110,12 @@ class Ingest:
                 self.frontier += written
                 rest = rest[written:]
         self.save()
+
+    def write_back(self) -> None:
+        """Have the disk begin with what was appended, which `commit` would wait for at the end."""
+        if self.frontier - self._begun >= WRITE_BACK:
+            write_back(self.fd, self._begun, self.frontier - self._begun)
+            self._begun = self.frontier
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write ahead of the frontier what is to be hashed when it gets there."""
@@ -184,6 +193,15 @@ class Ingest:
                 return
             self._hasher.update(data)
             self.frontier += len(data)
+
+
+def write_back(fd: int, offset: int, size: int) -> None:
+    """Have the disk begin with bytes that were just written, so that an fsync waits less.
+
+    That is how Linux takes this advice: it drops what is on the disk already, and writes the rest.
+    """
+    with suppress(OSError):
+        os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
 
 
 def put(folder: Path, target: Path, content: bytes) -> None:

@@ -390,5 +390,5 @@ async def test_progress_is_told_while_a_bundle_comes(program, monkeypatch):
         return [first, *events]
 
     first, *_, last = await asyncio.to_thread(work)
-    assert 0 < first["read"] <= MIB
+    assert 0 < first["done"] <= MIB
     assert last["added"] == 3
