@@ -9,7 +9,7 @@ from proxy.cache.downloads import Downloads
 from proxy.cache.preload_events import LayerProgress, LayerState
 from proxy.cache.pull_through import PullThrough
 from proxy.cache.waits import Waits
-from proxy.errors import NoSpaceError, ProxyError
+from proxy.errors import InvalidManifestError, NoSpaceError, ProxyError
 from proxy.oci.digest import Digest
 from proxy.storage.tables import Repository
 
@@ -72,7 +72,12 @@ class Bringer:
     async def _fetch(self, repository: Repository, digest: Digest, size: int) -> int:
         fetched = 0
         for attempt in range(ATTEMPTS):
-            if self._contents.has(digest, size):
+            known = self._contents.index.size(digest)
+            if known not in (None, size):
+                raise InvalidManifestError(
+                    f"{digest} has {known} bytes, and not {size} as is stated"
+                )
+            if known is not None and self._contents.has(digest, size):
                 # That its repository holds it, too, is proven if need be.
                 async with self._cache.blob(repository, digest):
                     return fetched

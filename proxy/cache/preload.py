@@ -253,7 +253,7 @@ class _Run:
         found.is_new = found.digest != before
         mark = "@" if isinstance(found.reference, Digest) else ":"
         layers = [
-            events.Layer(str(digest), size, self._has(digest, size))
+            events.Layer(str(digest), size, self._tools.contents.has(digest, size))
             for digest, size in found.blobs.items()
         ]
         self._told.append(
@@ -269,12 +269,6 @@ class _Run:
             )
         )
         return found
-
-    def _has(self, digest: Digest, size: int) -> bool:
-        try:
-            return self._tools.contents.has(digest, size)
-        except InvalidManifestError:
-            return False
 
     async def _pull(self, repository: Repository, reference: Reference) -> Held:
         """Return a manifest, and keep it here; leave the last pulls of a limit to clients."""
@@ -305,7 +299,11 @@ class _Run:
             events.Plan(
                 images=len(ready),
                 size=sum(sizes.values()),
-                missing=sum(size for digest, size in sizes.items() if not self._has(digest, size)),
+                missing=sum(
+                    size
+                    for digest, size in sizes.items()
+                    if not self._tools.contents.has(digest, size)
+                ),
                 lacking=self._allotment.lacking(images),
             )
         )
@@ -325,7 +323,9 @@ class _Run:
     async def _fetch(self, planned: tuple[_Image, Found]) -> None:
         """Bring what is missing of an image, look it over, and pin it."""
         image, found = planned
-        missing = {d: size for d, size in found.blobs.items() if not self._has(d, size)}
+        missing = {
+            d: size for d, size in found.blobs.items() if not self._tools.contents.has(d, size)
+        }
         try:
             fetched = 0 if self._dry_run else await self._fetch_blobs(found)
             if found.lacking:
