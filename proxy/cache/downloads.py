@@ -3,9 +3,13 @@
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
+from copy import copy
+from dataclasses import replace
 
 from proxy.cache.download import Detached, Download, Tools
 from proxy.cache.memory import Expiring
+from proxy.cache.slots import Slots
+from proxy.config import FetchSettings
 from proxy.errors import DigestMismatchError, ProxyError
 from proxy.oci.digest import Digest
 from proxy.storage.tables import Repository
@@ -30,6 +34,21 @@ class Downloads:
         self._running: dict[Digest, Download] = {}
         self._mismatches: Expiring[tuple[Repository, Digest], int]
         self._mismatches = Expiring(1000, asyncio.get_running_loop().time)
+
+    def renewed(self, settings: FetchSettings, upstreams: Mapping[str, Upstream]) -> "Downloads":
+        """Return these downloads, with other settings and upstreams for those that start from there.
+
+        What runs is the same for both, and goes on as it began.
+        """
+        other = copy(self)
+        other._tools = replace(self._tools, settings=settings)  # noqa: SLF001 (our own)
+        other._upstreams = upstreams  # noqa: SLF001 (our own)
+        return other
+
+    @property
+    def slots(self) -> Slots:
+        """What lets so many of them run at once."""
+        return self._tools.slots
 
     def __len__(self) -> int:
         return len(self._running)

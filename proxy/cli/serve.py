@@ -1,6 +1,7 @@
 """`pullcache serve`: the daemon."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,8 @@ def serve(
     log_format: str | None,
 ) -> None:
     """Run the cache in the foreground until SIGTERM or Ctrl-C."""
-    config = load_config(
+    load = partial(
+        load_config,
         path,
         store,
         offline=offline or None,
@@ -60,14 +62,14 @@ def serve(
         max_size=max_size,
         upstreams=upstreams,
     )
-    from proxy.app import run  # noqa: PLC0415 - brings aiohttp, which only the daemon needs
+    from proxy.daemon import run  # noqa: PLC0415 - brings aiohttp, which only the daemon needs
 
-    run(config, announce)
+    run(load, announce)
 
 
 def announce(listening: "Listening") -> None:
     """Print what a newcomer needs to know, on stdout."""
-    urls = [f"http://{address}" for address in listening.addresses]
+    urls = [one if one.startswith("unix:") else f"http://{one}" for one in listening.addresses]
     local = _reachable(urls[0])
     used, limit = format_bytes(listening.used), format_bytes(listening.max_size)
     upstreams = [f"{name} = {url}" for name, url in listening.upstreams.items()]
