@@ -193,6 +193,7 @@ async def open_cache(
         stack.push_async_callback(running.middleware.drain, CUT_TIMEOUT)
         stack.push_async_callback(listener.end)
         stack.push_async_callback(running.drain)
+        stack.push_async_callback(listener.close)
         passed = sockets or {}
         given = passed.get(REGISTRY, ())
         addresses = await listener.open(() if given else config.server.listen, given)
@@ -207,7 +208,7 @@ async def open_cache(
         )
         ground.admin_addresses.extend(addresses)
         ground.group.create_task(_keep_house(running, ground))
-        # The first that happens at the end.
+        # What happens first at the end.
         stack.push_async_callback(listener.close)
         stack.callback(setattr, running.admin, "is_stopping", True)
         yield running

@@ -79,6 +79,8 @@ class HttpServer(Server):
 
     def last_call(self, seconds: float) -> None:
         """Answer what is asked now, or begins to be asked within so many seconds; `over` is set when all have left."""
+        if self._patience is not None:
+            return
         self._patience = seconds
         for connection in list(self._alive):
             connection.last_call(seconds)

@@ -94,13 +94,16 @@ class Listener:
         return [text_of(address) for address in self._runner.addresses]
 
     async def close(self) -> None:
-        """Let nobody in any more. Who connects to a socket that was passed waits there for the next daemon."""
+        """Let nobody in any more, and those who are in ask once more at most.
+
+        Who connects to a socket that was passed waits there for the next daemon.
+        """
         for site in list(self._runner.sites):
             await site.stop()
+        self._server.last_call(LAST_CALL)
 
     async def drain(self, seconds: float) -> None:
         """Wait until what was begun is answered and all have left, or `hurry` is called; not longer."""
-        self._server.last_call(LAST_CALL)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._server.over.wait()
