@@ -120,6 +120,7 @@ class Running:
         Returns whether it was taken. What only a restart can change is named in the log, and stays.
         """
         ground, before = self._ground, self._service
+        # What can fail comes first, and changes nothing that is in use.
         try:
             config, fixed = carry_over(before.config, await asyncio.to_thread(load))
             service = await make_service(ground, config, before)
@@ -130,8 +131,9 @@ class Running:
             if not isinstance(error, ProxyError | OSError):
                 ground.metrics.bug()
                 log.exception("reload_crashed")
-            log.error("not_reloaded", reason=str(error), remains="the old configuration applies")  # noqa: TRY400 - the reason is all there is to it
+            log.error("not_reloaded", reason=str(error), applies="the old configuration")  # noqa: TRY400 - the reason says it all
             return False
+        # What cannot fail follows, in one turn of the loop.
         self._is_stale = False
         self._enter(service)
         if config.offline != before.config.offline:

@@ -95,7 +95,7 @@ async def test_an_upstream_that_a_reload_leaves_alone_keeps_its_tokens(registry,
     assert registry.count("/token") == tokens + 1
 
 
-async def test_what_a_ca_file_holds_is_read_again(make_program, tmp_path):
+async def test_p15_what_a_ca_file_holds_is_read_again(make_program, tmp_path):
     old, new, file = trustme.CA(), trustme.CA(), tmp_path / "ca.pem"
     old.cert_pem.write_to_path(str(file))
     context = tls_of(new)

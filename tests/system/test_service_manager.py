@@ -22,7 +22,7 @@ from tests.system.servers import Registry
 from tests.system.wire import Reader, answers, ask
 
 MIB = 1 << 20
-PULLS = 60
+PULLS = 200
 RESTARTS = 10
 
 
