@@ -193,13 +193,12 @@ async def open_cache(
         listener = running.listener
         # Who is cut off leaves a handler that has yet to notice.
         stack.push_async_callback(running.middleware.drain, CUT_TIMEOUT)
-        stack.push_async_callback(listener.end)
-        stack.push_async_callback(running.drain)
-        stack.push_async_callback(listener.close)
         passed = sockets or {}
         given = passed.get(REGISTRY, ())
-        addresses = await listener.open(() if given else config.server.listen, given)
+        addresses = await listener.open(stack, () if given else config.server.listen, given)
         ground.addresses.extend(addresses)
+        stack.push_async_callback(running.drain)
+        stack.push_async_callback(listener.close)
         addresses = await api_door.listen(
             stack,
             ground.store.root,

@@ -116,18 +116,14 @@ async def listen(
     local, remote = (
         Listener(Door(api, admin, gate), "server.admin_listen") for gate in (None, Gate(token))
     )
-    for listener in (local, remote):
-        stack.push_async_callback(listener.end)
-    stack.push_async_callback(api.close)
     bound = _bind(root, stack)
+    _, *passed = await local.open(stack, (), [bound, *filter(_is_local, sockets)])
+    others = [one for one in sockets if not _is_local(one)]
+    opened = await remote.open(stack, () if sockets else settings.admin_listen, others)
+    stack.push_async_callback(api.close)
     for listener in (local, remote):
         stack.push_async_callback(listener.close)
-    _, *passed_addresses = await local.open(
-        (), [bound, *(one for one in sockets if _is_local(one))]
-    )
-    return passed_addresses + await remote.open(
-        () if sockets else settings.admin_listen, [one for one in sockets if not _is_local(one)]
-    )
+    return [*passed, *opened]
 
 
 def _is_local(one: socket.socket) -> bool:

@@ -4,7 +4,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from aiohttp.web import BaseRequest, ServerRunner, StreamResponse, TCPSite
@@ -72,12 +72,14 @@ class Listener:
 
     async def open(
         self,
+        stack: AsyncExitStack,
         addresses: Sequence[Address],
         sockets: Sequence[socket.socket] = (),
         tls: ssl.SSLContext | None = None,
     ) -> list[str]:
-        """Let clients connect; return the real addresses. Raises `ConfigError`. To be ended by `end`."""
+        """Let clients connect until the stack ends; return the real addresses. Raises `ConfigError`."""
         await self._runner.setup()
+        stack.push_async_callback(self._runner.cleanup)
         for bound in sockets:
             await BoundSite(self._runner, bound, tls=tls).start()
         for address in addresses:
@@ -107,10 +109,6 @@ class Listener:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._server.over.wait()
-
-    async def end(self) -> None:
-        """Cut who is still connected."""
-        await self._runner.cleanup()
 
     def hurry(self) -> None:
         """End the drain, now or when it begins."""
