@@ -128,12 +128,16 @@ async def cut_and_resumed(registry, program: Program, *, hurried: bool = False) 
     await program.manifest(image)
     never = asyncio.Event()
     registry.fail(registry.body_of(layer), Fault(stall_at=len(LAYER) // 2, until=never))
-    async with program.opened(f"/v2/{image.repository}/blobs/{layer}") as response:
-        await response.content.readexactly(len(LAYER) // 4)
+    async with connected(program) as line:
+        await line.ask(f"/v2/{image.repository}/blobs/{layer}")
+        await line.reader.readexactly(len(LAYER) // 4)
         async with stopping(program) as task:
             if hurried:
                 assert not task.done()
                 program.running.hurry()
+        assert len(await line.reader.read()) < len(LAYER) // 2, (
+            "it ended early, and without a reset"
+        )
     assert layer not in program.stored()
     never.set()
     registry.heal()
