@@ -65,9 +65,8 @@ async def _serve(
     notifier = manager.notifier
     async with AsyncExitStack() as stack:
         async with beside(_ask_for_time(notifier)):
-            await asyncio.sleep(
-                0
-            )  # so that it has asked before the store is opened, which may block
+            # It asks before the store is opened, which may block.
+            await asyncio.sleep(0)
             opening = open_cache(config, access_log=access_log, sockets=manager.sockets)
             running = await stack.enter_async_context(opening)
         announce(running.listening)

@@ -15,7 +15,7 @@ TABLES = {
     "m": range(1, 15),
     "e": range(6, 12),
     "a": range(1, 4),
-    "p": range(1, 6),
+    "p": (*range(1, 6), 10, *range(12, 17)),
 }
 ROWS = [f"{table}{row:02}" for table, rows in TABLES.items() for row in rows]
 
