@@ -1,85 +1,57 @@
-"""The composition root: a configuration becomes objects, servers and their end.
+"""The composition root: a configuration becomes objects, servers and their end; and another configuration.
 
 `open_cache` is the only way to build the program; the daemon and every test use it.
 """
 
 import asyncio
-import platform
-import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-
-import uvloop
-from aiohttp.web import ServerRunner, TCPSite
+from socket import socket
 
 from proxy import __version__
-from proxy.cache.checking import Checker
-from proxy.cache.contents import Contents
 from proxy.cache.download import Tools
 from proxy.cache.downloads import Downloads
 from proxy.cache.eviction import Space
-from proxy.cache.exporting import Exporter
 from proxy.cache.filling import Disk
-from proxy.cache.images import Images
-from proxy.cache.importing import Importer
-from proxy.cache.inspection import Inspector
-from proxy.cache.listings import Listings
-from proxy.cache.naming import Names
-from proxy.cache.prefetch import Prefetch
-from proxy.cache.preload import Preloader, Tools as PreloadTools
-from proxy.cache.pull_through import PullThrough
-from proxy.cache.resolving import Resolver
 from proxy.cache.schedules import Schedules
-from proxy.cache.search import Search
 from proxy.cache.slots import Slots
-from proxy.config import Config
-from proxy.errors import ConfigError, StorageError
-from proxy.flight import in_thread
-from proxy.log import Log, configure, get_logger
+from proxy.config import Config, carry_over
+from proxy.errors import ProxyError, StorageError
+from proxy.log import Log, get_logger
 from proxy.metrics import Metrics
-from proxy.oci.platform import of_machine
-from proxy.server import (
-    api_bundles,
-    api_door,
-    api_images,
-    api_preload,
-    api_schema,
-    api_search,
-    api_status,
-)
+from proxy.server import api_door
 from proxy.server.admin import Admin
-from proxy.server.api import Api, Route
-from proxy.server.http import HttpServer
+from proxy.server.api import Api
+from proxy.server.listening import Listener
 from proxy.server.middleware import Middleware
-from proxy.server.registry import Registry
+from proxy.service import Ground, Service, make_service
 from proxy.storage.index import Index
 from proxy.storage.local import LocalStore
+from proxy.systemd import ADMIN, REGISTRY
 from proxy.upstream.offline import Offline
-from proxy.upstream.opening import open_upstream
+from proxy.upstream.opening import Opener
 
 # How often uses are written, and how often idle content is looked for, in seconds.
 FLUSH_INTERVAL = 5.0
 SWEEP_INTERVAL = 60.0
-# How long answers that are being sent may go on after a SIGTERM, in seconds: less than the ten after
-# which `docker stop` kills. Who is cut off resumes by range.
-DRAIN_TIMEOUT = 8.0
 
 # Threads for the disk; DNS has the loop's own.
 DISK_THREADS = 8
+
+# After answers were cut, their handlers have so many seconds to end.
+CUT_TIMEOUT = 1.0
 
 log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """What is known once the daemon serves. Addresses are `host:port`, sizes bytes.
-
-    `routes` are the methods and paths of the admin API.
-    """
+    """What is known once the daemon serves. Addresses are `host:port` or `unix:/path`, sizes bytes."""
 
     addresses: list[str]
     store: Path
@@ -87,34 +59,133 @@ class Listening:
     used: int
     upstreams: dict[str, str]
     admin_addresses: list[str] = field(default_factory=list)
-    routes: list[tuple[str, str]] = field(default_factory=list)
 
 
 class _Shutdown(Exception):  # noqa: N818 (it ends the task group, and is no error)
     """The daemon is to end."""
 
 
-def run(config: Config, announce: Callable[[Listening], None]) -> None:
-    """Serve until SIGTERM or SIGINT. `announce` is called once, when clients can connect.
+class Running:
+    """The program: a service on its ground, and what stands between it and those who ask."""
 
-    Raises `StorageError` and `ConfigError`.
-    """
-    access_log = configure(config.log.level, config.log.format)
-    try:
-        uvloop.run(_serve(config, announce, access_log))
-    finally:
-        access_log.close()
+    def __init__(self, ground: Ground, service: Service, access_log: Log | None) -> None:
+        self._ground = ground
+        self._service = service
+        self._access_log = access_log
+        self._is_stale = False
+        self.admin = Admin(ground.metrics, ground.check_store, ground.threads)
+        self.middleware = Middleware(service.registry, self.admin, ground.metrics, access_log)
+        self.api = Api(service.routes, ground.metrics, access_log)
+        self.listener = Listener(self.middleware, "server.listen")
+        self.check_store = ground.check_store
+        self._schedules = Schedules(
+            lambda: self._service.preloader,
+            ground.offline,
+            ground.metrics,
+            ground.threads,
+            ground.clock,
+        )
+        self._watch()
 
+    @property
+    def config(self) -> Config:
+        """What applies now."""
+        return self._service.config
 
-async def _serve(config: Config, announce: Callable[[Listening], None], access_log: Log) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with open_cache(config, access_log=access_log) as listening:
-        announce(listening)
-        log.info("serving", addresses=listening.addresses, version=__version__)
-        await stop.wait()
-        log.info("stopping")
+    @property
+    def routes(self) -> list[tuple[str, str]]:
+        """The methods and paths of the admin API."""
+        return [(route.method, route.path) for route in self.api.routes]
+
+    @property
+    def listening(self) -> Listening:
+        """Where and what it serves."""
+        ground = self._ground
+        return Listening(
+            ground.addresses,
+            ground.store.root,
+            ground.space.max_size,
+            ground.space.stored,
+            {name: str(settings.url) for name, settings in self.config.upstreams.items()},
+            ground.admin_addresses,
+        )
+
+    @property
+    def status(self) -> str:
+        """How it goes, in one line."""
+        ground = self._ground
+        served = sum(requests for requests, _ in ground.metrics.served().values())
+        return (
+            f"{self.middleware.in_flight} answers and {len(ground.downloads)} downloads under way; "
+            f"{served} served; {ground.space.stored / 1e9:.1f} of {ground.space.max_size / 1e9:.1f} GB"
+            f"{'; offline' if ground.offline else ''}"
+            f"{'; the last reload failed' if self._is_stale else ''}"
+        )
+
+    async def reload(self, load: Callable[[], Config]) -> bool:
+        """Go on with the configuration that `load` returns, all of it; or, if anything is wrong, as before.
+
+        Returns whether it was taken. What only a restart can change is named in the log, and stays.
+        """
+        ground, before = self._ground, self._service
+        # What can fail comes first, and changes nothing that is in use.
+        try:
+            config, fixed = carry_over(before.config, await asyncio.to_thread(load))
+            service = await make_service(ground, config, before)
+            disk = await asyncio.to_thread(ground.store.total_bytes)
+        except Exception as error:
+            self._is_stale = True
+            ground.metrics.reloaded(is_good=False)
+            if not isinstance(error, ProxyError | OSError):
+                ground.metrics.bug()
+                log.exception("reload_crashed")
+            log.error("not_reloaded", reason=str(error), applies="the old configuration")  # noqa: TRY400 - the reason says it all
+            return False
+        # What cannot fail follows, in one turn of the loop.
+        self._is_stale = False
+        self._enter(service)
+        if config.offline != before.config.offline:
+            ground.offline.switch(is_on=config.offline)
+        if self._access_log:
+            self._access_log.set_level(config.log.level)
+        ground.downloads.slots.resize(config.fetch.max_downloads)
+        ground.metrics.reloaded(is_good=True)
+        for key in fixed:
+            log.warning("restart_needed", key=key, reason="it was changed, and the old value stays")
+        log.info("reloaded")
+        try:
+            await ground.space.resize(config.store.max_size.resolve(disk), config.store.min_free)
+        except StorageError as error:
+            log.warning("not_evicted", reason=str(error))
+        return True
+
+    def _enter(self, service: Service) -> None:
+        """Put the service in the place of the one before, between two turns of the loop."""
+        before, self._service = self._service, service
+        self.middleware.registry = service.registry
+        self.api.routes = tuple(service.routes)
+        self._watch()
+        if service.config.preload != before.config.preload:
+            self.start_preloads()
+        for name in before.upstreams.keys() - service.upstreams.keys():
+            self._ground.metrics.forget_upstream(name)
+
+    def _watch(self) -> None:
+        """Let the metrics tell of the upstreams that there are."""
+        for name, upstream in self._service.upstreams.items():
+            self._ground.metrics.watch_upstream(name, partial(getattr, upstream, "is_up"))
+
+    def start_preloads(self) -> None:
+        """Begin with what the configuration orders to be preloaded."""
+        self._schedules.start(self._ground.group, self.config.preload)
+
+    def hurry(self) -> None:
+        """Do not wait at the end for what is being sent."""
+        self.listener.hurry()
+
+    async def drain(self) -> None:
+        """Wait for what is being sent, as long as the configuration says."""
+        await self.listener.drain(self.config.server.shutdown_timeout)
 
 
 @asynccontextmanager
@@ -123,122 +194,87 @@ async def open_cache(
     *,
     clock: Callable[[], float] = time.time,
     access_log: Log | None = None,
-) -> AsyncIterator[Listening]:
+    sockets: Mapping[str, Sequence[socket]] | None = None,
+) -> AsyncIterator[Running]:
     """Build the program, serve for as long as the context lasts, and end it in order.
 
-    Needs no network. `clock` tells Unix time. Raises `StorageError` and `ConfigError`.
+    Needs no network. `clock` tells Unix time; `sockets` that listen already take the place of the
+    configured addresses of the same purpose. Raises `StorageError` and `ConfigError`.
     """
     async with AsyncExitStack() as stack:
-        # What is opened first is closed last: the store outlives those who write to it.
-        threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
-        stack.callback(threads.shutdown)
-        store = LocalStore(config.store.path)
-        stack.callback(store.close)
-        index = Index(store.root / "index.sqlite", clock)
-        stack.callback(index.close)
-        metrics = Metrics(config.upstreams, __version__)
-        space = Space(
-            store,
-            index,
-            metrics,
-            max_size=config.store.max_size.resolve(store.total_bytes()),
-            min_free=config.store.min_free,
-            clock=clock,
+        ground = await _lay_ground(stack, config, clock)
+        running = Running(ground, await make_service(ground, config), access_log)
+        listener = running.listener
+        # Who is cut off leaves a handler that has yet to notice.
+        stack.push_async_callback(running.middleware.drain, CUT_TIMEOUT)
+        passed = sockets or {}
+        given = passed.get(REGISTRY, ())
+        addresses = await listener.open(stack, () if given else config.server.listen, given)
+        ground.addresses.extend(addresses)
+        stack.push_async_callback(running.drain)
+        stack.push_async_callback(listener.close)
+        addresses = await api_door.listen(
+            stack,
+            ground.store.root,
+            config.server,
+            running.api,
+            running.admin,
+            passed.get(ADMIN, ()),
         )
-        await space.open()
-        # Whoever still asks upstream is ended before its session is.
-        sessions = await stack.enter_async_context(AsyncExitStack())
-        group = await stack.enter_async_context(_owned_tasks())
-        offline = Offline(config.offline)
-        upstreams = {
-            name: await open_upstream(sessions, config, name, offline, metrics, group, clock)
-            for name in config.upstreams
-        }
-        tools = Tools(
-            disk=Disk(store, index, space, metrics, threads),
-            slots=Slots(config.fetch.max_downloads),
-            settings=config.fetch,
-        )
-        downloads = Downloads(tools, upstreams, group)
-        cache = PullThrough(
-            upstreams=upstreams,
-            store=store,
-            index=index,
-            space=space,
-            downloads=downloads,
-            settings=config.manifests,
-            metrics=metrics,
-            threads=threads,
-            group=group,
-            clock=clock,
-        )
-        listings = Listings(
-            upstreams=upstreams,
-            store=store,
-            index=index,
-            ttl=config.manifests.ttl,
-            group=group,
-            clock=clock,
-        )
-        search = Search(config=config, upstreams=upstreams, index=index, group=group, clock=clock)
-        metrics.watch(_Gauges(space, index, downloads))
+        ground.admin_addresses.extend(addresses)
+        ground.group.create_task(_keep_house(running, ground))
+        running.start_preloads()
+        # What happens first at the end.
+        stack.push_async_callback(listener.close)
+        stack.callback(setattr, running.admin, "is_stopping", True)
+        yield running
 
-        async def check_store() -> None:
-            await in_thread(threads, store.check)
-            index.oldest_use()
 
-        prefetch = Prefetch(downloads, index) if config.fetch.prefetch == "layers" else None
-        registry = Registry(config.upstreams, cache, listings, prefetch, search, threads)
-        admin = Admin(metrics, check_store, threads)
-        addresses = await _listen(stack, config, Middleware(registry, admin, metrics, access_log))
-        admin_addresses: list[str] = []
-        operations = api_status.Operations(
-            config,
-            upstreams,
-            space,
-            downloads,
-            metrics,
-            offline,
-            check_store,
-            addresses,
-            admin_addresses,
-        )
-        contents = Contents(store, index, space, Names(config.upstreams), threads)
-        native = of_machine(platform.machine())
-        checker = Checker(contents, native)
-        preloader = Preloader(
-            PreloadTools(
-                cache=cache,
-                downloads=downloads,
-                resolver=Resolver(listings, upstreams, threads),
-                checker=checker,
-                contents=contents,
-                upstreams=upstreams,
-                metrics=metrics,
-                native=native,
-                max_downloads=config.fetch.max_downloads,
-                clock=clock,
-            )
-        )
-        routes = [
-            *api_schema.routes(),
-            *operations.routes(),
-            *_image_routes(contents, checker, preloader),
-            *api_search.routes(search),
-        ]
-        api = Api(routes, metrics, access_log)
-        admin_addresses += await api_door.listen(stack, store.root, config.server, api, admin)
-        group.create_task(_keep_house(space, index, config))
-        Schedules(preloader, offline, metrics, threads, clock).start(group, config.preload)
-        yield Listening(
-            addresses,
-            store.root,
-            space.max_size,
-            space.stored,
-            {name: str(settings.url) for name, settings in config.upstreams.items()},
-            admin_addresses,
-            api.routes,
-        )
+async def _lay_ground(stack: AsyncExitStack, config: Config, clock: Callable[[], float]) -> Ground:
+    """Open what lasts as long as the stack. What is opened first is closed last."""
+    # The store outlives those who write to it.
+    threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
+    stack.callback(threads.shutdown)
+    store = LocalStore(config.store.path)
+    stack.callback(store.close)
+    index = Index(store.root / "index.sqlite", clock)
+    stack.callback(index.close)
+    metrics = Metrics(config.upstreams, __version__)
+    space = Space(
+        store,
+        index,
+        metrics,
+        max_size=config.store.max_size.resolve(store.total_bytes()),
+        min_free=config.store.min_free,
+        clock=clock,
+    )
+    await space.open()
+    # Whoever still asks upstream is ended before its session is.
+    sessions = await stack.enter_async_context(AsyncExitStack())
+    group = await stack.enter_async_context(_owned_tasks())
+    offline = Offline(config.offline)
+    opener = Opener(metrics, offline, group, clock)
+    sessions.push_async_callback(opener.close)
+    group.create_task(opener.close_unused())
+    tools = Tools(
+        disk=Disk(store, index, space, metrics, threads),
+        slots=Slots(config.fetch.max_downloads),
+        settings=config.fetch,
+    )
+    downloads = Downloads(tools, {}, group)
+    metrics.watch(_Gauges(space, index, downloads))
+    return Ground(
+        store=store,
+        index=index,
+        space=space,
+        metrics=metrics,
+        offline=offline,
+        opener=opener,
+        downloads=downloads,
+        threads=threads,
+        group=group,
+        clock=clock,
+    )
 
 
 @asynccontextmanager
@@ -260,55 +296,17 @@ async def _owned_tasks() -> AsyncIterator[asyncio.TaskGroup]:
         raise failure
 
 
-def _image_routes(contents: Contents, checker: Checker, preloader: Preloader) -> list[Route]:
-    """Return what the admin API does with images; how a route is added is said in `server/api.py`."""
-    catalogue = api_images.Operations(Images(contents), checker, Inspector(contents))
-    bundles = api_bundles.Operations(Exporter(contents), Importer(contents), contents.threads)
-    preload = api_preload.Operations(preloader)
-    return [*bundles.routes(), *catalogue.routes(), *preload.routes()]
-
-
-async def _listen(stack: AsyncExitStack, config: Config, handler: Middleware) -> list[str]:
-    """Open the listeners. Returns their real addresses. Raises `ConfigError`."""
-    # What is still being sent after the drain is cut: aiohttp would wait as long again, twice.
-    runner = ServerRunner(HttpServer(handler), shutdown_timeout=0.1)
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    stack.push_async_callback(_stop_listening, runner, handler)
-    for address in config.server.listen:
-        site = TCPSite(runner, address.host or None, address.port, backlog=1024)
-        try:
-            await site.start()
-        except OSError as error:
-            raise ConfigError(
-                f"server.listen: {address} cannot be used ({error.strerror}); "
-                "stop what uses it, or choose another with --listen"
-            ) from error
-    return [_text(address) for address in runner.addresses]
-
-
-async def _stop_listening(runner: ServerRunner, handler: Middleware) -> None:
-    """Let nobody in any more, and those who are in finish."""
-    for site in list(runner.sites):
-        await site.stop()
-    await handler.drain(DRAIN_TIMEOUT)
-
-
-def _text(address: tuple[str, int]) -> str:
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-async def _keep_house(space: Space, index: Index, config: Config) -> None:
+async def _keep_house(running: Running, ground: Ground) -> None:
     """Write uses, and remove what is idle, from time to time."""
     loop = asyncio.get_running_loop()
     swept = 0.0
     while True:
+        config = running.config
         try:
-            await index.flush()
+            await ground.index.flush()
             if loop.time() - swept > SWEEP_INTERVAL:
                 swept = loop.time()
-                await space.sweep(
+                await ground.space.sweep(
                     max_idle=config.store.max_idle, ingest_ttl=config.fetch.ingest_ttl
                 )
         except StorageError as error:

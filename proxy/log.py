@@ -43,14 +43,13 @@ def configure(level: str, format: Format, stream: TextIO | None = None) -> "Log"
     """Send what structlog and the standard library log to `stream` (stderr) until `Log.close`."""
     target = stream or sys.stderr
     console = format == "console" or (format == "auto" and target.isatty())
-    threshold = logging.getLevelNamesMapping()[level.upper()]
-    log = Log(_sink(target), _console(target) if console else _render_batch, threshold)
+    log = Log(_sink(target), _console(target) if console else _render_batch)
     structlog.configure(
         processors=[log.finish],
-        wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=_Name,
         cache_logger_on_first_use=False,  # loggers of modules must follow a later `configure`
     )
+    log.set_level(level)
     return log
 
 
@@ -67,11 +66,10 @@ class Log:
         self,
         write: Callable[[bytes], None],
         render: Callable[[list[Fields]], bytes],
-        threshold: int,
     ) -> None:
         self._write = write
         self._render = render
-        self._access = threshold <= logging.INFO
+        self._access = True
         self._clock = _Clock()
         self._lines: deque[Fields] = deque()
         self._dropped = 0
@@ -81,9 +79,14 @@ class Log:
         self._thread = threading.Thread(target=self._drain_until_closed, name="log", daemon=True)
         self._thread.start()
         self._handler = _StandardHandler(self)
-        root = logging.getLogger()
-        root.addHandler(self._handler)
-        root.setLevel(threshold)
+        logging.getLogger().addHandler(self._handler)
+
+    def set_level(self, level: str) -> None:
+        """Write nothing less severe from now on."""
+        threshold = logging.getLevelNamesMapping()[level.upper()]
+        self._access = threshold <= logging.INFO
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(threshold))
+        logging.getLogger().setLevel(threshold)
 
     def access(self, event: str, **fields: Any) -> None:
         """Log a request. As `info`, but past structlog, which takes longer than answering."""

@@ -94,6 +94,7 @@ class Metrics:
         self._declare_upstream()
         self._declare_store()
         self._bugs = self._counter("internal_errors", "Errors that nobody foresaw: bugs.")
+        self._declare_reloads()
         build = self._gauge("build_info", "Always 1; the version is in the label.", "version")
         build.labels(version).set(1)
         ProcessCollector(registry=self._registry)
@@ -158,6 +159,22 @@ class Metrics:
         self._preloaded = self._counter(
             "preloaded_images", "Images that were preloaded, by what became of them.", "result"
         )
+
+    def _declare_reloads(self) -> None:
+        self._reloads = self._counter(
+            "config_reloads", "Times that the configuration was read again.", "result"
+        )
+        self._reload_good = self._gauge(
+            "config_last_reload_successful", "1 if the configuration that was read last applies."
+        )
+        self._reload_time = self._gauge(
+            "config_last_reload_success_timestamp_seconds",
+            "When the configuration that applies was read.",
+        )
+        for result in ("success", "failure"):
+            self._reloads.labels(result)
+        self._reload_good.set(1)
+        self._reload_time.set_to_current_time()
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"pullcache_{name}_total", text, labels, registry=self._registry)
@@ -225,7 +242,20 @@ class Metrics:
 
     def watch_upstream(self, upstream: str, is_up: Callable[[], bool]) -> None:
         """Read at every scrape whether upstream is asked, or left alone because it fails."""
+        self._start_at_zero(upstream)
         self._upstream_up.labels(upstream).set_function(is_up)
+
+    def forget_upstream(self, upstream: str) -> None:
+        """Tell nothing more of how an upstream is that is not configured any more; counts stay."""
+        for gauge in (self._upstream_up, self._ratelimit_limit, self._ratelimit_remaining):
+            gauge.remove(upstream)
+
+    def reloaded(self, *, is_good: bool) -> None:
+        """Count a reload of the configuration."""
+        self._reloads.labels("success" if is_good else "failure").inc()
+        self._reload_good.set(is_good)
+        if is_good:
+            self._reload_time.set_to_current_time()
 
     def download(self, result: DownloadResult) -> None:
         """Count a download that ended."""

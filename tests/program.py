@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import aiohttp
@@ -69,9 +70,12 @@ class Program:
         self.registry = registry
         self.clock = Clock()
         self.access_log: Any = None
+        self.sockets: dict[str, list[socket]] = {}
         self.sections = sections
         self.upstreams = {"docker.io": {"url": registry.url}, **self.sections.pop("upstreams", {})}
         self.url = ""
+        self.bugs = 0
+        """How many bugs of its own the daemon is to meet."""
         self._running: AsyncExitStack | None = None
 
     @property
@@ -82,12 +86,18 @@ class Program:
     async def start(self) -> None:
         """Start the daemon on a free port, and connect the client."""
         async with AsyncExitStack() as stack:
-            listening = await stack.enter_async_context(
-                open_cache(self.config(), clock=self.clock, access_log=self.access_log)
+            running = await stack.enter_async_context(
+                open_cache(
+                    self.config(),
+                    clock=self.clock,
+                    access_log=self.access_log,
+                    sockets=self.sockets,
+                )
             )
-            self.addresses = listening.addresses
-            self.admin_addresses = listening.admin_addresses
-            self.routes = listening.routes
+            self.running = running
+            self.addresses = running.listening.addresses
+            self.admin_addresses = running.listening.admin_addresses
+            self.routes = running.routes
             self.url = f"http://{self.addresses[0]}"
             self.session = await stack.enter_async_context(
                 aiohttp.ClientSession(
@@ -114,7 +124,13 @@ class Program:
             bugs = await self.metric("pullcache_internal_errors_total")
             await self._running.aclose()
         self._running = None
-        assert bugs == 0, "the daemon met a bug of its own; its log is above"
+        assert bugs == self.bugs, "the daemon met a bug of its own; its log is above"
+
+    async def reload(self, **sections: dict[str, Any]) -> bool:
+        """Change the settings given and read them as SIGHUP does; return whether they were taken."""
+        self.sections = {**self.sections, **sections}
+        self.upstreams = self.sections.pop("upstreams", self.upstreams)
+        return await self.running.reload(self.config)
 
     async def restart(self, **sections: dict[str, Any]) -> None:
         """Stop, change the settings given, and start again on the same store."""

@@ -23,6 +23,16 @@ async def test_a_store_in_use_is_an_error_that_names_its_process(program, make_p
         await make_program(program.root)
 
 
+async def test_a_start_that_fails_is_over_at_once(program, make_program, tmp_path):
+    address = program.url.removeprefix("http://")
+    async with asyncio.timeout(5):
+        with pytest.raises(ConfigError, match=r"server\.admin_listen"):
+            await make_program(
+                tmp_path / "other",
+                server={"listen": ["127.0.0.1:0"], "admin_listen": [address]},
+            )
+
+
 async def test_a_program_that_failed_to_start_leaves_its_store_free(
     program, make_program, tmp_path
 ):

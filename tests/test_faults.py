@@ -9,8 +9,14 @@ import pytest
 
 TESTS = Path(__file__).parent
 DECISIONS = TESTS.parent / "proxy" / "DECISIONS.md"
-# Upstream, malicious content, many clients at once, authentication.
-TABLES = {"u": range(1, 35), "m": range(1, 15), "e": range(6, 12), "a": range(1, 4)}
+# Upstream, malicious content, many clients at once, authentication, process.
+TABLES = {
+    "u": range(1, 35),
+    "m": range(1, 15),
+    "e": range(6, 12),
+    "a": range(1, 4),
+    "p": (*range(1, 6), 10, *range(12, 17)),
+}
 ROWS = [f"{table}{row:02}" for table, rows in TABLES.items() for row in rows]
 
 

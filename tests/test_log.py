@@ -142,7 +142,7 @@ def read_all(descriptor: int) -> bytes:
         return stream.read()
 
 
-def test_a_reader_that_stops_reading_costs_lines_and_nothing_else():
+def test_p12_a_reader_that_stops_reading_costs_lines_and_nothing_else():
     read_end, write_end = os.pipe()
     with os.fdopen(write_end, "w", encoding="utf-8") as stream, ThreadPoolExecutor() as pool:
         log = configure("info", "json", stream)

@@ -4,9 +4,13 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from copy import copy
+from dataclasses import replace
 
 from proxy.cache.download import Detached, Download, Tools
 from proxy.cache.memory import Expiring
+from proxy.cache.slots import Slots
+from proxy.config import FetchSettings
 from proxy.errors import DigestMismatchError, ProxyError
 from proxy.flight import to_the_end
 from proxy.oci.digest import Digest
@@ -34,6 +38,21 @@ class Downloads:
         self._followers: Counter[Download] = Counter()
         self._mismatches: Expiring[tuple[Repository, Digest], int]
         self._mismatches = Expiring(1000, asyncio.get_running_loop().time)
+
+    def renewed(self, settings: FetchSettings, upstreams: Mapping[str, Upstream]) -> "Downloads":
+        """Return these downloads, with other settings and upstreams for those that start from there.
+
+        What runs is the same for both, and goes on as it began.
+        """
+        other = copy(self)
+        other._tools = replace(self._tools, settings=settings)  # noqa: SLF001 (our own)
+        other._upstreams = upstreams  # noqa: SLF001 (our own)
+        return other
+
+    @property
+    def slots(self) -> Slots:
+        """What lets so many of them run at once."""
+        return self._tools.slots
 
     def __len__(self) -> int:
         return len(self._running)

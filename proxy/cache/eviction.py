@@ -86,6 +86,11 @@ class Space:
             self._leftovers[digest] = size
         await self._make_room(0)
 
+    async def resize(self, max_size: int, min_free: int) -> None:
+        """Let the store hold so much, and leave so much free, from now on; evict what is too much."""
+        self.max_size, self._min_free = max_size, min_free
+        await self._make_room(_pending(self._reservations))
+
     @property
     def used(self) -> int:
         """Bytes that are on the disk or promised, the index included."""

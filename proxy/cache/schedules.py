@@ -25,11 +25,11 @@ log = get_logger(__name__)
 
 
 class Schedules:
-    """Runs preloads at their times. `clock` tells Unix time."""
+    """Runs preloads at their times, each with the preloader of that time. `clock` tells Unix time."""
 
     def __init__(
         self,
-        preloader: Preloader,
+        preloader: Callable[[], Preloader],
         offline: Offline,
         metrics: Metrics,
         threads: Executor,
@@ -40,11 +40,16 @@ class Schedules:
         self._metrics = metrics
         self._threads = threads
         self._clock = clock
+        self._running: list[asyncio.Task[None]] = []
 
     def start(self, group: asyncio.TaskGroup, preloads: Iterable[PreloadSettings]) -> None:
-        """Begin with all of them, as tasks of the group."""
-        for number, settings in enumerate(preloads, 1):
+        """Begin with all of these, as tasks of the group, and end those that were begun before."""
+        for task in self._running:
+            task.cancel()
+        self._running = [
             group.create_task(self._repeat(f"preload[{number}]", settings))
+            for number, settings in enumerate(preloads, 1)
+        ]
 
     async def _repeat(self, name: str, settings: PreloadSettings) -> None:
         """Preload now, and every so often from then on, never twice at once; a failure waits for its next time."""
@@ -67,7 +72,7 @@ class Schedules:
         wanted = [Wanted(image, settings.platforms) for image in settings.images]
         if settings.file:
             wanted += await self._listed(name, settings.file, settings.platforms)
-        async for event in self._preloader.preload(wanted, pin=settings.pin):
+        async for event in self._preloader().preload(wanted, pin=settings.pin):
             if isinstance(event, Failed):
                 log.warning("preload_failed", preload=name, image=event.image, reason=event.reason)
 

@@ -18,9 +18,14 @@ class Slots:
     """`count` slots, a quarter of which only urgent turns get."""
 
     def __init__(self, count: int) -> None:
-        self._free = count
-        self._kept = count // 4
+        self._count = self._free = count
         self._waiting: deque[Turn] = deque()
+
+    def resize(self, count: int) -> None:
+        """Let there be `count` slots. Of fewer than are held, none is free until enough are given back."""
+        self._free += count - self._count
+        self._count = count
+        self.call()
 
     @asynccontextmanager
     async def held(self, turn: Turn) -> AsyncIterator[None]:
@@ -45,7 +50,7 @@ class Slots:
             turn.is_called.set()
 
     def _next(self) -> Turn | None:
-        if not self._free or not self._waiting:
+        if self._free <= 0 or not self._waiting:
             return None
         urgent = next((turn for turn in self._waiting if turn.is_urgent), None)
-        return urgent or (self._waiting[0] if self._free > self._kept else None)
+        return urgent or (self._waiting[0] if self._free > self._count // 4 else None)

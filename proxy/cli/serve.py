@@ -1,6 +1,7 @@
 """`pullcache serve`: the daemon."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,8 @@ def serve(
     log_format: str | None,
 ) -> None:
     """Run the cache in the foreground until SIGTERM or Ctrl-C."""
-    config = load_config(
+    load = partial(
+        load_config,
         path,
         store,
         offline=offline or None,
@@ -61,15 +63,16 @@ def serve(
         max_size=max_size,
         upstreams=upstreams,
     )
-    from proxy.app import run  # noqa: PLC0415 - brings aiohttp, which only the daemon needs
+    from proxy.daemon import run  # noqa: PLC0415 - brings aiohttp, which only the daemon needs
 
-    run(config, announce)
+    run(load, announce)
 
 
 def announce(listening: "Listening") -> None:
     """Print what a newcomer needs to know, on stdout."""
-    urls = [f"http://{address}" for address in listening.addresses]
-    local = f"http://{Address(listening.addresses[0]).reachable}"
+    tcp = [one for one in listening.addresses if not one.startswith("unix:")]
+    urls = [f"http://{one}" if one in tcp else one for one in listening.addresses]
+    local = f"http://{Address(tcp[0]).reachable}" if tcp else urls[0]
     used, limit = format_bytes(listening.used), format_bytes(listening.max_size)
     upstreams = [f"{name} = {url}" for name, url in listening.upstreams.items()]
     lines = (

@@ -7,6 +7,7 @@ path and what to do, and so that the program sees bytes and seconds, never "50GB
 
 from proxy.config.dump import dump, iter_keys, json_schema, to_toml
 from proxy.config.load import load
+from proxy.config.reloading import carry_over
 from proxy.config.schema import (
     Config,
     FetchSettings,
@@ -35,6 +36,7 @@ __all__ = [
     "StoreLimit",
     "StoreSettings",
     "UpstreamSettings",
+    "carry_over",
     "dump",
     "iter_keys",
     "json_schema",

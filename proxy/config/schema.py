@@ -15,6 +15,7 @@ from proxy.config.values import (
     Size,
     StoreLimit,
     Timeout,
+    file_of,
 )
 from proxy.errors import ConfigError, InvalidReferenceError
 from proxy.oci.platform import parse_platform
@@ -68,6 +69,12 @@ class ServerSettings(Section, frozen=True):
             description="A file with the token that the admin API wants on TCP; needed off loopback."
         ),
     ] = ""
+    shutdown_timeout: Annotated[
+        Duration,
+        Meta(
+            description="How long a stop waits for what is being sent; a second signal ends that."
+        ),
+    ] = Duration.parse("8s")
 
     def __post_init__(self) -> None:
         open_to_others = [one for one in self.admin_listen if not one.is_loopback]
@@ -82,7 +89,7 @@ class ServerSettings(Section, frozen=True):
         if not self.admin_token_file:
             return ""
         try:
-            token = Path(self.admin_token_file).expanduser().read_text("ascii").strip()
+            token = file_of(self.admin_token_file).read_text("ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not ASCII text"
             raise ConfigError(f"{self.admin_token_file}: admin_token_file: {reason}") from error
@@ -278,7 +285,7 @@ class UpstreamSettings(Section, frozen=True):
         if not self.password_file:
             return str(self.password)
         try:
-            return Path(self.password_file).expanduser().read_text("utf-8").rstrip("\r\n")
+            return file_of(self.password_file).read_text("utf-8").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise ConfigError(f"{self.password_file}: password_file: {reason}") from error

@@ -4,6 +4,7 @@ Every type has `parse`, which raises `ValueError` with what to write instead, an
 of the JSON Schema.
 """
 
+import os
 import re
 from ipaddress import ip_address
 from pathlib import Path
@@ -243,6 +244,14 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def file_of(text: str) -> Path:
+    """Return the file that a key names: `~` is the user's home, `$CREDENTIALS_DIRECTORY` systemd's."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if directory and text.startswith("$CREDENTIALS_DIRECTORY/"):
+        return Path(directory, text.partition("/")[2])
+    return Path(text).expanduser()
 
 
 def parse(kind: Any, value: object) -> Any:

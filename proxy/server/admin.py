@@ -22,6 +22,7 @@ class Admin:
         self._metrics = metrics
         self._check_store = check_store
         self._threads = threads
+        self.is_stopping = False
 
     def has(self, request: BaseRequest) -> bool:
         """Tell whether the path is one of these."""
@@ -45,6 +46,8 @@ class Admin:
 
     async def _ready(self) -> Response:
         """Say whether the store answers. Upstream is not asked: cached content is served without it."""
+        if self.is_stopping:
+            return Response(status=503, text="the daemon stops\n")
         try:
             await self._check_store()
         except StorageError as error:

@@ -151,16 +151,12 @@ class Api:
     """Answers what is under `/api/`. `close` ends what still runs."""
 
     def __init__(self, routes: Iterable[Route], metrics: Metrics, access_log: Log | None) -> None:
-        self._routes = tuple(routes)
+        # Replaced by a reload; an operation goes on with what it began with.
+        self.routes = tuple(routes)
         self._metrics = metrics
         self._access_log = access_log
         self._ids = count(1)
         self._running: set[asyncio.Task[object]] = set()
-
-    @property
-    def routes(self) -> list[tuple[str, str]]:
-        """The methods and paths that are answered."""
-        return [(route.method, route.path) for route in self._routes]
 
     async def handle(self, request: BaseRequest) -> StreamResponse:
         """Answer any request; never raise anything but `ConnectionError`."""
@@ -214,7 +210,7 @@ class Api:
 
     def _find(self, request: BaseRequest) -> tuple[Route, dict[str, str]]:
         path = request.raw_path.partition("?")[0]
-        found = [(one, names) for one in self._routes if (names := one.match(path)) is not None]
+        found = [(one, names) for one in self.routes if (names := one.match(path)) is not None]
         if not found:
             raise errors.UnknownError(
                 "there is nothing here; /api/v1/openapi.json says what there is"

@@ -4,17 +4,16 @@ On `admin.sock` in the store the file's mode is the login: only the daemon's use
 on loopback without one the promise that it is no web page that asks: browsers send requests to anybody's loopback.
 """
 
-import asyncio
 import hmac
 import os
 import re
 import socket
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 from aiohttp import hdrs
-from aiohttp.web import BaseRequest, Response, ServerRunner, StreamResponse, TCPSite
-from aiohttp.web_runner import BaseSite
+from aiohttp.web import BaseRequest, Response, StreamResponse
 
 from proxy.config import ServerSettings
 from proxy.config.values import is_loopback
@@ -28,7 +27,7 @@ from proxy.errors import (
 )
 from proxy.server.admin import Admin
 from proxy.server.api import Api, error_response
-from proxy.server.http import HttpServer
+from proxy.server.listening import Listener, text_of
 
 SOCKET = "admin.sock"
 
@@ -94,66 +93,41 @@ def _refusal(error: ProxyError) -> Response:
     return response
 
 
-class _SocketSite(BaseSite):
-    """A Unix socket that is bound already. aiohttp's own binds by a path, and then its mode is too late."""
-
-    __slots__ = ("_socket",)
-
-    def __init__(self, runner: ServerRunner, bound: socket.socket) -> None:
-        super().__init__(runner)
-        self._socket = bound
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        return SOCKET
-
-    async def start(self) -> None:
-        """Let clients connect."""
-        await super().start()
-        server = self._runner.server
-        assert server is not None
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(server, sock=self._socket, backlog=128)
-
-
 async def listen(
-    stack: AsyncExitStack, root: Path, settings: ServerSettings, api: Api, admin: Admin
+    stack: AsyncExitStack,
+    root: Path,
+    settings: ServerSettings,
+    api: Api,
+    admin: Admin,
+    sockets: Sequence[socket.socket] = (),
 ) -> list[str]:
     """Open the socket in the store at `root`, whose lock is ours, and the TCP addresses; return these.
 
+    Passed `sockets` take the place of the addresses: who can connect to a Unix socket is let in.
     Raises `ConfigError` and `StorageError`.
     """
     token = settings.read_admin_token()
-    local, remote = (
-        ServerRunner(HttpServer(Door(api, admin, gate)), shutdown_timeout=0.1)
-        for gate in (None, Gate(token))
-    )
-    for runner in (local, remote):
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-    stack.push_async_callback(api.close)
-    bound = _bind(root, stack)
-    for runner in (local, remote):
-        stack.push_async_callback(_stop_listening, runner)
-    await _SocketSite(local, bound).start()
-    for address in settings.admin_listen:
-        try:
-            await TCPSite(remote, address.host or None, address.port).start()
-        except OSError as error:
+    for one in sockets:
+        if not (token or _is_local(one) or is_loopback(one.getsockname()[0])):
             raise ConfigError(
-                f"server.admin_listen: {address} cannot be used ({error.strerror}); "
-                "stop what uses it, or choose another"
-            ) from error
-    return [
-        f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        for host, port, *_ in remote.addresses
-    ]
+                f"the admin socket that was passed, {text_of(one.getsockname())}, is open to other "
+                "machines (set server.admin_token_file)"
+            )
+    local, remote = (
+        Listener(Door(api, admin, gate), "server.admin_listen") for gate in (None, Gate(token))
+    )
+    bound = _bind(root, stack)
+    _, *passed = await local.open(stack, (), [bound, *filter(_is_local, sockets)])
+    others = [one for one in sockets if not _is_local(one)]
+    opened = await remote.open(stack, () if sockets else settings.admin_listen, others)
+    stack.push_async_callback(api.close)
+    for listener in (local, remote):
+        stack.push_async_callback(listener.close)
+    return [*passed, *opened]
 
 
-async def _stop_listening(runner: ServerRunner) -> None:
-    for site in list(runner.sites):
-        await site.stop()
+def _is_local(one: socket.socket) -> bool:
+    return one.family == socket.AF_UNIX
 
 
 def _bind(root: Path, stack: AsyncExitStack) -> socket.socket:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web import BaseRequest, RequestHandler, Response, Server, StreamResponse
 
 from proxy.log import get_logger
@@ -21,6 +22,23 @@ class _Connection(RequestHandler):
     """Answers what aiohttp cannot parse without repeating a byte of it."""
 
     __slots__ = ()
+
+    def last_call(self, seconds: float) -> None:
+        """Close the connection after what it asks now, or begins to ask within so many seconds."""
+        if self._request_in_progress or self._messages:
+            self.close()
+            return
+        loop = asyncio.get_running_loop()
+        self._request_factory = self._last_request
+        if self._keepalive_handle is not None:
+            self._keepalive_handle.cancel()
+        self._next_keepalive_close_time = loop.time() + seconds
+        self._keepalive_handle = loop.call_later(seconds, self._process_keepalive)
+
+    def _last_request(self, message: RawRequestMessage, *rest: Any) -> BaseRequest:
+        """Make a request whose answer says that the connection is closed."""
+        assert self._manager is not None
+        return self._manager.request_factory(message._replace(should_close=True), *rest)
 
     def handle_error(
         self,
@@ -56,6 +74,36 @@ class HttpServer(Server):
             "access_log": None,
             "read_bufsize": 1 << 20,
         }
+        self.over = asyncio.Event()
+        self._alive: set[_Connection] = set()
+        self._patience: float | None = None
+
+    def last_call(self, seconds: float) -> None:
+        """Answer what is asked now, or begins to be asked within so many seconds; `over` is set when all have left."""
+        if self._patience is not None:
+            return
+        self._patience = seconds
+        for connection in list(self._alive):
+            connection.last_call(seconds)
+        if not self._alive:
+            self.over.set()
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        """Count a connection."""
+        super().connection_made(handler, transport)
+        assert isinstance(handler, _Connection)
+        self._alive.add(handler)
+        if self._patience is not None:
+            # It was accepted in the turn of the loop in which the last call was.
+            asyncio.get_running_loop().call_soon(handler.last_call, self._patience)
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        """Count a connection less."""
+        super().connection_lost(handler, exc)
+        assert isinstance(handler, _Connection)
+        self._alive.discard(handler)
+        if self._patience is not None and not self._alive:
+            self.over.set()
 
     def __call__(self) -> RequestHandler:
         """Return the protocol of a new connection."""

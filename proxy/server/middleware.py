@@ -50,12 +50,13 @@ class Middleware:
     def __init__(
         self, registry: Registry, admin: Admin, metrics: Metrics, access_log: Log | None
     ) -> None:
-        self._registry = registry
+        # Replaced by a reload; a request goes on with the one that it began with.
+        self.registry = registry
         self._admin = admin
         self._metrics = metrics
         self._access_log = access_log
         self._ids = count(1)
-        self._in_flight = 0
+        self.in_flight = 0
         self._idle = asyncio.Event()
 
     async def __call__(self, request: BaseRequest) -> StreamResponse:
@@ -65,7 +66,7 @@ class Middleware:
         exchange = Exchange()
         # As nginx has it: the client has left.
         status = 499
-        self._in_flight += 1
+        self.in_flight += 1
         try:
             response = await self._respond(request, exchange)
             status = response.status
@@ -77,7 +78,7 @@ class Middleware:
             exchange.problem = str(error)
             raise
         finally:
-            self._in_flight -= 1
+            self.in_flight -= 1
             self._idle.set()
             self._note(request, exchange, status, time.perf_counter() - began)
         return response
@@ -86,7 +87,7 @@ class Middleware:
         """Wait until no answer is being sent, at most `timeout` seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while self._in_flight:
+                while self.in_flight:
                     self._idle.clear()
                     await self._idle.wait()
 
@@ -98,7 +99,7 @@ class Middleware:
                 return await self._admin.handle(request)
             if request.method not in ("GET", "HEAD"):
                 return _read_only(request)
-            return await self._registry.handle(request, exchange)
+            return await self.registry.handle(request, exchange)
         except errors.ProxyError as error:
             exchange.problem = str(error)
             return error_response(error, exchange.kind)

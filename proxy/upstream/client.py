@@ -84,9 +84,14 @@ class Upstream:
         return f"{self.name} allows {quota.remaining} more of {quota.limit} pulls"
 
     @property
+    def is_up(self) -> bool:
+        """Whether anybody is asked for its content."""
+        return self._routes.is_up
+
+    @property
     def outage(self) -> str:
         """Why upstream is left alone, empty while it is asked."""
-        return "" if self._routes.is_up else self._registry.health.reason
+        return "" if self.is_up else self._registry.health.reason
 
     @property
     def pulls(self) -> tuple[int | None, int | None]:

@@ -1,10 +1,11 @@
-"""An upstream as the configuration has it: its sessions, logins, mirrors, and the host that searches it."""
+"""From a configuration to an upstream: sessions, logins, mirrors; and when its sessions are closed."""
 
 import asyncio
 import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
+from weakref import finalize
 
 from aiohttp import DefaultResolver
 from yarl import URL
@@ -22,65 +23,118 @@ from proxy.upstream.routes import Routes
 from proxy.upstream.session import open_session, tls_context
 
 
-async def open_upstream(
-    stack: AsyncExitStack,
-    config: Config,
-    name: str,
-    offline: Offline,
-    metrics: Metrics,
-    group: asyncio.TaskGroup,
-    clock: Callable[[], float],
-) -> Upstream:
-    """Return the upstream called `name`; its sessions are closed with `stack`. Raises `ConfigError`."""
-    settings, fetch = config.upstreams[name], config.fetch
-    tls, proxies = tls_context(name, settings), Proxies(os.environ, settings.proxy)
+class Opener:
+    """Opens upstreams, whose sessions stay open for as long as anybody holds the upstream.
 
-    async def exchange(
-        url: str,
-        login: Login,
-        timeouts: Timeouts,
-        attempts: int,
-        *,
-        label: str = name,
-        is_mirror: bool = False,
-    ) -> Exchange:
-        guard = EgressGuard(URL(url), DefaultResolver(), proxies)
-        session = open_session(guard, proxies, offline, tls=tls, connect_timeout=timeouts.connect)
-        await stack.enter_async_context(session)
-        observe = partial(metrics.upstream_request, label, "token")
-        return Exchange(
-            label,
-            url,
-            session=session,
-            authenticator=Authenticator(URL(url), session, group, login, observe),
-            metrics=metrics,
-            offline=offline,
-            timeouts=timeouts,
-            attempts=attempts,
-            clock=clock,
-            is_mirror=is_mirror,
+    A reload replaces upstreams under requests and downloads that go on with the one they began with;
+    whoever lets go of it last closes it, without knowing. `close` closes the rest.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        offline: Offline,
+        group: asyncio.TaskGroup,
+        clock: Callable[[], float],
+    ) -> None:
+        self._metrics = metrics
+        self._offline = offline
+        self._group = group
+        self._clock = clock
+        self._open: dict[AsyncExitStack, finalize[..., Upstream]] = {}
+        self._unused: asyncio.Queue[AsyncExitStack] = asyncio.Queue()
+
+    async def open(self, config: Config, name: str) -> Upstream:
+        """Return the upstream called `name`. Raises `ConfigError`."""
+        async with AsyncExitStack() as stack:
+            upstream = await self._make(stack, config, name)
+            sessions = stack.pop_all()
+        loop = asyncio.get_running_loop()
+        # An object may be found to be garbage in any thread.
+        self._open[sessions] = finalize(
+            upstream, loop.call_soon_threadsafe, self._unused.put_nowait, sessions
+        )
+        return upstream
+
+    async def close_unused(self) -> None:
+        """Close what is not held any more, for ever."""
+        while True:
+            sessions = await self._unused.get()
+            del self._open[sessions]
+            await sessions.aclose()
+
+    async def close(self) -> None:
+        """Close all sessions."""
+        while self._open:
+            sessions, end = self._open.popitem()
+            end.detach()
+            await sessions.aclose()
+
+    async def _make(self, stack: AsyncExitStack, config: Config, name: str) -> Upstream:
+        settings, fetch, metrics = config.upstreams[name], config.fetch, self._metrics
+        tls = await asyncio.to_thread(tls_context, name, settings)
+        proxies = Proxies(os.environ, settings.proxy)
+
+        async def exchange(
+            url: str,
+            login: Login,
+            timeouts: Timeouts,
+            attempts: int,
+            *,
+            label: str = name,
+            is_mirror: bool = False,
+        ) -> Exchange:
+            guard = EgressGuard(URL(url), DefaultResolver(), proxies)
+            session = open_session(
+                guard, proxies, self._offline, tls=tls, connect_timeout=timeouts.connect
+            )
+            await stack.enter_async_context(session)
+            observe = partial(metrics.upstream_request, label, "token")
+            return Exchange(
+                label,
+                url,
+                session=session,
+                authenticator=Authenticator(URL(url), session, self._group, login, observe),
+                metrics=metrics,
+                offline=self._offline,
+                timeouts=timeouts,
+                attempts=attempts,
+                clock=self._clock,
+                is_mirror=is_mirror,
+            )
+
+        timeouts = Timeouts(fetch.connect_timeout, fetch.stall_timeout)
+        login = CredentialSource(name, settings, self._group).get
+        registry = await exchange(settings.url, login, timeouts, fetch.attempts)
+        briefly = timeouts.of_mirror(len(settings.mirrors))
+        # The login is for the registry: mirrors are asked as anybody.
+        mirrors = [
+            await exchange(url, anonymous, briefly, 1, is_mirror=True) for url in settings.mirrors
+        ]
+        found_by, searched = URL(config.search_url(name)), None
+        if found_by.absolute and found_by.origin() != URL(settings.url).origin():
+            # It has a breaker and limits of its own, under its own name; the login is not for it.
+            searched = await exchange(
+                str(found_by), anonymous, timeouts, fetch.attempts, label=found_by.authority
+            )
+        return Upstream(
+            Routes(registry, mirrors, metrics),
+            metrics,
+            min_rate=fetch.min_rate,
+            floor_window=2 * fetch.stall_timeout,
+            searched=searched,
         )
 
-    timeouts = Timeouts(fetch.connect_timeout, fetch.stall_timeout)
-    login = CredentialSource(name, settings, group).get
-    registry = await exchange(settings.url, login, timeouts, fetch.attempts)
-    briefly = timeouts.of_mirror(len(settings.mirrors))
-    # The login is for the registry: mirrors are asked as anybody.
-    mirrors = [
-        await exchange(url, anonymous, briefly, 1, is_mirror=True) for url in settings.mirrors
-    ]
-    routes = Routes(registry, mirrors, metrics)
-    metrics.watch_upstream(name, lambda: routes.is_up)
-    found_by, searched = URL(config.search_url(name)), None
-    if found_by.absolute and found_by.origin() != URL(settings.url).origin():
-        # It has a breaker and limits of its own, under its own name; the login is not for it.
-        searched = await exchange(
-            str(found_by), anonymous, timeouts, fetch.attempts, label=found_by.authority
-        )
-    return Upstream(
-        routes,
-        metrics,
-        min_rate=fetch.min_rate,
-        floor_window=2 * fetch.stall_timeout,
-        searched=searched,
+
+def is_unchanged(name: str, old: Config, new: Config) -> bool:
+    """Tell whether the upstream called `name` can stay as it is, with its tokens, breaker and limits.
+
+    What lies in `ca_file` may have changed though its name did not.
+    """
+    return (
+        name in old.upstreams
+        and not new.upstreams[name].ca_file
+        and old.upstreams[name] == new.upstreams[name]
+        and old.search_url(name) == new.search_url(name)
+        and old.fetch == new.fetch
     )

@@ -127,7 +127,7 @@ async def test_a_copy_that_is_too_old_is_not_served(registry, program, pulled):
     assert int(answer.headers["Retry-After"]) > 0
 
 
-async def test_a_clock_that_went_back_asks_upstream(registry, program, pulled):
+async def test_p10_a_clock_that_went_back_asks_upstream(registry, program, pulled):
     program.clock.turn(-3 * HOUR)
     assert (await program.manifest(pulled)).status == 200
     assert registry.count("HEAD") == 1

@@ -128,4 +128,5 @@ def test_schema_is_json_schema():
         "listen",
         "admin_listen",
         "admin_token_file",
+        "shutdown_timeout",
     }

@@ -52,7 +52,7 @@ async def test_the_socket_goes_with_the_daemon(program):
     assert not (program.root / "admin.sock").exists()
 
 
-async def test_the_socket_of_a_killed_daemon_is_replaced(make_program, tmp_path):
+async def test_p13_the_socket_of_a_killed_daemon_is_replaced(make_program, tmp_path):
     root = tmp_path / "store"
     root.mkdir()
     with socket.socket(socket.AF_UNIX) as left:

@@ -82,7 +82,7 @@ async def test_the_pull_limit_is_shown(registry, program):
     assert await program.metric("pullcache_upstream_ratelimit_remaining") == 49
 
 
-async def test_many_names_that_do_not_exist_make_no_new_series(registry, program):
+async def test_p16_many_names_that_do_not_exist_make_no_new_series(registry, program):
     async def series() -> set[bytes]:
         lines = (await program.ask("/metrics")).body.splitlines()
         return {line.rpartition(b" ")[0] for line in lines if not line.startswith(b"#")}

@@ -271,7 +271,7 @@ def test_an_index_that_is_none_says_what_helps(tmp_path, clock):
         Index(path, clock)
 
 
-def test_an_index_of_a_newer_version_is_refused(tmp_path, clock):
+def test_p14_an_index_of_a_newer_version_is_refused(tmp_path, clock):
     path = tmp_path / "index.sqlite"
     Index(path, clock).close()
     connection = sqlite3.connect(path)

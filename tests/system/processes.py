@@ -60,6 +60,7 @@ class Process:
         argv: Sequence[str | Path],
         *,
         env: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.name = name
         self.argv = [str(part) for part in argv]
@@ -68,7 +69,12 @@ class Process:
         directory.mkdir(parents=True, exist_ok=True)
         with self.out.open("ab") as out, self.err.open("ab") as err:
             self._popen = subprocess.Popen(
-                self.argv, env=fenced(env), stdin=subprocess.DEVNULL, stdout=out, stderr=err
+                self.argv,
+                env=fenced(env),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                pass_fds=pass_fds,
             )
 
     @property

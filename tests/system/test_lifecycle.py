@@ -61,7 +61,7 @@ def test_a_second_daemon_leaves_the_store_to_the_first(daemon: Daemon, place: Pa
     assert ask(daemon.url, path).sha256 == image.index
 
 
-def test_a_port_in_use_is_named(daemon: Daemon, place: Path):
+def test_p13_a_port_in_use_is_named(daemon: Daemon, place: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = "{}:{}".format(*taken.getsockname())
         code, said = run_to_end(daemon.command(listen=address, store=place / "other"), place)

@@ -1,0 +1,123 @@
+"""The daemon as a process: signals, the service manager, and the log, around the program.
+
+SIGTERM and SIGINT end it, a second one sooner; SIGHUP has it read its configuration again; SIGQUIT has it log
+what its tasks wait for.
+"""
+
+import asyncio
+import faulthandler
+import os
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+
+import uvloop
+
+from proxy import __version__
+from proxy.app import Listening, Running, open_cache
+from proxy.config import Config
+from proxy.errors import StorageError
+from proxy.flight import beside
+from proxy.log import Log, configure, get_logger
+from proxy.systemd import Manager, Notifier, meet
+
+# How often the manager is told how it goes, if it has no watchdog, in seconds.
+STATUS_INTERVAL = 10.0
+# A start or a stop that takes longer than the manager allows says so often that it goes on, for so long.
+EXTENSION_INTERVAL = 5.0
+EXTENSION = 60.0
+
+_STDERR = 2
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+
+log = get_logger(__name__)
+
+
+def run(load: Callable[[], Config], announce: Callable[[Listening], None]) -> None:
+    """Serve until SIGTERM or SIGINT. `load` gives the configuration, at the start and at each SIGHUP.
+
+    `announce` is called once, when clients can connect. Raises `StorageError` and `ConfigError`.
+    """
+    # What systemd's watchdog ends (SIGABRT) leaves the stacks of its threads.
+    faulthandler.enable(_STDERR)
+    config, manager = load(), meet(os.environ)
+    access_log = configure(config.log.level, config.log.format)
+    try:
+        uvloop.run(_serve(config, load, announce, access_log, manager))
+    finally:
+        manager.notifier.close()
+        access_log.close()
+
+
+async def _serve(
+    config: Config,
+    load: Callable[[], Config],
+    announce: Callable[[Listening], None],
+    access_log: Log,
+    manager: Manager,
+) -> None:
+    loop = asyncio.get_running_loop()
+    stop, reload = asyncio.Event(), asyncio.Event()
+    for number in _ENDING:
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    loop.add_signal_handler(signal.SIGQUIT, _log_tasks)
+    notifier = manager.notifier
+    async with AsyncExitStack() as stack:
+        async with beside(_ask_for_time(notifier)):
+            # It asks before the store is opened, which may block.
+            await asyncio.sleep(0)
+            opening = open_cache(config, access_log=access_log, sockets=manager.sockets)
+            running = await stack.enter_async_context(opening)
+        announce(running.listening)
+        log.info("serving", addresses=running.listening.addresses, version=__version__)
+        notifier.ready(running.status)
+        async with asyncio.TaskGroup() as group:
+            work = (_report(running, manager), _reload(running, load, reload, notifier))
+            tasks = [group.create_task(one) for one in work]
+            await stop.wait()
+            for task in tasks:
+                task.cancel()
+        for number in _ENDING:
+            loop.add_signal_handler(number, running.hurry)
+        log.info("stopping")
+        notifier.stopping()
+
+
+async def _ask_for_time(notifier: Notifier) -> None:
+    """Keep the manager from ending us, for ever."""
+    while True:
+        notifier.starting("opening the store", EXTENSION)
+        await asyncio.sleep(EXTENSION_INTERVAL)
+
+
+async def _report(running: Running, manager: Manager) -> None:
+    """Tell the manager how it goes, for ever; with a watchdog, only if the store answers."""
+    while True:
+        await asyncio.sleep(manager.watchdog / 2 or STATUS_INTERVAL)
+        if not manager.watchdog:
+            manager.notifier.status(running.status)
+            continue
+        # An error is an answer: on a full or broken disk we still serve, and a restart mends nothing.
+        with suppress(StorageError):
+            await running.check_store()
+        manager.notifier.alive(running.status)
+
+
+async def _reload(
+    running: Running, load: Callable[[], Config], asked: asyncio.Event, notifier: Notifier
+) -> None:
+    """Reload whenever it is asked for; several requests meanwhile are one."""
+    while True:
+        await asked.wait()
+        asked.clear()
+        notifier.reloading()
+        await running.reload(load)
+        notifier.ready(running.status)
+
+
+def _log_tasks() -> None:
+    """Log where every task waits."""
+    for task in asyncio.all_tasks():
+        frames = [f"{frame.f_code.co_qualname}:{frame.f_lineno}" for frame in task.get_stack()]
+        log.warning("task", task=task.get_name(), waits=" > ".join(frames))
