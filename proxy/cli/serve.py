@@ -69,7 +69,8 @@ def serve(
 
 def announce(listening: "Listening") -> None:
     """Print what a newcomer needs to know, on stdout."""
-    urls = [one if one.startswith("unix:") else f"http://{one}" for one in listening.addresses]
+    scheme = "https" if listening.is_tls else "http"
+    urls = [one if one.startswith("unix:") else f"{scheme}://{one}" for one in listening.addresses]
     local = _reachable(urls[0])
     used, limit = format_bytes(listening.used), format_bytes(listening.max_size)
     upstreams = [f"{name} = {url}" for name, url in listening.upstreams.items()]
@@ -87,5 +88,6 @@ def announce(listening: "Listening") -> None:
 
 def _reachable(url: str) -> str:
     """Return `url` with an address to connect to in place of one that means every address."""
-    host, _, port = url.removeprefix("http://").rpartition(":")
-    return f"http://127.0.0.1:{port}" if host in {"", "0.0.0.0", "[::]"} else url  # noqa: S104 - compared, not bound
+    scheme, _, address = url.partition("://")
+    host, _, port = address.rpartition(":")
+    return f"{scheme}://127.0.0.1:{port}" if host in {"", "0.0.0.0", "[::]"} else url  # noqa: S104 - compared, not bound

@@ -60,6 +60,7 @@ _STATUS: tuple[tuple[type[ProxyError], int], ...] = (
     (errors.DeniedError, 403),
     (errors.UnknownError, 404),
     (errors.RateLimitedError, 429),
+    (errors.BusyError, 429),
     (errors.UpstreamTimeoutError, 504),
     (errors.UpstreamUnavailableError, 503),
     (errors.UpstreamError, 502),
