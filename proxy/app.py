@@ -20,11 +20,12 @@ from proxy.cache.eviction import Space
 from proxy.cache.filling import Disk
 from proxy.cache.schedules import Schedules
 from proxy.cache.slots import Slots
-from proxy.config import Config, carry_over
+from proxy.config import Config, carry_over, exposed_files
 from proxy.errors import ProxyError, StorageError
 from proxy.log import Log, get_logger
 from proxy.metrics import Metrics
 from proxy.server import api_door
+from proxy.server.access import Access
 from proxy.server.admin import Admin
 from proxy.server.api import Api
 from proxy.server.listening import Listener
@@ -59,6 +60,7 @@ class Listening:
     used: int
     upstreams: dict[str, str]
     admin_addresses: list[str] = field(default_factory=list)
+    is_tls: bool = False
 
 
 class _Shutdown(Exception):  # noqa: N818 (it ends the task group, and is no error)
@@ -68,15 +70,20 @@ class _Shutdown(Exception):  # noqa: N818 (it ends the task group, and is no err
 class Running:
     """The program: a service on its ground, and what stands between it and those who ask."""
 
-    def __init__(self, ground: Ground, service: Service, access_log: Log | None) -> None:
+    def __init__(
+        self, ground: Ground, service: Service, access: Access, access_log: Log | None
+    ) -> None:
+        self.access = access
         self._ground = ground
         self._service = service
         self._access_log = access_log
         self._is_stale = False
         self.admin = Admin(ground.metrics, ground.check_store, ground.threads)
-        self.middleware = Middleware(service.registry, self.admin, ground.metrics, access_log)
+        self.middleware = Middleware(
+            access, service.registry, self.admin, ground.metrics, access_log
+        )
         self.api = Api(service.routes, ground.metrics, access_log)
-        self.listener = Listener(self.middleware, "server.listen")
+        self.listener = Listener(self.middleware, "server.listen", ground.group, access.crowd)
         self.check_store = ground.check_store
         self._schedules = Schedules(
             lambda: self._service.preloader,
@@ -108,6 +115,7 @@ class Running:
             ground.space.stored,
             {name: str(settings.url) for name, settings in self.config.upstreams.items()},
             ground.admin_addresses,
+            is_tls=self.access.tls is not None,
         )
 
     @property
@@ -132,6 +140,7 @@ class Running:
         try:
             config, fixed = carry_over(before.config, await asyncio.to_thread(load))
             service = await make_service(ground, config, before)
+            let_in = await asyncio.to_thread(self.access.prepare, config.server)
             disk = await asyncio.to_thread(ground.store.total_bytes)
         except Exception as error:
             self._is_stale = True
@@ -144,6 +153,7 @@ class Running:
         # What cannot fail follows, in one turn of the loop.
         self._is_stale = False
         self._enter(service)
+        let_in()
         if config.offline != before.config.offline:
             ground.offline.switch(is_on=config.offline)
         if self._access_log:
@@ -203,23 +213,31 @@ async def open_cache(
     """
     async with AsyncExitStack() as stack:
         ground = await _lay_ground(stack, config, clock)
-        running = Running(ground, await make_service(ground, config), access_log)
+        for file in exposed_files(config):
+            log.warning("readable_by_all", file=file, help=f"it holds a secret: chmod o-r {file}")
+        access = Access(config.server, ground.group, ground.metrics)
+        stack.callback(access.close)
+        running = Running(ground, await make_service(ground, config), access, access_log)
         listener = running.listener
         # Who is cut off leaves a handler that has yet to notice.
         stack.push_async_callback(running.middleware.drain, CUT_TIMEOUT)
         passed = sockets or {}
         given = passed.get(REGISTRY, ())
-        addresses = await listener.open(stack, () if given else config.server.listen, given)
+        addresses = await listener.open(
+            stack, () if given else config.server.listen, given, access.tls
+        )
         ground.addresses.extend(addresses)
         stack.push_async_callback(running.drain)
         stack.push_async_callback(listener.close)
         addresses = await api_door.listen(
             stack,
+            ground.group,
             ground.store.root,
             config.server,
             running.api,
             running.admin,
             passed.get(ADMIN, ()),
+            access.tls,
         )
         ground.admin_addresses.extend(addresses)
         ground.group.create_task(_keep_house(running, ground))

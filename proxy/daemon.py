@@ -19,6 +19,7 @@ from proxy.config import Config
 from proxy.errors import StorageError
 from proxy.flight import beside
 from proxy.log import Log, configure, get_logger
+from proxy.server.crowd import raise_file_limit
 from proxy.systemd import Manager, Notifier, meet
 
 # How often the manager is told how it goes, if it has no watchdog, in seconds.
@@ -41,6 +42,7 @@ def run(load: Callable[[], Config], announce: Callable[[Listening], None]) -> No
     # What systemd's watchdog ends (SIGABRT) leaves the stacks of its threads.
     faulthandler.enable(_STDERR)
     config, manager = load(), meet(os.environ)
+    raise_file_limit()
     access_log = configure(config.log.level, config.log.format)
     try:
         uvloop.run(_serve(config, load, announce, access_log, manager))

@@ -127,7 +127,11 @@ class InvalidRequestError(ProxyError):
 
 
 class UnauthorizedError(ProxyError):
-    """The admin API wants its token."""
+    """The client has to say who it is: by its login, at the admin API by the token."""
+
+
+class CrowdedError(ProxyError):
+    """Too many ask for the same at once."""
 
 
 class DaemonError(ProxyError):

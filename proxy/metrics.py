@@ -93,6 +93,10 @@ class Metrics:
         self._registry.register(self._requests)
         self._declare_upstream()
         self._declare_store()
+        self._connections = self._gauge("connections", "Connections of clients that are open.")
+        self._refused = self._counter(
+            "connections_refused", "Connections of clients that were one too many."
+        )
         self._bugs = self._counter("internal_errors", "Errors that nobody foresaw: bugs.")
         self._declare_reloads()
         build = self._gauge("build_info", "Always 1; the version is in the label.", "version")
@@ -277,6 +281,14 @@ class Metrics:
     def preloaded(self, *, is_failed: bool) -> None:
         """Count an image that was to be preloaded."""
         self._preloaded.labels("failed" if is_failed else "complete").inc()
+
+    def watch_connections(self, count: Callable[[], float]) -> None:
+        """Read at every scrape how many clients are connected."""
+        self._connections.set_function(count)
+
+    def connection_refused(self) -> None:
+        """Count a client that was one too many."""
+        self._refused.inc()
 
     def bug(self) -> None:
         """Count an error that nobody foresaw."""

@@ -70,6 +70,7 @@ class Program:
         self.registry = registry
         self.clock = Clock()
         self.access_log: Any = None
+        self.trust: Any = sections.pop("trust", True)
         self.sockets: dict[str, list[socket]] = {}
         self.sections = sections
         self.upstreams = {"docker.io": {"url": registry.url}, **self.sections.pop("upstreams", {})}
@@ -98,11 +99,12 @@ class Program:
             self.addresses = running.listening.addresses
             self.admin_addresses = running.listening.admin_addresses
             self.routes = running.routes
-            self.url = f"http://{self.addresses[0]}"
+            scheme = "https" if running.listening.is_tls else "http"
+            self.url = f"{scheme}://{self.addresses[0]}"
             self.session = await stack.enter_async_context(
                 aiohttp.ClientSession(
                     auto_decompress=False,
-                    connector=aiohttp.TCPConnector(limit=0),
+                    connector=aiohttp.TCPConnector(limit=0, ssl=self.trust),
                     skip_auto_headers=["Accept", "Accept-Encoding", "User-Agent"],
                 )
             )

@@ -9,12 +9,13 @@ import pytest
 
 TESTS = Path(__file__).parent
 DECISIONS = TESTS.parent / "proxy" / "DECISIONS.md"
-# Upstream, malicious content, many clients at once, authentication, process.
+# Upstream, malicious content, many clients at once, hostile clients, authentication, process.
 TABLES = {
     "u": range(1, 35),
     "m": range(1, 15),
     "e": range(6, 12),
-    "a": range(1, 4),
+    "c": range(1, 25),
+    "a": range(1, 13),
     "p": (*range(1, 6), 10, *range(12, 17)),
 }
 ROWS = [f"{table}{row:02}" for table, rows in TABLES.items() for row in rows]
@@ -22,13 +23,14 @@ ROWS = [f"{table}{row:02}" for table, rows in TABLES.items() for row in rows]
 
 @cache
 def named_rows() -> set[str]:
-    """Return the rows that the test functions name: `test_u06_reset_in_mid_body` is of U6."""
+    """Return the rows that the test functions name: `test_u06_reset_in_mid_body` is of U6, `test_c07_to_c11_` of five."""
     return {
-        match[1]
+        f"{match[1]}{row:02}"
         for path in TESTS.rglob("test_*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and (match := re.match(r"test_([a-z]\d\d)_", node.name))
+        and (match := re.match(r"test_([a-z])(\d\d)_(?:to_\1(\d\d)_)?", node.name))
+        for row in range(int(match[2]), int(match[3] or match[2]) + 1)
     }
 
 

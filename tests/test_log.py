@@ -85,7 +85,7 @@ def test_below_the_level_nothing_comes_out(lines, form):
 
 
 @given(st.dictionaries(st.text(), st.one_of(st.text(), st.characters(), st.integers(), st.none())))
-def test_a_json_line_holds_no_control_character_and_means_what_was_said(fields):
+def test_c18_a_json_line_holds_no_control_character_and_means_what_was_said(fields):
     line = render_json(fields)
     text = line.decode()
     assert text.endswith("\n")
@@ -106,7 +106,7 @@ def test_a_value_that_json_does_not_know_is_written_as_text():
 
 
 @pytest.mark.parametrize("hostile", ["\x1b[31mred", "two\nlines\r", "\x9b2J", "\x7f", "\u202eabc"])
-def test_on_a_console_control_characters_are_escaped(lines, hostile):
+def test_c18_on_a_console_control_characters_are_escaped(lines, hostile):
     def work(log: Log) -> None:
         get_logger("a").info(hostile, field=hostile)
         log.access(hostile, field=hostile)

@@ -53,6 +53,7 @@ def use_everything(metrics: Metrics) -> None:
     metrics.digest_mismatch("docker.io")
     metrics.evicted("size", 3, 3000)
     metrics.uncached("too_large")
+    metrics.connection_refused()
     metrics.bug()
 
 

@@ -62,7 +62,8 @@ def _address(config: Config) -> RegistryUrl:
     listen = config.server.listen[0]
     if not listen.port:
         raise click.UsageError("server.listen leaves the port open; say --address URL")
-    url = RegistryUrl(f"http://{listen.reachable}")
+    scheme = "https" if config.server.tls_certificate else "http"
+    url = RegistryUrl(f"{scheme}://{listen.reachable}")
     if listen.reachable != listen or listen.is_loopback:
         click.echo(f"{url} is for this machine; for others say --address URL", err=True)
     return url

@@ -8,7 +8,14 @@ from pathlib import Path
 import click
 
 from proxy.cli.options import config_options, load_config
-from proxy.config import Config, UpstreamSettings, dump, json_schema, to_toml
+from proxy.config import (
+    Config,
+    UpstreamSettings,
+    dump,
+    exposed_files,
+    json_schema,
+    to_toml,
+)
 from proxy.errors import ConfigError
 from proxy.upstream.logins import helper_program, read_docker_config, server_of
 from proxy.upstream.proxies import Proxies
@@ -23,7 +30,10 @@ def config() -> None:
 @config_options
 def check(*, path: Path | None, store: str | None) -> None:
     """Tell whether the daemon would start with it; exit code 2 if not."""
-    _check_files(load_config(path, store))
+    loaded = load_config(path, store)
+    _check_files(loaded)
+    for file in exposed_files(loaded):
+        click.echo(f"{file}: holds a secret and is readable by all (chmod o-r {file})", err=True)
     click.echo("the configuration is right")
 
 
@@ -45,7 +55,10 @@ def schema(*, path: Path | None, store: str | None) -> None:  # noqa: ARG001 - e
 
 def _check_files(config: Config) -> None:
     """Read the files that the configuration names, or raise `ConfigError`."""
+    from proxy.server.access import check_files  # noqa: PLC0415 - brings aiohttp, which few commands need
+
     config.server.read_admin_token()
+    check_files(config.server)
     for number, preload in enumerate(config.preload, 1):
         if preload.file:
             _check_readable(preload.file, f"preload[{number}].file")

@@ -26,7 +26,8 @@ def private_daemon(config: Config) -> Iterator[None]:
 
     It preloads nothing by itself. Only warnings are logged. Raises `StorageError` and `ConfigError`.
     """
-    server = replace(config.server, listen=(), admin_listen=())
+    alone = {"listen": (), "admin_listen": (), "tls_certificate": (), "tls_key": (), "htpasswd": ""}
+    server = replace(config.server, **alone)
     level = "error" if config.log.level == "error" else "warning"
     with closing(configure(level, config.log.format)), _ended_by_sigterm():
         started: Future[_Stop] = Future()

@@ -70,9 +70,10 @@ def serve(
 
 def announce(listening: "Listening") -> None:
     """Print what a newcomer needs to know, on stdout."""
+    scheme = "https" if listening.is_tls else "http"
     tcp = [one for one in listening.addresses if not one.startswith("unix:")]
-    urls = [f"http://{one}" if one in tcp else one for one in listening.addresses]
-    local = f"http://{Address(tcp[0]).reachable}" if tcp else urls[0]
+    urls = [f"{scheme}://{one}" if one in tcp else one for one in listening.addresses]
+    local = f"{scheme}://{Address(tcp[0]).reachable}" if tcp else urls[0]
     used, limit = format_bytes(listening.used), format_bytes(listening.max_size)
     upstreams = [f"{name} = {url}" for name, url in listening.upstreams.items()]
     lines = (

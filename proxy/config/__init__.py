@@ -18,6 +18,7 @@ from proxy.config.schema import (
     StoreSettings,
     UpstreamSettings,
 )
+from proxy.config.secrets import exposed_files
 from proxy.config.values import Address, Duration, ProxyUrl, RegistryUrl, Secret, Size, StoreLimit
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "UpstreamSettings",
     "carry_over",
     "dump",
+    "exposed_files",
     "iter_keys",
     "json_schema",
     "load",

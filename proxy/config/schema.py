@@ -57,6 +57,38 @@ class ServerSettings(Section, frozen=True):
             min_length=1,
         ),
     ] = (Address("127.0.0.1:5000"),)
+    tls_certificate: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="PEM files, each a certificate and what signed it; then clients connect by https. A "
+            "client gets the first that has the name it asks for, or the first."
+        ),
+    ] = ()
+    tls_key: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="The files of their keys, in the same order; empty: each is with its certificate."
+        ),
+    ] = ()
+    htpasswd: Annotated[
+        str,
+        Meta(
+            description="A file of users and bcrypt hashes (htpasswd -B); then clients must log in. Read "
+            "again when it changes. Not for docker's registry-mirrors."
+        ),
+    ] = ""
+    max_connections: Annotated[
+        int,
+        Meta(description="Connections of clients at a time; who is one more gets 429.", ge=1),
+    ] = 8192
+    max_connections_per_client: Annotated[
+        int,
+        Meta(
+            description="The same for one address (of IPv6 one /64); behind a reverse proxy all clients "
+            "are one.",
+            ge=1,
+        ),
+    ] = 2048
     admin_listen: Annotated[
         tuple[Address, ...],
         Meta(
@@ -77,6 +109,8 @@ class ServerSettings(Section, frozen=True):
     ] = Duration.parse("8s")
 
     def __post_init__(self) -> None:
+        if self.tls_key and len(self.tls_key) != len(self.tls_certificate):
+            raise ValueError("tls_certificate and tls_key have to be of the same number")
         open_to_others = [one for one in self.admin_listen if not one.is_loopback]
         if open_to_others and not self.admin_token_file:
             raise ValueError(

@@ -63,6 +63,7 @@ _STATUS: tuple[tuple[type[ProxyError], int], ...] = (
     (errors.UnknownError, 404),
     (errors.BusyError, 409),
     (errors.RateLimitedError, 429),
+    (errors.CrowdedError, 429),
     (errors.UpstreamTimeoutError, 504),
     (errors.UpstreamUnavailableError, 503),
     (errors.UpstreamError, 502),

@@ -4,6 +4,7 @@ On `admin.sock` in the store the file's mode is the login: only the daemon's use
 on loopback without one the promise that it is no web page that asks: browsers send requests to anybody's loopback.
 """
 
+import asyncio
 import hmac
 import os
 import re
@@ -28,6 +29,7 @@ from proxy.errors import (
 from proxy.server.admin import Admin
 from proxy.server.api import Api, error_response
 from proxy.server.listening import Listener, text_of
+from proxy.server.tls import Tls
 
 SOCKET = "admin.sock"
 
@@ -57,7 +59,7 @@ class Gate:
             # A name that leads to loopback is how a web page rebinds its own (DNS rebinding).
             raise DeniedError("without a token the admin API is asked by address, or as localhost")
         origin = request.headers.get(hdrs.ORIGIN)
-        if origin is not None and origin != f"http://{host}":
+        if origin is not None and origin != f"{request.scheme}://{host}":
             raise DeniedError("the admin API does not answer to other sites' pages")
         plain_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip().lower()
         if request.method == "POST" and plain_type in _SAFELISTED:
@@ -95,15 +97,18 @@ def _refusal(error: ProxyError) -> Response:
 
 async def listen(
     stack: AsyncExitStack,
+    group: asyncio.TaskGroup,
     root: Path,
     settings: ServerSettings,
     api: Api,
     admin: Admin,
     sockets: Sequence[socket.socket] = (),
+    tls: Tls | None = None,
 ) -> list[str]:
     """Open the socket in the store at `root`, whose lock is ours, and the TCP addresses; return these.
 
-    Passed `sockets` take the place of the addresses: who can connect to a Unix socket is let in.
+    Passed `sockets` take the place of the addresses: who can connect to a Unix socket is let in. With `tls`, what is
+    off loopback speaks https, for the token is not for everybody.
     Raises `ConfigError` and `StorageError`.
     """
     token = settings.read_admin_token()
@@ -114,12 +119,18 @@ async def listen(
                 "machines (set server.admin_token_file)"
             )
     local, remote = (
-        Listener(Door(api, admin, gate), "server.admin_listen") for gate in (None, Gate(token))
+        Listener(Door(api, admin, gate), "server.admin_listen", group)
+        for gate in (None, Gate(token))
     )
     bound = _bind(root, stack)
     _, *passed = await local.open(stack, (), [bound, *filter(_is_local, sockets)])
     others = [one for one in sockets if not _is_local(one)]
-    opened = await remote.open(stack, () if sockets else settings.admin_listen, others)
+    opened: list[str] = []
+    for address in () if sockets else settings.admin_listen:
+        opened += await remote.open(stack, [address], tls=None if address.is_loopback else tls)
+    for one in others:
+        is_near = is_loopback(one.getsockname()[0])
+        opened += await remote.open(stack, (), [one], None if is_near else tls)
     stack.push_async_callback(api.close)
     for listener in (local, remote):
         stack.push_async_callback(listener.close)

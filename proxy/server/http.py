@@ -4,24 +4,46 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from aiohttp import hdrs
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web import BaseRequest, RequestHandler, Response, Server, StreamResponse
 
 from proxy.log import get_logger
+from proxy.server import readers
+from proxy.server.crowd import Place
 from proxy.server.responses import json_response
 
 # How long a connection may say nothing, before its first request and between two, in seconds.
 KEEPALIVE_TIMEOUT = 75.0
+# How long a request's head may take, and how long who is one too many is listened to.
+HEAD_TIMEOUT = 30.0
+REFUSAL_TIMEOUT = 5.0
 # How long the rest of a body that nobody reads is waited for.
 LINGERING_TIME = 2.0
+# After so many lines about malformed requests the rest of a minute is only counted.
+LINES_PER_MINUTE = 10
+# Seconds after which who is one too many may come again.
+RETRY_AFTER = 5
+
+# A bundle that is imported comes in bodies; of requests the next one is not read before its turn.
+READ_BUFFER = 1 << 20
 
 log = get_logger(__name__)
 
 
 class _Connection(RequestHandler):
-    """Answers what aiohttp cannot parse without repeating a byte of it."""
+    """Answers what aiohttp cannot parse without repeating a byte of it, and waits for nobody for ever."""
 
-    __slots__ = ()
+    __slots__ = ("_head_began", "_place", "_server", "_watch")
+
+    def __init__(self, server: "HttpServer", place: Place | None, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._server = server
+        self._place = place
+        self._head_began = False
+        self._watch: readers.Watch | None = None
+        if place and place.is_refused:
+            self._request_handler = _refuse
 
     def last_call(self, seconds: float) -> None:
         """Close the connection after what it asks now, or begins to ask within so many seconds."""
@@ -40,6 +62,42 @@ class _Connection(RequestHandler):
         assert self._manager is not None
         return self._manager.request_factory(message._replace(should_close=True), *rest)
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Give the place free."""
+        super().connection_lost(exc)
+        if self._watch:
+            self._watch.cancel()
+        if self._place:
+            self._place.leave()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come, and do not wait long for the rest of a head."""
+        super().data_received(data)
+        waits = bool(data) and self._waiter is not None and not self._waiter.done()
+        if waits and not self._head_began and self._keepalive_handle:
+            self._keepalive_handle.cancel()
+            timeout = min(HEAD_TIMEOUT, self.keepalive_timeout)
+            self._next_keepalive_close_time = self._loop.time() + timeout
+            self._keepalive_handle = self._loop.call_later(timeout, self._process_keepalive)
+        self._head_began = waits
+
+    def pause_writing(self) -> None:
+        """Begin to watch a client that has not taken what is there for it."""
+        super().pause_writing()
+        if self._place and self.transport:
+            self._watch = readers.Watch(self.transport, self._drop)
+
+    def resume_writing(self) -> None:
+        """End that."""
+        super().resume_writing()
+        if self._watch:
+            self._watch.cancel()
+
+    def _drop(self) -> None:
+        if self.transport:
+            log.info("client_reads_nothing", client=str(self.peername))
+            self.transport.abort()
+
     def handle_error(
         self,
         request: BaseRequest,
@@ -54,12 +112,9 @@ class _Connection(RequestHandler):
         if status >= 500:
             log.error("request_failed", exc_info=exc)
         else:
-            log.info("malformed_request", client=request.remote, status=status)
+            self._server.note_malformed(request.remote, status)
         code = "UNKNOWN" if status >= 500 else "UNSUPPORTED"
-        document = {"errors": [{"code": code, "message": "the request is not valid HTTP"}]}
-        response: Response = json_response(document, status=status)
-        response.force_close()
-        return response
+        return _error(status, code, "the request is not valid HTTP")
 
 
 class HttpServer(Server):
@@ -68,12 +123,8 @@ class HttpServer(Server):
     def __init__(self, handler: Callable[[BaseRequest], Awaitable[StreamResponse]]) -> None:
         # A client that leaves ends its handler, wherever that waits; downloads are not its own.
         super().__init__(handler, handler_cancellation=True)
-        self._options: dict[str, Any] = {
-            "keepalive_timeout": KEEPALIVE_TIMEOUT,
-            "lingering_time": LINGERING_TIME,
-            "access_log": None,
-            "read_bufsize": 1 << 20,
-        }
+        self._malformed = 0
+        self._minute = 0.0
         self.over = asyncio.Event()
         self._alive: set[_Connection] = set()
         self._patience: float | None = None
@@ -84,27 +135,68 @@ class HttpServer(Server):
             return
         self._patience = seconds
         for connection in list(self._alive):
-            connection.last_call(seconds)
+            if connection.transport:
+                connection.last_call(seconds)
         if not self._alive:
             self.over.set()
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        """Count a connection."""
+        """Note that a connection can be spoken on."""
         super().connection_made(handler, transport)
         assert isinstance(handler, _Connection)
-        self._alive.add(handler)
         if self._patience is not None:
-            # It was accepted in the turn of the loop in which the last call was.
+            # It was accepted before the last call.
             asyncio.get_running_loop().call_soon(handler.last_call, self._patience)
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """Count a connection less."""
         super().connection_lost(handler, exc)
+        self.forget(handler)
+
+    def forget(self, handler: RequestHandler) -> None:
+        """Count a connection less, be it one that never came about."""
         assert isinstance(handler, _Connection)
         self._alive.discard(handler)
         if self._patience is not None and not self._alive:
             self.over.set()
 
-    def __call__(self) -> RequestHandler:
-        """Return the protocol of a new connection."""
-        return _Connection(self, loop=asyncio.get_running_loop(), **self._options)
+    def __call__(self, place: Place | None = None) -> RequestHandler:
+        """Return the protocol of a new connection; without a place nobody's patience ends."""
+        is_refused = place is not None and place.is_refused
+        connection = _Connection(
+            self,
+            place,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=REFUSAL_TIMEOUT if is_refused else KEEPALIVE_TIMEOUT,
+            lingering_time=LINGERING_TIME,
+            access_log=None,
+            read_bufsize=READ_BUFFER,
+        )
+        self._alive.add(connection)
+        return connection
+
+    def note_malformed(self, client: str | None, status: int) -> None:
+        """Log a request that did not parse, unless there are too many of them."""
+        now = asyncio.get_running_loop().time()
+        if now - self._minute >= 60:
+            left_out = max(0, self._malformed - LINES_PER_MINUTE)
+            if left_out:
+                log.info("malformed_requests", left_out=left_out)
+            self._minute, self._malformed = now, 0
+        self._malformed += 1
+        if self._malformed <= LINES_PER_MINUTE:
+            log.info("malformed_request", client=client, status=status)
+
+
+async def _refuse(_: BaseRequest) -> StreamResponse:
+    """Tell a client that there are too many, in the way that makes docker ask elsewhere at once."""
+    response = _error(429, "TOOMANYREQUESTS", "too many connections to this cache; try again soon")
+    response.headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER)
+    return response
+
+
+def _error(status: int, code: str, message: str) -> Response:
+    document = {"errors": [{"code": code, "message": message}]}
+    response: Response = json_response(document, status=status)
+    response.force_close()
+    return response

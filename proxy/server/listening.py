@@ -1,107 +1,172 @@
-"""Where clients connect: addresses that are bound here, sockets that were passed; and how they are let go."""
+"""Where clients connect: sockets that are bound here or were passed, limits before a byte is read, TLS."""
 
 import asyncio
+import errno
 import socket
-import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
-from aiohttp.web import BaseRequest, ServerRunner, StreamResponse, TCPSite
-from aiohttp.web_runner import BaseSite
+from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
 from proxy.config import Address
 from proxy.errors import ConfigError
+from proxy.log import get_logger
+from proxy.server.crowd import Crowd, Place
 from proxy.server.http import HttpServer
+from proxy.server.tls import Tls
 
+BACKLOG = 1024
+HANDSHAKE_TIMEOUT = 10.0
+# How long a client may leave the end of a TLS connection unanswered.
+GOODBYE_TIMEOUT = 5.0
 # Who is connected when the daemon stops has so many seconds to begin one more request: of a connection
 # that was just accepted nobody knows that it will not be answered.
 LAST_CALL = 1.0
+# Connections that are accepted before others have their turn.
+ACCEPTED_AT_ONCE = 64
+# How long nobody is let in after the system had no descriptor or memory for it.
+PAUSE = 0.5
+
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+log = get_logger(__name__)
 
 
-class BoundSite(BaseSite):
-    """A socket that is bound already, by a service manager or with a mode that aiohttp would set too late."""
+class Acceptor:
+    """Accepts at one socket, which it closes in the end.
 
-    __slots__ = ("_socket",)
+    It takes the place of asyncio's server, which tells of a client only after its TLS handshake: by then
+    any number of others may hold descriptors in theirs.
+    """
 
     def __init__(
         self,
-        runner: ServerRunner,
-        bound: socket.socket,
-        *,
-        tls: ssl.SSLContext | None = None,
-        backlog: int = 1024,
+        server: HttpServer,
+        listening: socket.socket,
+        group: asyncio.TaskGroup,
+        crowd: Crowd | None,
+        tls: Tls | None,
     ) -> None:
-        super().__init__(runner, ssl_context=tls, backlog=backlog)
-        self._socket = bound
+        self.name = text_of(listening.getsockname())
+        self._listening = listening
+        self._server = server
+        self._group = group
+        self._crowd = crowd
+        self._loop = asyncio.get_running_loop()
+        self._pause: asyncio.TimerHandle | None = None
+        self._options: dict[str, Any] = {}
+        if tls:
+            self._options = {
+                "ssl": tls.context,
+                "ssl_handshake_timeout": HANDSHAKE_TIMEOUT,
+                "ssl_shutdown_timeout": GOODBYE_TIMEOUT,
+            }
+        listening.setblocking(False)
+        listening.listen(BACKLOG)
+        self._loop.add_reader(listening, self._accept)
 
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        return text_of(self._socket.getsockname())
+    def close(self) -> None:
+        """Let nobody in any more."""
+        if self._listening.fileno() < 0:
+            return
+        if self._pause:
+            self._pause.cancel()
+        self._loop.remove_reader(self._listening)
+        self._listening.close()
 
-    async def start(self) -> None:
-        """Let clients connect."""
-        await super().start()
-        server = self._runner.server
-        assert server is not None
-        loop = asyncio.get_running_loop()
-        options: dict[str, Any] = {
-            "sock": self._socket,
-            "ssl": self._ssl_context,
-            "backlog": self._backlog,
-        }
-        if self._socket.family == socket.AF_UNIX:
-            # Its file belongs to who has bound it. (asyncio knows this since Python 3.13, uvloop always.)
-            options["cleanup_socket"] = False
-            self._server = await loop.create_unix_server(server, **options)
-        else:
-            self._server = await loop.create_server(server, **options)
+    def _accept(self) -> None:
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                connection, peer = self._listening.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._rest(error)
+                    return
+                # The client has left already.
+                continue
+            self._let_in(connection, peer)
+
+    def _rest(self, error: OSError) -> None:
+        """Stop accepting for a moment: who waits would be announced again and again."""
+        log.warning("cannot_accept", reason=error.strerror)
+        self._loop.remove_reader(self._listening)
+        self._pause = self._loop.call_later(
+            PAUSE, self._loop.add_reader, self._listening, self._accept
+        )
+
+    def _let_in(self, connection: socket.socket, peer: Any) -> None:
+        place = None
+        if self._crowd:
+            place = self._crowd.enter(peer[0] if isinstance(peer, tuple) else "")
+            if place is None:
+                connection.close()
+                return
+        connection.setblocking(False)
+        self._group.create_task(self._open(connection, self._server(place), place))
+
+    async def _open(
+        self, connection: socket.socket, protocol: RequestHandler, place: Place | None
+    ) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: protocol, connection, **self._options)
+        except BaseException as error:
+            self._server.forget(protocol)
+            if place:
+                place.leave()
+            # A handshake that failed (an ssl.SSLError) or took too long: there is nobody to tell.
+            if not isinstance(error, OSError):
+                raise
 
 
 class Listener:
-    """Serves `handler` at addresses and sockets, which `key` of the configuration names."""
+    """Serves `handler` at addresses, which `key` of the configuration names, and at sockets that are bound."""
 
     def __init__(
-        self, handler: Callable[[BaseRequest], Awaitable[StreamResponse]], key: str
+        self,
+        handler: Callable[[BaseRequest], Awaitable[StreamResponse]],
+        key: str,
+        group: asyncio.TaskGroup,
+        crowd: Crowd | None = None,
     ) -> None:
         self._server = HttpServer(handler)
-        # What is still being sent after a drain is cut: aiohttp would wait as long again, twice.
-        self._runner = ServerRunner(self._server, shutdown_timeout=0.1)
         self._key = key
+        self._group = group
+        self._crowd = crowd
+        self._acceptors: list[Acceptor] = []
 
     async def open(
         self,
         stack: AsyncExitStack,
         addresses: Sequence[Address],
         sockets: Sequence[socket.socket] = (),
-        tls: ssl.SSLContext | None = None,
+        tls: Tls | None = None,
     ) -> list[str]:
         """Let clients connect until the stack ends; return the real addresses. Raises `ConfigError`."""
-        await self._runner.setup()
-        stack.push_async_callback(self._runner.cleanup)
-        for bound in sockets:
-            await BoundSite(self._runner, bound, tls=tls).start()
+        stack.push_async_callback(self._cut)
+        bound = list(sockets)
         for address in addresses:
-            site = TCPSite(
-                self._runner, address.host or None, address.port, ssl_context=tls, backlog=1024
-            )
             try:
-                await site.start()
+                bound += await _bind(address)
             except OSError as error:
+                reason = error.strerror
                 raise ConfigError(
-                    f"{self._key}: {address} cannot be used ({error.strerror}); "
+                    f"{self._key}: {address} cannot be used ({reason}); "
                     "stop what uses it, or choose another"
                 ) from error
-        return [text_of(address) for address in self._runner.addresses]
+        opened = [Acceptor(self._server, one, self._group, self._crowd, tls) for one in bound]
+        self._acceptors += opened
+        return [acceptor.name for acceptor in opened]
 
     async def close(self) -> None:
         """Let nobody in any more, and those who are in ask once more at most.
 
         Who connects to a socket that was passed waits there for the next daemon.
         """
-        for site in list(self._runner.sites):
-            await site.stop()
+        for acceptor in self._acceptors:
+            acceptor.close()
         self._server.last_call(LAST_CALL)
 
     async def drain(self, seconds: float) -> None:
@@ -113,6 +178,41 @@ class Listener:
     def hurry(self) -> None:
         """End the drain, now or when it begins."""
         self._server.over.set()
+
+    async def _cut(self) -> None:
+        """End what is still open. aiohttp would wait so long twice."""
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._server.pre_shutdown()
+        await self._server.shutdown(0.1)
+
+
+async def _bind(address: Address) -> list[socket.socket]:
+    """Return sockets bound to everything that an address means. Raises `OSError`."""
+    found = await asyncio.get_running_loop().getaddrinfo(
+        address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    bound: list[socket.socket] = []
+    problem = OSError(errno.EADDRNOTAVAIL, "it means no address")
+    for family, kind, protocol, _, where in dict.fromkeys(found):
+        try:
+            one = socket.socket(family, kind, protocol)
+        except OSError as error:  # the system has no IPv6, say
+            problem = error
+            continue
+        bound.append(one)
+        try:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            one.bind(where)
+        except OSError:
+            for other in bound:
+                other.close()
+            raise
+    if not bound:
+        raise problem
+    return bound
 
 
 def text_of(address: Any) -> str:

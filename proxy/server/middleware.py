@@ -12,6 +12,7 @@ from aiohttp.web import BaseRequest, Response, StreamResponse
 from proxy import errors
 from proxy.log import Log, get_logger, request_id
 from proxy.metrics import Kind, Metrics
+from proxy.server.access import Access
 from proxy.server.admin import Admin
 from proxy.server.registry import Exchange, Registry
 from proxy.server.responses import BodyCutError, json_response
@@ -22,7 +23,9 @@ _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.InvalidDigestError, 400, "DIGEST_INVALID"),
     (errors.InvalidTagError, 400, "TAG_INVALID"),
     (errors.InvalidReferenceError, 400, "NAME_INVALID"),
+    (errors.UnauthorizedError, 401, "UNAUTHORIZED"),
     (errors.DeniedError, 403, "DENIED"),
+    (errors.CrowdedError, 429, "TOOMANYREQUESTS"),
     (errors.UnknownNameError, 404, "NAME_UNKNOWN"),
     (errors.UnknownBlobError, 404, "BLOB_UNKNOWN"),
     (errors.UnknownError, 404, "MANIFEST_UNKNOWN"),
@@ -37,9 +40,10 @@ _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
 )
 
 # Seconds after which a client may ask again what cannot be had now.
-_RETRY_AFTER: Mapping[int, str] = {502: "10", 503: "10", 504: "10"}
+_RETRY_AFTER: Mapping[int, str] = {429: "5", 502: "10", 503: "10", 504: "10"}
 
 _MAX_MESSAGE = 200
+_CHALLENGE = 'Basic realm="pullcache"'
 
 log = get_logger(__name__)
 
@@ -48,8 +52,14 @@ class Middleware:
     """The handler of the HTTP server."""
 
     def __init__(
-        self, registry: Registry, admin: Admin, metrics: Metrics, access_log: Log | None
+        self,
+        access: Access,
+        registry: Registry,
+        admin: Admin,
+        metrics: Metrics,
+        access_log: Log | None,
     ) -> None:
+        self._access = access
         # Replaced by a reload; a request goes on with the one that it began with.
         self.registry = registry
         self._admin = admin
@@ -95,6 +105,7 @@ class Middleware:
         try:
             if request.version < HttpVersion10:
                 return _error_response(400, "UNSUPPORTED", "the request is not valid HTTP")
+            await self._access.check(request)
             if not request.raw_path.startswith(("/v1/", "/v2")):
                 return await self._admin.handle(request)
             if request.method not in ("GET", "HEAD"):
@@ -102,7 +113,11 @@ class Middleware:
             return await self.registry.handle(request, exchange)
         except errors.ProxyError as error:
             exchange.problem = str(error)
-            return error_response(error, exchange.kind)
+            response = error_response(error, exchange.kind)
+            if request.body_exists:
+                # Whatever the client has to upload, it is not read.
+                response.force_close()
+            return response
         except ConnectionError:
             raise
         except Exception:
@@ -152,6 +167,8 @@ def error_response(error: errors.ProxyError, kind: Kind = "other") -> Response:
         response.headers[hdrs.RETRY_AFTER] = f"{error.retry_after:.0f}"
     elif status in _RETRY_AFTER:
         response.headers[hdrs.RETRY_AFTER] = _RETRY_AFTER[status]
+    if status == 401:
+        response.headers[hdrs.WWW_AUTHENTICATE] = _CHALLENGE
     return response
 
 

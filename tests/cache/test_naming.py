@@ -36,7 +36,7 @@ def test_what_is_written_means_a_repository_and_a_reference(text, upstream, name
 
 
 @pytest.mark.parametrize("text", ["localhost:5001/x:1", "quay.io/me/app", "localhost/x"])
-def test_what_is_not_configured_is_refused_by_name(text):
+def test_a11_what_is_not_configured_is_refused_by_name(text):
     with pytest.raises(DeniedError, match=f"'{text.partition('/')[0]}' is not configured"):
         NAMES.parse(text)
 

@@ -128,5 +128,10 @@ def test_schema_is_json_schema():
         "listen",
         "admin_listen",
         "admin_token_file",
+        "tls_certificate",
+        "tls_key",
+        "htpasswd",
+        "max_connections",
+        "max_connections_per_client",
         "shutdown_timeout",
     }

@@ -95,7 +95,7 @@ async def test_health_and_metrics_are_there_too(make_program, token_file):
         assert (await program.ask(path)).status == 200
 
 
-async def test_by_tcp_the_token_is_wanted(make_program, token_file):
+async def test_a08_by_tcp_the_token_is_wanted(make_program, token_file):
     program = await make_program(
         server={"admin_listen": ["127.0.0.1:0"], "admin_token_file": token_file}
     )
@@ -124,7 +124,7 @@ async def test_by_tcp_the_token_is_wanted(make_program, token_file):
         ({"Origin": "null"}, 403),
     ],
 )
-async def test_without_a_token_no_web_page_gets_in(make_program, headers, status):
+async def test_a06_without_a_token_no_web_page_gets_in(make_program, headers, status):
     program = await make_program(server={"admin_listen": ["127.0.0.1:0"]})
     assert await ask_admin(program, STATUS, **headers) == status
 
@@ -140,14 +140,14 @@ async def test_without_a_token_no_web_page_gets_in(make_program, headers, status
         (None, 400),
     ],
 )
-async def test_without_a_token_no_form_gets_in(make_program, kind, status):
+async def test_a06_without_a_token_no_form_gets_in(make_program, kind, status):
     program = await make_program(server={"admin_listen": ["127.0.0.1:0"]})
     headers = {"Content_Type": kind} if kind else {}
     assert await ask_admin(program, "/api/v1/nothing", "POST", **headers) == status
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", ":0", "[::]:0", "192.0.2.1:0", "cache:0"])
-def test_off_loopback_a_token_is_wanted_before_the_start(address, token_file):
+def test_a08_off_loopback_a_token_is_wanted_before_the_start(address, token_file):
     values = {"server": {"admin_listen": ["127.0.0.1:0", address]}}
     with pytest.raises(ConfigError, match="set admin_token_file"):
         load(None, {}, values)

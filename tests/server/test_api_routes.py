@@ -59,6 +59,7 @@ Serve = Callable[..., Awaitable[Served]]
 async def serve(tmp_path) -> AsyncIterator[Serve]:
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(1))
+        group = await stack.enter_async_context(asyncio.TaskGroup())
 
         async def check_store() -> None:
             pass
@@ -67,7 +68,7 @@ async def serve(tmp_path) -> AsyncIterator[Serve]:
             metrics = Metrics([], "0")
             api = Api(routes, metrics, None)
             admin = Admin(metrics, check_store, threads)
-            await listen(stack, tmp_path, ServerSettings(), api, admin)
+            await listen(stack, group, tmp_path, ServerSettings(), api, admin)
             connector = aiohttp.UnixConnector(str(tmp_path / "admin.sock"))
             session = aiohttp.ClientSession(connector=connector)
             return Served(tmp_path, metrics, api, await stack.enter_async_context(session))

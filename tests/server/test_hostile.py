@@ -148,7 +148,7 @@ def no_tracebacks(logged, caplog) -> None:
 
 
 @pytest.mark.parametrize("name", SMUGGLED)
-async def test_what_two_parsers_may_disagree_about_is_refused_and_closed(target, caplog, name):
+async def test_c05_what_two_parsers_may_disagree_about_is_refused_and_closed(target, caplog, name):
     peer = await Peer.connect(target.url)
     with capture_logs() as logged:
         peer.send(SMUGGLED[name])
@@ -161,7 +161,7 @@ async def test_what_two_parsers_may_disagree_about_is_refused_and_closed(target,
 
 
 @pytest.mark.parametrize("name", TARGETS)
-async def test_a_target_is_taken_by_the_letter(target, registry, caplog, name):
+async def test_c07_to_c11_a_target_is_taken_by_the_letter(target, registry, caplog, name):
     asked, allowed = TARGETS[name]
     with capture_logs() as logged:
         answer = await exchange(target.url, get(asked))
@@ -175,7 +175,7 @@ async def test_a_target_is_taken_by_the_letter(target, registry, caplog, name):
 
 
 @pytest.mark.parametrize("name", HEADERS)
-async def test_headers_are_understood_or_ignored(target, caplog, name):
+async def test_c12_to_c15_headers_are_understood_or_ignored(target, caplog, name):
     request, allowed = HEADERS[name]
     with capture_logs() as logged:
         answer = await exchange(target.url, request)
@@ -188,7 +188,7 @@ async def test_headers_are_understood_or_ignored(target, caplog, name):
 @pytest.mark.parametrize(
     "method", ["PUT", "POST", "PATCH", "DELETE", "TRACE", "QUERY", "get", "CONNECT", "X" * 100]
 )
-async def test_no_method_but_get_and_head_does_anything(target, caplog, method):
+async def test_c14_no_method_but_get_and_head_does_anything(target, caplog, method):
     with capture_logs() as logged:
         answer = await exchange(target.url, get(MANIFEST).replace(b"GET", method.encode(), 1))
     assert answer.status in ({400, 405} if method in ("get", "CONNECT", "X" * 100) else {405})
@@ -198,7 +198,7 @@ async def test_no_method_but_get_and_head_does_anything(target, caplog, method):
     no_tracebacks(logged, caplog)
 
 
-async def test_a_hundred_requests_in_one_go_are_answered_in_order(target, registry):
+async def test_c06_a_hundred_requests_in_one_go_are_answered_in_order(target, registry):
     registry.pull_limit = None
     peer = await Peer.connect(target.url)
     peer.send(b"".join(get(f"/v2/library/app/manifests/none{n}") for n in range(100)))
@@ -219,7 +219,7 @@ async def test_a_get_with_a_body_is_answered_and_the_next_request_is_not_confuse
     assert b"404" not in answer.data
 
 
-async def test_clients_that_leave_in_the_middle_leave_no_trace(target, registry, caplog):
+async def test_c20_clients_that_leave_in_the_middle_leave_no_trace(target, registry, caplog):
     digest = registry.add_blob(bytes(4_000_000))
     await target.blob(digest)
     with capture_logs() as logged:
@@ -232,7 +232,7 @@ async def test_clients_that_leave_in_the_middle_leave_no_trace(target, registry,
     no_tracebacks(logged, caplog)
 
 
-async def test_an_expectation_is_met(target):
+async def test_c21_an_expectation_is_met(target):
     answer = await exchange(target.url, get("/v2/", "Expect: 100-continue"))
     assert answer.status in (100, 200)
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from proxy.server import responses
+from proxy.server import readers
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
 from tests.fakes.peer import Peer, exchange
@@ -94,7 +94,7 @@ async def test_what_is_not_in_memory_comes_from_the_disk(program, blob):
     assert (await program.ask(blob)).body == BLOB
 
 
-async def test_clients_of_http_1_0_get_a_hit_a_miss_and_a_miss_of_unknown_length(
+async def test_c21_clients_of_http_1_0_get_a_hit_a_miss_and_a_miss_of_unknown_length(
     registry, program, blob
 ):
     registry.edge.send_length = False
@@ -116,8 +116,8 @@ async def test_clients_of_http_1_0_get_a_hit_a_miss_and_a_miss_of_unknown_length
 
 
 @pytest.mark.parametrize("how", ["hit", "growing", "unsized", "passed through"])
-async def test_a_client_that_reads_nothing_is_dropped(registry, make_program, monkeypatch, how):
-    monkeypatch.setattr(responses, "READER_TIMEOUT", 0.3)
+async def test_c03_a_client_that_reads_nothing_is_dropped(registry, make_program, monkeypatch, how):
+    monkeypatch.setattr(readers, "READER_TIMEOUT", 0.3)
     cap = "20MB" if how == "passed through" else "1GB"
     program = await make_program(store={"max_size": cap})
     digest = registry.add_blob(bytes(30 * MIB))

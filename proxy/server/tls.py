@@ -1,0 +1,126 @@
+"""TLS for clients: certificates from files, chosen by the name a client asks for, replaced while connections last."""
+
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxy.config import ServerSettings
+from proxy.config.values import file_of
+from proxy.errors import ConfigError
+
+# X509_V_FLAG_NO_CHECK_TIME, which Python has no name for.
+_NO_CHECK_TIME = 0x200000
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """What is shown to clients: a context for each name, and one for whoever names none of them."""
+
+    default: ssl.SSLContext
+    by_name: Mapping[str, ssl.SSLContext]
+
+    def of(self, name: str | None) -> ssl.SSLContext:
+        """Return the context for a name; `*.example.org` stands for one label more (RFC 6125)."""
+        wanted = (name or "").lower().rstrip(".")
+        found = self.by_name.get(wanted) or self.by_name.get(f"*.{wanted.partition('.')[2]}")
+        return found or self.default
+
+
+class Tls:
+    """Answers handshakes with the certificates that are in use at that moment."""
+
+    def __init__(self, certificates: Certificates) -> None:
+        self._certificates = certificates
+        self.context = _context()
+        self.context.sni_callback = self._choose
+
+    def use(self, certificates: Certificates) -> None:
+        """Show these from now on; connections that are there keep what they have."""
+        self._certificates = certificates
+
+    def _choose(
+        self, connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext
+    ) -> None:
+        connection.context = self._certificates.of(name)
+
+
+def load_certificates(settings: ServerSettings) -> Certificates | None:
+    """Return what the files of `settings` hold, None if there are none. Blocks; raises `ConfigError`."""
+    files = settings.tls_certificate
+    if not files:
+        return None
+    pairs = zip(files, settings.tls_key or files, strict=True)
+    contexts = [_load(file_of(certificate), file_of(key)) for certificate, key in pairs]
+    by_name: dict[str, ssl.SSLContext] = {}
+    for file, context in zip(files, contexts, strict=True):
+        for name in _names(file_of(file), context):
+            by_name.setdefault(name, context)
+    return Certificates(contexts[0], by_name)
+
+
+def _context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    # OpenSSL 3 takes a connection that ends without a close_notify for an attack, and clients do end so.
+    context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _load(certificate: Path, key: Path) -> ssl.SSLContext:
+    context = _context()
+    for path in (certificate, key):
+        try:
+            path.read_bytes()
+        except OSError as error:
+            what = "tls_certificate" if path == certificate else "tls_key"
+            raise ConfigError(f"{path}: server.{what}: {error.strerror}") from error
+    try:
+        # Without a password OpenSSL would ask for one at the terminal.
+        context.load_cert_chain(certificate, key, password="")
+    except ssl.SSLError as error:
+        raise ConfigError(
+            f"{certificate}: server.tls_certificate: {_reason(error, key)}"
+        ) from error
+    return context
+
+
+def _reason(error: ssl.SSLError, key: Path) -> str:
+    reason = error.reason or ""
+    if reason == "KEY_VALUES_MISMATCH":
+        return f"is not the certificate of the key {key}"
+    if "TOO_SMALL" in reason or "TOO_WEAK" in reason:
+        return f"is too weak ({reason}; make one with RSA of 2048 bits, or EC)"
+    return f"cannot be used with {key} ({reason or 'not PEM'}; PEM, the key without a passphrase)"
+
+
+def _names(path: Path, context: ssl.SSLContext) -> list[str]:
+    """Return the names in a certificate as a client reads them, by a handshake in memory.
+
+    The standard library parses no certificate but the one of a peer that it has verified.
+    """
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    # Clients will judge the dates.
+    client.verify_flags |= _NO_CHECK_TIME
+    client.load_verify_locations(path)
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sides = [client.wrap_bio(back, there), context.wrap_bio(there, back, server_side=True)]
+    try:
+        for _ in range(3):
+            for side in sides:
+                try:
+                    side.do_handshake()
+                except ssl.SSLWantReadError:
+                    continue
+    except ssl.SSLError as error:
+        reason = getattr(error, "verify_message", None) or error.reason
+        raise ConfigError(
+            f"{path}: server.tls_certificate: no client takes it: {reason}"
+        ) from error
+    found = sides[0].getpeercert() or {}
+    names: Sequence[tuple[str, str]] = found.get("subjectAltName", ())  # type: ignore[assignment]
+    return [name.lower() for kind, name in names if kind == "DNS"]

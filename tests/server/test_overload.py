@@ -1,0 +1,320 @@
+"""Too many, too slow, too greedy: one client more is told so at once, and the others are served."""
+
+import asyncio
+import os
+import resource
+import sqlite3
+from contextlib import suppress
+
+import pytest
+from structlog.testing import capture_logs
+
+from proxy.errors import ConfigError
+from proxy.server import crowd, http, readers
+from tests.fakes.peer import Peer, exchange
+
+MIB = 1 << 20
+PING = b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def ended(peer: Peer) -> bytes:
+    """Return what came until the server ended the connection, in whatever way."""
+    return (await peer.until_end()).data
+
+
+async def until(program, connections: int) -> None:
+    """Wait until so many are connected, the one who asks among them."""
+    async with asyncio.timeout(10):
+        while await program.metric("pullcache_connections") != connections:
+            pass
+
+
+# Slow requests.
+
+
+@pytest.mark.parametrize("before", [b"", PING], ids=["first", "second"])
+async def test_c01_a_head_that_comes_slowly_is_not_waited_for(program, monkeypatch, before):
+    monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.3)
+    slow = [await Peer.connect(program.url) for _ in range(20)]
+    for peer in slow:
+        peer.send(before)
+        if before:
+            assert (await peer.until_answer()).status == 200
+        peer.send(b"GET /v2/ HTTP/1.1\r\n")
+    answers = asyncio.gather(*map(ended, slow))
+    while not answers.done():
+        for peer in slow:
+            if not peer.writer.is_closing():
+                peer.send(b"X-A: b\r\n")
+        assert (await program.ask("/v2/")).status == 200
+    assert len(await answers) == 20
+    await until(program, 1)
+
+
+async def test_c01_a_head_in_pieces_is_a_request_and_its_connection_lives_on(program, monkeypatch):
+    monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.5)
+    peer = await Peer.connect(program.url)
+    for _ in range(3):
+        peer.received.clear()
+        peer.send(PING[:10])
+        await program.ask("/v2/")
+        peer.send(PING[10:])
+        assert (await peer.until_answer()).status == 200
+
+
+async def test_c01_a_connection_that_says_nothing_is_closed(program, monkeypatch):
+    monkeypatch.setattr(http, "KEEPALIVE_TIMEOUT", 0.3)
+    silent = await Peer.connect(program.url)
+    asked = await Peer.connect(program.url)
+    asked.send(PING)
+    assert (await asked.until_answer()).status == 200
+    assert await ended(silent) == b""
+    assert (await ended(asked)).count(b"HTTP/1.1") == 1
+
+
+async def test_c02_a_body_is_not_read_its_sender_told_and_the_connection_closed(
+    program, monkeypatch
+):
+    monkeypatch.setattr(http, "LINGERING_TIME", 0.2)
+    for method in ("POST", "PUT", "PATCH"):
+        peer = await Peer.connect(program.url)
+        head = f"{method} /v2/library/app/blobs/uploads/ HTTP/1.1\r\nHost: x\r\n"
+        peer.send(f"{head}Content-Length: 1000000000\r\n\r\nbegins".encode())
+        answer = await peer.until_end()
+        assert (answer.status, answer.headers["connection"]) == (405, "close")
+    await until(program, 1)
+
+
+# Slow readers.
+
+
+async def test_c03_a_client_that_reads_slowly_is_not_dropped(registry, program, monkeypatch):
+    monkeypatch.setattr(readers, "READER_TIMEOUT", 0.2)
+    digest = registry.add_blob(bytes(8 * MIB))
+    await program.blob(digest)
+    await program.settled()
+    peer = await Peer.connect(program.url, receive_buffer=4096)
+    peer.send(f"GET /v2/library/app/blobs/{digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    # It takes some, then others are served, and so on, for many times what silence may last.
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while loop.time() - began < 5 * readers.READER_TIMEOUT:
+        await peer.read(2000)
+        await program.ask("/v2/")
+    assert await program.metric("pullcache_requests_total", kind="blob", status="499") == 0
+    await peer.read(100_000)
+
+
+async def test_c03_a_client_that_takes_no_small_answers_is_dropped_too(program, monkeypatch):
+    monkeypatch.setattr(readers, "READER_TIMEOUT", 0.3)
+    peer = await Peer.connect(program.url, receive_buffer=4096)
+    peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    peer.send(PING.replace(b"/v2/", b"/metrics") * 400)
+    with capture_logs() as logged:
+        async with asyncio.timeout(20):
+            while not [line for line in logged if line["event"] == "client_reads_nothing"]:
+                await program.ask("/v2/")
+    await until(program, 1)
+
+
+# Too many.
+
+
+async def test_c04_one_client_more_than_may_be_is_told_at_once_and_the_others_are_served(
+    make_program,
+):
+    program = await make_program(server={"max_connections": 5})
+    peers = [await Peer.connect(program.url) for _ in range(4)]
+    await until(program, 5)
+    for _ in range(3):
+        answer = await exchange(program.url, PING)
+        assert answer.status == 429
+        assert b"TOOMANYREQUESTS" in answer.body
+        assert int(answer.headers["retry-after"]) > 0
+        assert answer.headers["connection"] == "close"
+    for peer in peers:
+        peer.send(PING)
+        assert (await peer.until_answer()).status == 200
+    assert await program.metric("pullcache_connections_refused_total") == 3
+    await peers[0].close()
+    await until(program, 4)
+    assert (await exchange(program.url, PING)).status == 200
+
+
+async def test_c04_one_address_has_its_share_and_others_theirs(make_program):
+    program = await make_program(server={"max_connections_per_client": 2})
+    host, port = program.addresses[0].split(":")
+    other = [
+        await asyncio.open_connection(host, int(port), local_addr=("127.0.0.2", 0))
+        for _ in range(2)
+    ]
+    await until(program, 3)
+    for _, writer in other:
+        writer.write(PING)
+    assert {(await reader.readline()).split()[1] for reader, _ in other} == {b"200"}
+    reader, writer = await asyncio.open_connection(host, int(port), local_addr=("127.0.0.2", 0))
+    writer.write(PING)
+    assert (await reader.readline()).split()[1] == b"429"
+    assert (await exchange(program.url, PING)).status == 200
+    for _, one in [*other, (reader, writer)]:
+        one.transport.abort()
+
+
+async def test_c04_those_who_are_too_many_are_themselves_few(make_program, monkeypatch):
+    monkeypatch.setattr(crowd, "MAX_REFUSED", 3)
+    monkeypatch.setattr(http, "REFUSAL_TIMEOUT", 0.3)
+    program = await make_program(server={"max_connections": 1})
+    assert (await program.ask("/v2/")).status == 200
+    silent = [await Peer.connect(program.url) for _ in range(3)]
+    async with asyncio.timeout(10):
+        while await program.metric("pullcache_connections_refused_total") < 3:
+            pass
+    # There is no room even for being told so.
+    hung_up_on = await Peer.connect(program.url)
+    assert await ended(hung_up_on) == b""
+    # Nobody keeps that room for long.
+    assert {await ended(peer) for peer in silent} == {b""}
+    assert (await exchange(program.url, PING)).status == 429
+
+
+async def test_c04_a_thousand_that_say_nothing_hold_nobody_up(program):
+    peers = [await Peer.connect(program.url) for _ in range(1000)]
+    await until(program, 1001)
+    assert (await program.ask("/v2/")).status == 200
+    for peer in peers:
+        await peer.close()
+    await until(program, 1)
+
+
+async def test_c04_a_reload_changes_how_many_may_be(make_program):
+    program = await make_program(server={"max_connections": 1})
+    assert (await program.ask("/v2/")).status == 200
+    assert (await exchange(program.url, PING)).status == 429
+    assert await program.reload(server={"max_connections": 2})
+    assert (await exchange(program.url, PING)).status == 200
+
+
+def test_c04_one_network_of_ipv6_is_one_client():
+    same = {"2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:0:1::", "fe80::1%eth0"}
+    assert [len({crowd.client_of(one) for one in same})] == [2]
+    assert crowd.client_of("2001:db8:0:1::1") != crowd.client_of("2001:db8::1")
+    assert crowd.client_of("::ffff:192.0.2.1") == crowd.client_of("192.0.2.1") == "192.0.2.1"
+
+
+@pytest.fixture
+def few_files():
+    """Let this process open few files more, as the system may."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def limit(files: int) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def test_d10_clients_leave_the_store_its_descriptors(make_program, few_files, registry):
+    few_files(crowd.RESERVED_FILES + 3 * crowd.FILES_PER_CLIENT)
+    with capture_logs() as logged:
+        program = await make_program()
+    (said,) = [line for line in logged if line["event"] == "few_open_files"]
+    assert said["connections"] == 3
+    image = registry.add_image()
+    peers = [await Peer.connect(program.url) for _ in range(2)]
+    assert (await program.manifest(image)).status == 200
+    await until(program, 3)
+    assert (await exchange(program.url, PING)).status == 429
+    assert (await program.blob(image.blobs[0], image.repository)).is_whole
+    assert len(peers) == 2
+
+
+async def test_d10_the_limit_on_files_is_raised_as_far_as_the_system_allows(few_files):
+    few_files(700)
+    crowd.raise_file_limit()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert soft == hard
+
+
+async def test_d10_a_system_without_descriptors_is_asked_again_in_a_while(program, few_files):
+    peer = await Peer.connect(program.url)
+    peer.send(PING)
+    assert (await peer.until_answer()).status == 200
+    waiting = await Peer.connect(program.url)
+    highest = os.dup(0)
+    os.close(highest)
+    with capture_logs() as logged:
+        late = await Peer.connect(program.url)
+        few_files(highest + 1)
+        late.send(PING)
+        waiting.send(PING)
+        peer.received.clear()
+        peer.send(PING)
+        assert (await peer.until_answer()).status == 200
+        few_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        assert (await late.until_answer()).status == 200
+    assert len([line for line in logged if line["event"] == "cannot_accept"]) < 10
+
+
+# Log.
+
+
+async def test_c05_malformed_requests_cost_a_short_line_each_and_only_so_many(program):
+    with capture_logs() as logged:
+        for _ in range(40):
+            answer = await exchange(program.url, b"\xff\xfe junk " + b"x" * 1000 + b"\r\n\r\n")
+            assert answer.status == 400
+    lines = [line for line in logged if line["event"] == "malformed_request"]
+    assert len(lines) == http.LINES_PER_MINUTE
+    assert max(len(repr(line)) for line in lines) < 200
+
+
+async def test_c23_what_a_client_says_of_its_address_is_not_believed(make_program):
+    program = await make_program(server={"max_connections_per_client": 1})
+    await program.ask("/v2/")
+    forged = PING.replace(
+        b"\r\n\r\n", b"\r\nX-Forwarded-For: 192.0.2.7\r\nForwarded: for=1\r\n\r\n"
+    )
+    assert (await exchange(program.url, forged)).status == 429
+
+
+async def test_c24_the_proxy_protocol_is_no_request(program):
+    answer = await exchange(program.url, b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + PING)
+    assert answer.status == 400
+
+
+async def test_c19_names_that_nobody_has_leave_no_series_and_no_rows(registry, program):
+    registry.pull_limit = None
+
+    async def series_after(numbers: range) -> int:
+        for number in numbers:
+            assert (await program.manifest(f"me/none{number}")).status == 404
+            assert (await program.blob(f"sha256:{number:064}", f"me/none{number}")).status == 404
+        return len((await program.ask("/metrics")).body.splitlines())
+
+    await series_after(range(5))
+    before, index = await series_after(range(5, 10)), program.root / "index.sqlite"
+    assert await series_after(range(10, 50)) == before
+    with sqlite3.connect(f"file:{index}?mode=ro", uri=True) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        counts = [
+            connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for (name,) in tables
+        ]
+    connection.close()
+    assert sum(counts) < 20
+
+
+@pytest.mark.parametrize("key", ["admin_token_file", "htpasswd", "tls_key"])
+async def test_a05_a_secret_that_all_can_read_is_named_at_the_start(make_program, tmp_path, key):
+    file = tmp_path / "secret"
+    file.touch(mode=0o644)
+    settings = (
+        {key: str(file)} if key != "tls_key" else {key: [str(file)], "tls_certificate": ["/x"]}
+    )
+    with capture_logs() as logged, suppress(ConfigError):
+        await make_program(server=settings)
+    (said,) = [line for line in logged if line["event"] == "readable_by_all"]
+    assert said["file"] == str(file)
+    file.chmod(0o640)
+    with capture_logs() as logged, suppress(ConfigError):
+        await make_program(server=settings)
+    assert "readable_by_all" not in [line["event"] for line in logged]

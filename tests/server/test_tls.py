@@ -1,0 +1,320 @@
+"""TLS: certificates by name, versions, reload, and bodies that end as they do in clear."""
+
+import asyncio
+import os
+import ssl
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from proxy.config import load
+from proxy.errors import ConfigError
+from proxy.server import listening, readers
+from proxy.server.tls import load_certificates
+from tests.certificates import Authority
+from tests.fakes.content import digest_of
+from tests.fakes.faults import Fault
+
+MIB = 1 << 20
+BLOB = bytes(range(256)) * (3 * MIB // 256) + b"end"
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def local(authority):
+    """A certificate of 127.0.0.1 and localhost, and its key."""
+    return authority.issue("local", "IP:127.0.0.1", "DNS:localhost")
+
+
+def settings(*pairs: tuple[str, str], **more: object) -> dict[str, object]:
+    certificates, keys = zip(*pairs, strict=True)
+    return {"tls_certificate": list(certificates), "tls_key": list(keys), **more}
+
+
+@pytest.fixture
+def make_secure(make_program, authority):
+    """Start the program with certificates; its client trusts their authority."""
+
+    async def make(*pairs, store=None, **more):
+        return await make_program(
+            trust=authority.trust(), server=settings(*pairs, **more), store=store or {}
+        )
+
+    return make
+
+
+@pytest.fixture
+async def secure(make_secure, local):
+    return await make_secure(local)
+
+
+def port_of(program) -> str:
+    return str(program.addresses[0]).rpartition(":")[2]
+
+
+async def run(*command: str, given: bytes = b"") -> tuple[int, str]:
+    """Run a real client to its end; return its exit code and all it wrote."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate(given)
+    return process.returncode or 0, output.decode("latin-1")
+
+
+async def s_client(program, *options: str, given: bytes = b"") -> str:
+    where = f"127.0.0.1:{port_of(program)}"
+    return (await run("openssl", "s_client", "-connect", where, *options, given=given))[1]
+
+
+async def connect(program, trust: ssl.SSLContext, **options):
+    """Return reader and writer of a TLS connection."""
+    host, port = program.addresses[0].split(":")
+    return await asyncio.open_connection(host, int(port), ssl=trust, **options)
+
+
+def request(digest: str, method: str = "GET") -> bytes:
+    return f"{method} /v2/library/app/blobs/{digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+
+# What is served.
+
+
+async def test_an_image_is_pulled_over_tls_on_a_miss_and_on_a_hit(registry, secure):
+    image = registry.add_image(layers=[BLOB, b"small"])
+    await secure.pull(image)
+    await secure.settled()
+    await secure.pull(image)
+    assert secure.url.startswith("https://")
+
+
+async def test_a_range_and_what_is_not_in_memory_come_right(registry, secure):
+    digest = registry.add_blob(BLOB)
+    await secure.blob(digest)
+    await secure.settled()
+    fd = os.open(secure.root / "blobs" / "sha256" / digest.partition(":")[2], os.O_RDONLY)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+    assert (await secure.blob(digest)).digest == digest
+    part = await secure.blob(digest, Range="bytes=100000-2000000")
+    assert (part.status, part.body) == (206, BLOB[100000:2000001])
+
+
+async def test_curl_with_the_private_authority_gets_it_and_without_does_not(
+    secure, authority, registry
+):
+    digest = registry.add_blob(BLOB)
+    url = f"{secure.url}/v2/library/app/blobs/{digest}"
+    code, output = await run("curl", "-sS", "--cacert", str(authority.ca), url)
+    assert (code, digest_of(output.encode("latin-1"))) == (0, digest)
+    code, output = await run("curl", "-sS", url)
+    assert code == 60
+    assert "certificate" in output
+
+
+async def test_the_last_byte_of_wrong_bytes_is_withheld_and_the_end_is_no_reset(
+    registry, secure, authority
+):
+    digest = registry.add_blob(BLOB)
+    registry.fail(registry.body_of(digest), Fault(body=BLOB[:-3] + b"bad"))
+    reader, writer = await connect(secure, authority.trust())
+    writer.write(request(digest))
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert f"Content-Length: {len(BLOB)}".encode() in head
+    body = await reader.read()  # an end without close_notify would raise
+    assert len(body) < len(BLOB)
+    writer.close()
+
+
+async def test_a_transfer_that_breaks_off_ends_with_close_notify(registry, secure):
+    digest = registry.add_blob(BLOB)
+    registry.fail(registry.body_of(digest), Fault(body=BLOB[:-3] + b"bad"))
+    output = await s_client(secure, "-msg", "-ign_eof", given=request(digest))
+    assert "close_notify" in output
+
+
+@pytest.mark.parametrize("how", ["hit", "growing", "unsized"])
+async def test_a_client_that_reads_nothing_is_dropped(
+    registry, secure, authority, monkeypatch, how
+):
+    monkeypatch.setattr(readers, "READER_TIMEOUT", 0.3)
+    digest = registry.add_blob(bytes(30 * MIB))
+    if how == "hit":
+        await secure.blob(digest)
+        await secure.settled()
+    registry.edge.send_length = how != "unsized"
+    _, writer = await connect(secure, authority.trust(), limit=1 << 16)
+    writer.transport.pause_reading()
+    writer.write(request(digest))
+    async with asyncio.timeout(20):
+        while not await secure.metric("pullcache_requests_total", kind="blob", status="499"):
+            pass
+    writer.transport.abort()
+
+
+# Handshakes.
+
+
+@pytest.mark.parametrize(
+    ("options", "is_taken"),
+    [(("-tls1_3",), True), (("-tls1_2",), True), (("-tls1_1", "-cipher", "ALL@SECLEVEL=0"), False)],
+)
+async def test_c22_old_versions_are_refused(secure, options, is_taken):
+    output = await s_client(secure, *options)
+    assert ("Cipher is (NONE)" not in output) is is_taken
+
+
+async def test_c22_renegotiation_is_refused(secure):
+    output = await s_client(secure, "-tls1_2", given=b"R\n")
+    assert "no renegotiation" in output
+
+
+async def test_c22_a_handshake_that_stops_half_way_is_ended_and_frees_its_place(
+    secure, monkeypatch, make_program, authority, local
+):
+    monkeypatch.setattr(listening, "HANDSHAKE_TIMEOUT", 0.2)
+    await secure.stop()
+    await secure.start()
+    reader, writer = await asyncio.open_connection(*secure.addresses[0].split(":"))
+    writer.write(b"\x16\x03\x01\x02\x00\x01")
+    async with asyncio.timeout(10):
+        with suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        while await secure.metric("pullcache_connections") > 1:
+            pass
+    writer.close()
+
+
+async def test_c22_a_client_in_clear_is_hung_up_on(secure):
+    reader, writer = await asyncio.open_connection(*secure.addresses[0].split(":"))
+    writer.write(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
+    with suppress(ConnectionResetError):
+        assert b"HTTP" not in await reader.read()
+    writer.close()
+    assert (await secure.ask("/v2/")).status == 200
+
+
+async def test_http_1_1_is_what_is_spoken_also_to_those_who_would_rather_speak_h2(secure):
+    assert "ALPN protocol: http/1.1" in await s_client(secure, "-alpn", "h2,http/1.1")
+    assert "No ALPN negotiated" in await s_client(secure, "-alpn", "h2")
+
+
+# Names.
+
+
+async def test_c22_each_name_gets_its_certificate_and_no_name_the_first(make_secure, authority):
+    one = authority.issue("one", "DNS:one.example", "IP:127.0.0.1")
+    wild = authority.issue("wild", "DNS:*.wild.example")
+    program = await make_secure(one, wild)
+    expected = {
+        "one.example": "one",
+        "ONE.example": "one",
+        "a.wild.example": "wild",
+        "a.b.wild.example": "one",
+        "wild.example": "one",
+        "other.example": "one",
+    }
+    for name, certificate in expected.items():
+        assert f"subject=CN = {certificate}\n" in await s_client(program, "-servername", name)
+    assert "subject=CN = one\n" in await s_client(program, "-noservername")
+
+
+@pytest.fixture
+def both(authority, tmp_path):
+    """One file with a certificate and its key."""
+    text = "".join(Path(file).read_text() for file in authority.issue("both", "IP:127.0.0.1"))
+    path = tmp_path / "both.pem"
+    path.write_text(text)
+    return path
+
+
+async def test_a_key_may_be_in_the_file_of_its_certificate(make_program, authority, both):
+    program = await make_program(trust=authority.trust(), server={"tls_certificate": [str(both)]})
+    assert (await program.ask("/v2/")).status == 200
+
+
+# Reload.
+
+
+async def test_a_reload_shows_the_new_certificate_and_drops_no_connection(
+    registry, make_secure, authority, local
+):
+    program = await make_secure(local)
+    digest = registry.add_blob(BLOB)
+    await program.blob(digest)
+    reader, writer = await connect(program, authority.trust(), limit=1 << 14)
+    writer.write(request(digest))
+    await reader.readuntil(b"\r\n\r\n")
+    new = authority.issue("new", "IP:127.0.0.1", options=("-newkey", "rsa:2048", "-nodes"))
+    assert await program.reload(server=settings(new))
+    assert "subject=CN = new\n" in await s_client(program)
+    assert await reader.readexactly(len(BLOB)) == BLOB
+    writer.write(request(digest, "HEAD"))
+    assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+
+
+async def test_a_reload_that_fails_keeps_what_is_there(make_secure, authority, local, tmp_path):
+    program = await make_secure(local)
+    broken = tmp_path / "broken.pem"
+    broken.write_text("nonsense")
+    other = authority.issue("other", "DNS:x.example")
+    for pairs in ([local, (str(broken), local[1])], [(local[0], other[1])], [("/none", "/none")]):
+        with capture_logs() as logged:
+            assert not await program.reload(server=settings(*pairs))
+        (said,) = [line["reason"] for line in logged if line["event"] == "not_reloaded"]
+        assert "server.tls_" in said
+    assert not await program.reload(server={"tls_certificate": [], "tls_key": []})
+    assert "subject=CN = local\n" in await s_client(program)
+
+
+# What is wrong is said.
+
+
+def test_what_is_wrong_with_the_files_is_said_with_their_names(authority, local, tmp_path):
+    weak = authority.issue("weak", "DNS:x", options=("-newkey", "rsa:1024", "-nodes", "-sha256"))
+    secret = authority.issue(
+        "secret",
+        "DNS:x",
+        options=("-newkey", "rsa:2048", "-passout", "pass:CANARY"),
+    )
+    other = authority.issue("second", "DNS:x")
+    empty = tmp_path / "empty.pem"
+    empty.write_text("")
+    expected = {
+        ("/none.pem", local[1]): r"/none\.pem: server\.tls_certificate: No such file",
+        (local[0], "/none.key"): r"/none\.key: server\.tls_key: No such file",
+        (local[0], other[1]): r"is not the certificate of the key .*second\.key",
+        weak: "too weak",
+        secret: "without a passphrase",
+        (str(empty), local[1]): r"empty\.pem: server\.tls_certificate: cannot be used",
+    }
+    for pair, message in expected.items():
+        config = load(None, {}, {"server": settings(pair)}, is_root=False)
+        with pytest.raises(ConfigError, match=message) as raised:
+            load_certificates(config.server)
+        assert len(str(raised.value)) < 400
+
+
+def test_certificates_and_keys_have_to_be_of_the_same_number(local):
+    given = {"tls_certificate": [local[0], local[0]], "tls_key": [local[1]]}
+    with pytest.raises(ConfigError, match="of the same number"):
+        load(None, {}, {"server": given}, is_root=False)
+
+
+def test_an_expired_certificate_is_served_for_clients_judge_it(authority):
+    pair = authority.issue("old", "DNS:old.example", days=-1)
+    config = load(None, {}, {"server": settings(pair)}, is_root=False)
+    certificates = load_certificates(config.server)
+    assert certificates
+    assert certificates.of("old.example") is certificates.default
+    assert "old.example" in certificates.by_name
