@@ -168,7 +168,6 @@ class _Run:
             self._tools.metrics.preloaded(is_failed=isinstance(end, events.Failed))
 
     def _fail(self, image: str, error: ProxyError) -> None:
-        log.info("preload_failed", image=image, reason=str(error))
         self._end(events.Failed(image=image, code=code_of(error), reason=str(error)))
 
     # What is done.
