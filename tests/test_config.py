@@ -243,11 +243,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         load(tmp_path / "latin", {}, {})
 
 
-def test_a_key_that_does_nothing_yet_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"server\.htpasswd: no such key"):
-        load_text('server.htpasswd = "users"', tmp_path)
-
-
 # secrets
 
 
