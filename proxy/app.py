@@ -227,6 +227,7 @@ async def open_cache(
             stack, () if given else config.server.listen, given, access.tls
         )
         ground.addresses.extend(addresses)
+        access.tell_of_risks(addresses)
         stack.push_async_callback(running.drain)
         stack.push_async_callback(listener.close)
         addresses = await api_door.listen(

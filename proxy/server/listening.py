@@ -116,9 +116,11 @@ class Acceptor:
             self._server.forget(protocol)
             if place:
                 place.leave()
-            # A handshake that failed (an ssl.SSLError) or took too long: there is nobody to tell.
-            if not isinstance(error, OSError):
+            if not isinstance(error, Exception):
                 raise
+            # A handshake that failed (an ssl.SSLError is an OSError) or took too long: there is nobody to tell.
+            if not isinstance(error, OSError):
+                log.warning("connection_failed", reason=repr(error))
 
 
 class Listener:

@@ -278,10 +278,10 @@ async def test_listening_for_other_machines_without_a_login_is_named_at_the_star
     make_program, file
 ):
     with capture_logs() as logged:
-        await make_program(server={"listen": ["0.0.0.0:0"]})
+        program = await make_program(server={"listen": ["0.0.0.0:0"]})
     (said,) = [line for line in logged if line["event"] == "open_to_other_machines"]
     assert said["log_level"] == "warning"
-    assert said["addresses"] == ["0.0.0.0:0"]
+    assert said["addresses"] == program.addresses
     with capture_logs() as logged:
         await make_program(root=Path(file).parent / "one", server={"listen": ["127.0.0.1:0"]})
         await make_program(
