@@ -145,6 +145,9 @@ class Docker(Client):
     def load(self, bundle: Path) -> None:
         self._docker("load", "--input", str(bundle))
 
+    def save(self, image: Image, target: Path) -> None:
+        self._docker("save", "--output", str(target), self._name(image))
+
     def pull(self, image: Image) -> None:
         self._docker("pull", self._name(image))
 
