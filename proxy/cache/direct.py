@@ -41,26 +41,19 @@ async def read(files: Sequence[File], threads: Executor) -> AsyncGenerator[bytes
 
 
 async def write(
-    file: File,
-    chunks: AsyncGenerator[bytes, None],
-    threads: Executor,
-    progress: Callable[[int], None],
+    file: File, pieces: Iterator[bytes], threads: Executor, progress: Callable[[int], None]
 ) -> int:
-    """Write the chunks into an empty file, say from time to time how many bytes are in, and return that.
+    """Write the pieces into an empty file, say from time to time how many bytes are in, and return that.
 
     Raises `FileUnreachableError` and `StorageError`.
     """
-    written = size = 0
-    waiting: list[bytes] = []
-    async with _opened([file], os.O_WRONLY, threads) as (fd,), aclosing(chunks):
-        async for chunk in chunks:
-            waiting.append(chunk)
-            size += len(chunk)
-            if size - written >= PIECE:
-                written = await in_thread(threads, _append, fd, written, waiting)
-                progress(written)
-                waiting = []
-        return await in_thread(threads, _append, fd, written, waiting)
+    written, before = 0, -1
+    async with _opened([file], os.O_WRONLY, threads) as (fd,):
+        while written > before:
+            before = written
+            written = await in_thread(threads, _append, fd, written, pieces)
+            progress(written)
+    return written
 
 
 @asynccontextmanager
@@ -96,17 +89,19 @@ def _pieces(fds: Sequence[int]) -> Iterator[bytes]:
         raise StorageError(f"the bundle cannot be read: {error.strerror}") from error
 
 
-def _append(fd: int, offset: int, chunks: list[bytes]) -> int:
-    try:
-        for chunk in chunks:
-            rest = memoryview(chunk)
+def _append(fd: int, offset: int, pieces: Iterator[bytes]) -> int:
+    """Write some of the pieces; return where they end. The rest is for another call: none can be cancelled."""
+    start = offset
+    for piece in pieces:
+        rest = memoryview(piece)
+        try:
             while rest:
                 count = os.pwrite(fd, rest, offset)
                 offset += count
                 rest = rest[count:]
-                if offset // WRITE_BACK > (offset - count) // WRITE_BACK:
-                    start = (offset // WRITE_BACK - 1) * WRITE_BACK
-                    write_back(fd, start, WRITE_BACK)
-    except OSError as error:
-        raise StorageError(f"the bundle cannot be written: {error.strerror}") from error
+        except OSError as error:
+            raise StorageError(f"the bundle cannot be written: {error.strerror}") from error
+        if offset - start >= WRITE_BACK:
+            break
+    write_back(fd, start, offset - start)
     return offset

@@ -8,29 +8,33 @@ import os
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
+    Callable,
     Collection,
+    Generator,
     Iterable,
     Iterator,
     Sequence,
 )
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import dataclass
 
+from proxy.cache import direct
 from proxy.cache.contents import Contents, Missing, Node
+from proxy.cache.direct import File
 from proxy.cache.naming import spell
 from proxy.errors import StorageError, UnknownManifestError
 from proxy.flight import read_ahead
 from proxy.oci import layout, tar
-from proxy.oci.digest import Digest, Hash
+from proxy.oci.digest import Digest
 from proxy.oci.layout import DockerImage, Listed
 from proxy.oci.manifest import Platform
 from proxy.oci.platform import choose, parse_platform
 from proxy.oci.reference import Reference
 from proxy.storage.catalogue import Catalogue
-from proxy.storage.local import OpenBlob
 from proxy.storage.tables import Repository
 
-READ = 1 << 20
+# What is read, hashed and written in one thread stays in its cache.
+READ = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,44 +138,70 @@ class Exporter:
 
     async def chunks(self, bundle: Bundle) -> AsyncGenerator[bytes, None]:
         """Yield the bundle. Raises `StorageError` if a blob is damaged: the rest must not be sent."""
-        yield bundle.head
-        for digest, size in bundle.blobs.items():
-            yield tar.write_header(layout.blob_path(digest), size)
-            async with aclosing(self._blob(digest, size)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-            if fill := tar.padding(size):
-                yield bytes(fill)
-            self._contents.index.touch(digest)
-        yield tar.END
+        async with (
+            self._counted(bundle) as pieces,
+            aclosing(read_ahead(pieces, self._contents.threads)) as chunks,
+        ):
+            async for chunk in chunks:
+                yield chunk
 
-    async def _blob(self, digest: Digest, size: int) -> AsyncGenerator[bytes, None]:
-        """Yield a blob; the next chunk is read and hashed while one is sent."""
+    async def write(
+        self, bundle: Bundle, file: File, progress: Callable[[int], None] = lambda _: None
+    ) -> int:
+        """Write the bundle into an empty file, and return its size; `progress` is told how far it is.
+
+        Raises `FileUnreachableError` and `StorageError`.
+        """
+        async with self._counted(bundle) as pieces:
+            return await direct.write(file, pieces, self._contents.threads, progress)
+
+    @asynccontextmanager
+    async def _counted(self, bundle: Bundle) -> AsyncIterator[Generator[bytes, None, None]]:
+        """Yield the bundle's pieces, for a thread. When they were taken, count the uses."""
+        try:
+            with closing(self._pieces(bundle)) as pieces:
+                yield pieces
+        except _DamagedError as error:
+            await self._contents.space.forget(error.digest, error.size)
+            raise StorageError(f"{error.digest} {error} on the disk; pull it again") from error
+        for digest in bundle.blobs:
+            self._contents.index.touch(digest)
+
+    def _pieces(self, bundle: Bundle) -> Generator[bytes, None, None]:
+        edge = bundle.head
+        for digest, size in bundle.blobs.items():
+            edge += tar.write_header(layout.blob_path(digest), size)
+            for piece in self._blob(digest, size):
+                yield edge + piece if edge else piece
+                edge = b""
+            edge += bytes(tar.padding(size))
+        yield edge + tar.END
+
+    def _blob(self, digest: Digest, size: int) -> Iterator[bytes]:
+        """Yield a blob, hashed: what is damaged has gone out by then, and makes no whole bundle."""
         opened = self._contents.store.open(digest, size)
         if opened is None:
-            await self._contents.space.forget(digest, size)
-            raise StorageError(f"the file of {digest} is gone or of another size; pull it again")
-        hasher = digest.hasher()
+            raise _DamagedError("is gone, or of another size", digest, size)
+        hasher, offset = digest.hasher(), 0
         with opened:
-            pieces = _read(opened, hasher)
-            async with aclosing(read_ahead(pieces, self._contents.threads)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
+            try:
+                while piece := os.pread(opened.fd, READ, offset):
+                    hasher.update(piece)
+                    offset += len(piece)
+                    yield piece
+            except OSError as error:
+                raise StorageError(f"the disk cannot be read: {error.strerror}") from error
         if not digest.matches(hasher):
-            await self._contents.space.forget(digest, size)
-            raise StorageError(f"{digest} is damaged on the disk and was removed; pull it again")
+            raise _DamagedError("is damaged, and was removed,", digest, size)
 
 
-def _read(opened: OpenBlob, hasher: Hash) -> Iterator[bytes]:
-    """Read a blob from its beginning to its end, and hash it. Blocks."""
-    offset = 0
-    try:
-        while chunk := os.pread(opened.fd, READ, offset):
-            hasher.update(chunk)
-            offset += len(chunk)
-            yield chunk
-    except OSError as error:
-        raise StorageError(f"the disk cannot be read: {error.strerror}") from error
+class _DamagedError(Exception):
+    """A blob is not what the index says."""
+
+    def __init__(self, what: str, digest: Digest, size: int) -> None:
+        super().__init__(what)
+        self.digest = digest
+        self.size = size
 
 
 def _framed(name: str, content: bytes) -> bytes:

@@ -98,8 +98,8 @@ class Operations:
         wanted = await _local(call, Target)
 
         async def work(progress: Callable[[int], None]) -> Progress:
-            chunks = self._chunks(wanted)
-            return Progress(await direct.write(wanted.file, chunks, self.threads, progress))
+            async with self._opened(wanted) as (bundle, _):
+                return Progress(await self.exporter.write(bundle, wanted.file, progress))
 
         async with aclosing(_watched(work)) as events:
             async for event in events:

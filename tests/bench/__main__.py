@@ -9,7 +9,7 @@ import tempfile
 from itertools import chain
 from pathlib import Path
 
-from tests.bench import links, measures, report
+from tests.bench import bundles, links, measures, report
 from tests.bench.content import Content
 from tests.bench.stage import Stage
 
@@ -39,7 +39,9 @@ def main() -> None:
         with Stage(Path(place), content, other) as stage:
             table = report.Table(sys.stdout, list(stage.servers))
             figures = chain(
-                measures.measure(stage, size), links.measure(stage, size, Path(place) / "linked")
+                measures.measure(stage, size),
+                links.measure(stage, size, Path(place) / "linked"),
+                bundles.measure(size, Path(place) / "bundles"),
             )
             for row in figures:
                 table.add(row)
