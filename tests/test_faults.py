@@ -12,7 +12,7 @@ DECISIONS = TESTS.parent / "proxy" / "DECISIONS.md"
 # Upstream, malicious content, many clients at once, hostile clients, authentication, process.
 TABLES = {
     "u": range(1, 35),
-    "m": range(1, 15),
+    "m": range(1, 16),
     "e": range(6, 12),
     "c": range(1, 25),
     "a": range(1, 13),
