@@ -133,7 +133,9 @@ class Exporter:
         node = await self._contents.read(look)
         if node is None or node.manifest is None:
             reason = node.problem if node else ""
-            raise _unknown(repository, reference, reason or "its manifest is not stored")
+            raise _unknown(
+                repository, reference, reason or "it is not stored; pull or preload it first"
+            )
         return _Image(repository, reference, node)
 
     async def chunks(self, bundle: Bundle) -> AsyncGenerator[bytes, None]:
@@ -243,16 +245,16 @@ def _platforms(parts: Iterable[Node]) -> list[str]:
 
 
 def _incomplete(image: _Image, missing: Sequence[Missing]) -> UnknownManifestError:
-    reason = "nothing of it is stored"
+    reason = "nothing of it is stored; pull or preload it first"
     if missing:
-        reason = f"{len(missing)} of its blobs are not stored, {missing[0].digest} among them"
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        reason = f"it lacks {missing[0].digest}{more}; preload it first"
     return _unknown(image.repository, image.reference, reason)
 
 
 def _unknown(repository: Repository, reference: Reference, reason: str) -> UnknownManifestError:
-    return UnknownManifestError(
-        f"{spell(repository, reference)} cannot be exported: {reason}; pull or preload it first"
-    )
+    name = spell(repository, reference)[:70]
+    return UnknownManifestError(f"{name} cannot be exported: {reason}")
 
 
 def _in_order(images: Iterable[_Image]) -> dict[Digest, int]:

@@ -7,6 +7,7 @@ transfer that breaks off leaves its blobs, and a repeated one reads over them.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -111,13 +112,19 @@ class Importer:
             missing = _missing(node, intake)
             for text in _names(listed, node, intake.docker_names, given):
                 if missing:
-                    images.append(Imported(text, str(listed.digest), missing))
+                    name = self._spelled(text)
+                    images.append(Imported(name, str(listed.digest), missing))
                 else:
                     images.append(await self._enter_one(text, node, listed))
             if images[-1].is_complete:
                 needed.update(one.digest for one in node.walk())
                 needed.update(blob.digest for one in node.walk() for blob in one.blobs())
         return images, needed
+
+    def _spelled(self, text: str) -> str:
+        with suppress(InvalidReferenceError, DeniedError):
+            return spell(*self._contents.names.parse(text))
+        return text
 
     async def _enter_one(self, text: str, node: Node, listed: Listed) -> Imported:
         if not text:

@@ -1,5 +1,6 @@
 """The one table from errors to exit codes."""
 
+from proxy.cli.output import printable
 from proxy.errors import (
     ConfigError,
     DigestMismatchError,
@@ -33,5 +34,8 @@ def exit_code(error: Exception) -> int | None:
 
 
 def explain(error: Exception) -> str:
-    """Return one line that says what happened."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Return one line that says what happened; what it quotes may have come from anywhere."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    return printable(" ".join(text.split())) or type(error).__name__

@@ -10,7 +10,14 @@ import click
 
 from proxy.cli.api import admin_api
 from proxy.cli.options import config_options, load_config, no_trunc
-from proxy.cli.output import Cut, format_bytes, format_duration, print_table, printable
+from proxy.cli.output import (
+    Cut,
+    format_bytes,
+    format_count,
+    format_duration,
+    print_table,
+    printable,
+)
 
 # How much of a command, and of a name among others, a line on a terminal has room for.
 _COMMAND = 60
@@ -49,12 +56,11 @@ def images(
         return
     now, cut = time.time(), Cut(is_whole=is_whole)
     print_table(
-        ("NAME", "TAG", "PLATFORMS", ">SIZE", ">UNIQUE", ">CACHED", ">LAST-PULL", "STATUS"),
+        ("IMAGE", "PLATFORMS", ">SIZE", ">UNIQUE", ">CACHED", ">PULLED", "STATUS"),
         [
             (
-                image["repository"],
-                cut.digest(image["reference"]),
-                _platforms(image["platforms"]),
+                _name(image, cut),
+                _platforms(image["platforms"], cut),
                 format_bytes(image["size"]),
                 format_bytes(image["unique"]),
                 _age(now, image["cached"]),
@@ -135,7 +141,7 @@ def rm(
         return
     for name in removed["images"]:
         click.echo(f"{'would remove' if dry_run else 'removed'} {name}")
-    freed = f"{format_bytes(removed['bytes'])} in {removed['blobs']} blobs"
+    freed = f"{format_bytes(removed['bytes'])} in {format_count(removed['blobs'], 'blob')}"
     click.echo(f"{freed} {'would be' if dry_run else 'are'} free")
 
 
@@ -162,12 +168,19 @@ def unpin(*, path: Path | None, store: str | None, images: tuple[str, ...]) -> N
     for name in freed:
         click.echo(f"unpinned {name}")
     if len(freed) < len(set(images)):
-        click.echo("the others were not pinned", err=True)
+        others = len(set(images)) - len(freed)
+        click.echo(f"{others} of {len(set(images))} were not pinned", err=True)
 
 
-def _platforms(states: list[dict[str, Any]]) -> str:
+def _name(image: dict[str, Any], cut: Cut) -> str:
+    """Return the name as the commands take it; a digest's beginning is enough to be looked at."""
+    mark = "@" if ":" in image["reference"] else ":"
+    return f"{image['repository']}{mark}{cut.digest(image['reference'])}"
+
+
+def _platforms(states: list[dict[str, Any]], cut: Cut) -> str:
     here = [
-        f"{one['platform'] or '-'}{' (partial)' if one['state'] == 'partial' else ''}"
+        f"{cut.platform(one['platform']) or '-'}{' (partial)' if one['state'] == 'partial' else ''}"
         for one in states
         if one["state"] != "absent"
     ]

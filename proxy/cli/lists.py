@@ -63,5 +63,5 @@ def read_list(file: IO[str]) -> "tuple[Sequence[Entry], int]":
     found = parse_list(file.read(MAX_TEXT + 1))
     name = getattr(file, "name", "-")
     for problem in found.problems:
-        click.echo(f"{name}:{problem.line}: {printable(problem.message)}", err=True)
+        click.echo(f"{printable(name)}:{problem.line}: {printable(problem.message)}", err=True)
     return found.entries, sum(problem.kind == "error" for problem in found.problems)

@@ -16,6 +16,11 @@ def format_bytes(count: int) -> str:
     return f"{size:.3g} {unit}" if unit != "TB" else f"{size:.2f} TB"
 
 
+def format_count(count: int, noun: str) -> str:
+    """Return how many there are of what `noun` names: 1 blob, 2 blobs."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def printable(text: str) -> str:
     """Return `text` with escapes for what does not print: it came from outside."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -36,6 +41,10 @@ class Cut:
     def digest(self, text: str) -> str:
         """Return a digest, or its beginning; anything else as it is."""
         return text if self._is_whole else short_digest(text)
+
+    def platform(self, text: str) -> str:
+        """Return a platform; for a terminal without the system that nearly all have."""
+        return text if self._is_whole else text.removeprefix("linux/")
 
     def text(self, text: str, length: int) -> str:
         """Return a text, or its beginning."""

@@ -15,7 +15,7 @@ from proxy.cli.bundles import Given
 from proxy.cli.errors import FAILED, PARTLY_DONE
 from proxy.cli.lists import read_list
 from proxy.cli.options import config_options, load_config
-from proxy.cli.output import format_bytes, printable
+from proxy.cli.output import format_bytes, format_count, printable
 from proxy.cli.progress import transfer_progress
 from proxy.cli.target import Target
 from proxy.config.values import Size
@@ -126,7 +126,8 @@ def _tell(plan: dict[str, Any], target: Target) -> None:
             )
     into = f" in {len(target.names)} parts" if len(target.names) > 1 else ""
     size = format_bytes(target.written)
-    click.echo(f"{len(plan['images'])} images, {plan['blobs']} blobs, {size}{into}", err=True)
+    images, blobs = format_count(len(plan["images"]), "image"), format_count(plan["blobs"], "blob")
+    click.echo(f"{images}, {blobs}, {size}{into}", err=True)
 
 
 class _Counted:
@@ -171,7 +172,7 @@ def import_(
 
 
 def _take(api: AdminApi, given: Given, name: str | None) -> dict[str, Any]:
-    with transfer_progress(f"importing {given.name}", given.size) as advance:
+    with transfer_progress(f"importing {printable(given.name)}", given.size) as advance:
         done = 0
         for event in _events(api, given, name):
             if "done" in event:
@@ -196,9 +197,12 @@ def _show(given: Given, report: dict[str, Any]) -> None:
     for image in report["images"]:
         outcome = "complete"
         if image["missing"]:
-            outcome = f"{len(image['missing'])} blobs are missing, import the bundle that has them:"
-        click.echo(f"{printable(image['name'] or image['digest'])}: {image['reason'] or outcome}")
+            lacking = format_count(len(image["missing"]), "blob")
+            outcome = f"not taken, it lacks {lacking}; import the bundle that has:"
+        outcome = printable(image["reason"]) or outcome
+        click.echo(f"{printable(image['name'] or image['digest'])}: {outcome}")
         for digest in image["missing"]:
             click.echo(f"  {digest}")
-    added = f"{report['added']} blobs ({format_bytes(report['added_bytes'])}) added"
+    size = format_bytes(report["added_bytes"])
+    added = f"{format_count(report['added'], 'blob')} ({size}) added"
     click.echo(f"{printable(given.name)}: {added}, {report['known']} were here", err=True)

@@ -124,7 +124,7 @@ def test_a_delta_has_what_is_new_since_a_bundle_of_any_form(store, tmp_path, for
     other = tmp_path / "other"
     result = run(other, "import", tmp_path / "d.tar")
     assert result.exit_code == 1
-    assert "1 blobs are missing" in result.stdout
+    assert "it lacks 1 blob;" in result.stdout
     assert run(other, "import", tmp_path / form, tmp_path / "d.tar").exit_code == 0
 
 
