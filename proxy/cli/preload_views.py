@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from proxy.cli.output import format_bytes, printable
+from proxy.cli.output import format_bytes, format_count, printable
 from proxy.cli.preload_meter import WORDS, Layer, Meter
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _outcome(event: dict[str, Any]) -> str:
 
 def _plan(event: dict[str, Any]) -> list[str]:
     size, missing = format_bytes(event["size"]), format_bytes(event["missing"])
-    lines = [f"{event['images']} images of {size}, {missing} to be fetched"]
+    lines = [f"{format_count(event['images'], 'image')} of {size}, {missing} to be fetched"]
     if event["lacking"]:
         lacking = format_bytes(event["lacking"])
         lines.append(f"the store has no room for {lacking} of it: what does not fit is left out")
@@ -59,7 +59,7 @@ def _plan(event: dict[str, Any]) -> list[str]:
 
 def _totals(event: dict[str, Any]) -> str:
     parts = [
-        f"{event['images']} images",
+        format_count(event["images"], "image"),
         f"{event['fetched_images']} fetched ({format_bytes(event['fetched'])})",
         f"{event['up_to_date']} up to date",
         f"{event['failed']} failed",

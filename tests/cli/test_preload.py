@@ -44,8 +44,8 @@ async def test_a_line_an_image_goes_to_stdout_and_the_rest_to_stderr(program, ap
     assert done.exit_code == 0
     assert re.fullmatch(r"app:v1: Pull complete, [\d.]+ kB of [\d.]+ kB fetched\n", done.stdout)
     assert re.fullmatch(
-        r"1 images of [\d.]+ kB, [\d.]+ kB to be fetched\n"
-        r"1 images, 1 fetched \([\d.]+ kB\), 0 up to date, 0 failed\n",
+        r"1 image of [\d.]+ kB, [\d.]+ kB to be fetched\n"
+        r"1 image, 1 fetched \([\d.]+ kB\), 0 up to date, 0 failed\n",
         done.stderr,
     )
     done = await ask(program, "preload", "app:v1")
