@@ -228,7 +228,7 @@ def test_runs_ahead_that_cannot_be_are_fetched_again(store, ahead):
 
 def test_what_is_written_ahead_is_hashed_in_its_turn_also_after_a_kill(store):
     ingest = store.open_ingest(DIGEST)
-    ingest.write(1000, [CONTENT[1000:5000], CONTENT[5000:]])
+    ingest.write(1000, memoryview(CONTENT[1000:]))
     ingest.ahead = [(1000, len(CONTENT))]
     ingest.append([CONTENT[:500]])
     ingest.close()
