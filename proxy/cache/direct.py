@@ -1,4 +1,4 @@
-"""Bundles in files of this machine that the daemon opens itself: a third of what a socket costs.
+"""Bundles in files of this machine that the daemon opens itself, so that no byte goes through a socket.
 
 Whoever asks has opened the file before, and says which it is by device and inode: the same path may be another
 file for the daemon, in a container for one. What it may not open, it is sent.

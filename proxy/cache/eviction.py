@@ -208,7 +208,7 @@ class Space:
     ) -> list[tuple[Digest, int]]:
         """Remove images, and the blobs that no other image holds; return those with their sizes.
 
-        Raises `BusyError` if an export or import works with any of these, and `StorageError`.
+        Raises `BusyError` if a preload, export or import works with any of these, and `StorageError`.
         """
         async with self._evicting:
             blobs = await self._index.forget_images(images, self._held())

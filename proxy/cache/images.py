@@ -74,7 +74,7 @@ class Images:
         """Remove images, and the blobs that no other image holds; a digest is every name that it has.
 
         All or none: raises `UnknownManifestError` if one is not there, `DeniedError` if one is pinned and not
-        `force`, `BusyError` if one is being exported, `InvalidReferenceError`, `StorageError`.
+        `force`, `BusyError` if one is being preloaded or exported, `InvalidReferenceError`, `StorageError`.
         """
         roots = await self._contents.read(lambda catalogue: self._named(catalogue, images))
         pinned = [spell(root.repository, root.reference) for root in roots if root.is_pinned]

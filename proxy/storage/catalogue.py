@@ -82,7 +82,9 @@ def forget_images(
     """
     removal = Catalogue(connection).removal(images)
     if any(digest in held for digest, _ in removal.blobs):
-        raise BusyError("it is being exported or imported just now; remove it when that is done")
+        raise BusyError(
+            "it is being preloaded, exported or imported just now; remove it when that is done"
+        )
     connection.executemany("DELETE FROM tags WHERE repository = ? AND tag = ?", removal.names)
     connection.executemany("DELETE FROM pins WHERE repository = ? AND reference = ?", removal.names)
     connection.executemany("DELETE FROM links WHERE repository = ? AND digest = ?", removal.links)
