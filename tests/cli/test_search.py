@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import structlog
 from click.testing import CliRunner, Result
 from structlog.testing import capture_logs
 
@@ -38,7 +39,9 @@ def hub(registry):
 async def search(program, *arguments: str) -> Result:
     command = ["search", *arguments, "--store", str(program.root)]
     with capture_logs():  # the daemon's in this process would be taken for the command's output
-        return await asyncio.to_thread(CliRunner().invoke, main, command)
+        result = await asyncio.to_thread(CliRunner().invoke, main, command)
+    structlog.reset_defaults()  # a command that is the daemon itself has configured what was captured
+    return result
 
 
 async def found(program, *arguments: str) -> list[str]:
