@@ -43,8 +43,8 @@ def measure(size: Size, place: Path) -> Iterator[Row]:
             command = [*daemon.python, "import", "--store", daemon.store, bundle]
             imported = _rate(bundle, command)
             command = [*daemon.python, "export", "--store", daemon.store, NAME, "-o", exported]
-            ours = {"import": imported, "export": _rate(bundle, command)}
-            for what, rate in ours.items():
+            both = {"import": imported, "export": _rate(bundle, command)}
+            for what, rate in both.items():
                 for name, one in ((PULLCACHE, rate), (COPY, copied), (HASH, hashed)):
                     figures[what].setdefault(name, []).append(one)
             daemon.run("rm", NAME)
@@ -52,7 +52,10 @@ def measure(size: Size, place: Path) -> Iterator[Row]:
         daemon.finish()
     for what, rates in figures.items():
         work = f"{size.cold // MIB} MiB bundle, {what}"
-        yield Row(work, "MB/s", rates, Goal(">=", 0.5, COPY))
+        ours = rates[PULLCACHE]
+        yield Row(work, "MB/s", {PULLCACHE: ours, COPY: rates[COPY]}, Goal(">=", 0.5, COPY))
+        hashing = {PULLCACHE: ours, HASH: rates[HASH]}
+        yield Row("  beside sha256sum", "MB/s", hashing, Goal(">=", 0.5, HASH))
 
 
 def _rate(bundle: Path, *commands: list[Any]) -> float:
