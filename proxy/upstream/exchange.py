@@ -153,7 +153,7 @@ class Exchange:
         while True:
             try:
                 async with self._answer(question, patience) as response:
-                    with translated(self.peer, _ignore):
+                    with translated(self.peer):
                         async with asyncio.timeout_at(deadline):
                             return await read(response)
             except (OfflineError, UpstreamDownError):
@@ -319,10 +319,6 @@ class Exchange:
 def _end(response: ClientResponse) -> None:
     # Closed, not released: what is left of a body is not worth the wait for it.
     response.close() if not response.content.at_eof() else response.release()
-
-
-def _ignore(_status: str) -> None:
-    """Do nothing: the answer whose body breaks was counted when it came."""
 
 
 def _redirect_target(url: URL, location: str) -> URL:

@@ -52,7 +52,7 @@ class Transfer:
 
     async def begin(self, patience: float) -> None:
         """Wait so many seconds for the first bytes, or raise `UpstreamError`."""
-        with translated(self._peer, _ignore):
+        with translated(self._peer):
             async with asyncio.timeout(patience):
                 self._first = await self._take()
 
@@ -68,7 +68,7 @@ class Transfer:
             yield self._first
         while True:
             began = now()
-            with translated(self._peer, _ignore):
+            with translated(self._peer):
                 chunk = await self._take()
             if not chunk:
                 return
@@ -207,7 +207,3 @@ def _body_of(response: ClientResponse, stall: float) -> _Parsed | _Direct:
     if length is None or hdrs.TRANSFER_ENCODING in response.headers or not response.connection:
         return _Parsed(content, early)
     return _Direct(response.connection, content, early, length - len(early), stall)
-
-
-def _ignore(_status: str) -> None:
-    """Do nothing: the answer whose body breaks was counted when it came."""

@@ -18,8 +18,12 @@ from aiohttp import (
 from proxy.errors import UpstreamError, UpstreamTimeoutError, UpstreamUnavailableError
 
 
+def _ignore(_status: str) -> None:
+    """Do nothing: the answer whose body breaks was counted when it came."""
+
+
 @contextmanager
-def translated(peer: str, observe: Callable[[Literal["error"]], None]) -> Iterator[None]:
+def translated(peer: str, observe: Callable[[Literal["error"]], None] = _ignore) -> Iterator[None]:
     """Turn what aiohttp raises into `UpstreamError`s that name `peer`.
 
     `observe` is told "error" for each. Nothing but calls into aiohttp belongs inside: an
