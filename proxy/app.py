@@ -181,7 +181,8 @@ class Running:
             self._ground.metrics.forget_upstream(name)
 
     def _watch(self) -> None:
-        """Let the metrics tell of the upstreams that there are."""
+        """Let the metrics tell of the upstreams that there are, under the names that are wanted."""
+        self._ground.metrics.show_registry_proxy(is_on=self.config.server.registry_proxy_metrics)
         for name, upstream in self._service.upstreams.items():
             self._ground.metrics.watch_upstream(name, partial(getattr, upstream, "is_up"))
 

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import accumulate
-from typing import Literal, Protocol
+from typing import Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -22,13 +22,14 @@ from prometheus_client import (
 )
 from prometheus_client.core import (
     CounterMetricFamily,
-    GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
+
+from proxy.collectors import RegistryProxy, Source, SourceCollector
 
 Kind = Literal["manifest", "blob", "tags", "referrers", "search", "catalog", "ping", "other"]
 CacheState = Literal["hit", "miss", "collapsed", "stale", "revalidated", "bypass", "none"]
@@ -48,38 +49,6 @@ _REQUEST_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 30, 120, 600)
 _FIRST_BYTE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
-class Source(Protocol):
-    """What the gauges are read from whenever someone scrapes."""
-
-    @property
-    def store_bytes(self) -> int:
-        """Bytes of the blobs in the store."""
-
-    @property
-    def store_limit_bytes(self) -> int:
-        """The most the store may hold."""
-
-    @property
-    def store_blobs(self) -> int:
-        """Blobs in the store."""
-
-    @property
-    def store_reserved_bytes(self) -> int:
-        """Bytes held free for running downloads."""
-
-    @property
-    def store_pinned_bytes(self) -> int:
-        """Bytes of the blobs that no eviction takes."""
-
-    @property
-    def store_oldest_use(self) -> float:
-        """When the blob that goes next was last used, in Unix seconds; 0 in an empty store."""
-
-    @property
-    def downloads_in_progress(self) -> int:
-        """Downloads that are running."""
-
-
 class Metrics:
     """Counts what the layers report; owns its registry, so that two never share a number."""
 
@@ -92,6 +61,8 @@ class Metrics:
         self._requests = _Requests()
         self._registry.register(self._requests)
         self._declare_upstream()
+        self._registry_proxy = RegistryProxy(self._requests.served, self._pulled)
+        self._registry.register(self._registry_proxy)
         self._declare_store()
         self._connections = self._gauge("connections", "Connections of clients that are open.")
         self._refused = self._counter(
@@ -126,7 +97,7 @@ class Metrics:
             registry=self._registry,
         )
         self._upstream_bytes = self._counter(
-            "upstream_bytes", "Bytes of bodies received from upstream.", "upstream"
+            "upstream_bytes", "Bytes of bodies received from upstream.", "upstream", "kind"
         )
         self._upstream_retries = self._counter(
             "upstream_retries", "Requests upstream that were sent again.", "upstream", "reason"
@@ -191,9 +162,9 @@ class Metrics:
             self._upstream_children(upstream, kind, "200")
             self._upstream_children(upstream, kind, "error")
             self._first_byte_children(upstream, kind)
+            self._upstream_bytes_children(upstream, kind)
             for state in states:
                 self._requests.open((upstream, kind, 200, state))
-        self._upstream_bytes_children(upstream)
         self._mismatches.labels(upstream)
         self._upstream_up.labels(upstream).set(1)
         for result in _DOWNLOAD_RESULTS:
@@ -221,7 +192,7 @@ class Metrics:
 
     def served(self) -> dict[CacheState, tuple[int, int]]:
         """Return by cache state how many manifests and blobs were served since the start, and their bytes."""
-        return self._requests.served()
+        return self._requests.served("manifest", "blob")
 
     def upstream_request(self, upstream: str, kind: str, status: int | Literal["error"]) -> None:
         """Count a request sent upstream and the status of its answer."""
@@ -231,9 +202,17 @@ class Metrics:
         """Note how long an answer took to begin."""
         self._first_byte_children(upstream, kind).observe(seconds)
 
-    def upstream_bytes(self, upstream: str, n: int) -> None:
+    def upstream_bytes(self, upstream: str, kind: Kind, n: int) -> None:
         """Count bytes of bodies received."""
-        self._upstream_bytes_children(upstream).inc(n)
+        self._upstream_bytes_children(upstream, kind).inc(n)
+
+    def _pulled(self, kind: str) -> float:
+        (family,) = self._upstream_bytes.collect()
+        return sum(one.value for one in family.samples if one.labels["kind"] == kind)
+
+    def show_registry_proxy(self, *, is_on: bool) -> None:
+        """Tell distribution's `registry_proxy_*` too from now on, or not any more."""
+        self._registry_proxy.is_on = is_on
 
     def upstream_retry(self, upstream: str, reason: str) -> None:
         """Count a request that is sent again; `reason` is one of a few words."""
@@ -296,7 +275,7 @@ class Metrics:
 
     def watch(self, source: Source) -> None:
         """Read the gauges from `source` at every scrape from now on. Once only."""
-        self._registry.register(_SourceCollector(source))
+        self._registry.register(SourceCollector(source))
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus's text format."""
@@ -329,11 +308,11 @@ class _Requests(Collector):
         tally[2] += seconds
         tally[3 + bisect_left(_REQUEST_BUCKETS, seconds)] += 1
 
-    def served(self) -> dict[CacheState, tuple[int, int]]:
-        """Sum up what images are made of, without the requests that failed."""
+    def served(self, *kinds: str) -> dict[CacheState, tuple[int, int]]:
+        """Sum up the requests of these kinds, and their bytes, without those that failed."""
         sums: dict[CacheState, tuple[int, int]] = {}
         for (_, kind, status, state), tally in self._tallies.items():
-            if kind in ("manifest", "blob") and status < 400:
+            if kind in kinds and status < 400:
                 count, sent = sums.get(state, (0, 0))
                 sums[state] = (count + int(tally[0]), sent + int(tally[1]))
         return sums
@@ -369,28 +348,3 @@ class _Requests(Collector):
             buckets = list(zip(limits, accumulate(counts), strict=True))
             durations.add_metric(pair, buckets, seconds)
         yield from (requests, sent, durations)
-
-
-class _SourceCollector(Collector):
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    def collect(self) -> Iterator[Metric]:
-        for name, text in (
-            ("store_bytes", "Bytes of the blobs in the store."),
-            ("store_limit_bytes", "The most the store may hold."),
-            ("store_blobs", "Blobs in the store."),
-            ("store_reserved_bytes", "Bytes held free for running downloads."),
-            ("store_pinned_bytes", "Bytes of the blobs that pinned images hold."),
-            ("downloads_in_progress", "Downloads that are running."),
-        ):
-            yield _gauge_family(name, text, getattr(self._source, name))
-        yield _gauge_family(
-            "store_oldest_use_timestamp_seconds",
-            "When the blob that goes next was last used; 0 in an empty store.",
-            self._source.store_oldest_use,
-        )
-
-
-def _gauge_family(name: str, text: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"pullcache_{name}", text, value=value)

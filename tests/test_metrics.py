@@ -46,7 +46,7 @@ def use_everything(metrics: Metrics) -> None:
     metrics.upstream_request("docker.io", "blob", 307)
     metrics.upstream_request("docker.io", "token", "error")
     metrics.upstream_first_byte("docker.io", "blob", 0.3)
-    metrics.upstream_bytes("docker.io", 1000)
+    metrics.upstream_bytes("docker.io", "blob", 1000)
     metrics.upstream_retry("docker.io", "stalled")
     metrics.ratelimit("docker.io", 100, 7)
     metrics.download("stored")
@@ -78,7 +78,7 @@ def test_what_upstream_did_is_counted_under_its_name(metrics):
     assert found[f"pullcache_upstream_requests_total,kind=blob,status=307,{hub}"] == 1
     assert found[f"pullcache_upstream_requests_total,kind=token,status=error,{hub}"] == 1
     assert found[f"pullcache_upstream_first_byte_seconds_sum,kind=blob,{hub}"] == 0.3
-    assert found[f"pullcache_upstream_bytes_total,{hub}"] == 1000
+    assert found[f"pullcache_upstream_bytes_total,kind=blob,{hub}"] == 1000
     assert found[f"pullcache_upstream_retries_total,reason=stalled,{hub}"] == 1
     assert found[f"pullcache_upstream_ratelimit_limit,{hub}"] == 100
     assert found[f"pullcache_upstream_ratelimit_remaining,{hub}"] == 7
@@ -102,7 +102,7 @@ def test_what_the_store_did_is_counted_by_reason(metrics):
         "pullcache_requests_total,cache=stale,kind=manifest,status=200,upstream=docker.io",
         "pullcache_response_bytes_total,cache=hit,kind=manifest,upstream=docker.io",
         "pullcache_upstream_requests_total,kind=blob,status=error,upstream=docker.io",
-        "pullcache_upstream_bytes_total,upstream=ghcr.io",
+        "pullcache_upstream_bytes_total,kind=manifest,upstream=ghcr.io",
         "pullcache_digest_mismatches_total,upstream=docker.io",
         "pullcache_downloads_total,result=failed",
         "pullcache_evictions_total,reason=corrupt",
@@ -144,8 +144,41 @@ def test_the_version_the_process_and_the_collector_of_garbage_are_there(metrics)
     assert not [name for name in found if "_created" in name]
 
 
+def test_distributions_names_are_there_only_if_they_are_wanted(metrics):
+    use_everything(metrics)
+    assert "registry_proxy" not in metrics.render().decode()
+    metrics.show_registry_proxy(is_on=True)
+    for name in ("requests", "hits", "misses", "pulled_bytes", "pushed_bytes"):
+        for kind in ("blob", "manifest"):
+            assert f"registry_proxy_{name}_total,type={kind}" in samples(metrics)
+    metrics.show_registry_proxy(is_on=False)
+    assert "registry_proxy" not in metrics.render().decode()
+
+
+def test_distributions_names_say_what_came_from_the_store_and_what_from_upstream(metrics):
+    metrics.show_registry_proxy(is_on=True)
+    for cache in ("hit", "stale", "revalidated", "miss", "collapsed", "collapsed"):
+        metrics.request(
+            upstream="ghcr.io", kind="manifest", status=200, cache=cache, seconds=0, sent=10
+        )
+    metrics.request(upstream="ghcr.io", kind="tags", status=200, cache="hit", seconds=0, sent=7)
+    metrics.request(
+        upstream="ghcr.io", kind="manifest", status=404, cache="none", seconds=0, sent=7
+    )
+    metrics.upstream_bytes("ghcr.io", "manifest", 10)
+    metrics.upstream_bytes("docker.io", "manifest", 20)
+    metrics.upstream_bytes("docker.io", "blob", 500)
+    found = samples(metrics)
+    assert {
+        name: found[f"registry_proxy_{name}_total,type=manifest"]
+        for name in ("requests", "hits", "misses", "pulled_bytes", "pushed_bytes")
+    } == {"requests": 6, "hits": 3, "misses": 3, "pulled_bytes": 30, "pushed_bytes": 60}
+    assert found["registry_proxy_pulled_bytes_total,type=blob"] == 500
+
+
 def test_promtool_finds_nothing_to_say(metrics):
     use_everything(metrics)
+    metrics.show_registry_proxy(is_on=True)
     checked = subprocess.run(
         ["promtool", "check", "metrics"], input=metrics.render(), capture_output=True, check=False
     )

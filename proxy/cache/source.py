@@ -36,7 +36,7 @@ class Source:
         """
         surplus = offset - transfer.offset
         async for chunk in transfer.chunks():
-            self._metrics.upstream_bytes(self.name, len(chunk))
+            self._metrics.upstream_bytes(self.name, "blob", len(chunk))
             if surplus < len(chunk):
                 yield chunk[surplus:] if surplus else chunk
             surplus = max(0, surplus - len(chunk))

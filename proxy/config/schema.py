@@ -101,6 +101,12 @@ class ServerSettings(Section, frozen=True):
             description="A file with the token that the admin API wants on TCP; needed off loopback."
         ),
     ] = ""
+    registry_proxy_metrics: Annotated[
+        bool,
+        Meta(
+            description="Tell distribution's registry_proxy_* metrics too, for dashboards there are."
+        ),
+    ] = False
     shutdown_timeout: Annotated[
         Duration,
         Meta(

@@ -21,7 +21,7 @@ from proxy.errors import (
     UpstreamError,
     UpstreamUnauthorizedError,
 )
-from proxy.metrics import Metrics
+from proxy.metrics import Kind, Metrics
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import ACCEPT, MAX_MANIFEST_SIZE, parse
 from proxy.oci.reference import Reference
@@ -143,7 +143,7 @@ class Upstream:
         self, route: Exchange, question: Question, reference: Reference, deadline: float
     ) -> Fetched:
         content, content_type = await route.ask(question, _read_manifest, deadline)
-        self._metrics.upstream_bytes(self.name, len(content))
+        self._metrics.upstream_bytes(self.name, "manifest", len(content))
         digest = Digest.of(content)
         if isinstance(reference, Digest):
             digest = Digest.of(content, reference.algorithm)
@@ -264,15 +264,15 @@ class Upstream:
         """
         path = f"v1/search?{urlencode({'q': words, 'n': limit, 'page': page})}"
         content = await self._searched.ask(Question("GET", "", path, "search"), _read_search)
-        self._metrics.upstream_bytes(self._searched.name, len(content))
+        self._metrics.upstream_bytes(self._searched.name, "search", len(content))
         return search.parse(content)
 
-    async def _pages(self, repository: str, path: str, kind: str) -> AsyncIterator[bytes]:
+    async def _pages(self, repository: str, path: str, kind: Kind) -> AsyncIterator[bytes]:
         size = 0
         for _ in range(MAX_PAGES):
             question = Question("GET", repository, path, kind)
             content, link = await self._registry.ask(question, _read_page)
-            self._metrics.upstream_bytes(self.name, len(content))
+            self._metrics.upstream_bytes(self.name, kind, len(content))
             size += len(content)
             if size > MAX_LIST_SIZE:
                 raise UpstreamError(f"{self.name} sends a list of more than {MAX_LIST_SIZE} bytes")

@@ -63,6 +63,28 @@ async def test_requests_and_bytes_are_counted_by_where_they_came_from(registry, 
     assert await program.metric("pullcache_request_duration_seconds_count", kind="blob") == 3
 
 
+async def test_distributions_names_are_switched_on_by_a_reload_with_what_was_counted(
+    registry, program
+):
+    image = registry.add_image(layers=[BLOB])
+    for _ in range(2):
+        await program.pull(image)
+        await program.settled()
+    assert b"registry_proxy" not in (await program.ask("/metrics")).body
+    assert await program.reload(server={"registry_proxy_metrics": True})
+    blobs = len(image.layers) + 1
+    for name, count in {"requests": 2 * blobs, "hits": blobs, "misses": blobs}.items():
+        assert await program.metric(f"registry_proxy_{name}_total", type="blob") == count
+    pulled = "registry_proxy_pulled_bytes_total"
+    by_kind = {kind: await program.metric(pulled, type=kind) for kind in ("blob", "manifest")}
+    assert by_kind["blob"] >= len(BLOB)
+    assert by_kind["manifest"] > 0
+    ours = "pullcache_upstream_bytes_total"
+    assert by_kind == {kind: await program.metric(ours, kind=kind) for kind in by_kind}
+    for kind, size in by_kind.items():
+        assert await program.metric("registry_proxy_pushed_bytes_total", type=kind) == 2 * size
+
+
 async def test_upstreams_requests_are_counted_by_kind_and_status(registry, program):
     await program.pull(registry.add_image())
     count = "pullcache_upstream_requests_total"
