@@ -1,0 +1,53 @@
+"""PromQL as far as the tests need it: which metrics and labels a query names, held against the program."""
+
+import re
+from collections import defaultdict
+from typing import get_args
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from proxy import metrics as ours
+from proxy.metrics import Metrics
+from tests.test_metrics import use_everything
+
+# What Prometheus itself adds, and what it tells of a target.
+ADDED = {"job", "instance", "le"}
+BOUNDED = {
+    "kind": {*get_args(ours.Kind), "token"},
+    "cache": {*get_args(ours.CacheState)},
+    "reason": {*get_args(ours.EvictionReason), *get_args(ours.UncachedReason)},
+    "result": {*get_args(ours.DownloadResult), "complete", "success", "failure"},
+}
+_SELECTOR = re.compile(r"\b((?:pullcache|process|python)_\w+|up)\b(?:\{([^}]*)\})?")
+_MATCHER = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"([^"]*)"')
+_GROUPING = re.compile(r"\b(?:by|on)\s*\(([^)]*)\)")
+
+
+def labels_by_metric() -> dict[str, set[str]]:
+    """Return the labels that each sample of the program has."""
+    metrics = Metrics(["docker.io"], "1.0")
+    use_everything(metrics)
+    found: dict[str, set[str]] = defaultdict(set, up=set())
+    for family in text_string_to_metric_families(metrics.render().decode()):
+        for sample in family.samples:
+            found[sample.name] |= set(sample.labels)
+    return found
+
+
+def mistakes(query: str, known: dict[str, set[str]]) -> list[str]:
+    """Return what the query names that the program does not have."""
+    wrong = []
+    grouped = {label.strip() for one in _GROUPING.findall(query) for label in one.split(",")}
+    plain = _GROUPING.sub("", query)
+    for name, matchers in _SELECTOR.findall(re.sub(r"\w+:\w+:\w+", "", plain)):
+        if name not in known:
+            wrong.append(name)
+            continue
+        grouped -= known[name]
+        for label, value in _MATCHER.findall(matchers):
+            if label not in known[name] | ADDED:
+                wrong.append(f"{name}{{{label}}}")
+            # A variable of the dashboard may be anything, a status any number.
+            elif label in BOUNDED and not set(value.split("|")) <= BOUNDED[label]:
+                wrong.append(f"{name}{{{label}={value}}}")
+    return wrong + [f"by {label}" for label in grouped - ADDED]

@@ -1,0 +1,83 @@
+"""The alert rules against the metrics there are, the tests there are, and what is written about each."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.promql import labels_by_metric, mistakes
+
+DIRECTORY = Path(__file__).parents[1] / "config" / "prometheus"
+RUNBOOK = (DIRECTORY / "README.md").read_text(encoding="utf-8")
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((DIRECTORY / name).read_text(encoding="utf-8"))
+
+
+RULES = [rule for group in read("pullcache.rules.yml")["groups"] for rule in group["rules"]]
+ALERTS = [rule for rule in RULES if "alert" in rule]
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, set[str]]:
+    return labels_by_metric()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("alert") or rule["record"])
+def test_every_rule_asks_for_metrics_and_labels_that_there_are(rule, known):
+    assert mistakes(rule["expr"], known) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "wrong"),
+    [
+        ("rate(pullcache_nothing_total[5m])", ["pullcache_nothing_total"]),
+        ('pullcache_store_bytes{reason="size"} > 0', ["pullcache_store_bytes{reason}"]),
+        ('pullcache_uncached_total{reason="ful"}', ["pullcache_uncached_total{reason=ful}"]),
+        ("sum by (job, colour) (pullcache_store_bytes)", ["by colour"]),
+        ("sum by (instance, reason) (pullcache_uncached_total)", []),
+        ('histogram_quantile(0.5, sum by (le) (up{job="a"}))', []),
+    ],
+)
+def test_a_metric_or_label_that_is_not_there_is_found(query, wrong, known):
+    assert mistakes(query, known) == wrong
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda rule: rule["alert"])
+def test_every_alert_says_how_bad_it_is_and_where_to_read_on(alert):
+    assert alert["labels"]["severity"] in ("critical", "warning")
+    annotations = alert["annotations"]
+    assert set(annotations) == {"summary", "description", "runbook_url"}
+    assert "{{ $labels.instance }}" in annotations["summary"]
+    assert annotations["runbook_url"] == f"config/prometheus/README.md#{alert['alert'].lower()}"
+
+
+def test_the_runbook_has_a_section_for_each_alert_and_for_nothing_else():
+    sections = re.findall(r"^## (\w+)\n\n((?:.+\n)+)", RUNBOOK, re.MULTILINE)
+    assert [name for name, _ in sections] == [alert["alert"] for alert in ALERTS]
+    for name, text in sections:
+        begins = [
+            word for word in ("*Means:*", "*Look at:*", "*Helps:*") if f"\n{word}" in f"\n{text}"
+        ]
+        assert len(begins) == 3, name
+
+
+def test_every_alert_is_seen_to_fire_by_promtool():
+    expected = [
+        sample["labels"]
+        for test in read("pullcache.test.yml")["tests"]
+        for check in test.get("promql_expr_test", ())
+        for sample in check.get("exp_samples", ())
+    ]
+    fired = {name for labels in expected for name in re.findall(r'alertname="(\w+)"', labels)}
+    assert fired == {alert["alert"] for alert in ALERTS}
+
+
+def test_prometheus_is_told_of_the_job_that_the_rules_name():
+    example = read("prometheus.yml")
+    assert example["rule_files"] == ["pullcache.rules.yml"]
+    (job,) = example["scrape_configs"]
+    assert set(re.findall(r'job="(\w+)"', str(RULES))) == {job["job_name"]}
