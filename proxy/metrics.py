@@ -194,6 +194,10 @@ class Metrics:
         """Return by cache state how many manifests and blobs were served since the start, and their bytes."""
         return self._requests.served("manifest", "blob")
 
+    def received(self) -> int:
+        """Return how many bytes of manifests and blobs came from upstream since the start."""
+        return int(self._pulled("manifest") + self._pulled("blob"))
+
     def upstream_request(self, upstream: str, kind: str, status: int | Literal["error"]) -> None:
         """Count a request sent upstream and the status of its answer."""
         self._upstream_children(upstream, kind, str(status)).inc()

@@ -20,9 +20,6 @@ from proxy.upstream.offline import Offline
 
 State = Literal["serving", "offline", "degraded"]
 
-# Answers whose bytes did not come from upstream for them.
-_SAVED = ("hit", "collapsed", "stale", "revalidated")
-
 log = get_logger(__name__)
 
 
@@ -59,7 +56,7 @@ class Served(msgspec.Struct, frozen=True):
 class Status(msgspec.Struct, frozen=True):
     """The whole screen. `uptime` is seconds; what was served is counted since the start.
 
-    `hit_ratio` is the share of requests that upstream was not asked to transfer anything for, None before the first.
+    `saved_bytes` are what clients got less what upstream sent, and `hit_ratio` is their share, None before the first.
     """
 
     state: State
@@ -113,8 +110,8 @@ class Operations:
             for state, (requests, sent) in self.metrics.served().items()
             if requests
         }
-        requests = sum(one.requests for one in served.values())
-        saved = [one for state, one in served.items() if state in _SAVED]
+        sent = sum(one.bytes for one in served.values())
+        saved = max(0, sent - self.metrics.received())
         return Status(
             state=_state(self.offline, store, upstreams),
             version=__version__,
@@ -126,8 +123,8 @@ class Operations:
             upstreams=upstreams,
             downloads=len(self.downloads),
             served=served,
-            hit_ratio=sum(one.requests for one in saved) / requests if requests else None,
-            saved_bytes=sum(one.bytes for one in saved),
+            hit_ratio=saved / sent if sent else None,
+            saved_bytes=saved,
         )
 
     async def is_offline(self, _call: Call) -> OfflineState:

@@ -50,6 +50,16 @@ async def test_hits_are_counted_and_what_they_saved(registry, program):
     assert second["upstreams"][0]["ratelimit_limit"] is not None
 
 
+async def test_a_first_pull_saves_nothing_though_its_layers_began_to_come_before_they_were_asked_for(
+    registry, make_program
+):
+    program = await make_program(fetch={"prefetch": "layers"})
+    await program.pull(registry.add_image(layers=[b"x" * 100_000]))
+    await program.settled()
+    status = await get(program)
+    assert (status["hit_ratio"], status["saved_bytes"]) == (0, 0)
+
+
 async def test_failed_requests_are_no_part_of_the_ratio(program):
     assert (await program.manifest("me/unknown")).status == 404
     assert (await get(program))["hit_ratio"] is None
