@@ -133,5 +133,6 @@ def test_schema_is_json_schema():
         "htpasswd",
         "max_connections",
         "max_connections_per_client",
+        "registry_proxy_metrics",
         "shutdown_timeout",
     }
