@@ -2,12 +2,15 @@
 
 import re
 import tomllib
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
+PACKAGED = ROOT / "config" / "requirements.txt"
 PIN = re.compile(r"^([a-z0-9-]+)==(\S+)", re.MULTILINE)
 
 
@@ -37,6 +40,34 @@ def test_every_requirement_is_locked_at_a_version_it_allows():
         assert requirement.specifier.contains(pins[requirement.name]), str(requirement)
 
 
+def blocks(path: Path) -> dict[str, set[str]]:
+    """Return the hashes of each pin of a lock."""
+    pins = re.split(r"^(?=\S)", path.read_text(), flags=re.MULTILINE)[1:]
+    return {pin.split()[0]: set(re.findall(r"sha256:\w+", pin)) for pin in pins}
+
+
+def needed(name: str) -> set[str]:
+    """Return all that a distribution needs here, by what the installed ones say."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        for text in requires(waiting.pop()) or ():
+            requirement = Requirement(text)
+            wanted = not requirement.marker or requirement.marker.evaluate({"extra": ""})
+            if wanted and (one := canonicalize_name(requirement.name)) not in found:
+                found.add(one)
+                waiting.append(one)
+    return found
+
+
+def test_what_is_packaged_is_what_the_program_needs_as_it_is_locked():
+    """If not: tests/run says how both locks are made."""
+    lock, packaged = blocks(ROOT / "requirements.txt"), blocks(PACKAGED)
+    assert packaged.items() <= lock.items()
+    assert {pin.partition("==")[0] for pin in packaged} >= needed("pullcache")
+
+
 def test_the_lock_names_no_place_to_download_from():
-    for line in (ROOT / "requirements.txt").read_text().splitlines():
-        assert LOCK_LINE.fullmatch(line), line
+    for lock in (ROOT / "requirements.txt", PACKAGED):
+        for line in lock.read_text().splitlines():
+            assert LOCK_LINE.fullmatch(line), line

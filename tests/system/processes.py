@@ -12,6 +12,8 @@ T = TypeVar("T")
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens, so a way out ends on loopback
 
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
+
 
 def eventually(condition: Callable[[], T], what: str, *, deadline: float = 20) -> T:
     """Return the first true value of `condition`; fail, naming `what`, when none comes in time."""
@@ -28,9 +30,14 @@ def fenced(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     Clients that give up on a mirror go to Docker Hub; here they must fail instead.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PULLCACHE_")}
-    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), NOWHERE)
+    proxies = dict.fromkeys(PROXIES, NOWHERE)
     loopback = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
     return {**inherited, **proxies, **loopback, **(extra or {})}
+
+
+def open_to_pip() -> dict[str, str]:
+    """Return what opens the fence again for pip, which asks what it asks on this machine anyway."""
+    return {name: os.environ.get(name, "") for name in (*PROXIES, "NO_PROXY", "no_proxy")}
 
 
 def run(*argv: str | Path, env: Mapping[str, str] | None = None, timeout: float = 60) -> str:
