@@ -5,12 +5,14 @@ Docker Hub's Python is not to be had here, so it stands on a small Debian made o
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.system.clients import Podman
+from tests.system.conftest import unmount_below
 from tests.system.debian import make_root
 from tests.system.images import Image
 from tests.system.processes import eventually, open_to_pip, run
@@ -59,11 +61,14 @@ class Engine:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """An engine that has the image."""
     directory = tmp_path_factory.mktemp("engine")
     engine = Engine(directory)
     engine.build(directory / "debian")
-    return engine
+    yield engine
+    unmount_below(directory)
+    shutil.rmtree(directory)
 
 
 @pytest.fixture
