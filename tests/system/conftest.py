@@ -12,7 +12,7 @@ import pytest
 from tests.system.blobserver import BlobServer
 from tests.system.clients import Client
 from tests.system.images import Image, make_image
-from tests.system.processes import run
+from tests.system.processes import run, short_directory
 from tests.system.servers import Daemon, Registry
 
 PLACE = pytest.StashKey[Path]()
@@ -36,11 +36,9 @@ def pytest_runtest_makereport(
 
 
 @pytest.fixture
-def place(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
-    """A directory whose name is short enough for sockets; kept only when the test failed."""
-    path = tmp_path_factory.mktemp("s")
+def place(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A directory of the test's own; kept only when the test failed."""
+    path = short_directory()
     request.node.stash[PLACE] = path
     yield path
     unmount_below(path)

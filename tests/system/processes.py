@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,11 @@ T = TypeVar("T")
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens, so a way out ends on loopback
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
+
+
+def short_directory() -> Path:
+    """Return a new directory; its path leaves room for sockets, and for podman, which takes 50 characters."""
+    return Path(tempfile.mkdtemp(prefix="test-"))
 
 
 def eventually(condition: Callable[[], T], what: str, *, deadline: float = 20) -> T:

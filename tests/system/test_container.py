@@ -15,7 +15,7 @@ from tests.system.clients import Podman
 from tests.system.conftest import unmount_below
 from tests.system.debian import make_root
 from tests.system.images import Image
-from tests.system.processes import eventually, open_to_pip, run
+from tests.system.processes import eventually, open_to_pip, run, short_directory
 from tests.system.servers import Registry
 from tests.system.wire import answers, ask
 
@@ -61,9 +61,9 @@ class Engine:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine() -> Iterator[Engine]:
     """An engine that has the image."""
-    directory = tmp_path_factory.mktemp("engine")
+    directory = short_directory()
     engine = Engine(directory)
     engine.build(directory / "debian")
     yield engine
