@@ -16,10 +16,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
 from contextvars import ContextVar
+from itertools import chain
 from typing import Any, Literal, NoReturn, TextIO
 
 import msgspec
 import structlog
+
+from proxy.journal import is_journal, prefix, prefixed
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The id of the request that runs in this context; every line says it as `request`."""
@@ -40,10 +43,14 @@ def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
 
 
 def configure(level: str, format: Format, stream: TextIO | None = None) -> "Log":  # noqa: A002 - the key's name
-    """Send what structlog and the standard library log to `stream` (stderr) until `Log.close`."""
+    """Send what structlog and the standard library log to `stream` (stderr) until `Log.close`.
+
+    Where the journal reads it, each line begins with its priority.
+    """
     target = stream or sys.stderr
     console = format == "console" or (format == "auto" and target.isatty())
-    log = Log(_sink(target), _console(target) if console else _render_batch)
+    render = _console(target) if console else _render_batch
+    log = Log(_sink(target), _with_priorities(render) if is_journal(target) else render)
     structlog.configure(
         processors=[log.finish],
         logger_factory=_Name,
@@ -221,6 +228,18 @@ def _escape(text: str) -> str:
     )
 
 
+def _with_priorities(render: Callable[[list[Fields]], bytes]) -> Callable[[list[Fields]], bytes]:
+    def prioritize(lines: list[Fields]) -> bytes:
+        texts = render(lines).splitlines(keepends=True)
+        if len(texts) != len(lines):
+            # A traceback for people is one record and many lines.
+            return b"".join(prefixed(line["level"], render([line])) for line in lines)
+        prefixes = [prefix(line["level"]) for line in lines]
+        return b"".join(chain.from_iterable(zip(prefixes, texts, strict=True)))
+
+    return prioritize
+
+
 def _console(stream: TextIO) -> Callable[[list[Fields]], bytes]:
     """Return a renderer for people. Tracebacks never show values: they may be secrets."""
     renderer = structlog.dev.ConsoleRenderer(
@@ -230,10 +249,11 @@ def _console(stream: TextIO) -> Callable[[list[Fields]], bytes]:
     )
 
     def render(fields: Fields) -> bytes:
-        traceback = str(fields.pop("exception", "")).split("\n")
+        traceback = str(fields.get("exception", "")).split("\n")
         clean = {
             name: value if isinstance(value, bool | int | float) else _escape(str(value))
             for name, value in fields.items()
+            if name != "exception"
         }
         text = renderer(None, "", clean)
         tail = "".join(f"\n{_escape(line)}" for line in traceback if line)

@@ -3,6 +3,8 @@
 Nothing here imports aiohttp at start: `pullcache --help` answers at once.
 """
 
+import sys
+
 import click
 
 from proxy import __version__
@@ -18,6 +20,7 @@ from proxy.cli.search import search
 from proxy.cli.serve import serve
 from proxy.cli.status import status
 from proxy.cli.transfer import export, import_
+from proxy.journal import is_journal, prefix
 
 
 class _Commands(click.Group):
@@ -31,7 +34,10 @@ class _Commands(click.Group):
             code = exit_code(error)
             if code is None:
                 raise
-            click.echo(f"pullcache: {explain(error)}", err=True)
+            text = f"pullcache: {explain(error)}"
+            # So that `journalctl -p err` shows why a service did not start.
+            mark = prefix("error").decode() if is_journal(sys.stderr) else ""
+            click.echo(f"{mark}{text}", err=True)
             ctx.exit(code)
 
 

@@ -1,0 +1,118 @@
+"""The journal's reader: every line says how severe it is, for `journalctl -p`."""
+
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+import structlog
+
+from proxy.log import Format, Log, configure, get_logger
+
+Journal = Callable[[Callable[[Log], object], Format], list[tuple[int, str]]]
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    level = logging.getLogger().level
+    yield
+    structlog.reset_defaults()
+    logging.getLogger().setLevel(level)
+
+
+def stream_of(end: socket.socket) -> str:
+    """Return what systemd says of a socket in JOURNAL_STREAM."""
+    status = os.fstat(end.fileno())
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+def entries(text: str) -> list[tuple[int, str]]:
+    """Read lines as journald does: a priority at the begin, else 6 (SyslogLevel=info)."""
+    found = [re.fullmatch(r"(?:<([0-7])>)?(.*)", line) for line in text.splitlines()]
+    return [(int(match[1] or 6), match[2]) for match in found if match]
+
+
+@pytest.fixture
+def journal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
+    """Run something with a log whose stderr is a socket that JOURNAL_STREAM names."""
+    reader, writer = socket.socketpair()
+
+    def run(work: Callable[[Log], object], form: Format) -> list[tuple[int, str]]:
+        monkeypatch.setenv("JOURNAL_STREAM", stream_of(writer))
+        with os.fdopen(os.dup(writer.fileno()), "w", encoding="utf-8") as stream:
+            log = configure("debug", form, stream)
+            work(log)
+            log.close()
+        writer.close()
+        with reader.makefile(encoding="utf-8") as received:
+            return entries(received.read())
+
+    yield run
+    for end in (reader, writer):
+        end.close()
+
+
+def work(log: Log) -> None:
+    for level in ("debug", "info", "warning", "error", "critical"):
+        getattr(get_logger("proxy"), level)(f"our {level}")
+    log.access("an answer")
+    logging.getLogger("aiohttp").warning("a library's")
+
+
+@pytest.mark.parametrize("form", ["auto", "json", "console"])
+def test_each_line_begins_with_the_priority_of_its_level(journal, form):
+    found = journal(work, form)
+    assert [priority for priority, _ in found] == [7, 6, 4, 3, 2, 6, 4]
+    assert [("{" in text[:1]) for _, text in found] == [form != "console"] * len(found)
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_traceback_is_as_severe_as_what_it_explains_down_to_its_last_line(journal, form):
+    def fail(log: Log) -> None:
+        get_logger("proxy").info("before")
+        try:
+            dict[str, int]()["wrong"]
+        except KeyError:
+            get_logger("proxy").exception("a bug")
+        get_logger("proxy").info("after")
+
+    (first, _), *failure, (last, _) = journal(fail, form)
+    assert (first, last) == (6, 6)
+    assert {priority for priority, _ in failure} == {3}
+    assert "KeyError: 'wrong'" in failure[-1][1]
+    assert (len(failure) > 3) == (form == "console")
+
+
+@pytest.mark.parametrize("stream", ["", "1:1", "journal"])
+def test_where_somebody_else_reads_stderr_nothing_is_put_before_lines(
+    monkeypatch, tmp_path, stream
+):
+    monkeypatch.setenv("JOURNAL_STREAM", stream)
+    with (tmp_path / "log").open("w", encoding="utf-8") as file:
+        log = configure("info", "json", file)
+        work(log)
+        log.close()
+    assert all(line.startswith("{") for line in (tmp_path / "log").read_text().splitlines())
+
+
+def test_why_a_service_does_not_start_is_an_error():
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        done = subprocess.run(
+            [sys.executable, "-m", "proxy", "serve", "--listen", "nonsense"],
+            stderr=writer.fileno(),
+            env={**os.environ, "JOURNAL_STREAM": stream_of(writer)},
+            timeout=30,
+            check=False,
+        )
+        writer.close()
+        with reader.makefile(encoding="utf-8") as received:
+            ((priority, text),) = entries(received.read())
+    assert done.returncode == 2
+    assert priority == 3
+    assert text.startswith("pullcache: ")
+    assert "nonsense" in text
