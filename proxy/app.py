@@ -34,6 +34,7 @@ from proxy.service import Ground, Service, make_service
 from proxy.storage.index import Index
 from proxy.storage.local import LocalStore
 from proxy.systemd import ADMIN, REGISTRY
+from proxy.tracing import Handler, tracing
 from proxy.upstream.offline import Offline
 from proxy.upstream.opening import Opener
 
@@ -71,7 +72,12 @@ class Running:
     """The program: a service on its ground, and what stands between it and those who ask."""
 
     def __init__(
-        self, ground: Ground, service: Service, access: Access, access_log: Log | None
+        self,
+        ground: Ground,
+        service: Service,
+        access: Access,
+        access_log: Log | None,
+        traced: Callable[[Handler], Handler],
     ) -> None:
         self.access = access
         self._ground = ground
@@ -83,7 +89,8 @@ class Running:
             access, service.registry, self.admin, ground.metrics, access_log
         )
         self.api = Api(service.routes, ground.metrics, access_log)
-        self.listener = Listener(self.middleware, "server.listen", ground.group, access.crowd)
+        handler = traced(self.middleware)
+        self.listener = Listener(handler, "server.listen", ground.group, access.crowd)
         self.check_store = ground.check_store
         self._schedules = Schedules(
             lambda: self._service.preloader,
@@ -213,12 +220,13 @@ async def open_cache(
     configured addresses of the same purpose. Raises `StorageError` and `ConfigError`.
     """
     async with AsyncExitStack() as stack:
+        traced = await stack.enter_async_context(tracing(__version__, is_on=config.server.tracing))
         ground = await _lay_ground(stack, config, clock)
         for file in exposed_files(config):
             log.warning("readable_by_all", file=file, help=f"it holds a secret: chmod o-r {file}")
         access = Access(config.server, ground.group, ground.metrics)
         stack.callback(access.close)
-        running = Running(ground, await make_service(ground, config), access, access_log)
+        running = Running(ground, await make_service(ground, config), access, access_log, traced)
         listener = running.listener
         # Who is cut off leaves a handler that has yet to notice.
         stack.push_async_callback(running.middleware.drain, CUT_TIMEOUT)

@@ -32,6 +32,7 @@ from proxy.log import get_logger
 from proxy.metrics import DownloadResult, UncachedReason
 from proxy.oci.digest import Digest
 from proxy.storage.tables import Repository
+from proxy.tracing import span
 from proxy.upstream.client import Upstream
 
 # A range of at most so many bytes that lies ahead may end with the blob's last byte before the digest
@@ -207,9 +208,7 @@ class Download:
                 await asyncio.wait((before,))
             async with self._tools.slots.held(self._turn):
                 await self._fill()
-                is_stored = not self.is_detached and await to_the_end(
-                    self._filling.commit(self.repository)
-                )
+                is_stored = not self.is_detached and await self._commit()
             result, ended = "stored" if is_stored else "bypass", None
         except ProxyError as error:
             result = "mismatch" if isinstance(error, DigestMismatchError) else "failed"
@@ -238,6 +237,10 @@ class Download:
                 await self._fetch.run()
         except StorageError as error:
             self._detach(error)
+
+    async def _commit(self) -> bool:
+        with span("commit"):
+            return await to_the_end(self._filling.commit(self.repository))
 
     def _detach(self, error: StorageError) -> None:
         reason: UncachedReason = "disk_error"

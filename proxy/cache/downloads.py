@@ -15,6 +15,7 @@ from proxy.errors import DigestMismatchError, ProxyError
 from proxy.flight import to_the_end
 from proxy.oci.digest import Digest
 from proxy.storage.tables import Repository
+from proxy.tracing import span
 from proxy.upstream.client import Upstream
 
 # A blob that came wrong twice in a row is not asked for again within so many seconds.
@@ -135,7 +136,12 @@ class Downloads:
     async def _run(self, download: Download, before: asyncio.Task[None] | None) -> None:
         digest = download.digest
         try:
-            await download.run(before)
+            with span("download") as noted:
+                noted["pullcache.digest"] = str(digest)
+                await download.run(before)
+                noted["pullcache.bytes"] = download.received
+                if download.error:
+                    noted["error.type"] = type(download.error).__qualname__
         finally:
             if self._running.get(digest) is download:
                 del self._running[digest]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TypeVar
 
 from proxy.cache.eviction import Reservation, Space
@@ -17,6 +18,7 @@ from proxy.storage.index import Index
 from proxy.storage.ingest import Ingest
 from proxy.storage.local import LocalStore
 from proxy.storage.tables import Repository
+from proxy.tracing import note
 
 # Room is taken in steps of this size where upstream does not say how long a blob is.
 STEP = 16 << 20
@@ -61,6 +63,7 @@ class Filling:
         self._ingest: Ingest | None = None
         self._reservation: Reservation | None = None
         self._is_hashing = False
+        self._hashing = 0.0
 
     @property
     def fd(self) -> int:
@@ -208,10 +211,12 @@ class Filling:
     async def _hash(self, work: Callable[[R], None], argument: R) -> None:
         """Do what moves the frontier; it is not done twice at the same time."""
         self._is_hashing = True
+        began = perf_counter()
         try:
             await in_thread(self._disk.threads, work, argument)
         finally:
             self._is_hashing = False
+            self._hashing += perf_counter() - began
 
     def _advance(self) -> None:
         """Show readers what is in; of a complete blob only if its digest is right."""
@@ -221,6 +226,7 @@ class Filling:
             if not self._ingest.is_right():
                 raise self._source.mismatch()
             self.is_verified = True
+            note("verify", self._hashing)
         self.frontier = self._ingest.frontier
         self._reservation.written = max(self._reservation.written, self.frontier)
         self._changed()

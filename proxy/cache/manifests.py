@@ -13,6 +13,7 @@ from proxy.oci.digest import Digest
 from proxy.storage.index import Index
 from proxy.storage.local import LocalStore
 from proxy.storage.tables import Repository
+from proxy.tracing import span
 from proxy.upstream.client import Fetched
 
 HOT_MANIFESTS = 32 << 20
@@ -64,7 +65,8 @@ class Manifests:
             ) from error
         held = Held(fetched.digest, manifest.media_type, fetched.content)
         self._memory.put(held)
-        await self._commit(repository, fetched, manifest)
+        with span("commit"):
+            await self._commit(repository, fetched, manifest)
         return held
 
     async def parsed(self, content: bytes, content_type: str) -> oci.Manifest:

@@ -56,8 +56,10 @@ def schema(*, path: Path | None, store: str | None) -> None:  # noqa: ARG001 - e
 def _check_files(config: Config) -> None:
     """Read the files that the configuration names, or raise `ConfigError`."""
     from proxy.server.access import check_files  # noqa: PLC0415 - brings aiohttp, which few commands need
+    from proxy.tracing import check_tracing  # noqa: PLC0415 - the same
 
     config.server.read_admin_token()
+    check_tracing(is_on=config.server.tracing)
     check_files(config.server)
     for number, preload in enumerate(config.preload, 1):
         if preload.file:

@@ -8,7 +8,7 @@ from proxy.config.schema import Config
 
 # What is bound, opened or begun once, by section.
 FIXED = {
-    "server": ("listen", "admin_listen", "admin_token_file"),
+    "server": ("listen", "admin_listen", "admin_token_file", "tracing"),
     "log": ("format",),
     "store": ("path",),
 }

@@ -107,6 +107,13 @@ class ServerSettings(Section, frozen=True):
             description="Tell distribution's registry_proxy_* metrics too, for dashboards there are."
         ),
     ] = False
+    tracing: Annotated[
+        bool,
+        Meta(
+            description="Send OpenTelemetry traces of clients' requests, by OTLP/HTTP as the variables OTEL_* "
+            "say; needs pullcache[opentelemetry]."
+        ),
+    ] = False
     shutdown_timeout: Annotated[
         Duration,
         Meta(

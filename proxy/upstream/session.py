@@ -21,6 +21,7 @@ from multidict import CIMultiDict
 from proxy import __version__
 from proxy.config import UpstreamSettings
 from proxy.errors import ConfigError
+from proxy.tracing import traced
 from proxy.upstream.egress import EgressGuard
 from proxy.upstream.offline import Offline
 from proxy.upstream.proxies import Proxies
@@ -44,7 +45,7 @@ def open_session(
     """
     return ClientSession(
         connector=TCPConnector(limit=0, ssl=tls, resolver=guard),
-        middlewares=(offline.middleware, guard.middleware, _through(proxies)),
+        middlewares=(offline.middleware, guard.middleware, traced, _through(proxies)),
         timeout=ClientTimeout(total=TOTAL_TIMEOUT, sock_connect=connect_timeout),
         cookie_jar=DummyCookieJar(),
         auto_decompress=False,

@@ -134,5 +134,6 @@ def test_schema_is_json_schema():
         "max_connections",
         "max_connections_per_client",
         "registry_proxy_metrics",
+        "tracing",
         "shutdown_timeout",
     }

@@ -1,0 +1,140 @@
+"""Traces: what a client's request had to wait for. They cost nothing, and import nothing, unless they are wanted.
+
+The spans of a request hang together by its context, which the tasks that it starts inherit: a download, what
+that asks upstream, its commit. What no traced request has begun is not noted.
+"""
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, hdrs
+from aiohttp.web import BaseRequest, StreamResponse
+
+from proxy.errors import ConfigError
+from proxy.log import request_id
+
+if TYPE_CHECKING:
+    from proxy.otel import Spans
+
+Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
+
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_ROUTE = re.compile(r"/v2/.+/(manifests|blobs|tags|referrers)/[^/]+")
+# Who watches over the daemon asks for these all the time.
+_UNTRACED = ("/healthz", "/readyz", "/metrics")
+
+_spans: ContextVar["Spans | None"] = ContextVar("spans", default=None)
+
+
+def check_tracing(*, is_on: bool) -> None:
+    """Raise `ConfigError` if traces are wanted and cannot be sent. Blocks."""
+    if is_on:
+        _load()
+
+
+@asynccontextmanager
+async def tracing(version: str, *, is_on: bool) -> AsyncIterator[Callable[[Handler], Handler]]:
+    """Yield what makes a handler one whose requests are traced; if not `is_on`, what leaves it as it is.
+
+    Raises `ConfigError`.
+    """
+    if not is_on:
+        yield lambda handler: handler
+        return
+    spans = await asyncio.to_thread(_open, version)
+    try:
+        yield lambda handler: _answering(handler, spans)
+    finally:
+        await asyncio.to_thread(spans.close)
+
+
+def _load() -> "type[Spans]":
+    try:
+        from proxy.otel import Spans  # noqa: PLC0415 - brings an extra, which few have
+    except ImportError as error:
+        raise ConfigError(
+            "server.tracing: OpenTelemetry is not installed (pip install 'pullcache[opentelemetry]')"
+        ) from error
+    protocol = next(filter(None, map(os.environ.get, _PROTOCOLS)), "http/protobuf")
+    if protocol != "http/protobuf":
+        raise ConfigError(
+            f"server.tracing: traces go by http/protobuf, not by {protocol} (change "
+            "OTEL_EXPORTER_OTLP_PROTOCOL; collectors take it at port 4318)"
+        )
+    return Spans
+
+
+def _open(version: str) -> "Spans":
+    spans = _load()
+    try:
+        return spans(version)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"server.tracing: a variable OTEL_* cannot be used: {error}") from error
+
+
+def span(name: str) -> AbstractContextManager[dict[str, Any]]:
+    """Note how long the block takes, and what it puts into the dictionary that it is given."""
+    spans = _spans.get()
+    return spans.working(name) if spans else nullcontext({})
+
+
+def note(name: str, seconds: float) -> None:
+    """Note what took so many seconds in all and has just ended."""
+    if spans := _spans.get():
+        spans.note(name, seconds)
+
+
+async def traced(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+    """Note what upstream is asked, until its answer begins, and tell it of the trace.
+
+    What follows `?` is not noted, since signed URLs are secrets. Only `traceparent` is told: it names nobody.
+    """
+    spans = _spans.get()
+    if spans is None:
+        return await handler(request)
+    attributes = {
+        "http.request.method": request.method,
+        "url.full": str(request.url.with_user(None).with_query(None)),
+        "server.address": request.url.host or "",
+        "server.port": request.url.port or 0,
+    }
+    with spans.asking(request.method, attributes) as more:
+        request.headers["traceparent"] = spans.traceparent()
+        response = await handler(request)
+        more["http.response.status_code"] = response.status
+    return response
+
+
+def _answering(handler: Handler, spans: "Spans") -> Handler:
+    """Return a handler whose requests are spans, in the trace of a client that sends `traceparent`."""
+
+    async def handle(request: BaseRequest) -> StreamResponse:
+        path = request.raw_path.partition("?")[0]
+        if path in _UNTRACED:
+            return await handler(request)
+        _spans.set(spans)
+        match = _ROUTE.fullmatch(path)
+        route = f"/v2/{{name}}/{match[1]}/{{reference}}" if match else "/"
+        attributes = {
+            "http.request.method": request.method,
+            "http.route": route,
+            "url.scheme": request.scheme,
+            "url.path": path[:300],
+            "client.address": request.remote or "",
+            "user_agent.original": request.headers.get(hdrs.USER_AGENT, "")[:200],
+        }
+        with spans.answering(f"{request.method} {route}", attributes, request.headers) as more:
+            try:
+                response = await handler(request)
+            finally:
+                more["pullcache.request"] = request_id.get()
+            more["http.response.status_code"] = response.status
+            more["pullcache.cache_status"] = response.headers.get("Cache-Status", "")
+        return response
+
+    return handle
