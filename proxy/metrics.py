@@ -6,7 +6,7 @@ repositories never are labels. Children are made once and kept, because finding 
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from itertools import accumulate
 from typing import Literal
@@ -67,6 +67,11 @@ class Metrics:
         self._connections = self._gauge("connections", "Connections of clients that are open.")
         self._refused = self._counter(
             "connections_refused", "Connections of clients that were one too many."
+        )
+        self._expiries = self._gauge(
+            "tls_certificate_expiry_timestamp_seconds",
+            "When the certificate that is shown to clients ends.",
+            "certificate",
         )
         self._bugs = self._counter("internal_errors", "Errors that nobody foresaw: bugs.")
         self._declare_reloads()
@@ -272,6 +277,12 @@ class Metrics:
     def connection_refused(self) -> None:
         """Count a client that was one too many."""
         self._refused.inc()
+
+    def certificates(self, expiries: Mapping[str, float]) -> None:
+        """Tell of these certificates alone, by file, when they end, in Unix seconds."""
+        self._expiries.clear()
+        for file, expiry in expiries.items():
+            self._expiries.labels(file).set(expiry)
 
     def bug(self) -> None:
         """Count an error that nobody foresaw."""

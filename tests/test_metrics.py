@@ -54,6 +54,7 @@ def use_everything(metrics: Metrics) -> None:
     metrics.evicted("size", 3, 3000)
     metrics.uncached("too_large")
     metrics.connection_refused()
+    metrics.certificates({"/etc/pullcache/cache.pem": 2_000_000_000})
     metrics.bug()
 
 

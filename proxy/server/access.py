@@ -33,8 +33,10 @@ class Access:
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="login")
         self._users = Users(passwords, self._threads, group)
         self.tls = Tls(certificates) if certificates else None
+        metrics.certificates(certificates.expiries if certificates else {})
         self.crowd = Crowd(settings, metrics.connection_refused)
         metrics.watch_connections(lambda: self.crowd.connected)
+        self._metrics = metrics
         self._settings = settings
 
     def close(self) -> None:
@@ -61,6 +63,7 @@ class Access:
         def apply() -> None:
             if self.tls and certificates:
                 self.tls.use(certificates)
+                self._metrics.certificates(certificates.expiries)
             self._users.use(passwords)
             self.crowd.resize(settings)
             self._settings = settings

@@ -4,6 +4,7 @@ import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from proxy.config import ServerSettings
 from proxy.config.values import file_of
@@ -15,10 +16,14 @@ _NO_CHECK_TIME = 0x200000
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """What is shown to clients: a context for each name, and one for whoever names none of them."""
+    """What is shown to clients: a context for each name, and one for whoever names none of them.
+
+    `expiries` are the times at which they end, by file, in Unix seconds.
+    """
 
     default: ssl.SSLContext
     by_name: Mapping[str, ssl.SSLContext]
+    expiries: Mapping[str, float]
 
     def of(self, name: str | None) -> ssl.SSLContext:
         """Return the context for a name; `*.example.org` stands for one label more (RFC 6125)."""
@@ -53,10 +58,12 @@ def load_certificates(settings: ServerSettings) -> Certificates | None:
     pairs = zip(files, settings.tls_key or files, strict=True)
     contexts = [_load(file_of(certificate), file_of(key)) for certificate, key in pairs]
     by_name: dict[str, ssl.SSLContext] = {}
+    expiries: dict[str, float] = {}
     for file, context in zip(files, contexts, strict=True):
-        for name in _names(file_of(file), context):
+        names, expiries[file] = _names_and_expiry(file_of(file), context)
+        for name in names:
             by_name.setdefault(name, context)
-    return Certificates(contexts[0], by_name)
+    return Certificates(contexts[0], by_name, expiries)
 
 
 def _context() -> ssl.SSLContext:
@@ -96,8 +103,8 @@ def _reason(error: ssl.SSLError, key: Path) -> str:
     return f"cannot be used with {key} ({reason or 'not PEM'}; PEM, the key without a passphrase)"
 
 
-def _names(path: Path, context: ssl.SSLContext) -> list[str]:
-    """Return the names in a certificate as a client reads them, by a handshake in memory.
+def _names_and_expiry(path: Path, context: ssl.SSLContext) -> tuple[list[str], float]:
+    """Return the names in a certificate and when it ends, as a client reads them, by a handshake in memory.
 
     The standard library parses no certificate but the one of a peer that it has verified.
     """
@@ -121,6 +128,7 @@ def _names(path: Path, context: ssl.SSLContext) -> list[str]:
         raise ConfigError(
             f"{path}: server.tls_certificate: no client takes it: {reason}"
         ) from error
-    found = sides[0].getpeercert() or {}
-    names: Sequence[tuple[str, str]] = found.get("subjectAltName", ())  # type: ignore[assignment]
-    return [name.lower() for kind, name in names if kind == "DNS"]
+    found: dict[str, Any] = sides[0].getpeercert() or {}
+    names: Sequence[tuple[str, str]] = found.get("subjectAltName", ())
+    expiry = ssl.cert_time_to_seconds(found["notAfter"])
+    return [name.lower() for kind, name in names if kind in ("DNS", "IP Address")], expiry

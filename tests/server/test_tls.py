@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import re
 import ssl
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 
@@ -275,6 +277,35 @@ async def test_a_reload_that_fails_keeps_what_is_there(make_secure, authority, l
         assert "server.tls_" in said
     assert not await program.reload(server={"tls_certificate": [], "tls_key": []})
     assert "subject=CN = local\n" in await s_client(program)
+
+
+def not_after(certificate: str) -> float:
+    """Return when a certificate ends, as openssl reads it."""
+    command = ("openssl", "x509", "-noout", "-enddate", "-in", certificate)
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return ssl.cert_time_to_seconds(said.strip().partition("=")[2])
+
+
+async def test_when_each_certificate_ends_is_a_metric_that_a_reload_renews(
+    make_secure, authority, local
+):
+    async def expiries() -> dict[str, float]:
+        body = (await program.ask("/metrics")).body.decode()
+        found = re.findall(
+            r'^pullcache_tls_certificate_expiry_timestamp_seconds\{certificate="(.+)"\} (.+)$',
+            body,
+            re.MULTILINE,
+        )
+        return {file: float(value) for file, value in found}
+
+    other = authority.issue("other-name", "DNS:cache.example", days=30)
+    program = await make_secure(local, other)
+    assert await expiries() == {file: not_after(file) for file, _ in (local, other)}
+    renewed = authority.issue("renewed", "IP:127.0.0.1", days=90)
+    assert not await program.reload(server=settings(renewed, ("/none", "/none")))
+    assert set(await expiries()) == {local[0], other[0]}
+    assert await program.reload(server=settings(renewed))
+    assert await expiries() == {renewed[0]: not_after(renewed[0])}
 
 
 # What is wrong is said.
