@@ -6,9 +6,9 @@ import click
 
 from proxy.cli.client_files import CLIENTS, File
 from proxy.cli.options import config_options, load_config
-from proxy.config import Config
-from proxy.config.values import RegistryUrl
-from proxy.errors import ProxyError
+from proxy.config import Config, ServerSettings
+from proxy.config.values import Address, RegistryUrl
+from proxy.errors import ConfigError, ProxyError
 
 
 def _parse_address(
@@ -62,11 +62,31 @@ def _address(config: Config) -> RegistryUrl:
     listen = config.server.listen[0]
     if not listen.port:
         raise click.UsageError("server.listen leaves the port open; say --address URL")
-    scheme = "https" if config.server.tls_certificate else "http"
-    url = RegistryUrl(f"{scheme}://{listen.reachable}")
-    if listen.reachable != listen or listen.is_loopback:
+    if config.server.tls_certificate:
+        address = Address(_certified(config.server, listen))
+        url = RegistryUrl(f"https://{address}")
+    else:
+        address = Address(listen.reachable)
+        url = RegistryUrl(f"http://{address}")
+    if address.is_loopback:
         click.echo(f"{url} is for this machine; for others say --address URL", err=True)
     return url
+
+
+def _certified(settings: ServerSettings, listen: Address) -> str:
+    """Return the address under a name that the certificate has: the one listened at, else its first."""
+    from proxy.server.tls import load_certificates  # noqa: PLC0415 - few have one
+
+    try:
+        certificates = load_certificates(settings)
+    except ConfigError as error:
+        raise click.UsageError(f"{error}; say --address URL") from error
+    assert certificates
+    names = [name for name in certificates.by_name if not name.startswith("*.")]
+    if listen.host in names or not names:
+        return listen.reachable
+    name = f"[{names[0]}]" if ":" in names[0] else names[0]
+    return f"{name}:{listen.port}"
 
 
 def _write(target: Path, files: list[File]) -> None:

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from proxy.cli import main
 from proxy.cli.client_files import CLIENTS
+from tests.certificates import Authority
 
 EXAMPLES = Path(__file__).parents[2] / "config" / "clients"
 UPSTREAMS = """\
@@ -160,6 +161,49 @@ def test_the_address_is_that_which_the_cache_listens_on(listen, address):
     assert done.stderr == (
         f"{address} is for this machine; for others say --address URL\n" * is_ours
     )
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.mark.parametrize(
+    ("listen", "names", "address"),
+    [
+        ("[::]:5000", ["DNS:cache.example", "DNS:other.example"], "https://cache.example:5000"),
+        ("[::]:5000", ["DNS:*.example", "IP:192.0.2.7"], "https://192.0.2.7:5000"),
+        ("127.0.0.1:5000", ["DNS:cache.example", "IP:127.0.0.1"], "https://127.0.0.1:5000"),
+        ("127.0.0.1:5000", ["DNS:cache.example"], "https://cache.example:5000"),
+        (
+            "mirror.example:443",
+            ["DNS:a.example", "DNS:mirror.example"],
+            "https://mirror.example:443",
+        ),
+    ],
+)
+def test_with_a_certificate_clients_are_told_https_and_a_name_that_it_has(
+    authority, listen, names, address
+):
+    certificate, key = authority.issue("client-config", *names)
+    config = f'[server]\nlisten = ["{listen}"]\ntls_certificate = ["{certificate}"]\ntls_key = ["{key}"]\n'
+    done = run("k3s", config=config)
+    assert done.exit_code == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["mirrors"] == {"docker.io": {"endpoint": [address]}}
+    assert ("--address URL" in done.stderr) == ("127.0.0.1" in address)
+    # A mirror by https is not told to be insecure.
+    assert mirrors_of(run("podman", config=config).stdout) == [
+        ("docker.io", "docker.io", False, address.partition("://")[2], False)
+    ]
+
+
+def test_a_certificate_that_cannot_be_read_leaves_the_address_to_be_said(tmp_path):
+    config = f'[server]\ntls_certificate = ["{tmp_path}/none.pem"]\n'
+    done = run("docker", config=config)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "none.pem" in done.stderr
+    assert "--address URL" in done.stderr
+    assert run("docker", "--address", TLS, config=config).exit_code == 0
 
 
 def test_an_address_that_only_a_start_decides_is_asked_for():
