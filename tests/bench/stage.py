@@ -111,7 +111,9 @@ class Stage:
         if name == UPSTREAM:
             yield Server(name, upstream, 0)
         elif name in (PULLCACHE, OTHER):
-            env = {"PYTHONPATH": str(self._other)} if name == OTHER else {}
+            # Without the latter our own checkout, the working directory, comes before.
+            other = {"PYTHONPATH": str(self._other), "PYTHONSAFEPATH": "1"}
+            env = other if name == OTHER else {}
             daemon = Daemon(home, upstream, max_size=STORE_SIZE, env=env)
             try:
                 daemon.start()
