@@ -90,7 +90,9 @@ class Running:
         )
         self.api = Api(service.routes, ground.metrics, access_log)
         handler = traced(self.middleware)
-        self.listener = Listener(handler, "server.listen", ground.group, access.crowd)
+        # What is traced goes the usual way, all of it.
+        express = self.middleware if handler is self.middleware else None
+        self.listener = Listener(handler, "server.listen", ground.group, access.crowd, express)
         self.check_store = ground.check_store
         self._schedules = Schedules(
             lambda: self._service.preloader,

@@ -13,7 +13,6 @@ import select
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from itertools import chain
@@ -28,6 +27,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The id of the request that runs in this context; every line says it as `request`."""
 
 _QUEUE_LINES = 20_000  # about a second of access lines at full rate
+_BATCH_LINES = 50  # rendered at a time, while its code is in the caches
 _GATHER_SECONDS = 0.1  # so that a busy daemon wakes the thread ten times a second, not a thousand
 _CLOSE_SECONDS = 2.0
 _NOT_ASCII_TEXT = re.compile(r"[^\x20-\x7e]")
@@ -50,7 +50,9 @@ def configure(level: str, format: Format, stream: TextIO | None = None) -> "Log"
     target = stream or sys.stderr
     console = format == "console" or (format == "auto" and target.isatty())
     render = _console(target) if console else _render_batch
-    log = Log(_sink(target), _with_priorities(render) if is_journal(target) else render)
+    if is_journal(target):
+        render = _with_priorities(render)
+    log = Log(_sink(target), render, _QUEUE_LINES if console else _BATCH_LINES)
     structlog.configure(
         processors=[log.finish],
         logger_factory=_Name,
@@ -73,12 +75,17 @@ class Log:
         self,
         write: Callable[[bytes], None],
         render: Callable[[list[Fields]], bytes],
+        batch: int,
     ) -> None:
         self._write = write
         self._render = render
+        self._batch = batch
         self._access = True
         self._clock = _Clock()
-        self._lines: deque[Fields] = deque()
+        # What waits: lines, and before them what was rendered of others.
+        self._rendered: list[bytes] = []
+        self._lines: list[Fields] = []
+        self._queued = 0
         self._dropped = 0
         self._lock = threading.Lock()
         self._waiting = threading.Event()
@@ -128,18 +135,27 @@ class Log:
         return line
 
     def _put(self, line: Fields) -> None:
-        """Queue a line. It is rendered by the thread, many at a time while its code is in the caches."""
-        if self._closing.is_set() and not self._thread.is_alive():
-            self._write(self._rendered([line]))
-        elif len(self._lines) < _QUEUE_LINES:
-            self._lines.append(line)
-            if not self._waiting.is_set():
-                self._waiting.set()
-        else:
-            with self._lock:
-                self._dropped += 1
+        """Queue a line.
 
-    def _rendered(self, lines: list[Fields]) -> bytes:
+        Whoever fills a batch renders it. The thread would take as long, and the interpreter with it: a busy
+        event loop then waits for milliseconds.
+        """
+        if self._closing.is_set() and not self._thread.is_alive():
+            self._write(self._render_lines([line]))
+            return
+        with self._lock:
+            if self._queued >= _QUEUE_LINES:
+                self._dropped += 1
+                return
+            self._queued += 1
+            self._lines.append(line)
+            if len(self._lines) >= self._batch:
+                self._rendered.append(self._render_lines(self._lines))
+                self._lines = []
+        if not self._waiting.is_set():
+            self._waiting.set()
+
+    def _render_lines(self, lines: list[Fields]) -> bytes:
         for line in lines:
             line["time"] = self._clock.text(line["time"])
         return self._render(lines)
@@ -153,14 +169,18 @@ class Log:
         self._drain()
 
     def _drain(self) -> None:
-        lines = [self._lines.popleft() for _ in range(len(self._lines))]
         with self._lock:
+            rendered, self._rendered = self._rendered, []
+            lines, self._lines = self._lines, []
             dropped, self._dropped = self._dropped, 0
+            self._queued = 0
         if dropped:
             line = self._line("warning", "log lines dropped: stderr is not read fast enough")
             lines.append(line | {"lines": dropped})
         if lines:
-            self._write(self._rendered(lines))
+            rendered.append(self._render_lines(lines))
+        if rendered:
+            self._write(b"".join(rendered))
 
 
 class _Clock:

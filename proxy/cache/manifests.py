@@ -36,6 +36,13 @@ class Manifests:
         self._threads = threads
         self._memory = ManifestMemory(HOT_MANIFESTS)
 
+    def at_hand(self, digest: Digest) -> Held | None:
+        """Return a manifest of the store that is in memory too."""
+        held = self._memory.get(digest)
+        if held is not None:
+            self._index.touch(digest)
+        return held
+
     async def held(self, digest: Digest) -> Held | None:
         """Return a manifest of the store, verified; None if it is gone or damaged."""
         held = self._memory.get(digest)

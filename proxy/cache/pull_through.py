@@ -5,7 +5,7 @@ digest, is the digest here, does somebody fetch it already, and only then upstre
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from copy import copy
@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 import msgspec
 
 from proxy.cache import policy
-from proxy.cache.download import Download
+from proxy.cache.answers import BlobAnswer, ManifestAnswer
 from proxy.cache.downloads import Downloads
 from proxy.cache.eviction import Space
 from proxy.cache.manifests import Manifests
@@ -48,23 +48,6 @@ REMEMBERED_TAGS = 10_000
 log = get_logger(__name__)
 
 
-class ManifestAnswer(msgspec.Struct, frozen=True):
-    """A manifest and how it was come by. `age` and `ttl` are seconds; `ttl` is None by digest."""
-
-    held: Held
-    state: CacheState
-    age: float = 0.0
-    ttl: float | None = None
-    warning: str = ""
-
-
-class BlobAnswer(msgspec.Struct, frozen=True):
-    """Where the bytes of a blob come from."""
-
-    source: OpenBlob | Download
-    state: CacheState
-
-
 class PullThrough:
     """Answers for all upstreams out of one store."""
 
@@ -94,6 +77,7 @@ class PullThrough:
         self._tag_ttl = lru_cache(maxsize=4096)(
             partial(policy.tag_ttl, rules=settings.tag_ttl, default=settings.ttl)
         )
+        self._accepts = lru_cache(maxsize=256)(policy.accepts)
         self._unknown: Expiring[tuple[Repository, Tag], UnknownError]
         self._unknown = Expiring(REMEMBERED_TAGS, clock)
         self._spared: Expiring[tuple[Repository, Tag], RateLimitedError]
@@ -105,7 +89,7 @@ class PullThrough:
     # Manifests.
 
     async def manifest(
-        self, repository: Repository, reference: Reference, accept: Iterable[str]
+        self, repository: Repository, reference: Reference, accept: tuple[str, ...]
     ) -> ManifestAnswer:
         """Return the manifest that `reference` names now.
 
@@ -116,9 +100,28 @@ class PullThrough:
         if isinstance(reference, Digest):
             return await self._by_digest(repository, reference, deadline)
         answer = await self._by_tag(repository, reference, deadline - MARGIN)
-        if policy.accepts(accept, answer.held.media_type):
+        if self._accepts(accept, answer.held.media_type):
             return answer
         return await self._converted(repository, answer, accept, deadline)
+
+    def at_hand(
+        self, repository: Repository, reference: Reference, accept: tuple[str, ...]
+    ) -> ManifestAnswer | None:
+        """Return what `manifest` would, if all of it is in memory and nobody has to be asked."""
+        if isinstance(reference, Digest):
+            row = self._index.blob(repository, reference)
+            if not (row and row.is_linked and row.media_type):
+                return None
+            held = self._manifests.at_hand(reference)
+            return ManifestAnswer(held, "hit") if held else None
+        known = self._index.tag(repository, reference)
+        if known is None or self._freshness(reference, known) is not Freshness.FRESH:
+            return None
+        held = self._manifests.at_hand(known.digest)
+        if held is None or not self._accepts(accept, held.media_type):
+            return None
+        age = self._clock() - known.checked
+        return ManifestAnswer(held, "hit", age, self._tag_ttl(reference))
 
     async def current(self, repository: Repository, reference: Reference) -> Held:
         """Return what `reference` names upstream now: a tag is asked about however fresh it is.
@@ -182,7 +185,7 @@ class PullThrough:
         self,
         repository: Repository,
         answer: ManifestAnswer,
-        accept: Iterable[str],
+        accept: tuple[str, ...],
         deadline: float,
     ) -> ManifestAnswer:
         """Return the default platform's manifest of an index to a client that takes no index."""
@@ -193,7 +196,7 @@ class PullThrough:
             chosen = index.select("linux", "amd64")
         if chosen:
             single = await self._by_digest(repository, chosen, deadline)
-            if policy.accepts(accept, single.held.media_type):
+            if self._accepts(accept, single.held.media_type):
                 return msgspec.structs.replace(answer, held=single.held)
         raise UnknownManifestError(
             f"the tag is a {held.media_type}, which the Accept header does not take"

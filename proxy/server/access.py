@@ -39,6 +39,11 @@ class Access:
         self._metrics = metrics
         self._settings = settings
 
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody may ask, without a login."""
+        return not self._users.are_asked
+
     def close(self) -> None:
         """Wait for the password that is being checked, if there is one."""
         self._threads.shutdown(cancel_futures=True)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import hdrs
 from aiohttp.http_parser import RawRequestMessage
@@ -31,22 +31,38 @@ READ_BUFFER = 1 << 20
 log = get_logger(__name__)
 
 
+class Express(Protocol):
+    """Answers requests where they arrive, if they came before, byte for byte."""
+
+    def at_once(self, head: bytes, client: str | None) -> bytes | None:
+        """Return the whole answer to a request of these bytes; None lets it go the usual way."""
+
+    def learn(self, head: bytes, message: RawRequestMessage) -> None:
+        """Take note of what these bytes, which hold one request, mean."""
+
+
 class _Connection(RequestHandler):
     """Answers what aiohttp cannot parse without repeating a byte of it, and waits for nobody for ever."""
 
-    __slots__ = ("_head_began", "_place", "_server", "_watch")
+    __slots__ = ("_client", "_express", "_head_began", "_place", "_server", "_watch")
 
-    def __init__(self, server: "HttpServer", place: Place | None, **options: Any) -> None:
+    def __init__(
+        self, server: "HttpServer", place: Place | None, express: Express | None, **options: Any
+    ) -> None:
         super().__init__(server, **options)
+        self._express = express
+        self._client: str | None = None
         self._server = server
         self._place = place
         self._head_began = False
         self._watch: readers.Watch | None = None
         if place and place.is_refused:
             self._request_handler = _refuse
+            self._express = None
 
     def last_call(self, seconds: float) -> None:
         """Close the connection after what it asks now, or begins to ask within so many seconds."""
+        self._express = None
         if self._request_in_progress or self._messages:
             self.close()
             return
@@ -72,7 +88,15 @@ class _Connection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Take what has come, and do not wait long for the rest of a head."""
+        express, waiter = self._express, self._waiter
+        is_idle = waiter is not None and not (waiter.done() or self._head_began or self._paused)
+        if express and is_idle and self._answer_at_once(express, data):
+            return
         super().data_received(data)
+        if express and is_idle and len(self._messages) == 1:
+            message, _ = self._messages[0]
+            if isinstance(message, RawRequestMessage):
+                express.learn(data, message)
         waits = bool(data) and self._waiter is not None and not self._waiter.done()
         if waits and not self._head_began and self._keepalive_handle:
             self._keepalive_handle.cancel()
@@ -80,6 +104,18 @@ class _Connection(RequestHandler):
             self._next_keepalive_close_time = self._loop.time() + timeout
             self._keepalive_handle = self._loop.call_later(timeout, self._process_keepalive)
         self._head_began = waits
+
+    def _answer_at_once(self, express: Express, head: bytes) -> bool:
+        if self.transport is None or self.transport.is_closing():
+            return False
+        if self._client is None and isinstance(self.peername, tuple):
+            self._client = self.peername[0]
+        answer = express.at_once(head, self._client)
+        if answer is None:
+            return False
+        self._next_keepalive_close_time = self._loop.time() + self.keepalive_timeout
+        self.transport.write(answer)
+        return True
 
     def pause_writing(self) -> None:
         """Begin to watch a client that has not taken what is there for it."""
@@ -120,9 +156,14 @@ class _Connection(RequestHandler):
 class HttpServer(Server):
     """Makes a `_Connection` for each client."""
 
-    def __init__(self, handler: Callable[[BaseRequest], Awaitable[StreamResponse]]) -> None:
+    def __init__(
+        self,
+        handler: Callable[[BaseRequest], Awaitable[StreamResponse]],
+        express: Express | None = None,
+    ) -> None:
         # A client that leaves ends its handler, wherever that waits; downloads are not its own.
         super().__init__(handler, handler_cancellation=True)
+        self._express = express
         self._malformed = 0
         self._minute = 0.0
         self.over = asyncio.Event()
@@ -166,6 +207,7 @@ class HttpServer(Server):
         connection = _Connection(
             self,
             place,
+            self._express,
             loop=asyncio.get_running_loop(),
             keepalive_timeout=REFUSAL_TIMEOUT if is_refused else KEEPALIVE_TIMEOUT,
             lingering_time=LINGERING_TIME,

@@ -13,7 +13,7 @@ from proxy.config import Address
 from proxy.errors import ConfigError
 from proxy.log import get_logger
 from proxy.server.crowd import Crowd, Place
-from proxy.server.http import HttpServer
+from proxy.server.http import Express, HttpServer
 from proxy.server.tls import Tls
 
 BACKLOG = 1024
@@ -132,8 +132,9 @@ class Listener:
         key: str,
         group: asyncio.TaskGroup,
         crowd: Crowd | None = None,
+        express: Express | None = None,
     ) -> None:
-        self._server = HttpServer(handler)
+        self._server = HttpServer(handler, express)
         self._key = key
         self._group = group
         self._crowd = crowd

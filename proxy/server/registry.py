@@ -5,60 +5,33 @@ import sys
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from aiohttp import HttpVersion11, hdrs
 from aiohttp.web import BaseRequest, Response, StreamResponse
 from multidict import MultiDictProxy
 
+from proxy.cache.answers import BlobAnswer
 from proxy.cache.download import Detached, Download
 from proxy.cache.listings import Listings
 from proxy.cache.patience import DEADLINE
 from proxy.cache.prefetch import Prefetch
-from proxy.cache.pull_through import BlobAnswer, PullThrough
+from proxy.cache.pull_through import PullThrough
 from proxy.cache.search import DEFAULT_LIMIT, Search
 from proxy.config import UpstreamSettings
 from proxy.config.schema import DEFAULT_UPSTREAM
 from proxy.errors import UnknownNameError, UpstreamTimeoutError, UpstreamUnavailableError
-from proxy.metrics import CacheState, Kind
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import OCI_INDEX
-from proxy.oci.reference import Reference
 from proxy.server import ranges
+from proxy.server.exchange import CACHE_STATUS, Exchange, blob_headers
+from proxy.server.manifests import Manifests
 from proxy.server.ranges import Unsatisfiable, Window
-from proxy.server.responses import API_VERSION, Sender, json_response
+from proxy.server.responses import Sender, json_response
 from proxy.server.routing import Router, Target
 from proxy.storage.tables import Repository
 
 MAX_PAGE = 10_000
-
-_IMMUTABLE = "public, max-age=31536000, immutable"
-
-# RFC 9211. What upstream was asked for is `fwd`, whether it was shared is `collapsed`.
-_CACHE_STATUS: Mapping[CacheState, str] = {
-    "hit": "pullcache; hit",
-    "miss": "pullcache; fwd=miss; stored",
-    "collapsed": "pullcache; fwd=miss; collapsed; stored",
-    "revalidated": "pullcache; fwd=stale; fwd-status=200; detail=revalidated",
-    "stale": "pullcache; fwd=stale; detail=stale-if-error",
-    "bypass": "pullcache; fwd=miss",
-    "none": "pullcache; fwd=bypass",
-}
-
-
-@dataclass(slots=True)
-class Exchange:
-    """What is known of a request by the time it is logged and counted."""
-
-    kind: Kind = "other"
-    upstream: str = "none"
-    repository: str = ""
-    reference: str = ""
-    cache: CacheState = "none"
-    sent: int = 0
-    problem: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
 
 
 class Registry:
@@ -75,8 +48,8 @@ class Registry:
     ) -> None:
         self._router = Router(upstreams)
         self._cache = cache
+        self.manifests = Manifests(self._router, cache, prefetch)
         self._listings = listings
-        self._prefetch = prefetch
         self._search = search
         self._threads = threads
 
@@ -86,7 +59,7 @@ class Registry:
         query = request.rel_url.query if mark else None
         if path in ("/v2/", "/v2"):
             exchange.kind = "ping"
-            return json_response({}, headers={"Cache-Status": _CACHE_STATUS["none"]})
+            return json_response({}, headers={"Cache-Status": CACHE_STATUS["none"]})
         if path == "/v2/_catalog":
             exchange.kind = "catalog"
             return self._catalog(query)
@@ -96,7 +69,6 @@ class Registry:
         target = self._router.parse(path, namespace, request.headers.get(hdrs.HOST))
         exchange.kind = target.kind
         exchange.upstream = target.repository.upstream
-        exchange.repository = target.repository.name
         if namespace:
             exchange.headers["OCI-Namespace"] = target.repository.upstream
         return await self._answer(request, exchange, target, query)
@@ -111,9 +83,8 @@ class Registry:
         repository, reference = target.repository, target.reference
         if reference is None:
             return await self._tags(request, exchange, repository, query)
-        exchange.reference = str(reference)
         if target.kind == "manifest":
-            return await self._manifest(request, exchange, repository, reference)
+            return await self.manifests.answer(request, exchange, repository, reference)
         assert isinstance(reference, Digest)
         if target.kind == "referrers":
             return await self._referrers(exchange, repository, reference, query)
@@ -121,39 +92,13 @@ class Registry:
             return await self._head_blob(request, exchange, repository, reference)
         return await self._blob(request, exchange, repository, reference)
 
-    # Manifests.
-
-    async def _manifest(
-        self, request: BaseRequest, exchange: Exchange, repository: Repository, reference: Reference
-    ) -> Response:
-        accept = request.headers.getall(hdrs.ACCEPT, ())
-        answer = await self._cache.manifest(repository, reference, accept)
-        held = answer.held
-        exchange.cache = answer.state
-        if self._prefetch and request.method == "GET":
-            self._prefetch.announce(repository, held)
-        headers = self._headers(exchange, held.digest)
-        if answer.ttl is None:
-            headers["Cache-Control"] = _IMMUTABLE
-        else:
-            headers["Cache-Control"] = f"public, max-age={answer.ttl:.0f}"
-            headers["Age"] = f"{answer.age:.0f}"
-        if answer.warning:
-            # distribution-spec, "Warnings": this form exactly, and clients print it.
-            text = answer.warning.replace("\\", "").replace('"', "'")
-            headers["Warning"] = f'299 - "{_printable(text)}"'
-        if ranges.is_match(request.headers.get(hdrs.IF_NONE_MATCH), headers["ETag"]):
-            return Response(status=304, headers=headers)
-        headers["Content-Type"] = held.media_type
-        return Response(body=held.content, headers=headers)
-
     # Blobs.
 
     async def _head_blob(
         self, request: BaseRequest, exchange: Exchange, repository: Repository, digest: Digest
     ) -> Response:
         size, exchange.cache = await self._cache.blob_size(repository, digest)
-        headers = self._blob_headers(exchange, digest)
+        headers = blob_headers(exchange, digest)
         if ranges.is_match(request.headers.get(hdrs.IF_NONE_MATCH), headers["ETag"]):
             return Response(status=304, headers=headers)
         if size is not None:
@@ -165,7 +110,7 @@ class Registry:
     ) -> StreamResponse:
         if ranges.is_match(request.headers.get(hdrs.IF_NONE_MATCH), f'"{digest}"'):
             _, exchange.cache = await self._cache.blob_size(repository, digest)
-            return Response(status=304, headers=self._blob_headers(exchange, digest))
+            return Response(status=304, headers=blob_headers(exchange, digest))
         deadline = asyncio.get_running_loop().time() + DEADLINE
         async with self._cache.blob(repository, digest) as answer:
             exchange.cache = answer.state
@@ -197,7 +142,7 @@ class Registry:
         source = answer.source
         if isinstance(source, Download) and source.is_detached:
             exchange.cache = "bypass"
-        headers = self._blob_headers(exchange, digest)
+        headers = blob_headers(exchange, digest)
         size = source.size
         window = Window(0, size or 0)
         status = 200
@@ -241,7 +186,7 @@ class Registry:
         tags, exchange.cache = await self._listings.tags(repository)
         path = request.raw_path.partition("?")[0]
         page, link = _paginate(tags, query, path)
-        headers = {"Cache-Status": _CACHE_STATUS[exchange.cache], **exchange.headers, **link}
+        headers = {"Cache-Status": CACHE_STATUS[exchange.cache], **exchange.headers, **link}
         name = path.removeprefix("/v2/").removesuffix("/tags/list")
         return json_response({"name": name, "tags": page}, headers=headers)
 
@@ -253,7 +198,7 @@ class Registry:
         query: "MultiDictProxy[str] | None",
     ) -> Response:
         found, exchange.cache = await self._listings.referrers(repository, digest)
-        headers = {"Cache-Status": _CACHE_STATUS[exchange.cache], **exchange.headers}
+        headers = {"Cache-Status": CACHE_STATUS[exchange.cache], **exchange.headers}
         wanted = query.get("artifactType") if query else None
         if wanted:
             found = [item for item in found if item.get("artifactType") == wanted]
@@ -264,7 +209,7 @@ class Registry:
     def _catalog(self, query: "MultiDictProxy[str] | None") -> Response:
         names = sorted(map(_full_name, self._listings.catalog()))
         page, link = _paginate(names, query, "/v2/_catalog")
-        headers = {"Cache-Status": _CACHE_STATUS["hit"], **link}
+        headers = {"Cache-Status": CACHE_STATUS["hit"], **link}
         return json_response({"repositories": page}, headers=headers)
 
     # Version 1 of the API, of which `docker search` and `podman search` have stayed.
@@ -281,7 +226,7 @@ class Registry:
             # Without this docker takes us for a private registry, and sends its password to search.
             headers = {
                 "X-Docker-Registry-Standalone": "false",
-                "Cache-Status": _CACHE_STATUS["none"],
+                "Cache-Status": CACHE_STATUS["none"],
             }
             return json_response({"standalone": False}, headers=headers)
         if path != "/v1/search":
@@ -313,26 +258,7 @@ class Registry:
                 for one in answer.page.results
             ],
         }
-        return json_response(document, headers={"Cache-Status": _CACHE_STATUS[answer.state]})
-
-    # Headers.
-
-    def _headers(self, exchange: Exchange, digest: Digest) -> dict[str, str]:
-        return {
-            "Docker-Distribution-Api-Version": API_VERSION,
-            "Docker-Content-Digest": str(digest),
-            "ETag": f'"{digest}"',
-            "Cache-Status": _CACHE_STATUS[exchange.cache],
-            **exchange.headers,
-        }
-
-    def _blob_headers(self, exchange: Exchange, digest: Digest) -> dict[str, str]:
-        return {
-            **self._headers(exchange, digest),
-            "Content-Type": "application/octet-stream",
-            "Accept-Ranges": "bytes",
-            "Cache-Control": _IMMUTABLE,
-        }
+        return json_response(document, headers={"Cache-Status": CACHE_STATUS[answer.state]})
 
 
 async def _ended(download: Download) -> None:
@@ -381,7 +307,3 @@ def _number(query: "MultiDictProxy[str] | None", name: str, default: int) -> int
         return int(query.get(name, "")) if query else default
     except ValueError:
         return default
-
-
-def _printable(text: str) -> str:
-    return "".join(character if " " <= character <= "~" else "?" for character in text)[:400]

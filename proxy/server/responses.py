@@ -10,10 +10,13 @@ import errno
 import os
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
-from functools import partial
+from email.utils import formatdate
 
 import msgspec
+from aiohttp import hdrs
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import SERVER_SOFTWARE
+from aiohttp.http_writer import _serialize_headers
 from aiohttp.web import BaseRequest, Response
 
 from proxy.cache.download import Detached, Download
@@ -32,6 +35,7 @@ API_VERSION = "registry/2.0"
 
 _UNREADABLE = "the disk cannot be read"
 _SHRUNK = "a file in the store is shorter than it was"
+_LEFT = "the client has left"
 
 
 class BodyCutError(ConnectionError):
@@ -58,6 +62,21 @@ def json_response(
     )
 
 
+def in_bytes(response: Response, method: str) -> tuple[bytes, int]:
+    """Return what aiohttp would send for a new response to a client of HTTP/1.1 that stays, and how much of it is body."""
+    body = b"" if response.body is None else response.body
+    assert isinstance(body, bytes)
+    headers = response.headers
+    if response.status != 304:
+        headers[hdrs.CONTENT_LENGTH] = str(len(body))
+    headers[hdrs.DATE] = formatdate(usegmt=True)
+    headers[hdrs.SERVER] = SERVER_SOFTWARE
+    if method == hdrs.METH_HEAD:
+        body = b""
+    head = _serialize_headers(f"HTTP/1.1 {response.status} {response.reason}", headers)
+    return head + body, len(body)
+
+
 class Sender:
     """Sends the body of one response, whose headers `writer` has been given already."""
 
@@ -69,7 +88,7 @@ class Sender:
         self._writer = writer
         self._threads = threads
         if request.transport is None:
-            raise ConnectionResetError("the client has left")
+            raise ConnectionResetError(_LEFT)
         self._transport = request.transport
         # Where the kernel sends files to; None where bytes have to go through the transport.
         self._socket: int | None = None
@@ -145,7 +164,7 @@ class Sender:
             try:
                 while transport.get_write_buffer_size():
                     if transport.is_closing():
-                        raise ConnectionResetError("the client has left")
+                        raise ConnectionResetError(_LEFT)
                     await self._writer.drain()
                     await asyncio.sleep(0)
             finally:
@@ -155,44 +174,14 @@ class Sender:
         if self._socket is None:
             await self._copy_file(fd, offset, stop)
             return
-        while offset < stop:
-            sent = await self._sendfile(self._socket, fd, offset, min(stop - offset, TURN))
-            offset += sent
-            self.sent += sent
-            if sent == TURN and offset < stop:
-                await asyncio.sleep(0)
-
-    async def _sendfile(self, socket: int, fd: int, offset: int, count: int) -> int:
-        """Return how much the client has taken, 0 if it has to be asked again."""
+        flow = _Flow(self._transport, self._socket, fd, offset, stop)
         try:
-            if _is_cached(fd, offset + count - 1):
-                sent = os.sendfile(socket, fd, offset, count)
-            else:
-                # The disk is slow, and sendfile waits for it: not on the loop.
-                sent = await in_thread(self._threads, os.sendfile, socket, fd, offset, count)
-        except BlockingIOError:
-            await self._writable(socket)
-            return 0
-        except OSError as error:
-            if error.errno == errno.EIO:
-                raise StorageError(_UNREADABLE) from error
-            raise ConnectionResetError("the client has left") from error
-        if sent == 0:
-            raise StorageError(_SHRUNK)
-        return sent
-
-    async def _writable(self, socket: int) -> None:
-        """Wait until the socket takes bytes. Raises `ConnectionError` if the client reads nothing."""
-        loop = asyncio.get_running_loop()
-        waiter = loop.create_future()
-        loop.add_writer(socket, _resolve, waiter)
-        watch = readers.Watch(self._transport, partial(_resolve, waiter, False))
-        try:
-            if not await waiter:
-                raise ConnectionAbortedError("the client has read nothing for a minute")
+            while not await flow.run():
+                # The disk is slow, and sendfile would wait for it: not on the loop.
+                await self._read(fd, flow.offset, flow.next)
+                flow.trust()
         finally:
-            watch.cancel()
-            loop.remove_writer(socket)
+            self.sent += flow.offset - offset
 
     async def _copy_file(self, fd: int, offset: int, stop: int) -> None:
         while offset < stop:
@@ -212,6 +201,83 @@ class Sender:
             raise StorageError(_UNREADABLE) from error
 
 
+class _Flow:
+    """The kernel sends a file to a client, as it takes it, for as long as the file is in memory.
+
+    One callback a time that the client has room, and no task until the end: a large blob has thousands of them.
+    """
+
+    def __init__(
+        self, transport: asyncio.Transport, socket: int, fd: int, offset: int, stop: int
+    ) -> None:
+        self.offset = offset
+        self._transport = transport
+        self._socket = socket
+        self._fd = fd
+        self._stop = stop
+        # Up to where the file is known to be in memory.
+        self._cached = offset
+        self._ended: asyncio.Future[bool]
+
+    @property
+    def next(self) -> int:
+        """How many bytes are to be sent in the next turn."""
+        return min(self._stop - self.offset, TURN)
+
+    def trust(self) -> None:
+        """Take the next turn's bytes to be in memory."""
+        self._cached = self.offset + self.next
+
+    async def run(self) -> bool:
+        """Return True when all is sent, False when what comes next is not in memory.
+
+        Raises `StorageError`, and `ConnectionError` if the client leaves, or reads nothing for a minute.
+        """
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
+        self._send()
+        if self._ended.done():
+            return self._ended.result()
+        loop.add_writer(self._socket, self._send)
+        watch = readers.Watch(self._transport, self._on_silence)
+        try:
+            return await self._ended
+        finally:
+            watch.cancel()
+            loop.remove_writer(self._socket)
+
+    def _send(self) -> None:
+        """Send what the client takes now, but not more than its turn."""
+        if self._ended.done():
+            return
+        try:
+            if self.offset >= self._cached:
+                if not _is_cached(self._fd, self.offset + self.next - 1):
+                    self._ended.set_result(False)
+                    return
+                self.trust()
+            count = self._cached - self.offset
+            sent = os.sendfile(self._socket, self._fd, self.offset, count)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            is_disk = error.errno == errno.EIO
+            self._ended.set_exception(
+                StorageError(_UNREADABLE) if is_disk else ConnectionResetError(_LEFT)
+            )
+            return
+        self.offset += sent
+        if not sent:
+            self._ended.set_exception(StorageError(_SHRUNK))
+        elif self.offset >= self._stop:
+            self._ended.set_result(True)
+
+    def _on_silence(self) -> None:
+        if not self._ended.done():
+            problem = ConnectionAbortedError("the client has read nothing for a minute")
+            self._ended.set_exception(problem)
+
+
 def _is_cached(fd: int, offset: int) -> bool:
     """Tell whether the byte at `offset` is in memory; where nobody can tell, hope that it is."""
     try:
@@ -220,8 +286,3 @@ def _is_cached(fd: int, offset: int) -> bool:
         return False
     except OSError:
         return True
-
-
-def _resolve(waiter: "asyncio.Future[bool]", result: bool = True) -> None:
-    if not waiter.done():
-        waiter.set_result(result)
