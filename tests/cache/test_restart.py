@@ -92,9 +92,10 @@ async def test_the_order_of_use_survives_a_restart(registry, make_program):
     blobs = [registry.add_blob(bytes([n]) * (5 * MIB)) for n in range(3)]
     for digest in blobs:
         await program.blob(digest)
+        # A blob's first use is when it is committed.
+        await program.settled()
         program.clock.turn(1)
     await program.blob(blobs[0])
-    await program.settled()
     await program.restart()
     newest = registry.add_blob(b"x" * 5 * MIB)
     await program.blob(newest)

@@ -120,7 +120,7 @@ class TestPinning:
             answer = await program.blob(other, "me/other")
             assert (answer.status, answer.digest) == (200, other)
             peak = max(peak, program.on_disk())
-        await program.settled()
+            await program.settled()
         assert peak <= 8_000_000
         assert {digest, *blobs} <= program.stored()
         assert await program.metric("pullcache_store_pinned_bytes") > 2_700_000
