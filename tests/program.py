@@ -201,8 +201,8 @@ class Program:
             assert (answer.status, answer.is_whole, answer.digest) == (200, True, digest)
 
     async def settled(self) -> None:
-        """Wait until no download runs: what was sent is then committed."""
-        async with asyncio.timeout(10):
+        """Wait until no download runs: what was sent is then committed. On a busy disk that takes its time."""
+        async with asyncio.timeout(30):
             while await self.metric("pullcache_downloads_in_progress"):
                 pass
 
