@@ -1,5 +1,6 @@
 """The Debian package in a small Debian of its own: built, installed, used, removed, purged."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,10 @@ def test_without_systemd_it_is_installed_used_removed_and_purged(package: Path, 
     assert enabled_in(debian) == {"pullcache.service", "pullcache.socket"}
     assert "pullcache:x:" in (debian / "etc" / "passwd").read_text()
     assert run("dpkg", f"--root={debian}", "--verify", "pullcache") == ""
+    documents = debian / "usr" / "share" / "doc" / "pullcache"
+    pages = re.findall(r"\]\(([^)#]+\.md)", (documents / "README.md").read_text())
+    assert pages
+    assert [page for page in pages if not (documents / page).exists()] == []
 
     (debian / STORE / "blobs").mkdir(parents=True)
     (debian / CONFIG).write_text("offline = true\n")
