@@ -21,8 +21,10 @@ To add an operation:
 """
 
 import asyncio
+import os
 import re
 import socket
+import struct
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -72,6 +74,7 @@ _STATUS: tuple[tuple[type[ProxyError], int], ...] = (
     (ProxyError, 500),
 )
 
+_CREDENTIALS = struct.Struct("=iII")  # Linux's struct ucred: process, user, group
 _HEADERS = {hdrs.CACHE_CONTROL: "no-store", "X-Content-Type-Options": "nosniff"}
 _LINES = "application/x-ndjson"
 
@@ -121,9 +124,14 @@ class Call:
 
     @property
     def is_local(self) -> bool:
-        """Whether it came by `admin.sock`: from the daemon's user, or root."""
+        """Whether it came by a Unix socket, from the daemon's user or root: who may open what the daemon may."""
         transport = self._request.transport
-        return bool(transport and transport.get_extra_info("socket").family == socket.AF_UNIX)
+        connection = transport and transport.get_extra_info("socket")
+        if not connection or connection.family != socket.AF_UNIX:
+            return False
+        told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _, user, _ = _CREDENTIALS.unpack(told)
+        return user in (0, os.geteuid())
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the body as it comes. Raises `ConnectionError` if the client leaves in its midst."""

@@ -13,7 +13,7 @@ from proxy.cache import direct
 from proxy.cache.direct import File
 from proxy.cache.exporting import Bundle, Exported, Exporter
 from proxy.cache.importing import Importer, Report
-from proxy.errors import DeniedError
+from proxy.errors import FileUnreachableError
 from proxy.flight import beside
 from proxy.oci.digest import Digest
 from proxy.server.api import Call, Download, Input, Route
@@ -138,7 +138,9 @@ class Operations:
 async def _local(call: Call, kind: type[K]) -> K:
     """Return the document of a call that names files, which only who may open them anyway may do."""
     if not call.is_local:
-        raise DeniedError("files are named on admin.sock only; send the bundle itself")
+        raise FileUnreachableError(
+            "files are named by the daemon's user and root, on admin.sock; send the bundle itself"
+        )
     return await call.document(kind)
 
 

@@ -1,9 +1,13 @@
 """Bundles in files that the daemon opens itself: what it may open, and that they are the same bundles."""
 
 import asyncio
+import json
 import os
-from collections.abc import Callable
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -86,8 +90,39 @@ async def test_files_are_named_on_the_socket_only(make_program, tmp_path):
     file.write_bytes(layout()[0].tar())
     url = f"http://{program.admin_addresses[0]}/api/v1/import/files"
     async with program.session.post(url, json={"files": [describe(file)]}) as answer:
-        assert (answer.status, (await answer.json())["error"]["code"]) == (403, "denied")
+        assert (answer.status, (await answer.json())["error"]["code"]) == (400, "file_unreachable")
     assert program.stored() == set()
+
+
+@pytest.fixture
+def shared_socket() -> Iterator[socket.socket]:
+    """A socket that every user can connect to; pytest's own directories are for one alone."""
+    with TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(f"{directory}/admin")
+        for path in (directory, f"{directory}/admin"):
+            Path(path).chmod(0o777)
+        yield bound
+
+
+@pytest.mark.parametrize("user", [0, 65534])
+async def test_files_are_named_by_the_daemon_s_user_and_root_alone(
+    program, tmp_path, shared_socket: socket.socket, user: int
+):
+    """A unit may give the API to a group, which is not to read and write with the daemon's rights."""
+    await program.stop()
+    program.sockets["admin"] = [shared_socket]
+    await program.start()
+    file = tmp_path / "file"
+    file.write_bytes(layout(name=f"{APP}:1")[0].tar())
+    document = json.dumps({"files": [describe(file)]})
+    url = "http://localhost/api/v1/import/files"
+    curl = ["curl", "-sS", "--unix-socket", shared_socket.getsockname(), "--json", document, url]
+    said = await asyncio.to_thread(subprocess.check_output, curl, user=user, cwd="/")
+    if user == os.geteuid():
+        assert program.stored()
+    else:
+        assert json.loads(said)["error"]["code"] == "file_unreachable"
+        assert program.stored() == set()
 
 
 async def test_a_blob_that_is_damaged_ends_the_export(registry, program, tmp_path):
