@@ -148,7 +148,7 @@ def test_every_line_of_the_log_is_explained_and_no_other():
 
 
 def test_the_keys_that_take_a_restart_are_those_of_the_code():
-    (named,) = re.findall(r"`restart_needed`: (.+?)\. ", OPERATIONS)
+    (named,) = re.findall(r"`restart_needed`: (.+?)\.\s", OPERATIONS, re.DOTALL)
     keys = {f"{section}.{key}" for section, keys in FIXED.items() for key in keys}
     assert set(re.findall(r"`([a-z_.]+)`", named)) == keys
 
