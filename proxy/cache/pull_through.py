@@ -334,6 +334,14 @@ class PullThrough:
         finally:
             download.release()
 
+    def blob_at_hand(self, repository: Repository, digest: Digest) -> OpenBlob | None:
+        """Return a blob of the store, if nobody has to be asked whether the repository holds it."""
+        row = self._index.blob(repository, digest)
+        opened = self._store.open(digest, row.size) if row and row.is_linked else None
+        if opened:
+            self._index.touch(digest)
+        return opened
+
     async def blob_size(
         self, repository: Repository, digest: Digest
     ) -> tuple[int | None, CacheState]:

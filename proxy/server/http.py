@@ -11,6 +11,7 @@ from aiohttp.web import BaseRequest, RequestHandler, Response, Server, StreamRes
 from proxy.log import get_logger
 from proxy.server import readers
 from proxy.server.crowd import Place
+from proxy.server.flow import Delivery
 from proxy.server.responses import json_response
 
 # How long a connection may say nothing, before its first request and between two, in seconds.
@@ -20,6 +21,8 @@ HEAD_TIMEOUT = 30.0
 REFUSAL_TIMEOUT = 5.0
 # How long the rest of a body that nobody reads is waited for.
 LINGERING_TIME = 2.0
+# What a client may send ahead while it is sent a file, in bytes, before it has to wait.
+EARLY = 64 << 10
 # After so many lines about malformed requests the rest of a minute is only counted.
 LINES_PER_MINUTE = 10
 # Seconds after which who is one too many may come again.
@@ -34,7 +37,9 @@ log = get_logger(__name__)
 class Express(Protocol):
     """Answers requests where they arrive, if they came before, byte for byte."""
 
-    def at_once(self, head: bytes, client: str | None) -> bytes | None:
+    def at_once(
+        self, head: bytes, client: str | None, *, with_files: bool
+    ) -> bytes | Delivery | None:
         """Return the whole answer to a request of these bytes; None lets it go the usual way."""
 
     def learn(self, head: bytes, message: RawRequestMessage) -> None:
@@ -44,7 +49,17 @@ class Express(Protocol):
 class _Connection(RequestHandler):
     """Answers what aiohttp cannot parse without repeating a byte of it, and waits for nobody for ever."""
 
-    __slots__ = ("_client", "_express", "_head_began", "_place", "_server", "_watch")
+    __slots__ = (
+        "_client",
+        "_delivery",
+        "_early",
+        "_express",
+        "_head_began",
+        "_patience",
+        "_place",
+        "_server",
+        "_watch",
+    )
 
     def __init__(
         self, server: "HttpServer", place: Place | None, express: Express | None, **options: Any
@@ -52,6 +67,10 @@ class _Connection(RequestHandler):
         super().__init__(server, **options)
         self._express = express
         self._client: str | None = None
+        # A file that is being sent, and what came meanwhile.
+        self._delivery: Delivery | None = None
+        self._early = b""
+        self._patience: float | None = None
         self._server = server
         self._place = place
         self._head_began = False
@@ -63,6 +82,9 @@ class _Connection(RequestHandler):
     def last_call(self, seconds: float) -> None:
         """Close the connection after what it asks now, or begins to ask within so many seconds."""
         self._express = None
+        if self._delivery:
+            self._patience = seconds
+            return
         if self._request_in_progress or self._messages:
             self.close()
             return
@@ -81,6 +103,8 @@ class _Connection(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Give the place free."""
         super().connection_lost(exc)
+        if self._delivery:
+            self._delivery.cancel()
         if self._watch:
             self._watch.cancel()
         if self._place:
@@ -88,6 +112,9 @@ class _Connection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Take what has come, and do not wait long for the rest of a head."""
+        if self._delivery:
+            self._keep(data)
+            return
         express, waiter = self._express, self._waiter
         is_idle = waiter is not None and not (waiter.done() or self._head_began or self._paused)
         if express and is_idle and self._answer_at_once(express, data):
@@ -106,16 +133,49 @@ class _Connection(RequestHandler):
         self._head_began = waits
 
     def _answer_at_once(self, express: Express, head: bytes) -> bool:
-        if self.transport is None or self.transport.is_closing():
+        transport = self.transport
+        if transport is None or transport.is_closing():
             return False
         if self._client is None and isinstance(self.peername, tuple):
             self._client = self.peername[0]
-        answer = express.at_once(head, self._client)
+        # A file must not overtake what is still to be written, nor go past TLS.
+        with_files = not (transport.get_write_buffer_size() or self.ssl_context)
+        answer = express.at_once(head, self._client, with_files=with_files)
         if answer is None:
             return False
         self._next_keepalive_close_time = self._loop.time() + self.keepalive_timeout
-        self.transport.write(answer)
+        if isinstance(answer, bytes):
+            transport.write(answer)
+        else:
+            self._delivery = answer
+            answer.start(transport, self._delivered)
         return True
+
+    def _keep(self, data: bytes) -> None:
+        """Keep what a client sends while it is sent a file, until that has ended."""
+        self._early += data
+        if len(self._early) >= EARLY and self.transport:
+            self.transport.pause_reading()
+
+    def _delivered(self, is_whole: bool) -> None:
+        self._delivery = None
+        if not is_whole:
+            # With FIN: clients resume what stays short.
+            self.force_close()
+            return
+        self._next_keepalive_close_time = self._loop.time() + self.keepalive_timeout
+        if self._patience is not None:
+            self.last_call(self._patience)
+        early, self._early = self._early, b""
+        if len(early) >= EARLY and self.transport:
+            self.transport.resume_reading()
+        if early:
+            self.data_received(early)
+
+    def _process_keepalive(self) -> None:
+        if self._delivery:
+            self._next_keepalive_close_time = self._loop.time() + self.keepalive_timeout
+        super()._process_keepalive()
 
     def pause_writing(self) -> None:
         """Begin to watch a client that has not taken what is there for it."""

@@ -16,6 +16,7 @@ from proxy.metrics import Kind, Metrics
 from proxy.server.access import Access
 from proxy.server.admin import Admin
 from proxy.server.exchange import Exchange
+from proxy.server.flow import Delivery
 from proxy.server.registry import Registry
 from proxy.server.responses import BodyCutError, json_response
 
@@ -90,31 +91,57 @@ class Middleware:
             exchange.problem = str(error)
             raise
         finally:
-            self.in_flight -= 1
-            self._idle.set()
+            self._leave()
             asked = (request.remote, request.method, request.raw_path)
             self._note(asked, exchange, status, time.perf_counter() - began)
         return response
 
-    def at_once(self, head: bytes, client: str | None) -> bytes | None:
-        """Answer a request of these bytes if that takes no waiting; None lets it go the usual way."""
+    def at_once(
+        self, head: bytes, client: str | None, *, with_files: bool
+    ) -> bytes | Delivery | None:
+        """Answer a request of these bytes if that takes no waiting; None lets it go the usual way.
+
+        A large blob is a `Delivery`, if the connection takes files.
+        """
         began = time.perf_counter()
-        manifests = self.registry.manifests
-        known = manifests.known(head)
+        at_once = self.registry.at_once
+        known = at_once.known(head)
         if known is None or not self._access.is_open:
             return None
-        exchange = Exchange()
-        ready = manifests.at_once(known, exchange)
-        if ready is None:
-            return None
-        request_id.set(str(next(self._ids)))
+        exchange = Exchange(kind=known.kind, upstream=known.repository.upstream)
         asked = (client, known.method, known.path)
-        self._note(asked, exchange, ready.status, time.perf_counter() - began)
-        return ready.content
+        if known.kind == "manifest":
+            ready = at_once.manifest(known, exchange)
+            if ready is None:
+                return None
+            request_id.set(str(next(self._ids)))
+            self._note(asked, exchange, ready.status, time.perf_counter() - began)
+            return ready.content
+        blob = at_once.blob(known, exchange) if with_files else None
+        if blob is None:
+            return None
+        number = str(next(self._ids))
+        self.in_flight += 1
+
+        def note(sent: int, problem: Exception | None) -> None:
+            self._leave()
+            request_id.set(number)
+            exchange.sent = sent
+            exchange.problem = str(problem) if problem else ""
+            status = 200
+            if problem:
+                status = 502 if isinstance(problem, errors.ProxyError) else 499
+            self._note(asked, exchange, status, time.perf_counter() - began)
+
+        return at_once.deliver(known, exchange, blob, note)
 
     def learn(self, head: bytes, message: RawRequestMessage) -> None:
         """Take note of what these bytes mean, for `at_once`."""
-        self.registry.manifests.learn(head, message)
+        self.registry.at_once.learn(head, message)
+
+    def _leave(self) -> None:
+        self.in_flight -= 1
+        self._idle.set()
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 (it is no error to run into it)
         """Wait until no answer is being sent, at most `timeout` seconds."""

@@ -24,6 +24,7 @@ from proxy.errors import UnknownNameError, UpstreamTimeoutError, UpstreamUnavail
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import OCI_INDEX
 from proxy.server import ranges
+from proxy.server.at_once import AtOnce
 from proxy.server.exchange import CACHE_STATUS, Exchange, blob_headers
 from proxy.server.manifests import Manifests
 from proxy.server.ranges import Unsatisfiable, Window
@@ -48,7 +49,8 @@ class Registry:
     ) -> None:
         self._router = Router(upstreams)
         self._cache = cache
-        self.manifests = Manifests(self._router, cache, prefetch)
+        self._manifests = Manifests(cache, prefetch)
+        self.at_once = AtOnce(self._router, cache, self._manifests, threads)
         self._listings = listings
         self._search = search
         self._threads = threads
@@ -84,7 +86,7 @@ class Registry:
         if reference is None:
             return await self._tags(request, exchange, repository, query)
         if target.kind == "manifest":
-            return await self.manifests.answer(request, exchange, repository, reference)
+            return await self._manifests.answer(request, exchange, repository, reference)
         assert isinstance(reference, Digest)
         if target.kind == "referrers":
             return await self._referrers(exchange, repository, reference, query)

@@ -1,16 +1,17 @@
 """Answers, and the one routine that sends blobs: committed ones and growing ones alike.
 
-`os.sendfile` goes out on a duplicate of the connection's socket, because uvloop has no sendfile of its
-own and does not lend its descriptor. The headers leave through the transport first, whose
+`os.sendfile` goes out on a duplicate of the connection's socket (`flow.py`), because uvloop has no sendfile of its
+own. The headers leave through the transport first, whose
 buffer has to be empty before the file may follow. Over TLS the bytes are read, a piece at a time, and written.
 """
 
 import asyncio
-import errno
 import os
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from email.utils import formatdate
+from functools import partial
+from socket import socket
 
 import msgspec
 from aiohttp import hdrs
@@ -22,20 +23,14 @@ from aiohttp.web import BaseRequest, Response
 from proxy.cache.download import Detached, Download
 from proxy.errors import ProxyError, StorageError
 from proxy.flight import in_thread
-from proxy.server import readers
+from proxy.server.flow import LEFT, SHRUNK, UNREADABLE, Flow, duplicate, is_cached
 from proxy.server.ranges import Window
 from proxy.storage.local import OpenBlob
 
-# The most that one connection sends before others have their turn.
-TURN = 1 << 20
 # What is read and encrypted at a time. It stays in the processor's cache, and a client that does not read holds two.
 PIECE = 64 << 10
 
 API_VERSION = "registry/2.0"
-
-_UNREADABLE = "the disk cannot be read"
-_SHRUNK = "a file in the store is shorter than it was"
-_LEFT = "the client has left"
 
 
 class BodyCutError(ConnectionError):
@@ -62,13 +57,16 @@ def json_response(
     )
 
 
-def in_bytes(response: Response, method: str) -> tuple[bytes, int]:
-    """Return what aiohttp would send for a new response to a client of HTTP/1.1 that stays, and how much of it is body."""
+def in_bytes(response: Response, method: str, length: int | None = None) -> tuple[bytes, int]:
+    """Return what aiohttp would send for a new response to a client of HTTP/1.1 that stays, and how much of it is body.
+
+    With a `length` the body is not the response's, and follows.
+    """
     body = b"" if response.body is None else response.body
     assert isinstance(body, bytes)
     headers = response.headers
     if response.status != 304:
-        headers[hdrs.CONTENT_LENGTH] = str(len(body))
+        headers[hdrs.CONTENT_LENGTH] = str(len(body) if length is None else length)
     headers[hdrs.DATE] = formatdate(usegmt=True)
     headers[hdrs.SERVER] = SERVER_SOFTWARE
     if method == hdrs.METH_HEAD:
@@ -88,10 +86,10 @@ class Sender:
         self._writer = writer
         self._threads = threads
         if request.transport is None:
-            raise ConnectionResetError(_LEFT)
+            raise ConnectionResetError(LEFT)
         self._transport = request.transport
         # Where the kernel sends files to; None where bytes have to go through the transport.
-        self._socket: int | None = None
+        self._socket: socket | None = None
 
     async def send(self, source: OpenBlob | Download, window: Window) -> None:
         """Send the bytes of the window, as they come. Raises `ConnectionError`."""
@@ -101,11 +99,8 @@ class Sender:
             await self._send_source(source, window)
             return
         await self._flush_headers(transport)
-        self._socket = os.dup(transport.get_extra_info("socket").fileno())
-        try:
+        with duplicate(transport) as self._socket:
             await self._send_source(source, window)
-        finally:
-            os.close(self._socket)
 
     async def _send_source(self, source: OpenBlob | Download, window: Window) -> None:
         try:
@@ -164,7 +159,7 @@ class Sender:
             try:
                 while transport.get_write_buffer_size():
                     if transport.is_closing():
-                        raise ConnectionResetError(_LEFT)
+                        raise ConnectionResetError(LEFT)
                     await self._writer.drain()
                     await asyncio.sleep(0)
             finally:
@@ -174,115 +169,37 @@ class Sender:
         if self._socket is None:
             await self._copy_file(fd, offset, stop)
             return
-        flow = _Flow(self._transport, self._socket, fd, offset, stop)
+        ended = asyncio.get_running_loop().create_future()
+        flow = Flow(self._transport, self._socket, fd, Window(offset, stop), self._threads)
         try:
-            while not await flow.run():
-                # The disk is slow, and sendfile would wait for it: not on the loop.
-                await self._read(fd, flow.offset, flow.next)
-                flow.trust()
+            flow.start(partial(_settle, ended))
+            await ended
         finally:
+            flow.stop()
             self.sent += flow.offset - offset
 
     async def _copy_file(self, fd: int, offset: int, stop: int) -> None:
         while offset < stop:
             piece = await self._read(fd, offset, min(stop - offset, PIECE))
             if not piece:
-                raise StorageError(_SHRUNK)
+                raise StorageError(SHRUNK)
             await self._write(piece)
             offset += len(piece)
             await asyncio.sleep(0)
 
     async def _read(self, fd: int, offset: int, count: int) -> bytes:
         try:
-            if _is_cached(fd, offset + count - 1):
+            if is_cached(fd, offset + count - 1):
                 return os.pread(fd, count, offset)
             return await in_thread(self._threads, os.pread, fd, count, offset)
         except OSError as error:
-            raise StorageError(_UNREADABLE) from error
+            raise StorageError(UNREADABLE) from error
 
 
-class _Flow:
-    """The kernel sends a file to a client, as it takes it, for as long as the file is in memory.
-
-    One callback a time that the client has room, and no task until the end: a large blob has thousands of them.
-    """
-
-    def __init__(
-        self, transport: asyncio.Transport, socket: int, fd: int, offset: int, stop: int
-    ) -> None:
-        self.offset = offset
-        self._transport = transport
-        self._socket = socket
-        self._fd = fd
-        self._stop = stop
-        # Up to where the file is known to be in memory.
-        self._cached = offset
-        self._ended: asyncio.Future[bool]
-
-    @property
-    def next(self) -> int:
-        """How many bytes are to be sent in the next turn."""
-        return min(self._stop - self.offset, TURN)
-
-    def trust(self) -> None:
-        """Take the next turn's bytes to be in memory."""
-        self._cached = self.offset + self.next
-
-    async def run(self) -> bool:
-        """Return True when all is sent, False when what comes next is not in memory.
-
-        Raises `StorageError`, and `ConnectionError` if the client leaves, or reads nothing for a minute.
-        """
-        loop = asyncio.get_running_loop()
-        self._ended = loop.create_future()
-        self._send()
-        if self._ended.done():
-            return self._ended.result()
-        loop.add_writer(self._socket, self._send)
-        watch = readers.Watch(self._transport, self._on_silence)
-        try:
-            return await self._ended
-        finally:
-            watch.cancel()
-            loop.remove_writer(self._socket)
-
-    def _send(self) -> None:
-        """Send what the client takes now, but not more than its turn."""
-        if self._ended.done():
-            return
-        try:
-            if self.offset >= self._cached:
-                if not _is_cached(self._fd, self.offset + self.next - 1):
-                    self._ended.set_result(False)
-                    return
-                self.trust()
-            count = self._cached - self.offset
-            sent = os.sendfile(self._socket, self._fd, self.offset, count)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            is_disk = error.errno == errno.EIO
-            self._ended.set_exception(
-                StorageError(_UNREADABLE) if is_disk else ConnectionResetError(_LEFT)
-            )
-            return
-        self.offset += sent
-        if not sent:
-            self._ended.set_exception(StorageError(_SHRUNK))
-        elif self.offset >= self._stop:
-            self._ended.set_result(True)
-
-    def _on_silence(self) -> None:
-        if not self._ended.done():
-            problem = ConnectionAbortedError("the client has read nothing for a minute")
-            self._ended.set_exception(problem)
-
-
-def _is_cached(fd: int, offset: int) -> bool:
-    """Tell whether the byte at `offset` is in memory; where nobody can tell, hope that it is."""
-    try:
-        return bool(os.preadv(fd, (bytearray(1),), offset, os.RWF_NOWAIT))
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+def _settle(ended: "asyncio.Future[None]", problem: Exception | None) -> None:
+    if ended.done():
+        return
+    if problem:
+        ended.set_exception(problem)
+    else:
+        ended.set_result(None)

@@ -43,6 +43,10 @@ class OpenBlob:
         self.fd = fd
         self.size = size
 
+    def close(self) -> None:
+        """Close it."""
+        os.close(self.fd)
+
     def __enter__(self) -> Self:
         return self
 
@@ -52,7 +56,7 @@ class OpenBlob:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        os.close(self.fd)
+        self.close()
 
 
 class LocalStore:

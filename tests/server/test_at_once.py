@@ -2,12 +2,10 @@
 
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 
-from proxy.server import manifests
-from proxy.server.middleware import Middleware
+from proxy.server import at_once
 from tests.fakes.peer import Peer
 from tests.server.test_users import basic, htpasswd
 
@@ -24,20 +22,6 @@ def request(target: str, *headers: str, method: str = "GET") -> bytes:
 
 
 LATEST = request("/v2/library/app/manifests/latest")
-
-
-@pytest.fixture
-def usual(monkeypatch) -> list[str]:
-    """The paths of requests that went the usual way."""
-    went: list[str] = []
-    handle = Middleware.__call__
-
-    async def noted(self: Middleware, asked: Any) -> Any:
-        went.append(asked.raw_path)
-        return await handle(self, asked)
-
-    monkeypatch.setattr(Middleware, "__call__", noted)
-    return went
 
 
 @pytest.fixture
@@ -200,7 +184,7 @@ async def test_a_use_counts(program, image, ask):
     [
         request("/v2/library/app/manifests/latest", "Connection: close"),
         request("/v2/library/app/manifests/latest?ns=docker.io"),
-        request("/v2/library/app/manifests/latest", f"X-Long: {'x' * manifests.MAX_HEAD}"),
+        request("/v2/library/app/manifests/latest", f"X-Long: {'x' * at_once.MAX_HEAD}"),
         LATEST.replace(b"HTTP/1.1", b"HTTP/1.0"),
         request("/v2/library/app/manifests/latest", "Content-Length: 4") + b"\r\n\r\n",
     ],
@@ -215,8 +199,8 @@ async def test_what_is_not_plain_goes_the_usual_way(program, image, usual, asked
 
 
 async def test_what_is_kept_is_bounded(monkeypatch, program, ask, image):
-    monkeypatch.setattr(manifests, "MAX_KNOWN", 10)
-    kept = program.running.middleware.registry.manifests._known
+    monkeypatch.setattr(at_once, "MAX_KNOWN", 10)
+    kept = program.running.middleware.registry.at_once._known
     for number in range(25):
         asked = request("/v2/library/app/manifests/latest", f"User-Agent: {number}")
         for _ in range(2):

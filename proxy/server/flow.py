@@ -1,0 +1,213 @@
+"""A file on its way to a client: the kernel sends it, as the client takes it.
+
+One callback a time that the client has room, and no task until the end: a large blob has thousands of them.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
+
+from proxy.errors import StorageError
+from proxy.server import readers
+from proxy.server.ranges import Window
+from proxy.storage.local import OpenBlob
+
+# The most that one connection sends before others have their turn.
+TURN = 1 << 20
+
+UNREADABLE = "the disk cannot be read"
+SHRUNK = "a file in the store is shorter than it was"
+LEFT = "the client has left"
+
+
+def duplicate(transport: asyncio.Transport) -> socket.socket:
+    """Return the socket of a connection once more: uvloop does not lend its own."""
+    own = transport.get_extra_info("socket")
+    copy = socket.socket(own.family, own.type, own.proto, fileno=os.dup(own.fileno()))
+    copy.setblocking(False)
+    return copy
+
+
+class Flow:
+    """Sends a part of a file on a connection, after `head`. `offset` is how far it has come.
+
+    What is not in memory is read in a thread first: `sendfile` would wait for the disk.
+    """
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        connection: socket.socket,
+        fd: int,
+        window: Window,
+        threads: Executor,
+        head: bytes = b"",
+    ) -> None:
+        self.offset = window.start
+        self._transport = transport
+        self._connection = connection
+        self._fd = fd
+        self._stop = window.stop
+        self._threads = threads
+        self._head = head
+        # Up to where the file is known to be in memory.
+        self._cached = window.start
+        self._ended: Callable[[Exception | None], None] | None = None
+        self._watch: readers.Watch | None = None
+
+    def start(self, ended: Callable[[Exception | None], None]) -> None:
+        """Send, and call `ended` when all was sent, with None, or with what has prevented it.
+
+        That is `StorageError`, or `ConnectionError` if the client leaves, or reads nothing for a minute.
+        """
+        self._ended = ended
+        self._send()
+
+    def stop(self) -> None:
+        """Send nothing more; `ended` is not called any more."""
+        self._ended = None
+        self._rest()
+
+    def _send(self) -> None:
+        """Send what the client takes now, but not more than its turn."""
+        if self.offset >= self._stop:
+            self._end(None)
+            return
+        try:
+            if self.offset >= self._cached and not self._is_next_cached():
+                self._read_next()
+                return
+            if self._head:
+                # The kernel keeps it for what follows.
+                sent = self._connection.send(self._head, socket.MSG_MORE)
+                self._head = self._head[sent:]
+            count = self._cached - self.offset
+            sent = os.sendfile(self._connection.fileno(), self._fd, self.offset, count)
+        except BlockingIOError:
+            self._wait()
+            return
+        except OSError as error:
+            is_disk = error.errno == errno.EIO
+            self._end(StorageError(UNREADABLE) if is_disk else ConnectionResetError(LEFT))
+            return
+        self.offset += sent
+        if not sent:
+            self._end(StorageError(SHRUNK))
+        elif self.offset < self._stop:
+            self._wait()
+        else:
+            self._end(None)
+
+    def _end(self, problem: Exception | None) -> None:
+        ended = self._ended
+        self.stop()
+        if ended:
+            ended(problem)
+
+    # Waiting for the client.
+
+    def _wait(self) -> None:
+        if self._watch is None:
+            asyncio.get_running_loop().add_writer(self._connection, self._send)
+            self._watch = readers.Watch(self._transport, self._on_silence)
+
+    def _rest(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+            asyncio.get_running_loop().remove_writer(self._connection)
+
+    def _on_silence(self) -> None:
+        self._end(ConnectionAbortedError("the client has read nothing for a minute"))
+
+    # Waiting for the disk.
+
+    @property
+    def _next(self) -> int:
+        """How many bytes are to be sent in the next turn."""
+        return min(self._stop - self.offset, TURN)
+
+    def _is_next_cached(self) -> bool:
+        if not is_cached(self._fd, self.offset + self._next - 1):
+            return False
+        self._cached = self.offset + self._next
+        return True
+
+    def _read_next(self) -> None:
+        self._rest()
+        # A descriptor of the thread's own: the file may be closed meanwhile.
+        reading = asyncio.get_running_loop().run_in_executor(
+            self._threads, _read_and_close, os.dup(self._fd), self._next, self.offset
+        )
+        reading.add_done_callback(self._have_read)
+
+    def _have_read(self, reading: "asyncio.Future[None]") -> None:
+        problem = reading.exception()
+        if self._ended is None:
+            return
+        if problem:
+            self._end(StorageError(UNREADABLE))
+            return
+        self._cached = self.offset + self._next
+        self._send()
+
+
+@dataclass(slots=True)
+class Delivery:
+    """A whole blob that is sent in answer to a request, after `head`. It closes the blob in the end."""
+
+    head: bytes
+    blob: OpenBlob
+    threads: Executor
+    note: Callable[[int, Exception | None], None]
+    """Is told how many bytes of the blob were sent, and what has prevented more."""
+    _flow: Flow | None = field(default=None, init=False)
+    _connection: socket.socket | None = field(default=None, init=False)
+
+    def start(self, transport: asyncio.Transport, done: Callable[[bool], None]) -> None:
+        """Send it on a connection whose transport has nothing left to write; `done` is told whether all was sent."""
+        self._connection = duplicate(transport)
+        window = Window(0, self.blob.size)
+        self._flow = Flow(
+            transport, self._connection, self.blob.fd, window, self.threads, self.head
+        )
+        self._flow.start(partial(self._end, done))
+
+    def cancel(self) -> None:
+        """Send nothing more: the connection is gone."""
+        if self._flow:
+            self._flow.stop()
+        self._close(ConnectionResetError(LEFT))
+
+    def _end(self, done: Callable[[bool], None], problem: Exception | None) -> None:
+        self._close(problem)
+        done(problem is None)
+
+    def _close(self, problem: Exception | None) -> None:
+        if self._connection and self._flow:
+            self._connection.close()
+            self.blob.close()
+            self.note(self._flow.offset, problem)
+            self._connection = None
+
+
+def _read_and_close(fd: int, count: int, offset: int) -> None:
+    try:
+        os.pread(fd, count, offset)
+    finally:
+        os.close(fd)
+
+
+def is_cached(fd: int, offset: int) -> bool:
+    """Tell whether the byte at `offset` is in memory; where nobody can tell, hope that it is."""
+    try:
+        return bool(os.preadv(fd, (bytearray(1),), offset, os.RWF_NOWAIT))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

@@ -1,0 +1,205 @@
+"""Blobs that are sent where their request arrives: whole or short as always, and the connection lives on."""
+
+import asyncio
+import os
+import re
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from proxy.server import flow, readers
+from proxy.server.at_once import SMALL
+from tests.fakes.content import digest_of
+from tests.fakes.peer import Peer
+from tests.server.test_at_once import LATEST, TIMES, request
+
+MIB = 1 << 20
+LARGE = bytes(range(256)) * (8 * MIB // 256)
+SIZES = [0, 1, 4096, SMALL, SMALL + 1, 8 * MIB]
+
+Warm = Callable[[str], Awaitable[Peer]]
+
+
+@pytest.fixture
+async def stored(registry, program) -> dict[int, str]:
+    """Paths of blobs in the store, by size."""
+    paths = {}
+    for size in SIZES:
+        digest = registry.add_blob(LARGE[:size])
+        assert (await program.blob(digest)).is_whole
+        paths[size] = f"/v2/library/app/blobs/{digest}"
+    await program.settled()
+    return paths
+
+
+@pytest.fixture
+async def warm(program, usual) -> Warm:
+    """Ask for something as `get` does, so that it is known, and return a new connection."""
+
+    async def warm(path: str) -> Peer:
+        peer = await Peer.connect(program.url)
+        peer.send(get(path))
+        await peer.until_answer()
+        await peer.close()
+        usual.clear()
+        return await Peer.connect(program.url)
+
+    return warm
+
+
+def get(path: str) -> bytes:
+    return request(path, "User-Agent: fleet")
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_the_answer_is_the_same_byte_for_byte(program, stored, usual, size):
+    answers = []
+    for _ in range(3):
+        peer = await Peer.connect(program.url)
+        peer.send(get(stored[size]))
+        answers.append((await peer.until_answer()).data)
+        await peer.close()
+    assert len(usual) == 1
+    assert answers[0].endswith(b"\r\n\r\n" + LARGE[:size])
+    assert len({TIMES.sub(b"", answer) for answer in answers}) == 1
+    assert {len(TIMES.findall(answer)) for answer in answers} == {1}
+
+
+async def test_what_is_asked_behind_a_blob_comes_behind_it(stored, warm, usual):
+    path = stored[8 * MIB]
+    peer = await warm(path)
+    last = request("/v2/", "Connection: close")
+    peer.send(get(path))
+    peer.send(get(path) + request("/v2/"))
+    peer.send(get(path)[:30])
+    peer.send(get(path)[30:])
+    peer.send(b"".join([get(stored[4096])] * 2000))
+    peer.send(last)
+    answer = await peer.until_end()
+    rest = answer.data
+    bodies = [LARGE, LARGE, b"{}", LARGE, *[LARGE[:4096]] * 2000, b"{}"]
+    for body in bodies:
+        head, _, rest = rest.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK")
+        assert rest.startswith(body)
+        rest = rest[len(body) :]
+    assert not rest
+    assert answer.end == "fin"
+
+
+async def test_a_client_that_leaves_frees_everything(program, stored, warm):
+    path = stored[8 * MIB]
+    await (await warm(path)).close()
+    middleware = program.running.middleware
+    for _ in range(5):
+        peer = await Peer.connect(program.url, receive_buffer=4096)
+        peer.send(get(path))
+        await peer.read(100)
+        assert middleware.in_flight == 1
+        await peer.close()
+        async with asyncio.timeout(10):
+            while middleware.in_flight:  # noqa: ASYNC110 (the event is the middleware's)
+                await asyncio.sleep(0)
+    status = {"kind": "blob", "cache": "hit", "status": "499"}
+    assert await program.metric("pullcache_requests_total", **status) == 5
+
+
+async def test_a_client_that_reads_nothing_is_dropped(monkeypatch, program, stored, warm):
+    path = stored[8 * MIB]
+    await (await warm(path)).close()
+    monkeypatch.setattr(readers, "READER_TIMEOUT", 0.2)
+    peer = await Peer.connect(program.url, receive_buffer=4096)
+    peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    peer.send(get(path))
+    async with asyncio.timeout(10):
+        while not await program.metric("pullcache_requests_total", kind="blob", status="499"):
+            pass
+    peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
+    answer = await peer.until_end()
+    assert len(answer.body) < len(LARGE)
+
+
+async def test_a_file_that_is_shorter_than_it_was_stays_short_and_is_not_served_again(
+    program, stored, warm
+):
+    path = stored[8 * MIB]
+    peer = await warm(path)
+    await peer.close()
+    peer = await Peer.connect(program.url, receive_buffer=4096)
+    peer.send(get(path))
+    await peer.read(100)
+    file = next((program.root / "blobs" / "sha256").glob(digest_of(LARGE).partition(":")[2]))
+    with file.open("r+b") as opened:
+        opened.truncate(7 * MIB)
+    answer = await peer.until_end()
+    assert (answer.end, len(answer.body)) == ("fin", 7 * MIB)
+    # Of another size it is no blob of the store any more.
+    again = await program.ask(path)
+    assert (again.status, again.digest) == (200, digest_of(LARGE))
+
+
+async def test_what_is_not_in_memory_is_read_in_a_thread(monkeypatch, stored, warm, usual):
+    asked: list[int] = []
+
+    def never(fd: int, offset: int) -> bool:
+        asked.append(offset)
+        return False
+
+    path = stored[8 * MIB]
+    peer = await warm(path)
+    monkeypatch.setattr(flow, "is_cached", never)
+    peer.send(get(path))
+    assert (await peer.until_answer()).body == LARGE
+    assert len(asked) == 8
+    assert not usual
+
+
+async def test_a_disk_that_fails_cuts_the_body(monkeypatch, program, stored, warm):
+    path = stored[8 * MIB]
+    peer = await warm(path)
+    sendfile = os.sendfile
+
+    def broken(out: int, fd: int, offset: int, count: int) -> int:
+        if offset >= 4 * MIB:
+            raise OSError(5, "Input/output error")
+        return sendfile(out, fd, offset, min(count, 4 * MIB - offset))
+
+    monkeypatch.setattr(os, "sendfile", broken)
+    peer.send(get(path))
+    answer = await peer.until_end()
+    assert (answer.end, answer.body) == ("fin", LARGE[: 4 * MIB])
+    monkeypatch.undo()
+    status = {"kind": "blob", "status": "502"}
+    assert await program.metric("pullcache_requests_total", **status) == 1
+
+
+async def test_a_stop_lets_it_end_and_closes_the_connection(program, stored, warm):
+    path = stored[8 * MIB]
+    await (await warm(path)).close()
+    peer = await Peer.connect(program.url, receive_buffer=4096)
+    peer.send(get(path))
+    await peer.read(100)
+    async with asyncio.TaskGroup() as group:
+        stopping = group.create_task(program.stop())
+        answer = await peer.until_end()
+        assert answer.body == LARGE
+        await stopping
+
+
+async def test_manifests_and_blobs_take_turns_on_one_connection(registry, program, stored, usual):
+    registry.add_image()
+    peer = await Peer.connect(program.url)
+    asked = [LATEST, get(stored[8 * MIB]), get(stored[4096]), LATEST]
+    first = []
+    for one in asked:
+        peer.received.clear()
+        peer.send(one)
+        first.append(TIMES.sub(b"", (await peer.until_answer()).data))
+    usual.clear()
+    for _ in range(3):
+        for one, expected in zip(asked, first, strict=True):
+            peer.received.clear()
+            peer.send(one)
+            got = TIMES.sub(b"", (await peer.until_answer()).data)
+            assert re.sub(rb"fwd=miss; stored", b"hit", expected) == got
+    assert not usual
