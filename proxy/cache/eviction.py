@@ -76,12 +76,12 @@ class Space:
 
     async def open(self) -> None:
         """Count what is there, also what a lost index or a kill has left uncounted."""
-        self.blobs, self.stored = await self._index.totals(footprint)
+        self.blobs, self.stored = await self._index.totals()
         unknown = await asyncio.to_thread(find_unknown, self._store, is_index_empty=not self.blobs)
         if unknown:
             log.warning("index_completed", blobs=len(unknown))
             await self._index.adopt(unknown)
-            self.blobs, self.stored = await self._index.totals(footprint)
+            self.blobs, self.stored = await self._index.totals()
         for digest, size, _ in await asyncio.to_thread(self._store.list_ingests):
             self._leftovers[digest] = size
         await self._make_room(0)

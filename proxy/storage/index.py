@@ -309,9 +309,9 @@ class Index:
         """
         await self._write(tables.remove_blobs, digests, delete)
 
-    async def totals(self, footprint: Callable[[int], int]) -> tuple[int, int]:
-        """Return the number of blobs, and the sum of `footprint(size)` over them."""
-        return await self._write(tables.totals, footprint)
+    async def totals(self) -> tuple[int, int]:
+        """Return the number of blobs, and the bytes that they take on disk."""
+        return await self._write(tables.totals)
 
     def bytes_on_disk(self) -> int:
         """Return the size of the index itself, its log included."""

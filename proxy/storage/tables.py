@@ -254,13 +254,16 @@ def unpinned_bytes(connection: sqlite3.Connection, digests: Iterable[Digest]) ->
     return row[0]
 
 
-def totals(connection: sqlite3.Connection, footprint: Callable[[int], int]) -> tuple[int, int]:
-    """Return the number of blobs, and the sum of `footprint(size)` over them."""
-    count = total = 0
-    for (size,) in connection.execute("SELECT size FROM blobs"):
-        count += 1
-        total += footprint(size)
-    return count, total
+def totals(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Return the number of blobs, and the bytes that they take on disk."""
+    # Either half is read from its index alone, without the table, which is three times as large.
+    query = f"""
+        SELECT sum(blobs), sum(bytes) FROM (
+            SELECT count(*) AS blobs, {FOOTPRINTS} AS bytes FROM blobs WHERE NOT pinned
+            UNION ALL SELECT count(*), {FOOTPRINTS} FROM blobs WHERE pinned)
+    """
+    row: tuple[int, int] = connection.execute(query).fetchone()
+    return row
 
 
 def _has(connection: sqlite3.Connection, digest: Digest) -> bool:
