@@ -3,57 +3,84 @@
 import argparse
 import json
 import os
+import platform
+import resource
 import signal
 import sys
 import tempfile
-from itertools import chain
+import time
 from pathlib import Path
+from typing import Any
 
-from tests.bench import bundles, links, measures, report
-from tests.bench.content import Content
-from tests.bench.stage import Stage
+from tests.bench.figures import Size
+from tests.bench.parts import LONG, PARTS, SHORT, Setting
+from tests.bench.report import Table
+from tests.bench.stage import OTHER
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         prog="tests/bench/run",
         description="Measure pullcache beside its peers, all on loopback, each pair alternately. "
         "Ratios count, absolute figures are of this machine at this time. "
         "Fails only if something did not work.",
     )
-    parser.add_argument("--short", action="store_true", help="less of everything: under a minute")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; else all")
+    parser.add_argument("--short", action="store_true", help="little of everything: two minutes")
+    parser.add_argument(
+        "--results", type=Path, metavar="DIR", help="write every figure there, and plots of them"
+    )
     parser.add_argument(
         "--other", type=Path, metavar="CHECKOUT", help="measure that pullcache too, in this run"
     )
     options = parser.parse_args()
-    size = measures.SHORT if options.short else measures.LONG
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
     # Ended from outside, it still ends what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="bench-") as place:
-        content = Content(
-            Path(place) / "files", hits=measures.HITS, cold=size.cold, crowd=size.crowd
-        )
-        other = options.other and options.other.resolve()
-        with Stage(Path(place), content, other) as stage:
-            table = report.Table(sys.stdout, list(stage.servers))
-            figures = chain(
-                measures.measure(stage, size),
-                links.measure(stage, size, Path(place) / "linked"),
-                bundles.measure(size, Path(place) / "bundles"),
-            )
-            for row in figures:
-                table.add(row)
-                rows.append(row)
-    if options.json:
-        document = {
-            "short": options.short,
-            "cores": os.cpu_count(),
-            "rows": [row.as_json for row in rows],
-        }
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    size = SHORT if options.short else LONG
+    found = {
+        name: _run(name, size, options.other and options.other.resolve())
+        for name in options.parts or PARTS
+    }
+    if options.results:
+        _write(options.results, found, is_short=options.short)
+    return int(any(part["failures"] for part in found.values()))
+
+
+def _run(name: str, size: Size, other: Path | None) -> dict[str, Any]:
+    """Take the measures of one part; one that fails does not keep the others from being taken."""
+    part = PARTS[name]
+    began = time.monotonic()
+    rows: list[dict[str, Any]] = []
+    failures: list[str] = []
+    sys.stdout.write(f"\n{name}\n")
+    table = Table(sys.stdout, [*part.columns, *([OTHER] if other else [])])
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as place,
+        part.open(Setting(size, Path(place), other)) as measures,
+    ):
+        for what, measure in measures.items():
+            try:
+                for row in measure():
+                    table.add(row)
+                    rows.append(row.as_json)
+            except Exception as error:  # noqa: BLE001 (whatever it is, the others go on)
+                table.fail(what, error)
+                failures.append(f"{what}: {error}")
+    sys.stdout.write(f"{time.monotonic() - began:.0f} s\n")
+    return {"rows": rows, "failures": failures}
+
+
+def _write(results: Path, found: dict[str, dict[str, Any]], *, is_short: bool) -> None:
+    results.mkdir(parents=True, exist_ok=True)
+    about = {"short": is_short, "cores": os.cpu_count(), "kernel": platform.release()}
+    for name, part in found.items():
+        document = {**about, **part}
+        (results / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.content import MIB
-from tests.bench.measures import Goal, Row, Size
+from tests.bench.figures import Goal, Row, Size
 from tests.bench.stage import PULLCACHE, STORE_SIZE
 from tests.fakes.content import descriptor
 from tests.system.images import CONFIG, LAYER, MANIFEST

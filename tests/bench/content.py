@@ -4,13 +4,14 @@ import hashlib
 import http.client
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from tests.system.images import CONFIG, LAYER, MANIFEST
 
-MIB = 1 << 20
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 IMAGE = "library/bench"
 COLD = "library/cold"  # blobs that no manifest names, so that nothing but a request fetches them
 TAG = "latest"
@@ -20,7 +21,7 @@ SMALL_LAYERS = range(1024, 1034)
 class Content:
     """Blobs, and an image's manifest; `root` holds each in a file named like its URL's path."""
 
-    def __init__(self, root: Path, *, hits: list[int], cold: int, crowd: int) -> None:
+    def __init__(self, root: Path, *, hits: Sequence[int], cold: int, crowd: int) -> None:
         self.root = root
         big = {size: self._blob(IMAGE, size) for size in hits}
         self.blobs = {size: _path(IMAGE, blob) for size, blob in big.items()}

@@ -1,30 +1,28 @@
-"""The load: wrk for small answers; for blobs a client of our own that throws the bytes away."""
+"""The load: wrk for small answers and for TLS; for blobs a client of our own that throws the bytes away."""
 
-import os
 import re
 import select
 import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from itertools import chain, repeat, takewhile
-from pathlib import Path
+from itertools import repeat
 from urllib.parse import urlsplit
 
+from tests.bench import proc
 from tests.bench.stage import Server
 from tests.system.images import MANIFEST
 from tests.system.processes import run
 from tests.system.wire import ask
 
-CONNECTIONS = 32
 PIECE = 1 << 20
 SILENCE = 60.0  # seconds after which a server that sends nothing has failed
 
-_TICK = os.sysconf("SC_CLK_TCK")
 _HEAD = re.compile(rb"HTTP/1\.1 200 .*?\r\ncontent-length: *(\d+)\r\n.*", re.IGNORECASE | re.DOTALL)
-_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
+_BYTES = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 
 
 @dataclass
@@ -32,56 +30,68 @@ class Run:
     """What one stretch of load came to."""
 
     seconds: float = 0.0
-    requests: int = 0
+    requests: int = 0  # that were answered to the end
     received: int = 0  # bytes of bodies
     server_cpu: float = 0.0  # seconds of the server, in user and kernel mode
-    p99: float = 0.0  # seconds
+    peak: int = 0  # bytes of memory that the server held at most
+    p50: float = 0.0  # seconds from a request to the end of its answer
+    p99: float = 0.0
     first_byte: float = 0.0  # seconds from the first request to its body's first bytes
+    stored: float = 0.0  # seconds until the server had it on its disk, if that was waited for
+    stored_cpu: float = 0.0  # seconds that the server had spent by then
+    latencies: list[float] = field(default_factory=list)
 
 
 @contextmanager
 def clocked(server: Server) -> Iterator[Run]:
-    """Note in a new `Run` the time that passes and what the server spends."""
+    """Note in a new `Run` the time that passes, and what the server spends and holds."""
     done = Run()
-    began, spent = time.perf_counter(), _cpu_seconds(server.pid)
+    proc.forget_peak(server.pid)
+    began, spent = time.perf_counter(), proc.cpu_seconds(server.pid)
     yield done
     done.seconds = done.seconds or time.perf_counter() - began
-    done.server_cpu = _cpu_seconds(server.pid) - spent
+    done.server_cpu = proc.cpu_seconds(server.pid) - spent
+    done.peak = proc.peak(server.pid)
+    if done.latencies:
+        done.p50, done.p99 = (percentile(done.latencies, share) for share in (0.5, 0.99))
 
 
-def _cpu_seconds(pid: int) -> float:
-    if not pid:
-        return 0.0
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
+def percentile(values: list[float], share: float) -> float:
+    """Return the value that this share of them does not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def small(server: Server, path: str, seconds: int) -> Run:
-    """Ask for one small thing again and again on keep-alive connections. Any error fails."""
-    options = [f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency", "-H", f"Accept: {MANIFEST}"]
+def wrk(server: Server, path: str, seconds: float, clients: int) -> Run:
+    """Ask for one thing again and again on keep-alive connections. Any error fails."""
+    options = [f"-c{clients}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "60s"]
     with clocked(server) as done:
-        said = run("wrk", "-t1", *options, server.url + path)
+        said = run("wrk", "-t1", *options, "-H", f"Accept: {MANIFEST}", server.url + path)
         assert "Non-2xx" not in said, f"{server.name}: {said}"
         assert "Socket errors" not in said, f"{server.name}: {said}"
-        total = re.search(r"(\d+) requests in ([\d.]+)(s),", said)
-        slow = re.search(r"99%\s+([\d.]+)(us|ms|s)", said)
+        total = re.search(r"(\d+) requests in ([\d.]+)(s|m), ([\d.]+)(B|KB|MB|GB) read", said)
         assert total, said
-        assert slow, said
-        done.requests, done.seconds = int(total[1]), float(total[2])
-        done.p99 = float(slow[1]) * _UNITS[slow[2]]
+        done.requests, done.seconds = int(total[1]), float(total[2]) * _TIMES[total[3]]
+        done.received = int(float(total[4]) * _BYTES[total[5]])
+        done.p50, done.p99 = (_percentile(said, share) for share in ("50", "99"))
     return done
 
 
+def _percentile(said: str, share: str) -> float:
+    found = re.search(rf"{share}%\s+([\d.]+)(us|ms|s|m)", said)
+    assert found, said
+    return float(found[1]) * _TIMES[found[2]]
+
+
 def blobs(server: Server, path: str, size: int, *, seconds: float, clients: int) -> Run:
-    """Fetch a blob again and again until the time is up; what has begun is finished.
+    """Fetch a blob again and again until the time is up; what is not whole then counts by its bytes.
 
     With no time each client fetches it once. Any error fails. The kernel drops the bytes (MSG_TRUNC)
     instead of copying them: wrk spends more on reading them by 8 KiB than a server does on sending.
     """
     with clocked(server) as done:
-        deadline = time.perf_counter() + seconds
-        again = takewhile(lambda _: time.perf_counter() < deadline, repeat((path, size)))
-        _Sink(server, chain(repeat((path, size), clients), again)).run(done, clients)
+        wanted = repeat((path, size)) if seconds else repeat((path, size), clients)
+        _Sink(server, iter(wanted), seconds).run(done, clients)
     return done
 
 
@@ -90,7 +100,8 @@ def pull(server: Server, manifest: str, blobs: Iterable[tuple[str, int]], *, cli
     with clocked(server) as done:
         answer = ask(server.url, manifest, headers={"Accept": MANIFEST})
         assert answer.status == HTTPStatus.OK, f"{server.name}: {answer.status} for {manifest}"
-        _Sink(server, iter(blobs)).run(done, clients)
+        _Sink(server, iter(blobs), 0).run(done, clients)
+        done.seconds = 0  # all of it counts, also the manifest
     return done
 
 
@@ -99,39 +110,44 @@ class _Client:
     socket: socket.socket
     size: int  # of the blob it asked for
     left: int | None = None  # bytes of the body that are still to come; None before its head
+    asked: float = 0.0  # when it did
 
 
 class _Sink:
     """Keep-alive clients in one thread; each asks for the next of what is `wanted`: paths and sizes."""
 
-    def __init__(self, server: Server, wanted: Iterator[tuple[str, int]]) -> None:
+    def __init__(self, server: Server, wanted: Iterator[tuple[str, int]], seconds: float) -> None:
         parts = urlsplit(server.url)
         self._name = server.name
         self._host = parts.netloc
         self._address = (parts.hostname or "", parts.port or 0)
         self._wanted = wanted
+        self._seconds = seconds
         self._buffer = bytearray(PIECE)
         self._events = select.epoll()
         self._clients: dict[int, _Client] = {}
 
     def run(self, done: Run, clients: int) -> None:
         began = time.perf_counter()
+        end = began + self._seconds if self._seconds else float("inf")
         try:
             for _ in range(clients):
                 client = _Client(socket.create_connection(self._address, timeout=SILENCE), 0)
                 self._clients[client.socket.fileno()] = client
                 self._events.register(client.socket, select.EPOLLIN)
                 self._next(client)
-            while self._clients:
+            while self._clients and time.perf_counter() < end:
                 ready = self._events.poll(SILENCE)
                 assert ready, f"{self._name}: nothing came for {SILENCE} s"
                 for number, _ in ready:
                     client = self._clients[number]
                     if self._read(client, done):
                         done.requests += 1
+                        done.latencies.append(time.perf_counter() - client.asked)
                         self._next(client)
                     if done.received and not done.first_byte:
                         done.first_byte = time.perf_counter() - began
+            done.seconds = time.perf_counter() - began
         finally:
             for client in self._clients.values():
                 client.socket.close()
@@ -142,6 +158,7 @@ class _Sink:
         client.left = None
         if wanted := next(self._wanted, None):
             path, client.size = wanted
+            client.asked = time.perf_counter()
             client.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode())
         else:
             del self._clients[client.socket.fileno()]

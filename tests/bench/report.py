@@ -3,40 +3,44 @@
 from collections.abc import Sequence
 from typing import TextIO
 
-from tests.bench.measures import Goal, Row
-from tests.bench.stage import PULLCACHE, UPSTREAM
+from tests.bench.figures import Row
+from tests.bench.stage import PULLCACHE
 
 
 class Table:
-    """Absolute medians in columns, then pullcache's ratio to the peer of the goal, and the goal."""
+    """Absolute medians in columns, then pullcache's ratio to each other, and the goal."""
 
-    def __init__(self, stream: TextIO, servers: Sequence[str]) -> None:
+    def __init__(self, stream: TextIO, columns: Sequence[str]) -> None:
         self._stream = stream
-        self._columns = [*servers, UPSTREAM]
-        self._line("", "", self._columns, "ratio", "to reach", "")
+        self._columns = columns
+        ratios = [f"/{name}" for name in columns if name != PULLCACHE]
+        self._line("", "", columns, ratios, "goal", "")
 
     def add(self, row: Row) -> None:
-        medians = row.medians
+        medians, ratios = row.medians, row.ratios
         cells = [
             f"{medians[name]:,.{row.digits}f}" if name in medians else "-" for name in self._columns
         ]
-        base = medians[row.goal.peer] if row.goal.peer else row.goal.factor
-        ratio = f"{medians[PULLCACHE] / base:.2f}" if base else "-"
-        mark = "" if row.is_reached else "not reached"
-        self._line(row.work, row.unit, cells, ratio, _say(row.goal), mark)
+        others = [name for name in self._columns if name != PULLCACHE]
+        shares = [f"{ratios[name]:.2f}" if name in ratios else "-" for name in others]
+        mark = {None: "", True: "met", False: "NOT MET"}[row.is_reached]
+        self._line(row.work, row.unit, cells, shares, str(row.goal or ""), mark)
 
-    def _line(
-        self, work: str, unit: str, cells: Sequence[str], ratio: str, goal: str, mark: str
-    ) -> None:
-        middle = "".join(f"{cell:>11}" for cell in cells)
-        self._stream.write(
-            f"{work:<34}{unit:>6}{middle}{ratio:>8}  {goal:<24}{mark}".rstrip() + "\n"
-        )
+    def fail(self, what: str, error: Exception) -> None:
+        """Say that a measure could not be had."""
+        self._stream.write(f"{what} FAILED: {type(error).__name__}: {error}\n"[:2000])
         self._stream.flush()
 
-
-def _say(goal: Goal) -> str:
-    if not goal.peer:
-        return f"{goal.sense} {goal.factor:,.5g}"
-    plus = f" + {goal.plus:g}" if goal.plus else ""
-    return f"{goal.sense} {goal.factor:.1f} x {goal.peer}{plus}"
+    def _line(
+        self,
+        work: str,
+        unit: str,
+        cells: Sequence[str],
+        ratios: Sequence[str],
+        goal: str,
+        mark: str,
+    ) -> None:
+        middle = "".join(f"{cell:>12}" for cell in cells)
+        middle += "".join(f"{ratio:>13}" for ratio in ratios)
+        self._stream.write(f"{work:<38}{unit:>9}{middle}  {goal:<22}{mark}".rstrip() + "\n")
+        self._stream.flush()

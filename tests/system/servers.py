@@ -96,7 +96,8 @@ class Daemon:
 
     @property
     def url(self) -> str:
-        return f"http://{self._listen}"
+        scheme = "https" if "PULLCACHE_SERVER_TLS_CERTIFICATE" in self._env else "http"
+        return f"{scheme}://{self._listen}"
 
     @property
     def address(self) -> str:
@@ -138,7 +139,7 @@ class Daemon:
         self._process = process = Process(self._directory, "daemon", self.command(), env=self._env)
 
         def announced() -> str:
-            found = re.search(r"http://(127\.0\.0\.1:[1-9]\d*)", self.announcement)
+            found = re.search(r"https?://(127\.0\.0\.1:[1-9]\d*)", self.announcement)
             return found[1] if found else ""
 
         self._listen = process.wait_until(announced, "its announcement")

@@ -1,0 +1,100 @@
+"""Hits: what is in the store, over plain connections and TLS, for one client and for very many."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from tests.bench import load
+from tests.bench.content import GIB, KIB, MIB
+from tests.bench.figures import Goal, Row, Runs, Size
+from tests.bench.load import Run
+from tests.bench.stage import CACHE, MIRROR, NGINX, PULLCACHE, Server, Stage
+
+PLAIN, SECURED = (PULLCACHE, NGINX, CACHE, MIRROR), (PULLCACHE, NGINX)
+MANIFESTS = 15_000  # answers a second that are to be reached
+
+Once = Callable[[Server], Run]
+
+
+def plain(stage: Stage, size: Size) -> Iterator[Row]:
+    """Measure all of it beside all peers."""
+    with stage.warmed(*PLAIN) as servers:
+        yield from _blobs(stage, servers, size, "")
+        yield from _manifests(stage, servers, size, "")
+
+
+def secured(stage: Stage, size: Size) -> Iterator[Row]:
+    """Measure all of it over TLS beside nginx, which has no sendfile there either."""
+    with stage.warmed(*SECURED, tls=True) as servers:
+        yield from _blobs(stage, servers, size, ", TLS")
+        yield from _manifests(stage, servers, size, ", TLS")
+
+
+def _blobs(stage: Stage, servers: list[Server], size: Size, how: str) -> Iterator[Row]:
+    for length in size.hits:
+        path = stage.content.blobs[length]
+        for clients in size.connections:
+            once: Once = partial(load.wrk, path=path, seconds=size.seconds, clients=clients)
+            # wrk's own work is not to be measured where bytes count; TLS it must read anyway.
+            if length >= MIB and not how:
+                once = partial(
+                    load.blobs, path=path, size=length, seconds=size.seconds, clients=clients
+                )
+            runs = _alternately(servers, size, once)
+            work = f"{_say(length)}, {clients} clients{how}"
+            if length < MIB:
+                rates = runs.figures(lambda run: run.requests / run.seconds)
+                yield Row(
+                    work, "1/s", rates, Goal(">=", 0.9, MIRROR) if not how else None, more=True
+                )
+            else:
+                speeds = runs.figures(lambda run: run.received / run.seconds / 1e6)
+                yield Row(work, "MB/s", speeds, Goal(">=", 0.9, NGINX))
+            yield from _latencies(runs)
+            spent = runs.figures(lambda run: run.server_cpu / (run.received / GIB))
+            goal = Goal("<=", 1.3, NGINX) if length >= MIB else None
+            yield Row("  server's CPU", "s/GiB", spent, goal, digits=3)
+            yield _peak(runs)
+
+
+def _manifests(stage: Stage, servers: list[Server], size: Size, how: str) -> Iterator[Row]:
+    for what, path in (("tag", stage.content.by_tag), ("digest", stage.content.by_digest)):
+        for clients in size.connections:
+            once = partial(load.wrk, path=path, seconds=size.seconds, clients=clients)
+            runs = _alternately(servers, size, once)
+            many = clients == 32
+            rates = runs.figures(lambda run: run.requests / run.seconds)
+            goal = Goal(">=", MANIFESTS) if many and not how else None
+            yield Row(f"manifest by {what}, {clients} clients{how}", "1/s", rates, goal, more=True)
+            yield from _latencies(runs, Goal("<=", 5) if many else None)
+            spent = runs.figures(lambda run: run.server_cpu / run.requests * 1e6)
+            goal = Goal("<=", 1e6 / MANIFESTS) if many and not how else None
+            yield Row("  server's CPU", "us", spent, goal)
+            yield _peak(runs)
+
+
+def _latencies(runs: Runs, goal: Goal | None = None) -> Iterator[Row]:
+    """Yield how long answers took, if any came to its end."""
+    half = runs.figures(lambda run: run.p50 * 1e3)
+    if all(any(values) for values in half.values()):
+        yield Row("  50th percentile", "ms", half, digits=2)
+        slow = runs.figures(lambda run: run.p99 * 1e3)
+        yield Row("  99th percentile", "ms", slow, goal, digits=2)
+
+
+def _peak(runs: Runs) -> Row:
+    return Row("  peak memory", "MiB", runs.figures(lambda run: run.peak / MIB))
+
+
+def _alternately(servers: list[Server], size: Size, once: Once) -> Runs:
+    runs = Runs()
+    for _ in range(size.rounds):
+        for server in servers:
+            runs.add(server.name, once(server))
+    return runs
+
+
+def _say(length: int) -> str:
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if length >= unit:
+            return f"{length // unit} {name} blob"
+    return f"{length} B blob"
