@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.bench import bundles, crowds, growth, hits, links, misses
+from tests.bench import bundles, crowds, fleet, growth, hits, links, misses
 from tests.bench.content import GIB, KIB, MIB, Content
 from tests.bench.figures import Row, Size
 from tests.bench.stage import CACHE, MIRROR, NGINX, PULLCACHE, UPSTREAM, Stage
@@ -25,7 +25,7 @@ SHORT = Size(
     idle=500,
     slow=100,
     slow_seconds=3,
-    pulls=400,
+    pulls=200,
 )
 LONG = Size(
     rounds=3,
@@ -41,7 +41,7 @@ LONG = Size(
     idle=2_000,
     slow=500,
     slow_seconds=60,
-    pulls=6_000,
+    pulls=3_000,
 )
 
 Measure = Callable[[], Iterator[Row]]
@@ -103,6 +103,11 @@ def _growth(setting: Setting) -> Iterator[dict[str, Measure]]:
 
 
 @contextmanager
+def _fleet(setting: Setting) -> Iterator[dict[str, Measure]]:
+    yield {"day": partial(fleet.measure, setting.size, setting.place)}
+
+
+@contextmanager
 def _bundles(setting: Setting) -> Iterator[dict[str, Measure]]:
     yield {"bundles": partial(bundles.measure, setting.size, setting.place / "bundles")}
 
@@ -119,5 +124,6 @@ PARTS = {
     "hits": Part((PULLCACHE, NGINX, CACHE, MIRROR), _hits),
     "misses": Part((PULLCACHE, MIRROR, CACHE, UPSTREAM), _misses),
     "growth": Part((PULLCACHE, NGINX, MIRROR), _growth),
+    "fleet": Part((PULLCACHE, fleet.LRU, fleet.TRY, fleet.BEST, fleet.BELADY), _fleet),
     "bundles": Part((PULLCACHE, bundles.COPY, bundles.HASH), _bundles),
 }
