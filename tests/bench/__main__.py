@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.bench.figures import Size
 from tests.bench.parts import LONG, PARTS, SHORT, Setting
+from tests.bench.plots import draw
 from tests.bench.report import Table
 from tests.bench.stage import OTHER
 
@@ -80,6 +81,7 @@ def _write(results: Path, found: dict[str, dict[str, Any]], *, is_short: bool) -
     for name, part in found.items():
         document = {**about, **part}
         (results / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+        draw(name, part["rows"], results / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class Goal:
         if not self.peer:
             return f"{self.sense} {self.factor:,.5g}"
         plus = f" + {self.plus:g}" if self.plus else ""
-        return f"{self.sense} {self.factor:.1f} x {self.peer}{plus}"
+        return f"{self.sense} {self.factor:g} x {self.peer}{plus}"
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def _manifests(stage: Stage, servers: list[Server], size: Size, how: str) -> Ite
             goal = Goal(">=", MANIFESTS) if many and not how else None
             yield Row(f"manifest by {what}, {clients} clients{how}", "1/s", rates, goal, more=True)
             yield from _latencies(runs, Goal("<=", 5) if many else None)
-            spent = runs.figures(lambda run: run.server_cpu / run.requests * 1e6)
+            spent = runs.figures(lambda run: run.server_cpu / max(1, run.requests) * 1e6)
             goal = Goal("<=", 1e6 / MANIFESTS) if many and not how else None
             yield Row("  server's CPU", "us", spent, goal)
             yield _peak(runs)

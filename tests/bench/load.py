@@ -63,7 +63,17 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def wrk(server: Server, path: str, seconds: float, clients: int) -> Run:
-    """Ask for one thing again and again on keep-alive connections. Any error fails."""
+    """Ask for one thing again and again on keep-alive connections. Any error fails.
+
+    If nothing came at all it takes longer.
+    """
+    while not (done := _wrk(server, path, seconds, clients)).received:
+        assert seconds < SILENCE, f"{server.name}: nothing came in {seconds} s"
+        seconds *= 2
+    return done
+
+
+def _wrk(server: Server, path: str, seconds: float, clients: int) -> Run:
     options = [f"-c{clients}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "60s"]
     with clocked(server) as done:
         said = run("wrk", "-t1", *options, "-H", f"Accept: {MANIFEST}", server.url + path)
@@ -85,6 +95,7 @@ def _percentile(said: str, share: str) -> float:
 
 def blobs(server: Server, path: str, size: int, *, seconds: float, clients: int) -> Run:
     """Fetch a blob again and again until the time is up; what is not whole then counts by its bytes.
+    If nothing came at all it takes longer.
 
     With no time each client fetches it once. Any error fails. The kernel drops the bytes (MSG_TRUNC)
     instead of copying them: wrk spends more on reading them by 8 KiB than a server does on sending.
@@ -136,7 +147,7 @@ class _Sink:
                 self._clients[client.socket.fileno()] = client
                 self._events.register(client.socket, select.EPOLLIN)
                 self._next(client)
-            while self._clients and time.perf_counter() < end:
+            while self._clients and (time.perf_counter() < end or not done.received):
                 ready = self._events.poll(SILENCE)
                 assert ready, f"{self._name}: nothing came for {SILENCE} s"
                 for number, _ in ready:

@@ -67,7 +67,7 @@ class Part:
 @contextmanager
 def _hits(setting: Setting) -> Iterator[dict[str, Measure]]:
     size = setting.size
-    with _stage(setting, size.hits) as stage:
+    with _stage(setting, hits=size.hits) as stage:
         yield {
             "plain": partial(hits.plain, stage, size),
             "TLS": partial(hits.secured, stage, size),
@@ -77,7 +77,7 @@ def _hits(setting: Setting) -> Iterator[dict[str, Measure]]:
 @contextmanager
 def _misses(setting: Setting) -> Iterator[dict[str, Measure]]:
     size, place = setting.size, setting.place
-    with _stage(setting, (MIB,)) as stage:
+    with _stage(setting, hits=(MIB,), cold=size.cold, crowd=size.crowd) as stage:
         yield {
             "cold": partial(misses.cold, stage, size, place),
             "crowd": partial(misses.crowd, stage, size),
@@ -90,7 +90,7 @@ def _misses(setting: Setting) -> Iterator[dict[str, Measure]]:
 @contextmanager
 def _growth(setting: Setting) -> Iterator[dict[str, Measure]]:
     size, place = setting.size, setting.place
-    with _stage(setting, (64 * MIB,)) as stage:
+    with _stage(setting, hits=(16 * MIB,)) as stage:
         yield {
             "followers": partial(crowds.followers, stage, size, place),
             "idle": partial(crowds.idle, stage, size),
@@ -113,9 +113,10 @@ def _bundles(setting: Setting) -> Iterator[dict[str, Measure]]:
 
 
 @contextmanager
-def _stage(setting: Setting, lengths: Sequence[int]) -> Iterator[Stage]:
-    size = setting.size
-    content = Content(setting.place / "files", hits=lengths, cold=size.cold, crowd=size.crowd)
+def _stage(
+    setting: Setting, *, hits: Sequence[int], cold: int = 1, crowd: int = 2
+) -> Iterator[Stage]:
+    content = Content(setting.place / "files", hits=hits, cold=cold, crowd=crowd)
     with Stage(setting.place, content, setting.other) as stage:
         yield stage
 
