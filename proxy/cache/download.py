@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from copy import copy
 from dataclasses import dataclass
 
+from proxy.cache.bell import Bell
 from proxy.cache.fetch import Fetch
 from proxy.cache.filling import Disk, Filling
 from proxy.cache.slots import Slots, Turn
@@ -77,11 +78,11 @@ class Download:
         metrics = tools.disk.metrics
         self._tools = tools
         self._source = Source(upstream, repository.name, digest, metrics)
-        self._filling = Filling(tools.disk, self._source, self._wake)
+        self._changed = Bell()
+        self._filling = Filling(tools.disk, self._source, self._changed.ring)
         expected = tools.disk.index.child_size(repository, digest)
         self._fetch = Fetch(self._source, self._filling, tools.settings, expected)
         self._turn = Turn(is_urgent=is_urgent)
-        self._changed = asyncio.Event()
         self._is_running = True
         self._readers = 0
 
@@ -227,7 +228,7 @@ class Download:
             finally:
                 # Told last: whoever hears of it may begin anew at once, with the same files.
                 self.error = ended
-                self._wake()
+                self._changed.ring()
 
     async def _fill(self) -> None:
         """Get all bytes into the file, or detach."""
@@ -255,8 +256,3 @@ class Download:
     def _close_if_unused(self) -> None:
         if not self._is_running and not self._readers:
             self._filling.close()
-
-    def _wake(self) -> None:
-        # Whoever waits now is woken, although the event is down again at once.
-        self._changed.set()
-        self._changed.clear()
