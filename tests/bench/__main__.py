@@ -15,8 +15,10 @@ from typing import Any
 from tests.bench.figures import Size
 from tests.bench.parts import LONG, PARTS, SHORT, Setting
 from tests.bench.plots import draw
-from tests.bench.report import Table
+from tests.bench.report import Table, tell_goals
 from tests.bench.stage import OTHER
+
+RESULTS = Path(__file__).with_name("results")
 
 
 def main() -> int:
@@ -29,7 +31,10 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; else all")
     parser.add_argument("--short", action="store_true", help="little of everything: two minutes")
     parser.add_argument(
-        "--results", type=Path, metavar="DIR", help="write every figure there, and plots of them"
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="where every figure is written, and plots of them; without --short, tests/bench/results",
     )
     parser.add_argument(
         "--other", type=Path, metavar="CHECKOUT", help="measure that pullcache too, in this run"
@@ -46,8 +51,9 @@ def main() -> int:
         name: _run(name, size, options.other and options.other.resolve())
         for name in options.parts or PARTS
     }
-    if options.results:
-        _write(options.results, found, is_short=options.short)
+    tell_goals(sys.stdout, found)
+    if results := options.results or (None if options.short else RESULTS):
+        _write(results, found, is_short=options.short)
     return int(any(part["failures"] for part in found.values()))
 
 

@@ -20,7 +20,7 @@ from tests.system.processes import eventually
 
 MB = 10**6
 GROWING = 8 * MIB
-RATE = 2 * MB  # bytes a second that upstream gives one connection for the growing blob
+RATE = MB  # bytes a second that upstream gives one connection for the growing blob
 READ = 64 << 10  # bytes a second that a slow client takes
 TURN = 0.25  # seconds between two reads of a slow client
 

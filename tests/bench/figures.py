@@ -72,10 +72,12 @@ class Row:
 
     @property
     def is_reached(self) -> bool | None:
-        """Tell whether the goal is; None if there is none."""
+        """Tell whether the goal is; None if there is none, or nobody to compare with."""
         if not self.goal:
             return None
         medians = self.medians
+        if self.goal.peer and self.goal.peer not in medians:
+            return None
         bound, ours = self.goal.bound(medians), medians[PULLCACHE]
         return ours >= bound if self.is_more_better else ours <= bound
 
@@ -96,7 +98,7 @@ class Row:
             "rounds": self.figures,
             "ratio": self.ratios,
         }
-        if self.goal:
+        if self.goal and self.is_reached is not None:
             goal = {"says": str(self.goal), "bound": self.goal.bound(self.medians)}
             document["goal"] = {**goal, "reached": self.is_reached}
         return document
@@ -113,7 +115,7 @@ class Runs:
 
     def forget(self, name: str) -> None:
         """Leave one out of the figures that are asked for from now on."""
-        del self._runs[name]
+        self._runs.pop(name, None)
 
     def figures(self, figure: Callable[[Run], float]) -> dict[str, list[float]]:
-        return {name: [figure(run) for run in runs] for name, runs in self._runs.items()}
+        return {name: [figure(run) for run in runs] for name, runs in self._runs.items() if runs}

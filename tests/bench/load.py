@@ -19,6 +19,7 @@ from tests.system.wire import ask
 
 PIECE = 1 << 20
 SILENCE = 60.0  # seconds after which a server that sends nothing has failed
+PATIENCE = 8.0  # the same where others are asked meanwhile
 
 _HEAD = re.compile(rb"HTTP/1\.1 200 .*?\r\ncontent-length: *(\d+)\r\n.*", re.IGNORECASE | re.DOTALL)
 _TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
@@ -68,7 +69,7 @@ def wrk(server: Server, path: str, seconds: float, clients: int) -> Run:
     If nothing came at all it takes longer.
     """
     while not (done := _wrk(server, path, seconds, clients)).received:
-        assert seconds < SILENCE, f"{server.name}: nothing came in {seconds} s"
+        assert seconds < PATIENCE, f"{server.name}: nothing came in {seconds:g} s"
         seconds *= 2
     return done
 
@@ -149,7 +150,7 @@ class _Sink:
                 self._next(client)
             while self._clients and (time.perf_counter() < end or not done.received):
                 ready = self._events.poll(SILENCE)
-                assert ready, f"{self._name}: nothing came for {SILENCE} s"
+                assert ready, f"{self._name}: nothing came for {SILENCE:g} s"
                 for number, _ in ready:
                     client = self._clients[number]
                     if self._read(client, done):

@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tests.bench.report import named
 from tests.bench.stage import CACHE, MIRROR, NGINX, OTHER, PULLCACHE, UPSTREAM
 
 mpl.use("Agg")
@@ -39,15 +40,14 @@ def draw(part: str, rows: Sequence[_Row], file: Path) -> bool:
 
 
 def _hits(rows: Sequence[_Row]) -> Figure:
-    named = _named(rows)
-    speeds = {work: row for work, what, row in named if not what}
-    spent = {work: row for work, what, row in named if what == "server's CPU"}
+    speeds = {work: row for work, what, row in named(rows) if not what}
+    spent = {work: row for work, what, row in named(rows) if what == "server's CPU"}
     return _compare([*speeds], {"throughput": speeds, "CPU time of the server": spent})
 
 
 def _misses(rows: Sequence[_Row]) -> Figure:
     compared = {
-        f"{work}: {what or row['unit']}": row for work, what, row in _named(rows) if row["ratio"]
+        f"{work}: {what or row['unit']}": row for work, what, row in named(rows) if row["ratio"]
     }
     return _compare([*compared], {"": compared})
 
@@ -135,16 +135,6 @@ def _fleet(rows: Sequence[_Row]) -> Figure:
     _tidy(axis)
     figure.tight_layout()
     return figure
-
-
-def _named(rows: Sequence[_Row]) -> list[tuple[str, str, _Row]]:
-    """Return with each row the work that it is of, and what of it, if it is not the first figure."""
-    found, work = [], ""
-    for row in rows:
-        is_first = not row["work"].startswith(" ")
-        work = row["work"] if is_first else work
-        found.append((work, "" if is_first else row["work"].strip(), row))
-    return found
 
 
 def _tidy(axis: Axes) -> None:

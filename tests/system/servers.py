@@ -181,7 +181,8 @@ class Daemon:
         """End what still runs and check that no start left a traceback or a bad exit code."""
         if self._process:
             assert self.stop() == 0, self.log[-4000:]
-        assert "Traceback" not in self.log, self.log[-8000:]
+        log = self.log
+        assert "Traceback" not in log, log[max(0, log.find("Traceback") - 2000) :][:8000]
 
 
 def sum_samples(exposition: str, name: str, labels: Mapping[str, str]) -> float:
