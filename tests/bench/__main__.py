@@ -9,6 +9,8 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +67,25 @@ def _run(name: str, size: Size, other: Path | None) -> dict[str, Any]:
     failures: list[str] = []
     sys.stdout.write(f"\n{name}\n")
     table = Table(sys.stdout, [*part.columns, *([OTHER] if other else [])])
+
+    @contextmanager
+    def whatever_happens(what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 (whatever it is, the others go on)
+            table.fail(what, error)
+            failures.append(f"{what}: {error}")
+
     with (
+        whatever_happens(name),
         tempfile.TemporaryDirectory(prefix="bench-") as place,
         part.open(Setting(size, Path(place), other)) as measures,
     ):
         for what, measure in measures.items():
-            try:
+            with whatever_happens(what):
                 for row in measure():
                     table.add(row)
                     rows.append(row.as_json)
-            except Exception as error:  # noqa: BLE001 (whatever it is, the others go on)
-                table.fail(what, error)
-                failures.append(f"{what}: {error}")
     sys.stdout.write(f"{time.monotonic() - began:.0f} s\n")
     return {"rows": rows, "failures": failures}
 

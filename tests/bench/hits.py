@@ -43,7 +43,7 @@ def _blobs(stage: Stage, servers: list[Server], size: Size, how: str) -> Iterato
                     load.blobs, path=path, size=length, seconds=size.seconds, clients=clients
                 )
             runs = _alternately(servers, size, once)
-            work = f"{_say(length)}, {clients} clients{how}"
+            work = f"{_say(length)}, {_count(clients)}{how}"
             if length < MIB:
                 rates = runs.figures(lambda run: run.requests / run.seconds)
                 yield Row(
@@ -67,7 +67,7 @@ def _manifests(stage: Stage, servers: list[Server], size: Size, how: str) -> Ite
             many = clients == 32
             rates = runs.figures(lambda run: run.requests / run.seconds)
             goal = Goal(">=", MANIFESTS) if many and not how else None
-            yield Row(f"manifest by {what}, {clients} clients{how}", "1/s", rates, goal, more=True)
+            yield Row(f"manifest by {what}, {_count(clients)}{how}", "1/s", rates, goal, more=True)
             yield from _latencies(runs, Goal("<=", 5) if many else None)
             spent = runs.figures(lambda run: run.server_cpu / max(1, run.requests) * 1e6)
             goal = Goal("<=", 1e6 / MANIFESTS) if many and not how else None
@@ -104,6 +104,10 @@ def _alternately(servers: list[Server], size: Size, once: Once) -> Runs:
                 runs.forget(server.name)
                 sys.stdout.write(f"left out: {error}\n"[:200])
     return runs
+
+
+def _count(clients: int) -> str:
+    return f"{clients} client{'s' if clients > 1 else ''}"
 
 
 def _say(length: int) -> str:
