@@ -19,7 +19,6 @@ from tests.system.images import MANIFEST
 from tests.system.processes import eventually
 
 MB = 10**6
-GROWING = 8 * MIB
 RATE = MB  # bytes a second that upstream gives one connection for the growing blob
 READ = 64 << 10  # bytes a second that a slow client takes
 TURN = 0.25  # seconds between two reads of a slow client
@@ -29,19 +28,21 @@ _BROUGHT = "pullcache_upstream_bytes_total"
 
 def followers(stage: Stage, size: Size, place: Path) -> Iterator[Row]:
     """Let very many fetch one blob that upstream sends slowly."""
-    content = Content(place / "growing", hits=[], cold=MIB, crowd=GROWING)
+    content = Content(place / "growing", hits=[], cold=MIB, crowd=size.growing)
     with stage.throttled(content, RATE) as url, stage.fresh(PULLCACHE, url) as server:
         stage.check(server, content.by_tag, content)
         eventually(lambda: not metric(server, "pullcache_downloads_in_progress"), "no download")
         before, idle = metric(server, _BROUGHT), proc.memory(server.pid)
         proc.forget_peak(server.pid)
         with probing(server.url, content.by_tag) as latencies:
-            run = load.blobs(server, content.crowd, GROWING, seconds=0, clients=size.followers)
+            run = load.blobs(server, content.crowd, size.growing, seconds=0, clients=size.followers)
         more = (proc.peak(server.pid) - idle) / MIB
         brought = metric(server, _BROUGHT) - before
     work = f"{size.followers:,} on a growing blob"
     yield Row(work, "MB/s", {PULLCACHE: [run.received / run.seconds / MB]}, more=True)
-    yield Row("  of it from upstream", "blobs", {PULLCACHE: [brought / GROWING]}, Goal("<=", 1), 2)
+    yield Row(
+        "  of it from upstream", "blobs", {PULLCACHE: [brought / size.growing]}, Goal("<=", 1), 2
+    )
     yield Row("  memory above idle", "MiB", {PULLCACHE: [more]}, Goal("<=", 50), 1)
     waited = latencies.percentile(0.99) * 1e3
     yield Row("  manifest's 99th percentile", "ms", {PULLCACHE: [waited]}, Goal("<=", 50), 1)

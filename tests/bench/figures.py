@@ -23,6 +23,7 @@ class Size:
     few: int  # rounds of what takes long
     blobs: tuple[int, ...]  # of the stores that are filled
     followers: int
+    growing: int  # bytes of the blob that they follow
     idle: int
     slow: int
     slow_seconds: float
