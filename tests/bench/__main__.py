@@ -49,13 +49,14 @@ def main() -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     size = SHORT if options.short else LONG
-    found = {
-        name: _run(name, size, options.other and options.other.resolve())
-        for name in options.parts or PARTS
-    }
+    results = options.results or (None if options.short else RESULTS)
+    found = {}
+    for name in options.parts or PARTS:
+        found[name] = _run(name, size, options.other and options.other.resolve())
+        # At once: whoever ends the rest keeps this.
+        if results:
+            _write(results, name, found[name], is_short=options.short)
     tell_goals(sys.stdout, found)
-    if results := options.results or (None if options.short else RESULTS):
-        _write(results, found, is_short=options.short)
     return int(any(part["failures"] for part in found.values()))
 
 
@@ -90,13 +91,11 @@ def _run(name: str, size: Size, other: Path | None) -> dict[str, Any]:
     return {"rows": rows, "failures": failures}
 
 
-def _write(results: Path, found: dict[str, dict[str, Any]], *, is_short: bool) -> None:
+def _write(results: Path, name: str, part: dict[str, Any], *, is_short: bool) -> None:
     results.mkdir(parents=True, exist_ok=True)
     about = {"short": is_short, "cores": os.cpu_count(), "kernel": platform.release()}
-    for name, part in found.items():
-        document = {**about, **part}
-        (results / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
-        draw(name, part["rows"], results / f"{name}.png")
+    (results / f"{name}.json").write_text(json.dumps({**about, **part}, indent=1) + "\n")
+    draw(name, part["rows"], results / f"{name}.png")
 
 
 if __name__ == "__main__":
