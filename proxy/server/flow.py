@@ -7,6 +7,7 @@ import asyncio
 import errno
 import os
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -19,6 +20,10 @@ from proxy.storage.local import OpenBlob
 
 # The most that one connection sends before others have their turn.
 TURN = 1 << 20
+# What is read and encrypted at a time. It stays in the processor's cache, and a client that does not read holds two.
+PIECE = 64 << 10
+# How many of those before others have their turn.
+COPY_TURN = 4 * PIECE
 
 UNREADABLE = "the disk cannot be read"
 SHRUNK = "a file in the store is shorter than it was"
@@ -33,16 +38,15 @@ def duplicate(transport: asyncio.Transport) -> socket.socket:
     return copy
 
 
-class Flow:
-    """Sends a part of a file on a connection, after `head`. `offset` is how far it has come.
+class _Way(ABC):
+    """How a part of a file gets to a client, after `head`. `offset` is how far it has come.
 
-    What is not in memory is read in a thread first: `sendfile` would wait for the disk.
+    What is not in memory is read in a thread first: the event loop does not wait for the disk.
     """
 
     def __init__(
         self,
         transport: asyncio.Transport,
-        connection: socket.socket,
         fd: int,
         window: Window,
         threads: Executor,
@@ -50,7 +54,6 @@ class Flow:
     ) -> None:
         self.offset = window.start
         self._transport = transport
-        self._connection = connection
         self._fd = fd
         self._stop = window.stop
         self._threads = threads
@@ -58,7 +61,6 @@ class Flow:
         # Up to where the file is known to be in memory.
         self._cached = window.start
         self._ended: Callable[[Exception | None], None] | None = None
-        self._watch: readers.Watch | None = None
 
     def start(self, ended: Callable[[Exception | None], None]) -> None:
         """Send, and call `ended` when all was sent, with None, or with what has prevented it.
@@ -66,64 +68,39 @@ class Flow:
         That is `StorageError`, or `ConnectionError` if the client leaves, or reads nothing for a minute.
         """
         self._ended = ended
-        self._send()
+        self._go_on()
 
     def stop(self) -> None:
         """Send nothing more; `ended` is not called any more."""
         self._ended = None
-        self._rest()
 
-    def _send(self) -> None:
-        """Send what the client takes now, but not more than its turn."""
-        if self.offset >= self._stop:
-            self._end(None)
+    def resume(self) -> None:  # noqa: B027 (not every way is told)
+        """Go on: the transport takes more."""
+
+    def _go_on(self) -> None:
+        """Send what can be sent now, but not more than a turn; see that it goes on."""
+        if self._ended is None:
             return
         try:
-            if self.offset >= self._cached and not self._is_next_cached():
+            if self.offset >= self._stop:
+                self._end(None)
+            elif self.offset < self._cached or self._is_next_cached():
+                self._send()
+            else:
                 self._read_next()
-                return
-            if self._head:
-                # The kernel keeps it for what follows.
-                sent = self._connection.send(self._head, socket.MSG_MORE)
-                self._head = self._head[sent:]
-            count = self._cached - self.offset
-            sent = os.sendfile(self._connection.fileno(), self._fd, self.offset, count)
-        except BlockingIOError:
-            self._wait()
-            return
         except OSError as error:
             is_disk = error.errno == errno.EIO
             self._end(StorageError(UNREADABLE) if is_disk else ConnectionResetError(LEFT))
-            return
-        self.offset += sent
-        if not sent:
-            self._end(StorageError(SHRUNK))
-        elif self.offset < self._stop:
-            self._wait()
-        else:
-            self._end(None)
+
+    @abstractmethod
+    def _send(self) -> None:
+        """Send what can be sent now, at most up to where the file is in memory."""
 
     def _end(self, problem: Exception | None) -> None:
         ended = self._ended
         self.stop()
         if ended:
             ended(problem)
-
-    # Waiting for the client.
-
-    def _wait(self) -> None:
-        if self._watch is None:
-            asyncio.get_running_loop().add_writer(self._connection, self._send)
-            self._watch = readers.Watch(self._transport, self._on_silence)
-
-    def _rest(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
-            asyncio.get_running_loop().remove_writer(self._connection)
-
-    def _on_silence(self) -> None:
-        self._end(ConnectionAbortedError("the client has read nothing for a minute"))
 
     # Waiting for the disk.
 
@@ -139,7 +116,6 @@ class Flow:
         return True
 
     def _read_next(self) -> None:
-        self._rest()
         # A descriptor of the thread's own: the file may be closed meanwhile.
         reading = asyncio.get_running_loop().run_in_executor(
             self._threads, _read_and_close, os.dup(self._fd), self._next, self.offset
@@ -147,14 +123,114 @@ class Flow:
         reading.add_done_callback(self._have_read)
 
     def _have_read(self, reading: "asyncio.Future[None]") -> None:
-        problem = reading.exception()
-        if self._ended is None:
-            return
-        if problem:
+        if reading.exception():
             self._end(StorageError(UNREADABLE))
+        elif self._ended:
+            self._cached = self.offset + self._next
+            self._go_on()
+
+
+class Flow(_Way):
+    """The kernel sends the file on a socket that does not block, as the client takes it."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        transport: asyncio.Transport,
+        fd: int,
+        window: Window,
+        threads: Executor,
+        head: bytes = b"",
+    ) -> None:
+        super().__init__(transport, fd, window, threads, head)
+        self._connection = connection
+        self._watch: readers.Watch | None = None
+
+    def stop(self) -> None:
+        """Send nothing more; `ended` is not called any more."""
+        super().stop()
+        self._rest()
+
+    def _send(self) -> None:
+        try:
+            if self._head:
+                # The kernel keeps it for what follows.
+                sent = self._connection.send(self._head, socket.MSG_MORE)
+                self._head = self._head[sent:]
+            count = self._cached - self.offset
+            sent = os.sendfile(self._connection.fileno(), self._fd, self.offset, count)
+        except BlockingIOError:
+            self._wait()
             return
-        self._cached = self.offset + self._next
-        self._send()
+        self.offset += sent
+        if not sent:
+            self._end(StorageError(SHRUNK))
+        elif self.offset < self._stop:
+            self._wait()
+        else:
+            self._end(None)
+
+    def _read_next(self) -> None:
+        self._rest()
+        super()._read_next()
+
+    # Waiting for the client.
+
+    def _wait(self) -> None:
+        if self._watch is None:
+            asyncio.get_running_loop().add_writer(self._connection, self._go_on)
+            self._watch = readers.Watch(self._transport, self._on_silence)
+
+    def _rest(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+            asyncio.get_running_loop().remove_writer(self._connection)
+
+    def _on_silence(self) -> None:
+        self._end(ConnectionAbortedError("the client has read nothing for a minute"))
+
+
+class Copy(_Way):
+    """The file goes through the transport, which encrypts it, a piece at a time while `is_paused` is false.
+
+    When it is not any more, somebody calls `resume`.
+    """
+
+    def __init__(
+        self,
+        is_paused: Callable[[], bool],
+        transport: asyncio.Transport,
+        fd: int,
+        window: Window,
+        threads: Executor,
+        head: bytes = b"",
+    ) -> None:
+        super().__init__(transport, fd, window, threads, head)
+        self._is_paused = is_paused
+        transport.set_write_buffer_limits(PIECE)
+
+    def resume(self) -> None:
+        """Go on: the transport takes more."""
+        # Not within the call of the transport that says so.
+        asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _send(self) -> None:
+        stop = min(self._cached, self.offset + COPY_TURN)
+        while self.offset < stop and not self._is_paused():
+            if self._transport.is_closing():
+                raise ConnectionResetError(LEFT)
+            piece = os.pread(self._fd, min(PIECE, stop - self.offset), self.offset)
+            if not piece:
+                self._end(StorageError(SHRUNK))
+                return
+            self._transport.write(self._head + piece if self._head else piece)
+            self._head = b""
+            self.offset += len(piece)
+        if self.offset >= self._stop:
+            self._end(None)
+        elif not self._is_paused():
+            asyncio.get_running_loop().call_soon(self._go_on)
 
 
 @dataclass(slots=True)
@@ -166,34 +242,49 @@ class Delivery:
     threads: Executor
     note: Callable[[int, Exception | None], None]
     """Is told how many bytes of the blob were sent, and what has prevented more."""
-    _flow: Flow | None = field(default=None, init=False)
+    _way: _Way | None = field(default=None, init=False)
     _connection: socket.socket | None = field(default=None, init=False)
 
-    def start(self, transport: asyncio.Transport, done: Callable[[bool], None]) -> None:
-        """Send it on a connection whose transport has nothing left to write; `done` is told whether all was sent."""
-        self._connection = duplicate(transport)
-        window = Window(0, self.blob.size)
-        self._flow = Flow(
-            transport, self._connection, self.blob.fd, window, self.threads, self.head
-        )
-        self._flow.start(partial(self._end, done))
+    def start(
+        self,
+        transport: asyncio.Transport,
+        is_paused: Callable[[], bool],
+        done: Callable[[bool], None],
+    ) -> None:
+        """Send it on a connection; `done` is told whether all was sent.
+
+        The kernel sends it, unless it is to be encrypted, or the transport still has to write what comes before.
+        """
+        rest = (transport, self.blob.fd, Window(0, self.blob.size), self.threads, self.head)
+        if transport.get_extra_info("sslcontext") or transport.get_write_buffer_size():
+            self._way = Copy(is_paused, *rest)
+        else:
+            self._connection = duplicate(transport)
+            self._way = Flow(self._connection, *rest)
+        self._way.start(partial(self._end, done))
+
+    def resume(self) -> None:
+        """Go on: the transport takes more."""
+        if self._way:
+            self._way.resume()
 
     def cancel(self) -> None:
         """Send nothing more: the connection is gone."""
-        if self._flow:
-            self._flow.stop()
-        self._close(ConnectionResetError(LEFT))
+        if self._way:
+            self._way.stop()
+            self._close(ConnectionResetError(LEFT))
 
     def _end(self, done: Callable[[bool], None], problem: Exception | None) -> None:
         self._close(problem)
         done(problem is None)
 
     def _close(self, problem: Exception | None) -> None:
-        if self._connection and self._flow:
-            self._connection.close()
+        if self._way:
+            way, self._way = self._way, None
             self.blob.close()
-            self.note(self._flow.offset, problem)
-            self._connection = None
+            if self._connection:
+                self._connection.close()
+            self.note(way.offset, problem)
 
 
 def _read_and_close(fd: int, count: int, offset: int) -> None:

@@ -37,9 +37,7 @@ log = get_logger(__name__)
 class Express(Protocol):
     """Answers requests where they arrive, if they came before, byte for byte."""
 
-    def at_once(
-        self, head: bytes, client: str | None, *, with_files: bool
-    ) -> bytes | Delivery | None:
+    def at_once(self, head: bytes, client: str | None) -> bytes | Delivery | None:
         """Return the whole answer to a request of these bytes; None lets it go the usual way."""
 
     def learn(self, head: bytes, message: RawRequestMessage) -> None:
@@ -138,9 +136,7 @@ class _Connection(RequestHandler):
             return False
         if self._client is None and isinstance(self.peername, tuple):
             self._client = self.peername[0]
-        # A file must not overtake what is still to be written, nor go past TLS.
-        with_files = not (transport.get_write_buffer_size() or self.ssl_context)
-        answer = express.at_once(head, self._client, with_files=with_files)
+        answer = express.at_once(head, self._client)
         if answer is None:
             return False
         self._next_keepalive_close_time = self._loop.time() + self.keepalive_timeout
@@ -148,8 +144,11 @@ class _Connection(RequestHandler):
             transport.write(answer)
         else:
             self._delivery = answer
-            answer.start(transport, self._delivered)
+            answer.start(transport, self._is_paused, self._delivered)
         return True
+
+    def _is_paused(self) -> bool:
+        return self._paused
 
     def _keep(self, data: bytes) -> None:
         """Keep what a client sends while it is sent a file, until that has ended."""
@@ -188,6 +187,8 @@ class _Connection(RequestHandler):
         super().resume_writing()
         if self._watch:
             self._watch.cancel()
+        if self._delivery:
+            self._delivery.resume()
 
     def _drop(self) -> None:
         if self.transport:

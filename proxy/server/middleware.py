@@ -96,12 +96,10 @@ class Middleware:
             self._note(asked, exchange, status, time.perf_counter() - began)
         return response
 
-    def at_once(
-        self, head: bytes, client: str | None, *, with_files: bool
-    ) -> bytes | Delivery | None:
+    def at_once(self, head: bytes, client: str | None) -> bytes | Delivery | None:
         """Answer a request of these bytes if that takes no waiting; None lets it go the usual way.
 
-        A large blob is a `Delivery`, if the connection takes files.
+        A large blob is a `Delivery`.
         """
         began = time.perf_counter()
         at_once = self.registry.at_once
@@ -117,7 +115,7 @@ class Middleware:
             request_id.set(str(next(self._ids)))
             self._note(asked, exchange, ready.status, time.perf_counter() - began)
             return ready.content
-        blob = at_once.blob(known, exchange) if with_files else None
+        blob = at_once.blob(known, exchange)
         if blob is None:
             return None
         number = str(next(self._ids))

@@ -23,12 +23,9 @@ from aiohttp.web import BaseRequest, Response
 from proxy.cache.download import Detached, Download
 from proxy.errors import ProxyError, StorageError
 from proxy.flight import in_thread
-from proxy.server.flow import LEFT, SHRUNK, UNREADABLE, Flow, duplicate, is_cached
+from proxy.server.flow import COPY_TURN, LEFT, PIECE, SHRUNK, UNREADABLE, Flow, duplicate, is_cached
 from proxy.server.ranges import Window
 from proxy.storage.local import OpenBlob
-
-# What is read and encrypted at a time. It stays in the processor's cache, and a client that does not read holds two.
-PIECE = 64 << 10
 
 API_VERSION = "registry/2.0"
 
@@ -170,7 +167,7 @@ class Sender:
             await self._copy_file(fd, offset, stop)
             return
         ended = asyncio.get_running_loop().create_future()
-        flow = Flow(self._transport, self._socket, fd, Window(offset, stop), self._threads)
+        flow = Flow(self._socket, self._transport, fd, Window(offset, stop), self._threads)
         try:
             flow.start(partial(_settle, ended))
             await ended
@@ -180,20 +177,25 @@ class Sender:
 
     async def _copy_file(self, fd: int, offset: int, stop: int) -> None:
         while offset < stop:
-            piece = await self._read(fd, offset, min(stop - offset, PIECE))
-            if not piece:
-                raise StorageError(SHRUNK)
-            await self._write(piece)
-            offset += len(piece)
+            turn = min(stop, offset + COPY_TURN)
+            is_here = is_cached(fd, turn - 1)
+            while offset < turn:
+                piece = await self._read(fd, offset, min(turn - offset, PIECE), is_here=is_here)
+                await self._write(piece)
+                offset += len(piece)
             await asyncio.sleep(0)
 
-    async def _read(self, fd: int, offset: int, count: int) -> bytes:
+    async def _read(self, fd: int, offset: int, count: int, *, is_here: bool) -> bytes:
         try:
-            if is_cached(fd, offset + count - 1):
-                return os.pread(fd, count, offset)
-            return await in_thread(self._threads, os.pread, fd, count, offset)
+            if is_here:
+                piece = os.pread(fd, count, offset)
+            else:
+                piece = await in_thread(self._threads, os.pread, fd, count, offset)
         except OSError as error:
             raise StorageError(UNREADABLE) from error
+        if not piece:
+            raise StorageError(SHRUNK)
+        return piece
 
 
 def _settle(ended: "asyncio.Future[None]", problem: Exception | None) -> None:

@@ -13,7 +13,7 @@ from tests.bench.stage import CACHE, MIRROR, NGINX, OTHER, PULLCACHE, Server, St
 
 PLAIN, SECURED = (PULLCACHE, NGINX, CACHE, MIRROR), (PULLCACHE, NGINX)
 OURS = (PULLCACHE, OTHER)
-MANIFESTS = 15_000  # answers a second that are to be reached
+MANIFESTS = 20_000
 
 Once = Callable[[Server], Run]
 
@@ -51,10 +51,10 @@ def _blobs(stage: Stage, servers: list[Server], size: Size, how: str) -> Iterato
                 )
             else:
                 speeds = runs.figures(lambda run: run.received / run.seconds / 1e6)
-                yield Row(work, "MB/s", speeds, Goal(">=", 0.9, NGINX))
+                yield Row(work, "MB/s", speeds, Goal(">=", 0.7 if how else 1.0, NGINX))
             yield from _latencies(runs)
             spent = runs.figures(lambda run: run.server_cpu / (run.received / GIB))
-            goal = Goal("<=", 1.3, NGINX) if length >= MIB else None
+            goal = Goal("<=", 1.3, NGINX) if length >= MIB and not how else None
             yield Row("  server's CPU", "s/GiB", spent, goal, digits=3)
             yield _peak(runs)
 
@@ -68,7 +68,7 @@ def _manifests(stage: Stage, servers: list[Server], size: Size, how: str) -> Ite
             rates = runs.figures(lambda run: run.requests / run.seconds)
             goal = Goal(">=", MANIFESTS) if many and not how else None
             yield Row(f"manifest by {what}, {_count(clients)}{how}", "1/s", rates, goal, more=True)
-            yield from _latencies(runs, Goal("<=", 5) if many else None)
+            yield from _latencies(runs, Goal("<=", 5) if many and not how else None)
             spent = runs.figures(lambda run: run.server_cpu / max(1, run.requests) * 1e6)
             goal = Goal("<=", 1e6 / MANIFESTS) if many and not how else None
             yield Row("  server's CPU", "us", spent, goal)

@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 
 from proxy.config import load
 from proxy.errors import ConfigError
-from proxy.server import listening, readers
+from proxy.server import flow, listening, readers
+from proxy.server.at_once import SMALL
 from proxy.server.tls import load_certificates
 from tests.certificates import Authority
 from tests.fakes.content import digest_of
@@ -144,15 +145,73 @@ async def test_a_transfer_that_breaks_off_ends_with_close_notify(registry, secur
     assert "close_notify" in output
 
 
-@pytest.mark.parametrize("how", ["hit", "growing", "unsized"])
+@pytest.mark.parametrize("size", [0, 1000, SMALL + 1, len(BLOB)])
+async def test_a_blob_that_is_sent_at_once_is_the_same(registry, secure, authority, usual, size):
+    digest = registry.add_blob(BLOB[:size])
+    reader, writer = await connect(secure, authority.trust(), limit=1 << 16)
+    for _ in range(4):
+        writer.write(request(digest))
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert f"Content-Length: {size}\r\n".encode() in head
+        assert digest_of(await reader.readexactly(size)) == digest
+        await secure.settled()
+    writer.close()
+    assert usual.count(f"/v2/library/app/blobs/{digest}") == 1
+
+
+async def test_what_is_asked_behind_a_blob_that_is_sent_at_once_comes_behind_it(
+    registry, secure, authority
+):
+    digest = registry.add_blob(BLOB)
+    await secure.blob(digest)
+    await secure.settled()
+    reader, writer = await connect(secure, authority.trust(), limit=1 << 16)
+    writer.write(request(digest))
+    await reader.readuntil(b"\r\n\r\n")
+    await reader.readexactly(len(BLOB))
+    writer.write(request(digest))
+    head = await reader.readuntil(b"\r\n\r\n")
+    for _ in range(3):
+        writer.write(request(digest))
+    for _ in range(4):
+        assert b"HTTP/1.1 200 OK" in head
+        assert await reader.readexactly(len(BLOB)) == BLOB
+        head = await reader.readuntil(b"\r\n\r\n") if _ < 3 else b""
+    writer.close()
+
+
+async def test_a_blob_that_is_sent_at_once_and_not_in_memory_is_read_in_a_thread(
+    registry, secure, authority, usual, monkeypatch
+):
+    digest = registry.add_blob(BLOB)
+    reader, writer = await connect(secure, authority.trust(), limit=1 << 16)
+    for count in range(3):
+        writer.write(request(digest))
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(len(BLOB)) == BLOB
+        await secure.settled()
+        usual.clear()
+        if count == 1:
+            monkeypatch.setattr(flow, "is_cached", lambda fd, offset: False)
+    assert not usual
+    writer.close()
+
+
+@pytest.mark.parametrize("how", ["hit", "again", "growing", "unsized"])
 async def test_a_client_that_reads_nothing_is_dropped(
     registry, secure, authority, monkeypatch, how
 ):
     monkeypatch.setattr(readers, "READER_TIMEOUT", 0.3)
     digest = registry.add_blob(bytes(30 * MIB))
-    if how == "hit":
+    if how in ("hit", "again"):
         await secure.blob(digest)
         await secure.settled()
+    if how == "again":
+        reader, writer = await connect(secure, authority.trust(), limit=1 << 16)
+        writer.write(request(digest))
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(30 * MIB)
+        writer.close()
     registry.edge.send_length = how != "unsized"
     _, writer = await connect(secure, authority.trust(), limit=1 << 16)
     writer.transport.pause_reading()
