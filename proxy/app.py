@@ -6,7 +6,6 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +21,7 @@ from proxy.cache.schedules import Schedules
 from proxy.cache.slots import Slots
 from proxy.config import Config, carry_over, exposed_files
 from proxy.errors import ProxyError, StorageError
+from proxy.flight import started
 from proxy.log import Log, get_logger
 from proxy.metrics import Metrics
 from proxy.server import api_door
@@ -263,7 +263,7 @@ async def open_cache(
 async def _lay_ground(stack: AsyncExitStack, config: Config, clock: Callable[[], float]) -> Ground:
     """Open what lasts as long as the stack. What is opened first is closed last."""
     # The store outlives those who write to it.
-    threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
+    threads = started(DISK_THREADS, "disk")
     stack.callback(threads.shutdown)
     store = LocalStore(config.store.path)
     stack.callback(store.close)

@@ -14,10 +14,10 @@ from contextlib import AsyncExitStack, suppress
 import uvloop
 
 from proxy import __version__
-from proxy.app import Listening, Running, open_cache
+from proxy.app import DISK_THREADS, Listening, Running, open_cache
 from proxy.config import Config
 from proxy.errors import StorageError
-from proxy.flight import beside
+from proxy.flight import beside, started
 from proxy.log import Log, configure, get_logger
 from proxy.server.crowd import raise_file_limit
 from proxy.systemd import Manager, Notifier, meet
@@ -27,6 +27,10 @@ STATUS_INTERVAL = 10.0
 # A start or a stop that takes longer than the manager allows says so often that it goes on, for so long.
 EXTENSION_INTERVAL = 5.0
 EXTENSION = 60.0
+
+# Threads for what the loop has done elsewhere; and all there ever are, with those of log, disk, index, logins and libuv.
+LOOP_THREADS = 8
+ALL_THREADS = LOOP_THREADS + DISK_THREADS + 7
 
 _STDERR = 2
 _ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -43,6 +47,8 @@ def run(load: Callable[[], Config], announce: Callable[[Listening], None]) -> No
     faulthandler.enable(_STDERR)
     config, manager = load(), meet(os.environ)
     raise_file_limit()
+    # What is started one by one below has room, or it is said here.
+    started(ALL_THREADS, "the daemon").shutdown()
     access_log = configure(config.log.level, config.log.format)
     try:
         uvloop.run(_serve(config, load, announce, access_log, manager))
@@ -59,6 +65,11 @@ async def _serve(
     manager: Manager,
 ) -> None:
     loop = asyncio.get_running_loop()
+    threads = started(LOOP_THREADS, "loop")
+    loop.set_default_executor(threads)
+    with suppress(OSError):
+        # libuv starts its threads with the first name that is looked up, and aborts the process if it cannot.
+        await loop.getaddrinfo("localhost", 0)
     stop, reload = asyncio.Event(), asyncio.Event()
     for number in _ENDING:
         loop.add_signal_handler(number, stop.set)
@@ -66,6 +77,8 @@ async def _serve(
     loop.add_signal_handler(signal.SIGQUIT, _log_tasks)
     notifier = manager.notifier
     async with AsyncExitStack() as stack:
+        # Which leaves room for the thread that ends a loop's threads.
+        stack.callback(threads.shutdown)
         async with beside(_ask_for_time(notifier)):
             # It asks before the store is opened, which may block.
             await asyncio.sleep(0)

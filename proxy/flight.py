@@ -5,14 +5,15 @@ without cancelling it, and its result, or its error, is everybody's.
 """
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from copy import copy
 from functools import partial
 from typing import Generic, ParamSpec, TypeVar
 
-from proxy.errors import UpstreamUnavailableError
+from proxy.errors import ConfigError, UpstreamUnavailableError
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -108,6 +109,27 @@ async def read_ahead(pieces: Iterator[R], pool: Executor) -> AsyncGenerator[R, N
     finally:
         await to_the_end(asyncio.wait((making,)))
         making.exception()  # of a piece that nobody wants any more
+
+
+def started(count: int, name: str) -> ThreadPoolExecutor:
+    """Return a pool whose threads all run already, so that a limit on threads shows at the start and not later.
+
+    Raises `ConfigError` if the system does not allow so many.
+    """
+    pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+    together = threading.Barrier(count + 1)
+    try:
+        for _ in range(count):
+            pool.submit(together.wait)
+        together.wait()
+    except RuntimeError as error:
+        together.abort()
+        pool.shutdown(wait=False)
+        raise ConfigError(
+            f"the system allows no {count} threads more for {name} (raise TasksMax= of the unit, "
+            "pids.max of the container, or ulimit -u)"
+        ) from error
+    return pool
 
 
 async def in_thread(pool: Executor, work: Callable[P, R], *args: P.args, **kw: P.kwargs) -> R:

@@ -16,7 +16,7 @@ TABLES = {
     "e": range(6, 12),
     "c": range(1, 25),
     "a": range(1, 13),
-    "p": (*range(1, 6), 10, *range(12, 17)),
+    "p": (*range(1, 17), 18, 19),
 }
 ROWS = [f"{table}{row:02}" for table, rows in TABLES.items() for row in rows]
 

@@ -35,6 +35,7 @@ from proxy.oci.digest import Digest
 from proxy.storage.tables import Repository
 from proxy.tracing import span
 from proxy.upstream.client import Upstream
+from proxy.upstream.transfer import SMALL_BUFFER
 
 # A range of at most so many bytes that lies ahead may end with the blob's last byte before the digest
 # is known: the footers and tables of contents that lazy pullers read.
@@ -176,6 +177,7 @@ class Download:
         filling = self._filling
         hasher, position, held = filling.hasher(), filling.frontier, b""
         async with self._source.open(position) as transfer:
+            transfer.buffer = SMALL_BUFFER
             filling.size = transfer.size if self.size is None else self.size
             is_tail = stop is None or stop == self.size
             end = sys.maxsize if stop is None else stop

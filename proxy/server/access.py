@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 
 from proxy.config import Address, ServerSettings
 from proxy.errors import ConfigError
+from proxy.flight import started
 from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.server.crowd import Crowd
@@ -30,7 +30,7 @@ class Access:
         """Read the files that `settings` name. Blocks; raises `ConfigError`."""
         certificates, passwords = _load(settings)
         # A thread of its own: the logins of strangers must not keep the disk's from clients.
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="login")
+        self._threads = started(1, "login")
         self._users = Users(passwords, self._threads, group)
         self.tls = Tls(certificates) if certificates else None
         metrics.certificates(certificates.expiries if certificates else {})

@@ -30,6 +30,8 @@ from proxy.storage.tables import Repository
 # Heads of requests that are kept, and the length of one: more than any client sends, unless it has a token.
 MAX_KNOWN = 4096
 MAX_HEAD = 2048
+# A longer manifest goes the usual way, in pieces that readers share: what is kept here, each head keeps.
+MAX_MANIFEST = 32 << 10
 # A blob up to this size is sent with its head.
 SMALL = 64 << 10
 
@@ -120,7 +122,7 @@ class AtOnce:
         answer = self._manifests.at_hand(
             known.repository, known.reference, known.accept, known.method
         )
-        if answer is None:
+        if answer is None or len(answer.held.content) > MAX_MANIFEST:
             return None
         exchange.cache = answer.state
         # What a header says of time changes with the second.

@@ -10,6 +10,7 @@ from proxy.cache.pull_through import PullThrough
 from proxy.oci.reference import Reference
 from proxy.server import ranges
 from proxy.server.exchange import IMMUTABLE, Exchange, digest_headers
+from proxy.server.responses import Answer
 from proxy.storage.tables import Repository
 
 Headers = CIMultiDictProxy[str]
@@ -67,7 +68,7 @@ def response_to(asked: Headers, exchange: Exchange, answer: ManifestAnswer) -> R
     if ranges.is_match(asked.get(hdrs.IF_NONE_MATCH), headers["ETag"]):
         return Response(status=304, headers=headers)
     headers["Content-Type"] = held.media_type
-    return Response(body=held.content, headers=headers)
+    return Answer(body=held.content, headers=headers)
 
 
 def _printable(text: str) -> str:

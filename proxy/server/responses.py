@@ -38,6 +38,24 @@ class BodyCutError(ConnectionError):
     """
 
 
+class Answer(Response):
+    """An answer from memory, a long one sent as its client takes it: those who read slowly share its bytes.
+
+    A plain `Response` hands the connection a copy of its whole body.
+    """
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Send what is left to be sent."""
+        body = self.body
+        if isinstance(body, bytes) and len(body) > PIECE and not self._must_be_empty_body:
+            whole, self.body = memoryview(body), None
+            for start in range(0, len(whole), PIECE):
+                await self.write(whole[start : start + PIECE])
+                # The kernel may take all of it at once: others have their turn meanwhile.
+                await asyncio.sleep(0)
+        await super().write_eof(data)
+
+
 def json_response(
     document: object,
     *,
@@ -46,7 +64,7 @@ def json_response(
     headers: dict[str, str] | None = None,
 ) -> Response:
     """Return a JSON answer with the headers that every answer has."""
-    return Response(
+    return Answer(
         body=msgspec.json.encode(document),
         status=status,
         content_type=content_type,

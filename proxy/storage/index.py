@@ -8,7 +8,6 @@ and written every few seconds: a hit writes no SQL.
 import asyncio
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from proxy.errors import StorageError
+from proxy.flight import started
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Tag
@@ -73,7 +73,7 @@ class Index:
             raise StorageError(
                 f"the index {path} cannot be read ({error}); pullcache fsck makes it anew"
             ) from error
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="index")
+        self._thread = started(1, "index")
 
     def close(self) -> None:
         """Write the uses that are still in memory, and close. Blocks."""

@@ -19,6 +19,8 @@ from proxy.upstream.wire import translated
 BATCH = 256 << 10
 # More than this waits in the kernel: the network is then faster than the disk.
 BUFFER = 512 << 10
+# The same where every reader has a transfer of its own, and there may be thousands.
+SMALL_BUFFER = 64 << 10
 # How long a slow link may hold up what has arrived, in seconds, for the sake of a larger batch.
 LINGER = 0.005
 
@@ -27,7 +29,7 @@ class Transfer:
     """The bytes of a blob, from `offset` on. `size` is the whole blob's, None if upstream is mute.
 
     `is_ranged` says that upstream sends the part that was asked for, not the whole. It stands still
-    if nothing comes for `stall` seconds.
+    if nothing comes for `stall` seconds. `buffer` bytes are read ahead, twice; it may be set before the first.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Transfer:
         self.offset = offset
         self.size = size
         self.is_ranged = response.status == 206
+        self.buffer = BUFFER
         self._body: _Parsed | _Direct | None = None
         self._first: memoryview | None = None
 
@@ -78,7 +81,7 @@ class Transfer:
 
     async def _take(self) -> memoryview:
         if self._body is None:
-            self._body = _body_of(self._response, self._stall)
+            self._body = _body_of(self._response, self._stall, self.buffer)
         return await self._body.take()
 
 
@@ -113,7 +116,13 @@ class _Direct(asyncio.BufferedProtocol):
     """A body, of which `left` bytes are still to come, read in the place of aiohttp's protocol."""
 
     def __init__(
-        self, connection: Connection, content: StreamReader, early: bytes, left: int, stall: float
+        self,
+        connection: Connection,
+        content: StreamReader,
+        early: bytes,
+        left: int,
+        stall: float,
+        buffer: int,
     ) -> None:
         assert connection.transport is not None
         assert connection.protocol is not None
@@ -123,7 +132,7 @@ class _Direct(asyncio.BufferedProtocol):
         self._stall = stall
         self._early = early
         self._left = left
-        size = min(BUFFER, left)
+        size = min(buffer, left)
         self._buffer, self._other = memoryview(bytearray(size)), memoryview(bytearray(size))
         self._size = 0
         self._is_paused = False
@@ -186,9 +195,10 @@ class _Direct(asyncio.BufferedProtocol):
         self._size += nbytes
         self._left -= nbytes
         self._some.set()
-        if self._size >= BATCH or not self._left:
+        is_full = self._size == len(self._buffer) or not self._left
+        if self._size >= BATCH or is_full:
             self._enough.set()
-        if self._size == len(self._buffer) or not self._left:
+        if is_full:
             self._is_paused = True
             self._transport.pause_reading()
 
@@ -200,10 +210,10 @@ class _Direct(asyncio.BufferedProtocol):
         self._enough.set()
 
 
-def _body_of(response: ClientResponse, stall: float) -> _Parsed | _Direct:
+def _body_of(response: ClientResponse, stall: float, buffer: int) -> _Parsed | _Direct:
     content, length = response.content, response.content_length
     early = b"".join(iter(content.read_nowait, b""))
     # A connection that has been let go has delivered everything.
     if length is None or hdrs.TRANSFER_ENCODING in response.headers or not response.connection:
         return _Parsed(content, early)
-    return _Direct(response.connection, content, early, length - len(early), stall)
+    return _Direct(response.connection, content, early, length - len(early), stall, buffer)
