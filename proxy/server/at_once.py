@@ -22,7 +22,7 @@ from proxy.oci.reference import Reference
 from proxy.server.exchange import Exchange, blob_headers
 from proxy.server.flow import Delivery
 from proxy.server.manifests import Headers, Manifests, accept_of, response_to
-from proxy.server.responses import in_bytes
+from proxy.server.responses import head_of
 from proxy.server.routing import Kind, Router
 from proxy.storage.local import OpenBlob
 from proxy.storage.tables import Repository
@@ -30,7 +30,7 @@ from proxy.storage.tables import Repository
 # Heads of requests that are kept, and the length of one: more than any client sends, unless it has a token.
 MAX_KNOWN = 4096
 MAX_HEAD = 2048
-# A longer manifest goes the usual way, in pieces that readers share: what is kept here, each head keeps.
+# A longer manifest goes the usual way, in pieces that readers share: here each gets a copy.
 MAX_MANIFEST = 32 << 10
 # A blob up to this size is sent with its head.
 SMALL = 64 << 10
@@ -45,12 +45,11 @@ Note = Callable[[int, Exception | None], None]
 
 @dataclass(slots=True)
 class Ready:
-    """An answer in bytes, and the facts that it was made of. `sent` are the bytes of its body."""
+    """The head of an answer, and the facts that it was made of. It holds no content: there may be thousands."""
 
     facts: tuple[object, ...]
     status: int
-    content: bytes
-    sent: int
+    head: bytes
 
 
 @dataclass(slots=True)
@@ -117,23 +116,26 @@ class AtOnce:
         """Return what these bytes are known to mean."""
         return self._known.get(head)
 
-    def manifest(self, known: Known, exchange: Exchange) -> Ready | None:
-        """Answer a request for a manifest; None if that takes waiting, or asking upstream."""
+    def manifest(self, known: Known, exchange: Exchange) -> tuple[int, bytes] | None:
+        """Return status and answer to a request for a manifest; None if that takes waiting, or asking upstream."""
         answer = self._manifests.at_hand(
             known.repository, known.reference, known.accept, known.method
         )
         if answer is None or len(answer.held.content) > MAX_MANIFEST:
             return None
         exchange.cache = answer.state
+        held = answer.held
         # What a header says of time changes with the second.
-        facts = (answer.held, answer.ttl, int(answer.age), int(time.time()))
+        facts = (held.digest, answer.ttl, int(answer.age), int(time.time()))
         ready = known.ready
         if ready is None or ready.facts != facts:
             response = response_to(known.headers, exchange, answer)
-            content, sent = in_bytes(response, known.method)
-            ready = known.ready = Ready(facts, response.status, content, sent)
-        exchange.sent = ready.sent
-        return ready
+            head = head_of(response, len(held.content))
+            ready = known.ready = Ready(facts, response.status, head)
+        if known.method == hdrs.METH_HEAD or ready.status == 304:
+            return ready.status, ready.head
+        exchange.sent = len(held.content)
+        return ready.status, ready.head + held.content
 
     def blob(self, known: Known, exchange: Exchange) -> OpenBlob | None:
         """Return the blob that a request asks for, to be closed; None if it is not here, or nobody knows for whom."""
@@ -152,14 +154,13 @@ class AtOnce:
         ready = known.ready
         if ready is None or ready.facts != facts:
             response = Response(headers=blob_headers(exchange, known.reference))
-            head, _ = in_bytes(response, known.method, blob.size)
-            ready = known.ready = Ready(facts, 200, head, 0)
+            ready = known.ready = Ready(facts, 200, head_of(response, blob.size))
         content = _small(blob)
         if content is None:
-            return Delivery(ready.content, blob, self._threads, note)
+            return Delivery(ready.head, blob, self._threads, note)
         blob.close()
         note(blob.size, None)
-        return ready.content + content
+        return ready.head + content
 
 
 def _small(blob: OpenBlob) -> bytearray | None:

@@ -109,12 +109,13 @@ class Middleware:
         exchange = Exchange(kind=known.kind, upstream=known.repository.upstream)
         asked = (client, known.method, known.path)
         if known.kind == "manifest":
-            ready = at_once.manifest(known, exchange)
-            if ready is None:
+            found = at_once.manifest(known, exchange)
+            if found is None:
                 return None
+            status, answer = found
             request_id.set(str(next(self._ids)))
-            self._note(asked, exchange, ready.status, time.perf_counter() - began)
-            return ready.content
+            self._note(asked, exchange, status, time.perf_counter() - began)
+            return answer
         blob = at_once.blob(known, exchange)
         if blob is None:
             return None

@@ -72,22 +72,17 @@ def json_response(
     )
 
 
-def in_bytes(response: Response, method: str, length: int | None = None) -> tuple[bytes, int]:
-    """Return what aiohttp would send for a new response to a client of HTTP/1.1 that stays, and how much of it is body.
+def head_of(response: Response, length: int) -> bytes:
+    """Return the head that aiohttp would send for a new response to a client of HTTP/1.1 that stays.
 
-    With a `length` the body is not the response's, and follows.
+    `length` is the body's.
     """
-    body = b"" if response.body is None else response.body
-    assert isinstance(body, bytes)
     headers = response.headers
     if response.status != 304:
-        headers[hdrs.CONTENT_LENGTH] = str(len(body) if length is None else length)
+        headers[hdrs.CONTENT_LENGTH] = str(length)
     headers[hdrs.DATE] = formatdate(usegmt=True)
     headers[hdrs.SERVER] = SERVER_SOFTWARE
-    if method == hdrs.METH_HEAD:
-        body = b""
-    head = _serialize_headers(f"HTTP/1.1 {response.status} {response.reason}", headers)
-    return head + body, len(body)
+    return _serialize_headers(f"HTTP/1.1 {response.status} {response.reason}", headers)
 
 
 class Sender:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from proxy.server.middleware import Middleware
+from tests.certificates import Authority
 
 
 @pytest.fixture
@@ -19,3 +20,36 @@ def usual(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(Middleware, "__call__", noted)
     return went
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def local(authority):
+    """A certificate of 127.0.0.1 and localhost, and its key."""
+    return authority.issue("local", "IP:127.0.0.1", "DNS:localhost")
+
+
+def settings(*pairs: tuple[str, str], **more: object) -> dict[str, object]:
+    certificates, keys = zip(*pairs, strict=True)
+    return {"tls_certificate": list(certificates), "tls_key": list(keys), **more}
+
+
+@pytest.fixture
+def make_secure(make_program, authority):
+    """Start the program with certificates; its client trusts their authority."""
+
+    async def make(*pairs, store=None, **more):
+        return await make_program(
+            trust=authority.trust(), server=settings(*pairs, **more), store=store or {}
+        )
+
+    return make
+
+
+@pytest.fixture
+async def secure(make_secure, local):
+    return await make_secure(local)

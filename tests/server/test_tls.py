@@ -13,48 +13,14 @@ from structlog.testing import capture_logs
 
 from proxy.config import load
 from proxy.errors import ConfigError
-from proxy.server import flow, listening, readers
-from proxy.server.at_once import SMALL
+from proxy.server import listening, readers
 from proxy.server.tls import load_certificates
-from tests.certificates import Authority
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
+from tests.server.conftest import settings
 
 MIB = 1 << 20
 BLOB = bytes(range(256)) * (3 * MIB // 256) + b"end"
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory):
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="module")
-def local(authority):
-    """A certificate of 127.0.0.1 and localhost, and its key."""
-    return authority.issue("local", "IP:127.0.0.1", "DNS:localhost")
-
-
-def settings(*pairs: tuple[str, str], **more: object) -> dict[str, object]:
-    certificates, keys = zip(*pairs, strict=True)
-    return {"tls_certificate": list(certificates), "tls_key": list(keys), **more}
-
-
-@pytest.fixture
-def make_secure(make_program, authority):
-    """Start the program with certificates; its client trusts their authority."""
-
-    async def make(*pairs, store=None, **more):
-        return await make_program(
-            trust=authority.trust(), server=settings(*pairs, **more), store=store or {}
-        )
-
-    return make
-
-
-@pytest.fixture
-async def secure(make_secure, local):
-    return await make_secure(local)
 
 
 def port_of(program) -> str:
@@ -143,58 +109,6 @@ async def test_a_transfer_that_breaks_off_ends_with_close_notify(registry, secur
     registry.fail(registry.body_of(digest), Fault(body=BLOB[:-3] + b"bad"))
     output = await s_client(secure, "-msg", "-ign_eof", given=request(digest))
     assert "close_notify" in output
-
-
-@pytest.mark.parametrize("size", [0, 1000, SMALL + 1, len(BLOB)])
-async def test_a_blob_that_is_sent_at_once_is_the_same(registry, secure, authority, usual, size):
-    digest = registry.add_blob(BLOB[:size])
-    reader, writer = await connect(secure, authority.trust(), limit=1 << 16)
-    for _ in range(4):
-        writer.write(request(digest))
-        head = await reader.readuntil(b"\r\n\r\n")
-        assert f"Content-Length: {size}\r\n".encode() in head
-        assert digest_of(await reader.readexactly(size)) == digest
-        await secure.settled()
-    writer.close()
-    assert usual.count(f"/v2/library/app/blobs/{digest}") == 1
-
-
-async def test_what_is_asked_behind_a_blob_that_is_sent_at_once_comes_behind_it(
-    registry, secure, authority
-):
-    digest = registry.add_blob(BLOB)
-    await secure.blob(digest)
-    await secure.settled()
-    reader, writer = await connect(secure, authority.trust(), limit=1 << 16)
-    writer.write(request(digest))
-    await reader.readuntil(b"\r\n\r\n")
-    await reader.readexactly(len(BLOB))
-    writer.write(request(digest))
-    head = await reader.readuntil(b"\r\n\r\n")
-    for _ in range(3):
-        writer.write(request(digest))
-    for _ in range(4):
-        assert b"HTTP/1.1 200 OK" in head
-        assert await reader.readexactly(len(BLOB)) == BLOB
-        head = await reader.readuntil(b"\r\n\r\n") if _ < 3 else b""
-    writer.close()
-
-
-async def test_a_blob_that_is_sent_at_once_and_not_in_memory_is_read_in_a_thread(
-    registry, secure, authority, usual, monkeypatch
-):
-    digest = registry.add_blob(BLOB)
-    reader, writer = await connect(secure, authority.trust(), limit=1 << 16)
-    for count in range(3):
-        writer.write(request(digest))
-        await reader.readuntil(b"\r\n\r\n")
-        assert await reader.readexactly(len(BLOB)) == BLOB
-        await secure.settled()
-        usual.clear()
-        if count == 1:
-            monkeypatch.setattr(flow, "is_cached", lambda fd, offset: False)
-    assert not usual
-    writer.close()
 
 
 @pytest.mark.parametrize("how", ["hit", "again", "growing", "unsized"])
