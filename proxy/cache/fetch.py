@@ -27,7 +27,7 @@ from proxy.errors import (
 )
 from proxy.log import get_logger
 from proxy.upstream import retry
-from proxy.upstream.transfer import Transfer
+from proxy.upstream.transfer import SHARED_BUFFER, Transfer
 
 # Less than this is no progress: a drip must not make a download last for ever.
 PROGRESS = 16 << 10
@@ -36,7 +36,7 @@ MAX_WAIT = 60.0
 # A range that somebody waits for is fetched with what follows it, if it is smaller than this.
 MIN_WANTED = 256 << 10
 # How often it is looked how fast a single connection is, in seconds.
-LOOK = 0.05
+LOOK = 0.1
 
 log = get_logger(__name__)
 
@@ -62,6 +62,7 @@ class Fetch:
         # Until upstream has answered one asks, for all or for a piece, which shows what it can do.
         self._connections = 1 if is_small else settings.connections_per_blob
         self.is_shared = False
+        self._have_joined = False
         self._running = 0
         self._hurrying = 0
         self._start: Callable[[Span | None], None] | None = None
@@ -111,7 +112,7 @@ class Fetch:
                 self._hurrying -= 1
             # Who has hurried goes on only if nobody else is left to.
             while not self._filling.is_verified and (not wanted or self._running == 1):
-                if span := self._pieces.take(self._connections):
+                if span := self._pieces.take(self._sharers):
                     await self._fetch(span)
                 else:
                     await self._given_back.wait()
@@ -124,6 +125,11 @@ class Fetch:
             self._running -= 1
             if self._filling.is_verified:
                 self._over.set()
+
+    @property
+    def _sharers(self) -> int:
+        """How many share what nobody has taken; one that is fast has it to itself."""
+        return 1 if self.is_shared and not self._have_joined else self._connections
 
     def _fail(self, error: ProxyError) -> None:
         self._failure = self._failure or error
@@ -177,6 +183,8 @@ class Fetch:
         filling = self._filling
         stop = None if span.stop >= self._pieces.size else span.stop
         async with self._source.open(span.start, stop) as transfer:
+            if self._have_joined:
+                transfer.buffer = SHARED_BUFFER
             if transfer.size is not None:
                 await filling.learn_size(transfer.size)
             if transfer.is_ranged and transfer.size is not None:
@@ -225,6 +233,8 @@ class Fetch:
             self._look_later()
 
     def _start_others(self) -> None:
+        self._have_joined = True
+        self._pieces.divide()
         for _ in range(self._connections - self._running):
             if self._start:
                 self._start(None)

@@ -93,6 +93,11 @@ class Pieces:
                 return self._took(offset, min(stop, end))
         return None
 
+    def divide(self) -> None:
+        """Leave to others what is far ahead of who fetches all of the rest."""
+        for span in self._taken:
+            span.stop = min(span.stop, span.position + MIN_PIECE)
+
     def put(self, span: Span) -> None:
         """Count the bytes of a span up to its position as in."""
         self.add(span.start, span.position)

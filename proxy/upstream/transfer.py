@@ -15,11 +15,12 @@ from proxy.errors import UpstreamTimeoutError
 from proxy.upstream import retry
 from proxy.upstream.wire import translated
 
-# A thread call costs about as much as hashing 100 KiB; this much makes it worth its price.
-BATCH = 256 << 10
-# More than this waits in the kernel: the network is then faster than the disk.
-BUFFER = 512 << 10
-# The same where every reader has a transfer of its own, and there may be thousands.
+# What comes is taken in batches of half a buffer or more, since each costs calls of threads. A whole buffer and the rest
+# waits in the kernel: the network is then faster than the disk. Memory is used as far as a batch fills it.
+BUFFER = 2 << 20
+# The same where a blob has several connections: each is slow, or there would be one.
+SHARED_BUFFER = 512 << 10
+# And where every reader has a transfer of its own, and there may be thousands.
 SMALL_BUFFER = 64 << 10
 # How long a slow link may hold up what has arrived, in seconds, for the sake of a larger batch.
 LINGER = 0.005
@@ -91,9 +92,10 @@ class _Parsed:
     `early` has been read of it already.
     """
 
-    def __init__(self, content: StreamReader, early: bytes) -> None:
+    def __init__(self, content: StreamReader, early: bytes, buffer: int) -> None:
         self._content = content
         self._early = early
+        self._batch = buffer // 2
         self._is_first = True
 
     async def take(self) -> memoryview:
@@ -103,7 +105,7 @@ class _Parsed:
             return early
         content = self._content
         data = await content.readany()
-        if len(data) < BATCH and not self._is_first and not content.is_eof():
+        if len(data) < self._batch and not self._is_first and not content.is_eof():
             # Upstream may send chunks of a byte.
             await asyncio.sleep(LINGER)
             if not content.exception():
@@ -132,8 +134,9 @@ class _Direct(asyncio.BufferedProtocol):
         self._stall = stall
         self._early = early
         self._left = left
-        size = min(buffer, left)
-        self._buffer, self._other = memoryview(bytearray(size)), memoryview(bytearray(size))
+        # The first bytes go on at once, and not too many of them: somebody may wait for these.
+        self._buffer = memoryview(bytearray(min(SMALL_BUFFER, left)))
+        self._other = memoryview(bytearray(min(buffer, left)))
         self._size = 0
         self._is_paused = False
         self._is_lost = False
@@ -155,8 +158,7 @@ class _Direct(asyncio.BufferedProtocol):
             if self._left:
                 raise self._content.exception() or ServerDisconnectedError
             return self._buffer[:0]
-        taken, self._size = self._buffer[: self._size], 0
-        self._buffer, self._other = self._other, self._buffer
+        taken = self._swap()
         if not self._left:
             self._give_back()
         elif not self._is_lost:
@@ -165,6 +167,15 @@ class _Direct(asyncio.BufferedProtocol):
             if self._is_paused:
                 self._is_paused = False
                 self._transport.resume_reading()
+        return taken
+
+    def _swap(self) -> memoryview:
+        """Return what is in the buffer, and fill the other."""
+        taken, self._size = self._buffer[: self._size], 0
+        self._buffer, self._other = self._other, self._buffer
+        if len(self._other) < len(self._buffer):
+            # After the first bytes.
+            self._other = memoryview(bytearray(len(self._buffer)))
         return taken
 
     async def _arrival(self) -> None:
@@ -196,7 +207,7 @@ class _Direct(asyncio.BufferedProtocol):
         self._left -= nbytes
         self._some.set()
         is_full = self._size == len(self._buffer) or not self._left
-        if self._size >= BATCH or is_full:
+        if self._size >= len(self._buffer) // 2 or is_full:
             self._enough.set()
         if is_full:
             self._is_paused = True
@@ -215,5 +226,5 @@ def _body_of(response: ClientResponse, stall: float, buffer: int) -> _Parsed | _
     early = b"".join(iter(content.read_nowait, b""))
     # A connection that has been let go has delivered everything.
     if length is None or hdrs.TRANSFER_ENCODING in response.headers or not response.connection:
-        return _Parsed(content, early)
+        return _Parsed(content, early, buffer)
     return _Direct(response.connection, content, early, length - len(early), stall, buffer)

@@ -54,6 +54,25 @@ async def test_a_connection_that_is_fast_enough_gets_no_company(registry, make_p
     assert (await program.blob(blob)).digest == blob
     assert len({seen.peer for seen in registry.seen(body)}) == 1
     assert registry.bytes_sent(body) == len(BLOB)
+    # One piece to learn what upstream can do, and then all the rest.
+    assert len(parts(registry, body)) == 2
+
+
+async def test_a_connection_that_was_fast_and_stands_still_gets_company(
+    registry, make_program, blob, body
+):
+    program = await make_program(fetch={"parallel_below": "64MB"})
+    held = asyncio.Event()
+    first = asyncio.Event()
+    registry.fail(body, Fault(stall_at=MIB, until=first), times=1)
+    asking = asyncio.ensure_future(program.blob(blob))  # noqa: TID251
+    await begun(registry, body, 1)
+    registry.fail(body, Fault(stall_at=2 * MIB, until=held), times=1)
+    first.set()
+    # The second one had all the rest; others take from it what it has not come to.
+    await begun(registry, body, 4)
+    held.set()
+    assert (await asking).digest == blob
 
 
 async def test_a_connection_that_stands_still_gets_company(registry, make_program, blob, body):

@@ -50,6 +50,18 @@ def test_no_piece_is_larger_or_smaller_than_is_worth_a_request():
     assert took(pieces(6 * MIB).take(4)) == (0, MIN_PIECE)
 
 
+def test_who_takes_all_leaves_to_others_what_is_far_ahead():
+    found = pieces(100 * MIB)
+    span = found.take(1)
+    assert span
+    span.position = 10 * MIB
+    found.divide()
+    assert (span.start, span.stop) == (0, 10 * MIB + MIN_PIECE)
+    assert took(found.take(2)) == (span.stop, span.stop + MAX_PIECE)
+    found.divide()
+    assert span.stop == 10 * MIB + MIN_PIECE
+
+
 def test_a_span_that_is_given_back_is_taken_again_from_where_it_was():
     found = pieces(64 * MIB)
     span = found.take(4)
