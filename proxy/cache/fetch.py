@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator
 
 from proxy.cache.filling import Filling
-from proxy.cache.pieces import END, Span
+from proxy.cache.pieces import END, MAX_PIECE, Span
 from proxy.cache.source import Source
 from proxy.config import FetchSettings
 from proxy.errors import (
@@ -112,7 +112,7 @@ class Fetch:
                 self._hurrying -= 1
             # Who has hurried goes on only if nobody else is left to.
             while not self._filling.is_verified and (not wanted or self._running == 1):
-                if span := self._pieces.take(self._sharers):
+                if span := self._take():
                     await self._fetch(span)
                 else:
                     await self._given_back.wait()
@@ -126,10 +126,12 @@ class Fetch:
             if self._filling.is_verified:
                 self._over.set()
 
-    @property
-    def _sharers(self) -> int:
-        """How many share what nobody has taken; one that is fast has it to itself."""
-        return 1 if self.is_shared and not self._have_joined else self._connections
+    def _take(self) -> Span | None:
+        """Take what is to be fetched next."""
+        if self.is_shared and not self._have_joined:
+            # As much again as it has brought: few requests, and if it becomes slow, others have the rest.
+            return self._pieces.take_up_to(max(MAX_PIECE, self._received))
+        return self._pieces.take(self._connections)
 
     def _fail(self, error: ProxyError) -> None:
         self._failure = self._failure or error
@@ -234,7 +236,6 @@ class Fetch:
 
     def _start_others(self) -> None:
         self._have_joined = True
-        self._pieces.divide()
         for _ in range(self._connections - self._running):
             if self._start:
                 self._start(None)

@@ -79,6 +79,14 @@ class Pieces:
             stop = min(stop, start + min(max(share, MIN_PIECE), MAX_PIECE))
         return self._took(start, stop)
 
+    def take_up_to(self, length: int) -> Span | None:
+        """Take so many of the first bytes that are wanted, at most. None if there is nothing to take."""
+        gaps = self._gaps()
+        if not gaps:
+            return None
+        start, stop = gaps[0]
+        return self._took(start, min(stop, start + length))
+
     def take_at(self, offset: int, stop: int) -> Span | None:
         """Take bytes from `offset` up to `stop` at most, before their turn.
 
@@ -92,11 +100,6 @@ class Pieces:
             if start <= offset < end:
                 return self._took(offset, min(stop, end))
         return None
-
-    def divide(self) -> None:
-        """Leave to others what is far ahead of who fetches all of the rest."""
-        for span in self._taken:
-            span.stop = min(span.stop, span.position + MIN_PIECE)
 
     def put(self, span: Span) -> None:
         """Count the bytes of a span up to its position as in."""

@@ -10,6 +10,7 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -256,11 +257,13 @@ class Delivery:
         The kernel sends it, unless it is to be encrypted, or the transport still has to write what comes before.
         """
         rest = (transport, self.blob.fd, Window(0, self.blob.size), self.threads, self.head)
-        if transport.get_extra_info("sslcontext") or transport.get_write_buffer_size():
-            self._way = Copy(is_paused, *rest)
-        else:
-            self._connection = duplicate(transport)
+        if not (transport.get_extra_info("sslcontext") or transport.get_write_buffer_size()):
+            with suppress(OSError):  # no descriptor to spare
+                self._connection = duplicate(transport)
+        if self._connection:
             self._way = Flow(self._connection, *rest)
+        else:
+            self._way = Copy(is_paused, *rest)
         self._way.start(partial(self._end, done))
 
     def resume(self) -> None:

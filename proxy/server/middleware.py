@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import count
 
@@ -15,6 +15,7 @@ from proxy.log import Log, get_logger, request_id
 from proxy.metrics import Kind, Metrics
 from proxy.server.access import Access
 from proxy.server.admin import Admin
+from proxy.server.at_once import Known
 from proxy.server.exchange import Exchange
 from proxy.server.flow import Delivery
 from proxy.server.registry import Registry
@@ -107,32 +108,47 @@ class Middleware:
         if known is None or not self._access.is_open:
             return None
         exchange = Exchange(kind=known.kind, upstream=known.repository.upstream)
-        asked = (client, known.method, known.path)
-        if known.kind == "manifest":
-            found = at_once.manifest(known, exchange)
-            if found is None:
-                return None
-            status, answer = found
-            request_id.set(str(next(self._ids)))
+        number = str(next(self._ids))
+
+        def note(status: int) -> None:
+            request_id.set(number)
+            asked = (client, known.method, known.path)
             self._note(asked, exchange, status, time.perf_counter() - began)
-            return answer
+
+        try:
+            if known.kind == "manifest":
+                found = at_once.manifest(known, exchange)
+                if found is None:
+                    return None
+                status, answer = found
+                note(status)
+                return answer
+            return self._blob_at_once(known, exchange, note)
+        except Exception:  # noqa: BLE001 (whatever it is: the usual way meets it too, and tells)
+            return None
+
+    def _blob_at_once(
+        self, known: Known, exchange: Exchange, note: Callable[[int], None]
+    ) -> bytes | Delivery | None:
+        at_once = self.registry.at_once
         blob = at_once.blob(known, exchange)
         if blob is None:
             return None
-        number = str(next(self._ids))
-        self.in_flight += 1
 
-        def note(sent: int, problem: Exception | None) -> None:
+        def ended(sent: int, problem: Exception | None) -> None:
             self._leave()
-            request_id.set(number)
             exchange.sent = sent
             exchange.problem = str(problem) if problem else ""
-            status = 200
-            if problem:
-                status = 502 if isinstance(problem, errors.ProxyError) else 499
-            self._note(asked, exchange, status, time.perf_counter() - began)
+            status = 502 if isinstance(problem, errors.ProxyError) else 499
+            note(status if problem else 200)
 
-        return at_once.deliver(known, exchange, blob, note)
+        self.in_flight += 1
+        try:
+            return at_once.deliver(known, exchange, blob, ended)
+        except BaseException:
+            self._leave()
+            blob.close()
+            raise
 
     def learn(self, head: bytes, message: RawRequestMessage) -> None:
         """Take note of what these bytes mean, for `at_once`."""

@@ -50,16 +50,11 @@ def test_no_piece_is_larger_or_smaller_than_is_worth_a_request():
     assert took(pieces(6 * MIB).take(4)) == (0, MIN_PIECE)
 
 
-def test_who_takes_all_leaves_to_others_what_is_far_ahead():
+def test_who_is_alone_takes_as_much_as_it_is_given_at_most():
     found = pieces(100 * MIB)
-    span = found.take(1)
-    assert span
-    span.position = 10 * MIB
-    found.divide()
-    assert (span.start, span.stop) == (0, 10 * MIB + MIN_PIECE)
-    assert took(found.take(2)) == (span.stop, span.stop + MAX_PIECE)
-    found.divide()
-    assert span.stop == 10 * MIB + MIN_PIECE
+    assert took(found.take_up_to(60 * MIB)) == (0, 60 * MIB)
+    assert took(found.take_up_to(60 * MIB)) == (60 * MIB, 100 * MIB)
+    assert found.take_up_to(60 * MIB) is None
 
 
 def test_a_span_that_is_given_back_is_taken_again_from_where_it_was():

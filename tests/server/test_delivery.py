@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -171,6 +172,41 @@ async def test_a_disk_that_fails_cuts_the_body(monkeypatch, program, stored, war
     monkeypatch.undo()
     status = {"kind": "blob", "status": "502"}
     assert await program.metric("pullcache_requests_total", **status) == 1
+
+
+async def test_without_a_descriptor_to_spare_it_goes_through_the_transport(
+    monkeypatch, stored, warm, usual
+):
+    path = stored[8 * MIB]
+    peer = await warm(path)
+
+    def exhausted(fd: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "dup", exhausted)
+    peer.send(get(path))
+    assert (await peer.until_answer()).body == LARGE
+    assert not usual
+
+
+async def test_what_fails_there_is_answered_the_usual_way(
+    monkeypatch, program, stored, warm, usual
+):
+    paths = [stored[4096], stored[8 * MIB]]
+    for path in paths:
+        await (await warm(path)).close()
+    usual.clear()
+
+    def broken(*args: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("proxy.server.at_once.blob_headers", broken)
+    for path in paths:
+        peer = await Peer.connect(program.url)
+        peer.send(get(path))
+        assert (await peer.until_answer()).status == 200
+    assert usual == paths
+    assert program.running.middleware.in_flight == 0
 
 
 async def test_a_stop_lets_it_end_and_closes_the_connection(program, stored, warm):
