@@ -62,6 +62,7 @@ class Filling:
         self._changed = changed
         self._ingest: Ingest | None = None
         self._reservation: Reservation | None = None
+        self._is_allocated = False
         self._is_hashing = False
         self._hashing = 0.0
 
@@ -81,8 +82,8 @@ class Filling:
         self._reservation = await disk.space.adopt(self.digest)
         if self._reservation is None:
             raise NoSpaceError("no room can be made")
-        self._ingest = disk.store.open_ingest(self.digest)
-        await in_thread(disk.threads, self._ingest.resume)
+        await in_thread(disk.threads, self._open_ingest)
+        assert self._ingest is not None
         if not self._ingest.resumed:
             return
         runs = [(0, self._ingest.frontier), *self._ingest.ahead]
@@ -95,6 +96,11 @@ class Filling:
             self.size = self._ingest.frontier
         self._advance()
         log.info("resumed", digest=str(self.digest), offset=self.frontier)
+
+    def _open_ingest(self) -> None:
+        # Kept at once: whoever is cancelled meanwhile still closes it.
+        self._ingest = self._disk.store.open_ingest(self.digest)
+        self._ingest.resume()
 
     async def learn_size(self, size: int) -> None:
         """Take the room for the whole blob as soon as upstream says how large it is."""
@@ -111,8 +117,6 @@ class Filling:
         if self.frontier > size:
             raise self._source.mismatch()
         await self._reserve_for(size)
-        await in_thread(self._disk.threads, self._ingest.preallocate, size)
-        self._reservation.written = max(size, self._reservation.written)
         # It may be an empty blob, or one that a killed process had wholly written.
         await self._absorb()
 
@@ -132,6 +136,16 @@ class Filling:
         self.pieces.put(span)
         self._ingest.ahead = self.pieces.ahead(self._ingest.frontier)
         await self._absorb()
+        if self.size is not None and not (self._is_allocated or self.is_verified):
+            await self._allocate(self.size)
+
+    async def _allocate(self, size: int) -> None:
+        """Take the whole blob's place on the disk. Not before the first bytes, which somebody waits for: it takes a while."""
+        assert self._ingest is not None
+        assert self._reservation is not None
+        self._is_allocated = True
+        await in_thread(self._disk.threads, self._ingest.preallocate, size)
+        self._reservation.written = max(size, self._reservation.written)
 
     async def end_here(self) -> None:
         """Take what is in for the whole blob: upstream said no size, only the digest can tell."""

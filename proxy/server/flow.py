@@ -20,7 +20,7 @@ from proxy.server.ranges import Window
 from proxy.storage.local import OpenBlob
 
 # The most that one connection sends before others have their turn.
-TURN = 1 << 20
+TURN = 2 << 20
 # What is read and encrypted at a time. It stays in the processor's cache, and a client that does not read holds two.
 PIECE = 64 << 10
 # How many of those before others have their turn.
@@ -59,8 +59,8 @@ class _Way(ABC):
         self._stop = window.stop
         self._threads = threads
         self._head = head
-        # Up to where the file is known to be in memory.
-        self._cached = window.start
+        # Up to where a thread has read the file, so that it is in memory.
+        self._read = window.start
         self._ended: Callable[[Exception | None], None] | None = None
 
     def start(self, ended: Callable[[Exception | None], None]) -> None:
@@ -85,8 +85,8 @@ class _Way(ABC):
         try:
             if self.offset >= self._stop:
                 self._end(None)
-            elif self.offset < self._cached or self._is_next_cached():
-                self._send()
+            elif count := self._count_ready():
+                self._send(count)
             else:
                 self._read_next()
         except OSError as error:
@@ -94,8 +94,8 @@ class _Way(ABC):
             self._end(StorageError(UNREADABLE) if is_disk else ConnectionResetError(LEFT))
 
     @abstractmethod
-    def _send(self) -> None:
-        """Send what can be sent now, at most up to where the file is in memory."""
+    def _send(self, count: int) -> None:
+        """Send what can be sent now of so many bytes, which are in memory."""
 
     def _end(self, problem: Exception | None) -> None:
         ended = self._ended
@@ -110,11 +110,11 @@ class _Way(ABC):
         """How many bytes are to be sent in the next turn."""
         return min(self._stop - self.offset, TURN)
 
-    def _is_next_cached(self) -> bool:
-        if not is_cached(self._fd, self.offset + self._next - 1):
-            return False
-        self._cached = self.offset + self._next
-        return True
+    def _count_ready(self) -> int:
+        """Return how many of the next bytes are in memory; 0 if they have to be read."""
+        if is_cached(self._fd, self.offset + self._next - 1):
+            return self._next
+        return max(0, self._read - self.offset)
 
     def _read_next(self) -> None:
         # A descriptor of the thread's own: the file may be closed meanwhile.
@@ -127,7 +127,7 @@ class _Way(ABC):
         if reading.exception():
             self._end(StorageError(UNREADABLE))
         elif self._ended:
-            self._cached = self.offset + self._next
+            self._read = self.offset + self._next
             self._go_on()
 
 
@@ -152,13 +152,12 @@ class Flow(_Way):
         super().stop()
         self._rest()
 
-    def _send(self) -> None:
+    def _send(self, count: int) -> None:
         try:
             if self._head:
                 # The kernel keeps it for what follows.
                 sent = self._connection.send(self._head, socket.MSG_MORE)
                 self._head = self._head[sent:]
-            count = self._cached - self.offset
             sent = os.sendfile(self._connection.fileno(), self._fd, self.offset, count)
         except BlockingIOError:
             self._wait()
@@ -216,8 +215,8 @@ class Copy(_Way):
         # Not within the call of the transport that says so.
         asyncio.get_running_loop().call_soon(self._go_on)
 
-    def _send(self) -> None:
-        stop = min(self._cached, self.offset + COPY_TURN)
+    def _send(self, count: int) -> None:
+        stop = self.offset + min(count, COPY_TURN)
         while self.offset < stop and not self._is_paused():
             if self._transport.is_closing():
                 raise ConnectionResetError(LEFT)

@@ -85,7 +85,7 @@ class Ingest:
         self.save()
 
     def preallocate(self, size: int) -> None:
-        """Take the room for the whole blob now, so that a full disk shows before it is half in."""
+        """Take the room for the whole blob now, so that a full disk shows before it is half in. Bytes that are in stay."""
         self._size = size
         try:
             if size:
