@@ -34,7 +34,8 @@ class Spans:
         if str(resource.attributes["service.name"]).startswith(_UNNAMED):
             resource = resource.merge(Resource({"service.name": "pullcache"}))
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._exporter = OTLPSpanExporter()
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("pullcache", version)
         self._propagator = TraceContextTextMapPropagator()
 
@@ -44,6 +45,9 @@ class Spans:
         ending = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         ending.start()
         ending.join(FLUSH_TIMEOUT)
+        if ending.is_alive():
+            # Or it would try again and again.
+            self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
     def answering(
         self, name: str, attributes: Mapping[str, Any], headers: Mapping[str, str]

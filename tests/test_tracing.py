@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -138,6 +139,11 @@ async def test_a_collector_that_does_not_answer_holds_up_no_answer_and_no_stop(
         # Connected to, and never answered: the SDK would wait for thirty seconds.
         async with asyncio.timeout(15):
             await program.stop()
+    # Nobody tries again behind our back.
+    for thread in threading.enumerate():
+        if thread.name == "traces":
+            await asyncio.to_thread(thread.join, 20)
+            assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(
