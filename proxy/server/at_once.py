@@ -79,7 +79,7 @@ class AtOnce:
         self._known: dict[bytes, Known] = {}
 
     def learn(self, head: bytes, message: RawRequestMessage) -> None:
-        """Keep what `head`, the whole of a request, was found to mean, if `answer` can make use of it."""
+        """Keep what `head`, the whole of a request, was found to mean, if `manifest` or `blob` can answer it."""
         if (
             len(head) > MAX_HEAD
             or head.count(b"\r\n\r\n") != 1

@@ -158,6 +158,8 @@ class Flow(_Way):
                 # The kernel keeps it for what follows.
                 sent = self._connection.send(self._head, socket.MSG_MORE)
                 self._head = self._head[sent:]
+                if self._head:
+                    raise BlockingIOError  # the client takes the rest first
             sent = os.sendfile(self._connection.fileno(), self._fd, self.offset, count)
         except BlockingIOError:
             self._wait()

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import re
+import socket
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -140,18 +142,29 @@ async def test_a_file_that_is_shorter_than_it_was_stays_short_and_is_not_served_
 
 
 async def test_what_is_not_in_memory_is_read_in_a_thread(monkeypatch, stored, warm, usual):
-    asked: list[int] = []
+    was_read = 0
+    sent: list[tuple[int, int]] = []
+    read, sendfile = flow._read_and_close, os.sendfile
 
-    def never(fd: int, offset: int) -> bool:
-        asked.append(offset)
-        return False
+    def reading(fd: int, count: int, offset: int) -> None:
+        nonlocal was_read
+        assert threading.current_thread() is not threading.main_thread()
+        read(fd, count, offset)
+        was_read = offset + count
+
+    def sending(out: int, fd: int, offset: int, count: int) -> int:
+        sent.append((offset + count, was_read))
+        return sendfile(out, fd, offset, count)
 
     path = stored[8 * MIB]
     peer = await warm(path)
-    monkeypatch.setattr(flow, "is_cached", never)
+    monkeypatch.setattr(flow, "is_cached", lambda *_: False)
+    monkeypatch.setattr(flow, "_read_and_close", reading)
+    monkeypatch.setattr(os, "sendfile", sending)
     peer.send(get(path))
     assert (await peer.until_answer()).body == LARGE
-    assert len(asked) == 8
+    assert all(stop <= known for stop, known in sent)
+    assert sent[-1] == (8 * MIB, 8 * MIB)
     assert not usual
 
 
@@ -186,6 +199,28 @@ async def test_without_a_descriptor_to_spare_it_goes_through_the_transport(
     monkeypatch.setattr(os, "dup", exhausted)
     peer.send(get(path))
     assert (await peer.until_answer()).body == LARGE
+    assert not usual
+
+
+async def test_a_head_that_the_kernel_takes_in_parts_comes_whole_before_the_blob(
+    monkeypatch, stored, warm, usual
+):
+    class Short(socket.socket):
+        def send(self, data: Any, flags: int = 0) -> int:
+            return super().send(data[:100], flags)
+
+    def duplicate(transport: asyncio.Transport) -> socket.socket:
+        own = transport.get_extra_info("socket")
+        copy = Short(own.family, own.type, own.proto, fileno=os.dup(own.fileno()))
+        copy.setblocking(False)
+        return copy
+
+    path = stored[8 * MIB]
+    peer = await warm(path)
+    monkeypatch.setattr(flow, "duplicate", duplicate)
+    peer.send(get(path))
+    answer = await peer.until_answer()
+    assert (answer.status, answer.body) == (200, LARGE)
     assert not usual
 
 
