@@ -3,12 +3,14 @@
 import asyncio
 import functools
 import inspect
+import logging
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
 
@@ -44,6 +46,15 @@ def _impatient(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[
             await test(*args, **kwargs)
 
     return run
+
+
+@pytest.fixture
+def log_as_it_was() -> Iterator[None]:
+    """Undo what configuring the log has changed."""
+    level = logging.getLogger().level
+    yield
+    structlog.reset_defaults()
+    logging.getLogger().setLevel(level)
 
 
 @pytest.fixture(autouse=True)

@@ -9,19 +9,12 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
-import structlog
 
 from proxy.log import Format, Log, configure, get_logger
 
+pytestmark = pytest.mark.usefixtures("log_as_it_was")
+
 Journal = Callable[[Callable[[Log], object], Format], list[tuple[int, str]]]
-
-
-@pytest.fixture(autouse=True)
-def _as_it_was() -> Iterator[None]:
-    level = logging.getLogger().level
-    yield
-    structlog.reset_defaults()
-    logging.getLogger().setLevel(level)
 
 
 def stream_of(end: socket.socket) -> str:

@@ -5,25 +5,18 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import structlog
 from hypothesis import given, strategies as st
 
 from proxy.log import Format, Log, configure, get_logger, render_json, request_id
 
+pytestmark = pytest.mark.usefixtures("log_as_it_was")
+
 LINES = 50_000
-
-
-@pytest.fixture(autouse=True)
-def _as_it_was() -> Iterator[None]:
-    level = logging.getLogger().level
-    yield
-    structlog.reset_defaults()
-    logging.getLogger().setLevel(level)
 
 
 @pytest.fixture

@@ -19,8 +19,10 @@ from proxy.server import readers
 from proxy.server.ranges import Window
 from proxy.storage.local import OpenBlob
 
-# The most that one connection sends before others have their turn.
+# The most that one connection sends before others have their turn, and that a thread reads from the disk at a time.
 TURN = 2 << 20
+# Whether the file is in memory is asked once for so many bytes. Asking for each turn costs a tenth of the sending.
+AHEAD = 4 * TURN
 # What is read and encrypted at a time. It stays in the processor's cache, and a client that does not read holds two.
 PIECE = 64 << 10
 # How many of those before others have their turn.
@@ -39,28 +41,32 @@ def duplicate(transport: asyncio.Transport) -> socket.socket:
     return copy
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a file, and the head that is sent before it. `threads` read what is not in memory."""
+
+    fd: int
+    window: Window
+    threads: Executor
+    head: bytes = b""
+
+
 class _Way(ABC):
-    """How a part of a file gets to a client, after `head`. `offset` is how far it has come.
+    """How a part of a file gets to a client. `offset` is how far it has come.
 
     What is not in memory is read in a thread first: the event loop does not wait for the disk.
     """
 
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        fd: int,
-        window: Window,
-        threads: Executor,
-        head: bytes = b"",
-    ) -> None:
-        self.offset = window.start
+    def __init__(self, transport: asyncio.Transport, part: Part) -> None:
+        self.offset = part.window.start
         self._transport = transport
-        self._fd = fd
-        self._stop = window.stop
-        self._threads = threads
-        self._head = head
-        # Up to where a thread has read the file, so that it is in memory.
-        self._read = window.start
+        self._fd = part.fd
+        self._stop = part.window.stop
+        self._threads = part.threads
+        self._head = part.head
+        # Up to where the file was found to be in memory.
+        self._known = self.offset
+        self._is_reading = False
         self._ended: Callable[[Exception | None], None] | None = None
 
     def start(self, ended: Callable[[Exception | None], None]) -> None:
@@ -80,7 +86,7 @@ class _Way(ABC):
 
     def _go_on(self) -> None:
         """Send what can be sent now, but not more than a turn; see that it goes on."""
-        if self._ended is None:
+        if self._ended is None or self._is_reading:
             return
         try:
             if self.offset >= self._stop:
@@ -105,45 +111,38 @@ class _Way(ABC):
 
     # Waiting for the disk.
 
-    @property
-    def _next(self) -> int:
-        """How many bytes are to be sent in the next turn."""
-        return min(self._stop - self.offset, TURN)
-
     def _count_ready(self) -> int:
-        """Return how many of the next bytes are in memory; 0 if they have to be read."""
-        if is_cached(self._fd, self.offset + self._next - 1):
-            return self._next
-        return max(0, self._read - self.offset)
+        """Return how many of the next bytes are in memory, a turn at most; 0 if they have to be read."""
+        if self.offset >= self._known:
+            ahead = min(self._stop, self.offset + AHEAD)
+            if not is_cached(self._fd, ahead - 1):
+                return 0
+            self._known = ahead
+        return min(self._known - self.offset, TURN)
 
     def _read_next(self) -> None:
+        stop = min(self._stop, self.offset + TURN)
         # A descriptor of the thread's own: the file may be closed meanwhile.
         reading = asyncio.get_running_loop().run_in_executor(
-            self._threads, _read_and_close, os.dup(self._fd), self._next, self.offset
+            self._threads, _read_and_close, os.dup(self._fd), stop - self.offset, self.offset
         )
-        reading.add_done_callback(self._have_read)
+        self._is_reading = True
+        reading.add_done_callback(partial(self._have_read, stop))
 
-    def _have_read(self, reading: "asyncio.Future[None]") -> None:
+    def _have_read(self, stop: int, reading: "asyncio.Future[None]") -> None:
+        self._is_reading = False
         if reading.exception():
             self._end(StorageError(UNREADABLE))
         elif self._ended:
-            self._read = self.offset + self._next
+            self._known = stop
             self._go_on()
 
 
 class Flow(_Way):
     """The kernel sends the file on a socket that does not block, as the client takes it."""
 
-    def __init__(
-        self,
-        connection: socket.socket,
-        transport: asyncio.Transport,
-        fd: int,
-        window: Window,
-        threads: Executor,
-        head: bytes = b"",
-    ) -> None:
-        super().__init__(transport, fd, window, threads, head)
+    def __init__(self, connection: socket.socket, transport: asyncio.Transport, part: Part) -> None:
+        super().__init__(transport, part)
         self._connection = connection
         self._watch: readers.Watch | None = None
 
@@ -154,12 +153,9 @@ class Flow(_Way):
 
     def _send(self, count: int) -> None:
         try:
-            if self._head:
-                # The kernel keeps it for what follows.
-                sent = self._connection.send(self._head, socket.MSG_MORE)
-                self._head = self._head[sent:]
-                if self._head:
-                    raise BlockingIOError  # the client takes the rest first
+            if self._head and not self._send_head():
+                self._wait()
+                return
             sent = os.sendfile(self._connection.fileno(), self._fd, self.offset, count)
         except BlockingIOError:
             self._wait()
@@ -171,6 +167,12 @@ class Flow(_Way):
             self._wait()
         else:
             self._end(None)
+
+    def _send_head(self) -> bool:
+        """Tell whether the kernel has taken all of the head. It keeps it for what follows."""
+        sent = self._connection.send(self._head, socket.MSG_MORE)
+        self._head = self._head[sent:]
+        return not self._head
 
     def _read_next(self) -> None:
         self._rest()
@@ -200,15 +202,9 @@ class Copy(_Way):
     """
 
     def __init__(
-        self,
-        is_paused: Callable[[], bool],
-        transport: asyncio.Transport,
-        fd: int,
-        window: Window,
-        threads: Executor,
-        head: bytes = b"",
+        self, is_paused: Callable[[], bool], transport: asyncio.Transport, part: Part
     ) -> None:
-        super().__init__(transport, fd, window, threads, head)
+        super().__init__(transport, part)
         self._is_paused = is_paused
         transport.set_write_buffer_limits(PIECE)
 
@@ -257,14 +253,14 @@ class Delivery:
 
         The kernel sends it, unless it is to be encrypted, or the transport still has to write what comes before.
         """
-        rest = (transport, self.blob.fd, Window(0, self.blob.size), self.threads, self.head)
+        part = Part(self.blob.fd, Window(0, self.blob.size), self.threads, self.head)
         if not (transport.get_extra_info("sslcontext") or transport.get_write_buffer_size()):
             with suppress(OSError):  # no descriptor to spare
                 self._connection = duplicate(transport)
         if self._connection:
-            self._way = Flow(self._connection, *rest)
+            self._way = Flow(self._connection, transport, part)
         else:
-            self._way = Copy(is_paused, *rest)
+            self._way = Copy(is_paused, transport, part)
         self._way.start(partial(self._end, done))
 
     def resume(self) -> None:

@@ -113,8 +113,8 @@ class _Connection(RequestHandler):
         if self._delivery:
             self._keep(data)
             return
-        express, waiter = self._express, self._waiter
-        is_idle = waiter is not None and not (waiter.done() or self._head_began or self._paused)
+        express = self._express
+        is_idle = self._awaits_request and not (self._head_began or self._paused)
         if express and is_idle and self._answer_at_once(express, data):
             return
         super().data_received(data)
@@ -122,13 +122,19 @@ class _Connection(RequestHandler):
             message, _ = self._messages[0]
             if isinstance(message, RawRequestMessage):
                 express.learn(data, message)
-        waits = bool(data) and self._waiter is not None and not self._waiter.done()
+        waits = bool(data) and self._awaits_request
         if waits and not self._head_began and self._keepalive_handle:
             self._keepalive_handle.cancel()
             timeout = min(HEAD_TIMEOUT, self.keepalive_timeout)
             self._next_keepalive_close_time = self._loop.time() + timeout
             self._keepalive_handle = self._loop.call_later(timeout, self._process_keepalive)
         self._head_began = waits
+
+    @property
+    def _awaits_request(self) -> bool:
+        """Tell whether all that was asked is answered; so it is before the first request, which may come early."""
+        waiter = self._waiter
+        return not self._request_count if waiter is None else not waiter.done()
 
     def _answer_at_once(self, express: Express, head: bytes) -> bool:
         transport = self.transport

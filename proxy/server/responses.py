@@ -23,7 +23,17 @@ from aiohttp.web import BaseRequest, Response
 from proxy.cache.download import Detached, Download
 from proxy.errors import ProxyError, StorageError
 from proxy.flight import in_thread
-from proxy.server.flow import COPY_TURN, LEFT, PIECE, SHRUNK, UNREADABLE, Flow, duplicate, is_cached
+from proxy.server.flow import (
+    COPY_TURN,
+    LEFT,
+    PIECE,
+    SHRUNK,
+    UNREADABLE,
+    Flow,
+    Part,
+    duplicate,
+    is_cached,
+)
 from proxy.server.ranges import Window
 from proxy.storage.local import OpenBlob
 
@@ -180,7 +190,8 @@ class Sender:
             await self._copy_file(fd, offset, stop)
             return
         ended = asyncio.get_running_loop().create_future()
-        flow = Flow(self._socket, self._transport, fd, Window(offset, stop), self._threads)
+        part = Part(fd, Window(offset, stop), self._threads)
+        flow = Flow(self._socket, self._transport, part)
         try:
             flow.start(partial(_settle, ended))
             await ended

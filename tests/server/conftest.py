@@ -22,6 +22,21 @@ def usual(monkeypatch) -> list[str]:
     return went
 
 
+@pytest.fixture
+async def logged(program) -> list[dict[str, object]]:
+    """The lines of the program's access log."""
+    lines: list[dict[str, object]] = []
+
+    class Lines:
+        def access(self, event: str, **fields: object) -> None:
+            lines.append({"event": event, **fields})
+
+    await program.stop()
+    program.access_log = Lines()
+    await program.start()
+    return lines
+
+
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory):
     return Authority(tmp_path_factory.mktemp("authority"))

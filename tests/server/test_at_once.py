@@ -143,22 +143,13 @@ async def test_logins_are_asked_for(program, ask, image, tmp_path, usual):
     assert len(usual) == 2
 
 
-async def test_they_are_counted_and_logged(registry, program, image):
-    lines: list[dict[str, object]] = []
-
-    class Lines:
-        def access(self, event: str, **fields: object) -> None:
-            lines.append({"event": event, **fields})
-
-    await program.stop()
-    program.access_log = Lines()
-    await program.start()
+async def test_they_are_counted_and_logged(registry, program, image, logged):
     peer = await Peer.connect(program.url)
     for _ in range(3):
         peer.send(LATEST)
         await peer.until_answer()
         peer.received.clear()
-    usual, *at_once = lines
+    usual, *at_once = logged
     assert (usual["cache"], [line["cache"] for line in at_once]) == ("miss", ["hit", "hit"])
     for line in at_once:
         assert line.keys() == usual.keys()

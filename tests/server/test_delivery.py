@@ -7,11 +7,13 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from proxy.server import flow, readers
 from proxy.server.at_once import SMALL
+from proxy.server.flow import Copy
 from tests.fakes.content import digest_of
 from tests.fakes.peer import Peer
 from tests.server.test_at_once import LATEST, TIMES, request
@@ -90,6 +92,28 @@ async def test_what_is_asked_behind_a_blob_comes_behind_it(stored, warm, usual):
     assert answer.end == "fin"
 
 
+async def test_the_first_request_of_a_connection_is_answered_at_once_though_it_comes_with_it(
+    program, stored, warm, usual
+):
+    path = stored[4096]
+    await (await warm(path)).close()
+    url = urlsplit(program.url)
+    # The loop does not run between these: it finds connection and request together.
+    with socket.create_connection((url.hostname, url.port)) as client:
+        client.sendall(get(path))
+        answer = b""
+        async with asyncio.timeout(10):
+            while not answer.endswith(LARGE[:4096]):
+                answer += await asyncio.to_thread(client.recv, 8192)
+        client.sendall(request("/v2/", "Connection: close"))
+        answer = b""
+        async with asyncio.timeout(10):
+            while piece := await asyncio.to_thread(client.recv, 8192):
+                answer += piece
+    assert answer.endswith(b"{}")
+    assert usual == ["/v2/"]
+
+
 async def test_a_client_that_leaves_frees_everything(program, stored, warm):
     path = stored[8 * MIB]
     await (await warm(path)).close()
@@ -165,6 +189,35 @@ async def test_what_is_not_in_memory_is_read_in_a_thread(monkeypatch, stored, wa
     assert (await peer.until_answer()).body == LARGE
     assert all(stop <= known for stop, known in sent)
     assert sent[-1] == (8 * MIB, 8 * MIB)
+    assert not usual
+
+
+async def test_nothing_is_read_twice_when_the_transport_has_room_meanwhile(
+    monkeypatch, stored, warm, usual
+):
+    offsets: list[int] = []
+    read, read_next = flow._read_and_close, Copy._read_next
+
+    def reading(fd: int, count: int, offset: int) -> None:
+        offsets.append(offset)
+        read(fd, count, offset)
+
+    def hurried(way: Copy) -> None:
+        read_next(way)
+        way.resume()
+
+    def exhausted(transport: asyncio.Transport) -> socket.socket:
+        raise OSError(24, "Too many open files")
+
+    path = stored[8 * MIB]
+    peer = await warm(path)
+    monkeypatch.setattr(flow, "duplicate", exhausted)
+    monkeypatch.setattr(flow, "is_cached", lambda *_: False)
+    monkeypatch.setattr(flow, "_read_and_close", reading)
+    monkeypatch.setattr(Copy, "_read_next", hurried)
+    peer.send(get(path))
+    assert (await peer.until_answer()).body == LARGE
+    assert offsets == [0, 2 * MIB, 4 * MIB, 6 * MIB]
     assert not usual
 
 

@@ -132,23 +132,14 @@ async def test_what_is_nowhere_is_404(program):
         assert (await program.ask(path)).status == 404
 
 
-async def test_a_request_is_logged_once_with_what_matters(registry, program, make_program):
+async def test_a_request_is_logged_once_with_what_matters(registry, program, logged):
     digest = registry.add_blob(BLOB)
-    lines: list[dict[str, object]] = []
-
-    class Lines:
-        def access(self, event: str, **fields: object) -> None:
-            lines.append({"event": event, **fields})
-
-    await program.stop()
-    program.access_log = Lines()
-    await program.start()
     await program.blob(digest)
     await program.settled()
-    lines.clear()
+    logged.clear()
     await program.blob(digest)
     await program.blob(digest_of(b"none"))
-    hit, unknown = lines
+    hit, unknown = logged
     assert (hit["method"], hit["status"], hit["cache"]) == ("GET", 200, "hit")
     assert (hit["upstream"], hit["bytes"]) == ("docker.io", len(BLOB))
     assert digest in str(hit["path"])
@@ -156,7 +147,7 @@ async def test_a_request_is_logged_once_with_what_matters(registry, program, mak
     assert isinstance(hit["seconds"], float)
     assert unknown["status"] == 404
     assert "does not have it" in str(unknown["problem"])
-    json.dumps(lines)
+    json.dumps(logged)
 
 
 async def test_secrets_are_in_no_log_and_no_answer(registry, make_program):
