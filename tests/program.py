@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import stat
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -153,11 +154,14 @@ class Program:
 
     def on_disk(self) -> int:
         """Return what `du` says of everything under the store."""
-        total = 0
+        sizes: dict[int, int] = {}
         for path in self.root.rglob("*"):
             with suppress(FileNotFoundError):  # evicted while we look
-                total += path.stat().st_blocks * 512 if path.is_file() else 0
-        return total
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode):
+                    # By inode: what is renamed while we look is found twice.
+                    sizes[status.st_ino] = status.st_blocks * 512
+        return sum(sizes.values())
 
     # Asking.
 
