@@ -171,6 +171,11 @@ class Space:
         None if even that cannot be had; the ingest is then removed.
         """
         size = self._leftovers.pop(digest, 0)
+        if not size:
+            # The disk is not asked: how much is needed is not known yet.
+            empty = Reservation(0)
+            self._reservations.add(empty)
+            return empty
         # Reserved before anything is awaited: what is on the disk is never out of the account.
         reservation = await self.reserve(size)
         if reservation is None:

@@ -6,6 +6,7 @@ kernel (or OpenSSL) fill two buffers by turns, and give the connection back at t
 """
 
 import asyncio
+import mmap
 from collections.abc import AsyncIterator
 
 from aiohttp import ClientResponse, ServerDisconnectedError, StreamReader, hdrs
@@ -89,10 +90,10 @@ class Transfer:
 class _Parsed:
     """A body as aiohttp reads it: one that came with its head, or whose length is not known.
 
-    `early` has been read of it already.
+    What is `early` has been read of it already.
     """
 
-    def __init__(self, content: StreamReader, early: bytes, buffer: int) -> None:
+    def __init__(self, content: StreamReader, early: list[memoryview], buffer: int) -> None:
         self._content = content
         self._early = early
         self._batch = buffer // 2
@@ -101,8 +102,8 @@ class _Parsed:
     async def take(self) -> memoryview:
         """Return what has arrived; nothing at the end. Raises what aiohttp raises."""
         if self._early:
-            early, self._early, self._is_first = memoryview(self._early), b"", False
-            return early
+            self._is_first = False
+            return self._early.pop(0)
         content = self._content
         data = await content.readany()
         if len(data) < self._batch and not self._is_first and not content.is_eof():
@@ -121,7 +122,7 @@ class _Direct(asyncio.BufferedProtocol):
         self,
         connection: Connection,
         content: StreamReader,
-        early: bytes,
+        early: list[memoryview],
         left: int,
         stall: float,
         buffer: int,
@@ -135,8 +136,8 @@ class _Direct(asyncio.BufferedProtocol):
         self._early = early
         self._left = left
         # The first bytes go on at once, and not too many of them: somebody may wait for these.
-        self._buffer = memoryview(bytearray(min(SMALL_BUFFER, left)))
-        self._other = memoryview(bytearray(min(buffer, left)))
+        self._buffer = _memory(min(SMALL_BUFFER, left))
+        self._other = _memory(min(buffer, left))
         self._size = 0
         self._is_paused = False
         self._is_lost = False
@@ -150,8 +151,8 @@ class _Direct(asyncio.BufferedProtocol):
     async def take(self) -> memoryview:
         """Return what has arrived; nothing at the end. Raises what aiohttp raises."""
         if self._early:
-            early, self._early, self._is_first = memoryview(self._early), b"", False
-            return early
+            self._is_first = False
+            return self._early.pop(0)
         if self._left or self._size:
             await self._arrival()
         if not self._size:
@@ -175,7 +176,7 @@ class _Direct(asyncio.BufferedProtocol):
         self._buffer, self._other = self._other, self._buffer
         if len(self._other) < len(self._buffer):
             # After the first bytes.
-            self._other = memoryview(bytearray(len(self._buffer)))
+            self._other = _memory(len(self._buffer))
         return taken
 
     async def _arrival(self) -> None:
@@ -221,10 +222,17 @@ class _Direct(asyncio.BufferedProtocol):
         self._enough.set()
 
 
+def _memory(size: int) -> memoryview:
+    """Return a buffer that takes memory only as far as it is filled; a bytearray is filled with zeros."""
+    return memoryview(mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
 def _body_of(response: ClientResponse, stall: float, buffer: int) -> _Parsed | _Direct:
     content, length = response.content, response.content_length
-    early = b"".join(iter(content.read_nowait, b""))
+    read = memoryview(b"".join(iter(content.read_nowait, b"")))
+    # Somebody may wait for the first bytes: few are written and hashed sooner than many.
+    early = [part for part in (read[:SMALL_BUFFER], read[SMALL_BUFFER:]) if part]
     # A connection that has been let go has delivered everything.
     if length is None or hdrs.TRANSFER_ENCODING in response.headers or not response.connection:
         return _Parsed(content, early, buffer)
-    return _Direct(response.connection, content, early, length - len(early), stall, buffer)
+    return _Direct(response.connection, content, early, length - len(read), stall, buffer)

@@ -1,7 +1,9 @@
 """The bytes of a blob arrive as they were sent, and their connection is used again."""
 
 import random
+import resource
 import ssl
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import trustme
 from proxy.errors import UpstreamUnavailableError
 from proxy.oci.digest import Digest
 from proxy.upstream.client import Upstream
-from proxy.upstream.transfer import BUFFER
+from proxy.upstream.transfer import BUFFER, SMALL_BUFFER
 from tests.fakes.raw import HEAD_END, RawUpstream, RecvUntil, Reset, Send
 from tests.fakes.registry import FakeRegistry
 
@@ -58,6 +60,37 @@ async def test_a_body_ends_where_its_length_says(connect, extra):
         body = bytearray()
         await received(await connect(raw.url), DIGEST, body)
         assert body == BLOB
+
+
+async def test_of_what_came_with_the_head_the_first_bytes_go_on_before_the_rest(connect):
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BLOB)}\r\n".encode() + HEAD_END[2:]
+    async with RawUpstream([RecvUntil(), Send(head + BLOB)]) as raw:
+        upstream = await connect(raw.url)
+        async with upstream.open_blob("library/app", DIGEST) as transfer:
+            sizes = [len(chunk) async for chunk in transfer.chunks()]
+    assert 0 < sizes[0] <= SMALL_BUFFER
+    assert sum(sizes) == len(BLOB)
+
+
+async def test_transfers_take_memory_only_as_far_as_bytes_have_come(connect):
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BLOB)}\r\n".encode() + HEAD_END[2:]
+    async with (
+        RawUpstream([RecvUntil(), Send(head + BLOB[:1000])]) as raw,
+        AsyncExitStack() as open_ones,
+    ):
+        upstream = await connect(raw.url)
+        before = resident()
+        for _ in range(32):
+            opened = upstream.open_blob("library/app", DIGEST)
+            transfer = await open_ones.enter_async_context(opened)
+            assert await anext(transfer.chunks()) == BLOB[:1000]
+        assert resident() - before < 32 * BUFFER // 4
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process has."""
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * resource.getpagesize()
 
 
 async def test_a_body_in_chunks_of_a_byte_comes_whole(connect):
