@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from tests.bench import load
+from tests.bench import load, proc
 from tests.bench.content import GIB, KIB, MIB
 from tests.bench.figures import Goal, Row, Runs, Size
 from tests.bench.load import Run
@@ -89,12 +89,16 @@ def _peak(runs: Runs) -> Row:
 
 
 def _alternately(servers: list[Server], size: Size, once: Once) -> Runs:
-    """Run the same on each in turn; a peer that does not stand it is left out, and that is said."""
+    """Run the same on each in turn; a peer that does not stand it is left out, and that is said.
+
+    docker-registry works on when its clients have left: it is waited for, or whoever comes next pays.
+    """
     runs, failed = Runs(), set[str]()
     for _ in range(size.rounds):
         for server in servers:
             if server.name in failed:
                 continue
+            proc.await_idle(other.pid for other in servers)
             try:
                 runs.add(server.name, once(server))
             except (AssertionError, OSError, subprocess.TimeoutExpired) as error:

@@ -2,6 +2,8 @@
 
 import os
 import re
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -13,6 +15,16 @@ def cpu_seconds(pid: int) -> float:
         return 0.0
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICK
+
+
+def await_idle(pids: Iterable[int], patience: float = 2.0) -> None:
+    """Wait until these have nothing to do for a moment, or so many seconds."""
+    pids = [*pids]
+    end = time.monotonic() + patience
+    spent, before = sum(map(cpu_seconds, pids)), -1.0
+    while spent != before and time.monotonic() < end:
+        time.sleep(5 / _TICK)
+        spent, before = sum(map(cpu_seconds, pids)), spent
 
 
 def memory(pid: int) -> int:

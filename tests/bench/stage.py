@@ -1,5 +1,6 @@
 """Who is measured: pullcache, its peers, and the upstream that all of them ask."""
 
+import os
 import re
 import shutil
 import sys
@@ -72,6 +73,8 @@ class Stage:
             for name in self.among(*names):
                 servers.append(running.enter_context(self.fresh(name, tls=tls)))
                 self.warm(servers[-1])
+            # What was written for it is not to go to the disk while something is measured.
+            os.sync()
             yield servers
 
     def warm(self, server: Server) -> None:
