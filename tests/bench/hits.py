@@ -42,7 +42,7 @@ def _blobs(stage: Stage, servers: list[Server], size: Size, how: str) -> Iterato
                 once = partial(
                     load.blobs, path=path, size=length, seconds=size.seconds, clients=clients
                 )
-            runs = _alternately(servers, size, once)
+            runs = _alternately(servers, size, path, once)
             work = f"{_say(length)}, {_count(clients)}{how}"
             if length < MIB:
                 rates = runs.figures(lambda run: run.requests / run.seconds)
@@ -63,7 +63,7 @@ def _manifests(stage: Stage, servers: list[Server], size: Size, how: str) -> Ite
     for what, path in (("tag", stage.content.by_tag), ("digest", stage.content.by_digest)):
         for clients in size.connections:
             once = partial(load.wrk, path=path, seconds=size.seconds, clients=clients)
-            runs = _alternately(servers, size, once)
+            runs = _alternately(servers, size, path, once)
             many = clients == 32
             rates = runs.figures(lambda run: run.requests / run.seconds)
             goal = Goal(">=", MANIFESTS) if many and not how else None
@@ -88,8 +88,8 @@ def _peak(runs: Runs) -> Row:
     return Row("  peak memory", "MiB", runs.figures(lambda run: run.peak / MIB))
 
 
-def _alternately(servers: list[Server], size: Size, once: Once) -> Runs:
-    """Run the same on each in turn; a peer that does not stand it is left out, and that is said.
+def _alternately(servers: list[Server], size: Size, path: str, once: Once) -> Runs:
+    """Run the same on each in turn, with what is at `path` in memory; a peer that does not stand it is left out, and that is said.
 
     docker-registry works on when its clients have left: it is waited for, or whoever comes next pays.
     """
@@ -98,8 +98,9 @@ def _alternately(servers: list[Server], size: Size, once: Once) -> Runs:
         for server in servers:
             if server.name in failed:
                 continue
-            proc.await_idle(other.pid for other in servers)
             try:
+                load.recall(server, path)
+                proc.await_idle(other.pid for other in servers)
                 runs.add(server.name, once(server))
             except (AssertionError, OSError, subprocess.TimeoutExpired) as error:
                 if server.name in OURS:

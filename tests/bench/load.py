@@ -5,7 +5,7 @@ import select
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import repeat
@@ -15,7 +15,7 @@ from tests.bench import proc
 from tests.bench.stage import Server
 from tests.system.images import MANIFEST
 from tests.system.processes import run
-from tests.system.wire import ask
+from tests.system.wire import ask, connect
 
 PIECE = 1 << 20
 SILENCE = 60.0  # seconds after which a server that sends nothing has failed
@@ -55,6 +55,17 @@ def clocked(server: Server) -> Iterator[Run]:
     done.peak = proc.peak(server.pid)
     if done.latencies:
         done.p50, done.p99 = (percentile(done.latencies, share) for share in (0.5, 0.99))
+
+
+def recall(server: Server, path: str) -> None:
+    """Ask for one thing, unmeasured, so that its file is in memory: the machine may have dropped it meanwhile."""
+    buffer = bytearray(PIECE)
+    with closing(connect(server.url, SILENCE)) as connection:
+        connection.request("GET", path, headers={"Accept": MANIFEST})
+        response = connection.getresponse()
+        assert response.status == HTTPStatus.OK, f"{server.name}: {response.status} for {path}"
+        while response.readinto(buffer):
+            pass
 
 
 def percentile(values: list[float], share: float) -> float:

@@ -31,7 +31,7 @@ def cold(stage: Stage, size: Size, place: Path) -> Iterator[Row]:
     _touch(place / "touched", size.cold)
     for _ in range(size.rounds):
         for name in (*stage.among(PULLCACHE, *PEERS), UPSTREAM):
-            before = len(stage.transfers(path))
+            before = _recall(stage, path)
             with stage.fresh(name) as server:
                 runs.add(name, _until_stored(stage, server, path, size.cold))
             if name != UPSTREAM:
@@ -58,7 +58,7 @@ def crowd(stage: Stage, size: Size) -> Iterator[Row]:
     runs = Runs()
     for _ in range(size.few):
         for name in stage.among(PULLCACHE, *PEERS):
-            before = len(stage.transfers(path))
+            before = _recall(stage, path)
             with stage.fresh(name) as server:
                 runs.add(name, _all_at_once(server, path, stage.content))
             sent = eventually(partial(_since, stage, path, before), "upstream's log")
@@ -77,6 +77,7 @@ def beside_slow(stage: Stage, size: Size) -> Iterator[Row]:
     for _ in range(size.few):
         for name in stage.among(PULLCACHE, *PEERS):
             once = partial(load.blobs, path=path, size=size.crowd, seconds=0, clients=FAST)
+            _recall(stage, path)
             with stage.fresh(name) as server:
                 runs[""].add(name, once(server))
             with stage.fresh(name) as server, stalled(server, path):
@@ -109,6 +110,15 @@ def _skopeo(server: Server, name: str, target: Path) -> None:
     source = f"docker://{server.url.rpartition('/')[2]}/{name}"
     run("skopeo", "copy", "--quiet", "--src-tls-verify=false", source, f"dir:{target}")
     shutil.rmtree(target)
+
+
+def _recall(stage: Stage, path: str) -> int:
+    """See that upstream has a blob in memory; return how often it has sent it so far."""
+    before = len(stage.transfers(path))
+    with stage.fresh(UPSTREAM) as upstream:
+        load.recall(upstream, path)
+    eventually(partial(_since, stage, path, before), "upstream's log")
+    return len(stage.transfers(path))
 
 
 def _until_stored(stage: Stage, server: Server, path: str, size: int) -> Run:
