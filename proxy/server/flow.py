@@ -19,9 +19,10 @@ from proxy.server import readers
 from proxy.server.ranges import Window
 from proxy.storage.local import OpenBlob
 
-# The most that one connection sends before others have their turn, and that a thread reads from the disk at a time.
+# The most that one connection sends before others have their turn.
 TURN = 2 << 20
-# Whether the file is in memory is asked once for so many bytes. Asking for each turn costs a tenth of the sending.
+# Whether the file is in memory is asked once for so many bytes, as asking for each turn costs a tenth of the sending.
+# What is not is the work of a thread, this much at a time.
 AHEAD = 4 * TURN
 # What is read and encrypted at a time. It stays in the processor's cache, and a client that does not read holds two.
 PIECE = 64 << 10
@@ -54,7 +55,7 @@ class Part:
 class _Way(ABC):
     """How a part of a file gets to a client. `offset` is how far it has come.
 
-    What is not in memory is read in a thread first: the event loop does not wait for the disk.
+    For what is not in memory a thread waits: the event loop does not wait for the disk.
     """
 
     def __init__(self, transport: asyncio.Transport, part: Part) -> None:
@@ -66,7 +67,7 @@ class _Way(ABC):
         self._head = part.head
         # Up to where the file was found to be in memory.
         self._known = self.offset
-        self._is_reading = False
+        self._is_in_thread = False
         self._ended: Callable[[Exception | None], None] | None = None
 
     def start(self, ended: Callable[[Exception | None], None]) -> None:
@@ -86,7 +87,7 @@ class _Way(ABC):
 
     def _go_on(self) -> None:
         """Send what can be sent now, but not more than a turn; see that it goes on."""
-        if self._ended is None or self._is_reading:
+        if self._ended is None or self._is_in_thread:
             return
         try:
             if self.offset >= self._stop:
@@ -94,14 +95,21 @@ class _Way(ABC):
             elif count := self._count_ready():
                 self._send(count)
             else:
-                self._read_next()
+                self._send_from_disk()
         except OSError as error:
-            is_disk = error.errno == errno.EIO
-            self._end(StorageError(UNREADABLE) if is_disk else ConnectionResetError(LEFT))
+            self._fail(error)
 
     @abstractmethod
     def _send(self, count: int) -> None:
         """Send what can be sent now of so many bytes, which are in memory."""
+
+    @abstractmethod
+    def _send_from_disk(self) -> None:
+        """Have a thread read or send what comes next, which is not in memory."""
+
+    def _fail(self, error: OSError) -> None:
+        is_disk = error.errno == errno.EIO
+        self._end(StorageError(UNREADABLE) if is_disk else ConnectionResetError(LEFT))
 
     def _end(self, problem: Exception | None) -> None:
         ended = self._ended
@@ -109,33 +117,45 @@ class _Way(ABC):
         if ended:
             ended(problem)
 
-    # Waiting for the disk.
+    # The disk.
 
     def _count_ready(self) -> int:
         """Return how many of the next bytes are in memory, a turn at most; 0 if they have to be read."""
         if self.offset >= self._known:
             ahead = min(self._stop, self.offset + AHEAD)
-            if not is_cached(self._fd, ahead - 1):
+            if not (is_cached(self._fd, self.offset) and is_cached(self._fd, ahead - 1)):
                 return 0
             self._known = ahead
         return min(self._known - self.offset, TURN)
 
-    def _read_next(self) -> None:
-        stop = min(self._stop, self.offset + TURN)
-        # A descriptor of the thread's own: the file may be closed meanwhile.
-        reading = asyncio.get_running_loop().run_in_executor(
-            self._threads, _read_and_close, os.dup(self._fd), stop - self.offset, self.offset
-        )
-        self._is_reading = True
-        reading.add_done_callback(partial(self._have_read, stop))
+    def _in_thread(
+        self, work: Callable[[int, int, int], int], count: int, done: Callable[[int], None]
+    ) -> None:
+        """Have a thread do `work` with a descriptor of its own, as the file may be closed meanwhile; then go on.
 
-    def _have_read(self, stop: int, reading: "asyncio.Future[None]") -> None:
-        self._is_reading = False
-        if reading.exception():
-            self._end(StorageError(UNREADABLE))
-        elif self._ended:
-            self._known = stop
-            self._go_on()
+        It is given the descriptor, the offset and `count`; `done` gets what it returns.
+        """
+        file = os.dup(self._fd)
+
+        def run() -> int:
+            try:
+                return work(file, self.offset, count)
+            finally:
+                os.close(file)
+
+        self._is_in_thread = True
+        working = asyncio.get_running_loop().run_in_executor(self._threads, run)
+        working.add_done_callback(partial(self._is_done, done))
+
+    def _is_done(self, done: Callable[[int], None], working: "asyncio.Future[int]") -> None:
+        self._is_in_thread = False
+        error = working.exception()
+        if self._ended is None:
+            return
+        if isinstance(error, OSError):
+            self._fail(error)
+        else:
+            done(working.result())
 
 
 class Flow(_Way):
@@ -152,31 +172,39 @@ class Flow(_Way):
         self._rest()
 
     def _send(self, count: int) -> None:
-        try:
-            if self._head and not self._send_head():
-                self._wait()
-                return
-            sent = os.sendfile(self._connection.fileno(), self._fd, self.offset, count)
-        except BlockingIOError:
-            self._wait()
+        if self._send_head():
+            self._have_sent(_sendfile(self._connection.fileno(), self._fd, self.offset, count))
+
+    def _send_from_disk(self) -> None:
+        if not self._send_head():
             return
-        self.offset += sent
-        if not sent:
+        self._rest()
+        connection = self._connection.dup()  # which may be closed meanwhile, too
+
+        def send(file: int, offset: int, count: int) -> int:
+            with connection:
+                return _sendfile(connection.fileno(), file, offset, count)
+
+        self._in_thread(send, min(self._stop - self.offset, AHEAD), self._have_sent)
+
+    def _send_head(self) -> bool:
+        """Tell whether the kernel has taken all of the head. It keeps it for what follows."""
+        if self._head:
+            with suppress(BlockingIOError):
+                sent = self._connection.send(self._head, socket.MSG_MORE)
+                self._head = self._head[sent:]
+            if self._head:
+                self._wait()
+        return not self._head
+
+    def _have_sent(self, count: int) -> None:
+        self.offset += max(0, count)
+        if not count:
             self._end(StorageError(SHRUNK))
         elif self.offset < self._stop:
             self._wait()
         else:
             self._end(None)
-
-    def _send_head(self) -> bool:
-        """Tell whether the kernel has taken all of the head. It keeps it for what follows."""
-        sent = self._connection.send(self._head, socket.MSG_MORE)
-        self._head = self._head[sent:]
-        return not self._head
-
-    def _read_next(self) -> None:
-        self._rest()
-        super()._read_next()
 
     # Waiting for the client.
 
@@ -229,6 +257,13 @@ class Copy(_Way):
             self._end(None)
         elif not self._is_paused():
             asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _send_from_disk(self) -> None:
+        self._in_thread(_read, min(self._stop - self.offset, TURN), self._have_read)
+
+    def _have_read(self, stop: int) -> None:
+        self._known = stop
+        self._go_on()
 
 
 @dataclass(slots=True)
@@ -287,11 +322,18 @@ class Delivery:
             self.note(way.offset, problem)
 
 
-def _read_and_close(fd: int, count: int, offset: int) -> None:
+def _read(fd: int, offset: int, count: int) -> int:
+    """Read a part of a file, so that it is in memory; return where it ends."""
+    os.pread(fd, count, offset)
+    return offset + count
+
+
+def _sendfile(connection: int, fd: int, offset: int, count: int) -> int:
+    """Return how many bytes the kernel has taken; -1 if it takes none now, 0 if there are none."""
     try:
-        os.pread(fd, count, offset)
-    finally:
-        os.close(fd)
+        return os.sendfile(connection, fd, offset, count)
+    except BlockingIOError:
+        return -1
 
 
 def is_cached(fd: int, offset: int) -> bool:

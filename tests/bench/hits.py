@@ -25,6 +25,25 @@ def plain(stage: Stage, size: Size) -> Iterator[Row]:
         yield from _manifests(stage, servers, size, "")
 
 
+def from_disk(stage: Stage, size: Size) -> Iterator[Row]:
+    """Measure blobs that are not in memory, as most are in a store that is larger than it."""
+    length = max(size.hits)
+    path = stage.content.blobs[length]
+    with stage.warmed(PULLCACHE, NGINX) as servers:
+        for clients in (1, 8):
+            runs = Runs()
+            for _ in range(size.rounds):
+                for server in servers:
+                    stage.drop(server, path)
+                    runs.add(
+                        server.name, load.blobs(server, path, length, seconds=0, clients=clients)
+                    )
+            speeds = runs.figures(lambda run: run.received / run.seconds / 1e6)
+            yield Row(f"{_say(length)} from the disk, {_count(clients)}", "MB/s", speeds)
+            spent = runs.figures(lambda run: run.server_cpu / (run.received / GIB))
+            yield Row("  server's CPU", "s/GiB", spent, digits=3)
+
+
 def secured(stage: Stage, size: Size) -> Iterator[Row]:
     """Measure all of it over TLS beside nginx, which has no sendfile there either."""
     with stage.warmed(*SECURED, tls=True) as servers:

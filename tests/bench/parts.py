@@ -72,6 +72,7 @@ def _hits(setting: Setting) -> Iterator[dict[str, Measure]]:
     with _stage(setting, hits=size.hits) as stage:
         yield {
             "plain": partial(hits.plain, stage, size),
+            "disk": partial(hits.from_disk, stage, size),
             "TLS": partial(hits.secured, stage, size),
         }
 

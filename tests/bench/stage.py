@@ -95,6 +95,12 @@ class Stage:
         has = partial(_has, server, path, content or self.content)
         eventually(has, f"{server.name} stores {path}", deadline=120)
 
+    def drop(self, server: Server, path: str) -> None:
+        """Have the system forget what it has in memory of a file that nginx or pullcache serves."""
+        file = self.content.file(path) if server.name == NGINX else _blob(server, path)
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
     @contextmanager
     def fresh(self, name: str, upstream: str = "", *, tls: bool = False) -> Iterator[Server]:
         """Run one of them on an empty store, for as long as the context lasts.
@@ -195,5 +201,9 @@ def _has(server: Server, path: str, content: Content) -> bool:
         files = (server.home / "cache").iterdir()
         return any("." not in f.name and f.stat().st_size > size for f in files)
     if server.name in (PULLCACHE, OTHER):
-        return (server.home / "store" / "blobs" / "sha256" / hexadecimal).exists()
+        return _blob(server, content.digest(path)).exists()
     return True
+
+
+def _blob(server: Server, path: str) -> Path:
+    return server.home / "store" / "blobs" / "sha256" / path.rpartition(":")[2]

@@ -114,7 +114,9 @@ async def test_the_first_request_of_a_connection_is_answered_at_once_though_it_c
     assert usual == ["/v2/"]
 
 
-async def test_a_client_that_leaves_frees_everything(program, stored, warm):
+@pytest.mark.parametrize("is_cached", [True, False])
+async def test_a_client_that_leaves_frees_everything(monkeypatch, program, stored, warm, is_cached):
+    monkeypatch.setattr(flow, "is_cached", lambda *_: is_cached)
     path = stored[8 * MIB]
     await (await warm(path)).close()
     middleware = program.running.middleware
@@ -165,30 +167,46 @@ async def test_a_file_that_is_shorter_than_it_was_stays_short_and_is_not_served_
     assert (again.status, again.digest) == (200, digest_of(LARGE))
 
 
-async def test_what_is_not_in_memory_is_read_in_a_thread(monkeypatch, stored, warm, usual):
-    was_read = 0
-    sent: list[tuple[int, int]] = []
-    read, sendfile = flow._read_and_close, os.sendfile
-
-    def reading(fd: int, count: int, offset: int) -> None:
-        nonlocal was_read
-        assert threading.current_thread() is not threading.main_thread()
-        read(fd, count, offset)
-        was_read = offset + count
+async def test_for_what_is_not_in_memory_a_thread_waits(monkeypatch, stored, warm, usual):
+    sent = 0
+    sendfile = os.sendfile
 
     def sending(out: int, fd: int, offset: int, count: int) -> int:
-        sent.append((offset + count, was_read))
-        return sendfile(out, fd, offset, count)
+        nonlocal sent
+        assert threading.current_thread() is not threading.main_thread()
+        sent += (done := sendfile(out, fd, offset, count))
+        return done
 
     path = stored[8 * MIB]
     peer = await warm(path)
     monkeypatch.setattr(flow, "is_cached", lambda *_: False)
-    monkeypatch.setattr(flow, "_read_and_close", reading)
     monkeypatch.setattr(os, "sendfile", sending)
     peer.send(get(path))
     assert (await peer.until_answer()).body == LARGE
-    assert all(stop <= known for stop, known in sent)
-    assert sent[-1] == (8 * MIB, 8 * MIB)
+    assert sent == 8 * MIB
+    assert not usual
+
+
+@pytest.mark.parametrize("lacking", [0, 8 * MIB - 1])
+async def test_what_is_in_memory_in_part_is_not_waited_for_either(
+    monkeypatch, stored, warm, usual, lacking
+):
+    threads = set()
+    sendfile, is_cached = os.sendfile, flow.is_cached
+
+    def sending(out: int, fd: int, offset: int, count: int) -> int:
+        threads.add(threading.current_thread() is threading.main_thread())
+        return sendfile(out, fd, offset, count)
+
+    path = stored[8 * MIB]
+    peer = await warm(path)
+    monkeypatch.setattr(
+        flow, "is_cached", lambda fd, offset: offset != lacking and is_cached(fd, offset)
+    )
+    monkeypatch.setattr(os, "sendfile", sending)
+    peer.send(get(path))
+    assert (await peer.until_answer()).body == LARGE
+    assert False in threads
     assert not usual
 
 
@@ -196,14 +214,14 @@ async def test_nothing_is_read_twice_when_the_transport_has_room_meanwhile(
     monkeypatch, stored, warm, usual
 ):
     offsets: list[int] = []
-    read, read_next = flow._read_and_close, Copy._read_next
+    read, send_from_disk = flow._read, Copy._send_from_disk
 
-    def reading(fd: int, count: int, offset: int) -> None:
+    def reading(fd: int, offset: int, count: int) -> int:
         offsets.append(offset)
-        read(fd, count, offset)
+        return read(fd, offset, count)
 
     def hurried(way: Copy) -> None:
-        read_next(way)
+        send_from_disk(way)
         way.resume()
 
     def exhausted(transport: asyncio.Transport) -> socket.socket:
@@ -213,15 +231,17 @@ async def test_nothing_is_read_twice_when_the_transport_has_room_meanwhile(
     peer = await warm(path)
     monkeypatch.setattr(flow, "duplicate", exhausted)
     monkeypatch.setattr(flow, "is_cached", lambda *_: False)
-    monkeypatch.setattr(flow, "_read_and_close", reading)
-    monkeypatch.setattr(Copy, "_read_next", hurried)
+    monkeypatch.setattr(flow, "_read", reading)
+    monkeypatch.setattr(Copy, "_send_from_disk", hurried)
     peer.send(get(path))
     assert (await peer.until_answer()).body == LARGE
     assert offsets == [0, 2 * MIB, 4 * MIB, 6 * MIB]
     assert not usual
 
 
-async def test_a_disk_that_fails_cuts_the_body(monkeypatch, program, stored, warm):
+@pytest.mark.parametrize("is_cached", [True, False])
+async def test_a_disk_that_fails_cuts_the_body(monkeypatch, program, stored, warm, is_cached):
+    monkeypatch.setattr(flow, "is_cached", lambda *_: is_cached)
     path = stored[8 * MIB]
     peer = await warm(path)
     sendfile = os.sendfile
