@@ -33,6 +33,7 @@ def cold(stage: Stage, size: Size, place: Path) -> Iterator[Row]:
         for name in (*stage.among(PULLCACHE, *PEERS), UPSTREAM):
             before = _recall(stage, path)
             with stage.fresh(name) as server:
+                _begin(stage, server)
                 runs.add(name, _until_stored(stage, server, path, size.cold))
             if name != UPSTREAM:
                 sent = eventually(partial(_since, stage, path, before), "upstream's log")
@@ -119,6 +120,13 @@ def _recall(stage: Stage, path: str) -> int:
         load.recall(upstream, path)
     eventually(partial(_since, stage, path, before), "upstream's log")
     return len(stage.transfers(path))
+
+
+def _begin(stage: Stage, server: Server) -> None:
+    """Have a server do what it does once in its life: who asks first pays for that."""
+    for path in stage.content.hits:
+        load.recall(server, path)
+    proc.await_idle([server.pid])
 
 
 def _until_stored(stage: Stage, server: Server, path: str, size: int) -> Run:
