@@ -22,7 +22,7 @@ PATIENCE = 45.0
 
 # A hit opens, stats and sends its file in the loop, and reads one indexed row there: each takes
 # microseconds from the page cache, a hop to a thread takes more (design, section 5).
-_CHEAP_ON_PURPOSE = ("os.stat", "os.sendfile")
+_CHEAP_ON_PURPOSE = ("os.stat", "os.statvfs", "os.sendfile")
 
 
 def pytest_asyncio_loop_factories(

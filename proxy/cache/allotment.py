@@ -16,12 +16,8 @@ class Allotment:
     def __init__(self, contents: Contents, hold: Hold) -> None:
         self._contents = contents
         self._hold = hold
-        self._room = 0
+        self._room = contents.space.room()
         self._given: set[Digest] = set()
-
-    async def open(self) -> None:
-        """Look how much there is."""
-        self._room = await self._contents.space.room()
 
     def lacking(self, images: Sequence[Found]) -> int:
         """Return how many bytes these take together that there are not."""

@@ -114,9 +114,9 @@ class Space:
             return "pinned"
         return "no_space"
 
-    async def room(self) -> int:
+    def room(self) -> int:
         """Return how many bytes of blobs could be here beside what is pinned, if all else went."""
-        free = await asyncio.to_thread(self._store.free_bytes)
+        free = self._store.free_bytes()
         partial = sum(self._leftovers.values()) + sum(item.written for item in self._reservations)
         most = self.max_size - self._index.bytes_on_disk() - INDEX_MARGIN
         return min(most, self.stored + partial + free - self._min_free) - self.pinned
@@ -244,7 +244,8 @@ class Space:
             # The account is exact, but room is also taken while victims go. What the file system
             # says is not: a file that is still read keeps its blocks. So the rounds are bounded.
             for _ in range(3):
-                free = await asyncio.to_thread(self._store.free_bytes)
+                # In the loop, as what a hit asks of the file system: a hop to a thread takes longer, and a client waits.
+                free = self._store.free_bytes()
                 over = self.used + INDEX_MARGIN - self.max_size
                 lacking = self._min_free + pending - free
                 needed = max(over, lacking)

@@ -175,7 +175,6 @@ class _Run:
     async def work(self, wanted: Iterable[Wanted]) -> None:
         """Do all of it."""
         images = self._images(wanted)
-        await self._allotment.open()
         ready: list[tuple[_Image, Found]] = []
         late: dict[str, list[_Image]] = {}
 
