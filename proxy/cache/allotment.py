@@ -11,7 +11,7 @@ from proxy.storage.local import footprint
 
 
 class Allotment:
-    """The room that one preload gives out. `await open()` before anything else."""
+    """The room that one preload gives out."""
 
     def __init__(self, contents: Contents, hold: Hold) -> None:
         self._contents = contents
