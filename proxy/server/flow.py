@@ -29,6 +29,9 @@ PIECE = 64 << 10
 # How many of those before others have their turn.
 COPY_TURN = 4 * PIECE
 
+# What a file system fails with; everything else a connection does.
+_DISK_ERRORS = (errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ESTALE, errno.ENODATA)
+
 UNREADABLE = "the disk cannot be read"
 SHRUNK = "a file in the store is shorter than it was"
 LEFT = "the client has left"
@@ -108,7 +111,7 @@ class _Way(ABC):
         """Have a thread read or send what comes next, which is not in memory."""
 
     def _fail(self, error: OSError) -> None:
-        is_disk = error.errno == errno.EIO
+        is_disk = error.errno in _DISK_ERRORS
         self._end(StorageError(UNREADABLE) if is_disk else ConnectionResetError(LEFT))
 
     def _end(self, problem: Exception | None) -> None:

@@ -1,6 +1,7 @@
 """Blobs that are sent where their request arrives: whole or short as always, and the connection lives on."""
 
 import asyncio
+import errno
 import os
 import re
 import socket
@@ -239,8 +240,11 @@ async def test_nothing_is_read_twice_when_the_transport_has_room_meanwhile(
     assert not usual
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EUCLEAN])
 @pytest.mark.parametrize("is_cached", [True, False])
-async def test_a_disk_that_fails_cuts_the_body(monkeypatch, program, stored, warm, is_cached):
+async def test_a_disk_that_fails_cuts_the_body(
+    monkeypatch, program, stored, warm, is_cached, number
+):
     monkeypatch.setattr(flow, "is_cached", lambda *_: is_cached)
     path = stored[8 * MIB]
     peer = await warm(path)
@@ -248,7 +252,7 @@ async def test_a_disk_that_fails_cuts_the_body(monkeypatch, program, stored, war
 
     def broken(out: int, fd: int, offset: int, count: int) -> int:
         if offset >= 4 * MIB:
-            raise OSError(5, "Input/output error")
+            raise OSError(number, "the disk fails")
         return sendfile(out, fd, offset, min(count, 4 * MIB - offset))
 
     monkeypatch.setattr(os, "sendfile", broken)
