@@ -39,7 +39,8 @@ def from_disk(stage: Stage, size: Size) -> Iterator[Row]:
                         server.name, load.blobs(server, path, length, seconds=0, clients=clients)
                     )
             speeds = runs.figures(lambda run: run.received / run.seconds / 1e6)
-            yield Row(f"{_say(length)} from the disk, {_count(clients)}", "MB/s", speeds)
+            work = f"{_say(length)} from the disk, {_count(clients)}"
+            yield Row(work, "MB/s", speeds, more=True)
             spent = runs.figures(lambda run: run.server_cpu / (run.received / GIB))
             yield Row("  server's CPU", "s/GiB", spent, digits=3)
 
