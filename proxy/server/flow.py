@@ -47,7 +47,7 @@ def duplicate(transport: asyncio.Transport) -> socket.socket:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a file, and the head that is sent before it. `threads` read what is not in memory."""
+    """A part of a file, and the head that is sent before it. `threads` read or send what is not in memory."""
 
     fd: int
     window: Window
