@@ -301,6 +301,29 @@ async def test_a_head_that_the_kernel_takes_in_parts_comes_whole_before_the_blob
     assert not usual
 
 
+async def test_segments_are_full_while_more_follows_and_nothing_is_held_back_in_the_end(
+    monkeypatch, stored, warm
+):
+    sent_on: list[socket.socket] = []
+    real = flow.duplicate
+
+    def duplicate(transport: asyncio.Transport) -> socket.socket:
+        sent_on.append(transport.get_extra_info("socket"))
+        return real(transport)
+
+    def is_corked() -> int:
+        return sent_on[-1].getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
+
+    path = stored[8 * MIB]
+    peer = await warm(path)
+    monkeypatch.setattr(flow, "duplicate", duplicate)
+    peer.send(get(path))
+    await peer.read(100)
+    assert is_corked()
+    assert (await peer.until_answer()).body == LARGE
+    assert not is_corked()
+
+
 async def test_what_fails_there_is_answered_the_usual_way(
     monkeypatch, program, stored, warm, usual
 ):
