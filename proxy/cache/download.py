@@ -235,9 +235,9 @@ class Download:
     async def _fill(self) -> None:
         """Get all bytes into the file, or detach."""
         try:
-            await self._filling.open()
-            if not self._filling.is_verified:
-                await self._fetch.run()
+            async with self._filling.opened():
+                if not self._filling.is_verified:
+                    await self._fetch.run()
         except StorageError as error:
             self._detach(error)
 

@@ -1,7 +1,9 @@
 """A blob on its way into the store: the room it takes, the file it grows in, how far it is right."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TypeVar
@@ -10,7 +12,7 @@ from proxy.cache.eviction import Reservation, Space
 from proxy.cache.pieces import Pieces, Span
 from proxy.cache.source import Source
 from proxy.errors import NoSpaceError, StorageError
-from proxy.flight import in_thread
+from proxy.flight import beside, in_thread
 from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.oci.digest import Hash
@@ -61,6 +63,7 @@ class Filling:
         self._source = source
         self._changed = changed
         self._ingest: Ingest | None = None
+        self._opening: asyncio.Future[None] | None = None
         self._reservation: Reservation | None = None
         self._is_allocated = False
         self._is_hashing = False
@@ -76,36 +79,53 @@ class Filling:
         """Return a hash of the bytes up to the frontier, to go on elsewhere."""
         return self._ingest.hasher() if self._ingest else self.digest.hasher()
 
-    async def open(self) -> None:
-        """Open the file, and take over what an earlier fetch has left."""
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """Open the file for the block, and take over what an earlier fetch has left.
+
+        If that is nothing the block begins at once: upstream may be asked while the disk makes the file.
+        """
         disk = self._disk
         self._reservation = await disk.space.adopt(self.digest)
         if self._reservation is None:
             raise NoSpaceError("no room can be made")
-        await in_thread(disk.threads, self._open_ingest)
+        is_new = not self._reservation.size
+        async with beside(in_thread(disk.threads, self._open, is_new=is_new)) as self._opening:
+            if not is_new:
+                await self._resume(await self._opened())
+            yield
+
+    def _open(self, *, is_new: bool) -> None:
+        # Kept at once: whoever is cancelled meanwhile still closes it.
+        self._ingest = self._disk.store.open_ingest(self.digest)
+        if not is_new:
+            self._ingest.resume()
+
+    async def _opened(self) -> Ingest:
+        """Return the file as soon as it is open."""
+        assert self._opening is not None
+        if not self._opening.done():
+            await asyncio.wait((self._opening,))
+        self._opening.result()
         assert self._ingest is not None
-        if not self._ingest.resumed:
+        return self._ingest
+
+    async def _resume(self, ingest: Ingest) -> None:
+        if not ingest.resumed:
             return
-        runs = [(0, self._ingest.frontier), *self._ingest.ahead]
+        runs = [(0, ingest.frontier), *ingest.ahead]
         for start, stop in runs:
             self.pieces.add(start, stop)
         self.resumed = self.pieces.count
         await self._reserve_for(max(stop for _, stop in runs))
-        if self._ingest.is_right():
+        if ingest.is_right():
             # The whole blob: it was only the commit that was missing.
-            self.size = self._ingest.frontier
+            self.size = ingest.frontier
         self._advance()
         log.info("resumed", digest=str(self.digest), offset=self.frontier)
 
-    def _open_ingest(self) -> None:
-        # Kept at once: whoever is cancelled meanwhile still closes it.
-        self._ingest = self._disk.store.open_ingest(self.digest)
-        self._ingest.resume()
-
     async def learn_size(self, size: int) -> None:
         """Take the room for the whole blob as soon as upstream says how large it is."""
-        assert self._ingest is not None
-        assert self._reservation is not None
         if self.size is not None:
             if size != self.size:
                 raise self._source.mismatch()
@@ -122,29 +142,28 @@ class Filling:
 
     async def write(self, span: Span, data: memoryview) -> None:
         """Write the next bytes of a span; hash them, and what they were waited for, if they are due."""
-        assert self._ingest is not None
         offset = span.position
         # Claimed first: from now on nobody else is given these bytes to write, so what is hashed is
         # what stays in the file, whatever upstream sends a second time.
         data = data[: span.stop - offset]
         span.position += len(data)
+        ingest = await self._opened()
         await self._reserve_for(span.position)
-        if offset == self._ingest.frontier and not self._is_hashing:
-            await self._hash(self._ingest.append, [data])
+        if self.size is not None and self.pieces.has_any and not self._is_allocated:
+            await self._allocate(ingest, self.size)
+        if offset == ingest.frontier and not self._is_hashing:
+            await self._hash(ingest.append, [data])
         else:
-            await in_thread(self._disk.threads, self._ingest.write, offset, data)
+            await in_thread(self._disk.threads, ingest.write, offset, data)
         self.pieces.put(span)
-        self._ingest.ahead = self.pieces.ahead(self._ingest.frontier)
+        ingest.ahead = self.pieces.ahead(ingest.frontier)
         await self._absorb()
-        if self.size is not None and not (self._is_allocated or self.is_verified):
-            await self._allocate(self.size)
 
-    async def _allocate(self, size: int) -> None:
+    async def _allocate(self, ingest: Ingest, size: int) -> None:
         """Take the whole blob's place on the disk. Not before the first bytes, which somebody waits for: it takes a while."""
-        assert self._ingest is not None
         assert self._reservation is not None
         self._is_allocated = True
-        await in_thread(self._disk.threads, self._ingest.preallocate, size)
+        await in_thread(self._disk.threads, ingest.preallocate, size)
         self._reservation.written = max(size, self._reservation.written)
 
     async def end_here(self) -> None:
@@ -210,15 +229,15 @@ class Filling:
 
     async def _absorb(self) -> None:
         """Hash what the frontier has met, unless somebody else does: they will come to it."""
-        assert self._ingest is not None
+        ingest = await self._opened()
         self._advance()
         while not self._is_hashing:
-            start = self._ingest.frontier
+            start = ingest.frontier
             stop = min(self.pieces.filled(start), start + ABSORB)
             if start == stop:
                 return
-            await self._hash(self._ingest.absorb, stop)
-            if self._ingest.frontier == start:
+            await self._hash(ingest.absorb, stop)
+            if ingest.frontier == start:
                 raise StorageError("cannot read an ingest: it is shorter than it was")
             self._advance()
 

@@ -1,9 +1,14 @@
 """A cold pull costs upstream little: tokens, redirects and all."""
 
 import asyncio
+import threading
+from typing import Any
 
 import pytest
 
+from proxy.errors import StorageError
+from proxy.storage.ingest import Ingest
+from proxy.storage.local import LocalStore
 from tests.fakes.faults import Fault
 
 LAYERS = [bytes([n]) * 100_000 for n in range(3)]
@@ -77,3 +82,41 @@ async def test_an_upstream_without_tokens_and_cdn_costs_less_still(registry, pro
     image = registry.add_image(layers=LAYERS)
     await program.pull(image)
     assert len(registry.requests) <= 6
+
+
+async def test_upstream_is_asked_while_the_disk_makes_the_file(monkeypatch, registry, program):
+    digest = registry.add_blob(LAYERS[0])
+    was_asked = threading.Event()
+    open_ingest = LocalStore.open_ingest
+
+    def slow(store: LocalStore, *rest: Any) -> Ingest:
+        assert was_asked.wait(10)
+        return open_ingest(store, *rest)
+
+    monkeypatch.setattr(LocalStore, "open_ingest", slow)
+    async with asyncio.TaskGroup() as group:
+        pulling = group.create_task(program.blob(digest))
+        await registry.until(lambda: registry.count(registry.body_of(digest)) > 0)
+        was_asked.set()
+    assert pulling.result().is_whole
+    await program.settled()
+    assert program.stored() == {digest}
+
+
+async def test_a_disk_that_cannot_make_the_file_costs_the_storing_and_not_the_pull(
+    monkeypatch, registry, program
+):
+    digest = registry.add_blob(LAYERS[0])
+
+    def broken(*_: Any) -> Ingest:
+        raise StorageError("cannot create an ingest: the disk fails")
+
+    monkeypatch.setattr(LocalStore, "open_ingest", broken)
+    for _ in range(2):
+        assert (await program.blob(digest)).is_whole
+        await program.settled()
+    assert await program.metric("pullcache_uncached_total", reason="disk_error") == 2
+    monkeypatch.undo()
+    assert (await program.blob(digest)).is_whole
+    await program.settled()
+    assert program.stored() == {digest}
