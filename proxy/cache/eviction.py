@@ -17,7 +17,7 @@ from proxy.log import get_logger
 from proxy.metrics import EvictionReason, Metrics, UncachedReason
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference
-from proxy.storage.fsck import find_unknown
+from proxy.storage.fsck import look_into
 from proxy.storage.index import Index
 from proxy.storage.local import LocalStore, footprint
 from proxy.storage.tables import Repository
@@ -77,14 +77,21 @@ class Space:
     async def open(self) -> None:
         """Count what is there, also what a lost index or a kill has left uncounted."""
         self.blobs, self.stored = await self._index.totals()
-        unknown = await asyncio.to_thread(find_unknown, self._store, is_index_empty=not self.blobs)
+        unsettled = await asyncio.to_thread(self._store.list_committed)
+        unknown = await asyncio.to_thread(look_into, self._store, unsettled if self.blobs else None)
         if unknown:
             log.warning("index_completed", blobs=len(unknown))
             await self._index.adopt(unknown)
             self.blobs, self.stored = await self._index.totals()
+        # Not before the index knows them.
+        await asyncio.to_thread(self._settle, unsettled)
         for digest, size, _ in await asyncio.to_thread(self._store.list_ingests):
             self._leftovers[digest] = size
         await self._make_room(0)
+
+    def _settle(self, digests: Iterable[Digest]) -> None:
+        for digest in digests:
+            self._store.delete_ingest(digest)
 
     async def resize(self, max_size: int, min_free: int) -> None:
         """Let the store hold so much, and leave so much free, from now on; evict what is too much."""

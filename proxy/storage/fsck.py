@@ -79,33 +79,29 @@ def _check(store: LocalStore, *, dry_run: bool, progress: Callable[[int, int], N
     return Report(len(paths), total_bytes, len(good), corrupt)
 
 
-def find_unknown(
-    store: LocalStore, *, is_index_empty: bool
+def look_into(
+    store: LocalStore, digests: Iterable[Digest] | None = None
 ) -> list[tuple[Digest, int, oci.Manifest | None]]:
-    """Return blobs that the index does not know, with sizes, and with their manifests if they are any.
+    """Return those of the blobs that are in the store, with sizes, and with their manifests if they are any.
 
-    Those that a kill left between commit and index; all files, if the index is empty. Their names are
-    believed, but manifests are verified before they are looked into. Raises `StorageError`.
+    None stands for all. Names are believed, but manifests are verified before they are looked into. Raises `StorageError`.
     """
     try:
-        return _find_unknown(store, is_index_empty=is_index_empty)
+        return _look_into(store, digests)
     except OSError as error:
         raise StorageError(f"the store {store.root} cannot be read: {error}") from error
 
 
-def _find_unknown(
-    store: LocalStore, *, is_index_empty: bool
+def _look_into(
+    store: LocalStore, digests: Iterable[Digest] | None
 ) -> list[tuple[Digest, int, oci.Manifest | None]]:
-    unsettled = store.list_committed()
     found = []
-    for digest, size in store.iter_blobs() if is_index_empty else _sizes(store, unsettled):
+    for digest, size in store.iter_blobs() if digests is None else _sizes(store, digests):
         content = b""
         if size <= oci.MAX_MANIFEST_SIZE:
             content = Path(store.path(digest)).read_bytes()
         is_right = bool(content) and Digest.of(content, digest.algorithm) == digest
         found.append((digest, size, _as_manifest(content) if is_right else None))
-    for digest in unsettled:
-        store.delete_ingest(digest)
     return found
 
 

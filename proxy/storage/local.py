@@ -199,13 +199,19 @@ class LocalStore:
         return found
 
     def list_committed(self) -> list[Digest]:
-        """Return the digests whose ingest was committed, but not settled: a kill came between."""
+        """Return the digests whose ingest was committed, but not settled: a kill came between.
+
+        Raises `StorageError`.
+        """
         found = []
-        for state in self._ingest.glob("*.state"):
-            algorithm, _, encoded = state.stem.partition("-")
-            digest = _parse_name(algorithm, encoded)
-            if digest and not state.with_suffix("").exists():
-                found.append(digest)
+        try:
+            for state in self._ingest.glob("*.state"):
+                algorithm, _, encoded = state.stem.partition("-")
+                digest = _parse_name(algorithm, encoded)
+                if digest and not state.with_suffix("").exists():
+                    found.append(digest)
+        except OSError as error:
+            raise storage_error("list", error) from error
         return found
 
     def delete_ingest(self, digest: Digest) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from proxy.cache.eviction import Reservation, Space
+from proxy.errors import StorageError
 from proxy.metrics import Metrics
 from proxy.oci.digest import Digest
 from proxy.storage.index import Index
@@ -72,9 +73,9 @@ class Shop:
     def holds(self, digest: Digest | None) -> bool:
         return digest is not None and Path(self.store.path(digest)).exists()
 
-    def on_disk(self) -> int:
+    def on_disk(self, pattern: str = "**/*") -> int:
         """What `du` says of everything under the store."""
-        files = [path for path in self.store.root.rglob("*") if path.is_file()]
+        files = [path for path in self.store.root.glob(pattern) if path.is_file()]
         return sum(path.stat().st_blocks * 512 for path in files)
 
 
@@ -83,11 +84,13 @@ async def opened(root: Path, *, cap: int = CAP, min_free: int = 0) -> AsyncItera
     clock, metrics = Clock(), Metrics([], "0")
     store = await asyncio.to_thread(LocalStore, root)
     index = await asyncio.to_thread(Index, root / "index.sqlite", clock)
-    space = Space(store, index, metrics, max_size=cap, min_free=min_free, clock=clock)
-    await space.open()
-    yield Shop(store, index, space, metrics, clock)
-    await asyncio.to_thread(index.close)
-    store.close()
+    try:
+        space = Space(store, index, metrics, max_size=cap, min_free=min_free, clock=clock)
+        await space.open()
+        yield Shop(store, index, space, metrics, clock)
+    finally:
+        await asyncio.to_thread(index.close)
+        store.close()
 
 
 @pytest.fixture
@@ -279,3 +282,33 @@ async def test_an_index_that_cannot_be_written_for_a_while_does_not_spoil_the_ac
         await shop.fetch(1000 * KIB)
         assert shop.on_disk() <= CAP
     assert shop.space.blobs == len(list((shop.store.root / "blobs" / "sha256").iterdir()))
+
+
+async def test_a_commit_that_nobody_counted_is_counted_at_the_next_start_or_the_one_after(
+    tmp_path, monkeypatch
+):
+    root = tmp_path / "store"
+    async with opened(root) as shop:
+        assert await shop.fetch(KIB)
+        digest = Digest.of(bytes(100 * KIB))
+
+        def commit() -> None:
+            ingest = shop.store.open_ingest(digest)
+            ingest.append([bytes(100 * KIB)])
+            ingest.commit()
+            ingest.close()
+
+        await asyncio.to_thread(commit)
+
+    async def broken(*_: object) -> None:
+        raise StorageError("the index cannot be written: the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "adopt", broken)
+        with pytest.raises(StorageError, match="the disk is full"):
+            async with opened(root):
+                pass
+    for _ in range(2):
+        async with opened(root) as shop:
+            assert shop.space.stored == shop.on_disk("blobs/*/*") > 100 * KIB
+            assert not await asyncio.to_thread(shop.store.list_committed)
