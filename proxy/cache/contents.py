@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -9,7 +10,7 @@ import msgspec
 
 from proxy.cache.eviction import Space
 from proxy.cache.naming import Names
-from proxy.errors import InvalidManifestError
+from proxy.errors import InvalidManifestError, StorageError
 from proxy.flight import in_thread
 from proxy.oci import manifest as oci
 from proxy.oci.config import ImageConfig, parse_config
@@ -151,12 +152,12 @@ class Contents:
         return _Look(self, catalogue, repository, thoroughly).at(child, None, MAX_DEPTH)
 
     def has(self, digest: Digest, size: int) -> bool:
-        """Ask the disk whether there is a file of that size."""
-        opened = self.store.open(digest, size)
-        if opened is None:
-            return False
-        with opened:
-            return True
+        """Ask the disk whether there is a file of that size that can be read."""
+        with suppress(StorageError):
+            if opened := self.store.open(digest, size):
+                opened.close()
+                return True
+        return False
 
     def manifest(self, digest: Digest, size: int, media_type: str) -> Manifest:
         """Return a manifest of the store. Raises `InvalidManifestError` if it is gone, damaged or none."""

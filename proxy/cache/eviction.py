@@ -19,7 +19,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference
 from proxy.storage.fsck import look_into
 from proxy.storage.index import Index
-from proxy.storage.local import LocalStore, footprint
+from proxy.storage.local import LocalStore, OpenBlob, footprint
 from proxy.storage.tables import Repository
 
 # Room for the index to grow between two looks at it: its log is cut at 1 MiB (tables.py).
@@ -210,6 +210,21 @@ class Space:
         held = self._held()
         if gone := [(digest, size) for digest, size in unclaimed if digest not in held]:
             await self._remove(gone, "removed")
+
+    async def open_blob(self, digest: Digest, size: int) -> OpenBlob | None:
+        """Open a blob of the index. None if its file is gone, and then it is forgotten; or if it cannot be read.
+
+        That one may be right, so it stays until it is fetched anew.
+        """
+        try:
+            opened = self._store.open(digest, size)
+        except StorageError as error:
+            log.warning("blob_unreadable", digest=str(digest), reason=str(error))
+            return None
+        if opened is None:
+            log.warning("blob_lost", digest=str(digest))
+            await self.forget(digest, size)
+        return opened
 
     async def forget(self, digest: Digest, size: int) -> None:
         """Drop a blob that turned out damaged or gone."""

@@ -119,10 +119,8 @@ class Intake:
         """Take a blob in, unless it is here; then the stream reads over it."""
         known = self._contents.index.size(digest)
         if known is not None:
-            opened = self._contents.store.open(digest, known)
-            if opened is None:
-                await self._contents.space.forget(digest, known)
-            else:
+            opened = await self._contents.space.open_blob(digest, known)
+            if opened:
                 with opened:
                     if known != size:
                         raise BundleError(f"{digest} has {known} bytes, {size} in the bundle")

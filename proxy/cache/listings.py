@@ -12,7 +12,7 @@ import msgspec
 
 from proxy.cache.memory import Expiring
 from proxy.cache.patience import DEADLINE, until
-from proxy.errors import InvalidManifestError, UpstreamError
+from proxy.errors import InvalidManifestError, StorageError, UpstreamError
 from proxy.flight import SingleFlight
 from proxy.log import get_logger
 from proxy.metrics import CacheState
@@ -125,12 +125,10 @@ class Listings:
         """Describe the referrers that are in the store, as the specification has it."""
         found = []
         for digest, row in self._index.referrers(repository, subject):
-            content = await self._store.read(digest)
-            if content is None:
-                continue
             try:
-                manifest = oci.parse(content, row.media_type or "")
-            except InvalidManifestError:
+                content = await self._store.read(digest)
+                manifest = oci.parse(content or b"", row.media_type or "")
+            except (InvalidManifestError, StorageError):
                 continue
             descriptor: Descriptor = {
                 "mediaType": manifest.media_type,

@@ -44,13 +44,18 @@ class Manifests:
         return held
 
     async def held(self, digest: Digest) -> Held | None:
-        """Return a manifest of the store, verified; None if it is gone or damaged."""
+        """Return a manifest of the store, verified; None if it is gone, damaged, or cannot be read."""
         held = self._memory.get(digest)
         if held is None:
             row = self._index.manifest(digest)
             if row is None:
                 return None
-            content = await self._store.read(digest)
+            try:
+                content = await self._store.read(digest)
+            except StorageError as error:
+                # It may be right, so it stays; what is fetched anew takes its place.
+                log.warning("blob_unreadable", digest=str(digest), reason=str(error))
+                return None
             if content is None:
                 await self._space.forget(digest, row.size)
                 return None

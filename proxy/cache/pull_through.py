@@ -368,14 +368,9 @@ class PullThrough:
             return None
         if not row.is_linked:
             await self._prove(repository, digest, deadline, is_manifest=False)
-        opened = self._store.open(digest, row.size)
+        opened = await self._space.open_blob(digest, row.size)
         if opened:
             self._index.touch(digest)
-        else:
-            log.warning(
-                "blob_lost", digest=str(digest), reason="its file is gone or of another size"
-            )
-            await self._space.forget(digest, row.size)
         return opened
 
     # Links.

@@ -123,6 +123,9 @@ def _verify(path: Path) -> tuple[str | None, int, oci.Manifest | None]:
     digest = Digest.parse(f"{path.parent.name}:{path.name}")
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError:
+        # It may be right: whoever owns the store can tell.
+        raise
     except OSError as error:
         return f"cannot be opened: {error.strerror}", 0, None
     with open(fd, "rb", buffering=0) as file:  # noqa: PTH123 (the descriptor was opened with care)

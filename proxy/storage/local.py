@@ -10,6 +10,7 @@ under `blobs/` is therefore whole, also after a power cut. Everything here block
 more than one small file is called in a thread.
 """
 
+import errno
 import fcntl
 import os
 import shutil
@@ -27,6 +28,9 @@ from proxy.oci.digest import Digest
 from proxy.storage.ingest import Ingest, put, storage_error
 
 BLOCK = 4096
+
+# How a system says that there is no such file. All else (no right, no descriptor, a disk that fails) says nothing of it.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 
 
 def footprint(size: int) -> int:
@@ -101,13 +105,15 @@ class LocalStore:
         """Open a committed blob, or return None if there is no regular file of `size` bytes.
 
         No symbolic link is followed, no pipe is waited for: nothing that was put in a blob's place
-        is served.
+        is served. Raises `StorageError` if nobody can tell: the blob may be there, and right.
         """
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             fd = os.open(self.path(digest), flags)
-        except OSError:
-            return None
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return None
+            raise _unreadable(digest, error) from error
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size != size:
             os.close(fd)
@@ -115,21 +121,29 @@ class LocalStore:
         return OpenBlob(fd, size)
 
     async def read(self, digest: Digest) -> bytes | None:
-        """Return the content of a small blob, verified; None if it is gone or damaged."""
+        """Return the content of a small blob, verified; None if it is gone or damaged.
+
+        Raises `StorageError` if nobody can tell.
+        """
         try:
             async with aiofiles.open(self.path(digest), "rb") as file:
                 content = await file.read()
-        except OSError:
-            return None
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return None
+            raise _unreadable(digest, error) from error
         return content if Digest.of(content, digest.algorithm) == digest else None
 
     def load(self, digest: Digest, size: int) -> bytes | None:
-        """Return the content of a small blob as `read` does, blocking; None if it is gone or damaged."""
-        opened = self.open(digest, size)
-        if opened is None:
+        """Return the content of a small blob as `read` does, blocking; None also if it cannot be read."""
+        try:
+            opened = self.open(digest, size)
+            if opened is None:
+                return None
+            with opened:
+                content = os.pread(opened.fd, size, 0)
+        except (OSError, StorageError):
             return None
-        with opened:
-            content = os.pread(opened.fd, size, 0)
         return content if Digest.of(content, digest.algorithm) == digest else None
 
     def committed_at(self, digest: Digest) -> float | None:
@@ -240,6 +254,10 @@ class LocalStore:
         """Return the size of the file system."""
         status = os.statvfs(self.root)
         return status.f_blocks * status.f_frsize
+
+
+def _unreadable(digest: Digest, error: OSError) -> StorageError:
+    return StorageError(f"cannot read {digest}: {error.strerror}")
 
 
 def _take_lock(root: Path) -> int:

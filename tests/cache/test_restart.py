@@ -1,7 +1,11 @@
 """What is on the disk when the daemon ends is there when it starts: content, order, half a blob."""
 
 import asyncio
+import errno
+import io
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -221,3 +225,41 @@ async def test_what_a_kill_left_half_written_of_a_manifest_does_not_stay(program
     left.write_bytes(b"half a manifest")
     await program.restart()
     assert not left.exists()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.EIO])
+async def test_what_cannot_be_opened_stays_and_is_fetched_anew(
+    monkeypatch, registry, program, number
+):
+    image = registry.add_image(layers=[BLOB])
+    await program.pull(image)
+    await program.restart()
+    before = program.stored()
+    blobs = str(program.root / "blobs")
+    open_, opened = os.open, io.open
+
+    def refuse(path: Any) -> None:
+        if str(path).startswith(blobs) and not Path(path).is_dir():
+            raise OSError(number, os.strerror(number))
+
+    def os_open(path: Any, *rest: Any, **kw: Any) -> int:
+        refuse(path)
+        return open_(path, *rest, **kw)
+
+    def io_open(path: Any, *rest: Any, **kw: Any) -> Any:
+        refuse(path)
+        return opened(path, *rest, **kw)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", os_open)
+        patch.setattr("aiofiles.threadpool.sync_open", io_open)
+        await program.pull(image)
+        await program.settled()
+        async with registry.down():
+            assert (await program.blob(image.layers[0])).status >= 400
+        await program.settled()
+    assert program.stored() == before
+    await program.recovered()
+    registry.requests.clear()
+    await program.pull(image)
+    assert not registry.requests

@@ -7,11 +7,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from proxy.errors import NoSpaceError, StorageError
 from proxy.oci.digest import Digest
+from proxy.storage.fsck import check_store
 from proxy.storage.local import BLOCK, LocalStore, footprint
 
 CONTENT = b"some layer"
@@ -203,3 +205,21 @@ def test_a_disk_that_fails_under_ingests_is_an_error_of_the_store(store):
         store.list_ingests()
     with pytest.raises(StorageError, match="Not a directory"):
         store.delete_ingest(digest)
+
+
+def test_fsck_removes_nothing_that_it_may_not_open(monkeypatch, tmp_path):
+    store = LocalStore(tmp_path)
+    store.put(DIGEST, CONTENT)
+    store.close()
+    path = Path(store.path(DIGEST))
+    open_ = os.open
+
+    def refuse(name: Any, *rest: Any, **kw: Any) -> int:
+        if str(name) == str(path):
+            raise PermissionError(13, "Permission denied")
+        return open_(name, *rest, **kw)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(StorageError, match="Permission denied"):
+        check_store(tmp_path, dry_run=False, progress=lambda *_: None)
+    assert path.exists()
