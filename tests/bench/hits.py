@@ -52,16 +52,20 @@ def secured(stage: Stage, size: Size) -> Iterator[Row]:
         yield from _manifests(stage, servers, size, ", TLS")
 
 
+def _seconds(size: Size, length: int, clients: int) -> float:
+    """Return how long to ask: where nobody gets a whole blob in a second, much of one would be connecting."""
+    return size.seconds * (4 if clients * length > 8 * GIB else 1)
+
+
 def _blobs(stage: Stage, servers: list[Server], size: Size, how: str) -> Iterator[Row]:
     for length in size.hits:
         path = stage.content.blobs[length]
         for clients in size.connections:
-            once: Once = partial(load.wrk, path=path, seconds=size.seconds, clients=clients)
+            seconds = _seconds(size, length, clients)
+            once: Once = partial(load.wrk, path=path, seconds=seconds, clients=clients)
             # wrk's own work is not to be measured where bytes count; TLS it must read anyway.
             if length >= MIB and not how:
-                once = partial(
-                    load.blobs, path=path, size=length, seconds=size.seconds, clients=clients
-                )
+                once = partial(load.blobs, path=path, size=length, seconds=seconds, clients=clients)
             runs = _alternately(servers, size, path, once)
             work = f"{_say(length)}, {_count(clients)}{how}"
             if length < MIB:
