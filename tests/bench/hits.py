@@ -21,8 +21,9 @@ Once = Callable[[Server], Run]
 def plain(stage: Stage, size: Size) -> Iterator[Row]:
     """Measure all of it beside all peers."""
     with stage.warmed(*PLAIN) as servers:
-        yield from _blobs(stage, servers, size, "")
+        # First: what large blobs leave in memory is in the way of latencies.
         yield from _manifests(stage, servers, size, "")
+        yield from _blobs(stage, servers, size, "")
 
 
 def from_disk(stage: Stage, size: Size) -> Iterator[Row]:
@@ -48,8 +49,8 @@ def from_disk(stage: Stage, size: Size) -> Iterator[Row]:
 def secured(stage: Stage, size: Size) -> Iterator[Row]:
     """Measure all of it over TLS beside nginx, which has no sendfile there either."""
     with stage.warmed(*SECURED, tls=True) as servers:
-        yield from _blobs(stage, servers, size, ", TLS")
         yield from _manifests(stage, servers, size, ", TLS")
+        yield from _blobs(stage, servers, size, ", TLS")
 
 
 def _seconds(size: Size, length: int, clients: int) -> float:
