@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,10 @@ class Disk:
 
     def cut_power(self, daemon: Daemon) -> None:
         """End the file system, and the daemon with it, and mount what is left."""
+        # It does not live to see the disk fail.
+        daemon.process.signal(signal.SIGSTOP)
+        state = Path(f"/proc/{daemon.process.pid}/status")
+        eventually(lambda: "\nState:\tT" in state.read_text(), "that it stands still")
         folder = os.open(self._path, os.O_RDONLY)
         fcntl.ioctl(folder, _SHUTDOWN, struct.pack("I", _AT_ONCE))
         os.close(folder)
