@@ -13,30 +13,30 @@ from pathlib import Path
 from socket import socket
 
 from proxy import __version__
-from proxy.cache.download import Tools
-from proxy.cache.downloads import Downloads
-from proxy.cache.eviction import Space
-from proxy.cache.filling import Disk
-from proxy.cache.schedules import Schedules
-from proxy.cache.slots import Slots
+from proxy.concurrency import started
 from proxy.config import Config, carry_over, exposed_files
+from proxy.download.download import Tools
+from proxy.download.manager import Downloads
+from proxy.download.queue import Slots
+from proxy.download.writer import Disk
 from proxy.errors import ProxyError, StorageError
-from proxy.flight import started
 from proxy.log import Log, get_logger
 from proxy.metrics import Metrics
-from proxy.server import api_door
+from proxy.preload.schedule import Schedules
 from proxy.server.access import Access
-from proxy.server.admin import Admin
-from proxy.server.api import Api
+from proxy.server.admin import listener as admin_listener
+from proxy.server.admin.api import Api
+from proxy.server.health import Admin
 from proxy.server.listening import Listener
 from proxy.server.middleware import Middleware
 from proxy.service import Ground, Service, make_service
+from proxy.storage.blobs import LocalStore
 from proxy.storage.index import Index
-from proxy.storage.local import LocalStore
+from proxy.storage.space import Space
 from proxy.systemd import ADMIN, REGISTRY
 from proxy.tracing import Handler, tracing
+from proxy.upstream.factory import Opener
 from proxy.upstream.offline import Offline
-from proxy.upstream.opening import Opener
 
 # How often uses are written, and how often idle content is looked for, in seconds.
 FLUSH_INTERVAL = 5.0
@@ -241,7 +241,7 @@ async def open_cache(
         access.tell_of_risks(addresses)
         stack.push_async_callback(running.drain)
         stack.push_async_callback(listener.close)
-        addresses = await api_door.listen(
+        addresses = await admin_listener.listen(
             stack,
             ground.group,
             ground.store.root,

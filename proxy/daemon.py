@@ -15,11 +15,11 @@ import uvloop
 
 from proxy import __version__
 from proxy.app import DISK_THREADS, Listening, Running, open_cache
+from proxy.concurrency import beside, started
 from proxy.config import Config
 from proxy.errors import StorageError
-from proxy.flight import beside, started
 from proxy.log import Log, configure, get_logger
-from proxy.server.crowd import raise_file_limit
+from proxy.server.connection_limit import raise_file_limit
 from proxy.systemd import Manager, Notifier, meet
 
 # How often the manager is told how it goes, if it has no watchdog, in seconds.

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -22,14 +22,13 @@ from prometheus_client import (
 )
 from prometheus_client.core import (
     CounterMetricFamily,
+    GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
-
-from proxy.collectors import RegistryProxy, Source, SourceCollector
 
 Kind = Literal["manifest", "blob", "tags", "referrers", "search", "catalog", "ping", "other"]
 CacheState = Literal["hit", "miss", "collapsed", "stale", "revalidated", "bypass", "none"]
@@ -47,6 +46,118 @@ _EVICTION_REASONS: tuple[EvictionReason, ...] = ("size", "min_free", "idle", "co
 _UNCACHED_REASONS: tuple[UncachedReason, ...] = ("too_large", "no_space", "pinned", "disk_error")
 _REQUEST_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 30, 120, 600)
 _FIRST_BYTE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+_RequestLabels = tuple[str, Kind, int, CacheState]
+
+
+# Answers that came out of the store.
+_HITS = ("hit", "revalidated", "stale")
+
+
+class Source(Protocol):
+    """What the gauges are read from whenever someone scrapes."""
+
+    @property
+    def store_bytes(self) -> int:
+        """Bytes of the blobs in the store."""
+
+    @property
+    def store_limit_bytes(self) -> int:
+        """The most the store may hold."""
+
+    @property
+    def store_blobs(self) -> int:
+        """Blobs in the store."""
+
+    @property
+    def store_reserved_bytes(self) -> int:
+        """Bytes held free for running downloads."""
+
+    @property
+    def store_pinned_bytes(self) -> int:
+        """Bytes of the blobs that no eviction takes."""
+
+    @property
+    def store_oldest_use(self) -> float:
+        """When the blob that goes next was last used, in Unix seconds; 0 in an empty store."""
+
+    @property
+    def downloads_in_progress(self) -> int:
+        """Downloads that are running."""
+
+
+class SourceCollector(Collector):
+    """The gauges that are read from the store."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def collect(self) -> Iterator[Metric]:
+        """Ask the source."""
+        for name, text in (
+            ("store_bytes", "Bytes of the blobs in the store."),
+            ("store_limit_bytes", "The most the store may hold."),
+            ("store_blobs", "Blobs in the store."),
+            ("store_reserved_bytes", "Bytes held free for running downloads."),
+            ("store_pinned_bytes", "Bytes of the blobs that pinned images hold."),
+            ("downloads_in_progress", "Downloads that are running."),
+        ):
+            yield _gauge_family(name, text, getattr(self._source, name))
+        yield _gauge_family(
+            "store_oldest_use_timestamp_seconds",
+            "When the blob that goes next was last used; 0 in an empty store.",
+            self._source.store_oldest_use,
+        )
+
+
+def _gauge_family(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"pullcache_{name}", text, value=value)
+
+
+class RegistryProxy(Collector):
+    """Distribution's metrics of its proxy (registry/proxy/proxymetrics.go), made of ours while `is_on`.
+
+    `served` gives by cache state how many requests of a kind were answered, and their bytes; `pulled`
+    the bytes of a kind that came from upstream.
+    """
+
+    def __init__(
+        self,
+        served: Callable[[str], Mapping[Any, tuple[int, int]]],
+        pulled: Callable[[str], float],
+    ) -> None:
+        self.is_on = False
+        self._served = served
+        self._pulled = pulled
+
+    def collect(self) -> Iterator[Metric]:
+        """Sum up; blobs and manifests are all that distribution knows."""
+        if not self.is_on:
+            return
+        families = {
+            name: CounterMetricFamily(f"registry_proxy_{name}", text, labels=("type",))
+            for name, text in (
+                ("requests", "Requests answered."),
+                ("hits", "Requests answered out of the store."),
+                ("misses", "Requests that upstream was asked for."),
+                ("pulled_bytes", "Bytes received from upstream."),
+                ("pushed_bytes", "Bytes sent to clients."),
+            )
+        }
+        for kind in ("blob", "manifest"):
+            served = self._served(kind)
+            requests = sum(count for count, _ in served.values())
+            hits = sum(served[state][0] for state in _HITS if state in served)
+            for name, value in (
+                ("requests", requests),
+                ("hits", hits),
+                ("misses", requests - hits),
+                ("pulled_bytes", self._pulled(kind)),
+                ("pushed_bytes", sum(sent for _, sent in served.values())),
+            ):
+                families[name].add_metric((kind,), value)
+        yield from families.values()
 
 
 class Metrics:
@@ -295,9 +406,6 @@ class Metrics:
     def render(self) -> bytes:
         """Return all metrics in Prometheus's text format."""
         return generate_latest(self._registry)
-
-
-_RequestLabels = tuple[str, Kind, int, CacheState]
 
 
 class _Requests(Collector):

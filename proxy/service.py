@@ -12,40 +12,40 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from proxy.cache.checking import Checker
-from proxy.cache.contents import Contents
-from proxy.cache.downloads import Downloads
-from proxy.cache.eviction import Space
-from proxy.cache.exporting import Exporter
-from proxy.cache.images import Images
-from proxy.cache.importing import Importer
-from proxy.cache.inspection import Inspector
-from proxy.cache.listings import Listings
-from proxy.cache.naming import Names
+from proxy.bundle.export import Exporter
+from proxy.bundle.import_ import Importer
 from proxy.cache.prefetch import Prefetch
-from proxy.cache.preload import Preloader, Tools as PreloadTools
 from proxy.cache.pull_through import PullThrough
-from proxy.cache.resolving import Resolver
 from proxy.cache.search import Search
+from proxy.cache.tags import Listings
+from proxy.concurrency import in_thread
 from proxy.config import Config
-from proxy.flight import in_thread
+from proxy.download.manager import Downloads
+from proxy.images.check import Checker
+from proxy.images.inspect import Inspector
+from proxy.images.manage import Images
+from proxy.images.tree import Contents
 from proxy.metrics import Metrics
+from proxy.names import Names
 from proxy.oci.platform import of_machine
-from proxy.server import (
-    api_bundles,
-    api_images,
-    api_preload,
-    api_schema,
-    api_search,
-    api_status,
+from proxy.preload.preload import Preloader, Tools as PreloadTools
+from proxy.preload.resolve import Resolver
+from proxy.server.admin import (
+    bundles as admin_bundles,
+    images as admin_images,
+    preload as admin_preload,
+    schema as admin_schema,
+    search as admin_search,
+    status as admin_status,
 )
-from proxy.server.api import Route
-from proxy.server.registry import Registry
+from proxy.server.admin.api import Route
+from proxy.server.registry.handlers import Registry
+from proxy.storage.blobs import LocalStore
 from proxy.storage.index import Index
-from proxy.storage.local import LocalStore
+from proxy.storage.space import Space
 from proxy.upstream.client import Upstream
+from proxy.upstream.factory import Opener, is_unchanged
 from proxy.upstream.offline import Offline
-from proxy.upstream.opening import Opener, is_unchanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,20 +144,20 @@ async def make_service(ground: Ground, config: Config, before: Service | None = 
     registry = Registry(config.upstreams, cache, listings, prefetch, search, ground.threads)
     # The routes of every feature; how to add one is said in `server/api.py`.
     routes = [
-        *api_schema.routes(),
+        *admin_schema.routes(),
         *_operations(ground, config, upstreams).routes(),
-        *api_bundles.Operations(Exporter(contents), Importer(contents), ground.threads).routes(),
-        *api_images.Operations(Images(contents), checker, Inspector(contents)).routes(),
-        *api_preload.Operations(preloader).routes(),
-        *api_search.routes(search),
+        *admin_bundles.Operations(Exporter(contents), Importer(contents), ground.threads).routes(),
+        *admin_images.Operations(Images(contents), checker, Inspector(contents)).routes(),
+        *admin_preload.Operations(preloader).routes(),
+        *admin_search.routes(search),
     ]
     return Service(config, upstreams, registry, preloader, routes)
 
 
 def _operations(
     ground: Ground, config: Config, upstreams: Mapping[str, Upstream]
-) -> api_status.Operations:
-    return api_status.Operations(
+) -> admin_status.Operations:
+    return admin_status.Operations(
         config,
         upstreams,
         ground.space,

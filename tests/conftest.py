@@ -14,11 +14,13 @@ import structlog
 import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
 
+from tests.fakes.content import Image
 from tests.fakes.peer import close_all
 from tests.fakes.registry import FakeRegistry
-from tests.program import Program
+from tests.support.program import Program
 
 PATIENCE = 45.0
+HOUR = 3600
 
 # A hit opens, stats and sends its file in the loop, and reads one indexed row there: each takes
 # microseconds from the page cache, a hop to a thread takes more (design, section 5).
@@ -68,7 +70,7 @@ def _no_blocking_calls() -> Iterator[BlockBuster]:
             function.can_block_in("proxy/app.py", {"open_cache", "_lay_ground"})
             # The lock of coverage's own data, which a thread may hold that is traced too.
             function.can_block_in("coverage/collector.py", "lock_data")
-            function.can_block_in("proxy/server/api_door.py", {"_bind", "_unlink"})
+            function.can_block_in("proxy/server/admin/listener.py", {"_bind", "_unlink"})
         yield guard
 
 
@@ -131,5 +133,15 @@ async def make_program(
 
 @pytest.fixture
 async def program(make_program: Callable[..., Awaitable[Program]]) -> Program:
-    """The program with the settings of `tests.program.SETTINGS`."""
+    """The program with the settings of `tests.support.program.SETTINGS`."""
     return await make_program()
+
+
+@pytest.fixture
+async def pulled(registry: FakeRegistry, program: Program) -> Image:
+    """An image whose tag is in the cache and has expired."""
+    image = registry.add_image()
+    await program.manifest(image)
+    program.clock.turn(HOUR)
+    registry.requests.clear()
+    return image

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.promql import labels_by_metric, mistakes
+from tests.support.promql import labels_by_metric, mistakes
 
 DIRECTORY = Path(__file__).parents[1] / "config" / "prometheus"
 RUNBOOK = (DIRECTORY / "README.md").read_text(encoding="utf-8")

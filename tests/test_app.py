@@ -9,7 +9,7 @@ import trustme
 from proxy.errors import ConfigError, StorageError
 from tests.fakes.faults import Fault
 from tests.fakes.registry import FakeRegistry
-from tests.program import Program
+from tests.support.program import Program
 
 
 async def test_an_address_in_use_is_an_error_that_names_it(program, make_program, tmp_path):

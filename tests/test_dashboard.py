@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.promql import labels_by_metric, mistakes
+from tests.support.promql import labels_by_metric, mistakes
 
 FILE = Path(__file__).parents[1] / "config" / "grafana" / "pullcache.json"
 DASHBOARD = json.loads(FILE.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The documentation against the program, and the program's files against their size."""
+"""The documentation against the program."""
 
 import re
 from collections.abc import Iterator
@@ -82,12 +82,3 @@ def test_the_example_configuration_holds_every_key_at_its_default():
             begin = "# " if key.path.startswith("preload.") else ""
             name = key.path.rpartition(".")[2]
             assert re.search(rf"^{begin}{name} = ", text, re.MULTILINE), key.path
-
-
-def test_no_file_of_the_program_is_longer_than_one_sitting():
-    lengths = {
-        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
-        for path in (ROOT / "proxy").rglob("*.py")
-    }
-    assert lengths
-    assert {name: length for name, length in lengths.items() if length > 400} == {}

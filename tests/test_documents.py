@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from proxy.config.reloading import FIXED
+from proxy.config.load import FIXED
 
 ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "proxy" / "docs"
+DOCS = ROOT / "docs"
 FILES = [
     ROOT / "README.md",
-    ROOT / "proxy" / "DECISIONS.md",
     *sorted(ROOT.glob("config/**/*.md")),
     *sorted(DOCS.glob("*.md")),
 ]
@@ -113,7 +112,7 @@ def test_every_link_leads_to_a_file_and_a_heading_that_are_there(path):
 
 def test_there_are_links_between_the_documents():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [one.name for one in DOCS.glob("*.md") if f"(proxy/docs/{one.name}" not in text] == []
+    assert [one.name for one in DOCS.glob("*.md") if f"(docs/{one.name}" not in text] == []
 
 
 LIMITS = tables(OPERATIONS, "limit", "value", "constant")

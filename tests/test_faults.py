@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-DECISIONS = TESTS.parent / "proxy" / "DECISIONS.md"
+DECISIONS = TESTS.parent / "docs" / "decisions.md"
 # Upstream, malicious content, many clients at once, hostile clients, authentication, process.
 TABLES = {
     "u": range(1, 35),

@@ -13,10 +13,10 @@ from structlog.testing import capture_logs
 
 from proxy.config import Config, carry_over, load
 from proxy.errors import ConfigError
-from tests.cache.test_slots import Line
+from tests.download.test_queue import Line
 from tests.fakes.faults import Fault
 from tests.fakes.registry import FakeRegistry
-from tests.program import Program
+from tests.support.program import Program
 
 LAYER = bytes(range(256)) * 4096
 SUCCESSFUL = "pullcache_config_last_reload_successful"

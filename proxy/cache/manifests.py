@@ -2,17 +2,17 @@
 
 from concurrent.futures import Executor
 
-from proxy.cache.eviction import Space
-from proxy.cache.memory import Held, ManifestMemory
+from proxy.concurrency import in_thread
 from proxy.errors import InvalidManifestError, NoSpaceError, StorageError, UpstreamError
-from proxy.flight import in_thread
 from proxy.log import get_logger
+from proxy.lru import Held, ManifestMemory
 from proxy.metrics import Metrics
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
+from proxy.oci.reference import Repository
+from proxy.storage.blobs import LocalStore
 from proxy.storage.index import Index
-from proxy.storage.local import LocalStore
-from proxy.storage.tables import Repository
+from proxy.storage.space import Space
 from proxy.tracing import span
 from proxy.upstream.client import Fetched
 

@@ -3,11 +3,9 @@
 Every function is given its facts, the time included, and answers from them alone.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from fnmatch import fnmatchcase
-
-from proxy.errors import DeniedError
 
 
 class Freshness(Enum):
@@ -19,14 +17,6 @@ class Freshness(Enum):
     STALE = "stale"
     # Too old to be served, even when upstream fails.
     DEAD = "dead"
-
-
-def check_allowed(name: str, *, allow: Sequence[str], deny: Sequence[str]) -> None:
-    """Raise `DeniedError` unless a glob of `allow` and none of `deny` covers the repository."""
-    if any(fnmatchcase(name, glob) for glob in deny) or not any(
-        fnmatchcase(name, glob) for glob in allow
-    ):
-        raise DeniedError(f"the configuration of this cache does not allow {name[:120]}")
 
 
 def tag_ttl(tag: str, rules: Mapping[str, float], default: float) -> float:

@@ -2,13 +2,13 @@
 
 import asyncio
 
-from proxy.cache.downloads import Downloads
-from proxy.cache.memory import Expiring, Held
+from proxy.download.manager import Downloads
 from proxy.errors import ProxyError
+from proxy.lru import Expiring, Held
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import INDEX_TYPES
+from proxy.oci.reference import Repository
 from proxy.storage.index import Index
-from proxy.storage.tables import Repository
 
 # A manifest that is served again within so many seconds is not looked into again.
 PAUSE = 60.0

@@ -14,14 +14,12 @@ from functools import lru_cache, partial
 import msgspec
 
 from proxy.cache import policy
-from proxy.cache.answers import BlobAnswer, ManifestAnswer
-from proxy.cache.downloads import Downloads
-from proxy.cache.eviction import Space
 from proxy.cache.manifests import Manifests
-from proxy.cache.memory import Expiring, Held
-from proxy.cache.patience import DEADLINE, MARGIN, until
 from proxy.cache.policy import Freshness
+from proxy.concurrency import DEADLINE, MARGIN, SingleFlight, until
 from proxy.config import ManifestsSettings
+from proxy.download.download import Download
+from proxy.download.manager import Downloads
 from proxy.errors import (
     DigestMismatchError,
     OfflineError,
@@ -32,20 +30,37 @@ from proxy.errors import (
     UnknownManifestError,
     UpstreamError,
 )
-from proxy.flight import SingleFlight
 from proxy.log import get_logger
+from proxy.lru import Expiring, Held
 from proxy.metrics import CacheState, Metrics
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
-from proxy.oci.reference import Reference, Tag
+from proxy.oci.reference import Reference, Repository, Tag
+from proxy.storage.blobs import LocalStore, OpenBlob
 from proxy.storage.index import Index, TagRow
-from proxy.storage.local import LocalStore, OpenBlob
-from proxy.storage.tables import Repository
+from proxy.storage.space import Space
 from proxy.upstream.client import Upstream
 
 REMEMBERED_TAGS = 10_000
 
 log = get_logger(__name__)
+
+
+class ManifestAnswer(msgspec.Struct, frozen=True):
+    """A manifest and how it was come by. `age` and `ttl` are seconds; `ttl` is None by digest."""
+
+    held: Held
+    state: CacheState
+    age: float = 0.0
+    ttl: float | None = None
+    warning: str = ""
+
+
+class BlobAnswer(msgspec.Struct, frozen=True):
+    """Where the bytes of a blob come from."""
+
+    source: OpenBlob | Download
+    state: CacheState
 
 
 class PullThrough:

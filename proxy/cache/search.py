@@ -12,9 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from proxy.cache import policy
-from proxy.cache.memory import Expiring
-from proxy.cache.patience import DEADLINE, until
+from proxy.concurrency import DEADLINE, SingleFlight, until
 from proxy.config import Config
 from proxy.config.schema import DEFAULT_UPSTREAM
 from proxy.errors import (
@@ -24,11 +22,12 @@ from proxy.errors import (
     UnknownError,
     UpstreamError,
 )
-from proxy.flight import SingleFlight
 from proxy.log import get_logger
+from proxy.lru import Expiring
 from proxy.metrics import CacheState
+from proxy.names import check_allowed
+from proxy.oci.reference import Repository
 from proxy.storage.index import Index
-from proxy.storage.tables import Repository
 from proxy.upstream.client import Upstream
 from proxy.upstream.search import Found, SearchPage
 
@@ -174,7 +173,7 @@ class Search:
         if repository.upstream == DEFAULT_UPSTREAM and "/" not in name:
             name = f"{_OFFICIAL}{name}"
         try:
-            policy.check_allowed(name, allow=rules.allow, deny=rules.deny)
+            check_allowed(name, allow=rules.allow, deny=rules.deny)
         except DeniedError:
             return False
         return True

@@ -8,18 +8,18 @@ import sys
 import click
 
 from proxy import __version__
-from proxy.cli.check_offline import check_offline
-from proxy.cli.client_config import client_config
-from proxy.cli.config import config
+from proxy.cli.commands.bundles import export, import_
+from proxy.cli.commands.check_offline import check_offline
+from proxy.cli.commands.client_config import client_config
+from proxy.cli.commands.config import config
+from proxy.cli.commands.fsck import fsck
+from proxy.cli.commands.images import images, inspect, pin, rm, unpin
+from proxy.cli.commands.offline import offline
+from proxy.cli.commands.preload import preload
+from proxy.cli.commands.search import search
+from proxy.cli.commands.serve import serve
+from proxy.cli.commands.status import status
 from proxy.cli.errors import INTERRUPTED, exit_code, explain
-from proxy.cli.fsck import fsck
-from proxy.cli.images import images, inspect, pin, rm, unpin
-from proxy.cli.offline import offline
-from proxy.cli.preload import preload
-from proxy.cli.search import search
-from proxy.cli.serve import serve
-from proxy.cli.status import status
-from proxy.cli.transfer import export, import_
 from proxy.journal import is_journal, prefix
 
 

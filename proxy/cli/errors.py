@@ -1,6 +1,6 @@
 """The one table from errors to exit codes."""
 
-from proxy.cli.output import printable
+from proxy.cli.display.text import printable
 from proxy.errors import (
     ConfigError,
     DigestMismatchError,

@@ -6,8 +6,7 @@ path and what to do, and so that the program sees bytes and seconds, never "50GB
 """
 
 from proxy.config.dump import dump, iter_keys, json_schema, to_toml
-from proxy.config.load import load
-from proxy.config.reloading import carry_over
+from proxy.config.load import carry_over, exposed_files, load
 from proxy.config.schema import (
     Config,
     FetchSettings,
@@ -18,7 +17,6 @@ from proxy.config.schema import (
     StoreSettings,
     UpstreamSettings,
 )
-from proxy.config.secrets import exposed_files
 from proxy.config.values import Address, Duration, ProxyUrl, RegistryUrl, Secret, Size, StoreLimit
 
 __all__ = [

@@ -3,17 +3,18 @@
 import difflib
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
-from msgspec.structs import FieldInfo, fields
+from msgspec.structs import FieldInfo, fields, replace
 
 from proxy.config.dump import array_of, default_of, element, text_of
 from proxy.config.schema import DEFAULT_UPSTREAM, PRESETS, Config, Section, UpstreamSettings
-from proxy.config.values import parse
+from proxy.config.values import file_of, parse
 from proxy.errors import ConfigError
 
 COMMAND_LINE = "command line"
@@ -22,6 +23,43 @@ _PREFIX = "PULLCACHE_"
 _FOREIGN_VARIABLE = re.compile(r"PULLCACHE_(?:CONFIG|(?:SERVICE_(?:HOST|PORT)|PORT)(?:_.*)?)")
 _UPSTREAM_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?")
 _SWITCH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+# What is bound, opened or begun once, by section.
+FIXED = {
+    "server": ("listen", "admin_listen", "admin_token_file", "tracing"),
+    "log": ("format",),
+    "store": ("path",),
+}
+
+
+def carry_over(old: Config, new: Config) -> tuple[Config, list[str]]:
+    """Return `new`, with what is fixed as it is in `old`; and the paths of the keys in which they differ there."""
+    sections: dict[str, Any] = {}
+    differing = []
+    for name, keys in FIXED.items():
+        before, after = getattr(old, name), getattr(new, name)
+        kept = {key: getattr(before, key) for key in keys}
+        differing += [f"{name}.{key}" for key in keys if getattr(after, key) != kept[key]]
+        sections[name] = replace(after, **kept)
+    return replace(new, **sections), differing
+
+
+def exposed_files(config: Config) -> list[str]:
+    """Return the files with secrets that any user of this machine can read. Blocks (one `stat` each)."""
+    server = config.server
+    named = [server.admin_token_file, server.htpasswd, *(server.tls_key or server.tls_certificate)]
+    for upstream in config.upstreams.values():
+        named += [upstream.password_file, upstream.docker_config]
+    return [text for text in named if text and _is_exposed(text)]
+
+
+def _is_exposed(text: str) -> bool:
+    try:
+        return bool(file_of(text).stat().st_mode & stat.S_IROTH)
+    except OSError:
+        # Whoever uses it says so.
+        return False
 
 
 def load(

@@ -26,6 +26,14 @@ Reference = Tag | Digest
 
 
 @dataclass(frozen=True, slots=True)
+class Repository:
+    """A repository of an upstream; `name` as upstream knows it (`library/nginx`)."""
+
+    upstream: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class ImageName:
     """An image as people write it. What is not written is "" or None; `tag` does not default to latest."""
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 
+from proxy.concurrency import started
 from proxy.config import Address, ServerSettings
 from proxy.errors import ConfigError
-from proxy.flight import started
 from proxy.log import get_logger
 from proxy.metrics import Metrics
-from proxy.server.crowd import Crowd
+from proxy.server.connection_limit import Crowd
 from proxy.server.tls import Certificates, Tls, load_certificates
 from proxy.server.users import Passwords, Users, load_passwords
 

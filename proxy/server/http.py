@@ -9,10 +9,10 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web import BaseRequest, RequestHandler, Response, Server, StreamResponse
 
 from proxy.log import get_logger
-from proxy.server import readers
-from proxy.server.crowd import Place
-from proxy.server.flow import Delivery
+from proxy.server import sendfile
+from proxy.server.connection_limit import Place
 from proxy.server.responses import json_response
+from proxy.server.sendfile import Delivery
 
 # How long a connection may say nothing, before its first request and between two, in seconds.
 KEEPALIVE_TIMEOUT = 75.0
@@ -72,7 +72,7 @@ class _Connection(RequestHandler):
         self._server = server
         self._place = place
         self._head_began = False
-        self._watch: readers.Watch | None = None
+        self._watch: sendfile.Watch | None = None
         if place and place.is_refused:
             self._request_handler = _refuse
             self._express = None
@@ -186,7 +186,7 @@ class _Connection(RequestHandler):
         """Begin to watch a client that has not taken what is there for it."""
         super().pause_writing()
         if self._place and self.transport:
-            self._watch = readers.Watch(self.transport, self._drop)
+            self._watch = sendfile.Watch(self.transport, self._drop)
 
     def resume_writing(self) -> None:
         """End that."""

@@ -12,7 +12,7 @@ from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 from proxy.config import Address
 from proxy.errors import ConfigError
 from proxy.log import get_logger
-from proxy.server.crowd import Crowd, Place
+from proxy.server.connection_limit import Crowd, Place
 from proxy.server.http import Express, HttpServer
 from proxy.server.tls import Tls
 

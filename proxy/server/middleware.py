@@ -14,12 +14,12 @@ from proxy import errors
 from proxy.log import Log, get_logger, request_id
 from proxy.metrics import Kind, Metrics
 from proxy.server.access import Access
-from proxy.server.admin import Admin
-from proxy.server.at_once import Known
-from proxy.server.exchange import Exchange
-from proxy.server.flow import Delivery
-from proxy.server.registry import Registry
+from proxy.server.fast_path import Known
+from proxy.server.health import Admin
+from proxy.server.registry.handlers import Registry
+from proxy.server.request_context import Exchange
 from proxy.server.responses import BodyCutError, json_response
+from proxy.server.sendfile import Delivery
 
 # Class -> (status, code of the specification). A client retries what has a code it does not know as if
 # it were a 5xx, so only registered codes are here. The first class that fits decides.

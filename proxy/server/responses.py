@@ -20,10 +20,11 @@ from aiohttp.http import SERVER_SOFTWARE
 from aiohttp.http_writer import _serialize_headers
 from aiohttp.web import BaseRequest, Response
 
-from proxy.cache.download import Detached, Download
+from proxy.concurrency import in_thread
+from proxy.download.download import Detached, Download
 from proxy.errors import ProxyError, StorageError
-from proxy.flight import in_thread
-from proxy.server.flow import (
+from proxy.server.ranges import Window
+from proxy.server.sendfile import (
     COPY_TURN,
     LEFT,
     PIECE,
@@ -34,8 +35,7 @@ from proxy.server.flow import (
     duplicate,
     is_cached,
 )
-from proxy.server.ranges import Window
-from proxy.storage.local import OpenBlob
+from proxy.storage.blobs import OpenBlob
 
 API_VERSION = "registry/2.0"
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import bcrypt
 
+from proxy.concurrency import SingleFlight, in_thread
 from proxy.config.values import file_of
 from proxy.errors import ConfigError, CrowdedError, UnauthorizedError
-from proxy.flight import SingleFlight, in_thread
 from proxy.log import get_logger
 
 # How many right passwords are remembered, and how long before the file is looked at again, in seconds.

@@ -16,8 +16,8 @@ from pathlib import Path
 from proxy.errors import InvalidDigestError, InvalidManifestError, StorageError
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
-from proxy.storage import tables
-from proxy.storage.local import LocalStore
+from proxy.storage import queries
+from proxy.storage.blobs import LocalStore
 
 _READ = 1 << 20
 
@@ -177,13 +177,13 @@ def _update(
     good: dict[Digest, tuple[int, oci.Manifest | None]],
     pins: Iterable[tuple[str, ...]] = (),
 ) -> None:
-    with closing(tables.open_connection(path)) as connection, connection:
+    with closing(queries.open_connection(path)) as connection, connection:
         now = time.time()
         uses = dict(connection.execute("SELECT digest, used FROM blobs"))
         gone = [digest for digest in map(Digest.parse, uses) if digest not in good]
-        tables.remove_blobs(connection, gone, lambda _: None)
+        queries.remove_blobs(connection, gone, lambda _: None)
         for digest, (size, manifest) in good.items():
-            tables.adopt(connection, [(digest, size, manifest)], uses.get(str(digest), now))
-        tables.restore_pins(connection, pins)
+            queries.adopt(connection, [(digest, size, manifest)], uses.get(str(digest), now))
+        queries.restore_pins(connection, pins)
         if connection.execute("PRAGMA integrity_check").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("damaged")

@@ -14,14 +14,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from proxy.concurrency import started
 from proxy.errors import StorageError
-from proxy.flight import started
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
-from proxy.oci.reference import Reference, Tag
-from proxy.storage import tables
-from proxy.storage.catalogue import forget_images
-from proxy.storage.tables import Repository
+from proxy.oci.reference import Reference, Repository, Tag
+from proxy.storage import queries
+from proxy.storage.image_queries import forget_images
 
 R = TypeVar("R")
 
@@ -56,7 +55,7 @@ class Index:
         self._uses: dict[str, float] = {}
         self._rows: dict[tuple[object, ...], Any] = {}
         try:
-            self._writer = tables.open_connection(path)
+            self._writer = queries.open_connection(path)
             self._reader = sqlite3.connect(
                 f"{path.absolute().as_uri()}?mode=ro",
                 uri=True,
@@ -79,7 +78,7 @@ class Index:
         """Write the uses that are still in memory, and close. Blocks."""
         self._thread.shutdown()
         with suppress(sqlite3.Error):
-            self._transact(False, tables.use, (self._uses,))
+            self._transact(False, queries.use, (self._uses,))
         self._reader.close()
         self._writer.close()
 
@@ -182,7 +181,7 @@ class Index:
     def pinned_bytes(self) -> int:
         """Return the bytes on disk of the blobs that pins hold."""
         # 60,000 pinned blobs take 4 ms.
-        query = f"SELECT {tables.FOOTPRINTS} FROM blobs WHERE pinned"
+        query = f"SELECT {queries.FOOTPRINTS} FROM blobs WHERE pinned"
         return self._remembered(("pinned",), query, (), lambda row: int(row[0])) or 0
 
     def is_pinned(self, digest: Digest) -> bool:
@@ -201,7 +200,7 @@ class Index:
         uses, self._uses = self._uses, {}
         try:
             if uses:
-                await self._write(tables.use, uses)
+                await self._write(queries.use, uses)
         except StorageError:
             self._uses = uses | self._uses
             raise
@@ -212,7 +211,7 @@ class Index:
         It survives a power cut: a file that nobody counts would take room beyond the cap for ever.
         """
         return await self._write(
-            tables.add_blob, repository, digest, size, self._now(), durable=True
+            queries.add_blob, repository, digest, size, self._now(), durable=True
         )
 
     async def add_manifest(
@@ -223,7 +222,7 @@ class Index:
         False if the blob was there.
         """
         return await self._write(
-            tables.add_manifest, repository, digest, size, manifest, self._now()
+            queries.add_manifest, repository, digest, size, manifest, self._now()
         )
 
     async def add_image(
@@ -238,7 +237,7 @@ class Index:
         All of it or nothing; it survives a power cut.
         """
         await self._write(
-            tables.add_image,
+            queries.add_image,
             repository,
             tag and (tag, digest, self._clock()),
             [(*manifest, self._now()) for manifest in manifests],
@@ -247,31 +246,31 @@ class Index:
 
     async def adopt(self, files: Sequence[tuple[Digest, int, Manifest | None]]) -> None:
         """Enter blobs whose files were found; no repository is linked to them. Survives a power cut."""
-        await self._write(tables.adopt, files, self._now(), durable=True)
+        await self._write(queries.adopt, files, self._now(), durable=True)
 
     async def link(self, repository: Repository, digest: Digest) -> None:
         """Remember that the repository was seen to hold the digest."""
-        await self._write(tables.add_links, repository, [digest])
+        await self._write(queries.add_links, repository, [digest])
 
     async def set_tag(self, repository: Repository, tag: Tag, digest: Digest) -> None:
         """Remember what upstream says now that the tag stands for; a new answer survives a power cut."""
         known = self.tag(repository, tag)
         is_new = known is None or known.digest != digest
-        await self._write(tables.set_tag, repository, tag, digest, self._clock(), durable=is_new)
+        await self._write(queries.set_tag, repository, tag, digest, self._clock(), durable=is_new)
 
     async def drop_tag(self, repository: Repository, tag: Tag) -> None:
         """Forget the tag; what it stood for stays."""
-        await self._write(tables.drop_tag, repository, tag)
+        await self._write(queries.drop_tag, repository, tag)
 
     async def pin(self, images: Sequence[tuple[Repository, Reference]]) -> None:
         """Keep images from being evicted, be they in the store or not; survives a power cut."""
-        await self._write(tables.pin, images, durable=True)
+        await self._write(queries.pin, images, durable=True)
 
     async def unpin(
         self, images: Sequence[tuple[Repository, Reference]]
     ) -> list[tuple[Repository, Reference]]:
         """Let images be evicted again; return those that were pinned."""
-        return await self._write(tables.unpin, images, durable=True)
+        return await self._write(queries.unpin, images, durable=True)
 
     async def forget_images(
         self, images: Sequence[tuple[Repository, Reference]], held: Collection[Digest] = ()
@@ -284,11 +283,11 @@ class Index:
 
     async def unclaimed(self, digests: Sequence[Digest]) -> list[tuple[Digest, int]]:
         """Return those of the blobs that no repository is linked to, and no pin holds, with sizes."""
-        return await self._write(tables.unclaimed, digests)
+        return await self._write(queries.unclaimed, digests)
 
     async def unpinned_bytes(self, digests: Collection[Digest]) -> int:
         """Return the bytes on disk of those of the blobs that are here and not pinned."""
-        return await self._write(tables.unpinned_bytes, digests)
+        return await self._write(queries.unpinned_bytes, digests)
 
     async def least_recently_used(
         self, count: int, without: Collection[Digest] = ()
@@ -312,11 +311,11 @@ class Index:
         In this order, because on a full disk nothing can be written before something is deleted; and
         in the thread of the writes, so that no commit of the same blob comes between.
         """
-        await self._write(tables.remove_blobs, digests, delete)
+        await self._write(queries.remove_blobs, digests, delete)
 
     async def totals(self) -> tuple[int, int]:
         """Return the number of blobs, and the bytes that they take on disk."""
-        return await self._write(tables.totals)
+        return await self._write(queries.totals)
 
     def bytes_on_disk(self) -> int:
         """Return the size of the index itself, its log included."""
@@ -342,7 +341,7 @@ class Index:
         finally:
             # Swapped after the commit, never cleared: what was read before it lands in the old one. Uses
             # alone change nothing of what is remembered.
-            if work is not tables.use:
+            if work is not queries.use:
                 self._rows = {}
 
     def _remembered(

@@ -17,12 +17,12 @@ from aiohttp import ClientResponse, ClientSession
 from publicsuffixlist import PublicSuffixList
 from yarl import URL
 
+from proxy.concurrency import SingleFlight
 from proxy.errors import RateLimitedError, UpstreamError, UpstreamUnavailableError
-from proxy.flight import SingleFlight
-from proxy.upstream import explain, retry
+from proxy.upstream import errors, retry
 from proxy.upstream.challenge import Challenge
-from proxy.upstream.logins import Credentials
-from proxy.upstream.wire import read_bounded, translated
+from proxy.upstream.credentials import Credentials
+from proxy.upstream.errors import read_bounded, translated
 
 MAX_TOKEN_RESPONSE = 1 << 20
 
@@ -183,8 +183,8 @@ async def _refusal(realm: URL, response: ClientResponse, *, is_login: bool) -> U
     status, server = response.status, f"the token server {realm.host}"
     if status in (401, 403):
         # ghcr.io gives no token where others give one that is good for nothing.
-        explained = explain.login_refusal if is_login and status == 401 else explain.denial
-        return explained(server, await explain.reason(response))
+        explained = errors.login_refusal if is_login and status == 401 else errors.denial
+        return explained(server, await errors.reason(response))
     said = f"{server} answered {status}"
     if status == 429:
         return RateLimitedError(said)

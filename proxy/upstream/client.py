@@ -25,12 +25,12 @@ from proxy.metrics import Kind, Metrics
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import ACCEPT, MAX_MANIFEST_SIZE, parse
 from proxy.oci.reference import Reference
-from proxy.upstream import explain, retry, search
-from proxy.upstream.exchange import QUESTION_TIMEOUT, Exchange, Question
-from proxy.upstream.routes import Routes
+from proxy.upstream import errors, retry, search
+from proxy.upstream.body import Transfer
+from proxy.upstream.errors import read_bounded
+from proxy.upstream.mirrors import Routes
+from proxy.upstream.registry_client import QUESTION_TIMEOUT, Exchange, Question
 from proxy.upstream.search import SearchPage
-from proxy.upstream.transfer import Transfer
-from proxy.upstream.wire import read_bounded
 
 # A list of tags or referrers may come in pages; one that does not end, or is larger than this in all,
 # is refused (CVE-2023-2253).
@@ -241,7 +241,7 @@ class Upstream:
         """
         tags: list[str] = []
         async for content in self._pages(repository, "tags/list?n=1000", "tags"):
-            tags += explain.tags(content)
+            tags += errors.tags(content)
         return tags
 
     async def fetch_referrers(self, repository: str, digest: Digest) -> list[bytes]:

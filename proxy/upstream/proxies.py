@@ -14,7 +14,7 @@ from yarl import URL
 
 from proxy.config import ProxyUrl
 from proxy.errors import ConfigError
-from proxy.upstream.logins import Credentials
+from proxy.upstream.credentials import Credentials
 
 _Address = IPv4Address | IPv6Address
 

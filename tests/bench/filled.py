@@ -13,8 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from proxy.storage import tables
-from proxy.storage.local import LocalStore
+from proxy.storage import queries
+from proxy.storage.blobs import LocalStore
 from tests.bench.content import MIB
 from tests.system.images import CONFIG, LAYER, MANIFEST
 
@@ -37,7 +37,7 @@ def fill(root: Path, blobs: int) -> str:
     folder = root / "blobs" / "sha256"
     images = blobs // (LAYERS + 2)
     now = time.time()
-    with closing(tables.open_connection(root / "index.sqlite")) as connection:
+    with closing(queries.open_connection(root / "index.sqlite")) as connection:
         connection.execute("PRAGMA cache_size = -1000000")
         connection.execute("PRAGMA synchronous = OFF")
         with connection:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from proxy.cache.eviction import INDEX_MARGIN
+from proxy.storage.space import INDEX_MARGIN
 from tests.bench import peers, policies
 from tests.bench.content import MIB
 from tests.bench.figures import Goal, Row, Size

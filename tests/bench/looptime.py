@@ -17,10 +17,10 @@ from typing import Any
 
 import uvloop
 
-from proxy.cache.eviction import INDEX_MARGIN, Space
 from proxy.metrics import Metrics
+from proxy.storage.blobs import LocalStore
 from proxy.storage.index import Index
-from proxy.storage.local import LocalStore
+from proxy.storage.space import INDEX_MARGIN, Space
 from tests.bench.filled import LAYER_SIZE
 
 

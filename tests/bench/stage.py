@@ -14,7 +14,7 @@ from typing import Self
 
 from tests.bench import peers
 from tests.bench.content import Content
-from tests.certificates import Authority
+from tests.support.certificates import Authority
 from tests.system.images import MANIFEST
 from tests.system.processes import Process, eventually
 from tests.system.servers import Daemon, Registry, sum_samples

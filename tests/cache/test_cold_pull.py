@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from proxy.errors import StorageError
+from proxy.storage.blobs import LocalStore
 from proxy.storage.ingest import Ingest
-from proxy.storage.local import LocalStore
 from tests.fakes.faults import Fault
 
 LAYERS = [bytes([n]) * 100_000 for n in range(3)]

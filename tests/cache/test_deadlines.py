@@ -8,7 +8,7 @@ from typing import Any
 from tests.fakes.content import Image, digest_of
 from tests.fakes.faults import Fault
 from tests.fakes.registry import FakeRegistry
-from tests.program import Answer, Program
+from tests.support.program import Answer, Program
 
 LIMIT = 20.0  # 15, and a machine that is busy
 PATIENT = {"connect_timeout": "10s", "stall_timeout": "30s", "attempts": 5}

@@ -23,7 +23,7 @@ from tests.fakes.content import (
 )
 from tests.fakes.faults import Fault
 from tests.fakes.raw import RawUpstream, RecvUntil
-from tests.program import Program
+from tests.support.program import Program
 
 APP = "library/app"
 MIB = 1 << 20

@@ -3,8 +3,9 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from proxy.cache.policy import Freshness, accepts, check_allowed, freshness, tag_ttl
+from proxy.cache.policy import Freshness, accepts, freshness, tag_ttl
 from proxy.errors import DeniedError
+from proxy.names import check_allowed
 from proxy.oci.manifest import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 
 

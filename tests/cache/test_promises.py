@@ -9,7 +9,7 @@ import pytest
 from tests.fakes.content import OCI_MANIFEST, digest_of
 from tests.fakes.faults import Fault
 from tests.fakes.peer import Peer
-from tests.program import read
+from tests.support.program import read
 
 MIB = 1 << 20
 BLOB = bytes(range(256)) * (4 * MIB // 256)

@@ -11,8 +11,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from proxy.cli import main
-from proxy.cli.client_files import CLIENTS
-from tests.certificates import Authority
+from proxy.cli.files.client_files import CLIENTS
+from tests.support.certificates import Authority
 
 EXAMPLES = Path(__file__).parents[2] / "config" / "clients"
 UPSTREAMS = """\

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bundles import APP, Layout, path, take, tar
 from tests.fakes.content import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, digest_of
-from tests.program import Program
+from tests.support.bundles import APP, Layout, path, take, tar
+from tests.support.program import Program
 
 # Clears the screen, names the window, answers as if typed, turns the direction of text, starts a line anew.
 COMMANDS = "\x1b[2J\x1b]0;owned\x07\x1b[6n\u202e\x9b31m\r\x08"

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from proxy.cli import main
 from tests.fakes.content import digest_of
 from tests.fakes.gallery import parts_of, push_index, push_manifest
-from tests.server.asking import APP, BASE, FOREIGN, NATIVE, OWN, pull
+from tests.support.admin_api import APP, BASE, FOREIGN, NATIVE, OWN, pull
 
 HISTORY = [{"created_by": "ADD rootfs / # buildkit"}, {"created_by": "RUN make all # buildkit"}]
 

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from proxy.cli.output import format_bytes, printable
+from proxy.cli.display.text import format_bytes, printable
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import structlog
 
-from proxy.cli import preload_views
-from proxy.cli.preload_meter import Meter
+from proxy.cli.display import preload_progress
+from proxy.cli.display.preload_meter import Meter
 from tests.cli.test_images import ask, run
 from tests.fakes.content import digest_of
 from tests.fakes.gallery import push_index, push_manifest
-from tests.server.asking import APP, BASE, FOREIGN, NATIVE, OWN, checks
+from tests.support.admin_api import APP, BASE, FOREIGN, NATIVE, OWN, checks
 
 LAYER = bytes(range(256)) * 4000
 
@@ -259,7 +259,7 @@ class TestWhatIsSaidMeanwhile:
             self.layer("e", "downloading", 500),
             {"event": "waiting", "upstream": "docker.io", "reason": "why", "until": 0.0},
         )
-        lines = preload_views._render(meter, 60, 5)
+        lines = preload_progress._render(meter, 60, 5)
         assert [line.partition(" ")[2] for line in lines[:2]] == [
             "Pulling fs layer",
             "Downloading        500 B/1 kB",
@@ -268,8 +268,8 @@ class TestWhatIsSaidMeanwhile:
         assert lines[3].startswith("0 of 1 images, 1.5 kB of 6 kB")
 
     def test_a_wait_is_said_and_the_heartbeat_goes_on(self, monkeypatch, capsys):
-        monkeypatch.setattr(preload_views, "INTERVAL", 0.0)
-        with preload_views.opened_view(as_json=False) as show:
+        monkeypatch.setattr(preload_progress, "INTERVAL", 0.0)
+        with preload_progress.opened_view(as_json=False) as show:
             show({"event": "waiting", "upstream": "docker.io", "reason": "why", "until": 0.0})
             show({"event": "plan", "images": 1, "size": 10, "missing": 10, "lacking": 5})
             show({"event": "resumed", "upstream": "docker.io"})
@@ -279,6 +279,6 @@ class TestWhatIsSaidMeanwhile:
         assert said.count("0 of 0 images") == 3
 
     def test_what_comes_from_outside_is_escaped(self, capsys):
-        with preload_views.opened_view(as_json=False) as show:
+        with preload_progress.opened_view(as_json=False) as show:
             show({"event": "failed", "image": "a\x1b[2J", "code": "x", "reason": "b\x07"})
         assert capsys.readouterr().out == "a\\x1b[2J: failed: b\\x07\n"

@@ -18,8 +18,8 @@ from proxy.cli import main
 from proxy.errors import InvalidRequestError
 from tests.fakes.faults import HTML
 from tests.fakes.search import Listed
-from tests.server.asking import call
-from tests.server.test_openapi import check
+from tests.server.admin.test_openapi import check
+from tests.support.admin_api import call
 
 OFFLINE = "this cache is offline"
 LONG = "A web server, a reverse proxy, \x1b[31ma mail proxy\x07\r\n and much more besides"

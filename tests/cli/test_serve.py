@@ -12,7 +12,7 @@ import pytest
 
 from proxy import __version__
 from proxy.app import Listening
-from proxy.cli.serve import announce
+from proxy.cli.commands.serve import announce
 
 
 def announced(capsys: pytest.CaptureFixture[str], *addresses: str) -> str:

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from proxy import __version__
 from proxy.cli import main
-from proxy.cli.output import format_duration
+from proxy.cli.display.text import format_duration
 
 
 def run(*arguments: str) -> Result:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from proxy.server.middleware import Middleware
-from tests.certificates import Authority
+from tests.support.certificates import Authority
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from proxy.errors import ConfigError
-from proxy.server import crowd, http, readers
+from proxy.server import connection_limit, http, sendfile
 from tests.fakes.peer import Peer, exchange
 
 MIB = 1 << 20
@@ -114,17 +114,17 @@ def read_slowly(url: str, path: str, seconds: float) -> int:
 
 
 async def test_c03_a_client_that_reads_slowly_is_not_dropped(registry, program, monkeypatch):
-    monkeypatch.setattr(readers, "READER_TIMEOUT", 1.0)
+    monkeypatch.setattr(sendfile, "READER_TIMEOUT", 1.0)
     digest = registry.add_blob(bytes(16 * MIB))
     await program.blob(digest)
     await program.settled()
     path = f"/v2/library/app/blobs/{digest}"
     # For many times what silence may last.
-    assert await asyncio.to_thread(read_slowly, program.url, path, 4 * readers.READER_TIMEOUT)
+    assert await asyncio.to_thread(read_slowly, program.url, path, 4 * sendfile.READER_TIMEOUT)
 
 
 async def test_c03_a_client_that_takes_no_small_answers_is_dropped_too(program, monkeypatch):
-    monkeypatch.setattr(readers, "READER_TIMEOUT", 0.3)
+    monkeypatch.setattr(sendfile, "READER_TIMEOUT", 0.3)
     peer = await Peer.connect(program.url, receive_buffer=4096)
     peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
     peer.send(PING.replace(b"/v2/", b"/metrics") * 400)
@@ -179,7 +179,7 @@ async def test_c04_one_address_has_its_share_and_others_theirs(make_program):
 
 
 async def test_c04_those_who_are_too_many_are_themselves_few(make_program, monkeypatch):
-    monkeypatch.setattr(crowd, "MAX_REFUSED", 3)
+    monkeypatch.setattr(connection_limit, "MAX_REFUSED", 3)
     monkeypatch.setattr(http, "REFUSAL_TIMEOUT", 0.3)
     program = await make_program(server={"max_connections": 1})
     assert (await program.ask("/v2/")).status == 200
@@ -214,9 +214,15 @@ async def test_c04_a_reload_changes_how_many_may_be(make_program):
 
 def test_c04_one_network_of_ipv6_is_one_client():
     same = {"2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:0:1::", "fe80::1%eth0"}
-    assert [len({crowd.client_of(one) for one in same})] == [2]
-    assert crowd.client_of("2001:db8:0:1::1") != crowd.client_of("2001:db8::1")
-    assert crowd.client_of("::ffff:192.0.2.1") == crowd.client_of("192.0.2.1") == "192.0.2.1"
+    assert [len({connection_limit.client_of(one) for one in same})] == [2]
+    assert connection_limit.client_of("2001:db8:0:1::1") != connection_limit.client_of(
+        "2001:db8::1"
+    )
+    assert (
+        connection_limit.client_of("::ffff:192.0.2.1")
+        == connection_limit.client_of("192.0.2.1")
+        == "192.0.2.1"
+    )
 
 
 @pytest.fixture
@@ -232,7 +238,7 @@ def few_files():
 
 
 async def test_d10_clients_leave_the_store_its_descriptors(make_program, few_files, registry):
-    few_files(crowd.RESERVED_FILES + 3 * crowd.FILES_PER_CLIENT)
+    few_files(connection_limit.RESERVED_FILES + 3 * connection_limit.FILES_PER_CLIENT)
     with capture_logs() as logged:
         program = await make_program()
     (said,) = [line for line in logged if line["event"] == "few_open_files"]
@@ -248,7 +254,7 @@ async def test_d10_clients_leave_the_store_its_descriptors(make_program, few_fil
 
 async def test_d10_the_limit_on_files_is_raised_as_far_as_the_system_allows(few_files):
     few_files(700)
-    crowd.raise_file_limit()
+    connection_limit.raise_file_limit()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert soft == hard
 

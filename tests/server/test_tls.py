@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from proxy.config import load
 from proxy.errors import ConfigError
-from proxy.server import listening, readers
+from proxy.server import listening, sendfile
 from proxy.server.tls import load_certificates
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
@@ -115,7 +115,7 @@ async def test_a_transfer_that_breaks_off_ends_with_close_notify(registry, secur
 async def test_a_client_that_reads_nothing_is_dropped(
     registry, secure, authority, monkeypatch, how
 ):
-    monkeypatch.setattr(readers, "READER_TIMEOUT", 0.3)
+    monkeypatch.setattr(sendfile, "READER_TIMEOUT", 0.3)
     digest = registry.add_blob(bytes(30 * MIB))
     if how in ("hit", "again"):
         await secure.blob(digest)

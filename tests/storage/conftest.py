@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from proxy.storage.blobs import LocalStore
 from proxy.storage.index import Index
-from proxy.storage.local import LocalStore
 from tests.fakes.clock import Clock
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from proxy.oci.digest import Digest
-from proxy.storage.local import LocalStore
+from proxy.storage.blobs import LocalStore
 
 CONTENT = b"what a bundle brings"
 DIGEST = Digest.of(CONTENT)

@@ -9,9 +9,8 @@ import pytest
 from proxy.errors import StorageError
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest, parse
-from proxy.oci.reference import Tag
+from proxy.oci.reference import Repository, Tag
 from proxy.storage.index import BlobRow, Index, TagRow
-from proxy.storage.tables import Repository
 from tests.fakes.content import Content, Image
 
 APP = Repository("docker.io", "library/app")

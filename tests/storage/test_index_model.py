@@ -11,10 +11,9 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from proxy.oci.digest import Digest
-from proxy.oci.reference import Tag
+from proxy.oci.reference import Repository, Tag
+from proxy.storage.blobs import footprint
 from proxy.storage.index import Index
-from proxy.storage.local import footprint
-from proxy.storage.tables import Repository
 from tests.fakes.clock import Clock
 
 DIGESTS = [Digest.of(bytes([number])) for number in range(6)]

@@ -11,8 +11,8 @@ from hypothesis import given, strategies as st
 
 from proxy.errors import NoSpaceError, StorageError
 from proxy.oci.digest import Digest
+from proxy.storage.blobs import LocalStore
 from proxy.storage.ingest import Ingest
-from proxy.storage.local import LocalStore
 
 CONTENT = bytes(range(256)) * 1024
 DIGEST = Digest.of(CONTENT)
@@ -157,7 +157,7 @@ def test_no_symbolic_link_is_followed(store, tmp_path):
 KILLED = """
 import os, pathlib, signal
 from proxy.oci.digest import Digest
-from proxy.storage.local import LocalStore
+from proxy.storage.blobs import LocalStore
 content = bytes(range(256)) * 1024
 store = LocalStore(pathlib.Path(os.environ["STORE"]))
 ingest = store.open_ingest(Digest.of(content))

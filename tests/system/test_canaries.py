@@ -21,10 +21,10 @@ import aiohttp
 import bcrypt
 import pytest
 
-from tests.certificates import Authority
 from tests.fakes.content import Image
 from tests.fakes.faults import HTML, Fault
 from tests.fakes.registry import FakeRegistry
+from tests.support.certificates import Authority
 from tests.system.processes import Process, fenced
 
 WAYS = ("config", "file", "docker", "helper")

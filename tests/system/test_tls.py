@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.certificates import Authority
+from tests.support.certificates import Authority
 from tests.system.images import Image
 from tests.system.processes import Process, run
 from tests.system.servers import Registry

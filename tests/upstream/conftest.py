@@ -13,13 +13,13 @@ from yarl import URL
 from proxy.metrics import Metrics
 from proxy.upstream.auth import Authenticator
 from proxy.upstream.client import Upstream
+from proxy.upstream.credentials import Credentials
 from proxy.upstream.egress import EgressGuard
-from proxy.upstream.exchange import Exchange, Timeouts
-from proxy.upstream.logins import Credentials
+from proxy.upstream.factory import open_session
+from proxy.upstream.mirrors import Routes
 from proxy.upstream.offline import Offline
 from proxy.upstream.proxies import Proxies
-from proxy.upstream.routes import Routes
-from proxy.upstream.session import open_session
+from proxy.upstream.registry_client import Exchange, Timeouts
 from tests.fakes.clock import Clock
 from tests.fakes.registry import FakeRegistry
 

@@ -9,7 +9,7 @@ from yarl import URL
 from proxy.errors import UpstreamError, UpstreamUnauthorizedError
 from proxy.oci.reference import Tag
 from proxy.upstream.auth import may_see_credentials
-from proxy.upstream.logins import Credentials
+from proxy.upstream.credentials import Credentials
 from tests.fakes.faults import HTML, Fault
 from tests.fakes.registry import FakeRegistry
 

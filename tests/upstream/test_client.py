@@ -17,7 +17,7 @@ from proxy.errors import (
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Tag
 from proxy.upstream.client import Upstream
-from proxy.upstream.exchange import Timeouts
+from proxy.upstream.registry_client import Timeouts
 from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of
 from tests.fakes.faults import Fault
 from tests.fakes.raw import HEAD_END, RawUpstream, RecvUntil, Reset, Send, Step

@@ -12,8 +12,13 @@ import pytest
 
 from proxy.config import UpstreamSettings, load
 from proxy.errors import ConfigError, UpstreamUnavailableError
-from proxy.upstream.credentials import FAILURE_TTL, HELPER_TTL, CredentialSource, ask_helper
-from proxy.upstream.logins import Credentials
+from proxy.upstream.credentials import (
+    FAILURE_TTL,
+    HELPER_TTL,
+    Credentials,
+    CredentialSource,
+    ask_helper,
+)
 from tests.fakes.clock import Clock
 
 BOB = Credentials("bob", "pa:ss")

@@ -8,7 +8,7 @@ import pytest
 from tests.fakes.content import OCI_MANIFEST, digest_of
 from tests.fakes.faults import HTML, Fault
 from tests.fakes.raw import HEAD_END, RawUpstream, RecvUntil, Send, Step
-from tests.program import Program
+from tests.support.program import Program
 
 MakeProgram = Callable[..., Awaitable[Program]]
 

@@ -11,12 +11,12 @@ from yarl import URL
 from proxy.errors import UpstreamUnavailableError
 from proxy.oci.reference import Tag
 from proxy.upstream.egress import EgressGuard
-from proxy.upstream.exchange import Timeouts
-from proxy.upstream.wire import translated
+from proxy.upstream.errors import translated
+from proxy.upstream.registry_client import Timeouts
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
 from tests.fakes.names import Names
-from tests.program import Answer
+from tests.support.program import Answer
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tests.fakes.content import digest_of
 from tests.fakes.names import Names
 from tests.fakes.raw import RawUpstream, RecvUntil
 from tests.fakes.registry import FakeRegistry
-from tests.program import Answer, Program
+from tests.support.program import Answer, Program
 
 DAY = dt.timedelta(days=1)
 NOW = dt.datetime.now(dt.UTC)
@@ -129,7 +129,7 @@ async def test_u34_of_several_addresses_the_one_that_lives_is_found_before_a_tim
     registry, make_program, monkeypatch, hole, dead
 ):
     names = Names({"registry.test": [[*dead, "127.0.0.1"]]})
-    monkeypatch.setattr("proxy.upstream.opening.DefaultResolver", lambda: names)
+    monkeypatch.setattr("proxy.upstream.factory.DefaultResolver", lambda: names)
     program = await make_program(
         upstreams={"docker.io": {"url": f"http://registry.test:{registry.front.port}"}},
         # So long that a client would have its 504 before a dead address is given up.

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from proxy.upstream import exchange
-from proxy.upstream.exchange import QUESTION_TIMEOUT, Timeouts
+from proxy.upstream import registry_client
+from proxy.upstream.registry_client import QUESTION_TIMEOUT, Timeouts
 from tests.fakes.content import Image, digest_of
 from tests.fakes.faults import HTML, Fault
 from tests.fakes.registry import FakeRegistry
-from tests.program import Program
+from tests.support.program import Program
 
 HUB = "docker.io"
 BLOB = bytes(range(256)) * 8192
@@ -32,7 +32,7 @@ async def mirror() -> AsyncIterator[FakeRegistry]:
 @pytest.fixture
 def behind(registry: FakeRegistry, make_program: Behind, monkeypatch) -> Behind:
     """Start the program before the registry and these mirrors, which are waited for but shortly."""
-    monkeypatch.setattr(exchange, "MIRROR_TIMEOUT", 0.5)
+    monkeypatch.setattr(registry_client, "MIRROR_TIMEOUT", 0.5)
 
     async def make(*mirrors: FakeRegistry, fetch: Any = None, **settings: Any) -> Program:
         table = {"url": registry.url, "mirrors": [one.url for one in mirrors], **settings}

@@ -15,13 +15,13 @@ from proxy.config import ProxyUrl
 from proxy.errors import ConfigError, UpstreamError, UpstreamTimeoutError
 from proxy.oci.reference import Tag
 from proxy.upstream.egress import EgressGuard
-from proxy.upstream.exchange import Timeouts
 from proxy.upstream.proxies import Proxies
+from proxy.upstream.registry_client import Timeouts
 from tests.fakes.faults import Fault
 from tests.fakes.names import PUBLIC, Names
 from tests.fakes.proxy import FakeProxy
 from tests.fakes.registry import FakeRegistry
-from tests.program import Program
+from tests.support.program import Program
 
 LATEST = Tag("latest")
 HUB = "docker.io"

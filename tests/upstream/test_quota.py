@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from proxy.upstream.quota import Hold, Quota
+from proxy.upstream.retry import Hold, Quota
 
 
 def test_a_limit_on_pulls_leaves_everything_else_free():

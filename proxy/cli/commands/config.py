@@ -1,0 +1,89 @@
+"""`pullcache config`: what the configuration is, and whether it is right."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import click
+
+from proxy.cli.options import config_options, load_config
+from proxy.config import (
+    Config,
+    UpstreamSettings,
+    dump,
+    exposed_files,
+    json_schema,
+    to_toml,
+)
+from proxy.errors import ConfigError
+from proxy.upstream.credentials import helper_program, read_docker_config, server_of
+from proxy.upstream.proxies import Proxies
+
+
+@click.group()
+def config() -> None:
+    """Look at the configuration."""
+
+
+@config.command()
+@config_options
+def check(*, path: Path | None, store: str | None) -> None:
+    """Tell whether the daemon would start with it; exit code 2 if not."""
+    loaded = load_config(path, store)
+    _check_files(loaded)
+    for file in exposed_files(loaded):
+        click.echo(f"{file}: holds a secret and is readable by all (chmod o-r {file})", err=True)
+    click.echo("the configuration is right")
+
+
+@config.command()
+@config_options
+@click.option("--json", "as_json", is_flag=True, help="As JSON in place of TOML.")
+def show(*, path: Path | None, store: str | None, as_json: bool) -> None:
+    """Print it as it applies: defaults, file, environment and flags; secrets as "***"."""
+    loaded = load_config(path, store)
+    click.echo(json.dumps(dump(loaded), indent=2) if as_json else to_toml(loaded), nl=as_json)
+
+
+@config.command()
+@config_options
+def schema(*, path: Path | None, store: str | None) -> None:  # noqa: ARG001 - every command takes them
+    """Print the JSON Schema of the file, for editors and other checkers."""
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+def _check_files(config: Config) -> None:
+    """Read the files that the configuration names, or raise `ConfigError`."""
+    from proxy.server.access import check_files  # noqa: PLC0415 - brings aiohttp, which few commands need
+    from proxy.tracing import check_tracing  # noqa: PLC0415 - the same
+
+    config.server.read_admin_token()
+    check_tracing(is_on=config.server.tracing)
+    check_files(config.server)
+    for number, preload in enumerate(config.preload, 1):
+        if preload.file:
+            _check_readable(preload.file, f"preload[{number}].file")
+    for name, upstream in config.upstreams.items():
+        _check_login(upstream)
+        Proxies(os.environ, upstream.proxy)
+        if upstream.ca_file:
+            _check_readable(upstream.ca_file, f'upstreams."{name}".ca_file')
+
+
+def _check_readable(file: str, key: str) -> None:
+    try:
+        Path(file).expanduser().read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror} (see {key})") from error
+
+
+def _check_login(upstream: UpstreamSettings) -> None:
+    """Read what holds the login, and look for its helper, which is not run."""
+    upstream.read_password()
+    helper = upstream.credential_helper
+    if upstream.docker_config:
+        found = read_docker_config(upstream.docker_config, server_of(upstream.url))
+        helper = found if isinstance(found, str) else ""
+    if helper and shutil.which(helper_program(helper)) is None:
+        raise ConfigError(f"{helper_program(helper)}: is not in PATH")

@@ -1,0 +1,1 @@
+"""Downloads: one fetch from upstream for each blob, written to the store while clients read it."""

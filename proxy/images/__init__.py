@@ -1,0 +1,1 @@
+"""Images of the store: what they consist of, and what is complete."""

@@ -1,0 +1,98 @@
+"""Which repository of which upstream a name means, and how people write it. PURE.
+
+It is a closed world: what is not configured is refused, never dialled.
+"""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from proxy.config import UpstreamSettings
+from proxy.config.schema import DEFAULT_UPSTREAM
+from proxy.errors import DeniedError
+from proxy.oci.digest import Digest
+from proxy.oci.reference import ImageName, Reference, Repository, Tag, is_host, parse_image
+
+DEFAULT_TAG = Tag("latest")
+
+# One registry, many names: what clients call Docker Hub (protocol of k3s, crane, containerd).
+_ALIASES = {"index.docker.io": DEFAULT_UPSTREAM, "registry-1.docker.io": DEFAULT_UPSTREAM}
+
+_LIBRARY = "library/"
+
+
+class Names:
+    """Finds repositories among the configured upstreams."""
+
+    def __init__(self, upstreams: Mapping[str, UpstreamSettings]) -> None:
+        self._upstreams = upstreams
+
+    def parse(self, text: str) -> tuple[Repository, Reference]:
+        """Return what may be pulled as `text`: `nginx`, `ghcr.io/me/app:1`, `app@sha256:…`.
+
+        A digest counts more than a tag; without either it is `latest`. Raises
+        `InvalidReferenceError` and `DeniedError`.
+        """
+        repository, reference = self.locate(parse_image(text))
+        self.check(repository)
+        return repository, reference
+
+    def locate(self, image: ImageName) -> tuple[Repository, Reference]:
+        """Return what `image` means, be it configured and allowed or not."""
+        reference = image.digest or image.tag or DEFAULT_TAG
+        if image.host:
+            return _canonical(image.host, image.path), reference
+        return self.repository(image.path), reference
+
+    def repository(self, path: str, upstream: str = "") -> Repository:
+        """Return the repository that a path means, be it allowed or not.
+
+        The upstream is the first part if that is configured, else `upstream`, else the first part if it
+        looks like a host, else Docker Hub.
+        """
+        first, slash, rest = path.partition("/")
+        is_configured = slash and _ALIASES.get(first, first) in self._upstreams
+        if is_configured or (slash and not upstream and is_host(first)):
+            return _canonical(first, rest)
+        return _canonical(upstream or DEFAULT_UPSTREAM, path)
+
+    def check(self, repository: Repository) -> None:
+        """Raise `DeniedError` unless upstream is configured and the repository allowed."""
+        rules = self._upstreams.get(repository.upstream)
+        if rules is None:
+            raise DeniedError(
+                f"{repository.upstream[:100]!r} is not configured in this cache; "
+                "add it to its upstreams or pull from elsewhere"
+            )
+        check_allowed(repository.name, allow=rules.allow, deny=rules.deny)
+
+
+def check_allowed(name: str, *, allow: Sequence[str], deny: Sequence[str]) -> None:
+    """Raise `DeniedError` unless a glob of `allow` and none of `deny` covers the repository."""
+    if any(fnmatchcase(name, glob) for glob in deny) or not any(
+        fnmatchcase(name, glob) for glob in allow
+    ):
+        raise DeniedError(f"the configuration of this cache does not allow {name[:120]}")
+
+
+def spell(repository: Repository, reference: Reference | None = None) -> str:
+    """Return the name as people write it: `nginx:1.25` for Docker Hub's `library/nginx`."""
+    name = repository.name
+    if repository.upstream == DEFAULT_UPSTREAM:
+        short = name.removeprefix(_LIBRARY)
+        if "/" not in short:
+            name = short
+        elif is_host(name.partition("/")[0]):
+            name = f"{DEFAULT_UPSTREAM}/{name}"
+    else:
+        name = f"{repository.upstream}/{name}"
+    if reference is None:
+        return name
+    return f"{name}@{reference}" if isinstance(reference, Digest) else f"{name}:{reference}"
+
+
+def _canonical(upstream: str, name: str) -> Repository:
+    upstream = _ALIASES.get(upstream, upstream)
+    if upstream == DEFAULT_UPSTREAM and "/" not in name:
+        # Docker Hub knows official images by two parts only.
+        name = f"{_LIBRARY}{name}"
+    return Repository(upstream, name)

@@ -1,0 +1,95 @@
+"""Preloads that the configuration orders, again and again, so that images stay warm."""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+
+from proxy.concurrency import in_thread, reached
+from proxy.config import PreloadSettings
+from proxy.errors import ProxyError
+from proxy.images.check import Wanted
+from proxy.log import get_logger
+from proxy.metrics import Metrics
+from proxy.preload.events import Failed
+from proxy.preload.lists import MAX_TEXT, ImageList, parse_list
+from proxy.preload.preload import Preloader
+from proxy.upstream.offline import Offline
+
+# An interval is longer or shorter by up to so much of it: many caches do not ask at the same second.
+JITTER = 0.1
+
+log = get_logger(__name__)
+
+
+class Schedules:
+    """Runs preloads at their times, each with the preloader of that time. `clock` tells Unix time."""
+
+    def __init__(
+        self,
+        preloader: Callable[[], Preloader],
+        offline: Offline,
+        metrics: Metrics,
+        threads: Executor,
+        clock: Callable[[], float],
+    ) -> None:
+        self._preloader = preloader
+        self._offline = offline
+        self._metrics = metrics
+        self._threads = threads
+        self._clock = clock
+        self._running: list[asyncio.Task[None]] = []
+
+    def start(self, group: asyncio.TaskGroup, preloads: Iterable[PreloadSettings]) -> None:
+        """Begin with all of these, as tasks of the group, and end those that were begun before."""
+        for task in self._running:
+            task.cancel()
+        self._running = [
+            group.create_task(self._repeat(f"preload[{number}]", settings))
+            for number, settings in enumerate(preloads, 1)
+        ]
+
+    async def _repeat(self, name: str, settings: PreloadSettings) -> None:
+        """Preload now, and every so often from then on, never twice at once; a failure waits for its next time."""
+        while True:
+            began = self._clock()
+            try:
+                await self._preload(name, settings)
+            except ProxyError as error:
+                log.warning("preload_failed", preload=name, reason=str(error))
+            except Exception:
+                self._metrics.bug()
+                log.exception("preload_crashed", preload=name)
+            pause = settings.every * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 (no secret)
+            await reached(began + pause, self._clock)
+
+    async def _preload(self, name: str, settings: PreloadSettings) -> None:
+        if self._offline:
+            log.info("preload_skipped", preload=name, reason="this cache is offline")
+            return
+        wanted = [Wanted(image, settings.platforms) for image in settings.images]
+        if settings.file:
+            wanted += await self._listed(name, settings.file, settings.platforms)
+        async for event in self._preloader().preload(wanted, pin=settings.pin):
+            if isinstance(event, Failed):
+                log.warning("preload_failed", preload=name, image=event.image, reason=event.reason)
+
+    async def _listed(self, name: str, file: str, platforms: Sequence[str]) -> list[Wanted]:
+        try:
+            found = await in_thread(self._threads, _read, Path(file))
+        except OSError as error:
+            log.warning("preload_failed", preload=name, reason=f"{file}: {error.strerror}")
+            return []
+        for problem in found.problems:
+            if problem.kind == "error":
+                reason = f"{file}:{problem.line}: {problem.message}"
+                log.warning("preload_failed", preload=name, reason=reason)
+        return [
+            Wanted(entry.reference, tuple(platforms) or entry.platforms) for entry in found.entries
+        ]
+
+
+def _read(path: Path) -> ImageList:
+    with path.expanduser().open(encoding="utf-8", errors="replace") as file:
+        return parse_list(file.read(MAX_TEXT + 1))

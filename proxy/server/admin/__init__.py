@@ -1,0 +1,1 @@
+"""The admin API: `/api/v1/` on the admin socket and `server.admin_listen`."""

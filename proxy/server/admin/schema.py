@@ -1,0 +1,26 @@
+"""`/api/v1/openapi.json`: the description of the admin API, which a test holds against the routes."""
+
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+
+from proxy.server.admin.api import Call, Route
+
+
+def routes() -> list[Route]:
+    """Return the route."""
+    return [Route("GET", "/api/v1/openapi.json", _describe)]
+
+
+@cache
+def description() -> dict[str, Any]:
+    """Return the OpenAPI document."""
+    content = files("proxy.server.admin").joinpath("openapi.json").read_bytes()
+    document: dict[str, Any] = msgspec.json.decode(content)
+    return document
+
+
+async def _describe(_call: Call) -> dict[str, Any]:
+    return description()

@@ -1,0 +1,1 @@
+"""The registry API: `/v2/` and `/v1/search`."""

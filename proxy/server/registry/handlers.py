@@ -1,0 +1,310 @@
+"""`/v2/*`: the read side of the distribution specification; and `/v1/search`."""
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from contextlib import suppress
+from urllib.parse import quote
+
+from aiohttp import HttpVersion11, hdrs
+from aiohttp.web import BaseRequest, Response, StreamResponse
+from multidict import MultiDictProxy
+
+from proxy.cache.prefetch import Prefetch
+from proxy.cache.pull_through import BlobAnswer, PullThrough
+from proxy.cache.search import DEFAULT_LIMIT, Search
+from proxy.cache.tags import Listings
+from proxy.concurrency import DEADLINE
+from proxy.config import UpstreamSettings
+from proxy.config.schema import DEFAULT_UPSTREAM
+from proxy.download.download import Detached, Download
+from proxy.errors import UnknownNameError, UpstreamTimeoutError, UpstreamUnavailableError
+from proxy.oci.digest import Digest
+from proxy.oci.manifest import OCI_INDEX
+from proxy.oci.reference import Repository
+from proxy.server import ranges
+from proxy.server.fast_path import AtOnce
+from proxy.server.ranges import Unsatisfiable, Window
+from proxy.server.registry.manifests import Manifests
+from proxy.server.registry.router import Router, Target
+from proxy.server.request_context import CACHE_STATUS, Exchange, blob_headers
+from proxy.server.responses import Sender, json_response
+
+MAX_PAGE = 10_000
+
+
+class Registry:
+    """Answers requests under `/v2/` and `/v1/`."""
+
+    def __init__(
+        self,
+        upstreams: Mapping[str, UpstreamSettings],
+        cache: PullThrough,
+        listings: Listings,
+        prefetch: Prefetch | None,
+        search: Search,
+        threads: Executor,
+    ) -> None:
+        self._router = Router(upstreams)
+        self._cache = cache
+        self._manifests = Manifests(cache, prefetch)
+        self.at_once = AtOnce(self._router, cache, self._manifests, threads)
+        self._listings = listings
+        self._search = search
+        self._threads = threads
+
+    async def handle(self, request: BaseRequest, exchange: Exchange) -> StreamResponse:
+        """Answer a GET or HEAD. Raises `ProxyError`, and `ConnectionError` for a body cut short."""
+        path, mark, _ = request.raw_path.partition("?")
+        query = request.rel_url.query if mark else None
+        if path in ("/v2/", "/v2"):
+            exchange.kind = "ping"
+            return json_response({}, headers={"Cache-Status": CACHE_STATUS["none"]})
+        if path == "/v2/_catalog":
+            exchange.kind = "catalog"
+            return self._catalog(query)
+        if path.startswith("/v1/"):
+            return await self._version_1(request, exchange, path, query)
+        namespace = query.get("ns") if query else None
+        target = self._router.parse(path, namespace, request.headers.get(hdrs.HOST))
+        exchange.kind = target.kind
+        exchange.upstream = target.repository.upstream
+        if namespace:
+            exchange.headers["OCI-Namespace"] = target.repository.upstream
+        return await self._answer(request, exchange, target, query)
+
+    async def _answer(
+        self,
+        request: BaseRequest,
+        exchange: Exchange,
+        target: Target,
+        query: "MultiDictProxy[str] | None",
+    ) -> StreamResponse:
+        repository, reference = target.repository, target.reference
+        if reference is None:
+            return await self._tags(request, exchange, repository, query)
+        if target.kind == "manifest":
+            return await self._manifests.answer(request, exchange, repository, reference)
+        assert isinstance(reference, Digest)
+        if target.kind == "referrers":
+            return await self._referrers(exchange, repository, reference, query)
+        if request.method == "HEAD":
+            return await self._head_blob(request, exchange, repository, reference)
+        return await self._blob(request, exchange, repository, reference)
+
+    # Blobs.
+
+    async def _head_blob(
+        self, request: BaseRequest, exchange: Exchange, repository: Repository, digest: Digest
+    ) -> Response:
+        size, exchange.cache = await self._cache.blob_size(repository, digest)
+        headers = blob_headers(exchange, digest)
+        if ranges.is_match(request.headers.get(hdrs.IF_NONE_MATCH), headers["ETag"]):
+            return Response(status=304, headers=headers)
+        if size is not None:
+            headers["Content-Length"] = str(size)
+        return Response(headers=headers)
+
+    async def _blob(
+        self, request: BaseRequest, exchange: Exchange, repository: Repository, digest: Digest
+    ) -> StreamResponse:
+        if ranges.is_match(request.headers.get(hdrs.IF_NONE_MATCH), f'"{digest}"'):
+            _, exchange.cache = await self._cache.blob_size(repository, digest)
+            return Response(status=304, headers=blob_headers(exchange, digest))
+        deadline = asyncio.get_running_loop().time() + DEADLINE
+        async with self._cache.blob(repository, digest) as answer:
+            exchange.cache = answer.state
+            if isinstance(answer.source, Download):
+                await self._begun(answer.source, deadline)
+                if answer.source.size is None and request.version < HttpVersion11:
+                    # No chunks there: a body without a length could not be told from a whole one.
+                    await _ended(answer.source)
+            return await self._send_blob(request, exchange, answer, digest)
+
+    async def _begun(self, download: Download, deadline: float) -> None:
+        """Wait for upstream's first bytes, or its no, so that a no has a status of its own."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await download.available(0)
+        except Detached:
+            pass
+        except TimeoutError:
+            # Upstream has promised a size, but sends nothing yet: the headers cannot wait longer.
+            if download.size is None:
+                raise UpstreamTimeoutError(
+                    f"{download.repository.upstream} has sent nothing for {DEADLINE:.0f} s; "
+                    "try again, the download goes on"
+                ) from None
+
+    async def _send_blob(
+        self, request: BaseRequest, exchange: Exchange, answer: BlobAnswer, digest: Digest
+    ) -> StreamResponse:
+        source = answer.source
+        if isinstance(source, Download) and source.is_detached:
+            exchange.cache = "bypass"
+        headers = blob_headers(exchange, digest)
+        size = source.size
+        window = Window(0, size or 0)
+        status = 200
+        if size is not None and ranges.is_current(
+            request.headers.get(hdrs.IF_RANGE), headers["ETag"]
+        ):
+            try:
+                wanted = ranges.parse_range(request.headers.get(hdrs.RANGE), size)
+            except Unsatisfiable:
+                headers["Content-Range"] = f"bytes */{size}"
+                return Response(status=416, headers=headers)
+            if wanted:
+                window, status = wanted, 206
+                headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{size}"
+        response = StreamResponse(status=status, headers=headers)
+        if size is not None:
+            response.content_length = window.length
+        else:
+            response.enable_chunked_encoding()
+        writer = await response.prepare(request)
+        assert writer is not None
+        sender = Sender(request, writer, self._threads)
+        try:
+            if size is not None:
+                await sender.send(source, window)
+            elif isinstance(source, Download):
+                await sender.send_unsized(source)
+        finally:
+            exchange.sent = sender.sent
+        return response
+
+    # Lists.
+
+    async def _tags(
+        self,
+        request: BaseRequest,
+        exchange: Exchange,
+        repository: Repository,
+        query: "MultiDictProxy[str] | None",
+    ) -> Response:
+        tags, exchange.cache = await self._listings.tags(repository)
+        path = request.raw_path.partition("?")[0]
+        page, link = _paginate(tags, query, path)
+        headers = {"Cache-Status": CACHE_STATUS[exchange.cache], **exchange.headers, **link}
+        name = path.removeprefix("/v2/").removesuffix("/tags/list")
+        return json_response({"name": name, "tags": page}, headers=headers)
+
+    async def _referrers(
+        self,
+        exchange: Exchange,
+        repository: Repository,
+        digest: Digest,
+        query: "MultiDictProxy[str] | None",
+    ) -> Response:
+        found, exchange.cache = await self._listings.referrers(repository, digest)
+        headers = {"Cache-Status": CACHE_STATUS[exchange.cache], **exchange.headers}
+        wanted = query.get("artifactType") if query else None
+        if wanted:
+            found = [item for item in found if item.get("artifactType") == wanted]
+            headers["OCI-Filters-Applied"] = "artifactType"
+        document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}
+        return json_response(document, content_type=OCI_INDEX, headers=headers)
+
+    def _catalog(self, query: "MultiDictProxy[str] | None") -> Response:
+        names = sorted(map(_full_name, self._listings.catalog()))
+        page, link = _paginate(names, query, "/v2/_catalog")
+        headers = {"Cache-Status": CACHE_STATUS["hit"], **link}
+        return json_response({"repositories": page}, headers=headers)
+
+    # Version 1 of the API, of which `docker search` and `podman search` have stayed.
+
+    async def _version_1(
+        self,
+        request: BaseRequest,
+        exchange: Exchange,
+        path: str,
+        query: "MultiDictProxy[str] | None",
+    ) -> Response:
+        if path == "/v1/_ping":
+            exchange.kind = "ping"
+            # Without this docker takes us for a private registry, and sends its password to search.
+            headers = {
+                "X-Docker-Registry-Standalone": "false",
+                "Cache-Status": CACHE_STATUS["none"],
+            }
+            return json_response({"standalone": False}, headers=headers)
+        if path != "/v1/search":
+            raise UnknownNameError("of version 1 there is only /v1/search; images are under /v2/")
+        exchange.kind = "search"
+        wanted = self._search.query(
+            query.get("q", "") if query else "",
+            upstream=self._router.upstream_of(request.headers.get(hdrs.HOST)),
+            limit=_number(query, "n", DEFAULT_LIMIT),
+            page=_number(query, "page", 1),
+        )
+        exchange.upstream = wanted.upstream
+        answer = await self._search.search(wanted)
+        exchange.cache = answer.state
+        document = {
+            "query": wanted.words,
+            "num_results": answer.page.total,
+            "num_pages": -(-answer.page.total // wanted.limit),
+            "page": wanted.page,
+            "page_size": wanted.limit,
+            "results": [
+                {
+                    "name": one.name,
+                    "description": one.description,
+                    "star_count": one.stars,
+                    "is_official": one.is_official,
+                    "is_automated": False,
+                }
+                for one in answer.page.results
+            ],
+        }
+        return json_response(document, headers={"Cache-Status": CACHE_STATUS[answer.state]})
+
+
+async def _ended(download: Download) -> None:
+    """Wait until the download is verified, and its size known."""
+    try:
+        await download.available(sys.maxsize)
+    except Detached:
+        raise UpstreamUnavailableError(
+            "its size is not known and it is not stored; ask for it by HTTP/1.1"
+        ) from None
+
+
+def _full_name(repository: Repository) -> str:
+    """Return the name by which the repository is pulled from here."""
+    if repository.upstream == DEFAULT_UPSTREAM:
+        return repository.name
+    return f"{repository.upstream}/{repository.name}"
+
+
+def _paginate(
+    items: list[str], query: "MultiDictProxy[str] | None", path: str
+) -> tuple[list[str], dict[str, str]]:
+    """Return the page that `n` and `last` ask for, and the `Link` to the next one.
+
+    A number that is none is no limit; a huge one is cut (CVE-2023-2253).
+    """
+    if not query:
+        return items, {}
+    if last := query.get("last"):
+        items = [item for item in items if item > last]
+    limit = MAX_PAGE
+    with suppress(ValueError):
+        limit = min(MAX_PAGE, max(0, int(query.get("n", MAX_PAGE))))
+    page = items[:limit]
+    if not page or len(page) == len(items):
+        return page, {}
+    parameters = f"n={limit}&last={quote(page[-1], safe='')}"
+    if namespace := query.get("ns"):
+        parameters += f"&ns={quote(namespace, safe='')}"
+    return page, {"Link": f'<{path}?{parameters}>; rel="next"'}
+
+
+def _number(query: "MultiDictProxy[str] | None", name: str, default: int) -> int:
+    """Return the number that the query gives, `default` if it gives none."""
+    try:
+        return int(query.get(name, "")) if query else default
+    except ValueError:
+        return default

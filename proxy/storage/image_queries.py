@@ -1,0 +1,286 @@
+"""What images the store holds, and what would go with one: long reads, on a connection of their own.
+
+An image is a root (schema.sql): a tag, a pin, or a manifest pulled by digest. It holds what it reaches
+(pins.py). What no other root reaches is its own: that much goes with it.
+"""
+
+import json
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+from proxy.errors import BusyError, StorageError
+from proxy.oci.digest import Digest
+from proxy.oci.reference import Reference, Repository, Tag, parse_reference
+from proxy.storage import pins
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """An image. `digest` is None for a tag that is pinned and never came."""
+
+    repository: Repository
+    reference: Reference
+    digest: Digest | None
+    is_pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A blob in the store. `used` is Unix time."""
+
+    digest: Digest
+    size: int
+    media_type: str | None
+    used: float
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What goes with images: blobs with their sizes, tags and pins, and links of their repositories."""
+
+    blobs: list[tuple[Digest, int]]
+    names: Collection[tuple[int, str]]
+    links: Collection[tuple[int, str]]
+
+
+# A row of `roots`: the repository's number, reference, digest, and whether that is pinned.
+_Entry = tuple[int, str, str, bool]
+
+
+@contextmanager
+def open_catalogue(path: Path) -> Iterator["Catalogue"]:
+    """Yield the catalogue of the index at `path`. Everything blocks, so it is for threads, one at a time.
+
+    Raises `StorageError`.
+    """
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    try:
+        with closing(
+            sqlite3.connect(uri, uri=True, timeout=5, check_same_thread=False)
+        ) as connection:
+            connection.execute("PRAGMA cache_size = -16384")
+            connection.execute("PRAGMA temp.cache_size = -16384")
+            yield Catalogue(connection)
+    except sqlite3.Error as error:
+        raise StorageError(f"the index cannot be read: {error}") from error
+
+
+def forget_images(
+    connection: sqlite3.Connection,
+    images: Collection[tuple[Repository, Reference]],
+    held: Collection[Digest] = (),
+) -> list[tuple[Digest, int]]:
+    """Forget images with their tags, pins and links; return the blobs that no other holds, with sizes.
+
+    Raises `BusyError` if one of these is `held`.
+    """
+    removal = Catalogue(connection).removal(images)
+    if any(digest in held for digest, _ in removal.blobs):
+        raise BusyError(
+            "it is being preloaded, exported or imported just now; remove it when that is done"
+        )
+    connection.executemany("DELETE FROM tags WHERE repository = ? AND tag = ?", removal.names)
+    connection.executemany("DELETE FROM pins WHERE repository = ? AND reference = ?", removal.names)
+    connection.executemany("DELETE FROM links WHERE repository = ? AND digest = ?", removal.links)
+    pins.settle(connection)
+    return removal.blobs
+
+
+class Catalogue:
+    """Reads over a connection, be it the index's own writer."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def roots(self) -> Iterator[Root]:
+        """Yield all images by upstream, name and reference."""
+        rows = self._connection.execute(
+            "WITH every AS (SELECT repository, reference, digest FROM roots"
+            " UNION SELECT repository, reference, digest FROM pins)"
+            " SELECT r.upstream, r.name, e.reference, e.digest, p.reference IS NOT NULL FROM every e"
+            " JOIN repositories r ON r.id = e.repository"
+            " LEFT JOIN pins p ON p.repository = e.repository AND p.reference = e.reference"
+            " ORDER BY r.upstream, r.name, e.reference"
+        )
+        for upstream, name, reference, digest, is_pinned in rows:
+            yield Root(
+                Repository(upstream, name),
+                parse_reference(reference),
+                Digest.parse(digest) if digest else None,
+                bool(is_pinned),
+            )
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Return for the digest of each image what it holds, and what only it holds, in bytes.
+
+        SQLite keeps what it needs for this in a temporary file, not in memory.
+        """
+        self._connection.execute(
+            "CREATE TEMP TABLE top AS SELECT digest, count(*) AS images FROM"
+            " (SELECT DISTINCT repository, reference, digest FROM roots) GROUP BY digest"
+        )
+        rows = self._connection.execute(
+            "WITH RECURSIVE held (root, digest) AS (SELECT rowid, digest FROM top"
+            " UNION SELECT h.root, e.child FROM edges e JOIN held h ON e.parent = h.digest"
+            " UNION SELECT h.root, b.digest FROM blobs b JOIN held h ON b.subject = h.digest),"
+            " shared AS (SELECT h.root, b.size, count(*) OVER (PARTITION BY h.digest) AS roots"
+            " FROM held h JOIN blobs b USING (digest))"
+            " SELECT top.digest, sum(s.size),"
+            " coalesce(sum(s.size) FILTER (WHERE s.roots = 1 AND top.images = 1), 0)"
+            " FROM shared s JOIN top ON top.rowid = s.root GROUP BY s.root"
+        )
+        sizes = {digest: (size, own) for digest, size, own in rows}
+        self._connection.execute("DROP TABLE temp.top")
+        return sizes
+
+    def blob(self, repository: Repository, digest: Digest) -> Blob | None:
+        """Return a blob of the store that the repository is linked to."""
+        row = self._connection.execute(
+            "SELECT b.size, b.media_type, b.used FROM blobs b JOIN links l USING (digest)"
+            " JOIN repositories r ON r.id = l.repository"
+            " WHERE b.digest = ? AND r.upstream = ? AND r.name = ?",
+            (str(digest), repository.upstream, repository.name),
+        ).fetchone()
+        return Blob(digest, *row) if row else None
+
+    def tag(self, repository: Repository, tag: Tag) -> Digest | None:
+        """Return what a tag stands for."""
+        row = self._connection.execute(
+            "SELECT t.digest FROM tags t JOIN repositories r ON r.id = t.repository"
+            " WHERE r.upstream = ? AND r.name = ? AND t.tag = ?",
+            (repository.upstream, repository.name, tag),
+        ).fetchone()
+        return Digest.parse(row[0]) if row else None
+
+    def find(self, repository: Repository, reference: Reference) -> list[Root]:
+        """Return the image of that tag, or all that have that digest in the repository."""
+        return [
+            Root(repository, parse_reference(text), Digest.parse(digest), bool(is_pinned))
+            for _, text, digest, is_pinned in self._entries(repository, reference)
+        ]
+
+    def weigh(self, root: Root) -> tuple[int, int]:
+        """Return what one image holds, and what only it holds, in bytes, as `sizes` does for all."""
+        entries = [
+            entry
+            for entry in self._entries(root.repository, root.reference)
+            if entry[1] == str(root.reference)
+        ]
+        held = self._reach(str(root.digest))
+        own = self._removal(entries).blobs
+        return sum(self._size(digest) or 0 for digest in held), sum(size for _, size in own)
+
+    def present(
+        self, digests: Iterable[Digest], repository: Repository | None = None
+    ) -> dict[Digest, int]:
+        """Return the sizes of those of the blobs that are here and, if it is given, linked to the repository."""
+        wanted = {str(digest): digest for digest in digests}
+        query = "SELECT digest, size FROM json_each(?) JOIN blobs b ON digest = value"
+        values = [json.dumps([*wanted])]
+        if repository:
+            query += (
+                " WHERE EXISTS (SELECT 1 FROM links l JOIN repositories r ON r.id = l.repository"
+                " WHERE l.digest = b.digest AND r.upstream = ? AND r.name = ?)"
+            )
+            values += [repository.upstream, repository.name]
+        return {wanted[text]: size for text, size in self._connection.execute(query, values)}
+
+    def referrers(self, repository: Repository, subject: Digest) -> list[Blob]:
+        """Return the manifests of the repository that refer to `subject`."""
+        rows = self._connection.execute(
+            "SELECT b.digest, b.size, b.media_type, b.used FROM blobs b JOIN links l USING (digest)"
+            " JOIN repositories r ON r.id = l.repository"
+            " WHERE b.subject = ? AND r.upstream = ? AND r.name = ? ORDER BY b.digest",
+            (str(subject), repository.upstream, repository.name),
+        )
+        return [Blob(Digest.parse(digest), *rest) for digest, *rest in rows]
+
+    def holders(self, digest: Digest, limit: int) -> list[tuple[Repository, Reference]]:
+        """Return up to `limit` images that reach a blob."""
+        names = (name for above in self._above(str(digest)) for name in self._names(above))
+        found = dict.fromkeys(islice(names, limit))
+        return [(self._repository(number), parse_reference(text)) for number, text in found]
+
+    def removal(self, images: Collection[tuple[Repository, Reference]]) -> Removal:
+        """Return what goes if these images go: what no other reaches."""
+        return self._removal([entry for image in images for entry in self._entries(*image)])
+
+    def _removal(self, entries: Collection[_Entry]) -> Removal:
+        gone = {(number, reference) for number, reference, _, _ in entries}
+        stays = cache(lambda digest: [name for name in self._names(digest) if name not in gone])
+
+        @cache
+        def is_held(digest: str, repository: int | None = None) -> bool:
+            return any(
+                repository in (None, number)
+                for above in self._above(digest, repository)
+                for number, _ in stays(above)
+            )
+
+        links = {
+            (number, digest)
+            for number, _, top, _ in entries
+            for digest in self._reach(top)
+            if not is_held(digest, number)
+        }
+        free = sorted({digest for _, digest in links if not is_held(digest)})
+        sizes = ((digest, self._size(digest)) for digest in free)
+        blobs = [(Digest.parse(digest), size) for digest, size in sizes if size is not None]
+        return Removal(blobs, gone, links)
+
+    def _entries(self, repository: Repository, reference: Reference) -> list[_Entry]:
+        column = "digest" if isinstance(reference, Digest) else "reference"
+        rows = self._connection.execute(
+            "SELECT DISTINCT e.repository, e.reference, e.digest, p.reference IS NOT NULL"
+            " FROM repositories r JOIN roots e ON e.repository = r.id"
+            " LEFT JOIN pins p ON p.repository = e.repository AND p.reference = e.reference"
+            f" WHERE r.upstream = ? AND r.name = ? AND e.{column} = ?",
+            (repository.upstream, repository.name, str(reference)),
+        )
+        return rows.fetchall()
+
+    def _reach(self, digest: str) -> list[str]:
+        query = (
+            f"WITH RECURSIVE reached (digest) AS (SELECT ? {pins.REACH}) SELECT digest FROM reached"
+        )
+        return [row[0] for row in self._connection.execute(query, (digest,))]
+
+    def _above(self, digest: str, repository: int | None = None) -> Iterator[str]:
+        """Yield the digest and all that reach it, one by one: a base layer has a great many.
+
+        With a `repository` only by way of what that is linked to.
+        """
+        seen, waiting = {digest}, [digest]
+        yield digest
+        for current in waiting:
+            above = self._connection.execute(
+                "SELECT above FROM (SELECT parent AS above FROM edges WHERE child = :digest"
+                " UNION ALL SELECT subject FROM blobs WHERE digest = :digest AND subject IS NOT NULL)"
+                " WHERE :repository IS NULL OR EXISTS"
+                " (SELECT 1 FROM links l WHERE l.repository = :repository AND l.digest = above)",
+                {"digest": current, "repository": repository},
+            )
+            for (parent,) in above:
+                if parent not in seen:
+                    seen.add(parent)
+                    waiting.append(parent)
+                    yield parent
+
+    def _names(self, digest: str) -> list[tuple[int, str]]:
+        """Return the images whose top is the digest: numbers of repositories, references."""
+        query = "SELECT DISTINCT repository, reference FROM roots WHERE digest = ?"
+        return self._connection.execute(query, (digest,)).fetchall()
+
+    def _size(self, digest: str) -> int | None:
+        query = "SELECT size FROM blobs WHERE digest = ?"
+        row: tuple[int] | None = self._connection.execute(query, (digest,)).fetchone()
+        return row[0] if row else None
+
+    def _repository(self, number: int) -> Repository:
+        query = "SELECT upstream, name FROM repositories WHERE id = ?"
+        return Repository(*self._connection.execute(query, (number,)).fetchone())

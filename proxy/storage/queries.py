@@ -1,0 +1,271 @@
+"""What is written into the index: functions of a connection, each run inside one transaction."""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from importlib.resources import files
+from operator import itemgetter
+from pathlib import Path
+
+from proxy.errors import StorageError
+from proxy.oci.digest import Digest
+from proxy.oci.manifest import Manifest
+from proxy.oci.reference import Reference, Repository, Tag
+from proxy.storage import pins
+from proxy.storage.blobs import BLOCK
+
+SCHEMA_VERSION = 2
+
+# What must change in a store of that version before the schema can be laid over it.
+_UPGRADES = {
+    1: "ALTER TABLE blobs ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0; DROP INDEX blobs_by_use;"
+}
+
+# The bytes that blobs take on disk: whole blocks, as `local.footprint` counts.
+FOOTPRINTS = f"coalesce(sum((size + {BLOCK - 1}) / {BLOCK}), 0) * {BLOCK}"
+
+# SQLite's default of 1,000 pages would let the log grow to 4 MB, much for a store of 20 MB.
+_CHECKPOINT_PAGES = 256
+
+
+def open_connection(path: Path) -> sqlite3.Connection:
+    """Open the index for writing, made anew if there is none, brought up to date if it is older.
+
+    Raises `StorageError` if it is of a newer version, `sqlite3.DatabaseError` if it is none.
+    """
+    connection = sqlite3.connect(path, timeout=5, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+    connection.execute(f"PRAGMA journal_size_limit = {_CHECKPOINT_PAGES * 4096}")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version < SCHEMA_VERSION:
+        upgrades = "".join(
+            _UPGRADES[old] for old in range(version or SCHEMA_VERSION, SCHEMA_VERSION)
+        )
+        schema = files("proxy.storage").joinpath("schema.sql").read_text()
+        connection.executescript(
+            f"BEGIN; {upgrades} {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
+        )
+    elif version > SCHEMA_VERSION:
+        connection.close()
+        raise StorageError(
+            f"the index {path} is of version {version}, this pullcache knows {SCHEMA_VERSION}: "
+            "use the pullcache that wrote it, or another store"
+        )
+    return connection
+
+
+def add_blob(
+    connection: sqlite3.Connection,
+    repository: Repository | None,
+    digest: Digest,
+    size: int,
+    used: float,
+) -> bool:
+    """Enter a committed blob and link the repository to it. False if it was there."""
+    is_new = not _has(connection, digest)
+    connection.execute(
+        "INSERT INTO blobs (digest, size, used, pinned) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (digest) DO UPDATE SET size = excluded.size, used = excluded.used",
+        (str(digest), size, used, pins.is_reached(connection, str(digest), None)),
+    )
+    if repository:
+        add_links(connection, repository, [digest])
+    return is_new
+
+
+def add_manifest(
+    connection: sqlite3.Connection,
+    repository: Repository | None,
+    digest: Digest,
+    size: int,
+    manifest: Manifest,
+    used: float,
+) -> bool:
+    """Enter a committed manifest and what it names; link the repository to all of it.
+
+    False if the blob was there.
+    """
+    is_new = not _has(connection, digest)
+    subject = str(manifest.subject) if manifest.subject else None
+    connection.execute(
+        "INSERT INTO blobs (digest, size, media_type, subject, used) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (digest) DO UPDATE SET size = excluded.size, used = excluded.used,"
+        " media_type = excluded.media_type, subject = excluded.subject",
+        (str(digest), size, manifest.media_type, subject, used),
+    )
+    connection.executemany(
+        "INSERT OR IGNORE INTO edges (parent, child, size) VALUES (?, ?, ?)",
+        [(str(digest), str(child.digest), child.size) for child in manifest.children],
+    )
+    if pins.is_reached(connection, str(digest), subject):
+        pins.spread(connection, str(digest))
+    if repository:
+        # A registry has checked that it holds what a manifest names, but for foreign layers.
+        held = [child.digest for child in manifest.children if not child.is_foreign]
+        add_links(connection, repository, [digest, *held])
+    return is_new
+
+
+def add_image(
+    connection: sqlite3.Connection,
+    repository: Repository,
+    tag: tuple[Tag, Digest, float] | None,
+    manifests: Iterable[tuple[Digest, int, Manifest, float]],
+) -> None:
+    """Enter committed manifests with what they name, their links, and what the tag stands for."""
+    for manifest in manifests:
+        add_manifest(connection, repository, *manifest)
+    if tag:
+        set_tag(connection, repository, *tag)
+
+
+def adopt(
+    connection: sqlite3.Connection,
+    files: Iterable[tuple[Digest, int, Manifest | None]],
+    used: float,
+) -> None:
+    """Enter blobs whose files were found; no repository is linked to them."""
+    for digest, size, manifest in files:
+        if manifest:
+            add_manifest(connection, None, digest, size, manifest, used)
+        else:
+            add_blob(connection, None, digest, size, used)
+
+
+def add_links(
+    connection: sqlite3.Connection, repository: Repository, digests: Iterable[Digest]
+) -> None:
+    """Remember that the repository was seen to hold the digests."""
+    number = _repository_id(connection, repository)
+    connection.executemany(
+        "INSERT OR IGNORE INTO links (repository, digest) VALUES (?, ?)",
+        [(number, str(digest)) for digest in digests],
+    )
+
+
+def set_tag(
+    connection: sqlite3.Connection,
+    repository: Repository,
+    tag: Tag,
+    digest: Digest,
+    checked: float,
+) -> None:
+    """Remember what the tag stands for; a pin of the tag goes with it."""
+    number = _repository_id(connection, repository)
+    connection.execute(
+        "INSERT OR REPLACE INTO tags (repository, tag, digest, checked) VALUES (?, ?, ?, ?)",
+        (number, tag, str(digest), checked),
+    )
+    pins.follow(connection, number, tag, digest)
+
+
+def drop_tag(connection: sqlite3.Connection, repository: Repository, tag: Tag) -> None:
+    """Forget the tag; what it stood for stays."""
+    number = _repository_id(connection, repository)
+    connection.execute("DELETE FROM tags WHERE repository = ? AND tag = ?", (number, tag))
+
+
+def pin(connection: sqlite3.Connection, images: Iterable[tuple[Repository, Reference]]) -> None:
+    """Keep images from being evicted, be they in the store or not."""
+    for repository, reference in images:
+        pins.add(connection, _repository_id(connection, repository), reference)
+
+
+def unpin(
+    connection: sqlite3.Connection, images: Iterable[tuple[Repository, Reference]]
+) -> list[tuple[Repository, Reference]]:
+    """Let images be evicted again; return those that were pinned."""
+    found = [
+        (repository, reference)
+        for repository, reference in images
+        if pins.drop(connection, _repository_id(connection, repository), reference)
+    ]
+    pins.settle(connection)
+    return found
+
+
+def restore_pins(connection: sqlite3.Connection, rows: Iterable[tuple[str, ...]]) -> None:
+    """Enter pins (upstream, repository, reference, digest) of another index; settle what is pinned."""
+    for upstream, name, reference, digest in rows:
+        connection.execute(
+            "INSERT OR REPLACE INTO pins (repository, reference, digest) VALUES (?, ?, ?)",
+            (_repository_id(connection, Repository(upstream, name)), reference, digest),
+        )
+    pins.settle(connection)
+
+
+def use(connection: sqlite3.Connection, uses: dict[str, float]) -> None:
+    """Move the time of use of blobs, and with a manifest's that of everything below it.
+
+    So the layers of an image that is pulled by those who have most of it stay as fresh as it is.
+    """
+    connection.executemany(
+        "WITH RECURSIVE below (digest) AS (SELECT ? UNION SELECT e.child FROM edges e"
+        " JOIN below b ON e.parent = b.digest)"
+        " UPDATE blobs SET used = ? WHERE digest IN (SELECT digest FROM below)",
+        [(digest, used) for digest, used in sorted(uses.items(), key=itemgetter(1))],
+    )
+
+
+def remove_blobs(
+    connection: sqlite3.Connection, digests: Sequence[Digest], delete: Callable[[Digest], None]
+) -> None:
+    """Call `delete` for each blob, then forget it with the tags, edges and links that rest on it."""
+    for gone in digests:
+        delete(gone)
+    for digest in map(str, digests):
+        connection.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+        connection.execute("DELETE FROM tags WHERE digest = ?", (digest,))
+        # Links of what a manifest announced, and nobody ever fetched, go with the manifest.
+        connection.execute(
+            "DELETE FROM links WHERE digest = ? OR digest IN (SELECT child FROM edges"
+            " WHERE parent = ? AND child NOT IN (SELECT digest FROM blobs))",
+            (digest, digest),
+        )
+        connection.execute("DELETE FROM edges WHERE parent = ?", (digest,))
+
+
+def unclaimed(
+    connection: sqlite3.Connection, digests: Iterable[Digest]
+) -> list[tuple[Digest, int]]:
+    """Return those of the blobs that no repository is linked to, and no pin holds, with sizes."""
+    query = """
+        SELECT size FROM blobs b WHERE digest = ? AND NOT pinned
+        AND NOT EXISTS (SELECT 1 FROM links l WHERE l.digest = b.digest)
+    """
+    found = ((digest, connection.execute(query, (str(digest),)).fetchone()) for digest in digests)
+    return [(digest, row[0]) for digest, row in found if row]
+
+
+def unpinned_bytes(connection: sqlite3.Connection, digests: Iterable[Digest]) -> int:
+    """Return the bytes on disk of those of the blobs that are here and not pinned."""
+    query = f"SELECT {FOOTPRINTS} FROM json_each(?) JOIN blobs ON digest = value WHERE NOT pinned"
+    row: tuple[int] = connection.execute(query, (json.dumps([*map(str, digests)]),)).fetchone()
+    return row[0]
+
+
+def totals(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Return the number of blobs, and the bytes that they take on disk."""
+    # Either half is read from its index alone, without the table, which is three times as large.
+    query = f"""
+        SELECT sum(blobs), sum(bytes) FROM (
+            SELECT count(*) AS blobs, {FOOTPRINTS} AS bytes FROM blobs WHERE NOT pinned
+            UNION ALL SELECT count(*), {FOOTPRINTS} FROM blobs WHERE pinned)
+    """
+    row: tuple[int, int] = connection.execute(query).fetchone()
+    return row
+
+
+def _has(connection: sqlite3.Connection, digest: Digest) -> bool:
+    query = "SELECT 1 FROM blobs WHERE digest = ?"
+    return connection.execute(query, (str(digest),)).fetchone() is not None
+
+
+def _repository_id(connection: sqlite3.Connection, repository: Repository) -> int:
+    names = (repository.upstream, repository.name)
+    connection.execute("INSERT OR IGNORE INTO repositories (upstream, name) VALUES (?, ?)", names)
+    row: tuple[int] = connection.execute(
+        "SELECT id FROM repositories WHERE upstream = ? AND name = ?", names
+    ).fetchone()
+    return row[0]

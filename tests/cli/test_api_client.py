@@ -1,0 +1,165 @@
+"""The commands' way to the daemon: to the one that runs, or to a private one that leaves nothing behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from proxy.cli.api_client import admin_api
+from proxy.config import Config, load
+from proxy.errors import DaemonError, ProxyError
+from proxy.storage.blobs import LocalStore
+
+# A command that works until it is stopped.
+WAIT = """
+import sys, threading
+from pathlib import Path
+import click
+from proxy.cli import main
+from proxy.cli.api_client import admin_api
+from proxy.cli.options import load_config
+
+@main.command()
+@click.option("--store")
+def wait(store):
+    with admin_api(load_config(None, store)) as api:
+        print(api.get("/api/v1/status")["state"], flush=True)
+        threading.Event().wait()
+
+main()
+"""
+
+
+def config_for(root: Path) -> Config:
+    return load(None, {}, {"store": {"path": str(root), "max_size": "1GB", "min_free": "0B"}})
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    return config_for(tmp_path / "store")
+
+
+def tcp_listeners() -> set[str]:
+    """Return the addresses that this process listens on."""
+    inodes = set()
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            inodes.add(str(fd.readlink()))
+        except FileNotFoundError:  # the descriptor by which we look
+            continue
+    rows = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]
+    ]
+    return {row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes}
+
+
+def test_without_a_daemon_a_command_runs_one_and_leaves_nothing(config):
+    with admin_api(config) as api:
+        assert api.get("/api/v1/status")["addresses"] == []
+        assert tcp_listeners() == set()
+        assert (config.store.path / "admin.sock").exists()
+    assert not (config.store.path / "admin.sock").exists()
+    LocalStore(config.store.path).close()
+
+
+def test_a_second_command_uses_the_private_daemon_of_the_first(config):
+    with admin_api(config) as first, admin_api(config, private=False) as second:
+        uptime = first.get("/api/v1/status")["uptime"]
+        assert second.get("/api/v1/status")["uptime"] > uptime
+
+
+def test_the_socket_of_a_killed_daemon_is_no_daemon(config):
+    config.store.path.mkdir()
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(config.store.path / "admin.sock"))
+    with pytest.raises(DaemonError, match="no daemon answers"), admin_api(config, private=False):
+        pass
+    with admin_api(config) as api:
+        assert api.get("/api/v1/status")["state"] == "serving"
+
+
+def test_a_store_in_use_without_a_socket_is_an_error_that_says_so(config):
+    store = LocalStore(config.store.path)
+    try:
+        with (
+            pytest.raises(DaemonError, match=rf"in use by process {os.getpid()}, which does not"),
+            admin_api(config),
+        ):
+            pass
+    finally:
+        store.close()
+
+
+def test_a_store_of_a_long_path_is_found(tmp_path):
+    config = config_for(tmp_path / ("d" * 100) / ("e" * 100))
+    with admin_api(config), admin_api(config, private=False) as api:
+        assert api.is_ready()
+
+
+def test_a_daemon_that_says_nothing_is_given_up(config):
+    config.store.path.mkdir()
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(config.store.path / "admin.sock"))
+        mute.listen()
+        with admin_api(config, private=False, timeout=0.05) as api:
+            assert not api.is_ready()
+            with pytest.raises(DaemonError, match="in time"):
+                api.get("/api/v1/status")
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{}", "ended before it was done"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n", "ended before"),
+        (b"HTTP/1.1 500 No\r\nContent-Length: 4\r\n\r\nbusy", "the daemon answered 500: busy"),
+        (b"", "ended before"),
+    ],
+    ids=["short", "no last chunk", "not JSON", "nothing"],
+)
+def test_an_answer_that_is_none_is_an_error(config, answer, says):
+    config.store.path.mkdir()
+    with socket.socket(socket.AF_UNIX) as daemon, ThreadPoolExecutor(1) as threads:
+        daemon.bind(str(config.store.path / "admin.sock"))
+        daemon.listen()
+
+        def serve() -> None:
+            daemon.accept()[0].close()  # looks whether anybody is there
+            connection, _ = daemon.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        threads.submit(serve)
+        with admin_api(config, private=False) as api, pytest.raises(ProxyError, match=says):
+            api.get("/api/v1/status")
+
+
+def test_a_failing_block_ends_the_private_daemon_too(config):
+    with pytest.raises(ZeroDivisionError), admin_api(config):
+        _ = 1 / 0
+    assert not (config.store.path / "admin.sock").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_a_command_that_is_stopped_ends_its_daemon_in_order(config, number, code):
+    command = [sys.executable, "-c", WAIT, "wait", "--store", str(config.store.path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout
+        assert running.stdout.readline() == "serving\n"
+        running.send_signal(number)
+        out, err = running.communicate(timeout=30)
+    assert (running.returncode, out, err) == (code, "", "")
+    assert not (config.store.path / "admin.sock").exists()
+    LocalStore(config.store.path).close()

@@ -1,0 +1,376 @@
+"""Blobs that are sent where their request arrives: whole or short as always, and the connection lives on."""
+
+import asyncio
+import errno
+import os
+import re
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from proxy.server import sendfile
+from proxy.server.fast_path import SMALL
+from proxy.server.sendfile import Copy
+from tests.fakes.content import digest_of
+from tests.fakes.peer import Peer
+from tests.server.test_fast_path import LATEST, TIMES, request
+
+MIB = 1 << 20
+LARGE = bytes(range(256)) * (8 * MIB // 256)
+SIZES = [0, 1, 4096, SMALL, SMALL + 1, 8 * MIB]
+
+Warm = Callable[[str], Awaitable[Peer]]
+
+
+@pytest.fixture
+async def stored(registry, program) -> dict[int, str]:
+    """Paths of blobs in the store, by size."""
+    paths = {}
+    for size in SIZES:
+        digest = registry.add_blob(LARGE[:size])
+        assert (await program.blob(digest)).is_whole
+        paths[size] = f"/v2/library/app/blobs/{digest}"
+    await program.settled()
+    return paths
+
+
+@pytest.fixture
+async def warm(program, usual) -> Warm:
+    """Ask for something as `get` does, so that it is known, and return a new connection."""
+
+    async def warm(path: str) -> Peer:
+        peer = await Peer.connect(program.url)
+        peer.send(get(path))
+        await peer.until_answer()
+        await peer.close()
+        usual.clear()
+        return await Peer.connect(program.url)
+
+    return warm
+
+
+def get(path: str) -> bytes:
+    return request(path, "User-Agent: fleet")
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_the_answer_is_the_same_byte_for_byte(program, stored, usual, size):
+    answers = []
+    for _ in range(3):
+        peer = await Peer.connect(program.url)
+        peer.send(get(stored[size]))
+        answers.append((await peer.until_answer()).data)
+        await peer.close()
+    assert len(usual) == 1
+    assert answers[0].endswith(b"\r\n\r\n" + LARGE[:size])
+    assert len({TIMES.sub(b"", answer) for answer in answers}) == 1
+    assert {len(TIMES.findall(answer)) for answer in answers} == {1}
+
+
+async def test_what_is_asked_behind_a_blob_comes_behind_it(stored, warm, usual):
+    path = stored[8 * MIB]
+    peer = await warm(path)
+    last = request("/v2/", "Connection: close")
+    peer.send(get(path))
+    peer.send(get(path) + request("/v2/"))
+    peer.send(get(path)[:30])
+    peer.send(get(path)[30:])
+    peer.send(b"".join([get(stored[4096])] * 2000))
+    peer.send(last)
+    answer = await peer.until_end()
+    rest = answer.data
+    bodies = [LARGE, LARGE, b"{}", LARGE, *[LARGE[:4096]] * 2000, b"{}"]
+    for body in bodies:
+        head, _, rest = rest.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK")
+        assert rest.startswith(body)
+        rest = rest[len(body) :]
+    assert not rest
+    assert answer.end == "fin"
+
+
+async def test_the_first_request_of_a_connection_is_answered_at_once_though_it_comes_with_it(
+    program, stored, warm, usual
+):
+    path = stored[4096]
+    await (await warm(path)).close()
+    url = urlsplit(program.url)
+    # The loop does not run between these: it finds connection and request together.
+    with socket.create_connection((url.hostname, url.port)) as client:
+        client.sendall(get(path))
+        answer = b""
+        async with asyncio.timeout(10):
+            while not answer.endswith(LARGE[:4096]):
+                answer += await asyncio.to_thread(client.recv, 8192)
+        client.sendall(request("/v2/", "Connection: close"))
+        answer = b""
+        async with asyncio.timeout(10):
+            while piece := await asyncio.to_thread(client.recv, 8192):
+                answer += piece
+    assert answer.endswith(b"{}")
+    assert usual == ["/v2/"]
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+async def test_a_client_that_leaves_frees_everything(monkeypatch, program, stored, warm, is_cached):
+    monkeypatch.setattr(sendfile, "is_cached", lambda *_: is_cached)
+    path = stored[8 * MIB]
+    await (await warm(path)).close()
+    middleware = program.running.middleware
+    for _ in range(5):
+        peer = await Peer.connect(program.url, receive_buffer=4096)
+        peer.send(get(path))
+        await peer.read(100)
+        assert middleware.in_flight == 1
+        await peer.close()
+        async with asyncio.timeout(10):
+            while middleware.in_flight:  # noqa: ASYNC110 (the event is the middleware's)
+                await asyncio.sleep(0)
+    status = {"kind": "blob", "cache": "hit", "status": "499"}
+    assert await program.metric("pullcache_requests_total", **status) == 5
+
+
+async def test_a_client_that_reads_nothing_is_dropped(monkeypatch, program, stored, warm):
+    path = stored[8 * MIB]
+    await (await warm(path)).close()
+    monkeypatch.setattr(sendfile, "READER_TIMEOUT", 0.2)
+    peer = await Peer.connect(program.url, receive_buffer=4096)
+    peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    peer.send(get(path))
+    async with asyncio.timeout(10):
+        while not await program.metric("pullcache_requests_total", kind="blob", status="499"):
+            pass
+    peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
+    answer = await peer.until_end()
+    assert len(answer.body) < len(LARGE)
+
+
+async def test_a_file_that_is_shorter_than_it_was_stays_short_and_is_not_served_again(
+    program, stored, warm
+):
+    path = stored[8 * MIB]
+    peer = await warm(path)
+    await peer.close()
+    peer = await Peer.connect(program.url, receive_buffer=4096)
+    peer.send(get(path))
+    await peer.read(100)
+    file = next((program.root / "blobs" / "sha256").glob(digest_of(LARGE).partition(":")[2]))
+    with file.open("r+b") as opened:
+        opened.truncate(7 * MIB)
+    answer = await peer.until_end()
+    assert (answer.end, len(answer.body)) == ("fin", 7 * MIB)
+    # Of another size it is no blob of the store any more.
+    again = await program.ask(path)
+    assert (again.status, again.digest) == (200, digest_of(LARGE))
+
+
+async def test_for_what_is_not_in_memory_a_thread_waits(monkeypatch, stored, warm, usual):
+    sent = 0
+    kernel_sendfile = os.sendfile
+
+    def sending(out: int, fd: int, offset: int, count: int) -> int:
+        nonlocal sent
+        assert threading.current_thread() is not threading.main_thread()
+        sent += (done := kernel_sendfile(out, fd, offset, count))
+        return done
+
+    path = stored[8 * MIB]
+    peer = await warm(path)
+    monkeypatch.setattr(sendfile, "is_cached", lambda *_: False)
+    monkeypatch.setattr(os, "sendfile", sending)
+    peer.send(get(path))
+    assert (await peer.until_answer()).body == LARGE
+    assert sent == 8 * MIB
+    assert not usual
+
+
+@pytest.mark.parametrize("lacking", [0, 8 * MIB - 1])
+async def test_what_is_in_memory_in_part_is_not_waited_for_either(
+    monkeypatch, stored, warm, usual, lacking
+):
+    threads = set()
+    kernel_sendfile, is_cached = os.sendfile, sendfile.is_cached
+
+    def sending(out: int, fd: int, offset: int, count: int) -> int:
+        threads.add(threading.current_thread() is threading.main_thread())
+        return kernel_sendfile(out, fd, offset, count)
+
+    path = stored[8 * MIB]
+    peer = await warm(path)
+    monkeypatch.setattr(
+        sendfile, "is_cached", lambda fd, offset: offset != lacking and is_cached(fd, offset)
+    )
+    monkeypatch.setattr(os, "sendfile", sending)
+    peer.send(get(path))
+    assert (await peer.until_answer()).body == LARGE
+    assert False in threads
+    assert not usual
+
+
+async def test_nothing_is_read_twice_when_the_transport_has_room_meanwhile(
+    monkeypatch, stored, warm, usual
+):
+    offsets: list[int] = []
+    read, send_from_disk = sendfile._read, Copy._send_from_disk
+
+    def reading(fd: int, offset: int, count: int) -> int:
+        offsets.append(offset)
+        return read(fd, offset, count)
+
+    def hurried(way: Copy) -> None:
+        send_from_disk(way)
+        way.resume()
+
+    def exhausted(transport: asyncio.Transport) -> socket.socket:
+        raise OSError(24, "Too many open files")
+
+    path = stored[8 * MIB]
+    peer = await warm(path)
+    monkeypatch.setattr(sendfile, "duplicate", exhausted)
+    monkeypatch.setattr(sendfile, "is_cached", lambda *_: False)
+    monkeypatch.setattr(sendfile, "_read", reading)
+    monkeypatch.setattr(Copy, "_send_from_disk", hurried)
+    peer.send(get(path))
+    assert (await peer.until_answer()).body == LARGE
+    assert offsets == [0, 2 * MIB, 4 * MIB, 6 * MIB]
+    assert not usual
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EUCLEAN])
+@pytest.mark.parametrize("is_cached", [True, False])
+async def test_a_disk_that_fails_cuts_the_body(
+    monkeypatch, program, stored, warm, is_cached, number
+):
+    monkeypatch.setattr(sendfile, "is_cached", lambda *_: is_cached)
+    path = stored[8 * MIB]
+    peer = await warm(path)
+    kernel_sendfile = os.sendfile
+
+    def broken(out: int, fd: int, offset: int, count: int) -> int:
+        if offset >= 4 * MIB:
+            raise OSError(number, "the disk fails")
+        return kernel_sendfile(out, fd, offset, min(count, 4 * MIB - offset))
+
+    monkeypatch.setattr(os, "sendfile", broken)
+    peer.send(get(path))
+    answer = await peer.until_end()
+    assert (answer.end, answer.body) == ("fin", LARGE[: 4 * MIB])
+    monkeypatch.undo()
+    status = {"kind": "blob", "status": "502"}
+    assert await program.metric("pullcache_requests_total", **status) == 1
+
+
+async def test_without_a_descriptor_to_spare_it_goes_through_the_transport(
+    monkeypatch, stored, warm, usual
+):
+    path = stored[8 * MIB]
+    peer = await warm(path)
+
+    def exhausted(fd: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "dup", exhausted)
+    peer.send(get(path))
+    assert (await peer.until_answer()).body == LARGE
+    assert not usual
+
+
+async def test_a_head_that_the_kernel_takes_in_parts_comes_whole_before_the_blob(
+    monkeypatch, stored, warm, usual
+):
+    class Short(socket.socket):
+        def send(self, data: Any, flags: int = 0) -> int:
+            return super().send(data[:100], flags)
+
+    def duplicate(transport: asyncio.Transport) -> socket.socket:
+        own = transport.get_extra_info("socket")
+        copy = Short(own.family, own.type, own.proto, fileno=os.dup(own.fileno()))
+        copy.setblocking(False)
+        return copy
+
+    path = stored[8 * MIB]
+    peer = await warm(path)
+    monkeypatch.setattr(sendfile, "duplicate", duplicate)
+    peer.send(get(path))
+    answer = await peer.until_answer()
+    assert (answer.status, answer.body) == (200, LARGE)
+    assert not usual
+
+
+async def test_segments_are_full_while_more_follows_and_nothing_is_held_back_in_the_end(
+    monkeypatch, stored, warm
+):
+    sent_on: list[socket.socket] = []
+    real = sendfile.duplicate
+
+    def duplicate(transport: asyncio.Transport) -> socket.socket:
+        sent_on.append(transport.get_extra_info("socket"))
+        return real(transport)
+
+    def is_corked() -> int:
+        return sent_on[-1].getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
+
+    path = stored[8 * MIB]
+    peer = await warm(path)
+    monkeypatch.setattr(sendfile, "duplicate", duplicate)
+    peer.send(get(path))
+    await peer.read(100)
+    assert is_corked()
+    assert (await peer.until_answer()).body == LARGE
+    assert not is_corked()
+
+
+async def test_what_fails_there_is_answered_the_usual_way(
+    monkeypatch, program, stored, warm, usual
+):
+    paths = [stored[4096], stored[8 * MIB]]
+    for path in paths:
+        await (await warm(path)).close()
+    usual.clear()
+
+    def broken(*args: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("proxy.server.fast_path.blob_headers", broken)
+    for path in paths:
+        peer = await Peer.connect(program.url)
+        peer.send(get(path))
+        assert (await peer.until_answer()).status == 200
+    assert usual == paths
+    assert program.running.middleware.in_flight == 0
+
+
+async def test_a_stop_lets_it_end_and_closes_the_connection(program, stored, warm):
+    path = stored[8 * MIB]
+    await (await warm(path)).close()
+    peer = await Peer.connect(program.url, receive_buffer=4096)
+    peer.send(get(path))
+    await peer.read(100)
+    async with asyncio.TaskGroup() as group:
+        stopping = group.create_task(program.stop())
+        answer = await peer.until_end()
+        assert answer.body == LARGE
+        await stopping
+
+
+async def test_manifests_and_blobs_take_turns_on_one_connection(registry, program, stored, usual):
+    registry.add_image()
+    peer = await Peer.connect(program.url)
+    asked = [LATEST, get(stored[8 * MIB]), get(stored[4096]), LATEST]
+    first = []
+    for one in asked:
+        peer.received.clear()
+        peer.send(one)
+        first.append(TIMES.sub(b"", (await peer.until_answer()).data))
+    usual.clear()
+    for _ in range(3):
+        for one, expected in zip(asked, first, strict=True):
+            peer.received.clear()
+            peer.send(one)
+            got = TIMES.sub(b"", (await peer.until_answer()).data)
+            assert re.sub(rb"fwd=miss; stored", b"hit", expected) == got
+    assert not usual

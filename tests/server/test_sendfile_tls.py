@@ -1,0 +1,60 @@
+"""Blobs that are sent over TLS where their request arrives."""
+
+import pytest
+
+from proxy.server import sendfile
+from proxy.server.fast_path import SMALL
+from tests.fakes.content import digest_of
+from tests.server.test_tls import BLOB, connect, request
+
+
+@pytest.mark.parametrize("size", [0, 1000, SMALL + 1, len(BLOB)])
+async def test_a_blob_that_is_sent_at_once_is_the_same(registry, secure, authority, usual, size):
+    digest = registry.add_blob(BLOB[:size])
+    reader, writer = await connect(secure, authority.trust(), limit=1 << 16)
+    for _ in range(4):
+        writer.write(request(digest))
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert f"Content-Length: {size}\r\n".encode() in head
+        assert digest_of(await reader.readexactly(size)) == digest
+        await secure.settled()
+    writer.close()
+    assert usual.count(f"/v2/library/app/blobs/{digest}") == 1
+
+
+async def test_what_is_asked_behind_a_blob_that_is_sent_at_once_comes_behind_it(
+    registry, secure, authority
+):
+    digest = registry.add_blob(BLOB)
+    await secure.blob(digest)
+    await secure.settled()
+    reader, writer = await connect(secure, authority.trust(), limit=1 << 16)
+    writer.write(request(digest))
+    await reader.readuntil(b"\r\n\r\n")
+    await reader.readexactly(len(BLOB))
+    writer.write(request(digest))
+    head = await reader.readuntil(b"\r\n\r\n")
+    for _ in range(3):
+        writer.write(request(digest))
+    for _ in range(4):
+        assert b"HTTP/1.1 200 OK" in head
+        assert await reader.readexactly(len(BLOB)) == BLOB
+        head = await reader.readuntil(b"\r\n\r\n") if _ < 3 else b""
+    writer.close()
+
+
+async def test_a_blob_that_is_sent_at_once_and_not_in_memory_is_read_in_a_thread(
+    registry, secure, authority, usual, monkeypatch
+):
+    digest = registry.add_blob(BLOB)
+    reader, writer = await connect(secure, authority.trust(), limit=1 << 16)
+    for count in range(3):
+        writer.write(request(digest))
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(len(BLOB)) == BLOB
+        await secure.settled()
+        usual.clear()
+        if count == 1:
+            monkeypatch.setattr(sendfile, "is_cached", lambda fd, offset: False)
+    assert not usual
+    writer.close()

@@ -1,0 +1,155 @@
+"""A stop: nobody new is let in, what was begun is answered, and what holds it up is cut."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from proxy.server import listening
+from tests.fakes.faults import Fault
+from tests.support.program import Program
+
+# Turns of the loop in which a stop that waits for nobody would be over.
+TURNS = 50
+LAYER = bytes(range(256)) * 8192
+
+
+@asynccontextmanager
+async def connected(program: Program) -> AsyncIterator["Line"]:
+    """Open a connection that asks nothing yet, and wait until it was accepted."""
+    host, port = program.addresses[0].split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    server = program.running.listener._server
+    async with asyncio.timeout(10):
+        while writer.get_extra_info("sockname") not in {  # noqa: ASYNC110 - there is no event
+            one.transport.get_extra_info("peername") for one in server._alive if one.transport
+        }:
+            await asyncio.sleep(0)
+    try:
+        yield Line(reader, writer)
+    finally:
+        writer.close()
+
+
+class Line:
+    """A connection, byte by byte."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def ask(self, path: str) -> str:
+        """Ask, and return the head of the answer."""
+        self.writer.write(f"GET {path} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+        return (await self.reader.readuntil(b"\r\n\r\n")).decode()
+
+
+@asynccontextmanager
+async def stopping(program: Program) -> AsyncIterator[asyncio.Task[None]]:
+    """Begin the end of the program, and wait until all that is left of it are its clients.
+
+    At the end of the block it must be over.
+    """
+    assert program._running is not None
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(program._running.aclose())
+        async with asyncio.timeout(10):
+            while os.path.exists(program.root / "admin.sock"):  # noqa: ASYNC110, ASYNC240, PTH110 - as cheap as it gets
+                await asyncio.sleep(0)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        yield task
+    program._running = None
+
+
+async def test_p01_readiness_ends_at_once_and_health_goes_on(program):
+    async with connected(program) as ready, connected(program) as healthy, stopping(program):
+        answer = await ready.ask("/readyz")
+        assert answer.startswith("HTTP/1.1 503 ")
+        assert "Connection: close" in answer
+        assert (await healthy.ask("/healthz")).startswith("HTTP/1.1 200 ")
+
+
+async def test_p01_who_was_accepted_before_the_stop_is_answered(registry, program):
+    image = registry.add_image()
+    async with connected(program) as line, stopping(program):
+        answer = await line.ask(f"/v2/{image.repository}/manifests/{image.tag}")
+        assert answer.startswith("HTTP/1.1 200 ")
+        assert "Connection: close" in answer
+
+
+async def test_p01_nobody_new_is_let_in(registry, program):
+    async with connected(program) as line:
+        await line.ask("/v2/")
+        async with stopping(program):
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection(*program.addresses[0].split(":"))
+
+
+async def test_p01_a_connection_that_asks_nothing_more_does_not_hold_up_the_stop(program):
+    async with connected(program) as used, connected(program) as silent:
+        await used.ask("/v2/")
+        async with stopping(program) as task:
+            async with asyncio.timeout(listening.LAST_CALL + 5):
+                await task
+        await used.reader.read()
+        assert await silent.reader.read() == b""
+
+
+async def test_p01_a_request_under_way_is_answered_and_its_connection_closed(registry, program):
+    release = asyncio.Event()
+    image = registry.add_image()
+    registry.fail("GET /v2/library/app/manifests", Fault(until_headers=release))
+    async with connected(program) as line, asyncio.TaskGroup() as group:
+        path = f"/v2/{image.repository}/manifests/{image.tag}"
+        asking = group.create_task(line.ask(path))
+        await registry.until(lambda: registry.count("GET /v2/library/app/manifests") == 1)
+        async with stopping(program):
+            release.set()
+            assert (await asking).startswith("HTTP/1.1 200 ")
+            assert b"schemaVersion" in await line.reader.read()
+
+
+async def test_p01_what_takes_too_long_is_cut_and_resumed_after_the_restart(registry, make_program):
+    program = await make_program(server={"listen": ["127.0.0.1:0"], "shutdown_timeout": "100ms"})
+    await cut_and_resumed(registry, program)
+
+
+async def test_p02_a_second_signal_cuts_what_the_first_waits_for(registry, make_program):
+    program = await make_program(server={"listen": ["127.0.0.1:0"], "shutdown_timeout": "1d"})
+    await cut_and_resumed(registry, program, hurried=True)
+
+
+async def cut_and_resumed(registry, program: Program, *, hurried: bool = False) -> None:
+    image = registry.add_image(layers=[LAYER])
+    (layer,) = image.layers
+    await program.manifest(image)
+    never = asyncio.Event()
+    registry.fail(registry.body_of(layer), Fault(stall_at=len(LAYER) // 2, until=never))
+    async with connected(program) as line:
+        await line.ask(f"/v2/{image.repository}/blobs/{layer}")
+        await line.reader.readexactly(len(LAYER) // 4)
+        async with stopping(program) as task:
+            if hurried:
+                assert not task.done()
+                program.running.hurry()
+        assert len(await line.reader.read()) < len(LAYER) // 2, (
+            "it ended early, and without a reset"
+        )
+    assert layer not in program.stored()
+    never.set()
+    registry.heal()
+    sent = registry.bytes_sent(registry.body_of(layer))
+    await program.start()
+    answer = await program.blob(layer, image.repository)
+    assert answer.digest == layer
+    assert registry.bytes_sent(registry.body_of(layer)) - sent < len(LAYER)
+
+
+async def test_who_has_left_does_not_hold_up_the_stop(registry, program):
+    async with connected(program) as line:
+        await line.ask("/v2/")
+    async with asyncio.timeout(5):
+        await program.stop()

@@ -1,0 +1,209 @@
+"""What an image holds alone, and what goes with it, against a model that looks at everything."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hypothesis import assume, given, settings, strategies as st
+
+from proxy.oci.digest import Digest
+from proxy.oci.manifest import OCI_INDEX, OCI_MANIFEST, Child, Manifest
+from proxy.oci.reference import Reference, Repository, Tag
+from proxy.storage.image_queries import Catalogue, open_catalogue
+from proxy.storage.index import Index
+from tests.fakes.clock import Clock
+
+REPOSITORIES = [Repository("docker.io", "library/a"), Repository("ghcr.io", "me/b")]
+TAGS = [Tag("v1"), Tag("v2")]
+LAYERS = [Digest.of(bytes([number])) for number in range(5)]
+# By number, so that each refers only to those before it, as hashes must.
+MANIFESTS = [Digest.of(bytes([100 + number])) for number in range(6)]
+
+Image = tuple[Repository, Reference]
+
+
+def size_of(digest: Digest) -> int:
+    return 1 << [*LAYERS, *MANIFESTS].index(digest)
+
+
+@dataclass
+class Model:
+    """A store as sets; every answer is worked out from all of it."""
+
+    blobs: set[Digest] = field(default_factory=set)
+    children: dict[Digest, set[Digest]] = field(default_factory=dict)
+    subjects: dict[Digest, Digest] = field(default_factory=dict)
+    links: set[tuple[Repository, Digest]] = field(default_factory=set)
+    tags: dict[Image, Digest] = field(default_factory=dict)
+    pins: dict[Image, Digest] = field(default_factory=dict)
+
+    def reach(self, top: Digest) -> set[Digest]:
+        reached = {top}
+        while True:
+            more = {child for one in reached for child in self.children.get(one, ())}
+            more |= {one for one, subject in self.subjects.items() if subject in reached}
+            if more <= reached:
+                return reached
+            reached |= more
+
+    def images(self) -> dict[Image, Digest]:
+        named = self.tags | self.pins
+        found = dict(named)
+        for repository, digest in self.links:
+            parents = [one for one, below in self.children.items() if digest in below]
+            above = [*parents, *filter(None, [self.subjects.get(digest)])]
+            if (
+                digest in self.children
+                and not any(one in self.blobs and (repository, one) in self.links for one in above)
+                and not any(
+                    who == repository and what == digest for (who, _), what in named.items()
+                )
+            ):
+                found[repository, digest] = digest
+        return found
+
+    def freed(self, gone: Iterable[Image]) -> set[Digest]:
+        images = self.images()
+        removed = {images.pop(image) for image in gone}
+        mine = {one for top in removed for one in self.reach(top)}
+        theirs = {one for top in images.values() for one in self.reach(top)}
+        return (mine - theirs) & self.blobs
+
+
+@st.composite
+def stores(draw):
+    """Events that make a store: manifests in repositories, layers that came, tags and pins."""
+    events: list[Any] = []
+    for number, digest in enumerate(MANIFESTS):
+        if number and not draw(st.booleans()):
+            continue
+        before = [one for one in MANIFESTS[:number] if one in [event[1] for event in events]]
+        is_index = draw(st.booleans()) and before
+        below = draw(st.sets(st.sampled_from(before if is_index else LAYERS), min_size=1))
+        subject = draw(st.sampled_from([None, None, *before]))
+        where = draw(st.sets(st.sampled_from(REPOSITORIES), min_size=1))
+        tags = draw(
+            st.lists(st.tuples(st.sampled_from(sorted(where, key=str)), st.sampled_from(TAGS)))
+        )
+        events.append((bool(is_index), digest, below, subject, where, tags))
+    return events, draw(st.sets(st.sampled_from(LAYERS))), draw(st.integers(0, 1 << 30))
+
+
+async def build(index: Index, events, layers) -> Model:
+    model = Model(blobs=set(layers))
+    for is_index, digest, below, subject, where, tags in events:
+        children = [
+            Child(one, size_of(one), "", None, is_foreign=False) for one in sorted(below, key=str)
+        ]
+        media_type = OCI_INDEX if is_index else OCI_MANIFEST
+        manifest = Manifest(media_type, tuple(children), subject, "", {})
+        for repository in where:
+            await index.add_manifest(repository, digest, size_of(digest), manifest)
+            model.links |= {(repository, one) for one in (digest, *below)}
+        model.blobs.add(digest)
+        model.children[digest] = below
+        if subject:
+            model.subjects[digest] = subject
+        for repository, tag in tags:
+            await index.set_tag(repository, tag, digest)
+            model.tags[repository, tag] = digest
+    for layer in layers:
+        await index.add_blob(None, layer, size_of(layer))
+    return model
+
+
+def read(path: Path, ask):
+    with open_catalogue(path) as catalogue:
+        return ask(catalogue)
+
+
+@settings(max_examples=60, deadline=None)
+@given(made=stores())
+async def test_sizes_and_removals_are_what_looking_at_everything_says(tmp_path_factory, made):
+    events, layers, chosen = made
+    path = tmp_path_factory.mktemp("index") / "index.sqlite"
+    index = await asyncio.to_thread(Index, path, Clock())
+    try:
+        model = await build(index, events, layers)
+        images = model.images()
+        names = sorted(images, key=str)
+        # An index that names its own subject hides both, unless one of them has a name.
+        assume(names)
+        pinned = names[chosen % len(names)]
+        if isinstance(pinned[1], Tag) and chosen % 3:
+            await index.pin([pinned])
+            await index.drop_tag(*pinned)
+            del model.tags[pinned[0], pinned[1]]
+            model.pins[pinned] = images[pinned]
+            images = model.images()
+            names = sorted(images, key=str)
+
+        roots = await asyncio.to_thread(read, path, lambda c: list(c.roots()))
+        assert {(root.repository, root.reference): root.digest for root in roots} == images
+        assert {(r.repository, r.reference) for r in roots if r.is_pinned} == set(model.pins)
+
+        sizes = await asyncio.to_thread(read, path, Catalogue.sizes)
+        for name, digest in images.items():
+            held = sum(size_of(one) for one in model.reach(digest) & model.blobs)
+            own = sum(size_of(one) for one in model.freed([name]))
+            assert sizes[str(digest)] == (held, own)
+        for root in roots:
+            weight = await asyncio.to_thread(read, path, lambda c, root=root: c.weigh(root))
+            assert weight == sizes[str(root.digest)]
+
+        gone = names[chosen % len(names) :][: 1 + chosen % 2]
+        # A digest is every name that its repository has for it.
+        gone = [one for one in gone if isinstance(one[1], Tag)] or gone[:1]
+        expected = model.freed(gone)
+        removal = await asyncio.to_thread(read, path, lambda c: c.removal(gone))
+        assert {digest for digest, _ in removal.blobs} == expected
+        blobs = await index.forget_images(gone)
+        assert dict(blobs) == {digest: size_of(digest) for digest in expected}
+        await index.remove([digest for digest, _ in blobs], lambda _: None)
+        left = await asyncio.to_thread(read, path, lambda c: list(c.roots()))
+        assert {(one.repository, one.reference) for one in left} == set(images) - set(gone)
+        for name in set(images) - set(gone):
+            for one in model.reach(images[name]) & model.blobs:
+                assert index.blob(name[0], one)
+    finally:
+        await asyncio.to_thread(index.close)
+
+
+async def test_a_shared_layer_is_held_by_all_who_name_it(index):
+    layer = LAYERS[0]
+    for number, repository in enumerate(REPOSITORIES):
+        named = (Child(layer, 7, "", None, is_foreign=False),)
+        manifest = Manifest(OCI_MANIFEST, named, None, "", {})
+        await index.add_manifest(repository, MANIFESTS[number], 3, manifest)
+        await index.set_tag(repository, TAGS[number], MANIFESTS[number])
+    await index.add_blob(REPOSITORIES[0], layer, 7)
+    found = await asyncio.to_thread(read, index.path, lambda c: c.holders(layer, 10))
+    assert set(found) == set(zip(REPOSITORIES, TAGS, strict=True))
+    assert len(await asyncio.to_thread(read, index.path, lambda c: c.holders(layer, 1))) == 1
+
+    blobs = [layer, LAYERS[1]]
+    for where in (*REPOSITORIES, None):
+        here = await asyncio.to_thread(read, index.path, lambda c, w=where: c.present(blobs, w))
+        assert here == {layer: 7}
+    nobody = Repository("docker.io", "library/none")
+    assert await asyncio.to_thread(read, index.path, lambda c: c.present(blobs, nobody)) == {}
+
+
+async def test_what_only_another_repository_connects_is_removed_from_its_own(index):
+    """An index in another repository that names one image and refers to the other is not theirs."""
+    one, other, above = MANIFESTS[:3]
+    named = (Child(LAYERS[0], 7, "", None, is_foreign=False),)
+    for digest in (one, other):
+        await index.add_manifest(
+            REPOSITORIES[0], digest, 3, Manifest(OCI_MANIFEST, named, None, "", {})
+        )
+    below = (Child(one, 3, "", None, is_foreign=False),)
+    await index.add_manifest(REPOSITORIES[1], above, 3, Manifest(OCI_INDEX, below, other, "", {}))
+    assert await index.forget_images([(REPOSITORIES[0], one)]) == []
+    left = await asyncio.to_thread(read, index.path, lambda c: list(c.roots()))
+    assert {(root.repository, root.reference) for root in left} == {
+        (REPOSITORIES[0], other),
+        (REPOSITORIES[1], above),
+    }

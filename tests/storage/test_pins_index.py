@@ -1,0 +1,228 @@
+"""What a pin reaches is never offered to an eviction, whatever comes when."""
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from proxy.oci.digest import Digest
+from proxy.oci.manifest import OCI_INDEX, OCI_MANIFEST, Child, Manifest
+from proxy.oci.reference import Repository, Tag
+from proxy.storage.blobs import LocalStore, footprint
+from proxy.storage.fsck import check_store
+from proxy.storage.index import Index
+from tests.fakes.clock import Clock
+
+APP = Repository("docker.io", "library/app")
+OTHER = Repository("docker.io", "library/other")
+V1 = Tag("v1")
+OLD_SCHEMA = Path(__file__).with_name("schema_1.sql")
+SIZE = 5000
+
+_numbers = count()
+
+
+def digest() -> Digest:
+    return Digest.of(str(next(_numbers)).encode())
+
+
+def manifest(*children: Digest, media_type: str = OCI_MANIFEST, subject: Digest | None = None):
+    named = tuple(Child(child, SIZE, "", None, is_foreign=False) for child in children)
+    return Manifest(media_type, named, subject, "", {})
+
+
+async def enter(index: Index, *children: Digest, repository: Repository = APP, **kw) -> Digest:
+    """Enter a manifest that names the children, and return its digest."""
+    made = digest()
+    await index.add_manifest(repository, made, SIZE, manifest(*children, **kw))
+    return made
+
+
+async def blobs(index: Index, number: int) -> list[Digest]:
+    made = [digest() for _ in range(number)]
+    for one in made:
+        await index.add_blob(APP, one, SIZE)
+    return made
+
+
+async def victims(index: Index) -> set[Digest]:
+    return {digest for digest, _, _ in await index.least_recently_used(1000)}
+
+
+async def test_a_pinned_tag_keeps_its_image_and_what_refers_to_it(index):
+    config, layer, other, signature = await blobs(index, 4)
+    image = await enter(index, config, layer)
+    await index.set_tag(APP, V1, image)
+    referrer = await enter(index, signature, subject=image)
+    await index.pin([(APP, V1)])
+    assert await victims(index) == {other}
+    assert index.pinned_bytes() == 5 * footprint(SIZE)
+    late = await enter(index, other, subject=referrer)
+    assert await victims(index) == set()
+    await index.unpin([(APP, V1)])
+    assert await victims(index) == {config, layer, other, image, signature, referrer, late}
+    assert index.pinned_bytes() == 0
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)])
+async def test_what_comes_after_the_pin_is_pinned_as_it_comes(index, order: Sequence[int]):
+    layer, image, whole = digest(), digest(), digest()
+    await index.pin([(APP, V1)])
+    await index.set_tag(APP, V1, whole)
+    steps = [
+        lambda: index.add_blob(APP, layer, SIZE),
+        lambda: index.add_manifest(APP, image, SIZE, manifest(layer)),
+        lambda: index.add_manifest(APP, whole, SIZE, manifest(image, media_type=OCI_INDEX)),
+    ]
+    for step in order:
+        await steps[step]()
+    assert await victims(index) == set()
+
+
+async def test_a_pinned_digest_need_not_be_there_yet(index):
+    layer, image = digest(), digest()
+    await index.pin([(APP, image)])
+    await index.add_manifest(APP, image, SIZE, manifest(layer))
+    await index.add_blob(APP, layer, SIZE)
+    assert await victims(index) == set()
+
+
+async def test_a_pin_follows_its_tag_and_shared_layers_stay(index):
+    shared, old_layer, new_layer = await blobs(index, 3)
+    old = await enter(index, shared, old_layer)
+    await index.set_tag(APP, V1, old)
+    await index.pin([(APP, V1)])
+    new = await enter(index, shared, new_layer)
+    assert await victims(index) == {new, new_layer}
+    await index.set_tag(APP, V1, new)
+    assert await victims(index) == {old, old_layer}
+
+
+async def test_a_pin_is_of_one_repository_and_one_tag(index):
+    image = await enter(index)
+    other = await enter(index, repository=OTHER)
+    await index.set_tag(APP, V1, image)
+    await index.set_tag(OTHER, V1, other)
+    await index.pin([(APP, V1)])
+    assert await victims(index) == {other}
+    await index.unpin([(OTHER, V1), (APP, Tag("v2"))])
+    assert await victims(index) == {other}
+
+
+async def test_a_tag_that_upstream_has_deleted_leaves_its_pinned_image(index):
+    image = await enter(index)
+    await index.set_tag(APP, V1, image)
+    await index.pin([(APP, V1)])
+    await index.drop_tag(APP, V1)
+    assert await victims(index) == set()
+
+
+async def test_a_damaged_manifest_costs_its_layers_nothing(index):
+    (layer,) = await blobs(index, 1)
+    image = await enter(index, layer)
+    await index.pin([(APP, image)])
+    await index.remove([image], lambda _: None)
+    assert await victims(index) == set()
+    await index.add_manifest(APP, image, SIZE, manifest(layer))
+    assert await victims(index) == set()
+
+
+async def test_pins_survive_a_restart(tmp_path):
+    path = tmp_path / "index.sqlite"
+    for _ in range(2):
+        index = await asyncio.to_thread(Index, path, Clock())
+        if not await victims(index):
+            image = await enter(index)
+            await index.pin([(APP, image)])
+            await enter(index)
+        assert len(await victims(index)) == 1
+        assert index.pinned_bytes() == footprint(SIZE)
+        await asyncio.to_thread(index.close)
+
+
+async def test_a_store_of_version_1_opens_with_all_it_held(tmp_path):
+    path, layer, image = tmp_path / "index.sqlite", digest(), digest()
+    with closing(sqlite3.connect(path)) as old, old:
+        old.executescript(f"{OLD_SCHEMA.read_text()}; PRAGMA user_version = 1")
+        old.execute("INSERT INTO repositories VALUES (7, 'docker.io', 'library/app')")
+        rows = [(str(layer), SIZE, None, None, 1.0), (str(image), SIZE, OCI_MANIFEST, None, 2.0)]
+        old.executemany("INSERT INTO blobs VALUES (?, ?, ?, ?, ?)", rows)
+        old.execute("INSERT INTO edges VALUES (?, ?, ?)", (str(image), str(layer), SIZE))
+        old.executemany("INSERT INTO links VALUES (7, ?)", [(str(layer),), (str(image),)])
+        old.execute("INSERT INTO tags VALUES (7, 'v1', ?, 5.0)", (str(image),))
+    index = await asyncio.to_thread(Index, path, Clock())
+    found = index.tag(APP, V1)
+    assert found is not None
+    assert (found.digest, found.checked) == (image, 5.0)
+    assert [one for one, _, _ in await index.least_recently_used(9)] == [layer, image]
+    assert index.child_size(APP, layer) == SIZE
+    await index.pin([(APP, V1)])
+    assert await victims(index) == set()
+    await asyncio.to_thread(index.close)
+    assert schema(path) == schema(await new_index(tmp_path / "new.sqlite"))
+
+
+async def new_index(path: Path) -> Path:
+    index = await asyncio.to_thread(Index, path, Clock())
+    await asyncio.to_thread(index.close)
+    return path
+
+
+def schema(path: Path) -> list[tuple[str, ...]]:
+    """Return tables and views with their columns, and the indexes as they were declared."""
+    with closing(sqlite3.connect(path)) as connection:
+        columns = connection.execute(
+            "SELECT m.name, c.name, c.type, c.dflt_value, c.'notnull' FROM sqlite_master m"
+            " JOIN pragma_table_info(m.name) c WHERE m.type != 'index' ORDER BY 1, 2"
+        ).fetchall()
+        indexes = "SELECT name, sql FROM sqlite_master WHERE type = 'index' ORDER BY name"
+        version = connection.execute("PRAGMA user_version").fetchall()
+        return columns + connection.execute(indexes).fetchall() + version
+
+
+class TestFsck:
+    """A check of the store keeps pins: no file could give them back."""
+
+    @pytest.fixture
+    async def root(self, tmp_path):
+        """A store with a pinned image of one layer, and a blob beside it."""
+        layer, other = b"layer", b"other"
+        content = (
+            b'{"mediaType":"%s","config":{"mediaType":"x","digest":"%s","size":5},"layers":[]}'
+            % (OCI_MANIFEST.encode(), str(Digest.of(layer)).encode())
+        )
+        store = await asyncio.to_thread(LocalStore, tmp_path / "store")
+        for one in (layer, other, content):
+            await asyncio.to_thread(store.put, Digest.of(one), one)
+        index = await asyncio.to_thread(Index, store.root / "index.sqlite", Clock())
+        await index.set_tag(APP, V1, Digest.of(content))
+        await index.pin([(APP, V1)])
+        await asyncio.to_thread(index.close)
+        store.close()
+        return store.root
+
+    async def check(self, root: Path) -> set[Digest]:
+        await asyncio.to_thread(check_store, root, dry_run=False, progress=lambda *_: None)
+        index = await asyncio.to_thread(Index, root / "index.sqlite", Clock())
+        left = await victims(index)
+        await asyncio.to_thread(index.close)
+        return left
+
+    async def test_when_the_index_is_whole(self, root):
+        assert await self.check(root) == {Digest.of(b"other")}
+
+    async def test_when_the_index_is_damaged_beside_them(self, root):
+        path = root / "index.sqlite"
+        query = "SELECT rootpage FROM sqlite_master WHERE name = 'edges'"
+        with closing(sqlite3.connect(path)) as connection:
+            (page,) = connection.execute(query).fetchone()
+            (size,) = connection.execute("PRAGMA page_size").fetchone()
+        content = bytearray(path.read_bytes())
+        content[(page - 1) * size : page * size] = bytes([0xA5]) * size
+        path.write_bytes(content)
+        assert await self.check(root) == {Digest.of(b"other")}
+        assert (root / "index.sqlite.broken").exists()

@@ -1,0 +1,314 @@
+"""The room of a store: never more than allowed, the longest unused first, running work spared."""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from proxy.errors import StorageError
+from proxy.metrics import Metrics
+from proxy.oci.digest import Digest
+from proxy.oci.reference import Repository
+from proxy.storage.blobs import LocalStore
+from proxy.storage.index import Index
+from proxy.storage.space import Reservation, Space
+from tests.fakes.clock import Clock
+
+APP = Repository("docker.io", "library/app")
+CAP = 4 << 20
+KIB = 1 << 10
+
+_numbers = count()
+
+
+@dataclass
+class Shop:
+    """A store with its account, and what a download does to both."""
+
+    store: LocalStore
+    index: Index
+    space: Space
+    metrics: Metrics
+    clock: Clock
+    running: list[Reservation] = field(default_factory=list)
+
+    async def fetch(self, size: int, repository: Repository | None = APP) -> Digest | None:
+        """Store a new blob of `size` bytes as a download would; None if there was no room."""
+        content = os.urandom(8) + bytes(size - 8)
+        digest = Digest.of(content)
+        reservation = await self.space.reserve(size)
+        if reservation is None:
+            return None
+        await asyncio.to_thread(self.store.put, digest, content)
+        await self.index.add_blob(repository, digest, size)
+        self.space.commit(reservation, digest, size, is_new=True)
+        return digest
+
+    async def break_off(self, size: int) -> Digest:
+        """Leave an ingest of `size` bytes behind, as an interrupted download would."""
+        digest = Digest.of(str(next(_numbers)).encode())
+        reservation = await self.space.reserve(size)
+        assert reservation is not None
+
+        def write() -> None:
+            ingest = self.store.open_ingest(digest)
+            ingest.append([bytes(size)])
+            ingest.close()
+
+        await asyncio.to_thread(write)
+        reservation.written = size
+        self.space.leave(reservation, digest)
+        return digest
+
+    async def leftovers(self) -> list[Digest]:
+        return [left for left, _, _ in await asyncio.to_thread(self.store.list_ingests)]
+
+    def holds(self, digest: Digest | None) -> bool:
+        return digest is not None and Path(self.store.path(digest)).exists()
+
+    def on_disk(self, pattern: str = "**/*") -> int:
+        """What `du` says of everything under the store."""
+        files = [path for path in self.store.root.glob(pattern) if path.is_file()]
+        return sum(path.stat().st_blocks * 512 for path in files)
+
+
+@asynccontextmanager
+async def opened(root: Path, *, cap: int = CAP, min_free: int = 0) -> AsyncIterator[Shop]:
+    clock, metrics = Clock(), Metrics([], "0")
+    store = await asyncio.to_thread(LocalStore, root)
+    index = await asyncio.to_thread(Index, root / "index.sqlite", clock)
+    try:
+        space = Space(store, index, metrics, max_size=cap, min_free=min_free, clock=clock)
+        await space.open()
+        yield Shop(store, index, space, metrics, clock)
+    finally:
+        await asyncio.to_thread(index.close)
+        store.close()
+
+
+@pytest.fixture
+async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
+    async with opened(tmp_path / "store") as shop:
+        yield shop
+
+
+async def test_what_was_used_longest_ago_goes_first(shop):
+    first, second, third = [await shop.fetch(1000 * KIB) for _ in range(3)]
+    assert all(map(shop.holds, (first, second, third)))
+    assert first is not None
+    shop.index.touch(first)
+    fourth = await shop.fetch(1000 * KIB)
+    assert [shop.holds(blob) for blob in (first, second, third, fourth)] == [
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert second is not None
+    assert shop.index.blob(APP, second) is None
+    assert shop.space.blobs == 3
+
+
+async def test_what_cannot_fit_evicts_nothing(shop):
+    held = await shop.fetch(1000 * KIB)
+    assert not shop.space.fits(CAP)
+    assert await shop.space.reserve(CAP) is None
+    assert shop.holds(held)
+    assert shop.space.reserved == 0
+
+
+async def test_running_downloads_keep_their_room(shop):
+    first = await shop.space.reserve(1500 * KIB)
+    second = await shop.space.reserve(1500 * KIB)
+    assert first is not None
+    assert second is not None
+    assert await shop.space.reserve(1500 * KIB) is None
+    shop.space.release(first)
+    third = await shop.space.reserve(1500 * KIB)
+    assert third is not None
+    for reservation in (second, third):
+        shop.space.release(reservation)
+    assert shop.space.reserved == 0
+
+
+async def test_a_reservation_grows_by_eviction_and_stays_when_it_cannot(shop):
+    blob = await shop.fetch(2000 * KIB)
+    reservation = await shop.space.reserve(KIB)
+    assert reservation is not None
+    assert await shop.space.grow(reservation, 3000 * KIB)
+    assert not shop.holds(blob)
+    assert not await shop.space.grow(reservation, CAP)
+    assert reservation.size == 3000 * KIB
+    shop.space.release(reservation)
+
+
+async def test_interrupted_downloads_go_before_blobs_and_count(shop):
+    blob = await shop.fetch(1000 * KIB)
+    await shop.break_off(1500 * KIB)
+    assert shop.space.reserved == 1500 * KIB
+    assert shop.holds(await shop.fetch(1500 * KIB))
+    assert shop.holds(blob)
+    assert shop.space.reserved == 0
+    assert await shop.leftovers() == []
+
+
+async def test_an_interrupted_download_that_is_resumed_is_not_counted_twice(shop):
+    digest = await shop.break_off(1500 * KIB)
+    used = shop.space.used
+    reservation = await shop.space.adopt(digest)
+    assert reservation is not None
+    assert shop.space.used == used
+    assert await shop.space.grow(reservation, 3000 * KIB)
+    assert await shop.leftovers() == [digest]
+    shop.space.release(reservation)
+
+
+async def test_a_smaller_cap_is_kept_from_the_start(tmp_path):
+    async with opened(tmp_path / "store") as shop:
+        blobs = [await shop.fetch(700 * KIB) for _ in range(4)]
+    async with opened(tmp_path / "store", cap=2 << 20) as shop:
+        assert [shop.holds(blob) for blob in blobs] == [False, False, True, True]
+        assert shop.space.used <= 2 << 20
+
+
+async def test_leftovers_of_a_killed_daemon_are_counted(tmp_path):
+    async with opened(tmp_path / "store") as shop:
+        await shop.break_off(1500 * KIB)
+    async with opened(tmp_path / "store") as shop:
+        assert shop.space.reserved >= 1500 * KIB
+
+
+async def test_old_leftovers_and_idle_blobs_are_swept(shop):
+    old = await shop.fetch(KIB)
+    shop.clock.turn(1000)
+    new = await shop.fetch(KIB)
+    left = await shop.break_off(KIB)
+    path = shop.store.root / "ingest" / f"sha256-{left.hex}"
+    os.utime(path, (shop.clock() - 500, shop.clock() - 500))
+    await shop.space.sweep(max_idle=0, ingest_ttl=501)
+    assert await shop.leftovers() == [left]
+    assert shop.holds(old)
+    await shop.space.sweep(max_idle=999, ingest_ttl=499)
+    assert await shop.leftovers() == []
+    assert (shop.holds(old), shop.holds(new)) == (False, True)
+    assert shop.space.reserved == 0
+
+
+async def test_a_damaged_blob_is_forgotten(shop):
+    blob = await shop.fetch(1000 * KIB)
+    before = shop.space.used
+    await shop.space.forget(blob, 1000 * KIB)
+    assert not shop.holds(blob)
+    assert shop.index.blob(APP, blob) is None
+    assert shop.space.used < before
+
+
+async def test_room_is_left_on_the_disk(tiny_disk: Callable[[int], Path]):
+    disk = tiny_disk(6 << 20)
+    async with opened(disk / "store", cap=1 << 30, min_free=2 << 20) as shop:
+        blobs = [await shop.fetch(1000 * KIB) for _ in range(5)]
+        assert await asyncio.to_thread(shop.store.free_bytes) >= 2 << 20
+        assert [shop.holds(blob) for blob in blobs] == [False, False, True, True, True]
+        assert await shop.space.reserve(5 << 20) is None
+
+
+async def test_a_full_disk_can_still_be_emptied(tiny_disk: Callable[[int], Path]):
+    disk = tiny_disk(4 << 20)
+    async with opened(disk / "store", cap=1 << 30) as shop:
+        blobs = [await shop.fetch(700 * KIB) for _ in range(3)]
+        filler = disk / "filler"
+        filler.write_bytes(bytes(await asyncio.to_thread(shop.store.free_bytes)))
+        reservation = await shop.space.reserve(600 * KIB)
+        assert reservation is not None
+        assert not shop.holds(blobs[0])
+        assert shop.holds(blobs[2])
+        shop.space.release(reservation)
+        filler.unlink()
+        in_store = sum(shop.holds(blob) for blob in blobs)
+        assert shop.space.blobs == in_store
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["fetch", "fetch", "hold", "release", "break off", "touch"]),
+        st.integers(8, 1600 * KIB),
+    ),
+    max_size=15,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(steps=steps)
+async def test_whatever_happens_the_cap_holds_on_the_disk(tmp_path_factory, steps):
+    async with opened(tmp_path_factory.mktemp("shop") / "store") as shop:
+        held: list[Reservation] = []
+        blobs: list[Digest] = []
+        for what, size in steps:
+            if what == "fetch" and (blob := await shop.fetch(size)):
+                blobs.append(blob)
+            elif what == "hold" and (reservation := await shop.space.reserve(size)):
+                held.append(reservation)
+            elif what == "release" and held:
+                shop.space.release(held.pop())
+            elif what == "break off" and shop.space.fits(size + sum(one.size for one in held)):
+                await shop.break_off(size)
+            elif what == "touch" and blobs:
+                shop.index.touch(blobs[size % len(blobs)])
+            promised = sum(one.size for one in held)
+            assert shop.on_disk() + promised <= CAP
+            assert shop.space.used <= CAP
+
+
+async def test_an_index_that_cannot_be_written_for_a_while_does_not_spoil_the_account(shop):
+    for _ in range(3):
+        await shop.fetch(1000 * KIB)
+    shop.index._writer.execute("PRAGMA busy_timeout = 0")
+    blocker = sqlite3.connect(shop.index.path, isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    for _ in range(2):
+        reservation = await shop.space.reserve(1500 * KIB)
+        if reservation is not None:
+            shop.space.release(reservation)
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    for _ in range(6):
+        await shop.fetch(1000 * KIB)
+        assert shop.on_disk() <= CAP
+    assert shop.space.blobs == len(list((shop.store.root / "blobs" / "sha256").iterdir()))
+
+
+async def test_a_commit_that_nobody_counted_is_counted_at_the_next_start_or_the_one_after(
+    tmp_path, monkeypatch
+):
+    root = tmp_path / "store"
+    async with opened(root) as shop:
+        assert await shop.fetch(KIB)
+        digest = Digest.of(bytes(100 * KIB))
+
+        def commit() -> None:
+            ingest = shop.store.open_ingest(digest)
+            ingest.append([bytes(100 * KIB)])
+            ingest.commit()
+            ingest.close()
+
+        await asyncio.to_thread(commit)
+
+    async def broken(*_: object) -> None:
+        raise StorageError("the index cannot be written: the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "adopt", broken)
+        with pytest.raises(StorageError, match="the disk is full"):
+            async with opened(root):
+                pass
+    for _ in range(2):
+        async with opened(root) as shop:
+            assert shop.space.stored == shop.on_disk("blobs/*/*") > 100 * KIB
+            assert not await asyncio.to_thread(shop.store.list_committed)

@@ -1,0 +1,75 @@
+"""A name means one repository of one configured upstream, and is written as people write it."""
+
+import pytest
+from hypothesis import given, strategies as st
+
+from proxy.config import UpstreamSettings
+from proxy.config.values import RegistryUrl
+from proxy.errors import DeniedError
+from proxy.names import Names, spell
+from proxy.oci.digest import Digest
+from proxy.oci.reference import Repository, Tag, parse_image
+
+HUB = UpstreamSettings(url=RegistryUrl("https://hub.example"), deny=("me/secret",))
+OTHER = UpstreamSettings(url=RegistryUrl("https://other.example"))
+NAMES = Names({"docker.io": HUB, "ghcr.io": OTHER, "intern": OTHER, "localhost:5000": OTHER})
+DIGEST = Digest.of(b"")
+
+
+@pytest.mark.parametrize(
+    ("text", "upstream", "name", "reference"),
+    [
+        ("nginx", "docker.io", "library/nginx", Tag("latest")),
+        ("library/nginx:1", "docker.io", "library/nginx", Tag("1")),
+        ("docker.io/nginx", "docker.io", "library/nginx", Tag("latest")),
+        ("index.docker.io/me/app", "docker.io", "me/app", Tag("latest")),
+        ("ghcr.io/app:1", "ghcr.io", "app", Tag("1")),
+        ("ghcr.io/docker.io/app", "ghcr.io", "docker.io/app", Tag("latest")),
+        ("intern/app", "intern", "app", Tag("latest")),
+        ("localhost:5000/x:1", "localhost:5000", "x", Tag("1")),
+        (f"nginx:1@{DIGEST}", "docker.io", "library/nginx", DIGEST),
+    ],
+)
+def test_what_is_written_means_a_repository_and_a_reference(text, upstream, name, reference):
+    assert NAMES.parse(text) == (Repository(upstream, name), reference)
+
+
+@pytest.mark.parametrize("text", ["localhost:5001/x:1", "quay.io/me/app", "localhost/x"])
+def test_a11_what_is_not_configured_is_refused_by_name(text):
+    with pytest.raises(DeniedError, match=f"'{text.partition('/')[0]}' is not configured"):
+        NAMES.parse(text)
+
+
+def test_what_is_denied_is_refused():
+    with pytest.raises(DeniedError, match="does not allow me/secret"):
+        NAMES.parse("me/secret:1")
+
+
+@pytest.mark.parametrize(
+    ("upstream", "name", "text"),
+    [
+        ("docker.io", "library/nginx", "nginx"),
+        ("docker.io", "library/a/b", "library/a/b"),
+        ("docker.io", "me/app", "me/app"),
+        ("docker.io", "a.b/app", "docker.io/a.b/app"),
+        ("ghcr.io", "library/nginx", "ghcr.io/library/nginx"),
+    ],
+)
+def test_names_are_shown_as_people_write_them(upstream, name, text):
+    repository = Repository(upstream, name)
+    assert spell(repository) == text
+    assert spell(repository, Tag("1.25")) == f"{text}:1.25"
+    assert spell(repository, DIGEST) == f"{text}@{DIGEST}"
+
+
+paths = st.lists(st.sampled_from(["library", "a", "b.c", "docker.io", "x"]), min_size=1).map(
+    "/".join
+)
+
+
+@given(st.sampled_from(["docker.io", "ghcr.io", "quay.io"]), paths, st.sampled_from(["1", DIGEST]))
+def test_what_is_shown_means_what_it_was(upstream, path, reference):
+    known = Names({"docker.io": HUB, "ghcr.io": OTHER, "quay.io": OTHER})
+    reference = Tag(reference) if isinstance(reference, str) else reference
+    repository = Names({}).locate(parse_image(f"{upstream}/{path}"))[0]
+    assert known.parse(spell(repository, reference)) == (repository, reference)

@@ -1,0 +1,115 @@
+"""The bytes of a blob arrive as they were sent, and their connection is used again."""
+
+import random
+import resource
+import ssl
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+import trustme
+
+from proxy.errors import UpstreamUnavailableError
+from proxy.oci.digest import Digest
+from proxy.upstream.body import BUFFER, SMALL_BUFFER
+from proxy.upstream.client import Upstream
+from tests.fakes.raw import HEAD_END, RawUpstream, RecvUntil, Reset, Send
+from tests.fakes.registry import FakeRegistry
+
+BLOB = random.Random(3).randbytes(5 * BUFFER + 12_345)
+DIGEST = Digest.of(BLOB)
+
+
+async def received(upstream: Upstream, digest: Digest, into: bytearray) -> None:
+    async with upstream.open_blob("library/app", digest) as transfer:
+        async for chunk in transfer.chunks():
+            into += chunk
+
+
+@pytest.fixture(params=["plain", "tls"])
+def tls(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[ssl.SSLContext, ...] | None:
+    """What upstream presents, and what trusts it."""
+    if request.param == "plain":
+        return None
+    authority = trustme.CA()
+    presented = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(presented)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    return presented, trusting
+
+
+async def test_a_large_body_comes_whole_and_its_connection_is_used_again(connect, tls):
+    presented, trusting = tls or (None, None)
+    async with FakeRegistry(tls=presented) as registry:
+        digest = registry.add_blob(BLOB)
+        upstream = await connect(registry.url, tls=trusting)
+        for _ in range(3):
+            body = bytearray()
+            await received(upstream, DIGEST, body)
+            assert body == BLOB
+        bodies = registry.seen(registry.body_of(digest))
+        assert len(bodies) == 3
+        assert len({seen.peer for seen in bodies}) == 1
+
+
+@pytest.mark.parametrize("extra", [b"", b"what follows belongs to nobody"])
+async def test_a_body_ends_where_its_length_says(connect, extra):
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BLOB)}\r\n".encode() + HEAD_END[2:]
+    async with RawUpstream([RecvUntil(), Send(head), Send(BLOB + extra)]) as raw:
+        body = bytearray()
+        await received(await connect(raw.url), DIGEST, body)
+        assert body == BLOB
+
+
+async def test_of_what_came_with_the_head_the_first_bytes_go_on_before_the_rest(connect):
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BLOB)}\r\n".encode() + HEAD_END[2:]
+    async with RawUpstream([RecvUntil(), Send(head + BLOB)]) as raw:
+        upstream = await connect(raw.url)
+        async with upstream.open_blob("library/app", DIGEST) as transfer:
+            sizes = [len(chunk) async for chunk in transfer.chunks()]
+    assert 0 < sizes[0] <= SMALL_BUFFER
+    assert sum(sizes) == len(BLOB)
+
+
+async def test_transfers_take_memory_only_as_far_as_bytes_have_come(connect):
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BLOB)}\r\n".encode() + HEAD_END[2:]
+    async with (
+        RawUpstream([RecvUntil(), Send(head + BLOB[:1000])]) as raw,
+        AsyncExitStack() as open_ones,
+    ):
+        upstream = await connect(raw.url)
+        before = resident()
+        for _ in range(32):
+            opened = upstream.open_blob("library/app", DIGEST)
+            transfer = await open_ones.enter_async_context(opened)
+            assert await anext(transfer.chunks()) == BLOB[:1000]
+        assert resident() - before < 32 * BUFFER // 4
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process has."""
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * resource.getpagesize()
+
+
+async def test_a_body_in_chunks_of_a_byte_comes_whole(connect):
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in BLOB[:100_000])
+    async with RawUpstream([RecvUntil(), Send(head), Send(chunks + b"0\r\n\r\n")]) as raw:
+        body = bytearray()
+        await received(await connect(raw.url), DIGEST, body)
+        assert body == BLOB[:100_000]
+
+
+@pytest.mark.parametrize("length", [1, BUFFER - 1, BUFFER, 3 * BUFFER + 1])
+@pytest.mark.parametrize("end", [[], [Reset()]], ids=["fin", "reset"])
+async def test_what_arrived_before_a_break_is_there(connect, length, end):
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BLOB)}\r\n\r\n".encode()
+    async with RawUpstream([RecvUntil(), Send(head), Send(BLOB[:length]), *end]) as raw:
+        body = bytearray()
+        with pytest.raises(UpstreamUnavailableError):
+            await received(await connect(raw.url), DIGEST, body)
+        # A reset may overtake what the kernel holds.
+        assert BLOB.startswith(body)
+        assert end or len(body) == length

@@ -1,0 +1,152 @@
+"""Logins in docker's files, and what credential helpers print, are read with care."""
+
+import json
+from base64 import b64encode
+
+import pytest
+from hypothesis import given, strategies as st
+
+from proxy.errors import ConfigError
+from proxy.upstream.credentials import (
+    HUB_SERVER,
+    Credentials,
+    helper_program,
+    parse_helper_answer,
+    read_docker_config,
+    server_of,
+)
+
+BOB = Credentials("bob", "pa:ss")
+AUTH = {"auth": b64encode(b"bob:pa:ss").decode()}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Read a config.json of this content for a server."""
+
+    def reader(content: object, server: str = "ghcr.io"):
+        file = tmp_path / "config.json"
+        file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        return read_docker_config(str(file), server)
+
+    return reader
+
+
+@pytest.mark.parametrize(
+    ("url", "server"),
+    [
+        ("https://registry-1.docker.io", HUB_SERVER),
+        ("https://index.docker.io", HUB_SERVER),
+        ("https://GHCR.io", "ghcr.io"),
+        ("http://registry.test:5000", "registry.test:5000"),
+        ("http://[::1]:5000", "[::1]:5000"),
+    ],
+)
+def test_a_registry_is_called_what_docker_login_calls_it(url, server):
+    assert server_of(url) == server
+
+
+@pytest.mark.parametrize(
+    ("name", "server"),
+    [
+        ("ghcr.io", "ghcr.io"),
+        ("https://ghcr.io", "ghcr.io"),
+        ("https://ghcr.io/v2/", "ghcr.io"),
+        ("http://GHCR.io/v1", "ghcr.io"),
+        ("registry.test:5000", "registry.test:5000"),
+        (HUB_SERVER, HUB_SERVER),
+        ("docker.io", HUB_SERVER),
+        ("https://registry-1.docker.io", HUB_SERVER),
+    ],
+)
+def test_a_login_is_found_under_every_name_that_docker_gives_it(read, name, server):
+    assert read({"auths": {"other.test": {}, name: AUTH}}, server) == BOB
+
+
+@pytest.mark.parametrize(
+    "name", ["ghcr.io.evil.test", "evil.test/ghcr.io", "ghcr.io:5000", "ghcr.io/me", "hcr.io", ""]
+)
+def test_a_login_for_something_else_is_not_found(read, name):
+    with pytest.raises(ConfigError, match=r"no login for ghcr\.io"):
+        read({"auths": {name: AUTH}})
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"username": "bob", "password": "pa:ss"},
+        AUTH,
+        {**AUTH, "email": "x", "identitytoken": ""},
+        {"auth": b64encode(b"bob:pa:ss\0\0").decode()},
+    ],
+)
+def test_user_and_password_are_plain_or_encoded(read, entry):
+    assert read({"auths": {"ghcr.io": entry}}) == BOB
+
+
+@pytest.mark.parametrize(
+    ("config", "helper"),
+    [
+        ({"credsStore": "pass"}, "pass"),
+        ({"credHelpers": {"ghcr.io": "gh"}, "credsStore": "pass"}, "gh"),
+        ({"credHelpers": {"https://ghcr.io": "gh"}}, "gh"),
+        ({"credHelpers": {"other.test": "gh"}, "credsStore": "pass"}, "pass"),
+        ({"credHelpers": {"ghcr.io": "gh"}, "auths": {"ghcr.io": AUTH}}, "gh"),
+    ],
+)
+def test_a_helper_that_the_file_names_is_asked(read, config, helper):
+    assert read(config) == helper
+
+
+def test_a_helper_for_another_registry_is_not_asked(read):
+    config = {"credHelpers": {"other.test": "gh"}, "auths": {"ghcr.io": AUTH}}
+    assert read(config) == BOB
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is not a docker config.json"),
+        (b"[]", "is not a docker config.json"),
+        (b"[" * 100_000, "is not a docker config.json"),
+        (b" " * 2_000_000 + b"{}", "is not a docker config.json"),
+        (b'{"auths":{"ghcr.io":{"auth":"\xffCANARY"}}}', "is not a docker config.json"),
+        ({"auths": {"ghcr.io": {"auth": ["CANARY"]}}}, "is not a docker config.json"),
+        ({"auths": {"ghcr.io": {"auth": "CANARY!"}}}, "is not base64"),
+        ({"auths": {"ghcr.io": {"auth": b64encode(b"CANARY").decode()}}}, "no user or no password"),
+        ({"auths": {"ghcr.io": {}}}, "no user or no password"),
+        ({"auths": {"ghcr.io": {**AUTH, "identitytoken": "CANARY"}}}, "is an identity token"),
+        ({"auths": {"ghcr.io": {"registrytoken": "CANARY"}}}, "is an identity token"),
+        ({}, "no login for ghcr.io"),
+    ],
+)
+def test_a_file_that_holds_no_login_is_an_error_that_repeats_none_of_it(read, content, reason):
+    with pytest.raises(ConfigError, match=reason) as caught:
+        read(content)
+    assert "CANARY" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="none: docker_config: No such file"):
+        read_docker_config(str(tmp_path / "none"), "ghcr.io")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "/bin/sh", "a b", "-x", "x\n", "a;b", ".x"])
+def test_a_helpers_name_leads_nowhere_but_into_the_path(name):
+    with pytest.raises(ConfigError, match="not a credential helper's name"):
+        helper_program(name)
+    assert helper_program("ecr-login") == "docker-credential-ecr-login"
+
+
+@given(st.binary(max_size=200))
+def test_whatever_a_helper_prints_is_a_login_or_an_error_that_does_not_repeat_it(content):
+    with pytest.raises(ConfigError, match=r"^docker-credential-x did not print a login$"):
+        parse_helper_answer(b"CANARY" + content, "docker-credential-x")
+
+
+def test_an_identity_token_is_told_from_a_password():
+    answer = b'{"ServerURL":"x","Username":"bob","Secret":"pa:ss"}'
+    assert parse_helper_answer(answer, "x") == BOB
+    with pytest.raises(ConfigError, match="identity token"):
+        parse_helper_answer(b'{"Username":"<token>","Secret":"CANARY"}', "x")
