@@ -23,32 +23,32 @@ R = TypeVar("R")
 
 # Seconds from a request to the headers of its answer, or its error, whatever upstream does. Clients
 # give up on a mirror that is silent for 30 s (containerd 2.3, Docker 29).
-DEADLINE = 14.0
+RESPONSE_TIMEOUT = 14.0
 # A tag's refresh ends so much earlier, for the sake of its stale copy.
-MARGIN = 1.0
+STALE_MARGIN = 1.0
 # A clock is looked at so often, in seconds.
-TICK = 0.5
+CLOCK_POLL_INTERVAL = 0.5
 
 
 @asynccontextmanager
-async def until(deadline: float, upstream: str) -> AsyncIterator[None]:
+async def enforce_deadline(when: float, upstream: str) -> AsyncIterator[None]:
     """Let the block wait until this time of the loop, or raise `UpstreamTimeoutError`.
 
     What it waits for goes on if it has an owner of its own, as single flights and downloads have.
     """
     try:
-        async with asyncio.timeout_at(deadline):
+        async with asyncio.timeout_at(when):
             yield
     except TimeoutError:
         raise UpstreamTimeoutError(
-            f"{upstream} has not answered for {DEADLINE:.0f} s; try again in a moment"
+            f"{upstream} has not answered for {RESPONSE_TIMEOUT:.0f} s; try again in a moment"
         ) from None
 
 
-async def reached(moment: float, clock: Callable[[], float]) -> None:
+async def sleep_until(when: float, clock: Callable[[], float]) -> None:
     """Wait until `clock`, Unix time, says `moment`: through a sleep of the machine, and however it is set."""
-    while (left := moment - clock()) > 0:  # noqa: ASYNC110 (clocks tell nobody when they are set)
-        await asyncio.sleep(min(left, TICK))
+    while (left := when - clock()) > 0:  # noqa: ASYNC110 (clocks tell nobody when they are set)
+        await asyncio.sleep(min(left, CLOCK_POLL_INTERVAL))
 
 
 class SingleFlight(Generic[K, V]):
@@ -58,12 +58,12 @@ class SingleFlight(Generic[K, V]):
         self._group = group
         self._running: dict[K, asyncio.Task[V | Exception]] = {}
 
-    async def do(self, key: K, work: Callable[[], Awaitable[V]]) -> V:
+    async def run(self, key: K, work: Callable[[], Awaitable[V]]) -> V:
         """Return what `work` returns, or what the work that already runs for `key` returns.
 
         Raises what it raises, and `UpstreamUnavailableError` if the daemon stops meanwhile.
         """
-        task = self._task(key, work)
+        task = self._get_or_create_task(key, work)
         await asyncio.wait((task,))
         if task.cancelled():
             raise UpstreamUnavailableError("the cache is shutting down; try again in a moment")
@@ -73,14 +73,16 @@ class SingleFlight(Generic[K, V]):
             raise copy(result) from result
         return result
 
-    def begin(self, key: K, work: Callable[[], Awaitable[V]]) -> None:
+    def start(self, key: K, work: Callable[[], Awaitable[V]]) -> None:
         """Start the work unless it runs; nobody waits for it."""
-        _ = self._task(key, work)
+        _ = self._get_or_create_task(key, work)
 
-    def _task(self, key: K, work: Callable[[], Awaitable[V]]) -> asyncio.Task[V | Exception]:
+    def _get_or_create_task(
+        self, key: K, work: Callable[[], Awaitable[V]]
+    ) -> asyncio.Task[V | Exception]:
         task = self._running.get(key)
         if task is None:
-            task = self._running[key] = self._group.create_task(_outcome(work))
+            task = self._running[key] = self._group.create_task(_capture_error(work))
             task.add_done_callback(lambda _: self._running.pop(key))
         return task
 
@@ -88,7 +90,7 @@ class SingleFlight(Generic[K, V]):
         return key in self._running
 
 
-async def _outcome(work: Callable[[], Awaitable[V]]) -> V | Exception:
+async def _capture_error(work: Callable[[], Awaitable[V]]) -> V | Exception:
     # An exception that leaves a task ends its group, and with it the daemon.
     try:
         return await work()
@@ -96,7 +98,7 @@ async def _outcome(work: Callable[[], Awaitable[V]]) -> V | Exception:
         return error
 
 
-async def to_the_end(work: Awaitable[R]) -> R:
+async def run_uncancelled(work: Awaitable[R]) -> R:
     """Return what `work` gives; if we are cancelled meanwhile, let it end first.
 
     For what must not be left half done: a thread that writes a file, a commit.
@@ -111,22 +113,22 @@ async def to_the_end(work: Awaitable[R]) -> R:
 
 
 @asynccontextmanager
-async def beside(work: Awaitable[R]) -> AsyncIterator["asyncio.Future[R]"]:
+async def background(work: Awaitable[R]) -> AsyncIterator["asyncio.Future[R]"]:
     """Do the work beside the block; at the block's end it is cancelled if need be, and waited for."""
     future = asyncio.ensure_future(work)  # noqa: TID251 (its owner is this frame, which outlives it)
     try:
         yield future
     finally:
         future.cancel()
-        await to_the_end(asyncio.wait((future,)))
+        await run_uncancelled(asyncio.wait((future,)))
         if not future.cancelled():
             future.exception()  # who was interested has seen it
 
 
-async def read_ahead(pieces: Iterator[R], pool: Executor) -> AsyncGenerator[R, None]:
+async def read_ahead(items: Iterator[R], executor: Executor) -> AsyncGenerator[R, None]:
     """Yield the pieces; each is made in `pool` while the one before is worked on."""
     loop = asyncio.get_running_loop()
-    making = loop.run_in_executor(pool, next, pieces, None)
+    making = loop.run_in_executor(executor, next, items, None)
     try:
         while True:
             # Not `await making`: who is cancelled would cancel it, and nobody could wait for its thread.
@@ -134,19 +136,19 @@ async def read_ahead(pieces: Iterator[R], pool: Executor) -> AsyncGenerator[R, N
             piece = making.result()
             if piece is None:
                 return
-            making = loop.run_in_executor(pool, next, pieces, None)
+            making = loop.run_in_executor(executor, next, items, None)
             yield piece
     finally:
-        await to_the_end(asyncio.wait((making,)))
+        await run_uncancelled(asyncio.wait((making,)))
         making.exception()  # of a piece that nobody wants any more
 
 
-def started(count: int, name: str) -> ThreadPoolExecutor:
+def start_threads(count: int, thread_name_prefix: str) -> ThreadPoolExecutor:
     """Return a pool whose threads all run already, so that a limit on threads shows at the start and not later.
 
     Raises `ConfigError` if the system does not allow so many.
     """
-    pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+    pool = ThreadPoolExecutor(count, thread_name_prefix=thread_name_prefix)
     together = threading.Barrier(count + 1)
     try:
         for _ in range(count):
@@ -156,16 +158,18 @@ def started(count: int, name: str) -> ThreadPoolExecutor:
         together.abort()
         pool.shutdown(wait=False)
         raise ConfigError(
-            f"the system allows no {count} threads more for {name} (raise TasksMax= of the unit, "
+            f"the system allows no {count} threads more for {thread_name_prefix} (raise TasksMax= of the unit, "
             "pids.max of the container, or ulimit -u)"
         ) from error
     return pool
 
 
-async def in_thread(pool: Executor, work: Callable[P, R], *args: P.args, **kw: P.kwargs) -> R:
+async def run_in_thread(
+    executor: Executor, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+) -> R:
     """Return `work(...)`, run in `pool`. A thread cannot be cancelled, so it is waited for.
 
     Otherwise a task that is cancelled would close files that its thread still writes.
     """
     loop = asyncio.get_running_loop()
-    return await to_the_end(loop.run_in_executor(pool, partial(work, *args, **kw)))
+    return await run_uncancelled(loop.run_in_executor(executor, partial(work, *args, **kwargs)))

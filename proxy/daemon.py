@@ -14,44 +14,44 @@ from contextlib import AsyncExitStack, suppress
 import uvloop
 
 from proxy import __version__
-from proxy.app import DISK_THREADS, Listening, Running, open_cache
-from proxy.concurrency import beside, started
+from proxy.app import DISK_THREADS, DaemonInfo, RunningApp, open_cache
+from proxy.concurrency import background, start_threads
 from proxy.config import Config
 from proxy.errors import StorageError
-from proxy.log import Log, configure, get_logger
+from proxy.log import LogWriter, configure_logging, get_logger
 from proxy.server.connection_limit import raise_file_limit
-from proxy.systemd import Manager, Notifier, meet
+from proxy.systemd import Notifier, ServiceManager, read_service_manager
 
 # How often the manager is told how it goes, if it has no watchdog, in seconds.
 STATUS_INTERVAL = 10.0
 # A start or a stop that takes longer than the manager allows says so often that it goes on, for so long.
 EXTENSION_INTERVAL = 5.0
-EXTENSION = 60.0
+EXTENSION_SECONDS = 60.0
 
 # Threads for what the loop has done elsewhere; and all there ever are, with those of log, disk, index, logins and libuv.
 LOOP_THREADS = 8
-ALL_THREADS = LOOP_THREADS + DISK_THREADS + 7
+THREAD_LIMIT = LOOP_THREADS + DISK_THREADS + 7
 
 _STDERR = 2
-_ENDING = (signal.SIGTERM, signal.SIGINT)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = get_logger(__name__)
 
 
-def run(load: Callable[[], Config], announce: Callable[[Listening], None]) -> None:
+def run(load: Callable[[], Config], on_ready: Callable[[DaemonInfo], None]) -> None:
     """Serve until SIGTERM or SIGINT. `load` gives the configuration, at the start and at each SIGHUP.
 
     `announce` is called once, when clients can connect. Raises `StorageError` and `ConfigError`.
     """
     # What systemd's watchdog ends (SIGABRT) leaves the stacks of its threads.
     faulthandler.enable(_STDERR)
-    config, manager = load(), meet(os.environ)
+    config, manager = load(), read_service_manager(os.environ)
     raise_file_limit()
     # What is started one by one below has room, or it is said here.
-    started(ALL_THREADS, "the daemon").shutdown()
-    access_log = configure(config.log.level, config.log.format)
+    start_threads(THREAD_LIMIT, "the daemon").shutdown()
+    access_log = configure_logging(config.log.level, config.log.format)
     try:
-        uvloop.run(_serve(config, load, announce, access_log, manager))
+        uvloop.run(_serve(config, load, on_ready, access_log, manager))
     finally:
         manager.notifier.close()
         access_log.close()
@@ -60,18 +60,18 @@ def run(load: Callable[[], Config], announce: Callable[[Listening], None]) -> No
 async def _serve(
     config: Config,
     load: Callable[[], Config],
-    announce: Callable[[Listening], None],
-    access_log: Log,
-    manager: Manager,
+    on_ready: Callable[[DaemonInfo], None],
+    access_log: LogWriter,
+    manager: ServiceManager,
 ) -> None:
     loop = asyncio.get_running_loop()
-    threads = started(LOOP_THREADS, "loop")
+    threads = start_threads(LOOP_THREADS, "loop")
     loop.set_default_executor(threads)
     with suppress(OSError):
         # libuv starts its threads with the first name that is looked up, and aborts the process if it cannot.
         await loop.getaddrinfo("localhost", 0)
     stop, reload = asyncio.Event(), asyncio.Event()
-    for number in _ENDING:
+    for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
     loop.add_signal_handler(signal.SIGQUIT, _log_tasks)
@@ -79,60 +79,63 @@ async def _serve(
     async with AsyncExitStack() as stack:
         # Which leaves room for the thread that ends a loop's threads.
         stack.callback(threads.shutdown)
-        async with beside(_ask_for_time(notifier)):
+        async with background(_extend_start_timeout(notifier)):
             # It asks before the store is opened, which may block.
             await asyncio.sleep(0)
             opening = open_cache(config, access_log=access_log, sockets=manager.sockets)
             running = await stack.enter_async_context(opening)
-        announce(running.listening)
-        log.info("serving", addresses=running.listening.addresses, version=__version__)
-        notifier.ready(running.status)
+        on_ready(running.info)
+        log.info("daemon_started", addresses=running.info.addresses, version=__version__)
+        notifier.ready(running.status_line)
         async with asyncio.TaskGroup() as group:
-            work = (_report(running, manager), _reload(running, load, reload, notifier))
+            work = (
+                _report_status(running, manager),
+                _reload_on_signal(running, load, reload, notifier),
+            )
             tasks = [group.create_task(one) for one in work]
             await stop.wait()
             for task in tasks:
                 task.cancel()
-        for number in _ENDING:
-            loop.add_signal_handler(number, running.hurry)
-        log.info("stopping")
+        for number in _STOP_SIGNALS:
+            loop.add_signal_handler(number, running.skip_drain)
+        log.info("daemon_stopping")
         notifier.stopping()
 
 
-async def _ask_for_time(notifier: Notifier) -> None:
+async def _extend_start_timeout(notifier: Notifier) -> None:
     """Keep the manager from ending us, for ever."""
     while True:
-        notifier.starting("opening the store", EXTENSION)
+        notifier.extend_timeout("opening the store", EXTENSION_SECONDS)
         await asyncio.sleep(EXTENSION_INTERVAL)
 
 
-async def _report(running: Running, manager: Manager) -> None:
+async def _report_status(app: RunningApp, manager: ServiceManager) -> None:
     """Tell the manager how it goes, for ever; with a watchdog, only if the store answers."""
     while True:
         await asyncio.sleep(manager.watchdog / 2 or STATUS_INTERVAL)
         if not manager.watchdog:
-            manager.notifier.status(running.status)
+            manager.notifier.status(app.status_line)
             continue
         # An error is an answer: on a full or broken disk we still serve, and a restart mends nothing.
         with suppress(StorageError):
-            await running.check_store()
-        manager.notifier.alive(running.status)
+            await app.check_store()
+        manager.notifier.ping_watchdog(app.status_line)
 
 
-async def _reload(
-    running: Running, load: Callable[[], Config], asked: asyncio.Event, notifier: Notifier
+async def _reload_on_signal(
+    app: RunningApp, load: Callable[[], Config], requested: asyncio.Event, notifier: Notifier
 ) -> None:
     """Reload whenever it is asked for; several requests meanwhile are one."""
     while True:
-        await asked.wait()
-        asked.clear()
+        await requested.wait()
+        requested.clear()
         notifier.reloading()
-        await running.reload(load)
-        notifier.ready(running.status)
+        await app.reload(load)
+        notifier.ready(app.status_line)
 
 
 def _log_tasks() -> None:
     """Log where every task waits."""
     for task in asyncio.all_tasks():
         frames = [f"{frame.f_code.co_qualname}:{frame.f_lineno}" for frame in task.get_stack()]
-        log.warning("task", task=task.get_name(), waits=" > ".join(frames))
+        log.warning("task_dumped", task=task.get_name(), waits=" > ".join(frames))

@@ -34,19 +34,19 @@ class DeniedError(ProxyError):
     """The configuration forbids this repository or registry."""
 
 
-class UnknownError(ProxyError):
+class NotFoundError(ProxyError):
     """Upstream does not have it, or will not show it to anybody we can be."""
 
 
-class UnknownNameError(UnknownError):
+class UnknownNameError(NotFoundError):
     """The repository is not known."""
 
 
-class UnknownManifestError(UnknownError):
+class UnknownManifestError(NotFoundError):
     """The manifest is not known."""
 
 
-class UnknownBlobError(UnknownError):
+class UnknownBlobError(NotFoundError):
     """The blob is not known."""
 
 
@@ -130,26 +130,26 @@ class UnauthorizedError(ProxyError):
     """The client has to say who it is: by its login, at the admin API by the token."""
 
 
-class CrowdedError(ProxyError):
+class TooManyRequestsError(ProxyError):
     """Too many ask for the same at once."""
 
 
-class DaemonError(ProxyError):
+class DaemonUnavailableError(ProxyError):
     """No daemon answers on the store, or it ended in the midst of its answer."""
 
 
-def code_of(error: ProxyError) -> str:
+def error_code(error: ProxyError) -> str:
     """Return the name of the error's class as the admin API spells it: `unknown_manifest`."""
     name = type(error).__name__.removesuffix("Error")
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
-def error_of(code: str, message: str) -> ProxyError:
+def error_from_code(code: str, message: str) -> ProxyError:
     """Return the error that `code_of` gave this code, or a plain `ProxyError` if there is none."""
     kinds: list[type[ProxyError]] = [ProxyError]
     for kind in kinds:  # grows while it is gone through
         error = kind(message)
-        if code_of(error) == code:
+        if error_code(error) == code:
             return error
         kinds += kind.__subclasses__()
     return ProxyError(message)

@@ -4,7 +4,7 @@ import os
 from typing import TextIO
 
 # Of syslog(3).
-_PREFIXES = {
+_PRIORITY_PREFIXES = {
     "critical": b"<2>",
     "error": b"<3>",
     "warning": b"<4>",
@@ -13,7 +13,7 @@ _PREFIXES = {
 }
 
 
-def is_journal(stream: TextIO) -> bool:
+def is_journal_stream(stream: TextIO) -> bool:
     """Tell whether `stream` leads to the journal (systemd.exec(5), JOURNAL_STREAM)."""
     try:
         status = os.fstat(stream.fileno())
@@ -22,11 +22,11 @@ def is_journal(stream: TextIO) -> bool:
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
-def prefix(level: str) -> bytes:
+def priority_prefix(level: str) -> bytes:
     """Return what a line of this level begins with."""
-    return _PREFIXES.get(level, _PREFIXES["info"])
+    return _PRIORITY_PREFIXES.get(level, _PRIORITY_PREFIXES["info"])
 
 
-def prefixed(level: str, text: bytes) -> bytes:
+def add_priority(level: str, text: bytes) -> bytes:
     """Return lines of text, each with its prefix."""
-    return b"".join(prefix(level) + line for line in text.splitlines(keepends=True))
+    return b"".join(priority_prefix(level) + line for line in text.splitlines(keepends=True))

@@ -21,15 +21,15 @@ from typing import Any, Literal, NoReturn, TextIO
 import msgspec
 import structlog
 
-from proxy.journal import is_journal, prefix, prefixed
+from proxy.journal import add_priority, is_journal_stream, priority_prefix
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The id of the request that runs in this context; every line says it as `request`."""
 
-_QUEUE_LINES = 20_000  # about a second of access lines at full rate
-_BATCH_LINES = 50  # rendered at a time, while its code is in the caches
-_GATHER_SECONDS = 0.1  # so that a busy daemon wakes the thread ten times a second, not a thousand
-_CLOSE_SECONDS = 2.0
+_QUEUE_SIZE = 20_000  # about a second of access lines at full rate
+_BATCH_SIZE = 50  # rendered at a time, while its code is in the caches
+_BATCH_DELAY = 0.1  # so that a busy daemon wakes the thread ten times a second, not a thousand
+_CLOSE_TIMEOUT = 2.0
 _NOT_ASCII_TEXT = re.compile(r"[^\x20-\x7e]")
 
 Format = Literal["auto", "json", "console"]
@@ -42,99 +42,99 @@ def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
     return logger
 
 
-def configure(level: str, format: Format, stream: TextIO | None = None) -> "Log":  # noqa: A002 - the key's name
+def configure_logging(level: str, format: Format, stream: TextIO | None = None) -> "LogWriter":  # noqa: A002 - the key's name
     """Send what structlog and the standard library log to `stream` (stderr) until `Log.close`.
 
     Where the journal reads it, each line begins with its priority.
     """
     target = stream or sys.stderr
     console = format == "console" or (format == "auto" and target.isatty())
-    render = _console(target) if console else _render_batch
-    if is_journal(target):
-        render = _with_priorities(render)
-    log = Log(_sink(target), render, _QUEUE_LINES if console else _BATCH_LINES)
+    render = _console_renderer(target) if console else _render_json_batch
+    if is_journal_stream(target):
+        render = _add_priorities(render)
+    log = LogWriter(_make_writer(target), render, _QUEUE_SIZE if console else _BATCH_SIZE)
     structlog.configure(
-        processors=[log.finish],
-        logger_factory=_Name,
+        processors=[log.process],
+        logger_factory=_LoggerName,
         cache_logger_on_first_use=False,  # loggers of modules must follow a later `configure`
     )
     log.set_level(level)
     return log
 
 
-class _Name(str):
+class _LoggerName(str):
     """What structlog takes for the logger behind its own; all that is left of it is a name."""
 
     __slots__ = ()
 
 
-class Log:
+class LogWriter:
     """Where lines go. Every method may be called from any thread; none but `close` waits."""
 
     def __init__(
         self,
         write: Callable[[bytes], None],
         render: Callable[[list[Fields]], bytes],
-        batch: int,
+        batch_size: int,
     ) -> None:
         self._write = write
         self._render = render
-        self._batch = batch
-        self._access = True
-        self._clock = _Clock()
+        self._batch_size = batch_size
+        self._is_info_enabled = True
+        self._clock = _TimestampFormatter()
         # What waits: lines, and before them what was rendered of others.
         self._rendered: list[bytes] = []
         self._lines: list[Fields] = []
         self._queued = 0
         self._dropped = 0
         self._lock = threading.Lock()
-        self._waiting = threading.Event()
+        self._wakeup = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._drain_until_closed, name="log", daemon=True)
         self._thread.start()
-        self._handler = _StandardHandler(self)
-        logging.getLogger().addHandler(self._handler)
+        self._stdlib_handler = _StdlibHandler(self)
+        logging.getLogger().addHandler(self._stdlib_handler)
 
     def set_level(self, level: str) -> None:
         """Write nothing less severe from now on."""
         threshold = logging.getLevelNamesMapping()[level.upper()]
-        self._access = threshold <= logging.INFO
+        self._is_info_enabled = threshold <= logging.INFO
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(threshold))
         logging.getLogger().setLevel(threshold)
 
-    def access(self, event: str, **fields: Any) -> None:
+    def log_request(self, event: str, **fields: Any) -> None:
         """Log a request. As `info`, but past structlog, which takes longer than answering."""
-        if self._access:
-            line = self._line("info", event)
+        if self._is_info_enabled:
+            line = self._new_line("info", event)
             line.update(fields)
-            self._put(line)
+            self._enqueue(line)
 
-    def event(self, level: str, event: str, logger: str, fields: Fields) -> None:
+    def log_event(self, level: str, event: str, logger: str, fields: Fields) -> None:
         """Log what is not a request; an `exc_info` among `fields` becomes a traceback."""
-        line = self._line(level, event)
+        line = self._new_line(level, event)
         line["logger"] = logger
         line.update(structlog.processors.format_exc_info(self, level, fields))
-        self._put(line)
+        self._enqueue(line)
 
-    def finish(self, logger: Any, method: str, fields: Fields) -> NoReturn:
+    def process(self, logger: Any, method: str, fields: Fields) -> NoReturn:
         """Log `fields` as the last of structlog's processors: the event ends here."""
-        self.event(method, str(fields.pop("event", "")), str(logger), fields)
+        self.log_event(method, str(fields.pop("event", "")), str(logger), fields)
         raise structlog.DropEvent
 
     def close(self) -> None:
         """Write what waits, for two seconds at most; later lines are written at once."""
-        logging.getLogger().removeHandler(self._handler)
+        logging.getLogger().removeHandler(self._stdlib_handler)
         self._closing.set()
-        self._waiting.set()
-        self._thread.join(_CLOSE_SECONDS)
+        self._wakeup.set()
+        self._thread.join(_CLOSE_TIMEOUT)
 
-    def _line(self, level: str, event: str) -> dict[str, Any]:
+    def _new_line(self, level: str, event: str) -> dict[str, Any]:
         line: dict[str, Any] = {"time": time.time_ns(), "level": level, "event": event}
         if current := request_id.get():
             line["request"] = current
         return line
 
-    def _put(self, line: Fields) -> None:
+    def _enqueue(self, line: Fields) -> None:
         """Queue a line.
 
         Whoever fills a batch renders it. The thread would take as long, and the interpreter with it: a busy
@@ -144,27 +144,27 @@ class Log:
             self._write(self._render_lines([line]))
             return
         with self._lock:
-            if self._queued >= _QUEUE_LINES:
+            if self._queued >= _QUEUE_SIZE:
                 self._dropped += 1
                 return
             self._queued += 1
             self._lines.append(line)
-            if len(self._lines) >= self._batch:
+            if len(self._lines) >= self._batch_size:
                 self._rendered.append(self._render_lines(self._lines))
                 self._lines = []
-        if not self._waiting.is_set():
-            self._waiting.set()
+        if not self._wakeup.is_set():
+            self._wakeup.set()
 
     def _render_lines(self, lines: list[Fields]) -> bytes:
         for line in lines:
-            line["time"] = self._clock.text(line["time"])
+            line["time"] = self._clock.format(line["time"])
         return self._render(lines)
 
     def _drain_until_closed(self) -> None:
         while not self._closing.is_set():
-            self._waiting.wait()
-            self._closing.wait(_GATHER_SECONDS)
-            self._waiting.clear()  # before the drain: a line put meanwhile wakes it again
+            self._wakeup.wait()
+            self._closing.wait(_BATCH_DELAY)
+            self._wakeup.clear()  # before the drain: a line put meanwhile wakes it again
             self._drain()
         self._drain()
 
@@ -175,7 +175,7 @@ class Log:
             dropped, self._dropped = self._dropped, 0
             self._queued = 0
         if dropped:
-            line = self._line("warning", "log lines dropped: stderr is not read fast enough")
+            line = self._new_line("warning", "log_lines_dropped")
             lines.append(line | {"lines": dropped})
         if lines:
             rendered.append(self._render_lines(lines))
@@ -183,25 +183,25 @@ class Log:
             self._write(b"".join(rendered))
 
 
-class _Clock:
+class _TimestampFormatter:
     """Times as text; the seconds are made once, for a busy daemon logs many lines in one."""
 
     def __init__(self) -> None:
-        self._last = (0, "")  # one tuple, so that threads cannot mix two of them
+        self._cached_second = (0, "")  # one tuple, so that threads cannot mix two of them
 
-    def text(self, nanoseconds: int) -> str:
+    def format(self, nanoseconds: int) -> str:
         second, rest = divmod(nanoseconds, 1_000_000_000)
-        last, text = self._last
+        last, text = self._cached_second
         if last != second:
             text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-            self._last = (second, text)
+            self._cached_second = (second, text)
         return f"{text}.{rest // 1_000_000:03d}Z"
 
 
-class _StandardHandler(logging.Handler):
+class _StdlibHandler(logging.Handler):
     """Makes what aiohttp and asyncio log come out as our own lines do."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: LogWriter) -> None:
         super().__init__()
         self._log = log
 
@@ -211,14 +211,14 @@ class _StandardHandler(logging.Handler):
             message = record.getMessage()
         except (TypeError, ValueError):  # the caller's format string does not fit its arguments
             message = str(record.msg)
-        self._log.event(record.levelname.lower(), message, record.name, fields)
+        self._log.log_event(record.levelname.lower(), message, record.name, fields)
 
 
 _encoder = msgspec.json.Encoder(enc_hook=str)
 _encode = _encoder.encode
 
 
-def _render_batch(lines: list[Fields]) -> bytes:
+def _render_json_batch(lines: list[Fields]) -> bytes:
     """Return all lines as JSON: in one call, unless one of them needs a closer look."""
     try:
         batch = _encoder.encode_lines(lines)
@@ -248,19 +248,19 @@ def _escape(text: str) -> str:
     )
 
 
-def _with_priorities(render: Callable[[list[Fields]], bytes]) -> Callable[[list[Fields]], bytes]:
+def _add_priorities(render: Callable[[list[Fields]], bytes]) -> Callable[[list[Fields]], bytes]:
     def prioritize(lines: list[Fields]) -> bytes:
         texts = render(lines).splitlines(keepends=True)
         if len(texts) != len(lines):
             # A traceback for people is one record and many lines.
-            return b"".join(prefixed(line["level"], render([line])) for line in lines)
-        prefixes = [prefix(line["level"]) for line in lines]
+            return b"".join(add_priority(line["level"], render([line])) for line in lines)
+        prefixes = [priority_prefix(line["level"]) for line in lines]
         return b"".join(chain.from_iterable(zip(prefixes, texts, strict=True)))
 
     return prioritize
 
 
-def _console(stream: TextIO) -> Callable[[list[Fields]], bytes]:
+def _console_renderer(stream: TextIO) -> Callable[[list[Fields]], bytes]:
     """Return a renderer for people. Tracebacks never show values: they may be secrets."""
     renderer = structlog.dev.ConsoleRenderer(
         colors=stream.isatty() and "NO_COLOR" not in os.environ,
@@ -282,7 +282,7 @@ def _console(stream: TextIO) -> Callable[[list[Fields]], bytes]:
     return lambda lines: b"".join(map(render, lines))
 
 
-def _sink(stream: TextIO) -> Callable[[bytes], None]:
+def _make_writer(stream: TextIO) -> Callable[[bytes], None]:
     """Return what writes a batch to `stream`: one system call where it has a descriptor."""
     try:
         descriptor = stream.fileno()

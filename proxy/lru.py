@@ -12,7 +12,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Held(msgspec.Struct, frozen=True):
+class CachedManifest(msgspec.Struct, frozen=True):
     """A manifest at hand, its digest verified."""
 
     digest: Digest
@@ -20,52 +20,52 @@ class Held(msgspec.Struct, frozen=True):
     content: bytes
 
 
-class ManifestMemory:
+class ManifestLRUCache:
     """The manifests used last, up to `capacity` bytes of content."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._size = 0
-        self._held: OrderedDict[Digest, Held] = OrderedDict()
+        self._manifests: OrderedDict[Digest, CachedManifest] = OrderedDict()
 
-    def get(self, digest: Digest) -> Held | None:
+    def get(self, digest: Digest) -> CachedManifest | None:
         """Return the manifest if it is here, and keep it longer."""
-        held = self._held.get(digest)
+        held = self._manifests.get(digest)
         if held is not None:
-            self._held.move_to_end(digest)
+            self._manifests.move_to_end(digest)
         return held
 
-    def put(self, held: Held) -> None:
+    def add(self, manifest: CachedManifest) -> None:
         """Keep the manifest, instead of those unused longest."""
-        if held.digest in self._held:
+        if manifest.digest in self._manifests:
             return
-        self._held[held.digest] = held
-        self._size += len(held.content)
+        self._manifests[manifest.digest] = manifest
+        self._size += len(manifest.content)
         while self._size > self._capacity:
-            _, gone = self._held.popitem(last=False)
+            _, gone = self._manifests.popitem(last=False)
             self._size -= len(gone.content)
 
 
-class Expiring(Generic[K, V]):
+class TTLCache(Generic[K, V]):
     """Answers by question, each with the time it was given; the oldest go beyond `capacity`."""
 
     def __init__(self, capacity: int, clock: Callable[[], float]) -> None:
         self._capacity = capacity
         self._clock = clock
-        self._answers: OrderedDict[K, tuple[float, V]] = OrderedDict()
+        self._entries: OrderedDict[K, tuple[float, V]] = OrderedDict()
 
-    def get(self, key: K) -> tuple[float, V] | None:
+    def get_with_age(self, key: K) -> tuple[float, V] | None:
         """Return age in seconds and answer, however old."""
-        found = self._answers.get(key)
+        found = self._entries.get(key)
         return found and (self._clock() - found[0], found[1])
 
-    def put(self, key: K, answer: V) -> None:
+    def set(self, key: K, value: V) -> None:
         """Remember the answer as given now."""
-        self._answers.pop(key, None)
-        self._answers[key] = (self._clock(), answer)
-        if len(self._answers) > self._capacity:
-            self._answers.popitem(last=False)
+        self._entries.pop(key, None)
+        self._entries[key] = (self._clock(), value)
+        if len(self._entries) > self._capacity:
+            self._entries.popitem(last=False)
 
-    def drop(self, key: K) -> None:
+    def discard(self, key: K) -> None:
         """Forget the answer."""
-        self._answers.pop(key, None)
+        self._entries.pop(key, None)

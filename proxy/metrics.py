@@ -30,14 +30,14 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-Kind = Literal["manifest", "blob", "tags", "referrers", "search", "catalog", "ping", "other"]
+RequestKind = Literal["manifest", "blob", "tags", "referrers", "search", "catalog", "ping", "other"]
 CacheState = Literal["hit", "miss", "collapsed", "stale", "revalidated", "bypass", "none"]
 DownloadResult = Literal["stored", "failed", "mismatch", "bypass"]
 EvictionReason = Literal["size", "min_free", "idle", "corrupt", "removed"]
 UncachedReason = Literal["too_large", "no_space", "pinned", "disk_error"]
 
 # What is counted from the first second, so that a rate over it has a beginning.
-_SERVED: tuple[tuple[Kind, tuple[CacheState, ...]], ...] = (
+_INITIAL_SERIES: tuple[tuple[RequestKind, tuple[CacheState, ...]], ...] = (
     ("manifest", ("hit", "miss", "collapsed", "revalidated", "stale")),
     ("blob", ("hit", "miss", "collapsed", "bypass")),
 )
@@ -48,23 +48,23 @@ _REQUEST_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 30, 120, 600)
 _FIRST_BYTE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
-_RequestLabels = tuple[str, Kind, int, CacheState]
+_RequestLabels = tuple[str, RequestKind, int, CacheState]
 
 
 # Answers that came out of the store.
-_HITS = ("hit", "revalidated", "stale")
+_HIT_STATES = ("hit", "revalidated", "stale")
 
 
-class Source(Protocol):
+class GaugeSource(Protocol):
     """What the gauges are read from whenever someone scrapes."""
 
     @property
     def store_bytes(self) -> int:
-        """Bytes of the blobs in the store."""
+        """Bytes of all blobs in the store."""
 
     @property
     def store_limit_bytes(self) -> int:
-        """The most the store may hold."""
+        """Maximum size of the store."""
 
     @property
     def store_blobs(self) -> int:
@@ -72,7 +72,7 @@ class Source(Protocol):
 
     @property
     def store_reserved_bytes(self) -> int:
-        """Bytes held free for running downloads."""
+        """Bytes reserved for running downloads."""
 
     @property
     def store_pinned_bytes(self) -> int:
@@ -84,29 +84,29 @@ class Source(Protocol):
 
     @property
     def downloads_in_progress(self) -> int:
-        """Downloads that are running."""
+        """Running downloads."""
 
 
-class SourceCollector(Collector):
+class GaugeCollector(Collector):
     """The gauges that are read from the store."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: GaugeSource) -> None:
         self._source = source
 
     def collect(self) -> Iterator[Metric]:
         """Ask the source."""
         for name, text in (
-            ("store_bytes", "Bytes of the blobs in the store."),
-            ("store_limit_bytes", "The most the store may hold."),
+            ("store_bytes", "Bytes of all blobs in the store."),
+            ("store_limit_bytes", "Maximum size of the store."),
             ("store_blobs", "Blobs in the store."),
-            ("store_reserved_bytes", "Bytes held free for running downloads."),
-            ("store_pinned_bytes", "Bytes of the blobs that pinned images hold."),
-            ("downloads_in_progress", "Downloads that are running."),
+            ("store_reserved_bytes", "Bytes reserved for running downloads."),
+            ("store_pinned_bytes", "Bytes of blobs held by pinned images."),
+            ("downloads_in_progress", "Running downloads."),
         ):
             yield _gauge_family(name, text, getattr(self._source, name))
         yield _gauge_family(
             "store_oldest_use_timestamp_seconds",
-            "When the blob that goes next was last used; 0 in an empty store.",
+            "Last use of the next blob to be evicted; 0 if the store is empty.",
             self._source.store_oldest_use,
         )
 
@@ -115,7 +115,7 @@ def _gauge_family(name: str, text: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"pullcache_{name}", text, value=value)
 
 
-class RegistryProxy(Collector):
+class RegistryProxyCollector(Collector):
     """Distribution's metrics of its proxy (registry/proxy/proxymetrics.go), made of ours while `is_on`.
 
     `served` gives by cache state how many requests of a kind were answered, and their bytes; `pulled`
@@ -124,12 +124,12 @@ class RegistryProxy(Collector):
 
     def __init__(
         self,
-        served: Callable[[str], Mapping[Any, tuple[int, int]]],
-        pulled: Callable[[str], float],
+        served_totals: Callable[[str], Mapping[Any, tuple[int, int]]],
+        upstream_bytes: Callable[[str], float],
     ) -> None:
         self.is_on = False
-        self._served = served
-        self._pulled = pulled
+        self._served_totals = served_totals
+        self._upstream_bytes = upstream_bytes
 
     def collect(self) -> Iterator[Metric]:
         """Sum up; blobs and manifests are all that distribution knows."""
@@ -138,22 +138,22 @@ class RegistryProxy(Collector):
         families = {
             name: CounterMetricFamily(f"registry_proxy_{name}", text, labels=("type",))
             for name, text in (
-                ("requests", "Requests answered."),
-                ("hits", "Requests answered out of the store."),
-                ("misses", "Requests that upstream was asked for."),
+                ("requests", "Requests served."),
+                ("hits", "Requests served from the store."),
+                ("misses", "Requests that needed upstream."),
                 ("pulled_bytes", "Bytes received from upstream."),
                 ("pushed_bytes", "Bytes sent to clients."),
             )
         }
         for kind in ("blob", "manifest"):
-            served = self._served(kind)
+            served = self._served_totals(kind)
             requests = sum(count for count, _ in served.values())
-            hits = sum(served[state][0] for state in _HITS if state in served)
+            hits = sum(served[state][0] for state in _HIT_STATES if state in served)
             for name, value in (
                 ("requests", requests),
                 ("hits", hits),
                 ("misses", requests - hits),
-                ("pulled_bytes", self._pulled(kind)),
+                ("pulled_bytes", self._upstream_bytes(kind)),
                 ("pushed_bytes", sum(sent for _, sent in served.values())),
             ):
                 families[name].add_metric((kind,), value)
@@ -169,24 +169,26 @@ class Metrics:
         # Half of all series, and nothing asks for them. (Upstream has no annotations here.)
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
-        self._requests = _Requests()
+        self._requests = RequestCollector()
         self._registry.register(self._requests)
         self._declare_upstream()
-        self._registry_proxy = RegistryProxy(self._requests.served, self._pulled)
+        self._registry_proxy = RegistryProxyCollector(
+            self._requests.totals, self._upstream_bytes_of_kind
+        )
         self._registry.register(self._registry_proxy)
         self._declare_store()
-        self._connections = self._gauge("connections", "Connections of clients that are open.")
-        self._refused = self._counter(
-            "connections_refused", "Connections of clients that were one too many."
+        self._connections = self._gauge("connections", "Open client connections.")
+        self._connections_rejected = self._counter(
+            "connections_refused", "Client connections rejected over the limit."
         )
-        self._expiries = self._gauge(
+        self._certificate_expiries = self._gauge(
             "tls_certificate_expiry_timestamp_seconds",
-            "When the certificate that is shown to clients ends.",
+            "Expiry of the certificate served to clients.",
             "certificate",
         )
-        self._bugs = self._counter("internal_errors", "Errors that nobody foresaw: bugs.")
+        self._internal_errors = self._counter("internal_errors", "Unexpected internal errors.")
         self._declare_reloads()
-        build = self._gauge("build_info", "Always 1; the version is in the label.", "version")
+        build = self._gauge("build_info", "Always 1; the version is a label.", "version")
         build.labels(version).set(1)
         ProcessCollector(registry=self._registry)
         GCCollector(registry=self._registry)
@@ -195,77 +197,80 @@ class Metrics:
         self._first_byte_children = cache(self._upstream_first_byte.labels)
         self._upstream_bytes_children = cache(self._upstream_bytes.labels)
         for upstream in upstreams:
-            self._start_at_zero(upstream)
+            self._create_series(upstream)
 
     def _declare_upstream(self) -> None:
         self._upstream_requests = self._counter(
             "upstream_requests",
-            'Requests sent upstream; status "error" is one without an answer.',
+            'Requests sent to upstream; status "error" means no response.',
             "upstream",
             "kind",
             "status",
         )
         self._upstream_first_byte = Histogram(
             "pullcache_upstream_first_byte_seconds",
-            "Time from a request upstream to the beginning of its answer.",
+            "Time from an upstream request to the first byte of its response.",
             ("upstream", "kind"),
             buckets=_FIRST_BYTE_BUCKETS,
             registry=self._registry,
         )
         self._upstream_bytes = self._counter(
-            "upstream_bytes", "Bytes of bodies received from upstream.", "upstream", "kind"
+            "upstream_bytes", "Response body bytes received from upstream.", "upstream", "kind"
         )
         self._upstream_retries = self._counter(
-            "upstream_retries", "Requests upstream that were sent again.", "upstream", "reason"
+            "upstream_retries", "Retried upstream requests.", "upstream", "reason"
         )
         self._ratelimit_limit = self._gauge(
-            "upstream_ratelimit_limit", "Pulls that upstream allows in its time window.", "upstream"
+            "upstream_ratelimit_limit",
+            "Pulls that upstream allows per rate limit window.",
+            "upstream",
         )
         self._ratelimit_remaining = self._gauge(
-            "upstream_ratelimit_remaining", "Pulls left in the time window.", "upstream"
+            "upstream_ratelimit_remaining", "Pulls remaining in the rate limit window.", "upstream"
         )
         self._upstream_up = self._gauge(
             "upstream_up",
-            "1 while upstream or a mirror of it is asked, 0 while all are left alone.",
+            (
+                "1 if upstream or one of its mirrors is used, 0 while the circuit breakers "
+                "of all are open."
+            ),
             "upstream",
         )
         self._mismatches = self._counter(
             "digest_mismatches",
-            "Contents from upstream that did not match their digest.",
+            "Responses from upstream that did not match their digest.",
             "upstream",
         )
 
     def _declare_store(self) -> None:
-        self._downloads = self._counter(
-            "downloads", "Downloads that ended, by how they did.", "result"
+        self._downloads = self._counter("downloads", "Finished downloads by result.", "result")
+        self._evictions = self._counter(
+            "evictions", "Blobs removed from the store by reason.", "reason"
         )
-        self._evictions = self._counter("evictions", "Blobs that left the store.", "reason")
         self._evicted_bytes = self._counter(
-            "evicted_bytes", "Bytes of the blobs that left the store.", "reason"
+            "evicted_bytes", "Bytes of blobs removed from the store by reason.", "reason"
         )
         self._uncached = self._counter(
-            "uncached", "Blobs passed through without being stored.", "reason"
+            "uncached", "Blobs served without being stored, by reason.", "reason"
         )
 
-        self._preloaded = self._counter(
-            "preloaded_images", "Images that were preloaded, by what became of them.", "result"
-        )
+        self._preloaded = self._counter("preloaded_images", "Preloaded images by result.", "result")
 
     def _declare_reloads(self) -> None:
         self._reloads = self._counter(
-            "config_reloads", "Times that the configuration was read again.", "result"
+            "config_reloads", "Configuration reloads by result.", "result"
         )
-        self._reload_good = self._gauge(
-            "config_last_reload_successful", "1 if the configuration that was read last applies."
+        self._last_reload_successful = self._gauge(
+            "config_last_reload_successful", "1 if the last configuration reload succeeded."
         )
-        self._reload_time = self._gauge(
+        self._last_reload_time = self._gauge(
             "config_last_reload_success_timestamp_seconds",
-            "When the configuration that applies was read.",
+            "Time of the last successful configuration load.",
         )
         for result in ("success", "failure"):
             self._reloads.labels(result)
-        self._reload_good.set(1)
-        self._reload_time.set_to_current_time()
+        self._last_reload_successful.set(1)
+        self._last_reload_time.set_to_current_time()
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"pullcache_{name}_total", text, labels, registry=self._registry)
@@ -273,14 +278,14 @@ class Metrics:
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"pullcache_{name}", text, labels, registry=self._registry)
 
-    def _start_at_zero(self, upstream: str) -> None:
-        for kind, states in _SERVED:
+    def _create_series(self, upstream: str) -> None:
+        for kind, states in _INITIAL_SERIES:
             self._upstream_children(upstream, kind, "200")
             self._upstream_children(upstream, kind, "error")
             self._first_byte_children(upstream, kind)
             self._upstream_bytes_children(upstream, kind)
             for state in states:
-                self._requests.open((upstream, kind, 200, state))
+                self._requests.create_tally((upstream, kind, 200, state))
         self._mismatches.labels(upstream)
         self._upstream_up.labels(upstream).set(1)
         for result in _DOWNLOAD_RESULTS:
@@ -293,122 +298,124 @@ class Metrics:
         for preloaded in ("complete", "failed"):
             self._preloaded.labels(preloaded)
 
-    def request(
+    def count_request(
         self,
         *,
         upstream: str,
-        kind: Kind,
+        kind: RequestKind,
         status: int,
         cache: CacheState,
         seconds: float,
         sent: int,
     ) -> None:
         """Count an answered request. `upstream` is "none" where none was meant."""
-        self._requests.note((upstream, kind, status, cache), seconds, sent)
+        self._requests.record((upstream, kind, status, cache), seconds, sent)
 
-    def served(self) -> dict[CacheState, tuple[int, int]]:
+    def served_totals(self) -> dict[CacheState, tuple[int, int]]:
         """Return by cache state how many manifests and blobs were served since the start, and their bytes."""
-        return self._requests.served("manifest", "blob")
+        return self._requests.totals("manifest", "blob")
 
-    def received(self) -> int:
+    def received_bytes(self) -> int:
         """Return how many bytes of manifests and blobs came from upstream since the start."""
-        return int(self._pulled("manifest") + self._pulled("blob"))
+        return int(self._upstream_bytes_of_kind("manifest") + self._upstream_bytes_of_kind("blob"))
 
-    def upstream_request(self, upstream: str, kind: str, status: int | Literal["error"]) -> None:
+    def count_upstream_request(
+        self, upstream: str, kind: str, status: int | Literal["error"]
+    ) -> None:
         """Count a request sent upstream and the status of its answer."""
         self._upstream_children(upstream, kind, str(status)).inc()
 
-    def upstream_first_byte(self, upstream: str, kind: str, seconds: float) -> None:
+    def observe_upstream_first_byte(self, upstream: str, kind: str, seconds: float) -> None:
         """Note how long an answer took to begin."""
         self._first_byte_children(upstream, kind).observe(seconds)
 
-    def upstream_bytes(self, upstream: str, kind: Kind, n: int) -> None:
+    def count_upstream_bytes(self, upstream: str, kind: RequestKind, size: int) -> None:
         """Count bytes of bodies received."""
-        self._upstream_bytes_children(upstream, kind).inc(n)
+        self._upstream_bytes_children(upstream, kind).inc(size)
 
-    def _pulled(self, kind: str) -> float:
+    def _upstream_bytes_of_kind(self, kind: str) -> float:
         (family,) = self._upstream_bytes.collect()
         return sum(one.value for one in family.samples if one.labels["kind"] == kind)
 
-    def show_registry_proxy(self, *, is_on: bool) -> None:
+    def enable_registry_proxy(self, *, is_on: bool) -> None:
         """Tell distribution's `registry_proxy_*` too from now on, or not any more."""
         self._registry_proxy.is_on = is_on
 
-    def upstream_retry(self, upstream: str, reason: str) -> None:
+    def count_upstream_retry(self, upstream: str, reason: str) -> None:
         """Count a request that is sent again; `reason` is one of a few words."""
         self._upstream_retries.labels(upstream, reason).inc()
 
-    def ratelimit(self, upstream: str, limit: int, remaining: int) -> None:
+    def set_ratelimit(self, upstream: str, limit: int, remaining: int) -> None:
         """Note what upstream said of its rate limit."""
         self._ratelimit_limit.labels(upstream).set(limit)
         self._ratelimit_remaining.labels(upstream).set(remaining)
 
-    def watch_upstream(self, upstream: str, is_up: Callable[[], bool]) -> None:
+    def register_upstream(self, upstream: str, is_up: Callable[[], bool]) -> None:
         """Read at every scrape whether upstream is asked, or left alone because it fails."""
-        self._start_at_zero(upstream)
+        self._create_series(upstream)
         self._upstream_up.labels(upstream).set_function(is_up)
 
-    def forget_upstream(self, upstream: str) -> None:
+    def unregister_upstream(self, upstream: str) -> None:
         """Tell nothing more of how an upstream is that is not configured any more; counts stay."""
         for gauge in (self._upstream_up, self._ratelimit_limit, self._ratelimit_remaining):
             gauge.remove(upstream)
 
-    def reloaded(self, *, is_good: bool) -> None:
+    def count_reload(self, *, is_success: bool) -> None:
         """Count a reload of the configuration."""
-        self._reloads.labels("success" if is_good else "failure").inc()
-        self._reload_good.set(is_good)
-        if is_good:
-            self._reload_time.set_to_current_time()
+        self._reloads.labels("success" if is_success else "failure").inc()
+        self._last_reload_successful.set(is_success)
+        if is_success:
+            self._last_reload_time.set_to_current_time()
 
-    def download(self, result: DownloadResult) -> None:
+    def count_download(self, result: DownloadResult) -> None:
         """Count a download that ended."""
         self._downloads.labels(result).inc()
 
-    def digest_mismatch(self, upstream: str) -> None:
+    def count_digest_mismatch(self, upstream: str) -> None:
         """Count content that is not what its digest says."""
         self._mismatches.labels(upstream).inc()
 
-    def evicted(self, reason: EvictionReason, count: int, size: int) -> None:
+    def count_evicted(self, reason: EvictionReason, count: int, size: int) -> None:
         """Count `count` blobs of `size` bytes together that left the store."""
         self._evictions.labels(reason).inc(count)
         self._evicted_bytes.labels(reason).inc(size)
 
-    def uncached(self, reason: UncachedReason) -> None:
+    def count_uncached(self, reason: UncachedReason) -> None:
         """Count a blob that is passed through without being stored."""
         self._uncached.labels(reason).inc()
 
-    def preloaded(self, *, is_failed: bool) -> None:
+    def count_preloaded(self, *, has_failed: bool) -> None:
         """Count an image that was to be preloaded."""
-        self._preloaded.labels("failed" if is_failed else "complete").inc()
+        self._preloaded.labels("failed" if has_failed else "complete").inc()
 
-    def watch_connections(self, count: Callable[[], float]) -> None:
+    def register_connections(self, count: Callable[[], float]) -> None:
         """Read at every scrape how many clients are connected."""
         self._connections.set_function(count)
 
-    def connection_refused(self) -> None:
+    def count_rejected_connection(self) -> None:
         """Count a client that was one too many."""
-        self._refused.inc()
+        self._connections_rejected.inc()
 
-    def certificates(self, expiries: Mapping[str, float]) -> None:
+    def set_certificate_expiries(self, expiries: Mapping[str, float]) -> None:
         """Tell of these certificates alone, by file, when they end, in Unix seconds."""
-        self._expiries.clear()
+        self._certificate_expiries.clear()
         for file, expiry in expiries.items():
-            self._expiries.labels(file).set(expiry)
+            self._certificate_expiries.labels(file).set(expiry)
 
-    def bug(self) -> None:
+    def count_internal_error(self) -> None:
         """Count an error that nobody foresaw."""
-        self._bugs.inc()
+        self._internal_errors.inc()
 
-    def watch(self, source: Source) -> None:
+    def register_gauges(self, source: GaugeSource) -> None:
         """Read the gauges from `source` at every scrape from now on. Once only."""
-        self._registry.register(SourceCollector(source))
+        self._registry.register(GaugeCollector(source))
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
 
-class _Requests(Collector):
+class RequestCollector(Collector):
     """Counts requests in lists of numbers, and makes metrics of them when somebody scrapes.
 
     Counters and a histogram of the library, each with its lock, would take a third of the time in which a
@@ -419,19 +426,19 @@ class _Requests(Collector):
         # Each: requests, bytes, seconds, then requests by bucket of duration.
         self._tallies: dict[_RequestLabels, list[float]] = {}
 
-    def open(self, labels: _RequestLabels) -> list[float]:
+    def create_tally(self, labels: _RequestLabels) -> list[float]:
         """Begin to count for these labels, at 0."""
         return self._tallies.setdefault(labels, [0] * (4 + len(_REQUEST_BUCKETS)))
 
-    def note(self, labels: _RequestLabels, seconds: float, sent: int) -> None:
+    def record(self, labels: _RequestLabels, seconds: float, sent: int) -> None:
         """Count a request."""
-        tally = self._tallies.get(labels) or self.open(labels)
+        tally = self._tallies.get(labels) or self.create_tally(labels)
         tally[0] += 1
         tally[1] += sent
         tally[2] += seconds
         tally[3 + bisect_left(_REQUEST_BUCKETS, seconds)] += 1
 
-    def served(self, *kinds: str) -> dict[CacheState, tuple[int, int]]:
+    def totals(self, *kinds: str) -> dict[CacheState, tuple[int, int]]:
         """Sum up the requests of these kinds, and their bytes, without those that failed."""
         sums: dict[CacheState, tuple[int, int]] = {}
         for (_, kind, status, state), tally in self._tallies.items():
@@ -441,19 +448,20 @@ class _Requests(Collector):
         return sums
 
     def collect(self) -> Iterator[Metric]:
+        """Yield the requests, their bytes and their durations."""
         requests = CounterMetricFamily(
             "pullcache_requests",
-            "Requests answered, by where the answer came from.",
+            "Requests served by cache status.",
             labels=("upstream", "kind", "status", "cache"),
         )
         sent = CounterMetricFamily(
             "pullcache_response_bytes",
-            "Bytes of bodies sent to clients.",
+            "Response body bytes sent to clients.",
             labels=("upstream", "kind", "cache"),
         )
         durations = HistogramMetricFamily(
             "pullcache_request_duration_seconds",
-            "Time from a request's arrival to the last byte of its answer.",
+            "Time from receiving a request to the last byte of its response.",
             labels=("kind", "cache"),
         )
         bytes_by: dict[tuple[str, ...], float] = {}

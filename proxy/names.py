@@ -15,47 +15,47 @@ from proxy.oci.reference import ImageName, Reference, Repository, Tag, is_host, 
 DEFAULT_TAG = Tag("latest")
 
 # One registry, many names: what clients call Docker Hub (protocol of k3s, crane, containerd).
-_ALIASES = {"index.docker.io": DEFAULT_UPSTREAM, "registry-1.docker.io": DEFAULT_UPSTREAM}
+_HOST_ALIASES = {"index.docker.io": DEFAULT_UPSTREAM, "registry-1.docker.io": DEFAULT_UPSTREAM}
 
-_LIBRARY = "library/"
+OFFICIAL_PREFIX = "library/"
 
 
-class Names:
+class NameParser:
     """Finds repositories among the configured upstreams."""
 
     def __init__(self, upstreams: Mapping[str, UpstreamSettings]) -> None:
         self._upstreams = upstreams
 
-    def parse(self, text: str) -> tuple[Repository, Reference]:
+    def parse_allowed(self, text: str) -> tuple[Repository, Reference]:
         """Return what may be pulled as `text`: `nginx`, `ghcr.io/me/app:1`, `app@sha256:…`.
 
         A digest counts more than a tag; without either it is `latest`. Raises
         `InvalidReferenceError` and `DeniedError`.
         """
-        repository, reference = self.locate(parse_image(text))
-        self.check(repository)
+        repository, reference = self.to_repository(parse_image(text))
+        self.check_allowed(repository)
         return repository, reference
 
-    def locate(self, image: ImageName) -> tuple[Repository, Reference]:
+    def to_repository(self, image: ImageName) -> tuple[Repository, Reference]:
         """Return what `image` means, be it configured and allowed or not."""
         reference = image.digest or image.tag or DEFAULT_TAG
         if image.host:
-            return _canonical(image.host, image.path), reference
-        return self.repository(image.path), reference
+            return _normalize_repository(image.host, image.path), reference
+        return self.parse_repository(image.path), reference
 
-    def repository(self, path: str, upstream: str = "") -> Repository:
+    def parse_repository(self, path: str, upstream: str = "") -> Repository:
         """Return the repository that a path means, be it allowed or not.
 
         The upstream is the first part if that is configured, else `upstream`, else the first part if it
         looks like a host, else Docker Hub.
         """
         first, slash, rest = path.partition("/")
-        is_configured = slash and _ALIASES.get(first, first) in self._upstreams
+        is_configured = slash and _HOST_ALIASES.get(first, first) in self._upstreams
         if is_configured or (slash and not upstream and is_host(first)):
-            return _canonical(first, rest)
-        return _canonical(upstream or DEFAULT_UPSTREAM, path)
+            return _normalize_repository(first, rest)
+        return _normalize_repository(upstream or DEFAULT_UPSTREAM, path)
 
-    def check(self, repository: Repository) -> None:
+    def check_allowed(self, repository: Repository) -> None:
         """Raise `DeniedError` unless upstream is configured and the repository allowed."""
         rules = self._upstreams.get(repository.upstream)
         if rules is None:
@@ -74,11 +74,11 @@ def check_allowed(name: str, *, allow: Sequence[str], deny: Sequence[str]) -> No
         raise DeniedError(f"the configuration of this cache does not allow {name[:120]}")
 
 
-def spell(repository: Repository, reference: Reference | None = None) -> str:
+def display_name(repository: Repository, reference: Reference | None = None) -> str:
     """Return the name as people write it: `nginx:1.25` for Docker Hub's `library/nginx`."""
     name = repository.name
     if repository.upstream == DEFAULT_UPSTREAM:
-        short = name.removeprefix(_LIBRARY)
+        short = name.removeprefix(OFFICIAL_PREFIX)
         if "/" not in short:
             name = short
         elif is_host(name.partition("/")[0]):
@@ -90,9 +90,9 @@ def spell(repository: Repository, reference: Reference | None = None) -> str:
     return f"{name}@{reference}" if isinstance(reference, Digest) else f"{name}:{reference}"
 
 
-def _canonical(upstream: str, name: str) -> Repository:
-    upstream = _ALIASES.get(upstream, upstream)
+def _normalize_repository(upstream: str, name: str) -> Repository:
+    upstream = _HOST_ALIASES.get(upstream, upstream)
     if upstream == DEFAULT_UPSTREAM and "/" not in name:
         # Docker Hub knows official images by two parts only.
-        name = f"{_LIBRARY}{name}"
+        name = f"{OFFICIAL_PREFIX}{name}"
     return Repository(upstream, name)

@@ -17,21 +17,21 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 # How long the end waits for the spans that the collector has not taken yet, in seconds.
 FLUSH_TIMEOUT = 2.0
 
-_UNNAMED = "unknown_service"
+_DEFAULT_SERVICE_NAME = "unknown_service"
 
 
-Span = AbstractContextManager[dict[str, Any]]
+OpenSpan = AbstractContextManager[dict[str, Any]]
 """What is put into the dictionary that it gives is noted at its end; of an exception the class alone, since
 its words, and what its traceback quotes, may be secrets."""
 
 
-class Spans:
+class OtelTracer:
     """Makes spans and sends them, in a thread, to where the variables OTEL_* say."""
 
     def __init__(self, version: str) -> None:
         """Raise `ValueError` or `OSError` if a variable cannot be used. Blocks."""
         resource = Resource.create({"service.version": version})
-        if str(resource.attributes["service.name"]).startswith(_UNNAMED):
+        if str(resource.attributes["service.name"]).startswith(_DEFAULT_SERVICE_NAME):
             resource = resource.merge(Resource({"service.name": "pullcache"}))
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._exporter = OTLPSpanExporter()
@@ -49,22 +49,24 @@ class Spans:
             # Or it would try again and again.
             self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
-    def answering(
+    def server_span(
         self, name: str, attributes: Mapping[str, Any], headers: Mapping[str, str]
-    ) -> Span:
+    ) -> OpenSpan:
         """Hold a request open that belongs to the trace that its headers name."""
-        return self._held(name, SpanKind.SERVER, attributes, self._propagator.extract(headers))
+        return self._start_span(
+            name, SpanKind.SERVER, attributes, self._propagator.extract(headers)
+        )
 
-    def asking(self, name: str, attributes: Mapping[str, Any]) -> Span:
+    def client_span(self, name: str, attributes: Mapping[str, Any]) -> OpenSpan:
         """Hold a request to somebody else open."""
-        return self._held(name, SpanKind.CLIENT, attributes)
+        return self._start_span(name, SpanKind.CLIENT, attributes)
 
-    def working(self, name: str) -> Span:
+    def internal_span(self, name: str) -> OpenSpan:
         """Hold something open that is done here."""
-        return self._held(name, SpanKind.INTERNAL, {})
+        return self._start_span(name, SpanKind.INTERNAL, {})
 
     @contextmanager
-    def _held(
+    def _start_span(
         self,
         name: str,
         kind: SpanKind,
@@ -90,7 +92,7 @@ class Spans:
                     span.set_status(Status(StatusCode.ERROR))
                 span.set_attributes(more)
 
-    def note(self, name: str, seconds: float) -> None:
+    def record_span(self, name: str, seconds: float) -> None:
         """Make a span of what took so many seconds and has just ended."""
         now = time.time_ns()
         began = now - int(seconds * 1e9)

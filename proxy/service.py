@@ -12,24 +12,24 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from proxy.bundle.export import Exporter
-from proxy.bundle.import_ import Importer
-from proxy.cache.prefetch import Prefetch
-from proxy.cache.pull_through import PullThrough
-from proxy.cache.search import Search
-from proxy.cache.tags import Listings
-from proxy.concurrency import in_thread
+from proxy.bundle.export import BundleExporter
+from proxy.bundle.import_ import BundleImporter
+from proxy.cache.listings import ListingCache
+from proxy.cache.prefetch import Prefetcher
+from proxy.cache.pull_through import PullThroughCache
+from proxy.cache.search import RepositorySearch
+from proxy.concurrency import run_in_thread
 from proxy.config import Config
-from proxy.download.manager import Downloads
-from proxy.images.check import Checker
-from proxy.images.inspect import Inspector
-from proxy.images.manage import Images
-from proxy.images.tree import Contents
+from proxy.download.manager import DownloadManager
+from proxy.images.check import OfflineChecker
+from proxy.images.inspect import ImageInspector
+from proxy.images.manage import ImageManager
+from proxy.images.tree import ImageStore
 from proxy.metrics import Metrics
-from proxy.names import Names
-from proxy.oci.platform import of_machine
-from proxy.preload.preload import Preloader, Tools as PreloadTools
-from proxy.preload.resolve import Resolver
+from proxy.names import NameParser
+from proxy.oci.platform import machine_platform
+from proxy.preload.preload import PreloadDeps as PreloadTools, Preloader
+from proxy.preload.resolve import ImageResolver
 from proxy.server.admin import (
     bundles as admin_bundles,
     images as admin_images,
@@ -39,133 +39,141 @@ from proxy.server.admin import (
     status as admin_status,
 )
 from proxy.server.admin.api import Route
-from proxy.server.registry.handlers import Registry
-from proxy.storage.blobs import LocalStore
+from proxy.server.registry.handlers import RegistryHandler
+from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
-from proxy.storage.space import Space
+from proxy.storage.space import SpaceManager
 from proxy.upstream.client import Upstream
-from proxy.upstream.factory import Opener, is_unchanged
-from proxy.upstream.offline import Offline
+from proxy.upstream.factory import UpstreamFactory, is_unchanged
+from proxy.upstream.offline import OfflineSwitch
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class Core:
     """What lasts. `addresses` are filled in when they are known; `started` is by the monotonic clock."""
 
-    store: LocalStore
+    store: BlobStore
     index: Index
-    space: Space
+    space: SpaceManager
     metrics: Metrics
-    offline: Offline
-    opener: Opener
-    downloads: Downloads
-    threads: ThreadPoolExecutor
+    offline: OfflineSwitch
+    upstream_factory: UpstreamFactory
+    downloads: DownloadManager
+    disk_threads: ThreadPoolExecutor
     group: asyncio.TaskGroup
     clock: Callable[[], float]
     addresses: list[str] = field(default_factory=list)
     admin_addresses: list[str] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
+    started_at: float = field(default_factory=time.monotonic)
 
     async def check_store(self) -> None:
         """Return when the store has answered. Raises `StorageError`."""
-        await in_thread(self.threads, self.store.check)
+        await run_in_thread(self.disk_threads, self.store.check_writable)
         self.index.oldest_use()
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class ConfiguredApp:
     """All that a configuration decides: who is asked, what is answered, what is preloaded."""
 
     config: Config
     upstreams: Mapping[str, Upstream]
-    registry: Registry
+    registry: RegistryHandler
     preloader: Preloader
     routes: Sequence[Route]
 
 
-async def make_service(ground: Ground, config: Config, before: Service | None = None) -> Service:
+async def configure_app(
+    core: Core, config: Config, previous: ConfiguredApp | None = None
+) -> ConfiguredApp:
     """Return the service for `config`; upstreams that it leaves as they are come from the one `before`.
 
     Raises `ConfigError`, and has then changed nothing.
     """
     upstreams = {
-        name: before.upstreams[name]
-        if before and is_unchanged(name, before.config, config)
-        else await ground.opener.open(config, name)
+        name: previous.upstreams[name]
+        if previous and is_unchanged(name, previous.config, config)
+        else await core.upstream_factory.open(config, name)
         for name in config.upstreams
     }
-    downloads = ground.downloads.renewed(config.fetch, upstreams)
-    cache = PullThrough(
+    downloads = core.downloads.with_settings(config.fetch, upstreams)
+    cache = PullThroughCache(
         upstreams=upstreams,
-        store=ground.store,
-        index=ground.index,
-        space=ground.space,
+        store=core.store,
+        index=core.index,
+        space=core.space,
         downloads=downloads,
         settings=config.manifests,
-        metrics=ground.metrics,
-        threads=ground.threads,
-        group=ground.group,
-        clock=ground.clock,
+        metrics=core.metrics,
+        executor=core.disk_threads,
+        group=core.group,
+        clock=core.clock,
     )
-    listings = Listings(
+    listings = ListingCache(
         upstreams=upstreams,
-        store=ground.store,
-        index=ground.index,
+        store=core.store,
+        index=core.index,
         ttl=config.manifests.ttl,
-        group=ground.group,
-        clock=ground.clock,
+        group=core.group,
+        clock=core.clock,
     )
-    search = Search(
+    search = RepositorySearch(
         config=config,
         upstreams=upstreams,
-        index=ground.index,
-        group=ground.group,
-        clock=ground.clock,
+        index=core.index,
+        group=core.group,
+        clock=core.clock,
     )
-    names = Names(config.upstreams)
-    contents = Contents(ground.store, ground.index, ground.space, names, ground.threads)
-    native = of_machine(platform.machine())
-    checker = Checker(contents, native)
+    names = NameParser(config.upstreams)
+    contents = ImageStore(core.store, core.index, core.space, names, core.disk_threads)
+    native = machine_platform(platform.machine())
+    checker = OfflineChecker(contents, native)
     preloader = Preloader(
         PreloadTools(
             cache=cache,
             downloads=downloads,
-            resolver=Resolver(listings, upstreams, ground.threads),
+            resolver=ImageResolver(listings, upstreams, core.disk_threads),
             checker=checker,
-            contents=contents,
+            image_store=contents,
             upstreams=upstreams,
-            metrics=ground.metrics,
-            native=native,
+            metrics=core.metrics,
+            native_platform=native,
             max_downloads=config.fetch.max_downloads,
-            clock=ground.clock,
+            clock=core.clock,
         )
     )
-    prefetch = Prefetch(downloads, ground.index) if config.fetch.prefetch == "layers" else None
-    registry = Registry(config.upstreams, cache, listings, prefetch, search, ground.threads)
+    prefetch = Prefetcher(downloads, core.index) if config.fetch.prefetch == "layers" else None
+    registry = RegistryHandler(
+        config.upstreams, cache, listings, prefetch, search, core.disk_threads
+    )
     # The routes of every feature; how to add one is said in `server/api.py`.
     routes = [
         *admin_schema.routes(),
-        *_operations(ground, config, upstreams).routes(),
-        *admin_bundles.Operations(Exporter(contents), Importer(contents), ground.threads).routes(),
-        *admin_images.Operations(Images(contents), checker, Inspector(contents)).routes(),
-        *admin_preload.Operations(preloader).routes(),
+        *_status_handlers(core, config, upstreams).routes(),
+        *admin_bundles.BundleHandlers(
+            BundleExporter(contents), BundleImporter(contents), core.disk_threads
+        ).routes(),
+        *admin_images.ImageHandlers(
+            ImageManager(contents), checker, ImageInspector(contents)
+        ).routes(),
+        *admin_preload.PreloadHandlers(preloader).routes(),
         *admin_search.routes(search),
     ]
-    return Service(config, upstreams, registry, preloader, routes)
+    return ConfiguredApp(config, upstreams, registry, preloader, routes)
 
 
-def _operations(
-    ground: Ground, config: Config, upstreams: Mapping[str, Upstream]
-) -> admin_status.Operations:
-    return admin_status.Operations(
+def _status_handlers(
+    core: Core, config: Config, upstreams: Mapping[str, Upstream]
+) -> admin_status.StatusHandlers:
+    return admin_status.StatusHandlers(
         config,
         upstreams,
-        ground.space,
-        ground.downloads,
-        ground.metrics,
-        ground.offline,
-        ground.check_store,
-        ground.addresses,
-        ground.admin_addresses,
-        ground.started,
+        core.space,
+        core.downloads,
+        core.metrics,
+        core.offline,
+        core.check_store,
+        core.addresses,
+        core.admin_addresses,
+        core.started_at,
     )

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from proxy.errors import ConfigError
 from proxy.log import get_logger
 
-REGISTRY = "registry"
-ADMIN = "admin"
+REGISTRY_SOCKET = "registry"
+ADMIN_SOCKET = "admin"
 
 # What a socket is called that nobody has given a name (sd_listen_fds_with_names(3)).
-_NAMELESS = ("unknown", "connection", "")
+_DEFAULT_SOCKET_NAMES = ("unknown", "connection", "")
 _FIRST_FD = 3
 _VARIABLES = (
     *("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"),
@@ -61,11 +61,11 @@ class Notifier:
         """Say that the service ends."""
         self._send("STOPPING=1", "STATUS=stopping: what is being sent is finished")
 
-    def starting(self, status: str, seconds: float) -> None:
+    def extend_timeout(self, status: str, seconds: float) -> None:
         """Ask not to be ended for so many seconds, although the start, or the end, takes long."""
         self._send(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}", f"STATUS={status}")
 
-    def alive(self, status: str) -> None:
+    def ping_watchdog(self, status: str) -> None:
         """Say that the watchdog need not bite, and how it goes."""
         self._send("WATCHDOG=1", f"STATUS={status}")
 
@@ -79,11 +79,11 @@ class Notifier:
         try:
             self._socket.sendto("\n".join(assignments).encode(), self._address)
         except OSError as error:
-            log.warning("not_notified", state=assignments[0], reason=error.strerror)
+            log.warning("systemd_notify_failed", state=assignments[0], reason=error.strerror)
 
 
 @dataclass(frozen=True, slots=True)
-class Manager:
+class ServiceManager:
     """The service manager. `watchdog` is in seconds, 0 without one; `sockets` listen already, by name."""
 
     notifier: Notifier
@@ -91,7 +91,7 @@ class Manager:
     sockets: Mapping[str, Sequence[socket.socket]] = field(default_factory=dict)
 
 
-def meet(environ: MutableMapping[str, str]) -> Manager:
+def read_service_manager(environ: MutableMapping[str, str]) -> ServiceManager:
     """Return the manager that `environ` tells of, which says nothing of it any more.
 
     Raises `ConfigError` if a socket was passed that cannot be listened on.
@@ -99,7 +99,7 @@ def meet(environ: MutableMapping[str, str]) -> Manager:
     said = {name: environ.pop(name, "") for name in _VARIABLES}
     ours = str(os.getpid())
     is_watched = said["WATCHDOG_USEC"].isdecimal() and said["WATCHDOG_PID"] in ("", ours)
-    return Manager(
+    return ServiceManager(
         Notifier(said["NOTIFY_SOCKET"]),
         int(said["WATCHDOG_USEC"]) / 1e6 if is_watched else 0.0,
         _sockets(said["LISTEN_FDS"], said["LISTEN_FDNAMES"]) if said["LISTEN_PID"] == ours else {},
@@ -114,20 +114,22 @@ def _sockets(count: str, names: str) -> dict[str, list[socket.socket]]:
     sockets: dict[str, list[socket.socket]] = {}
     for position, fd in enumerate(fds):
         name = given[position] if position < len(given) else ""
-        sockets.setdefault(_purpose(name), []).append(_adopt(fd, name))
+        sockets.setdefault(_socket_purpose(name), []).append(_open_passed_socket(fd, name))
     return sockets
 
 
-def _purpose(name: str) -> str:
+def _socket_purpose(name: str) -> str:
     # A socket unit that gives no name passes its own.
-    if name in (REGISTRY, *_NAMELESS) or name.endswith(".socket"):
-        return REGISTRY
-    if name != ADMIN:
-        raise ConfigError(f"FileDescriptorName={name}: no such socket (known: {REGISTRY}, {ADMIN})")
-    return ADMIN
+    if name in (REGISTRY_SOCKET, *_DEFAULT_SOCKET_NAMES) or name.endswith(".socket"):
+        return REGISTRY_SOCKET
+    if name != ADMIN_SOCKET:
+        raise ConfigError(
+            f"FileDescriptorName={name}: no such socket (known: {REGISTRY_SOCKET}, {ADMIN_SOCKET})"
+        )
+    return ADMIN_SOCKET
 
 
-def _adopt(fd: int, name: str) -> socket.socket:
+def _open_passed_socket(fd: int, name: str) -> socket.socket:
     """Return the listening stream socket `fd`, which programs that we start do not get."""
     try:
         os.set_inheritable(fd, False)

@@ -19,26 +19,28 @@ from proxy.errors import ConfigError
 from proxy.log import request_id
 
 if TYPE_CHECKING:
-    from proxy.otel import Spans
+    from proxy.otel import OtelTracer
 
-Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
+HttpHandler = Callable[[BaseRequest], Awaitable[StreamResponse]]
 
-_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-_ROUTE = re.compile(r"/v2/.+/(manifests|blobs|tags|referrers)/[^/]+")
+_PROTOCOL_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_REGISTRY_ROUTE = re.compile(r"/v2/.+/(manifests|blobs|tags|referrers)/[^/]+")
 # Who watches over the daemon asks for these all the time.
-_UNTRACED = ("/healthz", "/readyz", "/metrics")
+_UNTRACED_PATHS = ("/healthz", "/readyz", "/metrics")
 
-_spans: ContextVar["Spans | None"] = ContextVar("spans", default=None)
+_tracer: ContextVar["OtelTracer | None"] = ContextVar("spans", default=None)
 
 
 def check_tracing(*, is_on: bool) -> None:
     """Raise `ConfigError` if traces are wanted and cannot be sent. Blocks."""
     if is_on:
-        _load()
+        _load_tracer()
 
 
 @asynccontextmanager
-async def tracing(version: str, *, is_on: bool) -> AsyncIterator[Callable[[Handler], Handler]]:
+async def open_tracing(
+    version: str, *, is_on: bool
+) -> AsyncIterator[Callable[[HttpHandler], HttpHandler]]:
     """Yield what makes a handler one whose requests are traced; if not `is_on`, what leaves it as it is.
 
     Raises `ConfigError`.
@@ -46,31 +48,31 @@ async def tracing(version: str, *, is_on: bool) -> AsyncIterator[Callable[[Handl
     if not is_on:
         yield lambda handler: handler
         return
-    spans = await asyncio.to_thread(_open, version)
+    spans = await asyncio.to_thread(_create_tracer, version)
     try:
-        yield lambda handler: _answering(handler, spans)
+        yield lambda handler: _trace_requests(handler, spans)
     finally:
         await asyncio.to_thread(spans.close)
 
 
-def _load() -> "type[Spans]":
+def _load_tracer() -> "type[OtelTracer]":
     try:
-        from proxy.otel import Spans  # noqa: PLC0415 - brings an extra, which few have
+        from proxy.otel import OtelTracer  # noqa: PLC0415 - brings an extra, which few have
     except ImportError as error:
         raise ConfigError(
             "server.tracing: OpenTelemetry is not installed (pip install 'pullcache[opentelemetry]')"
         ) from error
-    protocol = next(filter(None, map(os.environ.get, _PROTOCOLS)), "http/protobuf")
+    protocol = next(filter(None, map(os.environ.get, _PROTOCOL_VARIABLES)), "http/protobuf")
     if protocol != "http/protobuf":
         raise ConfigError(
             f"server.tracing: traces go by http/protobuf, not by {protocol} (change "
             "OTEL_EXPORTER_OTLP_PROTOCOL; collectors take it at port 4318)"
         )
-    return Spans
+    return OtelTracer
 
 
-def _open(version: str) -> "Spans":
-    spans = _load()
+def _create_tracer(version: str) -> "OtelTracer":
+    spans = _load_tracer()
     try:
         return spans(version)
     except (OSError, ValueError) as error:
@@ -79,22 +81,24 @@ def _open(version: str) -> "Spans":
 
 def span(name: str) -> AbstractContextManager[dict[str, Any]]:
     """Note how long the block takes, and what it puts into the dictionary that it is given."""
-    spans = _spans.get()
-    return spans.working(name) if spans else nullcontext({})
+    spans = _tracer.get()
+    return spans.internal_span(name) if spans else nullcontext({})
 
 
-def note(name: str, seconds: float) -> None:
+def record_span(name: str, seconds: float) -> None:
     """Note what took so many seconds in all and has just ended."""
-    if spans := _spans.get():
-        spans.note(name, seconds)
+    if spans := _tracer.get():
+        spans.record_span(name, seconds)
 
 
-async def traced(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+async def trace_upstream_request(
+    request: ClientRequest, handler: ClientHandlerType
+) -> ClientResponse:
     """Note what upstream is asked, until its answer begins, and tell it of the trace.
 
     What follows `?` is not noted, since signed URLs are secrets. Only `traceparent` is told: it names nobody.
     """
-    spans = _spans.get()
+    spans = _tracer.get()
     if spans is None:
         return await handler(request)
     attributes = {
@@ -103,22 +107,22 @@ async def traced(request: ClientRequest, handler: ClientHandlerType) -> ClientRe
         "server.address": request.url.host or "",
         "server.port": request.url.port or 0,
     }
-    with spans.asking(request.method, attributes) as more:
+    with spans.client_span(request.method, attributes) as more:
         request.headers["traceparent"] = spans.traceparent()
         response = await handler(request)
         more["http.response.status_code"] = response.status
     return response
 
 
-def _answering(handler: Handler, spans: "Spans") -> Handler:
+def _trace_requests(handler: HttpHandler, tracer: "OtelTracer") -> HttpHandler:
     """Return a handler whose requests are spans, in the trace of a client that sends `traceparent`."""
 
     async def handle(request: BaseRequest) -> StreamResponse:
         path = request.raw_path.partition("?")[0]
-        if path in _UNTRACED:
+        if path in _UNTRACED_PATHS:
             return await handler(request)
-        _spans.set(spans)
-        match = _ROUTE.fullmatch(path)
+        _tracer.set(tracer)
+        match = _REGISTRY_ROUTE.fullmatch(path)
         route = f"/v2/{{name}}/{match[1]}/{{reference}}" if match else "/"
         attributes = {
             "http.request.method": request.method,
@@ -128,7 +132,7 @@ def _answering(handler: Handler, spans: "Spans") -> Handler:
             "client.address": request.remote or "",
             "user_agent.original": request.headers.get(hdrs.USER_AGENT, "")[:200],
         }
-        with spans.answering(f"{request.method} {route}", attributes, request.headers) as more:
+        with tracer.server_span(f"{request.method} {route}", attributes, request.headers) as more:
             try:
                 response = await handler(request)
             finally:

@@ -28,7 +28,7 @@ async def test_many_who_ask_at_once_share_one_piece_of_work():
     async with asyncio.TaskGroup() as group:
         flight: SingleFlight[str, str] = SingleFlight(group)
         work = Work()
-        waiters = [group.create_task(flight.do("key", work)) for _ in range(100)]
+        waiters = [group.create_task(flight.run("key", work)) for _ in range(100)]
         await asyncio.sleep(0)
         assert "key" in flight
         work.done.set()
@@ -42,8 +42,8 @@ async def test_other_keys_do_not_wait():
         flight: SingleFlight[str, str] = SingleFlight(group)
         slow, quick = Work(), Work()
         quick.done.set()
-        waiting = group.create_task(flight.do("slow", slow))
-        assert await flight.do("quick", quick) == "result"
+        waiting = group.create_task(flight.run("slow", slow))
+        assert await flight.run("quick", quick) == "result"
         assert not waiting.done()
         slow.done.set()
 
@@ -54,11 +54,11 @@ async def test_an_error_is_everybodys_and_the_group_lives_on():
         work = Work(ValueError("broken"))
         work.done.set()
         results = await asyncio.gather(
-            *(flight.do("key", work) for _ in range(3)), return_exceptions=True
+            *(flight.run("key", work) for _ in range(3)), return_exceptions=True
         )
         assert [str(result) for result in results] == ["broken"] * 3
         work.error = None
-        assert await flight.do("key", work) == "result"
+        assert await flight.run("key", work) == "result"
     assert work.begun == 2
 
 
@@ -66,8 +66,8 @@ async def test_who_leaves_does_not_end_the_work():
     async with asyncio.TaskGroup() as group:
         flight: SingleFlight[str, str] = SingleFlight(group)
         work = Work()
-        first = group.create_task(flight.do("key", work))
-        second = group.create_task(flight.do("key", work))
+        first = group.create_task(flight.run("key", work))
+        second = group.create_task(flight.run("key", work))
         await asyncio.sleep(0)
         first.cancel()
         await asyncio.wait((first,))
@@ -89,7 +89,7 @@ async def test_work_that_is_stopped_by_shutdown_tells_its_waiters():
 
                 async def wait() -> None:
                     try:
-                        await flight.do("key", Work())
+                        await flight.run("key", Work())
                     except UpstreamUnavailableError as error:
                         outcome.append(error)
 
@@ -103,7 +103,7 @@ async def test_work_can_be_started_without_waiting():
     async with asyncio.TaskGroup() as group:
         flight: SingleFlight[str, str] = SingleFlight(group)
         work = Work()
-        flight.begin("key", work)
-        flight.begin("key", work)
+        flight.start("key", work)
+        flight.start("key", work)
         work.done.set()
     assert work.begun == 1

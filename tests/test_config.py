@@ -29,7 +29,7 @@ def test_with_nothing_said_docker_hub_is_cached_for_this_machine():
     config = load(None, {}, {}, is_root=True)
     assert config.server.listen == ("127.0.0.1:5000",)
     assert config.store.path == Path("/var/cache/pullcache")
-    assert config.store.max_size.resolve(1) == 50 * 10**9
+    assert config.store.max_size.to_bytes(1) == 50 * 10**9
     assert config.store.min_free == 10**9
     assert config.manifests.ttl == 600.0
     assert config.manifests.tag_ttl == {"latest": 60.0}
@@ -79,7 +79,7 @@ def test_the_environment_can_set_every_kind_of_value():
     assert config.offline is True
     assert config.server.listen == ("127.0.0.1:1", "[::1]:2")
     assert config.store.path == Path("/s")
-    assert config.store.max_size.resolve(1000) == 800
+    assert config.store.max_size.to_bytes(1000) == 800
     assert list(config.manifests.tag_ttl.items()) == [("v*", 86400.0), ("*", 5.0)]
     assert config.log.format == "json"
 
@@ -187,6 +187,7 @@ def test_a_variable_that_could_mean_two_upstreams_is_refused(tmp_path):
     ("text", "reason"),
     [
         ("stor.path = '/x'", "stor: no such key (did you mean store?)"),
+        ("fetch.parallel_below = '1MB'", "no such key: it is called parallel_max_rate now"),
         ("store.max_sze = '1GB'", "store.max_sze: no such key (did you mean max_size?)"),
         ("store = 3", "store: expected a table (write [store])"),
         ("store.max_size = '1XB'", "store.max_size: '1XB' is not a size (write"),
@@ -374,13 +375,13 @@ def test_the_schema_holds_the_defaults():
 )
 def test_docker_hub_is_searched_where_it_is_or_where_its_address_leads(text, expected, tmp_path):
     config = load_text(f"[upstreams.'docker.io']\n{text}", tmp_path)
-    assert config.search_url("docker.io") == expected
+    assert config.get_search_url("docker.io") == expected
 
 
 def test_other_upstreams_are_searched_only_where_it_is_said(tmp_path):
     text = "[upstreams.'quay.io']\nsearch_url = 'https://quay.io'\n[upstreams.'ghcr.io']"
     config = load_text(text, tmp_path)
-    assert config.search_url("quay.io") == "https://quay.io"
-    assert config.search_url("ghcr.io") == ""
+    assert config.get_search_url("quay.io") == "https://quay.io"
+    assert config.get_search_url("ghcr.io") == ""
     with pytest.raises(ConfigError, match="search_url: 'x' is not http"):
         load_text("[upstreams.'ghcr.io']\nsearch_url = 'x'", tmp_path)

@@ -79,11 +79,11 @@ def test_what_is_no_duration_is_refused(text):
 
 @given(st.integers(1, 100), st.integers(0, 2**60))
 def test_a_share_is_of_the_whole_file_system(percent, total):
-    assert StoreLimit.parse(f"{percent}%").resolve(total) == total * percent // 100
+    assert StoreLimit.parse(f"{percent}%").to_bytes(total) == total * percent // 100
 
 
 def test_a_limit_in_bytes_does_not_depend_on_the_file_system():
-    assert StoreLimit.parse("20MB").resolve(1) == 20_000_000
+    assert StoreLimit.parse("20MB").to_bytes(1) == 20_000_000
 
 
 @pytest.mark.parametrize("text", ["0%", "101%", "0", "-5%", "1.5%"])
@@ -127,7 +127,7 @@ def test_what_is_no_address_is_refused(text):
 )
 def test_of_a_proxys_address_the_login_is_the_secret(text, shown):
     proxy = ProxyUrl.parse(text)
-    assert proxy.shown == shown
+    assert proxy.redacted == shown
     assert repr(proxy) == repr(shown)
 
 

@@ -27,7 +27,7 @@ def iter_commands(command: click.Command, name: str) -> Iterator[tuple[str, clic
 
 def rendered() -> str:
     metrics = Metrics(["docker.io"], "1.0")
-    metrics.watch(Gauges())
+    metrics.register_gauges(Gauges())
     return metrics.render().decode()
 
 

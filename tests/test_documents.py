@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.config.load import FIXED
+from proxy.config.load import RESTART_ONLY_KEYS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -147,8 +147,8 @@ def test_every_line_of_the_log_is_explained_and_no_other():
 
 
 def test_the_keys_that_take_a_restart_are_those_of_the_code():
-    (named,) = re.findall(r"`restart_needed`: (.+?)\.\s", OPERATIONS, re.DOTALL)
-    keys = {f"{section}.{key}" for section, keys in FIXED.items() for key in keys}
+    (named,) = re.findall(r"`restart_required`: (.+?)\.\s", OPERATIONS, re.DOTALL)
+    keys = {f"{section}.{key}" for section, keys in RESTART_ONLY_KEYS.items() for key in keys}
     assert set(re.findall(r"`([a-z_.]+)`", named)) == keys
 
 

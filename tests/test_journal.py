@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from proxy.log import Format, Log, configure, get_logger
+from proxy.log import Format, LogWriter, configure_logging, get_logger
 
 pytestmark = pytest.mark.usefixtures("log_as_it_was")
 
-Journal = Callable[[Callable[[Log], object], Format], list[tuple[int, str]]]
+Journal = Callable[[Callable[[LogWriter], object], Format], list[tuple[int, str]]]
 
 
 def stream_of(end: socket.socket) -> str:
@@ -34,10 +34,10 @@ def journal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
     """Run something with a log whose stderr is a socket that JOURNAL_STREAM names."""
     reader, writer = socket.socketpair()
 
-    def run(work: Callable[[Log], object], form: Format) -> list[tuple[int, str]]:
+    def run(work: Callable[[LogWriter], object], form: Format) -> list[tuple[int, str]]:
         monkeypatch.setenv("JOURNAL_STREAM", stream_of(writer))
         with os.fdopen(os.dup(writer.fileno()), "w", encoding="utf-8") as stream:
-            log = configure("debug", form, stream)
+            log = configure_logging("debug", form, stream)
             work(log)
             log.close()
         writer.close()
@@ -49,10 +49,10 @@ def journal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
         end.close()
 
 
-def work(log: Log) -> None:
+def work(log: LogWriter) -> None:
     for level in ("debug", "info", "warning", "error", "critical"):
         getattr(get_logger("proxy"), level)(f"our {level}")
-    log.access("an answer")
+    log.log_request("an answer")
     logging.getLogger("aiohttp").warning("a library's")
 
 
@@ -65,7 +65,7 @@ def test_each_line_begins_with_the_priority_of_its_level(journal, form):
 
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_a_traceback_is_as_severe_as_what_it_explains_down_to_its_last_line(journal, form):
-    def fail(log: Log) -> None:
+    def fail(log: LogWriter) -> None:
         get_logger("proxy").info("before")
         try:
             dict[str, int]()["wrong"]
@@ -86,7 +86,7 @@ def test_where_somebody_else_reads_stderr_nothing_is_put_before_lines(
 ):
     monkeypatch.setenv("JOURNAL_STREAM", stream)
     with (tmp_path / "log").open("w", encoding="utf-8") as file:
-        log = configure("info", "json", file)
+        log = configure_logging("info", "json", file)
         work(log)
         log.close()
     assert all(line.startswith("{") for line in (tmp_path / "log").read_text().splitlines())

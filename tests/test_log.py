@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from proxy.log import Format, Log, configure, get_logger, render_json, request_id
+from proxy.log import Format, LogWriter, configure_logging, get_logger, render_json, request_id
 
 pytestmark = pytest.mark.usefixtures("log_as_it_was")
 
@@ -24,9 +24,11 @@ def lines(tmp_path: Path) -> Callable[..., list[str]]:
     """Run something with a log and return the lines that came out."""
     file = tmp_path / "log"
 
-    def run(work: Callable[[Log], object], form: Format = "json", level: str = "info") -> list[str]:
+    def run(
+        work: Callable[[LogWriter], object], form: Format = "json", level: str = "info"
+    ) -> list[str]:
         with file.open("w", encoding="utf-8") as stream:
-            log = configure(level, form, stream)
+            log = configure_logging(level, form, stream)
             work(log)
             log.close()
         return file.read_text(encoding="utf-8").splitlines()
@@ -35,9 +37,9 @@ def lines(tmp_path: Path) -> Callable[..., list[str]]:
 
 
 def test_our_lines_access_lines_and_those_of_libraries_have_one_shape(lines):
-    def work(log: Log) -> None:
+    def work(log: LogWriter) -> None:
         get_logger("proxy.cache").warning("disk is slow", seconds=1.5)
-        log.access("request", status=200, path="/v2/")
+        log.log_request("request", status=200, path="/v2/")
         logging.getLogger("aiohttp.server").error("bad request: %s", "x")
 
     ours, access, library = map(json.loads, lines(work))
@@ -52,10 +54,10 @@ def test_our_lines_access_lines_and_those_of_libraries_have_one_shape(lines):
 
 
 def test_every_line_of_a_request_says_its_id(lines):
-    def work(log: Log) -> None:
+    def work(log: LogWriter) -> None:
         token = request_id.set("4bf92f")
         get_logger("a").info("one")
-        log.access("two")
+        log.log_request("two")
         logging.getLogger("b").warning("three")
         request_id.reset(token)
         get_logger("a").info("four")
@@ -66,8 +68,8 @@ def test_every_line_of_a_request_says_its_id(lines):
 
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_below_the_level_nothing_comes_out(lines, form):
-    def work(log: Log) -> None:
-        log.access("request")
+    def work(log: LogWriter) -> None:
+        log.log_request("request")
         get_logger("a").info("quiet")
         logging.getLogger("b").info("quiet")
         get_logger("a").warning("loud")
@@ -100,9 +102,9 @@ def test_a_value_that_json_does_not_know_is_written_as_text():
 
 @pytest.mark.parametrize("hostile", ["\x1b[31mred", "two\nlines\r", "\x9b2J", "\x7f", "\u202eabc"])
 def test_c18_on_a_console_control_characters_are_escaped(lines, hostile):
-    def work(log: Log) -> None:
+    def work(log: LogWriter) -> None:
         get_logger("a").info(hostile, field=hostile)
-        log.access(hostile, field=hostile)
+        log.log_request(hostile, field=hostile)
 
     found = lines(work, "console")
     assert len(found) == 2
@@ -111,7 +113,7 @@ def test_c18_on_a_console_control_characters_are_escaped(lines, hostile):
 
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_a_traceback_comes_out_without_the_values_of_variables(lines, form):
-    def work(log: Log) -> None:
+    def work(log: LogWriter) -> None:
         password = "hunter2"
         try:
             [][len(password)]
@@ -126,7 +128,7 @@ def test_a_traceback_comes_out_without_the_values_of_variables(lines, form):
 
 def test_a_call_with_the_wrong_arguments_is_logged_and_does_not_raise(lines):
     record = logging.makeLogRecord({"msg": "%d and %d", "args": ("one",), "levelname": "INFO"})
-    found = lines(lambda log: log._handler.emit(record))  # pytest's own handler would raise
+    found = lines(lambda log: log._stdlib_handler.emit(record))  # pytest's own handler would raise
     assert json.loads(found[0])["event"] == "%d and %d"
 
 
@@ -138,9 +140,9 @@ def read_all(descriptor: int) -> bytes:
 def test_p12_a_reader_that_stops_reading_costs_lines_and_nothing_else():
     read_end, write_end = os.pipe()
     with os.fdopen(write_end, "w", encoding="utf-8") as stream, ThreadPoolExecutor() as pool:
-        log = configure("info", "json", stream)
+        log = configure_logging("info", "json", stream)
         for number in range(LINES):  # far more than pipe and queue hold: nobody reads yet
-            log.access("request", number=number)
+            log.log_request("request", number=number)
         received = pool.submit(read_all, read_end)
         log.close()
         stream.close()
@@ -156,9 +158,9 @@ def test_a_stderr_that_does_not_block_loses_nothing():
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)  # as a program that shares our terminal may make it
     with os.fdopen(write_end, "w", encoding="utf-8") as stream, ThreadPoolExecutor() as pool:
-        log = configure("info", "json", stream)
+        log = configure_logging("info", "json", stream)
         for number in range(10_000):  # more than a pipe holds
-            log.access("request", number=number)
+            log.log_request("request", number=number)
         received = pool.submit(read_all, read_end)
         log.close()
         stream.close()
@@ -168,17 +170,17 @@ def test_a_stderr_that_does_not_block_loses_nothing():
 
 def test_a_stream_without_a_descriptor_will_do():
     stream = io.StringIO()
-    log = configure("info", "auto", stream)
-    log.access("request", status=200)
+    log = configure_logging("info", "auto", stream)
+    log.log_request("request", status=200)
     log.close()
     assert json.loads(stream.getvalue())["status"] == 200
 
 
 def test_close_writes_what_waits_and_later_lines_come_out_at_once(tmp_path):
     with (tmp_path / "log").open("w", encoding="utf-8") as stream:
-        log = configure("info", "json", stream)
+        log = configure_logging("info", "json", stream)
         for number in range(1000):
-            log.access("request", number=number)
+            log.log_request("request", number=number)
         log.close()
         assert len((tmp_path / "log").read_text().splitlines()) == 1000
         get_logger("a").info("the last words")
@@ -189,17 +191,17 @@ def test_a_stderr_that_is_gone_hurts_nobody():
     read_end, write_end = os.pipe()
     os.close(read_end)
     with os.fdopen(write_end, "w", encoding="utf-8") as stream:
-        log = configure("info", "json", stream)
-        log.access("request")
+        log = configure_logging("info", "json", stream)
+        log.log_request("request")
         log.close()
 
 
 async def test_logging_in_the_event_loop_blocks_nothing(tmp_path):
     file = tmp_path / "log"
     stream = await asyncio.to_thread(file.open, "w", encoding="utf-8")
-    log = configure("info", "json", stream)
+    log = configure_logging("info", "json", stream)
     for number in range(100):
-        log.access("request", number=number)
+        log.log_request("request", number=number)
         get_logger("proxy").info("hello")
     await asyncio.to_thread(log.close)
     stream.close()
@@ -207,11 +209,11 @@ async def test_logging_in_the_event_loop_blocks_nothing(tmp_path):
 
 
 def test_auto_is_json_in_a_file_and_for_people_on_a_terminal(lines):
-    json.loads(lines(lambda log: log.access("request"), "auto")[0])
+    json.loads(lines(lambda log: log.log_request("request"), "auto")[0])
     ours, theirs = os.openpty()
     with os.fdopen(theirs, "w", encoding="utf-8") as terminal:
-        log = configure("info", "auto", terminal)
-        log.access("request", status=200)
+        log = configure_logging("info", "auto", terminal)
+        log.log_request("request", status=200)
         log.close()
         shown = os.read(ours, 10_000).decode()
     os.close(ours)

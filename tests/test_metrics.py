@@ -38,29 +38,29 @@ def samples(metrics: Metrics) -> dict[str, float]:
 
 
 def use_everything(metrics: Metrics) -> None:
-    metrics.watch(Gauges())
-    metrics.request(
+    metrics.register_gauges(Gauges())
+    metrics.count_request(
         upstream="docker.io", kind="blob", status=206, cache="hit", seconds=0.2, sent=10
     )
-    metrics.request(upstream="none", kind="ping", status=200, cache="none", seconds=0, sent=2)
-    metrics.upstream_request("docker.io", "blob", 307)
-    metrics.upstream_request("docker.io", "token", "error")
-    metrics.upstream_first_byte("docker.io", "blob", 0.3)
-    metrics.upstream_bytes("docker.io", "blob", 1000)
-    metrics.upstream_retry("docker.io", "stalled")
-    metrics.ratelimit("docker.io", 100, 7)
-    metrics.download("stored")
-    metrics.digest_mismatch("docker.io")
-    metrics.evicted("size", 3, 3000)
-    metrics.uncached("too_large")
-    metrics.connection_refused()
-    metrics.certificates({"/etc/pullcache/cache.pem": 2_000_000_000})
-    metrics.bug()
+    metrics.count_request(upstream="none", kind="ping", status=200, cache="none", seconds=0, sent=2)
+    metrics.count_upstream_request("docker.io", "blob", 307)
+    metrics.count_upstream_request("docker.io", "token", "error")
+    metrics.observe_upstream_first_byte("docker.io", "blob", 0.3)
+    metrics.count_upstream_bytes("docker.io", "blob", 1000)
+    metrics.count_upstream_retry("docker.io", "stalled")
+    metrics.set_ratelimit("docker.io", 100, 7)
+    metrics.count_download("stored")
+    metrics.count_digest_mismatch("docker.io")
+    metrics.count_evicted("size", 3, 3000)
+    metrics.count_uncached("too_large")
+    metrics.count_rejected_connection()
+    metrics.set_certificate_expiries({"/etc/pullcache/cache.pem": 2_000_000_000})
+    metrics.count_internal_error()
 
 
 def test_a_request_is_counted_once_with_its_time_and_its_bytes(metrics):
     for _ in range(2):
-        metrics.request(
+        metrics.count_request(
             upstream="docker.io", kind="blob", status=200, cache="hit", seconds=0.02, sent=500
         )
     found = samples(metrics)
@@ -119,7 +119,7 @@ def test_what_has_not_happened_yet_is_zero_and_not_absent(metrics, series):
 
 def test_gauges_are_read_from_their_source_at_each_scrape(metrics):
     source = Gauges()
-    metrics.watch(source)
+    metrics.register_gauges(source)
     assert samples(metrics)["pullcache_store_bytes"] == 0
     source.store_bytes = 70
     source.store_oldest_use = 1.7e9
@@ -133,7 +133,7 @@ def test_gauges_are_read_from_their_source_at_each_scrape(metrics):
 
 def test_two_programs_in_one_process_do_not_share_numbers(metrics):
     other = Metrics(["docker.io"], "1.2.3")
-    metrics.download("stored")
+    metrics.count_download("stored")
     assert samples(other)["pullcache_downloads_total,result=stored"] == 0
 
 
@@ -148,27 +148,29 @@ def test_the_version_the_process_and_the_collector_of_garbage_are_there(metrics)
 def test_distributions_names_are_there_only_if_they_are_wanted(metrics):
     use_everything(metrics)
     assert "registry_proxy" not in metrics.render().decode()
-    metrics.show_registry_proxy(is_on=True)
+    metrics.enable_registry_proxy(is_on=True)
     for name in ("requests", "hits", "misses", "pulled_bytes", "pushed_bytes"):
         for kind in ("blob", "manifest"):
             assert f"registry_proxy_{name}_total,type={kind}" in samples(metrics)
-    metrics.show_registry_proxy(is_on=False)
+    metrics.enable_registry_proxy(is_on=False)
     assert "registry_proxy" not in metrics.render().decode()
 
 
 def test_distributions_names_say_what_came_from_the_store_and_what_from_upstream(metrics):
-    metrics.show_registry_proxy(is_on=True)
+    metrics.enable_registry_proxy(is_on=True)
     for cache in ("hit", "stale", "revalidated", "miss", "collapsed", "collapsed"):
-        metrics.request(
+        metrics.count_request(
             upstream="ghcr.io", kind="manifest", status=200, cache=cache, seconds=0, sent=10
         )
-    metrics.request(upstream="ghcr.io", kind="tags", status=200, cache="hit", seconds=0, sent=7)
-    metrics.request(
+    metrics.count_request(
+        upstream="ghcr.io", kind="tags", status=200, cache="hit", seconds=0, sent=7
+    )
+    metrics.count_request(
         upstream="ghcr.io", kind="manifest", status=404, cache="none", seconds=0, sent=7
     )
-    metrics.upstream_bytes("ghcr.io", "manifest", 10)
-    metrics.upstream_bytes("docker.io", "manifest", 20)
-    metrics.upstream_bytes("docker.io", "blob", 500)
+    metrics.count_upstream_bytes("ghcr.io", "manifest", 10)
+    metrics.count_upstream_bytes("docker.io", "manifest", 20)
+    metrics.count_upstream_bytes("docker.io", "blob", 500)
     found = samples(metrics)
     assert {
         name: found[f"registry_proxy_{name}_total,type=manifest"]
@@ -179,7 +181,7 @@ def test_distributions_names_say_what_came_from_the_store_and_what_from_upstream
 
 def test_promtool_finds_nothing_to_say(metrics):
     use_everything(metrics)
-    metrics.show_registry_proxy(is_on=True)
+    metrics.enable_registry_proxy(is_on=True)
     checked = subprocess.run(
         ["promtool", "check", "metrics"], input=metrics.render(), capture_output=True, check=False
     )

@@ -6,14 +6,14 @@ from hypothesis import given, strategies as st
 from proxy.config import UpstreamSettings
 from proxy.config.values import RegistryUrl
 from proxy.errors import DeniedError
-from proxy.names import Names, spell
+from proxy.names import NameParser, display_name
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag, parse_image
 
 HUB = UpstreamSettings(url=RegistryUrl("https://hub.example"), deny=("me/secret",))
 OTHER = UpstreamSettings(url=RegistryUrl("https://other.example"))
-NAMES = Names({"docker.io": HUB, "ghcr.io": OTHER, "intern": OTHER, "localhost:5000": OTHER})
-DIGEST = Digest.of(b"")
+NAMES = NameParser({"docker.io": HUB, "ghcr.io": OTHER, "intern": OTHER, "localhost:5000": OTHER})
+DIGEST = Digest.from_content(b"")
 
 
 @pytest.mark.parametrize(
@@ -31,18 +31,18 @@ DIGEST = Digest.of(b"")
     ],
 )
 def test_what_is_written_means_a_repository_and_a_reference(text, upstream, name, reference):
-    assert NAMES.parse(text) == (Repository(upstream, name), reference)
+    assert NAMES.parse_allowed(text) == (Repository(upstream, name), reference)
 
 
 @pytest.mark.parametrize("text", ["localhost:5001/x:1", "quay.io/me/app", "localhost/x"])
 def test_a11_what_is_not_configured_is_refused_by_name(text):
     with pytest.raises(DeniedError, match=f"'{text.partition('/')[0]}' is not configured"):
-        NAMES.parse(text)
+        NAMES.parse_allowed(text)
 
 
 def test_what_is_denied_is_refused():
     with pytest.raises(DeniedError, match="does not allow me/secret"):
-        NAMES.parse("me/secret:1")
+        NAMES.parse_allowed("me/secret:1")
 
 
 @pytest.mark.parametrize(
@@ -57,9 +57,9 @@ def test_what_is_denied_is_refused():
 )
 def test_names_are_shown_as_people_write_them(upstream, name, text):
     repository = Repository(upstream, name)
-    assert spell(repository) == text
-    assert spell(repository, Tag("1.25")) == f"{text}:1.25"
-    assert spell(repository, DIGEST) == f"{text}@{DIGEST}"
+    assert display_name(repository) == text
+    assert display_name(repository, Tag("1.25")) == f"{text}:1.25"
+    assert display_name(repository, DIGEST) == f"{text}@{DIGEST}"
 
 
 paths = st.lists(st.sampled_from(["library", "a", "b.c", "docker.io", "x"]), min_size=1).map(
@@ -69,7 +69,7 @@ paths = st.lists(st.sampled_from(["library", "a", "b.c", "docker.io", "x"]), min
 
 @given(st.sampled_from(["docker.io", "ghcr.io", "quay.io"]), paths, st.sampled_from(["1", DIGEST]))
 def test_what_is_shown_means_what_it_was(upstream, path, reference):
-    known = Names({"docker.io": HUB, "ghcr.io": OTHER, "quay.io": OTHER})
+    known = NameParser({"docker.io": HUB, "ghcr.io": OTHER, "quay.io": OTHER})
     reference = Tag(reference) if isinstance(reference, str) else reference
-    repository = Names({}).locate(parse_image(f"{upstream}/{path}"))[0]
-    assert known.parse(spell(repository, reference)) == (repository, reference)
+    repository = NameParser({}).to_repository(parse_image(f"{upstream}/{path}"))[0]
+    assert known.parse_allowed(display_name(repository, reference)) == (repository, reference)

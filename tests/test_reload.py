@@ -11,7 +11,7 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
-from proxy.config import Config, carry_over, load
+from proxy.config import Config, keep_restart_only_keys, load
 from proxy.errors import ConfigError
 from tests.download.test_queue import Line
 from tests.fakes.faults import Fault
@@ -62,7 +62,7 @@ async def test_the_sessions_of_an_upstream_are_closed_when_nobody_holds_it(regis
     release = asyncio.Event()
     registry.fail(registry.body_of(image.layers[0]), Fault(stall_at=5000, until=release))
     await program.manifest(image)
-    sessions = program.running._ground.opener._open
+    sessions = program.running._core.upstream_factory._open_sessions
     (before,) = sessions
     async with FakeRegistry() as other:
         async with program.opened(f"/v2/{image.repository}/blobs/{image.layers[0]}") as response:
@@ -178,7 +178,7 @@ async def test_a_smaller_store_is_smaller_at_once(registry, program):
 
 async def test_offline_is_switched_only_if_the_configuration_was(registry, program):
     image = registry.add_image()
-    program.running._ground.offline.switch(is_on=True)
+    program.running._core.offline.set_offline(is_offline=True)
     assert await program.reload(manifests={"ttl": "1m"})
     assert (await program.manifest(image)).status == 503
     assert await program.reload(offline=True)
@@ -191,7 +191,7 @@ async def test_the_admin_api_tells_of_what_applies(registry, program):
         assert await program.reload(
             upstreams={**hub(registry), "extra.example": {"url": other.url}}
         )
-        assert sorted(program.running.listening.upstreams) == ["docker.io", "extra.example"]
+        assert sorted(program.running.info.upstreams) == ["docker.io", "extra.example"]
         assert program.running.config.upstreams["extra.example"].url == other.url
 
 
@@ -237,11 +237,11 @@ async def test_p03_a_broken_configuration_changes_nothing(registry, program, sec
     )
     with capture_logs() as lines:
         assert not await program.reload(**sections)
-    (line,) = [line for line in lines if line["event"] == "not_reloaded"]
+    (line,) = [line for line in lines if line["event"] == "config_reload_failed"]
     assert line["log_level"] == "error"
     assert line["reason"]
     assert program.running.config is before
-    assert "the last reload failed" in program.running.status
+    assert "the last reload failed" in program.running.status_line
     assert await program.metric(SUCCESSFUL) == 0
     assert await program.metric("pullcache_config_reloads_total", result="failure") == 1
     time = "pullcache_config_last_reload_success_timestamp_seconds"
@@ -254,7 +254,7 @@ async def test_p03_a_configuration_that_was_mended_applies(registry, program):
     assert await program.reload(manifests={"ttl": "20s"})
     assert await program.metric(SUCCESSFUL) == 1
     assert await program.metric("pullcache_config_reloads_total", result="success") == 1
-    assert "failed" not in program.running.status
+    assert "failed" not in program.running.status_line
     image = registry.add_image()
     assert (await program.manifest(image)).headers["Cache-Control"] == "public, max-age=20"
 
@@ -269,7 +269,7 @@ async def test_a_reload_that_crashes_changes_nothing_and_is_counted_as_a_bug(
 
     with capture_logs() as lines:
         assert not await program.running.reload(crash)
-    assert "reload_crashed" in [line["event"] for line in lines]
+    assert "config_reload_crashed" in [line["event"] for line in lines]
     await program.pull(registry.add_image())
     assert await program.metric("pullcache_internal_errors_total") == 1
     program.bugs = 1
@@ -294,7 +294,7 @@ async def test_what_takes_a_restart_is_named_and_stays(program: Program, tmp_pat
             log={"format": "json", "level": "debug"},
             store={"path": str(tmp_path / "elsewhere"), "min_free": "0B"},
         )
-    named = [line["key"] for line in lines if line["event"] == "restart_needed"]
+    named = [line["key"] for line in lines if line["event"] == "restart_required"]
     assert named == ["server.listen", "server.admin_listen", "log.format", "store.path"]
     after = program.running.config
     assert after.server == before.server
@@ -310,12 +310,12 @@ def test_only_what_is_fixed_is_carried_over():
         {"store": {"path": "/elsewhere", "max_size": "1GB"}, "server": {"shutdown_timeout": "1s"}},
         is_root=True,
     )
-    config, differing = carry_over(old, new)
+    config, differing = keep_restart_only_keys(old, new)
     assert differing == ["store.path"]
     assert config.store.path == old.store.path
     assert config.store.max_size == new.store.max_size
     assert config.server.shutdown_timeout == new.server.shutdown_timeout
-    assert carry_over(old, old) == (old, [])
+    assert keep_restart_only_keys(old, old) == (old, [])
 
 
 def test_a_password_file_may_be_a_credential_of_systemd(tmp_path, monkeypatch):

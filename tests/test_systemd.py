@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.systemd import Notifier, meet
+from proxy.systemd import Notifier, read_service_manager
 
 
 @pytest.fixture
@@ -29,11 +29,11 @@ def heard(manager: socket.socket) -> dict[str, str]:
 
 def test_each_state_is_one_datagram(manager):
     notifier = Notifier(manager.getsockname())
-    notifier.starting("opening the store", 30)
+    notifier.extend_timeout("opening the store", 30)
     assert heard(manager) == {"EXTEND_TIMEOUT_USEC": "30000000", "STATUS": "opening the store"}
     notifier.ready("serving")
     assert heard(manager) == {"READY": "1", "STATUS": "serving"}
-    notifier.alive("still serving")
+    notifier.ping_watchdog("still serving")
     assert heard(manager) == {"WATCHDOG": "1", "STATUS": "still serving"}
     notifier.status("serving a lot")
     assert heard(manager) == {"STATUS": "serving a lot"}
@@ -89,7 +89,7 @@ def test_the_environment_is_emptied(manager):
         "LISTEN_FDNAMES": "registry",
         "HOME": "/",
     }
-    met = meet(environ)
+    met = read_service_manager(environ)
     assert environ == {"HOME": "/"}
     assert met.watchdog == 30
     assert met.sockets == {}, "they are for another process"
@@ -108,17 +108,17 @@ def test_the_environment_is_emptied(manager):
     ],
 )
 def test_the_watchdog_is_ours_only_if_it_says_so(environ, seconds):
-    assert meet(environ).watchdog == seconds
+    assert read_service_manager(environ).watchdog == seconds
 
 
 # Run where nothing else has the descriptors from 3 on, as a service manager starts it.
 MEET = """
 import os
 from proxy.errors import ConfigError
-from proxy.systemd import meet
+from proxy.systemd import read_service_manager
 os.environ["LISTEN_PID"] = str(os.getpid())
 try:
-    met = meet(os.environ)
+    met = read_service_manager(os.environ)
 except ConfigError as error:
     print("refused:", error)
 else:

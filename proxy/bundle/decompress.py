@@ -11,15 +11,15 @@ from typing import Protocol
 
 from backports.zstd import DecompressionParameter, ZstdDecompressor, ZstdError
 
-from proxy.concurrency import in_thread
+from proxy.concurrency import run_in_thread
 from proxy.errors import BundleError
 
-STEP = 1 << 20
+CHUNK_SIZE = 1 << 20
 
 # 128 MiB, what `zstd --ultra -22` needs; `--long=31` would have us hold 2 GiB.
-_WINDOW_LOG = 27
+_MAX_WINDOW_LOG = 27
 
-_MAGIC = 4
+_MAGIC_SIZE = 4
 
 
 class Decompressor(Protocol):
@@ -41,74 +41,74 @@ class Decompressor(Protocol):
         """Return at most `max_length` bytes; what is left of `data` is kept."""
 
 
-class _Gzip:
+class _GzipDecompressor:
     """`zlib` in the form of the others."""
 
     def __init__(self) -> None:
-        self._stream = zlib.decompressobj(wbits=31)
-        self._is_full = False
+        self._decompressor = zlib.decompressobj(wbits=31)
+        self._is_output_full = False
 
     @property
     def eof(self) -> bool:
-        return self._stream.eof
+        return self._decompressor.eof
 
     @property
     def needs_input(self) -> bool:
-        return not self._is_full and not self._stream.unconsumed_tail
+        return not self._is_output_full and not self._decompressor.unconsumed_tail
 
     @property
     def unused_data(self) -> bytes:
-        return self._stream.unused_data
+        return self._decompressor.unused_data
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
-        piece = self._stream.decompress(self._stream.unconsumed_tail + data, max_length)
-        self._is_full = len(piece) == max_length
+        piece = self._decompressor.decompress(self._decompressor.unconsumed_tail + data, max_length)
+        self._is_output_full = len(piece) == max_length
         return piece
 
 
-def _zstd() -> Decompressor:
-    return ZstdDecompressor(options={DecompressionParameter.window_log_max: _WINDOW_LOG})
+def _make_zstd_decompressor() -> Decompressor:
+    return ZstdDecompressor(options={DecompressionParameter.window_log_max: _MAX_WINDOW_LOG})
 
 
 _FORMATS: tuple[tuple[bytes, Callable[[], Decompressor]], ...] = (
-    (b"\x28\xb5\x2f\xfd", _zstd),
-    (b"\x1f\x8b\x08", _Gzip),
+    (b"\x28\xb5\x2f\xfd", _make_zstd_decompressor),
+    (b"\x1f\x8b\x08", _GzipDecompressor),
 )
 
 
-async def unpacked(chunks: AsyncIterator[bytes], threads: Executor) -> AsyncIterator[bytes]:
+async def decompress(chunks: AsyncIterator[bytes], executor: Executor) -> AsyncIterator[bytes]:
     """Yield the content of a stream that may be compressed. Raises `BundleError` if it is damaged."""
     head = b""
-    while len(head) < _MAGIC and (chunk := await anext(chunks, b"")):
+    while len(head) < _MAGIC_SIZE and (chunk := await anext(chunks, b"")):
         head += chunk
     make = next((make for magic, make in _FORMATS if head.startswith(magic)), None)
-    whole = _chain(head, chunks)
+    whole = _prepend(head, chunks)
     try:
-        async for piece in _decompressed(whole, make, threads) if make else whole:
+        async for piece in _decompress_streams(whole, make, executor) if make else whole:
             yield piece
     except (ZstdError, zlib.error) as error:
         raise BundleError(f"the compressed bundle is damaged: {error}") from error
 
 
-async def _chain(head: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _prepend(head: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     if head:
         yield head
     async for chunk in chunks:
         yield chunk
 
 
-async def _decompressed(
-    chunks: AsyncIterator[bytes], make: Callable[[], Decompressor], threads: Executor
+async def _decompress_streams(
+    chunks: AsyncIterator[bytes], make_decompressor: Callable[[], Decompressor], executor: Executor
 ) -> AsyncIterator[bytes]:
     """Yield what the streams stand for that follow one another, as `zstd` and `gzip` take them."""
-    stream = make()
+    stream = make_decompressor()
     async for chunk in chunks:
         data = chunk
         while data:
             if stream.eof:
-                stream = make()
+                stream = make_decompressor()
             while data or not (stream.eof or stream.needs_input):
-                piece = await in_thread(threads, stream.decompress, data, STEP)
+                piece = await run_in_thread(executor, stream.decompress, data, CHUNK_SIZE)
                 data = b""
                 if piece:
                     yield piece

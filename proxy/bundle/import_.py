@@ -11,10 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from proxy.bundle.decompress import unpacked
-from proxy.bundle.intake import Intake
-from proxy.bundle.tar import TarStream
-from proxy.concurrency import in_thread
+from proxy.bundle.decompress import decompress
+from proxy.bundle.reader import BundleReader
+from proxy.bundle.tar import TarReader
+from proxy.concurrency import run_in_thread
 from proxy.errors import (
     BundleError,
     DeniedError,
@@ -22,19 +22,19 @@ from proxy.errors import (
     InvalidReferenceError,
     StorageError,
 )
-from proxy.images.tree import Contents, Node
+from proxy.images.tree import ImageStore, ManifestNode
 from proxy.log import get_logger
-from proxy.names import spell
+from proxy.names import display_name
 from proxy.oci.digest import Digest
-from proxy.oci.layout import Listed
+from proxy.oci.layout import LayoutImage
 from proxy.oci.reference import Tag
-from proxy.storage.image_queries import Blob
+from proxy.storage.image_queries import StoredBlob
 
 log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
+class ImportedImage:
     """What became of an image: `name` as people write it, or all that the bundle says.
 
     It is entered if nothing is `missing` and there is no `reason` against it.
@@ -52,107 +52,117 @@ class Imported:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ImportReport:
     """What an import did. `added` blobs of `added_bytes` are new, `known` ones were here before."""
 
-    images: list[Imported]
+    images: list[ImportedImage]
     added: int
     added_bytes: int
     known: int
 
 
-class Importer:
+class BundleImporter:
     """Takes bundles into the store; several may come at once."""
 
-    def __init__(self, contents: Contents) -> None:
-        self._contents = contents
+    def __init__(self, image_store: ImageStore) -> None:
+        self._image_store = image_store
 
-    async def take(
+    async def import_bundle(
         self,
         chunks: AsyncIterator[bytes],
         *,
-        name: str = "",
-        progress: Callable[[int], None] = lambda _: None,
-    ) -> Report:
+        default_name: str = "",
+        on_progress: Callable[[int], None] = lambda _: None,
+    ) -> ImportReport:
         """Import a bundle, compressed or not, and return what became of each of its images.
 
         `name` is for bundles that name no repository; `progress` is told how many bytes were read, as they
         came. Raises `BundleError`, `DigestMismatchError` and `StorageError`: then the store holds what
         it held before. Whatever else ends it leaves whole blobs behind, for the next attempt.
         """
-        contents = self._contents
-        with contents.space.hold() as hold:
-            folder = await in_thread(contents.threads, contents.store.make_folder)
-            intake = Intake(contents, hold, folder)
+        contents = self._image_store
+        with contents.space.lease() as hold:
+            folder = await run_in_thread(
+                contents.executor, contents.blob_store.make_import_directory
+            )
+            intake = BundleReader(contents, hold, folder)
             try:
-                await intake.read(TarStream(unpacked(_counted(chunks, progress), contents.threads)))
+                await intake.read(
+                    TarReader(decompress(_count_bytes(chunks, on_progress), contents.executor))
+                )
             except (BundleError, DigestMismatchError, StorageError):
                 hold.digests.clear()
-                await contents.space.remove(intake.added)
+                await contents.space.remove_unlinked(intake.added_blobs)
                 raise
             finally:
-                await in_thread(contents.threads, contents.store.remove_folder, folder)
-            images, needed = await self._enter(intake, name)
-            surplus = intake.added.keys() - needed
+                await run_in_thread(
+                    contents.executor, contents.blob_store.remove_import_directory, folder
+                )
+            images, needed = await self._add_images(intake, default_name)
+            surplus = intake.added_blobs.keys() - needed
             hold.digests -= surplus
-            await contents.space.remove(surplus)
-        added = [size for digest, size in intake.added.items() if digest in needed]
-        log.info("imported", images=len(images), blobs=len(added), bytes=sum(added))
-        return Report(images, len(added), sum(added), len(intake.seen) - len(intake.added))
+            await contents.space.remove_unlinked(surplus)
+        added = [size for digest, size in intake.added_blobs.items() if digest in needed]
+        log.info("bundle_imported", images=len(images), blobs=len(added), bytes=sum(added))
+        return ImportReport(
+            images, len(added), sum(added), len(intake.digests) - len(intake.added_blobs)
+        )
 
-    async def _enter(self, intake: Intake, given: str) -> tuple[list[Imported], set[Digest]]:
+    async def _add_images(
+        self, bundle: BundleReader, default_name: str
+    ) -> tuple[list[ImportedImage], set[Digest]]:
         """Enter the images that are complete; return what became of each, and what they need."""
         images, needed = [], set[Digest]()
-        for listed in intake.images:
-            top = Blob(listed.digest, listed.size, listed.media_type, 0)
-            node = await self._contents.read(partial(self._contents.closure, top=top))
+        for listed in bundle.images:
+            top = StoredBlob(listed.digest, listed.size, listed.media_type, 0)
+            node = await self._image_store.query(partial(self._image_store.build_tree, top=top))
             if problem := next(node.problems(), ""):
-                images.append(_refused(listed.name or listed.tag, listed, problem))
+                images.append(_rejected_image(listed.name or listed.tag, listed, problem))
                 continue
-            missing = _missing(node, intake)
-            for text in _names(listed, node, intake.docker_names, given):
+            missing = _select_and_list_missing(node, bundle)
+            for text in _list_names(listed, node, bundle.docker_names, default_name):
                 if missing:
-                    name = self._spelled(text)
-                    images.append(Imported(name, str(listed.digest), missing))
+                    name = self._format_name(text)
+                    images.append(ImportedImage(name, str(listed.digest), missing))
                 else:
-                    images.append(await self._enter_one(text, node, listed))
+                    images.append(await self._add_image(text, node, listed))
             if images[-1].is_complete:
                 needed.update(one.digest for one in node.walk())
                 needed.update(blob.digest for one in node.walk() for blob in one.blobs())
         return images, needed
 
-    def _spelled(self, text: str) -> str:
+    def _format_name(self, text: str) -> str:
         with suppress(InvalidReferenceError, DeniedError):
-            return spell(*self._contents.names.parse(text))
+            return display_name(*self._image_store.names.parse_allowed(text))
         return text
 
-    async def _enter_one(self, text: str, node: Node, listed: Listed) -> Imported:
+    async def _add_image(self, text: str, node: ManifestNode, entry: LayoutImage) -> ImportedImage:
         if not text:
             reason = "the bundle does not say which repository it is of: say it with --name"
-            return _refused(listed.tag, listed, reason)
+            return _rejected_image(entry.tag, entry, reason)
         try:
-            repository, reference = self._contents.names.parse(text)
+            repository, reference = self._image_store.names.parse_allowed(text)
         except (InvalidReferenceError, DeniedError) as error:
-            return _refused(text, listed, str(error))
+            return _rejected_image(text, entry, str(error))
         tag = reference if isinstance(reference, Tag) else None
-        if tag is None and reference != listed.digest:
-            return _refused(text, listed, f"the bundle has {listed.digest} under this name")
+        if tag is None and reference != entry.digest:
+            return _rejected_image(text, entry, f"the bundle has {entry.digest} under this name")
         manifests = [(one.digest, one.size, one.manifest) for one in node.walk() if one.manifest]
-        await self._contents.index.add_image(repository, tag, listed.digest, manifests)
-        return Imported(spell(repository, reference), str(listed.digest))
+        await self._image_store.index.add_image(repository, tag, entry.digest, manifests)
+        return ImportedImage(display_name(repository, reference), str(entry.digest))
 
 
-async def _counted(
-    chunks: AsyncIterator[bytes], progress: Callable[[int], None]
+async def _count_bytes(
+    chunks: AsyncIterator[bytes], on_progress: Callable[[int], None]
 ) -> AsyncIterator[bytes]:
     read = 0
     async for chunk in chunks:
         read += len(chunk)
-        progress(read)
+        on_progress(read)
         yield chunk
 
 
-def _missing(node: Node, intake: Intake) -> list[str]:
+def _select_and_list_missing(node: ManifestNode, bundle: BundleReader) -> list[str]:
     """Return what the image lacks, after taking out of an index what is not meant to be here.
 
     Meant is what the bundle says; if it says nothing, the manifests that it holds; if it holds none,
@@ -160,26 +170,33 @@ def _missing(node: Node, intake: Intake) -> list[str]:
     """
     if node.manifest is None or not node.manifest.is_index:
         return [gone.digest for gone in node.missing]
-    meant = intake.meant.get(node.digest, intake.seen)
+    meant = bundle.expected_manifests.get(node.digest, bundle.digests)
     chosen = [child for child in node.children if child.digest in meant]
-    node.children = chosen or [child for child in node.children if not child.lacking()]
+    node.children = chosen or [child for child in node.children if not child.all_missing()]
     if node.children:
-        return [gone.digest for gone in node.lacking()]
+        return [gone.digest for gone in node.all_missing()]
     return [str(child.digest) for child in node.manifest.children]
 
 
-def _names(
-    listed: Listed, node: Node, docker: Mapping[Digest, list[str]], given: str
+def _list_names(
+    entry: LayoutImage,
+    node: ManifestNode,
+    docker_names: Mapping[Digest, list[str]],
+    default_name: str,
 ) -> Sequence[str]:
     """Return what the image is called, by whoever says it most clearly; "" if nobody does."""
-    if listed.name:
-        return [listed.name]
+    if entry.name:
+        return [entry.name]
     configs = [next(one.blobs()).digest for one in node.walk() if any(one.blobs())]
-    if names := [name for config in configs for name in docker.get(config, ())]:
+    if names := [name for config in configs for name in docker_names.get(config, ())]:
         return names
-    has_reference = ":" in given.rpartition("/")[2] or "@" in given
-    return [f"{given}:{listed.tag}" if given and listed.tag and not has_reference else given]
+    has_reference = ":" in default_name.rpartition("/")[2] or "@" in default_name
+    return [
+        f"{default_name}:{entry.tag}"
+        if default_name and entry.tag and not has_reference
+        else default_name
+    ]
 
 
-def _refused(name: str, listed: Listed, reason: str) -> Imported:
-    return Imported(name, str(listed.digest), reason=reason)
+def _rejected_image(name: str, entry: LayoutImage, reason: str) -> ImportedImage:
+    return ImportedImage(name, str(entry.digest), reason=reason)

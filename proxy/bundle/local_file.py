@@ -12,14 +12,14 @@ from contextlib import aclosing, asynccontextmanager
 
 import msgspec
 
-from proxy.concurrency import in_thread, read_ahead
+from proxy.concurrency import read_ahead, run_in_thread
 from proxy.errors import FileUnreachableError, StorageError
-from proxy.storage.ingest import WRITE_BACK, write_back
+from proxy.storage.ingest import WRITEBACK_SIZE, start_writeback
 
-PIECE = 1 << 20
+READ_SIZE = 1 << 20
 
 
-class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class LocalFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A regular file, by an absolute path."""
 
     path: str
@@ -27,47 +27,49 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inode: int
 
 
-async def read(files: Sequence[File], threads: Executor) -> AsyncGenerator[bytes, None]:
+async def read_files(files: Sequence[LocalFile], executor: Executor) -> AsyncGenerator[bytes, None]:
     """Yield the content of files, one behind the other.
 
     Raises `FileUnreachableError` before it yields anything, and `StorageError`.
     """
     async with (
-        _opened(files, os.O_RDONLY, threads) as fds,
-        aclosing(read_ahead(_pieces(fds), threads)) as pieces,
+        _open_files(files, os.O_RDONLY, executor) as fds,
+        aclosing(read_ahead(_read_chunks(fds), executor)) as pieces,
     ):
         async for piece in pieces:
             yield piece
 
 
-async def write(
-    file: File, pieces: Iterator[bytes], threads: Executor, progress: Callable[[int], None]
+async def write_file(
+    file: LocalFile, chunks: Iterator[bytes], executor: Executor, on_progress: Callable[[int], None]
 ) -> int:
     """Write the pieces into an empty file, say from time to time how many bytes are in, and return that.
 
     Raises `FileUnreachableError` and `StorageError`.
     """
     written, before = 0, -1
-    async with _opened([file], os.O_WRONLY, threads) as (fd,):
+    async with _open_files([file], os.O_WRONLY, executor) as (fd,):
         while written > before:
             before = written
-            written = await in_thread(threads, _append, fd, written, pieces)
-            progress(written)
+            written = await run_in_thread(executor, _write_batch, fd, written, chunks)
+            on_progress(written)
     return written
 
 
 @asynccontextmanager
-async def _opened(files: Sequence[File], flags: int, threads: Executor) -> AsyncIterator[list[int]]:
+async def _open_files(
+    files: Sequence[LocalFile], flags: int, executor: Executor
+) -> AsyncIterator[list[int]]:
     fds: list[int] = []
     try:
-        await in_thread(threads, _open, files, flags, fds)
+        await run_in_thread(executor, _open_all, files, flags, fds)
         yield fds
     finally:
         for fd in fds:
             os.close(fd)
 
 
-def _open(files: Sequence[File], flags: int, fds: list[int]) -> None:
+def _open_all(files: Sequence[LocalFile], flags: int, fds: list[int]) -> None:
     for file in files:
         try:
             # A pipe is not waited for: it is not taken either.
@@ -80,19 +82,19 @@ def _open(files: Sequence[File], flags: int, fds: list[int]) -> None:
             raise FileUnreachableError(f"to the daemon {file.path[:100]} is another file")
 
 
-def _pieces(fds: Sequence[int]) -> Iterator[bytes]:
+def _read_chunks(fds: Sequence[int]) -> Iterator[bytes]:
     try:
         for fd in fds:
-            while piece := os.read(fd, PIECE):
+            while piece := os.read(fd, READ_SIZE):
                 yield piece
     except OSError as error:
         raise StorageError(f"the bundle cannot be read: {error.strerror}") from error
 
 
-def _append(fd: int, offset: int, pieces: Iterator[bytes]) -> int:
+def _write_batch(fd: int, offset: int, chunks: Iterator[bytes]) -> int:
     """Write some of the pieces; return where they end. The rest is for another call: none can be cancelled."""
     start = offset
-    for piece in pieces:
+    for piece in chunks:
         rest = memoryview(piece)
         try:
             while rest:
@@ -101,7 +103,7 @@ def _append(fd: int, offset: int, pieces: Iterator[bytes]) -> int:
                 rest = rest[count:]
         except OSError as error:
             raise StorageError(f"the bundle cannot be written: {error.strerror}") from error
-        if offset - start >= WRITE_BACK:
+        if offset - start >= WRITEBACK_SIZE:
             break
-    write_back(fd, start, offset - start)
+    start_writeback(fd, start, offset - start)
     return offset

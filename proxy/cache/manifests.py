@@ -2,50 +2,55 @@
 
 from concurrent.futures import Executor
 
-from proxy.concurrency import in_thread
+from proxy.concurrency import run_in_thread
 from proxy.errors import InvalidManifestError, NoSpaceError, StorageError, UpstreamError
 from proxy.log import get_logger
-from proxy.lru import Held, ManifestMemory
+from proxy.lru import CachedManifest, ManifestLRUCache
 from proxy.metrics import Metrics
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
-from proxy.storage.blobs import LocalStore
+from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
-from proxy.storage.space import Space
+from proxy.storage.space import SpaceManager
 from proxy.tracing import span
-from proxy.upstream.client import Fetched
+from proxy.upstream.client import FetchedManifest
 
-HOT_MANIFESTS = 32 << 20
+MANIFEST_CACHE_SIZE = 32 << 20
 # Longer ones are read in a thread: 4 MiB that were made for it take a second.
-LONG_MANIFEST = 64 << 10
+INLINE_PARSE_LIMIT = 64 << 10
 
 log = get_logger(__name__)
 
 
-class Manifests:
+class ManifestStore:
     """Keeps manifests and gives them back."""
 
     def __init__(
-        self, store: LocalStore, index: Index, space: Space, metrics: Metrics, threads: Executor
+        self,
+        store: BlobStore,
+        index: Index,
+        space: SpaceManager,
+        metrics: Metrics,
+        executor: Executor,
     ) -> None:
         self._store = store
         self._index = index
         self._space = space
         self._metrics = metrics
-        self._threads = threads
-        self._memory = ManifestMemory(HOT_MANIFESTS)
+        self._executor = executor
+        self._lru = ManifestLRUCache(MANIFEST_CACHE_SIZE)
 
-    def at_hand(self, digest: Digest) -> Held | None:
+    def lookup_cached(self, digest: Digest) -> CachedManifest | None:
         """Return a manifest of the store that is in memory too."""
-        held = self._memory.get(digest)
+        held = self._lru.get(digest)
         if held is not None:
             self._index.touch(digest)
         return held
 
-    async def held(self, digest: Digest) -> Held | None:
+    async def load(self, digest: Digest) -> CachedManifest | None:
         """Return a manifest of the store, verified; None if it is gone, damaged, or cannot be read."""
-        held = self._memory.get(digest)
+        held = self._lru.get(digest)
         if held is None:
             row = self._index.manifest(digest)
             if row is None:
@@ -57,50 +62,54 @@ class Manifests:
                 log.warning("blob_unreadable", digest=str(digest), reason=str(error))
                 return None
             if content is None:
-                await self._space.forget(digest, row.size)
+                await self._space.remove_corrupt(digest, row.size)
                 return None
-            held = Held(digest, row.media_type or "", content)
-            self._memory.put(held)
+            held = CachedManifest(digest, row.media_type or "", content)
+            self._lru.add(held)
         self._index.touch(digest)
         return held
 
-    async def keep(self, repository: Repository, fetched: Fetched) -> Held:
+    async def add(self, repository: Repository, fetched: FetchedManifest) -> CachedManifest:
         """Look at what upstream sent and commit it; where that fails it is served all the same.
 
         Raises `UpstreamError` if it is no manifest.
         """
         try:
-            manifest = await self.parsed(fetched.content, fetched.content_type)
+            manifest = await self.parse(fetched.content, fetched.content_type)
         except InvalidManifestError as error:
             raise UpstreamError(
                 f"{repository.upstream} did not send a manifest: {error}"
             ) from error
-        held = Held(fetched.digest, manifest.media_type, fetched.content)
-        self._memory.put(held)
+        held = CachedManifest(fetched.digest, manifest.media_type, fetched.content)
+        self._lru.add(held)
         with span("commit"):
             await self._commit(repository, fetched, manifest)
         return held
 
-    async def parsed(self, content: bytes, content_type: str) -> oci.Manifest:
+    async def parse(self, content: bytes, content_type: str) -> oci.Manifest:
         """Return what the manifest names, or raise `InvalidManifestError`; hold up nobody meanwhile."""
-        if len(content) <= LONG_MANIFEST:
-            return oci.parse(content, content_type)
-        return await in_thread(self._threads, oci.parse, content, content_type)
+        if len(content) <= INLINE_PARSE_LIMIT:
+            return oci.parse_manifest(content, content_type)
+        return await run_in_thread(self._executor, oci.parse_manifest, content, content_type)
 
     async def _commit(
-        self, repository: Repository, fetched: Fetched, manifest: oci.Manifest
+        self, repository: Repository, fetched: FetchedManifest, manifest: oci.Manifest
     ) -> None:
         size = len(fetched.content)
         reservation = await self._space.reserve(size)
         if reservation is None:
-            self._metrics.uncached(self._space.refusal(size))
+            self._metrics.count_uncached(self._space.uncached_reason(size))
             return
         try:
-            await in_thread(self._threads, self._store.put, fetched.digest, fetched.content)
+            await run_in_thread(
+                self._executor, self._store.commit_blob, fetched.digest, fetched.content
+            )
             is_new = await self._index.add_manifest(repository, fetched.digest, size, manifest)
         except StorageError as error:
             self._space.release(reservation)
-            self._metrics.uncached("no_space" if isinstance(error, NoSpaceError) else "disk_error")
-            log.warning("not_stored", digest=str(fetched.digest), reason=str(error))
+            self._metrics.count_uncached(
+                "no_space" if isinstance(error, NoSpaceError) else "disk_error"
+            )
+            log.warning("commit_failed", digest=str(fetched.digest), reason=str(error))
         else:
             self._space.commit(reservation, fetched.digest, size, is_new=is_new)

@@ -13,70 +13,70 @@ from functools import lru_cache, partial
 
 import msgspec
 
-from proxy.cache import policy
-from proxy.cache.manifests import Manifests
-from proxy.cache.policy import Freshness
-from proxy.concurrency import DEADLINE, MARGIN, SingleFlight, until
+from proxy.cache import freshness
+from proxy.cache.freshness import Freshness
+from proxy.cache.manifests import ManifestStore
+from proxy.concurrency import RESPONSE_TIMEOUT, STALE_MARGIN, SingleFlight, enforce_deadline
 from proxy.config import ManifestsSettings
 from proxy.download.download import Download
-from proxy.download.manager import Downloads
+from proxy.download.manager import DownloadManager
 from proxy.errors import (
     DigestMismatchError,
+    NotFoundError,
     OfflineError,
     RateLimitedError,
     StorageError,
     UnknownBlobError,
-    UnknownError,
     UnknownManifestError,
     UpstreamError,
 )
 from proxy.log import get_logger
-from proxy.lru import Expiring, Held
+from proxy.lru import CachedManifest, TTLCache
 from proxy.metrics import CacheState, Metrics
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Repository, Tag
-from proxy.storage.blobs import LocalStore, OpenBlob
+from proxy.storage.blobs import BlobStore, OpenBlob
 from proxy.storage.index import Index, TagRow
-from proxy.storage.space import Space
+from proxy.storage.space import SpaceManager
 from proxy.upstream.client import Upstream
 
-REMEMBERED_TAGS = 10_000
+MAX_CACHED_ERRORS = 10_000
 
 log = get_logger(__name__)
 
 
-class ManifestAnswer(msgspec.Struct, frozen=True):
+class ManifestResult(msgspec.Struct, frozen=True):
     """A manifest and how it was come by. `age` and `ttl` are seconds; `ttl` is None by digest."""
 
-    held: Held
-    state: CacheState
+    manifest: CachedManifest
+    cache_state: CacheState
     age: float = 0.0
     ttl: float | None = None
     warning: str = ""
 
 
-class BlobAnswer(msgspec.Struct, frozen=True):
+class BlobResult(msgspec.Struct, frozen=True):
     """Where the bytes of a blob come from."""
 
     source: OpenBlob | Download
-    state: CacheState
+    cache_state: CacheState
 
 
-class PullThrough:
+class PullThroughCache:
     """Answers for all upstreams out of one store."""
 
     def __init__(
         self,
         *,
         upstreams: Mapping[str, Upstream],
-        store: LocalStore,
+        store: BlobStore,
         index: Index,
-        space: Space,
-        downloads: Downloads,
+        space: SpaceManager,
+        downloads: DownloadManager,
         settings: ManifestsSettings,
         metrics: Metrics,
-        threads: Executor,
+        executor: Executor,
         group: asyncio.TaskGroup,
         clock: Callable[[], float],
     ) -> None:
@@ -88,268 +88,276 @@ class PullThrough:
         self._settings = settings
         self._clock = clock
         self._now = asyncio.get_running_loop().time
-        self._manifests = Manifests(store, index, space, metrics, threads)
+        self._manifest_store = ManifestStore(store, index, space, metrics, executor)
         self._tag_ttl = lru_cache(maxsize=4096)(
-            partial(policy.tag_ttl, rules=settings.tag_ttl, default=settings.ttl)
+            partial(freshness.tag_ttl, rules=settings.tag_ttl, default=settings.ttl)
         )
-        self._accepts = lru_cache(maxsize=256)(policy.accepts)
-        self._unknown: Expiring[tuple[Repository, Tag], UnknownError]
-        self._unknown = Expiring(REMEMBERED_TAGS, clock)
-        self._spared: Expiring[tuple[Repository, Tag], RateLimitedError]
-        self._spared = Expiring(REMEMBERED_TAGS, clock)
-        self._fetches: SingleFlight[tuple[Repository, Reference], tuple[Held, CacheState]]
+        self._accepts = lru_cache(maxsize=256)(freshness.accepts)
+        self._negative_cache: TTLCache[tuple[Repository, Tag], NotFoundError]
+        self._negative_cache = TTLCache(MAX_CACHED_ERRORS, clock)
+        self._quota_errors: TTLCache[tuple[Repository, Tag], RateLimitedError]
+        self._quota_errors = TTLCache(MAX_CACHED_ERRORS, clock)
+        self._fetches: SingleFlight[tuple[Repository, Reference], tuple[CachedManifest, CacheState]]
         self._fetches = SingleFlight(group)
-        self._proofs: SingleFlight[tuple[Repository, Digest], None] = SingleFlight(group)
+        self._access_checks: SingleFlight[tuple[Repository, Digest], None] = SingleFlight(group)
 
     # Manifests.
 
-    async def manifest(
+    async def get_manifest(
         self, repository: Repository, reference: Reference, accept: tuple[str, ...]
-    ) -> ManifestAnswer:
+    ) -> ManifestResult:
         """Return the manifest that `reference` names now.
 
         By tag in a form that the client's `accept` lines take; by digest whatever they say.
         Raises `UnknownError`, `UpstreamError` and `DigestMismatchError`.
         """
-        deadline = self._now() + DEADLINE
+        deadline = self._now() + RESPONSE_TIMEOUT
         if isinstance(reference, Digest):
-            return await self._by_digest(repository, reference, deadline)
-        answer = await self._by_tag(repository, reference, deadline - MARGIN)
-        if self._accepts(accept, answer.held.media_type):
+            return await self._get_by_digest(repository, reference, deadline)
+        answer = await self._get_by_tag(repository, reference, deadline - STALE_MARGIN)
+        if self._accepts(accept, answer.manifest.media_type):
             return answer
-        return await self._converted(repository, answer, accept, deadline)
+        return await self._select_platform_manifest(repository, answer, accept, deadline)
 
-    def at_hand(
+    def lookup_cached_manifest(
         self, repository: Repository, reference: Reference, accept: tuple[str, ...]
-    ) -> ManifestAnswer | None:
+    ) -> ManifestResult | None:
         """Return what `manifest` would, if all of it is in memory and nobody has to be asked."""
         if isinstance(reference, Digest):
             row = self._index.blob(repository, reference)
             if not (row and row.is_linked and row.media_type):
                 return None
-            held = self._manifests.at_hand(reference)
-            return ManifestAnswer(held, "hit") if held else None
+            held = self._manifest_store.lookup_cached(reference)
+            return ManifestResult(held, "hit") if held else None
         known = self._index.tag(repository, reference)
-        if known is None or self._freshness(reference, known) is not Freshness.FRESH:
+        if known is None or self._tag_freshness(reference, known) is not Freshness.FRESH:
             return None
-        held = self._manifests.at_hand(known.digest)
+        held = self._manifest_store.lookup_cached(known.digest)
         if held is None or not self._accepts(accept, held.media_type):
             return None
-        age = self._clock() - known.checked
-        return ManifestAnswer(held, "hit", age, self._tag_ttl(reference))
+        age = self._clock() - known.checked_at
+        return ManifestResult(held, "hit", age, self._tag_ttl(reference))
 
-    async def current(self, repository: Repository, reference: Reference) -> Held:
+    async def get_current_manifest(
+        self, repository: Repository, reference: Reference
+    ) -> CachedManifest:
         """Return what `reference` names upstream now: a tag is asked about however fresh it is.
 
         What is here is not fetched again. Raises as `manifest` does.
         """
-        deadline = self._now() + DEADLINE
+        deadline = self._now() + RESPONSE_TIMEOUT
         if isinstance(reference, Digest):
-            return (await self._by_digest(repository, reference, deadline)).held
+            return (await self._get_by_digest(repository, reference, deadline)).manifest
         known = self._index.tag(repository, reference)
-        held, _ = await self._refreshed(repository, reference, known, deadline)
+        held, _ = await self._refresh_once(repository, reference, known, deadline)
         return held
 
-    async def _by_tag(self, repository: Repository, tag: Tag, deadline: float) -> ManifestAnswer:
+    async def _get_by_tag(
+        self, repository: Repository, tag: Tag, deadline: float
+    ) -> ManifestResult:
         known = self._index.tag(repository, tag)
         if known is None:
-            self._check_unknown(repository, tag)
-            held, state = await self._refreshed(repository, tag, None, deadline)
-            return ManifestAnswer(held, state, 0.0, self._tag_ttl(tag))
-        ttl, age = self._tag_ttl(tag), self._clock() - known.checked
-        verdict = self._freshness(tag, known)
-        if verdict in (Freshness.FRESH, Freshness.REVALIDATE) and (
-            fresh := await self._manifests.held(known.digest)
+            self._check_negative_cache(repository, tag)
+            held, state = await self._refresh_once(repository, tag, None, deadline)
+            return ManifestResult(held, state, 0.0, self._tag_ttl(tag))
+        ttl, age = self._tag_ttl(tag), self._clock() - known.checked_at
+        verdict = self._tag_freshness(tag, known)
+        if verdict in (Freshness.FRESH, Freshness.STALE_WHILE_REVALIDATE) and (
+            fresh := await self._manifest_store.load(known.digest)
         ):
-            if verdict is Freshness.REVALIDATE:
+            if verdict is Freshness.STALE_WHILE_REVALIDATE:
                 work = partial(self._refresh, repository, tag, known)
-                self._fetches.begin((repository, tag), work)
-            return ManifestAnswer(fresh, "hit", age, ttl)
+                self._fetches.start((repository, tag), work)
+            return ManifestResult(fresh, "hit", age, ttl)
         try:
-            held, state = await self._refreshed(repository, tag, known, deadline)
+            held, state = await self._refresh_once(repository, tag, known, deadline)
         except (UpstreamError, DigestMismatchError) as error:
             # Offline, nobody could say anything newer: nothing is too old.
-            is_dead = verdict is Freshness.DEAD and not isinstance(error, OfflineError)
-            stale = None if is_dead else await self._manifests.held(known.digest)
+            is_dead = verdict is Freshness.EXPIRED and not isinstance(error, OfflineError)
+            stale = None if is_dead else await self._manifest_store.load(known.digest)
             if stale is None:
                 raise
-            log.warning("serving_stale", repository=repository.name, tag=tag, reason=str(error))
-            return ManifestAnswer(stale, "stale", max(0.0, age), 0.0, f"stale: {error}")
-        return ManifestAnswer(held, state, 0.0, ttl)
+            log.warning("stale_served", repository=repository.name, tag=tag, reason=str(error))
+            return ManifestResult(stale, "stale", max(0.0, age), 0.0, f"stale: {error}")
+        return ManifestResult(held, state, 0.0, ttl)
 
-    async def _refreshed(
-        self, repository: Repository, tag: Tag, known: TagRow | None, deadline: float
-    ) -> tuple[Held, CacheState]:
-        work = partial(self._refresh, repository, tag, known)
-        return await self._once(repository, tag, work, deadline)
+    async def _refresh_once(
+        self, repository: Repository, tag: Tag, tag_row: TagRow | None, deadline: float
+    ) -> tuple[CachedManifest, CacheState]:
+        work = partial(self._refresh, repository, tag, tag_row)
+        return await self._run_once(repository, tag, work, deadline)
 
-    async def _by_digest(
+    async def _get_by_digest(
         self, repository: Repository, digest: Digest, deadline: float
-    ) -> ManifestAnswer:
+    ) -> ManifestResult:
         row = self._index.blob(repository, digest)
         if row and row.media_type:
             if not row.is_linked:
-                await self._prove(repository, digest, deadline, is_manifest=True)
-            if held := await self._manifests.held(digest):
-                return ManifestAnswer(held, "hit")
-        work = partial(self._fetch, repository, digest)
-        held, state = await self._once(repository, digest, work, deadline)
-        return ManifestAnswer(held, state)
+                await self._verify_repository_access(repository, digest, deadline, is_manifest=True)
+            if held := await self._manifest_store.load(digest):
+                return ManifestResult(held, "hit")
+        work = partial(self._fetch_and_store, repository, digest)
+        held, state = await self._run_once(repository, digest, work, deadline)
+        return ManifestResult(held, state)
 
-    async def _converted(
+    async def _select_platform_manifest(
         self,
         repository: Repository,
-        answer: ManifestAnswer,
+        result: ManifestResult,
         accept: tuple[str, ...],
         deadline: float,
-    ) -> ManifestAnswer:
+    ) -> ManifestResult:
         """Return the default platform's manifest of an index to a client that takes no index."""
-        held = answer.held
+        held = result.manifest
         chosen = None
         if held.media_type in oci.INDEX_TYPES:
-            index = await self._manifests.parsed(held.content, held.media_type)
-            chosen = index.select("linux", "amd64")
+            index = await self._manifest_store.parse(held.content, held.media_type)
+            chosen = index.select_platform("linux", "amd64")
         if chosen:
-            single = await self._by_digest(repository, chosen, deadline)
-            if self._accepts(accept, single.held.media_type):
-                return msgspec.structs.replace(answer, held=single.held)
+            single = await self._get_by_digest(repository, chosen, deadline)
+            if self._accepts(accept, single.manifest.media_type):
+                return msgspec.structs.replace(result, manifest=single.manifest)
         raise UnknownManifestError(
             f"the tag is a {held.media_type}, which the Accept header does not take"
         )
 
-    async def _once(
+    async def _run_once(
         self,
         repository: Repository,
         reference: Reference,
-        work: Callable[[], Awaitable[tuple[Held, CacheState]]],
+        work: Callable[[], Awaitable[tuple[CachedManifest, CacheState]]],
         deadline: float,
-    ) -> tuple[Held, CacheState]:
+    ) -> tuple[CachedManifest, CacheState]:
         """Do the work once for all who wait for it, none of them beyond `deadline`."""
         key = (repository, reference)
         is_joining = key in self._fetches
-        async with until(deadline, repository.upstream):
-            held, state = await self._fetches.do(key, work)
+        async with enforce_deadline(deadline, repository.upstream):
+            held, state = await self._fetches.run(key, work)
         return held, "collapsed" if is_joining and state == "miss" else state
 
     async def _refresh(
-        self, repository: Repository, tag: Tag, known: TagRow | None
-    ) -> tuple[Held, CacheState]:
+        self, repository: Repository, tag: Tag, tag_row: TagRow | None
+    ) -> tuple[CachedManifest, CacheState]:
         """Ask upstream what the tag stands for; HEAD first if the answer may be at hand already."""
         upstream = self._upstreams[repository.upstream]
         try:
-            if known is None:
-                held, state = await self._fetch(repository, tag)
+            if tag_row is None:
+                held, state = await self._fetch_and_store(repository, tag)
             else:
-                held, state = await self._checked(upstream, repository, tag, known)
-        except UnknownError as error:
-            self._unknown.put((repository, tag), error)
-            if known:
-                await self._index.drop_tag(repository, tag)
+                held, state = await self._revalidate(upstream, repository, tag, tag_row)
+        except NotFoundError as error:
+            self._negative_cache.set((repository, tag), error)
+            if tag_row:
+                await self._index.delete_tag(repository, tag)
             raise
-        self._unknown.drop((repository, tag))
-        await self._remember(self._index.set_tag(repository, tag, held.digest))
+        self._negative_cache.discard((repository, tag))
+        await self._try_index_write(self._index.set_tag(repository, tag, held.digest))
         return held, state
 
-    async def _checked(
-        self, upstream: Upstream, repository: Repository, tag: Tag, known: TagRow
-    ) -> tuple[Held, CacheState]:
+    async def _revalidate(
+        self, upstream: Upstream, repository: Repository, tag: Tag, tag_row: TagRow
+    ) -> tuple[CachedManifest, CacheState]:
         """Return what a known tag stands for now: a HEAD, and a pull only if it has moved.
 
         Raises `RateLimitedError` rather than spend one of the last pulls where the old copy does.
         """
         key = (repository, tag)
-        may_stay = upstream.scarcity and await self._is_servable(tag, known)
-        spared = self._spared.get(key)
+        may_stay = upstream.scarce_quota_reason and await self._has_servable_copy(tag, tag_row)
+        spared = self._quota_errors.get_with_age(key)
         if may_stay and spared and 0 <= spared[0] < self._tag_ttl(tag):
             raise copy(spared[1])
         digest = await upstream.resolve(repository.name, tag)
-        if digest and (held := await self._at_hand(repository, digest)):
+        if digest and (held := await self._load_and_link(repository, digest)):
             return held, "revalidated"
-        if upstream.scarcity and await self._is_servable(tag, known):
-            error = RateLimitedError(f"{upstream.scarcity}, kept for what is not cached")
-            self._spared.put(key, error)
+        if upstream.scarce_quota_reason and await self._has_servable_copy(tag, tag_row):
+            error = RateLimitedError(f"{upstream.scarce_quota_reason}, kept for what is not cached")
+            self._quota_errors.set(key, error)
             raise error
         if digest is None:
-            return await self._fetch(repository, tag)
+            return await self._fetch_and_store(repository, tag)
         try:
-            return await self._fetch(repository, digest)
-        except UnknownError as error:
+            return await self._fetch_and_store(repository, digest)
+        except NotFoundError as error:
             # The tag is there, or HEAD would have said so: upstream contradicts itself.
             raise UpstreamError(f"{repository.upstream} names {digest} and has it not") from error
 
-    async def _at_hand(self, repository: Repository, digest: Digest) -> Held | None:
+    async def _load_and_link(self, repository: Repository, digest: Digest) -> CachedManifest | None:
         """Return the manifest that upstream's HEAD has named for a tag, if it is here."""
         row = self._index.blob(repository, digest)
-        held = await self._manifests.held(digest) if row and row.media_type else None
+        held = await self._manifest_store.load(digest) if row and row.media_type else None
         if held and row and not row.is_linked:
             # The HEAD that named the digest has shown that the repository holds it.
-            await self._remember(self._index.link(repository, digest))
+            await self._try_index_write(self._index.link(repository, digest))
         return held
 
-    async def _is_servable(self, tag: Tag, known: TagRow) -> bool:
-        is_dead = self._freshness(tag, known) is Freshness.DEAD
-        return not is_dead and await self._manifests.held(known.digest) is not None
+    async def _has_servable_copy(self, tag: Tag, tag_row: TagRow) -> bool:
+        is_dead = self._tag_freshness(tag, tag_row) is Freshness.EXPIRED
+        return not is_dead and await self._manifest_store.load(tag_row.digest) is not None
 
-    def _freshness(self, tag: Tag, known: TagRow) -> Freshness:
-        return policy.freshness(
-            self._clock() - known.checked,
+    def _tag_freshness(self, tag: Tag, tag_row: TagRow) -> Freshness:
+        return freshness.compute_freshness(
+            self._clock() - tag_row.checked_at,
             ttl=self._tag_ttl(tag),
-            revalidate=self._settings.stale_while_revalidate,
-            stale=self._settings.stale_if_error,
+            stale_while_revalidate=self._settings.stale_while_revalidate,
+            stale_if_error=self._settings.stale_if_error,
         )
 
-    async def _fetch(self, repository: Repository, reference: Reference) -> tuple[Held, CacheState]:
+    async def _fetch_and_store(
+        self, repository: Repository, reference: Reference
+    ) -> tuple[CachedManifest, CacheState]:
         """Fetch a manifest and keep it."""
         upstream = self._upstreams[repository.upstream]
         fetched = await upstream.fetch_manifest(repository.name, reference)
-        return await self._manifests.keep(repository, fetched), "miss"
+        return await self._manifest_store.add(repository, fetched), "miss"
 
-    def _check_unknown(self, repository: Repository, tag: Tag) -> None:
-        remembered = self._unknown.get((repository, tag))
+    def _check_negative_cache(self, repository: Repository, tag: Tag) -> None:
+        remembered = self._negative_cache.get_with_age((repository, tag))
         if remembered and 0 <= remembered[0] < self._settings.negative_ttl:
             raise copy(remembered[1])
 
-    async def _remember(self, writing: Awaitable[object]) -> None:
+    async def _try_index_write(self, index_write: Awaitable[object]) -> None:
         """Write to the index. A disk that fails costs a question more later, not this answer."""
         try:
-            await writing
+            await index_write
         except StorageError as error:
-            log.warning("not_remembered", reason=str(error))
+            log.warning("index_write_failed", reason=str(error))
 
     # Blobs.
 
     @asynccontextmanager
-    async def blob(self, repository: Repository, digest: Digest) -> AsyncIterator[BlobAnswer]:
+    async def open_blob(self, repository: Repository, digest: Digest) -> AsyncIterator[BlobResult]:
         """Open the blob, as far as it is here; what is missing comes while it is read.
 
         Raises `UnknownBlobError`, `UpstreamError` and `DigestMismatchError`.
         """
-        deadline = self._now() + DEADLINE
+        deadline = self._now() + RESPONSE_TIMEOUT
         if opened := await self._open_stored(repository, digest, deadline):
             with opened:
-                yield BlobAnswer(opened, "hit")
+                yield BlobResult(opened, "hit")
             return
-        download = self._downloads.find(digest)
+        download = self._downloads.get(digest)
         state: CacheState = "collapsed"
         if download and download.repository != repository:
             # Somebody fetches it from elsewhere: that says nothing of this repository.
             if not self._index.is_linked(repository, digest):
-                await self._prove(repository, digest, deadline, is_manifest=False)
-            async with until(deadline, repository.upstream):
-                download = await self._downloads.find_begun(digest)
+                await self._verify_repository_access(
+                    repository, digest, deadline, is_manifest=False
+                )
+            async with enforce_deadline(deadline, repository.upstream):
+                download = await self._downloads.wait_first_byte(digest)
             if not download and (opened := await self._open_stored(repository, digest, deadline)):
                 with opened:
-                    yield BlobAnswer(opened, "hit")
+                    yield BlobResult(opened, "hit")
                 return
         if download is None:
             download, state = self._downloads.start(repository, digest), "miss"
-        download.acquire()
+        download.add_reader()
         try:
-            yield BlobAnswer(download, state)
+            yield BlobResult(download, state)
         finally:
-            download.release()
+            download.remove_reader()
 
-    def blob_at_hand(self, repository: Repository, digest: Digest) -> OpenBlob | None:
+    def lookup_cached_blob(self, repository: Repository, digest: Digest) -> OpenBlob | None:
         """Return a blob of the store, if nobody has to be asked whether the repository holds it."""
         row = self._index.blob(repository, digest)
         opened = self._store.open(digest, row.size) if row and row.is_linked else None
@@ -357,23 +365,23 @@ class PullThrough:
             self._index.touch(digest)
         return opened
 
-    async def blob_size(
+    async def get_blob_size(
         self, repository: Repository, digest: Digest
     ) -> tuple[int | None, CacheState]:
         """Return the size of a blob without fetching it; None if nobody says.
 
         Raises `UnknownBlobError` and `UpstreamError`.
         """
-        deadline = self._now() + DEADLINE
+        deadline = self._now() + RESPONSE_TIMEOUT
         if opened := await self._open_stored(repository, digest, deadline):
             with opened:
                 return opened.size, "hit"
-        size = self._index.child_size(repository, digest)
+        size = self._index.declared_size(repository, digest)
         if size is not None and self._index.is_linked(repository, digest):
             return size, "miss"
-        async with until(deadline, repository.upstream):
+        async with enforce_deadline(deadline, repository.upstream):
             upstream = self._upstreams[repository.upstream]
-            return await upstream.blob_size(repository.name, digest), "miss"
+            return await upstream.fetch_blob_size(repository.name, digest), "miss"
 
     async def _open_stored(
         self, repository: Repository, digest: Digest, deadline: float
@@ -382,7 +390,7 @@ class PullThrough:
         if row is None:
             return None
         if not row.is_linked:
-            await self._prove(repository, digest, deadline, is_manifest=False)
+            await self._verify_repository_access(repository, digest, deadline, is_manifest=False)
         opened = await self._space.open_blob(digest, row.size)
         if opened:
             self._index.touch(digest)
@@ -390,7 +398,7 @@ class PullThrough:
 
     # Links.
 
-    async def _prove(
+    async def _verify_repository_access(
         self, repository: Repository, digest: Digest, deadline: float, *, is_manifest: bool
     ) -> None:
         """Ask upstream whether the repository holds what is here already, by one HEAD.
@@ -404,7 +412,7 @@ class PullThrough:
                 await upstream.resolve(repository.name, digest)
             elif not await upstream.has_blob(repository.name, digest):
                 raise UnknownBlobError(f"{upstream.name} does not have it under {repository.name}")
-            await self._remember(self._index.link(repository, digest))
+            await self._try_index_write(self._index.link(repository, digest))
 
-        async with until(deadline, repository.upstream):
-            await self._proofs.do((repository, digest), ask)
+        async with enforce_deadline(deadline, repository.upstream):
+            await self._access_checks.run((repository, digest), ask)

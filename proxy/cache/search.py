@@ -12,64 +12,64 @@ from typing import Literal
 
 import msgspec
 
-from proxy.concurrency import DEADLINE, SingleFlight, until
+from proxy.concurrency import RESPONSE_TIMEOUT, SingleFlight, enforce_deadline
 from proxy.config import Config
 from proxy.config.schema import DEFAULT_UPSTREAM
 from proxy.errors import (
     DeniedError,
     InvalidReferenceError,
+    NotFoundError,
     OfflineError,
-    UnknownError,
     UpstreamError,
 )
 from proxy.log import get_logger
-from proxy.lru import Expiring
+from proxy.lru import TTLCache
 from proxy.metrics import CacheState
 from proxy.names import check_allowed
 from proxy.oci.reference import Repository
 from proxy.storage.index import Index
 from proxy.upstream.client import Upstream
-from proxy.upstream.search import Found, SearchPage
+from proxy.upstream.search import SearchHit, SearchPage
 
 # How long an answer is given again, in seconds. Stars can wait.
-TTL = 300.0
+SEARCH_TTL = 300.0
 # Answers that are remembered; a hundred results each, so 256 of them are 25 MB at worst.
-SEARCHES = 256
+MAX_CACHED_PAGES = 256
 
 DEFAULT_LIMIT = 25
 MAX_LIMIT = 100
 MAX_PAGE = 100
-MAX_WORDS = 255
+MAX_TERMS_LENGTH = 255
 
-_OFFICIAL = "library/"
+OFFICIAL_PREFIX = "library/"
 
 log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
+class SearchQuery:
     """One page of what fits `words` at `upstream`; made by `Search.query`."""
 
     upstream: str
-    words: str
+    terms: str
     limit: int
     page: int
 
 
 @dataclass(frozen=True, slots=True)
-class SearchAnswer:
+class SearchResult:
     """What was found, and where that came from: upstream's answer, or the names of what is stored.
 
     `problem` says why upstream gave no answer to words that were for it; else it is empty.
     """
 
     page: SearchPage
-    state: CacheState
+    cache_state: CacheState
     source: Literal["upstream", "store"] = "upstream"
     problem: str = ""
 
 
-class Search:
+class RepositorySearch:
     """Searches all upstreams."""
 
     def __init__(
@@ -85,78 +85,80 @@ class Search:
         self._upstreams = upstreams
         self._index = index
         self._now = asyncio.get_running_loop().time
-        self._pages: Expiring[Query, SearchPage] = Expiring(SEARCHES, clock)
-        self._flights: SingleFlight[Query, SearchPage] = SingleFlight(group)
+        self._page_cache: TTLCache[SearchQuery, SearchPage] = TTLCache(MAX_CACHED_PAGES, clock)
+        self._fetches: SingleFlight[SearchQuery, SearchPage] = SingleFlight(group)
 
-    def query(
+    def parse_query(
         self, text: str, *, upstream: str | None = None, limit: int = DEFAULT_LIMIT, page: int = 1
-    ) -> Query:
+    ) -> SearchQuery:
         """Return what a user means by `text`, with its numbers brought into their bounds.
 
         `ghcr.io/app` is `app` at that upstream, if there is one; without a registry the words are
         for `upstream`, or Docker Hub. Raises `InvalidReferenceError`.
         """
         words = " ".join(text.split())
-        if len(words) > MAX_WORDS or not words.isprintable():
+        if len(words) > MAX_TERMS_LENGTH or not words.isprintable():
             raise InvalidReferenceError(
-                f"words to search for are printable, and at most {MAX_WORDS} characters"
+                f"words to search for are printable, and at most {MAX_TERMS_LENGTH} characters"
             )
         first, slash, rest = words.partition("/")
         if slash and first in self._upstreams:
             upstream, words = first, rest
         if upstream in (None, DEFAULT_UPSTREAM):
             # Docker Hub knows official images by two parts, and finds them by one.
-            upstream, words = DEFAULT_UPSTREAM, words.removeprefix(_OFFICIAL)
+            upstream, words = DEFAULT_UPSTREAM, words.removeprefix(OFFICIAL_PREFIX)
         limit, page = min(max(limit, 1), MAX_LIMIT), min(max(page, 1), MAX_PAGE)
-        return Query(upstream or DEFAULT_UPSTREAM, words, limit, page)
+        return SearchQuery(upstream or DEFAULT_UPSTREAM, words, limit, page)
 
-    async def search(self, query: Query) -> SearchAnswer:
+    async def search(self, query: SearchQuery) -> SearchResult:
         """Return what upstream finds; what is cached, if it fails, has no search, or may not be asked.
 
         Without words: what is cached. Raises `UpstreamError` if upstream fails and nothing fits.
         """
-        kept = self._pages.get(query)
-        if kept and 0 <= kept[0] < TTL:
-            return SearchAnswer(kept[1], "hit")
-        if not query.words or not self._config.search_url(query.upstream):
-            problem = "no search_url is set for it" if query.words else ""
-            return SearchAnswer(self._cached(query), "hit", "store", problem)
-        state: CacheState = "collapsed" if query in self._flights else "miss"
+        kept = self._page_cache.get_with_age(query)
+        if kept and 0 <= kept[0] < SEARCH_TTL:
+            return SearchResult(kept[1], "hit")
+        if not query.terms or not self._config.get_search_url(query.upstream):
+            problem = "no search_url is set for it" if query.terms else ""
+            return SearchResult(self._search_stored(query), "hit", "store", problem)
+        state: CacheState = "collapsed" if query in self._fetches else "miss"
         try:
-            async with until(self._now() + DEADLINE, query.upstream):
-                return SearchAnswer(await self._flights.do(query, partial(self._ask, query)), state)
-        except (UpstreamError, UnknownError) as error:
-            page = kept[1] if kept else self._cached(query)
+            async with enforce_deadline(self._now() + RESPONSE_TIMEOUT, query.upstream):
+                return SearchResult(
+                    await self._fetches.run(query, partial(self._fetch_page, query)), state
+                )
+        except (UpstreamError, NotFoundError) as error:
+            page = kept[1] if kept else self._search_stored(query)
             # "Nothing" is the truth where upstream has nothing to say. Where it fails, it is not.
-            is_final = isinstance(error, OfflineError | UnknownError)
+            is_final = isinstance(error, OfflineError | NotFoundError)
             if not (kept or page.results or is_final):
                 raise
-            log.warning("serving_stale", search=query.words, reason=str(error))
+            log.warning("stale_served", search=query.terms, reason=str(error))
             problem = "this cache is offline" if isinstance(error, OfflineError) else str(error)
-            return SearchAnswer(page, "stale", "upstream" if kept else "store", problem)
+            return SearchResult(page, "stale", "upstream" if kept else "store", problem)
 
-    async def _ask(self, query: Query) -> SearchPage:
+    async def _fetch_page(self, query: SearchQuery) -> SearchPage:
         upstream = self._upstreams[query.upstream]
-        found = await upstream.search(query.words, limit=query.limit, page=query.page)
+        found = await upstream.search(query.terms, limit=query.limit, page=query.page)
         # Some registries send all that they have, whatever they are asked for.
         results = [
-            msgspec.structs.replace(one, name=_shown(Repository(query.upstream, one.name)))
+            msgspec.structs.replace(one, name=_pull_name(Repository(query.upstream, one.name)))
             for one in found.results[: query.limit]
             if self._is_allowed(Repository(query.upstream, one.name))
         ]
         page = SearchPage(results, found.total)
-        self._pages.put(query, page)
+        self._page_cache.set(query, page)
         return page
 
-    def _cached(self, query: Query) -> SearchPage:
+    def _search_stored(self, query: SearchQuery) -> SearchPage:
         """Return the cached repositories whose names hold all the words; of any upstream for Docker Hub's."""
-        words = query.words.casefold().split()
+        words = query.terms.casefold().split()
         found = sorted(
             (
-                _described(repository)
+                _stored_hit(repository)
                 for repository in self._index.repositories()
                 if query.upstream in (DEFAULT_UPSTREAM, repository.upstream)
-                and all(word in _shown(repository) for word in words)
+                and all(word in _pull_name(repository) for word in words)
                 and self._is_allowed(repository)
             ),
             key=lambda one: (not one.is_official, one.name),
@@ -171,7 +173,7 @@ class Search:
             return False
         name = repository.name
         if repository.upstream == DEFAULT_UPSTREAM and "/" not in name:
-            name = f"{_OFFICIAL}{name}"
+            name = f"{OFFICIAL_PREFIX}{name}"
         try:
             check_allowed(name, allow=rules.allow, deny=rules.deny)
         except DeniedError:
@@ -179,13 +181,15 @@ class Search:
         return True
 
 
-def _shown(repository: Repository) -> str:
+def _pull_name(repository: Repository) -> str:
     """Return the shortest name by which the repository is pulled from here."""
     if repository.upstream == DEFAULT_UPSTREAM:
-        return repository.name.removeprefix(_OFFICIAL)
+        return repository.name.removeprefix(OFFICIAL_PREFIX)
     return f"{repository.upstream}/{repository.name}"
 
 
-def _described(repository: Repository) -> Found:
-    is_official = repository.upstream == DEFAULT_UPSTREAM and repository.name.startswith(_OFFICIAL)
-    return Found(_shown(repository), "in this cache", is_official=is_official)
+def _stored_hit(repository: Repository) -> SearchHit:
+    is_official = repository.upstream == DEFAULT_UPSTREAM and repository.name.startswith(
+        OFFICIAL_PREFIX
+    )
+    return SearchHit(_pull_name(repository), "in this cache", is_official=is_official)

@@ -14,16 +14,17 @@ from proxy.cli.commands.client_config import client_config
 from proxy.cli.commands.config import config
 from proxy.cli.commands.fsck import fsck
 from proxy.cli.commands.images import images, inspect, pin, rm, unpin
-from proxy.cli.commands.offline import offline
 from proxy.cli.commands.preload import preload
 from proxy.cli.commands.search import search
 from proxy.cli.commands.serve import serve
-from proxy.cli.commands.status import status
-from proxy.cli.errors import INTERRUPTED, exit_code, explain
-from proxy.journal import is_journal, prefix
+from proxy.cli.commands.status import offline, status
+from proxy.cli.errors import INTERRUPTED, exit_code, format_error
+from proxy.journal import is_journal_stream, priority_prefix
 
 
-class _Commands(click.Group):
+class CommandGroup(click.Group):
+    """The commands; an expected error becomes one line and an exit code."""
+
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; what fails in a foreseen way becomes one line and an exit code."""
         try:
@@ -34,14 +35,14 @@ class _Commands(click.Group):
             code = exit_code(error)
             if code is None:
                 raise
-            text = f"pullcache: {explain(error)}"
+            text = f"pullcache: {format_error(error)}"
             # So that `journalctl -p err` shows why a service did not start.
-            mark = prefix("error").decode() if is_journal(sys.stderr) else ""
+            mark = priority_prefix("error").decode() if is_journal_stream(sys.stderr) else ""
             click.echo(f"{mark}{text}", err=True)
             ctx.exit(code)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="pullcache")
 def main() -> None:
     """Keep container images near: a pull-through cache for Docker Hub and other registries.

@@ -14,14 +14,14 @@ from msgspec.structs import replace
 
 from proxy.app import open_cache
 from proxy.config import Config
-from proxy.errors import DaemonError, StoreInUseError
-from proxy.log import configure
+from proxy.errors import DaemonUnavailableError, StoreInUseError
+from proxy.log import configure_logging
 
-_Stop = tuple[asyncio.AbstractEventLoop, asyncio.Event]
+_StopHandle = tuple[asyncio.AbstractEventLoop, asyncio.Event]
 
 
 @contextmanager
-def private_daemon(config: Config) -> Iterator[None]:
+def embedded_daemon(config: Config) -> Iterator[None]:
     """Run the program on the store, in a thread, with nothing but its socket; end it in order.
 
     It preloads nothing by itself. Only warnings are logged. Raises `StorageError` and `ConfigError`.
@@ -29,8 +29,8 @@ def private_daemon(config: Config) -> Iterator[None]:
     alone = {"listen": (), "admin_listen": (), "tls_certificate": (), "tls_key": (), "htpasswd": ""}
     server = replace(config.server, **alone)
     level = "error" if config.log.level == "error" else "warning"
-    with closing(configure(level, config.log.format)), _ended_by_sigterm():
-        started: Future[_Stop] = Future()
+    with closing(configure_logging(level, config.log.format)), _exit_on_sigterm():
+        started: Future[_StopHandle] = Future()
         thread = threading.Thread(
             target=_run,
             args=(replace(config, server=server, preload=()), started),
@@ -42,16 +42,16 @@ def private_daemon(config: Config) -> Iterator[None]:
             started.result()
             yield
         except StoreInUseError as error:
-            raise DaemonError(
+            raise DaemonUnavailableError(
                 f"{str(error).partition(';')[0]}, which does not answer (it starts, stops, or checks "
                 "the store); try again in a moment"
             ) from error
         finally:
-            started.add_done_callback(_stop)
+            started.add_done_callback(_request_stop)
             thread.join()
 
 
-def _stop(started: "Future[_Stop]") -> None:
+def _request_stop(started: "Future[_StopHandle]") -> None:
     if not started.exception():
         loop, stop = started.result()
         with suppress(RuntimeError):  # it has ended by itself
@@ -59,7 +59,7 @@ def _stop(started: "Future[_Stop]") -> None:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
+def _exit_on_sigterm() -> Iterator[None]:
     """Let SIGTERM end the block in order, as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -75,7 +75,7 @@ def _ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(config: Config, started: "Future[_Stop]") -> None:
+def _run(config: Config, started: "Future[_StopHandle]") -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(config, started))
@@ -85,7 +85,7 @@ def _run(config: Config, started: "Future[_Stop]") -> None:
         started.set_exception(error)
 
 
-async def _serve(config: Config, started: "Future[_Stop]") -> None:
+async def _serve(config: Config, started: "Future[_StopHandle]") -> None:
     stop = asyncio.Event()
     async with open_cache(config):
         started.set_result((asyncio.get_running_loop(), stop))

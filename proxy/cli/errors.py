@@ -1,6 +1,6 @@
 """The one table from errors to exit codes."""
 
-from proxy.cli.display.text import printable
+from proxy.cli.display.text import escape_unprintable
 from proxy.errors import (
     ConfigError,
     DigestMismatchError,
@@ -10,17 +10,17 @@ from proxy.errors import (
 )
 
 FAILED = 1
-USAGE = 2
-BAD_BYTES = 3
-PARTLY_DONE = 4
+USAGE_ERROR = 2
+CORRUPTION_FOUND = 3
+PARTIAL_SUCCESS = 4
 INTERRUPTED = 130
 
 # The first class that fits decides. Anything else is a bug: it keeps its traceback.
 _EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
-    (ConfigError, USAGE),
-    (InvalidReferenceError, USAGE),
-    (InvalidRequestError, USAGE),
-    (DigestMismatchError, BAD_BYTES),
+    (ConfigError, USAGE_ERROR),
+    (InvalidReferenceError, USAGE_ERROR),
+    (InvalidRequestError, USAGE_ERROR),
+    (DigestMismatchError, CORRUPTION_FOUND),
     (ProxyError, FAILED),
     (OSError, FAILED),  # an address in use, a directory that may not be written
 )
@@ -33,9 +33,9 @@ def exit_code(error: Exception) -> int | None:
     return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), None)
 
 
-def explain(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """Return one line that says what happened; what it quotes may have come from anywhere."""
     text = str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
         text = f"{error.filename}: {error.strerror}"
-    return printable(" ".join(text.split())) or type(error).__name__
+    return escape_unprintable(" ".join(text.split())) or type(error).__name__

@@ -5,10 +5,10 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from proxy.cli.display.text import printable
+from proxy.cli.display.text import escape_unprintable
 
 if TYPE_CHECKING:
-    from proxy.preload.lists import Entry
+    from proxy.preload.lists import ListEntry
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -35,7 +35,7 @@ def list_options(command: _Command) -> _Command:
     return images(files(platforms(command)))
 
 
-def wanted_images(
+def collect_images(
     images: Sequence[str], files: Sequence[IO[str]], platforms: Sequence[str]
 ) -> tuple[list[dict[str, Any]], int]:
     """Return the images with their platforms, and how many entries of the lists say nothing.
@@ -45,7 +45,7 @@ def wanted_images(
     wanted: list[dict[str, Any]] = [{"image": image, "platforms": platforms} for image in images]
     wrong = 0
     for file in files:
-        entries, problems = read_list(file)
+        entries, problems = read_image_list(file)
         wanted += [
             {"image": entry.reference, "platforms": platforms or entry.platforms}
             for entry in entries
@@ -56,12 +56,15 @@ def wanted_images(
     return wanted, wrong
 
 
-def read_list(file: IO[str]) -> "tuple[Sequence[Entry], int]":
+def read_image_list(file: IO[str]) -> "tuple[Sequence[ListEntry], int]":
     """Return what a list names, and how many of its entries are wrong, which stderr is told with their lines."""
-    from proxy.preload.lists import MAX_TEXT, parse_list  # noqa: PLC0415 - brings a parser of YAML
+    from proxy.preload.lists import MAX_CHARACTERS, parse_list  # noqa: PLC0415 - brings a parser of YAML
 
-    found = parse_list(file.read(MAX_TEXT + 1))
+    found = parse_list(file.read(MAX_CHARACTERS + 1))
     name = getattr(file, "name", "-")
     for problem in found.problems:
-        click.echo(f"{printable(name)}:{problem.line}: {printable(problem.message)}", err=True)
+        click.echo(
+            f"{escape_unprintable(name)}:{problem.line}: {escape_unprintable(problem.message)}",
+            err=True,
+        )
     return found.entries, sum(problem.kind == "error" for problem in found.problems)

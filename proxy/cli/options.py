@@ -11,9 +11,9 @@ from proxy.config import Config, load
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-no_trunc = click.option(
+no_trunc_option = click.option(
     "--no-trunc",
-    "is_whole",
+    "no_trunc",
     is_flag=True,
     help="Cut nothing short, as where nobody reads it on a terminal.",
 )
@@ -33,8 +33,8 @@ def config_options(command: _Command) -> _Command:
 
 
 def load_config(
-    path: Path | None, store: str | None, *, max_size: str | None = None, **flags: Any
+    path: Path | None, store: str | None, *, max_size: str | None = None, **overrides: Any
 ) -> Config:
     """Return the configuration of a command; `flags` are nested as the file is."""
-    flags["store"] = {"path": store, "max_size": max_size}
-    return load(path, os.environ, flags)
+    overrides["store"] = {"path": store, "max_size": max_size}
+    return load(path, os.environ, overrides)

@@ -6,7 +6,7 @@ path and what to do, and so that the program sees bytes and seconds, never "50GB
 """
 
 from proxy.config.dump import dump, iter_keys, json_schema, to_toml
-from proxy.config.load import carry_over, exposed_files, load
+from proxy.config.load import keep_restart_only_keys, load, world_readable_files
 from proxy.config.schema import (
     Config,
     FetchSettings,
@@ -35,11 +35,11 @@ __all__ = [
     "StoreLimit",
     "StoreSettings",
     "UpstreamSettings",
-    "carry_over",
     "dump",
-    "exposed_files",
     "iter_keys",
     "json_schema",
+    "keep_restart_only_keys",
     "load",
     "to_toml",
+    "world_readable_files",
 ]

@@ -12,32 +12,45 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 from msgspec.structs import FieldInfo, fields, replace
 
-from proxy.config.dump import array_of, default_of, element, text_of
-from proxy.config.schema import DEFAULT_UPSTREAM, PRESETS, Config, Section, UpstreamSettings
-from proxy.config.values import file_of, parse
+from proxy.config.dump import key_default, table_array_item, to_toml_value, unwrap_annotated
+from proxy.config.schema import (
+    DEFAULT_UPSTREAM,
+    KNOWN_REGISTRIES,
+    Config,
+    Section,
+    UpstreamSettings,
+)
+from proxy.config.values import expand_path, parse_value
 from proxy.errors import ConfigError
 
 COMMAND_LINE = "command line"
-_PREFIX = "PULLCACHE_"
-# Kubernetes puts the addresses of a service called pullcache into every container beside it.
-_FOREIGN_VARIABLE = re.compile(r"PULLCACHE_(?:CONFIG|(?:SERVICE_(?:HOST|PORT)|PORT)(?:_.*)?)")
+_ENV_PREFIX = "PULLCACHE_"
+# Keys that had another name in an earlier version: the message names the new one.
+RENAMED_KEYS = {"parallel_below": "parallel_max_rate"}
+_RENAMED_VARIABLES = {
+    f"{_ENV_PREFIX}FETCH_{old.upper()}": f"{_ENV_PREFIX}FETCH_{new.upper()}"
+    for old, new in RENAMED_KEYS.items()
+}
+
+# Kubernetes sets PULLCACHE_SERVICE_HOST and the like for a service called pullcache.
+_IGNORED_VARIABLE = re.compile(r"PULLCACHE_(?:CONFIG|(?:SERVICE_(?:HOST|PORT)|PORT)(?:_.*)?)")
 _UPSTREAM_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?")
-_SWITCH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 # What is bound, opened or begun once, by section.
-FIXED = {
+RESTART_ONLY_KEYS = {
     "server": ("listen", "admin_listen", "admin_token_file", "tracing"),
     "log": ("format",),
     "store": ("path",),
 }
 
 
-def carry_over(old: Config, new: Config) -> tuple[Config, list[str]]:
+def keep_restart_only_keys(old: Config, new: Config) -> tuple[Config, list[str]]:
     """Return `new`, with what is fixed as it is in `old`; and the paths of the keys in which they differ there."""
     sections: dict[str, Any] = {}
     differing = []
-    for name, keys in FIXED.items():
+    for name, keys in RESTART_ONLY_KEYS.items():
         before, after = getattr(old, name), getattr(new, name)
         kept = {key: getattr(before, key) for key in keys}
         differing += [f"{name}.{key}" for key in keys if getattr(after, key) != kept[key]]
@@ -45,18 +58,18 @@ def carry_over(old: Config, new: Config) -> tuple[Config, list[str]]:
     return replace(new, **sections), differing
 
 
-def exposed_files(config: Config) -> list[str]:
+def world_readable_files(config: Config) -> list[str]:
     """Return the files with secrets that any user of this machine can read. Blocks (one `stat` each)."""
     server = config.server
     named = [server.admin_token_file, server.htpasswd, *(server.tls_key or server.tls_certificate)]
     for upstream in config.upstreams.values():
         named += [upstream.password_file, upstream.docker_config]
-    return [text for text in named if text and _is_exposed(text)]
+    return [text for text in named if text and _is_world_readable(text)]
 
 
-def _is_exposed(text: str) -> bool:
+def _is_world_readable(path: str) -> bool:
     try:
-        return bool(file_of(text).stat().st_mode & stat.S_IROTH)
+        return bool(expand_path(path).stat().st_mode & stat.S_IROTH)
     except OSError:
         # Whoever uses it says so.
         return False
@@ -80,15 +93,15 @@ def load(
     if path is None:
         if is_root is None:
             is_root = os.geteuid() == 0
-        _merge(values, {} if is_root else {"store": {"path": _user_store(environ)}}, "default")
+        _merge(values, {} if is_root else {"store": {"path": _user_store_path(environ)}}, "default")
     else:
         _merge(values, _read(path), str(path))
-    for name, table in _from_environ(environ, {*values["upstreams"], *PRESETS}):
+    for name, table in _iter_environ(environ, {*values["upstreams"], *KNOWN_REGISTRIES}):
         _merge(values, table, name)
     _merge(values, overrides, COMMAND_LINE)
-    for name in values["upstreams"].keys() & PRESETS.keys():
-        values["upstreams"][name].setdefault("url", PRESETS[name])
-    config: Config = _make(Config, values, str(path) if path else COMMAND_LINE, "")
+    for name in values["upstreams"].keys() & KNOWN_REGISTRIES.keys():
+        values["upstreams"][name].setdefault("url", KNOWN_REGISTRIES[name])
+    config: Config = _build(Config, values, str(path) if path else COMMAND_LINE, "")
     return config
 
 
@@ -103,56 +116,56 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
 
 
-def _user_store(environ: Mapping[str, str]) -> str:
+def _user_store_path(environ: Mapping[str, str]) -> str:
     base = environ.get("XDG_CACHE_HOME", "")
     home = environ.get("HOME") or str(Path("~").expanduser())
     # The XDG specification: a relative path is to be ignored.
     return f"{base if base.startswith('/') else home + '/.cache'}/pullcache"
 
 
-def _from_environ(
+def _iter_environ(
     environ: Mapping[str, str], upstreams: Collection[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each of our variables with the table that it stands for."""
     known: dict[str, list[tuple[tuple[str, ...], FieldInfo]]] = {}
-    for path, key in _variables(upstreams):
+    for path, key in _environ_keys(upstreams):
         name = re.sub(r"[^A-Z0-9]", "_", "_".join((*path, key.name)).upper())
-        known.setdefault(f"{_PREFIX}{name}", []).append((path, key))
+        known.setdefault(f"{_ENV_PREFIX}{name}", []).append((path, key))
     for name, text in environ.items():
-        if not name.startswith(_PREFIX) or _FOREIGN_VARIABLE.fullmatch(name):
+        if not name.startswith(_ENV_PREFIX) or _IGNORED_VARIABLE.fullmatch(name):
             continue
         if name not in known:
-            raise ConfigError(f"{name}: no such key{_near(name, known)}")
+            raise ConfigError(f"{name}: no such key{_suggest(name, known, _RENAMED_VARIABLES)}")
         if len(known[name]) > 1:
             raise ConfigError(f"{name}: means more than one upstream (set it in the file)")
         ((path, key),) = known[name]
-        table: dict[str, Any] = {key.name: _from_text(key, text)}
+        table: dict[str, Any] = {key.name: _split_text(key, text)}
         for part in reversed(path):
             table = {part: table}
         yield name, table
 
 
-def _variables(upstreams: Collection[str]) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+def _environ_keys(upstreams: Collection[str]) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
     """Yield each key that the environment can set, with the tables that it is in."""
     for top in fields(Config):
         if isinstance(top.type, type) and issubclass(top.type, Section):
             yield from (((top.name,), key) for key in fields(top.type))
-        elif top.name != "upstreams" and not array_of(top.type):
+        elif top.name != "upstreams" and not table_array_item(top.type):
             yield (), top
     for upstream in upstreams:
         yield from ((("upstreams", upstream), key) for key in fields(UpstreamSettings))
 
 
-def _from_text(key: FieldInfo, text: str) -> Any:
+def _split_text(key: FieldInfo, text: str) -> Any:
     """Return what the file would hold for `text`: a list or table is split at commas."""
-    plain = element(key.type)
+    plain = unwrap_annotated(key.type)
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if get_origin(plain) is dict:
         return {glob.strip(): value for glob, _, value in (part.rpartition("=") for part in parts)}
     if get_origin(plain) is tuple:
         return parts
     if plain is bool:
-        return _SWITCH.get(text.lower(), text)
+        return _BOOLEANS.get(text.lower(), text)
     return int(text) if plain is int and re.fullmatch(r"-?[0-9]{1,18}", text) else text
 
 
@@ -170,13 +183,13 @@ def _merge_section(
     for name, value in table.items():
         here = f"{path}{name}"
         if name not in known:
-            raise ConfigError(f"{source}: {here}: no such key{_near(name, known)}")
-        kind = element(known[name].type)
+            raise ConfigError(f"{source}: {here}: no such key{_suggest(name, known, RENAMED_KEYS)}")
+        kind = unwrap_annotated(known[name].type)
         if value is None:
             continue
         if isinstance(kind, type) and issubclass(kind, Section):
             _merge_section(kind, values.setdefault(name, {}), value, source, f"{here}.")
-        elif item := array_of(kind):
+        elif item := table_array_item(kind):
             values[name] = _parse_array(item, value, source, here)
         elif get_origin(kind) is dict:
             values[name] = _parse_table(kind, values.get(name, {}), value, source, here)
@@ -185,7 +198,7 @@ def _merge_section(
 
 
 def _parse_table(
-    kind: Any, old: dict[str, Any], table: Any, source: str, path: str
+    kind: Any, current: dict[str, Any], table: Any, source: str, path: str
 ) -> dict[str, Any]:
     """Return the parsed table: sections are merged into the old ones, plain values replace all."""
     if not isinstance(table, Mapping):
@@ -200,8 +213,8 @@ def _parse_table(
         here = f'{path}."{name}"'
         if _UPSTREAM_NAME.fullmatch(name) is None:
             raise ConfigError(f'{source}: {here}: not a registry\'s name (write "ghcr.io")')
-        _merge_section(item, old.setdefault(name, {}), value, source, f"{here}.")
-    return old
+        _merge_section(item, current.setdefault(name, {}), value, source, f"{here}.")
+    return current
 
 
 def _parse_array(item: type[Section], tables: Any, source: str, path: str) -> list[dict[str, Any]]:
@@ -215,18 +228,18 @@ def _parse_array(item: type[Section], tables: Any, source: str, path: str) -> li
 
 
 def _parse(key: FieldInfo, value: Any, source: str, path: str) -> Any:
-    kind = element(key.type)
+    kind = unwrap_annotated(key.type)
     example = ""
     if get_origin(kind) is Literal:
         example = f" (write one of {', '.join(get_args(kind))})"
     elif not key.required:
-        example = f" (for instance: {key.name} = {text_of(default_of(key))})"
+        example = f" (for instance: {key.name} = {to_toml_value(key_default(key))})"
     return _convert(value, key.type, source, path, example)
 
 
 def _convert(value: Any, kind: Any, source: str, path: str, example: str) -> Any:
     try:
-        return msgspec.convert(value, kind, dec_hook=parse)
+        return msgspec.convert(value, kind, dec_hook=parse_value)
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `$")
         if isinstance(error.__cause__, ValueError):  # one of our own, which says what to write
@@ -235,25 +248,25 @@ def _convert(value: Any, kind: Any, source: str, path: str, example: str) -> Any
         raise ConfigError(f"{source}: {path}{place.rstrip('`')}: {reason}{example}") from error
 
 
-def _make(kind: type[Section], values: Mapping[str, Any], source: str, path: str) -> Any:
+def _build(kind: type[Section], values: Mapping[str, Any], source: str, path: str) -> Any:
     """Build the structs from values that are parsed already."""
     made = dict(values)
     for key in fields(kind):
-        inner = element(key.type)
+        inner = unwrap_annotated(key.type)
         here = f"{path}{key.name}"
         if key.name not in values:
             if key.required:
                 raise ConfigError(f"{source}: {here}: is missing (for instance: {key.name} = ...)")
         elif isinstance(inner, type) and issubclass(inner, Section):
-            made[key.name] = _make(inner, values[key.name], source, f"{here}.")
-        elif item := array_of(inner):
+            made[key.name] = _build(inner, values[key.name], source, f"{here}.")
+        elif item := table_array_item(inner):
             made[key.name] = tuple(
-                _make(item, value, source, f"{here}[{number}].")
+                _build(item, value, source, f"{here}[{number}].")
                 for number, value in enumerate(values[key.name], 1)
             )
         elif get_origin(inner) is dict and issubclass(get_args(inner)[1], Section):
             made[key.name] = {
-                name: _make(get_args(inner)[1], value, source, f'{here}."{name}".')
+                name: _build(get_args(inner)[1], value, source, f'{here}."{name}".')
                 for name, value in values[key.name].items()
             }
     try:
@@ -262,6 +275,8 @@ def _make(kind: type[Section], values: Mapping[str, Any], source: str, path: str
         raise ConfigError(f"{source}: {path[:-1]}: {error}") from error
 
 
-def _near(name: str, known: Mapping[str, Any]) -> str:
+def _suggest(name: str, known: Mapping[str, Any], renamed: Mapping[str, str]) -> str:
+    if renamed.get(name) in known:
+        return f": it is called {renamed[name]} now"
     near = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {near[0]}?)" if near else f" (known: {', '.join(sorted(known))})"

@@ -9,26 +9,26 @@ from proxy.config.values import (
     Address,
     Duration,
     OptionalUrl,
+    PositiveDuration,
     ProxyUrl,
     RegistryUrl,
     Secret,
     Size,
     StoreLimit,
-    Timeout,
-    file_of,
+    expand_path,
 )
 from proxy.errors import ConfigError, InvalidReferenceError
 from proxy.oci.platform import parse_platform
 from proxy.oci.reference import parse_image
 
 DEFAULT_UPSTREAM = "docker.io"
-DEFAULT_URL = RegistryUrl("https://registry-1.docker.io")
+DOCKER_HUB_URL = RegistryUrl("https://registry-1.docker.io")
 # Docker Hub is searched elsewhere than it is pulled from.
-DEFAULT_SEARCH_URL = OptionalUrl("https://index.docker.io")
+DOCKER_HUB_SEARCH_URL = OptionalUrl("https://index.docker.io")
 
 # The addresses of registries that are known by name: their tables need no url.
-PRESETS = {
-    DEFAULT_UPSTREAM: DEFAULT_URL,
+KNOWN_REGISTRIES = {
+    DEFAULT_UPSTREAM: DOCKER_HUB_URL,
     "gcr.io": RegistryUrl("https://gcr.io"),
     "ghcr.io": RegistryUrl("https://ghcr.io"),
     "mcr.microsoft.com": RegistryUrl("https://mcr.microsoft.com"),
@@ -38,86 +38,97 @@ PRESETS = {
 }
 
 LogLevel = Literal["debug", "info", "warning", "error"]
-Prefetching = Literal["layers", "off"]
+PrefetchMode = Literal["layers", "off"]
 LogFormat = Literal["auto", "json", "console"]
 
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the file."""
+    """A table of the configuration file."""
 
 
 class ServerSettings(Section, frozen=True):
-    """Where clients connect."""
+    """Listeners for clients."""
 
     listen: Annotated[
         tuple[Address, ...],
         Meta(
-            description='Addresses to listen on; "[::]:5000" is every address, port 0 any free '
-            "port.",
+            description='Addresses to listen on; "[::]:5000" means all addresses, port 0 any free port.',
             min_length=1,
         ),
     ] = (Address("127.0.0.1:5000"),)
     tls_certificate: Annotated[
         tuple[str, ...],
         Meta(
-            description="PEM files, each a certificate and what signed it; then clients connect by https. A "
-            "client gets the first that has the name it asks for, or the first."
+            description=(
+                "PEM certificate chains; enables HTTPS. SNI selects the certificate; the "
+                "first one is the default."
+            )
         ),
     ] = ()
     tls_key: Annotated[
         tuple[str, ...],
         Meta(
-            description="The files of their keys, in the same order; empty: each is with its certificate."
+            description=(
+                "Private key files, in the same order; empty if each certificate file "
+                "contains its key."
+            )
         ),
     ] = ()
     htpasswd: Annotated[
         str,
         Meta(
-            description="A file of users and bcrypt hashes (htpasswd -B); then clients must log in. Read "
-            "again when it changes. Not for docker's registry-mirrors."
+            description=(
+                "File of users and bcrypt hashes (htpasswd -B); requires clients to log in. "
+                "Reread on change. docker's registry-mirrors cannot log in."
+            )
         ),
     ] = ""
     max_connections: Annotated[
         int,
-        Meta(description="Connections of clients at a time; who is one more gets 429.", ge=1),
+        Meta(description="Maximum client connections; further ones get 429.", ge=1),
     ] = 8192
     max_connections_per_client: Annotated[
         int,
         Meta(
-            description="The same for one address (of IPv6 one /64); behind a reverse proxy all clients "
-            "are one.",
+            description=(
+                "Maximum connections per client address (IPv6: per /64); behind a reverse "
+                "proxy all clients share one address."
+            ),
             ge=1,
         ),
     ] = 2048
     admin_listen: Annotated[
         tuple[Address, ...],
-        Meta(
-            description="TCP addresses of the admin API, which is always on admin.sock in the store."
-        ),
+        Meta(description="TCP addresses of the admin API, in addition to admin.sock in the store."),
     ] = ()
     admin_token_file: Annotated[
         str,
         Meta(
-            description="A file with the token that the admin API wants on TCP; needed off loopback."
+            description=(
+                "File with the bearer token for the admin API on TCP; required unless it "
+                "listens on loopback only."
+            )
         ),
     ] = ""
     registry_proxy_metrics: Annotated[
         bool,
         Meta(
-            description="Tell distribution's registry_proxy_* metrics too, for dashboards there are."
+            description="Also export distribution's registry_proxy_* metrics, for existing dashboards."
         ),
     ] = False
     tracing: Annotated[
         bool,
         Meta(
-            description="Send OpenTelemetry traces of clients' requests, by OTLP/HTTP as the variables OTEL_* "
-            "say; needs pullcache[opentelemetry]."
+            description=(
+                "Export OpenTelemetry traces of client requests over OTLP/HTTP, configured "
+                "by the OTEL_* variables; needs pullcache[opentelemetry]."
+            )
         ),
     ] = False
     shutdown_timeout: Annotated[
         Duration,
         Meta(
-            description="How long a stop waits for what is being sent; a second signal ends that."
+            description="How long shutdown waits for running responses; a second signal stops at once."
         ),
     ] = Duration.parse("8s")
 
@@ -136,7 +147,7 @@ class ServerSettings(Section, frozen=True):
         if not self.admin_token_file:
             return ""
         try:
-            token = file_of(self.admin_token_file).read_text("ascii").strip()
+            token = expand_path(self.admin_token_file).read_text("ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not ASCII text"
             raise ConfigError(f"{self.admin_token_file}: admin_token_file: {reason}") from error
@@ -148,9 +159,9 @@ class ServerSettings(Section, frozen=True):
 
 
 class LogSettings(Section, frozen=True):
-    """What goes to stderr."""
+    """Logging to stderr."""
 
-    level: Annotated[LogLevel, Meta(description="The least severe records to write.")] = "info"
+    level: Annotated[LogLevel, Meta(description="Minimum severity to log.")] = "info"
     format: Annotated[
         LogFormat,
         Meta(description='"json", "console", or "auto": console on a terminal, else JSON.'),
@@ -158,7 +169,7 @@ class LogSettings(Section, frozen=True):
 
 
 class StoreSettings(Section, frozen=True):
-    """Where content lies, and how much of it."""
+    """Location and size of the store."""
 
     path: Annotated[
         Path,
@@ -170,83 +181,101 @@ class StoreSettings(Section, frozen=True):
     max_size: Annotated[
         StoreLimit,
         Meta(
-            description='The most the store holds, never exceeded; or a share of the disk, "80%".'
+            description=(
+                'Maximum size of the store, never exceeded; or a share of the file system, "80%".'
+            )
         ),
     ] = StoreLimit("50GB")
     min_free: Annotated[
-        Size, Meta(description="Free space to leave on the file system, whatever max_size says.")
+        Size, Meta(description="Free space to keep on the file system, regardless of max_size.")
     ] = Size.parse("1GB")
     max_idle: Annotated[
-        Duration, Meta(description="Drop what nobody has used for so long; 0s is never.")
+        Duration, Meta(description="Evict blobs unused for this long; 0s disables.")
     ] = Duration.parse("0s")
 
 
 class ManifestsSettings(Section, frozen=True):
-    """How long an answer for a tag is good."""
+    """Freshness of tags."""
 
     ttl: Annotated[
-        Duration, Meta(description="How long a tag is served before upstream is asked again.")
+        Duration, Meta(description="How long a cached tag is fresh before it is revalidated.")
     ] = Duration.parse("10m")
     negative_ttl: Annotated[
-        Duration, Meta(description="How long a tag that upstream does not have is remembered.")
+        Duration, Meta(description="How long to remember that upstream does not have a tag.")
     ] = Duration.parse("30s")
     stale_if_error: Annotated[
         Duration,
-        Meta(description="How long after its TTL a tag is still served while upstream fails."),
+        Meta(description="How long after its TTL a stale tag is served while upstream fails."),
     ] = Duration.parse("30d")
     stale_while_revalidate: Annotated[
         Duration,
         Meta(
-            description="How long after its TTL a tag is served at once and upstream asked behind."
+            description=(
+                "How long after its TTL a stale tag is served while it is revalidated in "
+                "the background."
+            )
         ),
     ] = Duration.parse("0s")
     tag_ttl: Annotated[
         dict[str, Duration],
         Meta(
-            description="TTLs by glob on the tag; the first that matches wins over ttl. "
-            "A table that is given replaces this one."
+            description=(
+                "TTLs by tag glob; the first match overrides ttl. Setting this table "
+                "replaces the default."
+            )
         ),
     ] = field(default_factory=lambda: {"latest": Duration.parse("1m")})
 
 
 class FetchSettings(Section, frozen=True):
-    """How content comes from upstream."""
+    """Downloads from upstream."""
 
     prefetch: Annotated[
-        Prefetching,
+        PrefetchMode,
         Meta(
-            description='"layers": a manifest that is pulled starts the download of the config and '
-            'layers it names; "off": they come when they are asked for.'
+            description=(
+                '"layers": pulling a manifest starts downloads of its config and layers; '
+                '"off": they are downloaded on request.'
+            )
         ),
     ] = "layers"
     parallel_above: Annotated[
         Size,
-        Meta(description="Blobs larger than this come over several connections at once."),
+        Meta(description="Use several connections for blobs larger than this."),
     ] = Size.parse("16MB")
-    parallel_below: Annotated[
+    parallel_max_rate: Annotated[
         Size,
         Meta(
-            description="Unless one connection brings so many bytes a second: others would then cost "
-            "work and bring nothing. 0B is never several."
+            description=(
+                "Use one connection if it reaches this rate, in bytes a second; 0B always uses one."
+            )
         ),
     ] = Size.parse("64MB")
     connections_per_blob: Annotated[
-        int, Meta(description="Connections for such a blob; 1 is never several.", ge=1, le=16)
+        int,
+        Meta(
+            description="Maximum connections per blob; 1 disables parallel fetching.", ge=1, le=16
+        ),
     ] = 4
     max_downloads: Annotated[
-        int, Meta(description="Downloads that may run at once.", ge=1, le=1000)
+        int, Meta(description="Maximum concurrent downloads.", ge=1, le=1000)
     ] = 16
     connect_timeout: Annotated[
-        Timeout, Meta(description="How long connecting to upstream may take.")
-    ] = Timeout.parse("10s")
+        PositiveDuration, Meta(description="Timeout for connecting to upstream.")
+    ] = PositiveDuration.parse("10s")
     stall_timeout: Annotated[
-        Timeout, Meta(description="How long upstream may send nothing; a whole download may last.")
-    ] = Timeout.parse("30s")
+        PositiveDuration,
+        Meta(
+            description="Timeout for receiving nothing from upstream; a download has no total timeout."
+        ),
+    ] = PositiveDuration.parse("30s")
     min_rate: Annotated[
         Size,
         Meta(
-            description="Bytes a second below which, over twice stall_timeout, a transfer counts as "
-            "stalled; 0B is never."
+            description=(
+                "Minimum rate in bytes a second over twice stall_timeout; slower fetches "
+                "count as stalled; 0B disables."
+            )
         ),
     ] = Size.parse("1KiB")
     attempts: Annotated[
@@ -254,66 +283,72 @@ class FetchSettings(Section, frozen=True):
         Meta(description="Attempts before a request fails; progress resets them.", ge=1, le=100),
     ] = 5
     ingest_ttl: Annotated[
-        Duration, Meta(description="How long an unfinished download is kept for resuming.")
+        Duration, Meta(description="How long to keep a partial download for resuming.")
     ] = Duration.parse("1d")
 
 
 class UpstreamSettings(Section, frozen=True):
-    """A registry to ask. The table's name is the registry's name in image references."""
+    """An upstream registry. The table's name is the registry's name in image references."""
 
     url: Annotated[
         RegistryUrl,
         Meta(
-            description="Its address, http(s)://host[:port] without a path. Known for docker.io, "
-            "gcr.io, ghcr.io, mcr.microsoft.com, public.ecr.aws, quay.io and registry.k8s.io."
+            description=(
+                "Registry URL, http(s)://host[:port] without a path. Optional for "
+                "docker.io, gcr.io, ghcr.io, mcr.microsoft.com, public.ecr.aws, quay.io and "
+                "registry.k8s.io."
+            )
         ),
     ]
     mirrors: Annotated[
         tuple[RegistryUrl, ...],
-        Meta(description="Addresses to ask before it, in this order, without its login."),
+        Meta(
+            description="Mirror URLs to try first, in order, without the credentials of this upstream."
+        ),
     ] = ()
-    username: Annotated[str, Meta(description="The user to log in as; empty is anonymous.")] = ""
-    password: Annotated[
-        Secret, Meta(description="The user's password or token. password_file is safer.")
-    ] = Secret("")
-    password_file: Annotated[
-        str, Meta(description="A file that holds the password; read again at each use.")
-    ] = ""
+    username: Annotated[str, Meta(description="User name; empty for anonymous pulls.")] = ""
+    password: Annotated[Secret, Meta(description="Password or token; prefer password_file.")] = (
+        Secret("")
+    )
+    password_file: Annotated[str, Meta(description="File with the password; read at each use.")] = (
+        ""
+    )
     credential_helper: Annotated[
         str,
-        Meta(
-            description='A program that knows user and password: "pass" is docker-credential-pass.'
-        ),
+        Meta(description='Docker credential helper: "pass" runs docker-credential-pass.'),
     ] = ""
     docker_config: Annotated[
-        str, Meta(description="A docker config.json that holds the login, or names its helper.")
+        str, Meta(description="Docker config.json with the credentials or a credential helper.")
     ] = ""
     search_url: Annotated[
         OptionalUrl,
         Meta(
-            description="Where `docker search` goes, by /v1/search. Empty is https://index.docker.io for "
-            "docker.io, or docker.io's own url if that is another; for others what is cached."
+            description=(
+                "Registry for `docker search` (/v1/search). Defaults to "
+                "https://index.docker.io for docker.io, or to url if that is changed; other "
+                "upstreams search the store."
+            )
         ),
     ] = OptionalUrl("")
     hosts: Annotated[
-        tuple[str, ...], Meta(description="Host headers of requests that mean this upstream.")
+        tuple[str, ...], Meta(description="Host headers that select this upstream.")
     ] = ()
     ca_file: Annotated[
-        str, Meta(description="PEM certificates to trust for it beside the system's.")
+        str, Meta(description="Additional PEM CA certificates to trust for this upstream.")
     ] = ""
     proxy: Annotated[
         ProxyUrl,
         Meta(
-            description="The proxy to ask through, http://[user:password@]host:port; empty is the "
-            "environment's HTTP_PROXY and HTTPS_PROXY."
+            description=(
+                "HTTP proxy, http://[user:password@]host:port; empty uses HTTP_PROXY and "
+                "HTTPS_PROXY."
+            )
         ),
     ] = ProxyUrl("")
-    allow: Annotated[
-        tuple[str, ...], Meta(description="Globs of the repositories that may be pulled.")
-    ] = ("*",)
+    allow: Annotated[tuple[str, ...], Meta(description="Globs of allowed repositories.")] = ("*",)
     deny: Annotated[
         tuple[str, ...],
-        Meta(description="Globs of the repositories that may not, even if allowed."),
+        Meta(description="Globs of denied repositories; overrides allow."),
     ] = ()
 
     def __post_init__(self) -> None:
@@ -332,30 +367,36 @@ class UpstreamSettings(Section, frozen=True):
         if not self.password_file:
             return str(self.password)
         try:
-            return file_of(self.password_file).read_text("utf-8").rstrip("\r\n")
+            return expand_path(self.password_file).read_text("utf-8").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise ConfigError(f"{self.password_file}: password_file: {reason}") from error
 
 
 class PreloadSettings(Section, frozen=True):
-    """Images to fetch at the start and every so often; there may be several such tables."""
+    """Images to preload at start and at an interval; may be repeated."""
 
     images: Annotated[
-        tuple[str, ...], Meta(description="The images; or file has a list of them.")
+        tuple[str, ...], Meta(description="Images to preload; set this or file.")
     ] = ()
     file: Annotated[
         str,
-        Meta(description="A list of images in any format that -f takes; read again each time."),
+        Meta(description="Image list in any format of preload -f; reread at each run."),
     ] = ""
     every: Annotated[
-        Timeout, Meta(description="How often; a tenth more or less, so that not all ask at once.")
-    ] = Timeout.parse("6h")
+        PositiveDuration,
+        Meta(description="Interval between runs, with 10 % jitter."),
+    ] = PositiveDuration.parse("6h")
     platforms: Annotated[
         tuple[str, ...],
-        Meta(description="The platforms; empty is the list's or this machine's, \"all\" is all."),
+        Meta(
+            description=(
+                "Platforms to preload; defaults to those of the list or of this machine; "
+                '"all" for every platform.'
+            )
+        ),
     ] = ()
-    pin: Annotated[bool, Meta(description="Keep them in the store.")] = False
+    pin: Annotated[bool, Meta(description="Pin the images.")] = False
 
     def __post_init__(self) -> None:
         if bool(self.images) == bool(self.file):
@@ -374,7 +415,7 @@ class Config(Section, frozen=True):
     """The whole configuration."""
 
     offline: Annotated[
-        bool, Meta(description="Never dial out: serve what is cached and nothing else.")
+        bool, Meta(description="Never connect to upstream; serve cached content only.")
     ] = False
     server: ServerSettings = ServerSettings()
     log: LogSettings = LogSettings()
@@ -383,17 +424,17 @@ class Config(Section, frozen=True):
     fetch: FetchSettings = FetchSettings()
     upstreams: Annotated[
         dict[str, UpstreamSettings],
-        Meta(description="The registries that may be asked; no other ever is."),
-    ] = field(default_factory=lambda: {DEFAULT_UPSTREAM: UpstreamSettings(url=DEFAULT_URL)})
+        Meta(description="Registries that may be pulled from; no others are contacted."),
+    ] = field(default_factory=lambda: {DEFAULT_UPSTREAM: UpstreamSettings(url=DOCKER_HUB_URL)})
 
     preload: Annotated[
         tuple[PreloadSettings, ...],
-        Meta(description="What the daemon preloads by itself."),
+        Meta(description="Preloads that the daemon runs on a schedule."),
     ] = ()
 
-    def search_url(self, name: str) -> str:
+    def get_search_url(self, name: str) -> str:
         """Return where the upstream called `name` is searched, empty if nowhere."""
         settings = self.upstreams[name]
         if settings.search_url or name != DEFAULT_UPSTREAM:
             return settings.search_url
-        return DEFAULT_SEARCH_URL if settings.url == DEFAULT_URL else settings.url
+        return DOCKER_HUB_SEARCH_URL if settings.url == DOCKER_HUB_URL else settings.url

@@ -16,8 +16,8 @@ _SIZE_UNITS = {"": 1, "b": 1} | {
     for power, prefix in enumerate("kmgt", start=1)
 }
 _DURATION_UNITS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}  # in ms
-_SIZE = re.compile(r"([0-9]+)(?:\.([0-9]+))? ?([A-Za-z]*)")
-_DURATION = re.compile(r"(?:[0-9]+(?:ms|[smhd]))+")
+_SIZE_PATTERN = re.compile(r"([0-9]+)(?:\.([0-9]+))? ?([A-Za-z]*)")
+_DURATION_PATTERN = re.compile(r"(?:[0-9]+(?:ms|[smhd]))+")
 _SIZE_LIMIT = 1 << 63
 _DURATION_LIMIT = 36_500 * _DURATION_UNITS["d"]
 
@@ -30,7 +30,7 @@ class Size(int):
     @classmethod
     def parse(cls, value: object) -> Self:
         """Return the bytes that 1048576, "1MiB" or "1.5 GB" mean, or raise `ValueError`."""
-        match = _SIZE.fullmatch(_text(value))
+        match = _SIZE_PATTERN.fullmatch(_to_text(value))
         unit = _SIZE_UNITS.get(match[3].lower()) if match else None
         if match is None or unit is None:
             raise ValueError(f'{value!r} is not a size (write "500MB", "50GB" or "20GiB")')
@@ -56,9 +56,9 @@ class Duration(float):
     @classmethod
     def parse(cls, value: object) -> Self:
         """Return the seconds that 90, "90s", "1m30s" or "2d" mean, or raise `ValueError`."""
-        text = _text(value)
+        text = _to_text(value)
         text = f"{text}s" if text.isascii() and text.isdigit() else text
-        if _DURATION.fullmatch(text) is None:
+        if _DURATION_PATTERN.fullmatch(text) is None:
             raise ValueError(f'{value!r} is not a duration (write "30s", "10m", "1h30m" or "2d")')
         parts = re.findall(r"([0-9]+)([a-z]+)", text)
         milliseconds = sum(int(number) * _DURATION_UNITS[unit] for number, unit in parts)
@@ -74,7 +74,7 @@ class Duration(float):
         return text or "0s"
 
 
-class Timeout(Duration):
+class PositiveDuration(Duration):
     """A time span that is not zero."""
 
     @classmethod
@@ -95,7 +95,7 @@ class StoreLimit(str):
     @classmethod
     def parse(cls, value: object) -> Self:
         """Return the limit that "80%" or a size above zero means, or raise `ValueError`."""
-        text = _text(value)
+        text = _to_text(value)
         share = re.fullmatch(r"([0-9]{1,3}) ?%", text)
         if share is None:
             size = Size.parse(value)
@@ -106,7 +106,7 @@ class StoreLimit(str):
             raise ValueError(f'{value!r} is not a share (write "1%" to "100%")')
         return cls(f"{int(share[1])}%")
 
-    def resolve(self, total_bytes: int) -> int:
+    def to_bytes(self, total_bytes: int) -> int:
         """Return the limit in bytes on a file system of `total_bytes`."""
         return total_bytes * int(self[:-1]) // 100 if self.endswith("%") else int(Size.parse(self))
 
@@ -121,7 +121,7 @@ class Address(str):
     def parse(cls, value: object) -> Self:
         """Return the address, or raise `ValueError`. Port 0 means any free port."""
         pattern = r"(\[[0-9A-Fa-f:.]+(%\w+)?\]|[A-Za-z0-9._-]*):([0-9]{1,5})"
-        match = re.fullmatch(pattern, _text(value))
+        match = re.fullmatch(pattern, _to_text(value))
         if match is None or int(match[3]) > 65535:
             raise ValueError(f'{value!r} is not host:port (write "127.0.0.1:5000" or "[::]:5000")')
         return cls(value)
@@ -142,7 +142,7 @@ class Address(str):
         return is_loopback(self.host)
 
     @property
-    def reachable(self) -> str:
+    def local_address(self) -> str:
         """An address that a client on this machine can connect to: loopback where every address is meant."""
         return f"127.0.0.1:{self.port}" if self.host in {"", "0.0.0.0", "::"} else self  # noqa: S104 - compared, not bound
 
@@ -157,11 +157,11 @@ class RegistryUrl(str):
     def parse(cls, value: object) -> Self:
         """Return the URL without a trailing slash, or raise `ValueError`."""
         pattern = r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?"
-        match = re.fullmatch(pattern, _text(value))
+        match = re.fullmatch(pattern, _to_text(value))
         if "@" in str(value):
             # Not repeated: what stands before the @ may be a password.
             raise ValueError("an upstream's url holds no login (write username and password_file)")
-        if match is None or not _is_host(match[1].strip("[]")):
+        if match is None or not _is_valid_host(match[1].strip("[]")):
             raise ValueError(f"{value!r} is not http(s)://host[:port] (leave out path and user)")
         return cls(str(value).strip().rstrip("/"))
 
@@ -171,7 +171,7 @@ class RegistryUrl(str):
         return self.partition("://")[2]
 
     @property
-    def is_plain(self) -> bool:
+    def is_http(self) -> bool:
         """Whether it is asked without TLS."""
         return self.startswith("http://")
 
@@ -201,12 +201,12 @@ class Secret(str):
         return cls(value)
 
     @property
-    def shown(self) -> str:
+    def redacted(self) -> str:
         """What of it may be shown."""
         return "***" if self else ""
 
     def __repr__(self) -> str:
-        return repr(self.shown)
+        return repr(self.redacted)
 
 
 class ProxyUrl(Secret):
@@ -226,13 +226,13 @@ class ProxyUrl(Secret):
         match = re.fullmatch(
             rf"http://(?:[^@/?#\s]*@)?({host})(?::([0-9]{{1,5}}))?", text, re.IGNORECASE
         )
-        is_right = match and _is_host(match[1].strip("[]")) and int(match[2] or 0) <= 65535
+        is_right = match and _is_valid_host(match[1].strip("[]")) and int(match[2] or 0) <= 65535
         if text and not is_right:
             raise ValueError("not a proxy's address (write http://[user:password@]host:port)")
         return cls(text)
 
     @property
-    def shown(self) -> str:
+    def redacted(self) -> str:
         """The address, its login as ***."""
         login, at, rest = self.rpartition("@")
         return f"http://***@{rest}" if at and login else str(self)
@@ -246,15 +246,15 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def file_of(text: str) -> Path:
+def expand_path(path: str) -> Path:
     """Return the file that a key names: `~` is the user's home, `$CREDENTIALS_DIRECTORY` systemd's."""
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    if directory and text.startswith("$CREDENTIALS_DIRECTORY/"):
-        return Path(directory, text.partition("/")[2])
-    return Path(text).expanduser()
+    if directory and path.startswith("$CREDENTIALS_DIRECTORY/"):
+        return Path(directory, path.partition("/")[2])
+    return Path(path).expanduser()
 
 
-def parse(kind: Any, value: object) -> Any:
+def parse_value(kind: Any, value: object) -> Any:
     """Return `value` as a `kind`, one of the types here or `Path`; or raise `ValueError`."""
     if kind is not Path:
         return kind.parse(value)
@@ -263,14 +263,14 @@ def parse(kind: Any, value: object) -> Any:
     return Path(value).expanduser()
 
 
-def schema_of(kind: Any) -> dict[str, Any] | None:
+def value_schema(kind: Any) -> dict[str, Any] | None:
     """Return the JSON Schema of one of the types here or `Path`, else None."""
     if kind is Path:
         return {"type": "string", "examples": ["/var/cache/pullcache"]}
     return getattr(kind, "schema", None)
 
 
-def _is_host(host: str) -> bool:
+def _is_valid_host(host: str) -> bool:
     """Tell whether `host` is a name, or an address as it should be written: 127.1 is neither."""
     if ":" not in host and not host.replace(".", "").isdigit():
         return True
@@ -281,7 +281,7 @@ def _is_host(host: str) -> bool:
     return True
 
 
-def _text(value: object) -> str:
+def _to_text(value: object) -> str:
     """Return `value` as text if TOML gave a string or an integer, or raise `ValueError`."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError(f"expected a string, got {value!r}")  # noqa: TRY004 - see Secret

@@ -16,12 +16,12 @@ from collections.abc import AsyncIterator
 from copy import copy
 from dataclasses import dataclass
 
-from proxy.concurrency import to_the_end
+from proxy.concurrency import run_uncancelled
 from proxy.config import FetchSettings
-from proxy.download.fetcher import Fetch
-from proxy.download.queue import Slots, Turn
-from proxy.download.source import Source
-from proxy.download.writer import Disk, Filling
+from proxy.download.fetcher import Fetcher
+from proxy.download.queue import DownloadQueue, Ticket
+from proxy.download.source import BlobSource
+from proxy.download.writer import BlobWriter, StorageDeps
 from proxy.errors import (
     DigestMismatchError,
     NoSpaceError,
@@ -34,66 +34,66 @@ from proxy.metrics import DownloadResult, UncachedReason
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.tracing import span
-from proxy.upstream.body import SMALL_BUFFER
+from proxy.upstream.body import SMALL_BUFFER_SIZE
 from proxy.upstream.client import Upstream
 
 # A range of at most so many bytes that lies ahead may end with the blob's last byte before the digest
 # is known: the footers and tables of contents that lazy pullers read.
-PEEK = 1 << 20
+MAX_READ_AHEAD = 1 << 20
 
 log = get_logger(__name__)
 
 
 # So many at a time: each then sends some hundred KiB, and a thousand of them would take a tenth of a second.
-TURN = 32
+WAKE_BATCH = 32
 
 
-class Bell:
+class BatchedCondition:
     """Who waits is woken when it rings, in the order they came, some in each turn of the loop.
 
     Between two turns the loop looks after its other connections.
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[asyncio.Future[None], None] = {}
-        self._called: deque[asyncio.Future[None]] = deque()
+        self._waiters: dict[asyncio.Future[None], None] = {}
+        self._notified: deque[asyncio.Future[None]] = deque()
 
     async def wait(self) -> None:
         """Return when it has rung once more."""
         waiter = asyncio.get_running_loop().create_future()
-        self._waiting[waiter] = None
+        self._waiters[waiter] = None
         try:
             await waiter
         finally:
-            self._waiting.pop(waiter, None)
+            self._waiters.pop(waiter, None)
 
-    def ring(self) -> None:
+    def notify_all(self) -> None:
         """Call all who wait just now; who comes later waits for the next time."""
-        is_idle = not self._called
-        self._called += self._waiting
-        self._waiting.clear()
+        is_idle = not self._notified
+        self._notified += self._waiters
+        self._waiters.clear()
         if is_idle:
-            self._wake()
+            self._wake_batch()
 
-    def _wake(self) -> None:
-        for _ in range(min(TURN, len(self._called))):
-            waiter = self._called.popleft()
+    def _wake_batch(self) -> None:
+        for _ in range(min(WAKE_BATCH, len(self._notified))):
+            waiter = self._notified.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-        if self._called:
-            asyncio.get_running_loop().call_soon(self._wake)
+        if self._notified:
+            asyncio.get_running_loop().call_soon(self._wake_batch)
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class DownloadDeps:
     """What every download works with."""
 
-    disk: Disk
-    slots: Slots
+    storage: StorageDeps
+    queue: DownloadQueue
     settings: FetchSettings
 
 
-class Detached(Exception):  # noqa: N818 (it is no error: the reader goes on by itself)
+class NotStoring(Exception):  # noqa: N818 (it is no error: the reader goes on by itself)
     """The rest is not to be had from the file: go on with `Download.pass_through`."""
 
 
@@ -105,7 +105,7 @@ class Download:
 
     def __init__(
         self,
-        tools: Tools,
+        deps: DownloadDeps,
         upstream: Upstream,
         repository: Repository,
         digest: Digest,
@@ -115,71 +115,71 @@ class Download:
         self.repository = repository
         self.digest = digest
         self.error: ProxyError | None = None
-        self.is_detached = False
-        metrics = tools.disk.metrics
-        self._tools = tools
-        self._source = Source(upstream, repository.name, digest, metrics)
-        self._changed = Bell()
-        self._filling = Filling(tools.disk, self._source, self._changed.ring)
-        expected = tools.disk.index.child_size(repository, digest)
-        self._fetch = Fetch(self._source, self._filling, tools.settings, expected)
-        self._turn = Turn(is_urgent=is_urgent)
+        self.has_stopped_storing = False
+        metrics = deps.storage.metrics
+        self._deps = deps
+        self._source = BlobSource(upstream, repository.name, digest, metrics)
+        self._changed = BatchedCondition()
+        self._writer = BlobWriter(deps.storage, self._source, self._changed.notify_all)
+        expected = deps.storage.index.declared_size(repository, digest)
+        self._fetcher = Fetcher(self._source, self._writer, deps.settings, expected)
+        self._ticket = Ticket(is_urgent=is_urgent)
         self._is_running = True
-        self._readers = 0
+        self._reader_count = 0
 
     # For readers.
 
     @property
     def size(self) -> int | None:
         """The size of the blob; None until upstream says it."""
-        return self._filling.size
+        return self._writer.size
 
     @property
-    def received(self) -> int:
+    def bytes_present(self) -> int:
         """How many bytes are in, in whatever order; `resumed` of them since an earlier download."""
-        return self._filling.pieces.count
+        return self._writer.pieces.bytes_present
 
     @property
-    def resumed(self) -> int:
+    def bytes_resumed(self) -> int:
         """How many bytes an interrupted download had left."""
-        return self._filling.resumed
+        return self._writer.bytes_resumed
 
     @property
-    def is_wanted(self) -> bool:
+    def is_requested(self) -> bool:
         """Whether a client has asked for it."""
-        return self._turn.is_urgent
+        return self._ticket.is_urgent
 
     @property
     def fd(self) -> int:
         """The file that grows, once `available` has returned, for a reader that was counted."""
-        return self._filling.fd
+        return self._writer.fd
 
-    def acquire(self) -> None:
+    def add_reader(self) -> None:
         """Count a reader: the file stays open until it calls `release`. It is now urgent."""
-        self._readers += 1
-        if not self._turn.is_urgent:
-            self._turn.is_urgent = True
-            self._tools.slots.call()
+        self._reader_count += 1
+        if not self._ticket.is_urgent:
+            self._ticket.is_urgent = True
+            self._deps.queue.dispatch()
 
-    def release(self) -> None:
+    def remove_reader(self) -> None:
         """Count a reader less."""
-        self._readers -= 1
+        self._reader_count -= 1
         self._close_if_unused()
 
-    async def finished(self) -> None:
+    async def wait_finished(self) -> None:
         """Wait until it is over, and in the store unless `is_detached`. Raises what ended it."""
         while self._is_running:
             await self._changed.wait()
         if self.error:
             raise copy(self.error)
 
-    def is_peek(self, start: int, stop: int) -> bool:
+    def is_read_ahead(self, start: int, stop: int) -> bool:
         """Tell whether reading this range now is reading ahead, not completing what was read."""
-        is_ahead = self._fetch.is_shared and start > self._filling.frontier
-        return is_ahead and stop - start <= PEEK
+        is_ahead = self._fetcher.is_parallel and start > self._writer.frontier
+        return is_ahead and stop - start <= MAX_READ_AHEAD
 
-    async def available(
-        self, offset: int, stop: int = sys.maxsize, *, is_peek: bool = False
+    async def wait_readable(
+        self, offset: int, stop: int = sys.maxsize, *, is_read_ahead: bool = False
     ) -> int:
         """Return how far the file may be read, more than `offset`; `offset` itself at the end.
 
@@ -187,41 +187,41 @@ class Download:
         download, and `Detached`.
         """
         while True:
-            limit = self._limit(offset, is_peek=is_peek)
-            if limit > offset or self._filling.is_verified:
+            limit = self._readable_end(offset, is_read_ahead=is_read_ahead)
+            if limit > offset or self._writer.is_verified:
                 return max(limit, offset)
             if self.error:
                 # Each reader raises its own: tracebacks and contexts are not for sharing.
                 raise copy(self.error)
-            if self.is_detached:
-                raise Detached
+            if self.has_stopped_storing:
+                raise NotStoring
             if stop != sys.maxsize and self.size is not None:
-                self._fetch.hurry(offset, min(stop, self.size))
+                self._fetcher.prioritize(offset, min(stop, self.size))
             await self._changed.wait()
 
-    def _limit(self, offset: int, *, is_peek: bool) -> int:
-        filling = self._filling
-        if filling.is_verified or self.is_detached:
+    def _readable_end(self, offset: int, *, is_read_ahead: bool) -> int:
+        filling = self._writer
+        if filling.is_verified or self.has_stopped_storing:
             return filling.frontier
-        limit = max(filling.frontier, filling.pieces.filled(offset))
-        if is_peek:
+        limit = max(filling.frontier, filling.pieces.contiguous_end(offset))
+        if is_read_ahead:
             return limit
         return min(limit, (limit if self.size is None else self.size) - 1)
 
-    async def pass_through(self, start: int, stop: int | None) -> AsyncIterator[bytes]:
+    async def stream_from_upstream(self, start: int, stop: int | None) -> AsyncIterator[bytes]:
         """Yield the bytes from `start` up to `stop` (None: the end), fetched for this reader alone.
 
         The blob's last byte comes only when the digest is right. `size` is known after the first
         chunk, if ever. Raises `DigestMismatchError` and `UpstreamError`.
         """
-        filling = self._filling
-        hasher, position, held = filling.hasher(), filling.frontier, b""
+        filling = self._writer
+        hasher, position, held = filling.copy_hasher(), filling.frontier, b""
         async with self._source.open(position) as transfer:
-            transfer.buffer = SMALL_BUFFER
+            transfer.buffer_size = SMALL_BUFFER_SIZE
             filling.size = transfer.size if self.size is None else self.size
             is_tail = stop is None or stop == self.size
             end = sys.maxsize if stop is None else stop
-            async for chunk in self._source.arriving(transfer, position):
+            async for chunk in self._source.iter_chunks(transfer, position):
                 # At most half a MiB: hashing it holds up nobody for long.
                 hasher.update(chunk)
                 piece = chunk[max(0, start - position) :]
@@ -233,68 +233,68 @@ class Download:
                     yield held + bytes(piece[: -1 if is_tail else None])
                     held = bytes(piece[-1:]) if is_tail else b""
         if not self.digest.matches(hasher):
-            raise self._source.mismatch()
+            raise self._source.record_mismatch()
         yield held
 
     # The fetch.
 
-    async def run(self, before: "asyncio.Task[None] | None" = None) -> None:
+    async def run(self, predecessor: "asyncio.Task[None] | None" = None) -> None:
         """Fetch, verify and commit. What goes wrong is `error` afterwards; nothing is raised.
 
         `before` is waited for first: an abandoned download of the same blob that closes its files.
         """
         result: DownloadResult = "failed"
         ended: ProxyError | None = UpstreamUnavailableError("the cache is shutting down; try again")
-        metrics = self._tools.disk.metrics
+        metrics = self._deps.storage.metrics
         try:
-            if before:
-                await asyncio.wait((before,))
-            async with self._tools.slots.held(self._turn):
-                await self._fill()
-                is_stored = not self.is_detached and await self._commit()
+            if predecessor:
+                await asyncio.wait((predecessor,))
+            async with self._deps.queue.acquire(self._ticket):
+                await self._fetch_and_write()
+                is_stored = not self.has_stopped_storing and await self._commit()
             result, ended = "stored" if is_stored else "bypass", None
         except ProxyError as error:
             result = "mismatch" if isinstance(error, DigestMismatchError) else "failed"
             ended = error
         except Exception:
             ended = StorageError("the cache failed inside; its log says how")
-            metrics.bug()
+            metrics.count_internal_error()
             log.exception("download_crashed", digest=str(self.digest))
         finally:
-            metrics.download(result)
+            metrics.count_download(result)
             try:
-                is_worth_keeping = result == "failed" and not self.is_detached
-                await self._filling.settle(is_worth_keeping=is_worth_keeping)
+                is_worth_keeping = result == "failed" and not self.has_stopped_storing
+                await self._writer.release(keep_partial=is_worth_keeping)
                 self._is_running = False
                 self._close_if_unused()
             finally:
                 # Told last: whoever hears of it may begin anew at once, with the same files.
                 self.error = ended
-                self._changed.ring()
+                self._changed.notify_all()
 
-    async def _fill(self) -> None:
+    async def _fetch_and_write(self) -> None:
         """Get all bytes into the file, or detach."""
         try:
-            async with self._filling.opened():
-                if not self._filling.is_verified:
-                    await self._fetch.run()
+            async with self._writer.open():
+                if not self._writer.is_verified:
+                    await self._fetcher.run()
         except StorageError as error:
-            self._detach(error)
+            self._stop_storing(error)
 
     async def _commit(self) -> bool:
         with span("commit"):
-            return await to_the_end(self._filling.commit(self.repository))
+            return await run_uncancelled(self._writer.commit(self.repository))
 
-    def _detach(self, error: StorageError) -> None:
+    def _stop_storing(self, error: StorageError) -> None:
         reason: UncachedReason = "disk_error"
         if isinstance(error, NoSpaceError):
-            reason = self._tools.disk.space.refusal(self.size or 0)
-        self._tools.disk.metrics.uncached(reason)
-        log.warning("not_cached", digest=str(self.digest), reason=str(error))
+            reason = self._deps.storage.space.uncached_reason(self.size or 0)
+        self._deps.storage.metrics.count_uncached(reason)
+        log.warning("store_bypassed", digest=str(self.digest), reason=str(error))
         # A write that failed may have got some way: what is hashed is in, and may be read.
-        self._filling.stop()
-        self.is_detached = True
+        self._writer.sync_frontier()
+        self.has_stopped_storing = True
 
     def _close_if_unused(self) -> None:
-        if not self._is_running and not self._readers:
-            self._filling.close()
+        if not self._is_running and not self._reader_count:
+            self._writer.close()

@@ -6,50 +6,50 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Turn:
+class Ticket:
     """A place in the queue for a slot. `is_urgent` may become true while it waits."""
 
     def __init__(self, *, is_urgent: bool) -> None:
         self.is_urgent = is_urgent
-        self.is_called = asyncio.Event()
+        self.granted = asyncio.Event()
 
 
-class Slots:
+class DownloadQueue:
     """`count` slots, a quarter of which only urgent turns get."""
 
     def __init__(self, count: int) -> None:
         self._count = self._free = count
-        self._waiting: deque[Turn] = deque()
+        self._waiting: deque[Ticket] = deque()
 
     def resize(self, count: int) -> None:
         """Let there be `count` slots. Of fewer than are held, none is free until enough are given back."""
         self._free += count - self._count
         self._count = count
-        self.call()
+        self.dispatch()
 
     @asynccontextmanager
-    async def held(self, turn: Turn) -> AsyncIterator[None]:
+    async def acquire(self, ticket: Ticket) -> AsyncIterator[None]:
         """Wait for a slot and hold it."""
-        self._waiting.append(turn)
-        self.call()
+        self._waiting.append(ticket)
+        self.dispatch()
         try:
-            await turn.is_called.wait()
+            await ticket.granted.wait()
             yield
         finally:
-            if turn.is_called.is_set():
+            if ticket.granted.is_set():
                 self._free += 1
             else:
-                self._waiting.remove(turn)
-            self.call()
+                self._waiting.remove(ticket)
+            self.dispatch()
 
-    def call(self) -> None:
+    def dispatch(self) -> None:
         """Give free slots to those who wait: when one is free, and when one becomes urgent."""
-        while turn := self._next():
+        while turn := self._next_ticket():
             self._waiting.remove(turn)
             self._free -= 1
-            turn.is_called.set()
+            turn.granted.set()
 
-    def _next(self) -> Turn | None:
+    def _next_ticket(self) -> Ticket | None:
         if self._free <= 0 or not self._waiting:
             return None
         urgent = next((turn for turn in self._waiting if turn.is_urgent), None)

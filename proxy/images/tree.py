@@ -8,30 +8,30 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from proxy.concurrency import in_thread
+from proxy.concurrency import run_in_thread
 from proxy.errors import InvalidManifestError, StorageError
-from proxy.names import Names
+from proxy.names import NameParser
 from proxy.oci import manifest as oci
 from proxy.oci.config import ImageConfig, parse_config
 from proxy.oci.digest import Digest
-from proxy.oci.manifest import Child, Manifest, Platform
-from proxy.oci.platform import is_image
+from proxy.oci.manifest import Descriptor, Manifest, Platform
+from proxy.oci.platform import is_runnable
 from proxy.oci.reference import Reference, Repository
-from proxy.storage.blobs import LocalStore
-from proxy.storage.image_queries import Blob, Catalogue, open_catalogue
+from proxy.storage.blobs import BlobStore
+from proxy.storage.image_queries import ImageQueries, StoredBlob, open_image_queries
 from proxy.storage.index import Index
-from proxy.storage.space import Space
+from proxy.storage.space import SpaceManager
 
-State = Literal["complete", "partial", "absent"]
+ImageState = Literal["complete", "partial", "absent"]
 
 # An index of indexes is legal; more than this is an attack (image-spec has no bound).
-MAX_DEPTH = 4
+MAX_INDEX_DEPTH = 4
 MAX_MANIFESTS = 2000
 
 R = TypeVar("R")
 
 
-class Missing(msgspec.Struct, frozen=True):
+class MissingBlob(msgspec.Struct, frozen=True):
     """What the store lacks."""
 
     digest: str
@@ -43,13 +43,13 @@ class PlatformState(msgspec.Struct, frozen=True):
 
     platform: str
     digest: str
-    state: State
+    state: ImageState
     size: int
-    missing: list[Missing]
+    missing: list[MissingBlob]
 
 
 @dataclass(slots=True, eq=False)
-class Node:
+class ManifestNode:
     """A manifest, and what it names as far as it is here.
 
     `manifest` is None if it is not here, or is none; `children` are an index's manifests. `here` are this one, its
@@ -61,18 +61,18 @@ class Node:
     size: int
     platform: Platform | None = None
     manifest: Manifest | None = None
-    children: list["Node"] = field(default_factory=list)
-    here: dict[Digest, int] = field(default_factory=dict)
-    missing: list[Missing] = field(default_factory=list)
+    children: list["ManifestNode"] = field(default_factory=list)
+    stored: dict[Digest, int] = field(default_factory=dict)
+    missing: list[MissingBlob] = field(default_factory=list)
     problem: str = ""
 
-    def walk(self) -> Iterator["Node"]:
+    def walk(self) -> Iterator["ManifestNode"]:
         """Yield this and everything below, parents first."""
         yield self
         for child in self.children:
             yield from child.walk()
 
-    def lacking(self) -> list[Missing]:
+    def all_missing(self) -> list[MissingBlob]:
         """Return what the store lacks of this and of everything below, each once."""
         return list(dict.fromkeys(gone for node in self.walk() for gone in node.missing))
 
@@ -80,158 +80,164 @@ class Node:
         """Yield what is wrong with this and everything below."""
         return (node.problem for node in self.walk() if node.problem)
 
-    def images(self) -> list["Node"]:
+    def platform_manifests(self) -> list["ManifestNode"]:
         """Return what clients run, a manifest for each platform: of a plain image itself."""
         return [
             node
             for node in self.walk()
-            if not (node.manifest and node.manifest.is_index) and is_image(node.platform)
+            if not (node.manifest and node.manifest.is_index) and is_runnable(node.platform)
         ]
 
-    def blobs(self) -> Iterator[Child]:
+    def blobs(self) -> Iterator[Descriptor]:
         """Yield config and layers that a registry holds, of an index none."""
         if self.manifest and not self.manifest.is_index:
             yield from (child for child in self.manifest.children if not child.is_foreign)
 
-    def state(self) -> PlatformState:
+    def platform_state(self) -> PlatformState:
         """Return what is here of this manifest's own."""
-        state: State = "partial" if self.missing else "complete"
+        state: ImageState = "partial" if self.missing else "complete"
         return PlatformState(
             str(self.platform or ""),
             str(self.digest),
             state if self.manifest else "absent",
-            sum(self.here.values()),
+            sum(self.stored.values()),
             self.missing,
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class ImageStore:
     """What everything that works with images needs."""
 
-    store: LocalStore
+    blob_store: BlobStore
     index: Index
-    space: Space
-    names: Names
-    threads: Executor
+    space: SpaceManager
+    names: NameParser
+    executor: Executor
 
-    async def read(self, work: Callable[[Catalogue], R]) -> R:
+    async def query(self, work: Callable[[ImageQueries], R]) -> R:
         """Return what `work` finds in the catalogue, in a thread. Raises `StorageError`."""
 
         def look_up() -> R:
-            with open_catalogue(self.index.path) as catalogue:
+            with open_image_queries(self.index.path) as catalogue:
                 return work(catalogue)
 
-        return await in_thread(self.threads, look_up)
+        return await run_in_thread(self.executor, look_up)
 
     # In a thread.
 
-    def find(
-        self, catalogue: Catalogue, repository: Repository, reference: Reference
-    ) -> Blob | None:
+    def find_manifest(
+        self, queries: ImageQueries, repository: Repository, reference: Reference
+    ) -> StoredBlob | None:
         """Return the manifest that the reference stands for, if the repository has it here."""
         digest = (
-            reference if isinstance(reference, Digest) else catalogue.tag(repository, reference)
+            reference
+            if isinstance(reference, Digest)
+            else queries.tag_digest(repository, reference)
         )
-        return catalogue.blob(repository, digest) if digest else None
+        return queries.blob(repository, digest) if digest else None
 
-    def closure(
+    def build_tree(
         self,
-        catalogue: Catalogue,
-        top: Blob,
+        queries: ImageQueries,
+        top: StoredBlob,
         repository: Repository | None = None,
         *,
-        thoroughly: bool = True,
-    ) -> Node:
+        check_files: bool = True,
+    ) -> ManifestNode:
         """Return the image below a manifest, as much of it as is here: for a repository what that is linked to.
 
         `thoroughly` asks the disk for every file; else the index is believed.
         """
-        child = Child(top.digest, top.size, top.media_type or "", None, is_foreign=False)
-        return _Look(self, catalogue, repository, thoroughly).at(child, None, MAX_DEPTH)
+        child = Descriptor(top.digest, top.size, top.media_type or "", None, is_foreign=False)
+        return _TreeBuilder(self, queries, repository, check_files).build(
+            child, None, MAX_INDEX_DEPTH
+        )
 
-    def has(self, digest: Digest, size: int) -> bool:
+    def has_blob(self, digest: Digest, size: int) -> bool:
         """Ask the disk whether there is a file of that size that can be read."""
         with suppress(StorageError):
-            if opened := self.store.open(digest, size):
+            if opened := self.blob_store.open(digest, size):
                 opened.close()
                 return True
         return False
 
-    def manifest(self, digest: Digest, size: int, media_type: str) -> Manifest:
+    def load_manifest(self, digest: Digest, size: int, media_type: str) -> Manifest:
         """Return a manifest of the store. Raises `InvalidManifestError` if it is gone, damaged or none."""
-        content = self.store.load(digest, size) if size <= oci.MAX_MANIFEST_SIZE else None
+        content = self.blob_store.read_sync(digest, size) if size <= oci.MAX_MANIFEST_SIZE else None
         if content is None:
             raise InvalidManifestError(f"{digest} is gone, damaged, or too large for a manifest")
-        return oci.parse(content, media_type)
+        return oci.parse_manifest(content, media_type)
 
-    def config(self, manifest: Manifest) -> ImageConfig | None:
+    def load_config(self, manifest: Manifest) -> ImageConfig | None:
         """Return the configuration that a manifest names; None if it is not here, or no image's."""
         named = next(iter(manifest.children), None)
         if named is None or named.size > oci.MAX_MANIFEST_SIZE:
             return None
-        content = self.store.load(named.digest, named.size)
+        content = self.blob_store.read_sync(named.digest, named.size)
         try:
             return parse_config(content) if content else None
         except InvalidManifestError:
             return None
 
 
-class _Look:
+class _TreeBuilder:
     """One look at one image. `at` is where it begins, and goes on."""
 
     def __init__(
         self,
-        contents: Contents,
-        catalogue: Catalogue,
+        image_store: ImageStore,
+        queries: ImageQueries,
         repository: Repository | None,
-        thoroughly: bool,
+        check_files: bool,
     ) -> None:
-        self._contents = contents
-        self._catalogue = catalogue
+        self._image_store = image_store
+        self._queries = queries
         self._repository = repository
-        self._thoroughly = thoroughly
-        self._left = MAX_MANIFESTS
+        self._check_files = check_files
+        self._remaining_manifests = MAX_MANIFESTS
 
-    def at(self, named: Child, platform: Platform | None, depth: int) -> Node:
-        node = Node(named.digest, named.size, platform)
-        self._left -= 1
-        self._look_for(node, [named])
-        if self._left < 0 or not depth:
+    def build(self, child: Descriptor, platform: Platform | None, depth: int) -> ManifestNode:
+        node = ManifestNode(child.digest, child.size, platform)
+        self._remaining_manifests -= 1
+        self._check_blobs(node, [child])
+        if self._remaining_manifests < 0 or not depth:
             node.problem = "an index names too many manifests, or is nested too deep"
-        elif node.here:
-            self._open(node, named.media_type, depth)
+        elif node.stored:
+            self._load_manifest(node, child.media_type, depth)
         if node.manifest is None and not node.missing:
-            node.missing.append(Missing(str(node.digest), node.size))
+            node.missing.append(MissingBlob(str(node.digest), node.size))
         return node
 
-    def _open(self, node: Node, media_type: str, depth: int) -> None:
+    def _load_manifest(self, node: ManifestNode, media_type: str, depth: int) -> None:
         try:
-            manifest = self._contents.manifest(node.digest, node.size, media_type)
+            manifest = self._image_store.load_manifest(node.digest, node.size, media_type)
         except InvalidManifestError as error:
             node.problem = str(error)
             return
         node.manifest = manifest
         if manifest.is_index:
             node.children = [
-                self.at(child, child.platform or node.platform, depth - 1)
+                self.build(child, child.platform or node.platform, depth - 1)
                 for child in manifest.children
             ]
             return
-        self._look_for(node, manifest.children)
+        self._check_blobs(node, manifest.children)
         if node.platform is None:
-            config = self._contents.config(manifest)
+            config = self._image_store.load_config(manifest)
             node.platform = config.platform if config else None
 
-    def _look_for(self, node: Node, blobs: Iterable[Child]) -> None:
+    def _check_blobs(self, node: ManifestNode, blobs: Iterable[Descriptor]) -> None:
         named = {blob.digest: blob for blob in blobs}
-        known = self._catalogue.present(named, self._repository)
+        known = self._queries.stored_sizes(named, self._repository)
         for digest, blob in named.items():
             size = known.get(digest)
             if size not in (None, blob.size):
                 node.problem = f"{digest} has {size} bytes, and not {blob.size} as is stated"
-            elif size is not None and (not self._thoroughly or self._contents.has(digest, size)):
-                node.here[digest] = size
+            elif size is not None and (
+                not self._check_files or self._image_store.has_blob(digest, size)
+            ):
+                node.stored[digest] = size
                 continue
             if not blob.is_foreign:
-                node.missing.append(Missing(str(digest), blob.size))
+                node.missing.append(MissingBlob(str(digest), blob.size))

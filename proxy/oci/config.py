@@ -14,16 +14,16 @@ from proxy.errors import InvalidManifestError
 from proxy.oci.manifest import Platform
 
 # What the classic builder writes before a command that runs nothing, and before one that does.
-_NOTHING_RUNS = "/bin/sh -c #(nop) "
-_SHELL = "/bin/sh -c "
+_NOP_PREFIX = "/bin/sh -c #(nop) "
+_SHELL_PREFIX = "/bin/sh -c "
 
 
-class _Step(msgspec.Struct):
+class _HistoryEntry(msgspec.Struct):
     created_by: str | None = None
     empty_layer: bool = False
 
 
-class _Run(msgspec.Struct, rename="pascal"):
+class _ExecutionConfig(msgspec.Struct, rename="pascal"):
     user: str | None = None
     env: list[str] | None = None
     entrypoint: list[str] | None = None
@@ -33,13 +33,13 @@ class _Run(msgspec.Struct, rename="pascal"):
     working_dir: str | None = None
 
 
-class _Document(msgspec.Struct):
+class _ConfigDocument(msgspec.Struct):
     os: str | None = None
     architecture: str | None = None
     variant: str | None = None
     created: str | None = None
-    config: _Run | None = None
-    history: list[_Step] | None = None
+    config: _ExecutionConfig | None = None
+    history: list[_HistoryEntry] | None = None
 
 
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,19 +56,19 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
     ports: Sequence[str]
     commands: Sequence[str]
 
-    def commands_of(self, layers: int) -> Iterator[str]:
+    def commands_for_layers(self, layer_count: int) -> Iterator[str]:
         """Yield a command for each of so many layers; "" for all if the history does not fit them."""
-        fits = len(self.commands) == layers
-        yield from self.commands if fits else repeat("", layers)
+        fits = len(self.commands) == layer_count
+        yield from self.commands if fits else repeat("", layer_count)
 
 
 def parse_config(content: bytes) -> ImageConfig:
     """Return what a configuration says. Raises `InvalidManifestError` if it is none of an image."""
     try:
-        document = msgspec.json.decode(content, type=_Document)
+        document = msgspec.json.decode(content, type=_ConfigDocument)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidManifestError(f"not an image's configuration: {str(error)[:80]}") from error
-    run = document.config or _Run()
+    run = document.config or _ExecutionConfig()
     platform = None
     if document.os and document.architecture:
         platform = Platform(document.os, document.architecture, document.variant or "")
@@ -83,17 +83,17 @@ def parse_config(content: bytes) -> ImageConfig:
         labels=run.labels or {},
         ports=sorted(run.exposed_ports or ()),
         commands=[
-            _command(step.created_by or "")
+            _dockerfile_command(step.created_by or "")
             for step in document.history or ()
             if not step.empty_layer
         ],
     )
 
 
-def _command(text: str) -> str:
+def _dockerfile_command(text: str) -> str:
     """Return a line of history as it stood in the Dockerfile, as far as that can be told."""
-    if text.startswith(_NOTHING_RUNS):
-        return text.removeprefix(_NOTHING_RUNS).strip()
-    if text.startswith(_SHELL):
-        return f"RUN {text.removeprefix(_SHELL).strip()}"
+    if text.startswith(_NOP_PREFIX):
+        return text.removeprefix(_NOP_PREFIX).strip()
+    if text.startswith(_SHELL_PREFIX):
+        return f"RUN {text.removeprefix(_SHELL_PREFIX).strip()}"
     return text.removesuffix("# buildkit").strip()

@@ -9,7 +9,7 @@ from typing import Protocol, Self
 from proxy.errors import InvalidDigestError
 
 
-class Hash(Protocol):
+class Hasher(Protocol):
     """What `hashlib` gives: it says nothing of its type in public."""
 
     def update(self, data: bytes | memoryview, /) -> None:
@@ -23,7 +23,7 @@ class Hash(Protocol):
 
 
 # Only what can be verified is accepted: the two registered algorithms, in lower-case hex.
-_HASHERS: dict[str, Callable[[bytes], Hash]] = {
+_HASHERS: dict[str, Callable[[bytes], Hasher]] = {
     "sha256": hashlib.sha256,
     "sha512": hashlib.sha512,
 }
@@ -49,15 +49,15 @@ class Digest:
         return cls(algorithm, encoded)
 
     @classmethod
-    def of(cls, content: bytes, algorithm: str = "sha256") -> Self:
+    def from_content(cls, content: bytes, algorithm: str = "sha256") -> Self:
         """Return the digest of `content`."""
         return cls(algorithm, _HASHERS[algorithm](content).hexdigest())
 
-    def hasher(self) -> Hash:
+    def new_hasher(self) -> Hasher:
         """Return a new hash object of this digest's algorithm."""
         return _HASHERS[self.algorithm](b"")
 
-    def matches(self, hasher: Hash) -> bool:
+    def matches(self, hasher: Hasher) -> bool:
         """Tell whether what `hasher` has seen is the content that this digest names."""
         return hasher.hexdigest() == self.hex
 

@@ -14,20 +14,20 @@ import msgspec
 from proxy.errors import BundleError, InvalidDigestError
 from proxy.oci.digest import Digest
 
-LAYOUT = "oci-layout"
-INDEX = "index.json"
-DOCKER = "manifest.json"
+LAYOUT_FILE = "oci-layout"
+INDEX_FILE = "index.json"
+DOCKER_MANIFEST_FILE = "manifest.json"
 # Ours: which manifests of an image index are meant to be here, in this bundle or an earlier one. No
 # annotation, because containerd keeps those when it exports less than it has loaded.
-MEANT = "pullcache.json"
-DOCUMENTS = frozenset({LAYOUT, INDEX, DOCKER, MEANT})
+EXPECTED_FILE = "pullcache.json"
+LAYOUT_FILES = frozenset({LAYOUT_FILE, INDEX_FILE, DOCKER_MANIFEST_FILE, EXPECTED_FILE})
 
-LAYOUT_DOCUMENT = b'{"imageLayoutVersion":"1.0.0"}'
+LAYOUT_FILE_CONTENT = b'{"imageLayoutVersion":"1.0.0"}'
 
 # One descriptor has some 500 bytes: this is room for ten thousand images.
 MAX_DOCUMENT_SIZE = 8 << 20
 
-IMAGE_CONFIGS = frozenset(
+IMAGE_CONFIG_TYPES = frozenset(
     {
         "application/vnd.oci.image.config.v1+json",
         "application/vnd.docker.container.image.v1+json",
@@ -35,41 +35,41 @@ IMAGE_CONFIGS = frozenset(
 )
 
 # containerd and docker 25 on name an image by the first, skopeo and umoci by the second.
-_NAME = "io.containerd.image.name"
-_REF_NAME = "org.opencontainers.image.ref.name"
+_IMAGE_NAME_ANNOTATION = "io.containerd.image.name"
+_REF_NAME_ANNOTATION = "org.opencontainers.image.ref.name"
 
-_BLOB = re.compile(r"blobs/(sha256|sha512)/([0-9a-f]+)")
+_BLOB_PATH = re.compile(r"blobs/(sha256|sha512)/([0-9a-f]+)")
 
 T = TypeVar("T")
 
 
-class _Descriptor(msgspec.Struct, rename="camel"):
+class _LayoutDescriptor(msgspec.Struct, rename="camel"):
     media_type: str
     digest: str
     size: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
     annotations: dict[str, str] | None = None
 
 
-class _Index(msgspec.Struct):
-    manifests: list[_Descriptor]
+class _IndexDocument(msgspec.Struct):
+    manifests: list[_LayoutDescriptor]
 
 
-class _Layout(msgspec.Struct, rename="camel"):
+class _LayoutDocument(msgspec.Struct, rename="camel"):
     image_layout_version: str
 
 
-class _Meant(msgspec.Struct):
+class _ExpectedDocument(msgspec.Struct):
     manifests: dict[str, list[str]]
 
 
-class _DockerImage(msgspec.Struct, rename="pascal"):
+class _DockerImageEntry(msgspec.Struct, rename="pascal"):
     config: str
     repo_tags: list[str] | None
     layers: list[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class LayoutImage:
     """An image that a layout lists.
 
     `name` is `registry/repository:tag` or `…@digest`, "" if the layout does not say it; `tag` is all
@@ -97,16 +97,16 @@ def blob_path(digest: Digest) -> str:
     return f"blobs/{digest.algorithm}/{digest.hex}"
 
 
-def parse_path(path: str) -> Digest | None:
+def parse_blob_path(path: str) -> Digest | None:
     """Return the digest of the blob that lies at `path`, None if none does."""
-    found = _BLOB.fullmatch(path)
+    found = _BLOB_PATH.fullmatch(path)
     try:
         return Digest.parse(f"{found[1]}:{found[2]}") if found else None
     except InvalidDigestError:
         return None
 
 
-def write_index(images: Sequence[Listed]) -> bytes:
+def encode_index(images: Sequence[LayoutImage]) -> bytes:
     """Return `index.json`.
 
     A tag that two images have would name the first one only: then both are named in full, which the
@@ -117,15 +117,17 @@ def write_index(images: Sequence[Listed]) -> bytes:
         {
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": [_describe(image, tags.count(image.tag) == 1) for image in images],
+            "manifests": [
+                _encode_descriptor(image, tags.count(image.tag) == 1) for image in images
+            ],
         }
     )
 
 
-def _describe(image: Listed, is_only: bool) -> dict[str, Any]:
-    annotations = {_NAME: image.name}
+def _encode_descriptor(image: LayoutImage, has_unique_tag: bool) -> dict[str, Any]:
+    annotations = {_IMAGE_NAME_ANNOTATION: image.name}
     if image.tag:
-        annotations[_REF_NAME] = image.tag if is_only else image.name
+        annotations[_REF_NAME_ANNOTATION] = image.tag if has_unique_tag else image.name
     return {
         "mediaType": image.media_type,
         "digest": str(image.digest),
@@ -134,7 +136,7 @@ def _describe(image: Listed, is_only: bool) -> dict[str, Any]:
     }
 
 
-def write_docker(images: Iterable[DockerImage]) -> bytes:
+def encode_docker_manifest(images: Iterable[DockerImage]) -> bytes:
     """Return docker's `manifest.json`, with the layers compressed as they are."""
     return _encode(
         [
@@ -148,36 +150,41 @@ def write_docker(images: Iterable[DockerImage]) -> bytes:
     )
 
 
-def write_meant(meant: Mapping[Digest, Iterable[Digest]]) -> bytes:
+def encode_expected(expected: Mapping[Digest, Iterable[Digest]]) -> bytes:
     """Return `pullcache.json`: the manifests that are meant to be here, by index."""
-    return _encode({"manifests": {str(key): [*map(str, meant[key])] for key in meant}})
+    return _encode({"manifests": {str(key): [*map(str, expected[key])] for key in expected}})
 
 
-def parse_meant(content: bytes) -> dict[Digest, list[Digest]]:
+def parse_expected(content: bytes) -> dict[Digest, list[Digest]]:
     """Return what `pullcache.json` says. Raises `BundleError`."""
-    found = _decode(content, _Meant, MEANT).manifests
-    return {_digest(key): [*map(_digest, found[key])] for key in found}
+    found = _decode(content, _ExpectedDocument, EXPECTED_FILE).manifests
+    return {_parse_digest(key): [*map(_parse_digest, found[key])] for key in found}
 
 
 def check_layout(content: bytes) -> None:
     """Raise `BundleError` unless `oci-layout` is of the one version there is."""
-    version = _decode(content, _Layout, LAYOUT).image_layout_version
+    version = _decode(content, _LayoutDocument, LAYOUT_FILE).image_layout_version
     if version != "1.0.0":
         raise BundleError(f"an image layout of version {version[:40]!r}, only 1.0.0 is known")
 
 
-def parse_index(content: bytes) -> list[Listed]:
+def parse_index(content: bytes) -> list[LayoutImage]:
     """Return what `index.json` lists. Raises `BundleError`."""
-    return [_listed(item) for item in _decode(content, _Index, INDEX).manifests]
+    return [
+        _parse_descriptor(item) for item in _decode(content, _IndexDocument, INDEX_FILE).manifests
+    ]
 
 
-def _listed(descriptor: _Descriptor) -> Listed:
+def _parse_descriptor(descriptor: _LayoutDescriptor) -> LayoutImage:
     annotations = descriptor.annotations or {}
-    name, tag = annotations.get(_NAME, ""), annotations.get(_REF_NAME, "")
+    name, tag = (
+        annotations.get(_IMAGE_NAME_ANNOTATION, ""),
+        annotations.get(_REF_NAME_ANNOTATION, ""),
+    )
     if "/" in tag or ":" in tag:
         name, tag = name or tag, ""
-    return Listed(
-        _digest(descriptor.digest),
+    return LayoutImage(
+        _parse_digest(descriptor.digest),
         descriptor.size,
         descriptor.media_type,
         name,
@@ -185,20 +192,20 @@ def _listed(descriptor: _Descriptor) -> Listed:
     )
 
 
-def parse_docker(content: bytes) -> dict[Digest, list[str]]:
+def parse_docker_manifest(content: bytes) -> dict[Digest, list[str]]:
     """Return what `manifest.json` calls an image, by the digest of its config.
 
     Images whose config is not in a layout are left out. Raises `BundleError`.
     """
     names: dict[Digest, list[str]] = {}
-    for image in _decode(content, list[_DockerImage], DOCKER):
-        config = parse_path(image.config)
+    for image in _decode(content, list[_DockerImageEntry], DOCKER_MANIFEST_FILE):
+        config = parse_blob_path(image.config)
         if config:
             names.setdefault(config, []).extend(image.repo_tags or ())
     return names
 
 
-def _digest(text: str) -> Digest:
+def _parse_digest(text: str) -> Digest:
     try:
         return Digest.parse(text)
     except InvalidDigestError as error:

@@ -17,14 +17,14 @@ from proxy.oci.digest import Digest
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
-INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_LIST})
+INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_MANIFEST_LIST})
 MANIFEST_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST}) | INDEX_TYPES
 
 # Registries choose by exact type and some answer 404 to anything less than the full set.
-ACCEPT = f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_LIST}, {DOCKER_MANIFEST}, */*;q=0.1"
+ACCEPT = f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_MANIFEST_LIST}, {DOCKER_MANIFEST}, */*;q=0.1"
 
 # The specification has registries take 4 MiB at least (distribution-spec, "Pushing manifests"); the
 # clients read no more.
@@ -47,7 +47,7 @@ class Platform(msgspec.Struct, frozen=True):
         return "/".join(filter(None, (self.os, self.architecture, self.variant)))
 
 
-class _Descriptor(msgspec.Struct, rename="camel"):
+class _RawDescriptor(msgspec.Struct, rename="camel"):
     media_type: str
     digest: str
     size: _Size
@@ -55,18 +55,18 @@ class _Descriptor(msgspec.Struct, rename="camel"):
     urls: list[str] | None = None
 
 
-class _Document(msgspec.Struct, rename="camel"):
+class _ManifestDocument(msgspec.Struct, rename="camel"):
     media_type: str | None = None
-    manifests: list[_Descriptor] | None = None
-    config: _Descriptor | None = None
-    layers: list[_Descriptor] | None = None
-    subject: _Descriptor | None = None
+    manifests: list[_RawDescriptor] | None = None
+    config: _RawDescriptor | None = None
+    layers: list[_RawDescriptor] | None = None
+    subject: _RawDescriptor | None = None
     artifact_type: str | None = None
     annotations: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Child:
+class Descriptor:
     """What a manifest names: its config, a layer, or a manifest of one platform."""
 
     digest: Digest
@@ -82,7 +82,7 @@ class Manifest:
     """What can be said of a manifest's bytes. `children` keep their order."""
 
     media_type: str
-    children: tuple[Child, ...]
+    children: tuple[Descriptor, ...]
     subject: Digest | None
     artifact_type: str
     annotations: dict[str, str]
@@ -92,7 +92,7 @@ class Manifest:
         """Whether the children are manifests."""
         return self.media_type in INDEX_TYPES
 
-    def select(self, os: str, architecture: str) -> Digest | None:
+    def select_platform(self, os: str, architecture: str) -> Digest | None:
         """Return the first child of an index for that platform, as Docker Hub chooses it."""
         for child in self.children:
             platform = child.platform
@@ -101,13 +101,13 @@ class Manifest:
         return None
 
 
-def parse(content: bytes, content_type: str) -> Manifest:
+def parse_manifest(content: bytes, content_type: str) -> Manifest:
     """Return what `content`, sent under `content_type`, names.
 
     Raises `InvalidManifestError` if it is no manifest, or one that parsers may disagree about.
     """
     document = _decode(content)
-    media_type = _media_type(document, content_type)
+    media_type = _check_media_type(document, content_type)
     if media_type in INDEX_TYPES:
         named = document.manifests
         if named is None or document.layers is not None or document.config is not None:
@@ -119,41 +119,43 @@ def parse(content: bytes, content_type: str) -> Manifest:
     config = document.config
     return Manifest(
         media_type,
-        tuple(child for item in named if (child := _child(item))),
-        _digest(document.subject.digest) if document.subject else None,
+        tuple(child for item in named if (child := _parse_descriptor(item))),
+        _parse_digest(document.subject.digest) if document.subject else None,
         # image-spec, manifest.md: without an artifactType of its own, the config's type is it.
         document.artifact_type or (config.media_type if config else ""),
         document.annotations or {},
     )
 
 
-def _decode(content: bytes) -> _Document:
+def _decode(content: bytes) -> _ManifestDocument:
     if len(content) > MAX_MANIFEST_SIZE:
         raise InvalidManifestError(f"larger than {MAX_MANIFEST_SIZE} bytes")
     try:
         # The standard decoder, because it alone shows duplicate keys; given text, because from bytes
         # it takes UTF-16 too. A surrogate on its own is text that nobody can write again.
         text = content.decode()
-        document = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        document = json.loads(
+            text, object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant
+        )
         if _SURROGATE.search(text):
             json.dumps(document, ensure_ascii=False).encode()
-        return msgspec.convert(document, _Document)
+        return msgspec.convert(document, _ManifestDocument)
     except (ValueError, RecursionError) as error:
         raise InvalidManifestError(f"not a manifest: {str(error)[:80]}") from error
 
 
-def _refuse(constant: str) -> None:
+def _reject_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     # Go's decoder takes keys without regard to case, ours does not: both must see one document.
     if len({key.lower() for key, _ in pairs}) != len(pairs):
         raise ValueError("duplicate keys")
     return dict(pairs)
 
 
-def _media_type(document: _Document, content_type: str) -> str:
+def _check_media_type(document: _ManifestDocument, content_type: str) -> str:
     sent = content_type.partition(";")[0].strip().lower()
     stated = document.media_type
     if sent in MANIFEST_TYPES:
@@ -165,16 +167,16 @@ def _media_type(document: _Document, content_type: str) -> str:
     raise InvalidManifestError(f"of type {sent[:80] or 'nothing'}, which is no manifest's")
 
 
-def _child(descriptor: _Descriptor) -> Child | None:
-    digest = _digest(descriptor.digest)
+def _parse_descriptor(descriptor: _RawDescriptor) -> Descriptor | None:
+    digest = _parse_digest(descriptor.digest)
     if digest is None:
         return None
     media_type = descriptor.media_type
     is_foreign = bool(descriptor.urls) or "foreign" in media_type or "nondistrib" in media_type
-    return Child(digest, descriptor.size, media_type, descriptor.platform, is_foreign)
+    return Descriptor(digest, descriptor.size, media_type, descriptor.platform, is_foreign)
 
 
-def _digest(text: str) -> Digest | None:
+def _parse_digest(text: str) -> Digest | None:
     """Return None for an algorithm that cannot be verified here: such content is never cached."""
     try:
         return Digest.parse(text)

@@ -13,9 +13,9 @@ from proxy.oci.manifest import Platform
 
 T = TypeVar("T")
 
-_PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
+_PLATFORM_PATTERN = re.compile(r"[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
 # What machines and people call them: architecture, variant.
-_SPELLINGS = {
+_ARCHITECTURE_ALIASES = {
     "x86_64": ("amd64", ""),
     "x86-64": ("amd64", ""),
     "aarch64": ("arm64", ""),
@@ -32,40 +32,42 @@ _DEFAULT_VARIANTS = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
 
 def parse_platform(text: str) -> Platform:
     """Return what `os/architecture[/variant]` says, or raise `InvalidReferenceError`."""
-    if _PLATFORM.fullmatch(text.lower()) is None:
+    if _PLATFORM_PATTERN.fullmatch(text.lower()) is None:
         raise InvalidReferenceError(
             f"{text[:60]!r} is not a platform: write it as linux/arm64 or linux/arm/v7"
         )
     os, architecture, variant = (*text.lower().split("/"), "")[:3]
-    architecture, usual = _SPELLINGS.get(architecture, (architecture, ""))
+    architecture, usual = _ARCHITECTURE_ALIASES.get(architecture, (architecture, ""))
     return Platform(os, architecture, variant or usual)
 
 
-def of_machine(machine: str) -> Platform:
+def machine_platform(machine: str) -> Platform:
     """Return the platform of containers on a machine, named as `uname -m` names it."""
-    return Platform("linux", *_SPELLINGS.get(machine.lower(), (machine.lower(), "")))
+    return Platform("linux", *_ARCHITECTURE_ALIASES.get(machine.lower(), (machine.lower(), "")))
 
 
-def is_image(platform: Platform | None) -> bool:
+def is_runnable(platform: Platform | None) -> bool:
     """Tell whether what is for this platform can run: attestations are for `unknown/unknown`."""
     return platform is None or (platform.os, platform.architecture) != ("unknown", "unknown")
 
 
-def choose(offered: Sequence[tuple[Platform | None, T]], wanted: Platform) -> T | None:
+def choose_platform(
+    candidates: Sequence[tuple[Platform | None, T]], requested: Platform
+) -> T | None:
     """Return what a client of the platform `wanted` takes of an index: the first of the best."""
     ranked = [
         (rank, thing)
-        for platform, thing in offered
-        if platform and (rank := _rank(platform, wanted)) is not None
+        for platform, thing in candidates
+        if platform and (rank := _rank(platform, requested)) is not None
     ]
     return min(ranked, key=lambda pair: pair[0])[1] if ranked else None
 
 
-def _rank(platform: Platform, wanted: Platform) -> int | None:
+def _rank(platform: Platform, requested: Platform) -> int | None:
     """Return how far `platform` is from the one wanted, or None if it will not do."""
-    if (platform.os, platform.architecture) != (wanted.os, wanted.architecture):
+    if (platform.os, platform.architecture) != (requested.os, requested.architecture):
         return None
-    has, needs = _variant(platform), _variant(wanted)
+    has, needs = _variant(platform), _variant(requested)
     if has == needs:
         return 0
     if platform.architecture == "arm" and has in ("v5", "v6", "v7") and needs in ("v6", "v7"):

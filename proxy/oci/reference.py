@@ -7,10 +7,10 @@ from proxy.errors import InvalidNameError, InvalidTagError
 from proxy.oci.digest import Digest
 
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_NAME_PATTERN = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 # What is before the slash of `localhost:5000/app`: a name, an IPv4 address or [IPv6], and a port.
-_HOST = re.compile(r"(?:[a-z0-9][a-z0-9.-]*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
-_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+_HOST_PATTERN = re.compile(r"(?:[a-z0-9][a-z0-9.-]*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+_TAG_PATTERN = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 
 # Clients cap host and name together at 255 characters; more than that is no repository.
 MAX_NAME_LENGTH = 255
@@ -43,9 +43,9 @@ class ImageName:
     digest: Digest | None = None
 
 
-def parse_name(text: str) -> str:
+def parse_repository_name(text: str) -> str:
     """Return `text` if it is a repository name, or raise `InvalidNameError`."""
-    if len(text) > MAX_NAME_LENGTH or _NAME.fullmatch(text) is None:
+    if len(text) > MAX_NAME_LENGTH or _NAME_PATTERN.fullmatch(text) is None:
         raise InvalidNameError(
             f"{text[:80]!r} is not a repository name: lower-case letters, digits and . _ - "
             f"between slashes, at most {MAX_NAME_LENGTH} characters"
@@ -55,7 +55,7 @@ def parse_name(text: str) -> str:
 
 def parse_tag(text: str) -> Tag:
     """Return the tag that `text` spells, or raise `InvalidTagError`."""
-    if _TAG.fullmatch(text) is None:
+    if _TAG_PATTERN.fullmatch(text) is None:
         raise InvalidTagError(
             f"{text[:80]!r} is not a tag: at most 128 letters, digits and . _ -, "
             "not beginning with . or -"
@@ -89,11 +89,11 @@ def parse_image(text: str) -> ImageName:
     first, slash, rest = path.partition("/")
     if slash and is_host(first):
         host, path = first.lower(), rest
-        if _HOST.fullmatch(host) is None:
+        if _HOST_PATTERN.fullmatch(host) is None:
             raise InvalidNameError(f"{first[:80]!r} is not a registry: use host or host:port")
     return ImageName(
         host,
-        parse_name(path),
+        parse_repository_name(path),
         parse_tag(tag) if colon else None,
         Digest.parse(digest) if at else None,
     )

@@ -10,17 +10,17 @@ from typing import Literal
 
 from proxy.errors import BundleError
 
-BLOCK = 512
-END = bytes(2 * BLOCK)
+BLOCK_SIZE = 512
+END_OF_ARCHIVE = bytes(2 * BLOCK_SIZE)
 
 # No name of a layout is longer, and no extended header needs more.
-MAX_NAME = 4096
-MAX_EXTENDED = 64 << 10
+MAX_NAME_SIZE = 4096
+MAX_EXTENDED_HEADER_SIZE = 64 << 10
 _MAX_SIZE = 1 << 53
 
-Kind = Literal["file", "directory", "pax", "global", "name"]
+EntryKind = Literal["file", "directory", "pax", "global", "name"]
 
-_KINDS: dict[bytes, Kind] = {
+_ENTRY_KINDS: dict[bytes, EntryKind] = {
     tarfile.REGTYPE: "file",
     tarfile.AREGTYPE: "file",
     tarfile.DIRTYPE: "directory",
@@ -29,7 +29,7 @@ _KINDS: dict[bytes, Kind] = {
     tarfile.XGLTYPE: "global",
     tarfile.GNUTYPE_LONGNAME: "name",
 }
-_REFUSED = {
+_REJECTED_TYPES = {
     tarfile.LNKTYPE: "a hard link",
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.CHRTYPE: "a device",
@@ -41,27 +41,27 @@ _REFUSED = {
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class TarHeader:
     """What one header says. `size` bytes follow it, and `padding(size)` zeros."""
 
     name: str
     size: int
-    kind: Kind
+    kind: EntryKind
 
 
-def padding(size: int) -> int:
+def padding_size(size: int) -> int:
     """Return how many bytes fill the last block of `size` bytes."""
-    return -size % BLOCK
+    return -size % BLOCK_SIZE
 
 
-def write_header(name: str, size: int) -> bytes:
+def encode_header(name: str, size: int) -> bytes:
     """Return the header of a file: of nobody, of 1970, with extensions only where they are needed."""
     entry = tarfile.TarInfo(name)
     entry.size = size
     return entry.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
 
 
-def parse_header(block: bytes) -> Header | None:
+def parse_header(block: bytes) -> TarHeader | None:
     """Return what the block says, None if it is of zeros: the end. Raises `BundleError`."""
     try:
         entry = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
@@ -69,20 +69,24 @@ def parse_header(block: bytes) -> Header | None:
         return None
     except (tarfile.HeaderError, ValueError) as error:
         raise BundleError("not a tar archive, or damaged: a header is wrong") from error
-    kind = _KINDS.get(entry.type)
+    kind = _ENTRY_KINDS.get(entry.type)
     if kind is None:
-        what = _REFUSED.get(entry.type, "of an unknown kind")
+        what = _REJECTED_TYPES.get(entry.type, "of an unknown kind")
         raise BundleError(f"{entry.name[:80]!r} is {what}, which no image layout holds")
     _check_size(entry.size)
     if kind == "directory" and entry.size:
         raise BundleError(f"{entry.name[:80]!r} is a directory with content")
-    limits = {"pax": MAX_EXTENDED, "global": MAX_EXTENDED, "name": MAX_NAME}
+    limits = {
+        "pax": MAX_EXTENDED_HEADER_SIZE,
+        "global": MAX_EXTENDED_HEADER_SIZE,
+        "name": MAX_NAME_SIZE,
+    }
     if entry.size > limits.get(kind, _MAX_SIZE):
         raise BundleError(f"an extended header has {entry.size} bytes")
-    return Header(entry.name, entry.size, kind)
+    return TarHeader(entry.name, entry.size, kind)
 
 
-def parse_name(content: bytes) -> str:
+def parse_long_name(content: bytes) -> str:
     """Return the name in GNU's header for long names. Raises `BundleError`."""
     try:
         return content.rstrip(b"\0").decode()
@@ -90,7 +94,7 @@ def parse_name(content: bytes) -> str:
         raise BundleError("a name is not UTF-8") from error
 
 
-def parse_pax(content: bytes) -> dict[str, str]:
+def parse_pax_records(content: bytes) -> dict[str, str]:
     """Return `path` and `size` of an extended header (POSIX pax, "Extended Header").
 
     Other records change nothing of what we take, but for those of sparse files. Raises `BundleError`.
@@ -106,11 +110,11 @@ def parse_pax(content: bytes) -> dict[str, str]:
         if not equals or key.startswith(b"GNU.sparse"):
             raise BundleError(f"an extended header has {key[:80]!r}")
         if key in (b"path", b"size"):
-            found[key.decode()] = parse_name(value)
+            found[key.decode()] = parse_long_name(value)
     return found
 
 
-def parse_size(text: str) -> int:
+def parse_pax_size(text: str) -> int:
     """Return the size in an extended header. Raises `BundleError`."""
     size = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
     _check_size(size)

@@ -6,14 +6,14 @@ from typing import Literal
 import msgspec
 
 LayerState = Literal["downloading", "verifying", "complete", "exists", "failed"]
-Outcome = Literal["fetched", "up_to_date", "would_fetch"]
+ImageOutcome = Literal["fetched", "up_to_date", "would_fetch"]
 
 
-class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
+class _EventBase(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
     """Something happened."""
 
 
-class Layer(msgspec.Struct, frozen=True):
+class ResolvedLayer(msgspec.Struct, frozen=True):
     """A layer, or a configuration, and whether it `exists` here."""
 
     digest: str
@@ -21,13 +21,13 @@ class Layer(msgspec.Struct, frozen=True):
     exists: bool
 
 
-class Resolving(_Event, frozen=True, tag="resolving"):
+class ResolveStarted(_EventBase, frozen=True, tag="resolving"):
     """Upstream is asked what an image is."""
 
     image: str
 
 
-class Resolved(_Event, frozen=True, tag="resolved"):
+class ResolveFinished(_EventBase, frozen=True, tag="resolved"):
     """What an image consists of, for the platforms that were chosen; `missing` bytes are not here.
 
     `name` is written in full, for a lock file; `referrers` are signatures, SBOMs and the like.
@@ -37,13 +37,13 @@ class Resolved(_Event, frozen=True, tag="resolved"):
     name: str
     digest: str
     platforms: Sequence[str]
-    layers: Sequence[Layer]
+    layers: Sequence[ResolvedLayer]
     size: int
     missing: int
     referrers: int
 
 
-class Plan(_Event, frozen=True, tag="plan"):
+class PreloadPlan(_EventBase, frozen=True, tag="plan"):
     """What there is to do, before anything is fetched; images that have to wait for upstream come later.
 
     `lacking` bytes are more than the store has room for: images that do not fit have failed already.
@@ -55,7 +55,7 @@ class Plan(_Event, frozen=True, tag="plan"):
     lacking: int
 
 
-class LayerProgress(_Event, frozen=True, tag="layer"):
+class LayerProgress(_EventBase, frozen=True, tag="layer"):
     """How far a layer is: `offset` bytes are here, `resumed` of them since an earlier time."""
 
     digest: str
@@ -65,17 +65,17 @@ class LayerProgress(_Event, frozen=True, tag="layer"):
     resumed: int = 0
 
 
-class Done(_Event, frozen=True, tag="done"):
+class ImageDone(_EventBase, frozen=True, tag="done"):
     """An image is in the store and can be pulled from it, or, of a dry run, would be fetched."""
 
     image: str
     digest: str
-    outcome: Outcome
+    outcome: ImageOutcome
     size: int
     fetched: int
 
 
-class Failed(_Event, frozen=True, tag="failed"):
+class ImageFailed(_EventBase, frozen=True, tag="failed"):
     """An image could not be had; `code` is the error's."""
 
     image: str
@@ -83,7 +83,7 @@ class Failed(_Event, frozen=True, tag="failed"):
     reason: str
 
 
-class Waiting(_Event, frozen=True, tag="waiting"):
+class UpstreamWaiting(_EventBase, frozen=True, tag="waiting"):
     """An upstream is not asked before `until`, Unix time."""
 
     upstream: str
@@ -91,13 +91,13 @@ class Waiting(_Event, frozen=True, tag="waiting"):
     until: float
 
 
-class Resumed(_Event, frozen=True, tag="resumed"):
+class UpstreamResumed(_EventBase, frozen=True, tag="resumed"):
     """An upstream is asked again."""
 
     upstream: str
 
 
-class Totals(_Event, frozen=True, tag="totals"):
+class PreloadTotals(_EventBase, frozen=True, tag="totals"):
     """How it ended: so many images, and bytes of layers that were fetched."""
 
     images: int
@@ -107,4 +107,14 @@ class Totals(_Event, frozen=True, tag="totals"):
     fetched: int
 
 
-Event = Resolving | Resolved | Plan | LayerProgress | Done | Failed | Waiting | Resumed | Totals
+PreloadEvent = (
+    ResolveStarted
+    | ResolveFinished
+    | PreloadPlan
+    | LayerProgress
+    | ImageDone
+    | ImageFailed
+    | UpstreamWaiting
+    | UpstreamResumed
+    | PreloadTotals
+)

@@ -13,35 +13,41 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from proxy.cache.pull_through import PullThrough
-from proxy.concurrency import beside
-from proxy.download.manager import Downloads
-from proxy.errors import InvalidManifestError, NoSpaceError, ProxyError, RateLimitedError, code_of
-from proxy.images.check import ALL, Checker, Wanted
-from proxy.images.tree import Contents
+from proxy.cache.pull_through import PullThroughCache
+from proxy.concurrency import background
+from proxy.download.manager import DownloadManager
+from proxy.errors import (
+    InvalidManifestError,
+    NoSpaceError,
+    ProxyError,
+    RateLimitedError,
+    error_code,
+)
+from proxy.images.check import ALL_PLATFORMS, ImageSelection, OfflineChecker
+from proxy.images.tree import ImageStore
 from proxy.log import get_logger
-from proxy.lru import Held
+from proxy.lru import CachedManifest
 from proxy.metrics import Metrics
-from proxy.names import spell
+from proxy.names import display_name
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import Platform
 from proxy.oci.platform import parse_platform
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.preload import events
-from proxy.preload.allotment import Allotment
-from proxy.preload.backoff import Waits, is_passing
-from proxy.preload.bringing import Bringer
-from proxy.preload.events import Event
-from proxy.preload.resolve import Found, Pull, Resolver
-from proxy.storage.space import Hold
+from proxy.preload.backoff import UpstreamRetrier, is_transient
+from proxy.preload.events import PreloadEvent
+from proxy.preload.fetcher import PreloadFetcher
+from proxy.preload.resolve import FetchManifest, ImageResolver, ResolvedImage
+from proxy.preload.space_budget import SpaceBudget
+from proxy.storage.space import Lease
 from proxy.upstream.client import Upstream
 
 # How often it is told how far layers are, in seconds.
-INTERVAL = 0.2
+PROGRESS_INTERVAL = 0.2
 # Nobody says when there are more pulls again: after so many seconds upstream is asked (regsync's figure).
-SCARCE = 900.0
+QUOTA_RETRY_AFTER = 900.0
 # So many images of an upstream at once after a wait for it: fewer than would use up its limits again.
-CATCH_UP = 4
+DEFERRED_CONCURRENCY = 4
 
 T = TypeVar("T")
 
@@ -49,17 +55,17 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class PreloadDeps:
     """What preloads work with. `native` is the platform of who names none."""
 
-    cache: PullThrough
-    downloads: Downloads
-    resolver: Resolver
-    checker: Checker
-    contents: Contents
+    cache: PullThroughCache
+    downloads: DownloadManager
+    resolver: ImageResolver
+    checker: OfflineChecker
+    image_store: ImageStore
     upstreams: Mapping[str, Upstream]
     metrics: Metrics
-    native: Platform
+    native_platform: Platform
     max_downloads: int
     clock: Callable[[], float]
 
@@ -67,36 +73,36 @@ class Tools:
 class Preloader:
     """Preloads images; several preloads may run at once."""
 
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
+    def __init__(self, deps: PreloadDeps) -> None:
+        self._deps = deps
 
     async def preload(
         self,
-        wanted: Iterable[Wanted],
+        selections: Iterable[ImageSelection],
         *,
         pin: bool = False,
         dry_run: bool = False,
         jobs: int | None = None,
-    ) -> AsyncGenerator[Event, None]:
+    ) -> AsyncGenerator[PreloadEvent, None]:
         """Fetch images, `jobs` layers at once, and yield what happens; at last `Totals`.
 
         What goes wrong with an image fails that image alone. With `pin` the images that are complete are
         pinned; a `dry_run` fetches manifests and nothing else.
         """
-        at_once = min(jobs or self._tools.max_downloads, self._tools.max_downloads)
-        with self._tools.contents.space.hold() as hold:
-            run = _Run(self._tools, hold, pin=pin, dry_run=dry_run, at_once=at_once)
-            async with beside(run.work(wanted)) as working:
+        at_once = min(jobs or self._deps.max_downloads, self._deps.max_downloads)
+        with self._deps.image_store.space.lease() as hold:
+            run = _PreloadRun(self._deps, hold, pin=pin, dry_run=dry_run, concurrency=at_once)
+            async with background(run.run(selections)) as working:
                 while not working.done():
-                    await asyncio.wait((working,), timeout=INTERVAL)
-                    for event in run.news():
+                    await asyncio.wait((working,), timeout=PROGRESS_INTERVAL)
+                    for event in run.drain_events():
                         yield event
                 await working
-                yield run.totals()
+                yield run.summarize()
 
 
 @dataclass(slots=True)
-class _Image:
+class _PreloadImage:
     """An image that was asked for, by whatever names; of `platforms`, "" is the daemon's own."""
 
     repository: Repository
@@ -105,133 +111,144 @@ class _Image:
 
     @property
     def name(self) -> str:
-        return spell(self.repository, self.reference)
+        return display_name(self.repository, self.reference)
 
-    def wanted(self, native: Platform) -> Wanted:
+    def to_selection(self, native_platform: Platform) -> ImageSelection:
         """Return what was asked for. Who names no platform takes an image for one platform as it is."""
         platforms = [
-            text or str(native) for text in self.platforms if text or len(self.platforms) > 1
+            text or str(native_platform)
+            for text in self.platforms
+            if text or len(self.platforms) > 1
         ]
-        return Wanted(self.name, tuple(platforms))
+        return ImageSelection(self.name, tuple(platforms))
 
 
-class _Run:
+class _PreloadRun:
     """One preload."""
 
-    def __init__(self, tools: Tools, hold: Hold, *, pin: bool, dry_run: bool, at_once: int) -> None:
-        self._tools = tools
+    def __init__(
+        self, deps: PreloadDeps, lease: Lease, *, pin: bool, dry_run: bool, concurrency: int
+    ) -> None:
+        self._deps = deps
         self._pin = pin
         self._dry_run = dry_run
-        self._at_once = at_once
-        self._told: list[Event] = []
-        self._ends: list[events.Done | events.Failed] = []
-        self._waits = Waits(tools.clock, self._told_of)
-        self._bringer = Bringer(
-            tools.cache,
-            tools.downloads,
-            tools.contents,
-            self._waits,
-            self._told_of,
-            at_once=at_once,
+        self._concurrency = concurrency
+        self._events: list[PreloadEvent] = []
+        self._results: list[events.ImageDone | events.ImageFailed] = []
+        self._retrier = UpstreamRetrier(deps.clock, self._add_event)
+        self._fetcher = PreloadFetcher(
+            deps.cache,
+            deps.downloads,
+            deps.image_store,
+            self._retrier,
+            self._add_event,
+            concurrency=concurrency,
         )
-        self._allotment = Allotment(tools.contents, hold)
+        self._space_budget = SpaceBudget(deps.image_store, lease)
 
     # What is told.
 
-    def news(self) -> list[Event]:
+    def drain_events(self) -> list[PreloadEvent]:
         """Return what has happened since the last time."""
-        self._bringer.show()
-        told, self._told = self._told, []
+        self._fetcher.report_active()
+        told, self._events = self._events, []
         return told
 
-    def totals(self) -> events.Totals:
+    def summarize(self) -> events.PreloadTotals:
         """Return how it ended."""
-        outcomes = [end.outcome for end in self._ends if isinstance(end, events.Done)]
-        totals = events.Totals(
-            images=len(self._ends),
+        outcomes = [end.outcome for end in self._results if isinstance(end, events.ImageDone)]
+        totals = events.PreloadTotals(
+            images=len(self._results),
             fetched_images=outcomes.count("fetched"),
             up_to_date=outcomes.count("up_to_date"),
-            failed=len(self._ends) - len(outcomes),
-            fetched=self._bringer.fetched,
+            failed=len(self._results) - len(outcomes),
+            fetched=self._fetcher.fetched_bytes,
         )
-        log.info("preloaded", images=totals.images, failed=totals.failed, bytes=totals.fetched)
+        log.info(
+            "preload_finished", images=totals.images, failed=totals.failed, bytes=totals.fetched
+        )
         return totals
 
-    def _told_of(self, event: Event) -> None:
-        self._told.append(event)
+    def _add_event(self, event: PreloadEvent) -> None:
+        self._events.append(event)
 
-    def _end(self, end: events.Done | events.Failed) -> None:
-        self._told.append(end)
-        self._ends.append(end)
+    def _add_result(self, event: events.ImageDone | events.ImageFailed) -> None:
+        self._events.append(event)
+        self._results.append(event)
         if not self._dry_run:
-            self._tools.metrics.preloaded(is_failed=isinstance(end, events.Failed))
+            self._deps.metrics.count_preloaded(has_failed=isinstance(event, events.ImageFailed))
 
     def _fail(self, image: str, error: ProxyError) -> None:
-        self._end(events.Failed(image=image, code=code_of(error), reason=str(error)))
+        self._add_result(events.ImageFailed(image=image, code=error_code(error), reason=str(error)))
 
     # What is done.
 
-    async def work(self, wanted: Iterable[Wanted]) -> None:
+    async def run(self, selections: Iterable[ImageSelection]) -> None:
         """Do all of it."""
-        images = self._images(wanted)
-        ready: list[tuple[_Image, Found]] = []
-        late: dict[str, list[_Image]] = {}
+        images = self._merge_selections(selections)
+        ready: list[tuple[_PreloadImage, ResolvedImage]] = []
+        late: dict[str, list[_PreloadImage]] = {}
 
-        async def resolve(image: _Image) -> None:
-            self._told.append(events.Resolving(image=image.name))
+        async def resolve(image: _PreloadImage) -> None:
+            self._events.append(events.ResolveStarted(image=image.name))
             try:
-                ready.append((image, await self._resolve(image, self._pull)))
+                ready.append((image, await self._resolve(image, self._fetch_manifest)))
             except ProxyError as error:
-                if is_passing(error):
+                if is_transient(error):
                     late.setdefault(image.repository.upstream, []).append(image)
                 else:
                     self._fail(image.name, error)
 
-        await self._each(images, resolve)
+        await self._run_concurrently(images, resolve)
         order = {id(image): number for number, image in enumerate(images)}
         ready.sort(key=lambda pair: order[id(pair[0])])
-        admitted = self._plan(ready)
+        admitted = self._plan_and_admit(ready)
         async with asyncio.TaskGroup() as group:
             for waiting in late.values():
-                group.create_task(self._each(waiting, self._catch_up, CATCH_UP))
-            group.create_task(self._each(admitted, self._fetch))
+                group.create_task(
+                    self._run_concurrently(waiting, self._fetch_deferred, DEFERRED_CONCURRENCY)
+                )
+            group.create_task(self._run_concurrently(admitted, self._fetch_image))
 
-    def _images(self, wanted: Iterable[Wanted]) -> list[_Image]:
+    def _merge_selections(self, selections: Iterable[ImageSelection]) -> list[_PreloadImage]:
         """Return the images that are meant, each once and with all its platforms."""
-        images: dict[tuple[Repository, Reference], _Image] = {}
-        for one in wanted:
+        images: dict[tuple[Repository, Reference], _PreloadImage] = {}
+        for one in selections:
             try:
-                key = self._tools.contents.names.parse(one.image)
+                key = self._deps.image_store.names.parse_allowed(one.image)
                 for text in one.platforms:
-                    if text != ALL:
+                    if text != ALL_PLATFORMS:
                         parse_platform(text)
             except ProxyError as error:
                 self._fail(one.image[:200], error)
                 continue
-            image = images.setdefault(key, _Image(*key, {}))
+            image = images.setdefault(key, _PreloadImage(*key, {}))
             image.platforms.update(dict.fromkeys(one.platforms or ("",)))
         return list(images.values())
 
-    async def _each(
-        self, things: Iterable[T], work: Callable[[T], Awaitable[None]], at_once: int | None = None
+    async def _run_concurrently(
+        self,
+        items: Iterable[T],
+        work: Callable[[T], Awaitable[None]],
+        concurrency: int | None = None,
     ) -> None:
         """Do the work with each of the things, in their order, some at once."""
-        left = iter(things)
+        left = iter(items)
 
         async def take() -> None:
             for thing in left:
                 await work(thing)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(at_once or self._at_once):
+            for _ in range(concurrency or self._concurrency):
                 group.create_task(take())
 
-    async def _catch_up(self, image: _Image) -> None:
+    async def _fetch_deferred(self, image: _PreloadImage) -> None:
         """Resolve an image that upstream could not give at first, waiting for it, and fetch it."""
 
-        async def pull(repository: Repository, reference: Reference) -> Held:
-            work = partial(self._pull, repository, reference)
-            return await self._waits.patiently(repository.upstream, work)
+        async def pull(repository: Repository, reference: Reference) -> CachedManifest:
+            work = partial(self._fetch_manifest, repository, reference)
+            return await self._retrier.retry_while_unavailable(repository.upstream, work)
 
         try:
             found = await self._resolve(image, pull)
@@ -239,22 +256,24 @@ class _Run:
             self._fail(image.name, error)
             return
         if self._dry_run or self._admit(image, found):
-            await self._fetch((image, found))
+            await self._fetch_image((image, found))
 
-    async def _resolve(self, image: _Image, pull: Pull) -> Found:
-        asked = image.wanted(self._tools.native).platforms or (str(self._tools.native),)
-        platforms = [] if ALL in asked else list(map(parse_platform, asked))
-        before = self._known(image.repository, image.reference)
-        resolver = self._tools.resolver
-        found = await resolver.resolve(image.repository, image.reference, platforms, pull)
-        found.is_new = found.digest != before
+    async def _resolve(self, image: _PreloadImage, fetch_manifest: FetchManifest) -> ResolvedImage:
+        asked = image.to_selection(self._deps.native_platform).platforms or (
+            str(self._deps.native_platform),
+        )
+        platforms = [] if ALL_PLATFORMS in asked else list(map(parse_platform, asked))
+        before = self._stored_digest(image.repository, image.reference)
+        resolver = self._deps.resolver
+        found = await resolver.resolve(image.repository, image.reference, platforms, fetch_manifest)
+        found.is_changed = found.digest != before
         mark = "@" if isinstance(found.reference, Digest) else ":"
         layers = [
-            events.Layer(str(digest), size, self._tools.contents.has(digest, size))
+            events.ResolvedLayer(str(digest), size, self._deps.image_store.has_blob(digest, size))
             for digest, size in found.blobs.items()
         ]
-        self._told.append(
-            events.Resolved(
+        self._events.append(
+            events.ResolveFinished(
                 image=image.name,
                 name=f"{found.repository.upstream}/{found.repository.name}{mark}{found.reference}",
                 digest=str(found.digest),
@@ -267,49 +286,52 @@ class _Run:
         )
         return found
 
-    async def _pull(self, repository: Repository, reference: Reference) -> Held:
+    async def _fetch_manifest(self, repository: Repository, reference: Reference) -> CachedManifest:
         """Return a manifest, and keep it here; leave the last pulls of a limit to clients."""
-        upstream = self._tools.upstreams[repository.upstream]
-        if upstream.scarcity and not self._known(repository, reference):
+        upstream = self._deps.upstreams[repository.upstream]
+        if upstream.scarce_quota_reason and not self._stored_digest(repository, reference):
             # This costs none, and tells how many there are now.
             await upstream.resolve(repository.name, reference)
-            if upstream.scarcity:
+            if upstream.scarce_quota_reason:
                 raise RateLimitedError(
-                    f"{upstream.scarcity}, which are left to clients", retry_after=SCARCE
+                    f"{upstream.scarce_quota_reason}, which are left to clients",
+                    retry_after=QUOTA_RETRY_AFTER,
                 )
-        held = await self._tools.cache.current(repository, reference)
-        self._allotment.keep([held.digest])
+        held = await self._deps.cache.get_current_manifest(repository, reference)
+        self._space_budget.add_to_lease([held.digest])
         return held
 
-    def _known(self, repository: Repository, reference: Reference) -> Digest | None:
+    def _stored_digest(self, repository: Repository, reference: Reference) -> Digest | None:
         """Return the manifest that is here under this name."""
-        index = self._tools.contents.index
+        index = self._deps.image_store.index
         known = index.tag(repository, reference) if isinstance(reference, Tag) else None
         digest = known.digest if known else reference
         return digest if isinstance(digest, Digest) and index.manifest(digest) else None
 
-    def _plan(self, ready: Sequence[tuple[_Image, Found]]) -> list[tuple[_Image, Found]]:
+    def _plan_and_admit(
+        self, resolved_images: Sequence[tuple[_PreloadImage, ResolvedImage]]
+    ) -> list[tuple[_PreloadImage, ResolvedImage]]:
         """Say what there is to do, and return what fits."""
-        images = [found for _, found in ready]
-        sizes = {digest: size for found in images for digest, size in found.contents().items()}
-        self._told.append(
-            events.Plan(
-                images=len(ready),
+        images = [found for _, found in resolved_images]
+        sizes = {digest: size for found in images for digest, size in found.all_content().items()}
+        self._events.append(
+            events.PreloadPlan(
+                images=len(resolved_images),
                 size=sum(sizes.values()),
                 missing=sum(
                     size
                     for digest, size in sizes.items()
-                    if not self._tools.contents.has(digest, size)
+                    if not self._deps.image_store.has_blob(digest, size)
                 ),
-                lacking=self._allotment.lacking(images),
+                lacking=self._space_budget.shortfall(images),
             )
         )
-        return [pair for pair in ready if self._dry_run or self._admit(*pair)]
+        return [pair for pair in resolved_images if self._dry_run or self._admit(*pair)]
 
-    def _admit(self, image: _Image, found: Found) -> bool:
+    def _admit(self, image: _PreloadImage, resolved: ResolvedImage) -> bool:
         """Give the image its room; if there is none it has failed."""
         try:
-            self._allotment.admit(found)
+            self._space_budget.admit(resolved)
         except NoSpaceError as error:
             self._fail(image.name, error)
             return False
@@ -317,28 +339,30 @@ class _Run:
 
     # Fetching.
 
-    async def _fetch(self, planned: tuple[_Image, Found]) -> None:
+    async def _fetch_image(self, admitted: tuple[_PreloadImage, ResolvedImage]) -> None:
         """Bring what is missing of an image, look it over, and pin it."""
-        image, found = planned
+        image, found = admitted
         missing = {
-            d: size for d, size in found.blobs.items() if not self._tools.contents.has(d, size)
+            d: size
+            for d, size in found.blobs.items()
+            if not self._deps.image_store.has_blob(d, size)
         }
         try:
             fetched = 0 if self._dry_run else await self._fetch_blobs(found)
-            if found.lacking:
-                raise InvalidManifestError(found.lacking)
+            if found.missing_platforms_error:
+                raise InvalidManifestError(found.missing_platforms_error)
             if not self._dry_run:
-                await self._look_over(image)
+                await self._verify_offline(image)
             if self._pin and not self._dry_run:
-                await self._tools.contents.index.pin([(image.repository, image.reference)])
+                await self._deps.image_store.index.pin([(image.repository, image.reference)])
         except ProxyError as error:
             self._fail(image.name, error)
             return
-        outcome: events.Outcome = "fetched" if missing or found.is_new else "up_to_date"
+        outcome: events.ImageOutcome = "fetched" if missing or found.is_changed else "up_to_date"
         if self._dry_run and outcome == "fetched":
             outcome = "would_fetch"
-        self._end(
-            events.Done(
+        self._add_result(
+            events.ImageDone(
                 image=image.name,
                 digest=str(found.digest),
                 outcome=outcome,
@@ -347,31 +371,32 @@ class _Run:
             )
         )
 
-    async def _fetch_blobs(self, found: Found) -> int:
+    async def _fetch_blobs(self, resolved: ResolvedImage) -> int:
         """Bring the blobs of an image, all that can be had; return how many bytes had to be fetched."""
-        wanted = [*found.blobs.items(), *found.extras.items()]
+        wanted = [*resolved.blobs.items(), *resolved.referrer_blobs.items()]
         outcomes = await asyncio.gather(
-            *(self._bring(found.repository, *blob) for blob in wanted), return_exceptions=True
+            *(self._fetch_blob(resolved.repository, *blob) for blob in wanted),
+            return_exceptions=True,
         )
         fetched = 0
         for (digest, _), outcome in zip(wanted, outcomes, strict=True):
             if isinstance(outcome, int):
                 fetched += outcome
-            elif not isinstance(outcome, ProxyError) or digest in found.blobs:
+            elif not isinstance(outcome, ProxyError) or digest in resolved.blobs:
                 raise outcome
             else:
-                log.info("referrers_failed", image=found.name, reason=str(outcome))
+                log.info("referrers_failed", image=resolved.name, reason=str(outcome))
         return fetched
 
-    async def _bring(self, repository: Repository, digest: Digest, size: int) -> int:
-        fetched = await self._bringer.bring(repository, digest, size)
-        self._allotment.keep([digest])
+    async def _fetch_blob(self, repository: Repository, digest: Digest, size: int) -> int:
+        fetched = await self._fetcher.fetch_blob(repository, digest, size)
+        self._space_budget.add_to_lease([digest])
         return fetched
 
-    async def _look_over(self, image: _Image) -> None:
+    async def _verify_offline(self, image: _PreloadImage) -> None:
         """See that clients can pull it with the network unplugged, or raise `InvalidManifestError`."""
-        wanted = [image.wanted(self._tools.native)]
-        async with aclosing(self._tools.checker.check(wanted)) as checks:
+        wanted = [image.to_selection(self._deps.native_platform)]
+        async with aclosing(self._deps.checker.check(wanted)) as checks:
             async for check in checks:
                 if check.state != "complete":
                     raise InvalidManifestError(check.reason)

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
-from proxy.concurrency import in_thread, reached
+from proxy.concurrency import run_in_thread, sleep_until
 from proxy.config import PreloadSettings
 from proxy.errors import ProxyError
-from proxy.images.check import Wanted
+from proxy.images.check import ImageSelection
 from proxy.log import get_logger
 from proxy.metrics import Metrics
-from proxy.preload.events import Failed
-from proxy.preload.lists import MAX_TEXT, ImageList, parse_list
+from proxy.preload.events import ImageFailed
+from proxy.preload.lists import MAX_CHARACTERS, ImageList, parse_list
 from proxy.preload.preload import Preloader
-from proxy.upstream.offline import Offline
+from proxy.upstream.offline import OfflineSwitch
 
 # An interval is longer or shorter by up to so much of it: many caches do not ask at the same second.
 JITTER = 0.1
@@ -23,61 +23,63 @@ JITTER = 0.1
 log = get_logger(__name__)
 
 
-class Schedules:
+class PreloadScheduler:
     """Runs preloads at their times, each with the preloader of that time. `clock` tells Unix time."""
 
     def __init__(
         self,
-        preloader: Callable[[], Preloader],
-        offline: Offline,
+        get_preloader: Callable[[], Preloader],
+        offline: OfflineSwitch,
         metrics: Metrics,
-        threads: Executor,
+        executor: Executor,
         clock: Callable[[], float],
     ) -> None:
-        self._preloader = preloader
+        self._get_preloader = get_preloader
         self._offline = offline
         self._metrics = metrics
-        self._threads = threads
+        self._executor = executor
         self._clock = clock
-        self._running: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, group: asyncio.TaskGroup, preloads: Iterable[PreloadSettings]) -> None:
         """Begin with all of these, as tasks of the group, and end those that were begun before."""
-        for task in self._running:
+        for task in self._tasks:
             task.cancel()
-        self._running = [
-            group.create_task(self._repeat(f"preload[{number}]", settings))
+        self._tasks = [
+            group.create_task(self._run_periodically(f"preload[{number}]", settings))
             for number, settings in enumerate(preloads, 1)
         ]
 
-    async def _repeat(self, name: str, settings: PreloadSettings) -> None:
+    async def _run_periodically(self, name: str, settings: PreloadSettings) -> None:
         """Preload now, and every so often from then on, never twice at once; a failure waits for its next time."""
         while True:
             began = self._clock()
             try:
-                await self._preload(name, settings)
+                await self._run_preload(name, settings)
             except ProxyError as error:
                 log.warning("preload_failed", preload=name, reason=str(error))
             except Exception:
-                self._metrics.bug()
+                self._metrics.count_internal_error()
                 log.exception("preload_crashed", preload=name)
             pause = settings.every * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 (no secret)
-            await reached(began + pause, self._clock)
+            await sleep_until(began + pause, self._clock)
 
-    async def _preload(self, name: str, settings: PreloadSettings) -> None:
+    async def _run_preload(self, name: str, settings: PreloadSettings) -> None:
         if self._offline:
             log.info("preload_skipped", preload=name, reason="this cache is offline")
             return
-        wanted = [Wanted(image, settings.platforms) for image in settings.images]
+        wanted = [ImageSelection(image, settings.platforms) for image in settings.images]
         if settings.file:
-            wanted += await self._listed(name, settings.file, settings.platforms)
-        async for event in self._preloader().preload(wanted, pin=settings.pin):
-            if isinstance(event, Failed):
+            wanted += await self._read_selections(name, settings.file, settings.platforms)
+        async for event in self._get_preloader().preload(wanted, pin=settings.pin):
+            if isinstance(event, ImageFailed):
                 log.warning("preload_failed", preload=name, image=event.image, reason=event.reason)
 
-    async def _listed(self, name: str, file: str, platforms: Sequence[str]) -> list[Wanted]:
+    async def _read_selections(
+        self, name: str, file: str, platforms: Sequence[str]
+    ) -> list[ImageSelection]:
         try:
-            found = await in_thread(self._threads, _read, Path(file))
+            found = await run_in_thread(self._executor, _read_image_list, Path(file))
         except OSError as error:
             log.warning("preload_failed", preload=name, reason=f"{file}: {error.strerror}")
             return []
@@ -86,10 +88,11 @@ class Schedules:
                 reason = f"{file}:{problem.line}: {problem.message}"
                 log.warning("preload_failed", preload=name, reason=reason)
         return [
-            Wanted(entry.reference, tuple(platforms) or entry.platforms) for entry in found.entries
+            ImageSelection(entry.reference, tuple(platforms) or entry.platforms)
+            for entry in found.entries
         ]
 
 
-def _read(path: Path) -> ImageList:
+def _read_image_list(path: Path) -> ImageList:
     with path.expanduser().open(encoding="utf-8", errors="replace") as file:
-        return parse_list(file.read(MAX_TEXT + 1))
+        return parse_list(file.read(MAX_CHARACTERS + 1))

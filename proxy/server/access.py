@@ -6,43 +6,43 @@ from collections.abc import Callable, Sequence
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 
-from proxy.concurrency import started
+from proxy.concurrency import start_threads
 from proxy.config import Address, ServerSettings
 from proxy.errors import ConfigError
 from proxy.log import get_logger
 from proxy.metrics import Metrics
-from proxy.server.connection_limit import Crowd
-from proxy.server.tls import Certificates, Tls, load_certificates
-from proxy.server.users import Passwords, Users, load_passwords
+from proxy.server.connection_limit import ConnectionLimiter
+from proxy.server.tls import Certificates, TlsContext, load_certificates
+from proxy.server.users import Htpasswd, HtpasswdAuth, load_htpasswd
 
 # What anybody may ask: who watches over the daemon has no login.
-_OPEN = ("/healthz", "/readyz")
+_ANONYMOUS_PATHS = ("/healthz", "/readyz")
 
 log = get_logger(__name__)
 
 
-class Access:
+class AccessControl:
     """Judges who connects and who asks. `prepare` takes new settings over while clients stay connected."""
 
     def __init__(
         self, settings: ServerSettings, group: asyncio.TaskGroup, metrics: Metrics
     ) -> None:
         """Read the files that `settings` name. Blocks; raises `ConfigError`."""
-        certificates, passwords = _load(settings)
+        certificates, passwords = _load_files(settings)
         # A thread of its own: the logins of strangers must not keep the disk's from clients.
-        self._threads = started(1, "login")
-        self._users = Users(passwords, self._threads, group)
-        self.tls = Tls(certificates) if certificates else None
-        metrics.certificates(certificates.expiries if certificates else {})
-        self.crowd = Crowd(settings, metrics.connection_refused)
-        metrics.watch_connections(lambda: self.crowd.connected)
+        self._threads = start_threads(1, "login")
+        self._auth = HtpasswdAuth(passwords, self._threads, group)
+        self.tls = TlsContext(certificates) if certificates else None
+        metrics.set_certificate_expiries(certificates.expiries if certificates else {})
+        self.limiter = ConnectionLimiter(settings, metrics.count_rejected_connection)
+        metrics.register_connections(lambda: self.limiter.connected)
         self._metrics = metrics
         self._settings = settings
 
     @property
-    def is_open(self) -> bool:
+    def is_anonymous_allowed(self) -> bool:
         """Whether anybody may ask, without a login."""
-        return not self._users.are_asked
+        return not self._auth.is_enabled
 
     def close(self) -> None:
         """Wait for the password that is being checked, if there is one."""
@@ -50,16 +50,16 @@ class Access:
 
     async def check(self, request: BaseRequest) -> None:
         """Raise `UnauthorizedError` or `CrowdedError` if the request needs a login and has no right one."""
-        if self._users.are_asked and request.raw_path.partition("?")[0] not in _OPEN:
+        if self._auth.is_enabled and request.raw_path.partition("?")[0] not in _ANONYMOUS_PATHS:
             given = request.headers.get(hdrs.AUTHORIZATION, "")
-            await self._users.check(given, request.remote or "")
+            await self._auth.check(given, request.remote or "")
 
-    def prepare(self, settings: ServerSettings) -> Callable[[], None]:
+    def prepare_reload(self, settings: ServerSettings) -> Callable[[], None]:
         """Check what `settings` name. What is returned puts it to use: it is called in the loop, and cannot fail.
 
         Blocks; raises `ConfigError`.
         """
-        certificates, passwords = _load(settings)
+        certificates, passwords = _load_files(settings)
         if (certificates is None) != (self.tls is None):
             raise ConfigError(
                 "server.tls_certificate: http becomes https, or https http, by a restart"
@@ -67,49 +67,49 @@ class Access:
 
         def apply() -> None:
             if self.tls and certificates:
-                self.tls.use(certificates)
-                self._metrics.certificates(certificates.expiries)
-            self._users.use(passwords)
-            self.crowd.resize(settings)
+                self.tls.set_certificates(certificates)
+                self._metrics.set_certificate_expiries(certificates.expiries)
+            self._auth.set_htpasswd(passwords)
+            self.limiter.update_limits(settings)
             self._settings = settings
 
         return apply
 
-    def tell_of_risks(self, addresses: Sequence[str]) -> None:
+    def log_risks(self, addresses: Sequence[str]) -> None:
         """Say in the log what an operator who listens at `addresses` may not have meant."""
         settings = self._settings
-        exposed = [one for one in addresses if not _is_near(one)]
+        exposed = [one for one in addresses if not _is_local_address(one)]
         if exposed and not settings.htpasswd:
             log.warning(
-                "open_to_other_machines",
+                "listener_without_auth",
                 addresses=exposed,
                 reason="whoever reaches them can pull what this cache can",
                 help="keep strangers out, or set server.htpasswd",
             )
         if exposed and settings.htpasswd and not settings.tls_certificate:
             log.warning(
-                "passwords_in_clear",
+                "listener_without_tls",
                 addresses=exposed,
                 help="set server.tls_certificate, unless something in front of the cache speaks TLS",
             )
-        if addresses and self.crowd.total < settings.max_connections:
+        if addresses and self.limiter.max_connections < settings.max_connections:
             log.warning(
-                "few_open_files",
-                connections=self.crowd.total,
+                "file_limit_too_low",
+                connections=self.limiter.max_connections,
                 wanted=settings.max_connections,
                 help="raise the limit on open files (LimitNOFILE=, ulimit -n)",
             )
 
 
-def _is_near(address: str) -> bool:
+def _is_local_address(address: str) -> bool:
     return address.startswith("unix:") or Address(address).is_loopback
 
 
 def check_files(settings: ServerSettings) -> None:
     """Read the files that `settings` name. Blocks; raises `ConfigError`."""
-    _load(settings)
+    _load_files(settings)
 
 
-def _load(settings: ServerSettings) -> tuple[Certificates | None, Passwords | None]:
-    passwords = load_passwords(settings.htpasswd) if settings.htpasswd else None
+def _load_files(settings: ServerSettings) -> tuple[Certificates | None, Htpasswd | None]:
+    passwords = load_htpasswd(settings.htpasswd) if settings.htpasswd else None
     return load_certificates(settings), passwords

@@ -8,83 +8,83 @@ from ipaddress import IPv6Address, ip_address
 from proxy.config import ServerSettings
 
 # Descriptors that are not clients': the store, the index, the log, upstream connections and growing blobs.
-RESERVED_FILES = 512
+RESERVED_DESCRIPTORS = 512
 # What a client needs while it is sent a blob: its connection, a duplicate of that, and the file.
-FILES_PER_CLIENT = 3
+DESCRIPTORS_PER_CLIENT = 3
 # So many of those who are one too many are told so at a time; the rest is hung up on.
-MAX_REFUSED = 64
+MAX_REJECTED = 64
 
 
-class Crowd:
+class ConnectionLimiter:
     """Counts who is connected. Numbers may be changed at any time; who is in stays."""
 
-    def __init__(self, settings: ServerSettings, on_refusal: Callable[[], None]) -> None:
-        self._on_refusal = on_refusal
-        self._clients: Counter[str] = Counter()
+    def __init__(self, settings: ServerSettings, on_reject: Callable[[], None]) -> None:
+        self._on_reject = on_reject
+        self._connections_by_client: Counter[str] = Counter()
         self._connected = 0
-        self._refused = 0
-        self.resize(settings)
+        self._rejected = 0
+        self.update_limits(settings)
 
     @property
     def connected(self) -> int:
         """Connections of those who were let in."""
         return self._connected
 
-    def resize(self, settings: ServerSettings) -> None:
+    def update_limits(self, settings: ServerSettings) -> None:
         """Take over the limits of `settings`, as far as this process may open files."""
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.total = settings.max_connections
+        self.max_connections = settings.max_connections
         if files != resource.RLIM_INFINITY:
-            affordable = max(1, (files - RESERVED_FILES) // FILES_PER_CLIENT)
-            self.total = min(self.total, affordable)
-        self._per_client = settings.max_connections_per_client
+            affordable = max(1, (files - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_CLIENT)
+            self.max_connections = min(self.max_connections, affordable)
+        self._max_per_client = settings.max_connections_per_client
 
-    def enter(self, address: str) -> "Place | None":
+    def acquire(self, address: str) -> "ConnectionSlot | None":
         """Let a client in, or to where it is told to come back; None if there is no room even there."""
-        client = client_of(address)
+        client = client_key(address)
         # Behind a Unix socket there are many.
-        is_greedy = client and self._clients[client] >= self._per_client
-        is_refused = bool(is_greedy) or self._connected >= self.total
+        is_greedy = client and self._connections_by_client[client] >= self._max_per_client
+        is_refused = bool(is_greedy) or self._connected >= self.max_connections
         if is_refused:
-            self._on_refusal()
-            if self._refused >= MAX_REFUSED:
+            self._on_reject()
+            if self._rejected >= MAX_REJECTED:
                 return None
-            self._refused += 1
+            self._rejected += 1
         else:
             self._connected += 1
-            self._clients[client] += 1
-        return Place(self, client, is_refused=is_refused)
+            self._connections_by_client[client] += 1
+        return ConnectionSlot(self, client, is_rejected=is_refused)
 
-    def leave(self, client: str, *, is_refused: bool) -> None:
+    def release(self, client: str, *, is_rejected: bool) -> None:
         """Forget a connection."""
-        if is_refused:
-            self._refused -= 1
+        if is_rejected:
+            self._rejected -= 1
             return
         self._connected -= 1
-        self._clients[client] -= 1
-        if not self._clients[client]:
-            del self._clients[client]
+        self._connections_by_client[client] -= 1
+        if not self._connections_by_client[client]:
+            del self._connections_by_client[client]
 
 
-class Place:
+class ConnectionSlot:
     """One connection's. It is left once, however often that is said."""
 
-    __slots__ = ("_client", "_crowd", "_is_left", "is_refused")
+    __slots__ = ("_client", "_is_released", "_limiter", "is_rejected")
 
-    def __init__(self, crowd: Crowd, client: str, *, is_refused: bool) -> None:
-        self._crowd = crowd
+    def __init__(self, limiter: ConnectionLimiter, client: str, *, is_rejected: bool) -> None:
+        self._limiter = limiter
         self._client = client
-        self._is_left = False
-        self.is_refused = is_refused
+        self._is_released = False
+        self.is_rejected = is_rejected
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Make room."""
-        if not self._is_left:
-            self._is_left = True
-            self._crowd.leave(self._client, is_refused=self.is_refused)
+        if not self._is_released:
+            self._is_released = True
+            self._limiter.release(self._client, is_rejected=self.is_rejected)
 
 
-def client_of(address: str) -> str:
+def client_key(address: str) -> str:
     """Return who is behind an address: of IPv6 the network of 64 bits, which one host has to itself."""
     try:
         parsed = ip_address(address.partition("%")[0])

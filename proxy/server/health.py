@@ -6,14 +6,14 @@ from concurrent.futures import Executor
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest, Response
 
-from proxy.concurrency import in_thread
+from proxy.concurrency import run_in_thread
 from proxy.errors import StorageError, UnknownNameError
 from proxy.metrics import Metrics
 
 _PATHS = ("/healthz", "/readyz", "/metrics")
 
 
-class Admin:
+class HealthEndpoints:
     """Answers everything that is not under `/v2/`."""
 
     def __init__(
@@ -24,7 +24,7 @@ class Admin:
         self._threads = threads
         self.is_stopping = False
 
-    def has(self, request: BaseRequest) -> bool:
+    def has_path(self, request: BaseRequest) -> bool:
         """Tell whether the path is one of these."""
         return request.raw_path.partition("?")[0] in _PATHS
 
@@ -38,13 +38,13 @@ class Admin:
         if request.method not in ("GET", "HEAD"):
             return Response(status=405, headers={hdrs.ALLOW: "GET, HEAD"})
         if path == "/metrics":
-            body = await in_thread(self._threads, self._metrics.render)
+            body = await run_in_thread(self._threads, self._metrics.render)
             return Response(body=body, headers={hdrs.CONTENT_TYPE: self._metrics.content_type})
         if path == "/readyz":
-            return await self._ready()
+            return await self._check_readiness()
         return Response(text="ok\n")
 
-    async def _ready(self) -> Response:
+    async def _check_readiness(self) -> Response:
         """Say whether the store answers. Upstream is not asked: cached content is served without it."""
         if self.is_stopping:
             return Response(status=503, text="the daemon stops\n")

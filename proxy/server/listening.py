@@ -12,23 +12,23 @@ from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 from proxy.config import Address
 from proxy.errors import ConfigError
 from proxy.log import get_logger
-from proxy.server.connection_limit import Crowd, Place
-from proxy.server.http import Express, HttpServer
-from proxy.server.tls import Tls
+from proxy.server.connection_limit import ConnectionLimiter, ConnectionSlot
+from proxy.server.http import FastPathHandler, HttpServer
+from proxy.server.tls import TlsContext
 
 BACKLOG = 1024
-HANDSHAKE_TIMEOUT = 10.0
+TLS_HANDSHAKE_TIMEOUT = 10.0
 # How long a client may leave the end of a TLS connection unanswered.
-GOODBYE_TIMEOUT = 5.0
+TLS_SHUTDOWN_TIMEOUT = 5.0
 # Who is connected when the daemon stops has so many seconds to begin one more request: of a connection
 # that was just accepted nobody knows that it will not be answered.
-LAST_CALL = 1.0
+IDLE_DRAIN_TIMEOUT = 1.0
 # Connections that are accepted before others have their turn.
-ACCEPTED_AT_ONCE = 64
+ACCEPTS_PER_CALLBACK = 64
 # How long nobody is let in after the system had no descriptor or memory for it.
-PAUSE = 0.5
+ACCEPT_PAUSE = 0.5
 
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_EXHAUSTED_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 log = get_logger(__name__)
 
@@ -43,79 +43,81 @@ class Acceptor:
     def __init__(
         self,
         server: HttpServer,
-        listening: socket.socket,
+        listening_socket: socket.socket,
         group: asyncio.TaskGroup,
-        crowd: Crowd | None,
-        tls: Tls | None,
+        limiter: ConnectionLimiter | None,
+        tls: TlsContext | None,
     ) -> None:
-        self.name = text_of(listening.getsockname())
-        self._listening = listening
+        self.address = format_address(listening_socket.getsockname())
+        self._listening_socket = listening_socket
         self._server = server
         self._group = group
-        self._crowd = crowd
+        self._limiter = limiter
         self._loop = asyncio.get_running_loop()
-        self._pause: asyncio.TimerHandle | None = None
-        self._options: dict[str, Any] = {}
+        self._resume_timer: asyncio.TimerHandle | None = None
+        self._tls_options: dict[str, Any] = {}
         if tls:
-            self._options = {
+            self._tls_options = {
                 "ssl": tls.context,
-                "ssl_handshake_timeout": HANDSHAKE_TIMEOUT,
-                "ssl_shutdown_timeout": GOODBYE_TIMEOUT,
+                "ssl_handshake_timeout": TLS_HANDSHAKE_TIMEOUT,
+                "ssl_shutdown_timeout": TLS_SHUTDOWN_TIMEOUT,
             }
-        listening.setblocking(False)
-        listening.listen(BACKLOG)
-        self._loop.add_reader(listening, self._accept)
+        listening_socket.setblocking(False)
+        listening_socket.listen(BACKLOG)
+        self._loop.add_reader(listening_socket, self._accept)
 
     def close(self) -> None:
         """Let nobody in any more."""
-        if self._listening.fileno() < 0:
+        if self._listening_socket.fileno() < 0:
             return
-        if self._pause:
-            self._pause.cancel()
-        self._loop.remove_reader(self._listening)
-        self._listening.close()
+        if self._resume_timer:
+            self._resume_timer.cancel()
+        self._loop.remove_reader(self._listening_socket)
+        self._listening_socket.close()
 
     def _accept(self) -> None:
-        for _ in range(ACCEPTED_AT_ONCE):
+        for _ in range(ACCEPTS_PER_CALLBACK):
             try:
-                connection, peer = self._listening.accept()
+                connection, peer = self._listening_socket.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    self._rest(error)
+                if error.errno in _EXHAUSTED_ERRNOS:
+                    self._pause_accepting(error)
                     return
                 # The client has left already.
                 continue
-            self._let_in(connection, peer)
+            self._start_connection(connection, peer)
 
-    def _rest(self, error: OSError) -> None:
+    def _pause_accepting(self, error: OSError) -> None:
         """Stop accepting for a moment: who waits would be announced again and again."""
-        log.warning("cannot_accept", reason=error.strerror)
-        self._loop.remove_reader(self._listening)
-        self._pause = self._loop.call_later(
-            PAUSE, self._loop.add_reader, self._listening, self._accept
+        log.warning("accept_failed", reason=error.strerror)
+        self._loop.remove_reader(self._listening_socket)
+        self._resume_timer = self._loop.call_later(
+            ACCEPT_PAUSE, self._loop.add_reader, self._listening_socket, self._accept
         )
 
-    def _let_in(self, connection: socket.socket, peer: Any) -> None:
+    def _start_connection(self, connection: socket.socket, peer: Any) -> None:
         place = None
-        if self._crowd:
-            place = self._crowd.enter(peer[0] if isinstance(peer, tuple) else "")
+        if self._limiter:
+            place = self._limiter.acquire(peer[0] if isinstance(peer, tuple) else "")
             if place is None:
                 connection.close()
                 return
         connection.setblocking(False)
-        self._group.create_task(self._open(connection, self._server(place), place))
+        self._group.create_task(self._connect(connection, self._server(place), place))
 
-    async def _open(
-        self, connection: socket.socket, protocol: RequestHandler, place: Place | None
+    async def _connect(
+        self, connection: socket.socket, protocol: RequestHandler, slot: ConnectionSlot | None
     ) -> None:
         try:
-            await self._loop.connect_accepted_socket(lambda: protocol, connection, **self._options)
+            await self._loop.connect_accepted_socket(
+                lambda: protocol, connection, **self._tls_options
+            )
         except BaseException as error:
-            self._server.forget(protocol)
-            if place:
-                place.leave()
+            self._server.discard(protocol)
+            if slot:
+                slot.release()
             if not isinstance(error, Exception):
                 raise
             # A handshake that failed (an ssl.SSLError is an OSError) or took too long: there is nobody to tell.
@@ -129,15 +131,15 @@ class Listener:
     def __init__(
         self,
         handler: Callable[[BaseRequest], Awaitable[StreamResponse]],
-        key: str,
+        config_key: str,
         group: asyncio.TaskGroup,
-        crowd: Crowd | None = None,
-        express: Express | None = None,
+        limiter: ConnectionLimiter | None = None,
+        fast_path: FastPathHandler | None = None,
     ) -> None:
-        self._server = HttpServer(handler, express)
-        self._key = key
+        self._server = HttpServer(handler, fast_path)
+        self._config_key = config_key
         self._group = group
-        self._crowd = crowd
+        self._limiter = limiter
         self._acceptors: list[Acceptor] = []
 
     async def open(
@@ -145,23 +147,23 @@ class Listener:
         stack: AsyncExitStack,
         addresses: Sequence[Address],
         sockets: Sequence[socket.socket] = (),
-        tls: Tls | None = None,
+        tls: TlsContext | None = None,
     ) -> list[str]:
         """Let clients connect until the stack ends; return the real addresses. Raises `ConfigError`."""
-        stack.push_async_callback(self._cut)
+        stack.push_async_callback(self._force_close)
         bound = list(sockets)
         for address in addresses:
             try:
-                bound += await _bind(address)
+                bound += await _bind_address(address)
             except OSError as error:
                 reason = error.strerror
                 raise ConfigError(
-                    f"{self._key}: {address} cannot be used ({reason}); "
+                    f"{self._config_key}: {address} cannot be used ({reason}); "
                     "stop what uses it, or choose another"
                 ) from error
-        opened = [Acceptor(self._server, one, self._group, self._crowd, tls) for one in bound]
+        opened = [Acceptor(self._server, one, self._group, self._limiter, tls) for one in bound]
         self._acceptors += opened
-        return [acceptor.name for acceptor in opened]
+        return [acceptor.address for acceptor in opened]
 
     async def close(self) -> None:
         """Let nobody in any more, and those who are in ask once more at most.
@@ -170,19 +172,19 @@ class Listener:
         """
         for acceptor in self._acceptors:
             acceptor.close()
-        self._server.last_call(LAST_CALL)
+        self._server.close_gracefully(IDLE_DRAIN_TIMEOUT)
 
     async def drain(self, seconds: float) -> None:
         """Wait until what was begun is answered and all have left, or `hurry` is called; not longer."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._server.over.wait()
+                await self._server.all_closed.wait()
 
-    def hurry(self) -> None:
+    def end_drain(self) -> None:
         """End the drain, now or when it begins."""
-        self._server.over.set()
+        self._server.all_closed.set()
 
-    async def _cut(self) -> None:
+    async def _force_close(self) -> None:
         """End what is still open. aiohttp would wait so long twice."""
         for acceptor in self._acceptors:
             acceptor.close()
@@ -190,7 +192,7 @@ class Listener:
         await self._server.shutdown(0.1)
 
 
-async def _bind(address: Address) -> list[socket.socket]:
+async def _bind_address(address: Address) -> list[socket.socket]:
     """Return sockets bound to everything that an address means. Raises `OSError`."""
     found = await asyncio.get_running_loop().getaddrinfo(
         address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -218,7 +220,7 @@ async def _bind(address: Address) -> list[socket.socket]:
     return bound
 
 
-def text_of(address: Any) -> str:
+def format_address(address: Any) -> str:
     """Return how a socket's address is written: `host:port`, `unix:/path`, `unix:@name`."""
     if isinstance(address, bytes):
         return f"unix:@{address[1:].decode(errors='replace')}"

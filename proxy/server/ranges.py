@@ -8,7 +8,7 @@ _ETAG = re.compile(r'"[^"]*"')
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class ByteRange:
     """The bytes `start` up to but not including `stop`."""
 
     start: int
@@ -20,11 +20,11 @@ class Window:
         return self.stop - self.start
 
 
-class Unsatisfiable(Exception):  # noqa: N818 (the word of RFC 9110 section 15.5.17)
+class RangeNotSatisfiableError(Exception):
     """No byte of the content lies in the range: 416."""
 
 
-def parse_range(value: str | None, size: int) -> Window | None:
+def parse_range(value: str | None, size: int) -> ByteRange | None:
     """Return the window that a `Range` header asks of content of `size` bytes.
 
     None means the whole: no header, another unit, malformed, or several ranges, all of which a
@@ -35,22 +35,22 @@ def parse_range(value: str | None, size: int) -> Window | None:
         return None
     first, last, suffix = match.groups()
     if suffix is not None:
-        window = Window(max(0, size - int(suffix)), size)
+        window = ByteRange(max(0, size - int(suffix)), size)
     else:
-        window = Window(int(first), min(size, int(last) + 1) if last else size)
+        window = ByteRange(int(first), min(size, int(last) + 1) if last else size)
         if last and int(last) < int(first):
             return None
     if window.length <= 0:
-        raise Unsatisfiable
+        raise RangeNotSatisfiableError
     return window
 
 
-def is_current(if_range: str | None, etag: str) -> bool:
+def is_if_range_match(if_range: str | None, etag: str) -> bool:
     """Tell whether `If-Range` lets the range be served: absent, or strongly equal to `etag`."""
     return if_range is None or if_range.strip() == etag
 
 
-def is_match(if_none_match: str | None, etag: str) -> bool:
+def is_not_modified(if_none_match: str | None, etag: str) -> bool:
     """Tell whether `If-None-Match` names `etag` (weak comparison), so that 304 is the answer.
 
     An unquoted digest matches too, as in distribution. Lists of any length cost one pass.

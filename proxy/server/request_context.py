@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from proxy.metrics import CacheState, Kind
+from proxy.metrics import CacheState, RequestKind
 from proxy.oci.digest import Digest
 from proxy.server.responses import API_VERSION
 
-IMMUTABLE = "public, max-age=31536000, immutable"
+IMMUTABLE_CACHE_CONTROL = "public, max-age=31536000, immutable"
 
 # RFC 9211. What upstream was asked for is `fwd`, whether it was shared is `collapsed`.
 CACHE_STATUS: Mapping[CacheState, str] = {
@@ -22,33 +22,33 @@ CACHE_STATUS: Mapping[CacheState, str] = {
 
 
 @dataclass(slots=True)
-class Exchange:
+class RequestContext:
     """What is known of a request by the time it is logged and counted."""
 
-    kind: Kind = "other"
+    kind: RequestKind = "other"
     upstream: str = "none"
-    cache: CacheState = "none"
-    sent: int = 0
+    cache_state: CacheState = "none"
+    bytes_sent: int = 0
     problem: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
+    response_headers: dict[str, str] = field(default_factory=dict)
 
 
-def digest_headers(exchange: Exchange, digest: Digest) -> dict[str, str]:
+def digest_headers(context: RequestContext, digest: Digest) -> dict[str, str]:
     """Return the headers of every answer about a digest."""
     return {
         "Docker-Distribution-Api-Version": API_VERSION,
         "Docker-Content-Digest": str(digest),
         "ETag": f'"{digest}"',
-        "Cache-Status": CACHE_STATUS[exchange.cache],
-        **exchange.headers,
+        "Cache-Status": CACHE_STATUS[context.cache_state],
+        **context.response_headers,
     }
 
 
-def blob_headers(exchange: Exchange, digest: Digest) -> dict[str, str]:
+def blob_headers(context: RequestContext, digest: Digest) -> dict[str, str]:
     """Return the headers of every answer about a blob."""
     return {
-        **digest_headers(exchange, digest),
+        **digest_headers(context, digest),
         "Content-Type": "application/octet-stream",
         "Accept-Ranges": "bytes",
-        "Cache-Control": IMMUTABLE,
+        "Cache-Control": IMMUTABLE_CACHE_CONTROL,
     }

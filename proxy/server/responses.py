@@ -20,27 +20,27 @@ from aiohttp.http import SERVER_SOFTWARE
 from aiohttp.http_writer import _serialize_headers
 from aiohttp.web import BaseRequest, Response
 
-from proxy.concurrency import in_thread
-from proxy.download.download import Detached, Download
+from proxy.concurrency import run_in_thread
+from proxy.download.download import Download, NotStoring
 from proxy.errors import ProxyError, StorageError
-from proxy.server.ranges import Window
+from proxy.server.ranges import ByteRange
 from proxy.server.sendfile import (
-    COPY_TURN,
-    LEFT,
-    PIECE,
-    SHRUNK,
-    UNREADABLE,
-    Flow,
-    Part,
-    duplicate,
-    is_cached,
+    CLIENT_DISCONNECTED,
+    COPY_CHUNK_SIZE,
+    COPY_SIZE,
+    DISK_UNREADABLE,
+    FILE_TRUNCATED,
+    FileRange,
+    SendfileTask,
+    duplicate_socket,
+    is_resident,
 )
 from proxy.storage.blobs import OpenBlob
 
 API_VERSION = "registry/2.0"
 
 
-class BodyCutError(ConnectionError):
+class TruncatedBodyError(ConnectionError):
     """A body stays short, because the rest cannot be had or must not be sent.
 
     As a `ConnectionError` it makes the server close the connection with FIN, without a word more: clients
@@ -48,7 +48,7 @@ class BodyCutError(ConnectionError):
     """
 
 
-class Answer(Response):
+class InMemoryResponse(Response):
     """An answer from memory, a long one sent as its client takes it: those who read slowly share its bytes.
 
     A plain `Response` hands the connection a copy of its whole body.
@@ -57,10 +57,10 @@ class Answer(Response):
     async def write_eof(self, data: bytes = b"") -> None:
         """Send what is left to be sent."""
         body = self.body
-        if isinstance(body, bytes) and len(body) > PIECE and not self._must_be_empty_body:
+        if isinstance(body, bytes) and len(body) > COPY_CHUNK_SIZE and not self._must_be_empty_body:
             whole, self.body = memoryview(body), None
-            for start in range(0, len(whole), PIECE):
-                await self.write(whole[start : start + PIECE])
+            for start in range(0, len(whole), COPY_CHUNK_SIZE):
+                await self.write(whole[start : start + COPY_CHUNK_SIZE])
                 # The kernel may take all of it at once: others have their turn meanwhile.
                 await asyncio.sleep(0)
         await super().write_eof(data)
@@ -74,7 +74,7 @@ def json_response(
     headers: dict[str, str] | None = None,
 ) -> Response:
     """Return a JSON answer with the headers that every answer has."""
-    return Answer(
+    return InMemoryResponse(
         body=msgspec.json.encode(document),
         status=status,
         content_type=content_type,
@@ -82,92 +82,92 @@ def json_response(
     )
 
 
-def head_of(response: Response, length: int) -> bytes:
+def serialize_head(response: Response, content_length: int) -> bytes:
     """Return the head that aiohttp would send for a new response to a client of HTTP/1.1 that stays.
 
     `length` is the body's.
     """
     headers = response.headers
     if response.status != 304:
-        headers[hdrs.CONTENT_LENGTH] = str(length)
+        headers[hdrs.CONTENT_LENGTH] = str(content_length)
     headers[hdrs.DATE] = formatdate(usegmt=True)
     headers[hdrs.SERVER] = SERVER_SOFTWARE
     return _serialize_headers(f"HTTP/1.1 {response.status} {response.reason}", headers)
 
 
-class Sender:
+class BodySender:
     """Sends the body of one response, whose headers `writer` has been given already."""
 
     def __init__(
         self, request: BaseRequest, writer: AbstractStreamWriter, threads: Executor
     ) -> None:
         """Raise `ConnectionError` if the client has left already."""
-        self.sent = 0
+        self.bytes_sent = 0
         self._writer = writer
         self._threads = threads
         if request.transport is None:
-            raise ConnectionResetError(LEFT)
+            raise ConnectionResetError(CLIENT_DISCONNECTED)
         self._transport = request.transport
         # Where the kernel sends files to; None where bytes have to go through the transport.
         self._socket: socket | None = None
 
-    async def send(self, source: OpenBlob | Download, window: Window) -> None:
+    async def send(self, source: OpenBlob | Download, byte_range: ByteRange) -> None:
         """Send the bytes of the window, as they come. Raises `ConnectionError`."""
         transport = self._transport
         if transport.get_extra_info("sslcontext"):
-            transport.set_write_buffer_limits(PIECE)
-            await self._send_source(source, window)
+            transport.set_write_buffer_limits(COPY_CHUNK_SIZE)
+            await self._send_source(source, byte_range)
             return
         await self._flush_headers(transport)
-        with duplicate(transport) as self._socket:
-            await self._send_source(source, window)
+        with duplicate_socket(transport) as self._socket:
+            await self._send_source(source, byte_range)
 
-    async def _send_source(self, source: OpenBlob | Download, window: Window) -> None:
+    async def _send_source(self, source: OpenBlob | Download, byte_range: ByteRange) -> None:
         try:
             if isinstance(source, OpenBlob):
-                await self._send_file(source.fd, window.start, window.stop)
+                await self._send_file(source.fd, byte_range.start, byte_range.stop)
             else:
-                await self._follow(source, window)
+                await self._send_download(source, byte_range)
         except ProxyError as error:
-            raise BodyCutError(str(error)) from error
+            raise TruncatedBodyError(str(error)) from error
 
     async def send_unsized(self, download: Download) -> None:
         """Send a blob of unknown size in chunks; the last of them only if the digest is right."""
         offset = 0
         try:
             while True:
-                limit = await download.available(offset)
+                limit = await download.wait_readable(offset)
                 if limit == offset:
                     break
                 await self._copy_file(download.fd, offset, limit)
                 offset = limit
-        except Detached:
-            await self._pass_through(download.pass_through(offset, None))
+        except NotStoring:
+            await self._send_chunks(download.stream_from_upstream(offset, None))
         except ProxyError as error:
-            raise BodyCutError(str(error)) from error
+            raise TruncatedBodyError(str(error)) from error
 
-    async def _follow(self, download: Download, window: Window) -> None:
-        offset = window.start
-        is_peek = download.is_peek(window.start, window.stop)
+    async def _send_download(self, download: Download, byte_range: ByteRange) -> None:
+        offset = byte_range.start
+        is_peek = download.is_read_ahead(byte_range.start, byte_range.stop)
         try:
-            while offset < window.stop:
-                limit = await download.available(offset, window.stop, is_peek=is_peek)
-                limit = min(limit, window.stop)
+            while offset < byte_range.stop:
+                limit = await download.wait_readable(offset, byte_range.stop, is_read_ahead=is_peek)
+                limit = min(limit, byte_range.stop)
                 await self._send_file(download.fd, offset, limit)
                 offset = limit
-        except Detached:
-            await self._pass_through(download.pass_through(offset, window.stop))
+        except NotStoring:
+            await self._send_chunks(download.stream_from_upstream(offset, byte_range.stop))
 
-    async def _pass_through(self, chunks: AsyncIterator[bytes]) -> None:
+    async def _send_chunks(self, chunks: AsyncIterator[bytes]) -> None:
         try:
             async for chunk in chunks:
                 await self._write(chunk)
         except ProxyError as error:
-            raise BodyCutError(str(error)) from error
+            raise TruncatedBodyError(str(error)) from error
 
     async def _write(self, chunk: bytes) -> None:
         await self._writer.write(chunk)
-        self.sent += len(chunk)
+        self.bytes_sent += len(chunk)
 
     async def _flush_headers(self, transport: asyncio.Transport) -> None:
         """Wait until nothing of this connection is left in its transport."""
@@ -179,7 +179,7 @@ class Sender:
             try:
                 while transport.get_write_buffer_size():
                     if transport.is_closing():
-                        raise ConnectionResetError(LEFT)
+                        raise ConnectionResetError(CLIENT_DISCONNECTED)
                     await self._writer.drain()
                     await asyncio.sleep(0)
             finally:
@@ -190,42 +190,44 @@ class Sender:
             await self._copy_file(fd, offset, stop)
             return
         ended = asyncio.get_running_loop().create_future()
-        part = Part(fd, Window(offset, stop), self._threads)
-        flow = Flow(self._socket, self._transport, part)
+        part = FileRange(fd, ByteRange(offset, stop), self._threads)
+        flow = SendfileTask(self._socket, self._transport, part)
         try:
-            flow.start(partial(_settle, ended))
+            flow.start(partial(_complete_future, ended))
             await ended
         finally:
             flow.stop()
-            self.sent += flow.offset - offset
+            self.bytes_sent += flow.offset - offset
 
     async def _copy_file(self, fd: int, offset: int, stop: int) -> None:
         while offset < stop:
-            turn = min(stop, offset + COPY_TURN)
-            is_here = is_cached(fd, turn - 1)
+            turn = min(stop, offset + COPY_SIZE)
+            is_here = is_resident(fd, turn - 1)
             while offset < turn:
-                piece = await self._read(fd, offset, min(turn - offset, PIECE), is_here=is_here)
+                piece = await self._read_chunk(
+                    fd, offset, min(turn - offset, COPY_CHUNK_SIZE), is_resident=is_here
+                )
                 await self._write(piece)
                 offset += len(piece)
             await asyncio.sleep(0)
 
-    async def _read(self, fd: int, offset: int, count: int, *, is_here: bool) -> bytes:
+    async def _read_chunk(self, fd: int, offset: int, count: int, *, is_resident: bool) -> bytes:
         try:
-            if is_here:
+            if is_resident:
                 piece = os.pread(fd, count, offset)
             else:
-                piece = await in_thread(self._threads, os.pread, fd, count, offset)
+                piece = await run_in_thread(self._threads, os.pread, fd, count, offset)
         except OSError as error:
-            raise StorageError(UNREADABLE) from error
+            raise StorageError(DISK_UNREADABLE) from error
         if not piece:
-            raise StorageError(SHRUNK)
+            raise StorageError(FILE_TRUNCATED)
         return piece
 
 
-def _settle(ended: "asyncio.Future[None]", problem: Exception | None) -> None:
-    if ended.done():
+def _complete_future(future: "asyncio.Future[None]", error: Exception | None) -> None:
+    if future.done():
         return
-    if problem:
-        ended.set_exception(problem)
+    if error:
+        future.set_exception(error)
     else:
-        ended.set_result(None)
+        future.set_result(None)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from proxy.config import ServerSettings
-from proxy.config.values import file_of
+from proxy.config.values import expand_path
 from proxy.errors import ConfigError
 
 # X509_V_FLAG_NO_CHECK_TIME, which Python has no name for.
@@ -25,29 +25,29 @@ class Certificates:
     by_name: Mapping[str, ssl.SSLContext]
     expiries: Mapping[str, float]
 
-    def of(self, name: str | None) -> ssl.SSLContext:
+    def select_context(self, name: str | None) -> ssl.SSLContext:
         """Return the context for a name; `*.example.org` stands for one label more (RFC 6125)."""
         wanted = (name or "").lower().rstrip(".")
         found = self.by_name.get(wanted) or self.by_name.get(f"*.{wanted.partition('.')[2]}")
         return found or self.default
 
 
-class Tls:
+class TlsContext:
     """Answers handshakes with the certificates that are in use at that moment."""
 
     def __init__(self, certificates: Certificates) -> None:
         self._certificates = certificates
-        self.context = _context()
-        self.context.sni_callback = self._choose
+        self.context = _new_context()
+        self.context.sni_callback = self._select_certificate
 
-    def use(self, certificates: Certificates) -> None:
+    def set_certificates(self, certificates: Certificates) -> None:
         """Show these from now on; connections that are there keep what they have."""
         self._certificates = certificates
 
-    def _choose(
+    def _select_certificate(
         self, connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext
     ) -> None:
-        connection.context = self._certificates.of(name)
+        connection.context = self._certificates.select_context(name)
 
 
 def load_certificates(settings: ServerSettings) -> Certificates | None:
@@ -56,17 +56,19 @@ def load_certificates(settings: ServerSettings) -> Certificates | None:
     if not files:
         return None
     pairs = zip(files, settings.tls_key or files, strict=True)
-    contexts = [_load(file_of(certificate), file_of(key)) for certificate, key in pairs]
+    contexts = [
+        _load_context(expand_path(certificate), expand_path(key)) for certificate, key in pairs
+    ]
     by_name: dict[str, ssl.SSLContext] = {}
     expiries: dict[str, float] = {}
     for file, context in zip(files, contexts, strict=True):
-        names, expiries[file] = _names_and_expiry(file_of(file), context)
+        names, expiries[file] = _read_names_and_expiry(expand_path(file), context)
         for name in names:
             by_name.setdefault(name, context)
     return Certificates(contexts[0], by_name, expiries)
 
 
-def _context() -> ssl.SSLContext:
+def _new_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
@@ -76,8 +78,8 @@ def _context() -> ssl.SSLContext:
     return context
 
 
-def _load(certificate: Path, key: Path) -> ssl.SSLContext:
-    context = _context()
+def _load_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    context = _new_context()
     for path in (certificate, key):
         try:
             path.read_bytes()
@@ -89,12 +91,12 @@ def _load(certificate: Path, key: Path) -> ssl.SSLContext:
         context.load_cert_chain(certificate, key, password="")
     except ssl.SSLError as error:
         raise ConfigError(
-            f"{certificate}: server.tls_certificate: {_reason(error, key)}"
+            f"{certificate}: server.tls_certificate: {_describe_error(error, key)}"
         ) from error
     return context
 
 
-def _reason(error: ssl.SSLError, key: Path) -> str:
+def _describe_error(error: ssl.SSLError, key: Path) -> str:
     reason = error.reason or ""
     if reason == "KEY_VALUES_MISMATCH":
         return f"is not the certificate of the key {key}"
@@ -103,7 +105,7 @@ def _reason(error: ssl.SSLError, key: Path) -> str:
     return f"cannot be used with {key} ({reason or 'not PEM'}; PEM, the key without a passphrase)"
 
 
-def _names_and_expiry(path: Path, context: ssl.SSLContext) -> tuple[list[str], float]:
+def _read_names_and_expiry(path: Path, context: ssl.SSLContext) -> tuple[list[str], float]:
     """Return the names in a certificate and when it ends, as a client reads them, by a handshake in memory.
 
     The standard library parses no certificate but the one of a peer that it has verified.

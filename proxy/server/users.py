@@ -19,53 +19,53 @@ from pathlib import Path
 
 import bcrypt
 
-from proxy.concurrency import SingleFlight, in_thread
-from proxy.config.values import file_of
-from proxy.errors import ConfigError, CrowdedError, UnauthorizedError
+from proxy.concurrency import SingleFlight, run_in_thread
+from proxy.config.values import expand_path
+from proxy.errors import ConfigError, TooManyRequestsError, UnauthorizedError
 from proxy.log import get_logger
 
 # How many right passwords are remembered, and how long before the file is looked at again, in seconds.
-MAX_REMEMBERED = 4096
-LOOK_INTERVAL = 2.0
+MAX_VERIFIED = 4096
+FILE_CHECK_INTERVAL = 2.0
 # Passwords that may be waiting to be hashed, in all and of one client.
 MAX_WAITING = 64
 MAX_WAITING_PER_CLIENT = 4
 
 # Cost 15 takes more than a second here.
-_HASH = re.compile(r"\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]{53}")
-_REFUSAL = "log in with a user and password of this cache"
-_MAX_PASSWORD = 72  # bytes; bcrypt ignores what follows
+_BCRYPT_HASH = re.compile(r"\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]{53}")
+_LOGIN_REQUIRED = "log in with a user and password of this cache"
+_MAX_PASSWORD_SIZE = 72  # bytes; bcrypt ignores what follows
 
 log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Passwords:
+class Htpasswd:
     """The content of a file: bcrypt hashes by user, and one that no password has, for users who are not there."""
 
     path: Path
-    by_user: Mapping[str, bytes]
-    nobody: bytes
+    hash_by_user: Mapping[str, bytes]
+    dummy_hash: bytes
     version: tuple[int, int, int]
 
 
-def load_passwords(file: str) -> Passwords:
+def load_htpasswd(file: str) -> Htpasswd:
     """Return what an htpasswd file holds. Blocks; raises `ConfigError` that names the line."""
-    path = file_of(file)
+    path = expand_path(file)
     try:
-        version = _version(path)
+        version = _file_version(path)
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError(f"{path}: server.htpasswd: {reason}") from error
-    by_user = parse_passwords(text, str(path))
+    by_user = parse_htpasswd(text, str(path))
     # As dear as the dearest, so that the time does not tell who is there.
     cost = max(int(hashed[4:6]) for hashed in by_user.values())
     nobody = bcrypt.hashpw(secrets.token_bytes(32).hex().encode(), bcrypt.gensalt(cost))
-    return Passwords(path, by_user, nobody, version)
+    return Htpasswd(path, by_user, nobody, version)
 
 
-def parse_passwords(text: str, source: str) -> dict[str, bytes]:
+def parse_htpasswd(text: str, source: str) -> dict[str, bytes]:
     """Return the bcrypt hashes by user, or raise `ConfigError`, which names the line and what would make it."""
     found: dict[str, bytes] = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -77,7 +77,7 @@ def parse_passwords(text: str, source: str) -> dict[str, bytes]:
             raise ConfigError(f"{place} is not user:hash (make it with htpasswd -B)")
         if user in found:
             raise ConfigError(f"{place}: {user[:40]} is there twice")
-        if _HASH.fullmatch(hashed) is None:
+        if _BCRYPT_HASH.fullmatch(hashed) is None:
             raise ConfigError(
                 f"{place}: the hash of {user[:40]} is not bcrypt of cost 4 to 14 "
                 f"(make it with: htpasswd -B {source} {user[:40]})"
@@ -90,29 +90,29 @@ def parse_passwords(text: str, source: str) -> dict[str, bytes]:
     return found
 
 
-class Users:
+class HtpasswdAuth:
     """Judges the logins of requests."""
 
     def __init__(
-        self, passwords: Passwords | None, threads: Executor, group: asyncio.TaskGroup
+        self, htpasswd: Htpasswd | None, threads: Executor, group: asyncio.TaskGroup
     ) -> None:
-        self._passwords = passwords
+        self._htpasswd = htpasswd
         self._threads = threads
-        self._key = secrets.token_bytes(32)
-        self._remembered: OrderedDict[bytes, None] = OrderedDict()
+        self._hmac_key = secrets.token_bytes(32)
+        self._verified: OrderedDict[bytes, None] = OrderedDict()
         self._checks = SingleFlight[bytes, bool](group)
-        self._looks = SingleFlight[None, None](group)
-        self._looked = asyncio.get_running_loop().time()
+        self._reloads = SingleFlight[None, None](group)
+        self._file_checked_at = asyncio.get_running_loop().time()
         self._waiting: Counter[str] = Counter()
 
     @property
-    def are_asked(self) -> bool:
+    def is_enabled(self) -> bool:
         """Whether anybody has to log in."""
-        return self._passwords is not None
+        return self._htpasswd is not None
 
-    def use(self, passwords: Passwords | None) -> None:
+    def set_htpasswd(self, htpasswd: Htpasswd | None) -> None:
         """Judge by these from now on."""
-        self._passwords = passwords
+        self._htpasswd = htpasswd
 
     async def check(self, authorization: str, client: str) -> None:
         """Raise `UnauthorizedError` unless the header names a user and their password, `CrowdedError` if too many ask.
@@ -120,77 +120,81 @@ class Users:
         Whatever is wrong, the error is the same, and a user who is not there takes as long as one who is.
         """
         now = asyncio.get_running_loop().time()
-        if now - self._looked > LOOK_INTERVAL:
-            self._looked = now
-            self._looks.begin(None, self._look)
-        user, password = _basic(authorization)
-        passwords = self._passwords
+        if now - self._file_checked_at > FILE_CHECK_INTERVAL:
+            self._file_checked_at = now
+            self._reloads.start(None, self._reload_if_changed)
+        user, password = _parse_basic(authorization)
+        passwords = self._htpasswd
         if passwords is None:
             return
-        hashed = passwords.by_user.get(user, passwords.nobody)
+        hashed = passwords.hash_by_user.get(user, passwords.dummy_hash)
         # With the hash in it, what is remembered ends when the file changes.
-        mark = hmac.digest(self._key, b"\0".join((hashed, user.encode(), password)), hashlib.sha256)
-        if mark in self._remembered:
-            self._remembered.move_to_end(mark)
+        mark = hmac.digest(
+            self._hmac_key, b"\0".join((hashed, user.encode(), password)), hashlib.sha256
+        )
+        if mark in self._verified:
+            self._verified.move_to_end(mark)
             return
         if mark not in self._checks:
             self._admit(client)
-        is_right = await self._checks.do(mark, lambda: self._hash(client, password, hashed))
-        if not is_right or user not in passwords.by_user:
-            raise UnauthorizedError(_REFUSAL)
-        self._remembered[mark] = None
-        if len(self._remembered) > MAX_REMEMBERED:
-            self._remembered.popitem(last=False)
+        is_right = await self._checks.run(
+            mark, lambda: self._verify_password(client, password, hashed)
+        )
+        if not is_right or user not in passwords.hash_by_user:
+            raise UnauthorizedError(_LOGIN_REQUIRED)
+        self._verified[mark] = None
+        if len(self._verified) > MAX_VERIFIED:
+            self._verified.popitem(last=False)
 
     def _admit(self, client: str) -> None:
         """Count a password that is going to be hashed, or raise `CrowdedError`."""
         is_full = self._waiting.total() >= MAX_WAITING
         if is_full or self._waiting[client] >= MAX_WAITING_PER_CLIENT:
-            raise CrowdedError("too many logins are being checked; try again in a moment")
+            raise TooManyRequestsError("too many logins are being checked; try again in a moment")
         self._waiting[client] += 1
 
-    async def _hash(self, client: str, password: bytes, hashed: bytes) -> bool:
+    async def _verify_password(self, client: str, password: bytes, password_hash: bytes) -> bool:
         try:
-            return await in_thread(self._threads, _is_right, password, hashed)
+            return await run_in_thread(self._threads, _is_password_correct, password, password_hash)
         finally:
             self._waiting[client] -= 1
             if not self._waiting[client]:
                 del self._waiting[client]
 
-    async def _look(self) -> None:
+    async def _reload_if_changed(self) -> None:
         """Read the file again if it is another one by now; what is wrong is not taken."""
-        used = self._passwords
+        used = self._htpasswd
         if used is None:
             return
         path = used.path
         try:
-            if await in_thread(self._threads, _version, path) == used.version:
+            if await run_in_thread(self._threads, _file_version, path) == used.version:
                 return
-            found = await in_thread(self._threads, load_passwords, str(path))
-            if self._passwords is used:
-                self.use(found)
-            log.info("users_read", file=str(path))
+            found = await run_in_thread(self._threads, load_htpasswd, str(path))
+            if self._htpasswd is used:
+                self.set_htpasswd(found)
+            log.info("htpasswd_reloaded", file=str(path))
         except (OSError, ConfigError) as error:
-            log.warning("users_kept", reason=str(error))
+            log.warning("htpasswd_reload_failed", reason=str(error))
 
 
-def _version(path: Path) -> tuple[int, int, int]:
+def _file_version(path: Path) -> tuple[int, int, int]:
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _basic(authorization: str) -> tuple[str, bytes]:
+def _parse_basic(authorization: str) -> tuple[str, bytes]:
     """Return user and password of a header (RFC 7617), or raise `UnauthorizedError`."""
     scheme, _, given = authorization.partition(" ")
     try:
         user, colon, password = b64decode(given.strip(), validate=True).partition(b":")
         if scheme.lower() != "basic" or not colon or b"\0" in user:
-            raise UnauthorizedError(_REFUSAL)
+            raise UnauthorizedError(_LOGIN_REQUIRED)
         return user.decode(), password
     except (Base64Error, ValueError) as error:
-        raise UnauthorizedError(_REFUSAL) from error
+        raise UnauthorizedError(_LOGIN_REQUIRED) from error
 
 
-def _is_right(password: bytes, hashed: bytes) -> bool:
-    is_equal = bcrypt.checkpw(password[:_MAX_PASSWORD], hashed)
-    return is_equal and len(password) <= _MAX_PASSWORD
+def _is_password_correct(password: bytes, password_hash: bytes) -> bool:
+    is_equal = bcrypt.checkpw(password[:_MAX_PASSWORD_SIZE], password_hash)
+    return is_equal and len(password) <= _MAX_PASSWORD_SIZE

@@ -25,17 +25,17 @@ import aiofiles
 
 from proxy.errors import InvalidDigestError, StorageError, StoreInUseError
 from proxy.oci.digest import Digest
-from proxy.storage.ingest import Ingest, put, storage_error
+from proxy.storage.ingest import Ingest, storage_error, write_atomically
 
-BLOCK = 4096
+BLOCK_SIZE = 4096
 
 # How a system says that there is no such file. All else (no right, no descriptor, a disk that fails) says nothing of it.
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
+_ABSENT_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 
 
-def footprint(size: int) -> int:
+def allocated_size(size: int) -> int:
     """Return the bytes that a file of `size` bytes takes on disk: whole blocks."""
-    return -(-size // BLOCK) * BLOCK
+    return -(-size // BLOCK_SIZE) * BLOCK_SIZE
 
 
 class OpenBlob:
@@ -63,41 +63,41 @@ class OpenBlob:
         self.close()
 
 
-class LocalStore:
+class BlobStore:
     """A store in a directory. Opening it takes its lock; `close` gives it back."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._ingest = root / "ingest"
+        self._ingest_directory = root / "ingest"
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _take_lock(root)
+            self._lock_fd = _acquire_lock(root)
             for algorithm in ("sha256", "sha512"):
                 (root / "blobs" / algorithm).mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._ingest.mkdir(mode=0o700, exist_ok=True)
-            self._clear()
+            self._ingest_directory.mkdir(mode=0o700, exist_ok=True)
+            self._remove_abandoned_files()
         except OSError as error:
             raise StorageError(
                 f"the store {root} cannot be used: {error.strerror}; choose another with --store"
             ) from error
 
-    def _clear(self) -> None:
+    def _remove_abandoned_files(self) -> None:
         """Remove what a kill has left of commits in one step, and of imports."""
-        for left in self._ingest.glob("put-*"):
+        for left in self._ingest_directory.glob("put-*"):
             left.unlink()
-        for folder in self._ingest.glob("import-*"):
+        for folder in self._ingest_directory.glob("import-*"):
             for state in folder.glob("*.state"):
                 # Without its data it tells of a commit, which the index may not know (list_committed).
                 if not state.with_suffix("").exists():
-                    (self._ingest / state.stem).unlink(missing_ok=True)
-                    state.rename(self._ingest / state.name)
+                    (self._ingest_directory / state.stem).unlink(missing_ok=True)
+                    state.rename(self._ingest_directory / state.name)
             shutil.rmtree(folder)
 
     def close(self) -> None:
         """Let another daemon have the store."""
-        os.close(self._lock)
+        os.close(self._lock_fd)
 
-    def path(self, digest: Digest) -> str:
+    def blob_path(self, digest: Digest) -> str:
         """Return where the blob lies once it is committed."""
         return f"{self.root}/blobs/{digest.algorithm}/{digest.hex}"
 
@@ -109,11 +109,11 @@ class LocalStore:
         """
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            fd = os.open(self.path(digest), flags)
+            fd = os.open(self.blob_path(digest), flags)
         except OSError as error:
-            if error.errno in _ABSENT:
+            if error.errno in _ABSENT_ERRNOS:
                 return None
-            raise _unreadable(digest, error) from error
+            raise _unreadable_error(digest, error) from error
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size != size:
             os.close(fd)
@@ -126,15 +126,15 @@ class LocalStore:
         Raises `StorageError` if nobody can tell.
         """
         try:
-            async with aiofiles.open(self.path(digest), "rb") as file:
+            async with aiofiles.open(self.blob_path(digest), "rb") as file:
                 content = await file.read()
         except OSError as error:
-            if error.errno in _ABSENT:
+            if error.errno in _ABSENT_ERRNOS:
                 return None
-            raise _unreadable(digest, error) from error
-        return content if Digest.of(content, digest.algorithm) == digest else None
+            raise _unreadable_error(digest, error) from error
+        return content if Digest.from_content(content, digest.algorithm) == digest else None
 
-    def load(self, digest: Digest, size: int) -> bytes | None:
+    def read_sync(self, digest: Digest, size: int) -> bytes | None:
         """Return the content of a small blob as `read` does, blocking; None also if it cannot be read."""
         try:
             opened = self.open(digest, size)
@@ -144,44 +144,44 @@ class LocalStore:
                 content = os.pread(opened.fd, size, 0)
         except (OSError, StorageError):
             return None
-        return content if Digest.of(content, digest.algorithm) == digest else None
+        return content if Digest.from_content(content, digest.algorithm) == digest else None
 
     def committed_at(self, digest: Digest) -> float | None:
         """Return when the blob was written, in Unix time; None if it is gone."""
         try:
-            return Path(self.path(digest)).stat(follow_symlinks=False).st_mtime
+            return Path(self.blob_path(digest)).stat(follow_symlinks=False).st_mtime
         except OSError:
             return None
 
-    def put(self, digest: Digest, content: bytes) -> None:
+    def commit_blob(self, digest: Digest, content: bytes) -> None:
         """Commit a small blob in one step; the caller has verified it. Raises `StorageError`."""
         try:
-            put(self._ingest, Path(self.path(digest)), content)
+            write_atomically(self._ingest_directory, Path(self.blob_path(digest)), content)
         except OSError as error:
             raise storage_error("write", error) from error
 
-    def open_ingest(self, digest: Digest, folder: Path | None = None) -> Ingest:
+    def open_ingest(self, digest: Digest, directory: Path | None = None) -> Ingest:
         """Open the ingest of `digest`, with what an earlier one has left. Raises `StorageError`.
 
         An import has a `folder` of its own (`make_folder`): it may bring what is being downloaded.
         """
-        return Ingest(folder or self._ingest, digest, Path(self.path(digest)))
+        return Ingest(directory or self._ingest_directory, digest, Path(self.blob_path(digest)))
 
-    def make_folder(self) -> Path:
+    def make_import_directory(self) -> Path:
         """Return a folder for ingests that no other process resumes. Raises `StorageError`."""
         try:
-            return Path(mkdtemp(dir=self._ingest, prefix="import-"))
+            return Path(mkdtemp(dir=self._ingest_directory, prefix="import-"))
         except OSError as error:
             raise storage_error("create", error) from error
 
-    def remove_folder(self, folder: Path) -> None:
+    def remove_import_directory(self, directory: Path) -> None:
         """Remove a folder that `make_folder` made; what cannot go now goes at the next start."""
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
 
     def delete(self, digest: Digest) -> None:
         """Remove a blob if it is there. Raises `StorageError`."""
         try:
-            Path(self.path(digest)).unlink(missing_ok=True)
+            Path(self.blob_path(digest)).unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(f"cannot remove {digest}: {error.strerror}") from error
 
@@ -190,7 +190,7 @@ class LocalStore:
         for algorithm in ("sha256", "sha512"):
             with os.scandir(self.root / "blobs" / algorithm) as entries:
                 for entry in entries:
-                    digest = _parse_name(algorithm, entry.name)
+                    digest = _parse_digest(algorithm, entry.name)
                     if digest and entry.is_file(follow_symlinks=False):
                         yield digest, entry.stat(follow_symlinks=False).st_size
 
@@ -201,10 +201,10 @@ class LocalStore:
         """
         found = []
         try:
-            with os.scandir(self._ingest) as entries:
+            with os.scandir(self._ingest_directory) as entries:
                 for entry in entries:
                     algorithm, _, encoded = entry.name.partition("-")
-                    digest = _parse_name(algorithm, encoded)
+                    digest = _parse_digest(algorithm, encoded)
                     if digest and entry.is_file(follow_symlinks=False):
                         status = entry.stat(follow_symlinks=False)
                         found.append((digest, status.st_blocks * 512, status.st_mtime))
@@ -212,16 +212,16 @@ class LocalStore:
             raise storage_error("list", error) from error
         return found
 
-    def list_committed(self) -> list[Digest]:
+    def list_committed_ingests(self) -> list[Digest]:
         """Return the digests whose ingest was committed, but not settled: a kill came between.
 
         Raises `StorageError`.
         """
         found = []
         try:
-            for state in self._ingest.glob("*.state"):
+            for state in self._ingest_directory.glob("*.state"):
                 algorithm, _, encoded = state.stem.partition("-")
-                digest = _parse_name(algorithm, encoded)
+                digest = _parse_digest(algorithm, encoded)
                 if digest and not state.with_suffix("").exists():
                     found.append(digest)
         except OSError as error:
@@ -230,17 +230,17 @@ class LocalStore:
 
     def delete_ingest(self, digest: Digest) -> None:
         """Remove an ingest that nobody writes, with its state. Raises `StorageError`."""
-        path = self._ingest / f"{digest.algorithm}-{digest.hex}"
+        path = self._ingest_directory / f"{digest.algorithm}-{digest.hex}"
         try:
             path.unlink(missing_ok=True)
             path.with_suffix(".state").unlink(missing_ok=True)
         except OSError as error:
             raise storage_error("remove", error) from error
 
-    def check(self) -> None:
+    def check_writable(self) -> None:
         """Write and remove a small file. Raises `StorageError` if the disk does not let us."""
         try:
-            with TemporaryFile(dir=self._ingest) as file:
+            with TemporaryFile(dir=self._ingest_directory) as file:
                 file.write(b"ready")
         except OSError as error:
             raise StorageError(f"the store {self.root} cannot be written: {error}") from error
@@ -256,11 +256,11 @@ class LocalStore:
         return status.f_blocks * status.f_frsize
 
 
-def _unreadable(digest: Digest, error: OSError) -> StorageError:
+def _unreadable_error(digest: Digest, error: OSError) -> StorageError:
     return StorageError(f"cannot read {digest}: {error.strerror}")
 
 
-def _take_lock(root: Path) -> int:
+def _acquire_lock(root: Path) -> int:
     fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -275,7 +275,7 @@ def _take_lock(root: Path) -> int:
     return fd
 
 
-def _parse_name(algorithm: str, encoded: str) -> Digest | None:
+def _parse_digest(algorithm: str, encoded: str) -> Digest | None:
     try:
         return Digest.parse(f"{algorithm}:{encoded}")
     except InvalidDigestError:

@@ -17,13 +17,13 @@ from proxy.errors import InvalidDigestError, InvalidManifestError, StorageError
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from proxy.storage import queries
-from proxy.storage.blobs import LocalStore
+from proxy.storage.blobs import BlobStore
 
-_READ = 1 << 20
+_READ_SIZE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Corrupt:
+class CorruptFile:
     """A file that is not what its name says. `path` is relative to the store."""
 
     path: str
@@ -31,16 +31,18 @@ class Corrupt:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class FsckReport:
     """What was found. `bytes` were read in `checked` files, of which `indexed` are good."""
 
     checked: int
-    bytes: int
+    bytes_read: int
     indexed: int
-    corrupt: list[Corrupt]
+    corrupt: list[CorruptFile]
 
 
-def check_store(root: Path, *, dry_run: bool, progress: Callable[[int, int], None]) -> Report:
+def check_store(
+    root: Path, *, dry_run: bool, on_progress: Callable[[int, int], None]
+) -> FsckReport:
     """Verify every blob of the store at `root` and rebuild its index.
 
     `progress(done, total)` is told about files. With `dry_run` nothing is changed. Raises
@@ -48,77 +50,79 @@ def check_store(root: Path, *, dry_run: bool, progress: Callable[[int, int], Non
     """
     if not root.is_dir():
         raise StorageError(f"there is no store at {root}; name it with --store")
-    store = LocalStore(root)
+    store = BlobStore(root)
     try:
-        return _check(store, dry_run=dry_run, progress=progress)
+        return _check_blobs(store, dry_run=dry_run, on_progress=on_progress)
     except (OSError, sqlite3.Error) as error:
         raise StorageError(f"the store {root} cannot be checked: {error}") from error
     finally:
         store.close()
 
 
-def _check(store: LocalStore, *, dry_run: bool, progress: Callable[[int, int], None]) -> Report:
+def _check_blobs(
+    store: BlobStore, *, dry_run: bool, on_progress: Callable[[int, int], None]
+) -> FsckReport:
     good: dict[Digest, tuple[int, oci.Manifest | None]] = {}
-    corrupt: list[Corrupt] = []
+    corrupt: list[CorruptFile] = []
     total_bytes = 0
     # What is not named like a blob is somebody else's, and stays.
-    paths = [path for path in sorted(store.root.glob("blobs/*/*")) if _digest(path)]
+    paths = [path for path in sorted(store.root.glob("blobs/*/*")) if _parse_path(path)]
     for done, path in enumerate(paths):
-        progress(done, len(paths))
-        reason, size, manifest = _verify(path)
+        on_progress(done, len(paths))
+        reason, size, manifest = _verify_file(path)
         total_bytes += size
         if reason is None:
             good[Digest.parse(f"{path.parent.name}:{path.name}")] = (size, manifest)
             continue
-        corrupt.append(Corrupt(str(path.relative_to(store.root)), reason))
+        corrupt.append(CorruptFile(str(path.relative_to(store.root)), reason))
         if not dry_run and not path.is_dir():
             path.unlink()
-    progress(len(paths), len(paths))
+    on_progress(len(paths), len(paths))
     if not dry_run:
-        _reindex(store.root / "index.sqlite", good)
-    return Report(len(paths), total_bytes, len(good), corrupt)
+        _rebuild_index(store.root / "index.sqlite", good)
+    return FsckReport(len(paths), total_bytes, len(good), corrupt)
 
 
-def look_into(
-    store: LocalStore, digests: Iterable[Digest] | None = None
+def scan_blobs(
+    store: BlobStore, digests: Iterable[Digest] | None = None
 ) -> list[tuple[Digest, int, oci.Manifest | None]]:
     """Return those of the blobs that are in the store, with sizes, and with their manifests if they are any.
 
     None stands for all. Names are believed, but manifests are verified before they are looked into. Raises `StorageError`.
     """
     try:
-        return _look_into(store, digests)
+        return _scan_blobs(store, digests)
     except OSError as error:
         raise StorageError(f"the store {store.root} cannot be read: {error}") from error
 
 
-def _look_into(
-    store: LocalStore, digests: Iterable[Digest] | None
+def _scan_blobs(
+    store: BlobStore, digests: Iterable[Digest] | None
 ) -> list[tuple[Digest, int, oci.Manifest | None]]:
     found = []
-    for digest, size in store.iter_blobs() if digests is None else _sizes(store, digests):
+    for digest, size in store.iter_blobs() if digests is None else _stat_blobs(store, digests):
         content = b""
         if size <= oci.MAX_MANIFEST_SIZE:
-            content = Path(store.path(digest)).read_bytes()
-        is_right = bool(content) and Digest.of(content, digest.algorithm) == digest
-        found.append((digest, size, _as_manifest(content) if is_right else None))
+            content = Path(store.blob_path(digest)).read_bytes()
+        is_right = bool(content) and Digest.from_content(content, digest.algorithm) == digest
+        found.append((digest, size, _parse_manifest(content) if is_right else None))
     return found
 
 
-def _sizes(store: LocalStore, digests: Iterable[Digest]) -> Iterator[tuple[Digest, int]]:
+def _stat_blobs(store: BlobStore, digests: Iterable[Digest]) -> Iterator[tuple[Digest, int]]:
     for digest in digests:
         with suppress(OSError):
-            yield digest, Path(store.path(digest)).stat(follow_symlinks=False).st_size
+            yield digest, Path(store.blob_path(digest)).stat(follow_symlinks=False).st_size
 
 
-def _digest(path: Path) -> Digest | None:
+def _parse_path(path: Path) -> Digest | None:
     try:
         return Digest.parse(f"{path.parent.name}:{path.name}")
     except InvalidDigestError:
         return None
 
 
-def _verify(path: Path) -> tuple[str | None, int, oci.Manifest | None]:
+def _verify_file(path: Path) -> tuple[str | None, int, oci.Manifest | None]:
     """Return what is wrong with a file, its size, and the manifest if it is one."""
     digest = Digest.parse(f"{path.parent.name}:{path.name}")
     try:
@@ -131,30 +135,30 @@ def _verify(path: Path) -> tuple[str | None, int, oci.Manifest | None]:
     with open(fd, "rb", buffering=0) as file:  # noqa: PTH123 (the descriptor was opened with care)
         if not path.is_file():
             return "not a regular file", 0, None
-        hasher, head, size = digest.hasher(), b"", 0
-        while chunk := file.read(_READ):
+        hasher, head, size = digest.new_hasher(), b"", 0
+        while chunk := file.read(_READ_SIZE):
             hasher.update(chunk)
             size += len(chunk)
             head = head + chunk if size <= oci.MAX_MANIFEST_SIZE else b""
     if not digest.matches(hasher):
         return "its content has another digest", size, None
-    return None, size, _as_manifest(head)
+    return None, size, _parse_manifest(head)
 
 
-def _as_manifest(content: bytes) -> oci.Manifest | None:
+def _parse_manifest(content: bytes) -> oci.Manifest | None:
     """Look whether a blob is a manifest: its own `mediaType` must say so."""
     if not content.startswith(b"{"):
         return None
     try:
-        return oci.parse(content, "")
+        return oci.parse_manifest(content, "")
     except InvalidManifestError:
         return None
 
 
-def _reindex(path: Path, good: dict[Digest, tuple[int, oci.Manifest | None]]) -> None:
+def _rebuild_index(path: Path, valid_blobs: dict[Digest, tuple[int, oci.Manifest | None]]) -> None:
     """Make the index say what is in the files, and keep of it what it alone knows."""
     try:
-        _update(path, good)
+        _update_index(path, valid_blobs)
     except (sqlite3.DatabaseError, StorageError):
         # It cannot be read, or not understood: it is put aside and made anew.
         pins = _read_pins(path)
@@ -162,7 +166,7 @@ def _reindex(path: Path, good: dict[Digest, tuple[int, oci.Manifest | None]]) ->
             old = Path(f"{path}{suffix}")
             if old.exists():
                 old.rename(f"{path}.broken{suffix}")
-        _update(path, good, pins)
+        _update_index(path, valid_blobs, pins)
 
 
 def _read_pins(path: Path) -> list[tuple[str, ...]]:
@@ -172,18 +176,20 @@ def _read_pins(path: Path) -> list[tuple[str, ...]]:
     return []
 
 
-def _update(
+def _update_index(
     path: Path,
-    good: dict[Digest, tuple[int, oci.Manifest | None]],
+    valid_blobs: dict[Digest, tuple[int, oci.Manifest | None]],
     pins: Iterable[tuple[str, ...]] = (),
 ) -> None:
     with closing(queries.open_connection(path)) as connection, connection:
         now = time.time()
         uses = dict(connection.execute("SELECT digest, used FROM blobs"))
-        gone = [digest for digest in map(Digest.parse, uses) if digest not in good]
+        gone = [digest for digest in map(Digest.parse, uses) if digest not in valid_blobs]
         queries.remove_blobs(connection, gone, lambda _: None)
-        for digest, (size, manifest) in good.items():
-            queries.adopt(connection, [(digest, size, manifest)], uses.get(str(digest), now))
+        for digest, (size, manifest) in valid_blobs.items():
+            queries.add_unlinked_blobs(
+                connection, [(digest, size, manifest)], uses.get(str(digest), now)
+            )
         queries.restore_pins(connection, pins)
         if connection.execute("PRAGMA integrity_check").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("damaged")

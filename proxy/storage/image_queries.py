@@ -20,7 +20,7 @@ from proxy.storage import pins
 
 
 @dataclass(frozen=True, slots=True)
-class Root:
+class ImageRow:
     """An image. `digest` is None for a tag that is pinned and never came."""
 
     repository: Repository
@@ -30,30 +30,30 @@ class Root:
 
 
 @dataclass(frozen=True, slots=True)
-class Blob:
+class StoredBlob:
     """A blob in the store. `used` is Unix time."""
 
     digest: Digest
     size: int
     media_type: str | None
-    used: float
+    used_at: float
 
 
 @dataclass(frozen=True, slots=True)
-class Removal:
+class RemovalPlan:
     """What goes with images: blobs with their sizes, tags and pins, and links of their repositories."""
 
     blobs: list[tuple[Digest, int]]
-    names: Collection[tuple[int, str]]
+    references: Collection[tuple[int, str]]
     links: Collection[tuple[int, str]]
 
 
 # A row of `roots`: the repository's number, reference, digest, and whether that is pinned.
-_Entry = tuple[int, str, str, bool]
+_RootRow = tuple[int, str, str, bool]
 
 
 @contextmanager
-def open_catalogue(path: Path) -> Iterator["Catalogue"]:
+def open_image_queries(path: Path) -> Iterator["ImageQueries"]:
     """Yield the catalogue of the index at `path`. Everything blocks, so it is for threads, one at a time.
 
     Raises `StorageError`.
@@ -65,39 +65,41 @@ def open_catalogue(path: Path) -> Iterator["Catalogue"]:
         ) as connection:
             connection.execute("PRAGMA cache_size = -16384")
             connection.execute("PRAGMA temp.cache_size = -16384")
-            yield Catalogue(connection)
+            yield ImageQueries(connection)
     except sqlite3.Error as error:
         raise StorageError(f"the index cannot be read: {error}") from error
 
 
-def forget_images(
+def delete_images(
     connection: sqlite3.Connection,
     images: Collection[tuple[Repository, Reference]],
-    held: Collection[Digest] = (),
+    leased: Collection[Digest] = (),
 ) -> list[tuple[Digest, int]]:
     """Forget images with their tags, pins and links; return the blobs that no other holds, with sizes.
 
     Raises `BusyError` if one of these is `held`.
     """
-    removal = Catalogue(connection).removal(images)
-    if any(digest in held for digest, _ in removal.blobs):
+    removal = ImageQueries(connection).plan_removal(images)
+    if any(digest in leased for digest, _ in removal.blobs):
         raise BusyError(
             "it is being preloaded, exported or imported just now; remove it when that is done"
         )
-    connection.executemany("DELETE FROM tags WHERE repository = ? AND tag = ?", removal.names)
-    connection.executemany("DELETE FROM pins WHERE repository = ? AND reference = ?", removal.names)
+    connection.executemany("DELETE FROM tags WHERE repository = ? AND tag = ?", removal.references)
+    connection.executemany(
+        "DELETE FROM pins WHERE repository = ? AND reference = ?", removal.references
+    )
     connection.executemany("DELETE FROM links WHERE repository = ? AND digest = ?", removal.links)
-    pins.settle(connection)
+    pins.recompute(connection)
     return removal.blobs
 
 
-class Catalogue:
+class ImageQueries:
     """Reads over a connection, be it the index's own writer."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    def roots(self) -> Iterator[Root]:
+    def images(self) -> Iterator[ImageRow]:
         """Yield all images by upstream, name and reference."""
         rows = self._connection.execute(
             "WITH every AS (SELECT repository, reference, digest FROM roots"
@@ -108,14 +110,14 @@ class Catalogue:
             " ORDER BY r.upstream, r.name, e.reference"
         )
         for upstream, name, reference, digest, is_pinned in rows:
-            yield Root(
+            yield ImageRow(
                 Repository(upstream, name),
                 parse_reference(reference),
                 Digest.parse(digest) if digest else None,
                 bool(is_pinned),
             )
 
-    def sizes(self) -> dict[str, tuple[int, int]]:
+    def sizes_by_digest(self) -> dict[str, tuple[int, int]]:
         """Return for the digest of each image what it holds, and what only it holds, in bytes.
 
         SQLite keeps what it needs for this in a temporary file, not in memory.
@@ -138,7 +140,7 @@ class Catalogue:
         self._connection.execute("DROP TABLE temp.top")
         return sizes
 
-    def blob(self, repository: Repository, digest: Digest) -> Blob | None:
+    def blob(self, repository: Repository, digest: Digest) -> StoredBlob | None:
         """Return a blob of the store that the repository is linked to."""
         row = self._connection.execute(
             "SELECT b.size, b.media_type, b.used FROM blobs b JOIN links l USING (digest)"
@@ -146,9 +148,9 @@ class Catalogue:
             " WHERE b.digest = ? AND r.upstream = ? AND r.name = ?",
             (str(digest), repository.upstream, repository.name),
         ).fetchone()
-        return Blob(digest, *row) if row else None
+        return StoredBlob(digest, *row) if row else None
 
-    def tag(self, repository: Repository, tag: Tag) -> Digest | None:
+    def tag_digest(self, repository: Repository, tag: Tag) -> Digest | None:
         """Return what a tag stands for."""
         row = self._connection.execute(
             "SELECT t.digest FROM tags t JOIN repositories r ON r.id = t.repository"
@@ -157,25 +159,25 @@ class Catalogue:
         ).fetchone()
         return Digest.parse(row[0]) if row else None
 
-    def find(self, repository: Repository, reference: Reference) -> list[Root]:
+    def find_images(self, repository: Repository, reference: Reference) -> list[ImageRow]:
         """Return the image of that tag, or all that have that digest in the repository."""
         return [
-            Root(repository, parse_reference(text), Digest.parse(digest), bool(is_pinned))
-            for _, text, digest, is_pinned in self._entries(repository, reference)
+            ImageRow(repository, parse_reference(text), Digest.parse(digest), bool(is_pinned))
+            for _, text, digest, is_pinned in self._root_rows(repository, reference)
         ]
 
-    def weigh(self, root: Root) -> tuple[int, int]:
+    def image_sizes(self, image: ImageRow) -> tuple[int, int]:
         """Return what one image holds, and what only it holds, in bytes, as `sizes` does for all."""
         entries = [
             entry
-            for entry in self._entries(root.repository, root.reference)
-            if entry[1] == str(root.reference)
+            for entry in self._root_rows(image.repository, image.reference)
+            if entry[1] == str(image.reference)
         ]
-        held = self._reach(str(root.digest))
-        own = self._removal(entries).blobs
-        return sum(self._size(digest) or 0 for digest in held), sum(size for _, size in own)
+        held = self._reachable(str(image.digest))
+        own = self._plan_removal(entries).blobs
+        return sum(self._blob_size(digest) or 0 for digest in held), sum(size for _, size in own)
 
-    def present(
+    def stored_sizes(
         self, digests: Iterable[Digest], repository: Repository | None = None
     ) -> dict[Digest, int]:
         """Return the sizes of those of the blobs that are here and, if it is given, linked to the repository."""
@@ -190,7 +192,7 @@ class Catalogue:
             values += [repository.upstream, repository.name]
         return {wanted[text]: size for text, size in self._connection.execute(query, values)}
 
-    def referrers(self, repository: Repository, subject: Digest) -> list[Blob]:
+    def referrers(self, repository: Repository, subject: Digest) -> list[StoredBlob]:
         """Return the manifests of the repository that refer to `subject`."""
         rows = self._connection.execute(
             "SELECT b.digest, b.size, b.media_type, b.used FROM blobs b JOIN links l USING (digest)"
@@ -198,42 +200,46 @@ class Catalogue:
             " WHERE b.subject = ? AND r.upstream = ? AND r.name = ? ORDER BY b.digest",
             (str(subject), repository.upstream, repository.name),
         )
-        return [Blob(Digest.parse(digest), *rest) for digest, *rest in rows]
+        return [StoredBlob(Digest.parse(digest), *rest) for digest, *rest in rows]
 
-    def holders(self, digest: Digest, limit: int) -> list[tuple[Repository, Reference]]:
+    def images_containing(self, digest: Digest, limit: int) -> list[tuple[Repository, Reference]]:
         """Return up to `limit` images that reach a blob."""
-        names = (name for above in self._above(str(digest)) for name in self._names(above))
+        names = (
+            name for above in self._ancestors(str(digest)) for name in self._root_references(above)
+        )
         found = dict.fromkeys(islice(names, limit))
         return [(self._repository(number), parse_reference(text)) for number, text in found]
 
-    def removal(self, images: Collection[tuple[Repository, Reference]]) -> Removal:
+    def plan_removal(self, images: Collection[tuple[Repository, Reference]]) -> RemovalPlan:
         """Return what goes if these images go: what no other reaches."""
-        return self._removal([entry for image in images for entry in self._entries(*image)])
+        return self._plan_removal([entry for image in images for entry in self._root_rows(*image)])
 
-    def _removal(self, entries: Collection[_Entry]) -> Removal:
-        gone = {(number, reference) for number, reference, _, _ in entries}
-        stays = cache(lambda digest: [name for name in self._names(digest) if name not in gone])
+    def _plan_removal(self, root_rows: Collection[_RootRow]) -> RemovalPlan:
+        gone = {(number, reference) for number, reference, _, _ in root_rows}
+        stays = cache(
+            lambda digest: [name for name in self._root_references(digest) if name not in gone]
+        )
 
         @cache
         def is_held(digest: str, repository: int | None = None) -> bool:
             return any(
                 repository in (None, number)
-                for above in self._above(digest, repository)
+                for above in self._ancestors(digest, repository)
                 for number, _ in stays(above)
             )
 
         links = {
             (number, digest)
-            for number, _, top, _ in entries
-            for digest in self._reach(top)
+            for number, _, top, _ in root_rows
+            for digest in self._reachable(top)
             if not is_held(digest, number)
         }
         free = sorted({digest for _, digest in links if not is_held(digest)})
-        sizes = ((digest, self._size(digest)) for digest in free)
+        sizes = ((digest, self._blob_size(digest)) for digest in free)
         blobs = [(Digest.parse(digest), size) for digest, size in sizes if size is not None]
-        return Removal(blobs, gone, links)
+        return RemovalPlan(blobs, gone, links)
 
-    def _entries(self, repository: Repository, reference: Reference) -> list[_Entry]:
+    def _root_rows(self, repository: Repository, reference: Reference) -> list[_RootRow]:
         column = "digest" if isinstance(reference, Digest) else "reference"
         rows = self._connection.execute(
             "SELECT DISTINCT e.repository, e.reference, e.digest, p.reference IS NOT NULL"
@@ -244,13 +250,11 @@ class Catalogue:
         )
         return rows.fetchall()
 
-    def _reach(self, digest: str) -> list[str]:
-        query = (
-            f"WITH RECURSIVE reached (digest) AS (SELECT ? {pins.REACH}) SELECT digest FROM reached"
-        )
+    def _reachable(self, digest: str) -> list[str]:
+        query = f"WITH RECURSIVE reached (digest) AS (SELECT ? {pins.REACHABLE_SQL}) SELECT digest FROM reached"
         return [row[0] for row in self._connection.execute(query, (digest,))]
 
-    def _above(self, digest: str, repository: int | None = None) -> Iterator[str]:
+    def _ancestors(self, digest: str, repository: int | None = None) -> Iterator[str]:
         """Yield the digest and all that reach it, one by one: a base layer has a great many.
 
         With a `repository` only by way of what that is linked to.
@@ -271,16 +275,16 @@ class Catalogue:
                     waiting.append(parent)
                     yield parent
 
-    def _names(self, digest: str) -> list[tuple[int, str]]:
+    def _root_references(self, digest: str) -> list[tuple[int, str]]:
         """Return the images whose top is the digest: numbers of repositories, references."""
         query = "SELECT DISTINCT repository, reference FROM roots WHERE digest = ?"
         return self._connection.execute(query, (digest,)).fetchall()
 
-    def _size(self, digest: str) -> int | None:
+    def _blob_size(self, digest: str) -> int | None:
         query = "SELECT size FROM blobs WHERE digest = ?"
         row: tuple[int] | None = self._connection.execute(query, (digest,)).fetchone()
         return row[0] if row else None
 
-    def _repository(self, number: int) -> Repository:
+    def _repository(self, repository_id: int) -> Repository:
         query = "SELECT upstream, name FROM repositories WHERE id = ?"
-        return Repository(*self._connection.execute(query, (number,)).fetchone())
+        return Repository(*self._connection.execute(query, (repository_id,)).fetchone())

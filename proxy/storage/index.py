@@ -14,19 +14,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from proxy.concurrency import started
+from proxy.concurrency import start_threads
 from proxy.errors import StorageError
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.storage import queries
-from proxy.storage.image_queries import forget_images
+from proxy.storage.image_queries import delete_images
 
 R = TypeVar("R")
 
-_MAX_ROWS = 10_000
+_MAX_CACHED_ROWS = 10_000
 
-_ID = "(SELECT id FROM repositories WHERE upstream = ? AND name = ?)"
+_REPOSITORY_ID_SQL = "(SELECT id FROM repositories WHERE upstream = ? AND name = ?)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class TagRow:
     """What a tag stood for when upstream was asked last, at Unix time `checked`."""
 
     digest: Digest
-    checked: float
+    checked_at: float
 
 
 class Index:
@@ -52,8 +52,8 @@ class Index:
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self.path = path
         self._clock = clock
-        self._uses: dict[str, float] = {}
-        self._rows: dict[tuple[object, ...], Any] = {}
+        self._pending_uses: dict[str, float] = {}
+        self._row_cache: dict[tuple[object, ...], Any] = {}
         try:
             self._writer = queries.open_connection(path)
             self._reader = sqlite3.connect(
@@ -72,13 +72,13 @@ class Index:
             raise StorageError(
                 f"the index {path} cannot be read ({error}); pullcache fsck makes it anew"
             ) from error
-        self._thread = started(1, "index")
+        self._executor = start_threads(1, "index")
 
     def close(self) -> None:
         """Write the uses that are still in memory, and close. Blocks."""
-        self._thread.shutdown()
+        self._executor.shutdown()
         with suppress(sqlite3.Error):
-            self._transact(False, queries.use, (self._uses,))
+            self._run_transaction(False, queries.record_uses, (self._pending_uses,))
         self._reader.close()
         self._writer.close()
 
@@ -86,26 +86,26 @@ class Index:
 
     def blob(self, repository: Repository, digest: Digest) -> BlobRow | None:
         """Return what is known of a committed blob, and whether the repository is linked to it."""
-        return self._remembered(
+        return self._cached_row(
             ("blob", repository, digest),
             "SELECT size, media_type, EXISTS (SELECT 1 FROM links l"
-            f" WHERE l.repository = {_ID} AND l.digest = b.digest) FROM blobs b WHERE digest = ?",
+            f" WHERE l.repository = {_REPOSITORY_ID_SQL} AND l.digest = b.digest) FROM blobs b WHERE digest = ?",
             (repository.upstream, repository.name, str(digest)),
             lambda row: BlobRow(row[0], row[1], bool(row[2])),
         )
 
     def manifest(self, digest: Digest) -> BlobRow | None:
         """Return what is known of a committed manifest, for whoever may have it."""
-        return self._remembered(
+        return self._cached_row(
             ("manifest", digest),
             "SELECT size, media_type FROM blobs WHERE digest = ? AND media_type IS NOT NULL",
             (str(digest),),
             lambda row: BlobRow(row[0], row[1], is_linked=False),
         )
 
-    def size(self, digest: Digest) -> int | None:
+    def blob_size(self, digest: Digest) -> int | None:
         """Return the size of a committed blob, for whoever may have it."""
-        return self._remembered(
+        return self._cached_row(
             ("stored", digest),
             "SELECT size FROM blobs WHERE digest = ?",
             (str(digest),),
@@ -114,23 +114,23 @@ class Index:
 
     def is_linked(self, repository: Repository, digest: Digest) -> bool:
         """Tell whether the repository was seen to hold the digest, be it in the store or not."""
-        found = self._remembered(
+        found = self._cached_row(
             ("link", repository, digest),
-            f"SELECT 1 FROM links WHERE repository = {_ID} AND digest = ?",
+            f"SELECT 1 FROM links WHERE repository = {_REPOSITORY_ID_SQL} AND digest = ?",
             (repository.upstream, repository.name, str(digest)),
             bool,
         )
         return found is not None
 
-    def child_size(self, repository: Repository, digest: Digest) -> int | None:
+    def declared_size(self, repository: Repository, digest: Digest) -> int | None:
         """Return the size that a cached manifest of this repository states for the digest.
 
         What another repository's manifests state is not believed here: they may say anything.
         """
-        return self._remembered(
+        return self._cached_row(
             ("size", repository, digest),
             "SELECT e.size FROM edges e JOIN links l ON l.digest = e.parent"
-            f" WHERE e.child = ? AND l.repository = {_ID} LIMIT 1",
+            f" WHERE e.child = ? AND l.repository = {_REPOSITORY_ID_SQL} LIMIT 1",
             (str(digest), repository.upstream, repository.name),
             lambda row: int(row[0]),
         )
@@ -142,16 +142,16 @@ class Index:
 
     def tag(self, repository: Repository, tag: Tag) -> TagRow | None:
         """Return what the tag stood for when upstream was asked last."""
-        return self._remembered(
+        return self._cached_row(
             ("tag", repository, tag),
-            f"SELECT digest, checked FROM tags WHERE repository = {_ID} AND tag = ?",
+            f"SELECT digest, checked FROM tags WHERE repository = {_REPOSITORY_ID_SQL} AND tag = ?",
             (repository.upstream, repository.name, tag),
             lambda row: TagRow(Digest.parse(row[0]), row[1]),
         )
 
     def tags(self, repository: Repository) -> list[str]:
         """Return the cached tags of the repository."""
-        query = f"SELECT tag FROM tags WHERE repository = {_ID}"
+        query = f"SELECT tag FROM tags WHERE repository = {_REPOSITORY_ID_SQL}"
         rows = self._reader.execute(query, (repository.upstream, repository.name))
         return [row[0] for row in rows]
 
@@ -167,7 +167,7 @@ class Index:
         """Return the cached manifests of the repository that refer to `subject`."""
         rows = self._reader.execute(
             "SELECT digest, size, media_type FROM blobs b WHERE subject = ? AND EXISTS"
-            f" (SELECT 1 FROM links l WHERE l.repository = {_ID} AND l.digest = b.digest)",
+            f" (SELECT 1 FROM links l WHERE l.repository = {_REPOSITORY_ID_SQL} AND l.digest = b.digest)",
             (str(subject), repository.upstream, repository.name),
         )
         return [(Digest.parse(row[0]), BlobRow(row[1], row[2], is_linked=True)) for row in rows]
@@ -181,8 +181,8 @@ class Index:
     def pinned_bytes(self) -> int:
         """Return the bytes on disk of the blobs that pins hold."""
         # 60,000 pinned blobs take 4 ms.
-        query = f"SELECT {queries.FOOTPRINTS} FROM blobs WHERE pinned"
-        return self._remembered(("pinned",), query, (), lambda row: int(row[0])) or 0
+        query = f"SELECT {queries.ALLOCATED_SIZE_SUM} FROM blobs WHERE pinned"
+        return self._cached_row(("pinned",), query, (), lambda row: int(row[0])) or 0
 
     def is_pinned(self, digest: Digest) -> bool:
         """Tell whether a pin holds the blob."""
@@ -191,18 +191,18 @@ class Index:
 
     def touch(self, digest: Digest) -> None:
         """Count a use of the blob; of a manifest, also of what it names."""
-        self._uses[str(digest)] = self._now()
+        self._pending_uses[str(digest)] = self._next_use_time()
 
     # Writes, in the thread.
 
     async def flush(self) -> None:
         """Write the uses that were counted since the last time."""
-        uses, self._uses = self._uses, {}
+        uses, self._pending_uses = self._pending_uses, {}
         try:
             if uses:
-                await self._write(queries.use, uses)
+                await self._write(queries.record_uses, uses)
         except StorageError:
-            self._uses = uses | self._uses
+            self._pending_uses = uses | self._pending_uses
             raise
 
     async def add_blob(self, repository: Repository | None, digest: Digest, size: int) -> bool:
@@ -211,7 +211,7 @@ class Index:
         It survives a power cut: a file that nobody counts would take room beyond the cap for ever.
         """
         return await self._write(
-            queries.add_blob, repository, digest, size, self._now(), durable=True
+            queries.add_blob, repository, digest, size, self._next_use_time(), is_durable=True
         )
 
     async def add_manifest(
@@ -222,7 +222,7 @@ class Index:
         False if the blob was there.
         """
         return await self._write(
-            queries.add_manifest, repository, digest, size, manifest, self._now()
+            queries.add_manifest, repository, digest, size, manifest, self._next_use_time()
         )
 
     async def add_image(
@@ -240,13 +240,15 @@ class Index:
             queries.add_image,
             repository,
             tag and (tag, digest, self._clock()),
-            [(*manifest, self._now()) for manifest in manifests],
-            durable=True,
+            [(*manifest, self._next_use_time()) for manifest in manifests],
+            is_durable=True,
         )
 
-    async def adopt(self, files: Sequence[tuple[Digest, int, Manifest | None]]) -> None:
+    async def add_unlinked_blobs(
+        self, files: Sequence[tuple[Digest, int, Manifest | None]]
+    ) -> None:
         """Enter blobs whose files were found; no repository is linked to them. Survives a power cut."""
-        await self._write(queries.adopt, files, self._now(), durable=True)
+        await self._write(queries.add_unlinked_blobs, files, self._next_use_time(), is_durable=True)
 
     async def link(self, repository: Repository, digest: Digest) -> None:
         """Remember that the repository was seen to hold the digest."""
@@ -256,41 +258,43 @@ class Index:
         """Remember what upstream says now that the tag stands for; a new answer survives a power cut."""
         known = self.tag(repository, tag)
         is_new = known is None or known.digest != digest
-        await self._write(queries.set_tag, repository, tag, digest, self._clock(), durable=is_new)
+        await self._write(
+            queries.set_tag, repository, tag, digest, self._clock(), is_durable=is_new
+        )
 
-    async def drop_tag(self, repository: Repository, tag: Tag) -> None:
+    async def delete_tag(self, repository: Repository, tag: Tag) -> None:
         """Forget the tag; what it stood for stays."""
-        await self._write(queries.drop_tag, repository, tag)
+        await self._write(queries.delete_tag, repository, tag)
 
     async def pin(self, images: Sequence[tuple[Repository, Reference]]) -> None:
         """Keep images from being evicted, be they in the store or not; survives a power cut."""
-        await self._write(queries.pin, images, durable=True)
+        await self._write(queries.pin, images, is_durable=True)
 
     async def unpin(
         self, images: Sequence[tuple[Repository, Reference]]
     ) -> list[tuple[Repository, Reference]]:
         """Let images be evicted again; return those that were pinned."""
-        return await self._write(queries.unpin, images, durable=True)
+        return await self._write(queries.unpin, images, is_durable=True)
 
-    async def forget_images(
-        self, images: Sequence[tuple[Repository, Reference]], held: Collection[Digest] = ()
+    async def delete_images(
+        self, images: Sequence[tuple[Repository, Reference]], leased: Collection[Digest] = ()
     ) -> list[tuple[Digest, int]]:
         """Forget images with their tags and pins; return the blobs that no other holds, with sizes.
 
         The blobs stay, for `remove`. Raises `BusyError`, and forgets nothing, if one is `held`.
         """
-        return await self._write(forget_images, images, held, durable=True)
+        return await self._write(delete_images, images, leased, is_durable=True)
 
-    async def unclaimed(self, digests: Sequence[Digest]) -> list[tuple[Digest, int]]:
+    async def unlinked_blobs(self, digests: Sequence[Digest]) -> list[tuple[Digest, int]]:
         """Return those of the blobs that no repository is linked to, and no pin holds, with sizes."""
-        return await self._write(queries.unclaimed, digests)
+        return await self._write(queries.unlinked_blobs, digests)
 
     async def unpinned_bytes(self, digests: Collection[Digest]) -> int:
         """Return the bytes on disk of those of the blobs that are here and not pinned."""
         return await self._write(queries.unpinned_bytes, digests)
 
     async def least_recently_used(
-        self, count: int, without: Collection[Digest] = ()
+        self, count: int, excluded: Collection[Digest] = ()
     ) -> list[tuple[Digest, int, float]]:
         """Return digest, size and time of use of up to `count` blobs, the longest unused first.
 
@@ -299,19 +303,21 @@ class Index:
         # On a full disk nothing can be written, and just then victims must be found.
         with suppress(StorageError):
             await self.flush()
-        spared = self._uses.keys() | set(map(str, without))
+        spared = self._pending_uses.keys() | set(map(str, excluded))
         query = "SELECT digest, size, used FROM blobs WHERE NOT pinned ORDER BY used"
         with closing(self._reader.execute(query)) as rows:
             oldest = (row for row in rows if row[0] not in spared)
             return [(Digest.parse(row[0]), row[1], row[2]) for row in islice(oldest, count)]
 
-    async def remove(self, digests: Sequence[Digest], delete: Callable[[Digest], None]) -> None:
+    async def remove_blobs(
+        self, digests: Sequence[Digest], delete_file: Callable[[Digest], None]
+    ) -> None:
         """Call `delete` for each blob, then forget it with what rests on it.
 
         In this order, because on a full disk nothing can be written before something is deleted; and
         in the thread of the writes, so that no commit of the same blob comes between.
         """
-        await self._write(queries.remove_blobs, digests, delete)
+        await self._write(queries.remove_blobs, digests, delete_file)
 
     async def totals(self) -> tuple[int, int]:
         """Return the number of blobs, and the bytes that they take on disk."""
@@ -325,46 +331,50 @@ class Index:
                 total += Path(f"{self.path}{suffix}").stat().st_size
         return total
 
-    async def _write(self, work: Callable[..., R], *args: Any, durable: bool = False) -> R:
+    async def _write(self, work: Callable[..., R], *args: Any, is_durable: bool = False) -> R:
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._thread, self._transact, durable, work, args)
+            return await loop.run_in_executor(
+                self._executor, self._run_transaction, is_durable, work, args
+            )
         except sqlite3.Error as error:
             raise StorageError(f"the index cannot be written: {error}") from error
 
-    def _transact(self, durable: bool, work: Callable[..., R], args: tuple[Any, ...]) -> R:
+    def _run_transaction(
+        self, is_durable: bool, work: Callable[..., R], args: tuple[Any, ...]
+    ) -> R:
         # NORMAL may lose the last transactions at a power cut: times of use, links, and what is asked for anew.
-        self._writer.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        self._writer.execute(f"PRAGMA synchronous = {'FULL' if is_durable else 'NORMAL'}")
         try:
             with self._writer:
                 return work(self._writer, *args)
         finally:
             # Swapped after the commit, never cleared: what was read before it lands in the old one. Uses
             # alone change nothing of what is remembered.
-            if work is not queries.use:
-                self._rows = {}
+            if work is not queries.record_uses:
+                self._row_cache = {}
 
-    def _remembered(
+    def _cached_row(
         self,
         key: tuple[object, ...],
         query: str,
-        values: tuple[str, ...],
+        parameters: tuple[str, ...],
         build: Callable[[tuple[Any, ...]], R],
     ) -> R | None:
         """Return what `build` makes of the row, None if there is none; again until the next write.
 
         SQLite takes 30 µs for one row, as much as all the rest of serving a manifest.
         """
-        rows = self._rows
+        rows = self._row_cache
         if key not in rows:
-            if len(rows) >= _MAX_ROWS:
+            if len(rows) >= _MAX_CACHED_ROWS:
                 rows.clear()
-            row = self._reader.execute(query, values).fetchone()
+            row = self._reader.execute(query, parameters).fetchone()
             rows[key] = None if row is None else build(row)
         found: R | None = rows[key]
         return found
 
-    def _now(self) -> float:
+    def _next_use_time(self) -> float:
         # Never back, never twice the same: a clock that is turned must not turn the order of uses.
         self._last_use = max(self._clock(), self._last_use + 1e-6)
         return self._last_use

@@ -16,19 +16,19 @@ from tempfile import NamedTemporaryFile
 import msgspec
 
 from proxy.errors import NoSpaceError, StorageError
-from proxy.oci.digest import Digest, Hash
+from proxy.oci.digest import Digest, Hasher
 
 # The disk is told to begin with so many bytes at once.
-WRITE_BACK = 8 << 20
-_READ = 1 << 20
-_SLICE = 32 << 10
+WRITEBACK_SIZE = 8 << 20
+_READ_SIZE = 1 << 20
+_APPEND_SLICE_SIZE = 32 << 10
 # A state has constant length, so that a kill leaves the old one or the new one, and room for so many
 # runs. Those beyond are fetched again.
 _STATE_SIZE = 1024
-_MAX_RUNS = 16
+_MAX_RANGES_AHEAD = 16
 
 
-class _State(msgspec.Struct):
+class _IngestState(msgspec.Struct):
     have: int
     size: int | None = None
     ahead: list[tuple[int, int]] = []
@@ -43,46 +43,48 @@ class Ingest:
     time, `write` excepted.
     """
 
-    def __init__(self, folder: Path, digest: Digest, target: Path) -> None:
+    def __init__(self, directory: Path, digest: Digest, blob_path: Path) -> None:
         self.digest = digest
         self.frontier = 0
-        self.resumed = 0
-        self.ahead: Sequence[tuple[int, int]] = ()
-        self._path = folder / f"{digest.algorithm}-{digest.hex}"
+        self.bytes_resumed = 0
+        self.ranges_ahead: Sequence[tuple[int, int]] = ()
+        self._path = directory / f"{digest.algorithm}-{digest.hex}"
         self._state_path = self._path.with_suffix(".state")
-        self._target = target
-        self._hasher = digest.hasher()
+        self._blob_path = blob_path
+        self._hasher = digest.new_hasher()
         self._size: int | None = None
-        self._begun = 0
+        self._writeback_offset = 0
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self.fd = os.open(self._path, flags, 0o600)
-            self._state = os.open(self._state_path, flags, 0o600)
+            self._state_fd = os.open(self._state_path, flags, 0o600)
         except OSError as error:
             raise storage_error("create", error) from error
 
     def resume(self) -> None:
         """Hash what an earlier process has left."""
         try:
-            state = msgspec.json.decode(os.pread(self._state, _STATE_SIZE, 0), type=_State)
+            state = msgspec.json.decode(os.pread(self._state_fd, _STATE_SIZE, 0), type=_IngestState)
         except msgspec.MsgspecError:
             return
         try:
-            self._hash(state.have)
+            self._hash_file(state.have)
             length = os.fstat(self.fd).st_size
         except OSError:
             # What cannot be read is fetched again.
-            self.restart()
+            self.reset()
             return
-        self.resumed = self.frontier
-        self.ahead = [run for run in state.ahead if self.frontier < run[0] < run[1] <= length]
+        self.bytes_resumed = self.frontier
+        self.ranges_ahead = [
+            run for run in state.ahead if self.frontier < run[0] < run[1] <= length
+        ]
 
-    def restart(self) -> None:
+    def reset(self) -> None:
         """Forget all bytes."""
-        self.frontier = self.resumed = 0
-        self.ahead = ()
-        self._hasher = self.digest.hasher()
-        self.save()
+        self.frontier = self.bytes_resumed = 0
+        self.ranges_ahead = ()
+        self._hasher = self.digest.new_hasher()
+        self.save_state()
 
     def preallocate(self, size: int) -> None:
         """Take the room for the whole blob now, so that a full disk shows before it is half in. Bytes that are in stay."""
@@ -94,7 +96,7 @@ class Ingest:
             # Some file systems cannot; then the room is taken as it is written.
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise storage_error("make room for", error) from error
-        self.save()
+        self.save_state()
 
     def append(self, chunks: Iterable[bytes | memoryview]) -> None:
         """Write and hash `chunks` at the frontier, and move it.
@@ -105,39 +107,39 @@ class Ingest:
         for chunk in chunks:
             rest = memoryview(chunk)
             while rest:
-                written = self._pwrite(rest[:_SLICE], self.frontier)
+                written = self._pwrite(rest[:_APPEND_SLICE_SIZE], self.frontier)
                 self._hasher.update(rest[:written])
                 self.frontier += written
                 rest = rest[written:]
-        self.save()
+        self.save_state()
 
-    def write_back(self) -> None:
+    def start_writeback(self) -> None:
         """Have the disk begin with what was appended, which `commit` would wait for at the end."""
-        if self.frontier - self._begun >= WRITE_BACK:
-            write_back(self.fd, self._begun, self.frontier - self._begun)
-            self._begun = self.frontier
+        if self.frontier - self._writeback_offset >= WRITEBACK_SIZE:
+            start_writeback(self.fd, self._writeback_offset, self.frontier - self._writeback_offset)
+            self._writeback_offset = self.frontier
 
-    def write(self, offset: int, data: memoryview) -> None:
+    def write_at(self, offset: int, data: memoryview) -> None:
         """Write ahead of the frontier what is to be hashed when it gets there."""
         while data:
             written = self._pwrite(data, offset)
             offset += written
             data = data[written:]
-        self.save()
+        self.save_state()
 
-    def absorb(self, stop: int) -> None:
+    def hash_up_to(self, stop: int) -> None:
         """Move the frontier up to `stop` over what was written ahead, hashing it."""
         try:
-            self._hash(stop)
+            self._hash_file(stop)
         except OSError as error:
             raise storage_error("read", error) from error
-        self.save()
+        self.save_state()
 
-    def is_right(self) -> bool:
+    def matches_digest(self) -> bool:
         """Tell whether the bytes up to the frontier are the blob."""
         return self.digest.matches(self._hasher)
 
-    def hasher(self) -> Hash:
+    def copy_hasher(self) -> Hasher:
         """Return a copy of the hash of the bytes up to the frontier, to go on elsewhere."""
         return self._hasher.copy()
 
@@ -149,13 +151,13 @@ class Ingest:
         try:
             os.ftruncate(self.fd, self.frontier)
             os.fsync(self.fd)
-            self._path.rename(self._target)
-            _fsync_directory(self._target.parent)
+            self._path.rename(self._blob_path)
+            _fsync_directory(self._blob_path.parent)
         except OSError as error:
             # An fsync that failed is not tried again: the kernel has dropped the pages.
             raise storage_error("commit", error) from error
 
-    def settle(self) -> None:
+    def delete_state(self) -> None:
         """Remove the state of a committed ingest, once the index knows the blob.
 
         A state that cannot be removed is removed at the next start.
@@ -171,13 +173,15 @@ class Ingest:
     def close(self) -> None:
         """Close the files and keep them, to be resumed if they were not committed."""
         os.close(self.fd)
-        os.close(self._state)
+        os.close(self._state_fd)
 
-    def save(self) -> None:
+    def save_state(self) -> None:
         """Write down what is in. A disk that does not take it costs the resuming, no more."""
-        state = msgspec.json.encode(_State(self.frontier, self._size, [*self.ahead[:_MAX_RUNS]]))
+        state = msgspec.json.encode(
+            _IngestState(self.frontier, self._size, [*self.ranges_ahead[:_MAX_RANGES_AHEAD]])
+        )
         with suppress(OSError):
-            os.pwrite(self._state, state.ljust(_STATE_SIZE), 0)
+            os.pwrite(self._state_fd, state.ljust(_STATE_SIZE), 0)
 
     def _pwrite(self, data: memoryview, offset: int) -> int:
         try:
@@ -185,17 +189,17 @@ class Ingest:
         except OSError as error:
             raise storage_error("write", error) from error
 
-    def _hash(self, stop: int) -> None:
+    def _hash_file(self, stop: int) -> None:
         """Hash what is in the file from the frontier up to `stop`, or as far as the file goes."""
         while self.frontier < stop:
-            data = os.pread(self.fd, min(_READ, stop - self.frontier), self.frontier)
+            data = os.pread(self.fd, min(_READ_SIZE, stop - self.frontier), self.frontier)
             if not data:
                 return
             self._hasher.update(data)
             self.frontier += len(data)
 
 
-def write_back(fd: int, offset: int, size: int) -> None:
+def start_writeback(fd: int, offset: int, size: int) -> None:
     """Have the disk begin with bytes that were just written, so that an fsync waits less.
 
     That is how Linux takes this advice: it drops what is on the disk already, and writes the rest.
@@ -204,18 +208,18 @@ def write_back(fd: int, offset: int, size: int) -> None:
         os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
 
 
-def put(folder: Path, target: Path, content: bytes) -> None:
+def write_atomically(directory: Path, path: Path, content: bytes) -> None:
     """Write `content` durably at `target`, by way of a file in `folder`. Raises `OSError`."""
-    with NamedTemporaryFile(dir=folder, prefix="put-", delete=False) as file:
+    with NamedTemporaryFile(dir=directory, prefix="put-", delete=False) as file:
         try:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            Path(file.name).rename(target)
+            Path(file.name).rename(path)
         except BaseException:
             Path(file.name).unlink(missing_ok=True)
             raise
-    _fsync_directory(target.parent)
+    _fsync_directory(path.parent)
 
 
 def _fsync_directory(path: Path) -> None:
@@ -226,7 +230,7 @@ def _fsync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def storage_error(what: str, error: OSError) -> StorageError:
+def storage_error(action: str, error: OSError) -> StorageError:
     """Return what is raised for an error of the disk; a full one has its own class."""
     kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
-    return kind(f"cannot {what} an ingest: {error.strerror}")
+    return kind(f"cannot {action} an ingest: {error.strerror}")

@@ -12,50 +12,54 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Tag
 
 # What `reached` begins with, all that it names, and what refers to any of it.
-REACH = """
+REACHABLE_SQL = """
     UNION SELECT e.child FROM edges e JOIN reached r ON e.parent = r.digest
     UNION SELECT b.digest FROM blobs b JOIN reached r ON b.subject = r.digest
 """
 
-_ALL = f"WITH RECURSIVE reached (digest) AS (SELECT digest FROM pins {REACH})"
-_ONE = f"WITH RECURSIVE reached (digest) AS (SELECT ? {REACH})"
+_REACHABLE_FROM_PINS = (
+    f"WITH RECURSIVE reached (digest) AS (SELECT digest FROM pins {REACHABLE_SQL})"
+)
+_REACHABLE_FROM_ONE = f"WITH RECURSIVE reached (digest) AS (SELECT ? {REACHABLE_SQL})"
 
 
-def add(connection: sqlite3.Connection, repository: int, reference: Reference) -> None:
+def add(connection: sqlite3.Connection, repository_id: int, reference: Reference) -> None:
     """Pin an image, be it in the store or not."""
     if isinstance(reference, Tag):
         query = "SELECT digest FROM tags WHERE repository = ? AND tag = ?"
-        row = connection.execute(query, (repository, reference)).fetchone()
+        row = connection.execute(query, (repository_id, reference)).fetchone()
         digest = row[0] if row else None
     else:
         digest = str(reference)
     connection.execute(
         "INSERT OR IGNORE INTO pins (repository, reference, digest) VALUES (?, ?, ?)",
-        (repository, str(reference), digest),
+        (repository_id, str(reference), digest),
     )
     if digest:
-        spread(connection, digest)
+        mark_reachable(connection, digest)
 
 
-def drop(connection: sqlite3.Connection, repository: int, reference: Reference) -> bool:
+def remove(connection: sqlite3.Connection, repository_id: int, reference: Reference) -> bool:
     """Forget a pin; False if there was none. `settle` must follow."""
     gone = connection.execute(
-        "DELETE FROM pins WHERE repository = ? AND reference = ?", (repository, str(reference))
+        "DELETE FROM pins WHERE repository = ? AND reference = ?", (repository_id, str(reference))
     )
     return gone.rowcount > 0
 
 
-def follow(connection: sqlite3.Connection, repository: int, tag: Tag, digest: Digest) -> None:
+def update_tag(
+    connection: sqlite3.Connection, repository_id: int, tag: Tag, digest: Digest
+) -> None:
     """Let a pin of the tag hold what the tag stands for now, and no longer what it stood for."""
     moved = connection.execute(
         "UPDATE pins SET digest = ? WHERE repository = ? AND reference = ? AND digest IS NOT ?",
-        (str(digest), repository, tag, str(digest)),
+        (str(digest), repository_id, tag, str(digest)),
     )
     if moved.rowcount:
-        settle(connection)
+        recompute(connection)
 
 
-def is_reached(connection: sqlite3.Connection, digest: str, subject: str | None) -> bool:
+def is_reachable(connection: sqlite3.Connection, digest: str, subject: str | None) -> bool:
     """Tell whether a blob that is being entered is to be pinned; `subject` is what it refers to."""
     query = """
         SELECT EXISTS (SELECT 1 FROM pins WHERE digest = :digest)
@@ -68,22 +72,22 @@ def is_reached(connection: sqlite3.Connection, digest: str, subject: str | None)
     return bool(row[0])
 
 
-def spread(connection: sqlite3.Connection, digest: str) -> None:
+def mark_reachable(connection: sqlite3.Connection, digest: str) -> None:
     """Pin what is in the store of all that `digest` reaches."""
     connection.execute(
-        f"{_ONE} UPDATE blobs SET pinned = 1"
+        f"{_REACHABLE_FROM_ONE} UPDATE blobs SET pinned = 1"
         " WHERE digest IN (SELECT digest FROM reached) AND NOT pinned",
         (digest,),
     )
 
 
-def settle(connection: sqlite3.Connection) -> None:
+def recompute(connection: sqlite3.Connection) -> None:
     """Pin what the pins reach, and nothing else."""
     connection.execute(
-        f"{_ALL} UPDATE blobs SET pinned = 0"
+        f"{_REACHABLE_FROM_PINS} UPDATE blobs SET pinned = 0"
         " WHERE pinned AND digest NOT IN (SELECT digest FROM reached WHERE digest IS NOT NULL)"
     )
     connection.execute(
-        f"{_ALL} UPDATE blobs SET pinned = 1"
+        f"{_REACHABLE_FROM_PINS} UPDATE blobs SET pinned = 1"
         " WHERE digest IN (SELECT digest FROM reached) AND NOT pinned"
     )

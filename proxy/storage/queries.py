@@ -12,17 +12,17 @@ from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.storage import pins
-from proxy.storage.blobs import BLOCK
+from proxy.storage.blobs import BLOCK_SIZE
 
 SCHEMA_VERSION = 2
 
 # What must change in a store of that version before the schema can be laid over it.
-_UPGRADES = {
+_MIGRATIONS = {
     1: "ALTER TABLE blobs ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0; DROP INDEX blobs_by_use;"
 }
 
 # The bytes that blobs take on disk: whole blocks, as `local.footprint` counts.
-FOOTPRINTS = f"coalesce(sum((size + {BLOCK - 1}) / {BLOCK}), 0) * {BLOCK}"
+ALLOCATED_SIZE_SUM = f"coalesce(sum((size + {BLOCK_SIZE - 1}) / {BLOCK_SIZE}), 0) * {BLOCK_SIZE}"
 
 # SQLite's default of 1,000 pages would let the log grow to 4 MB, much for a store of 20 MB.
 _CHECKPOINT_PAGES = 256
@@ -40,7 +40,7 @@ def open_connection(path: Path) -> sqlite3.Connection:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version < SCHEMA_VERSION:
         upgrades = "".join(
-            _UPGRADES[old] for old in range(version or SCHEMA_VERSION, SCHEMA_VERSION)
+            _MIGRATIONS[old] for old in range(version or SCHEMA_VERSION, SCHEMA_VERSION)
         )
         schema = files("proxy.storage").joinpath("schema.sql").read_text()
         connection.executescript(
@@ -60,14 +60,14 @@ def add_blob(
     repository: Repository | None,
     digest: Digest,
     size: int,
-    used: float,
+    used_at: float,
 ) -> bool:
     """Enter a committed blob and link the repository to it. False if it was there."""
-    is_new = not _has(connection, digest)
+    is_new = not _has_blob(connection, digest)
     connection.execute(
         "INSERT INTO blobs (digest, size, used, pinned) VALUES (?, ?, ?, ?)"
         " ON CONFLICT (digest) DO UPDATE SET size = excluded.size, used = excluded.used",
-        (str(digest), size, used, pins.is_reached(connection, str(digest), None)),
+        (str(digest), size, used_at, pins.is_reachable(connection, str(digest), None)),
     )
     if repository:
         add_links(connection, repository, [digest])
@@ -80,26 +80,26 @@ def add_manifest(
     digest: Digest,
     size: int,
     manifest: Manifest,
-    used: float,
+    used_at: float,
 ) -> bool:
     """Enter a committed manifest and what it names; link the repository to all of it.
 
     False if the blob was there.
     """
-    is_new = not _has(connection, digest)
+    is_new = not _has_blob(connection, digest)
     subject = str(manifest.subject) if manifest.subject else None
     connection.execute(
         "INSERT INTO blobs (digest, size, media_type, subject, used) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (digest) DO UPDATE SET size = excluded.size, used = excluded.used,"
         " media_type = excluded.media_type, subject = excluded.subject",
-        (str(digest), size, manifest.media_type, subject, used),
+        (str(digest), size, manifest.media_type, subject, used_at),
     )
     connection.executemany(
         "INSERT OR IGNORE INTO edges (parent, child, size) VALUES (?, ?, ?)",
         [(str(digest), str(child.digest), child.size) for child in manifest.children],
     )
-    if pins.is_reached(connection, str(digest), subject):
-        pins.spread(connection, str(digest))
+    if pins.is_reachable(connection, str(digest), subject):
+        pins.mark_reachable(connection, str(digest))
     if repository:
         # A registry has checked that it holds what a manifest names, but for foreign layers.
         held = [child.digest for child in manifest.children if not child.is_foreign]
@@ -120,17 +120,17 @@ def add_image(
         set_tag(connection, repository, *tag)
 
 
-def adopt(
+def add_unlinked_blobs(
     connection: sqlite3.Connection,
     files: Iterable[tuple[Digest, int, Manifest | None]],
-    used: float,
+    used_at: float,
 ) -> None:
     """Enter blobs whose files were found; no repository is linked to them."""
     for digest, size, manifest in files:
         if manifest:
-            add_manifest(connection, None, digest, size, manifest, used)
+            add_manifest(connection, None, digest, size, manifest, used_at)
         else:
-            add_blob(connection, None, digest, size, used)
+            add_blob(connection, None, digest, size, used_at)
 
 
 def add_links(
@@ -149,18 +149,18 @@ def set_tag(
     repository: Repository,
     tag: Tag,
     digest: Digest,
-    checked: float,
+    checked_at: float,
 ) -> None:
     """Remember what the tag stands for; a pin of the tag goes with it."""
     number = _repository_id(connection, repository)
     connection.execute(
         "INSERT OR REPLACE INTO tags (repository, tag, digest, checked) VALUES (?, ?, ?, ?)",
-        (number, tag, str(digest), checked),
+        (number, tag, str(digest), checked_at),
     )
-    pins.follow(connection, number, tag, digest)
+    pins.update_tag(connection, number, tag, digest)
 
 
-def drop_tag(connection: sqlite3.Connection, repository: Repository, tag: Tag) -> None:
+def delete_tag(connection: sqlite3.Connection, repository: Repository, tag: Tag) -> None:
     """Forget the tag; what it stood for stays."""
     number = _repository_id(connection, repository)
     connection.execute("DELETE FROM tags WHERE repository = ? AND tag = ?", (number, tag))
@@ -179,9 +179,9 @@ def unpin(
     found = [
         (repository, reference)
         for repository, reference in images
-        if pins.drop(connection, _repository_id(connection, repository), reference)
+        if pins.remove(connection, _repository_id(connection, repository), reference)
     ]
-    pins.settle(connection)
+    pins.recompute(connection)
     return found
 
 
@@ -192,10 +192,10 @@ def restore_pins(connection: sqlite3.Connection, rows: Iterable[tuple[str, ...]]
             "INSERT OR REPLACE INTO pins (repository, reference, digest) VALUES (?, ?, ?)",
             (_repository_id(connection, Repository(upstream, name)), reference, digest),
         )
-    pins.settle(connection)
+    pins.recompute(connection)
 
 
-def use(connection: sqlite3.Connection, uses: dict[str, float]) -> None:
+def record_uses(connection: sqlite3.Connection, uses: dict[str, float]) -> None:
     """Move the time of use of blobs, and with a manifest's that of everything below it.
 
     So the layers of an image that is pulled by those who have most of it stay as fresh as it is.
@@ -209,11 +209,11 @@ def use(connection: sqlite3.Connection, uses: dict[str, float]) -> None:
 
 
 def remove_blobs(
-    connection: sqlite3.Connection, digests: Sequence[Digest], delete: Callable[[Digest], None]
+    connection: sqlite3.Connection, digests: Sequence[Digest], delete_file: Callable[[Digest], None]
 ) -> None:
     """Call `delete` for each blob, then forget it with the tags, edges and links that rest on it."""
     for gone in digests:
-        delete(gone)
+        delete_file(gone)
     for digest in map(str, digests):
         connection.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
         connection.execute("DELETE FROM tags WHERE digest = ?", (digest,))
@@ -226,7 +226,7 @@ def remove_blobs(
         connection.execute("DELETE FROM edges WHERE parent = ?", (digest,))
 
 
-def unclaimed(
+def unlinked_blobs(
     connection: sqlite3.Connection, digests: Iterable[Digest]
 ) -> list[tuple[Digest, int]]:
     """Return those of the blobs that no repository is linked to, and no pin holds, with sizes."""
@@ -240,7 +240,7 @@ def unclaimed(
 
 def unpinned_bytes(connection: sqlite3.Connection, digests: Iterable[Digest]) -> int:
     """Return the bytes on disk of those of the blobs that are here and not pinned."""
-    query = f"SELECT {FOOTPRINTS} FROM json_each(?) JOIN blobs ON digest = value WHERE NOT pinned"
+    query = f"SELECT {ALLOCATED_SIZE_SUM} FROM json_each(?) JOIN blobs ON digest = value WHERE NOT pinned"
     row: tuple[int] = connection.execute(query, (json.dumps([*map(str, digests)]),)).fetchone()
     return row[0]
 
@@ -250,14 +250,14 @@ def totals(connection: sqlite3.Connection) -> tuple[int, int]:
     # Either half is read from its index alone, without the table, which is three times as large.
     query = f"""
         SELECT sum(blobs), sum(bytes) FROM (
-            SELECT count(*) AS blobs, {FOOTPRINTS} AS bytes FROM blobs WHERE NOT pinned
-            UNION ALL SELECT count(*), {FOOTPRINTS} FROM blobs WHERE pinned)
+            SELECT count(*) AS blobs, {ALLOCATED_SIZE_SUM} AS bytes FROM blobs WHERE NOT pinned
+            UNION ALL SELECT count(*), {ALLOCATED_SIZE_SUM} FROM blobs WHERE pinned)
     """
     row: tuple[int, int] = connection.execute(query).fetchone()
     return row
 
 
-def _has(connection: sqlite3.Connection, digest: Digest) -> bool:
+def _has_blob(connection: sqlite3.Connection, digest: Digest) -> bool:
     query = "SELECT 1 FROM blobs WHERE digest = ?"
     return connection.execute(query, (str(digest),)).fetchone() is not None
 

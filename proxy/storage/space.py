@@ -11,26 +11,26 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from proxy.concurrency import to_the_end
+from proxy.concurrency import run_uncancelled
 from proxy.errors import StorageError
 from proxy.log import get_logger
 from proxy.metrics import EvictionReason, Metrics, UncachedReason
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Repository
-from proxy.storage.blobs import LocalStore, OpenBlob, footprint
-from proxy.storage.fsck import look_into
+from proxy.storage.blobs import BlobStore, OpenBlob, allocated_size
+from proxy.storage.fsck import scan_blobs
 from proxy.storage.index import Index
 
 # Room for the index to grow between two looks at it: its log is cut at 1 MiB (tables.py).
 INDEX_MARGIN = 1 << 19
 
-_BATCH = 256
+_EVICTION_BATCH = 256
 
 log = get_logger(__name__)
 
 
 @dataclass(eq=False, slots=True)
-class Hold:
+class Lease:
     """Blobs that stay for as long as somebody works with them."""
 
     digests: set[Digest] = field(default_factory=set)
@@ -44,12 +44,12 @@ class Reservation:
     written: int = 0
 
 
-class Space:
+class SpaceManager:
     """Keeps the account of one store. `await open()` before anything else."""
 
     def __init__(
         self,
-        store: LocalStore,
+        store: BlobStore,
         index: Index,
         metrics: Metrics,
         *,
@@ -58,77 +58,86 @@ class Space:
         clock: Callable[[], float],
     ) -> None:
         self.max_size = max_size
-        self.blobs = 0
+        self.blob_count = 0
         self._store = store
         self._index = index
         self._metrics = metrics
         self._min_free = min_free
         self._clock = clock
-        self.stored = 0
+        self.stored_bytes = 0
         self._reservations: set[Reservation] = set()
-        self._leftovers: dict[Digest, int] = {}
+        self._partials: dict[Digest, int] = {}
         # Files that are gone, but that the index could not be made to forget.
-        self._ghosts: set[Digest] = set()
-        self._holds: list[Hold] = []
+        self._unindexed_deletes: set[Digest] = set()
+        self._leases: list[Lease] = []
         # One eviction at a time: two would choose the same victims.
-        self._evicting = asyncio.Lock()
+        self._eviction_lock = asyncio.Lock()
 
     async def open(self) -> None:
         """Count what is there, also what a lost index or a kill has left uncounted."""
-        self.blobs, self.stored = await self._index.totals()
-        unsettled = await asyncio.to_thread(self._store.list_committed)
-        unknown = await asyncio.to_thread(look_into, self._store, unsettled if self.blobs else None)
+        self.blob_count, self.stored_bytes = await self._index.totals()
+        unsettled = await asyncio.to_thread(self._store.list_committed_ingests)
+        unknown = await asyncio.to_thread(
+            scan_blobs, self._store, unsettled if self.blob_count else None
+        )
         if unknown:
-            log.warning("index_completed", blobs=len(unknown))
-            await self._index.adopt(unknown)
-            self.blobs, self.stored = await self._index.totals()
+            log.warning("index_repaired", blobs=len(unknown))
+            await self._index.add_unlinked_blobs(unknown)
+            self.blob_count, self.stored_bytes = await self._index.totals()
         # Not before the index knows them.
-        await asyncio.to_thread(self._settle, unsettled)
+        await asyncio.to_thread(self._delete_committed_ingests, unsettled)
         for digest, size, _ in await asyncio.to_thread(self._store.list_ingests):
-            self._leftovers[digest] = size
-        await self._make_room(0)
+            self._partials[digest] = size
+        await self._ensure_space(0)
 
-    def _settle(self, digests: Iterable[Digest]) -> None:
+    def _delete_committed_ingests(self, digests: Iterable[Digest]) -> None:
         for digest in digests:
             self._store.delete_ingest(digest)
 
     async def resize(self, max_size: int, min_free: int) -> None:
         """Let the store hold so much, and leave so much free, from now on; evict what is too much."""
         self.max_size, self._min_free = max_size, min_free
-        await self._make_room(_pending(self._reservations))
+        await self._ensure_space(_pending_bytes(self._reservations))
 
     @property
-    def used(self) -> int:
+    def used_bytes(self) -> int:
         """Bytes that are on the disk or promised, the index included."""
-        return self.stored + self.reserved + self._index.bytes_on_disk()
+        return self.stored_bytes + self.reserved_bytes + self._index.bytes_on_disk()
 
     @property
-    def reserved(self) -> int:
+    def reserved_bytes(self) -> int:
         """Bytes of downloads, running and interrupted."""
-        return sum(item.size for item in self._reservations) + sum(self._leftovers.values())
+        return sum(item.size for item in self._reservations) + sum(self._partials.values())
 
     def fits(self, size: int) -> bool:
         """Tell whether a blob of `size` bytes could ever be stored here."""
         index = self._index.bytes_on_disk() + INDEX_MARGIN
-        return footprint(size) + index <= self.max_size
+        return allocated_size(size) + index <= self.max_size
 
-    def refusal(self, size: int) -> UncachedReason:
+    def uncached_reason(self, size: int) -> UncachedReason:
         """Say why a blob of `size` bytes could not be stored just now."""
         if not self.fits(size):
             return "too_large"
-        if footprint(size) + self.used - self.stored + self.pinned + INDEX_MARGIN > self.max_size:
+        if (
+            allocated_size(size)
+            + self.used_bytes
+            - self.stored_bytes
+            + self.pinned_bytes
+            + INDEX_MARGIN
+            > self.max_size
+        ):
             return "pinned"
         return "no_space"
 
-    def room(self) -> int:
+    def unpinned_capacity(self) -> int:
         """Return how many bytes of blobs could be here beside what is pinned, if all else went."""
         free = self._store.free_bytes()
-        partial = sum(self._leftovers.values()) + sum(item.written for item in self._reservations)
+        partial = sum(self._partials.values()) + sum(item.written for item in self._reservations)
         most = self.max_size - self._index.bytes_on_disk() - INDEX_MARGIN
-        return min(most, self.stored + partial + free - self._min_free) - self.pinned
+        return min(most, self.stored_bytes + partial + free - self._min_free) - self.pinned_bytes
 
     @property
-    def pinned(self) -> int:
+    def pinned_bytes(self) -> int:
         """Bytes of blobs that no eviction takes."""
         return self._index.pinned_bytes()
 
@@ -143,13 +152,13 @@ class Space:
 
     async def grow(self, reservation: Reservation, size: int) -> bool:
         """Make the reservation hold `size` bytes, or return False and leave it as it was."""
-        more = footprint(size) - reservation.size
+        more = allocated_size(size) - reservation.size
         others = sum(item.size for item in self._reservations)
         if others + more + self._index.bytes_on_disk() + INDEX_MARGIN > self.max_size:
             return False
         # Taken first and then made: meanwhile nobody else takes it, and no byte is written.
         reservation.size += more
-        if await self._make_room(_pending(self._reservations)):
+        if await self._ensure_space(_pending_bytes(self._reservations)):
             return True
         reservation.size -= more
         return False
@@ -161,22 +170,22 @@ class Space:
     def commit(self, reservation: Reservation, digest: Digest, size: int, *, is_new: bool) -> None:
         """Turn the reservation into a blob of `size` bytes, unless it was there already."""
         self._reservations.discard(reservation)
-        if is_new or digest in self._ghosts:
-            self._ghosts.discard(digest)
-            self.stored += footprint(size)
-            self.blobs += 1
+        if is_new or digest in self._unindexed_deletes:
+            self._unindexed_deletes.discard(digest)
+            self.stored_bytes += allocated_size(size)
+            self.blob_count += 1
 
-    def leave(self, reservation: Reservation, digest: Digest) -> None:
+    def keep_partial(self, reservation: Reservation, digest: Digest) -> None:
         """Account for an ingest that is kept to be resumed."""
         self._reservations.discard(reservation)
-        self._leftovers[digest] = footprint(reservation.written)
+        self._partials[digest] = allocated_size(reservation.written)
 
-    async def adopt(self, digest: Digest) -> Reservation | None:
+    async def resume_partial(self, digest: Digest) -> Reservation | None:
         """Take over the room of an interrupted ingest, or none if there is no such ingest.
 
         None if even that cannot be had; the ingest is then removed.
         """
-        size = self._leftovers.pop(digest, 0)
+        size = self._partials.pop(digest, 0)
         if not size:
             # The disk is not asked: how much is needed is not known yet.
             empty = Reservation(0)
@@ -191,24 +200,24 @@ class Space:
         return reservation
 
     @contextmanager
-    def hold(self) -> Iterator[Hold]:
+    def lease(self) -> Iterator[Lease]:
         """Yield a hold; what is put into it stays in the store until the context ends."""
-        hold = Hold()
-        self._holds.append(hold)
+        hold = Lease()
+        self._leases.append(hold)
         try:
             yield hold
         finally:
-            self._holds.remove(hold)
+            self._leases.remove(hold)
 
-    def _held(self) -> set[Digest]:
-        return set().union(*(hold.digests for hold in self._holds))
+    def _leased_digests(self) -> set[Digest]:
+        return set().union(*(hold.digests for hold in self._leases))
 
-    async def remove(self, digests: Iterable[Digest]) -> None:
+    async def remove_unlinked(self, digests: Iterable[Digest]) -> None:
         """Remove blobs that came in vain: that nobody holds, and no repository is linked to."""
-        unclaimed = await self._index.unclaimed([*digests])
-        held = self._held()
+        unclaimed = await self._index.unlinked_blobs([*digests])
+        held = self._leased_digests()
         if gone := [(digest, size) for digest, size in unclaimed if digest not in held]:
-            await self._remove(gone, "removed")
+            await self._remove_blobs(gone, "removed")
 
     async def open_blob(self, digest: Digest, size: int) -> OpenBlob | None:
         """Open a blob of the index. None if its file is gone, and then it is forgotten; or if it cannot be read.
@@ -221,13 +230,13 @@ class Space:
             log.warning("blob_unreadable", digest=str(digest), reason=str(error))
             return None
         if opened is None:
-            log.warning("blob_lost", digest=str(digest))
-            await self.forget(digest, size)
+            log.warning("blob_file_missing", digest=str(digest))
+            await self.remove_corrupt(digest, size)
         return opened
 
-    async def forget(self, digest: Digest, size: int) -> None:
+    async def remove_corrupt(self, digest: Digest, size: int) -> None:
         """Drop a blob that turned out damaged or gone."""
-        await self._remove([(digest, size)], "corrupt")
+        await self._remove_blobs([(digest, size)], "corrupt")
 
     async def remove_images(
         self, images: Sequence[tuple[Repository, Reference]]
@@ -236,70 +245,72 @@ class Space:
 
         Raises `BusyError` if a preload, export or import works with any of these, and `StorageError`.
         """
-        async with self._evicting:
-            blobs = await self._index.forget_images(images, self._held())
+        async with self._eviction_lock:
+            blobs = await self._index.delete_images(images, self._leased_digests())
             # What has begun to be held since stays, and is evicted in its turn.
-            held = self._held()
+            held = self._leased_digests()
             if gone := [(digest, size) for digest, size in blobs if digest not in held]:
-                await self._remove(gone, "removed")
+                await self._remove_blobs(gone, "removed")
             return gone
 
     async def sweep(self, *, max_idle: float, ingest_ttl: float) -> None:
         """Remove what nobody used for `max_idle` seconds (0: never), and old interrupted ingests."""
         now = self._clock()
         for digest, _, modified in await asyncio.to_thread(self._store.list_ingests):
-            if digest in self._leftovers and now - modified > ingest_ttl:
-                await self._drop_leftover(digest)
+            if digest in self._partials and now - modified > ingest_ttl:
+                await self._drop_partial(digest)
         while max_idle:
-            spared = self._held() | self._ghosts
-            oldest = await self._index.least_recently_used(_BATCH, spared)
+            spared = self._leased_digests() | self._unindexed_deletes
+            oldest = await self._index.least_recently_used(_EVICTION_BATCH, spared)
             idle = [(digest, size) for digest, size, used in oldest if used < now - max_idle]
             if idle:
-                await self._remove(idle, "idle")
-            if len(idle) < _BATCH:
+                await self._remove_blobs(idle, "idle")
+            if len(idle) < _EVICTION_BATCH:
                 return
 
-    async def _make_room(self, pending: int) -> bool:
+    async def _ensure_space(self, pending_bytes: int) -> bool:
         """Evict until the budget holds; `pending` bytes are reserved but not on the disk yet."""
-        async with self._evicting:
+        async with self._eviction_lock:
             # The account is exact, but room is also taken while victims go. What the file system
             # says is not: a file that is still read keeps its blocks. So the rounds are bounded.
             for _ in range(3):
                 # In the loop, as what a hit asks of the file system: a hop to a thread takes longer, and a client waits.
                 free = self._store.free_bytes()
-                over = self.used + INDEX_MARGIN - self.max_size
-                lacking = self._min_free + pending - free
+                over = self.used_bytes + INDEX_MARGIN - self.max_size
+                lacking = self._min_free + pending_bytes - free
                 needed = max(over, lacking)
-                while self._leftovers and needed > 0:
-                    needed -= await self._drop_leftover(next(iter(self._leftovers)))
+                while self._partials and needed > 0:
+                    needed -= await self._drop_partial(next(iter(self._partials)))
                 if needed <= 0:
                     return True
-                held = self._held()
-                kept = self.pinned + (await self._index.unpinned_bytes(held) if held else 0)
+                held = self._leased_digests()
+                kept = self.pinned_bytes + (await self._index.unpinned_bytes(held) if held else 0)
                 # At the start, pins may be more than a cap that was lowered: then all else goes.
-                if pending and needed > self.stored - kept:
+                if pending_bytes and needed > self.stored_bytes - kept:
                     return False
                 await self._evict(needed, "size" if over > 0 else "min_free", held)
             return False
 
-    async def _evict(self, needed: int, reason: EvictionReason, held: Collection[Digest]) -> None:
+    async def _evict(
+        self, bytes_needed: int, reason: EvictionReason, leased: Collection[Digest]
+    ) -> None:
         """Remove the least recently used blobs, `needed` bytes of them if there are as many."""
-        while needed > 0:
+        while bytes_needed > 0:
             victims = []
             size_of_all = 0
-            spared = self._ghosts.union(held)
-            for digest, size, _ in await self._index.least_recently_used(_BATCH, spared):
-                if size_of_all >= needed:
+            spared = self._unindexed_deletes.union(leased)
+            for digest, size, _ in await self._index.least_recently_used(_EVICTION_BATCH, spared):
+                if size_of_all >= bytes_needed:
                     break
                 victims.append((digest, size))
-                size_of_all += footprint(size)
+                size_of_all += allocated_size(size)
             if not victims:
                 return
-            needed -= await self._remove(victims, reason)
+            bytes_needed -= await self._remove_blobs(victims, reason)
 
-    async def _remove(self, blobs: list[tuple[Digest, int]], reason: EvictionReason) -> int:
+    async def _remove_blobs(self, blobs: list[tuple[Digest, int]], reason: EvictionReason) -> int:
         """Remove blobs; return how many bytes went. A client that leaves may cancel us, not this."""
-        return await to_the_end(self._remove_and_count(blobs, reason))
+        return await run_uncancelled(self._remove_and_count(blobs, reason))
 
     async def _remove_and_count(
         self, blobs: list[tuple[Digest, int]], reason: EvictionReason
@@ -312,23 +323,23 @@ class Space:
             deleted.append(digest)
 
         try:
-            await self._index.remove([*sizes, *self._ghosts], delete)
-            self._ghosts.clear()
+            await self._index.remove_blobs([*sizes, *self._unindexed_deletes], delete)
+            self._unindexed_deletes.clear()
         except StorageError as error:
-            log.warning("index_not_updated", reason=str(error))
-            self._ghosts.update(deleted)
+            log.warning("index_delete_failed", reason=str(error))
+            self._unindexed_deletes.update(deleted)
         gone = [sizes[digest] for digest in deleted if digest in sizes]
-        freed = sum(map(footprint, gone))
-        self.stored -= freed
-        self.blobs -= len(gone)
-        self._metrics.evicted(reason, len(gone), freed)
+        freed = sum(map(allocated_size, gone))
+        self.stored_bytes -= freed
+        self.blob_count -= len(gone)
+        self._metrics.count_evicted(reason, len(gone), freed)
         return freed
 
-    async def _drop_leftover(self, digest: Digest) -> int:
-        size = self._leftovers.pop(digest)
+    async def _drop_partial(self, digest: Digest) -> int:
+        size = self._partials.pop(digest)
         await asyncio.to_thread(self._store.delete_ingest, digest)
         return size
 
 
-def _pending(reservations: set[Reservation]) -> int:
+def _pending_bytes(reservations: set[Reservation]) -> int:
     return sum(item.size - item.written for item in reservations)

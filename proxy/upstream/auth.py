@@ -22,20 +22,20 @@ from proxy.errors import RateLimitedError, UpstreamError, UpstreamUnavailableErr
 from proxy.upstream import errors, retry
 from proxy.upstream.challenge import Challenge
 from proxy.upstream.credentials import Credentials
-from proxy.upstream.errors import read_bounded, translated
+from proxy.upstream.errors import map_errors, read_bounded
 
 MAX_TOKEN_RESPONSE = 1 << 20
 
 # The specification's default where `expires_in` is absent or smaller; a token is not trusted longer.
-MIN_LIFETIME = 60.0
-MAX_LIFETIME = 3600.0
+MIN_TOKEN_LIFETIME = 60.0
+MAX_TOKEN_LIFETIME = 3600.0
 # A token is not used in its last seconds: it has to reach upstream before it expires.
-MARGIN = 10.0
+EXPIRY_MARGIN = 10.0
 
-Login = Callable[[], Awaitable[Credentials | None]]
+CredentialsGetter = Callable[[], Awaitable[Credentials | None]]
 
 # RFC 6750 section 2.1. Anything else could break out of the header.
-_BEARER = re.compile(r"[A-Za-z0-9._~+/=-]+")
+_BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")
 
 
 class _TokenResponse(msgspec.Struct):
@@ -45,12 +45,12 @@ class _TokenResponse(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class _Token:
+class _AccessToken:
     authorization: str
-    expires: float
+    expires_at: float
 
 
-async def anonymous() -> None:
+async def no_credentials() -> None:
     """Return no credentials."""
 
 
@@ -63,42 +63,42 @@ class Authenticator:
 
     def __init__(
         self,
-        registry: URL,
+        registry_url: URL,
         session: ClientSession,
         group: asyncio.TaskGroup,
-        credentials: Login,
-        observe: Callable[[int | Literal["error"]], None],
+        get_credentials: CredentialsGetter,
+        record_status: Callable[[int | Literal["error"]], None],
     ) -> None:
-        self._registry = registry
+        self._registry_url = registry_url
         self._session = session
-        self._credentials = credentials
-        self._observe = observe
+        self._get_credentials = get_credentials
+        self._record_status = record_status
         self._challenge: Challenge | None = None
-        self._tokens: dict[str, _Token] = {}
-        self._renewals: SingleFlight[str, _Token] = SingleFlight(group)
+        self._tokens: dict[str, _AccessToken] = {}
+        self._token_fetches: SingleFlight[str, _AccessToken] = SingleFlight(group)
         self._now = asyncio.get_running_loop().time
 
-    async def authorization(self, repository: str) -> str | None:
+    async def get_authorization(self, repository: str) -> str | None:
         """Return the `Authorization` value for a pull, or None if upstream never asked for one."""
         challenge = self._challenge
         if challenge is None:
             return None
         if challenge.scheme == "basic":
-            credentials = await self._credentials()
-            return credentials.basic() if credentials else None
+            credentials = await self._get_credentials()
+            return credentials.basic_authorization() if credentials else None
         token = self._tokens.get(repository)
-        if token is None or token.expires <= self._now():
+        if token is None or token.expires_at <= self._now():
             try:
-                work = partial(self._renew, challenge, repository)
-                token = await self._renewals.do(repository, work)
+                work = partial(self._fetch_token, challenge, repository)
+                token = await self._token_fetches.run(repository, work)
             except UpstreamError:
                 # The next request goes without a token, and hears where one is to be had by then.
                 self._challenge = None
                 raise
         return token.authorization
 
-    async def answer(
-        self, challenges: list[Challenge], repository: str, refused: str | None
+    async def handle_challenges(
+        self, challenges: list[Challenge], repository: str, rejected: str | None
     ) -> str | None:
         """Return a value to try instead of `refused`, or None if there is none to be had."""
         known = [item for item in challenges if item.scheme in ("bearer", "basic")]
@@ -107,14 +107,14 @@ class Authenticator:
         # Bearer first where both are offered: it does not send the password to the registry.
         self._challenge = min(known, key=lambda item: item.scheme != "bearer")
         token = self._tokens.get(repository)
-        if token is not None and token.authorization == refused:
+        if token is not None and token.authorization == rejected:
             del self._tokens[repository]
-        renewed = await self.authorization(repository)
-        return renewed if renewed != refused else None
+        renewed = await self.get_authorization(repository)
+        return renewed if renewed != rejected else None
 
-    async def _renew(self, challenge: Challenge, repository: str) -> _Token:
-        realm = _realm(challenge)
-        if self._registry.scheme == "https" and realm.scheme == "http":
+    async def _fetch_token(self, challenge: Challenge, repository: str) -> _AccessToken:
+        realm = _parse_realm(challenge)
+        if self._registry_url.scheme == "https" and realm.scheme == "http":
             raise UpstreamError("upstream names a token server without https, which is refused")
         # Without a repository a registry is searched; docker asks for that in these words.
         scope = f"repository:{repository}:pull" if repository else "registry:catalog:search"
@@ -122,16 +122,16 @@ class Authenticator:
         if service := challenge.parameters.get("service"):
             query["service"] = service
         headers = {}
-        credentials = await self._credentials()
-        if credentials and may_see_credentials(self._registry, realm):
-            headers["Authorization"] = credentials.basic()
-        with translated(f"the token server {realm.host}", self._observe):
+        credentials = await self._get_credentials()
+        if credentials and is_trusted_realm(self._registry_url, realm):
+            headers["Authorization"] = credentials.basic_authorization()
+        with map_errors(f"the token server {realm.host}", self._record_status):
             async with self._session.get(
                 realm.update_query(query), headers=headers, allow_redirects=False
             ) as response:
-                self._observe(response.status)
+                self._record_status(response.status)
                 if response.status != 200:
-                    raise await _refusal(realm, response, is_login=bool(headers))
+                    raise await _token_server_error(realm, response, has_credentials=bool(headers))
                 content = await read_bounded(response, MAX_TOKEN_RESPONSE)
         token = _parse_token(content, realm, self._now())
         if len(self._tokens) >= 10_000:
@@ -141,27 +141,27 @@ class Authenticator:
 
 
 @cache
-def _suffixes() -> PublicSuffixList:
+def _public_suffix_list() -> PublicSuffixList:
     return PublicSuffixList()
 
 
-def may_see_credentials(registry: URL, realm: URL) -> bool:
+def is_trusted_realm(registry_url: URL, realm: URL) -> bool:
     """Tell whether the registry's credentials may go to `realm` (CVE-2026-33540).
 
     To the same host, or one of the same registrable domain; over https, unless the registry itself
     is asked in clear.
     """
-    if realm.scheme != "https" and registry.scheme == "https":
+    if realm.scheme != "https" and registry_url.scheme == "https":
         return False
-    if realm.host == registry.host:
+    if realm.host == registry_url.host:
         return True
-    if _is_address(registry.host) or _is_address(realm.host):
+    if _is_ip_address(registry_url.host) or _is_ip_address(realm.host):
         return False
-    site = _suffixes().privatesuffix(registry.host or "")
-    return site is not None and site == _suffixes().privatesuffix(realm.host or "")
+    site = _public_suffix_list().privatesuffix(registry_url.host or "")
+    return site is not None and site == _public_suffix_list().privatesuffix(realm.host or "")
 
 
-def _is_address(host: str | None) -> bool:
+def _is_ip_address(host: str | None) -> bool:
     try:
         ip_address(host or "")
     except ValueError:
@@ -169,7 +169,7 @@ def _is_address(host: str | None) -> bool:
     return True
 
 
-def _realm(challenge: Challenge) -> URL:
+def _parse_realm(challenge: Challenge) -> URL:
     try:
         realm = URL(challenge.parameters.get("realm", ""))
     except ValueError as error:
@@ -179,27 +179,37 @@ def _realm(challenge: Challenge) -> URL:
     return realm
 
 
-async def _refusal(realm: URL, response: ClientResponse, *, is_login: bool) -> UpstreamError:
+async def _token_server_error(
+    realm: URL, response: ClientResponse, *, has_credentials: bool
+) -> UpstreamError:
     status, server = response.status, f"the token server {realm.host}"
     if status in (401, 403):
         # ghcr.io gives no token where others give one that is good for nothing.
-        explained = errors.login_refusal if is_login and status == 401 else errors.denial
-        return explained(server, await errors.reason(response))
+        explained = (
+            errors.invalid_credentials_error
+            if has_credentials and status == 401
+            else errors.access_denied_error
+        )
+        return explained(server, await errors.read_error_reason(response))
     said = f"{server} answered {status}"
     if status == 429:
         return RateLimitedError(said)
-    return UpstreamUnavailableError(said) if status in retry.TRANSIENT else UpstreamError(said)
+    return (
+        UpstreamUnavailableError(said)
+        if status in retry.TRANSIENT_STATUSES
+        else UpstreamError(said)
+    )
 
 
-def _parse_token(content: bytes, realm: URL, now: float) -> _Token:
+def _parse_token(content: bytes, realm: URL, now: float) -> _AccessToken:
     try:
         answer = msgspec.json.decode(content, type=_TokenResponse)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise UpstreamError(f"the token server {realm.host} did not send a token") from error
     token = answer.token or answer.access_token
-    if _BEARER.fullmatch(token) is None:
+    if _BEARER_TOKEN.fullmatch(token) is None:
         raise UpstreamError(f"the token server {realm.host} did not send a usable token")
     seconds = answer.expires_in
-    lifetime = float(seconds) if isinstance(seconds, int | float) else MIN_LIFETIME
-    lifetime = min(max(lifetime, MIN_LIFETIME), MAX_LIFETIME)
-    return _Token(f"Bearer {token}", now + lifetime - MARGIN)
+    lifetime = float(seconds) if isinstance(seconds, int | float) else MIN_TOKEN_LIFETIME
+    lifetime = min(max(lifetime, MIN_TOKEN_LIFETIME), MAX_TOKEN_LIFETIME)
+    return _AccessToken(f"Bearer {token}", now + lifetime - EXPIRY_MARGIN)

@@ -14,20 +14,20 @@ from aiohttp.connector import Connection
 
 from proxy.errors import UpstreamTimeoutError
 from proxy.upstream import retry
-from proxy.upstream.errors import translated
+from proxy.upstream.errors import map_errors
 
 # What comes is taken in batches of half a buffer or more, since each costs calls of threads. A whole buffer and the rest
 # waits in the kernel: the network is then faster than the disk. Memory is used as far as a batch fills it.
-BUFFER = 2 << 20
+BUFFER_SIZE = 2 << 20
 # The same where a blob has several connections: each is slow, or there would be one.
-SHARED_BUFFER = 512 << 10
+SHARED_BUFFER_SIZE = 512 << 10
 # And where every reader has a transfer of its own, and there may be thousands.
-SMALL_BUFFER = 64 << 10
+SMALL_BUFFER_SIZE = 64 << 10
 # How long a slow link may hold up what has arrived, in seconds, for the sake of a larger batch.
-LINGER = 0.005
+BATCH_DELAY = 0.005
 
 
-class Transfer:
+class BlobBody:
     """The bytes of a blob, from `offset` on. `size` is the whole blob's, None if upstream is mute.
 
     `is_ranged` says that upstream sends the part that was asked for, not the whole. It stands still
@@ -37,31 +37,31 @@ class Transfer:
     def __init__(
         self,
         response: ClientResponse,
-        peer: str,
+        label: str,
         offset: int,
         size: int | None,
         *,
-        stall: float,
-        floor: retry.Floor,
+        stall_timeout: float,
+        rate_monitor: retry.MinRateMonitor,
     ) -> None:
         self._response = response
-        self._peer = peer
-        self._stall = stall
-        self._floor = floor
+        self._label = label
+        self._stall_timeout = stall_timeout
+        self._rate_monitor = rate_monitor
         self.offset = offset
         self.size = size
-        self.is_ranged = response.status == 206
-        self.buffer = BUFFER
-        self._body: _Parsed | _Direct | None = None
-        self._first: memoryview | None = None
+        self.is_partial = response.status == 206
+        self.buffer_size = BUFFER_SIZE
+        self._reader: StreamBodyReader | DirectReader | None = None
+        self._first_chunk: memoryview | None = None
 
-    async def begin(self, patience: float) -> None:
+    async def read_first_chunk(self, limit: float) -> None:
         """Wait so many seconds for the first bytes, or raise `UpstreamError`."""
-        with translated(self._peer):
-            async with asyncio.timeout(patience):
-                self._first = await self._take()
+        with map_errors(self._label):
+            async with asyncio.timeout(limit):
+                self._first_chunk = await self._read()
 
-    async def chunks(self) -> AsyncIterator[memoryview]:
+    async def iter_chunks(self) -> AsyncIterator[memoryview]:
         """Yield what has arrived, the first bytes at once; more arrives while it is worked with.
 
         What is yielded is overwritten after the next step. Raises `UpstreamError` when the transfer
@@ -69,170 +69,176 @@ class Transfer:
         is not its fault.
         """
         now = asyncio.get_running_loop().time
-        if self._first:
-            yield self._first
+        if self._first_chunk:
+            yield self._first_chunk
         while True:
             began = now()
-            with translated(self._peer):
-                chunk = await self._take()
+            with map_errors(self._label):
+                chunk = await self._read()
             if not chunk:
                 return
-            if self._floor.is_missed(len(chunk), now() - began):
-                raise UpstreamTimeoutError(f"{self._peer} sends too slowly: {self._floor}")
+            if self._rate_monitor.is_too_slow(len(chunk), now() - began):
+                raise UpstreamTimeoutError(f"{self._label} sends too slowly: {self._rate_monitor}")
             yield chunk
 
-    async def _take(self) -> memoryview:
-        if self._body is None:
-            self._body = _body_of(self._response, self._stall, self.buffer)
-        return await self._body.take()
+    async def _read(self) -> memoryview:
+        if self._reader is None:
+            self._reader = _create_reader(self._response, self._stall_timeout, self.buffer_size)
+        return await self._reader.read()
 
 
-class _Parsed:
+class StreamBodyReader:
     """A body as aiohttp reads it: one that came with its head, or whose length is not known.
 
     What is `early` has been read of it already.
     """
 
-    def __init__(self, content: StreamReader, early: list[memoryview], buffer: int) -> None:
+    def __init__(
+        self, content: StreamReader, initial_chunks: list[memoryview], buffer_size: int
+    ) -> None:
         self._content = content
-        self._early = early
-        self._batch = buffer // 2
-        self._is_first = True
+        self._initial_chunks = initial_chunks
+        self._min_batch_size = buffer_size // 2
+        self._is_first_chunk = True
 
-    async def take(self) -> memoryview:
+    async def read(self) -> memoryview:
         """Return what has arrived; nothing at the end. Raises what aiohttp raises."""
-        if self._early:
-            self._is_first = False
-            return self._early.pop(0)
+        if self._initial_chunks:
+            self._is_first_chunk = False
+            return self._initial_chunks.pop(0)
         content = self._content
         data = await content.readany()
-        if len(data) < self._batch and not self._is_first and not content.is_eof():
+        if len(data) < self._min_batch_size and not self._is_first_chunk and not content.is_eof():
             # Upstream may send chunks of a byte.
-            await asyncio.sleep(LINGER)
+            await asyncio.sleep(BATCH_DELAY)
             if not content.exception():
                 data += content.read_nowait()
-        self._is_first = False
+        self._is_first_chunk = False
         return memoryview(data)
 
 
-class _Direct(asyncio.BufferedProtocol):
+class DirectReader(asyncio.BufferedProtocol):
     """A body, of which `left` bytes are still to come, read in the place of aiohttp's protocol."""
 
     def __init__(
         self,
         connection: Connection,
         content: StreamReader,
-        early: list[memoryview],
-        left: int,
-        stall: float,
-        buffer: int,
+        initial_chunks: list[memoryview],
+        bytes_left: int,
+        stall_timeout: float,
+        buffer_size: int,
     ) -> None:
         assert connection.transport is not None
         assert connection.protocol is not None
         self._content = content
         self._transport = transport = connection.transport
-        self._handler = handler = connection.protocol
-        self._stall = stall
-        self._early = early
-        self._left = left
+        self._aiohttp_protocol = handler = connection.protocol
+        self._stall_timeout = stall_timeout
+        self._initial_chunks = initial_chunks
+        self._bytes_left = bytes_left
         # The first bytes go on at once, and not too many of them: somebody may wait for these.
-        self._buffer = _memory(min(SMALL_BUFFER, left))
-        self._other = _memory(min(buffer, left))
-        self._size = 0
+        self._buffer = _allocate_buffer(min(SMALL_BUFFER_SIZE, bytes_left))
+        self._spare_buffer = _allocate_buffer(min(buffer_size, bytes_left))
+        self._bytes_buffered = 0
         self._is_paused = False
-        self._is_lost = False
-        self._is_first = True
-        self._some = asyncio.Event()
-        self._enough = asyncio.Event()
+        self._is_connection_lost = False
+        self._is_first_chunk = True
+        self._data_available = asyncio.Event()
+        self._batch_ready = asyncio.Event()
         handler.pause_reading()  # which ends its own timeout, too
         transport.set_protocol(self)
         transport.resume_reading()
 
-    async def take(self) -> memoryview:
+    async def read(self) -> memoryview:
         """Return what has arrived; nothing at the end. Raises what aiohttp raises."""
-        if self._early:
-            self._is_first = False
-            return self._early.pop(0)
-        if self._left or self._size:
-            await self._arrival()
-        if not self._size:
-            if self._left:
+        if self._initial_chunks:
+            self._is_first_chunk = False
+            return self._initial_chunks.pop(0)
+        if self._bytes_left or self._bytes_buffered:
+            await self._wait_for_data()
+        if not self._bytes_buffered:
+            if self._bytes_left:
                 raise self._content.exception() or ServerDisconnectedError
             return self._buffer[:0]
-        taken = self._swap()
-        if not self._left:
-            self._give_back()
-        elif not self._is_lost:
-            self._some.clear()
-            self._enough.clear()
+        taken = self._swap_buffers()
+        if not self._bytes_left:
+            self._return_connection()
+        elif not self._is_connection_lost:
+            self._data_available.clear()
+            self._batch_ready.clear()
             if self._is_paused:
                 self._is_paused = False
                 self._transport.resume_reading()
         return taken
 
-    def _swap(self) -> memoryview:
+    def _swap_buffers(self) -> memoryview:
         """Return what is in the buffer, and fill the other."""
-        taken, self._size = self._buffer[: self._size], 0
-        self._buffer, self._other = self._other, self._buffer
-        if len(self._other) < len(self._buffer):
+        taken, self._bytes_buffered = self._buffer[: self._bytes_buffered], 0
+        self._buffer, self._spare_buffer = self._spare_buffer, self._buffer
+        if len(self._spare_buffer) < len(self._buffer):
             # After the first bytes.
-            self._other = _memory(len(self._buffer))
+            self._spare_buffer = _allocate_buffer(len(self._buffer))
         return taken
 
-    async def _arrival(self) -> None:
+    async def _wait_for_data(self) -> None:
         """Wait for bytes, or for the end; a little longer for more of them."""
-        if not self._some.is_set():
-            async with asyncio.timeout(self._stall):
-                await self._some.wait()
-        if not self._is_first and not self._enough.is_set():
-            timer = asyncio.get_running_loop().call_later(LINGER, self._enough.set)
-            await self._enough.wait()
+        if not self._data_available.is_set():
+            async with asyncio.timeout(self._stall_timeout):
+                await self._data_available.wait()
+        if not self._is_first_chunk and not self._batch_ready.is_set():
+            timer = asyncio.get_running_loop().call_later(BATCH_DELAY, self._batch_ready.set)
+            await self._batch_ready.wait()
             timer.cancel()
-        self._is_first = False
+        self._is_first_chunk = False
 
-    def _give_back(self) -> None:
+    def _return_connection(self) -> None:
         """Let the connection be used again."""
-        if not self._is_lost:
-            self._transport.set_protocol(self._handler)
+        if not self._is_connection_lost:
+            self._transport.set_protocol(self._aiohttp_protocol)
             self._content.feed_eof()
 
     # Called by the transport.
 
     def get_buffer(self, _sizehint: int) -> memoryview:
         """Return where to read into: never beyond the end of the body."""
-        return self._buffer[self._size : self._size + self._left]
+        return self._buffer[self._bytes_buffered : self._bytes_buffered + self._bytes_left]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Count what was read."""
-        self._size += nbytes
-        self._left -= nbytes
-        self._some.set()
-        is_full = self._size == len(self._buffer) or not self._left
-        if self._size >= len(self._buffer) // 2 or is_full:
-            self._enough.set()
+        self._bytes_buffered += nbytes
+        self._bytes_left -= nbytes
+        self._data_available.set()
+        is_full = self._bytes_buffered == len(self._buffer) or not self._bytes_left
+        if self._bytes_buffered >= len(self._buffer) // 2 or is_full:
+            self._batch_ready.set()
         if is_full:
             self._is_paused = True
             self._transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell aiohttp, which then knows what to call it."""
-        self._handler.connection_lost(exc)
-        self._is_lost = True
-        self._some.set()
-        self._enough.set()
+        self._aiohttp_protocol.connection_lost(exc)
+        self._is_connection_lost = True
+        self._data_available.set()
+        self._batch_ready.set()
 
 
-def _memory(size: int) -> memoryview:
+def _allocate_buffer(size: int) -> memoryview:
     """Return a buffer that takes memory only as far as it is filled; a bytearray is filled with zeros."""
     return memoryview(mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
-def _body_of(response: ClientResponse, stall: float, buffer: int) -> _Parsed | _Direct:
+def _create_reader(
+    response: ClientResponse, stall_timeout: float, buffer_size: int
+) -> StreamBodyReader | DirectReader:
     content, length = response.content, response.content_length
     read = memoryview(b"".join(iter(content.read_nowait, b"")))
     # Somebody may wait for the first bytes: few are written and hashed sooner than many.
-    early = [part for part in (read[:SMALL_BUFFER], read[SMALL_BUFFER:]) if part]
+    early = [part for part in (read[:SMALL_BUFFER_SIZE], read[SMALL_BUFFER_SIZE:]) if part]
     # A connection that has been let go has delivered everything.
     if length is None or hdrs.TRANSFER_ENCODING in response.headers or not response.connection:
-        return _Parsed(content, early, buffer)
-    return _Direct(response.connection, content, early, length - len(read), stall, buffer)
+        return StreamBodyReader(content, early, buffer_size)
+    return DirectReader(
+        response.connection, content, early, length - len(read), stall_timeout, buffer_size
+    )

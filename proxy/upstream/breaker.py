@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 # So many failures in a row, weighed, open it.
-THRESHOLD = 5
+FAILURE_THRESHOLD = 5
 
-FIRST_PAUSE = 1.0
-MAX_PAUSE = 30.0
+INITIAL_BACKOFF = 1.0
+MAX_BACKOFF = 30.0
 
 
-class Weight(IntEnum):
+class FailureWeight(IntEnum):
     """How much a failure says. A client waits for each, for some much longer than for others."""
 
-    ANSWER = 1
+    IMMEDIATE_ERROR = 1
     """A 5xx, a refused or broken connection: known at once, and often gone at once."""
-    SILENCE = 2
+    RESPONSE_TIMEOUT = 2
     """A connection on which no answer came in time."""
-    NO_CONNECTION = THRESHOLD
+    CONNECT_TIMEOUT = FAILURE_THRESHOLD
     """No connection within `connect_timeout`: several SYNs were lost, nobody is there."""
 
 
@@ -31,8 +31,8 @@ class Weight(IntEnum):
 class Outage:
     """Why upstream may not be asked. `since` and `until` are times of the clock of `now`."""
 
-    since: float
-    until: float
+    failing_since: float
+    retry_at: float
     reason: str
 
 
@@ -46,10 +46,10 @@ class Breaker:
     def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
         self._failures = 0
-        self._openings = 0
+        self._open_count = 0
         self._outage: Outage | None = None
-        self._since = 0.0
-        self._is_probed = False
+        self._failing_since = 0.0
+        self._is_probing = False
 
     @property
     def is_closed(self) -> bool:
@@ -61,37 +61,39 @@ class Breaker:
         """What made it open; empty while it is closed."""
         return self._outage.reason if self._outage else ""
 
-    def refusal(self, now: float) -> Outage | None:
+    def try_admit(self, now: float) -> Outage | None:
         """Return why upstream may not be asked now; None lets the caller in."""
         if self._outage is None:
             return None
-        if self._is_probed or now < self._outage.until:
+        if self._is_probing or now < self._outage.retry_at:
             return self._outage
-        self._is_probed = True
+        self._is_probing = True
         return None
 
-    def succeeded(self) -> None:
+    def record_success(self) -> None:
         """Note an answer that shows upstream alive, whenever it was asked for."""
-        self._failures = self._openings = 0
+        self._failures = self._open_count = 0
         self._outage = None
-        self._is_probed = False
+        self._is_probing = False
 
-    def failed(self, now: float, reason: str, weight: Weight = Weight.ANSWER) -> None:
+    def record_failure(
+        self, now: float, reason: str, weight: FailureWeight = FailureWeight.IMMEDIATE_ERROR
+    ) -> None:
         """Note a failure."""
-        if self._outage is not None and not self._is_probed:
+        if self._outage is not None and not self._is_probing:
             # Asked for before it opened: what it says is known.
             return
         if not self._failures:
-            self._since = now
+            self._failing_since = now
         self._failures += weight
-        if self._is_probed or self._failures >= THRESHOLD:
-            ceiling = min(MAX_PAUSE, FIRST_PAUSE * 2**self._openings)
+        if self._is_probing or self._failures >= FAILURE_THRESHOLD:
+            ceiling = min(MAX_BACKOFF, INITIAL_BACKOFF * 2**self._open_count)
             # Jitter, because many caches that lost the same upstream must not come back at once.
             pause = ceiling * (0.5 + self._random() / 2)
-            self._openings = min(self._openings + 1, 16)
-            self._outage = Outage(self._since, now + pause, reason)
-            self._is_probed = False
+            self._open_count = min(self._open_count + 1, 16)
+            self._outage = Outage(self._failing_since, now + pause, reason)
+            self._is_probing = False
 
-    def abandoned(self) -> None:
+    def release_probe(self) -> None:
         """Note that the probe has learnt nothing: the next who asks is the probe."""
-        self._is_probed = False
+        self._is_probing = False

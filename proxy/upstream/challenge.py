@@ -8,17 +8,17 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-_WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_TCHARS = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 # A list may have empty elements (RFC 9110 section 5.6.1.2).
 _PARAMETER = re.compile(
-    rf'[\s,]*({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({_WORD}[^\s,]*))\s*(?=,|$)'
+    rf'[\s,]*({_TCHARS})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({_TCHARS}[^\s,]*))\s*(?=,|$)'
 )
 _TOKEN68 = re.compile(r"\s+[A-Za-z0-9._~+/-]+=*\s*(?=,|$)")
-_SCHEME = re.compile(rf"[\s,]*({_WORD})(?=[\s,]|$)")
+_SCHEME = re.compile(rf"[\s,]*({_TCHARS})(?=[\s,]|$)")
 _ESCAPED = re.compile(r"\\(.)")
 
 # A registry's challenge is short; a parser that is fed more by a stranger has better things to do.
-MAX_LENGTH = 8192
+MAX_HEADER_LENGTH = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Challenge:
 
 def parse(values: Iterable[str]) -> list[Challenge]:
     """Return the challenges in the `WWW-Authenticate` header values, in their order."""
-    return [challenge for value in values for challenge in _parse_value(value[:MAX_LENGTH])]
+    return [challenge for value in values for challenge in _parse_value(value[:MAX_HEADER_LENGTH])]
 
 
 def _parse_value(value: str) -> list[Challenge]:

@@ -17,19 +17,19 @@ from aiohttp import ClientResponse, hdrs
 from proxy.errors import (
     DigestMismatchError,
     InvalidDigestError,
-    UnknownError,
+    NotFoundError,
     UpstreamError,
     UpstreamUnauthorizedError,
 )
-from proxy.metrics import Kind, Metrics
+from proxy.metrics import Metrics, RequestKind
 from proxy.oci.digest import Digest
-from proxy.oci.manifest import ACCEPT, MAX_MANIFEST_SIZE, parse
+from proxy.oci.manifest import ACCEPT, MAX_MANIFEST_SIZE, parse_manifest
 from proxy.oci.reference import Reference
 from proxy.upstream import errors, retry, search
-from proxy.upstream.body import Transfer
+from proxy.upstream.body import BlobBody
 from proxy.upstream.errors import read_bounded
-from proxy.upstream.mirrors import Routes
-from proxy.upstream.registry_client import QUESTION_TIMEOUT, Exchange, Question
+from proxy.upstream.mirrors import MirrorSet
+from proxy.upstream.registry_client import REQUEST_TIMEOUT, ApiRequest, RegistryClient
 from proxy.upstream.search import SearchPage
 
 # A list of tags or referrers may come in pages; one that does not end, or is larger than this in all,
@@ -43,7 +43,7 @@ _NEXT_LINK = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next"?')
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class FetchedManifest:
     """A manifest as upstream sent it. The bytes have the digest."""
 
     content: bytes
@@ -59,24 +59,24 @@ class Upstream:
 
     def __init__(
         self,
-        routes: Routes,
+        mirror_set: MirrorSet,
         metrics: Metrics,
         *,
         min_rate: int,
-        floor_window: float,
-        searched: Exchange | None = None,
+        min_rate_window: float,
+        search_registry: RegistryClient | None = None,
     ) -> None:
-        self.name = routes.registry.name
-        self._routes = routes
-        self._registry = routes.registry
+        self.name = mirror_set.registry.name
+        self._mirror_set = mirror_set
+        self._registry = mirror_set.registry
         self._metrics = metrics
         self._min_rate = min_rate
-        self._floor_window = floor_window
+        self._min_rate_window = min_rate_window
         self._now = asyncio.get_running_loop().time
-        self._searched = searched or routes.registry
+        self._search_registry = search_registry or mirror_set.registry
 
     @property
-    def scarcity(self) -> str:
+    def scarce_quota_reason(self) -> str:
         """How few pulls upstream still allows, as a sentence; empty while there are enough."""
         quota = self._registry.quota
         if not quota.is_scarce:
@@ -86,15 +86,15 @@ class Upstream:
     @property
     def is_up(self) -> bool:
         """Whether anybody is asked for its content."""
-        return self._routes.is_up
+        return self._mirror_set.is_up
 
     @property
-    def outage(self) -> str:
+    def outage_reason(self) -> str:
         """Why upstream is left alone, empty while it is asked."""
         return "" if self.is_up else self._registry.health.reason
 
     @property
-    def pulls(self) -> tuple[int | None, int | None]:
+    def pull_quota(self) -> tuple[int | None, int | None]:
         """How many pulls upstream allows in its time window, and how many are left, as it said last."""
         return self._registry.quota.limit, self._registry.quota.remaining
 
@@ -106,54 +106,56 @@ class Upstream:
         Raises `UnknownManifestError` and `UpstreamError`.
         """
         headers = {"Accept": ACCEPT}
-        question = Question("HEAD", repository, f"manifests/{reference}", "manifest", headers)
+        question = ApiRequest("HEAD", repository, f"manifests/{reference}", "manifest", headers)
         if isinstance(reference, Digest):
-            return await self._registry.ask(question, _read_digest)
-        deadline = self._deadline()
+            return await self._registry.request(question, _read_digest)
+        deadline = self._request_deadline()
 
-        async def ask(route: Exchange) -> Digest | None:
-            digest = await route.ask(question, _read_digest, deadline)
+        async def ask(route: RegistryClient) -> Digest | None:
+            digest = await route.request(question, _read_digest, deadline)
             if digest is None and route.is_mirror:
-                raise UpstreamError(f"{route.peer} does not say what a tag stands for")
+                raise UpstreamError(f"{route.label} does not say what a tag stands for")
             return digest
 
-        return await self._routes.first(ask)
+        return await self._mirror_set.try_each(ask)
 
-    async def fetch_manifest(self, repository: str, reference: Reference) -> Fetched:
+    async def fetch_manifest(self, repository: str, reference: Reference) -> FetchedManifest:
         """Return the manifest, verified if `reference` is a digest, its own digest computed if not.
 
         Raises `UnknownManifestError`, `DigestMismatchError` (twice in a row) and `UpstreamError`.
         """
         headers = {"Accept": ACCEPT}
-        question = Question("GET", repository, f"manifests/{reference}", "manifest", headers)
-        deadline = self._deadline()
+        question = ApiRequest("GET", repository, f"manifests/{reference}", "manifest", headers)
+        deadline = self._request_deadline()
 
-        async def ask(route: Exchange) -> Fetched:
+        async def ask(route: RegistryClient) -> FetchedManifest:
             try:
-                return await self._fetch(route, question, reference, deadline)
+                return await self._fetch_manifest_from(route, question, reference, deadline)
             except DigestMismatchError:
                 if route.is_mirror:
                     raise
-                self._metrics.upstream_retry(self.name, "mismatch")
-                return await self._fetch(route, question, reference, self._deadline())
+                self._metrics.count_upstream_retry(self.name, "mismatch")
+                return await self._fetch_manifest_from(
+                    route, question, reference, self._request_deadline()
+                )
 
-        return await self._routes.first(ask)
+        return await self._mirror_set.try_each(ask)
 
-    async def _fetch(
-        self, route: Exchange, question: Question, reference: Reference, deadline: float
-    ) -> Fetched:
-        content, content_type = await route.ask(question, _read_manifest, deadline)
-        self._metrics.upstream_bytes(self.name, "manifest", len(content))
-        digest = Digest.of(content)
+    async def _fetch_manifest_from(
+        self, registry: RegistryClient, request: ApiRequest, reference: Reference, deadline: float
+    ) -> FetchedManifest:
+        content, content_type = await registry.request(request, _read_manifest, deadline)
+        self._metrics.count_upstream_bytes(self.name, "manifest", len(content))
+        digest = Digest.from_content(content)
         if isinstance(reference, Digest):
-            digest = Digest.of(content, reference.algorithm)
+            digest = Digest.from_content(content, reference.algorithm)
             if digest != reference:
-                self._metrics.digest_mismatch(self.name)
-                raise DigestMismatchError(f"{route.peer} sent other content for {reference}")
-        if route.is_mirror:
+                self._metrics.count_digest_mismatch(self.name)
+                raise DigestMismatchError(f"{registry.label} sent other content for {reference}")
+        if registry.is_mirror:
             # What is no manifest is of no use, and the next one may have it.
-            parse(content, content_type)
-        return Fetched(content, content_type, digest)
+            parse_manifest(content, content_type)
+        return FetchedManifest(content, content_type, digest)
 
     async def has_blob(self, repository: str, digest: Digest) -> bool:
         """Tell whether upstream holds the blob under this repository, by HEAD.
@@ -161,78 +163,83 @@ class Upstream:
         No mirror is asked: many serve a digest under any name, and some say yes to everything.
         A redirect says yes and is not followed: a signed URL is good for GET alone.
         """
-        question = Question("HEAD", repository, f"blobs/{digest}", "blob", follow=False)
+        question = ApiRequest("HEAD", repository, f"blobs/{digest}", "blob", follow_redirects=False)
         try:
-            await self._registry.ask(question, _read_size)
-        except (UnknownError, UpstreamUnauthorizedError):
+            await self._registry.request(question, _read_size)
+        except (NotFoundError, UpstreamUnauthorizedError):
             return False
         return True
 
-    async def blob_size(self, repository: str, digest: Digest) -> int | None:
+    async def fetch_blob_size(self, repository: str, digest: Digest) -> int | None:
         """Return the size of a blob, None if upstream does not say.
 
         Raises `UnknownBlobError` and `UpstreamError`.
         """
-        path, deadline = f"blobs/{digest}", self._deadline()
-        head = Question("HEAD", repository, path, "blob", follow=False)
+        path, deadline = f"blobs/{digest}", self._request_deadline()
+        head = ApiRequest("HEAD", repository, path, "blob", follow_redirects=False)
         # Redirected: only where a GET leads is the size known; one byte of it is enough to tell.
-        get = Question("GET", repository, path, "blob", {"Range": "bytes=0-0"})
+        get = ApiRequest("GET", repository, path, "blob", {"Range": "bytes=0-0"})
 
-        async def ask(route: Exchange) -> int | None:
-            status, size = await route.ask(head, _read_size, deadline)
+        async def ask(route: RegistryClient) -> int | None:
+            status, size = await route.request(head, _read_size, deadline)
             if status != 200:
-                _, size = await route.ask(get, _read_size, deadline)
+                _, size = await route.request(get, _read_size, deadline)
             return size
 
-        return await self._routes.first(ask, digest)
+        return await self._mirror_set.try_each(ask, digest)
 
     @asynccontextmanager
     async def open_blob(
         self, repository: str, digest: Digest, offset: int = 0, stop: int | None = None
-    ) -> AsyncIterator[Transfer]:
+    ) -> AsyncIterator[BlobBody]:
         """Open the blob at `offset`, for the bytes before `stop`; all of it without ranges upstream.
 
         Raises `UnknownBlobError` and `UpstreamError`.
         """
         last = "" if stop is None else stop - 1
         headers = {"Range": f"bytes={offset}-{last}"} if offset or stop else {}
-        question = Question("GET", repository, f"blobs/{digest}", "blob", headers)
+        question = ApiRequest("GET", repository, f"blobs/{digest}", "blob", headers)
         async with AsyncExitStack() as stack:
 
-            async def enter(route: Exchange) -> tuple[Exchange, Transfer]:
-                opened = self._opened(route, question, offset)
+            async def enter(route: RegistryClient) -> tuple[RegistryClient, BlobBody]:
+                opened = self._open_blob_from(route, question, offset)
                 return route, await stack.enter_async_context(opened)
 
-            route, transfer = await self._routes.first(enter, digest)
+            route, transfer = await self._mirror_set.try_each(enter, digest)
             try:
                 yield transfer
             except UpstreamError:
                 if route.is_mirror:
-                    self._routes.doubt(digest, is_wrong=False)
+                    self._mirror_set.mark_suspect(digest, is_corrupt=False)
                 raise
 
     @asynccontextmanager
-    async def _opened(
-        self, route: Exchange, question: Question, offset: int
-    ) -> AsyncIterator[Transfer]:
-        async with route.opened(question) as response:
+    async def _open_blob_from(
+        self, registry: RegistryClient, request: ApiRequest, offset: int
+    ) -> AsyncIterator[BlobBody]:
+        async with registry.stream(request) as response:
             if response.status == 206:
                 start, size = _parse_content_range(response.headers.get(hdrs.CONTENT_RANGE, ""))
                 if start != offset:
-                    raise UpstreamError(f"{route.peer} sent another range than was asked for")
+                    raise UpstreamError(f"{registry.label} sent another range than was asked for")
             else:
                 start, size = 0, response.content_length
-            floor = retry.Floor(self._min_rate, self._floor_window)
-            transfer = Transfer(
-                response, route.peer, start, size, stall=route.timeouts.stall, floor=floor
+            floor = retry.MinRateMonitor(self._min_rate, self._min_rate_window)
+            transfer = BlobBody(
+                response,
+                registry.label,
+                start,
+                size,
+                stall_timeout=registry.timeouts.stall,
+                rate_monitor=floor,
             )
-            if route.is_mirror:
-                await transfer.begin(route.timeouts.answer)
+            if registry.is_mirror:
+                await transfer.read_first_chunk(registry.timeouts.response)
             yield transfer
 
-    def distrust(self, digest: Digest) -> None:
+    def mark_suspect(self, digest: Digest) -> None:
         """Note that a blob came with another digest: its next transfers come from no mirror."""
-        self._routes.doubt(digest, is_wrong=True)
+        self._mirror_set.mark_suspect(digest, is_corrupt=True)
 
     async def fetch_tags(self, repository: str) -> list[str]:
         """Return all tags of the repository in upstream's order, of all pages.
@@ -240,8 +247,8 @@ class Upstream:
         Lists come from no mirror: one that lacks something looks like any other.
         """
         tags: list[str] = []
-        async for content in self._pages(repository, "tags/list?n=1000", "tags"):
-            tags += errors.tags(content)
+        async for content in self._fetch_pages(repository, "tags/list?n=1000", "tags"):
+            tags += errors.parse_tags(content)
         return tags
 
     async def fetch_referrers(self, repository: str, digest: Digest) -> list[bytes]:
@@ -250,29 +257,33 @@ class Upstream:
         Raises `UnknownError` where upstream does not know the API (distribution-spec,
         "Listing Referrers": 404).
         """
-        pages = self._pages(repository, f"referrers/{digest}", "referrers")
+        pages = self._fetch_pages(repository, f"referrers/{digest}", "referrers")
         return [content async for content in pages]
 
-    def _deadline(self) -> float:
+    def _request_deadline(self) -> float:
         """Return when a question must be answered, whoever is asked."""
-        return self._now() + QUESTION_TIMEOUT
+        return self._now() + REQUEST_TIMEOUT
 
-    async def search(self, words: str, *, limit: int, page: int) -> SearchPage:
+    async def search(self, terms: str, *, limit: int, page: int) -> SearchPage:
         """Return a page of `limit` repositories that upstream finds by the words, the first one is 1.
 
         Raises `UnknownError` where upstream has no search, and `UpstreamError`.
         """
-        path = f"v1/search?{urlencode({'q': words, 'n': limit, 'page': page})}"
-        content = await self._searched.ask(Question("GET", "", path, "search"), _read_search)
-        self._metrics.upstream_bytes(self._searched.name, "search", len(content))
-        return search.parse(content)
+        path = f"v1/search?{urlencode({'q': terms, 'n': limit, 'page': page})}"
+        content = await self._search_registry.request(
+            ApiRequest("GET", "", path, "search"), _read_search_page
+        )
+        self._metrics.count_upstream_bytes(self._search_registry.name, "search", len(content))
+        return search.parse_search_page(content)
 
-    async def _pages(self, repository: str, path: str, kind: Kind) -> AsyncIterator[bytes]:
+    async def _fetch_pages(
+        self, repository: str, path: str, kind: RequestKind
+    ) -> AsyncIterator[bytes]:
         size = 0
         for _ in range(MAX_PAGES):
-            question = Question("GET", repository, path, kind)
-            content, link = await self._registry.ask(question, _read_page)
-            self._metrics.upstream_bytes(self.name, kind, len(content))
+            question = ApiRequest("GET", repository, path, kind)
+            content, link = await self._registry.request(question, _read_list_page)
+            self._metrics.count_upstream_bytes(self.name, kind, len(content))
             size += len(content)
             if size > MAX_LIST_SIZE:
                 raise UpstreamError(f"{self.name} sends a list of more than {MAX_LIST_SIZE} bytes")
@@ -304,12 +315,12 @@ async def _read_size(response: ClientResponse) -> tuple[int, int | None]:
     return response.status, response.content_length
 
 
-async def _read_page(response: ClientResponse) -> tuple[bytes, str]:
+async def _read_list_page(response: ClientResponse) -> tuple[bytes, str]:
     content = await read_bounded(response, MAX_LIST_SIZE)
     return content, response.headers.get(hdrs.LINK, "")
 
 
-async def _read_search(response: ClientResponse) -> bytes:
+async def _read_search_page(response: ClientResponse) -> bytes:
     return await read_bounded(response, MAX_SEARCH_SIZE)
 
 

@@ -16,57 +16,59 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from proxy.errors import UpstreamError
-from proxy.upstream.proxies import Proxies
+from proxy.upstream.proxies import ProxySelector
 
 
-class Zone(IntEnum):
+class AddressScope(IntEnum):
     """How near an address is. An upstream reaches no nearer than it is itself."""
 
     PUBLIC = 0
     PRIVATE = 1
     LOOPBACK = 2
-    NOWHERE = 3
+    RESERVED = 3
     """Where no registry is: link-local (clouds keep their metadata there), multicast, unspecified."""
 
 
 # The registries of special addresses (RFC 6890), by how near they are. Written out, because
 # what `is_global` says differs between the patch releases of Python.
-_ZONES = [
+_NETWORK_SCOPES = [
     (ip_network(text), zone)
     for zone, texts in {
-        Zone.LOOPBACK: "127.0.0.0/8 ::1/128",
-        Zone.NOWHERE: (
+        AddressScope.LOOPBACK: "127.0.0.0/8 ::1/128",
+        AddressScope.RESERVED: (
             "0.0.0.0/8 169.254.0.0/16 192.0.0.0/24 224.0.0.0/4 240.0.0.0/4 ::/128 fe80::/10 ff00::/8 "
             # Metadata services outside link-local: Alibaba, Azure, AWS, Google.
             "100.100.100.200/32 168.63.129.16/32 fd00:ec2::/32 fd20:ce::254/128"
         ),
-        Zone.PRIVATE: (
+        AddressScope.PRIVATE: (
             "10.0.0.0/8 100.64.0.0/10 172.16.0.0/12 192.168.0.0/16 198.18.0.0/15 "
             "192.0.2.0/24 198.51.100.0/24 203.0.113.0/24 fc00::/7 2001::/23 2001:db8::/32 3fff::/20"
         ),
         # What IANA has given out of IPv6. The rest is nowhere.
-        Zone.PUBLIC: "0.0.0.0/0 2000::/3",
+        AddressScope.PUBLIC: "0.0.0.0/0 2000::/3",
     }.items()
     for text in texts.split()
 ]
 
 # IPv6 addresses that a gateway turns into the IPv4 address in them: where in their 128 bits it is.
-_EMBEDDED = [
+_IPV4_IN_IPV6 = [
     (ip_network("::ffff:0:0/96"), 0),  # mapped
     (ip_network("64:ff9b::/96"), 0),  # NAT64, RFC 6052
     (ip_network("2002::/16"), 80),  # 6to4
 ]
 
 
-def zone_of(address: IPv4Address | IPv6Address) -> Zone:
+def classify_address(address: IPv4Address | IPv6Address) -> AddressScope:
     """Return how near `address` is; of an IPv6 address that stands for an IPv4 one, that one's."""
-    for network, shift in _EMBEDDED:
+    for network, shift in _IPV4_IN_IPV6:
         if address in network:
-            return zone_of(IPv4Address((int(address) >> shift) & 0xFFFF_FFFF))
-    return next((zone for network, zone in _ZONES if address in network), Zone.NOWHERE)
+            return classify_address(IPv4Address((int(address) >> shift) & 0xFFFF_FFFF))
+    return next(
+        (zone for network, zone in _NETWORK_SCOPES if address in network), AddressScope.RESERVED
+    )
 
 
-_NO_PROXIES = Proxies({})
+_NO_PROXIES = ProxySelector({})
 
 
 class EgressGuard(AbstractResolver):
@@ -83,13 +85,13 @@ class EgressGuard(AbstractResolver):
     """
 
     def __init__(
-        self, url: URL, resolver: AbstractResolver, proxies: Proxies = _NO_PROXIES
+        self, url: URL, resolver: AbstractResolver, proxies: ProxySelector = _NO_PROXIES
     ) -> None:
-        self._home = _plain(url)
+        self._upstream_host = _normalize_host(url)
         self._resolver = resolver
         self._proxies = proxies
-        literal = _literal(self._home)
-        self._reach = None if literal is None else _reach(zone_of(literal))
+        literal = _parse_ip_literal(self._upstream_host)
+        self._max_scope = None if literal is None else _reachable_scope(classify_address(literal))
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -99,16 +101,16 @@ class EgressGuard(AbstractResolver):
         Raises `UpstreamError` if there is none, and what the resolver raises.
         """
         found = await self._resolver.resolve(host, port, family)
-        zones = [zone_of(ip_address(one["host"])) for one in found]
-        is_home = host.lower().rstrip(".") == self._home
+        zones = [classify_address(ip_address(one["host"])) for one in found]
+        is_home = host.lower().rstrip(".") == self._upstream_host
         if is_home and zones:
-            reach = _reach(min(zones))
-            self._reach = reach if self._reach is None else min(reach, self._reach)
+            reach = _reachable_scope(min(zones))
+            self._max_scope = reach if self._max_scope is None else min(reach, self._max_scope)
         is_ours = is_home or self._proxies.is_proxy(host, port)
-        limit = Zone.LOOPBACK if is_ours else (self._reach or Zone.PUBLIC)
+        limit = AddressScope.LOOPBACK if is_ours else (self._max_scope or AddressScope.PUBLIC)
         allowed = [one for one, zone in zip(found, zones, strict=True) if zone <= limit]
         if found and not allowed:
-            raise _refusal(f"{host} ({found[0]['host']})", zones[0])
+            raise _egress_error(f"{host} ({found[0]['host']})", zones[0])
         return allowed
 
     async def close(self) -> None:
@@ -119,28 +121,32 @@ class EgressGuard(AbstractResolver):
         self, request: ClientRequest, handler: ClientHandlerType
     ) -> ClientResponse:
         """Refuse a request to an address that it may not go to. Raises `UpstreamError`."""
-        host = _plain(request.url)
-        address = _literal(host)
-        if address is not None and host != self._home:
-            zone = zone_of(address)
-            if zone > (self._reach or Zone.PUBLIC):
-                raise _refusal(host, zone)
-        is_direct = self._proxies.of(request.url) is None
-        if is_direct and host != self._home and self._proxies.is_proxy(host, request.url.port):
+        host = _normalize_host(request.url)
+        address = _parse_ip_literal(host)
+        if address is not None and host != self._upstream_host:
+            zone = classify_address(address)
+            if zone > (self._max_scope or AddressScope.PUBLIC):
+                raise _egress_error(host, zone)
+        is_direct = self._proxies.select(request.url) is None
+        if (
+            is_direct
+            and host != self._upstream_host
+            and self._proxies.is_proxy(host, request.url.port)
+        ):
             raise UpstreamError(f"upstream leads to {host[:80]}, a proxy, where it may not send us")
         return await handler(request)
 
 
-def _reach(zone: Zone) -> Zone:
+def _reachable_scope(scope: AddressScope) -> AddressScope:
     """Return how near an upstream may lead us that is in `zone` itself."""
-    return Zone.PUBLIC if zone is Zone.NOWHERE else zone
+    return AddressScope.PUBLIC if scope is AddressScope.RESERVED else scope
 
 
-def _plain(url: URL) -> str:
+def _normalize_host(url: URL) -> str:
     return (url.raw_host or "").lower().rstrip(".")
 
 
-def _literal(host: str) -> IPv4Address | IPv6Address | None:
+def _parse_ip_literal(host: str) -> IPv4Address | IPv6Address | None:
     """Return the address that `host` is, None if it is a name, or raise `UpstreamError`.
 
     The C library takes 127.1 and 2130706433 for addresses. Nobody writes them in good faith.
@@ -153,8 +159,10 @@ def _literal(host: str) -> IPv4Address | IPv6Address | None:
         raise UpstreamError(f"{host[:80]} is not how an address is written") from error
 
 
-def _refusal(place: str, zone: Zone) -> UpstreamError:
-    where = {Zone.PRIVATE: "a private", Zone.LOOPBACK: "this machine's"}.get(zone, "a special")
+def _egress_error(destination: str, scope: AddressScope) -> UpstreamError:
+    where = {AddressScope.PRIVATE: "a private", AddressScope.LOOPBACK: "this machine's"}.get(
+        scope, "a special"
+    )
     return UpstreamError(
-        f"upstream leads to {place[:80]}, {where} address, where it may not send us"
+        f"upstream leads to {destination[:80]}, {where} address, where it may not send us"
     )

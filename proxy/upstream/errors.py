@@ -32,30 +32,30 @@ from proxy.errors import (
 from proxy.upstream import retry
 
 # OpenSSL's verdicts on a certificate whose time has not come, or is over (openssl-verification-options).
-_OUT_OF_TIME = frozenset({9, 10})
+_CERTIFICATE_TIME_ERRORS = frozenset({9, 10})
 
 
 MAX_ERROR_BODY = 64 << 10
 # An error is not worth a long wait for its words.
 ERROR_BODY_TIMEOUT = 1.0
-_UNKNOWN = {"blob": UnknownBlobError, "tags": UnknownNameError}
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+_NOT_FOUND_ERRORS = {"blob": UnknownBlobError, "tags": UnknownNameError}
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
 
-class _Error(msgspec.Struct):
+class _RegistryErrorEntry(msgspec.Struct):
     code: str = ""
     message: str = ""
 
 
-class _Errors(msgspec.Struct):
-    errors: list[_Error] | None = None
+class _RegistryErrorBody(msgspec.Struct):
+    errors: list[_RegistryErrorEntry] | None = None
 
 
-class _Tags(msgspec.Struct):
+class _TagsPage(msgspec.Struct):
     tags: list[str] | None
 
 
-async def reason(response: ClientResponse) -> str:
+async def read_error_reason(response: ClientResponse) -> str:
     """Return `": "` and upstream's own words, at most 100 characters, or an empty text.
 
     Whatever the body is, this never fails: it decorates an error that is raised in any case.
@@ -63,56 +63,60 @@ async def reason(response: ClientResponse) -> str:
     try:
         async with asyncio.timeout(ERROR_BODY_TIMEOUT):
             content = await response.content.read(MAX_ERROR_BODY)
-        errors = msgspec.json.decode(content, type=_Errors).errors or []
+        errors = msgspec.json.decode(content, type=_RegistryErrorBody).errors or []
     except (ClientError, OSError, TimeoutError, msgspec.MsgspecError, ValueError, RecursionError):
         return ""
     text = next((error.message or error.code for error in errors), "")
-    clean = _CONTROL.sub(" ", text)[:100].strip()
+    clean = _CONTROL_CHARACTERS.sub(" ", text)[:100].strip()
     return f": {clean}" if clean else ""
 
 
-def refusal(peer: str, status: int, kind: str, reason: str) -> ProxyError:
+def error_from_status(label: str, status: int, kind: str, reason: str) -> ProxyError:
     """Return what a status other than success, redirect and 429 means; `reason` is as above."""
     if status in (401, 403, 451):
-        return denial(peer, reason)
+        return access_denied_error(label, reason)
     if status == 404:
-        return _UNKNOWN.get(kind, UnknownManifestError)(f"{peer} does not have it{reason}")
+        return _NOT_FOUND_ERRORS.get(kind, UnknownManifestError)(
+            f"{label} does not have it{reason}"
+        )
     if status == 416:
-        return UnsatisfiableRangeError(f"{peer} has nothing at this offset")
-    if status in retry.TRANSIENT:
-        return UpstreamUnavailableError(f"{peer} answered {status}{reason}")
-    return UpstreamError(f"{peer} answered {status}{reason}")
+        return UnsatisfiableRangeError(f"{label} has nothing at this offset")
+    if status in retry.TRANSIENT_STATUSES:
+        return UpstreamUnavailableError(f"{label} answered {status}{reason}")
+    return UpstreamError(f"{label} answered {status}{reason}")
 
 
-def denial(peer: str, reason: str) -> UpstreamUnauthorizedError:
+def access_denied_error(label: str, reason: str) -> UpstreamUnauthorizedError:
     """Return what is said of content that is not for us, or not there: registries do not say which."""
     return UpstreamUnauthorizedError(
-        f"{peer} shows it to nobody, or not to this cache{reason}; "
+        f"{label} shows it to nobody, or not to this cache{reason}; "
         "if it is private, configure credentials"
     )
 
 
-def login_refusal(peer: str, reason: str) -> UpstreamUnauthorizedError:
+def invalid_credentials_error(label: str, reason: str) -> UpstreamUnauthorizedError:
     """Return what is said if username and password themselves were sent, and refused."""
     return UpstreamUnauthorizedError(
-        f"{peer} refuses this cache's own login{reason}; check its username and password"
+        f"{label} refuses this cache's own login{reason}; check its username and password"
     )
 
 
-def tags(content: bytes) -> list[str]:
+def parse_tags(content: bytes) -> list[str]:
     """Return the tags of one page (distribution-spec, "Listing Tags"), or raise `UpstreamError`."""
     try:
-        return msgspec.json.decode(content, type=_Tags).tags or []
+        return msgspec.json.decode(content, type=_TagsPage).tags or []
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise UpstreamError("upstream sent something that is no list of tags") from error
 
 
-def _ignore(_status: str) -> None:
+def _ignore_status(_status: str) -> None:
     """Do nothing: the answer whose body breaks was counted when it came."""
 
 
 @contextmanager
-def translated(peer: str, observe: Callable[[Literal["error"]], None] = _ignore) -> Iterator[None]:
+def map_errors(
+    label: str, record_status: Callable[[Literal["error"]], None] = _ignore_status
+) -> Iterator[None]:
     """Turn what aiohttp raises into `UpstreamError`s that name `peer`.
 
     `observe` is told "error" for each. Nothing but calls into aiohttp belongs inside: an
@@ -121,14 +125,16 @@ def translated(peer: str, observe: Callable[[Literal["error"]], None] = _ignore)
     try:
         yield
     except TimeoutError as error:
-        observe("error")
-        raise UpstreamTimeoutError(f"{peer} did not answer in time") from error
+        record_status("error")
+        raise UpstreamTimeoutError(f"{label} did not answer in time") from error
     except (ClientError, OSError, ValueError) as error:
-        observe("error")
-        raise UpstreamUnavailableError(f"{peer} cannot be reached: {_reason(error)}") from error
+        record_status("error")
+        raise UpstreamUnavailableError(
+            f"{label} cannot be reached: {_describe_error(error)}"
+        ) from error
 
 
-def _reason(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     """Return what happened, without the URL, which may be a signed one, in at most 80 characters."""
     if isinstance(error, ClientHttpProxyError):
         is_login = error.status == 407
@@ -136,7 +142,7 @@ def _reason(error: Exception) -> str:
             f"its proxy {'wants another login (407)' if is_login else f'answered {error.status}'}"
         )
     elif isinstance(error, ClientConnectorError) and isinstance(error.os_error, ssl.SSLError):
-        said = _tls_reason(error.os_error)
+        said = _describe_tls_error(error.os_error)
     elif isinstance(error, ClientConnectorError):
         # uvloop puts an address where the reason should be. Of names it says a negative number.
         number = error.os_error.errno or 0
@@ -150,10 +156,10 @@ def _reason(error: Exception) -> str:
     return said.partition("\n")[0][:80] or type(error).__name__
 
 
-def _tls_reason(error: ssl.SSLError) -> str:
+def _describe_tls_error(error: ssl.SSLError) -> str:
     if not isinstance(error, ssl.SSLCertVerificationError):
         return f"TLS: {(error.reason or 'failed').replace('_', ' ').lower()}"
-    if error.verify_code in _OUT_OF_TIME:
+    if error.verify_code in _CERTIFICATE_TIME_ERRORS:
         return f"{error.verify_message}; check this machine's clock"
     return error.verify_message
 

@@ -30,24 +30,24 @@ from proxy import __version__
 from proxy.config import Config, UpstreamSettings
 from proxy.errors import ConfigError
 from proxy.metrics import Metrics
-from proxy.tracing import traced
-from proxy.upstream.auth import Authenticator, Login, anonymous
+from proxy.tracing import trace_upstream_request
+from proxy.upstream.auth import Authenticator, CredentialsGetter, no_credentials
 from proxy.upstream.client import Upstream
 from proxy.upstream.credentials import CredentialSource
 from proxy.upstream.egress import EgressGuard
-from proxy.upstream.mirrors import Routes
-from proxy.upstream.offline import Offline
-from proxy.upstream.proxies import Proxies
-from proxy.upstream.registry_client import Exchange, Timeouts
+from proxy.upstream.mirrors import MirrorSet
+from proxy.upstream.offline import OfflineSwitch
+from proxy.upstream.proxies import ProxySelector
+from proxy.upstream.registry_client import RegistryClient, RegistryTimeouts
 
 # A token is asked for within this time, in seconds; what else is asked says its own.
-TOTAL_TIMEOUT = 8.0
+DEFAULT_TOTAL_TIMEOUT = 8.0
 
 
 def open_session(
     guard: EgressGuard,
-    proxies: Proxies,
-    offline: Offline,
+    proxies: ProxySelector,
+    offline: OfflineSwitch,
     *,
     tls: ssl.SSLContext,
     connect_timeout: float,
@@ -59,8 +59,13 @@ def open_session(
     """
     return ClientSession(
         connector=TCPConnector(limit=0, ssl=tls, resolver=guard),
-        middlewares=(offline.middleware, guard.middleware, traced, _through(proxies)),
-        timeout=ClientTimeout(total=TOTAL_TIMEOUT, sock_connect=connect_timeout),
+        middlewares=(
+            offline.middleware,
+            guard.middleware,
+            trace_upstream_request,
+            _proxy_middleware(proxies),
+        ),
+        timeout=ClientTimeout(total=DEFAULT_TOTAL_TIMEOUT, sock_connect=connect_timeout),
         cookie_jar=DummyCookieJar(),
         auto_decompress=False,
         requote_redirect_url=False,
@@ -72,11 +77,11 @@ def open_session(
     )
 
 
-def _through(proxies: Proxies) -> ClientMiddlewareType:
+def _proxy_middleware(proxies: ProxySelector) -> ClientMiddlewareType:
     """Return what sends each request through its proxy: https by CONNECT, http by absolute URL."""
 
     async def send(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
-        proxy = proxies.of(request.url)
+        proxy = proxies.select(request.url)
         if proxy is None:
             return await handler(request)
         tunnel: CIMultiDict[str] = CIMultiDict()
@@ -97,7 +102,7 @@ def _through(proxies: Proxies) -> ClientMiddlewareType:
     return send
 
 
-def tls_context(name: str, settings: UpstreamSettings) -> ssl.SSLContext:
+def create_tls_context(upstream: str, settings: UpstreamSettings) -> ssl.SSLContext:
     """Return what the upstream called `name` is trusted by, or raise `ConfigError`."""
     context = ssl.create_default_context()
     if settings.ca_file:
@@ -105,12 +110,12 @@ def tls_context(name: str, settings: UpstreamSettings) -> ssl.SSLContext:
             context.load_verify_locations(settings.ca_file)
         except OSError as error:
             raise ConfigError(
-                f'upstreams."{name}".ca_file: {settings.ca_file} cannot be used ({error})'
+                f'upstreams."{upstream}".ca_file: {settings.ca_file} cannot be used ({error})'
             ) from error
     return context
 
 
-class Opener:
+class UpstreamFactory:
     """Opens upstreams, whose sessions stay open for as long as anybody holds the upstream.
 
     A reload replaces upstreams under requests and downloads that go on with the one they began with;
@@ -120,7 +125,7 @@ class Opener:
     def __init__(
         self,
         metrics: Metrics,
-        offline: Offline,
+        offline: OfflineSwitch,
         group: asyncio.TaskGroup,
         clock: Callable[[], float],
     ) -> None:
@@ -128,56 +133,56 @@ class Opener:
         self._offline = offline
         self._group = group
         self._clock = clock
-        self._open: dict[AsyncExitStack, finalize[..., Upstream]] = {}
-        self._unused: asyncio.Queue[AsyncExitStack] = asyncio.Queue()
+        self._open_sessions: dict[AsyncExitStack, finalize[..., Upstream]] = {}
+        self._unused_sessions: asyncio.Queue[AsyncExitStack] = asyncio.Queue()
 
     async def open(self, config: Config, name: str) -> Upstream:
         """Return the upstream called `name`. Raises `ConfigError`."""
         async with AsyncExitStack() as stack:
-            upstream = await self._make(stack, config, name)
+            upstream = await self._create(stack, config, name)
             sessions = stack.pop_all()
         loop = asyncio.get_running_loop()
         # An object may be found to be garbage in any thread.
-        self._open[sessions] = finalize(
-            upstream, loop.call_soon_threadsafe, self._unused.put_nowait, sessions
+        self._open_sessions[sessions] = finalize(
+            upstream, loop.call_soon_threadsafe, self._unused_sessions.put_nowait, sessions
         )
         return upstream
 
     async def close_unused(self) -> None:
         """Close what is not held any more, for ever."""
         while True:
-            sessions = await self._unused.get()
-            del self._open[sessions]
+            sessions = await self._unused_sessions.get()
+            del self._open_sessions[sessions]
             await sessions.aclose()
 
     async def close(self) -> None:
         """Close all sessions."""
-        while self._open:
-            sessions, end = self._open.popitem()
+        while self._open_sessions:
+            sessions, end = self._open_sessions.popitem()
             end.detach()
             await sessions.aclose()
 
-    async def _make(self, stack: AsyncExitStack, config: Config, name: str) -> Upstream:
+    async def _create(self, stack: AsyncExitStack, config: Config, name: str) -> Upstream:
         settings, fetch, metrics = config.upstreams[name], config.fetch, self._metrics
-        tls = await asyncio.to_thread(tls_context, name, settings)
-        proxies = Proxies(os.environ, settings.proxy)
+        tls = await asyncio.to_thread(create_tls_context, name, settings)
+        proxies = ProxySelector(os.environ, settings.proxy)
 
         async def exchange(
             url: str,
-            login: Login,
-            timeouts: Timeouts,
+            login: CredentialsGetter,
+            timeouts: RegistryTimeouts,
             attempts: int,
             *,
             label: str = name,
             is_mirror: bool = False,
-        ) -> Exchange:
+        ) -> RegistryClient:
             guard = EgressGuard(URL(url), DefaultResolver(), proxies)
             session = open_session(
                 guard, proxies, self._offline, tls=tls, connect_timeout=timeouts.connect
             )
             await stack.enter_async_context(session)
-            observe = partial(metrics.upstream_request, label, "token")
-            return Exchange(
+            observe = partial(metrics.count_upstream_request, label, "token")
+            return RegistryClient(
                 label,
                 url,
                 session=session,
@@ -190,26 +195,27 @@ class Opener:
                 is_mirror=is_mirror,
             )
 
-        timeouts = Timeouts(fetch.connect_timeout, fetch.stall_timeout)
+        timeouts = RegistryTimeouts(fetch.connect_timeout, fetch.stall_timeout)
         login = CredentialSource(name, settings, self._group).get
         registry = await exchange(settings.url, login, timeouts, fetch.attempts)
-        briefly = timeouts.of_mirror(len(settings.mirrors))
+        briefly = timeouts.for_mirror(len(settings.mirrors))
         # The login is for the registry: mirrors are asked as anybody.
         mirrors = [
-            await exchange(url, anonymous, briefly, 1, is_mirror=True) for url in settings.mirrors
+            await exchange(url, no_credentials, briefly, 1, is_mirror=True)
+            for url in settings.mirrors
         ]
-        found_by, searched = URL(config.search_url(name)), None
+        found_by, searched = URL(config.get_search_url(name)), None
         if found_by.absolute and found_by.origin() != URL(settings.url).origin():
             # It has a breaker and limits of its own, under its own name; the login is not for it.
             searched = await exchange(
-                str(found_by), anonymous, timeouts, fetch.attempts, label=found_by.authority
+                str(found_by), no_credentials, timeouts, fetch.attempts, label=found_by.authority
             )
         return Upstream(
-            Routes(registry, mirrors, metrics),
+            MirrorSet(registry, mirrors, metrics),
             metrics,
             min_rate=fetch.min_rate,
-            floor_window=2 * fetch.stall_timeout,
-            searched=searched,
+            min_rate_window=2 * fetch.stall_timeout,
+            search_registry=searched,
         )
 
 
@@ -222,6 +228,6 @@ def is_unchanged(name: str, old: Config, new: Config) -> bool:
         name in old.upstreams
         and not new.upstreams[name].ca_file
         and old.upstreams[name] == new.upstreams[name]
-        and old.search_url(name) == new.search_url(name)
+        and old.get_search_url(name) == new.get_search_url(name)
         and old.fetch == new.fetch
     )

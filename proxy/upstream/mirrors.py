@@ -9,15 +9,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from proxy.errors import OfflineError, ProxyError, UnknownError, UpstreamDownError
+from proxy.errors import NotFoundError, OfflineError, ProxyError, UpstreamDownError
 from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.oci.digest import Digest
-from proxy.upstream.registry_client import Exchange
+from proxy.upstream.registry_client import RegistryClient
 
 # How long, in seconds, and of how many digests it is remembered that a mirror failed with them.
-DOUBT = 600.0
-MAX_DOUBTS = 1000
+SUSPECT_TTL = 600.0
+MAX_SUSPECT_BLOBS = 1000
 
 T = TypeVar("T")
 
@@ -25,19 +25,21 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Doubt:
-    until: float
-    is_wrong: bool
+class _SuspectBlob:
+    expires_at: float
+    is_corrupt: bool
 
 
-class Routes:
+class MirrorSet:
     """The ways to one upstream's content."""
 
-    def __init__(self, registry: Exchange, mirrors: Sequence[Exchange], metrics: Metrics) -> None:
+    def __init__(
+        self, registry: RegistryClient, mirrors: Sequence[RegistryClient], metrics: Metrics
+    ) -> None:
         self.registry = registry
         self._mirrors = tuple(mirrors)
         self._metrics = metrics
-        self._doubts: dict[Digest, _Doubt] = {}
+        self._suspect_blobs: dict[Digest, _SuspectBlob] = {}
         self._now = asyncio.get_running_loop().time
 
     @property
@@ -45,51 +47,51 @@ class Routes:
         """Whether anybody is asked: not all are left alone because they fail."""
         return any(route.health.is_up for route in (self.registry, *self._mirrors))
 
-    async def first(
-        self, work: Callable[[Exchange], Awaitable[T]], digest: Digest | None = None
+    async def try_each(
+        self, operation: Callable[[RegistryClient], Awaitable[T]], digest: Digest | None = None
     ) -> T:
         """Return what `work` makes of the first route that does not fail.
 
         If all do, raises what it raised for the registry. `digest` is that of the blob that is wanted.
         """
         failure: ProxyError | None = None
-        for route in self._order(digest):
+        for route in self._candidates(digest):
             if route is not self.registry:
                 try:
-                    with route.health.judged():
-                        return await work(route)
+                    with route.health.admit_and_record():
+                        return await operation(route)
                 except OfflineError:
                     raise
                 except ProxyError as error:
-                    self._note(route, error)
+                    self._record_failure(route, error)
                 continue
             try:
-                return await work(route)
+                return await operation(route)
             except ProxyError as error:
                 failure = error
         assert failure is not None
         raise failure
 
-    def doubt(self, digest: Digest, *, is_wrong: bool) -> None:
+    def mark_suspect(self, digest: Digest, *, is_corrupt: bool) -> None:
         """Note that a mirror broke off a blob, or that what came of mirrors has another digest.
 
         For a while the registry is asked for it first, or, if bytes were wrong, the registry alone.
         """
         if not self._mirrors:
             return
-        if len(self._doubts) >= MAX_DOUBTS:
-            self._doubts.clear()
-        self._doubts[digest] = _Doubt(self._now() + DOUBT, is_wrong)
+        if len(self._suspect_blobs) >= MAX_SUSPECT_BLOBS:
+            self._suspect_blobs.clear()
+        self._suspect_blobs[digest] = _SuspectBlob(self._now() + SUSPECT_TTL, is_corrupt)
 
-    def _order(self, digest: Digest | None) -> tuple[Exchange, ...]:
-        doubt = self._doubts.get(digest) if digest else None
-        if doubt is None or doubt.until <= self._now():
+    def _candidates(self, digest: Digest | None) -> tuple[RegistryClient, ...]:
+        doubt = self._suspect_blobs.get(digest) if digest else None
+        if doubt is None or doubt.expires_at <= self._now():
             return (*self._mirrors, self.registry)
-        return (self.registry,) if doubt.is_wrong else (self.registry, *self._mirrors)
+        return (self.registry,) if doubt.is_corrupt else (self.registry, *self._mirrors)
 
-    def _note(self, mirror: Exchange, error: ProxyError) -> None:
+    def _record_failure(self, mirror: RegistryClient, error: ProxyError) -> None:
         if isinstance(error, UpstreamDownError):
             return  # it was not asked
-        self._metrics.upstream_retry(mirror.name, "mirror")
-        if not isinstance(error, UnknownError):
-            log.info("mirror_failed", upstream=mirror.peer, reason=str(error))
+        self._metrics.count_upstream_retry(mirror.name, "mirror")
+        if not isinstance(error, NotFoundError):
+            log.info("mirror_failed", upstream=mirror.label, reason=str(error))

@@ -27,17 +27,17 @@ from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.upstream import challenge, errors, retry
 from proxy.upstream.auth import Authenticator
-from proxy.upstream.errors import translated
-from proxy.upstream.health import Health
-from proxy.upstream.offline import Offline
-from proxy.upstream.retry import Hold, Quota
+from proxy.upstream.errors import map_errors
+from proxy.upstream.health import RegistryHealth
+from proxy.upstream.offline import OfflineSwitch
+from proxy.upstream.retry import Cooldown, Quota
 
-REDIRECTS = frozenset({301, 302, 303, 307, 308})
+REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 5
 
 # A question is answered, or has failed, within so many seconds: token, redirects and retries together.
 # Clients wait 15 s for whatever we say, and some of it takes two questions.
-QUESTION_TIMEOUT = 12.0
+REQUEST_TIMEOUT = 12.0
 # A mirror that takes longer is no help.
 MIRROR_TIMEOUT = 3.0
 
@@ -47,7 +47,7 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ApiRequest:
     """What is asked for: `path` is what follows the repository's name, or, without one, the root."""
 
     method: Literal["GET", "HEAD"]
@@ -55,7 +55,7 @@ class Question:
     path: str
     kind: str
     headers: Mapping[str, str] = field(default_factory=dict)
-    follow: bool = True
+    follow_redirects: bool = True
 
     @property
     def target(self) -> str:
@@ -69,7 +69,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Timeouts:
+class RegistryTimeouts:
     """How long a registry is waited for, in seconds: `stall` for the next bytes of a blob.
 
     An `answer` has begun within so many once connected. Short of a `question`, so that a connection
@@ -78,17 +78,17 @@ class Timeouts:
 
     connect: float
     stall: float
-    answer: float = 8.0
-    question: float = QUESTION_TIMEOUT
+    response: float = 8.0
+    request: float = REQUEST_TIMEOUT
 
-    def of_mirror(self, count: int) -> "Timeouts":
+    def for_mirror(self, mirror_count: int) -> "RegistryTimeouts":
         """Return how long one of `count` mirrors is waited for: a fair share, and never long."""
-        share = min(MIRROR_TIMEOUT, self.question / (count + 1))
-        return replace(self, connect=min(self.connect, share / 2), answer=share, question=share)
+        share = min(MIRROR_TIMEOUT, self.request / (mirror_count + 1))
+        return replace(self, connect=min(self.connect, share / 2), response=share, request=share)
 
 
 @dataclass(frozen=True, slots=True)
-class _Patience:
+class _AttemptLimits:
     """How long one attempt may take: `deadline` ends the wait for a good answer's headers."""
 
     deadline: float
@@ -96,7 +96,7 @@ class _Patience:
     read_bufsize: int
 
 
-class Exchange:
+class RegistryClient:
     """One registry, its health and its limits. `url` is its root; `url/v2/` is its API.
 
     `name` is the upstream's; `peer` is what errors call who is asked, of a mirror with its address.
@@ -112,8 +112,8 @@ class Exchange:
         session: ClientSession,
         authenticator: Authenticator,
         metrics: Metrics,
-        offline: Offline,
-        timeouts: Timeouts,
+        offline: OfflineSwitch,
+        timeouts: RegistryTimeouts,
         attempts: int,
         clock: Callable[[], float],
         is_mirror: bool = False,
@@ -121,8 +121,8 @@ class Exchange:
         self.name = name
         self.is_mirror = is_mirror
         self.quota = Quota()
-        self._root = URL(url)
-        self.peer = f"{name}'s mirror {self._root.authority}" if is_mirror else name
+        self._base_url = URL(url)
+        self.label = f"{name}'s mirror {self._base_url.authority}" if is_mirror else name
         self._session = session
         self._authenticator = authenticator
         self._metrics = metrics
@@ -130,13 +130,13 @@ class Exchange:
         self.timeouts = timeouts
         self._attempts = attempts
         self._clock = clock
-        self.health = Health(self.peer, clock)
+        self.health = RegistryHealth(self.label, clock)
         self._now = asyncio.get_running_loop().time
 
-    async def ask(
+    async def request(
         self,
-        question: Question,
-        read: Callable[[ClientResponse], Awaitable[T]],
+        request: ApiRequest,
+        read_response: Callable[[ClientResponse], Awaitable[T]],
         deadline: float = math.inf,
     ) -> T:
         """Return what `read` makes of a good answer; ask again, a few times, if it fails in passing.
@@ -144,30 +144,32 @@ class Exchange:
         Not beyond `deadline`, a time of the loop.
         Raises `UnknownError` and `UpstreamError`, and what `read` raises.
         """
-        deadline = min(deadline, self._now() + self.timeouts.question)
-        pauses = retry.delays(self._attempts, iter(random.random, None))
+        deadline = min(deadline, self._now() + self.timeouts.request)
+        pauses = retry.backoff_delays(self._attempts, iter(random.random, None))
         timeout = ClientTimeout(
-            total=None, sock_connect=self.timeouts.connect, sock_read=self.timeouts.answer
+            total=None, sock_connect=self.timeouts.connect, sock_read=self.timeouts.response
         )
-        patience = _Patience(deadline, timeout, 1 << 16)
+        patience = _AttemptLimits(deadline, timeout, 1 << 16)
         while True:
             try:
-                async with self._answer(question, patience) as response:
-                    with translated(self.peer):
+                async with self._open_response(request, patience) as response:
+                    with map_errors(self.label):
                         async with asyncio.timeout_at(deadline):
-                            return await read(response)
+                            return await read_response(response)
             except (OfflineError, UpstreamDownError):
                 raise
             except UpstreamUnavailableError as error:
                 pause = next(pauses, None)
                 if pause is None or self._now() + pause >= deadline or not self.health.is_up:
                     raise
-                self._metrics.upstream_retry(self.name, "question")
-                log.info("retrying", upstream=self.name, path=question.path, reason=str(error))
+                self._metrics.count_upstream_retry(self.name, "request")
+                log.info(
+                    "request_retried", upstream=self.name, path=request.path, reason=str(error)
+                )
             await asyncio.sleep(pause)
 
     @asynccontextmanager
-    async def opened(self, question: Question) -> AsyncIterator[ClientResponse]:
+    async def stream(self, request: ApiRequest) -> AsyncIterator[ClientResponse]:
         """Yield a good answer whose body may take as long as it does not stand still.
 
         Raises `UnknownError` and `UpstreamError`.
@@ -175,153 +177,161 @@ class Exchange:
         timeout = ClientTimeout(
             total=None, sock_connect=self.timeouts.connect, sock_read=self.timeouts.stall
         )
-        deadline = self._now() + self.timeouts.connect + self.timeouts.answer
+        deadline = self._now() + self.timeouts.connect + self.timeouts.response
         # One read of the kernel's buffer is one step of a download.
-        async with self._answer(question, _Patience(deadline, timeout, 1 << 17)) as response:
+        async with self._open_response(
+            request, _AttemptLimits(deadline, timeout, 1 << 17)
+        ) as response:
             yield response
 
     @asynccontextmanager
-    async def _answer(
-        self, question: Question, patience: _Patience
+    async def _open_response(
+        self, request: ApiRequest, limits: _AttemptLimits
     ) -> AsyncIterator[ClientResponse]:
-        self._offline.check()
+        self._offline.check_online()
         now = self._clock()
-        if hold := self.quota.hold(now, is_pull=question.is_pull):
-            raise self._limited(hold, now)
-        with nullcontext() if self.is_mirror else self.health.admitted():
-            response = await self._asked(question, patience)
+        if hold := self.quota.active_cooldown(now, is_pull=request.is_pull):
+            raise self._rate_limit_error(hold, now)
+        with nullcontext() if self.is_mirror else self.health.admit():
+            response = await self._send_authenticated(request, limits)
         try:
             yield response
         finally:
-            _end(response)
+            _close_response(response)
 
-    async def _asked(self, question: Question, patience: _Patience) -> ClientResponse:
+    async def _send_authenticated(
+        self, request: ApiRequest, limits: _AttemptLimits
+    ) -> ClientResponse:
         """Ask, log in if told to, follow redirects; return what is then a good answer."""
-        url = URL(f"{str(self._root).rstrip('/')}/{question.target}", encoded=True)
-        repository, deadline = question.repository, patience.deadline
+        url = URL(f"{str(self._base_url).rstrip('/')}/{request.target}", encoded=True)
+        repository, deadline = request.repository, limits.deadline
         login = self._authenticator
-        authorization = await self._in_time(deadline, login.authorization(repository))
-        response = await self._send(question, url, patience, authorization)
+        authorization = await self._await_authorization(
+            deadline, login.get_authorization(repository)
+        )
+        response = await self._send(request, url, limits, authorization)
         try:
             if response.status == 401:
                 challenges = challenge.parse(response.headers.getall(hdrs.WWW_AUTHENTICATE, ()))
-                renewed = await self._in_time(
-                    deadline, login.answer(challenges, repository, authorization)
+                renewed = await self._await_authorization(
+                    deadline, login.handle_challenges(challenges, repository, authorization)
                 )
                 if renewed:
                     response.release()
-                    response = await self._send(question, url, patience, renewed)
+                    response = await self._send(request, url, limits, renewed)
                     authorization = renewed
             for _ in range(MAX_REDIRECTS):
-                if response.status not in REDIRECTS or not question.follow:
+                if response.status not in REDIRECT_STATUSES or not request.follow_redirects:
                     break
-                target = _redirect_target(url, response.headers.get(hdrs.LOCATION, ""))
+                target = _redirect_url(url, response.headers.get(hdrs.LOCATION, ""))
                 response.release()
                 # Credentials do not leave their origin: CDNs refuse them, and strangers keep them.
                 if target.origin() != url.origin():
                     authorization = None
                 url = target
-                response = await self._send(question, url, patience, authorization)
-            await self._check(response, question, authorization)
+                response = await self._send(request, url, limits, authorization)
+            await self._check_status(response, request, authorization)
         except BaseException:
-            _end(response)
+            _close_response(response)
             raise
         return response
 
     async def _send(
-        self, question: Question, url: URL, patience: _Patience, authorization: str | None
+        self, request: ApiRequest, url: URL, limits: _AttemptLimits, authorization: str | None
     ) -> ClientResponse:
-        kind = question.kind
-        headers = dict(question.headers)
+        kind = request.kind
+        headers = dict(request.headers)
         if authorization:
             headers[hdrs.AUTHORIZATION] = authorization
-        is_registry = url.origin() == self._root.origin() and not self.is_mirror
+        is_registry = url.origin() == self._base_url.origin() and not self.is_mirror
         began = self._now()
         try:
-            with translated(self.peer, lambda status: self._observe(kind, status)):
-                async with asyncio.timeout_at(patience.deadline):
+            with map_errors(self.label, lambda status: self._record_status(kind, status)):
+                async with asyncio.timeout_at(limits.deadline):
                     response = await self._session.request(
-                        question.method,
+                        request.method,
                         url,
                         headers=headers,
                         allow_redirects=False,
-                        timeout=patience.timeout,
-                        read_bufsize=patience.read_bufsize,
+                        timeout=limits.timeout,
+                        read_bufsize=limits.read_bufsize,
                     )
         except UpstreamUnavailableError as error:
             if is_registry:
-                self.health.failed(error)
+                self.health.record_failure(error)
             raise
-        self._observe(kind, response.status)
-        self._metrics.upstream_first_byte(self.name, kind, self._now() - began)
+        self._record_status(kind, response.status)
+        self._metrics.observe_upstream_first_byte(self.name, kind, self._now() - began)
         if is_registry:
-            self._learn(question, response)
+            self._record_response(request, response)
         return response
 
-    def _learn(self, question: Question, response: ClientResponse) -> None:
+    def _record_response(self, request: ApiRequest, response: ClientResponse) -> None:
         """Take from an answer of the registry what it says beside its content."""
         status = response.status
         if status >= 500:
-            self.health.failed(UpstreamUnavailableError(f"{self.peer} answered {status}"))
+            self.health.record_failure(UpstreamUnavailableError(f"{self.label} answered {status}"))
         else:
-            self.health.succeeded()
+            self.health.record_success()
         limit = retry.parse_ratelimit(response.headers.get("RateLimit-Limit"))
         remaining = retry.parse_ratelimit(response.headers.get("RateLimit-Remaining"))
         if limit is not None and remaining is not None:
-            self._metrics.ratelimit(self.name, limit, remaining)
-            self.quota.counted(limit, remaining)
-        elif question.kind == "manifest" and status == 200:
+            self._metrics.set_ratelimit(self.name, limit, remaining)
+            self.quota.update(limit, remaining)
+        elif request.kind == "manifest" and status == 200:
             # An account without limits is not told any.
-            self.quota.counted(None, None)
+            self.quota.update(None, None)
 
-    def _limited(self, hold: Hold, now: float) -> RateLimitedError:
-        left = max(1.0, hold.left(now))
-        return RateLimitedError(f"{hold.reason}; next attempt in {left:.0f} s", retry_after=left)
+    def _rate_limit_error(self, cooldown: Cooldown, now: float) -> RateLimitedError:
+        left = max(1.0, cooldown.seconds_left(now))
+        return RateLimitedError(
+            f"{cooldown.reason}; next attempt in {left:.0f} s", retry_after=left
+        )
 
-    async def _in_time(self, deadline: float, login: Awaitable[T]) -> T:
+    async def _await_authorization(self, deadline: float, authorization: Awaitable[T]) -> T:
         try:
             async with asyncio.timeout_at(deadline):
-                return await login
+                return await authorization
         except TimeoutError as error:
             raise UpstreamTimeoutError(
-                f"{self.peer}'s token server did not answer in time"
+                f"{self.label}'s token server did not answer in time"
             ) from error
 
     # What it said.
 
-    def _observe(self, kind: str, status: int | Literal["error"]) -> None:
-        self._metrics.upstream_request(self.name, kind, status)
+    def _record_status(self, kind: str, status: int | Literal["error"]) -> None:
+        self._metrics.count_upstream_request(self.name, kind, status)
 
-    async def _check(
-        self, response: ClientResponse, question: Question, authorization: str | None
+    async def _check_status(
+        self, response: ClientResponse, request: ApiRequest, authorization: str | None
     ) -> None:
         """Raise what a status other than success means."""
         status = response.status
         if status in (200, 206):
             if self.is_mirror and response.content_type == "text/html":
-                raise UpstreamError(f"{self.peer} sent a page where content was due")
+                raise UpstreamError(f"{self.label} sent a page where content was due")
             return
-        if status in REDIRECTS and not question.follow:
+        if status in REDIRECT_STATUSES and not request.follow_redirects:
             return
-        reason = await errors.reason(response)
+        reason = await errors.read_error_reason(response)
         if status == 401 and authorization and authorization.startswith("Basic "):
-            raise errors.login_refusal(self.peer, reason)
+            raise errors.invalid_credentials_error(self.label, reason)
         if status != 429:
-            raise errors.refusal(self.peer, status, question.kind, reason)
+            raise errors.error_from_status(self.label, status, request.kind, reason)
         now = self._clock()
         seconds = retry.parse_retry_after(response.headers.get(hdrs.RETRY_AFTER), now)
-        hold = Hold(now, seconds, f"{self.peer} limits its rate{reason}")
-        if response.url.origin() == self._root.origin():
-            self.quota.limited(hold, is_pull=question.is_pull)
-        raise self._limited(hold, now)
+        hold = Cooldown(now, seconds, f"{self.label} limits its rate{reason}")
+        if response.url.origin() == self._base_url.origin():
+            self.quota.start_cooldown(hold, is_pull=request.is_pull)
+        raise self._rate_limit_error(hold, now)
 
 
-def _end(response: ClientResponse) -> None:
+def _close_response(response: ClientResponse) -> None:
     # Closed, not released: what is left of a body is not worth the wait for it.
     response.close() if not response.content.at_eof() else response.release()
 
 
-def _redirect_target(url: URL, location: str) -> URL:
+def _redirect_url(url: URL, location: str) -> URL:
     """Return where `location` leads, byte for byte: a signed query does not survive requoting."""
     try:
         target = url.join(URL(location, encoded=True))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from proxy.storage import queries
-from proxy.storage.blobs import LocalStore
+from proxy.storage.blobs import BlobStore
 from tests.bench.content import MIB
 from tests.system.images import CONFIG, LAYER, MANIFEST
 
@@ -33,7 +33,7 @@ _INSERT = {
 
 def fill(root: Path, blobs: int) -> str:
     """Make a store of images that come to so many blobs; return the path of the newest one's manifest."""
-    store = LocalStore(root)
+    store = BlobStore(root)
     folder = root / "blobs" / "sha256"
     images = blobs // (LAYERS + 2)
     now = time.time()

@@ -18,9 +18,9 @@ from typing import Any
 import uvloop
 
 from proxy.metrics import Metrics
-from proxy.storage.blobs import LocalStore
+from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
-from proxy.storage.space import INDEX_MARGIN, Space
+from proxy.storage.space import INDEX_MARGIN, SpaceManager
 from tests.bench.filled import LAYER_SIZE
 
 
@@ -59,23 +59,23 @@ class _Steps(Coroutine[Any, Any, Any]):
 
 
 async def measure(root: Path, times: int, blobs: int) -> list[dict[str, float]]:
-    store = LocalStore(root)
+    store = BlobStore(root)
     index = Index(root / "index.sqlite", time.time)
     metrics = Metrics({}, "")
-    space = Space(store, index, metrics, max_size=1 << 60, min_free=0, clock=time.time)
+    space = SpaceManager(store, index, metrics, max_size=1 << 60, min_free=0, clock=time.time)
     found = []
     try:
         await space.open()
         clocked = Clocked()
         asyncio.get_running_loop().set_task_factory(clocked.task)
         for _ in range(times):
-            space.max_size = space.used + INDEX_MARGIN
+            space.max_size = space.used_bytes + INDEX_MARGIN
             clocked.steps.clear()
-            began, before = time.perf_counter(), space.blobs
+            began, before = time.perf_counter(), space.blob_count
             made = await asyncio.get_running_loop().create_task(space.reserve(blobs * LAYER_SIZE))
             passed = time.perf_counter() - began
             assert made, "no room"
-            assert space.blobs <= before - blobs, "nothing was evicted"
+            assert space.blob_count <= before - blobs, "nothing was evicted"
             space.release(made)
             steps = clocked.steps
             found.append({"loop": sum(steps), "longest": max(steps), "passed": passed})

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from proxy.cli.api_client import AdminApi
+from proxy.cli.api_client import AdminClient
 from proxy.errors import (
-    DaemonError,
+    DaemonUnavailableError,
     DeniedError,
     InvalidNameError,
     InvalidReferenceError,
@@ -26,7 +26,7 @@ LIBRARY = "library/app"
 
 async def plan(program: Program, *images: str) -> Any:
     """Return what the program says an export would hold."""
-    api = AdminApi(program.root)
+    api = AdminClient(program.root)
     return await asyncio.to_thread(api.post, "/api/v1/export/plan", {"images": images})
 
 
@@ -202,7 +202,7 @@ async def test_bytes_that_rotted_on_the_disk_are_not_handed_on(registry, program
     await pull(program, image)
     rotten = program.root / path(image.layers[0])
     rotten.write_bytes(flip(rotten.read_bytes(), 100))
-    with pytest.raises(DaemonError):
+    with pytest.raises(DaemonUnavailableError):
         await export(program, "app")
     assert not rotten.exists()
 

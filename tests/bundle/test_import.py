@@ -12,9 +12,9 @@ import aiohttp
 import pytest
 from backports import zstd
 
-from proxy.cli.api_client import AdminApi
+from proxy.cli.api_client import AdminClient
 from proxy.errors import BusyError, NoSpaceError
-from proxy.storage.blobs import footprint
+from proxy.storage.blobs import allocated_size
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
 from tests.support.bundles import (
@@ -324,7 +324,7 @@ async def test_a_delta_evicts_nothing_that_it_rests_on(registry, make_program, t
 
 async def test_what_is_imported_under_a_pinned_name_is_pinned(program):
     await asyncio.to_thread(
-        AdminApi(program.root).post, "/api/v1/images/pin", {"images": ["app:1"]}
+        AdminClient(program.root).post, "/api/v1/images/pin", {"images": ["app:1"]}
     )
     made = Layout()
     both = [made.add_manifest(b"one", architecture=arch) for arch in ("amd64", "arm64")]
@@ -332,7 +332,9 @@ async def test_what_is_imported_under_a_pinned_name_is_pinned(program):
     await take(program, made.tar())
     sizes = [(program.root / path(digest)).stat().st_size for digest in program.stored()]
     pinned = await program.metric("pullcache_store_pinned_bytes")
-    assert pinned == await program.metric("pullcache_store_bytes") == sum(map(footprint, sizes))
+    assert (
+        pinned == await program.metric("pullcache_store_bytes") == sum(map(allocated_size, sizes))
+    )
 
 
 async def test_a_store_that_pins_fill_says_that_it_is_the_pins(make_program):
@@ -340,7 +342,7 @@ async def test_a_store_that_pins_fill_says_that_it_is_the_pins(make_program):
     made, _ = layout(b"p" * 12 * MIB, name=f"{APP}:1")
     await take(program, made.tar())
     await asyncio.to_thread(
-        AdminApi(program.root).post, "/api/v1/images/pin", {"images": ["app:1"]}
+        AdminClient(program.root).post, "/api/v1/images/pin", {"images": ["app:1"]}
     )
     before = program.stored()
     made, _ = layout(b"n" * 8 * MIB, name=f"{APP}:2")
@@ -353,7 +355,7 @@ async def test_a_store_that_pins_fill_says_that_it_is_the_pins(make_program):
 async def test_an_image_that_is_being_exported_is_not_removed(registry, program):
     image = registry.add_image(layers=(b"x" * 3 * MIB,))
     await pull(program, image)
-    api, bundle = AdminApi(program.root), io.BytesIO()
+    api, bundle = AdminClient(program.root), io.BytesIO()
     refused: list[str] = []
 
     class Target(io.BytesIO):
@@ -364,7 +366,7 @@ async def test_an_image_that_is_being_exported_is_not_removed(registry, program)
                 refused.append(str(error.value))
             return bundle.write(data)
 
-    await asyncio.to_thread(api.download, "/api/v1/export", {"images": ["app"]}, Target())
+    await asyncio.to_thread(api.post_to_file, "/api/v1/export", {"images": ["app"]}, Target())
     assert blobs(bundle.getvalue()) == program.stored()
     assert refused
     await asyncio.to_thread(api.post, "/api/v1/images/remove", {"images": ["app"]})
@@ -372,7 +374,7 @@ async def test_an_image_that_is_being_exported_is_not_removed(registry, program)
 
 
 async def test_progress_is_told_while_a_bundle_comes(program, monkeypatch):
-    monkeypatch.setattr("proxy.server.admin.bundles.INTERVAL", 0.01)
+    monkeypatch.setattr("proxy.server.admin.bundles.PROGRESS_INTERVAL", 0.01)
     made, _ = layout(b"x" * 4 * MIB)
     bundle = made.tar()
 
@@ -384,7 +386,7 @@ async def test_progress_is_told_while_a_bundle_comes(program, monkeypatch):
         yield bundle[MIB:]
 
     def work() -> list[dict[str, int]]:
-        events = AdminApi(program.root).stream("POST", "/api/v1/import", upload=pieces())
+        events = AdminClient(program.root).stream("POST", "/api/v1/import", upload=pieces())
         first = next(events)
         heard.set()
         return [first, *events]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from proxy.cli.api_client import AdminApi
-from proxy.cli.files.bundles import describe
+from proxy.cli.api_client import AdminClient
+from proxy.cli.files.bundle_files import describe_file
 from proxy.errors import DigestMismatchError, FileUnreachableError, StorageError
 from tests.fakes.content import digest_of
 from tests.fakes.faults import flip
@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 
 async def ask(program: Program, path: str, document: dict[str, Any]) -> list[Any]:
-    events = AdminApi(program.root).stream("POST", path, document)
+    events = AdminClient(program.root).stream("POST", path, document)
     return await asyncio.to_thread(list, events)
 
 
@@ -33,7 +33,7 @@ async def test_what_is_written_to_a_file_is_what_would_be_sent(registry, program
     await pull(program, image)
     target = tmp_path / "bundle.tar"
     target.touch()
-    wanted = {"images": ["app"], "file": describe(target)}
+    wanted = {"images": ["app"], "file": describe_file(target)}
     *_, last = await ask(program, "/api/v1/export/file", wanted)
     assert target.read_bytes() == await export(program, "app")
     assert last == {"done": target.stat().st_size}
@@ -45,7 +45,7 @@ async def test_a_bundle_is_read_from_its_parts(program, tmp_path):
     parts = [tmp_path / "b.000", tmp_path / "b.001"]
     parts[0].write_bytes(bundle[:700_001])
     parts[1].write_bytes(bundle[700_001:])
-    wanted = {"files": [describe(part) for part in parts]}
+    wanted = {"files": [describe_file(part) for part in parts]}
     *_, report = await ask(program, "/api/v1/import/files", wanted)
     assert report["images"][0]["digest"] == digest
     assert (await program.manifest("library/app", "1")).digest == digest
@@ -73,10 +73,10 @@ async def test_what_is_another_file_to_the_daemon_is_left_alone(
     await pull(program, registry.add_image())
     file = tmp_path / "file"
     file.write_bytes(layout(name=f"{APP}:1")[0].tar())
-    described = describe(file)
+    described = describe_file(file)
     change(file)
     if change is pipe:
-        described = describe(file)
+        described = describe_file(file)
     before = file.read_bytes() if change is other else b""
     wanted = {"files": [described]} if "import" in path else {"images": ["app"], "file": described}
     with pytest.raises(FileUnreachableError):
@@ -89,7 +89,7 @@ async def test_files_are_named_on_the_socket_only(make_program, tmp_path):
     file = tmp_path / "file"
     file.write_bytes(layout()[0].tar())
     url = f"http://{program.admin_addresses[0]}/api/v1/import/files"
-    async with program.session.post(url, json={"files": [describe(file)]}) as answer:
+    async with program.session.post(url, json={"files": [describe_file(file)]}) as answer:
         assert (answer.status, (await answer.json())["error"]["code"]) == (400, "file_unreachable")
     assert program.stored() == set()
 
@@ -114,7 +114,7 @@ async def test_files_are_named_by_the_daemon_s_user_and_root_alone(
     await program.start()
     file = tmp_path / "file"
     file.write_bytes(layout(name=f"{APP}:1")[0].tar())
-    document = json.dumps({"files": [describe(file)]})
+    document = json.dumps({"files": [describe_file(file)]})
     url = "http://localhost/api/v1/import/files"
     curl = ["curl", "-sS", "--unix-socket", shared_socket.getsockname(), "--json", document, url]
     said = await asyncio.to_thread(subprocess.check_output, curl, user=user, cwd="/")
@@ -133,7 +133,9 @@ async def test_a_blob_that_is_damaged_ends_the_export(registry, program, tmp_pat
     target = tmp_path / "bundle.tar"
     target.touch()
     with pytest.raises(StorageError, match="damaged"):
-        await ask(program, "/api/v1/export/file", {"images": ["app"], "file": describe(target)})
+        await ask(
+            program, "/api/v1/export/file", {"images": ["app"], "file": describe_file(target)}
+        )
     assert not damaged.exists()
 
 
@@ -142,7 +144,9 @@ async def test_a_full_disk_ends_the_export(registry, program, tiny_disk):
     target = tiny_disk(1 * MIB) / "bundle.tar"
     target.touch()
     with pytest.raises(StorageError, match="No space"):
-        await ask(program, "/api/v1/export/file", {"images": ["app"], "file": describe(target)})
+        await ask(
+            program, "/api/v1/export/file", {"images": ["app"], "file": describe_file(target)}
+        )
 
 
 async def test_a_damaged_file_leaves_the_store_as_it_was(program, tmp_path):
@@ -151,5 +155,5 @@ async def test_a_damaged_file_leaves_the_store_as_it_was(program, tmp_path):
     bundle = made.tar()
     file.write_bytes(flip(bundle, bundle.index(b"z" * 10) + 9))
     with pytest.raises(DigestMismatchError, match=digest_of(b"z" * 3 * MIB)):
-        await ask(program, "/api/v1/import/files", {"files": [describe(file)]})
+        await ask(program, "/api/v1/import/files", {"files": [describe_file(file)]})
     assert program.stored() == set()

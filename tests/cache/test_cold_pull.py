@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from proxy.errors import StorageError
-from proxy.storage.blobs import LocalStore
+from proxy.storage.blobs import BlobStore
 from proxy.storage.ingest import Ingest
 from tests.fakes.faults import Fault
 
@@ -87,13 +87,13 @@ async def test_an_upstream_without_tokens_and_cdn_costs_less_still(registry, pro
 async def test_upstream_is_asked_while_the_disk_makes_the_file(monkeypatch, registry, program):
     digest = registry.add_blob(LAYERS[0])
     was_asked = threading.Event()
-    open_ingest = LocalStore.open_ingest
+    open_ingest = BlobStore.open_ingest
 
-    def slow(store: LocalStore, *rest: Any) -> Ingest:
+    def slow(store: BlobStore, *rest: Any) -> Ingest:
         assert was_asked.wait(10)
         return open_ingest(store, *rest)
 
-    monkeypatch.setattr(LocalStore, "open_ingest", slow)
+    monkeypatch.setattr(BlobStore, "open_ingest", slow)
     async with asyncio.TaskGroup() as group:
         pulling = group.create_task(program.blob(digest))
         await registry.until(lambda: registry.count(registry.body_of(digest)) > 0)
@@ -111,7 +111,7 @@ async def test_a_disk_that_cannot_make_the_file_costs_the_storing_and_not_the_pu
     def broken(*_: Any) -> Ingest:
         raise StorageError("cannot create an ingest: the disk fails")
 
-    monkeypatch.setattr(LocalStore, "open_ingest", broken)
+    monkeypatch.setattr(BlobStore, "open_ingest", broken)
     for _ in range(2):
         assert (await program.blob(digest)).is_whole
         await program.settled()

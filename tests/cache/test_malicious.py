@@ -109,13 +109,13 @@ async def test_m02_a_bomb_of_json_is_an_answer_and_no_bug_and_the_loop_goes_on(
     program, monkeypatch, name
 ):
     parsed_in: set[str] = set()
-    parse = oci.parse
+    parse = oci.parse_manifest
 
     def noted(content: bytes, content_type: str) -> oci.Manifest:
         parsed_in.add(threading.current_thread().name)
         return parse(content, content_type)
 
-    monkeypatch.setattr(oci, "parse", noted)
+    monkeypatch.setattr(oci, "parse_manifest", noted)
     if name.startswith("deep"):
         await refused(program, BOMBS[name], "not a manifest")
     else:

@@ -113,4 +113,4 @@ async def test_the_retries_of_a_request_are_counted(registry, program):
     image = registry.add_image()
     registry.fail("/manifests/", Fault(status=502), times=1)
     assert (await program.manifest(image)).status == 200
-    assert await program.metric("pullcache_upstream_retries_total", reason="question") == 1
+    assert await program.metric("pullcache_upstream_retries_total", reason="request") == 1

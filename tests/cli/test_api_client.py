@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from proxy.cli.api_client import admin_api
+from proxy.cli.api_client import open_admin_client
 from proxy.config import Config, load
-from proxy.errors import DaemonError, ProxyError
-from proxy.storage.blobs import LocalStore
+from proxy.errors import DaemonUnavailableError, ProxyError
+from proxy.storage.blobs import BlobStore
 
 # A command that works until it is stopped.
 WAIT = """
@@ -21,13 +21,13 @@ import sys, threading
 from pathlib import Path
 import click
 from proxy.cli import main
-from proxy.cli.api_client import admin_api
+from proxy.cli.api_client import open_admin_client
 from proxy.cli.options import load_config
 
 @main.command()
 @click.option("--store")
 def wait(store):
-    with admin_api(load_config(None, store)) as api:
+    with open_admin_client(load_config(None, store)) as api:
         print(api.get("/api/v1/status")["state"], flush=True)
         threading.Event().wait()
 
@@ -61,16 +61,19 @@ def tcp_listeners() -> set[str]:
 
 
 def test_without_a_daemon_a_command_runs_one_and_leaves_nothing(config):
-    with admin_api(config) as api:
+    with open_admin_client(config) as api:
         assert api.get("/api/v1/status")["addresses"] == []
         assert tcp_listeners() == set()
         assert (config.store.path / "admin.sock").exists()
     assert not (config.store.path / "admin.sock").exists()
-    LocalStore(config.store.path).close()
+    BlobStore(config.store.path).close()
 
 
 def test_a_second_command_uses_the_private_daemon_of_the_first(config):
-    with admin_api(config) as first, admin_api(config, private=False) as second:
+    with (
+        open_admin_client(config) as first,
+        open_admin_client(config, allow_embedded=False) as second,
+    ):
         uptime = first.get("/api/v1/status")["uptime"]
         assert second.get("/api/v1/status")["uptime"] > uptime
 
@@ -79,18 +82,23 @@ def test_the_socket_of_a_killed_daemon_is_no_daemon(config):
     config.store.path.mkdir()
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(config.store.path / "admin.sock"))
-    with pytest.raises(DaemonError, match="no daemon answers"), admin_api(config, private=False):
+    with (
+        pytest.raises(DaemonUnavailableError, match="no daemon answers"),
+        open_admin_client(config, allow_embedded=False),
+    ):
         pass
-    with admin_api(config) as api:
+    with open_admin_client(config) as api:
         assert api.get("/api/v1/status")["state"] == "serving"
 
 
 def test_a_store_in_use_without_a_socket_is_an_error_that_says_so(config):
-    store = LocalStore(config.store.path)
+    store = BlobStore(config.store.path)
     try:
         with (
-            pytest.raises(DaemonError, match=rf"in use by process {os.getpid()}, which does not"),
-            admin_api(config),
+            pytest.raises(
+                DaemonUnavailableError, match=rf"in use by process {os.getpid()}, which does not"
+            ),
+            open_admin_client(config),
         ):
             pass
     finally:
@@ -99,7 +107,7 @@ def test_a_store_in_use_without_a_socket_is_an_error_that_says_so(config):
 
 def test_a_store_of_a_long_path_is_found(tmp_path):
     config = config_for(tmp_path / ("d" * 100) / ("e" * 100))
-    with admin_api(config), admin_api(config, private=False) as api:
+    with open_admin_client(config), open_admin_client(config, allow_embedded=False) as api:
         assert api.is_ready()
 
 
@@ -108,9 +116,9 @@ def test_a_daemon_that_says_nothing_is_given_up(config):
     with socket.socket(socket.AF_UNIX) as mute:
         mute.bind(str(config.store.path / "admin.sock"))
         mute.listen()
-        with admin_api(config, private=False, timeout=0.05) as api:
+        with open_admin_client(config, allow_embedded=False, timeout=0.05) as api:
             assert not api.is_ready()
-            with pytest.raises(DaemonError, match="in time"):
+            with pytest.raises(DaemonUnavailableError, match="in time"):
                 api.get("/api/v1/status")
 
 
@@ -138,12 +146,15 @@ def test_an_answer_that_is_none_is_an_error(config, answer, says):
                 connection.sendall(answer)
 
         threads.submit(serve)
-        with admin_api(config, private=False) as api, pytest.raises(ProxyError, match=says):
+        with (
+            open_admin_client(config, allow_embedded=False) as api,
+            pytest.raises(ProxyError, match=says),
+        ):
             api.get("/api/v1/status")
 
 
 def test_a_failing_block_ends_the_private_daemon_too(config):
-    with pytest.raises(ZeroDivisionError), admin_api(config):
+    with pytest.raises(ZeroDivisionError), open_admin_client(config):
         _ = 1 / 0
     assert not (config.store.path / "admin.sock").exists()
 
@@ -162,4 +173,4 @@ def test_a_command_that_is_stopped_ends_its_daemon_in_order(config, number, code
         out, err = running.communicate(timeout=30)
     assert (running.returncode, out, err) == (code, "", "")
     assert not (config.store.path / "admin.sock").exists()
-    LocalStore(config.store.path).close()
+    BlobStore(config.store.path).close()

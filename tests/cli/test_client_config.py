@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from proxy.cli import main
-from proxy.cli.files.client_files import CLIENTS
+from proxy.cli.files.client_files import CLIENT_FILES
 from tests.support.certificates import Authority
 
 EXAMPLES = Path(__file__).parents[2] / "config" / "clients"
@@ -131,7 +131,7 @@ def test_k3s_gets_an_endpoint_for_each_upstream(tmp_path, address):
     assert found == {"mirrors": {name: {"endpoint": [address]} for name in NAMES}}
 
 
-@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("client", CLIENT_FILES)
 @pytest.mark.parametrize("address", [PLAIN, TLS])
 def test_each_file_is_headed_by_where_it_goes_and_what_is_to_be_restarted(client, address):
     done = run(client, "--address", address)
@@ -235,7 +235,7 @@ def test_no_file_is_overwritten_and_then_none_is_written(tmp_path):
 
 def test_the_examples_are_what_the_command_says_of_the_default_address(tmp_path):
     """To write them anew: for c in ...; pullcache client-config $c -o config/clients/$c."""
-    for client in CLIENTS:
+    for client in CLIENT_FILES:
         assert run(client, "-o", tmp_path / client, config="").exit_code == 0
     written, examples = (
         {

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from proxy.cli.display.text import format_bytes, printable
+from proxy.cli.display.text import escape_unprintable, format_bytes
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,6 @@ def test_a_size_has_three_digits_and_a_unit(count, text):
 
 @given(st.text())
 def test_what_is_printed_holds_no_control_character(text):
-    assert printable(text).isprintable()
+    assert escape_unprintable(text).isprintable()
     if text.isprintable():
-        assert printable(text) == text
+        assert escape_unprintable(text) == text

@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from proxy.cli.display import preload_progress
-from proxy.cli.display.preload_meter import Meter
+from proxy.cli.display.preload_tracker import ProgressTracker
 from tests.cli.test_images import ask, run
 from tests.fakes.content import digest_of
 from tests.fakes.gallery import push_index, push_manifest
@@ -214,11 +214,11 @@ class TestWhatIsSaidMeanwhile:
 
     now = 0.0
 
-    def meter(self, *events: dict[str, Any]) -> Meter:
-        meter = Meter(lambda: self.now)
+    def meter(self, *events: dict[str, Any]) -> ProgressTracker:
+        meter = ProgressTracker(lambda: self.now)
         for event in events:
             self.now += 1
-            meter.note(event)
+            meter.record(event)
         return meter
 
     def resolved(self, image: str, *layers: tuple[str, int, bool]) -> list[dict[str, Any]]:
@@ -259,7 +259,7 @@ class TestWhatIsSaidMeanwhile:
             self.layer("e", "downloading", 500),
             {"event": "waiting", "upstream": "docker.io", "reason": "why", "until": 0.0},
         )
-        lines = preload_progress._render(meter, 60, 5)
+        lines = preload_progress._render_lines(meter, 60, 5)
         assert [line.partition(" ")[2] for line in lines[:2]] == [
             "Pulling fs layer",
             "Downloading        500 B/1 kB",
@@ -268,8 +268,8 @@ class TestWhatIsSaidMeanwhile:
         assert lines[3].startswith("0 of 1 images, 1.5 kB of 6 kB")
 
     def test_a_wait_is_said_and_the_heartbeat_goes_on(self, monkeypatch, capsys):
-        monkeypatch.setattr(preload_progress, "INTERVAL", 0.0)
-        with preload_progress.opened_view(as_json=False) as show:
+        monkeypatch.setattr(preload_progress, "REPORT_INTERVAL", 0.0)
+        with preload_progress.open_view(as_json=False) as show:
             show({"event": "waiting", "upstream": "docker.io", "reason": "why", "until": 0.0})
             show({"event": "plan", "images": 1, "size": 10, "missing": 10, "lacking": 5})
             show({"event": "resumed", "upstream": "docker.io"})
@@ -279,6 +279,6 @@ class TestWhatIsSaidMeanwhile:
         assert said.count("0 of 0 images") == 3
 
     def test_what_comes_from_outside_is_escaped(self, capsys):
-        with preload_progress.opened_view(as_json=False) as show:
+        with preload_progress.open_view(as_json=False) as show:
             show({"event": "failed", "image": "a\x1b[2J", "code": "x", "reason": "b\x07"})
         assert capsys.readouterr().out == "a\\x1b[2J: failed: b\\x07\n"

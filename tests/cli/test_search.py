@@ -13,7 +13,7 @@ import structlog
 from click.testing import CliRunner, Result
 from structlog.testing import capture_logs
 
-from proxy.cache.search import TTL
+from proxy.cache.search import SEARCH_TTL
 from proxy.cli import main
 from proxy.errors import InvalidRequestError
 from tests.fakes.faults import HTML
@@ -100,7 +100,7 @@ async def test_offline_what_is_cached_is_found_and_stderr_says_so(program, hub):
 
 async def test_an_older_answer_is_called_one(program, hub):
     await search(program, "nginx")
-    program.clock.turn(TTL)
+    program.clock.turn(SEARCH_TTL)
     hub.fail("/v1/search", HTML, times=None)
     done = await search(program, "nginx")
     assert done.exit_code == 0

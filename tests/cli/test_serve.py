@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from proxy import __version__
-from proxy.app import Listening
-from proxy.cli.commands.serve import announce
+from proxy.app import DaemonInfo
+from proxy.cli.commands.serve import print_banner
 
 
 def announced(capsys: pytest.CaptureFixture[str], *addresses: str) -> str:
-    announce(
-        Listening(
+    print_banner(
+        DaemonInfo(
             addresses=list(addresses),
             store=Path("/var/cache/pullcache"),
             max_size=50_000_000_000,

@@ -50,7 +50,7 @@ async def test_a_large_blob_comes_over_several_connections_and_no_byte_twice(
 
 
 async def test_a_connection_that_is_fast_enough_gets_no_company(registry, make_program, blob, body):
-    program = await make_program(fetch={"parallel_below": "0B"})
+    program = await make_program(fetch={"parallel_max_rate": "0B"})
     assert (await program.blob(blob)).digest == blob
     assert len({seen.peer for seen in registry.seen(body)}) == 1
     assert registry.bytes_sent(body) == len(BLOB)
@@ -61,7 +61,7 @@ async def test_a_connection_that_is_fast_enough_gets_no_company(registry, make_p
 async def test_a_connection_that_was_fast_and_stands_still_gets_company(
     registry, make_program, blob, body
 ):
-    program = await make_program(fetch={"parallel_below": "64MB"})
+    program = await make_program(fetch={"parallel_max_rate": "64MB"})
     held = asyncio.Event()
     first = asyncio.Event()
     registry.fail(body, Fault(stall_at=MIB, until=first), times=1)
@@ -77,7 +77,7 @@ async def test_a_connection_that_was_fast_and_stands_still_gets_company(
 
 
 async def test_a_connection_that_stands_still_gets_company(registry, make_program, blob, body):
-    program = await make_program(fetch={"parallel_below": "64MB"})
+    program = await make_program(fetch={"parallel_max_rate": "64MB"})
     held = asyncio.Event()
     registry.fail(body, Fault(stall_at=MIB, until=held), times=1)
     asking = asyncio.ensure_future(program.blob(blob))  # noqa: TID251

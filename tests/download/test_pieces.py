@@ -2,43 +2,50 @@
 
 from hypothesis import given, strategies as st
 
-from proxy.download.pieces import END, MAX_PIECE, MIN_PIECE, NEAR, Pieces, Span
+from proxy.download.pieces import (
+    MAX_PIECE,
+    MIN_PIECE,
+    MIN_SPLIT_DISTANCE,
+    OPEN_END,
+    Piece,
+    PieceMap,
+)
 
 MIB = 1 << 20
 
 
-def pieces(size: int = END) -> Pieces:
-    found = Pieces()
-    found.learn(size)
+def pieces(size: int = OPEN_END) -> PieceMap:
+    found = PieceMap()
+    found.set_size(size)
     return found
 
 
-def took(span: Span | None) -> tuple[int, int]:
+def took(span: Piece | None) -> tuple[int, int]:
     assert span is not None
     return span.start, span.stop
 
 
-def arrive(found: Pieces, span: Span, count: int) -> None:
+def arrive(found: PieceMap, span: Piece, count: int) -> None:
     span.position += count
-    found.put(span)
+    found.mark_written(span)
 
 
 def test_one_connection_takes_all():
-    assert took(pieces(100).take(1)) == (0, 100)
-    assert took(pieces().take(1)) == (0, END)
+    assert took(pieces(100).claim_next(1)) == (0, 100)
+    assert took(pieces().claim_next(1)) == (0, OPEN_END)
 
 
 def test_of_a_blob_of_unknown_size_a_piece_is_tried_first():
     found = pieces()
-    first = found.take(4)
+    first = found.claim_next(4)
     assert took(first) == (0, MIN_PIECE)
-    found.learn(MIN_PIECE // 2)
+    found.set_size(MIN_PIECE // 2)
     assert took(first) == (0, MIN_PIECE // 2)
 
 
 def test_connections_take_even_shares_in_order():
     found = pieces(64 * MIB)
-    assert [took(found.take(4)) for _ in range(3)] == [
+    assert [took(found.claim_next(4)) for _ in range(3)] == [
         (0, 16 * MIB),
         (16 * MIB, 28 * MIB),
         (28 * MIB, 37 * MIB),
@@ -46,72 +53,72 @@ def test_connections_take_even_shares_in_order():
 
 
 def test_no_piece_is_larger_or_smaller_than_is_worth_a_request():
-    assert took(pieces(10 << 30).take(4)) == (0, MAX_PIECE)
-    assert took(pieces(6 * MIB).take(4)) == (0, MIN_PIECE)
+    assert took(pieces(10 << 30).claim_next(4)) == (0, MAX_PIECE)
+    assert took(pieces(6 * MIB).claim_next(4)) == (0, MIN_PIECE)
 
 
 def test_who_is_alone_takes_as_much_as_it_is_given_at_most():
     found = pieces(100 * MIB)
-    assert took(found.take_up_to(60 * MIB)) == (0, 60 * MIB)
-    assert took(found.take_up_to(60 * MIB)) == (60 * MIB, 100 * MIB)
-    assert found.take_up_to(60 * MIB) is None
+    assert took(found.claim_up_to(60 * MIB)) == (0, 60 * MIB)
+    assert took(found.claim_up_to(60 * MIB)) == (60 * MIB, 100 * MIB)
+    assert found.claim_up_to(60 * MIB) is None
 
 
 def test_a_span_that_is_given_back_is_taken_again_from_where_it_was():
     found = pieces(64 * MIB)
-    span = found.take(4)
+    span = found.claim_next(4)
     assert span is not None
     arrive(found, span, 1000)
-    found.drop(span)
-    assert took(found.take(1)) == (1000, 64 * MIB)
+    found.release(span)
+    assert took(found.claim_next(1)) == (1000, 64 * MIB)
 
 
 def test_what_is_wanted_is_taken_before_its_turn():
     found = pieces(64 * MIB)
-    found.take(4)
-    assert took(found.take_at(63 * MIB, 64 * MIB)) == (63 * MIB, 64 * MIB)
-    assert took(found.take_at(40 * MIB, 41 * MIB)) == (40 * MIB, 41 * MIB)
+    found.claim_next(4)
+    assert took(found.claim_at(63 * MIB, 64 * MIB)) == (63 * MIB, 64 * MIB)
+    assert took(found.claim_at(40 * MIB, 41 * MIB)) == (40 * MIB, 41 * MIB)
 
 
 def test_what_another_would_reach_late_is_taken_from_it():
     found = pieces(64 * MIB)
-    first = found.take(4)
-    assert took(found.take_at(8 * MIB, 9 * MIB)) == (8 * MIB, 9 * MIB)
+    first = found.claim_next(4)
+    assert took(found.claim_at(8 * MIB, 9 * MIB)) == (8 * MIB, 9 * MIB)
     assert took(first) == (0, 8 * MIB)
 
 
 def test_what_is_in_or_near_is_not_taken_again():
     found = pieces(64 * MIB)
-    found.add(20 * MIB, 30 * MIB)
-    assert found.take_at(25 * MIB, 26 * MIB) is None
-    found.take(4)
-    assert found.take_at(NEAR // 2, MIB) is None
+    found.mark_present(20 * MIB, 30 * MIB)
+    assert found.claim_at(25 * MIB, 26 * MIB) is None
+    found.claim_next(4)
+    assert found.claim_at(MIN_SPLIT_DISTANCE // 2, MIB) is None
 
 
 def test_one_that_starts_over_takes_all_that_follows():
     found = pieces(64 * MIB)
-    span = found.take(4)
+    span = found.claim_next(4)
     assert span is not None
-    found.widen(span)
+    found.extend_to_end(span)
     assert took(span) == (0, 64 * MIB)
-    assert found.take(4) is None
+    assert found.claim_next(4) is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=12))
 def test_what_is_in_is_what_was_added(runs):
-    found, model = Pieces(), set()
-    assert not found.has_any
+    found, model = PieceMap(), set()
+    assert not found.has_bytes
     for start, stop in map(sorted, runs):
-        found.add(start, stop)
+        found.mark_present(start, stop)
         model |= set(range(start, stop))
-    assert found.has_any == bool(model)
+    assert found.has_bytes == bool(model)
     for offset in range(62):
         stop = offset
         while stop in model:
             stop += 1
-        assert found.filled(offset) == stop
-    ahead = {at for start, stop in found.ahead(5) for at in range(start, stop)}
-    assert ahead == {at for at in model if at > found.filled(5)} - set(range(6))
+        assert found.contiguous_end(offset) == stop
+    ahead = {at for start, stop in found.ranges_after(5) for at in range(start, stop)}
+    assert ahead == {at for at in model if at > found.contiguous_end(5)} - set(range(6))
 
 
 @given(
@@ -123,19 +130,19 @@ def test_what_is_in_is_what_was_added(runs):
 )
 def test_every_byte_is_taken_exactly_once(size, steps):
     found, seen = pieces(size), 0
-    spans: list[Span] = []
+    spans: list[Piece] = []
     for action, number in steps:
         if action == "take":
-            spans += filter(None, [found.take(1 + number % 5)])
+            spans += filter(None, [found.claim_next(1 + number % 5)])
         elif action == "at":
-            spans += filter(None, [found.take_at(size * number // 100, size)])
+            spans += filter(None, [found.claim_at(size * number // 100, size)])
         elif spans:
             span = spans.pop(number % len(spans))
             if action == "arrive":
                 seen += span.stop - span.position
                 arrive(found, span, span.stop - span.position)
-            found.drop(span)
-    while rest := found.take(3):
+            found.release(span)
+    while rest := found.claim_next(3):
         spans.append(rest)
     seen += sum(span.stop - span.position for span in spans)
     assert seen == size

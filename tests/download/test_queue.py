@@ -2,20 +2,20 @@
 
 import asyncio
 
-from proxy.download.queue import Slots, Turn
+from proxy.download.queue import DownloadQueue, Ticket
 
 
 class Line:
     """Tasks that hold a slot until they are told to leave."""
 
     def __init__(self, count: int, group: asyncio.TaskGroup) -> None:
-        self.slots = Slots(count)
+        self.slots = DownloadQueue(count)
         self.group = group
         self.inside: list[str] = []
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def join(self, name: str, *, is_urgent: bool) -> Turn:
-        turn = Turn(is_urgent=is_urgent)
+    async def join(self, name: str, *, is_urgent: bool) -> Ticket:
+        turn = Ticket(is_urgent=is_urgent)
         self.tasks[name] = self.group.create_task(self._hold(name, turn))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -27,8 +27,8 @@ class Line:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 
-    async def _hold(self, name: str, turn: Turn) -> None:
-        async with self.slots.held(turn):
+    async def _hold(self, name: str, turn: Ticket) -> None:
+        async with self.slots.acquire(turn):
             self.inside.append(name)
             try:
                 await asyncio.Event().wait()
@@ -65,7 +65,7 @@ async def test_who_becomes_urgent_while_waiting_is_called():
         line = Line(4, group)
         turns = {name: await line.join(name, is_urgent=False) for name in "abcde"}
         turns["e"].is_urgent = True
-        line.slots.call()
+        line.slots.dispatch()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert line.inside == ["a", "b", "c", "e"]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from proxy.errors import InvalidReferenceError, InvalidRequestError, UnknownError
+from proxy.errors import InvalidReferenceError, InvalidRequestError, NotFoundError
 from tests.fakes.content import digest_of
 from tests.fakes.gallery import parts_of, push_index, push_manifest
 from tests.support.admin_api import (
@@ -260,7 +260,7 @@ class TestInspecting:
         assert whole["size"] >= detail["size"] > 0
 
     async def test_what_is_not_there_is_not_found(self, program):
-        with pytest.raises(UnknownError, match="app:none is not in the store"):
+        with pytest.raises(NotFoundError, match="app:none is not in the store"):
             await inspect(program, "app:none")
         with pytest.raises(InvalidReferenceError):
             await inspect(program, "NOT AN IMAGE")

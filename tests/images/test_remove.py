@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.errors import DeniedError, InvalidReferenceError, UnknownError
+from proxy.errors import DeniedError, InvalidReferenceError, NotFoundError
 from tests.fakes.content import digest_of
 from tests.fakes.gallery import parts_of, push_manifest
 from tests.support.admin_api import APP, BASE, OTHER, OWN, call, images, pull, remove
@@ -77,7 +77,7 @@ class TestRemoving:
         assert digest_of(b"signature") not in program.stored()
 
     async def test_all_go_or_none(self, program, two):
-        with pytest.raises(UnknownError, match="app:none is not in the store"):
+        with pytest.raises(NotFoundError, match="app:none is not in the store"):
             await remove(program, "app:v1", "app:none")
         await call(program, "post", "/api/v1/images/pin", {"images": ["me/other:v1"]})
         with pytest.raises(DeniedError, match="me/other:v1 is pinned"):

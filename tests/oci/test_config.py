@@ -26,9 +26,9 @@ def parse(**document: Any) -> ImageConfig:
 
 def test_commands_are_those_of_layers_in_their_order():
     config = parse(history=STEPS)
-    assert list(config.commands_of(3)) == MADE
-    assert list(config.commands_of(2)) == ["", ""]
-    assert list(parse().commands_of(1)) == [""]
+    assert list(config.commands_for_layers(3)) == MADE
+    assert list(config.commands_for_layers(2)) == ["", ""]
+    assert list(parse().commands_for_layers(1)) == [""]
 
 
 def test_what_runs_is_told():

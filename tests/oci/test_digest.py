@@ -14,7 +14,7 @@ algorithms = st.sampled_from(["sha256", "sha512"])
 
 @given(st.binary(), algorithms)
 def test_a_digest_survives_the_round_trip_through_text(content, algorithm):
-    digest = Digest.of(content, algorithm)
+    digest = Digest.from_content(content, algorithm)
     assert Digest.parse(str(digest)) == digest
     assert digest.hex == hashlib.new(algorithm, content).hexdigest()
     assert digest.algorithm == algorithm
@@ -22,8 +22,8 @@ def test_a_digest_survives_the_round_trip_through_text(content, algorithm):
 
 @given(st.lists(st.binary()), algorithms)
 def test_a_hasher_fed_in_pieces_matches_the_digest_of_the_whole(pieces, algorithm):
-    digest = Digest.of(b"".join(pieces), algorithm)
-    hasher = digest.hasher()
+    digest = Digest.from_content(b"".join(pieces), algorithm)
+    hasher = digest.new_hasher()
     for piece in pieces:
         hasher.update(piece)
     assert digest.matches(hasher)

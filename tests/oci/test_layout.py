@@ -5,44 +5,44 @@ import pytest
 from proxy.errors import BundleError
 from proxy.oci import layout
 from proxy.oci.digest import Digest
-from proxy.oci.layout import DockerImage, Listed
+from proxy.oci.layout import DockerImage, LayoutImage
 from proxy.oci.manifest import OCI_INDEX, OCI_MANIFEST
 
-A, B, C = (Digest.of(text) for text in (b"a", b"b", b"c"))
+A, B, C = (Digest.from_content(text) for text in (b"a", b"b", b"c"))
 
 
 def test_what_is_written_is_read():
     images = [
-        Listed(A, 1, OCI_MANIFEST, "docker.io/library/a:1", "1"),
-        Listed(B, 2, OCI_INDEX, "docker.io/library/b:2", "2"),
-        Listed(C, 3, OCI_INDEX, f"docker.io/library/c@{C}"),
+        LayoutImage(A, 1, OCI_MANIFEST, "docker.io/library/a:1", "1"),
+        LayoutImage(B, 2, OCI_INDEX, "docker.io/library/b:2", "2"),
+        LayoutImage(C, 3, OCI_INDEX, f"docker.io/library/c@{C}"),
     ]
-    assert layout.parse_index(layout.write_index(images)) == images
+    assert layout.parse_index(layout.encode_index(images)) == images
 
 
 def test_a_tag_that_two_images_have_is_written_in_full():
     images = [
-        Listed(A, 1, OCI_MANIFEST, "docker.io/library/a:1", "1"),
-        Listed(B, 1, OCI_MANIFEST, "docker.io/library/b:1", "1"),
+        LayoutImage(A, 1, OCI_MANIFEST, "docker.io/library/a:1", "1"),
+        LayoutImage(B, 1, OCI_MANIFEST, "docker.io/library/b:1", "1"),
     ]
-    written = json.loads(layout.write_index(images))["manifests"]
+    written = json.loads(layout.encode_index(images))["manifests"]
     key = "org.opencontainers.image.ref.name"
     assert [one["annotations"][key] for one in written] == [image.name for image in images]
-    assert [one.name for one in layout.parse_index(layout.write_index(images))] == [
+    assert [one.name for one in layout.parse_index(layout.encode_index(images))] == [
         image.name for image in images
     ]
 
 
 def test_what_is_meant_to_be_here_survives():
     meant = {A: [B, C], B: []}
-    assert layout.parse_meant(layout.write_meant(meant)) == meant
+    assert layout.parse_expected(layout.encode_expected(meant)) == meant
     with pytest.raises(BundleError):
-        layout.parse_meant(b'{"manifests": {"sha256:0": []}}')
+        layout.parse_expected(b'{"manifests": {"sha256:0": []}}')
 
 
 def test_docker_finds_blobs_where_the_layout_has_them():
     image = DockerImage(A, (B, C), ("docker.io/library/a:1",))
-    written = layout.write_docker([image])
+    written = layout.encode_docker_manifest([image])
     assert json.loads(written) == [
         {
             "Config": f"blobs/sha256/{A.hex}",
@@ -50,18 +50,18 @@ def test_docker_finds_blobs_where_the_layout_has_them():
             "Layers": [f"blobs/sha256/{B.hex}", f"blobs/sha256/{C.hex}"],
         }
     ]
-    assert layout.parse_docker(written) == {A: ["docker.io/library/a:1"]}
+    assert layout.parse_docker_manifest(written) == {A: ["docker.io/library/a:1"]}
 
 
 def test_images_of_dockers_own_format_are_no_concern_of_a_layout():
     content = json.dumps([{"Config": f"{A.hex}.json", "RepoTags": None, "Layers": ["x/layer.tar"]}])
-    assert layout.parse_docker(content.encode()) == {}
+    assert layout.parse_docker_manifest(content.encode()) == {}
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
 def test_a_path_names_a_blob(algorithm):
-    digest = Digest.of(b"x", algorithm)
-    assert layout.parse_path(layout.blob_path(digest)) == digest
+    digest = Digest.from_content(b"x", algorithm)
+    assert layout.parse_blob_path(layout.blob_path(digest)) == digest
 
 
 @pytest.mark.parametrize(
@@ -78,11 +78,11 @@ def test_a_path_names_a_blob(algorithm):
     ],
 )
 def test_other_paths_name_none(path):
-    assert layout.parse_path(path) is None
+    assert layout.parse_blob_path(path) is None
 
 
 def test_names_are_read_as_the_tools_write_them():
-    def listed(**annotations: str) -> Listed:
+    def listed(**annotations: str) -> LayoutImage:
         keys = {"name": "io.containerd.image.name", "ref": "org.opencontainers.image.ref.name"}
         document = {
             "mediaType": OCI_MANIFEST,
@@ -117,6 +117,6 @@ def test_an_index_that_is_none_is_refused(document):
 
 
 def test_only_the_one_version_is_known():
-    layout.check_layout(layout.LAYOUT_DOCUMENT)
+    layout.check_layout(layout.LAYOUT_FILE_CONTENT)
     with pytest.raises(BundleError, match="2"):
         layout.check_layout(b'{"imageLayoutVersion": "2.0.0"}')

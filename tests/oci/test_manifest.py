@@ -10,15 +10,15 @@ from proxy.errors import InvalidManifestError
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import (
     ACCEPT,
-    DOCKER_LIST,
     DOCKER_MANIFEST,
+    DOCKER_MANIFEST_LIST,
     MANIFEST_TYPES,
     MAX_MANIFEST_SIZE,
     OCI_INDEX,
     OCI_MANIFEST,
     Manifest,
     Platform,
-    parse,
+    parse_manifest,
 )
 from tests.fakes.content import Content, digest_of
 
@@ -47,7 +47,7 @@ def image(**changes: Any) -> dict[str, Any]:
 
 
 def read(document: object, content_type: str = OCI_MANIFEST) -> Manifest:
-    return parse(json.dumps(document).encode(), content_type)
+    return parse_manifest(json.dumps(document).encode(), content_type)
 
 
 @pytest.mark.parametrize("docker", [True, False])
@@ -55,7 +55,7 @@ def test_an_image_names_its_config_and_then_its_layers(docker):
     content = Content()
     made = content.add_image(layers=[b"one", b"two"], docker=docker)
     raw = content.repository("library/app").manifests[made.digest]
-    manifest = parse(raw.content, raw.media_type)
+    manifest = parse_manifest(raw.content, raw.media_type)
     assert [str(child.digest) for child in manifest.children] == list(made.blobs)
     assert [child.size for child in manifest.children][1:] == [3, 3]
     assert not manifest.is_index
@@ -68,13 +68,13 @@ def test_an_index_names_its_manifests_with_their_platforms(docker):
     content = Content()
     made = content.add_image(index=True, docker=docker)
     raw = content.repository("library/app").manifests[made.digest]
-    manifest = parse(raw.content, raw.media_type)
+    manifest = parse_manifest(raw.content, raw.media_type)
     assert manifest.is_index
-    assert manifest.media_type == (DOCKER_LIST if docker else OCI_INDEX)
+    assert manifest.media_type == (DOCKER_MANIFEST_LIST if docker else OCI_INDEX)
     assert {str(child.platform): str(child.digest) for child in manifest.children} == made.manifests
-    arm = manifest.select("linux", "arm64")
+    arm = manifest.select_platform("linux", "arm64")
     assert str(arm) == made.manifests["linux/arm64"]
-    assert manifest.select("windows", "amd64") is None
+    assert manifest.select_platform("windows", "amd64") is None
 
 
 def test_the_first_child_of_a_platform_is_selected():
@@ -89,7 +89,7 @@ def test_the_first_child_of_a_platform_is_selected():
         },
         OCI_INDEX,
     )
-    assert index.select("linux", "arm") == Digest.of(b"v7")
+    assert index.select_platform("linux", "arm") == Digest.from_content(b"v7")
     assert str(index.children[1].platform) == "linux/arm/v7"
     assert str(Platform("linux", "amd64")) == "linux/amd64"
 
@@ -98,7 +98,7 @@ def test_subject_type_and_annotations_are_read():
     manifest = read(
         image(subject=one(b"subject"), artifactType="a/b", annotations={"k": "v"}, unknown=[{}])
     )
-    assert manifest.subject == Digest.of(b"subject")
+    assert manifest.subject == Digest.from_content(b"subject")
     assert manifest.artifact_type == "a/b"
     assert manifest.annotations == {"k": "v"}
     plain = read(image())
@@ -122,8 +122,8 @@ def test_m07_layers_that_live_elsewhere_are_marked(layer, foreign):
 def test_a_child_that_nobody_can_verify_is_left_out():
     strange = one() | {"digest": "blake3:" + "a" * 64}
     assert [child.digest for child in read(image(layers=[strange, one()])).children] == [
-        Digest.of(b"config"),
-        Digest.of(b""),
+        Digest.from_content(b"config"),
+        Digest.from_content(b""),
     ]
 
 
@@ -215,14 +215,14 @@ GOOD = json.dumps(image()).encode()
 )
 def test_m03_bytes_that_parsers_may_disagree_about_are_refused(content):
     with pytest.raises(InvalidManifestError) as caught:
-        parse(content, OCI_MANIFEST)
+        parse_manifest(content, OCI_MANIFEST)
     assert len(str(caught.value)) <= 200
 
 
 @given(st.binary(), st.sampled_from(sorted(MANIFEST_TYPES)))
 def test_no_bytes_make_the_parser_fail_in_another_way(content, content_type):
     with pytest.raises(InvalidManifestError):
-        parse(content, content_type)
+        parse_manifest(content, content_type)
 
 
 scalars = st.none() | st.integers(-2, 2) | st.sampled_from(["", "sha256:", OCI_INDEX, 0.5])

@@ -4,7 +4,7 @@ import pytest
 
 from proxy.errors import InvalidReferenceError
 from proxy.oci.manifest import Platform
-from proxy.oci.platform import choose, is_image, of_machine, parse_platform
+from proxy.oci.platform import choose_platform, is_runnable, machine_platform, parse_platform
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_what_is_no_platform_is_refused(text):
     ],
 )
 def test_a_machine_has_a_platform(machine, platform):
-    assert str(of_machine(machine)) == platform
+    assert str(machine_platform(machine)) == platform
 
 
 @pytest.mark.parametrize(
@@ -59,19 +59,20 @@ def test_a_machine_has_a_platform(machine, platform):
 def test_the_best_of_an_index_is_chosen(wanted, chosen):
     offered = ["linux/arm/v5", "linux/arm/v6", "linux/amd64", "linux/arm64/v8", "linux/amd64"]
     pairs = [(None, "nothing"), *((parse_platform(text), text) for text in offered)]
-    assert choose(pairs, parse_platform(wanted)) == chosen
+    assert choose_platform(pairs, parse_platform(wanted)) == chosen
 
 
 def test_the_first_of_equals_is_chosen():
     assert (
-        choose(
-            [(Platform("linux", "amd64"), 1), (Platform("linux", "amd64"), 2)], of_machine("x86_64")
+        choose_platform(
+            [(Platform("linux", "amd64"), 1), (Platform("linux", "amd64"), 2)],
+            machine_platform("x86_64"),
         )
         == 1
     )
 
 
 def test_attestations_are_no_platform():
-    assert not is_image(Platform("unknown", "unknown"))
-    assert is_image(Platform("linux", "unknown"))
-    assert is_image(None)
+    assert not is_runnable(Platform("unknown", "unknown"))
+    assert is_runnable(Platform("linux", "unknown"))
+    assert is_runnable(None)

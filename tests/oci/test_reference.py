@@ -15,8 +15,8 @@ from proxy.oci.reference import (
     ImageName,
     Tag,
     parse_image,
-    parse_name,
     parse_reference,
+    parse_repository_name,
     parse_tag,
 )
 
@@ -37,7 +37,7 @@ def names(draw):
 
 @given(names())
 def test_every_name_of_the_grammar_parses(name):
-    assert parse_name(name) == name
+    assert parse_repository_name(name) == name
 
 
 @pytest.mark.parametrize(
@@ -76,17 +76,17 @@ def test_every_name_of_the_grammar_parses(name):
 )
 def test_what_is_no_name_is_refused(name):
     with pytest.raises(InvalidNameError, match="is not a repository name"):
-        parse_name(name)
+        parse_repository_name(name)
 
 
 def test_a_name_may_have_255_characters():
-    assert parse_name("x" * MAX_NAME_LENGTH) == "x" * MAX_NAME_LENGTH
+    assert parse_repository_name("x" * MAX_NAME_LENGTH) == "x" * MAX_NAME_LENGTH
 
 
 @given(st.text())
 def test_whatever_parses_as_a_name_cannot_climb_out_of_a_directory(text):
     try:
-        name = parse_name(text)
+        name = parse_repository_name(text)
     except InvalidNameError:
         return
     assert not {"", ".", ".."} & set(name.split("/"))
@@ -112,7 +112,7 @@ def test_what_is_no_tag_is_refused(tag):
 
 
 def test_a_reference_with_a_colon_is_a_digest():
-    digest = Digest.of(b"")
+    digest = Digest.from_content(b"")
     assert parse_reference(str(digest)) == digest
     assert not isinstance(parse_reference("v1"), Digest)
     with pytest.raises(InvalidDigestError):
@@ -141,7 +141,7 @@ class TestImages:
         assert parse_image(text) == ImageName(*parts)
 
     def test_a_digest_may_stand_with_or_without_a_tag(self):
-        digest = Digest.of(b"")
+        digest = Digest.from_content(b"")
         assert parse_image(f"x@{digest}") == ImageName("", "x", None, digest)
         assert parse_image(f"x:1@{digest}") == ImageName("", "x", Tag("1"), digest)
 
@@ -177,4 +177,4 @@ class TestImages:
             image = parse_image(text)
         except InvalidReferenceError:
             return
-        assert parse_name(image.path) == image.path
+        assert parse_repository_name(image.path) == image.path

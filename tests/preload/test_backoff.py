@@ -1,6 +1,6 @@
 """A preload that upstream holds up waits, says until when, and goes on."""
 
-from proxy.preload.backoff import LIMITS, OUTAGE
+from proxy.preload.backoff import OUTAGE_TIMEOUT, RATE_LIMIT_TIMEOUT
 from tests.fakes.faults import Fault
 from tests.fakes.gallery import push_index, push_manifest
 from tests.fakes.registry import FakeRegistry
@@ -101,7 +101,7 @@ async def test_a_limit_that_does_not_end_is_a_failure_at_last(registry, program)
     registry.fail(PULLS, Fault(status=429), times=None)
     async with preloading(program, "app:v1") as run:
         await run.until("waiting")
-        program.clock.turn(LIMITS + 1)
+        program.clock.turn(RATE_LIMIT_TIMEOUT + 1)
         failed = await run.until("failed")
     assert failed["code"] == "rate_limited"
 
@@ -121,7 +121,7 @@ async def test_an_outage_that_lasts_is_a_failure(registry, program):
     registry.fail("/v2/library/app", Fault(status=503), times=None)
     async with preloading(program, "app:v1") as run:
         await run.until("waiting")
-        program.clock.turn(OUTAGE + 1)
+        program.clock.turn(OUTAGE_TIMEOUT + 1)
         failed = await run.until("failed")
     assert failed["code"] in ("upstream_unavailable", "upstream_down")
 

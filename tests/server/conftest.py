@@ -28,7 +28,7 @@ async def logged(program) -> list[dict[str, object]]:
     lines: list[dict[str, object]] = []
 
     class Lines:
-        def access(self, event: str, **fields: object) -> None:
+        def log_request(self, event: str, **fields: object) -> None:
             lines.append({"event": event, **fields})
 
     await program.stop()

@@ -162,12 +162,12 @@ async def test_they_are_counted_and_logged(registry, program, image, logged):
 
 
 async def test_a_use_counts(program, image, ask):
-    index = program.running._ground.index
+    index = program.running._core.index
     for _ in range(2):
         await ask(LATEST)
-    before = index._uses[image.digest]
+    before = index._pending_uses[image.digest]
     await ask(LATEST)
-    assert index._uses[image.digest] > before
+    assert index._pending_uses[image.digest] > before
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ async def test_a_use_counts(program, image, ask):
     [
         request("/v2/library/app/manifests/latest", "Connection: close"),
         request("/v2/library/app/manifests/latest?ns=docker.io"),
-        request("/v2/library/app/manifests/latest", f"X-Long: {'x' * fast_path.MAX_HEAD}"),
+        request("/v2/library/app/manifests/latest", f"X-Long: {'x' * fast_path.MAX_HEAD_SIZE}"),
         LATEST.replace(b"HTTP/1.1", b"HTTP/1.0"),
         request("/v2/library/app/manifests/latest", "Content-Length: 4") + b"\r\n\r\n",
     ],
@@ -190,8 +190,8 @@ async def test_what_is_not_plain_goes_the_usual_way(program, image, usual, asked
 
 
 async def test_what_is_kept_is_bounded(monkeypatch, program, ask, image):
-    monkeypatch.setattr(fast_path, "MAX_KNOWN", 10)
-    kept = program.running.middleware.registry.at_once._known
+    monkeypatch.setattr(fast_path, "MAX_PARSED_REQUESTS", 10)
+    kept = program.running.middleware.registry_handler.fast_path._parsed_requests
     for number in range(25):
         asked = request("/v2/library/app/manifests/latest", f"User-Agent: {number}")
         for _ in range(2):

@@ -13,15 +13,15 @@ from urllib.parse import urlsplit
 import pytest
 
 from proxy.server import sendfile
-from proxy.server.fast_path import SMALL
-from proxy.server.sendfile import Copy
+from proxy.server.fast_path import INLINE_BLOB_SIZE
+from proxy.server.sendfile import CopyTask
 from tests.fakes.content import digest_of
 from tests.fakes.peer import Peer
 from tests.server.test_fast_path import LATEST, TIMES, request
 
 MIB = 1 << 20
 LARGE = bytes(range(256)) * (8 * MIB // 256)
-SIZES = [0, 1, 4096, SMALL, SMALL + 1, 8 * MIB]
+SIZES = [0, 1, 4096, INLINE_BLOB_SIZE, INLINE_BLOB_SIZE + 1, 8 * MIB]
 
 Warm = Callable[[str], Awaitable[Peer]]
 
@@ -117,7 +117,7 @@ async def test_the_first_request_of_a_connection_is_answered_at_once_though_it_c
 
 @pytest.mark.parametrize("is_cached", [True, False])
 async def test_a_client_that_leaves_frees_everything(monkeypatch, program, stored, warm, is_cached):
-    monkeypatch.setattr(sendfile, "is_cached", lambda *_: is_cached)
+    monkeypatch.setattr(sendfile, "is_resident", lambda *_: is_cached)
     path = stored[8 * MIB]
     await (await warm(path)).close()
     middleware = program.running.middleware
@@ -137,7 +137,7 @@ async def test_a_client_that_leaves_frees_everything(monkeypatch, program, store
 async def test_a_client_that_reads_nothing_is_dropped(monkeypatch, program, stored, warm):
     path = stored[8 * MIB]
     await (await warm(path)).close()
-    monkeypatch.setattr(sendfile, "READER_TIMEOUT", 0.2)
+    monkeypatch.setattr(sendfile, "STALL_TIMEOUT", 0.2)
     peer = await Peer.connect(program.url, receive_buffer=4096)
     peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
     peer.send(get(path))
@@ -180,7 +180,7 @@ async def test_for_what_is_not_in_memory_a_thread_waits(monkeypatch, stored, war
 
     path = stored[8 * MIB]
     peer = await warm(path)
-    monkeypatch.setattr(sendfile, "is_cached", lambda *_: False)
+    monkeypatch.setattr(sendfile, "is_resident", lambda *_: False)
     monkeypatch.setattr(os, "sendfile", sending)
     peer.send(get(path))
     assert (await peer.until_answer()).body == LARGE
@@ -193,7 +193,7 @@ async def test_what_is_in_memory_in_part_is_not_waited_for_either(
     monkeypatch, stored, warm, usual, lacking
 ):
     threads = set()
-    kernel_sendfile, is_cached = os.sendfile, sendfile.is_cached
+    kernel_sendfile, is_cached = os.sendfile, sendfile.is_resident
 
     def sending(out: int, fd: int, offset: int, count: int) -> int:
         threads.add(threading.current_thread() is threading.main_thread())
@@ -202,7 +202,7 @@ async def test_what_is_in_memory_in_part_is_not_waited_for_either(
     path = stored[8 * MIB]
     peer = await warm(path)
     monkeypatch.setattr(
-        sendfile, "is_cached", lambda fd, offset: offset != lacking and is_cached(fd, offset)
+        sendfile, "is_resident", lambda fd, offset: offset != lacking and is_cached(fd, offset)
     )
     monkeypatch.setattr(os, "sendfile", sending)
     peer.send(get(path))
@@ -215,13 +215,13 @@ async def test_nothing_is_read_twice_when_the_transport_has_room_meanwhile(
     monkeypatch, stored, warm, usual
 ):
     offsets: list[int] = []
-    read, send_from_disk = sendfile._read, Copy._send_from_disk
+    read, send_from_disk = sendfile._read_ahead, CopyTask._send_from_disk
 
     def reading(fd: int, offset: int, count: int) -> int:
         offsets.append(offset)
         return read(fd, offset, count)
 
-    def hurried(way: Copy) -> None:
+    def hurried(way: CopyTask) -> None:
         send_from_disk(way)
         way.resume()
 
@@ -230,10 +230,10 @@ async def test_nothing_is_read_twice_when_the_transport_has_room_meanwhile(
 
     path = stored[8 * MIB]
     peer = await warm(path)
-    monkeypatch.setattr(sendfile, "duplicate", exhausted)
-    monkeypatch.setattr(sendfile, "is_cached", lambda *_: False)
-    monkeypatch.setattr(sendfile, "_read", reading)
-    monkeypatch.setattr(Copy, "_send_from_disk", hurried)
+    monkeypatch.setattr(sendfile, "duplicate_socket", exhausted)
+    monkeypatch.setattr(sendfile, "is_resident", lambda *_: False)
+    monkeypatch.setattr(sendfile, "_read_ahead", reading)
+    monkeypatch.setattr(CopyTask, "_send_from_disk", hurried)
     peer.send(get(path))
     assert (await peer.until_answer()).body == LARGE
     assert offsets == [0, 2 * MIB, 4 * MIB, 6 * MIB]
@@ -245,7 +245,7 @@ async def test_nothing_is_read_twice_when_the_transport_has_room_meanwhile(
 async def test_a_disk_that_fails_cuts_the_body(
     monkeypatch, program, stored, warm, is_cached, number
 ):
-    monkeypatch.setattr(sendfile, "is_cached", lambda *_: is_cached)
+    monkeypatch.setattr(sendfile, "is_resident", lambda *_: is_cached)
     path = stored[8 * MIB]
     peer = await warm(path)
     kernel_sendfile = os.sendfile
@@ -294,7 +294,7 @@ async def test_a_head_that_the_kernel_takes_in_parts_comes_whole_before_the_blob
 
     path = stored[8 * MIB]
     peer = await warm(path)
-    monkeypatch.setattr(sendfile, "duplicate", duplicate)
+    monkeypatch.setattr(sendfile, "duplicate_socket", duplicate)
     peer.send(get(path))
     answer = await peer.until_answer()
     assert (answer.status, answer.body) == (200, LARGE)
@@ -305,7 +305,7 @@ async def test_segments_are_full_while_more_follows_and_nothing_is_held_back_in_
     monkeypatch, stored, warm
 ):
     sent_on: list[socket.socket] = []
-    real = sendfile.duplicate
+    real = sendfile.duplicate_socket
 
     def duplicate(transport: asyncio.Transport) -> socket.socket:
         sent_on.append(transport.get_extra_info("socket"))
@@ -316,7 +316,7 @@ async def test_segments_are_full_while_more_follows_and_nothing_is_held_back_in_
 
     path = stored[8 * MIB]
     peer = await warm(path)
-    monkeypatch.setattr(sendfile, "duplicate", duplicate)
+    monkeypatch.setattr(sendfile, "duplicate_socket", duplicate)
     peer.send(get(path))
     await peer.read(100)
     assert is_corked()

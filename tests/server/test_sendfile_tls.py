@@ -3,12 +3,12 @@
 import pytest
 
 from proxy.server import sendfile
-from proxy.server.fast_path import SMALL
+from proxy.server.fast_path import INLINE_BLOB_SIZE
 from tests.fakes.content import digest_of
 from tests.server.test_tls import BLOB, connect, request
 
 
-@pytest.mark.parametrize("size", [0, 1000, SMALL + 1, len(BLOB)])
+@pytest.mark.parametrize("size", [0, 1000, INLINE_BLOB_SIZE + 1, len(BLOB)])
 async def test_a_blob_that_is_sent_at_once_is_the_same(registry, secure, authority, usual, size):
     digest = registry.add_blob(BLOB[:size])
     reader, writer = await connect(secure, authority.trust(), limit=1 << 16)
@@ -55,6 +55,6 @@ async def test_a_blob_that_is_sent_at_once_and_not_in_memory_is_read_in_a_thread
         await secure.settled()
         usual.clear()
         if count == 1:
-            monkeypatch.setattr(sendfile, "is_cached", lambda fd, offset: False)
+            monkeypatch.setattr(sendfile, "is_resident", lambda fd, offset: False)
     assert not usual
     writer.close()

@@ -117,7 +117,7 @@ async def test_c21_clients_of_http_1_0_get_a_hit_a_miss_and_a_miss_of_unknown_le
 
 @pytest.mark.parametrize("how", ["hit", "growing", "unsized", "passed through"])
 async def test_c03_a_client_that_reads_nothing_is_dropped(registry, make_program, monkeypatch, how):
-    monkeypatch.setattr(sendfile, "READER_TIMEOUT", 0.3)
+    monkeypatch.setattr(sendfile, "STALL_TIMEOUT", 0.3)
     cap = "20MB" if how == "passed through" else "1GB"
     program = await make_program(store={"max_size": cap})
     digest = registry.add_blob(bytes(30 * MIB))

@@ -24,7 +24,9 @@ async def connected(program: Program) -> AsyncIterator["Line"]:
     server = program.running.listener._server
     async with asyncio.timeout(10):
         while writer.get_extra_info("sockname") not in {  # noqa: ASYNC110 - there is no event
-            one.transport.get_extra_info("peername") for one in server._alive if one.transport
+            one.transport.get_extra_info("peername")
+            for one in server._open_connections
+            if one.transport
         }:
             await asyncio.sleep(0)
     try:
@@ -92,7 +94,7 @@ async def test_p01_a_connection_that_asks_nothing_more_does_not_hold_up_the_stop
     async with connected(program) as used, connected(program) as silent:
         await used.ask("/v2/")
         async with stopping(program) as task:
-            async with asyncio.timeout(listening.LAST_CALL + 5):
+            async with asyncio.timeout(listening.IDLE_DRAIN_TIMEOUT + 5):
                 await task
         await used.reader.read()
         assert await silent.reader.read() == b""
@@ -134,7 +136,7 @@ async def cut_and_resumed(registry, program: Program, *, hurried: bool = False) 
         async with stopping(program) as task:
             if hurried:
                 assert not task.done()
-                program.running.hurry()
+                program.running.skip_drain()
         assert len(await line.reader.read()) < len(LAYER) // 2, (
             "it ended early, and without a reset"
         )

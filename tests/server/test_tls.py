@@ -115,7 +115,7 @@ async def test_a_transfer_that_breaks_off_ends_with_close_notify(registry, secur
 async def test_a_client_that_reads_nothing_is_dropped(
     registry, secure, authority, monkeypatch, how
 ):
-    monkeypatch.setattr(sendfile, "READER_TIMEOUT", 0.3)
+    monkeypatch.setattr(sendfile, "STALL_TIMEOUT", 0.3)
     digest = registry.add_blob(bytes(30 * MIB))
     if how in ("hit", "again"):
         await secure.blob(digest)
@@ -156,7 +156,7 @@ async def test_c22_renegotiation_is_refused(secure):
 async def test_c22_a_handshake_that_stops_half_way_is_ended_and_frees_its_place(
     secure, monkeypatch, make_program, authority, local
 ):
-    monkeypatch.setattr(listening, "HANDSHAKE_TIMEOUT", 0.2)
+    monkeypatch.setattr(listening, "TLS_HANDSHAKE_TIMEOUT", 0.2)
     await secure.stop()
     await secure.start()
     reader, writer = await asyncio.open_connection(*secure.addresses[0].split(":"))
@@ -246,7 +246,7 @@ async def test_a_reload_that_fails_keeps_what_is_there(make_secure, authority, l
     for pairs in ([local, (str(broken), local[1])], [(local[0], other[1])], [("/none", "/none")]):
         with capture_logs() as logged:
             assert not await program.reload(server=settings(*pairs))
-        (said,) = [line["reason"] for line in logged if line["event"] == "not_reloaded"]
+        (said,) = [line["reason"] for line in logged if line["event"] == "config_reload_failed"]
         assert "server.tls_" in said
     assert not await program.reload(server={"tls_certificate": [], "tls_key": []})
     assert "subject=CN = local\n" in await s_client(program)
@@ -320,5 +320,5 @@ def test_an_expired_certificate_is_served_for_clients_judge_it(authority):
     config = load(None, {}, {"server": settings(pair)}, is_root=False)
     certificates = load_certificates(config.server)
     assert certificates
-    assert certificates.of("old.example") is certificates.default
+    assert certificates.select_context("old.example") is certificates.default
     assert "old.example" in certificates.by_name

@@ -129,10 +129,10 @@ async def test_c16_junk_is_refused_like_any_wrong_password(guarded, name, caplog
 
 
 def test_a09_a_user_who_is_not_there_costs_a_hash_like_one_who_is(file):
-    passwords = users.load_passwords(file)
-    costs = {hashed[4:6] for hashed in (*passwords.by_user.values(), passwords.nobody)}
+    passwords = users.load_htpasswd(file)
+    costs = {hashed[4:6] for hashed in (*passwords.hash_by_user.values(), passwords.dummy_hash)}
     assert len(costs) == 1
-    assert passwords.nobody not in passwords.by_user.values()
+    assert passwords.dummy_hash not in passwords.hash_by_user.values()
 
 
 async def test_a09_every_wrong_login_is_hashed_and_a_right_one_once(guarded, monkeypatch):
@@ -178,10 +178,10 @@ async def test_c17_a_flood_of_guesses_is_cut_and_who_is_known_goes_on(make_progr
 
 
 async def test_what_is_remembered_is_bounded_and_holds_no_password(guarded, monkeypatch):
-    monkeypatch.setattr(users, "MAX_REMEMBERED", 1)
+    monkeypatch.setattr(users, "MAX_VERIFIED", 1)
     for user, password in (("amy", PASSWORD), ("bob", "other"), ("amy", PASSWORD)):
         assert (await guarded.ask("/v2/", Authorization=basic(user, password))).status == 200
-    remembered = guarded.running.access._users._remembered
+    remembered = guarded.running.access._auth._verified
     assert len(remembered) == 1
     assert "CANARY" not in repr(remembered)
 
@@ -192,7 +192,7 @@ async def test_what_is_remembered_is_bounded_and_holds_no_password(guarded, monk
 async def test_a_file_that_changes_is_read_again_and_a_broken_one_is_not(
     guarded, file, monkeypatch
 ):
-    monkeypatch.setattr(users, "LOOK_INTERVAL", -1.0)
+    monkeypatch.setattr(users, "FILE_CHECK_INTERVAL", -1.0)
 
     async def until(user: str, password: str, status: int) -> None:
         async with asyncio.timeout(10):
@@ -206,7 +206,7 @@ async def test_a_file_that_changes_is_read_again_and_a_broken_one_is_not(
     with capture_logs() as logged:
         await asyncio.to_thread(Path(file).write_text, "amy:plain\n")
         async with asyncio.timeout(10):
-            while not [line for line in logged if line["event"] == "users_kept"]:
+            while not [line for line in logged if line["event"] == "htpasswd_reload_failed"]:
                 await guarded.ask("/v2/", Authorization=basic("cid", "third"))
     assert (await guarded.ask("/v2/", Authorization=basic("cid", "third"))).status == 200
 
@@ -246,7 +246,7 @@ def test_other_hashes_are_refused_with_the_line_and_what_would_make_it(tmp_path,
 def test_a_user_who_is_there_twice_is_an_error(file):
     text = Path(file).read_text()
     with pytest.raises(ConfigError, match="line 3: amy is there twice"):
-        users.parse_passwords(text + text, "f")
+        users.parse_htpasswd(text + text, "f")
 
 
 # Who is told what.
@@ -279,7 +279,7 @@ async def test_listening_for_other_machines_without_a_login_is_named_at_the_star
 ):
     with capture_logs() as logged:
         program = await make_program(server={"listen": ["0.0.0.0:0"]})
-    (said,) = [line for line in logged if line["event"] == "open_to_other_machines"]
+    (said,) = [line for line in logged if line["event"] == "listener_without_auth"]
     assert said["log_level"] == "warning"
     assert said["addresses"] == program.addresses
     with capture_logs() as logged:
@@ -288,5 +288,5 @@ async def test_listening_for_other_machines_without_a_login_is_named_at_the_star
             root=Path(file).parent / "two", server={"listen": ["0.0.0.0:0"], "htpasswd": file}
         )
     events = [line["event"] for line in logged]
-    assert "open_to_other_machines" not in events
-    assert "passwords_in_clear" in events
+    assert "listener_without_auth" not in events
+    assert "listener_without_tls" in events

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from proxy.storage.blobs import LocalStore
+from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
 from tests.fakes.clock import Clock
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[LocalStore]:
-    store = LocalStore(tmp_path / "store")
+def store(tmp_path: Path) -> Iterator[BlobStore]:
+    store = BlobStore(tmp_path / "store")
     yield store
     store.close()
 

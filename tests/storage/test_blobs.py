@@ -13,18 +13,18 @@ import pytest
 
 from proxy.errors import NoSpaceError, StorageError
 from proxy.oci.digest import Digest
-from proxy.storage.blobs import BLOCK, LocalStore, footprint
+from proxy.storage.blobs import BLOCK_SIZE, BlobStore, allocated_size
 from proxy.storage.fsck import check_store
 
 CONTENT = b"some layer"
-DIGEST = Digest.of(CONTENT)
+DIGEST = Digest.from_content(CONTENT)
 
 
-def read(store: LocalStore) -> bytes | None:
+def read(store: BlobStore) -> bytes | None:
     return asyncio.run(store.read(DIGEST))
 
 
-def content_of(store: LocalStore, digest: Digest, size: int) -> bytes | None:
+def content_of(store: BlobStore, digest: Digest, size: int) -> bytes | None:
     blob = store.open(digest, size)
     if blob is None:
         return None
@@ -35,32 +35,32 @@ def content_of(store: LocalStore, digest: Digest, size: int) -> bytes | None:
 def test_what_was_put_is_there_under_its_digest(store):
     assert store.open(DIGEST, len(CONTENT)) is None
     assert read(store) is None
-    store.put(DIGEST, CONTENT)
+    store.commit_blob(DIGEST, CONTENT)
     assert content_of(store, DIGEST, len(CONTENT)) == CONTENT
     assert read(store) == CONTENT
     assert list(store.iter_blobs()) == [(DIGEST, len(CONTENT))]
 
 
 def test_the_layout_is_the_one_of_an_oci_image_layout(store):
-    long = Digest.of(CONTENT, "sha512")
-    store.put(DIGEST, CONTENT)
-    store.put(long, CONTENT)
+    long = Digest.from_content(CONTENT, "sha512")
+    store.commit_blob(DIGEST, CONTENT)
+    store.commit_blob(long, CONTENT)
     assert (store.root / "blobs" / "sha256" / DIGEST.hex).read_bytes() == CONTENT
     assert (store.root / "blobs" / "sha512" / long.hex).read_bytes() == CONTENT
     check = subprocess.run(
-        ["sha256sum", store.path(DIGEST)], capture_output=True, check=True, text=True
+        ["sha256sum", store.blob_path(DIGEST)], capture_output=True, check=True, text=True
     )
     assert check.stdout.startswith(DIGEST.hex)
 
 
 def test_putting_leaves_nothing_but_the_blob(store):
-    store.put(DIGEST, CONTENT)
+    store.commit_blob(DIGEST, CONTENT)
     assert list((store.root / "ingest").iterdir()) == []
     assert (store.root.stat().st_mode & 0o777) == 0o700
 
 
 def test_an_open_blob_can_be_read_after_it_was_deleted(store):
-    store.put(DIGEST, CONTENT)
+    store.commit_blob(DIGEST, CONTENT)
     blob = store.open(DIGEST, len(CONTENT))
     assert blob is not None
     store.delete(DIGEST)
@@ -70,8 +70,8 @@ def test_an_open_blob_can_be_read_after_it_was_deleted(store):
     assert store.open(DIGEST, len(CONTENT)) is None
 
 
-def damaged(store: LocalStore, how: str) -> None:
-    path = Path(store.path(DIGEST))
+def damaged(store: BlobStore, how: str) -> None:
+    path = Path(store.blob_path(DIGEST))
     match how:
         case "truncated":
             os.truncate(path, 3)
@@ -91,16 +91,16 @@ def damaged(store: LocalStore, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["truncated", "longer", "empty", "symlink", "directory", "gone"])
 def test_what_is_not_the_regular_file_of_that_size_is_a_miss(store, how):
-    store.put(DIGEST, CONTENT)
+    store.commit_blob(DIGEST, CONTENT)
     damaged(store, how)
     assert store.open(DIGEST, len(CONTENT)) is None
 
 
 def test_a_pipe_in_a_blobs_place_does_not_stop_the_daemon(store):
-    os.mkfifo(store.path(DIGEST))
+    os.mkfifo(store.blob_path(DIGEST))
 
     def rescue():
-        os.close(os.open(store.path(DIGEST), os.O_RDWR | os.O_NONBLOCK))
+        os.close(os.open(store.blob_path(DIGEST), os.O_RDWR | os.O_NONBLOCK))
 
     timer = threading.Timer(1.0, rescue)
     timer.start()
@@ -112,13 +112,13 @@ def test_a_pipe_in_a_blobs_place_does_not_stop_the_daemon(store):
 
 
 def test_a_flipped_bit_is_seen_when_a_manifest_is_read(store):
-    store.put(DIGEST, CONTENT)
-    Path(store.path(DIGEST)).write_bytes(b"some lAyer")
+    store.commit_blob(DIGEST, CONTENT)
+    Path(store.blob_path(DIGEST)).write_bytes(b"some lAyer")
     assert read(store) is None
 
 
 def test_files_that_are_no_blobs_are_left_alone(store):
-    store.put(DIGEST, CONTENT)
+    store.commit_blob(DIGEST, CONTENT)
     folder = store.root / "blobs" / "sha256"
     (folder / "lost+found").mkdir()
     (folder / ("a" * 63)).write_bytes(b"")
@@ -145,42 +145,42 @@ def test_ingests_are_found_with_the_room_that_they_take(store):
 
 def test_one_daemon_a_store(store):
     with pytest.raises(StorageError, match=f"in use by process {os.getpid()}"):
-        LocalStore(store.root)
+        BlobStore(store.root)
 
 
 def test_the_lock_goes_with_the_process_that_held_it(tmp_path):
     script = (
         "import os, pathlib\n"
-        "from proxy.storage.blobs import LocalStore\n"
-        f"store = LocalStore(pathlib.Path({str(tmp_path)!r}))\n"
+        "from proxy.storage.blobs import BlobStore\n"
+        f"store = BlobStore(pathlib.Path({str(tmp_path)!r}))\n"
         "os._exit(7)\n"
     )
     killed = subprocess.run([sys.executable, "-c", script], check=False)
     assert killed.returncode == 7
-    LocalStore(tmp_path).close()
+    BlobStore(tmp_path).close()
 
 
 def test_a_store_that_cannot_be_made_says_why(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="cannot be used: Not a directory"):
-        LocalStore(tmp_path / "file" / "store")
+        BlobStore(tmp_path / "file" / "store")
 
 
 def test_a_blob_that_cannot_be_deleted_says_why(store):
-    Path(store.path(DIGEST)).mkdir()
+    Path(store.blob_path(DIGEST)).mkdir()
     with pytest.raises(StorageError, match="cannot remove"):
         store.delete(DIGEST)
 
 
 def test_a_full_disk_is_told_from_other_errors(tiny_disk):
-    store = LocalStore(tiny_disk(256 * 1024))
+    store = BlobStore(tiny_disk(256 * 1024))
     try:
         with pytest.raises(NoSpaceError):
-            store.put(DIGEST, b"x" * 1_000_000)
+            store.commit_blob(DIGEST, b"x" * 1_000_000)
         assert list((store.root / "ingest").iterdir()) == []
         (store.root / "ingest").rename(store.root / "moved")
         with pytest.raises(StorageError) as caught:
-            store.put(DIGEST, CONTENT)
+            store.commit_blob(DIGEST, CONTENT)
         assert not isinstance(caught.value, NoSpaceError)
     finally:
         store.close()
@@ -191,14 +191,15 @@ def test_the_disk_is_measured(store):
 
 
 @pytest.mark.parametrize(
-    ("size", "taken"), [(0, 0), (1, BLOCK), (BLOCK, BLOCK), (BLOCK + 1, 2 * BLOCK)]
+    ("size", "taken"),
+    [(0, 0), (1, BLOCK_SIZE), (BLOCK_SIZE, BLOCK_SIZE), (BLOCK_SIZE + 1, 2 * BLOCK_SIZE)],
 )
 def test_a_file_takes_whole_blocks(size, taken):
-    assert footprint(size) == taken
+    assert allocated_size(size) == taken
 
 
 def test_a_disk_that_fails_under_ingests_is_an_error_of_the_store(store):
-    digest = Digest.of(b"x")
+    digest = Digest.from_content(b"x")
     (store.root / "ingest").rmdir()
     (store.root / "ingest").touch()
     with pytest.raises(StorageError, match="Not a directory"):
@@ -208,10 +209,10 @@ def test_a_disk_that_fails_under_ingests_is_an_error_of_the_store(store):
 
 
 def test_fsck_removes_nothing_that_it_may_not_open(monkeypatch, tmp_path):
-    store = LocalStore(tmp_path)
-    store.put(DIGEST, CONTENT)
+    store = BlobStore(tmp_path)
+    store.commit_blob(DIGEST, CONTENT)
     store.close()
-    path = Path(store.path(DIGEST))
+    path = Path(store.blob_path(DIGEST))
     open_ = os.open
 
     def refuse(name: Any, *rest: Any, **kw: Any) -> int:
@@ -221,5 +222,5 @@ def test_fsck_removes_nothing_that_it_may_not_open(monkeypatch, tmp_path):
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(StorageError, match="Permission denied"):
-        check_store(tmp_path, dry_run=False, progress=lambda *_: None)
+        check_store(tmp_path, dry_run=False, on_progress=lambda *_: None)
     assert path.exists()

@@ -9,17 +9,17 @@ from typing import Any
 from hypothesis import assume, given, settings, strategies as st
 
 from proxy.oci.digest import Digest
-from proxy.oci.manifest import OCI_INDEX, OCI_MANIFEST, Child, Manifest
+from proxy.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
 from proxy.oci.reference import Reference, Repository, Tag
-from proxy.storage.image_queries import Catalogue, open_catalogue
+from proxy.storage.image_queries import ImageQueries, open_image_queries
 from proxy.storage.index import Index
 from tests.fakes.clock import Clock
 
 REPOSITORIES = [Repository("docker.io", "library/a"), Repository("ghcr.io", "me/b")]
 TAGS = [Tag("v1"), Tag("v2")]
-LAYERS = [Digest.of(bytes([number])) for number in range(5)]
+LAYERS = [Digest.from_content(bytes([number])) for number in range(5)]
 # By number, so that each refers only to those before it, as hashes must.
-MANIFESTS = [Digest.of(bytes([100 + number])) for number in range(6)]
+MANIFESTS = [Digest.from_content(bytes([100 + number])) for number in range(6)]
 
 Image = tuple[Repository, Reference]
 
@@ -95,7 +95,8 @@ async def build(index: Index, events, layers) -> Model:
     model = Model(blobs=set(layers))
     for is_index, digest, below, subject, where, tags in events:
         children = [
-            Child(one, size_of(one), "", None, is_foreign=False) for one in sorted(below, key=str)
+            Descriptor(one, size_of(one), "", None, is_foreign=False)
+            for one in sorted(below, key=str)
         ]
         media_type = OCI_INDEX if is_index else OCI_MANIFEST
         manifest = Manifest(media_type, tuple(children), subject, "", {})
@@ -115,7 +116,7 @@ async def build(index: Index, events, layers) -> Model:
 
 
 def read(path: Path, ask):
-    with open_catalogue(path) as catalogue:
+    with open_image_queries(path) as catalogue:
         return ask(catalogue)
 
 
@@ -134,35 +135,35 @@ async def test_sizes_and_removals_are_what_looking_at_everything_says(tmp_path_f
         pinned = names[chosen % len(names)]
         if isinstance(pinned[1], Tag) and chosen % 3:
             await index.pin([pinned])
-            await index.drop_tag(*pinned)
+            await index.delete_tag(*pinned)
             del model.tags[pinned[0], pinned[1]]
             model.pins[pinned] = images[pinned]
             images = model.images()
             names = sorted(images, key=str)
 
-        roots = await asyncio.to_thread(read, path, lambda c: list(c.roots()))
+        roots = await asyncio.to_thread(read, path, lambda c: list(c.images()))
         assert {(root.repository, root.reference): root.digest for root in roots} == images
         assert {(r.repository, r.reference) for r in roots if r.is_pinned} == set(model.pins)
 
-        sizes = await asyncio.to_thread(read, path, Catalogue.sizes)
+        sizes = await asyncio.to_thread(read, path, ImageQueries.sizes_by_digest)
         for name, digest in images.items():
             held = sum(size_of(one) for one in model.reach(digest) & model.blobs)
             own = sum(size_of(one) for one in model.freed([name]))
             assert sizes[str(digest)] == (held, own)
         for root in roots:
-            weight = await asyncio.to_thread(read, path, lambda c, root=root: c.weigh(root))
+            weight = await asyncio.to_thread(read, path, lambda c, root=root: c.image_sizes(root))
             assert weight == sizes[str(root.digest)]
 
         gone = names[chosen % len(names) :][: 1 + chosen % 2]
         # A digest is every name that its repository has for it.
         gone = [one for one in gone if isinstance(one[1], Tag)] or gone[:1]
         expected = model.freed(gone)
-        removal = await asyncio.to_thread(read, path, lambda c: c.removal(gone))
+        removal = await asyncio.to_thread(read, path, lambda c: c.plan_removal(gone))
         assert {digest for digest, _ in removal.blobs} == expected
-        blobs = await index.forget_images(gone)
+        blobs = await index.delete_images(gone)
         assert dict(blobs) == {digest: size_of(digest) for digest in expected}
-        await index.remove([digest for digest, _ in blobs], lambda _: None)
-        left = await asyncio.to_thread(read, path, lambda c: list(c.roots()))
+        await index.remove_blobs([digest for digest, _ in blobs], lambda _: None)
+        left = await asyncio.to_thread(read, path, lambda c: list(c.images()))
         assert {(one.repository, one.reference) for one in left} == set(images) - set(gone)
         for name in set(images) - set(gone):
             for one in model.reach(images[name]) & model.blobs:
@@ -174,35 +175,39 @@ async def test_sizes_and_removals_are_what_looking_at_everything_says(tmp_path_f
 async def test_a_shared_layer_is_held_by_all_who_name_it(index):
     layer = LAYERS[0]
     for number, repository in enumerate(REPOSITORIES):
-        named = (Child(layer, 7, "", None, is_foreign=False),)
+        named = (Descriptor(layer, 7, "", None, is_foreign=False),)
         manifest = Manifest(OCI_MANIFEST, named, None, "", {})
         await index.add_manifest(repository, MANIFESTS[number], 3, manifest)
         await index.set_tag(repository, TAGS[number], MANIFESTS[number])
     await index.add_blob(REPOSITORIES[0], layer, 7)
-    found = await asyncio.to_thread(read, index.path, lambda c: c.holders(layer, 10))
+    found = await asyncio.to_thread(read, index.path, lambda c: c.images_containing(layer, 10))
     assert set(found) == set(zip(REPOSITORIES, TAGS, strict=True))
-    assert len(await asyncio.to_thread(read, index.path, lambda c: c.holders(layer, 1))) == 1
+    assert (
+        len(await asyncio.to_thread(read, index.path, lambda c: c.images_containing(layer, 1))) == 1
+    )
 
     blobs = [layer, LAYERS[1]]
     for where in (*REPOSITORIES, None):
-        here = await asyncio.to_thread(read, index.path, lambda c, w=where: c.present(blobs, w))
+        here = await asyncio.to_thread(
+            read, index.path, lambda c, w=where: c.stored_sizes(blobs, w)
+        )
         assert here == {layer: 7}
     nobody = Repository("docker.io", "library/none")
-    assert await asyncio.to_thread(read, index.path, lambda c: c.present(blobs, nobody)) == {}
+    assert await asyncio.to_thread(read, index.path, lambda c: c.stored_sizes(blobs, nobody)) == {}
 
 
 async def test_what_only_another_repository_connects_is_removed_from_its_own(index):
     """An index in another repository that names one image and refers to the other is not theirs."""
     one, other, above = MANIFESTS[:3]
-    named = (Child(LAYERS[0], 7, "", None, is_foreign=False),)
+    named = (Descriptor(LAYERS[0], 7, "", None, is_foreign=False),)
     for digest in (one, other):
         await index.add_manifest(
             REPOSITORIES[0], digest, 3, Manifest(OCI_MANIFEST, named, None, "", {})
         )
-    below = (Child(one, 3, "", None, is_foreign=False),)
+    below = (Descriptor(one, 3, "", None, is_foreign=False),)
     await index.add_manifest(REPOSITORIES[1], above, 3, Manifest(OCI_INDEX, below, other, "", {}))
-    assert await index.forget_images([(REPOSITORIES[0], one)]) == []
-    left = await asyncio.to_thread(read, index.path, lambda c: list(c.roots()))
+    assert await index.delete_images([(REPOSITORIES[0], one)]) == []
+    left = await asyncio.to_thread(read, index.path, lambda c: list(c.images()))
     assert {(root.repository, root.reference) for root in left} == {
         (REPOSITORIES[0], other),
         (REPOSITORIES[1], above),

@@ -3,33 +3,33 @@
 import pytest
 
 from proxy.oci.digest import Digest
-from proxy.storage.blobs import LocalStore
+from proxy.storage.blobs import BlobStore
 
 CONTENT = b"what a bundle brings"
-DIGEST = Digest.of(CONTENT)
+DIGEST = Digest.from_content(CONTENT)
 
 
-def restarted(store: LocalStore) -> LocalStore:
+def restarted(store: BlobStore) -> BlobStore:
     root = store.root
     store.close()
-    return LocalStore(root)
+    return BlobStore(root)
 
 
 def test_what_an_import_had_half_written_goes_at_the_next_start(tmp_path):
-    store = LocalStore(tmp_path)
-    ingest = store.open_ingest(DIGEST, store.make_folder())
+    store = BlobStore(tmp_path)
+    ingest = store.open_ingest(DIGEST, store.make_import_directory())
     ingest.append([CONTENT[:5]])
     ingest.close()
     store = restarted(store)
     assert list((tmp_path / "ingest").iterdir()) == []
-    assert store.list_committed() == []
+    assert store.list_committed_ingests() == []
     store.close()
 
 
 @pytest.mark.parametrize("is_downloaded", [False, True])
 def test_what_an_import_had_committed_is_told_of_until_the_index_knows_it(tmp_path, is_downloaded):
-    store = LocalStore(tmp_path)
-    ingest = store.open_ingest(DIGEST, store.make_folder())
+    store = BlobStore(tmp_path)
+    ingest = store.open_ingest(DIGEST, store.make_import_directory())
     ingest.append([CONTENT])
     ingest.commit()
     ingest.close()
@@ -39,7 +39,7 @@ def test_what_an_import_had_committed_is_told_of_until_the_index_knows_it(tmp_pa
         download.append([CONTENT[:5]])
         download.close()
     store = restarted(store)
-    assert store.list_committed() == [DIGEST]
+    assert store.list_committed_ingests() == [DIGEST]
     assert store.list_ingests() == []
     store.delete_ingest(DIGEST)
     assert list((tmp_path / "ingest").iterdir()) == []
@@ -47,16 +47,16 @@ def test_what_an_import_had_committed_is_told_of_until_the_index_knows_it(tmp_pa
 
 
 def test_an_import_and_a_download_of_the_same_blob_do_not_meet(tmp_path):
-    store = LocalStore(tmp_path)
-    folder = store.make_folder()
+    store = BlobStore(tmp_path)
+    folder = store.make_import_directory()
     ingests = [store.open_ingest(DIGEST, folder), store.open_ingest(DIGEST)]
     for ingest in ingests:
         ingest.append([CONTENT])
-        assert ingest.is_right()
+        assert ingest.matches_digest()
         ingest.commit()
-        ingest.settle()
+        ingest.delete_state()
         ingest.close()
-    store.remove_folder(folder)
+    store.remove_import_directory(folder)
     assert (tmp_path / "blobs" / "sha256" / DIGEST.hex).read_bytes() == CONTENT
     assert list((tmp_path / "ingest").iterdir()) == []
     store.close()

@@ -8,7 +8,7 @@ import pytest
 
 from proxy.errors import StorageError
 from proxy.oci.digest import Digest
-from proxy.oci.manifest import Manifest, parse
+from proxy.oci.manifest import Manifest, parse_manifest
 from proxy.oci.reference import Repository, Tag
 from proxy.storage.index import BlobRow, Index, TagRow
 from tests.fakes.content import Content, Image
@@ -16,14 +16,14 @@ from tests.fakes.content import Content, Image
 APP = Repository("docker.io", "library/app")
 OTHER = Repository("docker.io", "library/other")
 ELSEWHERE = Repository("ghcr.io", "library/app")
-BLOB = Digest.of(b"blob")
+BLOB = Digest.from_content(b"blob")
 LATEST = Tag("latest")
 
 _numbers = count()
 
 
 def digest() -> Digest:
-    return Digest.of(str(next(_numbers)).encode())
+    return Digest.from_content(str(next(_numbers)).encode())
 
 
 async def add_image(index: Index, repository: Repository = APP) -> tuple[Image, Manifest]:
@@ -32,7 +32,7 @@ async def add_image(index: Index, repository: Repository = APP) -> tuple[Image, 
     layers = [str(next(_numbers)).encode() for _ in range(2)]
     image = content.add_image(layers=layers)
     raw = content.repository("library/app").manifests[image.digest]
-    manifest = parse(raw.content, raw.media_type)
+    manifest = parse_manifest(raw.content, raw.media_type)
     await index.add_manifest(repository, Digest.parse(image.digest), len(raw.content), manifest)
     for child in manifest.children:
         await index.add_blob(repository, child.digest, child.size)
@@ -66,9 +66,9 @@ async def test_a_manifest_links_all_that_it_names_and_tells_its_sizes(index):
     for child in manifest.children:
         assert index.is_linked(APP, child.digest)
         assert not index.is_linked(OTHER, child.digest)
-        assert index.child_size(APP, child.digest) == child.size
-        assert index.child_size(OTHER, child.digest) is None
-    assert index.child_size(APP, BLOB) is None
+        assert index.declared_size(APP, child.digest) == child.size
+        assert index.declared_size(OTHER, child.digest) is None
+    assert index.declared_size(APP, BLOB) is None
 
 
 async def test_a_foreign_layer_is_not_linked(index):
@@ -79,7 +79,9 @@ async def test_a_foreign_layer_is_not_linked(index):
     document["layers"][0] |= foreign
     manifest = Manifest(
         media_type=image.media_type,
-        children=parse(str(document).replace("'", '"').encode(), image.media_type).children,
+        children=parse_manifest(
+            str(document).replace("'", '"').encode(), image.media_type
+        ).children,
         subject=None,
         artifact_type="",
         annotations={},
@@ -100,7 +102,7 @@ async def test_a_tag_is_what_upstream_said_last(index, clock):
     assert index.tag(APP, LATEST) == TagRow(newer, clock())
     assert index.tag(OTHER, LATEST) is None
     assert index.tags(APP) == ["latest"]
-    await index.drop_tag(APP, LATEST)
+    await index.delete_tag(APP, LATEST)
     assert index.tag(APP, LATEST) is None
     assert index.tags(APP) == []
 
@@ -137,7 +139,7 @@ async def test_a_manifests_use_is_a_use_of_its_layers_also_through_an_index(inde
     image, manifest = await add_image(index)
     index_digest = digest()
     of_index = Manifest("index", (), None, "", {})
-    child = parse(
+    child = parse_manifest(
         b'{"manifests":[{"mediaType":"m","digest":"%s","size":1}]}' % image.digest.encode(),
         "application/vnd.oci.image.index.v1+json",
     ).children
@@ -190,14 +192,14 @@ async def test_what_is_removed_is_deleted_first_and_leaves_nothing(index):
     own = Digest.parse(image.digest)
     await index.set_tag(APP, LATEST, own)
     known: list[bool] = []
-    await index.remove([own], lambda gone: known.append(index.blob(APP, gone) is not None))
+    await index.remove_blobs([own], lambda gone: known.append(index.blob(APP, gone) is not None))
     assert known == [True]
     assert index.blob(APP, own) is None
     assert index.tag(APP, LATEST) is None
     assert not index.is_linked(APP, own)
     # Its layers lie in the store still, and their repository was seen to hold them.
     assert all(index.is_linked(APP, child.digest) for child in manifest.children)
-    assert index.child_size(APP, manifest.children[0].digest) is None
+    assert index.declared_size(APP, manifest.children[0].digest) is None
 
 
 async def test_a_shared_layer_stays_linked_where_it_was_seen(index):
@@ -205,7 +207,7 @@ async def test_a_shared_layer_stays_linked_where_it_was_seen(index):
     await index.add_blob(APP, BLOB, 1)
     await index.link(OTHER, BLOB)
     _, manifest = await add_image(index, OTHER)
-    await index.remove([manifest.children[1].digest], lambda _: None)
+    await index.remove_blobs([manifest.children[1].digest], lambda _: None)
     assert index.is_linked(APP, BLOB)
     assert index.is_linked(OTHER, BLOB)
 
@@ -217,7 +219,7 @@ async def test_what_cannot_be_deleted_stays_known(index):
         raise StorageError("no")
 
     with pytest.raises(StorageError):
-        await index.remove([BLOB], refuse)
+        await index.remove_blobs([BLOB], refuse)
     assert index.blob(APP, BLOB) is not None
 
 

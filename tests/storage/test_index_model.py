@@ -12,11 +12,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
-from proxy.storage.blobs import footprint
+from proxy.storage.blobs import allocated_size
 from proxy.storage.index import Index
 from tests.fakes.clock import Clock
 
-DIGESTS = [Digest.of(bytes([number])) for number in range(6)]
+DIGESTS = [Digest.from_content(bytes([number])) for number in range(6)]
 REPOSITORIES = [Repository("docker.io", "a/b"), Repository("docker.io", "c"), Repository("x", "c")]
 TAGS = [Tag("latest"), Tag("v1")]
 
@@ -74,13 +74,13 @@ class IndexAgainstModel(RuleBasedStateMachine):
 
     @rule(repository=repositories, tag=tags)
     def drop_tag(self, repository: Repository, tag: Tag) -> None:
-        self.run_(self.index.drop_tag(repository, tag))
+        self.run_(self.index.delete_tag(repository, tag))
         self.tags.pop((repository, tag), None)
 
     @rule(gone=st.lists(digests, max_size=3, unique=True))
     def remove(self, gone: list[Digest]) -> None:
         deleted: list[Digest] = []
-        self.run_(self.index.remove(gone, deleted.append))
+        self.run_(self.index.remove_blobs(gone, deleted.append))
         assert deleted == gone
         for digest in gone:
             self.sizes.pop(digest, None)
@@ -111,7 +111,7 @@ class IndexAgainstModel(RuleBasedStateMachine):
                 self._check(repository, digest)
             held = {tag for (owner, tag) in self.tags if owner == repository}
             assert set(self.index.tags(repository)) == held
-        stored = sum(map(footprint, self.sizes.values()))
+        stored = sum(map(allocated_size, self.sizes.values()))
         assert self.run_(self.index.totals()) == (len(self.sizes), stored)
 
     def _check(self, repository: Repository, digest: Digest) -> None:

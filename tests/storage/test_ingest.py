@@ -11,15 +11,15 @@ from hypothesis import given, strategies as st
 
 from proxy.errors import NoSpaceError, StorageError
 from proxy.oci.digest import Digest
-from proxy.storage.blobs import LocalStore
+from proxy.storage.blobs import BlobStore
 from proxy.storage.ingest import Ingest
 
 CONTENT = bytes(range(256)) * 1024
-DIGEST = Digest.of(CONTENT)
+DIGEST = Digest.from_content(CONTENT)
 
 
-def visible(store: LocalStore) -> bool:
-    return Path(store.path(DIGEST)).exists()
+def visible(store: BlobStore) -> bool:
+    return Path(store.blob_path(DIGEST)).exists()
 
 
 def test_a_blob_is_invisible_until_it_is_committed(store):
@@ -27,26 +27,26 @@ def test_a_blob_is_invisible_until_it_is_committed(store):
     for start in range(0, len(CONTENT), 10_000):
         ingest.append([CONTENT[start : start + 5_000], CONTENT[start + 5_000 : start + 10_000]])
         assert ingest.frontier == min(start + 10_000, len(CONTENT))
-    assert ingest.is_right()
+    assert ingest.matches_digest()
     assert not visible(store)
     ingest.commit()
-    ingest.settle()
+    ingest.delete_state()
     ingest.close()
     assert visible(store)
-    assert Path(store.path(DIGEST)).read_bytes() == CONTENT
+    assert Path(store.blob_path(DIGEST)).read_bytes() == CONTENT
     assert list((store.root / "ingest").iterdir()) == []
 
 
 @given(cuts=st.lists(st.integers(0, len(CONTENT)), max_size=6))
 def test_in_whatever_pieces_it_comes_the_digest_is_right(tmp_path_factory, cuts):
-    store = LocalStore(tmp_path_factory.mktemp("store"))
+    store = BlobStore(tmp_path_factory.mktemp("store"))
     ingest = store.open_ingest(DIGEST)
     marks = sorted({0, *cuts, len(CONTENT)})
     for start, stop in pairwise(marks):
-        assert not ingest.is_right()
+        assert not ingest.matches_digest()
         ingest.append([CONTENT[start:stop]])
         assert ingest.frontier == stop
-    assert ingest.is_right()
+    assert ingest.matches_digest()
     ingest.close()
     store.close()
 
@@ -55,7 +55,7 @@ def test_one_wrong_bit_is_seen(store):
     ingest = store.open_ingest(DIGEST)
     ingest.append([b"\x01" + CONTENT[1:]])
     assert ingest.frontier == len(CONTENT)
-    assert not ingest.is_right()
+    assert not ingest.matches_digest()
     ingest.discard()
     ingest.discard()
     ingest.close()
@@ -78,32 +78,32 @@ def test_an_ingest_is_resumed_where_it_stopped(store):
     again = store.open_ingest(DIGEST)
     assert again.frontier == 0
     again.resume()
-    assert (again.frontier, again.resumed) == (100_000, 100_000)
+    assert (again.frontier, again.bytes_resumed) == (100_000, 100_000)
     again.append([CONTENT[100_000:]])
-    assert again.is_right()
+    assert again.matches_digest()
     again.commit()
     again.close()
-    assert Path(store.path(DIGEST)).read_bytes() == CONTENT
+    assert Path(store.blob_path(DIGEST)).read_bytes() == CONTENT
 
 
 def test_a_hash_goes_on_elsewhere_without_disturbing_the_ingest(store):
     ingest = store.open_ingest(DIGEST)
     ingest.append([CONTENT[:5]])
-    hasher = ingest.hasher()
+    hasher = ingest.copy_hasher()
     hasher.update(CONTENT[5:])
     assert DIGEST.matches(hasher)
     ingest.append([CONTENT[5:]])
-    assert ingest.is_right()
+    assert ingest.matches_digest()
     ingest.close()
 
 
 def test_starting_over_forgets_what_was_there(store):
     ingest = store.open_ingest(DIGEST)
     ingest.append([b"wrong"])
-    ingest.restart()
+    ingest.reset()
     assert ingest.frontier == 0
     ingest.append([CONTENT])
-    assert ingest.is_right()
+    assert ingest.matches_digest()
     ingest.close()
 
 
@@ -113,10 +113,10 @@ def test_a_commit_cuts_off_what_was_preallocated_and_not_needed(store):
     ingest.append([CONTENT])
     ingest.commit()
     ingest.close()
-    assert Path(store.path(DIGEST)).stat().st_size == len(CONTENT)
+    assert Path(store.blob_path(DIGEST)).stat().st_size == len(CONTENT)
 
 
-def state_of(store: LocalStore) -> Path:
+def state_of(store: BlobStore) -> Path:
     return store.root / "ingest" / f"sha256-{DIGEST.hex}.state"
 
 
@@ -130,7 +130,7 @@ def test_a_state_that_makes_no_sense_means_starting_over(store, state):
     again.resume()
     assert again.frontier == 0
     again.append([CONTENT])
-    assert again.is_right()
+    assert again.matches_digest()
     again.close()
 
 
@@ -157,10 +157,10 @@ def test_no_symbolic_link_is_followed(store, tmp_path):
 KILLED = """
 import os, pathlib, signal
 from proxy.oci.digest import Digest
-from proxy.storage.blobs import LocalStore
+from proxy.storage.blobs import BlobStore
 content = bytes(range(256)) * 1024
-store = LocalStore(pathlib.Path(os.environ["STORE"]))
-ingest = store.open_ingest(Digest.of(content))
+store = BlobStore(pathlib.Path(os.environ["STORE"]))
+ingest = store.open_ingest(Digest.from_content(content))
 ingest.preallocate(len(content))
 ingest.append([content[:150_000]])
 os.kill(os.getpid(), signal.SIGKILL)
@@ -172,18 +172,18 @@ def test_what_a_killed_process_had_written_is_there(tmp_path):
         [sys.executable, "-c", KILLED], check=False, env={**os.environ, "STORE": str(tmp_path)}
     )
     assert killed.returncode == -9
-    store = LocalStore(tmp_path)
+    store = BlobStore(tmp_path)
     ingest = store.open_ingest(DIGEST)
     ingest.resume()
     assert ingest.frontier == 150_000
     ingest.append([CONTENT[150_000:]])
-    assert ingest.is_right()
+    assert ingest.matches_digest()
     ingest.close()
     store.close()
 
 
-def on_a_tiny_disk(tiny_disk) -> tuple[LocalStore, Ingest]:
-    store = LocalStore(tiny_disk(512 * 1024))
+def on_a_tiny_disk(tiny_disk) -> tuple[BlobStore, Ingest]:
+    store = BlobStore(tiny_disk(512 * 1024))
     return store, store.open_ingest(DIGEST)
 
 
@@ -208,7 +208,7 @@ def test_a_disk_that_fills_up_loses_nothing_that_was_in(tiny_disk):
     ingest.close()
     again = store.open_ingest(DIGEST)
     again.append([CONTENT])
-    assert again.is_right()
+    assert again.matches_digest()
     again.close()
     store.close()
 
@@ -217,27 +217,27 @@ def test_a_disk_that_fills_up_loses_nothing_that_was_in(tiny_disk):
 def test_runs_ahead_that_cannot_be_are_fetched_again(store, ahead):
     ingest = store.open_ingest(DIGEST)
     ingest.append([CONTENT[:3]])
-    ingest.ahead = ahead
-    ingest.save()
+    ingest.ranges_ahead = ahead
+    ingest.save_state()
     ingest.close()
     again = store.open_ingest(DIGEST)
     again.resume()
-    assert (again.frontier, list(again.ahead)) == (3, [])
+    assert (again.frontier, list(again.ranges_ahead)) == (3, [])
     again.close()
 
 
 def test_what_is_written_ahead_is_hashed_in_its_turn_also_after_a_kill(store):
     ingest = store.open_ingest(DIGEST)
-    ingest.write(1000, memoryview(CONTENT[1000:]))
-    ingest.ahead = [(1000, len(CONTENT))]
+    ingest.write_at(1000, memoryview(CONTENT[1000:]))
+    ingest.ranges_ahead = [(1000, len(CONTENT))]
     ingest.append([CONTENT[:500]])
     ingest.close()
     again = store.open_ingest(DIGEST)
     again.resume()
-    assert (again.frontier, list(again.ahead)) == (500, [(1000, len(CONTENT))])
+    assert (again.frontier, list(again.ranges_ahead)) == (500, [(1000, len(CONTENT))])
     again.append([CONTENT[500:1000]])
-    again.absorb(len(CONTENT))
+    again.hash_up_to(len(CONTENT))
     assert again.frontier == len(CONTENT)
-    assert again.is_right()
+    assert again.matches_digest()
     again.discard()
     again.close()

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Tag
-from proxy.storage.space import Space
+from proxy.storage.space import SpaceManager
 from tests.fakes.content import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, descriptor
 from tests.storage.test_space import APP, CAP, KIB, Shop, opened
 
@@ -19,11 +19,11 @@ V1 = Tag("v1")
 
 async def put(shop: Shop, content: bytes, manifest: oci.Manifest | None = None) -> Digest | None:
     """Store content as a download or a fetch would; None if there was no room."""
-    digest = Digest.of(content)
+    digest = Digest.from_content(content)
     reservation = await shop.space.reserve(len(content))
     if reservation is None:
         return None
-    await asyncio.to_thread(shop.store.put, digest, content)
+    await asyncio.to_thread(shop.store.commit_blob, digest, content)
     if manifest:
         is_new = await shop.index.add_manifest(APP, digest, len(content), manifest)
     else:
@@ -42,8 +42,8 @@ async def put_image(shop: Shop, tag: Tag, size: int) -> set[Digest]:
         "layers": [descriptor(layer, OCI_LAYER) for layer in layers],
     }
     content = json.dumps(document).encode()
-    digests = {await put(shop, content, oci.parse(content, OCI_MANIFEST))}
-    await shop.index.set_tag(APP, tag, Digest.of(content))
+    digests = {await put(shop, content, oci.parse_manifest(content, OCI_MANIFEST))}
+    await shop.index.set_tag(APP, tag, Digest.from_content(content))
     for blob in blobs:
         digests.add(await put(shop, blob))
     assert None not in digests
@@ -74,12 +74,12 @@ async def test_when_pins_fill_the_store_nothing_is_evicted_and_a_metric_can_say_
     image = await put_image(shop, V1, 1400 * KIB)
     await shop.index.pin([(APP, V1)])
     assert await shop.space.reserve(1000 * KIB) is None
-    assert shop.space.refusal(1000 * KIB) == "pinned"
-    assert shop.space.refusal(CAP) == "too_large"
-    assert shop.space.refusal(KIB) == "no_space"
+    assert shop.space.uncached_reason(1000 * KIB) == "pinned"
+    assert shop.space.uncached_reason(CAP) == "too_large"
+    assert shop.space.uncached_reason(KIB) == "no_space"
     assert shop.holds(other)
     assert all(map(shop.holds, image))
-    assert 2800 * KIB < shop.space.pinned <= shop.space.stored
+    assert 2800 * KIB < shop.space.pinned_bytes <= shop.space.stored_bytes
     assert await shop.fetch(500 * KIB)
     assert not shop.holds(other)
 
@@ -137,5 +137,5 @@ async def test_whatever_happens_pins_and_cap_hold(tmp_path_factory, steps):
             assert all(map(shop.holds, held))
 
 
-def _has_room(space: Space, size: int) -> bool:
-    return space.pinned + size + 900 * KIB < CAP
+def _has_room(space: SpaceManager, size: int) -> bool:
+    return space.pinned_bytes + size + 900 * KIB < CAP

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from proxy.oci.digest import Digest
-from proxy.oci.manifest import OCI_INDEX, OCI_MANIFEST, Child, Manifest
+from proxy.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
 from proxy.oci.reference import Repository, Tag
-from proxy.storage.blobs import LocalStore, footprint
+from proxy.storage.blobs import BlobStore, allocated_size
 from proxy.storage.fsck import check_store
 from proxy.storage.index import Index
 from tests.fakes.clock import Clock
@@ -27,11 +27,11 @@ _numbers = count()
 
 
 def digest() -> Digest:
-    return Digest.of(str(next(_numbers)).encode())
+    return Digest.from_content(str(next(_numbers)).encode())
 
 
 def manifest(*children: Digest, media_type: str = OCI_MANIFEST, subject: Digest | None = None):
-    named = tuple(Child(child, SIZE, "", None, is_foreign=False) for child in children)
+    named = tuple(Descriptor(child, SIZE, "", None, is_foreign=False) for child in children)
     return Manifest(media_type, named, subject, "", {})
 
 
@@ -60,7 +60,7 @@ async def test_a_pinned_tag_keeps_its_image_and_what_refers_to_it(index):
     referrer = await enter(index, signature, subject=image)
     await index.pin([(APP, V1)])
     assert await victims(index) == {other}
-    assert index.pinned_bytes() == 5 * footprint(SIZE)
+    assert index.pinned_bytes() == 5 * allocated_size(SIZE)
     late = await enter(index, other, subject=referrer)
     assert await victims(index) == set()
     await index.unpin([(APP, V1)])
@@ -117,7 +117,7 @@ async def test_a_tag_that_upstream_has_deleted_leaves_its_pinned_image(index):
     image = await enter(index)
     await index.set_tag(APP, V1, image)
     await index.pin([(APP, V1)])
-    await index.drop_tag(APP, V1)
+    await index.delete_tag(APP, V1)
     assert await victims(index) == set()
 
 
@@ -125,7 +125,7 @@ async def test_a_damaged_manifest_costs_its_layers_nothing(index):
     (layer,) = await blobs(index, 1)
     image = await enter(index, layer)
     await index.pin([(APP, image)])
-    await index.remove([image], lambda _: None)
+    await index.remove_blobs([image], lambda _: None)
     assert await victims(index) == set()
     await index.add_manifest(APP, image, SIZE, manifest(layer))
     assert await victims(index) == set()
@@ -140,7 +140,7 @@ async def test_pins_survive_a_restart(tmp_path):
             await index.pin([(APP, image)])
             await enter(index)
         assert len(await victims(index)) == 1
-        assert index.pinned_bytes() == footprint(SIZE)
+        assert index.pinned_bytes() == allocated_size(SIZE)
         await asyncio.to_thread(index.close)
 
 
@@ -157,9 +157,9 @@ async def test_a_store_of_version_1_opens_with_all_it_held(tmp_path):
     index = await asyncio.to_thread(Index, path, Clock())
     found = index.tag(APP, V1)
     assert found is not None
-    assert (found.digest, found.checked) == (image, 5.0)
+    assert (found.digest, found.checked_at) == (image, 5.0)
     assert [one for one, _, _ in await index.least_recently_used(9)] == [layer, image]
-    assert index.child_size(APP, layer) == SIZE
+    assert index.declared_size(APP, layer) == SIZE
     await index.pin([(APP, V1)])
     assert await victims(index) == set()
     await asyncio.to_thread(index.close)
@@ -193,27 +193,27 @@ class TestFsck:
         layer, other = b"layer", b"other"
         content = (
             b'{"mediaType":"%s","config":{"mediaType":"x","digest":"%s","size":5},"layers":[]}'
-            % (OCI_MANIFEST.encode(), str(Digest.of(layer)).encode())
+            % (OCI_MANIFEST.encode(), str(Digest.from_content(layer)).encode())
         )
-        store = await asyncio.to_thread(LocalStore, tmp_path / "store")
+        store = await asyncio.to_thread(BlobStore, tmp_path / "store")
         for one in (layer, other, content):
-            await asyncio.to_thread(store.put, Digest.of(one), one)
+            await asyncio.to_thread(store.commit_blob, Digest.from_content(one), one)
         index = await asyncio.to_thread(Index, store.root / "index.sqlite", Clock())
-        await index.set_tag(APP, V1, Digest.of(content))
+        await index.set_tag(APP, V1, Digest.from_content(content))
         await index.pin([(APP, V1)])
         await asyncio.to_thread(index.close)
         store.close()
         return store.root
 
     async def check(self, root: Path) -> set[Digest]:
-        await asyncio.to_thread(check_store, root, dry_run=False, progress=lambda *_: None)
+        await asyncio.to_thread(check_store, root, dry_run=False, on_progress=lambda *_: None)
         index = await asyncio.to_thread(Index, root / "index.sqlite", Clock())
         left = await victims(index)
         await asyncio.to_thread(index.close)
         return left
 
     async def test_when_the_index_is_whole(self, root):
-        assert await self.check(root) == {Digest.of(b"other")}
+        assert await self.check(root) == {Digest.from_content(b"other")}
 
     async def test_when_the_index_is_damaged_beside_them(self, root):
         path = root / "index.sqlite"
@@ -224,5 +224,5 @@ class TestFsck:
         content = bytearray(path.read_bytes())
         content[(page - 1) * size : page * size] = bytes([0xA5]) * size
         path.write_bytes(content)
-        assert await self.check(root) == {Digest.of(b"other")}
+        assert await self.check(root) == {Digest.from_content(b"other")}
         assert (root / "index.sqlite.broken").exists()

@@ -16,9 +16,9 @@ from proxy.errors import StorageError
 from proxy.metrics import Metrics
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
-from proxy.storage.blobs import LocalStore
+from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
-from proxy.storage.space import Reservation, Space
+from proxy.storage.space import Reservation, SpaceManager
 from tests.fakes.clock import Clock
 
 APP = Repository("docker.io", "library/app")
@@ -32,9 +32,9 @@ _numbers = count()
 class Shop:
     """A store with its account, and what a download does to both."""
 
-    store: LocalStore
+    store: BlobStore
     index: Index
-    space: Space
+    space: SpaceManager
     metrics: Metrics
     clock: Clock
     running: list[Reservation] = field(default_factory=list)
@@ -42,18 +42,18 @@ class Shop:
     async def fetch(self, size: int, repository: Repository | None = APP) -> Digest | None:
         """Store a new blob of `size` bytes as a download would; None if there was no room."""
         content = os.urandom(8) + bytes(size - 8)
-        digest = Digest.of(content)
+        digest = Digest.from_content(content)
         reservation = await self.space.reserve(size)
         if reservation is None:
             return None
-        await asyncio.to_thread(self.store.put, digest, content)
+        await asyncio.to_thread(self.store.commit_blob, digest, content)
         await self.index.add_blob(repository, digest, size)
         self.space.commit(reservation, digest, size, is_new=True)
         return digest
 
     async def break_off(self, size: int) -> Digest:
         """Leave an ingest of `size` bytes behind, as an interrupted download would."""
-        digest = Digest.of(str(next(_numbers)).encode())
+        digest = Digest.from_content(str(next(_numbers)).encode())
         reservation = await self.space.reserve(size)
         assert reservation is not None
 
@@ -64,14 +64,14 @@ class Shop:
 
         await asyncio.to_thread(write)
         reservation.written = size
-        self.space.leave(reservation, digest)
+        self.space.keep_partial(reservation, digest)
         return digest
 
     async def leftovers(self) -> list[Digest]:
         return [left for left, _, _ in await asyncio.to_thread(self.store.list_ingests)]
 
     def holds(self, digest: Digest | None) -> bool:
-        return digest is not None and Path(self.store.path(digest)).exists()
+        return digest is not None and Path(self.store.blob_path(digest)).exists()
 
     def on_disk(self, pattern: str = "**/*") -> int:
         """What `du` says of everything under the store."""
@@ -82,10 +82,10 @@ class Shop:
 @asynccontextmanager
 async def opened(root: Path, *, cap: int = CAP, min_free: int = 0) -> AsyncIterator[Shop]:
     clock, metrics = Clock(), Metrics([], "0")
-    store = await asyncio.to_thread(LocalStore, root)
+    store = await asyncio.to_thread(BlobStore, root)
     index = await asyncio.to_thread(Index, root / "index.sqlite", clock)
     try:
-        space = Space(store, index, metrics, max_size=cap, min_free=min_free, clock=clock)
+        space = SpaceManager(store, index, metrics, max_size=cap, min_free=min_free, clock=clock)
         await space.open()
         yield Shop(store, index, space, metrics, clock)
     finally:
@@ -113,7 +113,7 @@ async def test_what_was_used_longest_ago_goes_first(shop):
     ]
     assert second is not None
     assert shop.index.blob(APP, second) is None
-    assert shop.space.blobs == 3
+    assert shop.space.blob_count == 3
 
 
 async def test_what_cannot_fit_evicts_nothing(shop):
@@ -121,7 +121,7 @@ async def test_what_cannot_fit_evicts_nothing(shop):
     assert not shop.space.fits(CAP)
     assert await shop.space.reserve(CAP) is None
     assert shop.holds(held)
-    assert shop.space.reserved == 0
+    assert shop.space.reserved_bytes == 0
 
 
 async def test_running_downloads_keep_their_room(shop):
@@ -135,7 +135,7 @@ async def test_running_downloads_keep_their_room(shop):
     assert third is not None
     for reservation in (second, third):
         shop.space.release(reservation)
-    assert shop.space.reserved == 0
+    assert shop.space.reserved_bytes == 0
 
 
 async def test_a_reservation_grows_by_eviction_and_stays_when_it_cannot(shop):
@@ -152,19 +152,19 @@ async def test_a_reservation_grows_by_eviction_and_stays_when_it_cannot(shop):
 async def test_interrupted_downloads_go_before_blobs_and_count(shop):
     blob = await shop.fetch(1000 * KIB)
     await shop.break_off(1500 * KIB)
-    assert shop.space.reserved == 1500 * KIB
+    assert shop.space.reserved_bytes == 1500 * KIB
     assert shop.holds(await shop.fetch(1500 * KIB))
     assert shop.holds(blob)
-    assert shop.space.reserved == 0
+    assert shop.space.reserved_bytes == 0
     assert await shop.leftovers() == []
 
 
 async def test_an_interrupted_download_that_is_resumed_is_not_counted_twice(shop):
     digest = await shop.break_off(1500 * KIB)
-    used = shop.space.used
-    reservation = await shop.space.adopt(digest)
+    used = shop.space.used_bytes
+    reservation = await shop.space.resume_partial(digest)
     assert reservation is not None
-    assert shop.space.used == used
+    assert shop.space.used_bytes == used
     assert await shop.space.grow(reservation, 3000 * KIB)
     assert await shop.leftovers() == [digest]
     shop.space.release(reservation)
@@ -175,14 +175,14 @@ async def test_a_smaller_cap_is_kept_from_the_start(tmp_path):
         blobs = [await shop.fetch(700 * KIB) for _ in range(4)]
     async with opened(tmp_path / "store", cap=2 << 20) as shop:
         assert [shop.holds(blob) for blob in blobs] == [False, False, True, True]
-        assert shop.space.used <= 2 << 20
+        assert shop.space.used_bytes <= 2 << 20
 
 
 async def test_leftovers_of_a_killed_daemon_are_counted(tmp_path):
     async with opened(tmp_path / "store") as shop:
         await shop.break_off(1500 * KIB)
     async with opened(tmp_path / "store") as shop:
-        assert shop.space.reserved >= 1500 * KIB
+        assert shop.space.reserved_bytes >= 1500 * KIB
 
 
 async def test_old_leftovers_and_idle_blobs_are_swept(shop):
@@ -198,16 +198,16 @@ async def test_old_leftovers_and_idle_blobs_are_swept(shop):
     await shop.space.sweep(max_idle=999, ingest_ttl=499)
     assert await shop.leftovers() == []
     assert (shop.holds(old), shop.holds(new)) == (False, True)
-    assert shop.space.reserved == 0
+    assert shop.space.reserved_bytes == 0
 
 
 async def test_a_damaged_blob_is_forgotten(shop):
     blob = await shop.fetch(1000 * KIB)
-    before = shop.space.used
-    await shop.space.forget(blob, 1000 * KIB)
+    before = shop.space.used_bytes
+    await shop.space.remove_corrupt(blob, 1000 * KIB)
     assert not shop.holds(blob)
     assert shop.index.blob(APP, blob) is None
-    assert shop.space.used < before
+    assert shop.space.used_bytes < before
 
 
 async def test_room_is_left_on_the_disk(tiny_disk: Callable[[int], Path]):
@@ -232,7 +232,7 @@ async def test_a_full_disk_can_still_be_emptied(tiny_disk: Callable[[int], Path]
         shop.space.release(reservation)
         filler.unlink()
         in_store = sum(shop.holds(blob) for blob in blobs)
-        assert shop.space.blobs == in_store
+        assert shop.space.blob_count == in_store
 
 
 steps = st.lists(
@@ -263,7 +263,7 @@ async def test_whatever_happens_the_cap_holds_on_the_disk(tmp_path_factory, step
                 shop.index.touch(blobs[size % len(blobs)])
             promised = sum(one.size for one in held)
             assert shop.on_disk() + promised <= CAP
-            assert shop.space.used <= CAP
+            assert shop.space.used_bytes <= CAP
 
 
 async def test_an_index_that_cannot_be_written_for_a_while_does_not_spoil_the_account(shop):
@@ -281,7 +281,7 @@ async def test_an_index_that_cannot_be_written_for_a_while_does_not_spoil_the_ac
     for _ in range(6):
         await shop.fetch(1000 * KIB)
         assert shop.on_disk() <= CAP
-    assert shop.space.blobs == len(list((shop.store.root / "blobs" / "sha256").iterdir()))
+    assert shop.space.blob_count == len(list((shop.store.root / "blobs" / "sha256").iterdir()))
 
 
 async def test_a_commit_that_nobody_counted_is_counted_at_the_next_start_or_the_one_after(
@@ -290,7 +290,7 @@ async def test_a_commit_that_nobody_counted_is_counted_at_the_next_start_or_the_
     root = tmp_path / "store"
     async with opened(root) as shop:
         assert await shop.fetch(KIB)
-        digest = Digest.of(bytes(100 * KIB))
+        digest = Digest.from_content(bytes(100 * KIB))
 
         def commit() -> None:
             ingest = shop.store.open_ingest(digest)
@@ -304,11 +304,11 @@ async def test_a_commit_that_nobody_counted_is_counted_at_the_next_start_or_the_
         raise StorageError("the index cannot be written: the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Index, "adopt", broken)
+        patch.setattr(Index, "add_unlinked_blobs", broken)
         with pytest.raises(StorageError, match="the disk is full"):
             async with opened(root):
                 pass
     for _ in range(2):
         async with opened(root) as shop:
-            assert shop.space.stored == shop.on_disk("blobs/*/*") > 100 * KIB
-            assert not await asyncio.to_thread(shop.store.list_committed)
+            assert shop.space.stored_bytes == shop.on_disk("blobs/*/*") > 100 * KIB
+            assert not await asyncio.to_thread(shop.store.list_committed_ingests)

@@ -4,22 +4,22 @@ import asyncio
 import platform
 from typing import Any
 
-from proxy.cli.api_client import AdminApi
-from proxy.oci.platform import of_machine
+from proxy.cli.api_client import AdminClient
+from proxy.oci.platform import machine_platform
 from tests.server.admin.test_openapi import check
 
 APP = "library/app"
-NATIVE = str(of_machine(platform.machine()))
+NATIVE = str(machine_platform(platform.machine()))
 FOREIGN = "linux/s390x"
 BASE, OWN, OTHER = b"base" * 1000, b"own" * 1000, b"other" * 1000
 
 
 async def call(program, method: str, *arguments, **query) -> Any:
-    return await asyncio.to_thread(getattr(AdminApi(program.root), method), *arguments, **query)
+    return await asyncio.to_thread(getattr(AdminClient(program.root), method), *arguments, **query)
 
 
 async def stream(program, *arguments, **query) -> list[Any]:
-    client = AdminApi(program.root)
+    client = AdminClient(program.root)
     return await asyncio.to_thread(lambda: list(client.stream(*arguments, **query)))
 
 

@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from proxy.cli.api_client import AdminApi
+from proxy.cli.api_client import AdminClient
 from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, Image, descriptor, digest_of
 from tests.support.program import Program
 
@@ -39,8 +39,8 @@ async def export(
     target = io.BytesIO()
 
     def work() -> None:
-        plan = AdminApi(program.root).post("/api/v1/export/plan", wanted)
-        AdminApi(program.root).download("/api/v1/export", wanted, target)
+        plan = AdminClient(program.root).post("/api/v1/export/plan", wanted)
+        AdminClient(program.root).post_to_file("/api/v1/export", wanted, target)
         assert len(target.getvalue()) == plan["size"]
 
     await asyncio.to_thread(work)
@@ -52,7 +52,7 @@ async def take(program: Program, bundle: bytes, *, name: str | None = None) -> d
 
     def work() -> Any:
         pieces = (bundle[at : at + 70_001] for at in range(0, len(bundle), 70_001))
-        *_, report = AdminApi(program.root).stream(
+        *_, report = AdminClient(program.root).stream(
             "POST", "/api/v1/import", upload=pieces, name=name
         )
         return report

@@ -2,7 +2,7 @@
 
 from textwrap import dedent
 
-from proxy.preload.lists import Problem, parse_list
+from proxy.preload.lists import ListProblem, parse_list
 
 
 def images(text: str) -> list[tuple[int, str]]:
@@ -26,7 +26,7 @@ def notes(text: str) -> list[tuple[int, str]]:
 
 
 def _of(kind: str, text: str) -> list[tuple[int, str]]:
-    found: tuple[Problem, ...] = parse_list(dedent(text)).problems
+    found: tuple[ListProblem, ...] = parse_list(dedent(text)).problems
     return [(problem.line, problem.message) for problem in found if problem.kind == kind]
 
 

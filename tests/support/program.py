@@ -26,7 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "manifests": {"tag_ttl": {}},
     "fetch": {
         "prefetch": "off",
-        "parallel_below": "1TB",
+        "parallel_max_rate": "1TB",
         "connect_timeout": "2s",
         "stall_timeout": "2s",
         "attempts": 3,
@@ -97,10 +97,10 @@ class Program:
                 )
             )
             self.running = running
-            self.addresses = running.listening.addresses
-            self.admin_addresses = running.listening.admin_addresses
+            self.addresses = running.info.addresses
+            self.admin_addresses = running.info.admin_addresses
             self.routes = running.routes
-            scheme = "https" if running.listening.is_tls else "http"
+            scheme = "https" if running.info.is_tls else "http"
             self.url = f"{scheme}://{self.addresses[0]}"
             self.session = await stack.enter_async_context(
                 aiohttp.ClientSession(

@@ -13,7 +13,7 @@ from tests.test_metrics import use_everything
 # What Prometheus itself adds, and what it tells of a target.
 ADDED = {"job", "instance", "le"}
 BOUNDED = {
-    "kind": {*get_args(ours.Kind), "token"},
+    "kind": {*get_args(ours.RequestKind), "token"},
     "cache": {*get_args(ours.CacheState)},
     "reason": {*get_args(ours.EvictionReason), *get_args(ours.UncachedReason)},
     "result": {*get_args(ours.DownloadResult), "complete", "success", "failure"},

@@ -43,10 +43,10 @@ class Client(ABC):
         self.mirror = mirror
         directory.mkdir(parents=True)
 
-    def start(self) -> None:  # noqa: B027  # most have no daemon
+    def start(self) -> None:  # most have no daemon  # noqa: B027
         """Start what the client needs to run."""
 
-    def stop(self) -> None:  # noqa: B027  # most have no daemon
+    def stop(self) -> None:  # most have no daemon  # noqa: B027
         """End what `start` started."""
 
     @abstractmethod

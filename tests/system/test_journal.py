@@ -44,9 +44,9 @@ kill "$!"; wait "$!"
         check=True,
     )
     found = {level: (root / f"found.{level}").read_text() for level in ("info", "warning", "err")}
-    assert '"event":"serving"' in found["info"]
-    assert '"event":"serving"' not in found["warning"]
-    assert '"event":"open_to_other_machines"' in found["warning"]
-    assert '"event":"open_to_other_machines"' not in found["err"]
+    assert '"event":"daemon_started"' in found["info"]
+    assert '"event":"daemon_started"' not in found["warning"]
+    assert '"event":"listener_without_auth"' in found["warning"]
+    assert '"event":"listener_without_auth"' not in found["err"]
     assert "store.max_size" in found["err"]
     assert "<" not in "".join(line[:1] for line in found["info"].splitlines())

@@ -125,7 +125,7 @@ async def test_p07_a_daemon_that_may_start_no_thread_more_does_all_its_work(plac
                 group.create_task(pull(session, image))
         process.signal(signal.SIGHUP)
         await asyncio.to_thread(
-            process.wait_until, lambda: '"reloaded"' in process.err.read_text(), "a reload"
+            process.wait_until, lambda: '"config_reloaded"' in process.err.read_text(), "a reload"
         )
         assert await asyncio.to_thread(process.stop) == 0
     assert '"level":"error"' not in process.err.read_text()

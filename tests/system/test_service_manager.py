@@ -88,7 +88,7 @@ def test_sighup_takes_over_what_the_file_says_now(
     manager.configure(upstream.url)
     manager.reload()
     assert ask(manager.url, path).sha256 == image.index
-    eventually(lambda: '"event":"reloaded"' in manager.log, "its line in the log")
+    eventually(lambda: '"event":"config_reloaded"' in manager.log, "its line in the log")
 
 
 def test_p03_a_broken_file_is_said_in_log_status_and_metric(
@@ -100,7 +100,7 @@ def test_p03_a_broken_file_is_said_in_log_status_and_metric(
     manager.reload()
     assert "the last reload failed" in manager.heard[-1]["STATUS"]
     (line,) = eventually(
-        lambda: [line for line in manager.log.splitlines() if '"not_reloaded"' in line],
+        lambda: [line for line in manager.log.splitlines() if '"config_reload_failed"' in line],
         "its line in the log",
     )
     assert str(manager.config) in line

@@ -16,17 +16,17 @@ from proxy.upstream.client import Upstream
 from proxy.upstream.credentials import Credentials
 from proxy.upstream.egress import EgressGuard
 from proxy.upstream.factory import open_session
-from proxy.upstream.mirrors import Routes
-from proxy.upstream.offline import Offline
-from proxy.upstream.proxies import Proxies
-from proxy.upstream.registry_client import Exchange, Timeouts
+from proxy.upstream.mirrors import MirrorSet
+from proxy.upstream.offline import OfflineSwitch
+from proxy.upstream.proxies import ProxySelector
+from proxy.upstream.registry_client import RegistryClient, RegistryTimeouts
 from tests.fakes.clock import Clock
 from tests.fakes.registry import FakeRegistry
 
 Connect = Callable[..., Any]
 
-DIRECT = Proxies({})
-PATIENT = Timeouts(connect=2, stall=5)
+DIRECT = ProxySelector({})
+PATIENT = RegistryTimeouts(connect=2, stall=5)
 
 
 @asynccontextmanager
@@ -36,8 +36,8 @@ async def connected(
     credentials: Credentials | None = None,
     offline: bool = False,
     guard: EgressGuard | None = None,
-    timeouts: Timeouts = PATIENT,
-    proxies: Proxies = DIRECT,
+    timeouts: RegistryTimeouts = PATIENT,
+    proxies: ProxySelector = DIRECT,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Upstream]:
     """Yield a client of the registry at `url`."""
@@ -46,7 +46,7 @@ async def connected(
         return credentials
 
     metrics = Metrics(["fake"], "0")
-    switch = Offline(offline)
+    switch = OfflineSwitch(offline)
     async with (
         open_session(
             guard or EgressGuard(URL(url), aiohttp.DefaultResolver(), proxies),
@@ -58,7 +58,7 @@ async def connected(
         asyncio.TaskGroup() as group,
     ):
         authenticator = Authenticator(URL(url), session, group, login, lambda _: None)
-        exchange = Exchange(
+        exchange = RegistryClient(
             "fake",
             url,
             session=session,
@@ -69,8 +69,8 @@ async def connected(
             attempts=3,
             clock=Clock(),
         )
-        routes = Routes(exchange, [], metrics)
-        yield Upstream(routes, metrics, min_rate=0, floor_window=10)
+        routes = MirrorSet(exchange, [], metrics)
+        yield Upstream(routes, metrics, min_rate=0, min_rate_window=10)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from yarl import URL
 
 from proxy.errors import UpstreamError, UpstreamUnauthorizedError
 from proxy.oci.reference import Tag
-from proxy.upstream.auth import may_see_credentials
+from proxy.upstream.auth import is_trusted_realm
 from proxy.upstream.credentials import Credentials
 from tests.fakes.faults import HTML, Fault
 from tests.fakes.registry import FakeRegistry
@@ -48,7 +48,7 @@ def private(registry: FakeRegistry) -> FakeRegistry:
     ],
 )
 def test_a01_credentials_go_to_the_site_of_the_registry_alone(registry_url, realm, allowed):
-    assert may_see_credentials(URL(registry_url), URL(realm)) is allowed
+    assert is_trusted_realm(URL(registry_url), URL(realm)) is allowed
 
 
 def test_a_password_is_never_in_a_representation():
@@ -118,8 +118,8 @@ async def test_a_registry_that_wants_basic_gets_it(registry, connect):
     registry.fail("/v2/", Fault(status=401, body=b"", headers=challenge))
     upstream = await connect(registry.url, credentials=BOB)
     assert await upstream.resolve("library/app", LATEST)
-    assert registry.requests[-1].headers["Authorization"] == BOB.basic()
-    assert BOB.basic() == "Basic Ym9iOnBhOnNz"
+    assert registry.requests[-1].headers["Authorization"] == BOB.basic_authorization()
+    assert BOB.basic_authorization() == "Basic Ym9iOnBhOnNz"
 
 
 async def test_bearer_is_preferred_to_basic(registry, connect):
@@ -207,5 +207,5 @@ async def test_u17_any_lifetime_is_taken_for_a_sensible_one(registry, upstream, 
         await upstream.resolve("library/app", LATEST)
     assert registry.count("/token") == 1
     (token,) = upstream._registry._authenticator._tokens.values()
-    remaining = token.expires - asyncio.get_running_loop().time()
+    remaining = token.expires_at - asyncio.get_running_loop().time()
     assert 45 < remaining < 3600

@@ -11,18 +11,18 @@ import trustme
 
 from proxy.errors import UpstreamUnavailableError
 from proxy.oci.digest import Digest
-from proxy.upstream.body import BUFFER, SMALL_BUFFER
+from proxy.upstream.body import BUFFER_SIZE, SMALL_BUFFER_SIZE
 from proxy.upstream.client import Upstream
 from tests.fakes.raw import HEAD_END, RawUpstream, RecvUntil, Reset, Send
 from tests.fakes.registry import FakeRegistry
 
-BLOB = random.Random(3).randbytes(5 * BUFFER + 12_345)
-DIGEST = Digest.of(BLOB)
+BLOB = random.Random(3).randbytes(5 * BUFFER_SIZE + 12_345)
+DIGEST = Digest.from_content(BLOB)
 
 
 async def received(upstream: Upstream, digest: Digest, into: bytearray) -> None:
     async with upstream.open_blob("library/app", digest) as transfer:
-        async for chunk in transfer.chunks():
+        async for chunk in transfer.iter_chunks():
             into += chunk
 
 
@@ -67,8 +67,8 @@ async def test_of_what_came_with_the_head_the_first_bytes_go_on_before_the_rest(
     async with RawUpstream([RecvUntil(), Send(head + BLOB)]) as raw:
         upstream = await connect(raw.url)
         async with upstream.open_blob("library/app", DIGEST) as transfer:
-            sizes = [len(chunk) async for chunk in transfer.chunks()]
-    assert 0 < sizes[0] <= SMALL_BUFFER
+            sizes = [len(chunk) async for chunk in transfer.iter_chunks()]
+    assert 0 < sizes[0] <= SMALL_BUFFER_SIZE
     assert sum(sizes) == len(BLOB)
 
 
@@ -83,8 +83,8 @@ async def test_transfers_take_memory_only_as_far_as_bytes_have_come(connect):
         for _ in range(32):
             opened = upstream.open_blob("library/app", DIGEST)
             transfer = await open_ones.enter_async_context(opened)
-            assert await anext(transfer.chunks()) == BLOB[:1000]
-        assert resident() - before < 32 * BUFFER // 4
+            assert await anext(transfer.iter_chunks()) == BLOB[:1000]
+        assert resident() - before < 32 * BUFFER_SIZE // 4
 
 
 def resident() -> int:
@@ -102,7 +102,7 @@ async def test_a_body_in_chunks_of_a_byte_comes_whole(connect):
         assert body == BLOB[:100_000]
 
 
-@pytest.mark.parametrize("length", [1, BUFFER - 1, BUFFER, 3 * BUFFER + 1])
+@pytest.mark.parametrize("length", [1, BUFFER_SIZE - 1, BUFFER_SIZE, 3 * BUFFER_SIZE + 1])
 @pytest.mark.parametrize("end", [[], [Reset()]], ids=["fin", "reset"])
 async def test_what_arrived_before_a_break_is_there(connect, length, end):
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BLOB)}\r\n\r\n".encode()

@@ -17,7 +17,7 @@ from proxy.errors import (
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Tag
 from proxy.upstream.client import Upstream
-from proxy.upstream.registry_client import Timeouts
+from proxy.upstream.registry_client import RegistryTimeouts
 from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of
 from tests.fakes.faults import Fault
 from tests.fakes.raw import HEAD_END, RawUpstream, RecvUntil, Reset, Send, Step
@@ -29,7 +29,7 @@ LAYER = bytes(range(256)) * 2048
 
 async def body(upstream: Upstream, digest: str, offset: int = 0) -> tuple[int, int | None, bytes]:
     async with upstream.open_blob(APP, Digest.parse(digest), offset) as transfer:
-        chunks = [bytes(chunk) async for chunk in transfer.chunks()]
+        chunks = [bytes(chunk) async for chunk in transfer.iter_chunks()]
         return transfer.offset, transfer.size, b"".join(chunks)
 
 
@@ -165,7 +165,7 @@ async def test_a_blob_is_looked_for_by_head_without_following_the_redirect(regis
     assert await upstream.has_blob(APP, digest)
     registry.redirect_heads = False
     assert await upstream.has_blob(APP, digest)
-    assert not await upstream.has_blob(APP, Digest.of(b"none"))
+    assert not await upstream.has_blob(APP, Digest.from_content(b"none"))
     assert not await upstream.has_blob("library/none", digest)
     assert registry.count("/registry-v2/") == 0
 
@@ -262,7 +262,9 @@ async def test_u05_a_connection_that_upstream_had_closed_meanwhile_is_made_again
 
 
 async def test_an_answer_that_does_not_come_is_a_timeout(registry, connect):
-    upstream = await connect(registry.url, timeouts=Timeouts(2, 5, answer=0.2, question=0.5))
+    upstream = await connect(
+        registry.url, timeouts=RegistryTimeouts(2, 5, response=0.2, request=0.5)
+    )
     registry.fail("HEAD", Fault(until_headers=asyncio.Event()), times=None)
     with pytest.raises(UpstreamTimeoutError, match="did not answer in time"):
         await upstream.resolve(APP, LATEST)

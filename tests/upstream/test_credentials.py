@@ -13,11 +13,11 @@ import pytest
 from proxy.config import UpstreamSettings, load
 from proxy.errors import ConfigError, UpstreamUnavailableError
 from proxy.upstream.credentials import (
-    FAILURE_TTL,
+    HELPER_FAILURE_TTL,
     HELPER_TTL,
     Credentials,
     CredentialSource,
-    ask_helper,
+    run_credential_helper,
 )
 from tests.fakes.clock import Clock
 
@@ -75,7 +75,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 def test_a_helper_is_asked_for_the_registry_that_is_asked(helper):
     runs = helper()
-    assert ask_helper("test", "ghcr.io") == BOB
+    assert run_credential_helper("test", "ghcr.io") == BOB
     assert runs.read_text() == "get ghcr.io\n"
 
 
@@ -83,7 +83,7 @@ def test_a_helper_sees_none_of_our_own_variables(helper, monkeypatch):
     monkeypatch.setenv("PULLCACHE_UPSTREAMS_DOCKER_IO_PASSWORD", "CANARY")
     monkeypatch.setenv("OTHER", "kept")
     runs = helper(f"env >>$0.env\n{ANSWER}")
-    assert ask_helper("test", "ghcr.io") == BOB
+    assert run_credential_helper("test", "ghcr.io") == BOB
     seen = (runs.parent / "bin" / "docker-credential-test.env").read_text()
     assert "OTHER=kept" in seen
     assert "CANARY" not in seen
@@ -104,24 +104,24 @@ def test_a_helper_sees_none_of_our_own_variables(helper, monkeypatch):
 def test_a_helper_that_gives_no_login_is_an_error_without_its_words(helper, script, reason):
     helper(script)
     with pytest.raises(ConfigError, match=reason) as caught:
-        ask_helper("test", "ghcr.io")
+        run_credential_helper("test", "ghcr.io")
     assert "CANARY" not in str(caught.value)
 
 
 def test_a_helper_that_does_not_exist_or_cannot_run_is_named(helper):
     with pytest.raises(ConfigError, match="docker-credential-none cannot be run: No such file"):
-        ask_helper("none", "ghcr.io")
+        run_credential_helper("none", "ghcr.io")
     program = helper().parent / "bin" / "docker-credential-test"
     program.chmod(0o644)
     with pytest.raises(ConfigError, match="docker-credential-test cannot be run: Permission"):
-        ask_helper("test", "ghcr.io")
+        run_credential_helper("test", "ghcr.io")
 
 
 @pytest.mark.parametrize("script", ["exec sleep 100", "sleep 100 & echo $! >$0.child; wait"])
 def test_a_helper_that_hangs_is_ended_with_its_children(helper, script):
     runs = helper(script)
     with pytest.raises(ConfigError, match=r"did not answer in 0\.5 s"):
-        ask_helper("test", "ghcr.io", patience=0.5)
+        run_credential_helper("test", "ghcr.io", timeout=0.5)
     child = runs.parent / "bin" / "docker-credential-test.child"
     until(lambda: not child.exists() or not is_running(child.read_text().strip()))
 
@@ -148,7 +148,7 @@ async def test_a_helper_that_failed_is_left_alone_for_a_moment(helper, source):
             await login.get()
     assert len(runs.read_text().splitlines()) == 1
     helper()
-    clock.turn(FAILURE_TTL + 1)
+    clock.turn(HELPER_FAILURE_TTL + 1)
     assert await login.get() == BOB
 
 

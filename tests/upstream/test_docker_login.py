@@ -8,12 +8,12 @@ from hypothesis import given, strategies as st
 
 from proxy.errors import ConfigError
 from proxy.upstream.credentials import (
-    HUB_SERVER,
+    DOCKER_HUB_SERVER,
     Credentials,
+    docker_server_name,
     helper_program,
-    parse_helper_answer,
+    parse_helper_output,
     read_docker_config,
-    server_of,
 )
 
 BOB = Credentials("bob", "pa:ss")
@@ -35,15 +35,15 @@ def read(tmp_path):
 @pytest.mark.parametrize(
     ("url", "server"),
     [
-        ("https://registry-1.docker.io", HUB_SERVER),
-        ("https://index.docker.io", HUB_SERVER),
+        ("https://registry-1.docker.io", DOCKER_HUB_SERVER),
+        ("https://index.docker.io", DOCKER_HUB_SERVER),
         ("https://GHCR.io", "ghcr.io"),
         ("http://registry.test:5000", "registry.test:5000"),
         ("http://[::1]:5000", "[::1]:5000"),
     ],
 )
 def test_a_registry_is_called_what_docker_login_calls_it(url, server):
-    assert server_of(url) == server
+    assert docker_server_name(url) == server
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_a_registry_is_called_what_docker_login_calls_it(url, server):
         ("https://ghcr.io/v2/", "ghcr.io"),
         ("http://GHCR.io/v1", "ghcr.io"),
         ("registry.test:5000", "registry.test:5000"),
-        (HUB_SERVER, HUB_SERVER),
-        ("docker.io", HUB_SERVER),
-        ("https://registry-1.docker.io", HUB_SERVER),
+        (DOCKER_HUB_SERVER, DOCKER_HUB_SERVER),
+        ("docker.io", DOCKER_HUB_SERVER),
+        ("https://registry-1.docker.io", DOCKER_HUB_SERVER),
     ],
 )
 def test_a_login_is_found_under_every_name_that_docker_gives_it(read, name, server):
@@ -142,11 +142,11 @@ def test_a_helpers_name_leads_nowhere_but_into_the_path(name):
 @given(st.binary(max_size=200))
 def test_whatever_a_helper_prints_is_a_login_or_an_error_that_does_not_repeat_it(content):
     with pytest.raises(ConfigError, match=r"^docker-credential-x did not print a login$"):
-        parse_helper_answer(b"CANARY" + content, "docker-credential-x")
+        parse_helper_output(b"CANARY" + content, "docker-credential-x")
 
 
 def test_an_identity_token_is_told_from_a_password():
     answer = b'{"ServerURL":"x","Username":"bob","Secret":"pa:ss"}'
-    assert parse_helper_answer(answer, "x") == BOB
+    assert parse_helper_output(answer, "x") == BOB
     with pytest.raises(ConfigError, match="identity token"):
-        parse_helper_answer(b'{"Username":"<token>","Secret":"CANARY"}', "x")
+        parse_helper_output(b'{"Username":"<token>","Secret":"CANARY"}', "x")

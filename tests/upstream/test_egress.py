@@ -12,7 +12,7 @@ from yarl import URL
 from proxy.errors import UpstreamError, UpstreamUnavailableError
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Tag
-from proxy.upstream.egress import EgressGuard, Zone, zone_of
+from proxy.upstream.egress import AddressScope, EgressGuard, classify_address
 from tests.fakes.faults import Fault
 from tests.fakes.names import PUBLIC, Names, RoutedGuard
 from tests.fakes.raw import RawUpstream, RecvUntil, Send
@@ -26,57 +26,57 @@ ANSWER = Send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 @pytest.mark.parametrize(
     ("address", "zone"),
     [
-        ("93.184.215.14", Zone.PUBLIC),
-        ("2606:4700::1", Zone.PUBLIC),
-        ("::ffff:93.184.215.14", Zone.PUBLIC),
-        ("64:ff9b::5db8:d70e", Zone.PUBLIC),
-        ("2002:5db8:d70e::1", Zone.PUBLIC),
-        ("199.36.153.8", Zone.PUBLIC),
-        ("172.15.0.1", Zone.PUBLIC),
-        ("172.32.0.1", Zone.PUBLIC),
-        ("10.0.0.1", Zone.PRIVATE),
-        ("172.16.0.1", Zone.PRIVATE),
-        ("172.31.255.255", Zone.PRIVATE),
-        ("192.168.1.1", Zone.PRIVATE),
-        ("100.64.0.1", Zone.PRIVATE),
-        ("198.18.0.1", Zone.PRIVATE),
-        ("fd12::1", Zone.PRIVATE),
-        ("2001:db8::1", Zone.PRIVATE),
-        ("::ffff:10.0.0.1", Zone.PRIVATE),
-        ("64:ff9b::a00:1", Zone.PRIVATE),
-        ("2002:a00:1::", Zone.PRIVATE),
-        ("2001::1", Zone.PRIVATE),
-        ("127.0.0.1", Zone.LOOPBACK),
-        ("127.255.255.254", Zone.LOOPBACK),
-        ("::1", Zone.LOOPBACK),
-        ("::ffff:127.0.0.1", Zone.LOOPBACK),
-        ("0.0.0.0", Zone.NOWHERE),
-        ("::", Zone.NOWHERE),
-        ("169.254.169.254", Zone.NOWHERE),
-        ("::ffff:169.254.169.254", Zone.NOWHERE),
-        ("64:ff9b::a9fe:a9fe", Zone.NOWHERE),
-        ("fe80::1", Zone.NOWHERE),
-        ("fe80::1%lo", Zone.NOWHERE),
-        ("100.100.100.200", Zone.NOWHERE),
-        ("168.63.129.16", Zone.NOWHERE),
-        ("fd00:ec2::254", Zone.NOWHERE),
-        ("fd20:ce::254", Zone.NOWHERE),
-        ("224.0.0.1", Zone.NOWHERE),
-        ("ff02::1", Zone.NOWHERE),
-        ("255.255.255.255", Zone.NOWHERE),
-        ("192.0.0.192", Zone.NOWHERE),
-        ("fec0::1", Zone.NOWHERE),
-        ("::127.0.0.1", Zone.NOWHERE),
+        ("93.184.215.14", AddressScope.PUBLIC),
+        ("2606:4700::1", AddressScope.PUBLIC),
+        ("::ffff:93.184.215.14", AddressScope.PUBLIC),
+        ("64:ff9b::5db8:d70e", AddressScope.PUBLIC),
+        ("2002:5db8:d70e::1", AddressScope.PUBLIC),
+        ("199.36.153.8", AddressScope.PUBLIC),
+        ("172.15.0.1", AddressScope.PUBLIC),
+        ("172.32.0.1", AddressScope.PUBLIC),
+        ("10.0.0.1", AddressScope.PRIVATE),
+        ("172.16.0.1", AddressScope.PRIVATE),
+        ("172.31.255.255", AddressScope.PRIVATE),
+        ("192.168.1.1", AddressScope.PRIVATE),
+        ("100.64.0.1", AddressScope.PRIVATE),
+        ("198.18.0.1", AddressScope.PRIVATE),
+        ("fd12::1", AddressScope.PRIVATE),
+        ("2001:db8::1", AddressScope.PRIVATE),
+        ("::ffff:10.0.0.1", AddressScope.PRIVATE),
+        ("64:ff9b::a00:1", AddressScope.PRIVATE),
+        ("2002:a00:1::", AddressScope.PRIVATE),
+        ("2001::1", AddressScope.PRIVATE),
+        ("127.0.0.1", AddressScope.LOOPBACK),
+        ("127.255.255.254", AddressScope.LOOPBACK),
+        ("::1", AddressScope.LOOPBACK),
+        ("::ffff:127.0.0.1", AddressScope.LOOPBACK),
+        ("0.0.0.0", AddressScope.RESERVED),
+        ("::", AddressScope.RESERVED),
+        ("169.254.169.254", AddressScope.RESERVED),
+        ("::ffff:169.254.169.254", AddressScope.RESERVED),
+        ("64:ff9b::a9fe:a9fe", AddressScope.RESERVED),
+        ("fe80::1", AddressScope.RESERVED),
+        ("fe80::1%lo", AddressScope.RESERVED),
+        ("100.100.100.200", AddressScope.RESERVED),
+        ("168.63.129.16", AddressScope.RESERVED),
+        ("fd00:ec2::254", AddressScope.RESERVED),
+        ("fd20:ce::254", AddressScope.RESERVED),
+        ("224.0.0.1", AddressScope.RESERVED),
+        ("ff02::1", AddressScope.RESERVED),
+        ("255.255.255.255", AddressScope.RESERVED),
+        ("192.0.0.192", AddressScope.RESERVED),
+        ("fec0::1", AddressScope.RESERVED),
+        ("::127.0.0.1", AddressScope.RESERVED),
     ],
 )
 def test_every_address_is_in_one_zone(address, zone):
-    assert zone_of(ip_address(address)) is zone
+    assert classify_address(ip_address(address)) is zone
 
 
 @given(st.ip_addresses())
 def test_nothing_that_python_calls_special_is_public(address):
     stands_for_another = address.version == 6 and (address.sixtofour or address.ipv4_mapped)
-    if zone_of(address) is Zone.PUBLIC and not stands_for_another:
+    if classify_address(address) is AddressScope.PUBLIC and not stands_for_another:
         assert address.is_global
         assert not address.is_multicast
 
@@ -285,7 +285,7 @@ async def test_a_registry_on_loopback_may_use_the_rest_of_loopback(connect):
         upstream = await connect(registry.url.replace("127.0.0.1", "localhost"))
         await upstream.resolve(APP, LATEST)
         async with upstream.open_blob(APP, Digest.parse(image.config)) as transfer:
-            assert [chunk async for chunk in transfer.chunks()]
+            assert [chunk async for chunk in transfer.iter_chunks()]
         assert registry.count("/token") == 1
 
 

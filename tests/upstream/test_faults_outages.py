@@ -11,8 +11,8 @@ from yarl import URL
 from proxy.errors import UpstreamUnavailableError
 from proxy.oci.reference import Tag
 from proxy.upstream.egress import EgressGuard
-from proxy.upstream.errors import translated
-from proxy.upstream.registry_client import Timeouts
+from proxy.upstream.errors import map_errors
+from proxy.upstream.registry_client import RegistryTimeouts
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
 from tests.fakes.names import Names
@@ -70,7 +70,7 @@ class SlowNames(Names):
 async def test_u02_a_name_service_that_does_not_answer_holds_up_nobody_for_longer(connect):
     url = "http://registry.test"
     guard = EgressGuard(URL(url), SlowNames({}))
-    upstream = await connect(url, guard=guard, timeouts=Timeouts(2, 5, question=0.2))
+    upstream = await connect(url, guard=guard, timeouts=RegistryTimeouts(2, 5, request=0.2))
     with pytest.raises(UpstreamUnavailableError, match="in time"):
         await upstream.resolve("library/app", Tag("latest"))
 
@@ -149,7 +149,7 @@ async def test_a_refused_connection_is_named_by_its_reason_and_not_by_an_address
     async with aiohttp.ClientSession() as session:
         with (
             pytest.raises(UpstreamUnavailableError, match="reached: Connection refused"),
-            translated("docker.io", observed.append),
+            map_errors("docker.io", observed.append),
         ):
             await session.get(f"http://127.0.0.1:{port}/")
     assert observed == ["error"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from proxy.upstream import registry_client
-from proxy.upstream.registry_client import QUESTION_TIMEOUT, Timeouts
+from proxy.upstream.registry_client import REQUEST_TIMEOUT, RegistryTimeouts
 from tests.fakes.content import Image, digest_of
 from tests.fakes.faults import HTML, Fault
 from tests.fakes.registry import FakeRegistry
@@ -327,7 +327,7 @@ async def test_the_size_of_a_blob_is_told_by_a_mirror(registry, mirror, behind):
 
 @given(st.integers(0, 50))
 def test_silent_mirrors_leave_the_registry_its_share_of_the_time(count):
-    timeouts = Timeouts(connect=10, stall=30).of_mirror(count)
-    assert timeouts.connect < timeouts.question <= 3
-    left = QUESTION_TIMEOUT - count * timeouts.question
-    assert left + 1e-9 >= timeouts.question
+    timeouts = RegistryTimeouts(connect=10, stall=30).for_mirror(count)
+    assert timeouts.connect < timeouts.request <= 3
+    left = REQUEST_TIMEOUT - count * timeouts.request
+    assert left + 1e-9 >= timeouts.request

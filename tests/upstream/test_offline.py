@@ -4,19 +4,19 @@ import aiohttp
 import pytest
 
 from proxy.errors import OfflineError
-from proxy.upstream.offline import Offline
+from proxy.upstream.offline import OfflineSwitch
 
 
 @pytest.mark.parametrize("is_back", [False, True], ids=["stays offline", "online again"])
 async def test_an_answer_that_comes_with_the_switch_is_cut_too(registry, is_back):
-    offline = Offline()
+    offline = OfflineSwitch()
 
     async def throw(
         request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         response = await handler(request)
-        offline.switch(is_on=True)
-        offline.switch(is_on=not is_back)
+        offline.set_offline(is_offline=True)
+        offline.set_offline(is_offline=not is_back)
         return response
 
     middlewares = (offline.middleware, throw)

@@ -15,8 +15,8 @@ from proxy.config import ProxyUrl
 from proxy.errors import ConfigError, UpstreamError, UpstreamTimeoutError
 from proxy.oci.reference import Tag
 from proxy.upstream.egress import EgressGuard
-from proxy.upstream.proxies import Proxies
-from proxy.upstream.registry_client import Timeouts
+from proxy.upstream.proxies import ProxySelector
+from proxy.upstream.registry_client import RegistryTimeouts
 from tests.fakes.faults import Fault
 from tests.fakes.names import PUBLIC, Names
 from tests.fakes.proxy import FakeProxy
@@ -166,8 +166,8 @@ async def test_a_proxy_that_is_silent_holds_up_nobody_for_longer(named, proxy, c
     proxy.is_silent = True
     upstream = await connect(
         named.url,
-        proxies=Proxies({"ALL_PROXY": proxy.url}),
-        timeouts=Timeouts(2, 5, question=0.3),
+        proxies=ProxySelector({"ALL_PROXY": proxy.url}),
+        timeouts=RegistryTimeouts(2, 5, request=0.3),
     )
     with pytest.raises(UpstreamTimeoutError):
         await upstream.resolve("library/app", LATEST)
@@ -232,7 +232,7 @@ async def test_behind_a_proxy_too_nobody_leads_us_to_a_private_address(
 ):
     if named.front.tls:
         place = place.replace("http:", "https:")
-    proxies = Proxies({"ALL_PROXY": proxy.url})
+    proxies = ProxySelector({"ALL_PROXY": proxy.url})
     names = Names({name: [["127.0.0.1"]] for name in ("localhost", "x.localhost")})
     tls = ssl.create_default_context(cafile=tmp_path / "ca.pem")
     guard = EgressGuard(URL(named.url), names, proxies)
@@ -249,7 +249,7 @@ async def test_behind_a_proxy_too_nobody_leads_us_to_a_private_address(
 async def test_a_proxy_may_be_anywhere_and_nothing_else_may_for_that():
     environ = {"ALL_PROXY": "http://proxy.test:3128"}
     names = {"proxy.test": [["10.0.0.1"]], "other.test": [["10.0.0.2"]], "hub.test": [[PUBLIC]]}
-    guard = EgressGuard(URL("http://hub.test"), Names(names), Proxies(environ))
+    guard = EgressGuard(URL("http://hub.test"), Names(names), ProxySelector(environ))
     assert await guard.resolve("proxy.test", 3128)
     for host, port in (("proxy.test", 80), ("other.test", 3128)):
         with pytest.raises(UpstreamError, match="a private"):
@@ -258,7 +258,7 @@ async def test_a_proxy_may_be_anywhere_and_nothing_else_may_for_that():
 
 async def test_nobody_leads_us_to_the_proxy_as_if_it_were_a_registry(proxy, connect):
     address = proxy.url.replace("127.0.0.1", "proxy.test")
-    proxies = Proxies({"ALL_PROXY": address, "NO_PROXY": "proxy.test"})
+    proxies = ProxySelector({"ALL_PROXY": address, "NO_PROXY": "proxy.test"})
     names = Names({"proxy.test": [["127.0.0.1"]]})
     url = "http://registry.test"
     async with NamedRegistry(auth=False) as registry:
@@ -273,7 +273,7 @@ async def test_nobody_leads_us_to_the_proxy_as_if_it_were_a_registry(proxy, conn
 
 
 def through(environ: dict[str, str], url: str, proxy: str = "") -> str:
-    found = Proxies(environ, ProxyUrl.parse(proxy)).of(URL(url))
+    found = ProxySelector(environ, ProxyUrl.parse(proxy)).select(URL(url))
     return str(found.url) if found else ""
 
 
@@ -344,12 +344,12 @@ def test_no_proxy_means_what_it_means_to_docker(rules, url, is_direct):
 )
 def test_a_proxy_of_the_environment_that_cannot_be_used_is_an_error_that_keeps_it_secret(value):
     with pytest.raises(ConfigError, match="HTTPS_PROXY: not a proxy's address") as caught:
-        Proxies({"HTTPS_PROXY": value})
+        ProxySelector({"HTTPS_PROXY": value})
     assert "CANARY" not in str(caught.value)
 
 
 def test_a_proxy_shows_no_login():
-    proxy = Proxies({}, ProxyUrl.parse("http://bob:CANARY@p:1")).of(URL("http://a.test"))
+    proxy = ProxySelector({}, ProxyUrl.parse("http://bob:CANARY@p:1")).select(URL("http://a.test"))
     assert proxy is not None
     assert "CANARY" not in repr(proxy)
     assert str(proxy.url) == "http://p:1"

@@ -3,29 +3,29 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from proxy.upstream.retry import Hold, Quota
+from proxy.upstream.retry import Cooldown, Quota
 
 
 def test_a_limit_on_pulls_leaves_everything_else_free():
     quota = Quota()
-    quota.limited(Hold(100, 30, "why"), is_pull=True)
-    hold = quota.hold(110, is_pull=True)
+    quota.start_cooldown(Cooldown(100, 30, "why"), is_pull=True)
+    hold = quota.active_cooldown(110, is_pull=True)
     assert hold
-    assert (hold.left(110), hold.reason) == (20, "why")
-    assert quota.hold(110, is_pull=False) is None
-    assert quota.hold(130, is_pull=True) is None
+    assert (hold.seconds_left(110), hold.reason) == (20, "why")
+    assert quota.active_cooldown(110, is_pull=False) is None
+    assert quota.active_cooldown(130, is_pull=True) is None
 
 
 def test_a_limit_on_what_is_no_pull_is_one_on_everything():
     quota = Quota()
-    quota.limited(Hold(100, 30, "abuse"), is_pull=False)
-    assert quota.hold(110, is_pull=True)
-    assert quota.hold(110, is_pull=False)
+    quota.start_cooldown(Cooldown(100, 30, "abuse"), is_pull=False)
+    assert quota.active_cooldown(110, is_pull=True)
+    assert quota.active_cooldown(110, is_pull=False)
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1, 900))
 def test_a_clock_that_jumps_never_makes_a_hold_longer(jump, seconds):
-    left = Hold(1000, seconds, "").left(1000 + jump)
+    left = Cooldown(1000, seconds, "").seconds_left(1000 + jump)
     assert 0 <= left <= seconds
 
 
@@ -45,5 +45,5 @@ def test_a_clock_that_jumps_never_makes_a_hold_longer(jump, seconds):
 )
 def test_few_pulls_are_two_or_a_twentieth(limit, remaining, is_scarce):
     quota = Quota()
-    quota.counted(limit, remaining)
+    quota.update(limit, remaining)
     assert quota.is_scarce is is_scarce

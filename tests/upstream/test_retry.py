@@ -12,9 +12,9 @@ from proxy.upstream.retry import (
     MAX_DELAY,
     MAX_RETRY_AFTER,
     MIN_RETRY_AFTER,
-    TRANSIENT,
-    Floor,
-    delays,
+    TRANSIENT_STATUSES,
+    MinRateMonitor,
+    backoff_delays,
     parse_ratelimit,
     parse_retry_after,
 )
@@ -24,19 +24,19 @@ NOW = 1_700_000_000.0
 
 @given(st.integers(1, 30), st.floats(0, 1, exclude_max=True))
 def test_waits_grow_and_stay_bounded(attempts, random):
-    waits = list(delays(attempts, repeat(random)))
+    waits = list(backoff_delays(attempts, repeat(random)))
     assert len(waits) == attempts - 1
     assert waits == sorted(waits)
     assert all(0 < wait <= MAX_DELAY for wait in waits)
 
 
 def test_waits_are_spread_by_chance():
-    assert list(delays(3, repeat(0.0))) == [0.125, 0.25]
-    assert list(delays(3, repeat(0.5))) == [0.1875, 0.375]
+    assert list(backoff_delays(3, repeat(0.0))) == [0.125, 0.25]
+    assert list(backoff_delays(3, repeat(0.5))) == [0.1875, 0.375]
 
 
 def test_only_answers_that_mean_not_now_are_transient():
-    assert {408, 425, 500, 502, 503, 504} == TRANSIENT
+    assert {408, 425, 500, 502, 503, 504} == TRANSIENT_STATUSES
 
 
 @pytest.mark.parametrize(
@@ -107,31 +107,31 @@ class TestFloor:
     """A transfer is judged by its progress, in time spent waiting for it."""
 
     def test_a_drip_misses_it_after_its_window_and_not_before(self):
-        floor = Floor(1024, 60)
-        assert [floor.is_missed(1, 1.0) for _ in range(60)] == [False] * 59 + [True]
+        floor = MinRateMonitor(1024, 60)
+        assert [floor.is_too_slow(1, 1.0) for _ in range(60)] == [False] * 59 + [True]
 
     def test_a_transfer_that_is_fast_enough_never_does(self):
-        floor = Floor(1024, 60)
-        assert not any(floor.is_missed(1100, 1.0) for _ in range(1000))
+        floor = MinRateMonitor(1024, 60)
+        assert not any(floor.is_too_slow(1100, 1.0) for _ in range(1000))
 
     def test_what_came_fast_does_not_excuse_what_comes_slowly(self):
-        floor = Floor(1024, 60)
-        assert not floor.is_missed(10**9, 60)
-        assert any(floor.is_missed(1, 1.0) for _ in range(60))
+        floor = MinRateMonitor(1024, 60)
+        assert not floor.is_too_slow(10**9, 60)
+        assert any(floor.is_too_slow(1, 1.0) for _ in range(60))
 
     def test_bytes_that_were_not_waited_for_cost_no_time(self):
-        floor = Floor(1024, 60)
-        assert not any(floor.is_missed(1, 0.0) for _ in range(1000))
+        floor = MinRateMonitor(1024, 60)
+        assert not any(floor.is_too_slow(1, 0.0) for _ in range(1000))
 
     def test_none_is_never_missed(self):
-        floor = Floor(0, 1)
-        assert not any(floor.is_missed(1, 1000) for _ in range(10))
+        floor = MinRateMonitor(0, 1)
+        assert not any(floor.is_too_slow(1, 1000) for _ in range(10))
 
 
 def test_a_floor_is_missed_by_what_comes_too_slowly_over_its_window():
-    floor = Floor(1000, 10)
-    assert not floor.is_missed(1, 9.9)
-    assert floor.is_missed(1, 0.1)
-    assert not floor.is_missed(10_000, 10)
-    assert not floor.is_missed(1, 5)
+    floor = MinRateMonitor(1000, 10)
+    assert not floor.is_too_slow(1, 9.9)
+    assert floor.is_too_slow(1, 0.1)
+    assert not floor.is_too_slow(10_000, 10)
+    assert not floor.is_too_slow(1, 5)
     assert str(floor) == "less than 1000 bytes a second"

@@ -6,10 +6,16 @@ from contextlib import suppress
 import pytest
 from hypothesis import given, strategies as st
 
-from proxy.errors import UnknownError, UpstreamError, UpstreamUnauthorizedError
-from proxy.oci.reference import parse_name
+from proxy.errors import NotFoundError, UpstreamError, UpstreamUnauthorizedError
+from proxy.oci.reference import parse_repository_name
 from proxy.upstream.client import MAX_SEARCH_SIZE
-from proxy.upstream.search import MAX_COUNT, MAX_DESCRIPTION, Found, SearchPage, parse
+from proxy.upstream.search import (
+    MAX_COUNT,
+    MAX_DESCRIPTION,
+    SearchHit,
+    SearchPage,
+    parse_search_page,
+)
 from tests.fakes.faults import HTML, Fault
 from tests.fakes.search import Listed
 
@@ -32,25 +38,29 @@ def answer(*results: object, **fields: object) -> bytes:
 
 def test_a_result_has_name_description_stars_and_the_official_mark():
     result = {"name": "nginx", "description": "x", "star_count": 3, "is_official": True, "new": 1}
-    assert parse(answer(result)) == SearchPage([Found("nginx", "x", 3, is_official=True)], 1)
+    assert parse_search_page(answer(result)) == SearchPage(
+        [SearchHit("nginx", "x", 3, is_official=True)], 1
+    )
 
 
 def test_what_is_left_out_or_null_is_nothing():
     results = [{"name": "a"}, {"name": "b", "description": None, "star_count": None}]
-    expected = SearchPage([Found("a"), Found("b")], 2)
-    assert parse(answer(*results)) == expected
-    assert parse(answer(*results, num_results=None)) == expected
-    assert parse(b'{"results":null}') == SearchPage([], 0)
+    expected = SearchPage([SearchHit("a"), SearchHit("b")], 2)
+    assert parse_search_page(answer(*results)) == expected
+    assert parse_search_page(answer(*results, num_results=None)) == expected
+    assert parse_search_page(b'{"results":null}') == SearchPage([], 0)
 
 
 @pytest.mark.parametrize("name", ["", "A", "../x", "a b", "a\x1b[31m", "a" * 300, "x/", "\u202ea"])
 def test_a_name_that_cannot_be_pulled_is_left_out(name):
-    assert parse(answer({"name": name}, {"name": "me/app"})).results == [Found("me/app")]
+    assert parse_search_page(answer({"name": name}, {"name": "me/app"})).results == [
+        SearchHit("me/app")
+    ]
 
 
 def test_a_description_is_one_line_that_prints():
     text = "\x1b[31mred\x1b[0m\r\nsecond\u202e line\x00\u2028" + "x" * 1000
-    (found,) = parse(answer({"name": "a", "description": text})).results
+    (found,) = parse_search_page(answer({"name": "a", "description": text})).results
     assert found.description.startswith("[31mred [0m second line xxx")
     assert found.description.isprintable()
     assert len(found.description) == MAX_DESCRIPTION
@@ -58,7 +68,7 @@ def test_a_description_is_one_line_that_prints():
 
 @pytest.mark.parametrize(("said", "stars"), [(-5, 0), (10**12, MAX_COUNT), (7, 7)])
 def test_numbers_fit(said, stars):
-    page = parse(answer({"name": "a", "star_count": said}, num_results=said * 10))
+    page = parse_search_page(answer({"name": "a", "star_count": said}, num_results=said * 10))
     assert page.results[0].stars == stars
     assert 1 <= page.total <= MAX_COUNT
 
@@ -80,14 +90,14 @@ def test_numbers_fit(said, stars):
 )
 def test_what_is_no_result_is_an_error_of_upstreams(content):
     with pytest.raises(UpstreamError):
-        parse(content)
+        parse_search_page(content)
 
 
 @given(st.lists(RESULTS), st.none() | st.integers())
 def test_whatever_is_sent_comes_out_clean(results, total):
-    page = parse(answer(*results, num_results=total))
+    page = parse_search_page(answer(*results, num_results=total))
     for found in page.results:
-        assert parse_name(found.name) == found.name
+        assert parse_repository_name(found.name) == found.name
         assert found.description.isprintable()
         assert 0 <= found.stars <= MAX_COUNT
     assert len(page.results) <= page.total <= MAX_COUNT
@@ -96,7 +106,7 @@ def test_whatever_is_sent_comes_out_clean(results, total):
 @given(st.binary())
 def test_bytes_are_a_result_or_an_error_of_upstreams(content):
     with suppress(UpstreamError):
-        parse(content)
+        parse_search_page(content)
 
 
 async def test_words_are_sent_as_they_are(upstream, registry):
@@ -131,7 +141,7 @@ async def test_an_answer_without_an_end_is_read_no_further_than_its_bound(upstre
 
 
 async def test_a_registry_without_a_search_says_so(upstream, registry):
-    with pytest.raises(UnknownError):
+    with pytest.raises(NotFoundError):
         await upstream.search("nginx", limit=25, page=1)
 
 

@@ -9,20 +9,20 @@ from typing import IO, Any, cast
 
 import click
 
-from proxy.cli.api_client import AdminApi, admin_api
-from proxy.cli.display.text import format_bytes, format_count, printable
-from proxy.cli.display.transfer_progress import transfer_progress
-from proxy.cli.errors import FAILED, PARTLY_DONE
-from proxy.cli.files import bundles as bundle_files
-from proxy.cli.files.bundles import Given
-from proxy.cli.files.output_file import Target
-from proxy.cli.image_lists import read_list
+from proxy.cli.api_client import AdminClient, open_admin_client
+from proxy.cli.display.byte_progress import byte_progress
+from proxy.cli.display.text import escape_unprintable, format_bytes, format_count
+from proxy.cli.errors import FAILED, PARTIAL_SUCCESS
+from proxy.cli.files import bundle_files
+from proxy.cli.files.bundle_files import BundleArgument
+from proxy.cli.files.output_file import OutputFile
+from proxy.cli.image_lists import read_image_list
 from proxy.cli.options import config_options, load_config
 from proxy.config.values import Size
-from proxy.errors import DaemonError, FileUnreachableError
+from proxy.errors import DaemonUnavailableError, FileUnreachableError
 
 
-class _Size(click.ParamType[Size]):
+class _SizeParam(click.ParamType[Size]):
     name = "size"
 
     def convert(
@@ -53,7 +53,7 @@ class _Size(click.ParamType[Size]):
 )
 @click.option("--platform", "platforms", multiple=True, help="os/arch[/variant]; may be repeated.")
 @click.option(
-    "--split", type=_Size(), metavar="SIZE", help="Write parts of at most SIZE: FILE.000 …"
+    "--split", type=_SizeParam(), metavar="SIZE", help="Write parts of at most SIZE: FILE.000 …"
 )
 @click.option(
     "--since", multiple=True, metavar="BUNDLE", help="Leave out what it has; may be repeated."
@@ -76,7 +76,7 @@ def export(
     pullcache import, docker load, podman load, ctr images import and skopeo read it. Of images for many platforms
     those go out that are wholly in the store, or those that --platform names.
     """
-    listed, problems = read_list(list_file) if list_file else ((), 0)
+    listed, problems = read_image_list(list_file) if list_file else ((), 0)
     wanted = [*images, *(entry.reference for entry in listed)]
     if not wanted:
         raise click.UsageError("name the images to export, or a list of them with -f")
@@ -86,59 +86,71 @@ def export(
         raise click.UsageError(
             "a bundle is nothing for a terminal: write it to a file with -o FILE"
         )
-    known = {digest for given in bundle_files.find(since) for digest in bundle_files.digests(given)}
+    known = {
+        digest
+        for given in bundle_files.find_bundles(since)
+        for digest in bundle_files.read_digests(given)
+    }
     document = {"images": wanted, "platforms": platforms, "without": sorted(known)}
-    with admin_api(load_config(path, store)) as api:
+    with open_admin_client(load_config(path, store)) as api:
         plan = api.post("/api/v1/export/plan", document)
         with (
-            transfer_progress("exporting", plan["size"]) as advance,
-            Target(output, split) as target,
+            byte_progress("exporting", plan["size"]) as advance,
+            OutputFile(output, split) as target,
         ):
-            _write(api, document, target, advance)
+            _write_bundle(api, document, target, advance)
     if as_json:
-        click.echo(json.dumps(plan | {"files": target.names, "written": target.written}, indent=2))
+        click.echo(
+            json.dumps(
+                plan | {"files": target.file_names, "written": target.bytes_written}, indent=2
+            )
+        )
     else:
-        _tell(plan, target)
+        _print_summary(plan, target)
     if problems:
-        raise click.exceptions.Exit(PARTLY_DONE)
+        raise click.exceptions.Exit(PARTIAL_SUCCESS)
 
 
-def _write(
-    api: AdminApi, document: dict[str, Any], target: Target, advance: Callable[[int], None]
+def _write_bundle(
+    api: AdminClient,
+    document: dict[str, Any],
+    output_file: OutputFile,
+    advance: Callable[[int], None],
 ) -> None:
     """Have the daemon write the bundle if it can open the file, or send it."""
-    if target.plain:
-        file = {"file": bundle_files.describe(target.plain)}
+    if output_file.plain_path:
+        file = {"file": bundle_files.describe_file(output_file.plain_path)}
         with suppress(FileUnreachableError):
             for event in api.stream("POST", "/api/v1/export/file", document | file):
-                advance(event["done"] - target.written)
-                target.written = event["done"]
+                advance(event["done"] - output_file.bytes_written)
+                output_file.bytes_written = event["done"]
             return
-    api.download("/api/v1/export", document, cast("Any", _Counted(target, advance)))
+    api.post_to_file("/api/v1/export", document, cast("Any", _CountingWriter(output_file, advance)))
 
 
-def _tell(plan: dict[str, Any], target: Target) -> None:
+def _print_summary(plan: dict[str, Any], output_file: OutputFile) -> None:
     for image in plan["images"]:
         if image["left_out"]:
             missing = ", ".join(image["left_out"])
             click.echo(
-                f"{printable(image['name'])}: without {printable(missing)}, not stored", err=True
+                f"{escape_unprintable(image['name'])}: without {escape_unprintable(missing)}, not stored",
+                err=True,
             )
-    into = f" in {len(target.names)} parts" if len(target.names) > 1 else ""
-    size = format_bytes(target.written)
+    into = f" in {len(output_file.file_names)} parts" if len(output_file.file_names) > 1 else ""
+    size = format_bytes(output_file.bytes_written)
     images, blobs = format_count(len(plan["images"]), "image"), format_count(plan["blobs"], "blob")
     click.echo(f"{images}, {blobs}, {size}{into}", err=True)
 
 
-class _Counted:
+class _CountingWriter:
     """A target that tells of each write."""
 
-    def __init__(self, target: Target, advance: Callable[[int], None]) -> None:
-        self._target = target
+    def __init__(self, output_file: OutputFile, advance: Callable[[int], None]) -> None:
+        self._output_file = output_file
         self._advance = advance
 
     def write(self, data: bytes) -> int:
-        count = self._target.write(data)
+        count = self._output_file.write(data)
         self._advance(count)
         return count
 
@@ -158,51 +170,53 @@ def import_(
     not complete, 1 if none is.
     """
     reports = []
-    with admin_api(load_config(path, store)) as api:
-        for given in bundle_files.find(names):
-            reports.append(_take(api, given, name))
+    with open_admin_client(load_config(path, store)) as api:
+        for given in bundle_files.find_bundles(names):
+            reports.append(_import_bundle(api, given, name))
             if not as_json:
-                _show(given, reports[-1])
+                _print_report(given, reports[-1])
     if as_json:
         click.echo(json.dumps(reports, indent=2))
     images = [image for report in reports for image in report["images"]]
     good = [image for image in images if not image["missing"] and not image["reason"]]
     if len(good) < len(images):
-        raise click.exceptions.Exit(PARTLY_DONE if good else FAILED)
+        raise click.exceptions.Exit(PARTIAL_SUCCESS if good else FAILED)
 
 
-def _take(api: AdminApi, given: Given, name: str | None) -> dict[str, Any]:
-    with transfer_progress(f"importing {printable(given.name)}", given.size) as advance:
+def _import_bundle(api: AdminClient, bundle: BundleArgument, name: str | None) -> dict[str, Any]:
+    with byte_progress(f"importing {escape_unprintable(bundle.name)}", bundle.size) as advance:
         done = 0
-        for event in _events(api, given, name):
+        for event in _import_events(api, bundle, name):
             if "done" in event:
                 advance(event["done"] - done)
                 done = event["done"]
             else:
-                return {"bundle": given.name} | event
-    raise DaemonError("the daemon ended before it was done; run the command again")
+                return {"bundle": bundle.name} | event
+    raise DaemonUnavailableError("the daemon ended before it was done; run the command again")
 
 
-def _events(api: AdminApi, given: Given, name: str | None) -> Iterator[dict[str, Any]]:
+def _import_events(
+    api: AdminClient, bundle: BundleArgument, name: str | None
+) -> Iterator[dict[str, Any]]:
     """Have the daemon read the bundle if it can open the files, or send it."""
-    if files := given.described():
+    if files := bundle.describe_files():
         document = {"files": files, "name": name or ""}
         with suppress(FileUnreachableError):
             yield from api.stream("POST", "/api/v1/import/files", document)
             return
-    yield from api.stream("POST", "/api/v1/import", upload=given.pieces(), name=name)
+    yield from api.stream("POST", "/api/v1/import", upload=bundle.iter_chunks(), name=name)
 
 
-def _show(given: Given, report: dict[str, Any]) -> None:
+def _print_report(bundle: BundleArgument, report: dict[str, Any]) -> None:
     for image in report["images"]:
         outcome = "complete"
         if image["missing"]:
             lacking = format_count(len(image["missing"]), "blob")
             outcome = f"not taken, it lacks {lacking}; import the bundle that has:"
-        outcome = printable(image["reason"]) or outcome
-        click.echo(f"{printable(image['name'] or image['digest'])}: {outcome}")
+        outcome = escape_unprintable(image["reason"]) or outcome
+        click.echo(f"{escape_unprintable(image['name'] or image['digest'])}: {outcome}")
         for digest in image["missing"]:
             click.echo(f"  {digest}")
     size = format_bytes(report["added_bytes"])
     added = f"{format_count(report['added'], 'blob')} ({size}) added"
-    click.echo(f"{printable(given.name)}: {added}, {report['known']} were here", err=True)
+    click.echo(f"{escape_unprintable(bundle.name)}: {added}, {report['known']} were here", err=True)

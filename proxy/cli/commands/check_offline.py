@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
-from proxy.cli.api_client import AdminApi, admin_api
+from proxy.cli.api_client import AdminClient, open_admin_client
 from proxy.cli.display.text import format_bytes, print_table, short_digest
 from proxy.cli.errors import FAILED
-from proxy.cli.image_lists import list_options, wanted_images
+from proxy.cli.image_lists import collect_images, list_options
 from proxy.cli.options import config_options, load_config
 
 # So many a request: a request holds 4 MiB.
-_CHUNK = 1000
+_IMAGES_PER_REQUEST = 1000
 # So many missing parts are named in a table; --json has them all.
-_NAMED = 3
+_MAX_MISSING_SHOWN = 3
 
 
 @click.command("check-offline")
@@ -36,28 +36,28 @@ def check_offline(
 
     The exit code is 1 unless everything is complete. Tags are taken as the store knows them, however old.
     """
-    wanted, problems = wanted_images(images, files, platforms)
-    with admin_api(load_config(path, store)) as api:
-        checks = list(_checked(api, wanted))
+    wanted, problems = collect_images(images, files, platforms)
+    with open_admin_client(load_config(path, store)) as api:
+        checks = list(_check_images(api, wanted))
     if as_json:
         click.echo(json.dumps(checks, indent=2))
     else:
-        _print(checks)
+        _print_checks(checks)
     if problems or any(check["state"] != "complete" for check in checks):
         raise click.exceptions.Exit(FAILED)
 
 
-def _checked(api: AdminApi, wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(wanted), _CHUNK):
-        document = {"images": wanted[start : start + _CHUNK]}
+def _check_images(api: AdminClient, images: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(images), _IMAGES_PER_REQUEST):
+        document = {"images": images[start : start + _IMAGES_PER_REQUEST]}
         yield from api.stream("POST", "/api/v1/images/check", document)
 
 
-def _print(checks: list[dict[str, Any]]) -> None:
+def _print_checks(checks: list[dict[str, Any]]) -> None:
     print_table(
         ("IMAGE", "PLATFORM", "STATUS", "MISSING"),
         [
-            (check["image"], check["platform"] or "-", check["state"], _missing(check))
+            (check["image"], check["platform"] or "-", check["state"], _format_missing(check))
             for check in checks
         ],
     )
@@ -72,10 +72,11 @@ def _print(checks: list[dict[str, Any]]) -> None:
     click.echo(f"{verdict}{known}", err=True)
 
 
-def _missing(check: dict[str, Any]) -> str:
+def _format_missing(check: dict[str, Any]) -> str:
     parts = check["missing"]
     named = [
-        f"{short_digest(part['digest'])} ({format_bytes(part['size'])})" for part in parts[:_NAMED]
+        f"{short_digest(part['digest'])} ({format_bytes(part['size'])})"
+        for part in parts[:_MAX_MISSING_SHOWN]
     ]
-    more = [f"{len(parts) - _NAMED} more"] if len(parts) > _NAMED else []
+    more = [f"{len(parts) - _MAX_MISSING_SHOWN} more"] if len(parts) > _MAX_MISSING_SHOWN else []
     return ", ".join([*named, *more]) or check["reason"]

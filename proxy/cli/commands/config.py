@@ -12,13 +12,13 @@ from proxy.config import (
     Config,
     UpstreamSettings,
     dump,
-    exposed_files,
     json_schema,
     to_toml,
+    world_readable_files,
 )
 from proxy.errors import ConfigError
-from proxy.upstream.credentials import helper_program, read_docker_config, server_of
-from proxy.upstream.proxies import Proxies
+from proxy.upstream.credentials import docker_server_name, helper_program, read_docker_config
+from proxy.upstream.proxies import ProxySelector
 
 
 @click.group()
@@ -31,8 +31,8 @@ def config() -> None:
 def check(*, path: Path | None, store: str | None) -> None:
     """Tell whether the daemon would start with it; exit code 2 if not."""
     loaded = load_config(path, store)
-    _check_files(loaded)
-    for file in exposed_files(loaded):
+    _check_referenced_files(loaded)
+    for file in world_readable_files(loaded):
         click.echo(f"{file}: holds a secret and is readable by all (chmod o-r {file})", err=True)
     click.echo("the configuration is right")
 
@@ -53,7 +53,7 @@ def schema(*, path: Path | None, store: str | None) -> None:  # noqa: ARG001 - e
     click.echo(json.dumps(json_schema(), indent=2))
 
 
-def _check_files(config: Config) -> None:
+def _check_referenced_files(config: Config) -> None:
     """Read the files that the configuration names, or raise `ConfigError`."""
     from proxy.server.access import check_files  # noqa: PLC0415 - brings aiohttp, which few commands need
     from proxy.tracing import check_tracing  # noqa: PLC0415 - the same
@@ -66,7 +66,7 @@ def _check_files(config: Config) -> None:
             _check_readable(preload.file, f"preload[{number}].file")
     for name, upstream in config.upstreams.items():
         _check_login(upstream)
-        Proxies(os.environ, upstream.proxy)
+        ProxySelector(os.environ, upstream.proxy)
         if upstream.ca_file:
             _check_readable(upstream.ca_file, f'upstreams."{name}".ca_file')
 
@@ -83,7 +83,7 @@ def _check_login(upstream: UpstreamSettings) -> None:
     upstream.read_password()
     helper = upstream.credential_helper
     if upstream.docker_config:
-        found = read_docker_config(upstream.docker_config, server_of(upstream.url))
+        found = read_docker_config(upstream.docker_config, docker_server_name(upstream.url))
         helper = found if isinstance(found, str) else ""
     if helper and shutil.which(helper_program(helper)) is None:
         raise ConfigError(f"{helper_program(helper)}: is not in PATH")

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from proxy.cli.display.text import format_bytes, printable
-from proxy.cli.errors import BAD_BYTES
+from proxy.cli.display.text import escape_unprintable, format_bytes
+from proxy.cli.errors import CORRUPTION_FOUND
 from proxy.cli.options import config_options, load_config
 
 if TYPE_CHECKING:
-    from proxy.storage.fsck import Report
+    from proxy.storage.fsck import FsckReport
 
 
 @click.command()
@@ -28,32 +28,38 @@ def fsck(*, path: Path | None, store: str | None, dry_run: bool, as_json: bool) 
     """
     config = load_config(path, store)
     # The store brings SQLite and the log, which --help can do without.
-    from proxy.log import configure  # noqa: PLC0415
+    from proxy.log import configure_logging  # noqa: PLC0415
     from proxy.storage.fsck import check_store  # noqa: PLC0415
 
-    with closing(configure(config.log.level, config.log.format)), _progress() as progress:
-        report = check_store(config.store.path, dry_run=dry_run, progress=progress)
+    with (
+        closing(configure_logging(config.log.level, config.log.format)),
+        _show_progress() as progress,
+    ):
+        report = check_store(config.store.path, dry_run=dry_run, on_progress=progress)
     click.echo(_as_json(report, dry_run) if as_json else _as_text(report, dry_run))
     if report.corrupt:
-        raise click.exceptions.Exit(BAD_BYTES)
+        raise click.exceptions.Exit(CORRUPTION_FOUND)
 
 
-def _as_json(report: "Report", dry_run: bool) -> str:
+def _as_json(report: "FsckReport", dry_run: bool) -> str:
     corrupt = [{"path": found.path, "reason": found.reason} for found in report.corrupt]
-    counts = {"checked": report.checked, "bytes": report.bytes, "indexed": report.indexed}
+    counts = {"checked": report.checked, "bytes": report.bytes_read, "indexed": report.indexed}
     return json.dumps(counts | {"corrupt": corrupt, "removed": not dry_run}, indent=2)
 
 
-def _as_text(report: "Report", dry_run: bool) -> str:
-    lines = [f"{printable(found.path)}: {printable(found.reason)}" for found in report.corrupt]
+def _as_text(report: "FsckReport", dry_run: bool) -> str:
+    lines = [
+        f"{escape_unprintable(found.path)}: {escape_unprintable(found.reason)}"
+        for found in report.corrupt
+    ]
     outcome = "left where they are" if dry_run else "removed"
     bad = f"{len(report.corrupt)} bad, {outcome}" if report.corrupt else "all right"
-    read = f"{report.checked} blobs ({format_bytes(report.bytes)}) read"
+    read = f"{report.checked} blobs ({format_bytes(report.bytes_read)}) read"
     return "\n".join([*lines, f"{read}, {report.indexed} in the index: {bad}"])
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def _show_progress() -> Iterator[Callable[[int, int], None]]:
     """Yield what shows how far the work is: a bar on a terminal, else a line each tenth."""
     if not sys.stderr.isatty():
         yield _plain_progress()

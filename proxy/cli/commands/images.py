@@ -8,31 +8,31 @@ from typing import Any
 
 import click
 
-from proxy.cli.api_client import admin_api
+from proxy.cli.api_client import open_admin_client
 from proxy.cli.display.text import (
-    Cut,
+    Truncator,
+    escape_unprintable,
     format_bytes,
     format_count,
     format_duration,
     print_table,
-    printable,
 )
-from proxy.cli.options import config_options, load_config, no_trunc
+from proxy.cli.options import config_options, load_config, no_trunc_option
 
 # How much of a command, and of a name among others, a line on a terminal has room for.
-_COMMAND = 60
-_NAME = 30
+_COMMAND_WIDTH = 60
+_NAME_WIDTH = 30
 
-_ORDERS = {"size": "size", "unique": "unique", "last-pull": "used"}
+_SORT_FIELDS = {"size": "size", "unique": "unique", "last-pull": "used"}
 
 
 @click.command()
 @config_options
 @click.argument("pattern", metavar="[FILTER]", default="")
 @click.option(
-    "--sort", type=click.Choice(("name", *_ORDERS)), default="name", help="What comes first."
+    "--sort", type=click.Choice(("name", *_SORT_FIELDS)), default="name", help="What comes first."
 )
-@no_trunc
+@no_trunc_option
 @click.option("--json", "as_json", is_flag=True, help="Print a list of JSON documents.")
 def images(
     *,
@@ -40,32 +40,32 @@ def images(
     store: str | None,
     pattern: str,
     sort: str,
-    is_whole: bool,
+    no_trunc: bool,
     as_json: bool,
 ) -> None:
     """List the images of the store, those whose name holds FILTER or matches it as a glob.
 
     SIZE is what is stored of an image, UNIQUE what rm would free. Platforms that are not wholly here are marked.
     """
-    with admin_api(load_config(path, store)) as api:
+    with open_admin_client(load_config(path, store)) as api:
         found = list(api.stream("GET", "/api/v1/images", filter=pattern))
     if sort != "name":
-        found.sort(key=lambda image: -(image[_ORDERS[sort]] or 0))
+        found.sort(key=lambda image: -(image[_SORT_FIELDS[sort]] or 0))
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    now, cut = time.time(), Cut(is_whole=is_whole)
+    now, cut = time.time(), Truncator(no_trunc=no_trunc)
     print_table(
         ("IMAGE", "PLATFORMS", ">SIZE", ">UNIQUE", ">CACHED", ">PULLED", "STATUS"),
         [
             (
-                _name(image, cut),
-                _platforms(image["platforms"], cut),
+                _format_name(image, cut),
+                _format_platforms(image["platforms"], cut),
                 format_bytes(image["size"]),
                 format_bytes(image["unique"]),
-                _age(now, image["cached"]),
-                _age(now, image["used"]),
-                _status(image),
+                _format_age(now, image["cached"]),
+                _format_age(now, image["used"]),
+                _format_status(image),
             )
             for image in found
         ],
@@ -75,19 +75,19 @@ def images(
 @click.command()
 @config_options
 @click.argument("image")
-@no_trunc
+@no_trunc_option
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def inspect(
-    *, path: Path | None, store: str | None, image: str, is_whole: bool, as_json: bool
+    *, path: Path | None, store: str | None, image: str, no_trunc: bool, as_json: bool
 ) -> None:
     """Show an image of the store: platforms, layers and what made them, configuration, referrers."""
-    with admin_api(load_config(path, store)) as api:
+    with open_admin_client(load_config(path, store)) as api:
         document = api.get("/api/v1/images/inspect", image=image)
     if as_json:
         click.echo(json.dumps(document, indent=2))
         return
-    cut = Cut(is_whole=is_whole)
-    _print_fields(_overview(document))
+    cut = Truncator(no_trunc=no_trunc)
+    _print_fields(_overview_fields(document))
     platforms = document["platforms"]
     for one in platforms:
         if one["state"]["state"] != "absent":
@@ -97,7 +97,7 @@ def inspect(
         one["state"]["platform"] or "?" for one in platforms if one["state"]["state"] == "absent"
     ]
     if absent:
-        click.echo(f"\nnot in the store: {printable(', '.join(absent))}")
+        click.echo(f"\nnot in the store: {escape_unprintable(', '.join(absent))}")
     if document["referrers"]:
         click.echo()
         print_table(
@@ -107,7 +107,7 @@ def inspect(
                     cut.digest(one["digest"]),
                     one["artifact_type"] or "-",
                     format_bytes(one["size"]),
-                    _of(document, one["subject"]),
+                    _format_subject(document, one["subject"]),
                 )
                 for one in document["referrers"]
             ],
@@ -134,7 +134,7 @@ def rm(
     Clients may pull them again. All are removed, or none: one that is not there, or pinned, is an error.
     """
     wanted = {"images": images, "dry_run": dry_run, "force": force}
-    with admin_api(load_config(path, store)) as api:
+    with open_admin_client(load_config(path, store)) as api:
         removed = api.post("/api/v1/images/remove", wanted)
     if as_json:
         click.echo(json.dumps(removed, indent=2))
@@ -153,7 +153,7 @@ def pin(*, path: Path | None, store: str | None, images: tuple[str, ...]) -> Non
 
     A tag that moves takes its pin along. What is not in the store yet is kept as it comes.
     """
-    with admin_api(load_config(path, store)) as api:
+    with open_admin_client(load_config(path, store)) as api:
         pinned = api.post("/api/v1/images/pin", {"images": images})["images"]
     click.echo("\n".join(f"pinned {name}" for name in pinned))
 
@@ -163,7 +163,7 @@ def pin(*, path: Path | None, store: str | None, images: tuple[str, ...]) -> Non
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 def unpin(*, path: Path | None, store: str | None, images: tuple[str, ...]) -> None:
     """Let images go again when the store needs room."""
-    with admin_api(load_config(path, store)) as api:
+    with open_admin_client(load_config(path, store)) as api:
         freed = api.post("/api/v1/images/unpin", {"images": images})["images"]
     for name in freed:
         click.echo(f"unpinned {name}")
@@ -172,15 +172,15 @@ def unpin(*, path: Path | None, store: str | None, images: tuple[str, ...]) -> N
         click.echo(f"{others} of {len(set(images))} were not pinned", err=True)
 
 
-def _name(image: dict[str, Any], cut: Cut) -> str:
+def _format_name(image: dict[str, Any], truncator: Truncator) -> str:
     """Return the name as the commands take it; a digest's beginning is enough to be looked at."""
     mark = "@" if ":" in image["reference"] else ":"
-    return f"{image['repository']}{mark}{cut.digest(image['reference'])}"
+    return f"{image['repository']}{mark}{truncator.digest(image['reference'])}"
 
 
-def _platforms(states: list[dict[str, Any]], cut: Cut) -> str:
+def _format_platforms(states: list[dict[str, Any]], truncator: Truncator) -> str:
     here = [
-        f"{cut.platform(one['platform']) or '-'}{' (partial)' if one['state'] == 'partial' else ''}"
+        f"{truncator.platform(one['platform']) or '-'}{' (partial)' if one['state'] == 'partial' else ''}"
         for one in states
         if one["state"] != "absent"
     ]
@@ -189,7 +189,7 @@ def _platforms(states: list[dict[str, Any]], cut: Cut) -> str:
     return ", ".join(here) + (f" {more}" if absent else "") or "-"
 
 
-def _status(image: dict[str, Any]) -> str:
+def _format_status(image: dict[str, Any]) -> str:
     state: str = image["state"]
     if state == "partial":
         lacking = [
@@ -202,12 +202,14 @@ def _status(image: dict[str, Any]) -> str:
     return f"{state}, pinned" if image["pinned"] else state
 
 
-def _age(now: float, then: float | None) -> str:
+def _format_age(now: float, timestamp: float | None) -> str:
     # The greatest unit alone: a column to be read down.
-    return "-" if then is None else " ".join(format_duration(max(0, now - then)).split()[:2])
+    return (
+        "-" if timestamp is None else " ".join(format_duration(max(0, now - timestamp)).split()[:2])
+    )
 
 
-def _overview(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _overview_fields(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     now = time.time()
     size, unique = format_bytes(document["size"]), format_bytes(document["unique"])
     yield "name", document["name"]
@@ -217,13 +219,13 @@ def _overview(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "size", f"{size}, of which rm frees {unique}"
     yield (
         "cached",
-        f"{_age(now, document['cached'])} ago, last pull {_age(now, document['used'])} ago",
+        f"{_format_age(now, document['cached'])} ago, last pull {_format_age(now, document['used'])} ago",
     )
     yield "pinned", "yes" if document["pinned"] else ""
 
 
-def _print_platform(one: dict[str, Any], cut: Cut) -> None:
-    state, config = one["state"], one["config"] or {}
+def _print_platform(platform: dict[str, Any], truncator: Truncator) -> None:
+    state, config = platform["state"], platform["config"] or {}
     run = ("user", "workdir", "entrypoint", "cmd", "ports", "env", "labels", "created")
     _print_fields(
         [
@@ -232,26 +234,26 @@ def _print_platform(one: dict[str, Any], cut: Cut) -> None:
                 f"{state['platform'] or '-'} ({state['state']}, {format_bytes(state['size'])})",
             ),
             ("digest", state["digest"]),
-            *((name, _value(config.get(name))) for name in run),
+            *((name, _format_value(config.get(name))) for name in run),
         ]
     )
-    if one["layers"]:
+    if platform["layers"]:
         print_table(
             ("LAYER", ">SIZE", "CACHED", "SHARED WITH", "MADE BY"),
             [
                 (
-                    cut.digest(layer["digest"]),
+                    truncator.digest(layer["digest"]),
                     format_bytes(layer["size"]),
                     "yes" if layer["cached"] else "no",
-                    _some(layer["shared"], cut),
-                    cut.text(layer["command"], _COMMAND) or "-",
+                    _format_names(layer["shared"], truncator),
+                    truncator.text(layer["command"], _COMMAND_WIDTH) or "-",
                 )
-                for layer in one["layers"]
+                for layer in platform["layers"]
             ],
         )
 
 
-def _value(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, dict):
         return "\n".join(f"{name}={text}" for name, text in value.items())
     if isinstance(value, list):
@@ -260,12 +262,12 @@ def _value(value: object) -> str:
     return str(value or "")
 
 
-def _some(names: list[str], cut: Cut) -> str:
+def _format_names(names: list[str], truncator: Truncator) -> str:
     more = f" +{len(names) - 1}" if len(names) > 1 else ""
-    return f"{cut.text(names[0], _NAME)}{more}" if names else "-"
+    return f"{truncator.text(names[0], _NAME_WIDTH)}{more}" if names else "-"
 
 
-def _of(document: dict[str, Any], subject: str) -> str:
+def _format_subject(document: dict[str, Any], subject: str) -> str:
     """Return what a referrer refers to: a platform, or the whole."""
     platforms = {one["state"]["digest"]: one["state"]["platform"] for one in document["platforms"]}
     return platforms.get(subject) or "image"
@@ -275,4 +277,4 @@ def _print_fields(fields: Iterable[tuple[str, str]]) -> None:
     """Print names and values, a value of several lines below one another; nothing for an empty one."""
     for name, value in fields:
         for number, line in enumerate(value.split("\n") if value else ()):
-            click.echo(f"{'' if number else name:<11}{printable(line)}")
+            click.echo(f"{'' if number else name:<11}{escape_unprintable(line)}")

@@ -8,10 +8,10 @@ from typing import IO, Any
 
 import click
 
-from proxy.cli.api_client import admin_api
-from proxy.cli.display.preload_progress import opened_view
-from proxy.cli.errors import FAILED, PARTLY_DONE
-from proxy.cli.image_lists import list_options, wanted_images
+from proxy.cli.api_client import open_admin_client
+from proxy.cli.display.preload_progress import open_view
+from proxy.cli.errors import FAILED, PARTIAL_SUCCESS
+from proxy.cli.image_lists import collect_images, list_options
 from proxy.cli.options import config_options, load_config
 
 
@@ -55,13 +55,13 @@ def preload(
     """
     if all_platforms and platforms:
         raise click.UsageError("--all-platforms and --platform are both given; keep one")
-    _check(platforms)
-    wanted, wrong = wanted_images(images, files, ("all",) if all_platforms else platforms)
+    _check_platforms(platforms)
+    wanted, wrong = collect_images(images, files, ("all",) if all_platforms else platforms)
     order = {"images": wanted, "pin": pin, "dry_run": dry_run, "jobs": jobs}
     resolved: dict[str, dict[str, Any]] = {}
     done: list[dict[str, Any]] = []
     failed = wrong
-    with admin_api(load_config(path, store)) as api, opened_view(as_json=as_json) as show:
+    with open_admin_client(load_config(path, store)) as api, open_view(as_json=as_json) as show:
         for event in api.stream("POST", "/api/v1/preload", order) if wanted else ():
             show(event)
             if event["event"] == "resolved":
@@ -70,12 +70,12 @@ def preload(
                 done.append(resolved[event["image"]])
             failed += event["event"] == "failed"
     if lock:
-        _write(lock, done)
+        _write_lock(lock, done)
     if failed:
-        raise click.exceptions.Exit(PARTLY_DONE if done else FAILED)
+        raise click.exceptions.Exit(PARTIAL_SUCCESS if done else FAILED)
 
 
-def _check(platforms: tuple[str, ...]) -> None:
+def _check_platforms(platforms: tuple[str, ...]) -> None:
     """Raise `InvalidReferenceError` if one of them is none."""
     from proxy.oci.platform import parse_platform  # noqa: PLC0415 - brings msgspec
 
@@ -84,7 +84,7 @@ def _check(platforms: tuple[str, ...]) -> None:
             parse_platform(platform)
 
 
-def _write(lock: Path, images: list[dict[str, Any]]) -> None:
+def _write_lock(path: Path, images: list[dict[str, Any]]) -> None:
     """Write the lock file, wholly or not at all; the same images make the same bytes."""
     entries = [
         {
@@ -96,13 +96,13 @@ def _write(lock: Path, images: list[dict[str, Any]]) -> None:
         for image in images
     ]
     document = {"pullcache-lock": 1, "images": sorted(entries, key=lambda entry: entry["image"])}
-    partial = lock.with_name(f".{lock.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write(json.dumps(document, indent=2) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        partial.rename(lock)
+        partial.rename(path)
     finally:
         with suppress(FileNotFoundError):
             partial.unlink()

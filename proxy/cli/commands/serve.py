@@ -13,7 +13,7 @@ from proxy.cli.options import config_options, load_config
 from proxy.config.values import Address
 
 if TYPE_CHECKING:
-    from proxy.app import Listening
+    from proxy.app import DaemonInfo
 
 
 def _parse_upstreams(
@@ -65,21 +65,21 @@ def serve(
     )
     from proxy.daemon import run  # noqa: PLC0415 - brings aiohttp, which only the daemon needs
 
-    run(load, announce)
+    run(load, print_banner)
 
 
-def announce(listening: "Listening") -> None:
+def print_banner(info: "DaemonInfo") -> None:
     """Print what a newcomer needs to know, on stdout."""
-    scheme = "https" if listening.is_tls else "http"
-    tcp = [one for one in listening.addresses if not one.startswith("unix:")]
-    urls = [f"{scheme}://{one}" if one in tcp else one for one in listening.addresses]
-    local = f"{scheme}://{Address(tcp[0]).reachable}" if tcp else urls[0]
-    used, limit = format_bytes(listening.used), format_bytes(listening.max_size)
-    upstreams = [f"{name} = {url}" for name, url in listening.upstreams.items()]
+    scheme = "https" if info.is_tls else "http"
+    tcp = [one for one in info.addresses if not one.startswith("unix:")]
+    urls = [f"{scheme}://{one}" if one in tcp else one for one in info.addresses]
+    local = f"{scheme}://{Address(tcp[0]).local_address}" if tcp else urls[0]
+    used, limit = format_bytes(info.used), format_bytes(info.max_size)
+    upstreams = [f"{name} = {url}" for name, url in info.upstreams.items()]
     lines = (
         f"pullcache {__version__}",
         f"  listening  {', '.join(urls)}",
-        f"  store      {listening.store} ({used} used of at most {limit})",
+        f"  store      {info.store} ({used} used of at most {limit})",
         f"  upstreams  {', '.join(upstreams)}",
         f"  metrics    {local}/metrics",
         f'  docker     put {{"registry-mirrors": ["{local}"]}} into /etc/docker/daemon.json',

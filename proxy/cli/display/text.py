@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 # How wide a table is where nobody says: what reads it is no terminal, and cells are not to be cut.
-_WIDE = 10_000
+_UNLIMITED_WIDTH = 10_000
 
 
 def format_bytes(count: int) -> str:
@@ -21,7 +21,7 @@ def format_count(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """Return `text` with escapes for what does not print: it came from outside."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -32,23 +32,23 @@ def short_digest(text: str) -> str:
     return f"{algorithm}:{encoded[:12]}" if colon and len(encoded) > 12 else text
 
 
-class Cut:
+class Truncator:
     """Cuts texts for a terminal; elsewhere, and where it is asked for, they stay whole."""
 
-    def __init__(self, *, is_whole: bool) -> None:
-        self._is_whole = is_whole or not sys.stdout.isatty()
+    def __init__(self, *, no_trunc: bool) -> None:
+        self._no_trunc = no_trunc or not sys.stdout.isatty()
 
     def digest(self, text: str) -> str:
         """Return a digest, or its beginning; anything else as it is."""
-        return text if self._is_whole else short_digest(text)
+        return text if self._no_trunc else short_digest(text)
 
     def platform(self, text: str) -> str:
         """Return a platform; for a terminal without the system that nearly all have."""
-        return text if self._is_whole else text.removeprefix("linux/")
+        return text if self._no_trunc else text.removeprefix("linux/")
 
     def text(self, text: str, length: int) -> str:
         """Return a text, or its beginning."""
-        is_short = self._is_whole or len(text) <= length
+        is_short = self._no_trunc or len(text) <= length
         return text if is_short else f"{text[: length - 1]}…"
 
 
@@ -73,11 +73,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.text import Text  # noqa: PLC0415
 
     stream = sys.stdout
-    console = Console(file=stream, width=None if stream.isatty() else _WIDE, soft_wrap=False)
+    console = Console(
+        file=stream, width=None if stream.isatty() else _UNLIMITED_WIDTH, soft_wrap=False
+    )
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         name = column.removeprefix(">")
         table.add_column(name, justify="right" if name != column else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_row(*(Text(escape_unprintable(cell)) for cell in row))
     console.print(table)

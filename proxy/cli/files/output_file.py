@@ -8,46 +8,46 @@ from typing import BinaryIO, Self
 
 from backports.zstd import CompressionParameter, ZstdCompressor
 
-_PARTIAL = ".partial"
-_LEVEL = 3
+_PARTIAL_SUFFIX = ".partial"
+_COMPRESSION_LEVEL = 3
 
 
-class Target:
+class OutputFile:
     """A bundle's file `name`, or `name.000` and so on of at most `split` bytes each; "-" is stdout.
 
     A context: at a good end of it the files are durable and get their names, at a bad one they go. What is
     no regular file, a pipe or a device, is written to as it is.
     """
 
-    def __init__(self, name: str, split: int | None = None) -> None:
-        self.names: list[str] = []
-        self.written = 0
+    def __init__(self, name: str, part_size: int | None = None) -> None:
+        self.file_names: list[str] = []
+        self.bytes_written = 0
         self._name = name
-        self._split = split
-        self._room: int | None = None
+        self._part_size = part_size
+        self._part_remaining: int | None = None
         self._file: BinaryIO = sys.stdout.buffer
         self._compressor = None
         if name.endswith(".zst"):
             options: dict[int, int] = {
-                CompressionParameter.compression_level: _LEVEL,
+                CompressionParameter.compression_level: _COMPRESSION_LEVEL,
                 CompressionParameter.nb_workers: os.cpu_count() or 1,
             }
             self._compressor = ZstdCompressor(options=options)
 
     @property
-    def plain(self) -> Path | None:
+    def plain_path(self) -> Path | None:
         """The one file that takes the bundle as it is, for whoever can open it too; or None."""
-        if self._split or self._compressor or not self.names:
+        if self._part_size or self._compressor or not self.file_names:
             return None
-        return Path(self.names[0] + _PARTIAL)
+        return Path(self.file_names[0] + _PARTIAL_SUFFIX)
 
     def write(self, data: bytes) -> int:
         """Write bytes of the bundle; return how many they were."""
-        self._put(self._compressor.compress(data) if self._compressor else data)
+        self._write_raw(self._compressor.compress(data) if self._compressor else data)
         return len(data)
 
     def __enter__(self) -> Self:
-        self._open()
+        self._open_part()
         return self
 
     def __exit__(
@@ -60,55 +60,57 @@ class Target:
             if kind is None:
                 self._finish()
         finally:
-            self._close()
-            for name in self.names:
+            self._close_part()
+            for name in self.file_names:
                 # Those that are whole have their name by now.
-                Path(name + _PARTIAL).unlink(missing_ok=True)
+                Path(name + _PARTIAL_SUFFIX).unlink(missing_ok=True)
 
-    def _put(self, data: bytes) -> None:
+    def _write_raw(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
-            if self._room == 0:
-                self._sync()
-                self._open()
-            count = len(rest) if self._room is None else min(len(rest), self._room)
+            if self._part_remaining == 0:
+                self._sync_part()
+                self._open_part()
+            count = (
+                len(rest) if self._part_remaining is None else min(len(rest), self._part_remaining)
+            )
             self._file.write(rest[:count])
-            self.written += count
-            if self._room is not None:
-                self._room -= count
+            self.bytes_written += count
+            if self._part_remaining is not None:
+                self._part_remaining -= count
             rest = rest[count:]
 
-    def _open(self) -> None:
+    def _open_part(self) -> None:
         """Open the file, or the next part."""
         if self._name == "-":
             return
         path = Path(self._name)
         if not path.exists() or path.is_file():
-            self._room = self._split
-            name = f"{self._name}.{len(self.names):03}" if self._split else self._name
-            self.names.append(name)
-            path = Path(name + _PARTIAL)
+            self._part_remaining = self._part_size
+            name = f"{self._name}.{len(self.file_names):03}" if self._part_size else self._name
+            self.file_names.append(name)
+            path = Path(name + _PARTIAL_SUFFIX)
         self._file = path.open("wb")
 
-    def _sync(self) -> None:
+    def _sync_part(self) -> None:
         """Have the file on the disk: it is to be carried away, and a stick is pulled out at once."""
         self._file.flush()
-        if self.names:
+        if self.file_names:
             os.fsync(self._file.fileno())
-        self._close()
+        self._close_part()
 
-    def _close(self) -> None:
+    def _close_part(self) -> None:
         if self._file is not sys.stdout.buffer:
             self._file.close()
 
     def _finish(self) -> None:
         if self._compressor:
-            self._put(self._compressor.flush())
-        self._sync()
-        for name in self.names:
-            Path(name + _PARTIAL).rename(name)
+            self._write_raw(self._compressor.flush())
+        self._sync_part()
+        for name in self.file_names:
+            Path(name + _PARTIAL_SUFFIX).rename(name)
         # Parts of an earlier, larger bundle would be taken for parts of this one.
-        number = len(self.names)
-        while self._split and (stale := Path(f"{self._name}.{number:03}")).exists():
+        number = len(self.file_names)
+        while self._part_size and (stale := Path(f"{self._name}.{number:03}")).exists():
             stale.unlink()
             number += 1

@@ -1,53 +1,55 @@
 """Docker compose files (Compose Specification). PURE."""
 
-from proxy.preload.lists.documents import Items, Mapping, Node, Scalar
-from proxy.preload.lists.result import Found
+from proxy.preload.lists.documents import MappingNode, ScalarNode, SequenceNode, YamlNode
+from proxy.preload.lists.result import ParseResult
 from proxy.preload.lists.variables import VariableError, substitute
 
 
-def is_compose(root: Mapping) -> bool:
+def is_compose(root: MappingNode) -> bool:
     """Tell by the services, or by what includes them."""
-    return isinstance(root.get("services"), Mapping) or isinstance(root.get("include"), Items)
+    return isinstance(root.get("services"), MappingNode) or isinstance(
+        root.get("include"), SequenceNode
+    )
 
 
-def read_compose(root: Mapping, found: Found) -> None:
+def read_compose(root: MappingNode, result: ParseResult) -> None:
     """Read the images of all services, whatever their profiles."""
-    found.format("docker compose")
-    for included in root.items("include"):
-        found.problem(included.line, "an included file is not read: give it too", "note")
-    for name, service in root.mapping("services").fields.items():
-        if isinstance(service, Mapping):
-            _service(name, service, found)
+    result.add_format("docker compose")
+    for included in root.get_items("include"):
+        result.add_problem(included.line, "an included file is not read: give it too", "note")
+    for name, service in root.get_mapping("services").fields.items():
+        if isinstance(service, MappingNode):
+            _read_service(name, service, result)
         else:
-            found.problem(service.line, f"the service {name[:60]!r} is not a mapping")
+            result.add_problem(service.line, f"the service {name[:60]!r} is not a mapping")
 
 
-def _service(name: str, service: Mapping, found: Found) -> None:
+def _read_service(name: str, service: MappingNode, result: ParseResult) -> None:
     image = service.get("image")
-    if isinstance(image, Scalar) and image.text:
-        _image(image, service.get("platform"), found)
-    elif image is not None and not isinstance(image, Scalar):
-        found.problem(image.line, f"the image of {name[:60]!r} is not a text")
+    if isinstance(image, ScalarNode) and image.text:
+        _add_image(image, service.get("platform"), result)
+    elif image is not None and not isinstance(image, ScalarNode):
+        result.add_problem(image.line, f"the image of {name[:60]!r} is not a text")
     else:
-        found.problem(service.line, f"{name[:60]!r} {_why_no_image(service)}", "note")
-    mounts = [volume for volume in service.items("volumes") if isinstance(volume, Mapping)]
+        result.add_problem(service.line, f"{name[:60]!r} {_explain_missing_image(service)}", "note")
+    mounts = [volume for volume in service.get_items("volumes") if isinstance(volume, MappingNode)]
     for mount in mounts:
         source = mount.get("source")
-        if isinstance(source, Scalar) and mount.text("type") == "image":
-            _image(source, None, found)
+        if isinstance(source, ScalarNode) and mount.get_text("type") == "image":
+            _add_image(source, None, result)
 
 
-def _image(image: Scalar, platform: Node | None, found: Found) -> None:
+def _add_image(image: ScalarNode, platform: YamlNode | None, result: ParseResult) -> None:
     try:
         reference = substitute(image.text, {})
-        wanted = substitute(platform.text, {}) if isinstance(platform, Scalar) else ""
+        wanted = substitute(platform.text, {}) if isinstance(platform, ScalarNode) else ""
     except VariableError as error:
-        found.problem(image.line, str(error))
+        result.add_problem(image.line, str(error))
     else:
-        found.image(image.line, reference, (wanted,) if wanted else ())
+        result.add_image(image.line, reference, (wanted,) if wanted else ())
 
 
-def _why_no_image(service: Mapping) -> str:
+def _explain_missing_image(service: MappingNode) -> str:
     if service.get("build") is not None:
         return "is built, not pulled: give its Dockerfile to have what it is built from"
     if service.get("extends") is not None:

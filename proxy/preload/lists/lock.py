@@ -1,31 +1,33 @@
 """The lock file that a preload writes: each image with its digest, to be preloaded again exactly. PURE."""
 
-from proxy.preload.lists.documents import Mapping, Scalar
-from proxy.preload.lists.result import Found
+from proxy.preload.lists.documents import MappingNode, ScalarNode
+from proxy.preload.lists.result import ParseResult
 
-KEY = "pullcache-lock"
-VERSION = "1"
+LOCK_KEY = "pullcache-lock"
+LOCK_VERSION = "1"
 
 
-def is_lock(root: Mapping) -> bool:
+def is_lock(root: MappingNode) -> bool:
     """Tell by the key that no other format has."""
-    return root.get(KEY) is not None
+    return root.get(LOCK_KEY) is not None
 
 
-def read_lock(root: Mapping, found: Found) -> None:
+def read_lock(root: MappingNode, result: ParseResult) -> None:
     """Read `images: [{image, digest, size, platforms}]`."""
-    found.format("pullcache lock")
-    version = root.text(KEY)
-    if version != VERSION:
-        found.problem(
-            root.line, f"a lock of version {version[:20]!r}: this pullcache knows {VERSION}"
+    result.add_format("pullcache lock")
+    version = root.get_text(LOCK_KEY)
+    if version != LOCK_VERSION:
+        result.add_problem(
+            root.line, f"a lock of version {version[:20]!r}: this pullcache knows {LOCK_VERSION}"
         )
         return
-    for entry in root.items("images"):
-        name = entry.text("image") if isinstance(entry, Mapping) else ""
-        digest = entry.text("digest") if isinstance(entry, Mapping) else ""
-        if not isinstance(entry, Mapping) or not (name and digest):
-            found.problem(entry.line, "an image of a lock has a name and a digest")
+    for entry in root.get_items("images"):
+        name = entry.get_text("image") if isinstance(entry, MappingNode) else ""
+        digest = entry.get_text("digest") if isinstance(entry, MappingNode) else ""
+        if not isinstance(entry, MappingNode) or not (name and digest):
+            result.add_problem(entry.line, "an image of a lock has a name and a digest")
             continue
-        platforms = [one.text for one in entry.items("platforms") if isinstance(one, Scalar)]
-        found.image(entry.line, name if "@" in name else f"{name}@{digest}", platforms)
+        platforms = [
+            one.text for one in entry.get_items("platforms") if isinstance(one, ScalarNode)
+        ]
+        result.add_image(entry.line, name if "@" in name else f"{name}@{digest}", platforms)

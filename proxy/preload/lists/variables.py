@@ -6,14 +6,14 @@ The compose specification's chapter on interpolation; Dockerfiles know a part of
 import re
 from collections.abc import Mapping
 
-from proxy.preload.lists.result import MAX_REFERENCE
+from proxy.preload.lists.result import MAX_REFERENCE_LENGTH
 
 # `${A:-${B:-${C}}}` is three deep.
-MAX_DEPTH = 10
+MAX_SUBSTITUTION_DEPTH = 10
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_BRACED = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:(:?[-?+])(.*))?", re.DOTALL)
-_BRACE = re.compile(r"\$\{|\}")
+_BRACED_VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:(:?[-?+])(.*))?", re.DOTALL)
+_BRACE_TOKEN = re.compile(r"\$\{|\}")
 
 
 class VariableError(ValueError):
@@ -22,7 +22,7 @@ class VariableError(ValueError):
 
 def substitute(text: str, values: Mapping[str, str], depth: int = 0) -> str:
     """Return `text` with its variables replaced, `$$` by `$`; raise `VariableError`."""
-    if len(text) > MAX_REFERENCE or depth > MAX_DEPTH:
+    if len(text) > MAX_REFERENCE_LENGTH or depth > MAX_SUBSTITUTION_DEPTH:
         raise VariableError(f"{text[:60]!r}… is too long or nested too deeply for an image")
     pieces = []
     position = 0
@@ -32,8 +32,8 @@ def substitute(text: str, values: Mapping[str, str], depth: int = 0) -> str:
         pieces.append(piece)
     result = "".join([*pieces, text[position:]])
     # Values may hold values, each twice: what they come to is bounded, not only what is written.
-    if len(result) > MAX_REFERENCE:
-        raise VariableError(f"{text[:60]!r} comes to more than {MAX_REFERENCE} characters")
+    if len(result) > MAX_REFERENCE_LENGTH:
+        raise VariableError(f"{text[:60]!r} comes to more than {MAX_REFERENCE_LENGTH} characters")
     return result
 
 
@@ -42,28 +42,28 @@ def _expand(text: str, start: int, values: Mapping[str, str], depth: int) -> tup
     if text.startswith("$", start):
         return "$", start + 1
     if name := _NAME.match(text, start):
-        return _choose(name[0], "", "", values, depth), name.end()
+        return _evaluate(name[0], "", "", values, depth), name.end()
     if not text.startswith("{", start):
         return "$", start
-    end = _closing(text, start + 1)
-    braced = _BRACED.fullmatch(text, start + 1, end)
+    end = _find_closing_brace(text, start + 1)
+    braced = _BRACED_VARIABLE.fullmatch(text, start + 1, end)
     if braced is None:
         raise VariableError(f"{text[:60]!r} is not understood: variables are ${{NAME:-default}}")
     name_, operator, word = braced.groups(default="")
-    return _choose(name_, operator, word, values, depth), end + 1
+    return _evaluate(name_, operator, word, values, depth), end + 1
 
 
-def _closing(text: str, start: int) -> int:
+def _find_closing_brace(text: str, start: int) -> int:
     """Return where the brace ends that was opened before `start`."""
     opened = 1
-    for brace in _BRACE.finditer(text, start):
+    for brace in _BRACE_TOKEN.finditer(text, start):
         opened += 1 if brace[0] == "${" else -1
         if not opened:
             return brace.start()
     raise VariableError(f"{text[:60]!r} has a ${{ that is not closed")
 
 
-def _choose(name: str, operator: str, word: str, values: Mapping[str, str], depth: int) -> str:
+def _evaluate(name: str, operator: str, word: str, values: Mapping[str, str], depth: int) -> str:
     """Return the value of a variable, its default, or its replacement."""
     value = values.get(name)
     is_set = bool(value) if operator.startswith(":") else value is not None

@@ -46,26 +46,26 @@ from aiohttp import hdrs
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
 from proxy import errors
-from proxy.errors import InvalidRequestError, ProxyError, code_of
-from proxy.log import Log, get_logger, request_id
+from proxy.errors import InvalidRequestError, ProxyError, error_code
+from proxy.log import LogWriter, get_logger, request_id
 from proxy.metrics import Metrics
-from proxy.server.responses import BodyCutError
+from proxy.server.responses import TruncatedBodyError
 
 # A document in a request has at most so many bytes; what is larger is an upload, and streams.
-MAX_DOCUMENT = 4 << 20
+MAX_DOCUMENT_SIZE = 4 << 20
 
 # The first class that fits decides.
-_STATUS: tuple[tuple[type[ProxyError], int], ...] = (
+_STATUS_BY_ERROR: tuple[tuple[type[ProxyError], int], ...] = (
     (InvalidRequestError, 400),
     (errors.InvalidReferenceError, 400),
     (errors.BundleError, 400),
     (errors.FileUnreachableError, 400),
     (errors.UnauthorizedError, 401),
     (errors.DeniedError, 403),
-    (errors.UnknownError, 404),
+    (errors.NotFoundError, 404),
     (errors.BusyError, 409),
     (errors.RateLimitedError, 429),
-    (errors.CrowdedError, 429),
+    (errors.TooManyRequestsError, 429),
     (errors.UpstreamTimeoutError, 504),
     (errors.UpstreamUnavailableError, 503),
     (errors.UpstreamError, 502),
@@ -74,72 +74,72 @@ _STATUS: tuple[tuple[type[ProxyError], int], ...] = (
     (ProxyError, 500),
 )
 
-_CREDENTIALS = struct.Struct("=iII")  # Linux's struct ucred: process, user, group
+_UCRED = struct.Struct("=iII")  # Linux's struct ucred: process, user, group
 _HEADERS = {hdrs.CACHE_CONTROL: "no-store", "X-Content-Type-Options": "nosniff"}
-_LINES = "application/x-ndjson"
+_NDJSON = "application/x-ndjson"
 
 T = TypeVar("T")
 
 log = get_logger(__name__)
 
 
-class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RequestModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a request holds, in its body or its query; a field that is not known is an error."""
 
 
 @dataclass(frozen=True, slots=True)
-class Download:
+class ByteStream:
     """An answer that is bytes. A failure among them cuts the connection: the body stays short."""
 
     chunks: AsyncGenerator[bytes, None]
     content_type: str
 
 
-class Call:
+class AdminRequest:
     """A request to a handler. `names` are the named parts of its path."""
 
-    def __init__(self, request: BaseRequest, names: Mapping[str, str]) -> None:
-        self.names = names
+    def __init__(self, request: BaseRequest, path_params: Mapping[str, str]) -> None:
+        self.path_params = path_params
         self._request = request
 
-    def query(self, kind: type[T]) -> T:
+    def parse_query(self, model: type[T]) -> T:
         """Return the query as a `kind`, numbers and booleans read from their text."""
         values = self._request.query
         if repeated := [name for name in values if len(values.getall(name)) > 1]:
             raise InvalidRequestError(f"the query has {repeated[0]!r} more than once")
-        with _named("query"):
-            return msgspec.convert(dict(values), kind, strict=False)
+        with _map_decode_errors("query"):
+            return msgspec.convert(dict(values), model, strict=False)
 
-    async def document(self, kind: type[T]) -> T:
+    async def read_json(self, model: type[T]) -> T:
         """Return the JSON body as a `kind`. Raises `InvalidRequestError`."""
         if self._request.content_type != "application/json":
             raise InvalidRequestError("the body is not said to be JSON (Content-Type)")
         content = bytearray()
-        async for chunk in self.chunks():
+        async for chunk in self.iter_chunks():
             content += chunk
-            if len(content) > MAX_DOCUMENT:
-                raise InvalidRequestError(f"the body has more than {MAX_DOCUMENT} bytes")
-        with _named("body"):
-            return msgspec.json.decode(content, type=kind)
+            if len(content) > MAX_DOCUMENT_SIZE:
+                raise InvalidRequestError(f"the body has more than {MAX_DOCUMENT_SIZE} bytes")
+        with _map_decode_errors("body"):
+            return msgspec.json.decode(content, type=model)
 
     @property
-    def is_local(self) -> bool:
+    def is_trusted_local(self) -> bool:
         """Whether it came by a Unix socket, from the daemon's user or root: who may open what the daemon may."""
         transport = self._request.transport
         connection = transport and transport.get_extra_info("socket")
         if not connection or connection.family != socket.AF_UNIX:
             return False
-        told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        _, user, _ = _CREDENTIALS.unpack(told)
+        told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        _, user, _ = _UCRED.unpack(told)
         return user in (0, os.geteuid())
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def iter_chunks(self) -> AsyncIterator[bytes]:
         """Yield the body as it comes. Raises `ConnectionError` if the client leaves in its midst."""
         async for chunk in self._request.content.iter_any():
             yield chunk
 
 
-Handler = Callable[[Call], Awaitable[object] | AsyncGenerator[Any, None]]
+Handler = Callable[[AdminRequest], Awaitable[object] | AsyncGenerator[Any, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,36 +152,38 @@ class Route:
 
     def match(self, path: str) -> dict[str, str] | None:
         """Return the named parts of `path`, as it came on the wire, if it is this route's."""
-        found = _pattern(self.path).fullmatch(path)
+        found = _compile_path(self.path).fullmatch(path)
         return {name: unquote(text) for name, text in found.groupdict().items()} if found else None
 
 
-class Api:
+class AdminApiHandler:
     """Answers what is under `/api/`. `close` ends what still runs."""
 
-    def __init__(self, routes: Iterable[Route], metrics: Metrics, access_log: Log | None) -> None:
+    def __init__(
+        self, routes: Iterable[Route], metrics: Metrics, access_log: LogWriter | None
+    ) -> None:
         # Replaced by a reload; an operation goes on with what it began with.
         self.routes = tuple(routes)
         self._metrics = metrics
         self._access_log = access_log
-        self._ids = count(1)
+        self._request_ids = count(1)
         self._running: set[asyncio.Task[object]] = set()
 
     async def handle(self, request: BaseRequest) -> StreamResponse:
         """Answer any request; never raise anything but `ConnectionError`."""
-        request_id.set(f"admin-{next(self._ids)}")
+        request_id.set(f"admin-{next(self._request_ids)}")
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
         status = 499
         try:
-            response = await self._answer(request)
+            response = await self._respond(request)
             status = response.status
         finally:
             self._running.discard(task)
             if self._access_log:
                 path = request.raw_path[:300]
-                self._access_log.access(
+                self._access_log.log_request(
                     "admin_request",
                     client=request.remote or "admin.sock",
                     method=request.method,
@@ -198,42 +200,42 @@ class Api:
         if running:
             await asyncio.wait(running)
 
-    async def _answer(self, request: BaseRequest) -> StreamResponse:
+    async def _respond(self, request: BaseRequest) -> StreamResponse:
         try:
-            route, names = self._find(request)
-            result = route.handler(Call(request, names))
+            route, names = self._match_route(request)
+            result = route.handler(AdminRequest(request, names))
             if isinstance(result, AsyncGenerator):
                 return await self._send_events(request, result)
             document = await result
-            if isinstance(document, Download):
-                return await self._send_bytes(request, document)
-        except _MethodError as error:
-            response = error_response(InvalidRequestError(str(error)), 405)
+            if isinstance(document, ByteStream):
+                return await self._send_stream(request, document)
+        except _MethodNotAllowedError as error:
+            response = api_error_response(InvalidRequestError(str(error)), 405)
             response.headers[hdrs.ALLOW] = error.allowed
             return response
         except ConnectionError:
             raise
         except Exception as error:  # noqa: BLE001 (what nobody foresaw is logged and counted)
-            return error_response(self._foreseen(error))
-        return _document(document)
+            return api_error_response(self._to_proxy_error(error))
+        return _json_response(document)
 
-    def _find(self, request: BaseRequest) -> tuple[Route, dict[str, str]]:
+    def _match_route(self, request: BaseRequest) -> tuple[Route, dict[str, str]]:
         path = request.raw_path.partition("?")[0]
         found = [(one, names) for one in self.routes if (names := one.match(path)) is not None]
         if not found:
-            raise errors.UnknownError(
+            raise errors.NotFoundError(
                 "there is nothing here; /api/v1/openapi.json says what there is"
             )
         for route, names in found:
             if route.method == request.method:
                 return route, names
-        raise _MethodError(", ".join(sorted({route.method for route, _ in found})))
+        raise _MethodNotAllowedError(", ".join(sorted({route.method for route, _ in found})))
 
-    def _foreseen(self, error: Exception) -> ProxyError:
+    def _to_proxy_error(self, error: Exception) -> ProxyError:
         """Return `error` if it is one of ours; anything else is a bug."""
         if isinstance(error, ProxyError):
             return error
-        self._metrics.bug()
+        self._metrics.count_internal_error()
         log.error("admin_request_failed", exc_info=error)
         return ProxyError("the cache failed inside; its log says how")
 
@@ -243,7 +245,7 @@ class Api:
         async with aclosing(events):
             # Until there is an event, an error can still be a status.
             event = await anext(events, None)
-            response = StreamResponse(headers={**_HEADERS, hdrs.CONTENT_TYPE: _LINES})
+            response = StreamResponse(headers={**_HEADERS, hdrs.CONTENT_TYPE: _NDJSON})
             await response.prepare(request)
             try:
                 while event is not None:
@@ -252,14 +254,14 @@ class Api:
             except ConnectionError:
                 raise
             except Exception as error:  # noqa: BLE001 (see _answer)
-                last = _error_document(self._foreseen(error))
+                last = _error_document(self._to_proxy_error(error))
                 await response.write(msgspec.json.encode(last) + b"\n")
         await response.write_eof()
         return response
 
-    async def _send_bytes(self, request: BaseRequest, download: Download) -> StreamResponse:
-        response = StreamResponse(headers={**_HEADERS, hdrs.CONTENT_TYPE: download.content_type})
-        async with aclosing(download.chunks) as chunks:
+    async def _send_stream(self, request: BaseRequest, stream: ByteStream) -> StreamResponse:
+        response = StreamResponse(headers={**_HEADERS, hdrs.CONTENT_TYPE: stream.content_type})
+        async with aclosing(stream.chunks) as chunks:
             chunk = await anext(chunks, None)
             await response.prepare(request)
             try:
@@ -269,14 +271,14 @@ class Api:
             except ConnectionError:
                 raise
             except Exception as error:
-                reason = str(self._foreseen(error))
-                log.warning("download_cut", path=request.raw_path[:200], reason=reason)
-                raise BodyCutError(reason) from error
+                reason = str(self._to_proxy_error(error))
+                log.warning("admin_response_truncated", path=request.raw_path[:200], reason=reason)
+                raise TruncatedBodyError(reason) from error
         await response.write_eof()
         return response
 
 
-class _MethodError(Exception):
+class _MethodNotAllowedError(Exception):
     """The path is there, the method is not. `allowed` is the Allow header's value."""
 
     def __init__(self, allowed: str) -> None:
@@ -285,33 +287,33 @@ class _MethodError(Exception):
 
 
 @contextmanager
-def _named(place: str) -> Iterator[None]:
+def _map_decode_errors(location: str) -> Iterator[None]:
     """Turn what msgspec raises inside into an `InvalidRequestError` that names the field."""
     try:
         yield
     except msgspec.DecodeError as error:  # a ValidationError is one
         reason, _, field = str(error).replace("`", "").partition(" - at $")
-        where = f"{place}: {field.lstrip('.')}" if field else place
+        where = f"{location}: {field.lstrip('.')}" if field else location
         raise InvalidRequestError(f"{where}: {reason[:1].lower()}{reason[1:]}") from error
 
 
 @cache
-def _pattern(path: str) -> re.Pattern[str]:
+def _compile_path(path: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(path)))
 
 
-def error_response(error: ProxyError, status: int | None = None) -> Response:
+def api_error_response(error: ProxyError, status: int | None = None) -> Response:
     """Return the answer that says `error`."""
     if status is None:
-        status = next(status for kind, status in _STATUS if isinstance(error, kind))
-    return _document(_error_document(error), status)
+        status = next(status for kind, status in _STATUS_BY_ERROR if isinstance(error, kind))
+    return _json_response(_error_document(error), status)
 
 
 def _error_document(error: ProxyError) -> dict[str, dict[str, str]]:
-    return {"error": {"code": code_of(error), "message": str(error)}}
+    return {"error": {"code": error_code(error), "message": str(error)}}
 
 
-def _document(document: object, status: int = 200) -> Response:
+def _json_response(document: object, status: int = 200) -> Response:
     if document is None:
         return Response(status=204, headers=_HEADERS)
     body = msgspec.json.encode(document)

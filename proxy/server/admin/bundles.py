@@ -10,22 +10,22 @@ from typing import TypeVar
 import msgspec
 
 from proxy.bundle import local_file
-from proxy.bundle.export import Bundle, Exported, Exporter
-from proxy.bundle.import_ import Importer, Report
-from proxy.bundle.local_file import File
-from proxy.concurrency import beside
+from proxy.bundle.export import Bundle, BundleExporter, ExportedImage
+from proxy.bundle.import_ import BundleImporter, ImportReport
+from proxy.bundle.local_file import LocalFile
+from proxy.concurrency import background
 from proxy.errors import FileUnreachableError
 from proxy.oci.digest import Digest
-from proxy.server.admin.api import Call, Download, Input, Route
+from proxy.server.admin.api import AdminRequest, ByteStream, RequestModel, Route
 
 # How often an export to a file, or an import, says how far it is, in seconds.
-INTERVAL = 0.5
+PROGRESS_INTERVAL = 0.5
 
 T = TypeVar("T")
-K = TypeVar("K", bound=Input)
+M = TypeVar("M", bound=RequestModel)
 
 
-class Wanted(Input, frozen=True):
+class ExportRequest(RequestModel, frozen=True):
     """What to export; `without` are digests that are left out, because an earlier bundle has them."""
 
     images: list[str]
@@ -33,120 +33,134 @@ class Wanted(Input, frozen=True):
     without: tuple[str, ...] = ()
 
 
-class Named(Input, frozen=True):
+class ImportQuery(RequestModel, frozen=True):
     """What the image of a bundle is called that does not say it."""
 
     name: str = ""
 
 
-class Target(Wanted, frozen=True, kw_only=True):
+class ExportToFileRequest(ExportRequest, frozen=True, kw_only=True):
     """What to export into which file, an empty one."""
 
-    file: File
+    file: LocalFile
 
 
-class Sources(Input, frozen=True):
+class ImportFilesRequest(RequestModel, frozen=True):
     """The files of a bundle, in order, and what its image is called if it does not say it."""
 
-    files: list[File]
+    files: list[LocalFile]
     name: str = ""
 
 
-class Plan(msgspec.Struct, frozen=True):
+class ExportPlan(msgspec.Struct, frozen=True):
     """What an export would hold: `size` bytes, of which there are no less later."""
 
     size: int
     blobs: int
-    images: list[Exported]
+    images: list[ExportedImage]
 
 
-class Progress(msgspec.Struct, frozen=True):
+class BundleProgress(msgspec.Struct, frozen=True):
     """How many bytes of a bundle were read, or written."""
 
     done: int
 
 
 @dataclass(frozen=True, slots=True)
-class Operations:
+class BundleHandlers:
     """What these routes work with."""
 
-    exporter: Exporter
-    importer: Importer
+    exporter: BundleExporter
+    importer: BundleImporter
     threads: Executor
 
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
             Route("POST", "/api/v1/export", self.export),
-            Route("POST", "/api/v1/export/file", self.write),
-            Route("POST", "/api/v1/export/plan", self.plan),
-            Route("POST", "/api/v1/import", self.take),
-            Route("POST", "/api/v1/import/files", self.read),
+            Route("POST", "/api/v1/export/file", self.export_to_file),
+            Route("POST", "/api/v1/export/plan", self.plan_export),
+            Route("POST", "/api/v1/import", self.import_stream),
+            Route("POST", "/api/v1/import/files", self.import_files),
         ]
 
-    async def plan(self, call: Call) -> Plan:
+    async def plan_export(self, request: AdminRequest) -> ExportPlan:
         """Say what an export would hold, and how large it would be."""
-        async with self._opened(await call.document(Wanted)) as (bundle, images):
-            return Plan(bundle.size, len(bundle.blobs), images)
+        async with self._open_bundle(await request.read_json(ExportRequest)) as (bundle, images):
+            return ExportPlan(bundle.size, len(bundle.blobs), images)
 
-    async def export(self, call: Call) -> Download:
+    async def export(self, request: AdminRequest) -> ByteStream:
         """Send a bundle."""
-        return Download(self._chunks(await call.document(Wanted)), "application/x-tar")
+        return ByteStream(
+            self._export_chunks(await request.read_json(ExportRequest)), "application/x-tar"
+        )
 
-    async def write(self, call: Call) -> AsyncGenerator[Progress, None]:
+    async def export_to_file(self, request: AdminRequest) -> AsyncGenerator[BundleProgress, None]:
         """Write a bundle into a file of this machine; tell how far it is, and at last how large."""
-        wanted = await _local(call, Target)
+        wanted = await _read_local_request(request, ExportToFileRequest)
 
-        async def work(progress: Callable[[int], None]) -> Progress:
-            async with self._opened(wanted) as (bundle, _):
-                return Progress(await self.exporter.write(bundle, wanted.file, progress))
+        async def work(progress: Callable[[int], None]) -> BundleProgress:
+            async with self._open_bundle(wanted) as (bundle, _):
+                return BundleProgress(await self.exporter.write(bundle, wanted.file, progress))
 
-        async with aclosing(_watched(work)) as events:
+        async with aclosing(_with_progress(work)) as events:
             async for event in events:
                 yield event
 
-    def take(self, call: Call) -> AsyncGenerator[Progress | Report, None]:
+    def import_stream(
+        self, request: AdminRequest
+    ) -> AsyncGenerator[BundleProgress | ImportReport, None]:
         """Take the body, a bundle, into the store; tell how far it is, and at last what became of it."""
-        return self._take(call.chunks(), call.query(Named).name)
+        return self._import_chunks(request.iter_chunks(), request.parse_query(ImportQuery).name)
 
-    async def read(self, call: Call) -> AsyncGenerator[Progress | Report, None]:
+    async def import_files(
+        self, request: AdminRequest
+    ) -> AsyncGenerator[BundleProgress | ImportReport, None]:
         """Take a bundle in files of this machine, as `take` does."""
-        wanted = await _local(call, Sources)
-        chunks = local_file.read(wanted.files, self.threads)
-        async with aclosing(chunks), aclosing(self._take(chunks, wanted.name)) as events:
+        wanted = await _read_local_request(request, ImportFilesRequest)
+        chunks = local_file.read_files(wanted.files, self.threads)
+        async with aclosing(chunks), aclosing(self._import_chunks(chunks, wanted.name)) as events:
             async for event in events:
                 yield event
 
-    def _take(
+    def _import_chunks(
         self, chunks: AsyncIterator[bytes], name: str
-    ) -> AsyncGenerator[Progress | Report, None]:
-        return _watched(lambda progress: self.importer.take(chunks, name=name, progress=progress))
+    ) -> AsyncGenerator[BundleProgress | ImportReport, None]:
+        return _with_progress(
+            lambda progress: self.importer.import_bundle(
+                chunks, default_name=name, on_progress=progress
+            )
+        )
 
-    async def _chunks(self, wanted: Wanted) -> AsyncGenerator[bytes, None]:
+    async def _export_chunks(self, request: ExportRequest) -> AsyncGenerator[bytes, None]:
         async with (
-            self._opened(wanted) as (bundle, _),
-            aclosing(self.exporter.chunks(bundle)) as chunks,
+            self._open_bundle(request) as (bundle, _),
+            aclosing(self.exporter.stream(bundle)) as chunks,
         ):
             async for chunk in chunks:
                 yield chunk
 
-    def _opened(self, wanted: Wanted) -> AbstractAsyncContextManager[tuple[Bundle, list[Exported]]]:
-        without = frozenset(map(Digest.parse, wanted.without))
-        return self.exporter.open(wanted.images, platforms=wanted.platforms, without=without)
+    def _open_bundle(
+        self, request: ExportRequest
+    ) -> AbstractAsyncContextManager[tuple[Bundle, list[ExportedImage]]]:
+        without = frozenset(map(Digest.parse, request.without))
+        return self.exporter.open_bundle(
+            request.images, platforms=request.platforms, exclude=without
+        )
 
 
-async def _local(call: Call, kind: type[K]) -> K:
+async def _read_local_request(request: AdminRequest, model: type[M]) -> M:
     """Return the document of a call that names files, which only who may open them anyway may do."""
-    if not call.is_local:
+    if not request.is_trusted_local:
         raise FileUnreachableError(
             "files are named by the daemon's user and root, on admin.sock; send the bundle itself"
         )
-    return await call.document(kind)
+    return await request.read_json(model)
 
 
-async def _watched(
+async def _with_progress(
     work: Callable[[Callable[[int], None]], Awaitable[T]],
-) -> AsyncGenerator[Progress | T, None]:
+) -> AsyncGenerator[BundleProgress | T, None]:
     """Do the work, which says how far it is; tell so from time to time, and at last what came of it."""
     done = told = 0
 
@@ -154,10 +168,10 @@ async def _watched(
         nonlocal done
         done = count
 
-    async with beside(work(progress)) as working:
+    async with background(work(progress)) as working:
         while not working.done():
-            await asyncio.wait((working,), timeout=INTERVAL)
+            await asyncio.wait((working,), timeout=PROGRESS_INTERVAL)
             if done > told and not working.done():
                 told = done
-                yield Progress(done)
+                yield BundleProgress(done)
         yield await working

@@ -5,61 +5,61 @@ from dataclasses import dataclass
 
 import msgspec
 
-from proxy.images.check import Check, Checker, Wanted
-from proxy.images.inspect import Detail, Inspector
-from proxy.images.manage import Image, Images, Removed
-from proxy.server.admin.api import Call, Input, Route
+from proxy.images.check import ImageCheck, ImageSelection, OfflineChecker
+from proxy.images.inspect import ImageDetail, ImageInspector
+from proxy.images.manage import ImageManager, ImageSummary, RemovedImages
+from proxy.server.admin.api import AdminRequest, RequestModel, Route
 
 
-class Filter(Input, frozen=True):
+class ListImagesQuery(RequestModel, frozen=True):
     """Which images: a part of their names, or a glob."""
 
     filter: str = ""
 
 
-class Named(Input, frozen=True):
+class InspectQuery(RequestModel, frozen=True):
     """One image."""
 
     image: str
 
 
-class Several(Input, frozen=True):
+class ImagesRequest(RequestModel, frozen=True):
     """Some images."""
 
     images: list[str]
 
 
-class Removal(Several, frozen=True):
+class RemoveRequest(ImagesRequest, frozen=True):
     """What is to go. `force` takes pinned images too."""
 
     dry_run: bool = False
     force: bool = False
 
 
-class Checklist(Input, frozen=True):
+class CheckRequest(RequestModel, frozen=True):
     """What is to be checked."""
 
-    images: list[Wanted]
+    images: list[ImageSelection]
 
 
-class Pinned(msgspec.Struct, frozen=True):
+class PinResponse(msgspec.Struct, frozen=True):
     """The images whose pin was set, or taken away."""
 
     images: list[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Operations:
+class ImageHandlers:
     """What these routes work with."""
 
-    images: Images
-    checker: Checker
-    inspector: Inspector
+    images: ImageManager
+    checker: OfflineChecker
+    inspector: ImageInspector
 
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
-            Route("GET", "/api/v1/images", self.find),
+            Route("GET", "/api/v1/images", self.list_images),
             Route("GET", "/api/v1/images/inspect", self.inspect),
             Route("POST", "/api/v1/images/check", self.check),
             Route("POST", "/api/v1/images/remove", self.remove),
@@ -67,29 +67,29 @@ class Operations:
             Route("POST", "/api/v1/images/unpin", self.unpin),
         ]
 
-    def find(self, call: Call) -> AsyncGenerator[Image, None]:
+    def list_images(self, request: AdminRequest) -> AsyncGenerator[ImageSummary, None]:
         """List images."""
-        return self.images.find(call.query(Filter).filter)
+        return self.images.list_images(request.parse_query(ListImagesQuery).filter)
 
-    async def inspect(self, call: Call) -> Detail:
+    async def inspect(self, request: AdminRequest) -> ImageDetail:
         """Look closely at one."""
-        return await self.inspector.inspect(call.query(Named).image)
+        return await self.inspector.inspect(request.parse_query(InspectQuery).image)
 
-    async def check(self, call: Call) -> AsyncGenerator[Check, None]:
+    async def check(self, request: AdminRequest) -> AsyncGenerator[ImageCheck, None]:
         """Say what could be pulled with the network unplugged."""
-        wanted = await call.document(Checklist)
+        wanted = await request.read_json(CheckRequest)
         async for check in self.checker.check(wanted.images):
             yield check
 
-    async def remove(self, call: Call) -> Removed:
+    async def remove(self, request: AdminRequest) -> RemovedImages:
         """Remove images, or say what that would free."""
-        wanted = await call.document(Removal)
+        wanted = await request.read_json(RemoveRequest)
         return await self.images.remove(wanted.images, dry_run=wanted.dry_run, force=wanted.force)
 
-    async def pin(self, call: Call) -> Pinned:
+    async def pin(self, request: AdminRequest) -> PinResponse:
         """Keep images from being evicted."""
-        return Pinned(await self.images.pin((await call.document(Several)).images))
+        return PinResponse(await self.images.pin((await request.read_json(ImagesRequest)).images))
 
-    async def unpin(self, call: Call) -> Pinned:
+    async def unpin(self, request: AdminRequest) -> PinResponse:
         """Let images be evicted again."""
-        return Pinned(await self.images.unpin((await call.document(Several)).images))
+        return PinResponse(await self.images.unpin((await request.read_json(ImagesRequest)).images))

@@ -26,19 +26,24 @@ from proxy.errors import (
     StorageError,
     UnauthorizedError,
 )
-from proxy.server.admin.api import Api, error_response
-from proxy.server.health import Admin
-from proxy.server.listening import Listener, text_of
-from proxy.server.tls import Tls
+from proxy.server.admin.api import AdminApiHandler, api_error_response
+from proxy.server.health import HealthEndpoints
+from proxy.server.listening import Listener, format_address
+from proxy.server.tls import TlsContext
 
-SOCKET = "admin.sock"
+SOCKET_NAME = "admin.sock"
 
 # What a form or a script of a foreign page may send without asking the browser's leave (Fetch standard, "CORS-safelisted
 # request-header"); nothing at all is safelisted too.
-_SAFELISTED = ("", "text/plain", "multipart/form-data", "application/x-www-form-urlencoded")
+_SAFELISTED_CONTENT_TYPES = (
+    "",
+    "text/plain",
+    "multipart/form-data",
+    "application/x-www-form-urlencoded",
+)
 
 
-class Gate:
+class TokenAuth:
     """Judges requests that came by TCP. With a `token` that is all that counts."""
 
     def __init__(self, token: str) -> None:
@@ -62,32 +67,34 @@ class Gate:
         if origin is not None and origin != f"{request.scheme}://{host}":
             raise DeniedError("the admin API does not answer to other sites' pages")
         plain_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip().lower()
-        if request.method == "POST" and plain_type in _SAFELISTED:
+        if request.method == "POST" and plain_type in _SAFELISTED_CONTENT_TYPES:
             raise InvalidRequestError("a POST says what it sends (Content-Type: application/json)")
 
 
-class Door:
+class AdminListener:
     """The handler of an admin listener: the API behind the gate, and health and metrics beside it."""
 
-    def __init__(self, api: Api, admin: Admin, gate: Gate | None) -> None:
+    def __init__(
+        self, api: AdminApiHandler, health: HealthEndpoints, token_auth: TokenAuth | None
+    ) -> None:
         self._api = api
-        self._admin = admin
-        self._gate = gate
+        self._health = health
+        self._token_auth = token_auth
 
     async def __call__(self, request: BaseRequest) -> StreamResponse:
         """Answer any request."""
         try:
-            if self._admin.has(request):
-                return await self._admin.handle(request)
-            if self._gate:
-                self._gate.check(request)
+            if self._health.has_path(request):
+                return await self._health.handle(request)
+            if self._token_auth:
+                self._token_auth.check(request)
         except ProxyError as error:
-            return _refusal(error)
+            return _rejection_response(error)
         return await self._api.handle(request)
 
 
-def _refusal(error: ProxyError) -> Response:
-    response = error_response(error)
+def _rejection_response(error: ProxyError) -> Response:
+    response = api_error_response(error)
     if isinstance(error, UnauthorizedError):
         response.headers[hdrs.WWW_AUTHENTICATE] = 'Bearer realm="pullcache"'
     # What is refused is not read.
@@ -98,12 +105,12 @@ def _refusal(error: ProxyError) -> Response:
 async def listen(
     stack: AsyncExitStack,
     group: asyncio.TaskGroup,
-    root: Path,
+    store_path: Path,
     settings: ServerSettings,
-    api: Api,
-    admin: Admin,
+    api: AdminApiHandler,
+    health: HealthEndpoints,
     sockets: Sequence[socket.socket] = (),
-    tls: Tls | None = None,
+    tls: TlsContext | None = None,
 ) -> list[str]:
     """Open the socket in the store at `root`, whose lock is ours, and the TCP addresses; return these.
 
@@ -113,18 +120,18 @@ async def listen(
     """
     token = settings.read_admin_token()
     for one in sockets:
-        if not (token or _is_local(one) or is_loopback(one.getsockname()[0])):
+        if not (token or _is_unix_socket(one) or is_loopback(one.getsockname()[0])):
             raise ConfigError(
-                f"the admin socket that was passed, {text_of(one.getsockname())}, is open to other "
+                f"the admin socket that was passed, {format_address(one.getsockname())}, is open to other "
                 "machines (set server.admin_token_file)"
             )
     local, remote = (
-        Listener(Door(api, admin, gate), "server.admin_listen", group)
-        for gate in (None, Gate(token))
+        Listener(AdminListener(api, health, gate), "server.admin_listen", group)
+        for gate in (None, TokenAuth(token))
     )
-    bound = _bind(root, stack)
-    _, *passed = await local.open(stack, (), [bound, *filter(_is_local, sockets)])
-    others = [one for one in sockets if not _is_local(one)]
+    bound = _bind_admin_socket(store_path, stack)
+    _, *passed = await local.open(stack, (), [bound, *filter(_is_unix_socket, sockets)])
+    others = [one for one in sockets if not _is_unix_socket(one)]
     opened: list[str] = []
     for address in () if sockets else settings.admin_listen:
         opened += await remote.open(stack, [address], tls=None if address.is_loopback else tls)
@@ -137,29 +144,31 @@ async def listen(
     return [*passed, *opened]
 
 
-def _is_local(one: socket.socket) -> bool:
-    return one.family == socket.AF_UNIX
+def _is_unix_socket(sock: socket.socket) -> bool:
+    return sock.family == socket.AF_UNIX
 
 
-def _bind(root: Path, stack: AsyncExitStack) -> socket.socket:
+def _bind_admin_socket(store_path: Path, stack: AsyncExitStack) -> socket.socket:
     """Return the bound socket `admin.sock` in `root`, which the stack removes. Raises `StorageError`."""
     try:
         # By way of the directory's descriptor: a socket's address holds 107 bytes, a path more.
-        directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        directory = os.open(store_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, directory)
         # A daemon that was killed has left its own; none lives, or we would not have the lock.
-        _unlink(directory)
+        _unlink_socket(directory)
         bound = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         bound.setblocking(False)
         # Linux gives the file the socket's own mode, so there is no moment in which others can connect.
         os.fchmod(bound.fileno(), 0o600)
-        bound.bind(f"/proc/self/fd/{directory}/{SOCKET}")
+        bound.bind(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
     except OSError as error:
-        raise StorageError(f"{root}/{SOCKET} cannot be used: {error.strerror}") from error
-    stack.callback(_unlink, directory)
+        raise StorageError(
+            f"{store_path}/{SOCKET_NAME} cannot be used: {error.strerror}"
+        ) from error
+    stack.callback(_unlink_socket, directory)
     return bound
 
 
-def _unlink(directory: int) -> None:
+def _unlink_socket(directory_fd: int) -> None:
     with suppress(FileNotFoundError):
-        os.unlink(SOCKET, dir_fd=directory)
+        os.unlink(SOCKET_NAME, dir_fd=directory_fd)

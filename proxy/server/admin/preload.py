@@ -7,23 +7,23 @@ from typing import Annotated
 
 import msgspec
 
-from proxy.images.check import Wanted
-from proxy.preload.events import Event
+from proxy.images.check import ImageSelection
+from proxy.preload.events import PreloadEvent
 from proxy.preload.preload import Preloader
-from proxy.server.admin.api import Call, Input, Route
+from proxy.server.admin.api import AdminRequest, RequestModel, Route
 
 
-class Order(Input, frozen=True):
+class PreloadRequest(RequestModel, frozen=True):
     """What to preload, `jobs` layers at once."""
 
-    images: list[Wanted]
+    images: list[ImageSelection]
     pin: bool = False
     dry_run: bool = False
     jobs: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Operations:
+class PreloadHandlers:
     """What this route works with."""
 
     preloader: Preloader
@@ -32,9 +32,9 @@ class Operations:
         """Return the route."""
         return [Route("POST", "/api/v1/preload", self.preload)]
 
-    async def preload(self, call: Call) -> AsyncGenerator[Event, None]:
+    async def preload(self, request: AdminRequest) -> AsyncGenerator[PreloadEvent, None]:
         """Fetch images, and tell what happens."""
-        order = await call.document(Order)
+        order = await request.read_json(PreloadRequest)
         happening = self.preloader.preload(
             order.images, pin=order.pin, dry_run=order.dry_run, jobs=order.jobs
         )

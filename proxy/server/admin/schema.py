@@ -6,21 +6,21 @@ from typing import Any
 
 import msgspec
 
-from proxy.server.admin.api import Call, Route
+from proxy.server.admin.api import AdminRequest, Route
 
 
 def routes() -> list[Route]:
     """Return the route."""
-    return [Route("GET", "/api/v1/openapi.json", _describe)]
+    return [Route("GET", "/api/v1/openapi.json", _get_openapi)]
 
 
 @cache
-def description() -> dict[str, Any]:
+def load_openapi() -> dict[str, Any]:
     """Return the OpenAPI document."""
     content = files("proxy.server.admin").joinpath("openapi.json").read_bytes()
     document: dict[str, Any] = msgspec.json.decode(content)
     return document
 
 
-async def _describe(_call: Call) -> dict[str, Any]:
-    return description()
+async def _get_openapi(_request: AdminRequest) -> dict[str, Any]:
+    return load_openapi()

@@ -6,12 +6,12 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from proxy.cache.search import DEFAULT_LIMIT, MAX_LIMIT, MAX_PAGE, Search
-from proxy.server.admin.api import Call, Input, Route
-from proxy.upstream.search import Found
+from proxy.cache.search import DEFAULT_LIMIT, MAX_LIMIT, MAX_PAGE, RepositorySearch
+from proxy.server.admin.api import AdminRequest, RequestModel, Route
+from proxy.upstream.search import SearchHit
 
 
-class Words(Input, frozen=True):
+class SearchRequest(RequestModel, frozen=True):
     """What is searched for, and which part of the results is wanted."""
 
     text: str
@@ -19,7 +19,7 @@ class Words(Input, frozen=True):
     page: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = 1
 
 
-class Results(msgspec.Struct, frozen=True):
+class SearchResponse(msgspec.Struct, frozen=True):
     """What was found: a page of it, how much there is in all, and whose answer it is."""
 
     upstream: str
@@ -27,21 +27,21 @@ class Results(msgspec.Struct, frozen=True):
     source: str
     problem: str
     total: int
-    results: list[Found]
+    results: list[SearchHit]
 
 
-def routes(search: Search) -> list[Route]:
+def routes(search: RepositorySearch) -> list[Route]:
     """Return the route."""
     return [Route("GET", "/api/v1/search", partial(_search, search))]
 
 
-async def _search(search: Search, call: Call) -> Results:
-    wanted = call.query(Words)
-    query = search.query(wanted.text, limit=wanted.limit, page=wanted.page)
+async def _search(search: RepositorySearch, request: AdminRequest) -> SearchResponse:
+    wanted = request.parse_query(SearchRequest)
+    query = search.parse_query(wanted.text, limit=wanted.limit, page=wanted.page)
     answer = await search.search(query)
-    return Results(
+    return SearchResponse(
         upstream=query.upstream,
-        words=query.words,
+        words=query.terms,
         source=answer.source,
         problem=answer.problem,
         total=answer.page.total,

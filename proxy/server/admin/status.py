@@ -9,16 +9,16 @@ import msgspec
 
 from proxy import __version__
 from proxy.config import Config
-from proxy.download.manager import Downloads
+from proxy.download.manager import DownloadManager
 from proxy.errors import StorageError
 from proxy.log import get_logger
 from proxy.metrics import CacheState, Metrics
-from proxy.server.admin.api import Call, Input, Route
-from proxy.storage.space import Space
+from proxy.server.admin.api import AdminRequest, RequestModel, Route
+from proxy.storage.space import SpaceManager
 from proxy.upstream.client import Upstream
-from proxy.upstream.offline import Offline
+from proxy.upstream.offline import OfflineSwitch
 
-State = Literal["serving", "offline", "degraded"]
+DaemonState = Literal["serving", "offline", "degraded"]
 
 log = get_logger(__name__)
 
@@ -46,20 +46,20 @@ class StoreStatus(msgspec.Struct, frozen=True):
     problem: str
 
 
-class Served(msgspec.Struct, frozen=True):
+class ServedCounts(msgspec.Struct, frozen=True):
     """Manifests and blobs of one cache state."""
 
     requests: int
     bytes: int
 
 
-class Status(msgspec.Struct, frozen=True):
+class DaemonStatus(msgspec.Struct, frozen=True):
     """The whole screen. `uptime` is seconds; what was served is counted since the start.
 
     `saved_bytes` are what clients got less what upstream sent, and `hit_ratio` is their share, None before the first.
     """
 
-    state: State
+    state: DaemonState
     version: str
     uptime: float
     addresses: Sequence[str]
@@ -68,54 +68,54 @@ class Status(msgspec.Struct, frozen=True):
     store: StoreStatus
     upstreams: list[UpstreamStatus]
     downloads: int
-    served: Mapping[CacheState, Served]
+    served: Mapping[CacheState, ServedCounts]
     hit_ratio: float | None
     saved_bytes: int
 
 
-class OfflineState(Input, frozen=True):
+class OfflineState(RequestModel, frozen=True):
     """Whether the daemon is offline, or is to be."""
 
     offline: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Operations:
+class StatusHandlers:
     """What these routes look at."""
 
     config: Config
     upstreams: Mapping[str, Upstream]
-    space: Space
-    downloads: Downloads
+    space: SpaceManager
+    downloads: DownloadManager
     metrics: Metrics
-    offline: Offline
+    offline: OfflineSwitch
     check_store: Callable[[], Awaitable[None]]
     addresses: Sequence[str]
     admin_addresses: Sequence[str]
-    started: float = field(default_factory=time.monotonic)
+    started_at: float = field(default_factory=time.monotonic)
 
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
             Route("GET", "/api/v1/status", self.status),
-            Route("GET", "/api/v1/offline", self.is_offline),
-            Route("PUT", "/api/v1/offline", self.switch),
+            Route("GET", "/api/v1/offline", self.get_offline),
+            Route("PUT", "/api/v1/offline", self.set_offline),
         ]
 
-    async def status(self, _call: Call) -> Status:
+    async def status(self, _request: AdminRequest) -> DaemonStatus:
         """Say how the daemon is."""
-        store, upstreams = await self._store(), self._upstreams()
+        store, upstreams = await self._store_status(), self._upstream_statuses()
         served = {
-            state: Served(requests, sent)
-            for state, (requests, sent) in self.metrics.served().items()
+            state: ServedCounts(requests, sent)
+            for state, (requests, sent) in self.metrics.served_totals().items()
             if requests
         }
         sent = sum(one.bytes for one in served.values())
-        saved = max(0, sent - self.metrics.received())
-        return Status(
-            state=_state(self.offline, store, upstreams),
+        saved = max(0, sent - self.metrics.received_bytes())
+        return DaemonStatus(
+            state=_daemon_state(self.offline, store, upstreams),
             version=__version__,
-            uptime=time.monotonic() - self.started,
+            uptime=time.monotonic() - self.started_at,
             addresses=self.addresses,
             admin_addresses=self.admin_addresses,
             offline=bool(self.offline),
@@ -127,19 +127,19 @@ class Operations:
             saved_bytes=saved,
         )
 
-    async def is_offline(self, _call: Call) -> OfflineState:
+    async def get_offline(self, _request: AdminRequest) -> OfflineState:
         """Say whether it is offline."""
         return OfflineState(offline=bool(self.offline))
 
-    async def switch(self, call: Call) -> OfflineState:
+    async def set_offline(self, request: AdminRequest) -> OfflineState:
         """Go offline or online, for all upstreams at once and until the daemon ends."""
-        wanted = await call.document(OfflineState)
+        wanted = await request.read_json(OfflineState)
         if wanted.offline != bool(self.offline):
-            log.info("offline" if wanted.offline else "online")
-            self.offline.switch(is_on=wanted.offline)
+            log.info("offline_enabled" if wanted.offline else "offline_disabled")
+            self.offline.set_offline(is_offline=wanted.offline)
         return wanted
 
-    async def _store(self) -> StoreStatus:
+    async def _store_status(self) -> StoreStatus:
         problem = ""
         try:
             await self.check_store()
@@ -147,29 +147,31 @@ class Operations:
             problem = str(error)
         return StoreStatus(
             path=str(self.config.store.path),
-            used=self.space.stored,
+            used=self.space.stored_bytes,
             limit=self.space.max_size,
-            reserved=self.space.reserved,
-            pinned=self.space.pinned,
-            blobs=self.space.blobs,
+            reserved=self.space.reserved_bytes,
+            pinned=self.space.pinned_bytes,
+            blobs=self.space.blob_count,
             problem=problem,
         )
 
-    def _upstreams(self) -> list[UpstreamStatus]:
+    def _upstream_statuses(self) -> list[UpstreamStatus]:
         return [
             UpstreamStatus(
                 name=name,
                 url=str(self.config.upstreams[name].url),
-                up=not upstream.outage,
-                problem=upstream.outage,
-                ratelimit_limit=upstream.pulls[0],
-                ratelimit_remaining=upstream.pulls[1],
+                up=not upstream.outage_reason,
+                problem=upstream.outage_reason,
+                ratelimit_limit=upstream.pull_quota[0],
+                ratelimit_remaining=upstream.pull_quota[1],
             )
             for name, upstream in self.upstreams.items()
         ]
 
 
-def _state(is_offline: object, store: StoreStatus, upstreams: list[UpstreamStatus]) -> State:
+def _daemon_state(
+    is_offline: object, store: StoreStatus, upstreams: list[UpstreamStatus]
+) -> DaemonState:
     if store.problem:
         return "degraded"
     if is_offline:

@@ -11,148 +11,148 @@ from aiohttp import HttpVersion11, hdrs
 from aiohttp.web import BaseRequest, Response, StreamResponse
 from multidict import MultiDictProxy
 
-from proxy.cache.prefetch import Prefetch
-from proxy.cache.pull_through import BlobAnswer, PullThrough
-from proxy.cache.search import DEFAULT_LIMIT, Search
-from proxy.cache.tags import Listings
-from proxy.concurrency import DEADLINE
+from proxy.cache.listings import ListingCache
+from proxy.cache.prefetch import Prefetcher
+from proxy.cache.pull_through import BlobResult, PullThroughCache
+from proxy.cache.search import DEFAULT_LIMIT, RepositorySearch
+from proxy.concurrency import RESPONSE_TIMEOUT
 from proxy.config import UpstreamSettings
 from proxy.config.schema import DEFAULT_UPSTREAM
-from proxy.download.download import Detached, Download
+from proxy.download.download import Download, NotStoring
 from proxy.errors import UnknownNameError, UpstreamTimeoutError, UpstreamUnavailableError
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import OCI_INDEX
 from proxy.oci.reference import Repository
 from proxy.server import ranges
-from proxy.server.fast_path import AtOnce
-from proxy.server.ranges import Unsatisfiable, Window
-from proxy.server.registry.manifests import Manifests
-from proxy.server.registry.router import Router, Target
-from proxy.server.request_context import CACHE_STATUS, Exchange, blob_headers
-from proxy.server.responses import Sender, json_response
+from proxy.server.fast_path import FastPath
+from proxy.server.ranges import ByteRange, RangeNotSatisfiableError
+from proxy.server.registry.manifests import ManifestHandler
+from proxy.server.registry.router import Router, TargetResource
+from proxy.server.request_context import CACHE_STATUS, RequestContext, blob_headers
+from proxy.server.responses import BodySender, json_response
 
-MAX_PAGE = 10_000
+MAX_PAGE_SIZE = 10_000
 
 
-class Registry:
+class RegistryHandler:
     """Answers requests under `/v2/` and `/v1/`."""
 
     def __init__(
         self,
         upstreams: Mapping[str, UpstreamSettings],
-        cache: PullThrough,
-        listings: Listings,
-        prefetch: Prefetch | None,
-        search: Search,
+        cache: PullThroughCache,
+        listings: ListingCache,
+        prefetch: Prefetcher | None,
+        search: RepositorySearch,
         threads: Executor,
     ) -> None:
         self._router = Router(upstreams)
         self._cache = cache
-        self._manifests = Manifests(cache, prefetch)
-        self.at_once = AtOnce(self._router, cache, self._manifests, threads)
+        self._manifest_handler = ManifestHandler(cache, prefetch)
+        self.fast_path = FastPath(self._router, cache, self._manifest_handler, threads)
         self._listings = listings
         self._search = search
         self._threads = threads
 
-    async def handle(self, request: BaseRequest, exchange: Exchange) -> StreamResponse:
+    async def handle(self, request: BaseRequest, context: RequestContext) -> StreamResponse:
         """Answer a GET or HEAD. Raises `ProxyError`, and `ConnectionError` for a body cut short."""
         path, mark, _ = request.raw_path.partition("?")
         query = request.rel_url.query if mark else None
         if path in ("/v2/", "/v2"):
-            exchange.kind = "ping"
+            context.kind = "ping"
             return json_response({}, headers={"Cache-Status": CACHE_STATUS["none"]})
         if path == "/v2/_catalog":
-            exchange.kind = "catalog"
-            return self._catalog(query)
+            context.kind = "catalog"
+            return self._handle_catalog(query)
         if path.startswith("/v1/"):
-            return await self._version_1(request, exchange, path, query)
+            return await self._handle_v1(request, context, path, query)
         namespace = query.get("ns") if query else None
         target = self._router.parse(path, namespace, request.headers.get(hdrs.HOST))
-        exchange.kind = target.kind
-        exchange.upstream = target.repository.upstream
+        context.kind = target.kind
+        context.upstream = target.repository.upstream
         if namespace:
-            exchange.headers["OCI-Namespace"] = target.repository.upstream
-        return await self._answer(request, exchange, target, query)
+            context.response_headers["OCI-Namespace"] = target.repository.upstream
+        return await self._dispatch(request, context, target, query)
 
-    async def _answer(
+    async def _dispatch(
         self,
         request: BaseRequest,
-        exchange: Exchange,
-        target: Target,
+        context: RequestContext,
+        target: TargetResource,
         query: "MultiDictProxy[str] | None",
     ) -> StreamResponse:
         repository, reference = target.repository, target.reference
         if reference is None:
-            return await self._tags(request, exchange, repository, query)
+            return await self._handle_tags(request, context, repository, query)
         if target.kind == "manifest":
-            return await self._manifests.answer(request, exchange, repository, reference)
+            return await self._manifest_handler.handle(request, context, repository, reference)
         assert isinstance(reference, Digest)
         if target.kind == "referrers":
-            return await self._referrers(exchange, repository, reference, query)
+            return await self._handle_referrers(context, repository, reference, query)
         if request.method == "HEAD":
-            return await self._head_blob(request, exchange, repository, reference)
-        return await self._blob(request, exchange, repository, reference)
+            return await self._handle_blob_head(request, context, repository, reference)
+        return await self._handle_blob(request, context, repository, reference)
 
     # Blobs.
 
-    async def _head_blob(
-        self, request: BaseRequest, exchange: Exchange, repository: Repository, digest: Digest
+    async def _handle_blob_head(
+        self, request: BaseRequest, context: RequestContext, repository: Repository, digest: Digest
     ) -> Response:
-        size, exchange.cache = await self._cache.blob_size(repository, digest)
-        headers = blob_headers(exchange, digest)
-        if ranges.is_match(request.headers.get(hdrs.IF_NONE_MATCH), headers["ETag"]):
+        size, context.cache_state = await self._cache.get_blob_size(repository, digest)
+        headers = blob_headers(context, digest)
+        if ranges.is_not_modified(request.headers.get(hdrs.IF_NONE_MATCH), headers["ETag"]):
             return Response(status=304, headers=headers)
         if size is not None:
             headers["Content-Length"] = str(size)
         return Response(headers=headers)
 
-    async def _blob(
-        self, request: BaseRequest, exchange: Exchange, repository: Repository, digest: Digest
+    async def _handle_blob(
+        self, request: BaseRequest, context: RequestContext, repository: Repository, digest: Digest
     ) -> StreamResponse:
-        if ranges.is_match(request.headers.get(hdrs.IF_NONE_MATCH), f'"{digest}"'):
-            _, exchange.cache = await self._cache.blob_size(repository, digest)
-            return Response(status=304, headers=blob_headers(exchange, digest))
-        deadline = asyncio.get_running_loop().time() + DEADLINE
-        async with self._cache.blob(repository, digest) as answer:
-            exchange.cache = answer.state
+        if ranges.is_not_modified(request.headers.get(hdrs.IF_NONE_MATCH), f'"{digest}"'):
+            _, context.cache_state = await self._cache.get_blob_size(repository, digest)
+            return Response(status=304, headers=blob_headers(context, digest))
+        deadline = asyncio.get_running_loop().time() + RESPONSE_TIMEOUT
+        async with self._cache.open_blob(repository, digest) as answer:
+            context.cache_state = answer.cache_state
             if isinstance(answer.source, Download):
-                await self._begun(answer.source, deadline)
+                await self._wait_for_start(answer.source, deadline)
                 if answer.source.size is None and request.version < HttpVersion11:
                     # No chunks there: a body without a length could not be told from a whole one.
-                    await _ended(answer.source)
-            return await self._send_blob(request, exchange, answer, digest)
+                    await _wait_for_commit(answer.source)
+            return await self._send_blob(request, context, answer, digest)
 
-    async def _begun(self, download: Download, deadline: float) -> None:
+    async def _wait_for_start(self, download: Download, deadline: float) -> None:
         """Wait for upstream's first bytes, or its no, so that a no has a status of its own."""
         try:
             async with asyncio.timeout_at(deadline):
-                await download.available(0)
-        except Detached:
+                await download.wait_readable(0)
+        except NotStoring:
             pass
         except TimeoutError:
             # Upstream has promised a size, but sends nothing yet: the headers cannot wait longer.
             if download.size is None:
                 raise UpstreamTimeoutError(
-                    f"{download.repository.upstream} has sent nothing for {DEADLINE:.0f} s; "
+                    f"{download.repository.upstream} has sent nothing for {RESPONSE_TIMEOUT:.0f} s; "
                     "try again, the download goes on"
                 ) from None
 
     async def _send_blob(
-        self, request: BaseRequest, exchange: Exchange, answer: BlobAnswer, digest: Digest
+        self, request: BaseRequest, context: RequestContext, result: BlobResult, digest: Digest
     ) -> StreamResponse:
-        source = answer.source
-        if isinstance(source, Download) and source.is_detached:
-            exchange.cache = "bypass"
-        headers = blob_headers(exchange, digest)
+        source = result.source
+        if isinstance(source, Download) and source.has_stopped_storing:
+            context.cache_state = "bypass"
+        headers = blob_headers(context, digest)
         size = source.size
-        window = Window(0, size or 0)
+        window = ByteRange(0, size or 0)
         status = 200
-        if size is not None and ranges.is_current(
+        if size is not None and ranges.is_if_range_match(
             request.headers.get(hdrs.IF_RANGE), headers["ETag"]
         ):
             try:
                 wanted = ranges.parse_range(request.headers.get(hdrs.RANGE), size)
-            except Unsatisfiable:
+            except RangeNotSatisfiableError:
                 headers["Content-Range"] = f"bytes */{size}"
                 return Response(status=416, headers=headers)
             if wanted:
@@ -165,41 +165,45 @@ class Registry:
             response.enable_chunked_encoding()
         writer = await response.prepare(request)
         assert writer is not None
-        sender = Sender(request, writer, self._threads)
+        sender = BodySender(request, writer, self._threads)
         try:
             if size is not None:
                 await sender.send(source, window)
             elif isinstance(source, Download):
                 await sender.send_unsized(source)
         finally:
-            exchange.sent = sender.sent
+            context.bytes_sent = sender.bytes_sent
         return response
 
     # Lists.
 
-    async def _tags(
+    async def _handle_tags(
         self,
         request: BaseRequest,
-        exchange: Exchange,
+        context: RequestContext,
         repository: Repository,
         query: "MultiDictProxy[str] | None",
     ) -> Response:
-        tags, exchange.cache = await self._listings.tags(repository)
+        tags, context.cache_state = await self._listings.list_tags(repository)
         path = request.raw_path.partition("?")[0]
         page, link = _paginate(tags, query, path)
-        headers = {"Cache-Status": CACHE_STATUS[exchange.cache], **exchange.headers, **link}
+        headers = {
+            "Cache-Status": CACHE_STATUS[context.cache_state],
+            **context.response_headers,
+            **link,
+        }
         name = path.removeprefix("/v2/").removesuffix("/tags/list")
         return json_response({"name": name, "tags": page}, headers=headers)
 
-    async def _referrers(
+    async def _handle_referrers(
         self,
-        exchange: Exchange,
+        context: RequestContext,
         repository: Repository,
         digest: Digest,
         query: "MultiDictProxy[str] | None",
     ) -> Response:
-        found, exchange.cache = await self._listings.referrers(repository, digest)
-        headers = {"Cache-Status": CACHE_STATUS[exchange.cache], **exchange.headers}
+        found, context.cache_state = await self._listings.list_referrers(repository, digest)
+        headers = {"Cache-Status": CACHE_STATUS[context.cache_state], **context.response_headers}
         wanted = query.get("artifactType") if query else None
         if wanted:
             found = [item for item in found if item.get("artifactType") == wanted]
@@ -207,23 +211,23 @@ class Registry:
         document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}
         return json_response(document, content_type=OCI_INDEX, headers=headers)
 
-    def _catalog(self, query: "MultiDictProxy[str] | None") -> Response:
-        names = sorted(map(_full_name, self._listings.catalog()))
+    def _handle_catalog(self, query: "MultiDictProxy[str] | None") -> Response:
+        names = sorted(map(_pull_name, self._listings.list_repositories()))
         page, link = _paginate(names, query, "/v2/_catalog")
         headers = {"Cache-Status": CACHE_STATUS["hit"], **link}
         return json_response({"repositories": page}, headers=headers)
 
     # Version 1 of the API, of which `docker search` and `podman search` have stayed.
 
-    async def _version_1(
+    async def _handle_v1(
         self,
         request: BaseRequest,
-        exchange: Exchange,
+        context: RequestContext,
         path: str,
         query: "MultiDictProxy[str] | None",
     ) -> Response:
         if path == "/v1/_ping":
-            exchange.kind = "ping"
+            context.kind = "ping"
             # Without this docker takes us for a private registry, and sends its password to search.
             headers = {
                 "X-Docker-Registry-Standalone": "false",
@@ -232,18 +236,18 @@ class Registry:
             return json_response({"standalone": False}, headers=headers)
         if path != "/v1/search":
             raise UnknownNameError("of version 1 there is only /v1/search; images are under /v2/")
-        exchange.kind = "search"
-        wanted = self._search.query(
+        context.kind = "search"
+        wanted = self._search.parse_query(
             query.get("q", "") if query else "",
-            upstream=self._router.upstream_of(request.headers.get(hdrs.HOST)),
-            limit=_number(query, "n", DEFAULT_LIMIT),
-            page=_number(query, "page", 1),
+            upstream=self._router.find_upstream(request.headers.get(hdrs.HOST)),
+            limit=_query_int(query, "n", DEFAULT_LIMIT),
+            page=_query_int(query, "page", 1),
         )
-        exchange.upstream = wanted.upstream
+        context.upstream = wanted.upstream
         answer = await self._search.search(wanted)
-        exchange.cache = answer.state
+        context.cache_state = answer.cache_state
         document = {
-            "query": wanted.words,
+            "query": wanted.terms,
             "num_results": answer.page.total,
             "num_pages": -(-answer.page.total // wanted.limit),
             "page": wanted.page,
@@ -259,20 +263,20 @@ class Registry:
                 for one in answer.page.results
             ],
         }
-        return json_response(document, headers={"Cache-Status": CACHE_STATUS[answer.state]})
+        return json_response(document, headers={"Cache-Status": CACHE_STATUS[answer.cache_state]})
 
 
-async def _ended(download: Download) -> None:
+async def _wait_for_commit(download: Download) -> None:
     """Wait until the download is verified, and its size known."""
     try:
-        await download.available(sys.maxsize)
-    except Detached:
+        await download.wait_readable(sys.maxsize)
+    except NotStoring:
         raise UpstreamUnavailableError(
             "its size is not known and it is not stored; ask for it by HTTP/1.1"
         ) from None
 
 
-def _full_name(repository: Repository) -> str:
+def _pull_name(repository: Repository) -> str:
     """Return the name by which the repository is pulled from here."""
     if repository.upstream == DEFAULT_UPSTREAM:
         return repository.name
@@ -290,9 +294,9 @@ def _paginate(
         return items, {}
     if last := query.get("last"):
         items = [item for item in items if item > last]
-    limit = MAX_PAGE
+    limit = MAX_PAGE_SIZE
     with suppress(ValueError):
-        limit = min(MAX_PAGE, max(0, int(query.get("n", MAX_PAGE))))
+        limit = min(MAX_PAGE_SIZE, max(0, int(query.get("n", MAX_PAGE_SIZE))))
     page = items[:limit]
     if not page or len(page) == len(items):
         return page, {}
@@ -302,7 +306,7 @@ def _paginate(
     return page, {"Link": f'<{path}?{parameters}>; rel="next"'}
 
 
-def _number(query: "MultiDictProxy[str] | None", name: str, default: int) -> int:
+def _query_int(query: "MultiDictProxy[str] | None", name: str, default: int) -> int:
     """Return the number that the query gives, `default` if it gives none."""
     try:
         return int(query.get(name, "")) if query else default

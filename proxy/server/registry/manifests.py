@@ -4,69 +4,75 @@ from aiohttp import hdrs
 from aiohttp.web import BaseRequest, Response
 from multidict import CIMultiDictProxy
 
-from proxy.cache.prefetch import Prefetch
-from proxy.cache.pull_through import ManifestAnswer, PullThrough
+from proxy.cache.prefetch import Prefetcher
+from proxy.cache.pull_through import ManifestResult, PullThroughCache
 from proxy.oci.reference import Reference, Repository
 from proxy.server import ranges
-from proxy.server.request_context import IMMUTABLE, Exchange, digest_headers
-from proxy.server.responses import Answer
+from proxy.server.request_context import IMMUTABLE_CACHE_CONTROL, RequestContext, digest_headers
+from proxy.server.responses import InMemoryResponse
 
-Headers = CIMultiDictProxy[str]
+RequestHeaders = CIMultiDictProxy[str]
 
 
-class Manifests:
+class ManifestHandler:
     """Answers requests for manifests."""
 
-    def __init__(self, cache: PullThrough, prefetch: Prefetch | None) -> None:
+    def __init__(self, cache: PullThroughCache, prefetch: Prefetcher | None) -> None:
         self._cache = cache
         self._prefetch = prefetch
 
-    async def answer(
-        self, request: BaseRequest, exchange: Exchange, repository: Repository, reference: Reference
+    async def handle(
+        self,
+        request: BaseRequest,
+        context: RequestContext,
+        repository: Repository,
+        reference: Reference,
     ) -> Response:
         """Answer a GET or HEAD. Raises `ProxyError`."""
-        accept = accept_of(request.headers)
-        answer = await self._cache.manifest(repository, reference, accept)
-        exchange.cache = answer.state
-        self._announce(repository, answer, request.method)
-        return response_to(request.headers, exchange, answer)
+        accept = accept_values(request.headers)
+        answer = await self._cache.get_manifest(repository, reference, accept)
+        context.cache_state = answer.cache_state
+        self._notify_prefetch(repository, answer, request.method)
+        return build_manifest_response(request.headers, context, answer)
 
-    def at_hand(
+    def lookup_cached(
         self, repository: Repository, reference: Reference, accept: tuple[str, ...], method: str
-    ) -> ManifestAnswer | None:
+    ) -> ManifestResult | None:
         """Return the answer to a GET or HEAD, if that takes no waiting, and nobody has to be asked."""
-        answer = self._cache.at_hand(repository, reference, accept)
+        answer = self._cache.lookup_cached_manifest(repository, reference, accept)
         if answer:
-            self._announce(repository, answer, method)
+            self._notify_prefetch(repository, answer, method)
         return answer
 
-    def _announce(self, repository: Repository, answer: ManifestAnswer, method: str) -> None:
+    def _notify_prefetch(self, repository: Repository, result: ManifestResult, method: str) -> None:
         if self._prefetch and method == hdrs.METH_GET:
-            self._prefetch.announce(repository, answer.held)
+            self._prefetch.prefetch_blobs(repository, result.manifest)
 
 
-def accept_of(headers: Headers) -> tuple[str, ...]:
+def accept_values(headers: RequestHeaders) -> tuple[str, ...]:
     """Return the lines of the header Accept."""
     return tuple(headers.getall(hdrs.ACCEPT, ()))
 
 
-def response_to(asked: Headers, exchange: Exchange, answer: ManifestAnswer) -> Response:
+def build_manifest_response(
+    request_headers: RequestHeaders, context: RequestContext, result: ManifestResult
+) -> Response:
     """Return the answer to a request that had the headers `asked`."""
-    held = answer.held
-    headers = digest_headers(exchange, held.digest)
-    if answer.ttl is None:
-        headers["Cache-Control"] = IMMUTABLE
+    held = result.manifest
+    headers = digest_headers(context, held.digest)
+    if result.ttl is None:
+        headers["Cache-Control"] = IMMUTABLE_CACHE_CONTROL
     else:
-        headers["Cache-Control"] = f"public, max-age={answer.ttl:.0f}"
-        headers["Age"] = f"{answer.age:.0f}"
-    if answer.warning:
+        headers["Cache-Control"] = f"public, max-age={result.ttl:.0f}"
+        headers["Age"] = f"{result.age:.0f}"
+    if result.warning:
         # distribution-spec, "Warnings": this form exactly, and clients print it.
-        text = answer.warning.replace("\\", "").replace('"', "'")
+        text = result.warning.replace("\\", "").replace('"', "'")
         headers["Warning"] = f'299 - "{_printable(text)}"'
-    if ranges.is_match(asked.get(hdrs.IF_NONE_MATCH), headers["ETag"]):
+    if ranges.is_not_modified(request_headers.get(hdrs.IF_NONE_MATCH), headers["ETag"]):
         return Response(status=304, headers=headers)
     headers["Content-Type"] = held.media_type
-    return Answer(body=held.content, headers=headers)
+    return InMemoryResponse(body=held.content, headers=headers)
 
 
 def _printable(text: str) -> str:

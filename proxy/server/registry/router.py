@@ -14,14 +14,14 @@ from typing import Literal
 
 from proxy.config import UpstreamSettings
 from proxy.errors import InvalidTagError, UnknownNameError
-from proxy.names import Names
+from proxy.names import NameParser
 from proxy.oci.digest import Digest
-from proxy.oci.reference import Reference, Repository, parse_name, parse_reference
+from proxy.oci.reference import Reference, Repository, parse_reference, parse_repository_name
 
-Kind = Literal["manifest", "blob", "tags", "referrers"]
+ResourceKind = Literal["manifest", "blob", "tags", "referrers"]
 
 _PATH = re.compile(r"/v2/(.+)/(manifests|blobs|tags|referrers)/([^/]+)")
-_KINDS: Mapping[str, Kind] = {
+_KIND_BY_COLLECTION: Mapping[str, ResourceKind] = {
     "manifests": "manifest",
     "blobs": "blob",
     "tags": "tags",
@@ -30,10 +30,10 @@ _KINDS: Mapping[str, Kind] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class TargetResource:
     """What a request is for. `reference` is a `Digest` for blobs and referrers."""
 
-    kind: Kind
+    kind: ResourceKind
     repository: Repository
     reference: Reference | None
 
@@ -42,38 +42,38 @@ class Router:
     """Finds the target of a request among the configured upstreams."""
 
     def __init__(self, upstreams: Mapping[str, UpstreamSettings]) -> None:
-        self._names = Names(upstreams)
+        self._names = NameParser(upstreams)
         # The same few paths come again and again, and parsing one costs as much as answering it.
-        self._target = lru_cache(maxsize=4096)(self._parse)
+        self._parse_cached = lru_cache(maxsize=4096)(self._parse)
         self._hosts = {
             host.lower(): name for name, settings in upstreams.items() for host in settings.hosts
         }
 
-    def parse(self, path: str, namespace: str | None, host: str | None) -> Target:
+    def parse(self, path: str, namespace: str | None, host: str | None) -> TargetResource:
         """Return the target of a path under `/v2/`, without its query.
 
         Raises `InvalidReferenceError`, `DeniedError`, and `UnknownNameError` for any other path.
         """
-        return self._target(path, namespace, self.upstream_of(host))
+        return self._parse_cached(path, namespace, self.find_upstream(host))
 
-    def _parse(self, path: str, namespace: str | None, named: str | None) -> Target:
+    def _parse(self, path: str, namespace: str | None, host_upstream: str | None) -> TargetResource:
         match = _PATH.fullmatch(path)
         if match is None:
             raise UnknownNameError("there is nothing here; images are under /v2/<name>/")
         name, collection, text = match.groups()
-        kind = _KINDS[collection]
-        upstream = namespace.lower() if namespace else named or ""
-        repository = self._names.repository(parse_name(name), upstream)
-        self._names.check(repository)
+        kind = _KIND_BY_COLLECTION[collection]
+        upstream = namespace.lower() if namespace else host_upstream or ""
+        repository = self._names.parse_repository(parse_repository_name(name), upstream)
+        self._names.check_allowed(repository)
         if kind == "manifest":
-            return Target(kind, repository, parse_reference(text))
+            return TargetResource(kind, repository, parse_reference(text))
         if kind == "tags":
             if text != "list":
                 raise InvalidTagError("tags are listed at /v2/<name>/tags/list")
-            return Target(kind, repository, None)
-        return Target(kind, repository, Digest.parse(text))
+            return TargetResource(kind, repository, None)
+        return TargetResource(kind, repository, Digest.parse(text))
 
-    def upstream_of(self, host: str | None) -> str | None:
+    def find_upstream(self, host: str | None) -> str | None:
         """Return the upstream that a `Host` header means, None if it means none."""
         if not host or not self._hosts:
             return None

@@ -3,7 +3,7 @@
 import pytest
 
 from proxy.preload.lists import parse_list
-from proxy.preload.lists.variables import MAX_DEPTH, VariableError, substitute
+from proxy.preload.lists.variables import MAX_SUBSTITUTION_DEPTH, VariableError, substitute
 from tests.support.image_lists import images, notes, only, platforms, problems
 
 COMPOSE = """\
@@ -150,4 +150,6 @@ def test_variables_that_cannot_be_replaced_say_why(text, reason):
 
 
 def test_variables_may_be_nested_as_deep_as_the_limit():
-    assert substitute("${A:-" * MAX_DEPTH + "x" + "}" * MAX_DEPTH, {}) == "x"
+    assert (
+        substitute("${A:-" * MAX_SUBSTITUTION_DEPTH + "x" + "}" * MAX_SUBSTITUTION_DEPTH, {}) == "x"
+    )

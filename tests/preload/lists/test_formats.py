@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 from hypothesis import example, given, strategies as st
 
-from proxy.preload.lists import MAX_LINES, MAX_TEXT, ImageList, parse_list
-from proxy.preload.lists.documents import MAX_DEPTH, MAX_DOCUMENTS, MAX_MERGES, MAX_NODES
+from proxy.preload.lists import MAX_CHARACTERS, MAX_LINES, ImageList, parse_list
+from proxy.preload.lists.documents import MAX_DOCUMENTS, MAX_MERGES, MAX_NESTING, MAX_NODES
 from proxy.preload.lists.result import MAX_PROBLEMS
 from tests.preload.lists.test_compose import COMPOSE
 from tests.preload.lists.test_dockerfile import DOCKERFILE
@@ -61,7 +61,7 @@ def test_yaml_that_is_no_list_says_what_would_be(text):
         ("a:\n\t- b", 2),
         ("a: 1\nb: *nothing", 2),
         ("a: \0", 1),
-        (f"{POD}a: {'[' * MAX_DEPTH}{']' * MAX_DEPTH}", 3),
+        (f"{POD}a: {'[' * MAX_NESTING}{']' * MAX_NESTING}", 3),
     ],
 )
 def test_a_document_that_cannot_be_read_is_named_and_the_next_is_read(text, line):
@@ -78,7 +78,7 @@ def test_a_list_without_images_says_so():
 
 
 def test_a_text_that_is_too_large_is_refused_whole():
-    assert "MiB of text" in only(problems("#" * (MAX_TEXT + 1)))[1]
+    assert "MiB of text" in only(problems("#" * (MAX_CHARACTERS + 1)))[1]
     assert "lines" in only(problems("a\n" * (MAX_LINES + 1)))[1]
 
 

@@ -8,7 +8,7 @@ import stat
 import aiohttp
 import pytest
 
-from proxy.cli.api_client import AdminApi
+from proxy.cli.api_client import AdminClient
 from proxy.config import load
 from proxy.errors import ConfigError, StorageError
 from tests.support.program import Program
@@ -76,7 +76,7 @@ async def test_a_store_may_have_a_long_path(make_program, tmp_path):
     root = tmp_path / ("d" * 100) / ("e" * 100)
     root.mkdir(parents=True)
     program = await make_program(root)
-    assert (await asyncio.to_thread(AdminApi(program.root).get, STATUS))["state"] == "serving"
+    assert (await asyncio.to_thread(AdminClient(program.root).get, STATUS))["state"] == "serving"
 
 
 async def test_clients_of_images_do_not_reach_it(program):

@@ -6,12 +6,12 @@ import pytest
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from proxy.cli.api_client import AdminApi
-from proxy.errors import UnknownError
+from proxy.cli.api_client import AdminClient
+from proxy.errors import NotFoundError
 from proxy.server.admin import schema as admin_schema
 
 METHODS = {"get", "put", "post", "delete", "patch", "head", "options"}
-DOCUMENT = admin_schema.description()
+DOCUMENT = admin_schema.load_openapi()
 
 
 def check(answer: object, name: str) -> None:
@@ -42,14 +42,14 @@ def test_every_operation_says_what_it_does_and_how_it_fails():
 
 
 async def test_it_is_served(program):
-    client = AdminApi(program.root)
+    client = AdminClient(program.root)
     assert await asyncio.to_thread(client.get, "/api/v1/openapi.json") == DOCUMENT
 
 
 async def test_answers_are_as_it_says(registry, program):
     await program.pull(registry.add_image(layers=[b"x" * 1000]))
-    client = AdminApi(program.root)
+    client = AdminClient(program.root)
     check(await asyncio.to_thread(client.get, "/api/v1/status"), "Status")
     check(await asyncio.to_thread(client.get, "/api/v1/offline"), "Offline")
-    with pytest.raises(UnknownError):
+    with pytest.raises(NotFoundError):
         await asyncio.to_thread(client.get, "/api/v1/nothing")

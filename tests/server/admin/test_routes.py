@@ -12,25 +12,32 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from proxy.cli.api_client import AdminApi
+from proxy.cli.api_client import AdminClient
 from proxy.config import ServerSettings
 from proxy.errors import (
-    DaemonError,
+    DaemonUnavailableError,
     InvalidRequestError,
     NoSpaceError,
+    NotFoundError,
     ProxyError,
-    UnknownError,
     UnknownManifestError,
-    code_of,
-    error_of,
+    error_code,
+    error_from_code,
 )
 from proxy.metrics import Metrics
-from proxy.server.admin.api import MAX_DOCUMENT, Api, Call, Download, Input, Route
+from proxy.server.admin.api import (
+    MAX_DOCUMENT_SIZE,
+    AdminApiHandler,
+    AdminRequest,
+    ByteStream,
+    RequestModel,
+    Route,
+)
 from proxy.server.admin.listener import listen
-from proxy.server.health import Admin
+from proxy.server.health import HealthEndpoints
 
 
-class Wanted(Input, frozen=True):
+class Wanted(RequestModel, frozen=True):
     image: str
     count: int = 1
     is_pinned: bool = False
@@ -39,10 +46,12 @@ class Wanted(Input, frozen=True):
 class Served:
     """An admin API with the routes of one test. `ask` is what a program sends, `client` what commands use."""
 
-    def __init__(self, root: Path, metrics: Metrics, api: Api, session: aiohttp.ClientSession):
+    def __init__(
+        self, root: Path, metrics: Metrics, api: AdminApiHandler, session: aiohttp.ClientSession
+    ):
         self.metrics = metrics
         self.api = api
-        self.client = AdminApi(root)
+        self.client = AdminClient(root)
         self.session = session
 
     async def ask(self, method: str, path: str, **kwargs) -> tuple[int, dict[str, str], object]:
@@ -66,8 +75,8 @@ async def serve(tmp_path) -> AsyncIterator[Serve]:
 
         async def make(*routes: Route) -> Served:
             metrics = Metrics([], "0")
-            api = Api(routes, metrics, None)
-            admin = Admin(metrics, check_store, threads)
+            api = AdminApiHandler(routes, metrics, None)
+            admin = HealthEndpoints(metrics, check_store, threads)
             await listen(stack, group, tmp_path, ServerSettings(), api, admin)
             connector = aiohttp.UnixConnector(str(tmp_path / "admin.sock"))
             session = aiohttp.ClientSession(connector=connector)
@@ -76,12 +85,12 @@ async def serve(tmp_path) -> AsyncIterator[Serve]:
         yield make
 
 
-async def echo(call: Call) -> object:
-    return await call.document(Wanted)
+async def echo(call: AdminRequest) -> object:
+    return await call.read_json(Wanted)
 
 
-async def search(call: Call) -> object:
-    return call.query(Wanted)
+async def search(call: AdminRequest) -> object:
+    return call.parse_query(Wanted)
 
 
 async def test_a_document_goes_in_and_comes_out(serve):
@@ -93,7 +102,7 @@ async def test_a_document_goes_in_and_comes_out(serve):
 
 
 async def test_nothing_to_say_is_204(serve):
-    async def forget(call: Call) -> None:
+    async def forget(call: AdminRequest) -> None:
         pass
 
     served = await serve(Route("DELETE", "/api/v1/things/{name}", forget))
@@ -102,8 +111,8 @@ async def test_nothing_to_say_is_204(serve):
 
 
 async def test_a_part_of_a_path_has_a_name(serve):
-    async def names(call: Call) -> object:
-        return call.names
+    async def names(call: AdminRequest) -> object:
+        return call.path_params
 
     served = await serve(Route("GET", "/api/v1/things/{one}/parts/{two}", names))
     _, _, document = await served.ask("GET", "/api/v1/things/a.b/parts/sha256%3A1")
@@ -115,7 +124,7 @@ async def test_a_part_of_a_path_has_a_name(serve):
 async def test_what_is_not_there_says_so(serve):
     served = await serve(Route("POST", "/api/v1/echo", echo), Route("GET", "/api/v1/echo", search))
     status, _, document = await served.ask("GET", "/api/v1/nothing")
-    assert (status, document["error"]["code"]) == (404, "unknown")
+    assert (status, document["error"]["code"]) == (404, "not_found")
     status, headers, document = await served.ask("DELETE", "/api/v1/echo")
     assert (status, headers["Allow"]) == (405, "GET, POST")
     assert "GET, POST" in document["error"]["message"]
@@ -129,7 +138,7 @@ async def test_what_is_not_there_says_so(serve):
         (b"{}", "image"),
         (b'{"image": 1}', "body: image: expected str, got int"),
         (b'{"image": "a", "colour": 1}', "colour"),
-        (b" " * (MAX_DOCUMENT + 1), f"more than {MAX_DOCUMENT} bytes"),
+        (b" " * (MAX_DOCUMENT_SIZE + 1), f"more than {MAX_DOCUMENT_SIZE} bytes"),
     ],
     ids=["not JSON", "no object", "missing", "wrong type", "unknown", "too large"],
 )
@@ -162,7 +171,7 @@ async def test_a_query_that_does_not_fit_is_refused_and_its_field_named(serve, q
 async def test_an_event_is_there_when_it_happens(serve):
     seen = asyncio.Event()
 
-    async def count(call: Call):
+    async def count(call: AdminRequest):
         yield {"n": 1}
         await seen.wait()
         yield {"n": 2}
@@ -182,7 +191,7 @@ async def test_an_event_is_there_when_it_happens(serve):
 
 @pytest.mark.parametrize("before", [0, 2])
 async def test_an_operation_that_fails_raises_the_same_in_the_client(serve, before):
-    async def fail(call: Call):
+    async def fail(call: AdminRequest):
         for n in range(before):
             yield {"n": n}
         raise NoSpaceError("the disk is full")
@@ -201,7 +210,7 @@ async def test_an_operation_that_fails_raises_the_same_in_the_client(serve, befo
 
 
 async def test_the_last_event_says_how_it_failed(serve):
-    async def fail(call: Call):
+    async def fail(call: AdminRequest):
         yield {"n": 1}
         raise UnknownManifestError("no such image")
 
@@ -213,7 +222,7 @@ async def test_the_last_event_says_how_it_failed(serve):
 
 @pytest.mark.parametrize("is_late", [False, True])
 async def test_a_bug_is_counted_and_not_told(serve, is_late):
-    async def stumble(call: Call):
+    async def stumble(call: AdminRequest):
         if is_late:
             yield {"n": 1}
         raise KeyError("secret")
@@ -229,7 +238,7 @@ async def test_a_bug_is_counted_and_not_told(serve, is_late):
 async def test_a_client_that_leaves_ends_its_operation(serve):
     ended = asyncio.Event()
 
-    async def endless(call: Call):
+    async def endless(call: AdminRequest):
         try:
             yield {"n": 1}
             await asyncio.Event().wait()
@@ -250,7 +259,7 @@ async def test_a_client_that_leaves_ends_its_operation(serve):
 async def test_the_end_of_the_daemon_ends_what_runs_and_waits_for_it(serve):
     cleaned = []
 
-    async def endless(call: Call):
+    async def endless(call: AdminRequest):
         try:
             yield {"n": 1}
             await asyncio.Event().wait()
@@ -263,14 +272,14 @@ async def test_the_end_of_the_daemon_ends_what_runs_and_waits_for_it(serve):
     assert await asyncio.to_thread(next, events) == {"n": 1}
     await served.api.close()
     assert cleaned == [True]
-    with pytest.raises(DaemonError, match="ended before"):
+    with pytest.raises(DaemonUnavailableError, match="ended before"):
         await asyncio.to_thread(next, events)
 
 
 async def test_progress_comes_while_the_upload_still_goes(serve):
-    async def measure(call: Call):
+    async def measure(call: AdminRequest):
         total = 0
-        async for chunk in call.chunks():
+        async for chunk in call.iter_chunks():
             total += len(chunk)
             yield {"bytes": total}
 
@@ -302,9 +311,9 @@ async def test_an_upload_whose_source_fails_is_not_taken_for_whole(serve):
     outcomes: list[object] = []
     ended = asyncio.Event()
 
-    async def take(call: Call) -> object:
+    async def take(call: AdminRequest) -> object:
         try:
-            async for _ in call.chunks():
+            async for _ in call.iter_chunks():
                 pass
             outcomes.append("whole")
         finally:
@@ -326,7 +335,7 @@ async def test_an_upload_whose_source_fails_is_not_taken_for_whole(serve):
 
 
 async def test_an_upload_that_is_refused_says_why(serve):
-    async def refuse(call: Call) -> None:
+    async def refuse(call: AdminRequest) -> None:
         raise NoSpaceError("the archive is larger than the store")
 
     served = await serve(Route("POST", "/api/v1/refuse", refuse))
@@ -342,19 +351,19 @@ async def test_bytes_come_as_they_are(serve):
         for n in range(3):
             yield bytes([n]) * 300_000
 
-    async def export(call: Call) -> Download:
-        assert (await call.document(Wanted)).image == "a"
-        return Download(chunks(), "application/x-tar")
+    async def export(call: AdminRequest) -> ByteStream:
+        assert (await call.read_json(Wanted)).image == "a"
+        return ByteStream(chunks(), "application/x-tar")
 
     served = await serve(Route("POST", "/api/v1/export", export))
     target = BytesIO()
     written = await asyncio.to_thread(
-        served.client.download, "/api/v1/export", {"image": "a"}, target
+        served.client.post_to_file, "/api/v1/export", {"image": "a"}, target
     )
     assert written == 900_000
     assert target.getvalue() == b"".join(bytes([n]) * 300_000 for n in range(3))
     with pytest.raises(InvalidRequestError, match="image"):
-        await asyncio.to_thread(served.client.download, "/api/v1/export", {}, target)
+        await asyncio.to_thread(served.client.post_to_file, "/api/v1/export", {}, target)
 
 
 async def test_bytes_that_end_early_are_an_error(serve):
@@ -362,12 +371,12 @@ async def test_bytes_that_end_early_are_an_error(serve):
         yield b"a" * 1000
         raise NoSpaceError("the disk is gone")
 
-    async def export(call: Call) -> Download:
-        return Download(chunks(), "application/x-tar")
+    async def export(call: AdminRequest) -> ByteStream:
+        return ByteStream(chunks(), "application/x-tar")
 
     served = await serve(Route("POST", "/api/v1/export", export))
-    with pytest.raises(DaemonError, match="ended before"):
-        await asyncio.to_thread(served.client.download, "/api/v1/export", {}, BytesIO())
+    with pytest.raises(DaemonUnavailableError, match="ended before"):
+        await asyncio.to_thread(served.client.post_to_file, "/api/v1/export", {}, BytesIO())
 
 
 def iter_errors(kind: type[ProxyError]):
@@ -378,7 +387,7 @@ def iter_errors(kind: type[ProxyError]):
 
 @pytest.mark.parametrize("kind", [*iter_errors(ProxyError)], ids=lambda kind: kind.__name__)
 async def test_every_error_is_itself_again_in_the_client(serve, kind):
-    async def fail(call: Call) -> None:
+    async def fail(call: AdminRequest) -> None:
         raise kind("what happened")
 
     served = await serve(Route("GET", "/api/v1/fail", fail))
@@ -388,5 +397,5 @@ async def test_every_error_is_itself_again_in_the_client(serve, kind):
 
 
 def test_a_code_that_is_not_known_is_a_plain_error():
-    assert type(error_of("from_the_future", "x")) is ProxyError
-    assert code_of(UnknownError("x")) == "unknown"
+    assert type(error_from_code("from_the_future", "x")) is ProxyError
+    assert error_code(NotFoundError("x")) == "not_found"

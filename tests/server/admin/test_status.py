@@ -6,19 +6,19 @@ from typing import Any
 import pytest
 
 from proxy import __version__
-from proxy.cli.api_client import AdminApi
+from proxy.cli.api_client import AdminClient
 from proxy.errors import InvalidRequestError
 from tests.fakes.faults import Fault
 from tests.support.program import Program
 
 
 async def get(program: Program, path: str = "/api/v1/status") -> Any:
-    return await asyncio.to_thread(AdminApi(program.root).get, path)
+    return await asyncio.to_thread(AdminClient(program.root).get, path)
 
 
 async def switch(program: Program, *, is_on: bool) -> None:
     answer = await asyncio.to_thread(
-        AdminApi(program.root).put, "/api/v1/offline", {"offline": is_on}
+        AdminClient(program.root).put, "/api/v1/offline", {"offline": is_on}
     )
     assert answer == {"offline": is_on}
 
@@ -80,7 +80,7 @@ async def test_a_store_that_cannot_be_used_degrades_it(program):
     lost = program.root.rename(program.root.with_name("lost"))
     try:
         program.root.mkdir()
-        client = AdminApi(lost)
+        client = AdminClient(lost)
         status = await asyncio.to_thread(client.get, "/api/v1/status")
     finally:
         program.root.rmdir()
@@ -162,7 +162,7 @@ async def test_a_restart_obeys_the_configuration_again(program):
 
 
 async def test_a_switch_of_no_kind_is_refused(program):
-    client = AdminApi(program.root)
+    client = AdminClient(program.root)
     for wrong in ({}, {"offline": "yes"}, {"offline": True, "for": "1h"}, None):
         with pytest.raises(InvalidRequestError):
             await asyncio.to_thread(client.put, "/api/v1/offline", wrong)

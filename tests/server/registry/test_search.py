@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from structlog.testing import capture_logs
 
-from proxy.cache.search import SEARCHES, TTL
+from proxy.cache.search import MAX_CACHED_PAGES, SEARCH_TTL
 from tests.fakes.faults import HTML, Fault
 from tests.fakes.peer import exchange
 from tests.fakes.registry import FakeRegistry
@@ -144,7 +144,7 @@ async def test_nothing_is_pushed_there(program, hub):
 
 async def test_an_answer_is_given_again_for_minutes(program, hub):
     await search(program)
-    program.clock.turn(TTL - 1)
+    program.clock.turn(SEARCH_TTL - 1)
     again = await search(program)
     assert names(again) == ["nginx", "bitnami/nginx"]
     assert again.headers["Cache-Status"] == "pullcache; hit"
@@ -170,7 +170,7 @@ async def test_many_who_ask_at_once_ask_upstream_once(program, hub):
 
 async def test_no_more_than_so_many_answers_are_remembered(program, hub):
     await search(program)
-    for number in range(SEARCHES):
+    for number in range(MAX_CACHED_PAGES):
         await search(program, f"q=other{number}")
     await search(program)
     assert hub.count("q=nginx") == 2

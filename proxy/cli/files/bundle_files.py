@@ -19,16 +19,16 @@ from backports.zstd import ZstdError, ZstdFile
 from proxy.errors import BundleError
 from proxy.oci import layout, tar
 
-PIECE = 1 << 20
+CHUNK_SIZE = 1 << 20
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _GZIP_MAGIC = b"\x1f\x8b"
 
-_PART = re.compile(r"(.+)\.(\d{3,})")
+_PART_NAME = re.compile(r"(.+)\.(\d{3,})")
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class BundleArgument:
     """A bundle as the command was given it: its files, in order, or a directory, or nothing for stdin."""
 
     name: str
@@ -40,63 +40,63 @@ class Given:
         """How many bytes `pieces` will yield, None if nobody knows before."""
         if self.directory:
             return sum(
-                len(tar.write_header(name, size)) + size + tar.padding(size)
-                for name, _, size in _entries(self.directory)
-            ) + len(tar.END)
+                len(tar.encode_header(name, size)) + size + tar.padding_size(size)
+                for name, _, size in _layout_entries(self.directory)
+            ) + len(tar.END_OF_ARCHIVE)
         sizes = [path.stat() for path in self.files]
         is_known = sizes and all(stat.S_ISREG(one.st_mode) for one in sizes)
         return sum(one.st_size for one in sizes) if is_known else None
 
-    def described(self) -> list[dict[str, Any]] | None:
+    def describe_files(self) -> list[dict[str, Any]] | None:
         """Return the files for a daemon that may open them itself, None if they are no regular files."""
         sizes = [path.stat() for path in self.files]
         if not sizes or not all(stat.S_ISREG(one.st_mode) for one in sizes):
             return None
-        return [describe(path) for path in self.files]
+        return [describe_file(path) for path in self.files]
 
-    def pieces(self) -> Iterator[bytes]:
+    def iter_chunks(self) -> Iterator[bytes]:
         """Yield the bundle's bytes."""
         if self.directory:
-            yield from _as_tar(self.directory)
+            yield from _iter_tar(self.directory)
         elif not self.files:
-            yield from _read(sys.stdin.buffer)
+            yield from _iter_chunks(sys.stdin.buffer)
         for path in self.files:
             with path.open("rb") as file:
-                yield from _read(file)
+                yield from _iter_chunks(file)
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe_file(path: Path) -> dict[str, Any]:
     """Return a file as the admin API names it."""
     status = path.stat()
     return {"path": str(path.absolute()), "device": status.st_dev, "inode": status.st_ino}
 
 
-def find(names: tuple[str, ...]) -> list[Given]:
+def find_bundles(names: tuple[str, ...]) -> list[BundleArgument]:
     """Return the bundles that the arguments name; parts are put together. Raises `BundleError`.
 
     Of a bundle in parts any part will do, or the name before the number.
     """
-    found: dict[str, Given] = {}
+    found: dict[str, BundleArgument] = {}
     for name in names:
         path = Path(name)
-        part = _PART.fullmatch(name)
+        part = _PART_NAME.fullmatch(name)
         if name == "-":
-            found[name] = Given("stdin")
+            found[name] = BundleArgument("stdin")
         elif path.is_dir():
-            found[name] = Given(name, directory=path)
+            found[name] = BundleArgument(name, directory=path)
         elif part or (not path.exists() and Path(f"{name}.000").exists()):
             whole = part[1] if part else name
-            found[whole] = Given(whole, parts_of(whole))
+            found[whole] = BundleArgument(whole, find_parts(whole))
         else:
-            found[name] = Given(name, (path,))
+            found[name] = BundleArgument(name, (path,))
     return list(found.values())
 
 
-def parts_of(name: str) -> tuple[Path, ...]:
+def find_parts(name: str) -> tuple[Path, ...]:
     """Return the parts of a bundle in order. Raises `BundleError` if one is missing in their midst."""
     numbered = {}
     for path in Path(name).parent.iterdir():
-        part = _PART.fullmatch(path.name)
+        part = _PART_NAME.fullmatch(path.name)
         if part and part[1] == Path(name).name:
             numbered[int(part[2])] = path
     for number in range(max(numbered, default=0) + 1):
@@ -105,66 +105,68 @@ def parts_of(name: str) -> tuple[Path, ...]:
     return tuple(numbered[number] for number in sorted(numbered))
 
 
-def digests(given: Given) -> set[str]:
+def read_digests(bundle: BundleArgument) -> set[str]:
     """Return the digests of the blobs in a bundle. Raises `BundleError`."""
-    if given.directory:
-        names = [name for name, _, _ in _entries(given.directory)]
+    if bundle.directory:
+        names = [name for name, _, _ in _layout_entries(bundle.directory)]
     else:
         try:
-            names = _names_in(given)
+            names = _entry_names(bundle)
         except (tarfile.TarError, EOFError, zlib.error, ZstdError) as error:
-            raise BundleError(f"{given.name} is no bundle, or damaged: {error}") from error
-    found = {str(digest) for name in names if (digest := layout.parse_path(name))}
+            raise BundleError(f"{bundle.name} is no bundle, or damaged: {error}") from error
+    found = {str(digest) for name in names if (digest := layout.parse_blob_path(name))}
     if not found:
-        raise BundleError(f"{given.name} holds no blobs: it is no bundle")
+        raise BundleError(f"{bundle.name} holds no blobs: it is no bundle")
     return found
 
 
-def _names_in(given: Given) -> list[str]:
+def _entry_names(bundle: BundleArgument) -> list[str]:
     with ExitStack() as stack:
-        file = stack.enter_context(io.BufferedReader(_Joined(given.pieces()), PIECE))
+        file = stack.enter_context(
+            io.BufferedReader(_ChunkReader(bundle.iter_chunks()), CHUNK_SIZE)
+        )
         head = file.peek(4)
         stream: Any = file
         if head.startswith(_ZSTD_MAGIC):
             stream = stack.enter_context(ZstdFile(file))
         elif head.startswith(_GZIP_MAGIC):
             stream = stack.enter_context(gzip.GzipFile(fileobj=file))
-        elif len(given.files) == 1:
+        elif len(bundle.files) == 1:
             # Sought through: a bundle of terabytes has but a few headers.
-            archive = stack.enter_context(tarfile.open(given.files[0], "r:"))
+            archive = stack.enter_context(tarfile.open(bundle.files[0], "r:"))
             return [entry.name.removeprefix("./") for entry in archive]
         archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r|"))
         return [entry.name.removeprefix("./") for entry in archive]
 
 
-class _Joined(io.RawIOBase):
+class _ChunkReader(io.RawIOBase):
     """Pieces as one file, to be read once."""
 
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._rest = b""
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._remainder = b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        if not self._rest:
-            self._rest = next(self._pieces, b"")
-        count = min(len(buffer), len(self._rest))
-        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        if not self._remainder:
+            self._remainder = next(self._chunks, b"")
+        count = min(len(buffer), len(self._remainder))
+        buffer[:count], self._remainder = self._remainder[:count], self._remainder[count:]
         return count
 
 
-def _read(file: BinaryIO) -> Iterator[bytes]:
-    return iter(partial(file.read, PIECE), b"")
+def _iter_chunks(file: BinaryIO) -> Iterator[bytes]:
+    return iter(partial(file.read, CHUNK_SIZE), b"")
 
 
-def _entries(directory: Path) -> list[tuple[str, Path, int]]:
+def _layout_entries(directory: Path) -> list[tuple[str, Path, int]]:
     """Return what a layout in a directory consists of: names, files and sizes, the documents first.
 
     Symbolic links are nobody's content and are left out. Raises `BundleError`.
     """
-    paths = [directory / name for name in sorted(layout.DOCUMENTS)]
+    paths = [directory / name for name in sorted(layout.LAYOUT_FILES)]
     paths += sorted(directory.glob("blobs/*/*"))
     found = []
     for path in paths:
@@ -172,20 +174,20 @@ def _entries(directory: Path) -> list[tuple[str, Path, int]]:
             status = path.lstat()
             if stat.S_ISREG(status.st_mode):
                 found.append((path.relative_to(directory).as_posix(), path, status.st_size))
-    if layout.INDEX not in (name for name, _, _ in found):
-        raise BundleError(f"{directory} is no OCI image layout: it has no {layout.INDEX}")
+    if layout.INDEX_FILE not in (name for name, _, _ in found):
+        raise BundleError(f"{directory} is no OCI image layout: it has no {layout.INDEX_FILE}")
     return found
 
 
-def _as_tar(directory: Path) -> Iterator[bytes]:
-    for name, path, size in _entries(directory):
-        yield tar.write_header(name, size)
+def _iter_tar(directory: Path) -> Iterator[bytes]:
+    for name, path, size in _layout_entries(directory):
+        yield tar.encode_header(name, size)
         left = size
         with path.open("rb") as file:
-            while left and (piece := file.read(min(PIECE, left))):
+            while left and (piece := file.read(min(CHUNK_SIZE, left))):
                 left -= len(piece)
                 yield piece
         if left:
             raise BundleError(f"{path} has become shorter while it was read")
-        yield bytes(tar.padding(size))
-    yield tar.END
+        yield bytes(tar.padding_size(size))
+    yield tar.END_OF_ARCHIVE

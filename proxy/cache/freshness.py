@@ -13,10 +13,10 @@ class Freshness(Enum):
 
     FRESH = "fresh"
     # Served at once, and asked again behind the client's back.
-    REVALIDATE = "stale-while-revalidate"
-    STALE = "stale"
+    STALE_WHILE_REVALIDATE = "stale-while-revalidate"
+    STALE_IF_ERROR = "stale"
     # Too old to be served, even when upstream fails.
-    DEAD = "dead"
+    EXPIRED = "dead"
 
 
 def tag_ttl(tag: str, rules: Mapping[str, float], default: float) -> float:
@@ -24,7 +24,9 @@ def tag_ttl(tag: str, rules: Mapping[str, float], default: float) -> float:
     return next((ttl for glob, ttl in rules.items() if fnmatchcase(tag, glob)), default)
 
 
-def freshness(age: float, *, ttl: float, revalidate: float, stale: float) -> Freshness:
+def compute_freshness(
+    age: float, *, ttl: float, stale_while_revalidate: float, stale_if_error: float
+) -> Freshness:
     """Judge an answer of `age` seconds.
 
     It is fresh for `ttl`, then served while being asked again for `revalidate`, and instead of an
@@ -33,9 +35,9 @@ def freshness(age: float, *, ttl: float, revalidate: float, stale: float) -> Fre
     """
     if 0 <= age < ttl:
         return Freshness.FRESH
-    if 0 <= age < ttl + revalidate:
-        return Freshness.REVALIDATE
-    return Freshness.STALE if age < ttl + stale else Freshness.DEAD
+    if 0 <= age < ttl + stale_while_revalidate:
+        return Freshness.STALE_WHILE_REVALIDATE
+    return Freshness.STALE_IF_ERROR if age < ttl + stale_if_error else Freshness.EXPIRED
 
 
 def accepts(accept: Iterable[str], media_type: str) -> bool:

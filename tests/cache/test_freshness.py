@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from proxy.cache.policy import Freshness, accepts, freshness, tag_ttl
+from proxy.cache.freshness import Freshness, accepts, compute_freshness, tag_ttl
 from proxy.errors import DeniedError
 from proxy.names import check_allowed
 from proxy.oci.manifest import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
@@ -45,16 +45,16 @@ def test_the_first_glob_that_matches_a_tag_sets_its_ttl():
     [
         (0, Freshness.FRESH),
         (9.9, Freshness.FRESH),
-        (10, Freshness.REVALIDATE),
-        (14.9, Freshness.REVALIDATE),
-        (15, Freshness.STALE),
-        (109.9, Freshness.STALE),
-        (110, Freshness.DEAD),
-        (-1, Freshness.STALE),
+        (10, Freshness.STALE_WHILE_REVALIDATE),
+        (14.9, Freshness.STALE_WHILE_REVALIDATE),
+        (15, Freshness.STALE_IF_ERROR),
+        (109.9, Freshness.STALE_IF_ERROR),
+        (110, Freshness.EXPIRED),
+        (-1, Freshness.STALE_IF_ERROR),
     ],
 )
 def test_an_answer_ages(age, expected):
-    assert freshness(age, ttl=10, revalidate=5, stale=100) is expected
+    assert compute_freshness(age, ttl=10, stale_while_revalidate=5, stale_if_error=100) is expected
 
 
 spans = st.floats(0, 1e9)
@@ -63,14 +63,17 @@ spans = st.floats(0, 1e9)
 @given(st.floats(0, 1e10), st.floats(0, 1e10), spans, spans)
 def test_an_answer_never_becomes_younger(age, more, ttl, stale):
     order = list(Freshness)
-    younger = freshness(age, ttl=ttl, revalidate=0, stale=stale)
-    older = freshness(age + more, ttl=ttl, revalidate=0, stale=stale)
+    younger = compute_freshness(age, ttl=ttl, stale_while_revalidate=0, stale_if_error=stale)
+    older = compute_freshness(age + more, ttl=ttl, stale_while_revalidate=0, stale_if_error=stale)
     assert order.index(younger) <= order.index(older)
 
 
 @given(st.floats(-1e10, -1e-6), spans, spans)
 def test_a_clock_turned_back_makes_nothing_fresh(age, ttl, stale):
-    assert freshness(age, ttl=ttl, revalidate=60, stale=stale) is Freshness.STALE
+    assert (
+        compute_freshness(age, ttl=ttl, stale_while_revalidate=60, stale_if_error=stale)
+        is Freshness.STALE_IF_ERROR
+    )
 
 
 @pytest.mark.parametrize(
