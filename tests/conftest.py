@@ -128,6 +128,8 @@ async def make_program(
         return program
 
     yield make
+    # An open connection of a test would make each stop wait for IDLE_DRAIN_TIMEOUT.
+    await close_all()
     for program in started:
         if program.is_running:
             await program.stop()

@@ -10,7 +10,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-PACKAGED = ROOT / "config" / "requirements.txt"
+LOCKS = ROOT / "config" / "requirements"
+DEVELOPMENT, RUNTIME = LOCKS / "development.txt", LOCKS / "runtime.txt"
 PIN = re.compile(r"^([a-z0-9-]+)==(\S+)", re.MULTILINE)
 
 
@@ -34,7 +35,7 @@ LOCK_LINE = re.compile(
 
 def test_every_requirement_is_locked_at_a_version_it_allows():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    pins = dict(PIN.findall((ROOT / "requirements.txt").read_text()))
+    pins = dict(PIN.findall(DEVELOPMENT.read_text()))
     texts = [*project["project"]["dependencies"]]
     for extra in project["project"]["optional-dependencies"].values():
         texts += extra
@@ -67,12 +68,12 @@ def needed(name: str) -> set[str]:
 
 def test_what_is_packaged_is_what_the_program_needs_as_it_is_locked():
     """If not: tests/run says how both locks are made."""
-    lock, packaged = blocks(ROOT / "requirements.txt"), blocks(PACKAGED)
+    lock, packaged = blocks(DEVELOPMENT), blocks(RUNTIME)
     assert packaged.items() <= lock.items()
     assert {pin.partition("==")[0] for pin in packaged} >= needed("pullcache")
 
 
 def test_the_lock_names_no_place_to_download_from():
-    for lock in (ROOT / "requirements.txt", PACKAGED):
+    for lock in (DEVELOPMENT, RUNTIME):
         for line in lock.read_text().splitlines():
             assert LOCK_LINE.fullmatch(line), line
