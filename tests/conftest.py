@@ -13,11 +13,15 @@ import pytest
 import structlog
 import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
+from hypothesis import settings
 
 from tests.fakes.content import Image
 from tests.fakes.peer import close_all
 from tests.fakes.registry import FakeRegistry
 from tests.support.program import Program
+
+# What tests/unit runs with; CI runs with more examples.
+settings.register_profile("quick", max_examples=20)
 
 PATIENCE = 45.0
 HOUR = 3600
