@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 
 from proxy.bundle.export import BundleExporter
 from proxy.bundle.import_ import BundleImporter
+from proxy.cache.access import RepositoryAccess
+from proxy.cache.blobs import BlobCache
 from proxy.cache.listings import ListingCache
+from proxy.cache.manifest_store import ManifestStore
+from proxy.cache.manifests import ManifestCache
 from proxy.cache.prefetch import Prefetcher
-from proxy.cache.pull_through import PullThroughCache
 from proxy.cache.search import RepositorySearch
 from proxy.concurrency import run_in_thread
 from proxy.config import Config
@@ -97,17 +100,23 @@ async def configure_app(
         for name in config.upstreams
     }
     downloads = core.downloads.with_settings(config.fetch, upstreams)
-    cache = PullThroughCache(
+    access = RepositoryAccess(upstreams=upstreams, index=core.index, group=core.group)
+    manifests = ManifestCache(
+        upstreams=upstreams,
+        store=ManifestStore(core.store, core.index, core.space, core.metrics, core.disk_threads),
+        index=core.index,
+        access=access,
+        settings=config.manifests,
+        group=core.group,
+        clock=core.clock,
+    )
+    blobs = BlobCache(
         upstreams=upstreams,
         store=core.store,
         index=core.index,
         space=core.space,
         downloads=downloads,
-        settings=config.manifests,
-        metrics=core.metrics,
-        executor=core.disk_threads,
-        group=core.group,
-        clock=core.clock,
+        access=access,
     )
     listings = ListingCache(
         upstreams=upstreams,
@@ -130,7 +139,8 @@ async def configure_app(
     checker = OfflineChecker(contents, native)
     preloader = Preloader(
         PreloadTools(
-            cache=cache,
+            manifests=manifests,
+            blobs=blobs,
             downloads=downloads,
             resolver=ImageResolver(listings, upstreams, core.disk_threads),
             checker=checker,
@@ -144,7 +154,7 @@ async def configure_app(
     )
     prefetch = Prefetcher(downloads, core.index) if config.fetch.prefetch == "layers" else None
     registry = RegistryHandler(
-        config.upstreams, cache, listings, prefetch, search, core.disk_threads
+        config.upstreams, manifests, blobs, listings, prefetch, search, core.disk_threads
     )
     # The routes of every feature; how to add one is said in `server/api.py`.
     routes = [

@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 from proxy.config import UpstreamSettings
 from proxy.config.values import RegistryUrl
 from proxy.errors import DeniedError
-from proxy.names import NameParser, display_name
+from proxy.names import NameParser, check_allowed, display_name
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag, parse_image
 
@@ -43,6 +43,28 @@ def test_a11_what_is_not_configured_is_refused_by_name(text):
 def test_what_is_denied_is_refused():
     with pytest.raises(DeniedError, match="does not allow me/secret"):
         NAMES.parse_allowed("me/secret:1")
+
+
+@pytest.mark.parametrize(
+    ("name", "allow", "deny", "is_allowed"),
+    [
+        ("library/nginx", ["*"], [], True),
+        ("a/b/c", ["*"], [], True),
+        ("library/nginx", ["library/*"], [], True),
+        ("me/nginx", ["library/*"], [], False),
+        ("me/nginx", ["library/*", "me/*"], [], True),
+        ("library/nginx", ["*"], ["library/*"], False),
+        ("library/nginx", ["*"], ["*/nginx"], False),
+        ("library/nginx", [], [], False),
+        ("library/nginx", ["Library/*"], [], False),
+    ],
+)
+def test_a_repository_is_allowed_by_a_glob_and_denied_by_another(name, allow, deny, is_allowed):
+    if is_allowed:
+        check_allowed(name, allow=allow, deny=deny)
+    else:
+        with pytest.raises(DeniedError, match=name):
+            check_allowed(name, allow=allow, deny=deny)
 
 
 @pytest.mark.parametrize(
