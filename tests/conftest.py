@@ -67,7 +67,8 @@ def _no_blocking_calls() -> Iterator[BlockBuster]:
             if name.startswith("sqlite3.") or name in _CHEAP_ON_PURPOSE:
                 function.deactivate()
             # Nobody is served while the program is built, or when it has ended.
-            function.can_block_in("proxy/app.py", {"open_cache", "open_core"})
+            function.can_block_in("proxy/app.py", {"open_cache"})
+            function.can_block_in("proxy/core.py", {"open_core"})
             # The lock of coverage's own data, which a thread may hold that is traced too.
             function.can_block_in("coverage/collector.py", "lock_data")
             function.can_block_in(

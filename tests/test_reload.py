@@ -241,7 +241,7 @@ async def test_p03_a_broken_configuration_changes_nothing(registry, program, sec
     assert line["log_level"] == "error"
     assert line["reason"]
     assert program.running.config is before
-    assert "the last reload failed" in program.running.status_line
+    assert "last reload failed" in program.running.status_line
     assert await program.metric(SUCCESSFUL) == 0
     assert await program.metric("pullcache_config_reloads_total", result="failure") == 1
     time = "pullcache_config_last_reload_success_timestamp_seconds"

@@ -15,7 +15,7 @@ from proxy.cache import freshness
 from proxy.cache.access import RepositoryAccess
 from proxy.cache.freshness import Freshness
 from proxy.cache.manifest_store import ManifestStore
-from proxy.concurrency import RESPONSE_TIMEOUT, STALE_MARGIN, SingleFlight, enforce_deadline
+from proxy.concurrency import RESPONSE_TIMEOUT, SingleFlight, enforce_deadline
 from proxy.config import ManifestsSettings
 from proxy.errors import (
     DigestMismatchError,
@@ -38,6 +38,9 @@ from proxy.upstream.client import Upstream
 
 # Bounds the missing tags and, separately, the tags not pulled to save quota that are remembered.
 MAX_CACHED_ERRORS = 10_000
+# Seconds by which the revalidation of a tag ends before the response must be sent, so that the stale
+# copy can still be served.
+STALE_MARGIN = 1.0
 
 log = get_logger(__name__)
 
