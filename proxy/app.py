@@ -1,8 +1,8 @@
 """The program: built from a configuration, served, reloaded and ended in order.
 
 `open_cache` is the only way to build it, for the daemon, for commands and for tests. It opens the
-core (`core.py`: what lasts), builds the configured part on it (`service.py`: what a reload replaces),
-and starts the servers in front.
+core (`core.py`, what lasts), builds the configured part on it (`service.py`, what a reload
+replaces), and starts the servers in front.
 """
 
 import asyncio
@@ -145,7 +145,7 @@ class DaemonInfo:
 
 
 class RunningApp:
-    """The running program: the core, the configured part on it, and the servers in front of both."""
+    """The running program: the core, the configured part, and the servers in front of them."""
 
     def __init__(
         self,

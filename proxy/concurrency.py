@@ -16,8 +16,8 @@ V = TypeVar("V")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Seconds after which a request is answered at the latest, by an error if upstream is silent. Clients
-# give up on a mirror that is silent for 30 s (containerd 2.3, Docker 29).
+# Seconds within which every request is answered, by an error if upstream is silent. Clients give up
+# on a mirror that is silent for 30 s (containerd 2.3, Docker 29).
 RESPONSE_TIMEOUT = 14.0
 # Seconds between two readings of a clock that may be set at any time.
 CLOCK_POLL_INTERVAL = 0.5
@@ -99,7 +99,7 @@ async def run_uncancelled(work: Awaitable[R]) -> R:
 
     For work that must not stop halfway, such as a commit or a thread that writes a file.
     """
-    future = asyncio.ensure_future(work)  # noqa: TID251 (its owner is this frame, which outlives it)
+    future = asyncio.ensure_future(work)  # noqa: TID251 (this frame owns and outlives it)
     try:
         await asyncio.wait((future,))
     except asyncio.CancelledError:
@@ -111,7 +111,7 @@ async def run_uncancelled(work: Awaitable[R]) -> R:
 @asynccontextmanager
 async def background(work: Awaitable[R]) -> AsyncIterator["asyncio.Future[R]"]:
     """Run `work` concurrently with the block; at the end of the block, cancel and await it."""
-    future = asyncio.ensure_future(work)  # noqa: TID251 (its owner is this frame, which outlives it)
+    future = asyncio.ensure_future(work)  # noqa: TID251 (this frame owns and outlives it)
     try:
         yield future
     finally:
@@ -127,7 +127,7 @@ async def read_ahead(items: Iterator[R], executor: Executor) -> AsyncGenerator[R
     upcoming = loop.run_in_executor(executor, next, items, None)
     try:
         while True:
-            # Not `await upcoming`: cancellation would cancel the future and lose sight of its thread.
+            # Not `await upcoming`: cancellation would cancel the future but not its thread.
             await asyncio.wait((upcoming,))
             item = upcoming.result()
             if item is None:
@@ -166,8 +166,8 @@ async def run_in_thread(
 ) -> R:
     """Return `work(...)`, run in a thread of the executor.
 
-    Threads cannot be cancelled, so a cancelled caller waits for the thread: otherwise it would close
-    files to which the thread still writes.
+    Threads cannot be cancelled, so a cancelled caller waits for the thread; otherwise it would
+    close files to which the thread still writes.
     """
     loop = asyncio.get_running_loop()
     return await run_uncancelled(loop.run_in_executor(executor, partial(work, *args, **kwargs)))

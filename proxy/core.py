@@ -1,7 +1,7 @@
-"""The core: what exists once from the start of the daemon to its end, whatever the configuration.
+"""The core: what lasts from the start of the daemon to its end, across reloads.
 
-It is the store with its index, the downloads, the factory of upstreams, the metrics and the group of
-all background tasks.
+It is the store with its index, the downloads, the factory of upstreams, the metrics and the group
+of all background tasks.
 """
 
 import asyncio

@@ -90,7 +90,7 @@ class UpstreamUnauthorizedError(UpstreamError):
 
 
 class UnsatisfiableRangeError(UpstreamError):
-    """Upstream has no bytes at the requested offset, so the partial download does not belong to it."""
+    """Upstream has no bytes at the offset where a partial download should be resumed."""
 
 
 class DigestMismatchError(ProxyError):

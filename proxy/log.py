@@ -30,7 +30,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 _QUEUE_SIZE = 20_000
 # Lines rendered at a time, which is faster than one by one: the code stays in the CPU's caches.
 _BATCH_SIZE = 50
-# Seconds between two writes, so that a busy daemon wakes the thread ten times a second, not a thousand.
+# Seconds between two writes: a busy daemon wakes the thread ten times a second, not a thousand.
 _BATCH_DELAY = 0.1
 # Seconds that the end waits for the queue to be written.
 _CLOSE_TIMEOUT = 2.0
@@ -46,18 +46,18 @@ def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
     return logger
 
 
-def configure_logging(level: str, format: Format, stream: TextIO | None = None) -> "LogWriter":  # noqa: A002 - the key's name
+def configure_logging(level: str, log_format: Format, stream: TextIO | None = None) -> "LogWriter":
     """Write what structlog and the standard library log to `stream` (default: stderr).
 
     This lasts until `LogWriter.close`. If the stream goes to systemd's journal, each line begins
     with its priority.
     """
     target = stream or sys.stderr
-    console = format == "console" or (format == "auto" and target.isatty())
-    render = _console_renderer(target) if console else _render_json_batch
+    is_console = log_format == "console" or (log_format == "auto" and target.isatty())
+    render = _console_renderer(target) if is_console else _render_json_batch
     if is_journal_stream(target):
         render = _add_priorities(render)
-    log = LogWriter(_make_writer(target), render, _QUEUE_SIZE if console else _BATCH_SIZE)
+    log = LogWriter(_make_writer(target), render, _QUEUE_SIZE if is_console else _BATCH_SIZE)
     structlog.configure(
         processors=[log.process],
         logger_factory=_LoggerName,
@@ -74,7 +74,7 @@ class _LoggerName(str):
 
 
 class LogWriter:
-    """Queues lines, and writes them in a thread. All methods are thread-safe; only `close` blocks."""
+    """Queues lines and writes them in a thread. Methods are thread-safe; only `close` blocks."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class LogWriter:
         logging.getLogger().setLevel(threshold)
 
     def log_request(self, event: str, **fields: Any) -> None:
-        """Log a request at level `info`, bypassing structlog, which would cost more than the request."""
+        """Log a request as `info`, bypassing structlog, which would cost more than the request."""
         if self._is_info_enabled:
             line = self._new_line("info", event)
             line.update(fields)
@@ -247,7 +247,7 @@ def render_json(fields: Mapping[str, Any]) -> bytes:
 
 
 def _escape(text: str) -> str:
-    r"""Return `text` with \u escapes for all that is not printable, such as controls and bidi marks."""
+    r"""Return `text` with \u escapes for what is not printable, such as controls and bidi marks."""
     return _NOT_PRINTABLE_ASCII.sub(
         lambda match: match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1], text
     )
@@ -288,7 +288,7 @@ def _console_renderer(stream: TextIO) -> Callable[[list[Fields]], bytes]:
 
 
 def _make_writer(stream: TextIO) -> Callable[[bytes], None]:
-    """Return a function that writes a batch to `stream`, by one system call if it has a descriptor."""
+    """Return a function that writes to `stream`, by one system call if it has a descriptor."""
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError, io.UnsupportedOperation):

@@ -436,7 +436,7 @@ class RequestCollector(Collector):
         tally[3 + bisect_left(_REQUEST_BUCKETS, seconds)] += 1
 
     def totals(self, *kinds: str) -> dict[CacheState, tuple[int, int]]:
-        """Return the successful requests of these kinds, and their response bytes, by cache state."""
+        """Return the successful requests of these kinds and their bytes, by cache state."""
         sums: dict[CacheState, tuple[int, int]] = {}
         for (_, kind, status, state), tally in self._tallies.items():
             if kind in kinds and status < 400:

@@ -68,7 +68,7 @@ class NameParser:
 
 
 def normalize_repository(upstream: str, name: str) -> Repository:
-    """Return the repository with the names that its upstream uses: `library/nginx` at `docker.io`."""
+    """Return the repository under its upstream's own name, as `library/nginx` at `docker.io`."""
     upstream = _HOST_ALIASES.get(upstream, upstream)
     if upstream == DEFAULT_UPSTREAM and "/" not in name:
         name = f"{OFFICIAL_PREFIX}{name}"

@@ -1,7 +1,7 @@
 """Tracing: spans of what each client's request waited for. Off, it costs and imports nothing.
 
 The spans of a request belong together by its context, which the tasks that it starts inherit: a
-download, the upstream requests of that, its commit. Work that no traced request started has no span.
+download, its upstream requests, its commit. Work that no traced request started has no span.
 """
 
 import asyncio
@@ -60,7 +60,8 @@ def _load_tracer_class() -> "type[OtelTracer]":
         from proxy.otel import OtelTracer  # noqa: PLC0415 (an optional dependency)
     except ImportError as error:
         raise ConfigError(
-            "server.tracing: OpenTelemetry is not installed (pip install 'pullcache[opentelemetry]')"
+            "server.tracing: OpenTelemetry is not installed "
+            "(pip install 'pullcache[opentelemetry]')"
         ) from error
     protocol = next(filter(None, map(os.environ.get, _PROTOCOL_VARIABLES)), "http/protobuf")
     if protocol != "http/protobuf":
@@ -96,8 +97,8 @@ async def trace_upstream_request(
 ) -> ClientResponse:
     """Record an upstream request until its response begins; a middleware of aiohttp's client.
 
-    The query is left out, since signed URLs are secrets. Of the trace upstream is sent `traceparent`
-    only, which identifies nobody.
+    The query is left out, since signed URLs are secrets. Upstream is sent only the `traceparent` of
+    the trace, which identifies nobody.
     """
     tracer = _tracer.get()
     if tracer is None:
@@ -116,7 +117,7 @@ async def trace_upstream_request(
 
 
 def _trace_requests(handler: HttpHandler, tracer: "OtelTracer") -> HttpHandler:
-    """Return a handler that records each request, in the client's trace if it sends `traceparent`."""
+    """Return a handler that records each request, as part of the trace that its client names."""
 
     async def handle(request: BaseRequest) -> StreamResponse:
         path = request.raw_path.partition("?")[0]

@@ -1,4 +1,4 @@
 """The pull-through cache: decides whether a request is answered from the store or by upstream.
 
-Nothing here listens or dials out itself: it reads `storage`, and has `download` and `upstream` fetch.
+It reads `storage`, and leaves all fetching to `download` and `upstream`.
 """

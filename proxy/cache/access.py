@@ -1,9 +1,9 @@
 """The rule of access: which content a repository may be served by its digest.
 
 A digest alone grants nothing, because the content may come from a private repository. A repository
-is served a digest if the index links the two, or if upstream, asked about that repository, says that
-it has the digest. The index links a repository to what upstream has sent for it, to what the
-manifests among that name, and to what upstream has confirmed here.
+is served a digest if the index links the two, or if upstream confirms, when asked about that
+repository, that it has the digest. The index links a repository to the content that upstream has
+sent for it, to what the manifests in that content name, and to what upstream has confirmed.
 """
 
 import asyncio

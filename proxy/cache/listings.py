@@ -91,7 +91,7 @@ class ListingCache:
     ) -> tuple[list[RawDescriptor], CacheState]:
         """Return the descriptors of all referrers (distribution-spec, "Listing Referrers").
 
-        Raises `NotFoundError` if upstream lacks this API, on which clients use the fallback tag, and
+        Raises `NotFoundError` if upstream lacks this API (clients then use the fallback tag), and
         `UpstreamError` if upstream fails and no referrer is cached.
         """
         key = (repository, digest)

@@ -38,8 +38,8 @@ from proxy.upstream.client import Upstream
 
 # Bounds the missing tags and, separately, the tags not pulled to save quota that are remembered.
 MAX_CACHED_ERRORS = 10_000
-# Seconds by which the revalidation of a tag ends before the response must be sent, so that the stale
-# copy can still be served.
+# Seconds before the deadline of the response at which the revalidation of a tag ends, so that the
+# stale copy can still be served.
 STALE_MARGIN = 1.0
 
 log = get_logger(__name__)
@@ -254,7 +254,8 @@ class ManifestCache:
         except NotFoundError as error:
             # The tag exists, as the HEAD was answered: upstream contradicts itself.
             raise UpstreamError(
-                f"{repository.upstream} resolves the tag to {digest} but does not have that manifest"
+                f"{repository.upstream} resolves the tag to {digest} "
+                "but does not have that manifest"
             ) from error
 
     async def _load_confirmed(

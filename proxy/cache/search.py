@@ -46,7 +46,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SearchQuery:
-    """A search for `terms` at an upstream, one page of it; made by `RepositorySearch.parse_query`."""
+    """One page of a search for `terms` at an upstream; made by `RepositorySearch.parse_query`."""
 
     upstream: str
     terms: str

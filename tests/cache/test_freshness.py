@@ -28,23 +28,23 @@ def test_the_first_glob_that_matches_a_tag_sets_its_ttl():
         (-1, Freshness.STALE_IF_ERROR),
     ],
 )
-def test_an_answer_ages(age, expected):
+def test_an_answer_goes_from_fresh_to_expired(age, expected):
     assert compute_freshness(age, ttl=10, stale_while_revalidate=5, stale_if_error=100) is expected
 
 
-spans = st.floats(0, 1e9)
+durations = st.floats(0, 1e9)
 
 
-@given(st.floats(0, 1e10), st.floats(0, 1e10), spans, spans)
-def test_an_answer_never_becomes_younger(age, more, ttl, stale):
+@given(st.floats(0, 1e10), st.floats(0, 1e10), durations, durations)
+def test_an_older_answer_is_never_fresher(age, more, ttl, stale):
     order = list(Freshness)
     younger = compute_freshness(age, ttl=ttl, stale_while_revalidate=0, stale_if_error=stale)
     older = compute_freshness(age + more, ttl=ttl, stale_while_revalidate=0, stale_if_error=stale)
     assert order.index(younger) <= order.index(older)
 
 
-@given(st.floats(-1e10, -1e-6), spans, spans)
-def test_a_clock_turned_back_makes_nothing_fresh(age, ttl, stale):
+@given(st.floats(-1e10, -1e-6), durations, durations)
+def test_after_the_clock_was_set_back_nothing_is_fresh(age, ttl, stale):
     assert (
         compute_freshness(age, ttl=ttl, stale_while_revalidate=60, stale_if_error=stale)
         is Freshness.STALE_IF_ERROR

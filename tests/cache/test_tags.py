@@ -1,4 +1,4 @@
-"""Tags: asked again by HEAD when their time is up, once for all, and never at any price."""
+"""Tags: revalidated by one HEAD after their TTL, and served stale while upstream fails."""
 
 import asyncio
 
@@ -10,13 +10,13 @@ from tests.fakes.faults import HTML, Fault
 HOUR = 3600
 
 
-async def test_a_hundred_who_ask_for_an_expired_tag_cause_one_head(registry, program, pulled):
+async def test_a_hundred_requests_for_an_expired_tag_cause_one_head(registry, program, pulled):
     answers = await asyncio.gather(*(program.manifest(pulled) for _ in range(100)))
     assert {answer.digest for answer in answers} == {pulled.digest}
     assert [seen.method for seen in registry.requests] == ["HEAD"]
 
 
-async def test_a_hundred_who_ask_for_a_new_tag_cause_one_get(registry, program):
+async def test_a_hundred_requests_for_a_new_tag_cause_one_get(registry, program):
     image = registry.add_image()
     answers = await asyncio.gather(*(program.manifest(image) for _ in range(100)))
     assert {answer.digest for answer in answers} == {image.digest}
@@ -34,7 +34,7 @@ async def test_a_tag_that_did_not_move_is_fresh_again(registry, program, pulled)
     assert int(second.headers["Age"]) == 100
 
 
-async def test_a_tag_that_moved_gives_the_new_manifest(registry, program, pulled):
+async def test_a_moved_tag_serves_the_new_manifest(registry, program, pulled):
     moved = registry.add_image(layers=[b"new"])
     answer = await program.manifest(pulled)
     assert (answer.digest, answer.headers["Docker-Content-Digest"]) == (moved.digest, moved.digest)
@@ -42,7 +42,7 @@ async def test_a_tag_that_moved_gives_the_new_manifest(registry, program, pulled
     assert (await program.manifest(pulled, pulled.digest)).digest == pulled.digest
 
 
-async def test_a_tag_that_moved_to_what_is_here_costs_a_head(registry, program, pulled):
+async def test_a_tag_that_moved_to_a_cached_manifest_costs_one_head(registry, program, pulled):
     older = registry.add_image(tag="older", layers=[b"older"])
     await program.manifest(older, "older")
     registry.requests.clear()
@@ -51,7 +51,7 @@ async def test_a_tag_that_moved_to_what_is_here_costs_a_head(registry, program, 
     assert [seen.method for seen in registry.requests] == ["HEAD"]
 
 
-async def test_a_tag_that_was_deleted_upstream_is_404_and_its_content_stays(
+async def test_a_tag_that_was_deleted_upstream_is_404_but_its_content_stays(
     registry, program, pulled
 ):
     registry.delete_tag("library/app", "latest")
@@ -61,7 +61,7 @@ async def test_a_tag_that_was_deleted_upstream_is_404_and_its_content_stays(
         assert (await program.manifest(pulled, pulled.digest)).status == 200
 
 
-async def test_a_head_without_a_digest_leads_to_a_get(registry, program, pulled):
+async def test_a_head_without_a_digest_is_followed_by_a_get(registry, program, pulled):
     registry.fail("HEAD", Fault(headers={"Docker-Content-Digest": None}), times=None)
     moved = registry.add_image(layers=[b"new"])
     assert (await program.manifest(pulled)).digest == moved.digest
@@ -84,9 +84,9 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("how", FAILURES)
-async def test_whatever_way_upstream_fails_the_stale_copy_is_served(registry, program, pulled, how):
-    fault = FAILURES[how]
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_however_upstream_fails_the_stale_copy_is_served(registry, program, pulled, failure):
+    fault = FAILURES[failure]
     if fault is None:
         await registry.stop()
     else:
@@ -101,14 +101,14 @@ async def test_whatever_way_upstream_fails_the_stale_copy_is_served(registry, pr
     registry.heal()
     if fault is None:
         await registry.start()
-    # What upstream has asked for, or its failures in a row, hold for a while.
+    # Retry-After of upstream, or an open breaker, must pass first.
     program.clock.turn(61)
     while "Warning" in (answer := await program.manifest(pulled)).headers:
         pass
     assert (answer.status, answer.digest) == (200, pulled.digest)
 
 
-async def test_a_tag_that_moved_to_wrong_bytes_stays_where_it_was(registry, program, pulled):
+async def test_a_tag_that_moved_to_wrong_bytes_serves_the_old_manifest(registry, program, pulled):
     moved = registry.add_image(layers=[b"new"])
     registry.fail(f"GET .*{moved.digest}", Fault(flip_at=30), times=None)
     answer = await program.manifest(pulled)
@@ -127,7 +127,7 @@ async def test_a_copy_that_is_too_old_is_not_served(registry, program, pulled):
     assert int(answer.headers["Retry-After"]) > 0
 
 
-async def test_p10_a_clock_that_went_back_asks_upstream(registry, program, pulled):
+async def test_p10_after_the_clock_was_set_back_upstream_is_asked(registry, program, pulled):
     program.clock.turn(-3 * HOUR)
     assert (await program.manifest(pulled)).status == 200
     assert registry.count("HEAD") == 1
@@ -145,7 +145,7 @@ async def test_globs_set_the_ttl_of_tags(registry, make_program):
     assert [seen.line for seen in registry.requests] == ["HEAD /v2/library/app/manifests/latest"]
 
 
-async def test_while_it_is_revalidated_a_tag_may_be_served_at_once(registry, make_program):
+async def test_with_stale_while_revalidate_an_expired_tag_is_served_at_once(registry, make_program):
     program = await make_program(manifests={"stale_while_revalidate": "1d"})
     image = registry.add_image()
     await program.manifest(image)
@@ -163,9 +163,9 @@ async def test_while_it_is_revalidated_a_tag_may_be_served_at_once(registry, mak
 
 
 class TestMissing:
-    """A tag that is not there is remembered; a refusal never is."""
+    """A missing tag is remembered for `negative_ttl`; a failure never is."""
 
-    async def test_a_missing_tag_is_asked_for_once_in_a_while(self, registry, program):
+    async def test_a_missing_tag_is_requested_once_per_negative_ttl(self, registry, program):
         registry.add_image()
         for _ in range(3):
             assert (await program.manifest("library/app", "none")).code == "MANIFEST_UNKNOWN"
@@ -174,7 +174,7 @@ class TestMissing:
         await program.manifest("library/app", "none")
         assert registry.count("/manifests/none") == 3
 
-    async def test_a_tag_that_appears_is_seen_when_the_memory_ends(self, registry, program):
+    async def test_a_new_tag_is_found_after_the_negative_ttl(self, registry, program):
         image = registry.add_image()
         await program.manifest("library/app", "new")
         registry.move_tag("library/app", "new", image.digest)
@@ -190,7 +190,7 @@ class TestMissing:
         program.clock.turn(61)
         assert (await program.manifest(image)).status == 200
 
-    async def test_what_upstream_shows_to_nobody_is_404_without_a_challenge(
+    async def test_a_repository_that_upstream_does_not_show_is_404_without_a_challenge(
         self, registry, program
     ):
         answer = await program.manifest("library/private")
@@ -198,7 +198,7 @@ class TestMissing:
         assert "WWW-Authenticate" not in answer.headers
 
 
-async def test_a_rate_limit_is_passed_on_with_its_time(registry, program):
+async def test_a_rate_limit_is_passed_on_with_its_retry_after(registry, program):
     registry.add_image()
     registry.fail("/manifests/", Fault(status=429, body=b"", headers={"Retry-After": "17"}))
     answer = await program.manifest("library/app")
@@ -206,7 +206,7 @@ async def test_a_rate_limit_is_passed_on_with_its_time(registry, program):
     assert answer.headers["Retry-After"] == "17"
 
 
-async def test_what_upstream_sends_instead_of_a_manifest_is_neither_served_nor_kept(
+async def test_what_upstream_sends_instead_of_a_manifest_is_neither_served_nor_stored(
     registry, program
 ):
     image = registry.add_image()
@@ -221,12 +221,12 @@ async def test_what_upstream_sends_instead_of_a_manifest_is_neither_served_nor_k
     assert program.stored() == set()
 
 
-async def test_a_manifest_that_changes_between_head_and_get_is_kept_under_its_own_digest(
+async def test_a_manifest_that_changes_between_head_and_get_is_stored_under_its_own_digest(
     registry, program, pulled
 ):
     registry.add_image(layers=[b"new"])
-    lie = Fault(headers={"Docker-Content-Digest": pulled.digest})
-    registry.fail("GET .*/manifests/", lie, times=None)
+    wrong_digest = Fault(headers={"Docker-Content-Digest": pulled.digest})
+    registry.fail("GET .*/manifests/", wrong_digest, times=None)
     registry.fail("HEAD", Fault(headers={"Docker-Content-Digest": None}))
     answer = await program.manifest(pulled)
     assert answer.headers["Docker-Content-Digest"] == answer.digest
