@@ -16,8 +16,8 @@ V = TypeVar("V")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Seconds within which every request is answered, by an error if upstream is silent. Clients give up
-# on a mirror that is silent for 30 s (containerd 2.3, Docker 29).
+# Seconds within which the head of every response is sent, an error if upstream is silent. Clients
+# give up on a mirror that is silent for 30 s (containerd 2.3, Docker 29).
 RESPONSE_TIMEOUT = 14.0
 # Seconds between two readings of a clock that may be set at any time.
 CLOCK_POLL_INTERVAL = 0.5

@@ -145,7 +145,7 @@ async def program(make_program: Callable[..., Awaitable[Program]]) -> Program:
 
 
 @pytest.fixture
-async def pulled(registry: FakeRegistry, program: Program) -> Image:
+async def expired_image(registry: FakeRegistry, program: Program) -> Image:
     """An image that was pulled an hour ago, so that its cached tag has expired."""
     image = registry.add_image()
     await program.manifest(image)

@@ -2,13 +2,10 @@
 
 import asyncio
 import threading
-from typing import Any
 
 import pytest
 
-from proxy.errors import StorageError
-from proxy.storage.blobs import BlobStore
-from proxy.storage.ingest import Ingest
+from proxy.core import DISK_THREADS
 from tests.fakes.faults import Fault
 
 LAYERS = [bytes([n]) * 100_000 for n in range(3)]
@@ -86,41 +83,29 @@ async def test_an_upstream_without_tokens_and_cdn_needs_at_most_six_requests(reg
     assert len(registry.requests) <= 6
 
 
-async def test_upstream_is_asked_while_the_ingest_file_is_being_created(
-    monkeypatch, registry, program
-):
+async def test_upstream_is_asked_while_the_ingest_file_is_being_created(registry, program):
     digest = registry.add_blob(LAYERS[0])
     is_requested = threading.Event()
-    open_ingest = BlobStore.open_ingest
-
-    def open_slowly(store: BlobStore, *rest: Any) -> Ingest:
-        assert is_requested.wait(10)
-        return open_ingest(store, *rest)
-
-    monkeypatch.setattr(BlobStore, "open_ingest", open_slowly)
+    disk_threads = program.running._core.disk_threads
+    busy = [disk_threads.submit(is_requested.wait, 10) for _ in range(DISK_THREADS)]
     async with asyncio.TaskGroup() as group:
         pulling = group.create_task(program.blob(digest))
         await registry.until(lambda: registry.count(registry.body_of(digest)) > 0)
+        assert not any(future.done() for future in busy)
         is_requested.set()
     assert pulling.result().is_whole
     await program.settled()
     assert program.stored() == {digest}
 
 
-async def test_a_pull_succeeds_uncached_if_the_ingest_file_cannot_be_created(
-    monkeypatch, registry, program
-):
+async def test_a_pull_succeeds_uncached_if_the_ingest_file_cannot_be_created(registry, program):
     digest = registry.add_blob(LAYERS[0])
-
-    def fail(*_: Any) -> Ingest:
-        raise StorageError("cannot create an ingest: the disk fails")
-
-    monkeypatch.setattr(BlobStore, "open_ingest", fail)
+    ingests = (program.root / "ingest").rename(program.root / "elsewhere")
     for _ in range(2):
         assert (await program.blob(digest)).is_whole
         await program.settled()
     assert await program.metric("pullcache_uncached_total", reason="disk_error") == 2
-    monkeypatch.undo()
+    ingests.rename(program.root / "ingest")
     assert (await program.blob(digest)).is_whole
     await program.settled()
     assert program.stored() == {digest}

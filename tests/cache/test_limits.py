@@ -16,7 +16,7 @@ def rate_limit(seconds: int = 30, body: bytes = b"") -> Fault:
 
 
 async def test_u19_a_limit_is_remembered_and_reported_with_the_remaining_time(
-    registry, program, pulled
+    registry, program, expired_image
 ):
     registry.add_image("library/other")
     registry.fail(PULLS, rate_limit(), times=None)
@@ -40,14 +40,14 @@ IN_TEN_YEARS = "Wed, 01 Jan 2036 00:00:00 GMT"
 
 @pytest.mark.parametrize("value", [None, "30", IN_TEN_YEARS, "315360000", "-1", "soon"])
 async def test_u19_whatever_a_limit_says_stale_tags_are_served_and_upstream_is_spared(
-    registry, program, pulled, value
+    registry, program, expired_image, value
 ):
     registry.fail("/manifests/", Fault(status=429, headers={"Retry-After": value}), times=None)
     for _ in range(5):
         stale, new = await asyncio.gather(
-            program.manifest(pulled), program.manifest("library/app", "new")
+            program.manifest(expired_image), program.manifest("library/app", "new")
         )
-        assert (stale.status, stale.digest) == (200, pulled.digest)
+        assert (stale.status, stale.digest) == (200, expired_image.digest)
         assert "fwd=stale" in stale.headers["Cache-Status"]
         assert (new.status, new.code) == (429, "TOOMANYREQUESTS")
         assert 1 <= int(new.headers["Retry-After"]) <= 900
@@ -55,30 +55,34 @@ async def test_u19_whatever_a_limit_says_stale_tags_are_served_and_upstream_is_s
     assert await program.metric("pullcache_upstream_ratelimit_remaining") == 99
 
 
-async def test_while_pulls_are_limited_a_cached_tag_is_still_revalidated(registry, program, pulled):
+async def test_while_pulls_are_limited_a_cached_tag_is_still_revalidated(
+    registry, program, expired_image
+):
     registry.fail(PULLS, rate_limit(), times=None)
     await program.manifest("library/app", "none")
     registry.requests.clear()
-    same = await program.manifest(pulled)
+    same = await program.manifest(expired_image)
     assert "Warning" not in same.headers
     assert [seen.method for seen in registry.requests] == ["HEAD"]
     moved = registry.add_image(layers=[b"new"])
     program.clock.turn(10)
-    assert (await program.manifest(pulled)).digest == pulled.digest  # fresh since that HEAD
+    # Fresh since that HEAD.
+    unchanged = await program.manifest(expired_image)
+    assert unchanged.digest == expired_image.digest
     assert registry.count(PULLS) == 0
     registry.heal()
     program.clock.turn(HOUR)
-    assert (await program.manifest(pulled)).digest == moved.digest
+    assert (await program.manifest(expired_image)).digest == moved.digest
 
 
-async def test_a_limit_on_heads_applies_to_all_requests(registry, program, pulled):
+async def test_a_limit_on_heads_applies_to_all_requests(registry, program, expired_image):
     registry.fail("/manifests/|/tags/", rate_limit(), times=None)
-    answer = await program.manifest(pulled)
+    answer = await program.manifest(expired_image)
     assert "fwd=stale" in answer.headers["Cache-Status"]
     assert answer.headers["Warning"].startswith('299 - "stale: docker.io limits its rate')
     requests = len(registry.requests)
     for request in (
-        program.manifest(pulled),
+        program.manifest(expired_image),
         program.manifest("library/app", "none"),
         program.ask("/v2/library/app/tags/list"),
     ):
@@ -115,52 +119,56 @@ class TestScarcity:
     """The last pulls of the quota are reserved for content that is not cached."""
 
     @pytest.fixture
-    async def moved(self, registry, program, pulled):
+    async def moved(self, registry, program, expired_image):
         """The image that the expired tag names upstream now, where three pulls are left."""
         registry.pulls = registry.pull_limit - 3
         return registry.add_image(layers=[b"new"])
 
     async def test_the_old_manifest_of_a_moved_tag_is_served_with_a_warning(
-        self, registry, program, pulled, moved
+        self, registry, program, expired_image, moved
     ):
         for _ in range(3):
-            answer = await program.manifest(pulled)
-            assert (answer.status, answer.digest) == (200, pulled.digest)
+            answer = await program.manifest(expired_image)
+            assert (answer.status, answer.digest) == (200, expired_image.digest)
             assert "fwd=stale" in answer.headers["Cache-Status"]
             assert "3 more of 100 pulls" in answer.headers["Warning"]
         assert [seen.method for seen in registry.requests] == ["HEAD"]
         assert await program.metric("pullcache_upstream_ratelimit_remaining") == 3
 
     async def test_the_tag_is_revalidated_again_after_another_ttl(
-        self, registry, program, pulled, moved
+        self, registry, program, expired_image, moved
     ):
-        await program.manifest(pulled)
+        await program.manifest(expired_image)
         program.clock.turn(HOUR)
         registry.pulls = 0
-        assert (await program.manifest(pulled)).digest == moved.digest
+        assert (await program.manifest(expired_image)).digest == moved.digest
 
-    async def test_content_that_is_not_cached_is_pulled(self, registry, program, pulled, moved):
-        await program.manifest(pulled)
+    async def test_content_that_is_not_cached_is_pulled(
+        self, registry, program, expired_image, moved
+    ):
+        await program.manifest(expired_image)
         assert (await program.manifest(moved, moved.digest)).digest == moved.digest
 
-    async def test_a_tag_that_did_not_move_costs_a_head_as_always(self, registry, program, pulled):
+    async def test_a_tag_that_did_not_move_costs_a_head_as_always(
+        self, registry, program, expired_image
+    ):
         registry.pulls = registry.pull_limit
-        assert "Warning" not in (await program.manifest(pulled)).headers
+        assert "Warning" not in (await program.manifest(expired_image)).headers
         assert [seen.method for seen in registry.requests] == ["HEAD"]
 
     async def test_a_copy_that_is_too_old_to_be_served_is_replaced(
-        self, registry, program, pulled, moved
+        self, registry, program, expired_image, moved
     ):
         program.clock.turn(31 * 24 * HOUR)
-        assert (await program.manifest(pulled)).digest == moved.digest
+        assert (await program.manifest(expired_image)).digest == moved.digest
 
     async def test_an_account_without_a_limit_is_never_short_of_pulls(
-        self, registry, program, pulled, moved
+        self, registry, program, expired_image, moved
     ):
-        await program.manifest(pulled)
+        await program.manifest(expired_image)
         registry.pull_limit = None
         program.clock.turn(HOUR)
-        assert (await program.manifest(pulled)).digest == moved.digest
+        assert (await program.manifest(expired_image)).digest == moved.digest
 
 
 async def test_a_limit_of_the_token_server_is_reported_as_a_limit(registry, program):

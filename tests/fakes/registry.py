@@ -9,7 +9,7 @@ from typing import Self
 
 from tests.fakes.api import RegistryApi
 from tests.fakes.faults import Fault, Rule
-from tests.fakes.wire import Log, Seen, Wire
+from tests.fakes.http_server import FakeServer, ReceivedRequest, RequestLog
 
 
 class FakeRegistry(RegistryApi):
@@ -36,9 +36,9 @@ class FakeRegistry(RegistryApi):
         self.cdn = cdn
         self.referrers = referrers
         self.pull_limit = pull_limit
-        self.log = Log()
-        self.front = Wire("registry", self.answer, self.log)
-        self.edge = Wire("cdn", self.answer_cdn, self.log)
+        self.log = RequestLog()
+        self.front = FakeServer("registry", self.answer, self.log)
+        self.edge = FakeServer("cdn", self.answer_cdn, self.log)
         for wire in (self.front, self.edge):
             wire.send_length = send_length
             wire.accept_ranges = accept_ranges
@@ -57,11 +57,11 @@ class FakeRegistry(RegistryApi):
         return self.edge.url
 
     @property
-    def requests(self) -> list[Seen]:
+    def requests(self) -> list[ReceivedRequest]:
         """All requests so far, including those to the token service and the CDN."""
         return self.log.requests
 
-    def seen(self, match: str = "") -> list[Seen]:
+    def seen(self, match: str = "") -> list[ReceivedRequest]:
         """Return the requests whose `METHOD target` matches the regular expression."""
         return self.log.seen(match)
 

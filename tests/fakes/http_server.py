@@ -22,7 +22,7 @@ _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
 @dataclass(slots=True)
-class Seen:
+class ReceivedRequest:
     """A request that a fake server received; `status` and after are set while it responds."""
 
     server: str
@@ -41,11 +41,11 @@ class Seen:
         return f"{self.method} {self.target}"
 
 
-class Log:
+class RequestLog:
     """All requests in the order of arrival, and a way to wait for more."""
 
     def __init__(self) -> None:
-        self.requests: list[Seen] = []
+        self.requests: list[ReceivedRequest] = []
         self.errors: list[Exception] = []
         self._change = asyncio.Event()
 
@@ -60,7 +60,7 @@ class Log:
             while not condition():
                 await self._change.wait()
 
-    def seen(self, match: str = "") -> list[Seen]:
+    def seen(self, match: str = "") -> list[ReceivedRequest]:
         """Return the requests whose `METHOD target` matches the regular expression."""
         return [one for one in self.requests if re.search(match, one.line)]
 
@@ -73,10 +73,12 @@ class Log:
         return sum(one.bytes_sent for one in self.seen(match))
 
 
-class Wire:
+class FakeServer:
     """A server on one port. `answer` makes correct responses, to which it applies the faults."""
 
-    def __init__(self, name: str, answer: Callable[[web.BaseRequest], Reply], log: Log) -> None:
+    def __init__(
+        self, name: str, answer: Callable[[web.BaseRequest], Reply], log: RequestLog
+    ) -> None:
         self.name = name
         self.log = log
         self.rules: list[Rule] = []
@@ -128,7 +130,7 @@ class Wire:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         assert request.transport is not None
-        seen = Seen(
+        seen = ReceivedRequest(
             server=self.name,
             method=request.method,
             target=request.raw_path,
@@ -148,7 +150,7 @@ class Wire:
             seen.done = True
             self.log.changed()
 
-    async def _respond(self, request: web.BaseRequest, seen: Seen) -> web.StreamResponse:
+    async def _respond(self, request: web.BaseRequest, seen: ReceivedRequest) -> web.StreamResponse:
         fault = next((rule.fault for rule in self.rules if rule.applies_to(seen.line)), Fault())
         if fault.until_headers is not None:
             await fault.until_headers.wait()
@@ -178,7 +180,7 @@ class Wire:
         self,
         request: web.BaseRequest,
         response: web.StreamResponse,
-        seen: Seen,
+        seen: ReceivedRequest,
         body: bytes,
         fault: Fault,
     ) -> None:

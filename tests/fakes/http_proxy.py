@@ -10,7 +10,7 @@ from tests.fakes.raw import HEAD_END
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ProxyRequest:
     """A request to the proxy, with its headers by lower-case name."""
 
     method: str
@@ -28,7 +28,7 @@ class FakeProxy:
         self.login = login
         self.status = 0
         self.is_silent = False
-        self.asked: list[Asked] = []
+        self.asked: list[ProxyRequest] = []
         self.port = 0
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -82,7 +82,7 @@ class FakeProxy:
         method, target, _ = lines[0].split(" ")
         pairs = [line.partition(": ") for line in lines[1:]]
         headers = {name.lower(): value for name, _, value in pairs}
-        self.asked.append(Asked(method, target, headers))
+        self.asked.append(ProxyRequest(method, target, headers))
         is_known = headers.get("proxy-authorization", "") == self.login
         status = self.status or (0 if is_known else 407)
         if self.is_silent:
