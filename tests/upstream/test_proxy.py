@@ -18,8 +18,8 @@ from proxy.upstream.egress import EgressGuard
 from proxy.upstream.proxies import ProxySelector
 from proxy.upstream.registry_client import RegistryTimeouts
 from tests.fakes.faults import Fault
+from tests.fakes.http_proxy import FakeProxy
 from tests.fakes.names import PUBLIC, Names
-from tests.fakes.proxy import FakeProxy
 from tests.fakes.registry import FakeRegistry
 from tests.support.program import Program
 
