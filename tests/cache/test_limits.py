@@ -75,7 +75,7 @@ async def test_a_limit_on_heads_is_one_on_everything(registry, program, pulled):
     registry.fail("/manifests/|/tags/", limited(), times=None)
     answer = await program.manifest(pulled)
     assert "fwd=stale" in answer.headers["Cache-Status"]
-    assert answer.headers["Warning"].startswith('299 - "stale: docker.io limits its rate')
+    assert answer.headers["Warning"].startswith('299 - "stale: docker.io rate limit exceeded')
     asked = len(registry.requests)
     for asking in (
         program.manifest(pulled),

@@ -30,7 +30,7 @@ async def test_with_the_breaker_open_known_tags_and_digests_are_served(program, 
     await program.pull(broken)
     tag = await program.manifest(broken)
     assert "fwd=stale" in tag.headers["Cache-Status"]
-    assert tag.headers["Warning"].startswith('299 - "stale: docker.io is down since ')
+    assert tag.headers["Warning"].startswith('299 - "stale: docker.io has been down since ')
 
 
 async def test_with_the_breaker_open_what_is_not_cached_fails_at_once_and_says_since_when_and_why(
@@ -47,7 +47,7 @@ async def test_with_the_breaker_open_what_is_not_cached_fails_at_once_and_says_s
         assert (blob.status, blob.code) == (404, "BLOB_UNKNOWN")
         messages += [one.json["errors"][0]["message"] for one in (manifest, blob)]
     assert any(
-        "is down since " in message and "cannot be reached" in message for message in messages
+        "has been down since " in message and "cannot be reached" in message for message in messages
     )
     # Probes aside, five clients and more cost nothing.
     assert await program.metric("pullcache_upstream_requests_total") - before <= 2
