@@ -26,11 +26,11 @@ M = TypeVar("M", bound=RequestModel)
 
 
 class ExportRequest(RequestModel, frozen=True):
-    """What to export; `without` are digests that are left out, because an earlier bundle has them."""
+    """What to export; `exclude` are digests to leave out because an earlier bundle has them."""
 
     images: list[str]
     platforms: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
 
 class ImportQuery(RequestModel, frozen=True):
@@ -143,9 +143,9 @@ class BundleHandlers:
     def _open_bundle(
         self, request: ExportRequest
     ) -> AbstractAsyncContextManager[tuple[Bundle, list[ExportedImage]]]:
-        without = frozenset(map(Digest.parse, request.without))
+        exclude = frozenset(map(Digest.parse, request.exclude))
         return self.exporter.open_bundle(
-            request.images, platforms=request.platforms, exclude=without
+            request.images, platforms=request.platforms, exclude=exclude
         )
 
 
