@@ -1,4 +1,4 @@
-"""The admin API's machinery over its real socket, with routes of the tests' own and the commands' client."""
+"""The handler of the admin API on its real socket, with test routes and the commands' client."""
 
 import asyncio
 import json
@@ -37,35 +37,35 @@ from proxy.server.admin.listener import listen
 from proxy.server.health import HealthEndpoints
 
 
-class Wanted(RequestModel, frozen=True):
+class EchoRequest(RequestModel, frozen=True):
     image: str
     count: int = 1
     is_pinned: bool = False
 
 
-class Served:
-    """An admin API with the routes of one test. `ask` is what a program sends, `client` what commands use."""
+class ServedApi:
+    """An admin API with the routes of one test: `client` is that of the commands, `send` is raw."""
 
     def __init__(
-        self, root: Path, metrics: Metrics, api: AdminApiHandler, session: aiohttp.ClientSession
+        self, root: Path, metrics: Metrics, handler: AdminApiHandler, session: aiohttp.ClientSession
     ):
         self.metrics = metrics
-        self.api = api
+        self.handler = handler
         self.client = AdminClient(root)
         self.session = session
 
-    async def ask(self, method: str, path: str, **kwargs) -> tuple[int, dict[str, str], object]:
+    async def send(self, method: str, path: str, **kwargs) -> tuple[int, dict[str, str], object]:
         url = f"http://localhost{path}"
-        async with self.session.request(method, url, **kwargs) as answer:
-            content = await answer.read()
-            return answer.status, dict(answer.headers), json.loads(content or b"null")
+        async with self.session.request(method, url, **kwargs) as response:
+            content = await response.read()
+            return response.status, dict(response.headers), json.loads(content or b"null")
 
 
-Serve = Callable[..., Awaitable[Served]]
+ServeRoutes = Callable[..., Awaitable[ServedApi]]
 
 
 @pytest.fixture
-async def serve(tmp_path) -> AsyncIterator[Serve]:
+async def serve(tmp_path) -> AsyncIterator[ServeRoutes]:
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(1))
         group = await stack.enter_async_context(asyncio.TaskGroup())
@@ -73,65 +73,71 @@ async def serve(tmp_path) -> AsyncIterator[Serve]:
         async def check_store() -> None:
             pass
 
-        async def make(*routes: Route) -> Served:
+        async def make(*routes: Route) -> ServedApi:
             metrics = Metrics([], "0")
-            api = AdminApiHandler(routes, metrics, None)
-            admin = HealthEndpoints(metrics, check_store, threads)
-            await listen(stack, group, tmp_path, ServerSettings(), api, admin)
+            handler = AdminApiHandler(routes, metrics, None)
+            health = HealthEndpoints(metrics, check_store, threads)
+            await listen(stack, group, tmp_path, ServerSettings(), handler, health)
             connector = aiohttp.UnixConnector(str(tmp_path / "admin.sock"))
             session = aiohttp.ClientSession(connector=connector)
-            return Served(tmp_path, metrics, api, await stack.enter_async_context(session))
+            return ServedApi(tmp_path, metrics, handler, await stack.enter_async_context(session))
 
         yield make
 
 
-async def echo(call: AdminRequest) -> object:
-    return await call.read_json(Wanted)
+async def echo_body(request: AdminRequest) -> object:
+    return await request.read_json(EchoRequest)
 
 
-async def search(call: AdminRequest) -> object:
-    return call.parse_query(Wanted)
+async def echo_query(request: AdminRequest) -> object:
+    return request.parse_query(EchoRequest)
 
 
-async def test_a_document_goes_in_and_comes_out(serve):
-    served = await serve(Route("POST", "/api/v1/echo", echo), Route("GET", "/api/v1/echo", search))
-    wanted = {"image": "ghcr.io/a/b:1@sha256:0", "count": 3, "is_pinned": True}
-    assert await asyncio.to_thread(served.client.post, "/api/v1/echo", wanted) == wanted
-    got = await asyncio.to_thread(served.client.get, "/api/v1/echo", nothing=None, **wanted)
-    assert got == wanted
+async def test_bodies_queries_and_responses_are_json(serve):
+    api = await serve(
+        Route("POST", "/api/v1/echo", echo_body), Route("GET", "/api/v1/echo", echo_query)
+    )
+    document = {"image": "ghcr.io/a/b:1@sha256:0", "count": 3, "is_pinned": True}
+    assert await asyncio.to_thread(api.client.post, "/api/v1/echo", document) == document
+    response_document = await asyncio.to_thread(
+        api.client.get, "/api/v1/echo", nothing=None, **document
+    )
+    assert response_document == document
 
 
-async def test_nothing_to_say_is_204(serve):
-    async def forget(call: AdminRequest) -> None:
+async def test_a_handler_without_a_result_responds_with_204(serve):
+    async def delete(request: AdminRequest) -> None:
         pass
 
-    served = await serve(Route("DELETE", "/api/v1/things/{name}", forget))
-    assert (await served.ask("DELETE", "/api/v1/things/a"))[0] == 204
-    assert await asyncio.to_thread(served.client.delete, "/api/v1/things/a") is None
+    api = await serve(Route("DELETE", "/api/v1/things/{name}", delete))
+    assert (await api.send("DELETE", "/api/v1/things/a"))[0] == 204
+    assert await asyncio.to_thread(api.client.delete, "/api/v1/things/a") is None
 
 
-async def test_a_part_of_a_path_has_a_name(serve):
-    async def names(call: AdminRequest) -> object:
-        return call.path_params
+async def test_path_parameters_are_passed_to_the_handler(serve):
+    async def path_params(request: AdminRequest) -> object:
+        return request.path_params
 
-    served = await serve(Route("GET", "/api/v1/things/{one}/parts/{two}", names))
-    _, _, document = await served.ask("GET", "/api/v1/things/a.b/parts/sha256%3A1")
-    assert document == {"one": "a.b", "two": "sha256:1"}
+    api = await serve(Route("GET", "/api/v1/things/{first}/parts/{second}", path_params))
+    _, _, document = await api.send("GET", "/api/v1/things/a.b/parts/sha256%3A1")
+    assert document == {"first": "a.b", "second": "sha256:1"}
     for path in ("/api/v1/things//parts/x", "/api/v1/things/a/b/parts/x", "/api/v1/thingsX"):
-        assert (await served.ask("GET", path))[0] == 404
+        assert (await api.send("GET", path))[0] == 404
 
 
-async def test_what_is_not_there_says_so(serve):
-    served = await serve(Route("POST", "/api/v1/echo", echo), Route("GET", "/api/v1/echo", search))
-    status, _, document = await served.ask("GET", "/api/v1/nothing")
+async def test_unknown_paths_and_methods_are_errors(serve):
+    api = await serve(
+        Route("POST", "/api/v1/echo", echo_body), Route("GET", "/api/v1/echo", echo_query)
+    )
+    status, _, document = await api.send("GET", "/api/v1/nothing")
     assert (status, document["error"]["code"]) == (404, "not_found")
-    status, headers, document = await served.ask("DELETE", "/api/v1/echo")
+    status, headers, document = await api.send("DELETE", "/api/v1/echo")
     assert (status, headers["Allow"]) == (405, "GET, POST")
     assert "GET, POST" in document["error"]["message"]
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("body", "reason"),
     [
         (b"{", "truncated"),
         (b"[]", "body: expected object, got array"),
@@ -142,260 +148,262 @@ async def test_what_is_not_there_says_so(serve):
     ],
     ids=["not JSON", "no object", "missing", "wrong type", "unknown", "too large"],
 )
-async def test_a_body_that_does_not_fit_is_refused_and_its_field_named(serve, body, says):
-    served = await serve(Route("POST", "/api/v1/echo", echo))
+async def test_an_invalid_body_is_rejected_with_the_name_of_the_field(serve, body, reason):
+    api = await serve(Route("POST", "/api/v1/echo", echo_body))
     headers = {"Content-Type": "application/json"}
-    status, _, document = await served.ask(
+    status, _, document = await api.send(
         "POST", "/api/v1/echo", data=BytesIO(body), headers=headers
     )
     assert (status, document["error"]["code"]) == (400, "invalid_request")
-    assert says in document["error"]["message"]
+    assert reason in document["error"]["message"]
 
 
-async def test_a_body_of_another_type_is_refused(serve):
-    served = await serve(Route("POST", "/api/v1/echo", echo))
-    status, _, document = await served.ask("POST", "/api/v1/echo", data=b'{"image": "a"}')
+async def test_a_body_that_is_not_json_is_rejected(serve):
+    api = await serve(Route("POST", "/api/v1/echo", echo_body))
+    status, _, document = await api.send("POST", "/api/v1/echo", data=b'{"image": "a"}')
     assert (status, "Content-Type" in document["error"]["message"]) == (400, True)
 
 
 @pytest.mark.parametrize(
-    ("query", "says"),
+    ("query", "reason"),
     [("image=a&count=x", "count"), ("image=a&colour=1", "colour"), ("image=a&image=b", "once")],
 )
-async def test_a_query_that_does_not_fit_is_refused_and_its_field_named(serve, query, says):
-    served = await serve(Route("GET", "/api/v1/echo", search))
-    status, _, document = await served.ask("GET", f"/api/v1/echo?{query}")
-    assert (status, says in document["error"]["message"]) == (400, True)
+async def test_an_invalid_query_is_rejected_with_the_name_of_the_field(serve, query, reason):
+    api = await serve(Route("GET", "/api/v1/echo", echo_query))
+    status, _, document = await api.send("GET", f"/api/v1/echo?{query}")
+    assert (status, reason in document["error"]["message"]) == (400, True)
 
 
-async def test_an_event_is_there_when_it_happens(serve):
+async def test_events_are_sent_as_they_happen(serve):
     seen = asyncio.Event()
 
-    async def count(call: AdminRequest):
+    async def count(request: AdminRequest):
         yield {"n": 1}
         await seen.wait()
         yield {"n": 2}
 
-    served = await serve(Route("POST", "/api/v1/count", count))
+    api = await serve(Route("POST", "/api/v1/count", count))
     loop = asyncio.get_running_loop()
 
-    def work() -> list[object]:
+    def collect_events() -> list[object]:
         events = []
-        for event in served.client.stream("POST", "/api/v1/count"):
+        for event in api.client.stream("POST", "/api/v1/count"):
             events.append(event)
             loop.call_soon_threadsafe(seen.set)
         return events
 
-    assert await asyncio.to_thread(work) == [{"n": 1}, {"n": 2}]
+    assert await asyncio.to_thread(collect_events) == [{"n": 1}, {"n": 2}]
 
 
-@pytest.mark.parametrize("before", [0, 2])
-async def test_an_operation_that_fails_raises_the_same_in_the_client(serve, before):
-    async def fail(call: AdminRequest):
-        for n in range(before):
+@pytest.mark.parametrize("event_count", [0, 2])
+async def test_an_error_of_the_operation_is_raised_in_the_client(serve, event_count):
+    async def fail(request: AdminRequest):
+        for n in range(event_count):
             yield {"n": n}
         raise NoSpaceError("the disk is full")
 
-    served = await serve(Route("POST", "/api/v1/fail", fail))
+    api = await serve(Route("POST", "/api/v1/fail", fail))
     events = []
 
-    def work() -> None:
-        events.extend(served.client.stream("POST", "/api/v1/fail"))
+    def collect_events() -> None:
+        events.extend(api.client.stream("POST", "/api/v1/fail"))
 
     with pytest.raises(NoSpaceError, match="the disk is full"):
-        await asyncio.to_thread(work)
-    # What has begun is 200, whatever comes of it.
-    async with served.session.post("http://localhost/api/v1/fail") as answer:
-        assert answer.status == (200 if before else 507)
+        await asyncio.to_thread(collect_events)
+    # Once an event was sent, the status is 200 whatever happens later.
+    async with api.session.post("http://localhost/api/v1/fail") as response:
+        assert response.status == (200 if event_count else 507)
 
 
-async def test_the_last_event_says_how_it_failed(serve):
-    async def fail(call: AdminRequest):
+async def test_an_error_after_the_first_event_is_the_last_event(serve):
+    async def fail(request: AdminRequest):
         yield {"n": 1}
         raise UnknownManifestError("no such image")
 
-    served = await serve(Route("POST", "/api/v1/fail", fail))
-    assert await asyncio.to_thread(lambda: next(served.client.stream("POST", "/api/v1/fail")))
+    api = await serve(Route("POST", "/api/v1/fail", fail))
+    assert await asyncio.to_thread(lambda: next(api.client.stream("POST", "/api/v1/fail")))
     with pytest.raises(UnknownManifestError, match="no such image"):
-        await asyncio.to_thread(lambda: [*served.client.stream("POST", "/api/v1/fail")])
+        await asyncio.to_thread(lambda: [*api.client.stream("POST", "/api/v1/fail")])
 
 
-@pytest.mark.parametrize("is_late", [False, True])
-async def test_a_bug_is_counted_and_not_told(serve, is_late):
-    async def stumble(call: AdminRequest):
-        if is_late:
+@pytest.mark.parametrize("after_first_event", [False, True])
+async def test_an_unexpected_error_is_counted_and_not_disclosed(serve, after_first_event):
+    async def fail(request: AdminRequest):
+        if after_first_event:
             yield {"n": 1}
         raise KeyError("secret")
 
-    served = await serve(Route("POST", "/api/v1/stumble", stumble))
-    with pytest.raises(ProxyError, match="its log says how") as failed:
-        await asyncio.to_thread(lambda: [*served.client.stream("POST", "/api/v1/stumble")])
-    assert "secret" not in str(failed.value)
-    metrics = await asyncio.to_thread(served.metrics.render)
+    api = await serve(Route("POST", "/api/v1/fail", fail))
+    with pytest.raises(ProxyError, match="its log says how") as caught:
+        await asyncio.to_thread(lambda: [*api.client.stream("POST", "/api/v1/fail")])
+    assert "secret" not in str(caught.value)
+    metrics = await asyncio.to_thread(api.metrics.render)
     assert b"pullcache_internal_errors_total 1.0" in metrics
 
 
-async def test_a_client_that_leaves_ends_its_operation(serve):
+async def test_a_client_that_disconnects_cancels_its_operation(serve):
     ended = asyncio.Event()
 
-    async def endless(call: AdminRequest):
+    async def wait_forever(request: AdminRequest):
         try:
             yield {"n": 1}
             await asyncio.Event().wait()
         finally:
             ended.set()
 
-    served = await serve(Route("POST", "/api/v1/endless", endless))
+    api = await serve(Route("POST", "/api/v1/wait", wait_forever))
 
-    def leave() -> None:
-        events = served.client.stream("POST", "/api/v1/endless")
+    def disconnect() -> None:
+        events = api.client.stream("POST", "/api/v1/wait")
         assert next(events) == {"n": 1}
         events.close()
 
-    await asyncio.to_thread(leave)
+    await asyncio.to_thread(disconnect)
     await asyncio.wait_for(ended.wait(), 10)
 
 
-async def test_the_end_of_the_daemon_ends_what_runs_and_waits_for_it(serve):
-    cleaned = []
+async def test_close_cancels_running_operations_and_waits_for_them(serve):
+    cleaned_up = []
 
-    async def endless(call: AdminRequest):
+    async def wait_forever(request: AdminRequest):
         try:
             yield {"n": 1}
             await asyncio.Event().wait()
         finally:
             await asyncio.sleep(0)
-            cleaned.append(True)
+            cleaned_up.append(True)
 
-    served = await serve(Route("POST", "/api/v1/endless", endless))
-    events = served.client.stream("POST", "/api/v1/endless")
+    api = await serve(Route("POST", "/api/v1/wait", wait_forever))
+    events = api.client.stream("POST", "/api/v1/wait")
     assert await asyncio.to_thread(next, events) == {"n": 1}
-    await served.api.close()
-    assert cleaned == [True]
+    await api.handler.close()
+    assert cleaned_up == [True]
     with pytest.raises(DaemonUnavailableError, match="ended before"):
         await asyncio.to_thread(next, events)
 
 
-async def test_progress_comes_while_the_upload_still_goes(serve):
-    async def measure(call: AdminRequest):
+async def test_events_are_sent_while_the_upload_continues(serve):
+    async def count_bytes(request: AdminRequest):
         total = 0
-        async for chunk in call.iter_chunks():
+        async for chunk in request.iter_chunks():
             total += len(chunk)
             yield {"bytes": total}
 
-    served = await serve(Route("POST", "/api/v1/measure", measure))
+    api = await serve(Route("POST", "/api/v1/count-bytes", count_bytes))
     first_seen = threading.Event()
 
-    def pieces() -> Iterator[bytes]:
+    def chunks() -> Iterator[bytes]:
         yield b"a" * 10
         assert first_seen.wait(10)
         yield b""
         yield b"b" * 5
 
-    def work() -> list[object]:
+    def collect_events() -> list[object]:
         events = []
-        for event in served.client.stream("POST", "/api/v1/measure", upload=pieces()):
+        for event in api.client.stream("POST", "/api/v1/count-bytes", upload=chunks()):
             events.append(event)
             first_seen.set()
         return events
 
-    assert await asyncio.to_thread(work) == [{"bytes": 10}, {"bytes": 15}]
+    assert await asyncio.to_thread(collect_events) == [{"bytes": 10}, {"bytes": 15}]
     source = BytesIO(b"line\n" * 1_000_000)
     events = await asyncio.to_thread(
-        lambda: [*served.client.stream("POST", "/api/v1/measure", upload=source)]
+        lambda: [*api.client.stream("POST", "/api/v1/count-bytes", upload=source)]
     )
     assert events[-1] == {"bytes": 5_000_000}
 
 
-async def test_an_upload_whose_source_fails_is_not_taken_for_whole(serve):
+async def test_an_upload_that_breaks_off_is_not_taken_for_complete(serve):
     outcomes: list[object] = []
     ended = asyncio.Event()
 
-    async def take(call: AdminRequest) -> object:
+    async def read_all(request: AdminRequest) -> object:
         try:
-            async for _ in call.iter_chunks():
+            async for _ in request.iter_chunks():
                 pass
             outcomes.append("whole")
         finally:
             ended.set()
         return {}
 
-    served = await serve(Route("POST", "/api/v1/take", take))
+    api = await serve(Route("POST", "/api/v1/read", read_all))
 
-    def pieces() -> Iterator[bytes]:
+    def chunks() -> Iterator[bytes]:
         yield b"a" * 10
         raise PermissionError("the file cannot be read")
 
     with pytest.raises(PermissionError, match="cannot be read"):
         await asyncio.to_thread(
-            lambda: [*served.client.stream("POST", "/api/v1/take", upload=pieces())]
+            lambda: [*api.client.stream("POST", "/api/v1/read", upload=chunks())]
         )
     await asyncio.wait_for(ended.wait(), 10)
     assert outcomes == []
 
 
-async def test_an_upload_that_is_refused_says_why(serve):
-    async def refuse(call: AdminRequest) -> None:
+async def test_a_rejected_upload_reports_the_reason(serve):
+    async def reject(request: AdminRequest) -> None:
         raise NoSpaceError("the archive is larger than the store")
 
-    served = await serve(Route("POST", "/api/v1/refuse", refuse))
+    api = await serve(Route("POST", "/api/v1/reject", reject))
     upload = [bytes(1 << 20)] * 64
     with pytest.raises(NoSpaceError, match="larger than the store"):
         await asyncio.to_thread(
-            lambda: [*served.client.stream("POST", "/api/v1/refuse", upload=upload)]
+            lambda: [*api.client.stream("POST", "/api/v1/reject", upload=upload)]
         )
 
 
-async def test_bytes_come_as_they_are(serve):
+async def test_a_byte_stream_arrives_unchanged(serve):
     async def chunks() -> AsyncGenerator[bytes, None]:
         for n in range(3):
             yield bytes([n]) * 300_000
 
-    async def export(call: AdminRequest) -> ByteStream:
-        assert (await call.read_json(Wanted)).image == "a"
+    async def export(request: AdminRequest) -> ByteStream:
+        assert (await request.read_json(EchoRequest)).image == "a"
         return ByteStream(chunks(), "application/x-tar")
 
-    served = await serve(Route("POST", "/api/v1/export", export))
+    api = await serve(Route("POST", "/api/v1/export", export))
     target = BytesIO()
     written = await asyncio.to_thread(
-        served.client.post_to_file, "/api/v1/export", {"image": "a"}, target
+        api.client.post_to_file, "/api/v1/export", {"image": "a"}, target
     )
     assert written == 900_000
     assert target.getvalue() == b"".join(bytes([n]) * 300_000 for n in range(3))
     with pytest.raises(InvalidRequestError, match="image"):
-        await asyncio.to_thread(served.client.post_to_file, "/api/v1/export", {}, target)
+        await asyncio.to_thread(api.client.post_to_file, "/api/v1/export", {}, target)
 
 
-async def test_bytes_that_end_early_are_an_error(serve):
+async def test_a_byte_stream_that_ends_early_is_an_error(serve):
     async def chunks() -> AsyncGenerator[bytes, None]:
         yield b"a" * 1000
         raise NoSpaceError("the disk is gone")
 
-    async def export(call: AdminRequest) -> ByteStream:
+    async def export(request: AdminRequest) -> ByteStream:
         return ByteStream(chunks(), "application/x-tar")
 
-    served = await serve(Route("POST", "/api/v1/export", export))
+    api = await serve(Route("POST", "/api/v1/export", export))
     with pytest.raises(DaemonUnavailableError, match="ended before"):
-        await asyncio.to_thread(served.client.post_to_file, "/api/v1/export", {}, BytesIO())
+        await asyncio.to_thread(api.client.post_to_file, "/api/v1/export", {}, BytesIO())
 
 
-def iter_errors(kind: type[ProxyError]):
-    yield kind
-    for inner in kind.__subclasses__():
-        yield from iter_errors(inner)
+def iter_error_types(error_type: type[ProxyError]):
+    yield error_type
+    for inner in error_type.__subclasses__():
+        yield from iter_error_types(inner)
 
 
-@pytest.mark.parametrize("kind", [*iter_errors(ProxyError)], ids=lambda kind: kind.__name__)
-async def test_every_error_is_itself_again_in_the_client(serve, kind):
-    async def fail(call: AdminRequest) -> None:
-        raise kind("what happened")
+@pytest.mark.parametrize(
+    "error_type", [*iter_error_types(ProxyError)], ids=lambda error_type: error_type.__name__
+)
+async def test_every_error_has_the_same_class_in_the_client(serve, error_type):
+    async def fail(request: AdminRequest) -> None:
+        raise error_type("what happened")
 
-    served = await serve(Route("GET", "/api/v1/fail", fail))
-    with pytest.raises(ProxyError, match="what happened") as failed:
-        await asyncio.to_thread(served.client.get, "/api/v1/fail")
-    assert type(failed.value) is kind
+    api = await serve(Route("GET", "/api/v1/fail", fail))
+    with pytest.raises(ProxyError, match="what happened") as caught:
+        await asyncio.to_thread(api.client.get, "/api/v1/fail")
+    assert type(caught.value) is error_type
 
 
-def test_a_code_that_is_not_known_is_a_plain_error():
+def test_an_unknown_code_becomes_a_plain_error():
     assert type(error_from_code("from_the_future", "x")) is ProxyError
     assert error_code(NotFoundError("x")) == "not_found"
