@@ -265,7 +265,7 @@ class RegistryClient:
         if authorization:
             headers[hdrs.AUTHORIZATION] = authorization
         # Not a CDN, nor a mirror: see the class.
-        affects_health = url.origin() == self._base_url.origin() and not self.is_mirror
+        targets_registry = url.origin() == self._base_url.origin() and not self.is_mirror
         began = self._now()
         try:
             with map_errors(self.label, lambda status: self._record_status(kind, status)):
@@ -279,12 +279,12 @@ class RegistryClient:
                         read_bufsize=limits.read_buffer_size,
                     )
         except UpstreamUnavailableError as error:
-            if affects_health:
+            if targets_registry:
                 self.health.record_failure(error)
             raise
         self._record_status(kind, response.status)
         self._metrics.observe_upstream_first_byte(self.name, kind, self._now() - began)
-        if affects_health:
+        if targets_registry:
             self._record_health(response.status)
             self._record_quota(request, response)
         return response
