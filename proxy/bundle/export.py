@@ -38,12 +38,12 @@ READ_SIZE = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class ExportedImage:
-    """An image of a bundle. `left_out` are platforms that its index names and the store has not."""
+    """An image of a bundle. `skipped_platforms` are those that the store lacks."""
 
     name: str
     digest: str
     platforms: list[str]
-    left_out: list[str]
+    skipped_platforms: list[str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -325,7 +325,7 @@ class _PreloadRun:
                     for digest, size in sizes.items()
                     if not self._deps.image_store.has_blob(digest, size)
                 ),
-                lacking=self._space_budget.shortfall(images),
+                shortfall=self._space_budget.shortfall(images),
             )
         )
         return [pair for pair in resolved_images if self._dry_run or self._admit(*pair)]

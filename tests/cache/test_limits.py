@@ -79,7 +79,7 @@ async def test_a_limit_on_heads_applies_to_all_requests(registry, program, expir
     registry.fail("/manifests/|/tags/", rate_limit(), times=None)
     answer = await program.manifest(expired_image)
     assert "fwd=stale" in answer.headers["Cache-Status"]
-    assert answer.headers["Warning"].startswith('299 - "stale: docker.io limits its rate')
+    assert answer.headers["Warning"].startswith('299 - "stale: docker.io rate limit exceeded')
     requests = len(registry.requests)
     for request in (
         program.manifest(expired_image),
