@@ -207,8 +207,9 @@ class BlobStore:
             with os.scandir(self.root / "blobs" / algorithm) as entries:
                 for entry in entries:
                     digest = _parse_digest(algorithm, entry.name)
-                    if digest and entry.is_file(follow_symlinks=False):
-                        yield digest, entry.stat(follow_symlinks=False).st_size
+                    with suppress(FileNotFoundError):  # it was evicted since it was listed
+                        if digest and entry.is_file(follow_symlinks=False):
+                            yield digest, entry.stat(follow_symlinks=False).st_size
 
     def list_ingests(self) -> list[tuple[Digest, int, float]]:
         """Return digest, bytes on disk and time of the last write of every ingest.
@@ -220,10 +221,11 @@ class BlobStore:
             with os.scandir(self._ingest_directory) as entries:
                 for entry in entries:
                     digest = _parse_ingest_name(entry.name)
-                    if digest and entry.is_file(follow_symlinks=False):
-                        status = entry.stat(follow_symlinks=False)
-                        size = status.st_blocks * 512 + STATE_FILE_SIZE
-                        found.append((digest, size, status.st_mtime))
+                    with suppress(FileNotFoundError):  # it was committed since it was listed
+                        if digest and entry.is_file(follow_symlinks=False):
+                            status = entry.stat(follow_symlinks=False)
+                            size = status.st_blocks * 512 + STATE_FILE_SIZE
+                            found.append((digest, size, status.st_mtime))
         except OSError as error:
             raise storage_error("list", error) from error
         return found

@@ -6,6 +6,7 @@ and written every few seconds: a hit writes no SQL.
 """
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing, suppress
@@ -201,6 +202,18 @@ class Index:
         query = "SELECT 1 FROM blobs WHERE digest = ? AND pinned"
         return self._reader.execute(query, (str(digest),)).fetchone() is not None
 
+    def blobs_after(self, digest: str, count: int) -> list[tuple[Digest, int]]:
+        """Return digests and sizes of up to `count` blobs that follow `digest` in the index."""
+        query = "SELECT digest, size FROM blobs WHERE digest > ? ORDER BY digest LIMIT ?"
+        rows = self._reader.execute(query, (digest, count)).fetchall()
+        return [(Digest.parse(row[0]), row[1]) for row in rows]
+
+    def unknown_blobs(self, digests: Collection[Digest]) -> list[Digest]:
+        """Return those of the digests that are no blob of the index."""
+        query = "SELECT value FROM json_each(?) WHERE value NOT IN (SELECT digest FROM blobs)"
+        rows = self._reader.execute(query, (json.dumps([*map(str, digests)]),)).fetchall()
+        return [Digest.parse(row[0]) for row in rows]
+
     def touch(self, digest: Digest) -> None:
         """Count a use of the blob; of a manifest, also of what it names."""
         self._pending_uses[str(digest)] = self._next_use_time()
@@ -282,10 +295,19 @@ class Index:
         )
 
     async def add_unlinked_blobs(
-        self, files: Sequence[tuple[Digest, int, Manifest | None]]
+        self,
+        files: Sequence[tuple[Digest, int, Manifest | None]],
+        *,
+        on_commit: Callable[[], None] | None = None,
     ) -> None:
         """Enter blobs whose files were found; no repository is linked to them. Survives a power cut."""
-        await self._write(queries.add_unlinked_blobs, files, self._next_use_time(), is_durable=True)
+        await self._write(
+            queries.add_unlinked_blobs,
+            files,
+            self._next_use_time(),
+            is_durable=True,
+            on_commit=on_commit,
+        )
 
     async def link(self, repository: Repository, digest: Digest) -> None:
         """Remember that the repository was seen to hold the digest."""

@@ -21,6 +21,7 @@ from proxy.metrics import EvictionReason, Metrics, UncachedReason
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import MAX_MANIFEST_SIZE
 from proxy.oci.reference import Reference, Repository
+from proxy.storage.audit import Auditor
 from proxy.storage.blobs import BlobStore, OpenBlob, allocated_size
 from proxy.storage.index import Index
 from proxy.storage.ingest import STATE_FILE_SIZE, Ingest
@@ -101,6 +102,7 @@ class SpaceManager:
         # Files that the index does not know and that could not be deleted, with allocated sizes.
         self._strays: dict[Digest, int] = {}
         self._leases: list[Lease] = []
+        self._auditor = Auditor(store, index)
         # One eviction at a time: two would choose the same victims.
         self._eviction_lock = asyncio.Lock()
 
@@ -287,14 +289,17 @@ class SpaceManager:
             await run_uncancelled(self._forget_if_missing(digest))
         return opened
 
-    async def _forget_if_missing(self, digest: Digest) -> bool:
-        """Forget a blob unless it was evicted, or committed again, until its lock was ours."""
+    async def _forget_if_missing(self, digest: Digest) -> int:
+        """Forget a blob without a file and return its size on disk; 0 if all is well with it.
+
+        An eviction or a commit of the same blob may have been under way: its end is waited for.
+        """
         async with self.locks.hold(digest):
             if not self.is_stored(digest) or await asyncio.to_thread(self._has_file, digest):
-                return False
+                return 0
             log.warning("blob_file_missing", digest=str(digest))
-            await self._remove_locked([digest], "corrupt")
-            return True
+            removed = await self._remove_locked([digest], "corrupt")
+            return sum(allocated_size(size) for _, size in removed)
 
     def _has_file(self, digest: Digest) -> bool:
         size = self._index.blob_size(digest)
@@ -342,11 +347,14 @@ class SpaceManager:
             return await self._remove([digest for digest, _ in blobs], "removed")
 
     async def sweep(self, *, max_idle: float, ingest_ttl: float) -> None:
-        """Remove blobs unused for `max_idle` seconds (0: never) and ingests older than `ingest_ttl`."""
+        """Remove blobs unused for `max_idle` seconds (0: never) and ingests older than `ingest_ttl`.
+
+        Compare the account with the index and the files, and correct it. In a store of more than
+        `audit.BATCH_SIZE` blobs this takes several sweeps. Raises `StorageError`.
+        """
         now = self._clock()
-        for digest, _, modified in await asyncio.to_thread(self._store.list_ingests):
-            if now - modified > ingest_ttl:
-                await self._drop_partial(digest)
+        await self._sweep_ingests(now - ingest_ttl)
+        await self._audit_blobs()
         while max_idle:
             oldest = await self._least_recently_used()
             idle = [digest for digest, _, used in oldest if used < now - max_idle]
@@ -354,6 +362,54 @@ class SpaceManager:
                 await self._remove(idle, "idle")
             if len(idle) < _EVICTION_BATCH:
                 return
+
+    async def _sweep_ingests(self, oldest: float) -> None:
+        """Remove ingests last written before `oldest`, and count any that the account has missed."""
+        known = self._ingests_in_account()
+        for digest, size, modified in await asyncio.to_thread(self._store.list_ingests):
+            if digest in self._partials:
+                if modified < oldest:
+                    await self._drop_partial(digest)
+            elif digest not in known | self._ingests_in_account():
+                self._partials[digest] = size
+                self._report_drift(0, size)
+
+    def _ingests_in_account(self) -> set[Digest]:
+        running = {item.digest for item in self._reservations if item.digest}
+        return running.union(self._partials)
+
+    async def _audit_blobs(self) -> None:
+        if self._auditor.is_at_start:
+            self._report_drift(*await self._index.recount())
+        if self._unindexed_deletes:
+            await self._remove([], "removed")
+        for digest in await self._auditor.find_missing():
+            size = await run_uncancelled(self._forget_if_missing(digest))
+            self._report_drift(-bool(size), -size)
+        for digest in [*self._strays, *await self._auditor.find_unknown()]:
+            size = await run_uncancelled(self._index_if_unknown(digest))
+            self._report_drift(bool(size), size)
+        await self._shrink_to_limits()
+
+    async def _index_if_unknown(self, digest: Digest) -> int:
+        """Enter a blob whose file is there; return its size unless the account had it."""
+        async with self.locks.hold(digest):
+            found = await asyncio.to_thread(scan_blobs, self._store, [digest])
+            if not found or self._index.blob_size(digest) is not None:
+                return 0
+            known = self._strays.get(digest, 0)
+            await self._index.add_unlinked_blobs(
+                found, on_commit=partial(self._forget_stray, digest)
+            )
+            return allocated_size(found[0][1]) - known
+
+    def _forget_stray(self, digest: Digest) -> None:
+        self._strays.pop(digest, None)
+
+    def _report_drift(self, blobs: int, size: int) -> None:
+        if blobs or size:
+            log.warning("account_drift_found", blobs=blobs, bytes=size, corrected=True)
+            self._metrics.count_drift()
 
     # Making room. `_shortage` decides, synchronously; what follows acts on it, and asks it again.
 
@@ -435,7 +491,7 @@ class SpaceManager:
         self, digests: Sequence[Digest], reason: EvictionReason
     ) -> list[tuple[Digest, int]]:
         """Remove files and rows of blobs whose locks the caller has; return what went, with sizes."""
-        if not digests:
+        if not (digests or self._unindexed_deletes):
             return []
         deleted: list[Digest] = []
 

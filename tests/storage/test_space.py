@@ -47,8 +47,9 @@ class Shop:
         """Store a new blob of `size` bytes as a download would; None if there was no room."""
         content = os.urandom(8) + bytes(size - 8)
         digest = Digest.from_content(content)
-        reservation = await self.space.reserve(size)
-        if reservation is None:
+        reservation = await self.space.resume_partial(digest)
+        if not await self.space.grow(reservation, size, limit=size):
+            self.space.release(reservation)
             return None
         ingest = await asyncio.to_thread(self.write, digest, content)
         await self.committer.commit_ingest(ingest, reservation, repository)
@@ -69,8 +70,8 @@ class Shop:
     async def break_off(self, size: int) -> Digest:
         """Leave an ingest of `size` bytes behind, as an interrupted download would."""
         digest = Digest.from_content(str(next(_numbers)).encode())
-        reservation = await self.space.reserve(size)
-        assert reservation is not None
+        reservation = await self.space.resume_partial(digest)
+        assert await self.space.grow(reservation, size, limit=size)
         ingest = await asyncio.to_thread(self.write, digest, bytes(size))
         self.space.keep_partial(reservation, ingest)
         ingest.close()
