@@ -105,6 +105,7 @@ class SpaceManager:
         self._auditor = Auditor(store, index)
         # One eviction at a time: two would choose the same victims.
         self._eviction_lock = asyncio.Lock()
+        self._sweep_lock = asyncio.Lock()
 
     async def open(self) -> None:
         """Count what is there, and index blobs that a kill or a lost index left out."""
@@ -353,8 +354,9 @@ class SpaceManager:
         `audit.BATCH_SIZE` blobs this takes several sweeps. Raises `StorageError`.
         """
         now = self._clock()
-        await self._sweep_ingests(now - ingest_ttl)
-        await self._audit_blobs()
+        async with self._sweep_lock:
+            await self._sweep_ingests(now - ingest_ttl)
+            await self._audit_blobs()
         while max_idle:
             oldest = await self._least_recently_used()
             idle = [digest for digest, _, used in oldest if used < now - max_idle]
