@@ -251,6 +251,9 @@ class Metrics:
         self._uncached = self._counter(
             "uncached", "Blobs served without being stored, by reason.", "reason"
         )
+        self._drift = self._counter(
+            "store_drift", "Differences found, and corrected, between the account and the files."
+        )
         self._preloaded = self._counter("preloaded_images", "Preloaded images by result.", "result")
         for download_result in _DOWNLOAD_RESULTS:
             self._downloads.labels(download_result)
@@ -376,6 +379,10 @@ class Metrics:
         """Count blobs removed from the store: `count` of them, `size` bytes in all."""
         self._evictions.labels(reason).inc(count)
         self._evicted_bytes.labels(reason).inc(size)
+
+    def count_drift(self) -> None:
+        """Count a difference between the account of the store and its files: a bug, or a lost write."""
+        self._drift.inc()
 
     def count_uncached(self, reason: UncachedReason) -> None:
         """Count a blob that was served without being stored."""
