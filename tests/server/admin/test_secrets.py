@@ -189,8 +189,8 @@ async def test_a03_what_the_login_opens_is_open_to_every_client_and_to_no_other_
     # What clients say of themselves is theirs and ours: upstream never sees it.
     seen = {seen.headers.get("Authorization", "") for seen in registry.requests}
     assert not [one for one in seen if "CANARY-client" in one or "b3RoZXI6b3RoZXI=" in one]
-    readme = Path(__file__).parents[3] / "README.md"
-    assert "What a login opens is open to every client of the cache" in readme.read_text()
+    page = Path(__file__).parents[3] / "docs" / "configuration.md"
+    assert "What a login opens is open to every client of the cache" in page.read_text()
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "Basic"])
