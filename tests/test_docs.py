@@ -1,6 +1,7 @@
 """The documentation of keys, commands and metrics against the program."""
 
 import re
+import textwrap
 from collections.abc import Iterator
 
 import click
@@ -9,7 +10,7 @@ import pytest
 from proxy.cli import main
 from proxy.config import iter_keys, load
 from proxy.metrics import Metrics
-from tests.support.markdown import DOCUMENTS, ROOT, items, read, sections
+from tests.support.markdown import DOCUMENTS, ROOT, items, read, sections, without_code
 from tests.support.promql import labels_by_metric
 from tests.test_metrics import Gauges
 
@@ -94,11 +95,57 @@ def test_the_options_of_every_command_are_described_once():
     assert set(re.findall(r"`(-[\w-]+)", paragraph)) == COMMON_OPTIONS
 
 
+def command_lines(text: str) -> Iterator[str]:
+    """Return each use of a command in code, what stands after the program's name."""
+    code = re.findall(r"^ *```\w*\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)
+    code += re.findall(r"`([^`\n]+)`", without_code(text))
+    for block in code:
+        joined = block.replace("\\\n", " ")
+        yield from re.findall(
+            r"(?:^|[|&] |bin/|pullcache )pullcache ([^|&#;\n]+)", joined, re.MULTILINE
+        )
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_line_in_a_document_has_a_command_and_options_that_exist(path):
+    for line in command_lines(path.read_text(encoding="utf-8")):
+        words = line.split()
+        command: click.Command = main
+        while words and isinstance(command, click.Group) and words[0] in command.commands:
+            command = command.commands[words.pop(0)]
+        if words and words[0] in ("COMMAND", "…", "--help", "--version"):
+            continue
+        assert not isinstance(command, click.Group), line
+        known = {"--help"}.union(*(one.opts for one in command.params))
+        used = {word.partition("=")[0] for word in words if word.startswith("-") and word != "-"}
+        assert used <= known, line
+
+
+def test_command_lines_are_found():
+    text = "```sh\nx | pullcache preload -f - \\\n  --pin\n```\n`pullcache images --sort unique`\n"
+    assert [line.split() for line in command_lines(text)] == [
+        ["preload", "-f", "-", "--pin"],
+        ["images", "--sort", "unique"],
+    ]
+
+
 def test_the_commands_page_gives_the_exit_codes_as_the_help_does():
     help_text = " ".join((main.help or "").split())
     (codes,) = re.findall(r"Exit codes: (.*?)\.", help_text)
     documented = re.findall(r"^- (\d+): (.+)$", read("docs/commands.md"), re.MULTILINE)
     assert documented == [tuple(code.split(" ", 1)) for code in codes.split(", ")]
+
+
+@pytest.mark.parametrize("name", ["configuration", "preload", "migrating"])
+def test_the_configuration_examples_can_be_loaded(name, tmp_path):
+    blocks = re.findall(
+        r"^( *)```toml\n(.*?)^\1```$", read(f"docs/{name}.md"), re.DOTALL | re.MULTILINE
+    )
+    assert blocks
+    for number, (_, block) in enumerate(blocks):
+        file = tmp_path / f"{number}.toml"
+        file.write_text(textwrap.dedent(block), encoding="utf-8")
+        load(file, {}, {})
 
 
 def test_the_example_configuration_holds_every_key_at_its_default():
