@@ -195,8 +195,8 @@ async def test_a03_private_content_is_served_to_every_client_and_under_no_other_
     sent = repr([seen.headers.get("Authorization", "") for seen in registry.requests])
     assert "CANARY-client" not in sent
     assert "b3RoZXI6b3RoZXI=" not in sent
-    readme = Path(__file__).parents[2] / "README.md"
-    assert "What a login opens is open to every client of the cache" in readme.read_text()
+    page = Path(__file__).parents[2] / "docs" / "configuration.md"
+    assert "What a login opens is open to every client of the cache" in page.read_text()
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "Basic"])
