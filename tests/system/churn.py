@@ -333,7 +333,7 @@ class Churn:
 
     async def _kill_until(self, ends: float) -> None:
         while time.monotonic() < ends - 5:
-            await asyncio.sleep(self._rng.uniform(3, 8))
+            await asyncio.sleep(self._rng.uniform(2, 8))
             self._is_up.clear()
             assert self._process
             await asyncio.to_thread(self._process.kill)
