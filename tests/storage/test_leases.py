@@ -31,7 +31,7 @@ async def test_an_image_is_not_removed_while_its_blobs_are_held(shop):
     image = await put_image(shop, V1, 10 * KIB)
     with shop.space.lease() as hold:
         hold.digests.add(min(image, key=str))
-        with pytest.raises(BusyError, match="exported or imported"):
+        with pytest.raises(BusyError, match="export or import is using it"):
             await shop.space.remove_images([(APP, V1)])
         assert all(map(shop.holds, image))
         assert shop.index.tag(APP, V1)

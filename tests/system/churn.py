@@ -360,15 +360,19 @@ class Churn:
             await asyncio.sleep(SAMPLE_INTERVAL)
 
     def allocated(self) -> dict[Path, int]:
-        """Return the allocated bytes of the files in `blobs/` and `ingest/`, each inode once."""
+        """Return the allocated bytes of the files in `blobs/` and `ingest/`, each inode once.
+
+        Only of files that are still there at the end: an eviction during the walk makes room for bytes
+        that the walk meets later, and the two were never on the disk together.
+        """
         found: dict[int, tuple[Path, int]] = {}
-        for room in ("blobs", "ingest"):
-            for path in (self.store / room).rglob("*"):
+        for directory in ("blobs", "ingest"):
+            for path in (self.store / directory).rglob("*"):
                 with contextlib.suppress(FileNotFoundError):
                     status = path.stat()
                     if path.is_file():
                         found[status.st_ino] = (path, status.st_blocks * 512)
-        return dict(found.values())
+        return {path: size for path, size in found.values() if path.exists()}
 
     async def _compare(self, session: aiohttp.ClientSession) -> None:
         metrics = ""
