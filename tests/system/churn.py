@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import random
 import re
 import signal
@@ -337,8 +338,9 @@ class Churn:
             self._is_up.clear()
             assert self._process
             await asyncio.to_thread(self._process.kill)
-            self._strict_from = time.monotonic() + RESIZE_TIME
+            self._strict_from = math.inf
             await asyncio.to_thread(self._start)
+            self._strict_from = time.monotonic() + RESIZE_TIME
             self.found.done["kills"] += 1
 
     # What it is measured by.
@@ -405,9 +407,12 @@ class Churn:
         self.found.done["evictions"] = int(sum_samples(metrics, "pullcache_evictions_total", {}))
 
     def _read_log(self) -> None:
+        wrong = "Traceback|Fatal error|account_drift_found"
+        if not self._options.kill:  # which may come between a file's removal and its row's
+            wrong += "|blob_file_missing"
         for log in (self._place / "daemon.err.log", self._place / "daemon.out.log"):
             for line in log.read_text(errors="replace").splitlines():
-                if re.search(r"Traceback|Fatal error|account_drift_found|blob_file_missing", line):
+                if re.search(wrong, line):
                     self.found.errors.append(line[:300])
 
 
