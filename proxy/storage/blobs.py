@@ -16,6 +16,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
 from types import TracebackType
@@ -61,6 +62,15 @@ class OpenBlob:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """Bytes of an open file, from `start` up to `stop`. Whoever gave it keeps the file open."""
+
+    fd: int
+    start: int
+    stop: int
 
 
 class BlobStore:

@@ -32,6 +32,7 @@ class _IngestState(msgspec.Struct):
     have: int
     size: int | None = None
     ahead: list[tuple[int, int]] = []
+    origin: str = ""
 
 
 class Ingest:
@@ -48,6 +49,10 @@ class Ingest:
         self.frontier = 0
         self.bytes_resumed = 0
         self.ranges_ahead: Sequence[tuple[int, int]] = ()
+        # Where the written bytes from the beginning on end; the hash may be behind.
+        self.written_end = 0
+        # Whose bytes these are: those of another origin are not resumed.
+        self.origin = ""
         self._path = directory / f"{digest.algorithm}-{digest.hex}"
         self._state_path = self._path.with_suffix(".state")
         self._blob_path = blob_path
@@ -67,6 +72,9 @@ class Ingest:
             state = msgspec.json.decode(os.pread(self._state_fd, _STATE_SIZE, 0), type=_IngestState)
         except msgspec.MsgspecError:
             return
+        if state.origin != self.origin:
+            self.reset()
+            return
         try:
             self._hash_file(state.have)
             length = os.fstat(self.fd).st_size
@@ -74,17 +82,20 @@ class Ingest:
             # What cannot be read is fetched again.
             self.reset()
             return
-        self.bytes_resumed = self.frontier
+        self.bytes_resumed = self.written_end = self.frontier
         self.ranges_ahead = [
             run for run in state.ahead if self.frontier < run[0] < run[1] <= length
         ]
 
     def reset(self) -> None:
         """Forget all bytes."""
-        self.frontier = self.bytes_resumed = 0
+        self.frontier = self.bytes_resumed = self.written_end = 0
         self.ranges_ahead = ()
         self._hasher = self.digest.new_hasher()
+        self._writeback_offset = 0
         self.save_state()
+        with suppress(OSError):
+            os.ftruncate(self.fd, 0)
 
     def preallocate(self, size: int) -> None:
         """Take the room for the whole blob now, so that a full disk shows before it is half in. Bytes that are in stay."""
@@ -126,6 +137,12 @@ class Ingest:
             offset += written
             data = data[written:]
         self.save_state()
+
+    def hash_written(self, parts: Iterable[memoryview]) -> None:
+        """Move the frontier over bytes that are in the file, and still in memory."""
+        for part in parts:
+            self._hasher.update(part)
+            self.frontier += len(part)
 
     def hash_up_to(self, stop: int) -> None:
         """Move the frontier up to `stop` over what was written ahead, hashing it."""
@@ -178,7 +195,12 @@ class Ingest:
     def save_state(self) -> None:
         """Write down what is in. A disk that does not take it costs the resuming, no more."""
         state = msgspec.json.encode(
-            _IngestState(self.frontier, self._size, [*self.ranges_ahead[:_MAX_RANGES_AHEAD]])
+            _IngestState(
+                max(self.frontier, self.written_end),
+                self._size,
+                [*self.ranges_ahead[:_MAX_RANGES_AHEAD]],
+                self.origin,
+            )
         )
         with suppress(OSError):
             os.pwrite(self._state_fd, state.ljust(_STATE_SIZE), 0)
