@@ -98,8 +98,8 @@ class Download:
         self._reader_count = 0
         self._deps = deps
         self._writer = BlobWriter(self, deps.storage)
-        expected = deps.storage.index.declared_size(self.repository, self.digest)
-        self._fetcher = Fetcher(self, expected)
+        self._expected_size = deps.storage.index.declared_size(self.repository, self.digest)
+        self._fetcher = Fetcher(self, self._expected_size)
 
     @property
     def digest(self) -> Digest:
@@ -209,8 +209,10 @@ class Download:
             raise self.source.record_mismatch()
         self.size = size
         self.pieces.set_size(size)
-        if not self._deps.storage.space.fits(size):
-            raise NoSpaceError("larger than the store")
+        # A manifest may state less than upstream claims.
+        expected = self._expected_size if self._expected_size is not None else size
+        if not self._deps.storage.space.could_make_room(min(size, expected)):
+            raise NoSpaceError("larger than what the store can hold")
         self._notify()
 
     async def open_chunk(self, piece: Piece) -> Chunk:
@@ -258,16 +260,20 @@ class Download:
         if is_verified:
             self.readable.notify_all()
 
-    def mark_resumed(self, ranges: list[tuple[int, int]], hashed: int, *, is_whole: bool) -> None:
-        """Note what an earlier download has left in the file."""
+    def mark_resumed(
+        self, ranges: list[tuple[int, int]], hashed: int, size: int | None, *, is_whole: bool
+    ) -> None:
+        """Note what an earlier download has left in the file, and what upstream had stated as the size."""
         for start, stop in ranges:
             self.pieces.received.add(start, stop)
             self.written.add(start, stop)
         self.bytes_resumed = self.bytes_present
         self.transfer_count += 1
         if is_whole:
-            self.size = hashed
-            self.pieces.set_size(hashed)
+            size = hashed
+        if size is not None and size >= max(stop for _, stop in ranges):
+            self.size = size
+            self.pieces.set_size(size)
         self.mark_hashed(hashed, is_verified=is_whole)
         self.readable.notify_all()
 

@@ -21,11 +21,11 @@ class RangeSet:
         # Starts and stops by turns, ascending.
         self._boundaries: list[int] = []
 
-    def __bool__(self) -> bool:
-        return bool(self._boundaries)
-
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return zip(self._boundaries[::2], self._boundaries[1::2], strict=True)
+
+    def __len__(self) -> int:
+        return len(self._boundaries) // 2
 
     @property
     def total(self) -> int:

@@ -15,7 +15,8 @@ from proxy.errors import NoSpaceError, StorageError
 from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.oci.digest import Digest, Hasher
-from proxy.storage.blobs import BlobStore
+from proxy.storage.blobs import BLOCK_SIZE, BlobStore
+from proxy.storage.commit import Committer
 from proxy.storage.index import Index
 from proxy.storage.ingest import Ingest
 from proxy.storage.space import Reservation, SpaceManager
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from proxy.download.download import Download
     from proxy.download.memory import Chunk
 
-# Room is taken in steps of this size, as bytes come: a claimed length alone evicts nothing.
-RESERVE_STEP = 8 << 20
 # What was written ahead is hashed in steps of this size, so that readers see it come.
 HASH_STEP = 4 << 20
 # Chunks written in one call of a thread: the hash of these waits for the last of them.
@@ -84,8 +83,7 @@ class BlobWriter:
             self._has_usual_place = True
             storage.open_ingests.add(digest)
             self._reservation = await storage.space.resume_partial(digest)
-        if self._reservation is None:
-            raise NoSpaceError("no room can be made")
+        assert self._reservation is not None
         if self._reservation.size and self._has_usual_place:
             await self._open(has_partial=True)
 
@@ -96,8 +94,10 @@ class BlobWriter:
         if not ingest.bytes_resumed:
             return
         ranges = [(0, ingest.frontier), *ingest.ranges_ahead]
-        await self._reserve(max(stop for _, stop in ranges))
-        self._download.mark_resumed(ranges, ingest.frontier, is_whole=ingest.matches_digest())
+        self._download.mark_resumed(
+            ranges, ingest.frontier, ingest.size, is_whole=ingest.matches_digest()
+        )
+        await self._reserve(0)
         log.info("download_resumed", digest=str(ingest.digest), offset=ingest.frontier)
 
     def _open_ingest(self, *, has_partial: bool) -> None:
@@ -141,14 +141,16 @@ class BlobWriter:
         if not due:
             return False
         stops = [chunk.stop for chunk in due]
-        await self._reserve(max(stops))
+        ends = zip(due, stops, strict=True)
+        await self._reserve(sum(stop - chunk.written for chunk, stop in ends))
+        ingest.size = download.size
         ingest.ranges_ahead = download.written.ranges_after(ingest.written_end)
         await run_in_thread(self._storage.executor, _write_chunks, ingest, due, stops)
         for chunk, stop in zip(due, stops, strict=True):
             download.mark_written(chunk, stop)
         ingest.written_end = download.written.contiguous_end(0)
         assert self._reservation is not None
-        self._reservation.written = max(self._reservation.written, *stops)
+        self._reservation.written = min(download.written.total, self._reservation.size)
         return True
 
     async def _hash(self) -> None:
@@ -185,17 +187,19 @@ class BlobWriter:
                 start = end
         return parts
 
-    async def _reserve(self, end: int) -> None:
-        """See that the reservation holds `end` bytes, or raise `NoSpaceError`."""
-        reservation, size = self._reservation, self._download.size
-        assert reservation is not None
-        if end <= reservation.size:
-            return
-        ahead = end + RESERVE_STEP
-        for wanted in (ahead if size is None else min(ahead, max(size, end)), end):
-            if await self._storage.space.grow(reservation, wanted):
-                return
-        raise NoSpaceError("no room can be made")
+    async def _reserve(self, count: int) -> None:
+        """See that the reservation holds `count` bytes more than are written, or raise `NoSpaceError`.
+
+        Room is taken as bytes come: a length that upstream only claims evicts nothing.
+        """
+        written, size = self._download.written, self._download.size
+        assert self._reservation is not None
+        # A range of bytes may begin and end in the middle of a block.
+        needed = written.total + count + 2 * BLOCK_SIZE * (len(written) + MAX_CHUNKS_PER_WRITE)
+        if size is not None:
+            needed = min(needed, size)
+        if not await self._storage.space.grow(self._reservation, needed, limit=size):
+            raise NoSpaceError("no room can be made")
 
     async def reset(self) -> None:
         """Forget all bytes."""
@@ -207,22 +211,14 @@ class BlobWriter:
         download, storage = self._download, self._storage
         assert self._ingest is not None
         assert self._reservation is not None
+        committer = Committer(storage.store, storage.index, storage.space, storage.executor)
         try:
-            await run_in_thread(storage.executor, self._ingest.commit)
-            try:
-                is_new = await storage.index.add_blob(
-                    download.repository, download.digest, self.frontier
-                )
-            except StorageError:
-                await run_in_thread(storage.executor, storage.store.delete, download.digest)
-                raise
+            await committer.commit_ingest(self._ingest, self._reservation, download.repository)
         except StorageError as error:
             storage.metrics.count_uncached("disk_error")
             log.warning("commit_failed", digest=str(download.digest), reason=str(error))
             return False
-        storage.space.commit(self._reservation, download.digest, self.frontier, is_new=is_new)
         self._reservation = None
-        await run_in_thread(storage.executor, self._ingest.delete_state)
         return True
 
     async def release(self, *, keep_partial: bool) -> None:
@@ -252,7 +248,7 @@ class BlobWriter:
                 log.info("partial_cut", digest=str(ingest.digest))
             ingest.ranges_ahead = self._download.written.ranges_after(ingest.written_end)
             await run_in_thread(self._storage.executor, ingest.save_state)
-            space.keep_partial(self._reservation, self._download.digest)
+            space.keep_partial(self._reservation, ingest)
             return
         if ingest:
             await run_in_thread(self._storage.executor, ingest.discard)

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import msgspec
 
@@ -26,6 +25,11 @@ _APPEND_SLICE_SIZE = 32 << 10
 # runs. Those beyond are fetched again.
 _STATE_SIZE = 1024
 _MAX_RANGES_AHEAD = 16
+
+
+# What the state file takes on disk: one block.
+STATE_FILE_SIZE = 4096
+_WRITE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class _IngestState(msgspec.Struct):
@@ -57,12 +61,12 @@ class Ingest:
         self._state_path = self._path.with_suffix(".state")
         self._blob_path = blob_path
         self._hasher = digest.new_hasher()
-        self._size: int | None = None
+        # The blob's, if upstream has stated it.
+        self.size: int | None = None
         self._writeback_offset = 0
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            self.fd = os.open(self._path, flags, 0o600)
-            self._state_fd = os.open(self._state_path, flags, 0o600)
+            self.fd = os.open(self._path, _WRITE_FLAGS, 0o600)
+            self._state_fd = os.open(self._state_path, _WRITE_FLAGS, 0o600)
         except OSError as error:
             raise storage_error("create", error) from error
 
@@ -83,6 +87,7 @@ class Ingest:
             self.reset()
             return
         self.bytes_resumed = self.written_end = self.frontier
+        self.size = state.size
         self.ranges_ahead = [
             run for run in state.ahead if self.frontier < run[0] < run[1] <= length
         ]
@@ -91,6 +96,7 @@ class Ingest:
         """Forget all bytes."""
         self.frontier = self.bytes_resumed = self.written_end = 0
         self.ranges_ahead = ()
+        self.size = None
         self._hasher = self.digest.new_hasher()
         self._writeback_offset = 0
         self.save_state()
@@ -99,7 +105,7 @@ class Ingest:
 
     def preallocate(self, size: int) -> None:
         """Take the room for the whole blob now, so that a full disk shows before it is half in. Bytes that are in stay."""
-        self._size = size
+        self.size = size
         try:
             if size:
                 os.posix_fallocate(self.fd, 0, size)
@@ -152,6 +158,10 @@ class Ingest:
             raise storage_error("read", error) from error
         self.save_state()
 
+    def allocated_bytes(self) -> int:
+        """Return the bytes that the ingest takes on disk, its state included."""
+        return os.fstat(self.fd).st_blocks * 512 + STATE_FILE_SIZE
+
     def matches_digest(self) -> bool:
         """Tell whether the bytes up to the frontier are the blob."""
         return self.digest.matches(self._hasher)
@@ -197,7 +207,7 @@ class Ingest:
         state = msgspec.json.encode(
             _IngestState(
                 max(self.frontier, self.written_end),
-                self._size,
+                self.size,
                 [*self.ranges_ahead[:_MAX_RANGES_AHEAD]],
                 self.origin,
             )
@@ -230,18 +240,25 @@ def start_writeback(fd: int, offset: int, size: int) -> None:
         os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
 
 
-def write_atomically(directory: Path, path: Path, content: bytes) -> None:
-    """Write `content` durably at `target`, by way of a file in `folder`. Raises `OSError`."""
-    with NamedTemporaryFile(dir=directory, prefix="put-", delete=False) as file:
-        try:
+def write_atomically(temporary: Path, path: Path, content: bytes) -> None:
+    """Write `content` durably to `path`, by way of `temporary`. Raises `OSError`.
+
+    Both names then lead to the file, unless `path` existed or the file system has no hard links.
+    """
+    try:
+        fd = os.open(temporary, _WRITE_FLAGS | os.O_TRUNC, 0o600)
+        with open(fd, "wb") as file:  # noqa: PTH123 (the descriptor was opened with care)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            Path(file.name).rename(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-    _fsync_directory(path.parent)
+        try:
+            path.hardlink_to(temporary)
+        except OSError:
+            temporary.rename(path)
+        _fsync_directory(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _fsync_directory(path: Path) -> None:
