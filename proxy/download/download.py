@@ -86,6 +86,8 @@ class Download:
         self.hashed = 0
         self.bytes_resumed = 0
         self.transfer_count = 0
+        # How long connections have waited for memory, which is to say for the disk.
+        self.seconds_held_up = 0.0
         self.generation = 0
         # The outcome.
         self.is_verified = False
@@ -95,7 +97,7 @@ class Download:
         # Those who wait: readers for bytes, workers for each other.
         self.readable = BatchedCondition()
         self.progress = BatchedCondition()
-        self._reader_count = 0
+        self.reader_count = 0
         self._deps = deps
         self._writer = BlobWriter(self, deps.storage)
         self._expected_size = deps.storage.index.declared_size(self.repository, self.digest)
@@ -131,12 +133,12 @@ class Download:
     @asynccontextmanager
     async def attach(self) -> AsyncIterator[DownloadReader]:
         """Yield a reader; the file stays open until the context ends."""
-        self._reader_count += 1
+        self.reader_count += 1
         reader = DownloadReader(self)
         try:
             yield reader
         finally:
-            self._reader_count -= 1
+            self.reader_count -= 1
             self._close_if_unused()
             await reader.close()
 
@@ -175,12 +177,13 @@ class Download:
             end = min(end, last - 1)
         if end <= offset:
             return None
+        for chunk in self.chunks:
+            is_cheaper_from_file = offset < chunk.written and chunk.is_in_page_cache
+            if chunk.start <= offset < chunk.stop and not is_cheaper_from_file:
+                return chunk.view(offset, min(end, chunk.stop))
         in_file = self.written.contiguous_end(offset)
         if in_file > offset:
             return FileRange(self._writer.fd, offset, min(end, in_file))
-        for chunk in self.chunks:
-            if chunk.start <= offset < chunk.stop:
-                return chunk.view(offset, min(end, chunk.stop))
         return None  # a failed download has dropped it
 
     def prioritize(self, offset: int, stop: int) -> None:
@@ -218,12 +221,14 @@ class Download:
     async def open_chunk(self, piece: Piece) -> Chunk:
         """Return memory for the next bytes of a piece; wait for it while the disk is slower than upstream."""
         pool, size = self._deps.pool, piece.stop - piece.start
+        began = asyncio.get_running_loop().time()
         while (buffer := pool.take(size, self._bytes_held)) is None:
             if all(chunk.is_open for chunk in self.chunks):
                 # Only connections hold memory, and this one may be what a reader waits for.
                 buffer = pool.take_small(size)
                 break
             await pool.changed.wait()
+        self.seconds_held_up += asyncio.get_running_loop().time() - began
         chunk = Chunk(piece.start, buffer)
         self.chunks.append(chunk)
         return chunk
@@ -382,5 +387,5 @@ class Download:
             self._deps.pool.give_back(chunk.buffer)
 
     def _close_if_unused(self) -> None:
-        if not self._is_running and not self._reader_count:
+        if not self._is_running and not self.reader_count:
             self._writer.close()

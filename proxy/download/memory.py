@@ -21,7 +21,7 @@ _SPARE_BUFFERS = 4
 class Chunk:
     """Bytes of a blob in memory: from `start` up to `stop`; those before `written` are in the file too.
 
-    While `is_open`, a connection appends to it.
+    While `is_open`, a connection appends to it. `is_in_page_cache` says how its bytes were written.
     """
 
     start: int
@@ -29,6 +29,7 @@ class Chunk:
     stop: int = field(init=False)
     written: int = field(init=False)
     is_open: bool = True
+    is_in_page_cache: bool = False
 
     def __post_init__(self) -> None:
         self.stop = self.written = self.start

@@ -3,13 +3,16 @@
 One thread writes while another hashes what was just written, from memory.
 """
 
+import asyncio
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from proxy.concurrency import run_in_thread
+from proxy.download.memory import BUFFER_SIZE, Chunk
 from proxy.download.tasks import run_all
 from proxy.errors import NoSpaceError, StorageError
 from proxy.log import get_logger
@@ -24,10 +27,15 @@ from proxy.tracing import record_span
 
 if TYPE_CHECKING:
     from proxy.download.download import Download
-    from proxy.download.memory import Chunk
 
 # What was written ahead is hashed in steps of this size, so that readers see it come.
 HASH_STEP = 4 << 20
+# Blobs from this size on are written past the page cache, as long as the disk keeps up.
+MIN_DIRECT_SIZE = 64 << 20
+# The disk is slower than upstream when it has held up a download for this long in all, in seconds.
+MAX_HOLD_UP = 0.5
+# How long, in seconds, bytes wait for the rest of their buffer, to be written past the page cache.
+PARTIAL_DELAY = 0.1
 # Chunks written in one call of a thread: the hash of these waits for the last of them.
 MAX_CHUNKS_PER_WRITE = 4
 
@@ -129,15 +137,41 @@ class BlobWriter:
     async def _write(self) -> None:
         download = self._download
         while not (download.is_received and all(c.written == c.stop for c in download.chunks)):
+            if self._may_write_direct():
+                if await self._write_due(direct=True):
+                    continue
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(PARTIAL_DELAY):
+                        await download.progress.wait()
+                        continue
             if not await self._write_due():
                 await download.progress.wait()
 
-    async def _write_due(self) -> bool:
-        """Write some of what has arrived; return whether there was any."""
+    def _may_write_direct(self) -> bool:
+        """Tell whether to write past the page cache.
+
+        That takes a fifth less CPU, and the blob is durable as soon as it is whole (measured, 1 GiB: 1.8
+        instead of 2.2 s; 0.01 instead of 0.6 s after the last byte). But what is then read from the file
+        comes from the disk: not where the disk is slower than upstream, nor where several clients read.
+        """
+        download = self._download
+        is_large = download.size is not None and download.size >= MIN_DIRECT_SIZE
+        is_disk_fast = download.seconds_held_up <= MAX_HOLD_UP
+        return is_large and is_disk_fast and download.reader_count <= 1
+
+    async def _write_due(self, *, direct: bool = False) -> bool:
+        """Write some of what has arrived; return whether there was any.
+
+        With `direct`, only what can be written past the page cache: buffers that follow each other, filled
+        and unwritten; or what no connection will fill.
+        """
         download, ingest = self._download, self._ingest
         assert ingest is not None
-        due = [chunk for chunk in download.chunks if chunk.written < chunk.stop]
-        due = due[:MAX_CHUNKS_PER_WRITE]
+        if direct:
+            due = _direct_run(download.chunks)
+        else:
+            due = [chunk for chunk in download.chunks if chunk.written < chunk.stop]
+            due = due[:MAX_CHUNKS_PER_WRITE]
         if not due:
             return False
         stops = [chunk.stop for chunk in due]
@@ -145,8 +179,10 @@ class BlobWriter:
         await self._reserve(sum(stop - chunk.written for chunk, stop in ends))
         ingest.size = download.size
         ingest.ranges_ahead = download.written.ranges_after(ingest.written_end)
-        await run_in_thread(self._storage.executor, _write_chunks, ingest, due, stops)
+        write = _write_direct if direct else _write_chunks
+        await run_in_thread(self._storage.executor, write, ingest, due, stops)
         for chunk, stop in zip(due, stops, strict=True):
+            chunk.is_in_page_cache = not direct
             download.mark_written(chunk, stop)
         ingest.written_end = download.written.contiguous_end(0)
         assert self._reservation is not None
@@ -261,6 +297,24 @@ class BlobWriter:
             self._ingest = None
 
 
-def _write_chunks(ingest: Ingest, chunks: "list[Chunk]", stops: list[int]) -> None:
+def _direct_run(chunks: list[Chunk]) -> list[Chunk]:
+    """Return chunks that follow each other in the file and can be written past the page cache at once."""
+    run: list[Chunk] = []
+    for chunk in chunks:
+        is_whole = len(chunk.buffer) == BUFFER_SIZE and chunk.is_full
+        if is_whole and chunk.written == chunk.start and chunk.start % BLOCK_SIZE == 0:
+            if run and (chunk.start != run[-1].stop or len(run) == MAX_CHUNKS_PER_WRITE):
+                break
+            run.append(chunk)
+        elif run:
+            break
+    return run
+
+
+def _write_direct(ingest: Ingest, chunks: list[Chunk], _stops: list[int]) -> None:
+    ingest.write_direct(chunks[0].start, [chunk.buffer for chunk in chunks])
+
+
+def _write_chunks(ingest: Ingest, chunks: list[Chunk], stops: list[int]) -> None:
     for chunk, stop in zip(chunks, stops, strict=True):
         ingest.write_at(chunk.written, chunk.view(chunk.written, stop))

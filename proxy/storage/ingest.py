@@ -64,6 +64,8 @@ class Ingest:
         # The blob's, if upstream has stated it.
         self.size: int | None = None
         self._writeback_offset = 0
+        self._direct_fd: int | None = None
+        self._can_write_direct = True
         try:
             self.fd = os.open(self._path, _WRITE_FLAGS, 0o600)
             self._state_fd = os.open(self._state_path, _WRITE_FLAGS, 0o600)
@@ -144,6 +146,30 @@ class Ingest:
             data = data[written:]
         self.save_state()
 
+    def write_direct(self, offset: int, parts: list[memoryview]) -> None:
+        """Write past the page cache: whole pages of memory, at an offset that is a multiple of a page.
+
+        Where the file system does not do that, it is an ordinary write.
+        """
+        size = sum(map(len, parts))
+        try:
+            if self._can_write_direct and os.pwritev(self._open_direct(), parts, offset) == size:
+                self.save_state()
+                return
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise storage_error("write", error) from error
+            self._can_write_direct = False
+        for part in parts:
+            self.write_at(offset, part)
+            offset += len(part)
+
+    def _open_direct(self) -> int:
+        if self._direct_fd is None:
+            flags = os.O_WRONLY | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._direct_fd = os.open(self._path, flags)
+        return self._direct_fd
+
     def hash_written(self, parts: Iterable[memoryview]) -> None:
         """Move the frontier over bytes that are in the file, and still in memory."""
         for part in parts:
@@ -201,6 +227,9 @@ class Ingest:
         """Close the files and keep them, to be resumed if they were not committed."""
         os.close(self.fd)
         os.close(self._state_fd)
+        if self._direct_fd is not None:
+            os.close(self._direct_fd)
+            self._direct_fd = None
 
     def save_state(self) -> None:
         """Write down what is in. A disk that does not take it costs the resuming, no more."""
