@@ -143,9 +143,7 @@ async def configure_app(
         )
     )
     prefetch = Prefetcher(downloads, core.index) if config.fetch.prefetch == "layers" else None
-    registry = RegistryHandler(
-        config.upstreams, cache, listings, prefetch, search, core.disk_threads
-    )
+    registry = RegistryHandler(config.upstreams, cache, listings, prefetch, search)
     # The routes of every feature; how to add one is said in `server/api.py`.
     routes = [
         *admin_schema.routes(),

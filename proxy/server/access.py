@@ -3,15 +3,13 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
-from aiohttp import hdrs
-from aiohttp.web import BaseRequest
-
 from proxy.concurrency import start_threads
 from proxy.config import Address, ServerSettings
 from proxy.errors import ConfigError
 from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.server.connection_limit import ConnectionLimiter
+from proxy.server.request import Request
 from proxy.server.tls import Certificates, TlsContext, load_certificates
 from proxy.server.users import Htpasswd, HtpasswdAuth, load_htpasswd
 
@@ -39,20 +37,18 @@ class AccessControl:
         self._metrics = metrics
         self._settings = settings
 
-    @property
-    def is_anonymous_allowed(self) -> bool:
-        """Whether anybody may ask, without a login."""
-        return not self._auth.is_enabled
+    def needs_login(self, request: Request) -> bool:
+        """Tell whether the request is answered only after `check`."""
+        return self._auth.is_enabled and request.path not in _ANONYMOUS_PATHS
 
     def close(self) -> None:
         """Wait for the password that is being checked, if there is one."""
         self._threads.shutdown(cancel_futures=True)
 
-    async def check(self, request: BaseRequest) -> None:
-        """Raise `UnauthorizedError` or `CrowdedError` if the request needs a login and has no right one."""
-        if self._auth.is_enabled and request.raw_path.partition("?")[0] not in _ANONYMOUS_PATHS:
-            given = request.headers.get(hdrs.AUTHORIZATION, "")
-            await self._auth.check(given, request.remote or "")
+    async def check(self, request: Request) -> None:
+        """Raise `UnauthorizedError` or `TooManyRequestsError` unless the request has a right login."""
+        given = request.headers.get("authorization", "")
+        await self._auth.check(given, request.client or "")
 
     def prepare_reload(self, settings: ServerSettings) -> Callable[[], None]:
         """Check what `settings` name. What is returned puts it to use: it is called in the loop, and cannot fail.

@@ -3,17 +3,14 @@
 import asyncio
 import errno
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Any
-
-from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
+from typing import Any, Protocol
 
 from proxy.config import Address
 from proxy.errors import ConfigError
 from proxy.log import get_logger
 from proxy.server.connection_limit import ConnectionLimiter, ConnectionSlot
-from proxy.server.http import FastPathHandler, HttpServer
 from proxy.server.tls import TlsContext
 
 BACKLOG = 1024
@@ -33,6 +30,25 @@ _EXHAUSTED_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 log = get_logger(__name__)
 
 
+class ConnectionServer(Protocol):
+    """Makes the protocol of each connection, and ends them all."""
+
+    all_closed: asyncio.Event
+    """Is set when the last connection has closed, after `close_gracefully` was called."""
+
+    def __call__(self, slot: ConnectionSlot | None = None) -> asyncio.BaseProtocol:
+        """Return the protocol of a new connection, which releases the slot in the end."""
+
+    def discard(self, connection: asyncio.BaseProtocol) -> None:
+        """Remove a connection that was never established."""
+
+    def close_gracefully(self, drain_timeout: float) -> None:
+        """Close each connection after the request it has, or begins within `drain_timeout` seconds."""
+
+    async def close(self) -> None:
+        """Close all connections now."""
+
+
 class Acceptor:
     """Accepts at one socket, which it closes in the end.
 
@@ -42,7 +58,7 @@ class Acceptor:
 
     def __init__(
         self,
-        server: HttpServer,
+        server: ConnectionServer,
         listening_socket: socket.socket,
         group: asyncio.TaskGroup,
         limiter: ConnectionLimiter | None,
@@ -108,7 +124,7 @@ class Acceptor:
         self._group.create_task(self._connect(connection, self._server(place), place))
 
     async def _connect(
-        self, connection: socket.socket, protocol: RequestHandler, slot: ConnectionSlot | None
+        self, connection: socket.socket, protocol: asyncio.BaseProtocol, slot: ConnectionSlot | None
     ) -> None:
         try:
             await self._loop.connect_accepted_socket(
@@ -126,17 +142,16 @@ class Acceptor:
 
 
 class Listener:
-    """Serves `handler` at addresses, which `key` of the configuration names, and at sockets that are bound."""
+    """Serves at addresses, which `key` of the configuration names, and at sockets that are bound."""
 
     def __init__(
         self,
-        handler: Callable[[BaseRequest], Awaitable[StreamResponse]],
+        server: ConnectionServer,
         config_key: str,
         group: asyncio.TaskGroup,
         limiter: ConnectionLimiter | None = None,
-        fast_path: FastPathHandler | None = None,
     ) -> None:
-        self._server = HttpServer(handler, fast_path)
+        self._server = server
         self._config_key = config_key
         self._group = group
         self._limiter = limiter
@@ -185,11 +200,10 @@ class Listener:
         self._server.all_closed.set()
 
     async def _force_close(self) -> None:
-        """End what is still open. aiohttp would wait so long twice."""
+        """End what is still open."""
         for acceptor in self._acceptors:
             acceptor.close()
-        self._server.pre_shutdown()
-        await self._server.shutdown(0.1)
+        await self._server.close()
 
 
 async def _bind_address(address: Address) -> list[socket.socket]:
