@@ -529,7 +529,7 @@ class HttpConnection(asyncio.Protocol):
         finally:
             response.end(sent, error)
             if isinstance(body, Body):
-                await body.close()
+                await body.resources.aclose()
         return response
 
     async def _drain(self) -> None:

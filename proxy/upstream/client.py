@@ -234,7 +234,7 @@ class Upstream:
                 rate_monitor=floor,
             )
             if registry.is_mirror:
-                await transfer.read_first_chunk(registry.timeouts.response)
+                await transfer.read_first_bytes(registry.timeouts.response)
             yield transfer
 
     def mark_suspect(self, digest: Digest) -> None:

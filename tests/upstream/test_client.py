@@ -29,8 +29,10 @@ LAYER = bytes(range(256)) * 2048
 
 async def body(upstream: Upstream, digest: str, offset: int = 0) -> tuple[int, int | None, bytes]:
     async with upstream.open_blob(APP, Digest.parse(digest), offset) as transfer:
-        chunks = [bytes(chunk) async for chunk in transfer.iter_chunks()]
-        return transfer.offset, transfer.size, b"".join(chunks)
+        content, buffer = b"", memoryview(bytearray(1 << 20))
+        while count := await transfer.read_into(buffer):
+            content += buffer[:count]
+        return transfer.offset, transfer.size, content
 
 
 async def test_a_tag_is_resolved_by_head_which_costs_no_pull(registry, upstream):
