@@ -1,4 +1,4 @@
-"""TLS for clients: certificates from files, chosen by the name a client asks for, replaced while connections last."""
+"""TLS for clients: certificates from files, chosen by server name (SNI), replaced on reload."""
 
 import ssl
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,9 @@ _NO_CHECK_TIME = 0x200000
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """What is shown to clients: a context for each name, and one for whoever names none of them.
+    """Contexts by server name, and the default one for clients that send no known name.
 
-    `expiries` are the times at which they end, by file, in Unix seconds.
+    `expiries` are the times at which the certificates expire, by file, in Unix seconds.
     """
 
     default: ssl.SSLContext
@@ -26,14 +26,14 @@ class Certificates:
     expiries: Mapping[str, float]
 
     def select_context(self, name: str | None) -> ssl.SSLContext:
-        """Return the context for a name; `*.example.org` stands for one label more (RFC 6125)."""
+        """Return the context for a name; `*.example.org` matches one more label (RFC 6125)."""
         wanted = (name or "").lower().rstrip(".")
         found = self.by_name.get(wanted) or self.by_name.get(f"*.{wanted.partition('.')[2]}")
         return found or self.default
 
 
 class TlsContext:
-    """Answers handshakes with the certificates that are in use at that moment."""
+    """Answers handshakes with the current certificates."""
 
     def __init__(self, certificates: Certificates) -> None:
         self._certificates = certificates
@@ -41,7 +41,7 @@ class TlsContext:
         self.context.sni_callback = self._select_certificate
 
     def set_certificates(self, certificates: Certificates) -> None:
-        """Show these from now on; connections that are there keep what they have."""
+        """Use these for new connections."""
         self._certificates = certificates
 
     def _select_certificate(
@@ -51,7 +51,7 @@ class TlsContext:
 
 
 def load_certificates(settings: ServerSettings) -> Certificates | None:
-    """Return what the files of `settings` hold, None if there are none. Blocks; raises `ConfigError`."""
+    """Load the certificates of `settings`; None if TLS is off. Blocks; raises `ConfigError`."""
     files = settings.tls_certificate
     if not files:
         return None
@@ -72,7 +72,7 @@ def _new_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
-    # OpenSSL 3 takes a connection that ends without a close_notify for an attack, and clients do end so.
+    # Clients do close without close_notify, which OpenSSL 3 reports as an attack.
     context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
     context.set_alpn_protocols(["http/1.1"])
     return context
