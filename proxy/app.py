@@ -15,9 +15,7 @@ from socket import socket
 from proxy import __version__
 from proxy.concurrency import start_threads
 from proxy.config import Config, keep_restart_only_keys, world_readable_files
-from proxy.download.download import DownloadDeps
 from proxy.download.manager import DownloadManager
-from proxy.download.queue import DownloadQueue
 from proxy.download.writer import StorageDeps
 from proxy.errors import ProxyError, StorageError
 from proxy.log import LogWriter, get_logger
@@ -166,7 +164,7 @@ class RunningApp:
             ground.offline.set_offline(is_offline=config.offline)
         if self._access_log:
             self._access_log.set_level(config.log.level)
-        ground.downloads.queue.resize(config.fetch.max_downloads)
+        ground.downloads.configure(config.fetch)
         ground.metrics.count_reload(is_success=True)
         for key in fixed:
             log.warning(
@@ -293,12 +291,8 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     opener = UpstreamFactory(metrics, offline, group, clock)
     sessions.push_async_callback(opener.close)
     group.create_task(opener.close_unused())
-    tools = DownloadDeps(
-        storage=StorageDeps(store, index, space, metrics, threads),
-        queue=DownloadQueue(config.fetch.max_downloads),
-        settings=config.fetch,
-    )
-    downloads = DownloadManager(tools, {}, group)
+    storage = StorageDeps(store, index, space, metrics, threads, open_ingests=set())
+    downloads = DownloadManager(storage, config.fetch, group)
     metrics.register_gauges(_LiveGauges(space, index, downloads))
     return Core(
         store=store,

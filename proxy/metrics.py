@@ -254,6 +254,9 @@ class Metrics:
             "uncached", "Blobs served without being stored, by reason.", "reason"
         )
 
+        self._drift = self._counter(
+            "store_drift", "Differences found, and corrected, between the account and the files."
+        )
         self._preloaded = self._counter("preloaded_images", "Preloaded images by result.", "result")
 
     def _declare_reloads(self) -> None:
@@ -379,6 +382,10 @@ class Metrics:
         """Count `count` blobs of `size` bytes together that left the store."""
         self._evictions.labels(reason).inc(count)
         self._evicted_bytes.labels(reason).inc(size)
+
+    def count_drift(self) -> None:
+        """Count a difference between the account of the store and its files: a bug, or a lost write."""
+        self._drift.inc()
 
     def count_uncached(self, reason: UncachedReason) -> None:
         """Count a blob that is passed through without being stored."""

@@ -96,14 +96,14 @@ async def configure_app(
         else await core.upstream_factory.open(config, name)
         for name in config.upstreams
     }
-    downloads = core.downloads.with_settings(config.fetch, upstreams)
     cache = PullThroughCache(
         upstreams=upstreams,
         store=core.store,
         index=core.index,
         space=core.space,
-        downloads=downloads,
+        downloads=core.downloads,
         settings=config.manifests,
+        fetch_settings=config.fetch,
         metrics=core.metrics,
         executor=core.disk_threads,
         group=core.group,
@@ -131,18 +131,22 @@ async def configure_app(
     preloader = Preloader(
         PreloadTools(
             cache=cache,
-            downloads=downloads,
+            downloads=core.downloads,
             resolver=ImageResolver(listings, upstreams, core.disk_threads),
             checker=checker,
             image_store=contents,
             upstreams=upstreams,
             metrics=core.metrics,
             native_platform=native,
-            max_downloads=config.fetch.max_downloads,
+            fetch_settings=config.fetch,
             clock=core.clock,
         )
     )
-    prefetch = Prefetcher(downloads, core.index) if config.fetch.prefetch == "layers" else None
+    prefetch = (
+        Prefetcher(core.downloads, core.index, upstreams, config.fetch)
+        if config.fetch.prefetch == "layers"
+        else None
+    )
     registry = RegistryHandler(config.upstreams, cache, listings, prefetch, search)
     # The routes of every feature; how to add one is said in `server/api.py`.
     routes = [

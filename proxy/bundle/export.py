@@ -167,7 +167,7 @@ class BundleExporter:
             with closing(self._iterate_chunks(bundle)) as pieces:
                 yield pieces
         except _DamagedBlobError as error:
-            await self._image_store.space.remove_corrupt(error.digest, error.size)
+            await self._image_store.space.remove_corrupt(error.digest)
             raise StorageError(f"{error.digest} {error} on the disk; pull it again") from error
         for digest in bundle.blobs:
             self._image_store.index.touch(digest)

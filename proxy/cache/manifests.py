@@ -11,6 +11,7 @@ from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.storage.blobs import BlobStore
+from proxy.storage.commit import Committer
 from proxy.storage.index import Index
 from proxy.storage.space import SpaceManager
 from proxy.tracing import span
@@ -39,6 +40,7 @@ class ManifestStore:
         self._space = space
         self._metrics = metrics
         self._executor = executor
+        self._committer = Committer(store, index, space, executor)
         self._lru = ManifestLRUCache(MANIFEST_CACHE_SIZE)
 
     def lookup_cached(self, digest: Digest) -> CachedManifest | None:
@@ -62,7 +64,7 @@ class ManifestStore:
                 log.warning("blob_unreadable", digest=str(digest), reason=str(error))
                 return None
             if content is None:
-                await self._space.remove_corrupt(digest, row.size)
+                await self._space.remove_corrupt(digest)
                 return None
             held = CachedManifest(digest, row.media_type or "", content)
             self._lru.add(held)
@@ -101,15 +103,13 @@ class ManifestStore:
             self._metrics.count_uncached(self._space.uncached_reason(size))
             return
         try:
-            await run_in_thread(
-                self._executor, self._store.commit_blob, fetched.digest, fetched.content
+            await self._committer.commit_manifest(
+                repository, fetched.digest, fetched.content, manifest, reservation
             )
-            is_new = await self._index.add_manifest(repository, fetched.digest, size, manifest)
         except StorageError as error:
-            self._space.release(reservation)
             self._metrics.count_uncached(
                 "no_space" if isinstance(error, NoSpaceError) else "disk_error"
             )
             log.warning("commit_failed", digest=str(fetched.digest), reason=str(error))
-        else:
-            self._space.commit(reservation, fetched.digest, size, is_new=is_new)
+        finally:
+            self._space.release(reservation)

@@ -17,9 +17,9 @@ from proxy.cache import freshness
 from proxy.cache.freshness import Freshness
 from proxy.cache.manifests import ManifestStore
 from proxy.concurrency import RESPONSE_TIMEOUT, STALE_MARGIN, SingleFlight, enforce_deadline
-from proxy.config import ManifestsSettings
-from proxy.download.download import Download
+from proxy.config import FetchSettings, ManifestsSettings
 from proxy.download.manager import DownloadManager
+from proxy.download.reader import DownloadReader
 from proxy.errors import (
     DigestMismatchError,
     NotFoundError,
@@ -59,7 +59,7 @@ class ManifestResult(msgspec.Struct, frozen=True):
 class BlobResult(msgspec.Struct, frozen=True):
     """Where the bytes of a blob come from."""
 
-    source: OpenBlob | Download
+    source: OpenBlob | DownloadReader
     cache_state: CacheState
 
 
@@ -75,6 +75,7 @@ class PullThroughCache:
         space: SpaceManager,
         downloads: DownloadManager,
         settings: ManifestsSettings,
+        fetch_settings: FetchSettings,
         metrics: Metrics,
         executor: Executor,
         group: asyncio.TaskGroup,
@@ -86,6 +87,7 @@ class PullThroughCache:
         self._space = space
         self._downloads = downloads
         self._settings = settings
+        self._fetch_settings = fetch_settings
         self._clock = clock
         self._now = asyncio.get_running_loop().time
         self._manifest_store = ManifestStore(store, index, space, metrics, executor)
@@ -325,37 +327,42 @@ class PullThroughCache:
     # Blobs.
 
     @asynccontextmanager
-    async def open_blob(self, repository: Repository, digest: Digest) -> AsyncIterator[BlobResult]:
+    async def open_blob(
+        self, repository: Repository, digest: Digest, *, client: str = ""
+    ) -> AsyncIterator[BlobResult]:
         """Open the blob, as far as it is here; what is missing comes while it is read.
 
-        Raises `UnknownBlobError`, `UpstreamError` and `DigestMismatchError`.
+        `client` is the address that asks. Raises `UnknownBlobError`, `UpstreamError`,
+        `DigestMismatchError` and `TooManyRequestsError`.
         """
         deadline = self._now() + RESPONSE_TIMEOUT
         if opened := await self._open_stored(repository, digest, deadline):
             with opened:
                 yield BlobResult(opened, "hit")
             return
-        download = self._downloads.get(digest)
+        upstream = self._upstreams[repository.upstream]
+        download = self._downloads.get(upstream.name, digest)
         state: CacheState = "collapsed"
         if download and download.repository != repository:
-            # Somebody fetches it from elsewhere: that says nothing of this repository.
+            # It is fetched from another repository: that says nothing of this one.
             if not self._index.is_linked(repository, digest):
                 await self._verify_repository_access(
                     repository, digest, deadline, is_manifest=False
                 )
             async with enforce_deadline(deadline, repository.upstream):
-                download = await self._downloads.wait_first_byte(digest)
+                download = await self._downloads.join(upstream.name, digest, client)
             if not download and (opened := await self._open_stored(repository, digest, deadline)):
                 with opened:
                     yield BlobResult(opened, "hit")
                 return
         if download is None:
-            download, state = self._downloads.start(repository, digest), "miss"
-        download.add_reader()
-        try:
-            yield BlobResult(download, state)
-        finally:
-            download.remove_reader()
+            settings = self._fetch_settings
+            download = self._downloads.start(upstream, repository, digest, settings, client=client)
+            state = "miss"
+        else:
+            self._downloads.add_client(download, client)
+        async with download.attach() as reader:
+            yield BlobResult(reader, state)
 
     def lookup_cached_blob(self, repository: Repository, digest: Digest) -> OpenBlob | None:
         """Return a blob of the store, if nobody has to be asked whether the repository holds it."""

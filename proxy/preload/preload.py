@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from proxy.cache.pull_through import PullThroughCache
 from proxy.concurrency import background
+from proxy.config import FetchSettings
 from proxy.download.manager import DownloadManager
 from proxy.errors import (
     InvalidManifestError,
@@ -66,7 +67,7 @@ class PreloadDeps:
     upstreams: Mapping[str, Upstream]
     metrics: Metrics
     native_platform: Platform
-    max_downloads: int
+    fetch_settings: FetchSettings
     clock: Callable[[], float]
 
 
@@ -89,7 +90,9 @@ class Preloader:
         What goes wrong with an image fails that image alone. With `pin` the images that are complete are
         pinned; a `dry_run` fetches manifests and nothing else.
         """
-        at_once = min(jobs or self._deps.max_downloads, self._deps.max_downloads)
+        at_once = min(
+            jobs or self._deps.fetch_settings.max_downloads, self._deps.fetch_settings.max_downloads
+        )
         with self._deps.image_store.space.lease() as hold:
             run = _PreloadRun(self._deps, hold, pin=pin, dry_run=dry_run, concurrency=at_once)
             async with background(run.run(selections)) as working:
@@ -139,6 +142,8 @@ class _PreloadRun:
         self._fetcher = PreloadFetcher(
             deps.cache,
             deps.downloads,
+            deps.upstreams,
+            deps.fetch_settings,
             deps.image_store,
             self._retrier,
             self._add_event,

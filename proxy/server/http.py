@@ -33,6 +33,8 @@ MAX_HEAD_SIZE = 64 << 10
 MAX_HEADERS = 128
 # The body of a GET or HEAD is read and discarded up to this size, in bytes.
 MAX_DISCARDED_BODY = 64 << 10
+# Everything of one request, with the framing and the trailer of its body, in bytes.
+MAX_REQUEST_SIZE = 256 << 10
 # What a client may send ahead while a response is sent, in bytes, before the server stops reading.
 MAX_PIPELINED_SIZE = 64 << 10
 # Parsed at a time: requests that are parsed and wait for their turn take many times this.
@@ -106,7 +108,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_http_1_0 = False
         self._target = b""
         self._headers: dict[str, str] = {}
-        self._header_count = self._body_size = self._head_size = 0
+        self._header_count = self._body_size = self._head_size = self._request_size = 0
         self._head_tail = b""
         # After these, nothing more is parsed.
         self._is_parsing_over = False
@@ -283,8 +285,8 @@ class HttpConnection(asyncio.Protocol):
 
     def _parse(self, data: bytes) -> None:
         was_reading = self._is_reading_request
-        if was_reading and not self._is_head_complete and self._is_head_too_long(data):
-            self._end_parsing(431)
+        if was_reading and (status := self._check_size(data)):
+            self._end_parsing(status)
             return
         try:
             self._parser.feed_data(data)
@@ -296,6 +298,7 @@ class HttpConnection(asyncio.Protocol):
         if self._is_reading_request and not was_reading:
             # The head begins behind the end of the request before it.
             self._head_size = len(data) - (data.rfind(_HEAD_END) + 4 if _HEAD_END in data else 0)
+            self._request_size = self._head_size
             self._head_tail = data[-3:]
             self._set_deadline(min(HEAD_TIMEOUT, self._keepalive_timeout))
 
@@ -307,13 +310,19 @@ class HttpConnection(asyncio.Protocol):
             log.error("request_failed", exc_info=error.__context__)
         self._end_parsing(self._error_status or (500 if is_bug else 400))
 
-    def _is_head_too_long(self, data: bytes) -> bool:
-        """Count what continues a head. One that comes in a single read is shorter than the limit."""
+    def _check_size(self, data: bytes) -> int:
+        """Count what continues a request; return a status if it is too long, or 0.
+
+        A request that comes in a single read is shorter than any limit.
+        """
+        self._request_size += len(data)
+        if self._is_head_complete:
+            return 413 if self._request_size > MAX_REQUEST_SIZE else 0
         joined = self._head_tail + data
         end = joined.find(_HEAD_END)
         self._head_size += len(data) if end < 0 else end + 4 - len(self._head_tail)
         self._head_tail = joined[-3:]
-        return self._head_size > MAX_HEAD_SIZE
+        return 431 if self._head_size > MAX_HEAD_SIZE else 0
 
     def _end_parsing(self, error_status: int = 0) -> None:
         self._is_parsing_over = True
@@ -529,7 +538,7 @@ class HttpConnection(asyncio.Protocol):
         finally:
             response.end(sent, error)
             if isinstance(body, Body):
-                await body.close()
+                await body.resources.aclose()
         return response
 
     async def _drain(self) -> None:

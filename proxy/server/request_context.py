@@ -1,4 +1,4 @@
-"""A request under way: what is known of it, and the headers that say so."""
+"""What is known of a request while it is answered, and the headers that say so."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,15 +1,19 @@
 """Responses as handlers return them, and their heads as they are sent (RFC 9112 section 4)."""
 
+import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
+from typing import Protocol
 
 import msgspec
 
+from proxy.server.ranges import ByteRange
 from proxy.server.request import Request
+from proxy.storage.blobs import FileRange
 
 API_VERSION = "registry/2.0"
 
@@ -18,34 +22,29 @@ _STATUS_LINES: Mapping[int, bytes] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class FileRange:
-    """The bytes `start` up to but not including `stop` of an open file."""
+class BodySource(Protocol):
+    """Where the bytes of a blob come from."""
 
-    fd: int
-    start: int
-    stop: int
+    async def next(self, offset: int, stop: int = sys.maxsize) -> memoryview | FileRange:
+        """Return what may be sent from `offset` on, and before `stop`.
 
-
-BodyPart = bytes | memoryview | FileRange
+        Memory is valid until the caller awaits anything; none is the end of a blob of unknown size.
+        Raises `ProxyError` where the body has to stay short.
+        """
 
 
 @dataclass(slots=True)
 class Body:
-    """A body that is sent in parts, as its source yields them.
+    """A body that is sent as it comes: ranges of `source`, and bytes between them.
 
-    `length` is None if it is not known; the body is then sent in chunks. The source raises a
-    `ProxyError` where the body has to stay short. `resources` are closed after the last part.
+    `length` is None if it is not known; the body is then all of the source, in chunks. `resources`
+    are closed in the end.
     """
 
     length: int | None
-    parts: AsyncGenerator[BodyPart, None]
+    segments: Sequence[bytes | ByteRange]
+    source: BodySource
     resources: AsyncExitStack
-
-    async def close(self) -> None:
-        """End the source, and close what it reads from."""
-        await self.parts.aclose()
-        await self.resources.aclose()
 
 
 @dataclass(slots=True)

@@ -17,7 +17,9 @@ from contextlib import suppress
 
 from proxy.concurrency import run_in_thread
 from proxy.errors import StorageError
-from proxy.server.responses import Body, BodyPart, FileRange
+from proxy.server.ranges import ByteRange
+from proxy.server.responses import Body, BodySource
+from proxy.storage.blobs import FileRange
 
 # The most that one connection sends before the loop serves others.
 SEND_SIZE = 2 << 20
@@ -111,26 +113,22 @@ class BodySender:
 
         Raises `ConnectionError` if the client leaves or stalls, `ProxyError` where the body ends short.
         """
-        transport = self._transport
         if body.length is None:
-            await self._send_in_chunks(head, body)
+            await self._send_in_chunks(head, body.source)
             return
         connection = self._duplicate_socket()
         if connection is None:
-            transport.set_write_buffer_limits(COPY_CHUNK_SIZE)
-            transport.write(head)
-            async for part in body.parts:
-                await self._copy_part(part)
+            await self._send_through_transport(head, body)
             return
         try:
-            await self._send_on_socket(_SocketWriter(connection, transport), head, body)
+            await self._send_on_socket(_SocketWriter(connection, self._transport), head, body)
         finally:
             connection.close()
 
     async def send_copied(self, head: bytes, content: bytes) -> None:
         """Send the head of a response and a body in memory, which slow clients share."""
         self._transport.write(head)
-        await self._copy_part(content)
+        await self._copy_memory(content)
 
     def _duplicate_socket(self) -> socket.socket | None:
         """Return the connection's socket once more, if the kernel can send on it."""
@@ -145,17 +143,36 @@ class BodySender:
     async def _send_on_socket(self, writer: "_SocketWriter", head: bytes, body: Body) -> None:
         await self._flush_transport()
         try:
-            await writer.send(head, socket.MSG_MORE)
-            async for part in body.parts:
-                if isinstance(part, FileRange):
-                    await self._send_file(writer, part)
+            await writer.send(head, socket.MSG_MORE if body.length else 0)
+            for segment in body.segments:
+                if isinstance(segment, ByteRange):
+                    await self._send_range(writer, body.source, segment)
                 else:
-                    await writer.send(part, 0)
-                    self.bytes_sent += len(part)
-                # The next part may take long to come.
-                writer.stop_waiting()
+                    await writer.send(segment, 0)
+                    self.bytes_sent += len(segment)
         finally:
             writer.stop_waiting()
+
+    async def _send_range(
+        self, writer: "_SocketWriter", source: BodySource, byte_range: ByteRange
+    ) -> None:
+        offset = byte_range.start
+        while offset < byte_range.stop:
+            # The source may take long: nothing is held back, and the client does not stall.
+            writer.stop_waiting()
+            part = await source.next(offset, byte_range.stop)
+            if isinstance(part, FileRange):
+                await self._send_file(writer, part)
+                offset = part.stop
+                continue
+            size = len(part)
+            sent = writer.send_now(part, 0)
+            self.bytes_sent += sent
+            offset += sent
+            if sent < size:
+                await writer.wait_writable()
+            else:
+                await asyncio.sleep(0)
 
     async def _send_file(self, writer: "_SocketWriter", part: FileRange) -> None:
         offset = self._resident_end = part.start
@@ -188,28 +205,57 @@ class BodySender:
 
     # Through the transport.
 
-    async def _send_in_chunks(self, head: bytes, body: Body) -> None:
+    async def _send_through_transport(self, head: bytes, body: Body) -> None:
+        self._transport.set_write_buffer_limits(COPY_CHUNK_SIZE)
+        self._transport.write(head)
+        for segment in body.segments:
+            if not isinstance(segment, ByteRange):
+                await self._write(segment)
+                continue
+            offset = segment.start
+            while offset < segment.stop:
+                part = await body.source.next(offset, segment.stop)
+                offset += await self._copy_part(part)
+
+    async def _send_in_chunks(self, head: bytes, source: BodySource) -> None:
         """Send a body of unknown length (RFC 9112 section 7.1); it ends only if its source does."""
         transport = self._transport
         transport.set_write_buffer_limits(COPY_CHUNK_SIZE)
         transport.write(head)
-        async for part in body.parts:
-            length = part.stop - part.start if isinstance(part, FileRange) else len(part)
-            if length:
-                transport.write(b"%x\r\n" % length)
-                await self._copy_part(part)
-                transport.write(b"\r\n")
+        offset = 0
+        while True:
+            part = await source.next(offset)
+            if isinstance(part, FileRange):
+                length = part.stop - part.start
+            else:
+                part = part[:COPY_CHUNK_SIZE]
+                length = len(part)
+            if not length:
+                break
+            transport.write(b"%x\r\n" % length)
+            offset += await self._copy_part(part)
+            transport.write(b"\r\n")
         transport.write(b"0\r\n\r\n")
 
-    async def _copy_part(self, part: BodyPart) -> None:
-        if not isinstance(part, FileRange):
-            view = memoryview(part)
-            for start in range(0, len(view), COPY_CHUNK_SIZE):
-                # A copy: what the transport cannot send yet it keeps, and the source may reuse its memory.
-                await self._write(bytes(view[start : start + COPY_CHUNK_SIZE]))
-                if start % COPY_SIZE == 0:
-                    await asyncio.sleep(0)
-            return
+    async def _copy_part(self, part: memoryview | FileRange) -> int:
+        """Send a part, or the beginning of one in memory; return how much was sent."""
+        if isinstance(part, FileRange):
+            await self._copy_file(part)
+            return part.stop - part.start
+        # A copy: what the transport cannot send yet it keeps, and the source reuses its memory.
+        piece = bytes(part[:COPY_CHUNK_SIZE])
+        await self._write(piece)
+        await asyncio.sleep(0)
+        return len(piece)
+
+    async def _copy_memory(self, content: bytes) -> None:
+        view = memoryview(content)
+        for start in range(0, len(view), COPY_CHUNK_SIZE):
+            await self._write(view[start : start + COPY_CHUNK_SIZE])
+            # The kernel may take all of it at once.
+            await asyncio.sleep(0)
+
+    async def _copy_file(self, part: FileRange) -> None:
         offset = self._resident_end = part.start
         while offset < part.stop:
             count = min(COPY_SIZE, self._count_resident(part.fd, offset, part.stop))
@@ -223,7 +269,7 @@ class BodySender:
                 offset += len(piece)
             await asyncio.sleep(0)
 
-    async def _write(self, piece: bytes) -> None:
+    async def _write(self, piece: bytes | memoryview) -> None:
         self._transport.write(piece)
         self.bytes_sent += len(piece)
         await self._drain()
@@ -261,18 +307,22 @@ class _SocketWriter:
         self._waiter: asyncio.Future[None] | None = None
         self._stall_timer: StallTimer | None = None
 
-    async def send(self, data: bytes | memoryview, flags: int) -> None:
-        """Send bytes from memory. Raises `ConnectionError`."""
+    async def send(self, data: bytes, flags: int) -> None:
+        """Send all of `data`. Raises `ConnectionError`."""
         view = memoryview(data)
         while view:
-            try:
-                view = view[self._connection.send(view[:SEND_SIZE], flags) :]
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                raise ConnectionResetError(CLIENT_DISCONNECTED) from error
+            view = view[self.send_now(view, flags) :]
             if view:
                 await self.wait_writable()
+
+    def send_now(self, data: memoryview, flags: int) -> int:
+        """Return how many bytes the kernel has taken now. Raises `ConnectionError`."""
+        try:
+            return self._connection.send(data[:SEND_SIZE], flags)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise ConnectionResetError(CLIENT_DISCONNECTED) from error
 
     def sendfile(self, fd: int, offset: int, count: int) -> int:
         """Return how many bytes the kernel has taken now. Raises `ConnectionError`, `StorageError`."""

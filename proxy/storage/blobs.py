@@ -16,6 +16,8 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
 from types import TracebackType
@@ -25,7 +27,7 @@ import aiofiles
 
 from proxy.errors import InvalidDigestError, StorageError, StoreInUseError
 from proxy.oci.digest import Digest
-from proxy.storage.ingest import Ingest, storage_error, write_atomically
+from proxy.storage.ingest import STATE_FILE_SIZE, Ingest, storage_error, write_atomically
 
 BLOCK_SIZE = 4096
 
@@ -63,6 +65,15 @@ class OpenBlob:
         self.close()
 
 
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """Bytes of an open file, from `start` up to `stop`. Whoever gave it keeps the file open."""
+
+    fd: int
+    start: int
+    stop: int
+
+
 class BlobStore:
     """A store in a directory. Opening it takes its lock; `close` gives it back."""
 
@@ -82,9 +93,12 @@ class BlobStore:
             ) from error
 
     def _remove_abandoned_files(self) -> None:
-        """Remove what a kill has left of commits in one step, and of imports."""
+        """Remove what a kill has left of small commits and of imports."""
         for left in self._ingest_directory.glob("put-*"):
-            left.unlink()
+            digest = _parse_put_name(left.name)
+            # A file whose blob is there tells of a commit that the index may not know.
+            if not digest or not Path(self.blob_path(digest)).exists():
+                left.unlink()
         for folder in self._ingest_directory.glob("import-*"):
             for state in folder.glob("*.state"):
                 # Without its data it tells of a commit, which the index may not know (list_committed).
@@ -153,12 +167,24 @@ class BlobStore:
         except OSError:
             return None
 
-    def commit_blob(self, digest: Digest, content: bytes) -> None:
-        """Commit a small blob in one step; the caller has verified it. Raises `StorageError`."""
+    def commit_bytes(self, digest: Digest, content: bytes) -> None:
+        """Make small content durable and visible; the caller has verified it.
+
+        A second name in `ingest/` stays until `settle_bytes`: after a kill it tells of a blob that
+        the index does not know. Raises `StorageError`.
+        """
         try:
-            write_atomically(self._ingest_directory, Path(self.blob_path(digest)), content)
+            write_atomically(self._put_path(digest), Path(self.blob_path(digest)), content)
         except OSError as error:
             raise storage_error("write", error) from error
+
+    def settle_bytes(self, digest: Digest) -> None:
+        """Remove the second name; one that cannot be removed is removed at the next start."""
+        with suppress(OSError):
+            self._put_path(digest).unlink(missing_ok=True)
+
+    def _put_path(self, digest: Digest) -> Path:
+        return self._ingest_directory / f"put-{digest.algorithm}-{digest.hex}"
 
     def open_ingest(self, digest: Digest, directory: Path | None = None) -> Ingest:
         """Open the ingest of `digest`, with what an earlier one has left. Raises `StorageError`.
@@ -191,8 +217,9 @@ class BlobStore:
             with os.scandir(self.root / "blobs" / algorithm) as entries:
                 for entry in entries:
                     digest = _parse_digest(algorithm, entry.name)
-                    if digest and entry.is_file(follow_symlinks=False):
-                        yield digest, entry.stat(follow_symlinks=False).st_size
+                    with suppress(FileNotFoundError):  # it was evicted since it was listed
+                        if digest and entry.is_file(follow_symlinks=False):
+                            yield digest, entry.stat(follow_symlinks=False).st_size
 
     def list_ingests(self) -> list[tuple[Digest, int, float]]:
         """Return digest, bytes on disk and time of the last write of every ingest.
@@ -203,11 +230,12 @@ class BlobStore:
         try:
             with os.scandir(self._ingest_directory) as entries:
                 for entry in entries:
-                    algorithm, _, encoded = entry.name.partition("-")
-                    digest = _parse_digest(algorithm, encoded)
-                    if digest and entry.is_file(follow_symlinks=False):
-                        status = entry.stat(follow_symlinks=False)
-                        found.append((digest, status.st_blocks * 512, status.st_mtime))
+                    digest = _parse_ingest_name(entry.name)
+                    with suppress(FileNotFoundError):  # it was committed since it was listed
+                        if digest and entry.is_file(follow_symlinks=False):
+                            status = entry.stat(follow_symlinks=False)
+                            size = status.st_blocks * 512 + STATE_FILE_SIZE
+                            found.append((digest, size, status.st_mtime))
         except OSError as error:
             raise storage_error("list", error) from error
         return found
@@ -220,10 +248,11 @@ class BlobStore:
         found = []
         try:
             for state in self._ingest_directory.glob("*.state"):
-                algorithm, _, encoded = state.stem.partition("-")
-                digest = _parse_digest(algorithm, encoded)
+                digest = _parse_ingest_name(state.stem)
                 if digest and not state.with_suffix("").exists():
                     found.append(digest)
+            put_names = [put.name for put in self._ingest_directory.glob("put-*")]
+            found += [digest for name in put_names if (digest := _parse_put_name(name))]
         except OSError as error:
             raise storage_error("list", error) from error
         return found
@@ -234,6 +263,7 @@ class BlobStore:
         try:
             path.unlink(missing_ok=True)
             path.with_suffix(".state").unlink(missing_ok=True)
+            self._put_path(digest).unlink(missing_ok=True)
         except OSError as error:
             raise storage_error("remove", error) from error
 
@@ -273,6 +303,15 @@ def _acquire_lock(root: Path) -> int:
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+def _parse_ingest_name(name: str) -> Digest | None:
+    algorithm, _, encoded = name.partition("-")
+    return _parse_digest(algorithm, encoded)
+
+
+def _parse_put_name(name: str) -> Digest | None:
+    return _parse_ingest_name(name.removeprefix("put-"))
 
 
 def _parse_digest(algorithm: str, encoded: str) -> Digest | None:

@@ -8,16 +8,17 @@ pins are kept if only their table can be read.
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy.errors import InvalidDigestError, InvalidManifestError, StorageError
+from proxy.errors import InvalidDigestError, StorageError
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from proxy.storage import queries
 from proxy.storage.blobs import BlobStore
+from proxy.storage.scan import parse_manifest
 
 _READ_SIZE = 1 << 20
 
@@ -83,38 +84,6 @@ def _check_blobs(
     return FsckReport(len(paths), total_bytes, len(good), corrupt)
 
 
-def scan_blobs(
-    store: BlobStore, digests: Iterable[Digest] | None = None
-) -> list[tuple[Digest, int, oci.Manifest | None]]:
-    """Return those of the blobs that are in the store, with sizes, and with their manifests if they are any.
-
-    None stands for all. Names are believed, but manifests are verified before they are looked into. Raises `StorageError`.
-    """
-    try:
-        return _scan_blobs(store, digests)
-    except OSError as error:
-        raise StorageError(f"the store {store.root} cannot be read: {error}") from error
-
-
-def _scan_blobs(
-    store: BlobStore, digests: Iterable[Digest] | None
-) -> list[tuple[Digest, int, oci.Manifest | None]]:
-    found = []
-    for digest, size in store.iter_blobs() if digests is None else _stat_blobs(store, digests):
-        content = b""
-        if size <= oci.MAX_MANIFEST_SIZE:
-            content = Path(store.blob_path(digest)).read_bytes()
-        is_right = bool(content) and Digest.from_content(content, digest.algorithm) == digest
-        found.append((digest, size, _parse_manifest(content) if is_right else None))
-    return found
-
-
-def _stat_blobs(store: BlobStore, digests: Iterable[Digest]) -> Iterator[tuple[Digest, int]]:
-    for digest in digests:
-        with suppress(OSError):
-            yield digest, Path(store.blob_path(digest)).stat(follow_symlinks=False).st_size
-
-
 def _parse_path(path: Path) -> Digest | None:
     try:
         return Digest.parse(f"{path.parent.name}:{path.name}")
@@ -142,17 +111,7 @@ def _verify_file(path: Path) -> tuple[str | None, int, oci.Manifest | None]:
             head = head + chunk if size <= oci.MAX_MANIFEST_SIZE else b""
     if not digest.matches(hasher):
         return "its content has another digest", size, None
-    return None, size, _parse_manifest(head)
-
-
-def _parse_manifest(content: bytes) -> oci.Manifest | None:
-    """Look whether a blob is a manifest: its own `mediaType` must say so."""
-    if not content.startswith(b"{"):
-        return None
-    try:
-        return oci.parse_manifest(content, "")
-    except InvalidManifestError:
-        return None
+    return None, size, parse_manifest(head)
 
 
 def _rebuild_index(path: Path, valid_blobs: dict[Digest, tuple[int, oci.Manifest | None]]) -> None:

@@ -6,13 +6,14 @@ and written every few seconds: a hit writes no SQL.
 """
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from proxy.concurrency import start_threads
 from proxy.errors import StorageError
@@ -46,8 +47,19 @@ class TagRow:
     checked_at: float
 
 
+class StoreTotals(NamedTuple):
+    """How many blobs the index holds, and the bytes that they take on disk."""
+
+    blobs: int
+    bytes: int
+
+
 class Index:
-    """The catalogue of one store. `close` writes what is still in memory."""
+    """The catalogue of one store. `close` writes what is still in memory.
+
+    `totals` are those of the last transaction. They change in the event loop, together with what the
+    write's `on_commit` changes, so that no reader of both sees one without the other.
+    """
 
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self.path = path
@@ -56,6 +68,7 @@ class Index:
         self._row_cache: dict[tuple[object, ...], Any] = {}
         try:
             self._writer = queries.open_connection(path)
+            self.totals = StoreTotals(*queries.track_totals(self._writer))
             self._reader = sqlite3.connect(
                 f"{path.absolute().as_uri()}?mode=ro",
                 uri=True,
@@ -189,6 +202,18 @@ class Index:
         query = "SELECT 1 FROM blobs WHERE digest = ? AND pinned"
         return self._reader.execute(query, (str(digest),)).fetchone() is not None
 
+    def blobs_after(self, digest: str, count: int) -> list[tuple[Digest, int]]:
+        """Return digests and sizes of up to `count` blobs that follow `digest` in the index."""
+        query = "SELECT digest, size FROM blobs WHERE digest > ? ORDER BY digest LIMIT ?"
+        rows = self._reader.execute(query, (digest, count)).fetchall()
+        return [(Digest.parse(row[0]), row[1]) for row in rows]
+
+    def unknown_blobs(self, digests: Collection[Digest]) -> list[Digest]:
+        """Return those of the digests that are no blob of the index."""
+        query = "SELECT value FROM json_each(?) WHERE value NOT IN (SELECT digest FROM blobs)"
+        rows = self._reader.execute(query, (json.dumps([*map(str, digests)]),)).fetchall()
+        return [Digest.parse(row[0]) for row in rows]
+
     def touch(self, digest: Digest) -> None:
         """Count a use of the blob; of a manifest, also of what it names."""
         self._pending_uses[str(digest)] = self._next_use_time()
@@ -205,24 +230,49 @@ class Index:
             self._pending_uses = uses | self._pending_uses
             raise
 
-    async def add_blob(self, repository: Repository | None, digest: Digest, size: int) -> bool:
+    async def add_blob(
+        self,
+        repository: Repository | None,
+        digest: Digest,
+        size: int,
+        *,
+        on_commit: Callable[[], None] | None = None,
+    ) -> bool:
         """Enter a committed blob, used now, and link the repository to it; False if it was there.
 
         It survives a power cut: a file that nobody counts would take room beyond the cap for ever.
         """
         return await self._write(
-            queries.add_blob, repository, digest, size, self._next_use_time(), is_durable=True
+            queries.add_blob,
+            repository,
+            digest,
+            size,
+            self._next_use_time(),
+            is_durable=True,
+            on_commit=on_commit,
         )
 
     async def add_manifest(
-        self, repository: Repository | None, digest: Digest, size: int, manifest: Manifest
+        self,
+        repository: Repository | None,
+        digest: Digest,
+        size: int,
+        manifest: Manifest,
+        *,
+        on_commit: Callable[[], None] | None = None,
     ) -> bool:
         """Enter a committed manifest and what it names; link the repository to all of it.
 
         False if the blob was there.
         """
         return await self._write(
-            queries.add_manifest, repository, digest, size, manifest, self._next_use_time()
+            queries.add_manifest,
+            repository,
+            digest,
+            size,
+            manifest,
+            self._next_use_time(),
+            on_commit=on_commit,
         )
 
     async def add_image(
@@ -245,10 +295,19 @@ class Index:
         )
 
     async def add_unlinked_blobs(
-        self, files: Sequence[tuple[Digest, int, Manifest | None]]
+        self,
+        files: Sequence[tuple[Digest, int, Manifest | None]],
+        *,
+        on_commit: Callable[[], None] | None = None,
     ) -> None:
         """Enter blobs whose files were found; no repository is linked to them. Survives a power cut."""
-        await self._write(queries.add_unlinked_blobs, files, self._next_use_time(), is_durable=True)
+        await self._write(
+            queries.add_unlinked_blobs,
+            files,
+            self._next_use_time(),
+            is_durable=True,
+            on_commit=on_commit,
+        )
 
     async def link(self, repository: Repository, digest: Digest) -> None:
         """Remember that the repository was seen to hold the digest."""
@@ -310,18 +369,21 @@ class Index:
             return [(Digest.parse(row[0]), row[1], row[2]) for row in islice(oldest, count)]
 
     async def remove_blobs(
-        self, digests: Sequence[Digest], delete_file: Callable[[Digest], None]
-    ) -> None:
-        """Call `delete` for each blob, then forget it with what rests on it.
+        self,
+        digests: Sequence[Digest],
+        delete_file: Callable[[Digest], None],
+        *,
+        on_commit: Callable[[], None] | None = None,
+    ) -> list[tuple[Digest, int]]:
+        """Call `delete_file` for each blob, then forget it; return those that were here, with sizes.
 
-        In this order, because on a full disk nothing can be written before something is deleted; and
-        in the thread of the writes, so that no commit of the same blob comes between.
+        In this order, because on a full disk nothing can be written before something is deleted.
         """
-        await self._write(queries.remove_blobs, digests, delete_file)
+        return await self._write(queries.remove_blobs, digests, delete_file, on_commit=on_commit)
 
-    async def totals(self) -> tuple[int, int]:
-        """Return the number of blobs, and the bytes that they take on disk."""
-        return await self._write(queries.totals)
+    async def recount(self) -> tuple[int, int]:
+        """Count the blobs anew; return by how many blobs and bytes `totals` were wrong until now."""
+        return await self._write(queries.recount_totals)
 
     def bytes_on_disk(self) -> int:
         """Return the size of the index itself, its log included."""
@@ -331,23 +393,43 @@ class Index:
                 total += Path(f"{self.path}{suffix}").stat().st_size
         return total
 
-    async def _write(self, work: Callable[..., R], *args: Any, is_durable: bool = False) -> R:
+    async def _write(
+        self,
+        work: Callable[..., R],
+        *args: Any,
+        is_durable: bool = False,
+        on_commit: Callable[[], None] | None = None,
+    ) -> R:
+        """Return what `work` returns, run in one transaction. Raises `StorageError`, all undone.
+
+        `on_commit` is called in the event loop after the commit, also if the caller was cancelled.
+        """
         loop = asyncio.get_running_loop()
+
+        def run() -> R:
+            result, totals = self._run_transaction(is_durable, work, args)
+            loop.call_soon_threadsafe(self._publish, totals, on_commit)
+            return result
+
         try:
-            return await loop.run_in_executor(
-                self._executor, self._run_transaction, is_durable, work, args
-            )
+            return await loop.run_in_executor(self._executor, run)
         except sqlite3.Error as error:
             raise StorageError(f"the index cannot be written: {error}") from error
 
+    def _publish(self, totals: StoreTotals, on_commit: Callable[[], None] | None) -> None:
+        self.totals = totals
+        if on_commit:
+            on_commit()
+
     def _run_transaction(
         self, is_durable: bool, work: Callable[..., R], args: tuple[Any, ...]
-    ) -> R:
+    ) -> tuple[R, StoreTotals]:
         # NORMAL may lose the last transactions at a power cut: times of use, links, and what is asked for anew.
         self._writer.execute(f"PRAGMA synchronous = {'FULL' if is_durable else 'NORMAL'}")
         try:
             with self._writer:
-                return work(self._writer, *args)
+                result = work(self._writer, *args)
+                return result, StoreTotals(*queries.tracked_totals(self._writer))
         finally:
             # Swapped after the commit, never cleared: what was read before it lands in the old one. Uses
             # alone change nothing of what is remembered.

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import msgspec
 
@@ -28,10 +27,16 @@ _STATE_SIZE = 1024
 _MAX_RANGES_AHEAD = 16
 
 
+# What the state file takes on disk: one block.
+STATE_FILE_SIZE = 4096
+_WRITE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
 class _IngestState(msgspec.Struct):
     have: int
     size: int | None = None
     ahead: list[tuple[int, int]] = []
+    origin: str = ""
 
 
 class Ingest:
@@ -48,16 +53,22 @@ class Ingest:
         self.frontier = 0
         self.bytes_resumed = 0
         self.ranges_ahead: Sequence[tuple[int, int]] = ()
+        # Where the written bytes from the beginning on end; the hash may be behind.
+        self.written_end = 0
+        # Whose bytes these are: those of another origin are not resumed.
+        self.origin = ""
         self._path = directory / f"{digest.algorithm}-{digest.hex}"
         self._state_path = self._path.with_suffix(".state")
         self._blob_path = blob_path
         self._hasher = digest.new_hasher()
-        self._size: int | None = None
+        # The blob's, if upstream has stated it.
+        self.size: int | None = None
         self._writeback_offset = 0
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._direct_fd: int | None = None
+        self._can_write_direct = True
         try:
-            self.fd = os.open(self._path, flags, 0o600)
-            self._state_fd = os.open(self._state_path, flags, 0o600)
+            self.fd = os.open(self._path, _WRITE_FLAGS, 0o600)
+            self._state_fd = os.open(self._state_path, _WRITE_FLAGS, 0o600)
         except OSError as error:
             raise storage_error("create", error) from error
 
@@ -67,6 +78,9 @@ class Ingest:
             state = msgspec.json.decode(os.pread(self._state_fd, _STATE_SIZE, 0), type=_IngestState)
         except msgspec.MsgspecError:
             return
+        if state.origin != self.origin:
+            self.reset()
+            return
         try:
             self._hash_file(state.have)
             length = os.fstat(self.fd).st_size
@@ -74,21 +88,26 @@ class Ingest:
             # What cannot be read is fetched again.
             self.reset()
             return
-        self.bytes_resumed = self.frontier
+        self.bytes_resumed = self.written_end = self.frontier
+        self.size = state.size
         self.ranges_ahead = [
             run for run in state.ahead if self.frontier < run[0] < run[1] <= length
         ]
 
     def reset(self) -> None:
         """Forget all bytes."""
-        self.frontier = self.bytes_resumed = 0
+        self.frontier = self.bytes_resumed = self.written_end = 0
         self.ranges_ahead = ()
+        self.size = None
         self._hasher = self.digest.new_hasher()
+        self._writeback_offset = 0
         self.save_state()
+        with suppress(OSError):
+            os.ftruncate(self.fd, 0)
 
     def preallocate(self, size: int) -> None:
         """Take the room for the whole blob now, so that a full disk shows before it is half in. Bytes that are in stay."""
-        self._size = size
+        self.size = size
         try:
             if size:
                 os.posix_fallocate(self.fd, 0, size)
@@ -127,6 +146,36 @@ class Ingest:
             data = data[written:]
         self.save_state()
 
+    def write_direct(self, offset: int, parts: list[memoryview]) -> None:
+        """Write past the page cache: whole pages of memory, at an offset that is a multiple of a page.
+
+        Where the file system does not do that, it is an ordinary write.
+        """
+        size = sum(map(len, parts))
+        try:
+            if self._can_write_direct and os.pwritev(self._open_direct(), parts, offset) == size:
+                self.save_state()
+                return
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise storage_error("write", error) from error
+            self._can_write_direct = False
+        for part in parts:
+            self.write_at(offset, part)
+            offset += len(part)
+
+    def _open_direct(self) -> int:
+        if self._direct_fd is None:
+            flags = os.O_WRONLY | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._direct_fd = os.open(self._path, flags)
+        return self._direct_fd
+
+    def hash_written(self, parts: Iterable[memoryview]) -> None:
+        """Move the frontier over bytes that are in the file, and still in memory."""
+        for part in parts:
+            self._hasher.update(part)
+            self.frontier += len(part)
+
     def hash_up_to(self, stop: int) -> None:
         """Move the frontier up to `stop` over what was written ahead, hashing it."""
         try:
@@ -134,6 +183,10 @@ class Ingest:
         except OSError as error:
             raise storage_error("read", error) from error
         self.save_state()
+
+    def allocated_bytes(self) -> int:
+        """Return the bytes that the ingest takes on disk, its state included."""
+        return os.fstat(self.fd).st_blocks * 512 + STATE_FILE_SIZE
 
     def matches_digest(self) -> bool:
         """Tell whether the bytes up to the frontier are the blob."""
@@ -174,11 +227,19 @@ class Ingest:
         """Close the files and keep them, to be resumed if they were not committed."""
         os.close(self.fd)
         os.close(self._state_fd)
+        if self._direct_fd is not None:
+            os.close(self._direct_fd)
+            self._direct_fd = None
 
     def save_state(self) -> None:
         """Write down what is in. A disk that does not take it costs the resuming, no more."""
         state = msgspec.json.encode(
-            _IngestState(self.frontier, self._size, [*self.ranges_ahead[:_MAX_RANGES_AHEAD]])
+            _IngestState(
+                max(self.frontier, self.written_end),
+                self.size,
+                [*self.ranges_ahead[:_MAX_RANGES_AHEAD]],
+                self.origin,
+            )
         )
         with suppress(OSError):
             os.pwrite(self._state_fd, state.ljust(_STATE_SIZE), 0)
@@ -208,18 +269,25 @@ def start_writeback(fd: int, offset: int, size: int) -> None:
         os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
 
 
-def write_atomically(directory: Path, path: Path, content: bytes) -> None:
-    """Write `content` durably at `target`, by way of a file in `folder`. Raises `OSError`."""
-    with NamedTemporaryFile(dir=directory, prefix="put-", delete=False) as file:
-        try:
+def write_atomically(temporary: Path, path: Path, content: bytes) -> None:
+    """Write `content` durably to `path`, by way of `temporary`. Raises `OSError`.
+
+    Both names then lead to the file, unless `path` existed or the file system has no hard links.
+    """
+    try:
+        fd = os.open(temporary, _WRITE_FLAGS | os.O_TRUNC, 0o600)
+        with open(fd, "wb") as file:  # noqa: PTH123 (the descriptor was opened with care)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            Path(file.name).rename(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-    _fsync_directory(path.parent)
+        try:
+            path.hardlink_to(temporary)
+        except OSError:
+            temporary.rename(path)
+        _fsync_directory(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _fsync_directory(path: Path) -> None:

@@ -21,8 +21,29 @@ _MIGRATIONS = {
     1: "ALTER TABLE blobs ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0; DROP INDEX blobs_by_use;"
 }
 
-# The bytes that blobs take on disk: whole blocks, as `local.footprint` counts.
-ALLOCATED_SIZE_SUM = f"coalesce(sum((size + {BLOCK_SIZE - 1}) / {BLOCK_SIZE}), 0) * {BLOCK_SIZE}"
+
+def _allocated_size(size: str) -> str:
+    """Return the SQL for `blobs.allocated_size` of a column."""
+    return f"({size} + {BLOCK_SIZE - 1}) / {BLOCK_SIZE} * {BLOCK_SIZE}"
+
+
+# The bytes that blobs take on disk.
+ALLOCATED_SIZE_SUM = f"coalesce(sum({_allocated_size('size')}), 0)"
+
+# Kept by SQLite itself on the one connection that writes: whatever adds, resizes or removes a row of
+# `blobs` moves the totals in the same transaction, and a rollback moves them back.
+_TOTALS_SCHEMA = f"""
+    CREATE TEMP TABLE totals (blobs INTEGER NOT NULL, bytes INTEGER NOT NULL);
+    CREATE TEMP TRIGGER count_added AFTER INSERT ON main.blobs BEGIN
+        UPDATE totals SET blobs = blobs + 1, bytes = bytes + {_allocated_size("new.size")};
+    END;
+    CREATE TEMP TRIGGER count_removed AFTER DELETE ON main.blobs BEGIN
+        UPDATE totals SET blobs = blobs - 1, bytes = bytes - {_allocated_size("old.size")};
+    END;
+    CREATE TEMP TRIGGER count_resized AFTER UPDATE OF size ON main.blobs BEGIN
+        UPDATE totals SET bytes = bytes + {_allocated_size("new.size")} - {_allocated_size("old.size")};
+    END;
+"""
 
 # SQLite's default of 1,000 pages would let the log grow to 4 MB, much for a store of 20 MB.
 _CHECKPOINT_PAGES = 256
@@ -203,27 +224,42 @@ def record_uses(connection: sqlite3.Connection, uses: dict[str, float]) -> None:
     connection.executemany(
         "WITH RECURSIVE below (digest) AS (SELECT ? UNION SELECT e.child FROM edges e"
         " JOIN below b ON e.parent = b.digest)"
-        " UPDATE blobs SET used = ? WHERE digest IN (SELECT digest FROM below)",
-        [(digest, used) for digest, used in sorted(uses.items(), key=itemgetter(1))],
+        # A blob may have been added after the use that waits here: it stays as fresh as it is.
+        " UPDATE blobs SET used = ? WHERE digest IN (SELECT digest FROM below) AND used < ?",
+        [(digest, used, used) for digest, used in sorted(uses.items(), key=itemgetter(1))],
     )
 
 
 def remove_blobs(
     connection: sqlite3.Connection, digests: Sequence[Digest], delete_file: Callable[[Digest], None]
-) -> None:
-    """Call `delete` for each blob, then forget it with the tags, edges and links that rest on it."""
-    for gone in digests:
-        delete_file(gone)
-    for digest in map(str, digests):
-        connection.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
-        connection.execute("DELETE FROM tags WHERE digest = ?", (digest,))
-        # Links of what a manifest announced, and nobody ever fetched, go with the manifest.
-        connection.execute(
-            "DELETE FROM links WHERE digest = ? OR digest IN (SELECT child FROM edges"
-            " WHERE parent = ? AND child NOT IN (SELECT digest FROM blobs))",
-            (digest, digest),
-        )
-        connection.execute("DELETE FROM edges WHERE parent = ?", (digest,))
+) -> list[tuple[Digest, int]]:
+    """Call `delete_file` for each blob, then delete its row with the tags, edges and links of it.
+
+    Return the blobs whose rows were there, with sizes.
+    """
+    for digest in digests:
+        delete_file(digest)
+    return [
+        (digest, size)
+        for digest in digests
+        if (size := _delete_row(connection, digest)) is not None
+    ]
+
+
+def _delete_row(connection: sqlite3.Connection, digest: Digest) -> int | None:
+    name = str(digest)
+    rows = connection.execute(
+        "DELETE FROM blobs WHERE digest = ? RETURNING size", (name,)
+    ).fetchall()
+    connection.execute("DELETE FROM tags WHERE digest = ?", (name,))
+    # Links to children that the manifest announced and no client fetched go with the manifest.
+    connection.execute(
+        "DELETE FROM links WHERE digest = ? OR digest IN (SELECT child FROM edges"
+        " WHERE parent = ? AND child NOT IN (SELECT digest FROM blobs))",
+        (name, name),
+    )
+    connection.execute("DELETE FROM edges WHERE parent = ?", (name,))
+    return rows[0][0] if rows else None
 
 
 def unlinked_blobs(
@@ -245,8 +281,31 @@ def unpinned_bytes(connection: sqlite3.Connection, digests: Iterable[Digest]) ->
     return row[0]
 
 
-def totals(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Return the number of blobs, and the bytes that they take on disk."""
+def track_totals(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Keep the totals on this connection from now on, and return them. Once per connection."""
+    connection.execute("PRAGMA temp_store = MEMORY")  # a full disk must not stop the counting
+    connection.executescript(_TOTALS_SCHEMA)
+    counted = count_totals(connection)
+    with connection:
+        connection.execute("INSERT INTO totals (blobs, bytes) VALUES (?, ?)", counted)
+    return counted
+
+
+def tracked_totals(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Return the number of blobs and the bytes that they take on disk, as the triggers keep them."""
+    row: tuple[int, int] = connection.execute("SELECT blobs, bytes FROM totals").fetchone()
+    return row
+
+
+def recount_totals(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Count the blobs anew, correct the totals if they differ, and return by how much they did."""
+    before, counted = tracked_totals(connection), count_totals(connection)
+    connection.execute("UPDATE totals SET blobs = ?, bytes = ?", counted)
+    return counted[0] - before[0], counted[1] - before[1]
+
+
+def count_totals(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Count the blobs, and the bytes that they take on disk."""
     # Either half is read from its index alone, without the table, which is three times as large.
     query = f"""
         SELECT sum(blobs), sum(bytes) FROM (

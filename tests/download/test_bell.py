@@ -2,7 +2,7 @@
 
 import asyncio
 
-from proxy.download.download import WAKE_BATCH, BatchedCondition
+from proxy.download.condition import WAKE_BATCH, BatchedCondition
 
 
 async def settle() -> None:

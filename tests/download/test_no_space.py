@@ -170,3 +170,22 @@ async def test_the_use_of_a_manifest_is_a_use_of_its_layers(registry, small):
     await small.settled()
     assert image.layers[0] in small.stored()
     assert others[0] not in small.stored()
+
+
+async def test_a_claimed_length_evicts_only_for_what_has_come(registry, small):
+    """`small` holds 20 MB: two blobs of 6 MB stay while 1 MiB of a claimed 15 MB has come."""
+    kept = {registry.add_blob(bytes([n]) * 6_000_000) for n in (1, 2)}
+    for digest in kept:
+        assert (await small.blob(digest)).digest == digest
+        await small.settled()
+    claimed = registry.add_blob(LARGE[:15_000_000])
+    release = asyncio.Event()
+    registry.fail(registry.body_of(claimed), Fault(stall_at=MIB, until=release))
+    async with small.opened(f"/v2/library/app/blobs/{claimed}") as response:
+        await response.content.readexactly(MIB)
+        assert small.stored() == kept
+        assert small.on_disk() <= 20_000_000
+        response.close()
+    release.set()
+    await small.settled()
+    assert claimed in small.stored()

@@ -219,6 +219,17 @@ async def test_a_head_may_have_64_kib_and_no_byte_more(program, is_slow):
         await peer.close()
 
 
+@pytest.mark.parametrize(
+    "begin", [b"0\r\nT: ", b"1;"], ids=["a trailer", "an extension of a chunk"]
+)
+async def test_what_frames_a_body_is_bounded(program, begin):
+    peer = await Peer.connect(program.url)
+    peer.send(request("/v2/", "Transfer-Encoding: chunked") + begin)
+    await program.ask("/v2/")
+    peer.send(b"x" * (http.MAX_REQUEST_SIZE + 1))
+    assert (await peer.until_end()).status == 413
+
+
 async def test_the_number_of_headers_is_bounded(program):
     for count, status in [(http.MAX_HEADERS - 1, 200), (http.MAX_HEADERS, 431)]:
         peer = await Peer.connect(program.url)

@@ -23,12 +23,12 @@ async def put(shop: Shop, content: bytes, manifest: oci.Manifest | None = None) 
     reservation = await shop.space.reserve(len(content))
     if reservation is None:
         return None
-    await asyncio.to_thread(shop.store.commit_blob, digest, content)
     if manifest:
-        is_new = await shop.index.add_manifest(APP, digest, len(content), manifest)
+        await shop.committer.commit_manifest(APP, digest, content, manifest, reservation)
     else:
-        is_new = await shop.index.add_blob(APP, digest, len(content))
-    shop.space.commit(reservation, digest, len(content), is_new=is_new)
+        ingest = await asyncio.to_thread(shop.write, digest, content)
+        await shop.committer.commit_ingest(ingest, reservation, APP)
+        ingest.close()
     return digest
 
 

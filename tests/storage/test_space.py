@@ -4,8 +4,9 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from proxy.metrics import Metrics
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.storage.blobs import BlobStore
+from proxy.storage.commit import Committer
 from proxy.storage.index import Index
+from proxy.storage.ingest import STATE_FILE_SIZE, Ingest
 from proxy.storage.space import Reservation, SpaceManager
 from tests.fakes.clock import Clock
 
@@ -36,35 +39,42 @@ class Shop:
     index: Index
     space: SpaceManager
     metrics: Metrics
+    committer: Committer
+    executor: ThreadPoolExecutor
     clock: Clock
-    running: list[Reservation] = field(default_factory=list)
 
     async def fetch(self, size: int, repository: Repository | None = APP) -> Digest | None:
         """Store a new blob of `size` bytes as a download would; None if there was no room."""
         content = os.urandom(8) + bytes(size - 8)
         digest = Digest.from_content(content)
-        reservation = await self.space.reserve(size)
-        if reservation is None:
+        reservation = await self.space.resume_partial(digest)
+        if not await self.space.grow(reservation, size, limit=size):
+            self.space.release(reservation)
             return None
-        await asyncio.to_thread(self.store.commit_blob, digest, content)
-        await self.index.add_blob(repository, digest, size)
-        self.space.commit(reservation, digest, size, is_new=True)
+        ingest = await asyncio.to_thread(self.write, digest, content)
+        await self.committer.commit_ingest(ingest, reservation, repository)
+        ingest.close()
         return digest
+
+    def is_right(self) -> bool:
+        """Whether the account, the index and the files agree."""
+        counted = (self.space.blob_count, self.space.stored_bytes)
+        names = list(self.store.root.glob("blobs/*/*"))
+        return counted == self.index.totals == (len(names), self.on_disk("blobs/*/*"))
+
+    def write(self, digest: Digest, content: bytes) -> Ingest:
+        ingest = self.store.open_ingest(digest)
+        ingest.append([content])
+        return ingest
 
     async def break_off(self, size: int) -> Digest:
         """Leave an ingest of `size` bytes behind, as an interrupted download would."""
         digest = Digest.from_content(str(next(_numbers)).encode())
-        reservation = await self.space.reserve(size)
-        assert reservation is not None
-
-        def write() -> None:
-            ingest = self.store.open_ingest(digest)
-            ingest.append([bytes(size)])
-            ingest.close()
-
-        await asyncio.to_thread(write)
-        reservation.written = size
-        self.space.keep_partial(reservation, digest)
+        reservation = await self.space.resume_partial(digest)
+        assert await self.space.grow(reservation, size, limit=size)
+        ingest = await asyncio.to_thread(self.write, digest, bytes(size))
+        self.space.keep_partial(reservation, ingest)
+        ingest.close()
         return digest
 
     async def leftovers(self) -> list[Digest]:
@@ -87,7 +97,9 @@ async def opened(root: Path, *, cap: int = CAP, min_free: int = 0) -> AsyncItera
     try:
         space = SpaceManager(store, index, metrics, max_size=cap, min_free=min_free, clock=clock)
         await space.open()
-        yield Shop(store, index, space, metrics, clock)
+        with ThreadPoolExecutor(2) as executor:
+            committer = Committer(store, index, space, executor)
+            yield Shop(store, index, space, metrics, committer, executor, clock)
     finally:
         await asyncio.to_thread(index.close)
         store.close()
@@ -152,7 +164,7 @@ async def test_a_reservation_grows_by_eviction_and_stays_when_it_cannot(shop):
 async def test_interrupted_downloads_go_before_blobs_and_count(shop):
     blob = await shop.fetch(1000 * KIB)
     await shop.break_off(1500 * KIB)
-    assert shop.space.reserved_bytes == 1500 * KIB
+    assert shop.space.reserved_bytes == 1500 * KIB + STATE_FILE_SIZE
     assert shop.holds(await shop.fetch(1500 * KIB))
     assert shop.holds(blob)
     assert shop.space.reserved_bytes == 0
@@ -204,7 +216,8 @@ async def test_old_leftovers_and_idle_blobs_are_swept(shop):
 async def test_a_damaged_blob_is_forgotten(shop):
     blob = await shop.fetch(1000 * KIB)
     before = shop.space.used_bytes
-    await shop.space.remove_corrupt(blob, 1000 * KIB)
+    await asyncio.to_thread(Path(shop.store.blob_path(blob)).write_bytes, bytes(1000 * KIB))
+    await shop.space.remove_corrupt(blob)
     assert not shop.holds(blob)
     assert shop.index.blob(APP, blob) is None
     assert shop.space.used_bytes < before

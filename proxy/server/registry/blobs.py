@@ -4,26 +4,23 @@ import asyncio
 import os
 import secrets
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 
 from proxy.cache.pull_through import BlobResult, PullThroughCache
 from proxy.concurrency import RESPONSE_TIMEOUT
-from proxy.download.download import Download, NotStoring
-from proxy.errors import UpstreamTimeoutError, UpstreamUnavailableError
+from proxy.download.reader import DownloadReader
+from proxy.errors import UpstreamTimeoutError
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.server import ranges
 from proxy.server.ranges import ByteRange, RangeNotSatisfiableError
 from proxy.server.request_context import RequestContext, blob_headers
-from proxy.server.responses import Body, BodyPart, FileRange, Response
-from proxy.storage.blobs import OpenBlob
+from proxy.server.responses import Body, BodySource, Response
+from proxy.storage.blobs import FileRange, OpenBlob
 
 # A stored blob up to this size is sent with its head, if it is in memory.
 INLINE_BLOB_SIZE = 64 << 10
-
-# Reads a range; without an end, up to the end of a blob whose size is not known.
-_ReadRange = Callable[[int, int | None], AsyncGenerator[BodyPart, None]]
 
 
 class BlobHandler:
@@ -48,7 +45,7 @@ class BlobHandler:
             if content is None:
                 resources = AsyncExitStack()
                 resources.callback(blob.close)
-                return _respond(context, digest, blob.size, _file_reader(blob.fd), resources)
+                return _respond(context, digest, blob.size, _StoredBlob(blob.fd), resources)
             response = Response(200, blob_headers(context, digest), content)
         except BaseException:
             blob.close()
@@ -75,7 +72,7 @@ class BlobHandler:
         deadline = asyncio.get_running_loop().time() + RESPONSE_TIMEOUT
         async with AsyncExitStack() as stack:
             result: BlobResult = await stack.enter_async_context(
-                self._cache.open_blob(repository, digest)
+                self._cache.open_blob(repository, digest, client=context.request.client or "")
             )
             context.cache_state = result.cache_state
             source = result.source
@@ -83,73 +80,40 @@ class BlobHandler:
                 content = _read_small(context, source)
                 if content is not None:
                     return Response(200, blob_headers(context, digest), content)
-                reader = _file_reader(source.fd)
-                return _respond(context, digest, source.size, reader, stack.pop_all())
+                stored = _StoredBlob(source.fd)
+                return _respond(context, digest, source.size, stored, stack.pop_all())
             await _wait_for_start(source, deadline)
             if source.size is None and context.request.is_http_1_0:
                 # No chunks there: a body without a length could not be told from a whole one.
-                await _wait_for_commit(source)
-            if source.has_stopped_storing:
+                await source.wait_verified()
+            if source.is_uncached:
                 context.cache_state = "bypass"
-            return _respond(context, digest, source.size, _download_reader(source), stack.pop_all())
+            return _respond(context, digest, source.size, source, stack.pop_all())
 
 
-async def _wait_for_start(download: Download, deadline: float) -> None:
+async def _wait_for_start(reader: DownloadReader, deadline: float) -> None:
     """Wait for upstream's first bytes or its error, so that an error has a status of its own."""
     try:
         async with asyncio.timeout_at(deadline):
-            await download.wait_readable(0)
-    except NotStoring:
-        pass
+            await reader.wait_ready()
     except TimeoutError:
         # Upstream has promised a size, but sends nothing yet: the headers cannot wait longer.
-        if download.size is None:
+        if reader.size is None:
             raise UpstreamTimeoutError(
-                f"{download.repository.upstream} has sent nothing for {RESPONSE_TIMEOUT:.0f} s; "
+                f"{reader.upstream_name} has sent nothing for {RESPONSE_TIMEOUT:.0f} s; "
                 "try again, the download goes on"
             ) from None
 
 
-async def _wait_for_commit(download: Download) -> None:
-    """Wait until the download is verified, and its size known."""
-    try:
-        await download.wait_readable(sys.maxsize)
-    except NotStoring:
-        raise UpstreamUnavailableError(
-            "its size is not known and it is not stored; ask for it by HTTP/1.1"
-        ) from None
+class _StoredBlob:
+    """The bytes of a stored blob, all of which may be sent."""
 
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
 
-# Where the bytes come from.
-
-
-def _file_reader(fd: int) -> _ReadRange:
-    async def read(start: int, stop: int | None) -> AsyncGenerator[BodyPart, None]:
-        assert stop is not None
-        if start < stop:
-            yield FileRange(fd, start, stop)
-
-    return read
-
-
-def _download_reader(download: Download) -> _ReadRange:
-    async def read(start: int, stop: int | None) -> AsyncGenerator[BodyPart, None]:
-        offset = start
-        end = sys.maxsize if stop is None else stop
-        is_read_ahead = stop is not None and download.is_read_ahead(start, stop)
-        try:
-            while offset < end:
-                limit = await download.wait_readable(offset, end, is_read_ahead=is_read_ahead)
-                limit = min(limit, end)
-                if limit == offset:
-                    return
-                yield FileRange(download.fd, offset, limit)
-                offset = limit
-        except NotStoring:
-            async for chunk in download.stream_from_upstream(offset, stop):
-                yield chunk
-
-    return read
+    async def next(self, offset: int, stop: int = sys.maxsize) -> FileRange:
+        """Return the range."""
+        return FileRange(self._fd, offset, stop)
 
 
 # The response.
@@ -159,7 +123,7 @@ def _respond(
     context: RequestContext,
     digest: Digest,
     size: int | None,
-    read: _ReadRange,
+    source: BodySource,
     resources: AsyncExitStack,
 ) -> Response:
     """Return the response with a blob or the ranges of it that the request asks for.
@@ -171,14 +135,20 @@ def _respond(
         selected = _select_ranges(context, headers["ETag"], size)
     except RangeNotSatisfiableError:
         headers["Content-Range"] = f"bytes */{size}"
-        return Response(416, headers, Body(0, read(0, 0), resources))
+        return Response(416, headers, Body(0, (), source, resources))
+    if len(selected) > 1 and isinstance(source, DownloadReader):
+        if source.is_uncached:
+            # A transfer from upstream each would be too much: all of it is one.
+            selected = []
+        else:
+            source.require_stored()
     if not selected or size is None:
-        return Response(200, headers, Body(size, read(0, size), resources))
+        return Response(200, headers, Body(size, (ByteRange(0, size or 0),), source, resources))
     if len(selected) == 1:
         (one,) = selected
         headers["Content-Range"] = _content_range(one, size)
-        return Response(206, headers, Body(one.length, read(one.start, one.stop), resources))
-    return _respond_multipart(headers, selected, size, read, resources)
+        return Response(206, headers, Body(one.length, selected, source, resources))
+    return _respond_multipart(headers, selected, size, source, resources)
 
 
 def _select_ranges(context: RequestContext, etag: str, size: int | None) -> list[ByteRange]:
@@ -195,28 +165,22 @@ def _respond_multipart(
     headers: dict[str, str],
     selected: list[ByteRange],
     size: int,
-    read: _ReadRange,
+    source: BodySource,
     resources: AsyncExitStack,
 ) -> Response:
     """Return several ranges in one body (RFC 9110 section 14.6)."""
     boundary = secrets.token_hex(16)
-    part_heads = [
-        f"\r\n--{boundary}\r\nContent-Type: {headers['Content-Type']}\r\n"
-        f"Content-Range: {_content_range(one, size)}\r\n\r\n".encode()
-        for one in selected
-    ]
-    end = f"\r\n--{boundary}--\r\n".encode()
-    length = sum(map(len, part_heads)) + sum(one.length for one in selected) + len(end)
-
-    async def parts() -> AsyncGenerator[BodyPart, None]:
-        for part_head, one in zip(part_heads, selected, strict=True):
-            yield part_head
-            async for part in read(one.start, one.stop):
-                yield part
-        yield end
-
+    segments: list[bytes | ByteRange] = []
+    for one in selected:
+        part_head = (
+            f"\r\n--{boundary}\r\nContent-Type: {headers['Content-Type']}\r\n"
+            f"Content-Range: {_content_range(one, size)}\r\n\r\n"
+        )
+        segments += (part_head.encode(), one)
+    segments.append(f"\r\n--{boundary}--\r\n".encode())
+    length = sum(one.length if isinstance(one, ByteRange) else len(one) for one in segments)
     headers["Content-Type"] = f"multipart/byteranges; boundary={boundary}"
-    return Response(206, headers, Body(length, parts(), resources))
+    return Response(206, headers, Body(length, segments, source, resources))
 
 
 def _content_range(one: ByteRange, size: int) -> str:

@@ -110,7 +110,7 @@ class RegistryHandler:
         headers = {"Cache-Status": CACHE_STATUS["hit"], **link}
         return json_response({"repositories": page}, headers=headers)
 
-    # Version 1 of the API, of which `docker search` and `podman search` have stayed.
+    # Version 1 of the API, which `docker search` and `podman search` still use.
 
     async def _handle_v1(self, request: Request, context: RequestContext) -> Response:
         path, query = request.path, request.query
@@ -155,7 +155,7 @@ class RegistryHandler:
 
 
 def _pull_name(repository: Repository) -> str:
-    """Return the name by which the repository is pulled from here."""
+    """Return the name by which clients pull the repository from this cache."""
     if repository.upstream == DEFAULT_UPSTREAM:
         return repository.name
     return f"{repository.upstream}/{repository.name}"
@@ -166,7 +166,7 @@ def _paginate(
 ) -> tuple[list[str], dict[str, str]]:
     """Return the page that `n` and `last` ask for, and the `Link` to the next one.
 
-    A number that is none is no limit; a huge one is cut (CVE-2023-2253).
+    An invalid number is ignored; a huge one is capped (CVE-2023-2253).
     """
     if not query:
         return items, {}
@@ -185,7 +185,7 @@ def _paginate(
 
 
 def _query_int(query: Mapping[str, str], name: str, default: int) -> int:
-    """Return the number that the query gives, `default` if it gives none."""
+    """Return a number of the query; `default` if it is absent or invalid."""
     try:
         return int(query.get(name, ""))
     except ValueError:

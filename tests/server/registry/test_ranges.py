@@ -171,3 +171,17 @@ async def test_a_manifest_has_no_ranges(program, registry):
     image = registry.add_image()
     answer = await program.manifest(image, Range="bytes=0-1")
     assert (answer.status, answer.digest) == (200, image.digest)
+
+
+async def test_several_ranges_of_a_blob_that_is_not_stored_cost_no_transfer_each(
+    make_program, registry
+):
+    program = await make_program(store={"max_size": "1MB"})
+    digest = registry.add_blob(LAYER)
+    asked = "bytes=" + ",".join(f"{n * 1000}-{n * 1000 + 9}" for n in reversed(range(1000)))
+    answer = await program.blob(digest, Range=asked)
+    if answer.status == 200:
+        assert answer.body == LAYER
+    else:
+        assert answer.status >= 400 or not answer.is_whole
+    assert registry.count(registry.body_of(digest)) <= 4
