@@ -123,9 +123,7 @@ async def configure_app(
         if config.fetch.prefetch == "layers"
         else None
     )
-    registry = RegistryHandler(
-        config.upstreams, manifests, blobs, listings, prefetch, search, core.disk_threads
-    )
+    registry = RegistryHandler(config.upstreams, manifests, blobs, listings, prefetch, search)
     # The routes of the admin API; `server/admin/api.py` says how to add one.
     routes = [
         *admin_schema.routes(),
