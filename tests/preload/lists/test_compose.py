@@ -135,12 +135,12 @@ def test_variables_mean_what_the_compose_specification_says(text, expected):
         ("$UNSET", "UNSET has no value"),
         ("${UNSET:?no tag}", "UNSET has no value"),
         ("${EMPTY:?no tag}", "EMPTY has no value"),
-        ("${SET/a/b}", "not understood"),
-        ("${}", "not understood"),
+        ("${SET/a/b}", "not supported"),
+        ("${}", "not supported"),
         ("${SET", "not closed"),
         ("x" * 2000, "too long"),
         ("${A:-" * 20 + "}" * 20, "too deeply"),
-        ("$SET" * 250, "comes to more"),
+        ("$SET" * 250, "expands to more"),
     ],
 )
 def test_variables_that_cannot_be_replaced_say_why(text, reason):

@@ -5,9 +5,10 @@ from itertools import pairwise
 import pytest
 from hypothesis import example, given, strategies as st
 
-from proxy.preload.lists import MAX_CHARACTERS, MAX_LINES, ImageList, parse_list
-from proxy.preload.lists.documents import MAX_DOCUMENTS, MAX_MERGES, MAX_NESTING, MAX_NODES
+from proxy.preload.lists import ImageList, parse_list
+from proxy.preload.lists.formats import MAX_CHARACTERS, MAX_LINES
 from proxy.preload.lists.result import MAX_PROBLEMS
+from proxy.preload.lists.yaml_documents import MAX_DOCUMENTS, MAX_MERGES, MAX_NESTING, MAX_NODES
 from tests.preload.lists.test_compose import COMPOSE
 from tests.preload.lists.test_dockerfile import DOCKERFILE
 from tests.preload.lists.test_kubernetes import HAULER, HELM
@@ -69,7 +70,7 @@ def test_a_document_that_cannot_be_read_is_named_and_the_next_is_read(text, line
     assert [reference for _, reference in images(stream)] == ["nginx"]
     found = only(problems(stream))
     assert found[0] == line
-    assert "is not read" in found[1]
+    assert "cannot be read" in found[1]
 
 
 def test_a_list_without_images_says_so():
@@ -85,7 +86,7 @@ def test_a_text_that_is_too_large_is_refused_whole():
 def test_only_so_many_problems_are_said_and_the_others_counted():
     found = parse_list("!\n" * (MAX_PROBLEMS + 7))
     assert len(found.problems) == MAX_PROBLEMS + 1
-    assert found.problems[-1].message == "and 7 more problems"
+    assert found.problems[-1].message == "7 more problems not shown"
 
 
 def test_documents_and_their_values_are_bounded_over_the_whole_stream():

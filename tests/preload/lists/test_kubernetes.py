@@ -131,7 +131,7 @@ def test_a_broken_document_is_named_and_the_others_go_on():
     assert images(text) == [(51, "ghcr.io/shop/app:1.4"), (54, "alpine")]
     (line, message), _ = problems(text)
     assert line == 15
-    assert "the document from line 11 is not read" in message
+    assert "the document at line 11 cannot be read" in message
 
 
 def test_values_that_helm_has_not_filled_in_are_named_and_the_rest_goes_on():

@@ -30,11 +30,13 @@ def test_an_image_is_meant_by_its_digest():
 @pytest.mark.parametrize("entry", ["text", {"image": "app"}, {"digest": DIGEST}])
 def test_an_entry_that_is_none_is_named_by_its_line(entry):
     text = lock(entry, {"image": "app:v1", "digest": DIGEST})
-    assert problems(text) == [(4, "an image of a lock has a name and a digest")]
+    assert problems(text) == [(4, "an image in a lock file needs image and digest")]
     assert len(images(text)) == 1
 
 
 def test_a_lock_of_another_version_is_not_guessed_at():
     text = lock({"image": "app:v1", "digest": DIGEST}, version=2)
-    assert problems(text) == [(1, "a lock of version '2': this pullcache knows 1")]
+    assert problems(text) == [
+        (1, "lock file version '2' is not supported: this pullcache supports 1")
+    ]
     assert images(text) == []

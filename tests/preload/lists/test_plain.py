@@ -72,7 +72,7 @@ def test_bad_lines_are_named_and_the_rest_goes_on():
     assert images(text) == [(1, "nginx"), (4, "alpine")]
     found = problems(text)
     assert [line for line, _ in found] == [2, 3, 5, 6]
-    assert "put one on each line" in found[1][1]
+    assert "put each image on its own line" in found[1][1]
 
 
 @pytest.mark.parametrize("line", ["a" * 2000, "\x01" * 80, "a:" + "\U000e0001" * 80])

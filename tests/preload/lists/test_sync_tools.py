@@ -44,7 +44,7 @@ def test_skopeo_images_are_named_with_their_registry():
 def test_what_needs_the_registrys_tags_is_named_and_the_rest_goes_on():
     found = dict(problems(SKOPEO))
     assert list(found) == [7, 12, 13, 15, 17, 22]
-    assert "every tag there is" in found[7]
+    assert "selects every tag" in found[7]
     assert "by a pattern" in found[15]
     assert "by a pattern" in found[17]
 
@@ -101,6 +101,6 @@ def test_zot_sync_is_known_and_said_not_to_be_enough():
     """
     assert parse_list(text).format == "zot sync"
     assert [line for line, _ in problems(text)] == [3, 3]
-    assert "'library/alpine' chooses by a pattern" in problems(text)[0][1]
+    assert "'library/alpine' selects tags by a pattern" in problems(text)[0][1]
     line, _ = only(problems("registries:\n- content:\n  - prefix: a\n"))
     assert line == 3
