@@ -90,6 +90,12 @@ def display_name(repository: Repository, reference: Reference | None = None) -> 
     return f"{name}@{reference}" if isinstance(reference, Digest) else f"{name}:{reference}"
 
 
+def full_name(repository: Repository, reference: Reference) -> str:
+    """Return the name with registry and namespace: `docker.io/library/nginx:1.25`."""
+    mark = "@" if isinstance(reference, Digest) else ":"
+    return f"{repository.upstream}/{repository.name}{mark}{reference}"
+
+
 def _normalize_repository(upstream: str, name: str) -> Repository:
     upstream = _HOST_ALIASES.get(upstream, upstream)
     if upstream == DEFAULT_UPSTREAM and "/" not in name:

@@ -24,7 +24,7 @@ from proxy.download.manager import DownloadManager
 from proxy.images.check import OfflineChecker
 from proxy.images.inspect import ImageInspector
 from proxy.images.manage import ImageManager
-from proxy.images.tree import ImageStore
+from proxy.images.store import ImageStore
 from proxy.metrics import Metrics
 from proxy.names import NameParser
 from proxy.oci.platform import machine_platform

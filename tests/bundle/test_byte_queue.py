@@ -5,7 +5,7 @@ from itertools import chain
 
 from hypothesis import given, strategies as st
 
-from proxy.bundle.reader import QUEUE_BATCH_SIZE, QUEUE_MAX_SIZE, ByteQueue
+from proxy.bundle.byte_queue import QUEUE_BATCH_SIZE, QUEUE_MAX_SIZE, ByteQueue
 
 
 async def taken(arrivals: ByteQueue) -> list[list[bytes]]:

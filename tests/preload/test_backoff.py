@@ -50,9 +50,7 @@ async def test_the_last_pulls_of_a_limit_are_left_to_clients(registry, program):
         waiting = await run.until("waiting")
         # The index was pulled when nobody knew yet; of its manifest nothing was asked but how many are left.
         assert registry.pulls == 96
-        assert (
-            waiting["reason"] == "docker.io allows 4 more of 100 pulls, which are left to clients"
-        )
+        assert waiting["reason"] == "docker.io allows 4 more of 100 pulls, reserved for clients"
         assert waiting["until"] == program.clock() + 900
         program.clock.turn(901)
         await run.until("waiting")

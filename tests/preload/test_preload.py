@@ -156,7 +156,7 @@ async def test_a_layer_of_another_size_than_is_stated_is_no_success(registry, pr
     assert wrong != content
     registry.add_manifest(APP, "v1", wrong, OCI_MANIFEST)
     run = await preload(program, "app:v1")
-    assert "has 4000 bytes, and not 4001" in run.of("failed")[0]["reason"]
+    assert "has 4000 bytes, not 4001" in run.of("failed")[0]["reason"]
 
 
 async def test_what_another_repository_has_brought_is_proven_and_not_fetched(registry, program):
