@@ -1,6 +1,6 @@
-"""The checks that an image of a bundle passes before an import adds it: complete, and well named.
+"""The checks of an import: an image must be complete and have an allowed name to be added.
 
-The checks of the bundle's bytes come before, where they are read: compression in `decompress`,
+The bytes of the bundle are checked earlier, where they are read: compression in `decompress`,
 archive entries in `tar`, digests and sizes of blobs in `reader`, documents in `proxy.oci.layout`.
 """
 

@@ -1,4 +1,4 @@
-"""Selections: an image and the platforms wanted of it, as preloads and offline checks take them."""
+"""Selections: an image and its requested platforms, as preloads and offline checks take them."""
 
 from collections.abc import Iterable
 

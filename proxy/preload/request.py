@@ -1,4 +1,4 @@
-"""The images that a preload is asked for, each one once and with all its platforms."""
+"""The images requested of a preload, each one once with all its platforms."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

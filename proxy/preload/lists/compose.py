@@ -42,11 +42,11 @@ def _read_service(name: str, service: MappingNode, result: ParseResult) -> None:
 def _add_image(image: ScalarNode, platform: YamlNode | None, result: ParseResult) -> None:
     try:
         reference = substitute(image.text, {})
-        wanted = substitute(platform.text, {}) if isinstance(platform, ScalarNode) else ""
+        platform_text = substitute(platform.text, {}) if isinstance(platform, ScalarNode) else ""
     except VariableError as error:
         result.add_problem(image.line, str(error))
     else:
-        result.add_image(image.line, reference, (wanted,) if wanted else ())
+        result.add_image(image.line, reference, (platform_text,) if platform_text else ())
 
 
 def _explain_missing_image(service: MappingNode) -> str:
