@@ -91,7 +91,7 @@ class BundleImporter:
         """Import a bundle, compressed or not.
 
         `default_name` names the image of a bundle that does not; `on_progress` is called with the
-        number of compressed bytes read so far. Raises `BundleError`, `DigestMismatchError` and
+        number of bytes read so far, before decompression. Raises `BundleError`, `DigestMismatchError` and
         `StorageError`, and then removes what it added. Any other exception, such as a cancellation,
         leaves complete blobs for the next attempt.
         """
