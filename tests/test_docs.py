@@ -1,8 +1,8 @@
-"""The documentation against the program."""
+"""The documentation of keys, commands and metrics against the program."""
 
 import re
+import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 import pytest
@@ -10,11 +10,16 @@ import pytest
 from proxy.cli import main
 from proxy.config import iter_keys, load
 from proxy.metrics import Metrics
+from tests.support.markdown import DOCUMENTS, ROOT, items, read, sections, without_code
+from tests.support.promql import labels_by_metric
 from tests.test_metrics import Gauges
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLE = ROOT / "config" / "pullcache.toml"
+KEYS = sections(read("docs/configuration.md"), 4)
+COMMANDS = sections(read("docs/commands.md"), 3)
+METRICS = {name: text for names, text in items(read("docs/metrics.md")) for name in names}
+# The options of every command, which are described once.
+COMMON_OPTIONS = {"-c", "--config", "--store"}
 
 
 def iter_commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
@@ -25,52 +30,122 @@ def iter_commands(command: click.Command, name: str) -> Iterator[tuple[str, clic
         yield from iter_commands(inner, f"{name} {part}")
 
 
-def rendered() -> str:
+def rendered_metrics() -> str:
     metrics = Metrics(["docker.io"], "1.0")
     metrics.register_gauges(Gauges())
     return metrics.render().decode()
 
 
-def metric_rows() -> Iterator[str]:
-    for name, text in re.findall(r"^# HELP (pullcache_\w+) (.*)$", rendered(), re.MULTILINE):
-        yield rf"\| `{name}(\{{[a-z,]+\}})?` \| {re.escape(text)} \|"
+def documented_options(section: str) -> set[str]:
+    """Return the options that the list of a command's section describes, without their values."""
+    return {name.split()[0] for names, _ in items(section) for name in names}
+
+
+HELP_TEXTS = dict(re.findall(r"^# HELP (pullcache_\w+) (.*)$", rendered_metrics(), re.MULTILINE))
+PROGRAM_COMMANDS = dict(iter_commands(main, "pullcache"))
 
 
 @pytest.mark.parametrize("key", [*iter_keys()], ids=lambda key: key.path)
-def test_the_readme_describes_each_key_as_the_schema_does(key):
+def test_the_configuration_page_describes_each_key_as_the_schema_does(key):
     default = "required" if key.default is None else f"`{key.default}`"
-    assert f"| `{key.path}` | {default} | {key.description} |\n" in README
+    words = " ".join(KEYS[f"`{key.path}`"].split())
+    assert words.startswith(f"Default: {default} {key.description}")
 
 
-def test_the_readme_describes_no_key_that_does_not_exist():
-    (table,) = re.findall(r"^\| key .*\n\|-.*\n((?:\|.*\n)+)", README, re.MULTILINE)
-    assert re.findall(r"^\| `(\S+)`", table, re.MULTILINE) == [key.path for key in iter_keys()]
+def test_the_configuration_page_has_the_keys_of_the_schema_in_order_and_no_others():
+    assert [*KEYS] == [f"`{key.path}`" for key in iter_keys()]
 
 
-@pytest.mark.parametrize("row", [*metric_rows()])
-def test_the_readme_describes_each_metric_as_the_program_does(row):
-    assert re.search(f"^{row}$", README, re.MULTILINE)
+@pytest.mark.parametrize("name", HELP_TEXTS)
+def test_the_metrics_page_describes_each_metric_with_its_labels_as_the_program_does(name):
+    # The samples of a histogram have other names than the histogram.
+    samples = labels_by_metric()
+    labels = samples.get(name, samples.get(f"{name}_count", set()))
+    (documented,) = [known for known in METRICS if known.partition("{")[0] == name]
+    assert set(re.findall(r"\w+", documented.partition("{")[2])) == labels
+    assert METRICS[documented] == HELP_TEXTS[name]
 
 
-def test_the_readme_names_no_metric_that_does_not_exist():
-    named = re.findall(r"`(pullcache_\w+)", README)
-    assert named
-    assert [name for name in named if f"# TYPE {name} " not in rendered()] == []
+def test_the_documents_name_no_metric_that_does_not_exist():
+    texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS if path.name != "CHANGELOG.md"]
+    named = re.findall(r"`(pullcache_\w+)", "\n".join(texts))
+    assert len(named) > len(HELP_TEXTS) > 20
+    assert [name for name in named if name not in HELP_TEXTS] == []
 
 
-@pytest.mark.parametrize(("name", "command"), [*iter_commands(main, "pullcache")])
-def test_the_readme_names_each_command_and_its_options(name, command):
-    (row,) = [line for line in README.splitlines() if line.startswith(f"| `{name}` |")]
-    for parameter in command.params:
-        if isinstance(parameter, click.Option) and parameter.name != "path":
-            assert parameter.opts[-1] in row + "--store DIR"
+@pytest.mark.parametrize("name", PROGRAM_COMMANDS)
+def test_the_commands_page_describes_each_option_of_a_command_and_no_other(name):
+    options = {
+        option
+        for parameter in PROGRAM_COMMANDS[name].params
+        if isinstance(parameter, click.Option)
+        for option in parameter.opts
+    }
+    assert documented_options(COMMANDS[name]) == options - COMMON_OPTIONS
 
 
-def test_the_readme_says_what_the_exit_codes_mean():
+def test_the_commands_page_describes_no_command_that_does_not_exist():
+    assert set(COMMANDS) == set(PROGRAM_COMMANDS)
+
+
+def test_the_options_of_every_command_are_described_once():
+    (paragraph,) = re.findall(
+        r"\*\*Common options\.\*\*(.*?)\n\n", read("docs/commands.md"), re.DOTALL
+    )
+    assert set(re.findall(r"`(-[\w-]+)", paragraph)) == COMMON_OPTIONS
+
+
+def command_lines(text: str) -> Iterator[str]:
+    """Return each use of a command in code, what stands after the program's name."""
+    code = re.findall(r"^ *```\w*\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)
+    code += re.findall(r"`([^`\n]+)`", without_code(text))
+    for block in code:
+        joined = block.replace("\\\n", " ")
+        yield from re.findall(
+            r"(?:^|[|&] |bin/|pullcache )pullcache ([^|&#;\n]+)", joined, re.MULTILINE
+        )
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_line_in_a_document_has_a_command_and_options_that_exist(path):
+    for line in command_lines(path.read_text(encoding="utf-8")):
+        words = line.split()
+        command: click.Command = main
+        while words and isinstance(command, click.Group) and words[0] in command.commands:
+            command = command.commands[words.pop(0)]
+        if words and words[0] in ("COMMAND", "…", "--help", "--version"):
+            continue
+        assert not isinstance(command, click.Group), line
+        known = {"--help"}.union(*(one.opts for one in command.params))
+        used = {word.partition("=")[0] for word in words if word.startswith("-") and word != "-"}
+        assert used <= known, line
+
+
+def test_command_lines_are_found():
+    text = "```sh\nx | pullcache preload -f - \\\n  --pin\n```\n`pullcache images --sort unique`\n"
+    assert [line.split() for line in command_lines(text)] == [
+        ["preload", "-f", "-", "--pin"],
+        ["images", "--sort", "unique"],
+    ]
+
+
+def test_the_commands_page_gives_the_exit_codes_as_the_help_does():
     help_text = " ".join((main.help or "").split())
-    for code, meaning in enumerate(("done", "failed", "", "bad bytes found", "partly done")):
-        assert f"{code} {meaning}" in help_text
-        assert f"{code} {meaning}" in README
+    (codes,) = re.findall(r"Exit codes: (.*?)\.", help_text)
+    documented = re.findall(r"^- (\d+): (.+)$", read("docs/commands.md"), re.MULTILINE)
+    assert documented == [tuple(code.split(" ", 1)) for code in codes.split(", ")]
+
+
+@pytest.mark.parametrize("name", ["configuration", "preload", "migrating"])
+def test_the_configuration_examples_can_be_loaded(name, tmp_path):
+    blocks = re.findall(
+        r"^( *)```toml\n(.*?)^\1```$", read(f"docs/{name}.md"), re.DOTALL | re.MULTILINE
+    )
+    assert blocks
+    for number, (_, block) in enumerate(blocks):
+        file = tmp_path / f"{number}.toml"
+        file.write_text(textwrap.dedent(block), encoding="utf-8")
+        load(file, {}, {})
 
 
 def test_the_example_configuration_holds_every_key_at_its_default():

@@ -1,25 +1,30 @@
-"""What the Markdown files say, against the code: where links lead, limits, messages, lines of the log."""
+"""The documents themselves, and the limits, messages and log events in them against the code."""
 
 import ast
 import importlib
 import re
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 import pytest
 
 from proxy.config.load import RESTART_ONLY_KEYS
+from tests.support.markdown import (
+    DOCS,
+    DOCUMENTS,
+    ROOT,
+    anchor,
+    headings,
+    items,
+    links,
+    read,
+    rows,
+    sections,
+)
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-FILES = [
-    ROOT / "README.md",
-    *sorted(ROOT.glob("config/**/*.md")),
-    *sorted(DOCS.glob("*.md")),
-]
-OPERATIONS = (DOCS / "operations.md").read_text(encoding="utf-8")
-TROUBLESHOOTING = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+MAX_LINE_LENGTH = 120
+MAX_README_LINES = 120
+LEVELS = {"Errors": "error", "Warnings": "warning", "Information": "info", "Debugging": "debug"}
 
 _UNITS = {
     "": 1,
@@ -32,23 +37,6 @@ _UNITS = {
     "d": 86_400,
 }
 _PLACEHOLDER = "…"
-
-
-def anchors(path: Path) -> set[str]:
-    """Return the fragments that name the file's headings, as GitHub makes them."""
-    text = re.sub(
-        r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
-    )
-    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def tables(text: str, *header: str) -> list[list[str]]:
-    """Return the rows of all tables with these heads."""
-    head = re.escape(f"| {' | '.join(header)} |")
-    bodies = re.findall(rf"^{head}\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)
-    rows = "".join(bodies).splitlines()
-    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
 
 
 @cache
@@ -69,7 +57,7 @@ def nodes() -> Iterator[ast.AST]:
 
 @cache
 def literals() -> str:
-    """Return the texts of the program, one a line; a value within one is a placeholder."""
+    """Return the strings of the program, one a line; a value inside one becomes a placeholder."""
     found = []
     for node in nodes():
         if isinstance(node, ast.JoinedStr):
@@ -83,8 +71,8 @@ def literals() -> str:
     return "\n".join(text.replace("\n", " ") for text in found)
 
 
-def events() -> set[tuple[str, str]]:
-    """Return what the program logs: the event and its level."""
+def logged_events() -> set[tuple[str, str]]:
+    """Return the events that the program logs, each with its level."""
     found = {("request", "info")}
     for node in nodes():
         match node:
@@ -92,42 +80,87 @@ def events() -> set[tuple[str, str]]:
                 func=ast.Attribute(value=ast.Name(id="log"), attr=level), args=[event, *_]
             ) if level in ("debug", "info", "warning", "error", "exception"):
                 shown = "error" if level == "exception" else level
-                said = [one.value for one in ast.walk(event) if isinstance(one, ast.Constant)]
-                found |= {(str(one), shown) for one in said}
+                names = [one.value for one in ast.walk(event) if isinstance(one, ast.Constant)]
+                found |= {(str(name), shown) for name in names}
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_link_leads_to_a_file_and_a_heading_that_are_there(path):
+# The documents as such.
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_line_of_a_document_is_too_long(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [number for number, line in enumerate(lines, 1) if len(line) > MAX_LINE_LENGTH] == []
+
+
+def test_the_readme_is_short():
+    assert len(read("README.md").splitlines()) <= MAX_README_LINES
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_to_a_file_and_a_heading_that_exist(path):
     dead = []
-    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+    for target in links(path.read_text(encoding="utf-8")):
         if "://" in target:
             continue
-        name, _, anchor = target.partition("#")
+        name, _, fragment = target.partition("#")
         file = (path.parent / name).resolve() if name else path
-        if not file.exists() or (anchor and anchor not in anchors(file)):
+        if not file.exists():
             dead.append(target)
+        elif fragment:
+            titles = headings(file.read_text(encoding="utf-8"))
+            if fragment not in {anchor(title) for _, title in titles}:
+                dead.append(target)
     assert dead == []
 
 
-def test_there_are_links_between_the_documents():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [one.name for one in DOCS.glob("*.md") if f"(docs/{one.name}" not in text] == []
+def test_every_document_is_reachable_from_the_index():
+    reached = set()
+    queue = [DOCS / "README.md"]
+    while queue:
+        path = queue.pop()
+        if path in reached:
+            continue
+        reached.add(path)
+        targets = (target.partition("#")[0] for target in links(path.read_text(encoding="utf-8")))
+        queue += [
+            (path.parent / target).resolve()
+            for target in targets
+            if target.endswith(".md") and "://" not in target
+        ]
+    # The front page leads to the index, not the other way round.
+    assert {path for path in DOCUMENTS if path not in reached} <= {ROOT / "README.md"}
 
 
-LIMITS = tables(OPERATIONS, "limit", "value", "constant")
+def test_the_readme_leads_to_the_index():
+    assert "docs/README.md" in links(read("README.md"))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_path_that_a_document_names_exists(path):
+    if path.name == "CHANGELOG.md":
+        return
+    text = path.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:\.ci|config|docs|proxy|systemd|tests)/[\w./-]+)`", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+# Limits.
+
+LIMITS = rows(read("docs/limits.md"), "limit", "value", "constant")
 
 
 @pytest.mark.parametrize(("value", "constant"), [row[-2:] for row in LIMITS])
-def test_a_limit_that_is_written_down_is_that_of_the_code(value, constant):
+def test_a_documented_limit_is_that_of_the_code(value, constant):
     module, _, name = constant.strip("`").rpartition(".")
     number, _, unit = value.partition(" ")
     actual = getattr(importlib.import_module(f"proxy.{module}"), name)
     assert float(number) * _UNITS[unit] == pytest.approx(actual)
 
 
-def test_every_largest_value_of_the_code_is_written_down():
-    written = {row[-1].strip("`") for row in LIMITS}
+def test_every_maximum_in_the_code_is_documented():
+    documented = {row[-1].strip("`") for row in LIMITS}
     found = {
         f"{module.removeprefix('proxy.')}.{target.id}"
         for module, tree in trees().items()
@@ -137,33 +170,60 @@ def test_every_largest_value_of_the_code_is_written_down():
         if isinstance(target, ast.Name) and target.id.startswith("MAX_")
     }
     assert found
-    assert sorted(found - written) == []
+    assert sorted(found - documented) == []
 
 
-def test_every_line_of_the_log_is_explained_and_no_other():
-    rows = tables(OPERATIONS, "event", "level", "means")
-    explained = {(event, row[1]) for row in rows for event in re.findall(r"`(\w+)`", row[0])}
-    assert explained == events()
+# The log, and what needs a restart.
 
 
-def test_the_keys_that_take_a_restart_are_those_of_the_code():
-    (named,) = re.findall(r"`restart_required`: (.+?)\.\s", OPERATIONS, re.DOTALL)
+def test_every_log_event_is_documented_with_its_level_and_no_other():
+    documented = {
+        (name, LEVELS[title])
+        for title, section in sections(read("docs/log-events.md"), 2).items()
+        for names, _ in items(section)
+        for name in names
+    }
+    assert documented == logged_events()
+
+
+def test_the_keys_that_need_a_restart_are_those_of_the_code():
+    (named,) = re.findall(r"`restart_required`:\s(.+?)\.\s", read("docs/operations.md"), re.DOTALL)
     keys = {f"{section}.{key}" for section, keys in RESTART_ONLY_KEYS.items() for key in keys}
     assert set(re.findall(r"`([a-z_.]+)`", named)) == keys
 
 
+# Messages.
+
 MESSAGES = [
     message
-    for row in tables(TROUBLESHOOTING, "pullcache says", "means", "helps")
-    for message in re.findall(r"`([^`]+)`", row[0])
+    for names, _ in items(sections(read("docs/troubleshooting.md"), 2)["What pullcache says"])
+    for message in names
 ]
 
 
 def test_there_are_messages_to_look_for():
-    assert len(MESSAGES) > 30
+    assert len(MESSAGES) > 60
 
 
 @pytest.mark.parametrize("message", MESSAGES)
-def test_a_message_that_is_explained_is_one_of_the_program(message):
+def test_an_explained_message_is_one_of_the_program(message):
     pattern = "[^\n]*".join(map(re.escape, message.split(_PLACEHOLDER)))
     assert re.search(pattern, literals())
+
+
+# Decisions.
+
+
+def test_the_index_of_decisions_lists_each_heading_of_each_page_with_its_date():
+    listed = {
+        links(f"{title}\n")[0]: re.findall(r"^- \d{4}-\d\d-\d\d: (.+)$", body, re.MULTILINE)
+        for title, body in sections(read("docs/decisions/README.md"), 2).items()
+    }
+    decided = {
+        path.name: [
+            title for level, title in headings(path.read_text(encoding="utf-8")) if level == 2
+        ]
+        for path in (DOCS / "decisions").glob("*.md")
+        if path.name != "README.md"
+    }
+    assert listed == decided

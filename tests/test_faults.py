@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-DECISIONS = TESTS.parent / "docs" / "decisions.md"
+REASONS = TESTS.parent / "docs" / "decisions" / "faults.md"
 # Upstream, malicious content, many clients at once, hostile clients, authentication, process.
 TABLES = {
     "u": range(1, 35),
@@ -23,7 +23,7 @@ ROWS = [f"{table}{row:02}" for table, rows in TABLES.items() for row in rows]
 
 @cache
 def named_rows() -> set[str]:
-    """Return the rows that the test functions name: `test_u06_reset_in_mid_body` is of U6, `test_c07_to_c11_` of five."""
+    """Return the rows that test functions name: `test_u06_…` names U6, `test_c07_to_c11_…` five rows."""
     return {
         f"{match[1]}{row:02}"
         for path in TESTS.rglob("test_*.py")
@@ -37,5 +37,5 @@ def named_rows() -> set[str]:
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_has_a_test_or_a_reason_why_it_cannot_apply(row):
     reason = rf"^- \*\*{row[0].upper()}{int(row[1:])}:\*\* \w"
-    has_reason = re.search(reason, DECISIONS.read_text(encoding="utf-8"), re.MULTILINE)
+    has_reason = re.search(reason, REASONS.read_text(encoding="utf-8"), re.MULTILINE)
     assert row in named_rows() or has_reason

@@ -154,7 +154,7 @@ class BundleExporter:
             with closing(self._iterate_chunks(bundle)) as chunks:
                 yield chunks
         except _DamagedBlobError as error:
-            await self._image_store.space.remove_corrupt(error.digest, error.size)
+            await self._image_store.space.remove_corrupt(error.digest)
             raise StorageError(str(error)) from error
         for digest in bundle.blobs:
             self._image_store.index.touch(digest)
@@ -175,7 +175,7 @@ class BundleExporter:
         opened = self._image_store.blob_store.open(digest, size)
         if opened is None:
             reason = "is missing or has the wrong size on disk; pull it again"
-            raise _DamagedBlobError(reason, digest, size)
+            raise _DamagedBlobError(reason, digest)
         hasher, offset = digest.new_hasher(), 0
         with opened:
             try:
@@ -187,16 +187,15 @@ class BundleExporter:
                 raise StorageError(f"{digest} cannot be read: {error.strerror}") from error
         if not digest.matches(hasher):
             reason = "was damaged on disk and has been removed; pull it again"
-            raise _DamagedBlobError(reason, digest, size)
+            raise _DamagedBlobError(reason, digest)
 
 
 class _DamagedBlobError(Exception):
     """The file of a blob does not match the index."""
 
-    def __init__(self, reason: str, digest: Digest, size: int) -> None:
+    def __init__(self, reason: str, digest: Digest) -> None:
         super().__init__(f"{digest} {reason}")
         self.digest = digest
-        self.size = size
 
 
 # Which manifests of an image the bundle has.

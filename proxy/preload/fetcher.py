@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Callable, Mapping
 
-from proxy.cache.pull_through import PullThroughCache
+from proxy.cache.blobs import BlobCache
+from proxy.cache.manifests import ManifestCache
 from proxy.download.download import Download
 from proxy.download.manager import DownloadManager
 from proxy.errors import InvalidManifestError, NoSpaceError, ProxyError, RateLimitedError
@@ -30,7 +31,8 @@ class PreloadFetcher:
 
     def __init__(
         self,
-        cache: PullThroughCache,
+        manifests: ManifestCache,
+        blobs: BlobCache,
         downloads: DownloadManager,
         image_store: ImageStore,
         upstreams: Mapping[str, Upstream],
@@ -41,7 +43,8 @@ class PreloadFetcher:
         concurrency: int,
     ) -> None:
         self.fetched_bytes = 0
-        self._cache = cache
+        self._manifests = manifests
+        self._blobs = blobs
         self._downloads = downloads
         self._image_store = image_store
         self._upstreams = upstreams
@@ -58,7 +61,7 @@ class PreloadFetcher:
         """Return the current manifest, stored and leased.
 
         Raises `RateLimitedError` instead of using the last pulls of a quota, which are left to
-        clients, and the errors of `PullThroughCache.get_current_manifest`.
+        clients, and the errors of `ManifestCache.get_current_manifest`.
         """
         upstream = self._upstreams[repository.upstream]
         if upstream.scarce_quota_reason and not self.stored_digest(repository, reference):
@@ -69,7 +72,7 @@ class PreloadFetcher:
                     f"{upstream.scarce_quota_reason}, reserved for clients",
                     retry_after=QUOTA_RETRY_AFTER,
                 )
-        manifest = await self._cache.get_current_manifest(repository, reference)
+        manifest = await self._manifests.get_current_manifest(repository, reference)
         self._lease.digests.add(manifest.digest)
         return manifest
 
@@ -129,7 +132,7 @@ class PreloadFetcher:
                 )
             if stored_size is not None and self._image_store.has_blob(digest, size):
                 # Links the repository, after asking upstream if it is not linked yet.
-                async with self._cache.open_blob(repository, digest):
+                async with self._blobs.open_blob(repository, digest):
                     return fetched
             async with self._downloads.attach(repository, digest) as download:
                 try:

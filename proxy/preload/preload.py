@@ -13,7 +13,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
-from proxy.cache.pull_through import PullThroughCache
+from proxy.cache.blobs import BlobCache
+from proxy.cache.manifests import ManifestCache
 from proxy.concurrency import background
 from proxy.download.manager import DownloadManager
 from proxy.errors import InvalidManifestError, NoSpaceError, ProxyError
@@ -52,7 +53,8 @@ class PreloadDeps:
     `native_platform` is fetched where no platform is requested; `max_downloads` bounds `jobs`.
     """
 
-    cache: PullThroughCache
+    manifests: ManifestCache
+    blobs: BlobCache
     downloads: DownloadManager
     resolver: ImageResolver
     checker: OfflineChecker
@@ -112,7 +114,8 @@ class _PreloadRun:
         self._report = PreloadReport(deps.metrics, dry_run=dry_run)
         self._budget = SpaceBudget(deps.image_store, lease)
         self._fetcher = PreloadFetcher(
-            deps.cache,
+            deps.manifests,
+            deps.blobs,
             deps.downloads,
             deps.image_store,
             deps.upstreams,

@@ -263,7 +263,7 @@ async def test_an_image_that_is_being_exported_is_not_removed(registry, program)
     class Target(io.BytesIO):
         def write(self, data: Any) -> int:
             if not errors:
-                with pytest.raises(BusyError, match="exported") as raised:
+                with pytest.raises(BusyError, match="export or import is using it") as raised:
                     api.post("/api/v1/images/remove", {"images": ["app"]})
                 errors.append(str(raised.value))
             return bundle.write(data)

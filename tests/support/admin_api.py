@@ -1,4 +1,4 @@
-"""Requests about images to the admin API; every response is checked against its description."""
+"""Requests to the admin API about images; each response is validated against its schema."""
 
 import asyncio
 import platform
@@ -6,7 +6,7 @@ from typing import Any
 
 from proxy.cli.api_client import AdminClient
 from proxy.oci.platform import machine_platform
-from tests.server.admin.test_openapi import check
+from tests.support.openapi import validate
 
 APP = "library/app"
 NATIVE = str(machine_platform(platform.machine()))
@@ -30,7 +30,7 @@ async def list_images(program, pattern: str = "") -> dict[str, Any]:
     """Return the stored images by name."""
     images = await stream(program, "GET", "/api/v1/images", filter=pattern)
     for image in images:
-        check(image, "Image")
+        validate(image, "ImageSummary")
     assert len({image["name"] for image in images}) == len(images)
     return {image["name"]: image for image in images}
 
@@ -39,22 +39,22 @@ async def check_images(program, *images: dict[str, Any] | str) -> list[dict[str,
     """Return the offline checks of images, which are names or selections."""
     selections = [{"image": image} if isinstance(image, str) else image for image in images]
     checks = await stream(program, "POST", "/api/v1/images/check", {"images": selections})
-    for one in checks:
-        check(one, "ImageCheck")
+    for check in checks:
+        validate(check, "ImageCheck")
     return checks
 
 
 async def inspect_image(program, image: str) -> Any:
     """Return the details of an image."""
     detail = await call(program, "get", "/api/v1/images/inspect", image=image)
-    check(detail, "ImageDetail")
+    validate(detail, "ImageDetail")
     return detail
 
 
 async def remove_images(program, *names: str, **options: bool) -> Any:
     """Remove images and return what was removed."""
     removed = await call(program, "post", "/api/v1/images/remove", {"images": names, **options})
-    check(removed, "Removed")
+    validate(removed, "RemovedImages")
     return removed
 
 

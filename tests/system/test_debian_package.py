@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from proxy import __version__
+from tests.support.markdown import DOCUMENTS
 from tests.system.debian import make_root
 from tests.system.processes import open_to_pip, run
 
@@ -80,9 +81,15 @@ def test_without_systemd_it_is_installed_used_removed_and_purged(package: Path, 
     assert "pullcache:x:" in (debian / "etc" / "passwd").read_text()
     assert run("dpkg", f"--root={debian}", "--verify", "pullcache") == ""
     documents = debian / "usr" / "share" / "doc" / "pullcache"
-    pages = re.findall(r"\]\(([^)#]+\.md)", (documents / "README.md").read_text())
-    assert pages
-    assert [page for page in pages if not (documents / page).exists()] == []
+    assert "has not chosen a licence" in (documents / "copyright").read_text()
+    pages = {path.relative_to(ROOT) for path in DOCUMENTS}
+    assert {path.relative_to(documents) for path in documents.rglob("*.md")} == pages
+    (unit,) = re.findall(
+        r"^Documentation=file:(.*)$",
+        (debian / "usr/lib/systemd/system/pullcache.service").read_text(),
+        re.MULTILINE,
+    )
+    assert (debian / unit.removeprefix("/")).exists()
 
     (debian / STORE / "blobs").mkdir(parents=True)
     (debian / CONFIG).write_text("offline = true\n")

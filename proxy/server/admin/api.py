@@ -17,7 +17,7 @@ To add an operation:
 5. The command, in `proxy/cli/<feature>.py`: `with admin_api(load_config(path, store)) as api:` and then
    `api.get("/api/v1/…", key=value)`, `api.post(path, document)`, `for event in api.stream("POST", path, document)`,
    `api.stream("POST", path, upload=file)`, `api.download(path, document, file)`. Errors arrive as the classes that
-   the handler raised, so exit codes hold; `main.add_command` and a row in README.md finish it.
+   the handler raised, so exit codes hold; `main.add_command` and a section in docs/commands.md finish it.
 """
 
 import asyncio
