@@ -102,7 +102,7 @@ def command_lines(text: str) -> Iterator[str]:
     for block in code:
         joined = block.replace("\\\n", " ")
         yield from re.findall(
-            r"(?:^|[|&] |bin/|pullcache )pullcache ([^|&#;\n]+)", joined, re.MULTILINE
+            r"(?:^|[|&] |\.venv/bin/|-u pullcache )pullcache ([^|&#;\n]+)", joined, re.MULTILINE
         )
 
 
