@@ -1,6 +1,8 @@
-"""The composition root: a configuration becomes objects, servers and their end; and another configuration.
+"""The program: built from a configuration, served, reloaded and ended in order.
 
-`open_cache` is the only way to build the program; the daemon and every test use it.
+`open_cache` is the only way to build it, for the daemon, for commands and for tests. It opens the
+core (`core.py`, what lasts), builds the configured part on it (`service.py`, what a reload
+replaces), and starts the servers in front.
 """
 
 import asyncio
@@ -13,15 +15,10 @@ from pathlib import Path
 from socket import socket
 
 from proxy import __version__
-from proxy.concurrency import start_threads
 from proxy.config import Config, keep_restart_only_keys, world_readable_files
-from proxy.download.download import DownloadDeps
-from proxy.download.manager import DownloadManager
-from proxy.download.queue import DownloadQueue
-from proxy.download.writer import StorageDeps
+from proxy.core import Core, open_core
 from proxy.errors import ProxyError, StorageError
 from proxy.log import LogWriter, get_logger
-from proxy.metrics import Metrics
 from proxy.preload.schedule import PreloadScheduler
 from proxy.server.access import AccessControl
 from proxy.server.admin import listener as admin_listener
@@ -29,31 +26,114 @@ from proxy.server.admin.api import AdminApiHandler
 from proxy.server.health import HealthEndpoints
 from proxy.server.listening import Listener
 from proxy.server.middleware import Middleware
-from proxy.service import ConfiguredApp, Core, configure_app
-from proxy.storage.blobs import BlobStore
-from proxy.storage.index import Index
-from proxy.storage.space import SpaceManager
+from proxy.service import ConfiguredApp, configure_app
 from proxy.systemd import ADMIN_SOCKET, REGISTRY_SOCKET
 from proxy.tracing import HttpHandler, open_tracing
-from proxy.upstream.factory import UpstreamFactory
-from proxy.upstream.offline import OfflineSwitch
 
-# How often uses are written, and how often idle content is looked for, in seconds.
+# Seconds between two writes of the uses of blobs, and between two searches for idle content.
 FLUSH_INTERVAL = 5.0
 SWEEP_INTERVAL = 60.0
 
-# Threads for the disk; DNS has the loop's own.
-DISK_THREADS = 8
-
-# After answers were cut, their handlers have so many seconds to end.
+# Seconds in which the handlers of aborted responses must end at a shutdown.
 ABORT_TIMEOUT = 1.0
 
 log = get_logger(__name__)
 
 
+@asynccontextmanager
+async def open_cache(
+    config: Config,
+    *,
+    clock: Callable[[], float] = time.time,
+    access_log: LogWriter | None = None,
+    sockets: Mapping[str, Sequence[socket]] | None = None,
+) -> AsyncIterator["RunningApp"]:
+    """Build the program, serve during the block, and shut down in order. Needs no network.
+
+    `clock` returns Unix time. `sockets` that already listen, by purpose, replace the configured
+    addresses. Raises `StorageError` and `ConfigError`.
+    """
+    sockets = sockets or {}
+    async with AsyncExitStack() as stack:
+        trace_requests = await stack.enter_async_context(
+            open_tracing(__version__, is_on=config.server.tracing)
+        )
+        core = await open_core(stack, config, clock)
+        for file in world_readable_files(config):
+            log.warning(
+                "secret_file_exposed", file=file, help=f"it holds a secret: chmod o-r {file}"
+            )
+        access = AccessControl(config.server, core.group, core.metrics)
+        stack.callback(access.close)
+        app = RunningApp(
+            # Not in a variable, which would keep the upstreams open that a reload replaces.
+            configured=await configure_app(core, config),
+            core=core,
+            access=access,
+            access_log=access_log,
+            trace_requests=trace_requests,
+        )
+        await _listen(app, core, stack, sockets)
+        core.group.create_task(run_maintenance(app, core))
+        app.start_preloads()
+        # A shutdown begins here: /readyz fails, and no new connections are accepted.
+        stack.push_async_callback(app.listener.close)
+        stack.callback(setattr, app.health, "is_stopping", True)
+        yield app
+
+
+async def _listen(
+    app: "RunningApp", core: Core, stack: AsyncExitStack, sockets: Mapping[str, Sequence[socket]]
+) -> None:
+    """Open the registry's and the admin API's listeners; the stack drains and closes them."""
+    server, tls = app.config.server, app.access.tls
+    # Handlers whose connection was aborted still have to notice it.
+    stack.push_async_callback(app.middleware.drain, ABORT_TIMEOUT)
+    passed = sockets.get(REGISTRY_SOCKET, ())
+    core.addresses.extend(
+        await app.listener.open(stack, () if passed else server.listen, passed, tls)
+    )
+    app.access.log_risks(core.addresses)
+    stack.push_async_callback(app.drain)
+    stack.push_async_callback(app.listener.close)
+    core.admin_addresses.extend(
+        await admin_listener.listen(
+            stack,
+            core.group,
+            core.store.root,
+            server,
+            app.api,
+            app.health,
+            sockets.get(ADMIN_SOCKET, ()),
+            tls,
+        )
+    )
+
+
+async def run_maintenance(app: "RunningApp", core: Core) -> None:
+    """Write the uses of blobs to the index, and remove idle content, until cancelled."""
+    loop = asyncio.get_running_loop()
+    swept_at = 0.0
+    while True:
+        config = app.config
+        try:
+            await core.index.flush()
+            if loop.time() - swept_at > SWEEP_INTERVAL:
+                swept_at = loop.time()
+                await core.space.sweep(
+                    max_idle=config.store.max_idle, ingest_ttl=config.fetch.ingest_ttl
+                )
+        except StorageError as error:
+            log.warning("maintenance_failed", reason=str(error))
+        await asyncio.sleep(FLUSH_INTERVAL)
+
+
 @dataclass(frozen=True, slots=True)
 class DaemonInfo:
-    """What is known once the daemon serves. Addresses are `host:port` or `unix:/path`, sizes bytes."""
+    """What a command prints once the daemon serves.
+
+    Addresses are `host:port` or `unix:/path`, sizes are bytes; `upstreams` are URLs by name.
+    """
 
     addresses: list[str]
     store: Path
@@ -64,12 +144,8 @@ class DaemonInfo:
     is_tls: bool = False
 
 
-class _Shutdown(Exception):  # noqa: N818 (it ends the task group, and is no error)
-    """The daemon is to end."""
-
-
 class RunningApp:
-    """The program: a service on its ground, and what stands between it and those who ask."""
+    """The running program: the core, the configured part, and the servers in front of them."""
 
     def __init__(
         self,
@@ -90,11 +166,11 @@ class RunningApp:
         )
         self.api = AdminApiHandler(configured.routes, core.metrics, access_log)
         handler = trace_requests(self.middleware)
-        # What is traced goes the usual way, all of it.
-        express = self.middleware if handler is self.middleware else None
-        self.listener = Listener(handler, "server.listen", core.group, access.limiter, express)
+        # Requests that are traced must all pass through the handler, so there is no fast path.
+        fast_path = self.middleware if handler is self.middleware else None
+        self.listener = Listener(handler, "server.listen", core.group, access.limiter, fast_path)
         self.check_store = core.check_store
-        self._schedules = PreloadScheduler(
+        self._scheduler = PreloadScheduler(
             lambda: self._configured.preloader,
             core.offline,
             core.metrics,
@@ -105,7 +181,7 @@ class RunningApp:
 
     @property
     def config(self) -> Config:
-        """What applies now."""
+        """The configuration that applies."""
         return self._configured.config
 
     @property
@@ -116,72 +192,86 @@ class RunningApp:
     @property
     def info(self) -> DaemonInfo:
         """Where and what it serves."""
-        ground = self._core
+        core = self._core
         return DaemonInfo(
-            ground.addresses,
-            ground.store.root,
-            ground.space.max_size,
-            ground.space.stored_bytes,
+            core.addresses,
+            core.store.root,
+            core.space.max_size,
+            core.space.stored_bytes,
             {name: str(settings.url) for name, settings in self.config.upstreams.items()},
-            ground.admin_addresses,
+            core.admin_addresses,
             is_tls=self.access.tls is not None,
         )
 
     @property
     def status_line(self) -> str:
-        """How it goes, in one line."""
-        ground = self._core
-        served = sum(requests for requests, _ in ground.metrics.served_totals().values())
+        """The state of the daemon in one line, as `systemctl status` shows it."""
+        core = self._core
+        served = sum(requests for requests, _ in core.metrics.served_totals().values())
+        used, limit = core.space.stored_bytes / 1e9, core.space.max_size / 1e9
         return (
-            f"{self.middleware.in_flight} answers and {len(ground.downloads)} downloads under way; "
-            f"{served} served; {ground.space.stored_bytes / 1e9:.1f} of {ground.space.max_size / 1e9:.1f} GB"
-            f"{'; offline' if ground.offline else ''}"
-            f"{'; the last reload failed' if self._has_failed_reload else ''}"
+            f"{self.middleware.in_flight} responses and {len(core.downloads)} downloads running; "
+            f"{served} served; {used:.1f} of {limit:.1f} GB"
+            f"{'; offline' if core.offline else ''}"
+            f"{'; last reload failed' if self._has_failed_reload else ''}"
         )
 
-    async def reload(self, load: Callable[[], Config]) -> bool:
-        """Go on with the configuration that `load` returns, all of it; or, if anything is wrong, as before.
+    def start_preloads(self) -> None:
+        """Start the preloads that the configuration schedules, in place of those before."""
+        self._scheduler.start(self._core.group, self.config.preload)
 
-        Returns whether it was taken. What only a restart can change is named in the log, and stays.
+    def skip_drain(self) -> None:
+        """End a running or later `drain` at once."""
+        self.listener.end_drain()
+
+    async def drain(self) -> None:
+        """Wait for the responses that are being sent, up to `server.shutdown_timeout`."""
+        await self.listener.drain(self.config.server.shutdown_timeout)
+
+    async def reload(self, load: Callable[[], Config]) -> bool:
+        """Apply the configuration that `load` returns; if it has an error, keep the old one.
+
+        Returns whether it was applied. Keys that need a restart keep their values, with a warning.
         """
-        ground, before = self._core, self._configured
-        # What can fail comes first, and changes nothing that is in use.
+        core, before = self._core, self._configured
+        # All that can fail comes first, and changes nothing that is in use.
         try:
-            config, fixed = keep_restart_only_keys(before.config, await asyncio.to_thread(load))
-            service = await configure_app(ground, config, before)
-            let_in = await asyncio.to_thread(self.access.prepare_reload, config.server)
-            disk = await asyncio.to_thread(ground.store.total_bytes)
-        except Exception as error:
-            self._has_failed_reload = True
-            ground.metrics.count_reload(is_success=False)
-            if not isinstance(error, ProxyError | OSError):
-                ground.metrics.count_internal_error()
-                log.exception("config_reload_crashed")
-            log.error("config_reload_failed", reason=str(error), applies="the old configuration")  # noqa: TRY400 - the reason says it all
+            config, kept_keys = keep_restart_only_keys(before.config, await asyncio.to_thread(load))
+            configured = await configure_app(core, config, before)
+            apply_access = await asyncio.to_thread(self.access.prepare_reload, config.server)
+            disk_size = await asyncio.to_thread(core.store.total_bytes)
+        except Exception as error:  # noqa: BLE001 (a bug must not end the daemon either)
+            self._report_failed_reload(error)
             return False
-        # What cannot fail follows, in one turn of the loop.
+        # The rest cannot fail, and happens between two turns of the loop.
+        self._switch_to(configured)
+        apply_access()
+        self._apply_core_settings(before.config)
         self._has_failed_reload = False
-        self._switch_to(service)
-        let_in()
-        if config.offline != before.config.offline:
-            ground.offline.set_offline(is_offline=config.offline)
-        if self._access_log:
-            self._access_log.set_level(config.log.level)
-        ground.downloads.queue.resize(config.fetch.max_downloads)
-        ground.metrics.count_reload(is_success=True)
-        for key in fixed:
+        core.metrics.count_reload(is_success=True)
+        for key in kept_keys:
             log.warning(
-                "restart_required", key=key, reason="it was changed, and the old value stays"
+                "restart_required", key=key, reason="it changed; the old value still applies"
             )
         log.info("config_reloaded")
         try:
-            await ground.space.resize(config.store.max_size.to_bytes(disk), config.store.min_free)
+            await core.space.resize(
+                config.store.max_size.to_bytes(disk_size), config.store.min_free
+            )
         except StorageError as error:
             log.warning("eviction_failed", reason=str(error))
         return True
 
+    def _report_failed_reload(self, error: Exception) -> None:
+        self._has_failed_reload = True
+        self._core.metrics.count_reload(is_success=False)
+        if not isinstance(error, ProxyError | OSError):
+            self._core.metrics.count_internal_error()
+            log.error("config_reload_crashed", exc_info=error)
+        log.error("config_reload_failed", reason=str(error))
+
     def _switch_to(self, configured: ConfiguredApp) -> None:
-        """Put the service in the place of the one before, between two turns of the loop."""
+        """Replace the configured part; requests and operations finish with the one before."""
         before, self._configured = self._configured, configured
         self.middleware.registry_handler = configured.registry
         self.api.routes = tuple(configured.routes)
@@ -191,199 +281,17 @@ class RunningApp:
         for name in before.upstreams.keys() - configured.upstreams.keys():
             self._core.metrics.unregister_upstream(name)
 
+    def _apply_core_settings(self, before: Config) -> None:
+        """Apply the keys that the core and the log read from the configuration."""
+        config = self.config
+        # An unchanged key leaves it as `pullcache offline` has set it.
+        if config.offline != before.offline:
+            self._core.offline.set_offline(is_offline=config.offline)
+        if self._access_log:
+            self._access_log.set_level(config.log.level)
+        self._core.downloads.queue.resize(config.fetch.max_downloads)
+
     def _update_upstream_metrics(self) -> None:
-        """Let the metrics tell of the upstreams that there are, under the names that are wanted."""
         self._core.metrics.enable_registry_proxy(is_on=self.config.server.registry_proxy_metrics)
         for name, upstream in self._configured.upstreams.items():
             self._core.metrics.register_upstream(name, partial(getattr, upstream, "is_up"))
-
-    def start_preloads(self) -> None:
-        """Begin with what the configuration orders to be preloaded."""
-        self._schedules.start(self._core.group, self.config.preload)
-
-    def skip_drain(self) -> None:
-        """Do not wait at the end for what is being sent."""
-        self.listener.end_drain()
-
-    async def drain(self) -> None:
-        """Wait for what is being sent, as long as the configuration says."""
-        await self.listener.drain(self.config.server.shutdown_timeout)
-
-
-@asynccontextmanager
-async def open_cache(
-    config: Config,
-    *,
-    clock: Callable[[], float] = time.time,
-    access_log: LogWriter | None = None,
-    sockets: Mapping[str, Sequence[socket]] | None = None,
-) -> AsyncIterator[RunningApp]:
-    """Build the program, serve for as long as the context lasts, and end it in order.
-
-    Needs no network. `clock` tells Unix time; `sockets` that listen already take the place of the
-    configured addresses of the same purpose. Raises `StorageError` and `ConfigError`.
-    """
-    async with AsyncExitStack() as stack:
-        traced = await stack.enter_async_context(
-            open_tracing(__version__, is_on=config.server.tracing)
-        )
-        ground = await open_core(stack, config, clock)
-        for file in world_readable_files(config):
-            log.warning(
-                "secret_file_exposed", file=file, help=f"it holds a secret: chmod o-r {file}"
-            )
-        access = AccessControl(config.server, ground.group, ground.metrics)
-        stack.callback(access.close)
-        running = RunningApp(
-            ground, await configure_app(ground, config), access, access_log, traced
-        )
-        listener = running.listener
-        # Who is cut off leaves a handler that has yet to notice.
-        stack.push_async_callback(running.middleware.drain, ABORT_TIMEOUT)
-        passed = sockets or {}
-        given = passed.get(REGISTRY_SOCKET, ())
-        addresses = await listener.open(
-            stack, () if given else config.server.listen, given, access.tls
-        )
-        ground.addresses.extend(addresses)
-        access.log_risks(addresses)
-        stack.push_async_callback(running.drain)
-        stack.push_async_callback(listener.close)
-        addresses = await admin_listener.listen(
-            stack,
-            ground.group,
-            ground.store.root,
-            config.server,
-            running.api,
-            running.health,
-            passed.get(ADMIN_SOCKET, ()),
-            access.tls,
-        )
-        ground.admin_addresses.extend(addresses)
-        ground.group.create_task(run_maintenance(running, ground))
-        running.start_preloads()
-        # What happens first at the end.
-        stack.push_async_callback(listener.close)
-        stack.callback(setattr, running.health, "is_stopping", True)
-        yield running
-
-
-async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], float]) -> Core:
-    """Open what lasts as long as the stack. What is opened first is closed last."""
-    # The store outlives those who write to it.
-    threads = start_threads(DISK_THREADS, "disk")
-    stack.callback(threads.shutdown)
-    store = BlobStore(config.store.path)
-    stack.callback(store.close)
-    index = Index(store.root / "index.sqlite", clock)
-    stack.callback(index.close)
-    metrics = Metrics(config.upstreams, __version__)
-    space = SpaceManager(
-        store,
-        index,
-        metrics,
-        max_size=config.store.max_size.to_bytes(store.total_bytes()),
-        min_free=config.store.min_free,
-        clock=clock,
-    )
-    await space.open()
-    # Whoever still asks upstream is ended before its session is.
-    sessions = await stack.enter_async_context(AsyncExitStack())
-    group = await stack.enter_async_context(_background_tasks())
-    offline = OfflineSwitch(config.offline)
-    opener = UpstreamFactory(metrics, offline, group, clock)
-    sessions.push_async_callback(opener.close)
-    group.create_task(opener.close_unused())
-    tools = DownloadDeps(
-        storage=StorageDeps(store, index, space, metrics, threads),
-        queue=DownloadQueue(config.fetch.max_downloads),
-        settings=config.fetch,
-    )
-    downloads = DownloadManager(tools, {}, group)
-    metrics.register_gauges(_LiveGauges(space, index, downloads))
-    return Core(
-        store=store,
-        index=index,
-        space=space,
-        metrics=metrics,
-        offline=offline,
-        upstream_factory=opener,
-        downloads=downloads,
-        disk_threads=threads,
-        group=group,
-        clock=clock,
-    )
-
-
-@asynccontextmanager
-async def _background_tasks() -> AsyncIterator[asyncio.TaskGroup]:
-    """Hold the group of all background work; at the end it is cancelled and waited for."""
-    failure: BaseException | None = None
-    try:
-        async with asyncio.TaskGroup() as group:
-            try:
-                yield group
-            except BaseException as error:  # noqa: BLE001 (raised again below, not in a group)
-                failure = error
-            raise _Shutdown
-    except BaseExceptionGroup as ended:
-        _, crashes = ended.split(_Shutdown)
-        if crashes is not None:
-            raise crashes from None
-    if failure is not None:
-        raise failure
-
-
-async def run_maintenance(app: RunningApp, core: Core) -> None:
-    """Write uses, and remove what is idle, from time to time."""
-    loop = asyncio.get_running_loop()
-    swept = 0.0
-    while True:
-        config = app.config
-        try:
-            await core.index.flush()
-            if loop.time() - swept > SWEEP_INTERVAL:
-                swept = loop.time()
-                await core.space.sweep(
-                    max_idle=config.store.max_idle, ingest_ttl=config.fetch.ingest_ttl
-                )
-        except StorageError as error:
-            log.warning("maintenance_failed", reason=str(error))
-        await asyncio.sleep(FLUSH_INTERVAL)
-
-
-@dataclass(frozen=True, slots=True)
-class _LiveGauges:
-    """Where the metrics read what is so at the time of a scrape."""
-
-    space: SpaceManager
-    index: Index
-    downloads: DownloadManager
-
-    @property
-    def store_bytes(self) -> int:
-        return self.space.stored_bytes
-
-    @property
-    def store_limit_bytes(self) -> int:
-        return self.space.max_size
-
-    @property
-    def store_blobs(self) -> int:
-        return self.space.blob_count
-
-    @property
-    def store_reserved_bytes(self) -> int:
-        return self.space.reserved_bytes
-
-    @property
-    def store_pinned_bytes(self) -> int:
-        return self.space.pinned_bytes
-
-    @property
-    def store_oldest_use(self) -> float:
-        return self.index.oldest_use()
-
-    @property
-    def downloads_in_progress(self) -> int:
-        return len(self.downloads)

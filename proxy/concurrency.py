@@ -1,8 +1,4 @@
-"""Single flight: work that many ask for at once is done once.
-
-The work belongs to a task group, not to the one who asked first: whoever waits may be cancelled
-without cancelling it, and its result, or its error, is everybody's.
-"""
+"""Helpers for asyncio: single flight, deadlines, threads, and work that must not be cut short."""
 
 import asyncio
 import threading
@@ -20,48 +16,48 @@ V = TypeVar("V")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-
-# Seconds from a request to the headers of its answer, or its error, whatever upstream does. Clients
+# Seconds within which the head of every response is sent, an error if upstream is silent. Clients
 # give up on a mirror that is silent for 30 s (containerd 2.3, Docker 29).
 RESPONSE_TIMEOUT = 14.0
-# A tag's refresh ends so much earlier, for the sake of its stale copy.
-STALE_MARGIN = 1.0
-# A clock is looked at so often, in seconds.
+# Seconds between two readings of a clock that may be set at any time.
 CLOCK_POLL_INTERVAL = 0.5
 
 
 @asynccontextmanager
 async def enforce_deadline(when: float, upstream: str) -> AsyncIterator[None]:
-    """Let the block wait until this time of the loop, or raise `UpstreamTimeoutError`.
+    """Cancel the block at the time `when` of the loop's clock, and raise `UpstreamTimeoutError`.
 
-    What it waits for goes on if it has an owner of its own, as single flights and downloads have.
+    Work that has an owner of its own, as single flights and downloads have, goes on.
     """
     try:
         async with asyncio.timeout_at(when):
             yield
     except TimeoutError:
         raise UpstreamTimeoutError(
-            f"{upstream} has not answered for {RESPONSE_TIMEOUT:.0f} s; try again in a moment"
+            f"{upstream} did not respond within {RESPONSE_TIMEOUT:.0f} s; try again in a moment"
         ) from None
 
 
 async def sleep_until(when: float, clock: Callable[[], float]) -> None:
-    """Wait until `clock`, Unix time, says `moment`: through a sleep of the machine, and however it is set."""
-    while (left := when - clock()) > 0:  # noqa: ASYNC110 (clocks tell nobody when they are set)
+    """Wait until the Unix time `when`, also if the clock is set or the machine sleeps meanwhile."""
+    while (left := when - clock()) > 0:  # noqa: ASYNC110 (a clock does not signal that it was set)
         await asyncio.sleep(min(left, CLOCK_POLL_INTERVAL))
 
 
 class SingleFlight(Generic[K, V]):
-    """Runs at most one piece of work for each key at a time."""
+    """Runs work at most once for each key at a time, and gives all waiters its result or error.
+
+    The work is a task of the group, so that cancelling a waiter does not cancel it.
+    """
 
     def __init__(self, group: asyncio.TaskGroup) -> None:
         self._group = group
         self._running: dict[K, asyncio.Task[V | Exception]] = {}
 
     async def run(self, key: K, work: Callable[[], Awaitable[V]]) -> V:
-        """Return what `work` returns, or what the work that already runs for `key` returns.
+        """Run `work`, unless work for `key` is already running, and return its result.
 
-        Raises what it raises, and `UpstreamUnavailableError` if the daemon stops meanwhile.
+        Raises the error of the work, and `UpstreamUnavailableError` if the daemon stops first.
         """
         task = self._get_or_create_task(key, work)
         await asyncio.wait((task,))
@@ -69,12 +65,12 @@ class SingleFlight(Generic[K, V]):
             raise UpstreamUnavailableError("the cache is shutting down; try again in a moment")
         result = task.result()
         if isinstance(result, Exception):
-            # Each waiter raises its own: tracebacks and contexts are not for sharing.
+            # A copy for each waiter, because raising changes an exception's traceback and context.
             raise copy(result) from result
         return result
 
     def start(self, key: K, work: Callable[[], Awaitable[V]]) -> None:
-        """Start the work unless it runs; nobody waits for it."""
+        """Start `work` in the background, unless work for `key` is already running."""
         _ = self._get_or_create_task(key, work)
 
     def _get_or_create_task(
@@ -91,19 +87,19 @@ class SingleFlight(Generic[K, V]):
 
 
 async def _capture_error(work: Callable[[], Awaitable[V]]) -> V | Exception:
-    # An exception that leaves a task ends its group, and with it the daemon.
+    # An exception that leaves the task would end its group, and with it the daemon.
     try:
         return await work()
-    except Exception as error:  # noqa: BLE001 (it is raised again, in every waiter)
+    except Exception as error:  # noqa: BLE001 (`run` raises it)
         return error
 
 
 async def run_uncancelled(work: Awaitable[R]) -> R:
-    """Return what `work` gives; if we are cancelled meanwhile, let it end first.
+    """Return the result of `work`; if the caller is cancelled, let the work finish first.
 
-    For what must not be left half done: a thread that writes a file, a commit.
+    For work that must not stop halfway, such as a commit or a thread that writes a file.
     """
-    future = asyncio.ensure_future(work)  # noqa: TID251 (its owner is this frame, which outlives it)
+    future = asyncio.ensure_future(work)  # noqa: TID251 (this frame owns and outlives it)
     try:
         await asyncio.wait((future,))
     except asyncio.CancelledError:
@@ -114,51 +110,52 @@ async def run_uncancelled(work: Awaitable[R]) -> R:
 
 @asynccontextmanager
 async def background(work: Awaitable[R]) -> AsyncIterator["asyncio.Future[R]"]:
-    """Do the work beside the block; at the block's end it is cancelled if need be, and waited for."""
-    future = asyncio.ensure_future(work)  # noqa: TID251 (its owner is this frame, which outlives it)
+    """Run `work` concurrently with the block; at the end of the block, cancel and await it."""
+    future = asyncio.ensure_future(work)  # noqa: TID251 (this frame owns and outlives it)
     try:
         yield future
     finally:
         future.cancel()
         await run_uncancelled(asyncio.wait((future,)))
         if not future.cancelled():
-            future.exception()  # who was interested has seen it
+            future.exception()  # marks it as retrieved; the block had the chance to await it
 
 
 async def read_ahead(items: Iterator[R], executor: Executor) -> AsyncGenerator[R, None]:
-    """Yield the pieces; each is made in `pool` while the one before is worked on."""
+    """Yield the items, each produced in a thread while the consumer handles the one before."""
     loop = asyncio.get_running_loop()
-    making = loop.run_in_executor(executor, next, items, None)
+    upcoming = loop.run_in_executor(executor, next, items, None)
     try:
         while True:
-            # Not `await making`: who is cancelled would cancel it, and nobody could wait for its thread.
-            await asyncio.wait((making,))
-            piece = making.result()
-            if piece is None:
+            # Not `await upcoming`: cancellation would cancel the future but not its thread.
+            await asyncio.wait((upcoming,))
+            item = upcoming.result()
+            if item is None:
                 return
-            making = loop.run_in_executor(executor, next, items, None)
-            yield piece
+            upcoming = loop.run_in_executor(executor, next, items, None)
+            yield item
     finally:
-        await run_uncancelled(asyncio.wait((making,)))
-        making.exception()  # of a piece that nobody wants any more
+        await run_uncancelled(asyncio.wait((upcoming,)))
+        upcoming.exception()  # marks it as retrieved; the consumer has left
 
 
 def start_threads(count: int, thread_name_prefix: str) -> ThreadPoolExecutor:
-    """Return a pool whose threads all run already, so that a limit on threads shows at the start and not later.
+    """Return a pool whose threads have all been started.
 
-    Raises `ConfigError` if the system does not allow so many.
+    A limit on threads then fails the start of the daemon, and not a request later. Raises
+    `ConfigError` if the system does not allow that many threads.
     """
     pool = ThreadPoolExecutor(count, thread_name_prefix=thread_name_prefix)
-    together = threading.Barrier(count + 1)
+    all_started = threading.Barrier(count + 1)
     try:
         for _ in range(count):
-            pool.submit(together.wait)
-        together.wait()
+            pool.submit(all_started.wait)
+        all_started.wait()
     except RuntimeError as error:
-        together.abort()
+        all_started.abort()
         pool.shutdown(wait=False)
         raise ConfigError(
-            f"the system allows no {count} threads more for {thread_name_prefix} (raise TasksMax= of the unit, "
+            f"cannot start {count} threads for {thread_name_prefix} (raise TasksMax= of the unit, "
             "pids.max of the container, or ulimit -u)"
         ) from error
     return pool
@@ -167,9 +164,10 @@ def start_threads(count: int, thread_name_prefix: str) -> ThreadPoolExecutor:
 async def run_in_thread(
     executor: Executor, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs
 ) -> R:
-    """Return `work(...)`, run in `pool`. A thread cannot be cancelled, so it is waited for.
+    """Return `work(...)`, run in a thread of the executor.
 
-    Otherwise a task that is cancelled would close files that its thread still writes.
+    Threads cannot be cancelled, so a cancelled caller waits for the thread; otherwise it would
+    close files to which the thread still writes.
     """
     loop = asyncio.get_running_loop()
     return await run_uncancelled(loop.run_in_executor(executor, partial(work, *args, **kwargs)))

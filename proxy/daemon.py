@@ -14,9 +14,10 @@ from contextlib import AsyncExitStack, suppress
 import uvloop
 
 from proxy import __version__
-from proxy.app import DISK_THREADS, DaemonInfo, RunningApp, open_cache
+from proxy.app import DaemonInfo, RunningApp, open_cache
 from proxy.concurrency import background, start_threads
 from proxy.config import Config
+from proxy.core import DISK_THREADS
 from proxy.errors import StorageError
 from proxy.log import LogWriter, configure_logging, get_logger
 from proxy.server.connection_limit import raise_file_limit

@@ -1,21 +1,20 @@
-"""The whole error tree.
+"""All errors that the program raises on purpose.
 
-The classes hold facts, not HTTP: one table in `server/middleware.py` turns them into
-status and OCI code, one in `cli` into exit codes. A message says what happened and what helps, in at most
+The classes hold facts and nothing of HTTP. A message says what happened and what helps, in at most
 200 characters, because docker prints it as it is.
 """
 
 
 class ProxyError(Exception):
-    """The root of everything pullcache raises on purpose."""
+    """Base of all errors that pullcache raises on purpose."""
 
 
 class ConfigError(ProxyError):
-    """The configuration is wrong; the message names file, key path and reason."""
+    """The configuration is invalid; the message names file, key path and reason."""
 
 
 class InvalidReferenceError(ProxyError):
-    """What the client named does not follow the grammar of the specification."""
+    """A name, tag or digest does not match the grammar of the specification."""
 
 
 class InvalidNameError(InvalidReferenceError):
@@ -27,7 +26,7 @@ class InvalidTagError(InvalidReferenceError):
 
 
 class InvalidDigestError(InvalidReferenceError):
-    """A digest is malformed, or of an algorithm that cannot be verified here."""
+    """A digest is malformed, or its algorithm is not supported."""
 
 
 class DeniedError(ProxyError):
@@ -35,31 +34,31 @@ class DeniedError(ProxyError):
 
 
 class NotFoundError(ProxyError):
-    """Upstream does not have it, or will not show it to anybody we can be."""
+    """Upstream does not have it, or does not show it with the configured credentials."""
 
 
 class UnknownNameError(NotFoundError):
-    """The repository is not known."""
+    """The repository does not exist."""
 
 
 class UnknownManifestError(NotFoundError):
-    """The manifest is not known."""
+    """The manifest or tag does not exist."""
 
 
 class UnknownBlobError(NotFoundError):
-    """The blob is not known."""
+    """The blob does not exist in the repository."""
 
 
 class InvalidManifestError(ProxyError):
-    """A document that should be a manifest is not one."""
+    """A document is not a valid manifest, index or config."""
 
 
 class UpstreamError(ProxyError):
-    """Upstream answered with something that no registry should answer."""
+    """Upstream failed, or sent a response that violates the specification."""
 
 
 class RateLimitedError(UpstreamError):
-    """Upstream refuses for now. `retry_after` is in seconds."""
+    """Upstream limits the rate of requests; `retry_after` is in seconds."""
 
     def __init__(self, message: str, *, retry_after: float = 60.0) -> None:
         super().__init__(message)
@@ -67,19 +66,19 @@ class RateLimitedError(UpstreamError):
 
 
 class UpstreamUnavailableError(UpstreamError):
-    """Upstream cannot be reached, is failing, or may not be asked (offline)."""
+    """Upstream cannot be reached, is failing, or must not be asked (offline)."""
 
 
 class OfflineError(UpstreamUnavailableError):
-    """The configuration forbids to ask anybody."""
+    """The cache is offline: no upstream may be asked."""
 
 
 class UpstreamTimeoutError(UpstreamUnavailableError):
-    """Upstream did not answer in time."""
+    """Upstream did not respond in time."""
 
 
 class UpstreamDownError(UpstreamUnavailableError):
-    """Upstream has failed so often that it is left alone for `retry_after` seconds."""
+    """Upstream has failed repeatedly and is not asked for `retry_after` seconds."""
 
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message)
@@ -87,69 +86,69 @@ class UpstreamDownError(UpstreamUnavailableError):
 
 
 class UpstreamUnauthorizedError(UpstreamError):
-    """Upstream wants other credentials than the configured ones."""
+    """Upstream rejects the configured credentials, or requires some."""
 
 
 class UnsatisfiableRangeError(UpstreamError):
-    """Upstream has nothing at the offset that was asked for: what is here is not a part of it."""
+    """Upstream has no bytes at the offset where a partial download should be resumed."""
 
 
 class DigestMismatchError(ProxyError):
-    """Bytes do not have the digest they were asked by."""
+    """Content does not match the digest by which it was requested."""
 
 
 class BusyError(ProxyError):
-    """Something that runs just now works with it."""
+    """A running operation is using the image."""
 
 
 class FileUnreachableError(ProxyError):
-    """The daemon cannot open a file that a command has open; it is to be sent."""
+    """The daemon cannot open a file of the client, which must upload it instead."""
 
 
 class BundleError(ProxyError):
-    """A bundle is damaged, or is none that can be taken."""
+    """A bundle is damaged, or its format is not supported."""
 
 
 class StorageError(ProxyError):
-    """The disk failed."""
+    """Reading or writing the store failed."""
 
 
 class StoreInUseError(StorageError):
-    """Another process has the store's lock."""
+    """Another process holds the lock of the store."""
 
 
 class NoSpaceError(StorageError):
-    """There is no room for this content, or none can be made."""
+    """The store has no space for the content, and none can be freed."""
 
 
 class InvalidRequestError(ProxyError):
-    """A request to the admin API is not one; the message names the field."""
+    """A request to the admin API is invalid; the message names the field."""
 
 
 class UnauthorizedError(ProxyError):
-    """The client has to say who it is: by its login, at the admin API by the token."""
+    """The client must authenticate, by its login or, for the admin API, by the token."""
 
 
 class TooManyRequestsError(ProxyError):
-    """Too many ask for the same at once."""
+    """Too many concurrent requests for a limited resource."""
 
 
 class DaemonUnavailableError(ProxyError):
-    """No daemon answers on the store, or it ended in the midst of its answer."""
+    """No daemon answers for the store, or it stopped before the end of its response."""
 
 
 def error_code(error: ProxyError) -> str:
-    """Return the name of the error's class as the admin API spells it: `unknown_manifest`."""
+    """Return the admin API's code for an error: its class name, as in `unknown_manifest`."""
     name = type(error).__name__.removesuffix("Error")
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
 def error_from_code(code: str, message: str) -> ProxyError:
-    """Return the error that `code_of` gave this code, or a plain `ProxyError` if there is none."""
-    kinds: list[type[ProxyError]] = [ProxyError]
-    for kind in kinds:  # grows while it is gone through
-        error = kind(message)
+    """Return an error of the class that `error_code` maps to `code`; `ProxyError` if unknown."""
+    classes: list[type[ProxyError]] = [ProxyError]
+    for error_class in classes:  # grows during the iteration
+        error = error_class(message)
         if error_code(error) == code:
             return error
-        kinds += kind.__subclasses__()
+        classes += error_class.__subclasses__()
     return ProxyError(message)

@@ -1,7 +1,7 @@
-"""The log: structured lines on stderr, as JSON or for people, written by a thread of its own.
+"""The log: structured lines on stderr, as JSON or for a console, written by a thread of their own.
 
-stdout is data, so nothing is logged there. Whoever logs only puts a line into a bounded queue: a
-reader of stderr that stops reading costs lines, which are counted, and never the event loop.
+stdout is for data, so nothing is logged there. Callers only put lines into a bounded queue: if the
+reader of stderr stops reading, lines are dropped and counted, but the event loop never blocks.
 """
 
 import io
@@ -24,52 +24,57 @@ import structlog
 from proxy.journal import add_priority, is_journal_stream, priority_prefix
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""The id of the request that runs in this context; every line says it as `request`."""
+"""The id of the request in this context; log lines carry it as `request`."""
 
-_QUEUE_SIZE = 20_000  # about a second of access lines at full rate
-_BATCH_SIZE = 50  # rendered at a time, while its code is in the caches
-_BATCH_DELAY = 0.1  # so that a busy daemon wakes the thread ten times a second, not a thousand
+# Lines that wait to be written: about a second of access lines at full rate.
+_QUEUE_SIZE = 20_000
+# Lines rendered at a time, which is faster than one by one: the code stays in the CPU's caches.
+_BATCH_SIZE = 50
+# Seconds between two writes: a busy daemon wakes the thread ten times a second, not a thousand.
+_BATCH_DELAY = 0.1
+# Seconds that the end waits for the queue to be written.
 _CLOSE_TIMEOUT = 2.0
-_NOT_ASCII_TEXT = re.compile(r"[^\x20-\x7e]")
+_NOT_PRINTABLE_ASCII = re.compile(r"[^\x20-\x7e]")
 
 Format = Literal["auto", "json", "console"]
 Fields = MutableMapping[str, Any]
 
 
 def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
-    """Return a logger whose lines carry `logger: name`; it obeys the latest `configure`."""
+    """Return a logger whose lines carry `logger: name`; it follows `configure_logging`."""
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(name)
     return logger
 
 
-def configure_logging(level: str, format: Format, stream: TextIO | None = None) -> "LogWriter":  # noqa: A002 - the key's name
-    """Send what structlog and the standard library log to `stream` (stderr) until `Log.close`.
+def configure_logging(level: str, log_format: Format, stream: TextIO | None = None) -> "LogWriter":
+    """Write what structlog and the standard library log to `stream` (default: stderr).
 
-    Where the journal reads it, each line begins with its priority.
+    This lasts until `LogWriter.close`. If the stream goes to systemd's journal, each line begins
+    with its priority.
     """
     target = stream or sys.stderr
-    console = format == "console" or (format == "auto" and target.isatty())
-    render = _console_renderer(target) if console else _render_json_batch
+    is_console = log_format == "console" or (log_format == "auto" and target.isatty())
+    render = _console_renderer(target) if is_console else _render_json_batch
     if is_journal_stream(target):
         render = _add_priorities(render)
-    log = LogWriter(_make_writer(target), render, _QUEUE_SIZE if console else _BATCH_SIZE)
+    log = LogWriter(_make_writer(target), render, _QUEUE_SIZE if is_console else _BATCH_SIZE)
     structlog.configure(
         processors=[log.process],
         logger_factory=_LoggerName,
-        cache_logger_on_first_use=False,  # loggers of modules must follow a later `configure`
+        cache_logger_on_first_use=False,  # the loggers of modules must follow a later call
     )
     log.set_level(level)
     return log
 
 
 class _LoggerName(str):
-    """What structlog takes for the logger behind its own; all that is left of it is a name."""
+    """The logger that structlog wraps: only its name is needed."""
 
     __slots__ = ()
 
 
 class LogWriter:
-    """Where lines go. Every method may be called from any thread; none but `close` waits."""
+    """Queues lines and writes them in a thread. Methods are thread-safe; only `close` blocks."""
 
     def __init__(
         self,
@@ -81,8 +86,8 @@ class LogWriter:
         self._render = render
         self._batch_size = batch_size
         self._is_info_enabled = True
-        self._clock = _TimestampFormatter()
-        # What waits: lines, and before them what was rendered of others.
+        self._timestamps = _TimestampFormatter()
+        # The queue: batches that are rendered already, then lines that are not.
         self._rendered: list[bytes] = []
         self._lines: list[Fields] = []
         self._queued = 0
@@ -96,33 +101,33 @@ class LogWriter:
         logging.getLogger().addHandler(self._stdlib_handler)
 
     def set_level(self, level: str) -> None:
-        """Write nothing less severe from now on."""
+        """Drop less severe lines from now on."""
         threshold = logging.getLevelNamesMapping()[level.upper()]
         self._is_info_enabled = threshold <= logging.INFO
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(threshold))
         logging.getLogger().setLevel(threshold)
 
     def log_request(self, event: str, **fields: Any) -> None:
-        """Log a request. As `info`, but past structlog, which takes longer than answering."""
+        """Log a request as `info`, bypassing structlog, which would cost more than the request."""
         if self._is_info_enabled:
             line = self._new_line("info", event)
             line.update(fields)
             self._enqueue(line)
 
     def log_event(self, level: str, event: str, logger: str, fields: Fields) -> None:
-        """Log what is not a request; an `exc_info` among `fields` becomes a traceback."""
+        """Log an event; `exc_info` among the fields becomes a traceback."""
         line = self._new_line(level, event)
         line["logger"] = logger
         line.update(structlog.processors.format_exc_info(self, level, fields))
         self._enqueue(line)
 
     def process(self, logger: Any, method: str, fields: Fields) -> NoReturn:
-        """Log `fields` as the last of structlog's processors: the event ends here."""
+        """Log an event of structlog, as the last of its processors."""
         self.log_event(method, str(fields.pop("event", "")), str(logger), fields)
         raise structlog.DropEvent
 
     def close(self) -> None:
-        """Write what waits, for two seconds at most; later lines are written at once."""
+        """Write the queue, for two seconds at most; later lines are written immediately."""
         logging.getLogger().removeHandler(self._stdlib_handler)
         self._closing.set()
         self._wakeup.set()
@@ -135,10 +140,10 @@ class LogWriter:
         return line
 
     def _enqueue(self, line: Fields) -> None:
-        """Queue a line.
+        """Queue a line, and render the batch that it completes.
 
-        Whoever fills a batch renders it. The thread would take as long, and the interpreter with it: a busy
-        event loop then waits for milliseconds.
+        If the thread rendered them all, it would hold the interpreter for milliseconds, in which a
+        busy event loop waits.
         """
         if self._closing.is_set() and not self._thread.is_alive():
             self._write(self._render_lines([line]))
@@ -157,14 +162,14 @@ class LogWriter:
 
     def _render_lines(self, lines: list[Fields]) -> bytes:
         for line in lines:
-            line["time"] = self._clock.format(line["time"])
+            line["time"] = self._timestamps.format(line["time"])
         return self._render(lines)
 
     def _drain_until_closed(self) -> None:
         while not self._closing.is_set():
             self._wakeup.wait()
             self._closing.wait(_BATCH_DELAY)
-            self._wakeup.clear()  # before the drain: a line put meanwhile wakes it again
+            self._wakeup.clear()  # before the drain: a line queued during it wakes the thread again
             self._drain()
         self._drain()
 
@@ -184,22 +189,22 @@ class LogWriter:
 
 
 class _TimestampFormatter:
-    """Times as text; the seconds are made once, for a busy daemon logs many lines in one."""
+    """Formats times (RFC 3339); the text of the current second is reused."""
 
     def __init__(self) -> None:
-        self._cached_second = (0, "")  # one tuple, so that threads cannot mix two of them
+        self._cached_second = (0, "")  # one tuple, so that threads cannot mix two seconds
 
     def format(self, nanoseconds: int) -> str:
-        second, rest = divmod(nanoseconds, 1_000_000_000)
-        last, text = self._cached_second
-        if last != second:
+        second, fraction = divmod(nanoseconds, 1_000_000_000)
+        cached, text = self._cached_second
+        if cached != second:
             text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
             self._cached_second = (second, text)
-        return f"{text}.{rest // 1_000_000:03d}Z"
+        return f"{text}.{fraction // 1_000_000:03d}Z"
 
 
 class _StdlibHandler(logging.Handler):
-    """Makes what aiohttp and asyncio log come out as our own lines do."""
+    """Logs the records of libraries (aiohttp, asyncio) in the same form as ours."""
 
     def __init__(self, log: LogWriter) -> None:
         super().__init__()
@@ -209,7 +214,7 @@ class _StdlibHandler(logging.Handler):
         fields: Fields = {"exc_info": record.exc_info} if record.exc_info else {}
         try:
             message = record.getMessage()
-        except (TypeError, ValueError):  # the caller's format string does not fit its arguments
+        except (TypeError, ValueError):  # the arguments do not match the format string
             message = str(record.msg)
         self._log.log_event(record.levelname.lower(), message, record.name, fields)
 
@@ -219,7 +224,7 @@ _encode = _encoder.encode
 
 
 def _render_json_batch(lines: list[Fields]) -> bytes:
-    """Return all lines as JSON: in one call, unless one of them needs a closer look."""
+    """Return the lines as JSON: encoded in one call, unless one of them must be escaped."""
     try:
         batch = _encoder.encode_lines(lines)
     except (ValueError, TypeError, OverflowError):
@@ -230,11 +235,11 @@ def _render_json_batch(lines: list[Fields]) -> bytes:
 
 
 def render_json(fields: Mapping[str, Any]) -> bytes:
-    """Return `fields` as a line of JSON without a control character."""
+    """Return `fields` as one line of JSON that contains no control characters."""
     try:
         line = _encode(fields)
     except (ValueError, TypeError, OverflowError):
-        # Most likely a lone surrogate, as which aiohttp hands over a header's undecodable bytes.
+        # Most likely a lone surrogate: so aiohttp decodes bytes of a header that are not UTF-8.
         line = json.dumps(fields, default=str, skipkeys=True, separators=(",", ":")).encode()
     if not line.isascii() or b"\x7f" in line:
         line = _escape(line.decode()).encode()
@@ -242,8 +247,8 @@ def render_json(fields: Mapping[str, Any]) -> bytes:
 
 
 def _escape(text: str) -> str:
-    r"""Return `text` with \u escapes for what does not print: controls, bidi marks, separators."""
-    return _NOT_ASCII_TEXT.sub(
+    r"""Return `text` with \u escapes for what is not printable, such as controls and bidi marks."""
+    return _NOT_PRINTABLE_ASCII.sub(
         lambda match: match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1], text
     )
 
@@ -252,7 +257,7 @@ def _add_priorities(render: Callable[[list[Fields]], bytes]) -> Callable[[list[F
     def prioritize(lines: list[Fields]) -> bytes:
         texts = render(lines).splitlines(keepends=True)
         if len(texts) != len(lines):
-            # A traceback for people is one record and many lines.
+            # On a console one record may take many lines, by its traceback.
             return b"".join(add_priority(line["level"], render([line])) for line in lines)
         prefixes = [priority_prefix(line["level"]) for line in lines]
         return b"".join(chain.from_iterable(zip(prefixes, texts, strict=True)))
@@ -261,7 +266,7 @@ def _add_priorities(render: Callable[[list[Fields]], bytes]) -> Callable[[list[F
 
 
 def _console_renderer(stream: TextIO) -> Callable[[list[Fields]], bytes]:
-    """Return a renderer for people. Tracebacks never show values: they may be secrets."""
+    """Return a renderer for consoles. Tracebacks never show values, which may be secrets."""
     renderer = structlog.dev.ConsoleRenderer(
         colors=stream.isatty() and "NO_COLOR" not in os.environ,
         timestamp_key="time",
@@ -283,7 +288,7 @@ def _console_renderer(stream: TextIO) -> Callable[[list[Fields]], bytes]:
 
 
 def _make_writer(stream: TextIO) -> Callable[[bytes], None]:
-    """Return what writes a batch to `stream`: one system call where it has a descriptor."""
+    """Return a function that writes to `stream`, by one system call if it has a descriptor."""
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError, io.UnsupportedOperation):
@@ -295,8 +300,8 @@ def _make_writer(stream: TextIO) -> Callable[[bytes], None]:
             try:
                 rest = rest[os.write(descriptor, rest) :]
             except BlockingIOError:
-                select.select([], [descriptor], [])  # someone made our stderr non-blocking
+                select.select([], [descriptor], [])  # another process made our stderr non-blocking
             except OSError:
-                return  # nobody is left to read it, and there is no other place to say so
+                return  # stderr has no reader any more, and the error cannot be reported elsewhere
 
     return write

@@ -1,4 +1,4 @@
-"""What is kept in memory, each kind with its bound: hot manifests, and answers that expire."""
+"""Bounded caches in memory: recently used manifests by their size, answers with their age."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -13,7 +13,7 @@ V = TypeVar("V")
 
 
 class CachedManifest(msgspec.Struct, frozen=True):
-    """A manifest at hand, its digest verified."""
+    """A manifest in memory, verified by its digest."""
 
     digest: Digest
     media_type: str
@@ -21,7 +21,7 @@ class CachedManifest(msgspec.Struct, frozen=True):
 
 
 class ManifestLRUCache:
-    """The manifests used last, up to `capacity` bytes of content."""
+    """The most recently used manifests, up to `capacity` bytes of content."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -29,25 +29,28 @@ class ManifestLRUCache:
         self._manifests: OrderedDict[Digest, CachedManifest] = OrderedDict()
 
     def get(self, digest: Digest) -> CachedManifest | None:
-        """Return the manifest if it is here, and keep it longer."""
-        held = self._manifests.get(digest)
-        if held is not None:
+        """Return the manifest, and mark it as the most recently used."""
+        manifest = self._manifests.get(digest)
+        if manifest is not None:
             self._manifests.move_to_end(digest)
-        return held
+        return manifest
 
     def add(self, manifest: CachedManifest) -> None:
-        """Keep the manifest, instead of those unused longest."""
+        """Add the manifest, evicting the least recently used ones beyond the capacity."""
         if manifest.digest in self._manifests:
             return
         self._manifests[manifest.digest] = manifest
         self._size += len(manifest.content)
         while self._size > self._capacity:
-            _, gone = self._manifests.popitem(last=False)
-            self._size -= len(gone.content)
+            _, evicted = self._manifests.popitem(last=False)
+            self._size -= len(evicted.content)
 
 
 class TTLCache(Generic[K, V]):
-    """Answers by question, each with the time it was given; the oldest go beyond `capacity`."""
+    """Values with the time they were set; beyond `capacity` entries the oldest are dropped.
+
+    The caller judges the age, because each value may be kept for a time of its own.
+    """
 
     def __init__(self, capacity: int, clock: Callable[[], float]) -> None:
         self._capacity = capacity
@@ -55,17 +58,17 @@ class TTLCache(Generic[K, V]):
         self._entries: OrderedDict[K, tuple[float, V]] = OrderedDict()
 
     def get_with_age(self, key: K) -> tuple[float, V] | None:
-        """Return age in seconds and answer, however old."""
-        found = self._entries.get(key)
-        return found and (self._clock() - found[0], found[1])
+        """Return the age in seconds and the value, however old it is."""
+        entry = self._entries.get(key)
+        return entry and (self._clock() - entry[0], entry[1])
 
     def set(self, key: K, value: V) -> None:
-        """Remember the answer as given now."""
+        """Set the value; its age is counted from now."""
         self._entries.pop(key, None)
         self._entries[key] = (self._clock(), value)
         if len(self._entries) > self._capacity:
             self._entries.popitem(last=False)
 
     def discard(self, key: K) -> None:
-        """Forget the answer."""
+        """Remove the value, if there is one."""
         self._entries.pop(key, None)

@@ -1,8 +1,8 @@
-"""Every metric, on one registry that is passed in.
+"""All metrics of the program, and their text format.
 
-Labels are bounded: upstreams come from the configuration, everything else from the sets below, and
-repositories never are labels. Children are made once and kept, because finding one through
-`labels()` costs more than counting.
+The values of labels are bounded: upstreams come from the configuration, all else from the types
+below, and repositories are never labels. Children of hot counters are cached, because `labels()`
+costs more than counting.
 """
 
 from bisect import bisect_left
@@ -36,7 +36,7 @@ DownloadResult = Literal["stored", "failed", "mismatch", "bypass"]
 EvictionReason = Literal["size", "min_free", "idle", "corrupt", "removed"]
 UncachedReason = Literal["too_large", "no_space", "pinned", "disk_error"]
 
-# What is counted from the first second, so that a rate over it has a beginning.
+# Series that exist from the start, so that a rate over them has a first value.
 _INITIAL_SERIES: tuple[tuple[RequestKind, tuple[CacheState, ...]], ...] = (
     ("manifest", ("hit", "miss", "collapsed", "revalidated", "stale")),
     ("blob", ("hit", "miss", "collapsed", "bypass")),
@@ -47,16 +47,14 @@ _UNCACHED_REASONS: tuple[UncachedReason, ...] = ("too_large", "no_space", "pinne
 _REQUEST_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 30, 120, 600)
 _FIRST_BYTE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
+# Cache states of responses that were served from the store.
+_HIT_STATES = ("hit", "revalidated", "stale")
 
 _RequestLabels = tuple[str, RequestKind, int, CacheState]
 
 
-# Answers that came out of the store.
-_HIT_STATES = ("hit", "revalidated", "stale")
-
-
 class GaugeSource(Protocol):
-    """What the gauges are read from whenever someone scrapes."""
+    """Supplies the values of the gauges at each scrape."""
 
     @property
     def store_bytes(self) -> int:
@@ -76,11 +74,11 @@ class GaugeSource(Protocol):
 
     @property
     def store_pinned_bytes(self) -> int:
-        """Bytes of the blobs that no eviction takes."""
+        """Bytes of blobs held by pinned images."""
 
     @property
     def store_oldest_use(self) -> float:
-        """When the blob that goes next was last used, in Unix seconds; 0 in an empty store."""
+        """Last use of the next blob to be evicted, in Unix seconds; 0 if the store is empty."""
 
     @property
     def downloads_in_progress(self) -> int:
@@ -88,13 +86,13 @@ class GaugeSource(Protocol):
 
 
 class GaugeCollector(Collector):
-    """The gauges that are read from the store."""
+    """Exports the gauges of a `GaugeSource`."""
 
     def __init__(self, source: GaugeSource) -> None:
         self._source = source
 
     def collect(self) -> Iterator[Metric]:
-        """Ask the source."""
+        """Yield the gauges with their current values."""
         for name, text in (
             ("store_bytes", "Bytes of all blobs in the store."),
             ("store_limit_bytes", "Maximum size of the store."),
@@ -116,10 +114,10 @@ def _gauge_family(name: str, text: str, value: float) -> GaugeMetricFamily:
 
 
 class RegistryProxyCollector(Collector):
-    """Distribution's metrics of its proxy (registry/proxy/proxymetrics.go), made of ours while `is_on`.
+    """Exports the proxy metrics of distribution (registry/proxy/proxymetrics.go) while `is_on`.
 
-    `served` gives by cache state how many requests of a kind were answered, and their bytes; `pulled`
-    the bytes of a kind that came from upstream.
+    `served_totals` returns the requests and response bytes of a kind by cache state,
+    `upstream_bytes` the bytes of a kind received from upstream.
     """
 
     def __init__(
@@ -132,7 +130,7 @@ class RegistryProxyCollector(Collector):
         self._upstream_bytes = upstream_bytes
 
     def collect(self) -> Iterator[Metric]:
-        """Sum up; blobs and manifests are all that distribution knows."""
+        """Yield the totals of blobs and manifests, the only kinds that distribution counts."""
         if not self.is_on:
             return
         families = {
@@ -161,12 +159,12 @@ class RegistryProxyCollector(Collector):
 
 
 class Metrics:
-    """Counts what the layers report; owns its registry, so that two never share a number."""
+    """Counts what the other modules report, in a registry of its own."""
 
     content_type = CONTENT_TYPE_PLAIN_0_0_4
 
     def __init__(self, upstreams: Iterable[str], version: str) -> None:
-        # Half of all series, and nothing asks for them. (Upstream has no annotations here.)
+        # The `_created` series would be half of all, and nothing uses them.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._requests = RequestCollector()
@@ -192,12 +190,12 @@ class Metrics:
         build.labels(version).set(1)
         ProcessCollector(registry=self._registry)
         GCCollector(registry=self._registry)
-        # One look-up in a dict finds everything that a request counts.
+        # Each `cache` replaces `labels()` by one lookup in a dict.
         self._upstream_children = cache(self._upstream_requests.labels)
         self._first_byte_children = cache(self._upstream_first_byte.labels)
         self._upstream_bytes_children = cache(self._upstream_bytes.labels)
         for upstream in upstreams:
-            self._create_series(upstream)
+            self._create_upstream_series(upstream)
 
     def _declare_upstream(self) -> None:
         self._upstream_requests = self._counter(
@@ -253,8 +251,19 @@ class Metrics:
         self._uncached = self._counter(
             "uncached", "Blobs served without being stored, by reason.", "reason"
         )
-
+        self._drift = self._counter(
+            "store_drift", "Differences found, and corrected, between the account and the files."
+        )
         self._preloaded = self._counter("preloaded_images", "Preloaded images by result.", "result")
+        for download_result in _DOWNLOAD_RESULTS:
+            self._downloads.labels(download_result)
+        for eviction_reason in _EVICTION_REASONS:
+            self._evictions.labels(eviction_reason)
+            self._evicted_bytes.labels(eviction_reason)
+        for uncached_reason in _UNCACHED_REASONS:
+            self._uncached.labels(uncached_reason)
+        for preload_result in ("complete", "failed"):
+            self._preloaded.labels(preload_result)
 
     def _declare_reloads(self) -> None:
         self._reloads = self._counter(
@@ -278,7 +287,7 @@ class Metrics:
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"pullcache_{name}", text, labels, registry=self._registry)
 
-    def _create_series(self, upstream: str) -> None:
+    def _create_upstream_series(self, upstream: str) -> None:
         for kind, states in _INITIAL_SERIES:
             self._upstream_children(upstream, kind, "200")
             self._upstream_children(upstream, kind, "error")
@@ -288,15 +297,6 @@ class Metrics:
                 self._requests.create_tally((upstream, kind, 200, state))
         self._mismatches.labels(upstream)
         self._upstream_up.labels(upstream).set(1)
-        for result in _DOWNLOAD_RESULTS:
-            self._downloads.labels(result)
-        for reason in _EVICTION_REASONS:
-            self._evictions.labels(reason)
-            self._evicted_bytes.labels(reason)
-        for uncached in _UNCACHED_REASONS:
-            self._uncached.labels(uncached)
-        for preloaded in ("complete", "failed"):
-            self._preloaded.labels(preloaded)
 
     def count_request(
         self,
@@ -308,55 +308,55 @@ class Metrics:
         seconds: float,
         sent: int,
     ) -> None:
-        """Count an answered request. `upstream` is "none" where none was meant."""
+        """Count a request that was answered; `upstream` is "none" if it concerned none."""
         self._requests.record((upstream, kind, status, cache), seconds, sent)
 
     def served_totals(self) -> dict[CacheState, tuple[int, int]]:
-        """Return by cache state how many manifests and blobs were served since the start, and their bytes."""
+        """Return the requests for manifests and blobs, and their response bytes, by cache state."""
         return self._requests.totals("manifest", "blob")
 
     def received_bytes(self) -> int:
-        """Return how many bytes of manifests and blobs came from upstream since the start."""
+        """Return the bytes of manifests and blobs received from upstream."""
         return int(self._upstream_bytes_of_kind("manifest") + self._upstream_bytes_of_kind("blob"))
 
     def count_upstream_request(
         self, upstream: str, kind: str, status: int | Literal["error"]
     ) -> None:
-        """Count a request sent upstream and the status of its answer."""
+        """Count an upstream request by the status of its response; "error" if there was none."""
         self._upstream_children(upstream, kind, str(status)).inc()
 
     def observe_upstream_first_byte(self, upstream: str, kind: str, seconds: float) -> None:
-        """Note how long an answer took to begin."""
+        """Record the time to the first byte of an upstream response."""
         self._first_byte_children(upstream, kind).observe(seconds)
 
     def count_upstream_bytes(self, upstream: str, kind: RequestKind, size: int) -> None:
-        """Count bytes of bodies received."""
+        """Count body bytes received from upstream."""
         self._upstream_bytes_children(upstream, kind).inc(size)
 
     def _upstream_bytes_of_kind(self, kind: str) -> float:
         (family,) = self._upstream_bytes.collect()
-        return sum(one.value for one in family.samples if one.labels["kind"] == kind)
+        return sum(sample.value for sample in family.samples if sample.labels["kind"] == kind)
 
     def enable_registry_proxy(self, *, is_on: bool) -> None:
-        """Tell distribution's `registry_proxy_*` too from now on, or not any more."""
+        """Switch the export of distribution's `registry_proxy_*` metrics on or off."""
         self._registry_proxy.is_on = is_on
 
     def count_upstream_retry(self, upstream: str, reason: str) -> None:
-        """Count a request that is sent again; `reason` is one of a few words."""
+        """Count a retried upstream request; `reason` is one of a small fixed set."""
         self._upstream_retries.labels(upstream, reason).inc()
 
     def set_ratelimit(self, upstream: str, limit: int, remaining: int) -> None:
-        """Note what upstream said of its rate limit."""
+        """Record the rate limit that upstream has sent."""
         self._ratelimit_limit.labels(upstream).set(limit)
         self._ratelimit_remaining.labels(upstream).set(remaining)
 
     def register_upstream(self, upstream: str, is_up: Callable[[], bool]) -> None:
-        """Read at every scrape whether upstream is asked, or left alone because it fails."""
-        self._create_series(upstream)
+        """Add the series of an upstream; `is_up` is called at each scrape."""
+        self._create_upstream_series(upstream)
         self._upstream_up.labels(upstream).set_function(is_up)
 
     def unregister_upstream(self, upstream: str) -> None:
-        """Tell nothing more of how an upstream is that is not configured any more; counts stay."""
+        """Remove the gauges of an upstream that is no longer configured; its counters stay."""
         for gauge in (self._upstream_up, self._ratelimit_limit, self._ratelimit_remaining):
             gauge.remove(upstream)
 
@@ -368,70 +368,74 @@ class Metrics:
             self._last_reload_time.set_to_current_time()
 
     def count_download(self, result: DownloadResult) -> None:
-        """Count a download that ended."""
+        """Count a finished download."""
         self._downloads.labels(result).inc()
 
     def count_digest_mismatch(self, upstream: str) -> None:
-        """Count content that is not what its digest says."""
+        """Count content from upstream that did not match its digest."""
         self._mismatches.labels(upstream).inc()
 
     def count_evicted(self, reason: EvictionReason, count: int, size: int) -> None:
-        """Count `count` blobs of `size` bytes together that left the store."""
+        """Count blobs removed from the store: `count` of them, `size` bytes in all."""
         self._evictions.labels(reason).inc(count)
         self._evicted_bytes.labels(reason).inc(size)
 
+    def count_drift(self) -> None:
+        """Count a difference between the account of the store and its files: a bug, or a lost write."""
+        self._drift.inc()
+
     def count_uncached(self, reason: UncachedReason) -> None:
-        """Count a blob that is passed through without being stored."""
+        """Count a blob that was served without being stored."""
         self._uncached.labels(reason).inc()
 
     def count_preloaded(self, *, has_failed: bool) -> None:
-        """Count an image that was to be preloaded."""
+        """Count a preloaded image."""
         self._preloaded.labels("failed" if has_failed else "complete").inc()
 
     def register_connections(self, count: Callable[[], float]) -> None:
-        """Read at every scrape how many clients are connected."""
+        """Have `count` return the open client connections at each scrape."""
         self._connections.set_function(count)
 
     def count_rejected_connection(self) -> None:
-        """Count a client that was one too many."""
+        """Count a client connection rejected over the limit."""
         self._connections_rejected.inc()
 
     def set_certificate_expiries(self, expiries: Mapping[str, float]) -> None:
-        """Tell of these certificates alone, by file, when they end, in Unix seconds."""
+        """Export when each certificate expires, in Unix seconds by file; others are removed."""
         self._certificate_expiries.clear()
         for file, expiry in expiries.items():
             self._certificate_expiries.labels(file).set(expiry)
 
     def count_internal_error(self) -> None:
-        """Count an error that nobody foresaw."""
+        """Count an unexpected internal error."""
         self._internal_errors.inc()
 
     def register_gauges(self, source: GaugeSource) -> None:
-        """Read the gauges from `source` at every scrape from now on. Once only."""
+        """Export the gauges of `source`; to be called once."""
         self._registry.register(GaugeCollector(source))
 
     def render(self) -> bytes:
-        """Return all metrics in Prometheus's text format."""
+        """Return all metrics in the text format of Prometheus."""
         return generate_latest(self._registry)
 
 
 class RequestCollector(Collector):
-    """Counts requests in lists of numbers, and makes metrics of them when somebody scrapes.
+    """Counts client requests in plain lists, and builds the metrics at each scrape.
 
-    Counters and a histogram of the library, each with its lock, would take a third of the time in which a
-    request is answered.
+    The library's counters and histogram, each with a lock, would take a third of the time of a
+    request.
     """
 
     def __init__(self) -> None:
-        # Each: requests, bytes, seconds, then requests by bucket of duration.
+        # Each tally: requests, bytes, seconds, then the requests of each duration bucket.
         self._tallies: dict[_RequestLabels, list[float]] = {}
 
     def create_tally(self, labels: _RequestLabels) -> list[float]:
-        """Begin to count for these labels, at 0."""
+        """Return the tally of these labels, made at zero if it does not exist."""
         return self._tallies.setdefault(labels, [0] * (4 + len(_REQUEST_BUCKETS)))
 
     def record(self, labels: _RequestLabels, seconds: float, sent: int) -> None:
-        """Count a request."""
+        """Count a request that took `seconds` and whose response had `sent` bytes."""
         tally = self._tallies.get(labels) or self.create_tally(labels)
         tally[0] += 1
         tally[1] += sent
@@ -439,7 +443,7 @@ class RequestCollector(Collector):
         tally[3 + bisect_left(_REQUEST_BUCKETS, seconds)] += 1
 
     def totals(self, *kinds: str) -> dict[CacheState, tuple[int, int]]:
-        """Sum up the requests of these kinds, and their bytes, without those that failed."""
+        """Return the successful requests of these kinds and their bytes, by cache state."""
         sums: dict[CacheState, tuple[int, int]] = {}
         for (_, kind, status, state), tally in self._tallies.items():
             if kind in kinds and status < 400:
@@ -448,7 +452,7 @@ class RequestCollector(Collector):
         return sums
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the requests, their bytes and their durations."""
+        """Yield the counters of requests and bytes, and the histogram of durations."""
         requests = CounterMetricFamily(
             "pullcache_requests",
             "Requests served by cache status.",
@@ -464,18 +468,20 @@ class RequestCollector(Collector):
             "Time from receiving a request to the last byte of its response.",
             labels=("kind", "cache"),
         )
-        bytes_by: dict[tuple[str, ...], float] = {}
-        durations_by: dict[tuple[str, ...], list[float]] = {}
+        bytes_by_labels: dict[tuple[str, ...], float] = {}
+        durations_by_labels: dict[tuple[str, ...], list[float]] = {}
         for (upstream, kind, status, state), tally in list(self._tallies.items()):
             requests.add_metric((upstream, kind, str(status), state), tally[0])
             labels = (upstream, kind, state)
-            bytes_by[labels] = bytes_by.get(labels, 0) + tally[1]
-            total = durations_by.setdefault((kind, state), [0] * (len(tally) - 2))
-            durations_by[kind, state] = [a + b for a, b in zip(total, tally[2:], strict=True)]
-        for names, size in bytes_by.items():
-            sent.add_metric(names, size)
+            bytes_by_labels[labels] = bytes_by_labels.get(labels, 0) + tally[1]
+            total = durations_by_labels.setdefault((kind, state), [0] * (len(tally) - 2))
+            durations_by_labels[kind, state] = [
+                a + b for a, b in zip(total, tally[2:], strict=True)
+            ]
+        for byte_labels, size in bytes_by_labels.items():
+            sent.add_metric(byte_labels, size)
         limits = [*map(floatToGoString, _REQUEST_BUCKETS), "+Inf"]
-        for pair, (seconds, *counts) in durations_by.items():
+        for duration_labels, (seconds, *counts) in durations_by_labels.items():
             buckets = list(zip(limits, accumulate(counts), strict=True))
-            durations.add_metric(pair, buckets, seconds)
+            durations.add_metric(duration_labels, buckets, seconds)
         yield from (requests, sent, durations)

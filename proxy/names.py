@@ -1,6 +1,6 @@
-"""Which repository of which upstream a name means, and how people write it. PURE.
+"""Image names: which repository of which upstream a name means, and how people write it. Pure.
 
-It is a closed world: what is not configured is refused, never dialled.
+Upstreams that are not configured are refused; the cache never connects to them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,49 +14,50 @@ from proxy.oci.reference import ImageName, Reference, Repository, Tag, is_host, 
 
 DEFAULT_TAG = Tag("latest")
 
-# One registry, many names: what clients call Docker Hub (protocol of k3s, crane, containerd).
-_HOST_ALIASES = {"index.docker.io": DEFAULT_UPSTREAM, "registry-1.docker.io": DEFAULT_UPSTREAM}
-
+# Docker Hub's namespace of official images.
 OFFICIAL_PREFIX = "library/"
+
+# Other names by which clients (k3s, crane, containerd) know Docker Hub.
+_HOST_ALIASES = {"index.docker.io": DEFAULT_UPSTREAM, "registry-1.docker.io": DEFAULT_UPSTREAM}
 
 
 class NameParser:
-    """Finds repositories among the configured upstreams."""
+    """Parses names into repositories of the configured upstreams."""
 
     def __init__(self, upstreams: Mapping[str, UpstreamSettings]) -> None:
         self._upstreams = upstreams
 
     def parse_allowed(self, text: str) -> tuple[Repository, Reference]:
-        """Return what may be pulled as `text`: `nginx`, `ghcr.io/me/app:1`, `app@sha256:…`.
+        """Parse an image name such as `nginx`, `ghcr.io/me/app:1` or `app@sha256:…`.
 
-        A digest counts more than a tag; without either it is `latest`. Raises
-        `InvalidReferenceError` and `DeniedError`.
+        A digest takes precedence over a tag; without either the tag is `latest`. Raises
+        `InvalidReferenceError`, and `DeniedError` if it may not be pulled.
         """
         repository, reference = self.to_repository(parse_image(text))
         self.check_allowed(repository)
         return repository, reference
 
     def to_repository(self, image: ImageName) -> tuple[Repository, Reference]:
-        """Return what `image` means, be it configured and allowed or not."""
+        """Return repository and reference of `image`, without checking whether it is allowed."""
         reference = image.digest or image.tag or DEFAULT_TAG
         if image.host:
-            return _normalize_repository(image.host, image.path), reference
+            return normalize_repository(image.host, image.path), reference
         return self.parse_repository(image.path), reference
 
     def parse_repository(self, path: str, upstream: str = "") -> Repository:
-        """Return the repository that a path means, be it allowed or not.
+        """Return the repository of a path, without checking whether it is allowed.
 
-        The upstream is the first part if that is configured, else `upstream`, else the first part if it
-        looks like a host, else Docker Hub.
+        Its upstream is the first part of the path if that is configured, else `upstream`, else the
+        first part if it looks like a host, else Docker Hub.
         """
         first, slash, rest = path.partition("/")
         is_configured = slash and _HOST_ALIASES.get(first, first) in self._upstreams
         if is_configured or (slash and not upstream and is_host(first)):
-            return _normalize_repository(first, rest)
-        return _normalize_repository(upstream or DEFAULT_UPSTREAM, path)
+            return normalize_repository(first, rest)
+        return normalize_repository(upstream or DEFAULT_UPSTREAM, path)
 
     def check_allowed(self, repository: Repository) -> None:
-        """Raise `DeniedError` unless upstream is configured and the repository allowed."""
+        """Raise `DeniedError` unless the upstream is configured and allows the repository."""
         rules = self._upstreams.get(repository.upstream)
         if rules is None:
             raise DeniedError(
@@ -66,8 +67,16 @@ class NameParser:
         check_allowed(repository.name, allow=rules.allow, deny=rules.deny)
 
 
+def normalize_repository(upstream: str, name: str) -> Repository:
+    """Return the repository under its upstream's own name, as `library/nginx` at `docker.io`."""
+    upstream = _HOST_ALIASES.get(upstream, upstream)
+    if upstream == DEFAULT_UPSTREAM and "/" not in name:
+        name = f"{OFFICIAL_PREFIX}{name}"
+    return Repository(upstream, name)
+
+
 def check_allowed(name: str, *, allow: Sequence[str], deny: Sequence[str]) -> None:
-    """Raise `DeniedError` unless a glob of `allow` and none of `deny` covers the repository."""
+    """Raise `DeniedError` unless a glob of `allow`, and none of `deny`, matches the name."""
     if any(fnmatchcase(name, glob) for glob in deny) or not any(
         fnmatchcase(name, glob) for glob in allow
     ):
@@ -88,11 +97,3 @@ def display_name(repository: Repository, reference: Reference | None = None) -> 
     if reference is None:
         return name
     return f"{name}@{reference}" if isinstance(reference, Digest) else f"{name}:{reference}"
-
-
-def _normalize_repository(upstream: str, name: str) -> Repository:
-    upstream = _HOST_ALIASES.get(upstream, upstream)
-    if upstream == DEFAULT_UPSTREAM and "/" not in name:
-        # Docker Hub knows official images by two parts only.
-        name = f"{OFFICIAL_PREFIX}{name}"
-    return Repository(upstream, name)

@@ -1,4 +1,7 @@
-"""Spans as OpenTelemetry has them. It is an extra: `tracing.py` imports this module when it is wanted."""
+"""Export of spans by OpenTelemetry.
+
+OpenTelemetry is an optional dependency; `tracing.py` imports this module only if tracing is on.
+"""
 
 import threading
 import time
@@ -14,22 +17,23 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-# How long the end waits for the spans that the collector has not taken yet, in seconds.
+# Seconds that the end waits for the collector to take the remaining spans.
 FLUSH_TIMEOUT = 2.0
 
+# The SDK's name for a service that the environment does not name.
 _DEFAULT_SERVICE_NAME = "unknown_service"
 
-
 OpenSpan = AbstractContextManager[dict[str, Any]]
-"""What is put into the dictionary that it gives is noted at its end; of an exception the class alone, since
-its words, and what its traceback quotes, may be secrets."""
+"""A running span. What the block puts into the dictionary becomes attributes of the span.
+
+Of an exception only the class is recorded: its message and its traceback may contain secrets."""
 
 
 class OtelTracer:
-    """Makes spans and sends them, in a thread, to where the variables OTEL_* say."""
+    """Records spans and exports them in a thread, as the environment variables OTEL_* say."""
 
     def __init__(self, version: str) -> None:
-        """Raise `ValueError` or `OSError` if a variable cannot be used. Blocks."""
+        """Raise `ValueError` or `OSError` if a variable OTEL_* is invalid. Blocks."""
         resource = Resource.create({"service.version": version})
         if str(resource.attributes["service.name"]).startswith(_DEFAULT_SERVICE_NAME):
             resource = resource.merge(Resource({"service.name": "pullcache"}))
@@ -40,29 +44,29 @@ class OtelTracer:
         self._propagator = TraceContextTextMapPropagator()
 
     def close(self) -> None:
-        """Send what waits, for two seconds at most. Blocks."""
-        # A thread that nobody waits for at the exit: it may be stuck in a connection.
-        ending = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
-        ending.start()
-        ending.join(FLUSH_TIMEOUT)
-        if ending.is_alive():
-            # Or it would try again and again.
+        """Export the remaining spans, for two seconds at most. Blocks."""
+        # A daemon thread, because it may hang in a connection when the process exits.
+        shutdown = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
+        shutdown.start()
+        shutdown.join(FLUSH_TIMEOUT)
+        if shutdown.is_alive():
+            # Otherwise the thread would keep retrying.
             self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
     def server_span(
         self, name: str, attributes: Mapping[str, Any], headers: Mapping[str, str]
     ) -> OpenSpan:
-        """Hold a request open that belongs to the trace that its headers name."""
+        """Record a client's request, in the trace that its headers name."""
         return self._start_span(
             name, SpanKind.SERVER, attributes, self._propagator.extract(headers)
         )
 
     def client_span(self, name: str, attributes: Mapping[str, Any]) -> OpenSpan:
-        """Hold a request to somebody else open."""
+        """Record a request to upstream."""
         return self._start_span(name, SpanKind.CLIENT, attributes)
 
     def internal_span(self, name: str) -> OpenSpan:
-        """Hold something open that is done here."""
+        """Record a step of the daemon itself."""
         return self._start_span(name, SpanKind.INTERNAL, {})
 
     @contextmanager
@@ -81,25 +85,25 @@ class OtelTracer:
             record_exception=False,
             set_status_on_exception=False,
         ) as span:
-            more: dict[str, Any] = {}
+            added: dict[str, Any] = {}
             try:
-                yield more
+                yield added
             except BaseException as error:
-                more["error.type"] = type(error).__qualname__
+                added["error.type"] = type(error).__qualname__
                 raise
             finally:
-                if "error.type" in more or more.get("http.response.status_code", 0) >= 500:
+                if "error.type" in added or added.get("http.response.status_code", 0) >= 500:
                     span.set_status(Status(StatusCode.ERROR))
-                span.set_attributes(more)
+                span.set_attributes(added)
 
     def record_span(self, name: str, seconds: float) -> None:
-        """Make a span of what took so many seconds and has just ended."""
-        now = time.time_ns()
-        began = now - int(seconds * 1e9)
-        self._tracer.start_span(name, start_time=began).end(now)
+        """Record a step that took `seconds` and has just ended."""
+        end = time.time_ns()
+        start = end - int(seconds * 1e9)
+        self._tracer.start_span(name, start_time=start).end(end)
 
     def traceparent(self) -> str:
-        """Return the header that tells others of the span that is open here (W3C Trace Context)."""
+        """Return the header that names the current span (W3C Trace Context)."""
         carrier: dict[str, str] = {}
         self._propagator.inject(carrier)
         return carrier["traceparent"]

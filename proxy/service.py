@@ -1,34 +1,31 @@
-"""What is made of a configuration, and made anew when that changes.
+"""The configured part of the program: everything that a configuration decides.
 
-The *ground* lasts as long as the daemon: what lies on the disk, what is known of it, what is under way.
-A *service* stands on it and never changes. A reload makes another and puts it in the place of the old one;
-requests, downloads and operations end with the service that they began with.
+It stands on the core and never changes. A reload builds another one and puts it in its place, while
+requests, downloads and operations finish with the one they began with.
 """
 
-import asyncio
 import platform
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from proxy.bundle.export import BundleExporter
 from proxy.bundle.import_ import BundleImporter
+from proxy.cache.access import RepositoryAccess
+from proxy.cache.blobs import BlobCache
 from proxy.cache.listings import ListingCache
+from proxy.cache.manifest_store import ManifestStore
+from proxy.cache.manifests import ManifestCache
 from proxy.cache.prefetch import Prefetcher
-from proxy.cache.pull_through import PullThroughCache
 from proxy.cache.search import RepositorySearch
-from proxy.concurrency import run_in_thread
 from proxy.config import Config
-from proxy.download.manager import DownloadManager
+from proxy.core import Core
 from proxy.images.check import OfflineChecker
 from proxy.images.inspect import ImageInspector
 from proxy.images.manage import ImageManager
 from proxy.images.tree import ImageStore
-from proxy.metrics import Metrics
 from proxy.names import NameParser
 from proxy.oci.platform import machine_platform
-from proxy.preload.preload import PreloadDeps as PreloadTools, Preloader
+from proxy.preload.preload import PreloadDeps, Preloader
 from proxy.preload.resolve import ImageResolver
 from proxy.server.admin import (
     bundles as admin_bundles,
@@ -40,41 +37,13 @@ from proxy.server.admin import (
 )
 from proxy.server.admin.api import Route
 from proxy.server.registry.handlers import RegistryHandler
-from proxy.storage.blobs import BlobStore
-from proxy.storage.index import Index
-from proxy.storage.space import SpaceManager
 from proxy.upstream.client import Upstream
-from proxy.upstream.factory import UpstreamFactory, is_unchanged
-from proxy.upstream.offline import OfflineSwitch
-
-
-@dataclass(frozen=True, slots=True)
-class Core:
-    """What lasts. `addresses` are filled in when they are known; `started` is by the monotonic clock."""
-
-    store: BlobStore
-    index: Index
-    space: SpaceManager
-    metrics: Metrics
-    offline: OfflineSwitch
-    upstream_factory: UpstreamFactory
-    downloads: DownloadManager
-    disk_threads: ThreadPoolExecutor
-    group: asyncio.TaskGroup
-    clock: Callable[[], float]
-    addresses: list[str] = field(default_factory=list)
-    admin_addresses: list[str] = field(default_factory=list)
-    started_at: float = field(default_factory=time.monotonic)
-
-    async def check_store(self) -> None:
-        """Return when the store has answered. Raises `StorageError`."""
-        await run_in_thread(self.disk_threads, self.store.check_writable)
-        self.index.oldest_use()
+from proxy.upstream.factory import is_unchanged
 
 
 @dataclass(frozen=True, slots=True)
 class ConfiguredApp:
-    """All that a configuration decides: who is asked, what is answered, what is preloaded."""
+    """The objects made from one configuration: its upstreams, handlers and preloader."""
 
     config: Config
     upstreams: Mapping[str, Upstream]
@@ -86,9 +55,9 @@ class ConfiguredApp:
 async def configure_app(
     core: Core, config: Config, previous: ConfiguredApp | None = None
 ) -> ConfiguredApp:
-    """Return the service for `config`; upstreams that it leaves as they are come from the one `before`.
+    """Build what `config` decides; unchanged upstreams are taken over from `previous`.
 
-    Raises `ConfigError`, and has then changed nothing.
+    Raises `ConfigError`, with nothing changed.
     """
     upstreams = {
         name: previous.upstreams[name]
@@ -97,17 +66,23 @@ async def configure_app(
         for name in config.upstreams
     }
     downloads = core.downloads.with_settings(config.fetch, upstreams)
-    cache = PullThroughCache(
+    access = RepositoryAccess(upstreams=upstreams, index=core.index, group=core.group)
+    manifests = ManifestCache(
+        upstreams=upstreams,
+        store=ManifestStore(core.store, core.index, core.space, core.metrics, core.disk_threads),
+        index=core.index,
+        access=access,
+        settings=config.manifests,
+        group=core.group,
+        clock=core.clock,
+    )
+    blobs = BlobCache(
         upstreams=upstreams,
         store=core.store,
         index=core.index,
         space=core.space,
         downloads=downloads,
-        settings=config.manifests,
-        metrics=core.metrics,
-        executor=core.disk_threads,
-        group=core.group,
-        clock=core.clock,
+        access=access,
     )
     listings = ListingCache(
         upstreams=upstreams,
@@ -125,36 +100,37 @@ async def configure_app(
         clock=core.clock,
     )
     names = NameParser(config.upstreams)
-    contents = ImageStore(core.store, core.index, core.space, names, core.disk_threads)
-    native = machine_platform(platform.machine())
-    checker = OfflineChecker(contents, native)
+    image_store = ImageStore(core.store, core.index, core.space, names, core.disk_threads)
+    native_platform = machine_platform(platform.machine())
+    checker = OfflineChecker(image_store, native_platform)
     preloader = Preloader(
-        PreloadTools(
-            cache=cache,
+        PreloadDeps(
+            manifests=manifests,
+            blobs=blobs,
             downloads=downloads,
             resolver=ImageResolver(listings, upstreams, core.disk_threads),
             checker=checker,
-            image_store=contents,
+            image_store=image_store,
             upstreams=upstreams,
             metrics=core.metrics,
-            native_platform=native,
+            native_platform=native_platform,
             max_downloads=config.fetch.max_downloads,
             clock=core.clock,
         )
     )
     prefetch = Prefetcher(downloads, core.index) if config.fetch.prefetch == "layers" else None
     registry = RegistryHandler(
-        config.upstreams, cache, listings, prefetch, search, core.disk_threads
+        config.upstreams, manifests, blobs, listings, prefetch, search, core.disk_threads
     )
-    # The routes of every feature; how to add one is said in `server/api.py`.
+    # The routes of the admin API; `server/admin/api.py` says how to add one.
     routes = [
         *admin_schema.routes(),
         *_status_handlers(core, config, upstreams).routes(),
         *admin_bundles.BundleHandlers(
-            BundleExporter(contents), BundleImporter(contents), core.disk_threads
+            BundleExporter(image_store), BundleImporter(image_store), core.disk_threads
         ).routes(),
         *admin_images.ImageHandlers(
-            ImageManager(contents), checker, ImageInspector(contents)
+            ImageManager(image_store), checker, ImageInspector(image_store)
         ).routes(),
         *admin_preload.PreloadHandlers(preloader).routes(),
         *admin_search.routes(search),

@@ -1,7 +1,7 @@
-"""Traces: what a client's request had to wait for. They cost nothing, and import nothing, unless they are wanted.
+"""Tracing: spans of what each client's request waited for. Off, it costs and imports nothing.
 
-The spans of a request hang together by its context, which the tasks that it starts inherit: a download, what
-that asks upstream, its commit. What no traced request has begun is not noted.
+The spans of a request belong together by its context, which the tasks that it starts inherit: a
+download, its upstream requests, its commit. Work that no traced request started has no span.
 """
 
 import asyncio
@@ -25,81 +25,83 @@ HttpHandler = Callable[[BaseRequest], Awaitable[StreamResponse]]
 
 _PROTOCOL_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _REGISTRY_ROUTE = re.compile(r"/v2/.+/(manifests|blobs|tags|referrers)/[^/]+")
-# Who watches over the daemon asks for these all the time.
+# Monitoring requests these every few seconds.
 _UNTRACED_PATHS = ("/healthz", "/readyz", "/metrics")
 
-_tracer: ContextVar["OtelTracer | None"] = ContextVar("spans", default=None)
+_tracer: ContextVar["OtelTracer | None"] = ContextVar("tracer", default=None)
 
 
 def check_tracing(*, is_on: bool) -> None:
-    """Raise `ConfigError` if traces are wanted and cannot be sent. Blocks."""
+    """Raise `ConfigError` if tracing is on but cannot work. Blocks."""
     if is_on:
-        _load_tracer()
+        _load_tracer_class()
 
 
 @asynccontextmanager
 async def open_tracing(
     version: str, *, is_on: bool
 ) -> AsyncIterator[Callable[[HttpHandler], HttpHandler]]:
-    """Yield what makes a handler one whose requests are traced; if not `is_on`, what leaves it as it is.
+    """Yield a function that wraps a request handler so that its requests are traced.
 
-    Raises `ConfigError`.
+    If `is_on` is false, it returns the handler unchanged. Raises `ConfigError`.
     """
     if not is_on:
         yield lambda handler: handler
         return
-    spans = await asyncio.to_thread(_create_tracer, version)
+    tracer = await asyncio.to_thread(_create_tracer, version)
     try:
-        yield lambda handler: _trace_requests(handler, spans)
+        yield lambda handler: _trace_requests(handler, tracer)
     finally:
-        await asyncio.to_thread(spans.close)
+        await asyncio.to_thread(tracer.close)
 
 
-def _load_tracer() -> "type[OtelTracer]":
+def _load_tracer_class() -> "type[OtelTracer]":
     try:
-        from proxy.otel import OtelTracer  # noqa: PLC0415 - brings an extra, which few have
+        from proxy.otel import OtelTracer  # noqa: PLC0415 (an optional dependency)
     except ImportError as error:
         raise ConfigError(
-            "server.tracing: OpenTelemetry is not installed (pip install 'pullcache[opentelemetry]')"
+            "server.tracing: OpenTelemetry is not installed "
+            "(pip install 'pullcache[opentelemetry]')"
         ) from error
     protocol = next(filter(None, map(os.environ.get, _PROTOCOL_VARIABLES)), "http/protobuf")
     if protocol != "http/protobuf":
         raise ConfigError(
-            f"server.tracing: traces go by http/protobuf, not by {protocol} (change "
-            "OTEL_EXPORTER_OTLP_PROTOCOL; collectors take it at port 4318)"
+            f"server.tracing: traces are exported by http/protobuf, not by {protocol} (set "
+            "OTEL_EXPORTER_OTLP_PROTOCOL; collectors accept it on port 4318)"
         )
     return OtelTracer
 
 
 def _create_tracer(version: str) -> "OtelTracer":
-    spans = _load_tracer()
+    tracer_class = _load_tracer_class()
     try:
-        return spans(version)
+        return tracer_class(version)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"server.tracing: a variable OTEL_* cannot be used: {error}") from error
+        raise ConfigError(f"server.tracing: a variable OTEL_* is invalid: {error}") from error
 
 
 def span(name: str) -> AbstractContextManager[dict[str, Any]]:
-    """Note how long the block takes, and what it puts into the dictionary that it is given."""
-    spans = _tracer.get()
-    return spans.internal_span(name) if spans else nullcontext({})
+    """Record the block as a span, with the attributes that it puts into the dictionary."""
+    tracer = _tracer.get()
+    return tracer.internal_span(name) if tracer else nullcontext({})
 
 
 def record_span(name: str, seconds: float) -> None:
-    """Note what took so many seconds in all and has just ended."""
-    if spans := _tracer.get():
-        spans.record_span(name, seconds)
+    """Record a span of `seconds` that has just ended."""
+    if tracer := _tracer.get():
+        tracer.record_span(name, seconds)
 
 
 async def trace_upstream_request(
     request: ClientRequest, handler: ClientHandlerType
 ) -> ClientResponse:
-    """Note what upstream is asked, until its answer begins, and tell it of the trace.
+    """Record an upstream request until its response begins; a middleware of aiohttp's client.
 
-    What follows `?` is not noted, since signed URLs are secrets. Only `traceparent` is told: it names nobody.
+    The query is left out, since signed URLs are secrets. Upstream is sent only the `traceparent` of
+    the trace, which identifies nobody.
     """
-    spans = _tracer.get()
-    if spans is None:
+    tracer = _tracer.get()
+    if tracer is None:
         return await handler(request)
     attributes = {
         "http.request.method": request.method,
@@ -107,15 +109,15 @@ async def trace_upstream_request(
         "server.address": request.url.host or "",
         "server.port": request.url.port or 0,
     }
-    with spans.client_span(request.method, attributes) as more:
-        request.headers["traceparent"] = spans.traceparent()
+    with tracer.client_span(request.method, attributes) as added:
+        request.headers["traceparent"] = tracer.traceparent()
         response = await handler(request)
-        more["http.response.status_code"] = response.status
+        added["http.response.status_code"] = response.status
     return response
 
 
 def _trace_requests(handler: HttpHandler, tracer: "OtelTracer") -> HttpHandler:
-    """Return a handler whose requests are spans, in the trace of a client that sends `traceparent`."""
+    """Return a handler that records each request, as part of the trace that its client names."""
 
     async def handle(request: BaseRequest) -> StreamResponse:
         path = request.raw_path.partition("?")[0]
@@ -132,13 +134,13 @@ def _trace_requests(handler: HttpHandler, tracer: "OtelTracer") -> HttpHandler:
             "client.address": request.remote or "",
             "user_agent.original": request.headers.get(hdrs.USER_AGENT, "")[:200],
         }
-        with tracer.server_span(f"{request.method} {route}", attributes, request.headers) as more:
+        with tracer.server_span(f"{request.method} {route}", attributes, request.headers) as added:
             try:
                 response = await handler(request)
             finally:
-                more["pullcache.request"] = request_id.get()
-            more["http.response.status_code"] = response.status
-            more["pullcache.cache_status"] = response.headers.get("Cache-Status", "")
+                added["pullcache.request"] = request_id.get()
+            added["http.response.status_code"] = response.status
+            added["pullcache.cache_status"] = response.headers.get("Cache-Status", "")
         return response
 
     return handle

@@ -1,4 +1,4 @@
-"""Guards that every test runs under, and the fixtures that most of them need."""
+"""Guards that apply to every test, and the fixtures that many tests share."""
 
 import asyncio
 import functools
@@ -13,46 +13,51 @@ import pytest
 import structlog
 import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
+from hypothesis import settings
 
 from tests.fakes.content import Image
 from tests.fakes.peer import close_all
 from tests.fakes.registry import FakeRegistry
 from tests.support.program import Program
 
-PATIENCE = 45.0
+# What tests/unit runs with; CI runs with more examples.
+settings.register_profile("quick", max_examples=20)
+
+# Seconds after which an asynchronous test fails.
+TEST_TIMEOUT = 45.0
 HOUR = 3600
 
-# A hit opens, stats and sends its file in the loop, and reads one indexed row there: each takes
-# microseconds from the page cache, a hop to a thread takes more (design, section 5).
-_CHEAP_ON_PURPOSE = ("os.stat", "os.statvfs", "os.sendfile")
+# A hit opens, stats and sends its file in the event loop: from the page cache each call takes
+# microseconds, less than a switch to a thread. For the same reason SQLite reads one row there.
+_ALLOWED_BLOCKING_CALLS = ("os.stat", "os.statvfs", "os.sendfile")
 
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Run tests on the loop that production runs on."""
+    """Run the tests on uvloop, as the daemon does."""
     return {"uvloop": uvloop.new_event_loop}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """End a test that hangs: uvloop swallows what pytest-timeout raises in a signal handler."""
+    """End tests that hang: uvloop swallows what pytest-timeout raises in a signal handler."""
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
-            item.obj = _impatient(item.obj)
+            item.obj = _with_timeout(item.obj)
 
 
-def _impatient(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+def _with_timeout(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     @functools.wraps(test)
     async def run(*args: Any, **kwargs: Any) -> None:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TEST_TIMEOUT):
             await test(*args, **kwargs)
 
     return run
 
 
 @pytest.fixture
-def log_as_it_was() -> Iterator[None]:
-    """Undo what configuring the log has changed."""
+def restore_logging() -> Iterator[None]:
+    """Undo after the test what `configure_logging` has changed."""
     level = logging.getLogger().level
     yield
     structlog.reset_defaults()
@@ -61,14 +66,15 @@ def log_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_blocking_calls() -> Iterator[BlockBuster]:
-    """Fail a test in which our code blocks the event loop."""
+    """Fail the test if our code blocks the event loop."""
     with blockbuster_ctx("proxy") as guard:
         for name, function in guard.functions.items():
-            if name.startswith("sqlite3.") or name in _CHEAP_ON_PURPOSE:
+            if name.startswith("sqlite3.") or name in _ALLOWED_BLOCKING_CALLS:
                 function.deactivate()
-            # Nobody is served while the program is built, or when it has ended.
-            function.can_block_in("proxy/app.py", {"open_cache", "open_core"})
-            # The lock of coverage's own data, which a thread may hold that is traced too.
+            # No client is served while the program is being built or after it has ended.
+            function.can_block_in("proxy/app.py", {"open_cache"})
+            function.can_block_in("proxy/core.py", {"open_core"})
+            # The lock of coverage, which a traced thread may hold.
             function.can_block_in("coverage/collector.py", "lock_data")
             function.can_block_in(
                 "proxy/server/admin/listener.py", {"_bind_admin_socket", "_unlink_socket"}
@@ -78,27 +84,27 @@ def _no_blocking_calls() -> Iterator[BlockBuster]:
 
 @pytest.fixture(autouse=True)
 async def _no_leaked_tasks() -> AsyncIterator[None]:
-    """Fail a test that leaves a task behind."""
+    """Fail the test if it leaves a task behind."""
     before = asyncio.all_tasks()
     yield
     await close_all()
-    left = asyncio.all_tasks() - before - {asyncio.current_task()}
-    if left:
-        # A connection that was just closed may have a step to go.
-        _, left = await asyncio.wait(left, timeout=1)
-    assert not left, f"tasks left behind: {left}"
+    leaked = asyncio.all_tasks() - before - {asyncio.current_task()}
+    if leaked:
+        # A connection that was just closed may need another turn of the loop.
+        _, leaked = await asyncio.wait(leaked, timeout=1)
+    assert not leaked, f"tasks left behind: {leaked}"
 
 
 @pytest.fixture
 async def registry() -> AsyncIterator[FakeRegistry]:
-    """Docker Hub in small: tokens, CDN and pull limits switched on."""
+    """A fake Docker Hub: with tokens, a CDN and a pull limit."""
     async with FakeRegistry() as registry:
         yield registry
 
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mount file systems of so many bytes; needs root, as the tests of real clients do."""
+    """Return a function that mounts a file system of a given size in bytes. Needs root."""
     mounted: list[Path] = []
 
     def mount(size: int) -> Path:
@@ -118,7 +124,10 @@ def tiny_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 async def make_program(
     registry: FakeRegistry, tmp_path: Path
 ) -> AsyncIterator[Callable[..., Awaitable[Program]]]:
-    """Start the program before the fake registry, with the settings given by section."""
+    """Return a function that starts the program in front of the fake registry.
+
+    Keyword arguments are sections of the configuration, over the defaults of `Program`.
+    """
     started: list[Program] = []
 
     async def make(root: Path | None = None, **sections: dict[str, Any]) -> Program:
@@ -128,6 +137,8 @@ async def make_program(
         return program
 
     yield make
+    # An open connection of a test would make each stop wait for IDLE_DRAIN_TIMEOUT.
+    await close_all()
     for program in started:
         if program.is_running:
             await program.stop()
@@ -135,13 +146,13 @@ async def make_program(
 
 @pytest.fixture
 async def program(make_program: Callable[..., Awaitable[Program]]) -> Program:
-    """The program with the settings of `tests.support.program.SETTINGS`."""
+    """The program with the default settings of the tests (`tests.support.program.SETTINGS`)."""
     return await make_program()
 
 
 @pytest.fixture
-async def pulled(registry: FakeRegistry, program: Program) -> Image:
-    """An image whose tag is in the cache and has expired."""
+async def expired_image(registry: FakeRegistry, program: Program) -> Image:
+    """An image that was pulled an hour ago, so that its cached tag has expired."""
     image = registry.add_image()
     await program.manifest(image)
     program.clock.turn(HOUR)

@@ -1,4 +1,4 @@
-"""The alert rules against the metrics there are, the tests there are, and what is written about each."""
+"""The alert rules, checked against the metrics, their promtool tests and their runbook."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.promql import labels_by_metric, mistakes
+from tests.support.promql import labels_by_metric, unknown_names
 
 DIRECTORY = Path(__file__).parents[1] / "config" / "prometheus"
 RUNBOOK = (DIRECTORY / "README.md").read_text(encoding="utf-8")
@@ -27,12 +27,12 @@ def known() -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("alert") or rule["record"])
-def test_every_rule_asks_for_metrics_and_labels_that_there_are(rule, known):
-    assert mistakes(rule["expr"], known) == []
+def test_every_rule_uses_existing_metrics_and_labels(rule, known):
+    assert unknown_names(rule["expr"], known) == []
 
 
 @pytest.mark.parametrize(
-    ("query", "wrong"),
+    ("query", "unknown"),
     [
         ("rate(pullcache_nothing_total[5m])", ["pullcache_nothing_total"]),
         ('pullcache_store_bytes{reason="size"} > 0', ["pullcache_store_bytes{reason}"]),
@@ -42,12 +42,12 @@ def test_every_rule_asks_for_metrics_and_labels_that_there_are(rule, known):
         ('histogram_quantile(0.5, sum by (le) (up{job="a"}))', []),
     ],
 )
-def test_a_metric_or_label_that_is_not_there_is_found(query, wrong, known):
-    assert mistakes(query, known) == wrong
+def test_an_unknown_metric_or_label_is_found(query, unknown, known):
+    assert unknown_names(query, known) == unknown
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda rule: rule["alert"])
-def test_every_alert_says_how_bad_it_is_and_where_to_read_on(alert):
+def test_every_alert_has_a_severity_and_a_runbook(alert):
     assert alert["labels"]["severity"] in ("critical", "warning")
     annotations = alert["annotations"]
     assert set(annotations) == {"summary", "description", "runbook_url"}
@@ -55,7 +55,7 @@ def test_every_alert_says_how_bad_it_is_and_where_to_read_on(alert):
     assert annotations["runbook_url"] == f"config/prometheus/README.md#{alert['alert'].lower()}"
 
 
-def test_the_runbook_has_a_section_for_each_alert_and_for_nothing_else():
+def test_the_runbook_has_exactly_one_section_per_alert():
     sections = re.findall(r"^## (\w+)\n\n((?:.+\n)+)", RUNBOOK, re.MULTILINE)
     assert [name for name, _ in sections] == [alert["alert"] for alert in ALERTS]
     for name, text in sections:
@@ -64,7 +64,7 @@ def test_the_runbook_has_a_section_for_each_alert_and_for_nothing_else():
         )
 
 
-def test_every_alert_is_seen_to_fire_by_promtool():
+def test_every_alert_fires_in_a_promtool_test():
     expected = [
         sample["labels"]
         for test in read("pullcache.test.yml")["tests"]
@@ -75,7 +75,7 @@ def test_every_alert_is_seen_to_fire_by_promtool():
     assert fired == {alert["alert"] for alert in ALERTS}
 
 
-def test_prometheus_is_told_of_the_job_that_the_rules_name():
+def test_the_example_configuration_has_the_job_that_the_rules_use():
     example = read("prometheus.yml")
     assert example["rule_files"] == ["pullcache.rules.yml"]
     (job,) = example["scrape_configs"]

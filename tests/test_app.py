@@ -1,4 +1,4 @@
-"""The composition root: what cannot start says why, and what has started ends in order."""
+"""The program as a whole: a failed start says why, and a stop leaves nothing behind."""
 
 import asyncio
 import ssl
@@ -23,7 +23,7 @@ async def test_a_store_in_use_is_an_error_that_names_its_process(program, make_p
         await make_program(program.root)
 
 
-async def test_a_start_that_fails_is_over_at_once(program, make_program, tmp_path):
+async def test_a_failed_start_ends_at_once(program, make_program, tmp_path):
     address = program.url.removeprefix("http://")
     async with asyncio.timeout(5):
         with pytest.raises(ConfigError, match=r"server\.admin_listen"):
@@ -33,22 +33,20 @@ async def test_a_start_that_fails_is_over_at_once(program, make_program, tmp_pat
             )
 
 
-async def test_a_program_that_failed_to_start_leaves_its_store_free(
-    program, make_program, tmp_path
-):
+async def test_a_failed_start_releases_the_store(program, make_program, tmp_path):
     address = program.url.removeprefix("http://")
     with pytest.raises(ConfigError):
         await make_program(tmp_path / "other", server={"listen": [address]})
     await make_program(tmp_path / "other")
 
 
-async def test_a_ca_file_that_is_none_is_an_error_that_names_it(registry, make_program, tmp_path):
+async def test_a_missing_ca_file_is_an_error_that_names_it(registry, make_program, tmp_path):
     settings = {"url": registry.url, "ca_file": str(tmp_path / "none.pem")}
     with pytest.raises(ConfigError, match=r"ca_file: .*none\.pem"):
         await make_program(upstreams={"docker.io": settings})
 
 
-async def test_an_upstream_with_a_certificate_of_its_own_authority_is_asked_over_tls(
+async def test_an_upstream_with_a_private_ca_is_reached_over_tls_only_with_its_ca_file(
     make_program, tmp_path
 ):
     authority = trustme.CA()
@@ -59,19 +57,19 @@ async def test_an_upstream_with_a_certificate_of_its_own_authority_is_asked_over
     async with FakeRegistry(tls=context) as secure:
         assert secure.url.startswith("https://")
         image = secure.add_image(layers=[b"x" * 100_000])
-        trusting = {"docker.io": {"url": secure.url, "ca_file": str(bundle)}}
-        program = await make_program(upstreams=trusting)
+        with_ca = {"docker.io": {"url": secure.url, "ca_file": str(bundle)}}
+        program = await make_program(upstreams=with_ca)
         await program.pull(image)
-        doubting = await make_program(
+        without_ca = await make_program(
             tmp_path / "other", upstreams={"docker.io": {"url": secure.url}}
         )
         before = len(secure.requests)
-        answer = await doubting.manifest(image)
+        answer = await without_ca.manifest(image)
         assert (answer.status, answer.code) == (503, "UNAVAILABLE")
         assert len(secure.requests) == before
 
 
-async def test_several_addresses_are_listened_on(make_program):
+async def test_the_daemon_listens_on_several_addresses(make_program):
     program = await make_program(server={"listen": ["127.0.0.1:0", "127.0.0.2:0"]})
     assert (await program.ask("/v2/")).status == 200
     second = program.addresses[1]
@@ -80,7 +78,7 @@ async def test_several_addresses_are_listened_on(make_program):
     assert (await program.ask("/v2/")).status == 200
 
 
-async def test_nothing_is_left_running_at_the_end(registry, program: Program):
+async def test_a_stop_ends_running_downloads(registry, program: Program):
     release = asyncio.Event()
     image = registry.add_image(layers=[b"x" * 100_000])
     registry.fail(registry.body_of(image.layers[0]), Fault(stall_at=50_000, until=release))

@@ -1,4 +1,4 @@
-"""The compose files against the image they run and the files they name."""
+"""The compose files, checked against the image they run and the files they mount."""
 
 import re
 from pathlib import Path
@@ -20,19 +20,19 @@ def services(name: str) -> dict[str, Any]:
 
 
 def instruction(name: str) -> str:
-    """Return the arguments of the last such instruction of the Dockerfile."""
-    found: list[str] = re.findall(rf"^{name} (.*)$", DOCKERFILE, re.MULTILINE)
-    return found[-1]
+    """Return the arguments of the last instruction of that name in the Dockerfile."""
+    arguments: list[str] = re.findall(rf"^{name} (.*)$", DOCKERFILE, re.MULTILINE)
+    return arguments[-1]
 
 
 def mounts(name: str) -> dict[str, str]:
-    """Return what each path in the services' containers comes from."""
+    """Return the source of each path that is mounted in the containers of the services."""
     split = [one.split(":") for service in services(name).values() for one in service["volumes"]]
     return {target: source for source, target, *_ in split}
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_file_and_volume_that_is_mounted_exists(name: str):
+def test_every_mounted_file_and_volume_exists(name: str):
     document = yaml.safe_load((FOLDER / name).read_text())
     for source in mounts(name).values():
         if source.startswith("."):
@@ -42,7 +42,7 @@ def test_every_file_and_volume_that_is_mounted_exists(name: str):
             assert source in document["volumes"]
 
 
-def test_the_cache_is_built_of_the_dockerfile_and_has_its_port_and_paths():
+def test_the_cache_is_built_from_the_dockerfile_and_uses_its_port_and_paths():
     cache = services("compose.yaml")["cache"]
     assert (FOLDER / cache["build"]["context"] / cache["build"]["dockerfile"]).resolve() == (
         FOLDER / "Dockerfile"
@@ -58,9 +58,9 @@ def test_the_cache_is_built_of_the_dockerfile_and_has_its_port_and_paths():
     assert cache["cap_drop"] == ["ALL"]
 
 
-def test_the_cache_listens_and_stores_where_the_image_says_and_stops_in_time():
+def test_the_cache_listens_and_stores_where_the_image_expects_and_stops_in_time():
     cache = services("compose.yaml")["cache"]
-    # Compose gives a variable that is not set as empty.
+    # Compose passes an unset variable as an empty one.
     unset = dict.fromkeys(cache["environment"], "")
     config = load(FOLDER / "pullcache.toml", unset, {})
     assert [one.port for one in config.server.listen] == [int(instruction("EXPOSE"))]
@@ -70,14 +70,14 @@ def test_the_cache_listens_and_stores_where_the_image_says_and_stops_in_time():
     assert seconds > config.server.shutdown_timeout + 2
 
 
-def test_every_port_is_for_this_machine_until_somebody_says_otherwise():
+def test_every_port_is_published_on_loopback_by_default():
     for name in FILES:
         for service in services(name).values():
             for port in service["ports"]:
                 assert re.match(r"127\.0\.0\.1:|\$\{CACHE_ADDRESS:-127\.0\.0\.1\}:", port), port
 
 
-def test_prometheus_scrapes_the_cache_and_grafana_asks_prometheus():
+def test_prometheus_scrapes_the_cache_and_grafana_queries_prometheus():
     scraping = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
     (job,) = scraping["scrape_configs"]
     (target,) = job["static_configs"]

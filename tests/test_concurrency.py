@@ -1,4 +1,4 @@
-"""Single flight: one piece of work, one result for all, and nobody's leaving ends it."""
+"""Single flight: concurrent callers share one piece of work, its result and its error."""
 
 import asyncio
 
@@ -9,22 +9,22 @@ from proxy.errors import UpstreamUnavailableError
 
 
 class Work:
-    """Work that ends when the test says so, and counts how often it was begun."""
+    """Work that runs until the test sets `done`, and counts its starts."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.begun = 0
+        self.starts = 0
         self.done = asyncio.Event()
         self.error = error
 
     async def __call__(self) -> str:
-        self.begun += 1
+        self.starts += 1
         await self.done.wait()
         if self.error is not None:
             raise self.error
         return "result"
 
 
-async def test_many_who_ask_at_once_share_one_piece_of_work():
+async def test_concurrent_callers_share_one_piece_of_work():
     async with asyncio.TaskGroup() as group:
         flight: SingleFlight[str, str] = SingleFlight(group)
         work = Work()
@@ -33,7 +33,7 @@ async def test_many_who_ask_at_once_share_one_piece_of_work():
         assert "key" in flight
         work.done.set()
     assert [waiter.result() for waiter in waiters] == ["result"] * 100
-    assert work.begun == 1
+    assert work.starts == 1
     assert "key" not in flight
 
 
@@ -48,7 +48,7 @@ async def test_other_keys_do_not_wait():
         slow.done.set()
 
 
-async def test_an_error_is_everybodys_and_the_group_lives_on():
+async def test_all_callers_get_the_error_and_the_group_goes_on():
     async with asyncio.TaskGroup() as group:
         flight: SingleFlight[str, str] = SingleFlight(group)
         work = Work(ValueError("broken"))
@@ -59,10 +59,10 @@ async def test_an_error_is_everybodys_and_the_group_lives_on():
         assert [str(result) for result in results] == ["broken"] * 3
         work.error = None
         assert await flight.run("key", work) == "result"
-    assert work.begun == 2
+    assert work.starts == 2
 
 
-async def test_who_leaves_does_not_end_the_work():
+async def test_cancelling_a_caller_does_not_cancel_the_work():
     async with asyncio.TaskGroup() as group:
         flight: SingleFlight[str, str] = SingleFlight(group)
         work = Work()
@@ -73,11 +73,11 @@ async def test_who_leaves_does_not_end_the_work():
         await asyncio.wait((first,))
         work.done.set()
     assert second.result() == "result"
-    assert work.begun == 1
+    assert work.starts == 1
 
 
-async def test_work_that_is_stopped_by_shutdown_tells_its_waiters():
-    class Stop(Exception):  # noqa: N818 (the test's own signal)
+async def test_the_callers_get_an_error_if_a_shutdown_cancels_the_work():
+    class Stop(Exception):  # noqa: N818 (a signal, no error)
         pass
 
     outcome: list[BaseException] = []
@@ -99,11 +99,11 @@ async def test_work_that_is_stopped_by_shutdown_tells_its_waiters():
     assert len(outcome) == 1
 
 
-async def test_work_can_be_started_without_waiting():
+async def test_work_can_be_started_in_the_background():
     async with asyncio.TaskGroup() as group:
         flight: SingleFlight[str, str] = SingleFlight(group)
         work = Work()
         flight.start("key", work)
         flight.start("key", work)
         work.done.set()
-    assert work.begun == 1
+    assert work.starts == 1

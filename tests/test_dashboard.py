@@ -1,4 +1,4 @@
-"""The dashboard for Grafana, as far as it can be judged without one; `tests/system` asks its queries."""
+"""The Grafana dashboard, checked without Grafana; `tests/system` runs its queries."""
 
 import json
 from itertools import combinations
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.promql import labels_by_metric, mistakes
+from tests.support.promql import labels_by_metric, unknown_names
 
 FILE = Path(__file__).parents[1] / "config" / "grafana" / "pullcache.json"
 DASHBOARD = json.loads(FILE.read_text(encoding="utf-8"))
@@ -18,7 +18,7 @@ Panel = dict[str, Any]
 
 
 def queries() -> list[tuple[str, str]]:
-    """Return each query of the dashboard after the title of its panel."""
+    """Return the title of the panel and the query, for each query of the dashboard."""
     return [
         (panel["title"], target["expr"]) for panel in PANELS for target in panel.get("targets", ())
     ]
@@ -33,27 +33,27 @@ def overlap(one: dict[str, int], other: dict[str, int]) -> bool:
     )
 
 
-def test_every_panel_asks_for_metrics_and_labels_that_there_are():
+def test_every_panel_uses_existing_metrics_and_labels():
     known = labels_by_metric()
     assert queries()
-    wrong = {(title, query): mistakes(query, known) for title, query in queries()}
-    assert {place: what for place, what in wrong.items() if what} == {}
+    unknown = {(title, query): unknown_names(query, known) for title, query in queries()}
+    assert {query: names for query, names in unknown.items() if names} == {}
 
 
-def test_every_metric_of_the_program_is_on_the_dashboard():
+def test_every_metric_is_on_the_dashboard():
     shown = " ".join(query for _, query in queries())
     names = {name for name in labels_by_metric() if name.startswith("pullcache_")}
     missing = {
         name for name in names if not name.endswith(("_sum", "_count")) and name not in shown
     }
-    # Reloads are told by how the last one went.
+    # Of reloads the dashboard shows whether the last one succeeded.
     assert missing == {
         "pullcache_config_reloads_total",
         "pullcache_config_last_reload_success_timestamp_seconds",
     }
 
 
-def test_it_can_be_imported_wherever_there_is_a_prometheus():
+def test_the_dashboard_works_with_any_prometheus_datasource():
     variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
     assert variables["datasource"]["type"] == "datasource"
     assert "id" not in DASHBOARD
@@ -63,7 +63,7 @@ def test_it_can_be_imported_wherever_there_is_a_prometheus():
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
-def test_every_panel_shows_the_chosen_instances_in_a_unit(panel: Panel):
+def test_every_panel_has_a_unit_and_filters_by_instance(panel: Panel):
     if panel["type"] == "row":
         return
     assert panel["fieldConfig"]["defaults"]["unit"]
@@ -71,8 +71,8 @@ def test_every_panel_shows_the_chosen_instances_in_a_unit(panel: Panel):
         assert 'instance=~"$instance"' in target["expr"]
 
 
-def test_no_two_panels_lie_upon_each_other():
+def test_no_two_panels_overlap():
     assert len({panel["id"] for panel in PANELS}) == len(PANELS)
-    places = [panel["gridPos"] for panel in PANELS]
-    assert max(place["x"] + place["w"] for place in places) == 24
-    assert [pair for pair in combinations(places, 2) if overlap(*pair)] == []
+    positions = [panel["gridPos"] for panel in PANELS]
+    assert max(position["x"] + position["w"] for position in positions) == 24
+    assert [pair for pair in combinations(positions, 2) if overlap(*pair)] == []

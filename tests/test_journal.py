@@ -12,7 +12,7 @@ import pytest
 
 from proxy.log import Format, LogWriter, configure_logging, get_logger
 
-pytestmark = pytest.mark.usefixtures("log_as_it_was")
+pytestmark = pytest.mark.usefixtures("restore_logging")
 
 Journal = Callable[[Callable[[LogWriter], object], Format], list[tuple[int, str]]]
 

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: by Kubernetes' own schemas, by our own loader, and what they run."""
+"""The Kubernetes manifests, checked by Kubernetes' schemas, by our loader, and by running them."""
 
 import os
 import subprocess
@@ -24,39 +24,39 @@ def documents(name: str) -> list[Any]:
     return list(yaml.safe_load_all((FOLDER / name).read_text()))
 
 
-def the(kind: str, name: str) -> Any:
-    (found,) = [one for one in documents(name) if one["kind"] == kind]
-    return found
+def only_document(kind: str, name: str) -> Any:
+    (document,) = [one for one in documents(name) if one["kind"] == kind]
+    return document
 
 
-def pod(kind: str, name: str) -> Any:
-    return the(kind, name)["spec"]["template"]["spec"]
+def pod_spec(kind: str, name: str) -> Any:
+    return only_document(kind, name)["spec"]["template"]["spec"]
 
 
-def configuration(name: str, place: Path) -> Config:
-    """Return what the pullcache.toml in a manifest says to the daemon."""
-    file = place / name
-    file.write_text(the("ConfigMap", name)["data"]["pullcache.toml"])
+def load_config(name: str, directory: Path) -> Config:
+    """Load the pullcache.toml in the ConfigMap of a manifest."""
+    file = directory / name
+    file.write_text(only_document("ConfigMap", name)["data"]["pullcache.toml"])
     return load(file, {}, {})
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", [CACHE, NODES])
-def test_kubernetes_knows_every_field(name: str, version: str):
+def test_every_field_is_valid(name: str, version: str):
     for document in documents(name):
         kubernetes_validate.validate(document, version, strict=True)
 
 
-def test_kubernetes_own_schema_refuses_a_field_that_does_not_exist():
-    broken = the("StatefulSet", CACHE)
+def test_the_validation_rejects_an_unknown_field():
+    broken = only_document("StatefulSet", CACHE)
     broken["spec"]["template"]["spec"]["containers"][0]["volumeMount"] = []
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(broken, VERSIONS[0], strict=True)
 
 
-def test_nothing_in_the_pods_has_more_rights_than_it_needs():
+def test_the_pods_run_with_least_privilege():
     for kind, name in (("StatefulSet", CACHE), ("DaemonSet", NODES)):
-        spec = pod(kind, name)
+        spec = pod_spec(kind, name)
         assert spec["automountServiceAccountToken"] is False
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         for container in spec["containers"]:
@@ -68,14 +68,14 @@ def test_nothing_in_the_pods_has_more_rights_than_it_needs():
                     "capabilities": {"drop": ["ALL"]},
                 }.items()
             )
-    cache = pod("StatefulSet", CACHE)["securityContext"]
+    cache = pod_spec("StatefulSet", CACHE)["securityContext"]
     assert cache["runAsNonRoot"]
     assert {cache["runAsUser"], cache["runAsGroup"], cache["fsGroup"]} == {65532}
 
 
-def test_the_cache_is_asked_where_it_listens_and_stores_on_its_volume(tmp_path: Path):
-    config = configuration(CACHE, tmp_path)
-    (container,) = pod("StatefulSet", CACHE)["containers"]
+def test_ports_probes_and_volumes_match_the_configuration(tmp_path: Path):
+    config = load_config(CACHE, tmp_path)
+    (container,) = pod_spec("StatefulSet", CACHE)["containers"]
     (port,) = container["ports"]
     assert [one.port for one in config.server.listen] == [port["containerPort"]]
     assert not config.server.listen[0].is_loopback
@@ -85,51 +85,53 @@ def test_the_cache_is_asked_where_it_listens_and_stores_on_its_volume(tmp_path: 
     mounts = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
     assert config.store.path.is_relative_to(mounts["store"])
     assert mounts["configuration"] == "/etc/pullcache"
-    (claim,) = the("StatefulSet", CACHE)["spec"]["volumeClaimTemplates"]
+    (claim,) = only_document("StatefulSet", CACHE)["spec"]["volumeClaimTemplates"]
     assert claim["metadata"]["name"] == "store"
     assert container["image"].endswith(f":{__version__}")
 
 
-def test_a_stop_is_given_longer_than_the_daemon_takes(tmp_path: Path):
-    seconds = pod("StatefulSet", CACHE)["terminationGracePeriodSeconds"]
-    assert seconds >= configuration(CACHE, tmp_path).server.shutdown_timeout + 10
+def test_the_grace_period_is_longer_than_a_shutdown_takes(tmp_path: Path):
+    seconds = pod_spec("StatefulSet", CACHE)["terminationGracePeriodSeconds"]
+    assert seconds >= load_config(CACHE, tmp_path).server.shutdown_timeout + 10
 
 
-def test_services_and_policies_mean_the_cache():
-    labels = the("StatefulSet", CACHE)["spec"]["template"]["metadata"]["labels"]
-    service, policy = the("Service", CACHE)["spec"], the("NetworkPolicy", CACHE)["spec"]
-    assert the("StatefulSet", CACHE)["spec"]["selector"]["matchLabels"] == labels
+def test_service_and_network_policy_select_the_cache():
+    labels = only_document("StatefulSet", CACHE)["spec"]["template"]["metadata"]["labels"]
+    service, policy = (
+        only_document("Service", CACHE)["spec"],
+        only_document("NetworkPolicy", CACHE)["spec"],
+    )
+    assert only_document("StatefulSet", CACHE)["spec"]["selector"]["matchLabels"] == labels
     assert service["selector"] == policy["podSelector"]["matchLabels"] == labels
-    assert the("StatefulSet", CACHE)["spec"]["serviceName"] == "pullcache"
+    assert only_document("StatefulSet", CACHE)["spec"]["serviceName"] == "pullcache"
     (allowed,) = policy["ingress"]
     assert allowed["ports"] == [{"protocol": "TCP", "port": "registry"}]
 
 
-def test_nodes_ask_the_node_port_for_what_the_cache_has(tmp_path: Path):
-    assert configuration(NODES, tmp_path).upstreams == configuration(CACHE, tmp_path).upstreams
-    (container,) = pod("DaemonSet", NODES)["containers"]
-    (port,) = the("Service", CACHE)["spec"]["ports"]
+def test_nodes_use_the_node_port_for_the_upstreams_of_the_cache(tmp_path: Path):
+    assert load_config(NODES, tmp_path).upstreams == load_config(CACHE, tmp_path).upstreams
+    (container,) = pod_spec("DaemonSet", NODES)["containers"]
+    (port,) = only_document("Service", CACHE)["spec"]["ports"]
     variables = {one["name"]: one.get("value") for one in container["env"]}
     assert variables["CACHE"] == f"http://$(NODE_ADDRESS):{port['nodePort']}"
-    volumes = {one["name"]: one for one in pod("DaemonSet", NODES)["volumes"]}
+    volumes = {one["name"]: one for one in pod_spec("DaemonSet", NODES)["volumes"]}
     assert volumes["certs"]["hostPath"]["path"] == "/etc/containerd/certs.d"
 
 
 class Node:
-    """Runs what the DaemonSet runs, on a certs.d of its own."""
+    """A node that runs the script of the DaemonSet on a certs.d of its own."""
 
-    def __init__(self, place: Path) -> None:
-        self.certs = place / "certs.d"
+    def __init__(self, directory: Path) -> None:
+        self.certs = directory / "certs.d"
         self.certs.mkdir()
-        self._place = place
-        data = the("ConfigMap", NODES)["data"]
-        self._script = place / "write-hosts"
+        data = only_document("ConfigMap", NODES)["data"]
+        self._script = directory / "write-hosts"
         self._script.write_text(data["write-hosts"])
-        self.config = place / "pullcache.toml"
+        self.config = directory / "pullcache.toml"
         self.config.write_text(data["pullcache.toml"])
 
     def run(self) -> list[str]:
-        """Start it, wait until it is done, end it as Kubernetes does; return what it said."""
+        """Run the script until it is done, stop it as Kubernetes does, and return its output."""
         programs = Path(sys.executable).parent
         process = subprocess.Popen(
             ["/bin/sh", self._script],
@@ -143,18 +145,18 @@ class Node:
             text=True,
         )
         assert process.stdout
-        said = []
+        output = []
         try:
             for line in process.stdout:
-                said.append(line.strip())
+                output.append(line.strip())
                 if line.startswith("done"):
-                    self.seen = {name: self.read(name) for name in self.names()}
+                    self.written = {name: self.read(name) for name in self.names()}
                     break
         finally:
             process.terminate()
             assert process.wait(30) == 0
             process.stdout.close()
-        return said
+        return output
 
     def names(self) -> Iterator[str]:
         return (path.parent.name for path in self.certs.glob("*/hosts.toml"))
@@ -168,36 +170,36 @@ def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
 
 
-def test_a_node_is_told_of_every_upstream_and_nothing_stays_when_the_daemonset_goes(node: Node):
+def test_a_node_gets_a_hosts_file_for_every_upstream_until_the_daemonset_is_removed(node: Node):
     node.run()
-    assert set(node.seen) == {"docker.io", "ghcr.io", "quay.io", "registry.k8s.io"}
-    for text in node.seen.values():
+    assert set(node.written) == {"docker.io", "ghcr.io", "quay.io", "registry.k8s.io"}
+    for text in node.written.values():
         assert text.startswith(MARK)
         assert '[host."http://10.0.0.7:30500"]' in text
     assert list(node.certs.iterdir()) == []
 
 
-def test_hosts_files_of_others_are_left_alone(node: Node):
-    theirs = node.certs / "ghcr.io" / "hosts.toml"
-    theirs.parent.mkdir()
-    theirs.write_text('server = "https://ghcr.io"\n')
+def test_foreign_hosts_files_are_left_alone(node: Node):
+    foreign = node.certs / "ghcr.io" / "hosts.toml"
+    foreign.parent.mkdir()
+    foreign.write_text('server = "https://ghcr.io"\n')
     node.run()
-    assert theirs.read_text() == 'server = "https://ghcr.io"\n'
-    assert list(node.certs.iterdir()) == [theirs.parent]
+    assert foreign.read_text() == 'server = "https://ghcr.io"\n'
+    assert list(node.certs.iterdir()) == [foreign.parent]
 
 
-def test_what_a_crash_left_is_kept_where_it_is_right_and_mended_where_not(node: Node):
+def test_files_that_a_crash_has_left_are_kept_updated_or_removed(node: Node):
     node.run()
-    for name, text in node.seen.items():
+    for name, text in node.written.items():
         (node.certs / name).mkdir()
         (node.certs / name / "hosts.toml").write_text(text)
-    wrong, gone = node.certs / "quay.io", node.certs / "old.example"
-    gone.mkdir()
-    for directory in (wrong, gone):
-        (directory / "hosts.toml").write_text(f"{node.seen['quay.io'].splitlines()[0]}\nold\n")
-    before = dict(node.seen)
-    said = node.run()
-    assert node.seen == before
-    assert "docker.io is as it should be" in said
-    assert "quay.io is written" in said
-    assert "old.example is no upstream any more: removed" in said
+    outdated, removed = node.certs / "quay.io", node.certs / "old.example"
+    removed.mkdir()
+    for directory in (outdated, removed):
+        (directory / "hosts.toml").write_text(f"{node.written['quay.io'].splitlines()[0]}\nold\n")
+    before = dict(node.written)
+    output = node.run()
+    assert node.written == before
+    assert "docker.io is as it should be" in output
+    assert "quay.io is written" in output
+    assert "old.example is no upstream any more: removed" in output

@@ -1,4 +1,4 @@
-"""The log: one shape for all lines, no raw control character, and never a wait."""
+"""The log: one form for all lines, no raw control characters, and no blocking of callers."""
 
 import asyncio
 import io
@@ -14,14 +14,14 @@ from hypothesis import given, strategies as st
 
 from proxy.log import Format, LogWriter, configure_logging, get_logger, render_json, request_id
 
-pytestmark = pytest.mark.usefixtures("log_as_it_was")
+pytestmark = pytest.mark.usefixtures("restore_logging")
 
 LINES = 50_000
 
 
 @pytest.fixture
 def lines(tmp_path: Path) -> Callable[..., list[str]]:
-    """Run something with a log and return the lines that came out."""
+    """Return a function that runs some work with a log and returns the lines of the log."""
     file = tmp_path / "log"
 
     def run(
@@ -36,7 +36,7 @@ def lines(tmp_path: Path) -> Callable[..., list[str]]:
     return run
 
 
-def test_our_lines_access_lines_and_those_of_libraries_have_one_shape(lines):
+def test_our_lines_access_lines_and_those_of_libraries_have_one_form(lines):
     def work(log: LogWriter) -> None:
         get_logger("proxy.cache").warning("disk is slow", seconds=1.5)
         log.log_request("request", status=200, path="/v2/")
@@ -53,7 +53,7 @@ def test_our_lines_access_lines_and_those_of_libraries_have_one_shape(lines):
     assert all(line["time"][10] == "T" and line["time"][-1] == "Z" for line in (ours, access))
 
 
-def test_every_line_of_a_request_says_its_id(lines):
+def test_every_line_of_a_request_carries_its_id(lines):
     def work(log: LogWriter) -> None:
         token = request_id.set("4bf92f")
         get_logger("a").info("one")
@@ -67,7 +67,7 @@ def test_every_line_of_a_request_says_its_id(lines):
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_below_the_level_nothing_comes_out(lines, form):
+def test_less_severe_lines_are_not_written(lines, form):
     def work(log: LogWriter) -> None:
         log.log_request("request")
         get_logger("a").info("quiet")
@@ -80,7 +80,7 @@ def test_below_the_level_nothing_comes_out(lines, form):
 
 
 @given(st.dictionaries(st.text(), st.one_of(st.text(), st.characters(), st.integers(), st.none())))
-def test_c18_a_json_line_holds_no_control_character_and_means_what_was_said(fields):
+def test_c18_a_json_line_has_no_control_characters_and_decodes_to_the_fields(fields):
     line = render_json(fields)
     text = line.decode()
     assert text.endswith("\n")
@@ -88,12 +88,12 @@ def test_c18_a_json_line_holds_no_control_character_and_means_what_was_said(fiel
     assert json.loads(text) == fields
 
 
-def test_bytes_of_a_header_that_are_no_text_do_not_stop_the_line():
+def test_a_header_that_is_not_utf_8_is_logged():
     header = b"curl\xff\x1b[2J".decode("utf-8", "surrogateescape")
     assert json.loads(render_json({"agent": header})) == {"agent": header}
 
 
-def test_a_value_that_json_does_not_know_is_written_as_text():
+def test_a_value_without_a_json_form_is_written_as_text():
     assert json.loads(render_json({"path": Path("/x"), "big": 2**70})) == {
         "path": "/x",
         "big": 2**70,
@@ -112,7 +112,7 @@ def test_c18_on_a_console_control_characters_are_escaped(lines, hostile):
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_a_traceback_comes_out_without_the_values_of_variables(lines, form):
+def test_a_traceback_is_written_without_the_values_of_variables(lines, form):
     def work(log: LogWriter) -> None:
         password = "hunter2"
         try:
@@ -126,7 +126,7 @@ def test_a_traceback_comes_out_without_the_values_of_variables(lines, form):
     assert "hunter2" not in found.replace('password = "hunter2"', "")
 
 
-def test_a_call_with_the_wrong_arguments_is_logged_and_does_not_raise(lines):
+def test_a_record_whose_arguments_do_not_match_is_logged(lines):
     record = logging.makeLogRecord({"msg": "%d and %d", "args": ("one",), "levelname": "INFO"})
     found = lines(lambda log: log._stdlib_handler.emit(record))  # pytest's own handler would raise
     assert json.loads(found[0])["event"] == "%d and %d"
@@ -137,11 +137,13 @@ def read_all(descriptor: int) -> bytes:
         return stream.read()
 
 
-def test_p12_a_reader_that_stops_reading_costs_lines_and_nothing_else():
+def test_p12_if_stderr_is_not_read_lines_are_dropped_and_counted():
     read_end, write_end = os.pipe()
     with os.fdopen(write_end, "w", encoding="utf-8") as stream, ThreadPoolExecutor() as pool:
         log = configure_logging("info", "json", stream)
-        for number in range(LINES):  # far more than pipe and queue hold: nobody reads yet
+        for number in range(
+            LINES
+        ):  # far more than the pipe and the queue hold; the reader has not started
             log.log_request("request", number=number)
         received = pool.submit(read_all, read_end)
         log.close()
@@ -154,9 +156,9 @@ def test_p12_a_reader_that_stops_reading_costs_lines_and_nothing_else():
     assert written == sorted(written)
 
 
-def test_a_stderr_that_does_not_block_loses_nothing():
+def test_a_non_blocking_stderr_loses_no_lines():
     read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)  # as a program that shares our terminal may make it
+    os.set_blocking(write_end, False)  # as another program on the same terminal may do
     with os.fdopen(write_end, "w", encoding="utf-8") as stream, ThreadPoolExecutor() as pool:
         log = configure_logging("info", "json", stream)
         for number in range(10_000):  # more than a pipe holds
@@ -168,7 +170,7 @@ def test_a_stderr_that_does_not_block_loses_nothing():
     assert [json.loads(line)["number"] for line in found.splitlines()] == [*range(10_000)]
 
 
-def test_a_stream_without_a_descriptor_will_do():
+def test_the_log_can_be_written_to_a_stream_without_a_descriptor():
     stream = io.StringIO()
     log = configure_logging("info", "auto", stream)
     log.log_request("request", status=200)
@@ -176,18 +178,18 @@ def test_a_stream_without_a_descriptor_will_do():
     assert json.loads(stream.getvalue())["status"] == 200
 
 
-def test_close_writes_what_waits_and_later_lines_come_out_at_once(tmp_path):
+def test_close_writes_the_queue_and_later_lines_are_written_at_once(tmp_path):
     with (tmp_path / "log").open("w", encoding="utf-8") as stream:
         log = configure_logging("info", "json", stream)
         for number in range(1000):
             log.log_request("request", number=number)
         log.close()
         assert len((tmp_path / "log").read_text().splitlines()) == 1000
-        get_logger("a").info("the last words")
-        assert "the last words" in (tmp_path / "log").read_text()
+        get_logger("a").info("after close")
+        assert "after close" in (tmp_path / "log").read_text()
 
 
-def test_a_stderr_that_is_gone_hurts_nobody():
+def test_a_closed_stderr_is_ignored():
     read_end, write_end = os.pipe()
     os.close(read_end)
     with os.fdopen(write_end, "w", encoding="utf-8") as stream:
@@ -196,7 +198,7 @@ def test_a_stderr_that_is_gone_hurts_nobody():
         log.close()
 
 
-async def test_logging_in_the_event_loop_blocks_nothing(tmp_path):
+async def test_logging_does_not_block_the_event_loop(tmp_path):
     file = tmp_path / "log"
     stream = await asyncio.to_thread(file.open, "w", encoding="utf-8")
     log = configure_logging("info", "json", stream)
@@ -208,14 +210,14 @@ async def test_logging_in_the_event_loop_blocks_nothing(tmp_path):
     assert len((await asyncio.to_thread(file.read_text)).splitlines()) == 200
 
 
-def test_auto_is_json_in_a_file_and_for_people_on_a_terminal(lines):
+def test_auto_is_json_in_a_file_and_console_on_a_terminal(lines):
     json.loads(lines(lambda log: log.log_request("request"), "auto")[0])
-    ours, theirs = os.openpty()
-    with os.fdopen(theirs, "w", encoding="utf-8") as terminal:
+    controller, terminal_fd = os.openpty()
+    with os.fdopen(terminal_fd, "w", encoding="utf-8") as terminal:
         log = configure_logging("info", "auto", terminal)
         log.log_request("request", status=200)
         log.close()
-        shown = os.read(ours, 10_000).decode()
-    os.close(ours)
+        shown = os.read(controller, 10_000).decode()
+    os.close(controller)
     assert "request" in shown
     assert not shown.startswith("{")

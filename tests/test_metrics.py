@@ -1,4 +1,4 @@
-"""Metrics: what is counted, what is there from the start, and what Prometheus thinks of it."""
+"""Metrics: what is counted, which series exist from the start, and that promtool accepts them."""
 
 import subprocess
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from proxy.metrics import Metrics
 
 @dataclass
 class Gauges:
-    """A store as the metrics see it."""
+    """A `GaugeSource` whose values tests set."""
 
     store_bytes: int = 0
     store_limit_bytes: int = 100
@@ -37,7 +37,7 @@ def samples(metrics: Metrics) -> dict[str, float]:
     }
 
 
-def use_everything(metrics: Metrics) -> None:
+def set_all_metrics(metrics: Metrics) -> None:
     metrics.register_gauges(Gauges())
     metrics.count_request(
         upstream="docker.io", kind="blob", status=206, cache="hit", seconds=0.2, sent=10
@@ -72,8 +72,8 @@ def test_a_request_is_counted_once_with_its_time_and_its_bytes(metrics):
     assert found[f"pullcache_requests_total,{served},status=200,upstream=ghcr.io"] == 0
 
 
-def test_what_upstream_did_is_counted_under_its_name(metrics):
-    use_everything(metrics)
+def test_upstream_requests_are_counted_by_upstream(metrics):
+    set_all_metrics(metrics)
     found = samples(metrics)
     hub = "upstream=docker.io"
     assert found[f"pullcache_upstream_requests_total,kind=blob,status=307,{hub}"] == 1
@@ -86,8 +86,8 @@ def test_what_upstream_did_is_counted_under_its_name(metrics):
     assert found[f"pullcache_digest_mismatches_total,{hub}"] == 1
 
 
-def test_what_the_store_did_is_counted_by_reason(metrics):
-    use_everything(metrics)
+def test_events_of_the_store_are_counted_by_reason(metrics):
+    set_all_metrics(metrics)
     found = samples(metrics)
     assert found["pullcache_downloads_total,result=stored"] == 1
     assert found["pullcache_evictions_total,reason=size"] == 3
@@ -113,11 +113,11 @@ def test_what_the_store_did_is_counted_by_reason(metrics):
         "pullcache_internal_errors_total",
     ],
 )
-def test_what_has_not_happened_yet_is_zero_and_not_absent(metrics, series):
+def test_series_exist_at_zero_before_anything_is_counted(metrics, series):
     assert samples(metrics)[series] == 0
 
 
-def test_gauges_are_read_from_their_source_at_each_scrape(metrics):
+def test_gauges_are_read_at_each_scrape(metrics):
     source = Gauges()
     metrics.register_gauges(source)
     assert samples(metrics)["pullcache_store_bytes"] == 0
@@ -131,13 +131,13 @@ def test_gauges_are_read_from_their_source_at_each_scrape(metrics):
     assert found["pullcache_downloads_in_progress"] == 2
 
 
-def test_two_programs_in_one_process_do_not_share_numbers(metrics):
+def test_two_programs_in_one_process_share_no_counters(metrics):
     other = Metrics(["docker.io"], "1.2.3")
     metrics.count_download("stored")
     assert samples(other)["pullcache_downloads_total,result=stored"] == 0
 
 
-def test_the_version_the_process_and_the_collector_of_garbage_are_there(metrics):
+def test_version_process_and_garbage_collection_are_exported(metrics):
     found = samples(metrics)
     assert found["pullcache_build_info,version=1.2.3"] == 1
     assert found["process_resident_memory_bytes"] > 0
@@ -145,8 +145,8 @@ def test_the_version_the_process_and_the_collector_of_garbage_are_there(metrics)
     assert not [name for name in found if "_created" in name]
 
 
-def test_distributions_names_are_there_only_if_they_are_wanted(metrics):
-    use_everything(metrics)
+def test_distributions_metrics_are_exported_only_if_enabled(metrics):
+    set_all_metrics(metrics)
     assert "registry_proxy" not in metrics.render().decode()
     metrics.enable_registry_proxy(is_on=True)
     for name in ("requests", "hits", "misses", "pulled_bytes", "pushed_bytes"):
@@ -156,7 +156,7 @@ def test_distributions_names_are_there_only_if_they_are_wanted(metrics):
     assert "registry_proxy" not in metrics.render().decode()
 
 
-def test_distributions_names_say_what_came_from_the_store_and_what_from_upstream(metrics):
+def test_distributions_metrics_distinguish_hits_from_misses(metrics):
     metrics.enable_registry_proxy(is_on=True)
     for cache in ("hit", "stale", "revalidated", "miss", "collapsed", "collapsed"):
         metrics.count_request(
@@ -179,8 +179,8 @@ def test_distributions_names_say_what_came_from_the_store_and_what_from_upstream
     assert found["registry_proxy_pulled_bytes_total,type=blob"] == 500
 
 
-def test_promtool_finds_nothing_to_say(metrics):
-    use_everything(metrics)
+def test_promtool_has_no_complaints(metrics):
+    set_all_metrics(metrics)
     metrics.enable_registry_proxy(is_on=True)
     checked = subprocess.run(
         ["promtool", "check", "metrics"], input=metrics.render(), capture_output=True, check=False

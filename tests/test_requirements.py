@@ -1,4 +1,4 @@
-"""The lock against what it locks."""
+"""The lock files, checked against pyproject.toml and the installed packages."""
 
 import re
 import tomllib
@@ -10,12 +10,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-PACKAGED = ROOT / "config" / "requirements.txt"
+LOCKS = ROOT / "config" / "requirements"
+DEVELOPMENT, RUNTIME = LOCKS / "development.txt", LOCKS / "runtime.txt"
 PIN = re.compile(r"^([a-z0-9-]+)==(\S+)", re.MULTILINE)
 
 
 def requirements(project: dict[str, Any], group: str) -> list[Requirement]:
-    """Return what a dependency group asks for, and the groups that it includes."""
+    """Return the requirements of a dependency group and of the groups that it includes."""
     found = []
     for entry in project["dependency-groups"][group]:
         if isinstance(entry, str):
@@ -25,16 +26,16 @@ def requirements(project: dict[str, Any], group: str) -> list[Requirement]:
     return found
 
 
-# A pin with its marker, or a hash: nothing else, so no address and no option.
+# A pin with its marker, or a hash; no URLs and no options.
 LOCK_LINE = re.compile(
     r"[a-z0-9.-]+==[0-9a-z.]+(?: ; [A-Za-z_0-9 .<>=!'()]+)?(?: \\)?"
     r"|    --hash=sha256:[0-9a-f]{64}(?: \\)?"
 )
 
 
-def test_every_requirement_is_locked_at_a_version_it_allows():
+def test_every_requirement_is_locked_at_an_allowed_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    pins = dict(PIN.findall((ROOT / "requirements.txt").read_text()))
+    pins = dict(PIN.findall(DEVELOPMENT.read_text()))
     texts = [*project["project"]["dependencies"]]
     for extra in project["project"]["optional-dependencies"].values():
         texts += extra
@@ -43,14 +44,14 @@ def test_every_requirement_is_locked_at_a_version_it_allows():
         assert requirement.specifier.contains(pins[requirement.name]), str(requirement)
 
 
-def blocks(path: Path) -> dict[str, set[str]]:
-    """Return the hashes of each pin of a lock."""
+def hashes_by_pin(path: Path) -> dict[str, set[str]]:
+    """Return the hashes of each pin of a lock file."""
     pins = re.split(r"^(?=\S)", path.read_text(), flags=re.MULTILINE)[1:]
     return {pin.split()[0]: set(re.findall(r"sha256:\w+", pin)) for pin in pins}
 
 
-def needed(name: str) -> set[str]:
-    """Return all that a distribution with its extra needs here, by what the installed ones say."""
+def transitive_requirements(name: str) -> set[str]:
+    """Return all distributions that an installed one needs on this platform, with its extra."""
     found: set[str] = set()
     waiting = [name]
     while waiting:
@@ -65,14 +66,14 @@ def needed(name: str) -> set[str]:
     return found
 
 
-def test_what_is_packaged_is_what_the_program_needs_as_it_is_locked():
-    """If not: tests/run says how both locks are made."""
-    lock, packaged = blocks(ROOT / "requirements.txt"), blocks(PACKAGED)
+def test_the_packaged_lock_has_what_the_program_needs_at_the_locked_versions():
+    """If this fails, make both locks anew, as `tests/run` describes."""
+    lock, packaged = hashes_by_pin(DEVELOPMENT), hashes_by_pin(RUNTIME)
     assert packaged.items() <= lock.items()
-    assert {pin.partition("==")[0] for pin in packaged} >= needed("pullcache")
+    assert {pin.partition("==")[0] for pin in packaged} >= transitive_requirements("pullcache")
 
 
-def test_the_lock_names_no_place_to_download_from():
-    for lock in (ROOT / "requirements.txt", PACKAGED):
+def test_the_locks_contain_no_urls():
+    for lock in (DEVELOPMENT, RUNTIME):
         for line in lock.read_text().splitlines():
             assert LOCK_LINE.fullmatch(line), line

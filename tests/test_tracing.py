@@ -1,4 +1,4 @@
-"""Traces as a collector receives them, by OTLP/HTTP: what hangs together, what is told, what is not."""
+"""Tracing: the spans that a collector receives by OTLP/HTTP, and what they must not contain."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ async def collector(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Collector]
         yield collector
 
 
-async def test_a_cold_pull_is_seen_with_all_that_it_waited_for(make_program, registry, collector):
+async def test_the_spans_of_a_cold_pull_show_what_it_waited_for(make_program, registry, collector):
     image = registry.add_image(layers=[b"x" * 100_000])
     program = await make_program(**ON)
     await program.pull(image)
@@ -38,7 +38,7 @@ async def test_a_cold_pull_is_seen_with_all_that_it_waited_for(make_program, reg
     await program.stop()
 
     trees = [collector.tree(root) for root in collector.roots()]
-    # Challenge, token, manifest; a blob comes by a redirect to the CDN.
+    # The manifest takes a challenge, a token and a GET; a blob a redirect to the CDN.
     cold_manifest = [f"HEAD {MANIFEST}", ["GET"], ["GET"], ["GET"], ["commit"]]
     download = ["download", ["GET"], ["GET"], ["verify"], ["commit"]]
     cold_blob = [f"GET {BLOB}", download]
@@ -53,14 +53,14 @@ async def test_a_cold_pull_is_seen_with_all_that_it_waited_for(make_program, reg
     ]
     assert attributes(layer)["pullcache.bytes"] == 100_000
     request, *_ = collector.named(f"GET {BLOB}")
-    said = attributes(request)
-    assert said["http.response.status_code"] == 200
-    assert said["url.path"].startswith("/v2/library/app/blobs/sha256:")
-    assert said["pullcache.cache_status"] == "pullcache; fwd=miss; stored"
-    assert said["pullcache.request"]
+    recorded = attributes(request)
+    assert recorded["http.response.status_code"] == 200
+    assert recorded["url.path"].startswith("/v2/library/app/blobs/sha256:")
+    assert recorded["pullcache.cache_status"] == "pullcache; fwd=miss; stored"
+    assert recorded["pullcache.request"]
 
 
-async def test_the_trace_of_the_client_goes_on_upstream_and_nothing_else_of_it_does(
+async def test_upstream_is_sent_the_trace_of_the_client_but_no_tracestate_or_baggage(
     make_program, registry, collector
 ):
     image = registry.add_image()
@@ -72,14 +72,14 @@ async def test_the_trace_of_the_client_goes_on_upstream_and_nothing_else_of_it_d
 
     (root,) = collector.roots()
     assert (root.trace_id.hex(), root.parent_span_id.hex()) == (TRACE, PARENT)
-    asked = {span.span_id.hex() for span in collector.named("GET")}
-    told = [seen.headers["traceparent"].split("-") for seen in registry.requests]
-    assert {trace for _, trace, _, _ in told} == {TRACE}
-    assert {span for _, _, span, _ in told} == asked
+    spans = {span.span_id.hex() for span in collector.named("GET")}
+    parents = [seen.headers["traceparent"].split("-") for seen in registry.requests]
+    assert {trace for _, trace, _, _ in parents} == {TRACE}
+    assert {span for _, _, span, _ in parents} == spans
     assert not any({"tracestate", "baggage"} & set(seen.headers) for seen in registry.requests)
 
 
-async def test_what_fails_is_marked_by_its_class_and_what_is_secret_is_not_sent(
+async def test_errors_are_recorded_by_class_and_secrets_are_not_exported(
     make_program, registry, collector
 ):
     image = registry.add_image()
@@ -93,7 +93,7 @@ async def test_what_fails_is_marked_by_its_class_and_what_is_secret_is_not_sent(
     assert attributes(collector.named("download")[0])["error.type"] == "UpstreamUnauthorizedError"
     refused = [one for one in collector.named("GET") if "/registry-v2/" in str(attributes(one))]
     assert {attributes(one)["http.response.status_code"] for one in refused} == {403}
-    # The CDN's URLs are signed by their query, the token is in a header.
+    # The URLs of the CDN carry a signature in the query, requests a token in a header.
     signed = [seen.target.partition("?")[2] for seen in registry.seen("GET /registry-v2/")]
     tokens = [
         seen.headers["Authorization"]
@@ -107,7 +107,7 @@ async def test_what_fails_is_marked_by_its_class_and_what_is_secret_is_not_sent(
     assert [secret for secret in secrets if secret.encode() in exported] == []
 
 
-async def test_who_watches_over_the_daemon_leaves_no_traces(make_program, collector):
+async def test_monitoring_requests_are_not_traced(make_program, collector):
     program = await make_program(**ON)
     for path in ("/healthz", "/readyz", "/metrics"):
         assert (await program.ask(path)).status == 200
@@ -115,7 +115,9 @@ async def test_who_watches_over_the_daemon_leaves_no_traces(make_program, collec
     assert collector.spans == []
 
 
-async def test_the_variables_of_opentelemetry_hold(make_program, registry, collector, monkeypatch):
+async def test_the_environment_variables_of_opentelemetry_apply(
+    make_program, registry, collector, monkeypatch
+):
     monkeypatch.setenv("OTEL_SERVICE_NAME", "hub-cache")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
     program = await make_program(**ON)
@@ -128,7 +130,7 @@ async def test_the_variables_of_opentelemetry_hold(make_program, registry, colle
     assert len(collector.roots()) == 1
 
 
-async def test_a_collector_that_does_not_answer_holds_up_no_answer_and_no_stop(
+async def test_a_silent_collector_delays_neither_responses_nor_the_stop(
     make_program, registry, collector, monkeypatch
 ):
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -136,10 +138,10 @@ async def test_a_collector_that_does_not_answer_holds_up_no_answer_and_no_stop(
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
         program = await make_program(**ON)
         await program.pull(registry.add_image())
-        # Connected to, and never answered: the SDK would wait for thirty seconds.
+        # The collector accepts the connection but never responds; the SDK would wait for 30 s.
         async with asyncio.timeout(15):
             await program.stop()
-    # Nobody tries again behind our back.
+    # The thread of the SDK does not keep retrying.
     for thread in threading.enumerate():
         if thread.name == "traces":
             await asyncio.to_thread(thread.join, 20)
@@ -150,7 +152,7 @@ async def test_a_collector_that_does_not_answer_holds_up_no_answer_and_no_stop(
     ("name", "value"),
     [("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"), ("OTEL_BSP_MAX_QUEUE_SIZE", "1")],
 )
-async def test_a_variable_that_cannot_be_used_is_named_at_the_start(
+async def test_an_invalid_variable_is_an_error_at_the_start_that_names_it(
     make_program, collector, monkeypatch, name, value
 ):
     monkeypatch.setenv(name, value)
@@ -158,7 +160,7 @@ async def test_a_variable_that_cannot_be_used_is_named_at_the_start(
         await make_program(**ON)
 
 
-def python(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_python(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", script, *arguments],
         env={**os.environ, "PULLCACHE_SERVER_TRACING": "true"},
@@ -175,14 +177,14 @@ def test_without_the_extra_the_error_names_it(tmp_path: Path, command):
         "import sys; sys.modules['opentelemetry'] = None\n"  # as if it were not installed
         "from proxy.cli import main; main(sys.argv[1:])"
     )
-    done = python(script, *command, "--store", str(tmp_path / "store"))
+    done = run_python(script, *command, "--store", str(tmp_path / "store"))
     assert done.returncode == 2
     assert "pip install 'pullcache[opentelemetry]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_unless_it_is_on_nothing_of_it_is_imported():
+def test_opentelemetry_is_not_imported_unless_tracing_is_on():
     script = (
         "import sys, proxy.daemon; sys.exit(any('opentelemetry' in name for name in sys.modules))"
     )
-    assert python(script).returncode == 0
+    assert run_python(script).returncode == 0

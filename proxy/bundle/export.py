@@ -38,12 +38,12 @@ READ_SIZE = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class ExportedImage:
-    """An image of a bundle. `left_out` are platforms that its index names and the store has not."""
+    """An image of a bundle. `skipped_platforms` are those that the store lacks."""
 
     name: str
     digest: str
     platforms: list[str]
-    left_out: list[str]
+    skipped_platforms: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class BundleExporter:
             with closing(self._iterate_chunks(bundle)) as pieces:
                 yield pieces
         except _DamagedBlobError as error:
-            await self._image_store.space.remove_corrupt(error.digest, error.size)
+            await self._image_store.space.remove_corrupt(error.digest)
             raise StorageError(f"{error.digest} {error} on the disk; pull it again") from error
         for digest in bundle.blobs:
             self._image_store.index.touch(digest)

@@ -53,12 +53,12 @@ class ImportedImage:
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """What an import did. `added` blobs of `added_bytes` are new, `known` ones were here before."""
+    """What an import did. `added` blobs of `added_bytes` are new; `already_stored` counts the others."""
 
     images: list[ImportedImage]
     added: int
     added_bytes: int
-    known: int
+    already_stored: int
 
 
 class BundleImporter:

@@ -5,18 +5,18 @@ from contextlib import suppress
 from pathlib import Path
 
 from proxy.bundle.tar import TarReader
-from proxy.concurrency import run_in_thread, run_uncancelled
+from proxy.concurrency import run_in_thread
 from proxy.errors import (
     BundleError,
     DigestMismatchError,
     InvalidManifestError,
     NoSpaceError,
-    StorageError,
 )
 from proxy.images.tree import ImageStore
 from proxy.oci import layout, manifest as oci, tar
 from proxy.oci.digest import Digest
 from proxy.oci.layout import LayoutImage
+from proxy.storage.commit import Committer
 from proxy.storage.ingest import Ingest
 from proxy.storage.space import Lease, Reservation
 
@@ -214,7 +214,7 @@ class BundleReader:
             await run_in_thread(self._image_store.executor, ingest.preallocate, size)
             reservation.written = size
             await self._copy_to_ingest(stream, ingest)
-            await run_uncancelled(self._commit(ingest, reservation))
+            await self._commit(ingest, reservation)
         except BaseException:
             await run_in_thread(self._image_store.executor, ingest.discard)
             raise
@@ -246,20 +246,11 @@ class BundleReader:
 
     async def _commit(self, ingest: Ingest, reservation: Reservation) -> None:
         """Make the blob a part of the store that no repository is linked to."""
-        digest, size = ingest.digest, ingest.frontier
-        self._lease.digests.add(digest)
-        await run_in_thread(self._image_store.executor, ingest.commit)
-        try:
-            is_new = await self._image_store.index.add_blob(None, digest, size)
-        except StorageError:
-            await run_in_thread(
-                self._image_store.executor, self._image_store.blob_store.delete, digest
-            )
-            raise
-        self._image_store.space.commit(reservation, digest, size, is_new=is_new)
-        if is_new:
-            self.added_blobs[digest] = size
-        await run_in_thread(self._image_store.executor, ingest.delete_state)
+        self._lease.digests.add(ingest.digest)
+        store = self._image_store
+        committer = Committer(store.blob_store, store.index, store.space, store.executor)
+        if await committer.commit_ingest(ingest, reservation, None):
+            self.added_blobs[ingest.digest] = ingest.frontier
 
 
 def _append_chunks(ingest: Ingest, chunks: list[bytes]) -> None:

@@ -1,1 +1,4 @@
-"""Who decides: the only package that sees both storage and upstream."""
+"""The pull-through cache: decides whether a request is answered from the store or by upstream.
+
+It reads `storage`, and leaves all fetching to `download` and `upstream`.
+"""

@@ -1,7 +1,8 @@
-"""Lists: the tags of a repository, the referrers of a manifest, the repositories that are cached.
+"""Lists: the tags of a repository, the referrers of a manifest, and the cached repositories.
 
-Upstream's list is kept whole for a while, and pages are cut here, so that they are right whatever
-upstream makes of `n` and `last`. While upstream fails, an older list does, or what the index knows.
+Upstream's whole list is cached for the tags' TTL and the registry API cuts the pages, so that they
+are right even where upstream ignores `n` and `last`. While upstream fails, an older list is served,
+or one made from the index.
 """
 
 import asyncio
@@ -22,11 +23,12 @@ from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
 from proxy.upstream.client import Upstream
 
+# Lists of tags and, separately, of referrers that are cached.
 MAX_CACHED_LISTS = 1000
 
 log = get_logger(__name__)
 
-# A descriptor as upstream sent it: unknown fields must survive.
+# A descriptor as upstream sent it; fields unknown to us are passed on.
 RawDescriptor = dict[str, Any]
 
 
@@ -35,7 +37,7 @@ class _ReferrersPage(msgspec.Struct):
 
 
 class ListingCache:
-    """Answers lists for all upstreams."""
+    """Serves the lists of all upstreams."""
 
     def __init__(
         self,
@@ -62,57 +64,60 @@ class ListingCache:
     async def list_tags(self, repository: Repository) -> tuple[list[str], CacheState]:
         """Return all tags in ASCII order (distribution-spec, "Listing Tags").
 
-        Raises `UnknownError`, and `UpstreamError` if upstream fails and nothing is known.
+        Raises `NotFoundError`, and `UpstreamError` if upstream fails and no tag is cached.
         """
-        kept = self._tag_cache.get_with_age(repository)
-        if kept and 0 <= kept[0] < self._ttl:
-            return kept[1], "hit"
+        cached = self._tag_cache.get_with_age(repository)
+        if cached and 0 <= cached[0] < self._ttl:
+            return cached[1], "hit"
         upstream = self._upstreams[repository.upstream]
 
-        async def ask() -> list[str]:
+        async def fetch() -> list[str]:
             tags = sorted(set(await upstream.fetch_tags(repository.name)))
             self._tag_cache.set(repository, tags)
             return tags
 
         try:
             async with enforce_deadline(self._now() + RESPONSE_TIMEOUT, repository.upstream):
-                return await self._tag_fetches.run(repository, ask), "miss"
+                return await self._tag_fetches.run(repository, fetch), "miss"
         except UpstreamError as error:
-            known = kept[1] if kept else sorted(self._index.tags(repository))
-            if not known:
+            stale = cached[1] if cached else sorted(self._index.tags(repository))
+            if not stale:
                 raise
             log.warning("stale_served", repository=repository.name, list="tags", reason=str(error))
-            return known, "stale"
+            return stale, "stale"
 
     async def list_referrers(
         self, repository: Repository, digest: Digest
     ) -> tuple[list[RawDescriptor], CacheState]:
-        """Return descriptors of what refers to the digest (distribution-spec, "Listing Referrers").
+        """Return the descriptors of all referrers (distribution-spec, "Listing Referrers").
 
-        Raises `UnknownError` where upstream does not have the API, so that clients fall back to tags.
+        Raises `NotFoundError` if upstream lacks this API (clients then use the fallback tag), and
+        `UpstreamError` if upstream fails and no referrer is cached.
         """
         key = (repository, digest)
-        kept = self._referrer_cache.get_with_age(key)
-        if kept and 0 <= kept[0] < self._ttl:
-            return kept[1], "hit"
+        cached = self._referrer_cache.get_with_age(key)
+        if cached and 0 <= cached[0] < self._ttl:
+            return cached[1], "hit"
         upstream = self._upstreams[repository.upstream]
 
-        async def ask() -> list[RawDescriptor]:
+        async def fetch() -> list[RawDescriptor]:
             pages = await upstream.fetch_referrers(repository.name, digest)
-            found = [item for page in pages for item in _parse_referrers_page(page)]
-            self._referrer_cache.set(key, found)
-            return found
+            referrers = [item for page in pages for item in _parse_referrers_page(page)]
+            self._referrer_cache.set(key, referrers)
+            return referrers
 
         try:
             async with enforce_deadline(self._now() + RESPONSE_TIMEOUT, repository.upstream):
-                return await self._referrer_fetches.run(key, ask), "miss"
+                return await self._referrer_fetches.run(key, fetch), "miss"
         except UpstreamError as error:
-            known = kept[1] if kept else await self._describe_stored_referrers(repository, digest)
-            if not known:
+            stale = (
+                cached[1] if cached else await self._describe_stored_referrers(repository, digest)
+            )
+            if not stale:
                 raise
             reason = str(error)
             log.warning("stale_served", repository=repository.name, list="referrers", reason=reason)
-            return known, "stale"
+            return stale, "stale"
 
     def list_repositories(self) -> list[Repository]:
         """Return the repositories that have a manifest in the store."""
@@ -121,8 +126,8 @@ class ListingCache:
     async def _describe_stored_referrers(
         self, repository: Repository, subject: Digest
     ) -> list[RawDescriptor]:
-        """Describe the referrers that are in the store, as the specification has it."""
-        found = []
+        """Return the descriptors of the stored referrers, made as the specification says."""
+        descriptors = []
         for digest, row in self._index.referrers(repository, subject):
             try:
                 content = await self._store.read(digest)
@@ -137,12 +142,12 @@ class ListingCache:
             }
             if manifest.annotations:
                 descriptor["annotations"] = manifest.annotations
-            found.append(descriptor)
-        return found
+            descriptors.append(descriptor)
+        return descriptors
 
 
 def _parse_referrers_page(content: bytes) -> list[RawDescriptor]:
     try:
         return msgspec.json.decode(content, type=_ReferrersPage).manifests
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise UpstreamError("upstream sent something that is no list of referrers") from error
+        raise UpstreamError("upstream sent an invalid referrers list") from error

@@ -1,115 +1,318 @@
-"""The manifests of the store: verified when they are read, the hot ones kept in memory."""
+"""Manifests by tag and by digest: fresh ones from the store, expired tags revalidated upstream.
 
-from concurrent.futures import Executor
+A tag is asked about by HEAD when its TTL has ended, once for all clients that wait; if upstream
+fails, a stale copy is served instead. `freshness.py` holds the rule of what is fresh and stale.
+"""
 
-from proxy.concurrency import run_in_thread
-from proxy.errors import InvalidManifestError, NoSpaceError, StorageError, UpstreamError
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from copy import copy
+from functools import lru_cache, partial
+
+import msgspec
+
+from proxy.cache import freshness
+from proxy.cache.access import RepositoryAccess
+from proxy.cache.freshness import Freshness
+from proxy.cache.manifest_store import ManifestStore
+from proxy.concurrency import RESPONSE_TIMEOUT, SingleFlight, enforce_deadline
+from proxy.config import ManifestsSettings
+from proxy.errors import (
+    DigestMismatchError,
+    NotFoundError,
+    OfflineError,
+    RateLimitedError,
+    StorageError,
+    UnknownManifestError,
+    UpstreamError,
+)
 from proxy.log import get_logger
-from proxy.lru import CachedManifest, ManifestLRUCache
-from proxy.metrics import Metrics
-from proxy.oci import manifest as oci
+from proxy.lru import CachedManifest, TTLCache
+from proxy.metrics import CacheState
+from proxy.oci.accept import accepts
 from proxy.oci.digest import Digest
-from proxy.oci.reference import Repository
-from proxy.storage.blobs import BlobStore
-from proxy.storage.index import Index
-from proxy.storage.space import SpaceManager
-from proxy.tracing import span
-from proxy.upstream.client import FetchedManifest
+from proxy.oci.manifest import INDEX_TYPES
+from proxy.oci.reference import Reference, Repository, Tag
+from proxy.storage.index import Index, TagRow
+from proxy.upstream.client import Upstream
 
-MANIFEST_CACHE_SIZE = 32 << 20
-# Longer ones are read in a thread: 4 MiB that were made for it take a second.
-INLINE_PARSE_LIMIT = 64 << 10
+# Bounds the missing tags and, separately, the tags not pulled to save quota that are remembered.
+MAX_CACHED_ERRORS = 10_000
+# Seconds before the deadline of the response at which the revalidation of a tag ends, so that the
+# stale copy can still be served.
+STALE_MARGIN = 1.0
 
 log = get_logger(__name__)
 
 
-class ManifestStore:
-    """Keeps manifests and gives them back."""
+class ManifestResult(msgspec.Struct, frozen=True):
+    """A manifest and its cache status. `age` and `ttl` are in seconds; `ttl` is None by digest."""
+
+    manifest: CachedManifest
+    cache_state: CacheState
+    age: float = 0.0
+    ttl: float | None = None
+    warning: str = ""
+
+
+class ManifestCache:
+    """Serves manifests of all upstreams, from the store where they are fresh."""
 
     def __init__(
         self,
-        store: BlobStore,
+        *,
+        upstreams: Mapping[str, Upstream],
+        store: ManifestStore,
         index: Index,
-        space: SpaceManager,
-        metrics: Metrics,
-        executor: Executor,
+        access: RepositoryAccess,
+        settings: ManifestsSettings,
+        group: asyncio.TaskGroup,
+        clock: Callable[[], float],
     ) -> None:
+        self._upstreams = upstreams
         self._store = store
         self._index = index
-        self._space = space
-        self._metrics = metrics
-        self._executor = executor
-        self._lru = ManifestLRUCache(MANIFEST_CACHE_SIZE)
+        self._access = access
+        self._settings = settings
+        self._clock = clock
+        self._now = asyncio.get_running_loop().time
+        self._tag_ttl = lru_cache(maxsize=4096)(
+            partial(freshness.tag_ttl, rules=settings.tag_ttl, default=settings.ttl)
+        )
+        self._accepts = lru_cache(maxsize=256)(accepts)
+        self._missing_tags: TTLCache[tuple[Repository, Tag], NotFoundError]
+        self._missing_tags = TTLCache(MAX_CACHED_ERRORS, clock)
+        self._quota_errors: TTLCache[tuple[Repository, Tag], RateLimitedError]
+        self._quota_errors = TTLCache(MAX_CACHED_ERRORS, clock)
+        self._fetches: SingleFlight[tuple[Repository, Reference], tuple[CachedManifest, CacheState]]
+        self._fetches = SingleFlight(group)
 
-    def lookup_cached(self, digest: Digest) -> CachedManifest | None:
-        """Return a manifest of the store that is in memory too."""
-        held = self._lru.get(digest)
-        if held is not None:
-            self._index.touch(digest)
-        return held
+    def lookup_cached_manifest(
+        self, repository: Repository, reference: Reference, accept: tuple[str, ...]
+    ) -> ManifestResult | None:
+        """Return what `get_manifest` would, if that needs no waiting; otherwise None.
 
-    async def load(self, digest: Digest) -> CachedManifest | None:
-        """Return a manifest of the store, verified; None if it is gone, damaged, or cannot be read."""
-        held = self._lru.get(digest)
-        if held is None:
-            row = self._index.manifest(digest)
-            if row is None:
-                return None
-            try:
-                content = await self._store.read(digest)
-            except StorageError as error:
-                # It may be right, so it stays; what is fetched anew takes its place.
-                log.warning("blob_unreadable", digest=str(digest), reason=str(error))
-                return None
-            if content is None:
-                await self._space.remove_corrupt(digest, row.size)
-                return None
-            held = CachedManifest(digest, row.media_type or "", content)
-            self._lru.add(held)
-        self._index.touch(digest)
-        return held
-
-    async def add(self, repository: Repository, fetched: FetchedManifest) -> CachedManifest:
-        """Look at what upstream sent and commit it; where that fails it is served all the same.
-
-        Raises `UpstreamError` if it is no manifest.
+        The manifest is then in memory, and upstream need not be asked.
         """
-        try:
-            manifest = await self.parse(fetched.content, fetched.content_type)
-        except InvalidManifestError as error:
-            raise UpstreamError(
-                f"{repository.upstream} did not send a manifest: {error}"
-            ) from error
-        held = CachedManifest(fetched.digest, manifest.media_type, fetched.content)
-        self._lru.add(held)
-        with span("commit"):
-            await self._commit(repository, fetched, manifest)
-        return held
+        if isinstance(reference, Digest):
+            row = self._access.get_linked(repository, reference)
+            manifest = self._store.lookup_cached(reference) if row and row.media_type else None
+            return ManifestResult(manifest, "hit") if manifest else None
+        tag_row = self._index.tag(repository, reference)
+        if tag_row is None or self._tag_freshness(reference, tag_row) is not Freshness.FRESH:
+            return None
+        manifest = self._store.lookup_cached(tag_row.digest)
+        if manifest is None or not self._accepts(accept, manifest.media_type):
+            return None
+        age = self._clock() - tag_row.checked_at
+        return ManifestResult(manifest, "hit", age, self._tag_ttl(reference))
 
-    async def parse(self, content: bytes, content_type: str) -> oci.Manifest:
-        """Return what the manifest names, or raise `InvalidManifestError`; hold up nobody meanwhile."""
-        if len(content) <= INLINE_PARSE_LIMIT:
-            return oci.parse_manifest(content, content_type)
-        return await run_in_thread(self._executor, oci.parse_manifest, content, content_type)
+    async def get_manifest(
+        self, repository: Repository, reference: Reference, accept: tuple[str, ...]
+    ) -> ManifestResult:
+        """Return the manifest that `reference` names.
 
-    async def _commit(
-        self, repository: Repository, fetched: FetchedManifest, manifest: oci.Manifest
-    ) -> None:
-        size = len(fetched.content)
-        reservation = await self._space.reserve(size)
-        if reservation is None:
-            self._metrics.count_uncached(self._space.uncached_reason(size))
-            return
+        By tag it is one that the client's `Accept` lines allow; by digest they are ignored.
+        Raises `NotFoundError`, `UpstreamError` and `DigestMismatchError`.
+        """
+        deadline = self._now() + RESPONSE_TIMEOUT
+        if isinstance(reference, Digest):
+            return await self._get_by_digest(repository, reference, deadline)
+        result = await self._get_by_tag(repository, reference, deadline - STALE_MARGIN)
+        if self._accepts(accept, result.manifest.media_type):
+            return result
+        return await self._select_platform_manifest(repository, result, accept, deadline)
+
+    async def get_current_manifest(
+        self, repository: Repository, reference: Reference
+    ) -> CachedManifest:
+        """Return the manifest that `reference` names upstream now; a fresh tag is revalidated too.
+
+        Stored manifests are not fetched again. Raises as `get_manifest` does.
+        """
+        deadline = self._now() + RESPONSE_TIMEOUT
+        if isinstance(reference, Digest):
+            return (await self._get_by_digest(repository, reference, deadline)).manifest
+        tag_row = self._index.tag(repository, reference)
+        manifest, _ = await self._refresh_once(repository, reference, tag_row, deadline)
+        return manifest
+
+    # By digest.
+
+    async def _get_by_digest(
+        self, repository: Repository, digest: Digest, deadline: float
+    ) -> ManifestResult:
+        if await self._access.get_manifest(repository, digest, deadline) and (
+            manifest := await self._store.load(digest)
+        ):
+            return ManifestResult(manifest, "hit")
+        fetch = partial(self._fetch_and_store, repository, digest)
+        manifest, state = await self._run_once(repository, digest, fetch, deadline)
+        return ManifestResult(manifest, state)
+
+    # By tag.
+
+    async def _get_by_tag(
+        self, repository: Repository, tag: Tag, deadline: float
+    ) -> ManifestResult:
+        ttl = self._tag_ttl(tag)
+        tag_row = self._index.tag(repository, tag)
+        if tag_row is None:
+            self._raise_if_known_missing(repository, tag)
+            manifest, state = await self._refresh_once(repository, tag, None, deadline)
+            return ManifestResult(manifest, state, 0.0, ttl)
+        age = self._clock() - tag_row.checked_at
+        verdict = self._tag_freshness(tag, tag_row)
+        if verdict in (Freshness.FRESH, Freshness.STALE_WHILE_REVALIDATE) and (
+            stored := await self._store.load(tag_row.digest)
+        ):
+            if verdict is Freshness.STALE_WHILE_REVALIDATE:
+                refresh = partial(self._refresh, repository, tag, tag_row)
+                self._fetches.start((repository, tag), refresh)
+            return ManifestResult(stored, "hit", age, ttl)
         try:
-            await run_in_thread(
-                self._executor, self._store.commit_blob, fetched.digest, fetched.content
-            )
-            is_new = await self._index.add_manifest(repository, fetched.digest, size, manifest)
+            manifest, state = await self._refresh_once(repository, tag, tag_row, deadline)
+        except (UpstreamError, DigestMismatchError) as error:
+            # While the cache is offline no newer answer can exist, so no copy is too old.
+            is_too_old = verdict is Freshness.EXPIRED and not isinstance(error, OfflineError)
+            stale = None if is_too_old else await self._store.load(tag_row.digest)
+            if stale is None:
+                raise
+            log.warning("stale_served", repository=repository.name, tag=tag, reason=str(error))
+            return ManifestResult(stale, "stale", max(0.0, age), 0.0, f"stale: {error}")
+        return ManifestResult(manifest, state, 0.0, ttl)
+
+    def _tag_freshness(self, tag: Tag, tag_row: TagRow) -> Freshness:
+        return freshness.compute_freshness(
+            self._clock() - tag_row.checked_at,
+            ttl=self._tag_ttl(tag),
+            stale_while_revalidate=self._settings.stale_while_revalidate,
+            stale_if_error=self._settings.stale_if_error,
+        )
+
+    def _raise_if_known_missing(self, repository: Repository, tag: Tag) -> None:
+        """Raise the error that upstream gave for the tag, for `negative_ttl` seconds after it."""
+        missing = self._missing_tags.get_with_age((repository, tag))
+        if missing and 0 <= missing[0] < self._settings.negative_ttl:
+            raise copy(missing[1])
+
+    async def _refresh_once(
+        self, repository: Repository, tag: Tag, tag_row: TagRow | None, deadline: float
+    ) -> tuple[CachedManifest, CacheState]:
+        refresh = partial(self._refresh, repository, tag, tag_row)
+        return await self._run_once(repository, tag, refresh, deadline)
+
+    async def _refresh(
+        self, repository: Repository, tag: Tag, tag_row: TagRow | None
+    ) -> tuple[CachedManifest, CacheState]:
+        """Ask upstream what the tag names, and remember the answer."""
+        try:
+            if tag_row is None:
+                manifest, state = await self._fetch_and_store(repository, tag)
+            else:
+                manifest, state = await self._revalidate(repository, tag, tag_row)
+        except NotFoundError as error:
+            self._missing_tags.set((repository, tag), error)
+            if tag_row:
+                await self._index.delete_tag(repository, tag)
+            raise
+        self._missing_tags.discard((repository, tag))
+        try:
+            await self._index.set_tag(repository, tag, manifest.digest)
         except StorageError as error:
-            self._space.release(reservation)
-            self._metrics.count_uncached(
-                "no_space" if isinstance(error, NoSpaceError) else "disk_error"
+            # The next request asks upstream again; this answer is right all the same.
+            log.warning("index_write_failed", reason=str(error))
+        return manifest, state
+
+    async def _revalidate(
+        self, repository: Repository, tag: Tag, tag_row: TagRow
+    ) -> tuple[CachedManifest, CacheState]:
+        """Return what a cached tag names now: by a HEAD, and by a GET only if the tag has moved.
+
+        Raises `RateLimitedError` if the GET would spend one of the last pulls of upstream's quota
+        although a stale copy can be served.
+        """
+        key = (repository, tag)
+        upstream = self._upstreams[repository.upstream]
+        if upstream.scarce_quota_reason and await self._has_servable_copy(tag, tag_row):
+            refused = self._quota_errors.get_with_age(key)
+            if refused and 0 <= refused[0] < self._tag_ttl(tag):
+                raise copy(refused[1])
+        digest = await upstream.resolve(repository.name, tag)
+        if digest and (stored := await self._load_confirmed(repository, digest)):
+            return stored, "revalidated"
+        if upstream.scarce_quota_reason and await self._has_servable_copy(tag, tag_row):
+            error = RateLimitedError(
+                f"{upstream.scarce_quota_reason}, reserved for content that is not cached"
             )
-            log.warning("commit_failed", digest=str(fetched.digest), reason=str(error))
-        else:
-            self._space.commit(reservation, fetched.digest, size, is_new=is_new)
+            self._quota_errors.set(key, error)
+            raise error
+        if digest is None:
+            return await self._fetch_and_store(repository, tag)
+        try:
+            return await self._fetch_and_store(repository, digest)
+        except NotFoundError as error:
+            # The tag exists, as the HEAD was answered: upstream contradicts itself.
+            raise UpstreamError(
+                f"{repository.upstream} resolves the tag to {digest} "
+                "but does not have that manifest"
+            ) from error
+
+    async def _load_confirmed(
+        self, repository: Repository, digest: Digest
+    ) -> CachedManifest | None:
+        """Return a stored manifest that upstream has just named for a tag of the repository."""
+        row = self._index.blob(repository, digest)
+        manifest = await self._store.load(digest) if row and row.media_type else None
+        if manifest:
+            await self._access.link(repository, digest)
+        return manifest
+
+    async def _has_servable_copy(self, tag: Tag, tag_row: TagRow) -> bool:
+        is_too_old = self._tag_freshness(tag, tag_row) is Freshness.EXPIRED
+        return not is_too_old and await self._store.load(tag_row.digest) is not None
+
+    async def _select_platform_manifest(
+        self,
+        repository: Repository,
+        result: ManifestResult,
+        accept: tuple[str, ...],
+        deadline: float,
+    ) -> ManifestResult:
+        """Return the linux/amd64 manifest of an index to a client that does not accept indexes.
+
+        Docker Hub does the same. Raises `UnknownManifestError` if the client accepts neither.
+        """
+        top = result.manifest
+        if top.media_type in INDEX_TYPES:
+            index = await self._store.parse(top.content, top.media_type)
+            if digest := index.select_platform("linux", "amd64"):
+                manifest = (await self._get_by_digest(repository, digest, deadline)).manifest
+                if self._accepts(accept, manifest.media_type):
+                    return msgspec.structs.replace(result, manifest=manifest)
+        raise UnknownManifestError(
+            f"the tag is a {top.media_type}, which the Accept header does not allow"
+        )
+
+    # Upstream.
+
+    async def _run_once(
+        self,
+        repository: Repository,
+        reference: Reference,
+        work: Callable[[], Awaitable[tuple[CachedManifest, CacheState]]],
+        deadline: float,
+    ) -> tuple[CachedManifest, CacheState]:
+        """Run the work once for all requests that wait for it, each until its own `deadline`."""
+        key = (repository, reference)
+        is_joining = key in self._fetches
+        async with enforce_deadline(deadline, repository.upstream):
+            manifest, state = await self._fetches.run(key, work)
+        return manifest, "collapsed" if is_joining and state == "miss" else state
+
+    async def _fetch_and_store(
+        self, repository: Repository, reference: Reference
+    ) -> tuple[CachedManifest, CacheState]:
+        upstream = self._upstreams[repository.upstream]
+        fetched = await upstream.fetch_manifest(repository.name, reference)
+        return await self._store.add(repository, fetched), "miss"

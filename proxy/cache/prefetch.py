@@ -1,4 +1,4 @@
-"""What a client will ask for next: a manifest that was just served names it."""
+"""Prefetch: downloads the config and layers of a manifest that a client has just pulled."""
 
 import asyncio
 
@@ -10,35 +10,40 @@ from proxy.oci.manifest import INDEX_TYPES
 from proxy.oci.reference import Repository
 from proxy.storage.index import Index
 
-# A manifest that is served again within so many seconds is not looked into again.
+# Seconds in which a manifest that is served again does not start its downloads again.
 REPEAT_INTERVAL = 60.0
-# More blobs than any image has: a manifest of 4 MiB could name tens of thousands.
+# Manifests that are remembered for that long.
+MAX_REMEMBERED = 10_000
+# More blobs than any real image has; a manifest of 4 MiB could name tens of thousands.
 MAX_BLOBS = 256
 
 
 class Prefetcher:
-    """Starts the downloads of what an image manifest names and is not in the store."""
+    """Starts the downloads of what an image manifest names and the store lacks."""
 
     def __init__(self, downloads: DownloadManager, index: Index) -> None:
         self._downloads = downloads
         self._index = index
         self._recently_prefetched: TTLCache[tuple[Repository, Digest], None]
-        self._recently_prefetched = TTLCache(10_000, asyncio.get_running_loop().time)
+        self._recently_prefetched = TTLCache(MAX_REMEMBERED, asyncio.get_running_loop().time)
 
     def prefetch_blobs(self, repository: Repository, manifest: CachedManifest) -> None:
-        """Take note that a client has been given this manifest. An index announces nothing."""
+        """Start the missing downloads of a manifest that was served; do nothing for an index.
+
+        They are queued behind the downloads that clients wait for.
+        """
         key = (repository, manifest.digest)
         seen = self._recently_prefetched.get_with_age(key)
         if (seen and seen[0] < REPEAT_INTERVAL) or manifest.media_type in INDEX_TYPES:
             return
         self._recently_prefetched.set(key, None)
         for digest in self._index.children(manifest.digest)[:MAX_BLOBS]:
-            is_here = self._index.blob(repository, digest) or self._downloads.get(digest)
-            # Not linked are foreign layers: upstream does not hold them.
-            if is_here or not self._index.is_linked(repository, digest):
+            is_known = self._index.blob(repository, digest) or self._downloads.get(digest)
+            # The only children without a link are foreign layers, which upstream does not hold.
+            if is_known or not self._index.is_linked(repository, digest):
                 continue
             try:
                 self._downloads.start(repository, digest, is_urgent=False)
             except ProxyError:
-                # Who asks for it will hear why.
+                # The client's own request for the blob will report the error.
                 return

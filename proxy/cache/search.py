@@ -1,7 +1,7 @@
-"""Search: what upstream finds, kept for minutes; while it fails, what is cached.
+"""Search: upstream's results, cached for some minutes; while upstream fails, what is stored.
 
-What is searched for here is what can be pulled from here: names are given as a client would pull
-them, and those that the configuration denies are left out.
+Results are what clients can pull through this cache: each name is the one to pull by, and names
+that the configuration denies are left out.
 """
 
 import asyncio
@@ -25,15 +25,15 @@ from proxy.errors import (
 from proxy.log import get_logger
 from proxy.lru import TTLCache
 from proxy.metrics import CacheState
-from proxy.names import check_allowed
+from proxy.names import OFFICIAL_PREFIX, NameParser, display_name, normalize_repository
 from proxy.oci.reference import Repository
 from proxy.storage.index import Index
 from proxy.upstream.client import Upstream
 from proxy.upstream.search import SearchHit, SearchPage
 
-# How long an answer is given again, in seconds. Stars can wait.
+# Seconds for which a page of results is fresh.
 SEARCH_TTL = 300.0
-# Answers that are remembered; a hundred results each, so 256 of them are 25 MB at worst.
+# Cached pages; with 100 results each they take 25 MB at most.
 MAX_CACHED_PAGES = 256
 
 DEFAULT_LIMIT = 25
@@ -41,14 +41,12 @@ MAX_LIMIT = 100
 MAX_PAGE = 100
 MAX_TERMS_LENGTH = 255
 
-OFFICIAL_PREFIX = "library/"
-
 log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class SearchQuery:
-    """One page of what fits `words` at `upstream`; made by `Search.query`."""
+    """One page of a search for `terms` at an upstream; made by `RepositorySearch.parse_query`."""
 
     upstream: str
     terms: str
@@ -58,9 +56,9 @@ class SearchQuery:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """What was found, and where that came from: upstream's answer, or the names of what is stored.
+    """Results, and whether upstream sent them or they were found in the store.
 
-    `problem` says why upstream gave no answer to words that were for it; else it is empty.
+    `problem` says why upstream did not answer a query that it should have; otherwise it is empty.
     """
 
     page: SearchPage
@@ -70,7 +68,7 @@ class SearchResult:
 
 
 class RepositorySearch:
-    """Searches all upstreams."""
+    """Searches the upstreams and the store."""
 
     def __init__(
         self,
@@ -82,6 +80,7 @@ class RepositorySearch:
         clock: Callable[[], float],
     ) -> None:
         self._config = config
+        self._names = NameParser(config.upstreams)
         self._upstreams = upstreams
         self._index = index
         self._now = asyncio.get_running_loop().time
@@ -91,33 +90,34 @@ class RepositorySearch:
     def parse_query(
         self, text: str, *, upstream: str | None = None, limit: int = DEFAULT_LIMIT, page: int = 1
     ) -> SearchQuery:
-        """Return what a user means by `text`, with its numbers brought into their bounds.
+        """Parse what a user searches for; `limit` and `page` are clamped to their bounds.
 
-        `ghcr.io/app` is `app` at that upstream, if there is one; without a registry the words are
-        for `upstream`, or Docker Hub. Raises `InvalidReferenceError`.
+        `ghcr.io/app` searches that upstream, if it is configured, for `app`; without a registry in
+        `text`, `upstream` is searched, or Docker Hub. Raises `InvalidReferenceError`.
         """
-        words = " ".join(text.split())
-        if len(words) > MAX_TERMS_LENGTH or not words.isprintable():
+        terms = " ".join(text.split())
+        if len(terms) > MAX_TERMS_LENGTH or not terms.isprintable():
             raise InvalidReferenceError(
-                f"words to search for are printable, and at most {MAX_TERMS_LENGTH} characters"
+                f"search terms must be printable and at most {MAX_TERMS_LENGTH} characters long"
             )
-        first, slash, rest = words.partition("/")
+        first, slash, rest = terms.partition("/")
         if slash and first in self._upstreams:
-            upstream, words = first, rest
+            upstream, terms = first, rest
         if upstream in (None, DEFAULT_UPSTREAM):
-            # Docker Hub knows official images by two parts, and finds them by one.
-            upstream, words = DEFAULT_UPSTREAM, words.removeprefix(OFFICIAL_PREFIX)
+            # Docker Hub serves official images as library/<name>, but finds them by <name> only.
+            upstream, terms = DEFAULT_UPSTREAM, terms.removeprefix(OFFICIAL_PREFIX)
         limit, page = min(max(limit, 1), MAX_LIMIT), min(max(page, 1), MAX_PAGE)
-        return SearchQuery(upstream or DEFAULT_UPSTREAM, words, limit, page)
+        return SearchQuery(upstream or DEFAULT_UPSTREAM, terms, limit, page)
 
     async def search(self, query: SearchQuery) -> SearchResult:
-        """Return what upstream finds; what is cached, if it fails, has no search, or may not be asked.
+        """Return upstream's results; stored images if it fails, has no search, or is offline.
 
-        Without words: what is cached. Raises `UpstreamError` if upstream fails and nothing fits.
+        A query without terms lists what is stored. Raises `UpstreamError` if upstream fails and
+        nothing stored matches.
         """
-        kept = self._page_cache.get_with_age(query)
-        if kept and 0 <= kept[0] < SEARCH_TTL:
-            return SearchResult(kept[1], "hit")
+        cached = self._page_cache.get_with_age(query)
+        if cached and 0 <= cached[0] < SEARCH_TTL:
+            return SearchResult(cached[1], "hit")
         if not query.terms or not self._config.get_search_url(query.upstream):
             problem = "no search_url is set for it" if query.terms else ""
             return SearchResult(self._search_stored(query), "hit", "store", problem)
@@ -128,68 +128,58 @@ class RepositorySearch:
                     await self._fetches.run(query, partial(self._fetch_page, query)), state
                 )
         except (UpstreamError, NotFoundError) as error:
-            page = kept[1] if kept else self._search_stored(query)
-            # "Nothing" is the truth where upstream has nothing to say. Where it fails, it is not.
-            is_final = isinstance(error, OfflineError | NotFoundError)
-            if not (kept or page.results or is_final):
+            page = cached[1] if cached else self._search_stored(query)
+            # An empty page is a right answer while offline or where upstream cannot search, but it
+            # would hide a failure.
+            may_be_empty = isinstance(error, OfflineError | NotFoundError)
+            if not (cached or page.results or may_be_empty):
                 raise
             log.warning("stale_served", search=query.terms, reason=str(error))
             problem = "this cache is offline" if isinstance(error, OfflineError) else str(error)
-            return SearchResult(page, "stale", "upstream" if kept else "store", problem)
+            return SearchResult(page, "stale", "upstream" if cached else "store", problem)
 
     async def _fetch_page(self, query: SearchQuery) -> SearchPage:
         upstream = self._upstreams[query.upstream]
-        found = await upstream.search(query.terms, limit=query.limit, page=query.page)
-        # Some registries send all that they have, whatever they are asked for.
-        results = [
-            msgspec.structs.replace(one, name=_pull_name(Repository(query.upstream, one.name)))
-            for one in found.results[: query.limit]
-            if self._is_allowed(Repository(query.upstream, one.name))
-        ]
-        page = SearchPage(results, found.total)
+        answer = await upstream.search(query.terms, limit=query.limit, page=query.page)
+        results = []
+        # Some registries ignore `limit` and send everything.
+        for hit in answer.results[: query.limit]:
+            repository = normalize_repository(query.upstream, hit.name)
+            if self._is_allowed(repository):
+                results.append(msgspec.structs.replace(hit, name=display_name(repository)))
+        page = SearchPage(results, answer.total)
         self._page_cache.set(query, page)
         return page
 
     def _search_stored(self, query: SearchQuery) -> SearchPage:
-        """Return the cached repositories whose names hold all the words; of any upstream for Docker Hub's."""
-        words = query.terms.casefold().split()
-        found = sorted(
+        """Return the stored repositories whose names contain all terms.
+
+        A search of Docker Hub finds those of every upstream.
+        """
+        terms = query.terms.casefold().split()
+        hits = sorted(
             (
                 _stored_hit(repository)
                 for repository in self._index.repositories()
                 if query.upstream in (DEFAULT_UPSTREAM, repository.upstream)
-                and all(word in _pull_name(repository) for word in words)
+                and all(term in display_name(repository) for term in terms)
                 and self._is_allowed(repository)
             ),
-            key=lambda one: (not one.is_official, one.name),
+            key=lambda hit: (not hit.is_official, hit.name),
         )
         start = (query.page - 1) * query.limit
-        return SearchPage(found[start : start + query.limit], len(found))
+        return SearchPage(hits[start : start + query.limit], len(hits))
 
     def _is_allowed(self, repository: Repository) -> bool:
-        rules = self._config.upstreams.get(repository.upstream)
-        if rules is None:
-            # It was pulled when the configuration still had its upstream.
-            return False
-        name = repository.name
-        if repository.upstream == DEFAULT_UPSTREAM and "/" not in name:
-            name = f"{OFFICIAL_PREFIX}{name}"
+        """Tell whether clients may pull the repository; what is stored may be denied since."""
         try:
-            check_allowed(name, allow=rules.allow, deny=rules.deny)
+            self._names.check_allowed(repository)
         except DeniedError:
             return False
         return True
 
 
-def _pull_name(repository: Repository) -> str:
-    """Return the shortest name by which the repository is pulled from here."""
-    if repository.upstream == DEFAULT_UPSTREAM:
-        return repository.name.removeprefix(OFFICIAL_PREFIX)
-    return f"{repository.upstream}/{repository.name}"
-
-
 def _stored_hit(repository: Repository) -> SearchHit:
-    is_official = repository.upstream == DEFAULT_UPSTREAM and repository.name.startswith(
-        OFFICIAL_PREFIX
-    )
-    return SearchHit(_pull_name(repository), "in this cache", is_official=is_official)
+    name = display_name(repository)
+    # Only Docker Hub's official images have a name of one part.
+    return SearchHit(name, "in this cache", is_official="/" not in name)

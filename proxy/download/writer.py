@@ -16,14 +16,13 @@ from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.oci.digest import Hasher
 from proxy.oci.reference import Repository
-from proxy.storage.blobs import BlobStore
+from proxy.storage.blobs import BLOCK_SIZE, BlobStore
+from proxy.storage.commit import Committer
 from proxy.storage.index import Index
 from proxy.storage.ingest import Ingest
 from proxy.storage.space import Reservation, SpaceManager
 from proxy.tracing import record_span
 
-# Room is taken in steps of this size where upstream does not say how long a blob is.
-RESERVE_STEP = 16 << 20
 # What was written ahead is hashed in steps of this size, so that readers see it come.
 HASH_STEP = 4 << 20
 
@@ -67,7 +66,9 @@ class BlobWriter:
         self._ingest: Ingest | None = None
         self._open_future: asyncio.Future[None] | None = None
         self._reservation: Reservation | None = None
-        self._is_preallocated = False
+        self._bytes_claimed = 0
+        self._run_count = 0
+        self._last_end = 0
         self._is_hashing = False
         self._hash_seconds = 0.0
 
@@ -89,8 +90,6 @@ class BlobWriter:
         """
         disk = self._storage
         self._reservation = await disk.space.resume_partial(self.digest)
-        if self._reservation is None:
-            raise NoSpaceError("no room can be made")
         is_new = not self._reservation.size
         async with background(
             run_in_thread(disk.executor, self._open_ingest, is_new=is_new)
@@ -121,7 +120,8 @@ class BlobWriter:
         for start, stop in runs:
             self.pieces.mark_present(start, stop)
         self.bytes_resumed = self.pieces.bytes_present
-        await self._ensure_reserved(max(stop for _, stop in runs))
+        self._bytes_claimed, self._run_count = self.bytes_resumed, len(runs)
+        await self._ensure_reserved()
         if ingest.matches_digest():
             # The whole blob: it was only the commit that was missing.
             self.size = ingest.frontier
@@ -136,11 +136,10 @@ class BlobWriter:
             return
         self.size = size
         self.pieces.set_size(size)
-        if not self._storage.space.fits(size):
-            raise NoSpaceError("larger than the store")
+        if not self._storage.space.could_make_room(size):
+            raise NoSpaceError("larger than what the store can hold")
         if self.frontier > size:
             raise self._source.record_mismatch()
-        await self._ensure_reserved(size)
         # It may be an empty blob, or one that a killed process had wholly written.
         await self._hash_contiguous()
 
@@ -151,24 +150,20 @@ class BlobWriter:
         # what stays in the file, whatever upstream sends a second time.
         data = data[: piece.stop - offset]
         piece.position += len(data)
+        self._bytes_claimed += len(data)
+        self._run_count += offset != self._last_end
+        self._last_end = piece.position
         ingest = await self._wait_ingest()
-        await self._ensure_reserved(piece.position)
-        if self.size is not None and self.pieces.has_bytes and not self._is_preallocated:
-            await self._preallocate(ingest, self.size)
+        await self._ensure_reserved()
         if offset == ingest.frontier and not self._is_hashing:
             await self._run_hashing(ingest.append, [data])
         else:
             await run_in_thread(self._storage.executor, ingest.write_at, offset, data)
+        if self._reservation:
+            self._reservation.written = min(self._bytes_claimed, self._reservation.size)
         self.pieces.mark_written(piece)
         ingest.ranges_ahead = self.pieces.ranges_after(ingest.frontier)
         await self._hash_contiguous()
-
-    async def _preallocate(self, ingest: Ingest, size: int) -> None:
-        """Take the whole blob's place on the disk. Not before the first bytes, which somebody waits for: it takes a while."""
-        assert self._reservation is not None
-        self._is_preallocated = True
-        await run_in_thread(self._storage.executor, ingest.preallocate, size)
-        self._reservation.written = max(size, self._reservation.written)
 
     async def finish_at_frontier(self) -> None:
         """Take what is in for the whole blob: upstream said no size, only the digest can tell."""
@@ -181,20 +176,14 @@ class BlobWriter:
         assert self._ingest is not None
         assert self._reservation is not None
         disk = self._storage
+        committer = Committer(disk.store, disk.index, disk.space, disk.executor)
         try:
-            await run_in_thread(disk.executor, self._ingest.commit)
-            try:
-                is_new = await disk.index.add_blob(repository, self.digest, self.frontier)
-            except StorageError:
-                await run_in_thread(disk.executor, disk.store.delete, self.digest)
-                raise
+            await committer.commit_ingest(self._ingest, self._reservation, repository)
         except StorageError as error:
             disk.metrics.count_uncached("disk_error")
             log.warning("commit_failed", digest=str(self.digest), reason=str(error))
             return False
-        disk.space.commit(self._reservation, self.digest, self.frontier, is_new=is_new)
         self._reservation = None
-        await run_in_thread(disk.executor, self._ingest.delete_state)
         return True
 
     async def release(self, *, keep_partial: bool) -> None:
@@ -203,7 +192,7 @@ class BlobWriter:
             return
         if self._ingest and keep_partial and self.pieces.contiguous_end(0):
             await run_in_thread(self._storage.executor, self._ingest.save_state)
-            self._storage.space.keep_partial(self._reservation, self.digest)
+            self._storage.space.keep_partial(self._reservation, self._ingest)
             return
         if self._ingest:
             await run_in_thread(self._storage.executor, self._ingest.discard)
@@ -220,16 +209,15 @@ class BlobWriter:
             self._ingest.close()
             self._ingest = None
 
-    async def _ensure_reserved(self, end: int) -> None:
-        """See that the reservation holds `end` bytes, or raise `NoSpaceError`."""
+    async def _ensure_reserved(self) -> None:
+        """See that the reservation holds all claimed bytes, or raise `NoSpaceError`."""
         assert self._reservation is not None
-        if end <= self._reservation.size:
-            return
-        ahead = 0 if self.size is not None else min(RESERVE_STEP, max(end, 1 << 20))
-        for size in (end + ahead, end):
-            if await self._storage.space.grow(self._reservation, size):
-                return
-        raise NoSpaceError("no room can be made")
+        # A run of bytes may begin and end in the middle of a block.
+        needed = self._bytes_claimed + self._run_count * 2 * BLOCK_SIZE
+        if self.size is not None:
+            needed = min(needed, self.size)
+        if not await self._storage.space.grow(self._reservation, needed, limit=self.size):
+            raise NoSpaceError("no room can be made")
 
     async def _hash_contiguous(self) -> None:
         """Hash what the frontier has met, unless somebody else does: they will come to it."""
@@ -258,12 +246,10 @@ class BlobWriter:
     def _publish_frontier(self) -> None:
         """Show readers what is in; of a complete blob only if its digest is right."""
         assert self._ingest is not None
-        assert self._reservation is not None
         if self._ingest.frontier == self.size and not (self.is_verified or self._is_hashing):
             if not self._ingest.matches_digest():
                 raise self._source.record_mismatch()
             self.is_verified = True
             record_span("verify", self._hash_seconds)
         self.frontier = self._ingest.frontier
-        self._reservation.written = max(self._reservation.written, self.frontier)
         self._on_progress()

@@ -46,13 +46,13 @@ class ResolveFinished(_EventBase, frozen=True, tag="resolved"):
 class PreloadPlan(_EventBase, frozen=True, tag="plan"):
     """What there is to do, before anything is fetched; images that have to wait for upstream come later.
 
-    `lacking` bytes are more than the store has room for: images that do not fit have failed already.
+    The store lacks space for `shortfall` bytes: images that do not fit have failed already.
     """
 
     images: int
     size: int
     missing: int
-    lacking: int
+    shortfall: int
 
 
 class LayerProgress(_EventBase, frozen=True, tag="layer"):

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from proxy.cache.pull_through import PullThroughCache
+from proxy.cache.blobs import BlobCache
 from proxy.download.download import Download
 from proxy.download.manager import DownloadManager
 from proxy.errors import InvalidManifestError, NoSpaceError, ProxyError
@@ -22,7 +22,7 @@ class PreloadFetcher:
 
     def __init__(
         self,
-        cache: PullThroughCache,
+        blobs: BlobCache,
         downloads: DownloadManager,
         image_store: ImageStore,
         retrier: UpstreamRetrier,
@@ -31,7 +31,7 @@ class PreloadFetcher:
         concurrency: int,
     ) -> None:
         self.fetched_bytes = 0
-        self._cache = cache
+        self._blobs = blobs
         self._downloads = downloads
         self._image_store = image_store
         self._retrier = retrier
@@ -79,7 +79,7 @@ class PreloadFetcher:
                 )
             if known is not None and self._image_store.has_blob(digest, size):
                 # That its repository holds it, too, is proven if need be.
-                async with self._cache.open_blob(repository, digest):
+                async with self._blobs.open_blob(repository, digest):
                     return fetched
             async with self._downloads.attach(repository, digest) as download:
                 try:

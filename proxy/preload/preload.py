@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from proxy.cache.pull_through import PullThroughCache
+from proxy.cache.blobs import BlobCache
+from proxy.cache.manifests import ManifestCache
 from proxy.concurrency import background
 from proxy.download.manager import DownloadManager
 from proxy.errors import (
@@ -58,7 +59,8 @@ log = get_logger(__name__)
 class PreloadDeps:
     """What preloads work with. `native` is the platform of who names none."""
 
-    cache: PullThroughCache
+    manifests: ManifestCache
+    blobs: BlobCache
     downloads: DownloadManager
     resolver: ImageResolver
     checker: OfflineChecker
@@ -137,7 +139,7 @@ class _PreloadRun:
         self._results: list[events.ImageDone | events.ImageFailed] = []
         self._retrier = UpstreamRetrier(deps.clock, self._add_event)
         self._fetcher = PreloadFetcher(
-            deps.cache,
+            deps.blobs,
             deps.downloads,
             deps.image_store,
             self._retrier,
@@ -297,7 +299,7 @@ class _PreloadRun:
                     f"{upstream.scarce_quota_reason}, which are left to clients",
                     retry_after=QUOTA_RETRY_AFTER,
                 )
-        held = await self._deps.cache.get_current_manifest(repository, reference)
+        held = await self._deps.manifests.get_current_manifest(repository, reference)
         self._space_budget.add_to_lease([held.digest])
         return held
 
@@ -323,7 +325,7 @@ class _PreloadRun:
                     for digest, size in sizes.items()
                     if not self._deps.image_store.has_blob(digest, size)
                 ),
-                lacking=self._space_budget.shortfall(images),
+                shortfall=self._space_budget.shortfall(images),
             )
         )
         return [pair for pair in resolved_images if self._dry_run or self._admit(*pair)]

@@ -15,7 +15,7 @@ from aiohttp import HttpVersion11, hdrs
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web import Response
 
-from proxy.cache.pull_through import PullThroughCache
+from proxy.cache.blobs import BlobCache
 from proxy.errors import ProxyError
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Repository
@@ -76,12 +76,12 @@ class FastPath:
     def __init__(
         self,
         router: Router,
-        cache: PullThroughCache,
+        blobs: BlobCache,
         manifest_handler: ManifestHandler,
         threads: Executor,
     ) -> None:
         self._router = router
-        self._cache = cache
+        self._blobs = blobs
         self._manifest_handler = manifest_handler
         self._threads = threads
         self._parsed_requests: dict[bytes, ParsedRequest] = {}
@@ -153,7 +153,7 @@ class FastPath:
     def open_blob(self, parsed_request: ParsedRequest, context: RequestContext) -> OpenBlob | None:
         """Return the blob that a request asks for, to be closed; None if it is not here, or nobody knows for whom."""
         assert isinstance(parsed_request.reference, Digest)
-        blob = self._cache.lookup_cached_blob(parsed_request.repository, parsed_request.reference)
+        blob = self._blobs.lookup_cached_blob(parsed_request.repository, parsed_request.reference)
         if blob:
             context.cache_state = "hit"
         return blob

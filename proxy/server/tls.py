@@ -1,4 +1,4 @@
-"""TLS for clients: certificates from files, chosen by the name a client asks for, replaced while connections last."""
+"""TLS for clients: certificates from files, selected by SNI, and replaced without a restart."""
 
 import ssl
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,15 @@ from proxy.config import ServerSettings
 from proxy.config.values import expand_path
 from proxy.errors import ConfigError
 
-# X509_V_FLAG_NO_CHECK_TIME, which Python has no name for.
+# X509_V_FLAG_NO_CHECK_TIME; the `ssl` module does not define it.
 _NO_CHECK_TIME = 0x200000
 
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """What is shown to clients: a context for each name, and one for whoever names none of them.
+    """The certificates in use: one TLS context per name, and the default for all other names.
 
-    `expiries` are the times at which they end, by file, in Unix seconds.
+    `expiries` maps each certificate file to the end of its validity (Unix time).
     """
 
     default: ssl.SSLContext
@@ -26,14 +26,14 @@ class Certificates:
     expiries: Mapping[str, float]
 
     def select_context(self, name: str | None) -> ssl.SSLContext:
-        """Return the context for a name; `*.example.org` stands for one label more (RFC 6125)."""
-        wanted = (name or "").lower().rstrip(".")
-        found = self.by_name.get(wanted) or self.by_name.get(f"*.{wanted.partition('.')[2]}")
-        return found or self.default
+        """Return the context for a name; `*.example.org` matches one more label (RFC 6125)."""
+        host = (name or "").lower().rstrip(".")
+        context = self.by_name.get(host) or self.by_name.get(f"*.{host.partition('.')[2]}")
+        return context or self.default
 
 
 class TlsContext:
-    """Answers handshakes with the certificates that are in use at that moment."""
+    """The TLS context of listeners; each handshake uses the current certificates."""
 
     def __init__(self, certificates: Certificates) -> None:
         self._certificates = certificates
@@ -41,7 +41,7 @@ class TlsContext:
         self.context.sni_callback = self._select_certificate
 
     def set_certificates(self, certificates: Certificates) -> None:
-        """Show these from now on; connections that are there keep what they have."""
+        """Use these for new connections; open ones keep theirs."""
         self._certificates = certificates
 
     def _select_certificate(
@@ -51,7 +51,7 @@ class TlsContext:
 
 
 def load_certificates(settings: ServerSettings) -> Certificates | None:
-    """Return what the files of `settings` hold, None if there are none. Blocks; raises `ConfigError`."""
+    """Load the configured certificates, None if there are none. Blocks; raises `ConfigError`."""
     files = settings.tls_certificate
     if not files:
         return None
@@ -72,7 +72,8 @@ def _new_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
-    # OpenSSL 3 takes a connection that ends without a close_notify for an attack, and clients do end so.
+    # OpenSSL 3 reports a connection that ends without close_notify as an error, but many clients do
+    # that.
     context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
     context.set_alpn_protocols(["http/1.1"])
     return context
@@ -84,10 +85,10 @@ def _load_context(certificate: Path, key: Path) -> ssl.SSLContext:
         try:
             path.read_bytes()
         except OSError as error:
-            what = "tls_certificate" if path == certificate else "tls_key"
-            raise ConfigError(f"{path}: server.{what}: {error.strerror}") from error
+            key_name = "tls_certificate" if path == certificate else "tls_key"
+            raise ConfigError(f"{path}: server.{key_name}: {error.strerror}") from error
     try:
-        # Without a password OpenSSL would ask for one at the terminal.
+        # With None, OpenSSL would prompt for the passphrase on the terminal.
         context.load_cert_chain(certificate, key, password="")
     except ssl.SSLError as error:
         raise ConfigError(
@@ -106,18 +107,22 @@ def _describe_error(error: ssl.SSLError, key: Path) -> str:
 
 
 def _read_names_and_expiry(path: Path, context: ssl.SSLContext) -> tuple[list[str], float]:
-    """Return the names in a certificate and when it ends, as a client reads them, by a handshake in memory.
+    """Return the names in a certificate and the end of its validity (Unix time).
 
-    The standard library parses no certificate but the one of a peer that it has verified.
+    Reads them as the client of a handshake in memory, because the standard library parses only
+    the verified certificate of a peer.
     """
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    # Clients will judge the dates.
+    # An expired certificate is served all the same: clients check the dates themselves.
     client.verify_flags |= _NO_CHECK_TIME
     client.load_verify_locations(path)
-    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
-    sides = [client.wrap_bio(back, there), context.wrap_bio(there, back, server_side=True)]
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sides = [
+        client.wrap_bio(to_client, to_server),
+        context.wrap_bio(to_server, to_client, server_side=True),
+    ]
     try:
         for _ in range(3):
             for side in sides:
@@ -128,9 +133,9 @@ def _read_names_and_expiry(path: Path, context: ssl.SSLContext) -> tuple[list[st
     except ssl.SSLError as error:
         reason = getattr(error, "verify_message", None) or error.reason
         raise ConfigError(
-            f"{path}: server.tls_certificate: no client takes it: {reason}"
+            f"{path}: server.tls_certificate: clients would reject it: {reason}"
         ) from error
-    found: dict[str, Any] = sides[0].getpeercert() or {}
-    names: Sequence[tuple[str, str]] = found.get("subjectAltName", ())
-    expiry = ssl.cert_time_to_seconds(found["notAfter"])
+    certificate: dict[str, Any] = sides[0].getpeercert() or {}
+    names: Sequence[tuple[str, str]] = certificate.get("subjectAltName", ())
+    expiry = ssl.cert_time_to_seconds(certificate["notAfter"])
     return [name.lower() for kind, name in names if kind in ("DNS", "IP Address")], expiry

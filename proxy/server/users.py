@@ -1,7 +1,7 @@
-"""Who may use the cache: the users of an htpasswd file, their passwords as bcrypt hashes.
+"""Users of the cache: Basic authentication against an htpasswd file of bcrypt hashes.
 
-A hash costs what it costs on purpose, so it is computed in a thread of its own, by few at a time, and whoever was right
-is remembered: by a keyed hash that means nothing outside of this process.
+bcrypt is slow on purpose. Hashes are computed in a separate thread with a bounded queue, and
+verified logins are remembered by a keyed hash that is useless outside this process.
 """
 
 import asyncio
@@ -24,24 +24,29 @@ from proxy.config.values import expand_path
 from proxy.errors import ConfigError, TooManyRequestsError, UnauthorizedError
 from proxy.log import get_logger
 
-# How many right passwords are remembered, and how long before the file is looked at again, in seconds.
+# Verified logins that are remembered.
 MAX_VERIFIED = 4096
+# Seconds between two checks whether the file has changed.
 FILE_CHECK_INTERVAL = 2.0
-# Passwords that may be waiting to be hashed, in all and of one client.
+# Passwords waiting for their hash, in all and per client address.
 MAX_WAITING = 64
 MAX_WAITING_PER_CLIENT = 4
 
-# Cost 15 takes more than a second here.
+# Cost 4 to 14: at 15 a hash takes more than a second.
 _BCRYPT_HASH = re.compile(r"\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]{53}")
-_LOGIN_REQUIRED = "log in with a user and password of this cache"
-_MAX_PASSWORD_SIZE = 72  # bytes; bcrypt ignores what follows
+_LOGIN_REQUIRED = "log in with a username and password of this cache"
+_MAX_PASSWORD_SIZE = 72  # bytes; bcrypt ignores the rest
 
 log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Htpasswd:
-    """The content of a file: bcrypt hashes by user, and one that no password has, for users who are not there."""
+    """The content of an htpasswd file: bcrypt hashes by user.
+
+    `dummy_hash` matches no password; it is checked for unknown users. `version` changes with the
+    file.
+    """
 
     path: Path
     hash_by_user: Mapping[str, bytes]
@@ -50,7 +55,7 @@ class Htpasswd:
 
 
 def load_htpasswd(file: str) -> Htpasswd:
-    """Return what an htpasswd file holds. Blocks; raises `ConfigError` that names the line."""
+    """Read an htpasswd file. Blocks; raises `ConfigError`, which names the line."""
     path = expand_path(file)
     try:
         version = _file_version(path)
@@ -58,40 +63,44 @@ def load_htpasswd(file: str) -> Htpasswd:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError(f"{path}: server.htpasswd: {reason}") from error
-    by_user = parse_htpasswd(text, str(path))
-    # As dear as the dearest, so that the time does not tell who is there.
-    cost = max(int(hashed[4:6]) for hashed in by_user.values())
-    nobody = bcrypt.hashpw(secrets.token_bytes(32).hex().encode(), bcrypt.gensalt(cost))
-    return Htpasswd(path, by_user, nobody, version)
+    hash_by_user = parse_htpasswd(text, str(path))
+    # Cost matches the most expensive hash, so that timing does not reveal which users exist.
+    cost = max(int(password_hash[4:6]) for password_hash in hash_by_user.values())
+    random_password = secrets.token_bytes(32).hex().encode()
+    dummy_hash = bcrypt.hashpw(random_password, bcrypt.gensalt(cost))
+    return Htpasswd(path, hash_by_user, dummy_hash, version)
 
 
 def parse_htpasswd(text: str, source: str) -> dict[str, bytes]:
-    """Return the bcrypt hashes by user, or raise `ConfigError`, which names the line and what would make it."""
-    found: dict[str, bytes] = {}
+    """Return the bcrypt hashes by user.
+
+    Raises `ConfigError`, which names the line and the command that makes a valid one.
+    """
+    hash_by_user: dict[str, bytes] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
-        user, colon, hashed = line.strip().partition(":")
-        place = f"{source}: server.htpasswd: line {number}"
+        user, colon, password_hash = line.strip().partition(":")
+        where = f"{source}: server.htpasswd: line {number}"
         if not (user and colon):
-            raise ConfigError(f"{place} is not user:hash (make it with htpasswd -B)")
-        if user in found:
-            raise ConfigError(f"{place}: {user[:40]} is there twice")
-        if _BCRYPT_HASH.fullmatch(hashed) is None:
+            raise ConfigError(f"{where} is not user:hash (make it with htpasswd -B)")
+        if user in hash_by_user:
+            raise ConfigError(f"{where}: {user[:40]} is listed twice")
+        if _BCRYPT_HASH.fullmatch(password_hash) is None:
             raise ConfigError(
-                f"{place}: the hash of {user[:40]} is not bcrypt of cost 4 to 14 "
+                f"{where}: the hash of {user[:40]} is not bcrypt of cost 4 to 14 "
                 f"(make it with: htpasswd -B {source} {user[:40]})"
             )
-        found[user] = hashed.encode()
-    if not found:
+        hash_by_user[user] = password_hash.encode()
+    if not hash_by_user:
         raise ConfigError(
-            f"{source}: server.htpasswd: holds no user (htpasswd -B -c {source} NAME)"
+            f"{source}: server.htpasswd: contains no users (add one: htpasswd -B -c {source} NAME)"
         )
-    return found
+    return hash_by_user
 
 
 class HtpasswdAuth:
-    """Judges the logins of requests."""
+    """Checks the credentials of requests, and rereads the file when it changes."""
 
     def __init__(
         self, htpasswd: Htpasswd | None, threads: Executor, group: asyncio.TaskGroup
@@ -107,47 +116,47 @@ class HtpasswdAuth:
 
     @property
     def is_enabled(self) -> bool:
-        """Whether anybody has to log in."""
+        """Whether clients must log in."""
         return self._htpasswd is not None
 
     def set_htpasswd(self, htpasswd: Htpasswd | None) -> None:
-        """Judge by these from now on."""
+        """Use these users from now on, or require no login if None."""
         self._htpasswd = htpasswd
 
     async def check(self, authorization: str, client: str) -> None:
-        """Raise `UnauthorizedError` unless the header names a user and their password, `CrowdedError` if too many ask.
+        """Raise `UnauthorizedError` unless the header has a valid username and password.
 
-        Whatever is wrong, the error is the same, and a user who is not there takes as long as one who is.
+        The error and the time it takes are the same whatever is wrong, so that they do not reveal
+        which users exist. Raises `TooManyRequestsError` if too many passwords wait for their hash.
         """
         now = asyncio.get_running_loop().time()
         if now - self._file_checked_at > FILE_CHECK_INTERVAL:
             self._file_checked_at = now
             self._reloads.start(None, self._reload_if_changed)
         user, password = _parse_basic(authorization)
-        passwords = self._htpasswd
-        if passwords is None:
+        htpasswd = self._htpasswd
+        if htpasswd is None:
             return
-        hashed = passwords.hash_by_user.get(user, passwords.dummy_hash)
-        # With the hash in it, what is remembered ends when the file changes.
-        mark = hmac.digest(
-            self._hmac_key, b"\0".join((hashed, user.encode(), password)), hashlib.sha256
-        )
-        if mark in self._verified:
-            self._verified.move_to_end(mark)
+        password_hash = htpasswd.hash_by_user.get(user, htpasswd.dummy_hash)
+        # It includes the hash, so that a remembered login ends when the file changes it.
+        login = b"\0".join((password_hash, user.encode(), password))
+        login_digest = hmac.digest(self._hmac_key, login, hashlib.sha256)
+        if login_digest in self._verified:
+            self._verified.move_to_end(login_digest)
             return
-        if mark not in self._checks:
-            self._admit(client)
-        is_right = await self._checks.run(
-            mark, lambda: self._verify_password(client, password, hashed)
+        if login_digest not in self._checks:
+            self._reserve_check(client)
+        is_correct = await self._checks.run(
+            login_digest, lambda: self._verify_password(client, password, password_hash)
         )
-        if not is_right or user not in passwords.hash_by_user:
+        if not is_correct or user not in htpasswd.hash_by_user:
             raise UnauthorizedError(_LOGIN_REQUIRED)
-        self._verified[mark] = None
+        self._verified[login_digest] = None
         if len(self._verified) > MAX_VERIFIED:
             self._verified.popitem(last=False)
 
-    def _admit(self, client: str) -> None:
-        """Count a password that is going to be hashed, or raise `CrowdedError`."""
+    def _reserve_check(self, client: str) -> None:
+        """Count a password that will be hashed, or raise `TooManyRequestsError`."""
         is_full = self._waiting.total() >= MAX_WAITING
         if is_full or self._waiting[client] >= MAX_WAITING_PER_CLIENT:
             raise TooManyRequestsError("too many logins are being checked; try again in a moment")
@@ -162,17 +171,17 @@ class HtpasswdAuth:
                 del self._waiting[client]
 
     async def _reload_if_changed(self) -> None:
-        """Read the file again if it is another one by now; what is wrong is not taken."""
-        used = self._htpasswd
-        if used is None:
+        """Reread the file if it has changed; if it is invalid, keep the current users."""
+        current = self._htpasswd
+        if current is None:
             return
-        path = used.path
+        path = current.path
         try:
-            if await run_in_thread(self._threads, _file_version, path) == used.version:
+            if await run_in_thread(self._threads, _file_version, path) == current.version:
                 return
-            found = await run_in_thread(self._threads, load_htpasswd, str(path))
-            if self._htpasswd is used:
-                self.set_htpasswd(found)
+            changed = await run_in_thread(self._threads, load_htpasswd, str(path))
+            if self._htpasswd is current:
+                self.set_htpasswd(changed)
             log.info("htpasswd_reloaded", file=str(path))
         except (OSError, ConfigError) as error:
             log.warning("htpasswd_reload_failed", reason=str(error))
@@ -184,10 +193,10 @@ def _file_version(path: Path) -> tuple[int, int, int]:
 
 
 def _parse_basic(authorization: str) -> tuple[str, bytes]:
-    """Return user and password of a header (RFC 7617), or raise `UnauthorizedError`."""
-    scheme, _, given = authorization.partition(" ")
+    """Return username and password of the header (RFC 7617). Raises `UnauthorizedError`."""
+    scheme, _, encoded = authorization.partition(" ")
     try:
-        user, colon, password = b64decode(given.strip(), validate=True).partition(b":")
+        user, colon, password = b64decode(encoded.strip(), validate=True).partition(b":")
         if scheme.lower() != "basic" or not colon or b"\0" in user:
             raise UnauthorizedError(_LOGIN_REQUIRED)
         return user.decode(), password

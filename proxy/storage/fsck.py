@@ -1,30 +1,31 @@
-"""Checking a store: every file is read, what does not match its digest goes, the index is made right.
+"""`pullcache fsck`: read every blob, remove what does not match its digest, rebuild the index.
 
-What the files cannot give back is kept if the index can still be read: tags, pins, links and times
-of use. If it cannot, tags are asked for anew, and what a repository holds is asked by one HEAD each;
-pins are kept if only their table can be read.
+Tags, pins, links and times of use are in the index only, and are kept if it can be read. If it
+cannot, upstream is asked again for tags and, by one HEAD each, for what a repository holds; pins
+are kept if their table can be read.
 """
 
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy.errors import InvalidDigestError, InvalidManifestError, StorageError
+from proxy.errors import InvalidDigestError, StorageError
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from proxy.storage import queries
 from proxy.storage.blobs import BlobStore
+from proxy.storage.scan import parse_manifest
 
 _READ_SIZE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class CorruptFile:
-    """A file that is not what its name says. `path` is relative to the store."""
+    """A file that does not match its name. `path` is relative to the store."""
 
     path: str
     reason: str
@@ -32,7 +33,7 @@ class CorruptFile:
 
 @dataclass(frozen=True, slots=True)
 class FsckReport:
-    """What was found. `bytes` were read in `checked` files, of which `indexed` are good."""
+    """The result: `bytes_read` in `checked` files, of which `indexed` are intact."""
 
     checked: int
     bytes_read: int
@@ -45,8 +46,8 @@ def check_store(
 ) -> FsckReport:
     """Verify every blob of the store at `root` and rebuild its index.
 
-    `progress(done, total)` is told about files. With `dry_run` nothing is changed. Raises
-    `StorageError` if a daemon has the store, or the disk fails.
+    Call `on_progress(files_done, files_total)` as it goes. With `dry_run` nothing is changed. Raises
+    `StorageError` if a daemon uses the store, or the disk fails.
     """
     if not root.is_dir():
         raise StorageError(f"there is no store at {root}; name it with --store")
@@ -65,7 +66,7 @@ def _check_blobs(
     good: dict[Digest, tuple[int, oci.Manifest | None]] = {}
     corrupt: list[CorruptFile] = []
     total_bytes = 0
-    # What is not named like a blob is somebody else's, and stays.
+    # Files that are not named like a blob are not ours, and stay.
     paths = [path for path in sorted(store.root.glob("blobs/*/*")) if _parse_path(path)]
     for done, path in enumerate(paths):
         on_progress(done, len(paths))
@@ -83,38 +84,6 @@ def _check_blobs(
     return FsckReport(len(paths), total_bytes, len(good), corrupt)
 
 
-def scan_blobs(
-    store: BlobStore, digests: Iterable[Digest] | None = None
-) -> list[tuple[Digest, int, oci.Manifest | None]]:
-    """Return those of the blobs that are in the store, with sizes, and with their manifests if they are any.
-
-    None stands for all. Names are believed, but manifests are verified before they are looked into. Raises `StorageError`.
-    """
-    try:
-        return _scan_blobs(store, digests)
-    except OSError as error:
-        raise StorageError(f"the store {store.root} cannot be read: {error}") from error
-
-
-def _scan_blobs(
-    store: BlobStore, digests: Iterable[Digest] | None
-) -> list[tuple[Digest, int, oci.Manifest | None]]:
-    found = []
-    for digest, size in store.iter_blobs() if digests is None else _stat_blobs(store, digests):
-        content = b""
-        if size <= oci.MAX_MANIFEST_SIZE:
-            content = Path(store.blob_path(digest)).read_bytes()
-        is_right = bool(content) and Digest.from_content(content, digest.algorithm) == digest
-        found.append((digest, size, _parse_manifest(content) if is_right else None))
-    return found
-
-
-def _stat_blobs(store: BlobStore, digests: Iterable[Digest]) -> Iterator[tuple[Digest, int]]:
-    for digest in digests:
-        with suppress(OSError):
-            yield digest, Path(store.blob_path(digest)).stat(follow_symlinks=False).st_size
-
-
 def _parse_path(path: Path) -> Digest | None:
     try:
         return Digest.parse(f"{path.parent.name}:{path.name}")
@@ -128,7 +97,7 @@ def _verify_file(path: Path) -> tuple[str | None, int, oci.Manifest | None]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except PermissionError:
-        # It may be right: whoever owns the store can tell.
+        # It may be intact: the owner of the store can check it.
         raise
     except OSError as error:
         return f"cannot be opened: {error.strerror}", 0, None
@@ -141,26 +110,16 @@ def _verify_file(path: Path) -> tuple[str | None, int, oci.Manifest | None]:
             size += len(chunk)
             head = head + chunk if size <= oci.MAX_MANIFEST_SIZE else b""
     if not digest.matches(hasher):
-        return "its content has another digest", size, None
-    return None, size, _parse_manifest(head)
-
-
-def _parse_manifest(content: bytes) -> oci.Manifest | None:
-    """Look whether a blob is a manifest: its own `mediaType` must say so."""
-    if not content.startswith(b"{"):
-        return None
-    try:
-        return oci.parse_manifest(content, "")
-    except InvalidManifestError:
-        return None
+        return "its content does not match its digest", size, None
+    return None, size, parse_manifest(head)
 
 
 def _rebuild_index(path: Path, valid_blobs: dict[Digest, tuple[int, oci.Manifest | None]]) -> None:
-    """Make the index say what is in the files, and keep of it what it alone knows."""
+    """Make the index match the files, and keep what only the index knows."""
     try:
         _update_index(path, valid_blobs)
     except (sqlite3.DatabaseError, StorageError):
-        # It cannot be read, or not understood: it is put aside and made anew.
+        # It is damaged, or of a newer version: set it aside and create a new one.
         pins = _read_pins(path)
         for suffix in ("", "-wal", "-shm"):
             old = Path(f"{path}{suffix}")

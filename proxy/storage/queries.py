@@ -1,4 +1,4 @@
-"""What is written into the index: functions of a connection, each run inside one transaction."""
+"""Writes to the index: functions of a connection, each run inside one transaction."""
 
 import json
 import sqlite3
@@ -16,22 +16,43 @@ from proxy.storage.blobs import BLOCK_SIZE
 
 SCHEMA_VERSION = 2
 
-# What must change in a store of that version before the schema can be laid over it.
+# Changes to a store of that version before the schema is applied to it.
 _MIGRATIONS = {
     1: "ALTER TABLE blobs ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0; DROP INDEX blobs_by_use;"
 }
 
-# The bytes that blobs take on disk: whole blocks, as `local.footprint` counts.
-ALLOCATED_SIZE_SUM = f"coalesce(sum((size + {BLOCK_SIZE - 1}) / {BLOCK_SIZE}), 0) * {BLOCK_SIZE}"
 
-# SQLite's default of 1,000 pages would let the log grow to 4 MB, much for a store of 20 MB.
+def _allocated_size(size: str) -> str:
+    """Return the SQL for `blobs.allocated_size` of a column."""
+    return f"({size} + {BLOCK_SIZE - 1}) / {BLOCK_SIZE} * {BLOCK_SIZE}"
+
+
+# The bytes that blobs take on disk.
+ALLOCATED_SIZE_SUM = f"coalesce(sum({_allocated_size('size')}), 0)"
+
+# Kept by SQLite itself on the one connection that writes: whatever adds, resizes or removes a row of
+# `blobs` moves the totals in the same transaction, and a rollback moves them back.
+_TOTALS_SCHEMA = f"""
+    CREATE TEMP TABLE totals (blobs INTEGER NOT NULL, bytes INTEGER NOT NULL);
+    CREATE TEMP TRIGGER count_added AFTER INSERT ON main.blobs BEGIN
+        UPDATE totals SET blobs = blobs + 1, bytes = bytes + {_allocated_size("new.size")};
+    END;
+    CREATE TEMP TRIGGER count_removed AFTER DELETE ON main.blobs BEGIN
+        UPDATE totals SET blobs = blobs - 1, bytes = bytes - {_allocated_size("old.size")};
+    END;
+    CREATE TEMP TRIGGER count_resized AFTER UPDATE OF size ON main.blobs BEGIN
+        UPDATE totals SET bytes = bytes + {_allocated_size("new.size")} - {_allocated_size("old.size")};
+    END;
+"""
+
+# SQLite's default of 1,000 pages lets the log grow to 4 MB: much for a store of 20 MB.
 _CHECKPOINT_PAGES = 256
 
 
 def open_connection(path: Path) -> sqlite3.Connection:
-    """Open the index for writing, made anew if there is none, brought up to date if it is older.
+    """Open the index for writing; create it if it is missing, upgrade it if it is older.
 
-    Raises `StorageError` if it is of a newer version, `sqlite3.DatabaseError` if it is none.
+    Raises `StorageError` if it is newer, `sqlite3.DatabaseError` if it is no database.
     """
     connection = sqlite3.connect(path, timeout=5, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
@@ -49,7 +70,7 @@ def open_connection(path: Path) -> sqlite3.Connection:
     elif version > SCHEMA_VERSION:
         connection.close()
         raise StorageError(
-            f"the index {path} is of version {version}, this pullcache knows {SCHEMA_VERSION}: "
+            f"the index {path} has version {version}, this pullcache supports {SCHEMA_VERSION}: "
             "use the pullcache that wrote it, or another store"
         )
     return connection
@@ -62,7 +83,7 @@ def add_blob(
     size: int,
     used_at: float,
 ) -> bool:
-    """Enter a committed blob and link the repository to it. False if it was there."""
+    """Add a committed blob and link the repository to it; return whether it is new."""
     is_new = not _has_blob(connection, digest)
     connection.execute(
         "INSERT INTO blobs (digest, size, used, pinned) VALUES (?, ?, ?, ?)"
@@ -82,9 +103,9 @@ def add_manifest(
     manifest: Manifest,
     used_at: float,
 ) -> bool:
-    """Enter a committed manifest and what it names; link the repository to all of it.
+    """Add a committed manifest and its edges, link the repository to all that it names.
 
-    False if the blob was there.
+    Return whether it is new.
     """
     is_new = not _has_blob(connection, digest)
     subject = str(manifest.subject) if manifest.subject else None
@@ -101,7 +122,7 @@ def add_manifest(
     if pins.is_reachable(connection, str(digest), subject):
         pins.mark_reachable(connection, str(digest))
     if repository:
-        # A registry has checked that it holds what a manifest names, but for foreign layers.
+        # A registry has checked that it holds what a manifest names, except foreign layers.
         held = [child.digest for child in manifest.children if not child.is_foreign]
         add_links(connection, repository, [digest, *held])
     return is_new
@@ -113,7 +134,7 @@ def add_image(
     tag: tuple[Tag, Digest, float] | None,
     manifests: Iterable[tuple[Digest, int, Manifest, float]],
 ) -> None:
-    """Enter committed manifests with what they name, their links, and what the tag stands for."""
+    """Add committed manifests with edges and links, and set the tag."""
     for manifest in manifests:
         add_manifest(connection, repository, *manifest)
     if tag:
@@ -125,7 +146,7 @@ def add_unlinked_blobs(
     files: Iterable[tuple[Digest, int, Manifest | None]],
     used_at: float,
 ) -> None:
-    """Enter blobs whose files were found; no repository is linked to them."""
+    """Add blobs whose files were found, without links."""
     for digest, size, manifest in files:
         if manifest:
             add_manifest(connection, None, digest, size, manifest, used_at)
@@ -136,7 +157,7 @@ def add_unlinked_blobs(
 def add_links(
     connection: sqlite3.Connection, repository: Repository, digests: Iterable[Digest]
 ) -> None:
-    """Remember that the repository was seen to hold the digests."""
+    """Link the repository to digests that it was seen to hold."""
     number = _repository_id(connection, repository)
     connection.executemany(
         "INSERT OR IGNORE INTO links (repository, digest) VALUES (?, ?)",
@@ -151,7 +172,7 @@ def set_tag(
     digest: Digest,
     checked_at: float,
 ) -> None:
-    """Remember what the tag stands for; a pin of the tag goes with it."""
+    """Set the digest of a tag; a pin of the tag moves with it."""
     number = _repository_id(connection, repository)
     connection.execute(
         "INSERT OR REPLACE INTO tags (repository, tag, digest, checked) VALUES (?, ?, ?, ?)",
@@ -161,13 +182,13 @@ def set_tag(
 
 
 def delete_tag(connection: sqlite3.Connection, repository: Repository, tag: Tag) -> None:
-    """Forget the tag; what it stood for stays."""
+    """Delete a tag; its content stays."""
     number = _repository_id(connection, repository)
     connection.execute("DELETE FROM tags WHERE repository = ? AND tag = ?", (number, tag))
 
 
 def pin(connection: sqlite3.Connection, images: Iterable[tuple[Repository, Reference]]) -> None:
-    """Keep images from being evicted, be they in the store or not."""
+    """Pin images, whether they are in the store or not."""
     for repository, reference in images:
         pins.add(connection, _repository_id(connection, repository), reference)
 
@@ -175,7 +196,7 @@ def pin(connection: sqlite3.Connection, images: Iterable[tuple[Repository, Refer
 def unpin(
     connection: sqlite3.Connection, images: Iterable[tuple[Repository, Reference]]
 ) -> list[tuple[Repository, Reference]]:
-    """Let images be evicted again; return those that were pinned."""
+    """Unpin images; return those that were pinned."""
     found = [
         (repository, reference)
         for repository, reference in images
@@ -186,7 +207,7 @@ def unpin(
 
 
 def restore_pins(connection: sqlite3.Connection, rows: Iterable[tuple[str, ...]]) -> None:
-    """Enter pins (upstream, repository, reference, digest) of another index; settle what is pinned."""
+    """Add pins (upstream, repository, reference, digest) of another index and apply them."""
     for upstream, name, reference, digest in rows:
         connection.execute(
             "INSERT OR REPLACE INTO pins (repository, reference, digest) VALUES (?, ?, ?)",
@@ -196,40 +217,55 @@ def restore_pins(connection: sqlite3.Connection, rows: Iterable[tuple[str, ...]]
 
 
 def record_uses(connection: sqlite3.Connection, uses: dict[str, float]) -> None:
-    """Move the time of use of blobs, and with a manifest's that of everything below it.
+    """Set the time of use of blobs, and of everything below those that are manifests.
 
-    So the layers of an image that is pulled by those who have most of it stay as fresh as it is.
+    So the layers of an image stay as fresh as its manifest when clients have most layers already.
     """
     connection.executemany(
         "WITH RECURSIVE below (digest) AS (SELECT ? UNION SELECT e.child FROM edges e"
         " JOIN below b ON e.parent = b.digest)"
-        " UPDATE blobs SET used = ? WHERE digest IN (SELECT digest FROM below)",
-        [(digest, used) for digest, used in sorted(uses.items(), key=itemgetter(1))],
+        # A blob may have been added after the use that waits here: it stays as fresh as it is.
+        " UPDATE blobs SET used = ? WHERE digest IN (SELECT digest FROM below) AND used < ?",
+        [(digest, used, used) for digest, used in sorted(uses.items(), key=itemgetter(1))],
     )
 
 
 def remove_blobs(
     connection: sqlite3.Connection, digests: Sequence[Digest], delete_file: Callable[[Digest], None]
-) -> None:
-    """Call `delete` for each blob, then forget it with the tags, edges and links that rest on it."""
-    for gone in digests:
-        delete_file(gone)
-    for digest in map(str, digests):
-        connection.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
-        connection.execute("DELETE FROM tags WHERE digest = ?", (digest,))
-        # Links of what a manifest announced, and nobody ever fetched, go with the manifest.
-        connection.execute(
-            "DELETE FROM links WHERE digest = ? OR digest IN (SELECT child FROM edges"
-            " WHERE parent = ? AND child NOT IN (SELECT digest FROM blobs))",
-            (digest, digest),
-        )
-        connection.execute("DELETE FROM edges WHERE parent = ?", (digest,))
+) -> list[tuple[Digest, int]]:
+    """Call `delete_file` for each blob, then delete its row with the tags, edges and links of it.
+
+    Return the blobs whose rows were there, with sizes.
+    """
+    for digest in digests:
+        delete_file(digest)
+    return [
+        (digest, size)
+        for digest in digests
+        if (size := _delete_row(connection, digest)) is not None
+    ]
+
+
+def _delete_row(connection: sqlite3.Connection, digest: Digest) -> int | None:
+    name = str(digest)
+    rows = connection.execute(
+        "DELETE FROM blobs WHERE digest = ? RETURNING size", (name,)
+    ).fetchall()
+    connection.execute("DELETE FROM tags WHERE digest = ?", (name,))
+    # Links to children that the manifest announced and no client fetched go with the manifest.
+    connection.execute(
+        "DELETE FROM links WHERE digest = ? OR digest IN (SELECT child FROM edges"
+        " WHERE parent = ? AND child NOT IN (SELECT digest FROM blobs))",
+        (name, name),
+    )
+    connection.execute("DELETE FROM edges WHERE parent = ?", (name,))
+    return rows[0][0] if rows else None
 
 
 def unlinked_blobs(
     connection: sqlite3.Connection, digests: Iterable[Digest]
 ) -> list[tuple[Digest, int]]:
-    """Return those of the blobs that no repository is linked to, and no pin holds, with sizes."""
+    """Return, with sizes, those blobs that are neither linked to a repository nor pinned."""
     query = """
         SELECT size FROM blobs b WHERE digest = ? AND NOT pinned
         AND NOT EXISTS (SELECT 1 FROM links l WHERE l.digest = b.digest)
@@ -239,15 +275,38 @@ def unlinked_blobs(
 
 
 def unpinned_bytes(connection: sqlite3.Connection, digests: Iterable[Digest]) -> int:
-    """Return the bytes on disk of those of the blobs that are here and not pinned."""
+    """Return the allocated bytes of those blobs that are stored and not pinned."""
     query = f"SELECT {ALLOCATED_SIZE_SUM} FROM json_each(?) JOIN blobs ON digest = value WHERE NOT pinned"
     row: tuple[int] = connection.execute(query, (json.dumps([*map(str, digests)]),)).fetchone()
     return row[0]
 
 
-def totals(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Return the number of blobs, and the bytes that they take on disk."""
-    # Either half is read from its index alone, without the table, which is three times as large.
+def track_totals(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Keep the totals on this connection from now on, and return them. Once per connection."""
+    connection.execute("PRAGMA temp_store = MEMORY")  # a full disk must not stop the counting
+    connection.executescript(_TOTALS_SCHEMA)
+    counted = count_totals(connection)
+    with connection:
+        connection.execute("INSERT INTO totals (blobs, bytes) VALUES (?, ?)", counted)
+    return counted
+
+
+def tracked_totals(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Return the number of blobs and the bytes that they take on disk, as the triggers keep them."""
+    row: tuple[int, int] = connection.execute("SELECT blobs, bytes FROM totals").fetchone()
+    return row
+
+
+def recount_totals(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Count the blobs anew, correct the totals if they differ, and return by how much they did."""
+    before, counted = tracked_totals(connection), count_totals(connection)
+    connection.execute("UPDATE totals SET blobs = ?, bytes = ?", counted)
+    return counted[0] - before[0], counted[1] - before[1]
+
+
+def count_totals(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Count the blobs, and the bytes that they take on disk."""
+    # Each half reads only its index; the table is three times as large.
     query = f"""
         SELECT sum(blobs), sum(bytes) FROM (
             SELECT count(*) AS blobs, {ALLOCATED_SIZE_SUM} AS bytes FROM blobs WHERE NOT pinned

@@ -1,51 +1,81 @@
-"""The room of a store: reserved before a byte is written, made by evicting what was used longest ago.
+"""The account of a store: what is on its disk, what is promised, and what is evicted to stay below the cap.
 
-`max_size` bounds everything under the store's directory: blobs, what running downloads have
-reserved, what interrupted ones have left, and the index. `min_free` is what the file system keeps.
-Nothing is evicted for what cannot fit anyway, nothing that is pinned ever, nor what a bundle is made
-of, or brings, meanwhile.
+`max_size` bounds everything under the store's directory: blobs, running and interrupted downloads,
+and the index. `min_free` is what the file system keeps free. Sizes are those of allocated blocks.
+
+Blobs are counted by the index alone, inside the transaction that adds or removes their rows
+(`queries.track_totals`); what is not a row yet, or not any more, is counted here.
+Pinned and leased blobs are never evicted, and nothing is evicted for content that cannot fit anyway.
 """
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from proxy.concurrency import run_uncancelled
 from proxy.errors import StorageError
 from proxy.log import get_logger
 from proxy.metrics import EvictionReason, Metrics, UncachedReason
 from proxy.oci.digest import Digest
+from proxy.oci.manifest import MAX_MANIFEST_SIZE
 from proxy.oci.reference import Reference, Repository
+from proxy.storage.audit import Auditor
 from proxy.storage.blobs import BlobStore, OpenBlob, allocated_size
-from proxy.storage.fsck import scan_blobs
 from proxy.storage.index import Index
+from proxy.storage.ingest import STATE_FILE_SIZE, Ingest
+from proxy.storage.locks import DigestLocks
+from proxy.storage.scan import scan_blobs
 
-# Room for the index to grow between two looks at it: its log is cut at 1 MiB (tables.py).
+# Room for the index to grow between two looks at it: its log is cut at 1 MiB (queries.py).
 INDEX_MARGIN = 1 << 19
+# A reservation grows by at least 1 and at most 16 MiB at a time, and by no more than this share of
+# the store: many downloads at once must not divide a small store among themselves.
+MIN_STEP = 1 << 20
+MAX_STEP = 16 << 20
+STEP_SHARE = 64
 
 _EVICTION_BATCH = 256
+_MAX_ROUNDS = 3
 
 log = get_logger(__name__)
 
 
 @dataclass(eq=False, slots=True)
 class Lease:
-    """Blobs that stay for as long as somebody works with them."""
+    """Blobs that stay in the store while an operation works with them."""
 
     digests: set[Digest] = field(default_factory=set)
 
 
 @dataclass(eq=False, slots=True)
 class Reservation:
-    """Room that is taken: `size` bytes, of which `written` are on the disk already."""
+    """Room for content that is being written: `size` bytes, `written` of them on the disk already.
 
-    size: int
+    The block of the state file beside an ingest is counted, too. `digest` is set for an ingest that
+    can be resumed.
+    """
+
+    size: int = 0
     written: int = 0
+    digest: Digest | None = None
+
+    @property
+    def total(self) -> int:
+        """What the account counts for it."""
+        return self.size + STATE_FILE_SIZE
 
 
 class SpaceManager:
-    """Keeps the account of one store. `await open()` before anything else."""
+    """Keeps the account of one store, and makes room. `await open()` before anything else.
+
+    A download reserves as its bytes come: `resume_partial`, then `grow` before each write, then
+    `Committer.commit_ingest`, `keep_partial` or `release`. `reserve` is for content whose size is
+    known and near: a manifest, a file of a bundle.
+
+    `locks` are held by whatever adds or removes the file of a blob.
+    """
 
     def __init__(
         self,
@@ -58,171 +88,198 @@ class SpaceManager:
         clock: Callable[[], float],
     ) -> None:
         self.max_size = max_size
-        self.blob_count = 0
+        self.locks = DigestLocks()
         self._store = store
         self._index = index
         self._metrics = metrics
         self._min_free = min_free
         self._clock = clock
-        self.stored_bytes = 0
         self._reservations: set[Reservation] = set()
         self._partials: dict[Digest, int] = {}
-        # Files that are gone, but that the index could not be made to forget.
-        self._unindexed_deletes: set[Digest] = set()
+        self._partial_locks = DigestLocks()
+        # Blobs without a file that the index could not be made to forget, with allocated sizes.
+        self._unindexed_deletes: dict[Digest, int] = {}
+        # Files that the index does not know and that could not be deleted, with allocated sizes.
+        self._strays: dict[Digest, int] = {}
         self._leases: list[Lease] = []
+        self._auditor = Auditor(store, index)
         # One eviction at a time: two would choose the same victims.
         self._eviction_lock = asyncio.Lock()
+        self._sweep_lock = asyncio.Lock()
 
     async def open(self) -> None:
-        """Count what is there, also what a lost index or a kill has left uncounted."""
-        self.blob_count, self.stored_bytes = await self._index.totals()
+        """Count what is there, and index blobs that a kill or a lost index left out."""
         unsettled = await asyncio.to_thread(self._store.list_committed_ingests)
         unknown = await asyncio.to_thread(
-            scan_blobs, self._store, unsettled if self.blob_count else None
+            scan_blobs, self._store, unsettled if self._index.totals.blobs else None
         )
         if unknown:
             log.warning("index_repaired", blobs=len(unknown))
             await self._index.add_unlinked_blobs(unknown)
-            self.blob_count, self.stored_bytes = await self._index.totals()
         # Not before the index knows them.
-        await asyncio.to_thread(self._delete_committed_ingests, unsettled)
+        await asyncio.to_thread(self._delete_ingests, unsettled)
         for digest, size, _ in await asyncio.to_thread(self._store.list_ingests):
             self._partials[digest] = size
-        await self._ensure_space(0)
+        await self._shrink_to_limits()
 
-    def _delete_committed_ingests(self, digests: Iterable[Digest]) -> None:
+    def _delete_ingests(self, digests: Iterable[Digest]) -> None:
         for digest in digests:
             self._store.delete_ingest(digest)
 
     async def resize(self, max_size: int, min_free: int) -> None:
-        """Let the store hold so much, and leave so much free, from now on; evict what is too much."""
+        """Apply other limits from now on, and evict what exceeds them."""
         self.max_size, self._min_free = max_size, min_free
-        await self._ensure_space(_pending_bytes(self._reservations))
+        await self._shrink_to_limits()
+
+    # What the account says.
 
     @property
-    def used_bytes(self) -> int:
-        """Bytes that are on the disk or promised, the index included."""
-        return self.stored_bytes + self.reserved_bytes + self._index.bytes_on_disk()
+    def blob_count(self) -> int:
+        """Blobs on the disk."""
+        return self._index.totals.blobs - len(self._unindexed_deletes) + len(self._strays)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the blobs on the disk."""
+        gone, strays = sum(self._unindexed_deletes.values()), sum(self._strays.values())
+        return self._index.totals.bytes - gone + strays
 
     @property
     def reserved_bytes(self) -> int:
-        """Bytes of downloads, running and interrupted."""
-        return sum(item.size for item in self._reservations) + sum(self._partials.values())
+        """Bytes of running and interrupted downloads."""
+        return sum(item.total for item in self._reservations) + sum(self._partials.values())
 
-    def fits(self, size: int) -> bool:
-        """Tell whether a blob of `size` bytes could ever be stored here."""
-        index = self._index.bytes_on_disk() + INDEX_MARGIN
-        return allocated_size(size) + index <= self.max_size
-
-    def uncached_reason(self, size: int) -> UncachedReason:
-        """Say why a blob of `size` bytes could not be stored just now."""
-        if not self.fits(size):
-            return "too_large"
-        if (
-            allocated_size(size)
-            + self.used_bytes
-            - self.stored_bytes
-            + self.pinned_bytes
-            + INDEX_MARGIN
-            > self.max_size
-        ):
-            return "pinned"
-        return "no_space"
-
-    def unpinned_capacity(self) -> int:
-        """Return how many bytes of blobs could be here beside what is pinned, if all else went."""
-        free = self._store.free_bytes()
-        partial = sum(self._partials.values()) + sum(item.written for item in self._reservations)
-        most = self.max_size - self._index.bytes_on_disk() - INDEX_MARGIN
-        return min(most, self.stored_bytes + partial + free - self._min_free) - self.pinned_bytes
+    @property
+    def used_bytes(self) -> int:
+        """Bytes on the disk or promised, the index included."""
+        return self.stored_bytes + self.reserved_bytes + self._index.bytes_on_disk()
 
     @property
     def pinned_bytes(self) -> int:
         """Bytes of blobs that no eviction takes."""
         return self._index.pinned_bytes()
 
+    def fits(self, size: int) -> bool:
+        """Tell whether a blob of `size` bytes could ever be stored here."""
+        index = self._index.bytes_on_disk() + INDEX_MARGIN
+        return allocated_size(size) + index <= self.max_size
+
+    def could_make_room(self, size: int) -> bool:
+        """Tell whether `size` bytes would fit if all went that can go: no eviction is worth more.
+
+        For a blob whose size is known: the smaller of what upstream claims and a manifest states.
+        """
+        return self.fits(size) and allocated_size(size) <= self.unpinned_capacity()
+
+    def uncached_reason(self, size: int) -> UncachedReason:
+        """Return why a blob of `size` bytes could not be stored just now."""
+        if not self.fits(size):
+            return "too_large"
+        unevictable = self.used_bytes - self.stored_bytes + self.pinned_bytes + INDEX_MARGIN
+        return "pinned" if allocated_size(size) + unevictable > self.max_size else "no_space"
+
+    def unpinned_capacity(self) -> int:
+        """Return how many bytes of blobs fit beside the pinned ones, if all others went."""
+        free = self._store.free_bytes()
+        partial = sum(self._partials.values()) + sum(item.written for item in self._reservations)
+        most = self.max_size - self._index.bytes_on_disk() - INDEX_MARGIN
+        return min(most, self.stored_bytes + partial + free - self._min_free) - self.pinned_bytes
+
+    def is_stored(self, digest: Digest) -> bool:
+        """Tell whether the index has the blob, and no deletion of its file is left to be indexed."""
+        return digest not in self._unindexed_deletes and self._index.blob_size(digest) is not None
+
+    # Reservations.
+
     async def reserve(self, size: int) -> Reservation | None:
         """Take room for `size` bytes, evicting for it, or return None if it cannot be had."""
-        reservation = Reservation(0)
+        reservation = Reservation()
         self._reservations.add(reservation)
-        if await self.grow(reservation, size):
-            return reservation
+        try:
+            if await self.grow(reservation, size, limit=size):
+                return reservation
+        except BaseException:
+            self.release(reservation)
+            raise
         self.release(reservation)
         return None
 
-    async def grow(self, reservation: Reservation, size: int) -> bool:
-        """Make the reservation hold `size` bytes, or return False and leave it as it was."""
-        more = allocated_size(size) - reservation.size
-        others = sum(item.size for item in self._reservations)
-        if others + more + self._index.bytes_on_disk() + INDEX_MARGIN > self.max_size:
-            return False
-        # Taken first and then made: meanwhile nobody else takes it, and no byte is written.
-        reservation.size += more
-        if await self._ensure_space(_pending_bytes(self._reservations)):
+    async def grow(
+        self, reservation: Reservation, needed: int, *, limit: int | None = None
+    ) -> bool:
+        """Make the reservation hold `needed` bytes, or return False and leave it as it was.
+
+        `needed` counts what is written and what is about to be: call it before each write, and write
+        only after True. It evicts for these bytes alone. Where room is free it takes a step more, up
+        to `limit` (the blob's size, if known), so that most calls find the room taken already.
+        """
+        if needed <= reservation.size:
             return True
-        reservation.size -= more
+        needed = allocated_size(needed)
+        step = min(MAX_STEP, max(MIN_STEP, needed), self.max_size // STEP_SHARE)
+        ahead = needed + step
+        if limit is not None:
+            ahead = max(needed, min(ahead, allocated_size(limit)))
+        async with self._eviction_lock:
+            if needed <= reservation.size:  # by another connection of the same download
+                return True
+            for size in (ahead, needed):
+                more = size - reservation.size
+                if self._shortage(more)[0] <= 0 or (size == needed and await self._make_room(more)):
+                    reservation.size = size
+                    return True
         return False
 
     def release(self, reservation: Reservation) -> None:
-        """Give back room that was not used."""
+        """Give back room. What was written into it has been removed."""
         self._reservations.discard(reservation)
 
-    def commit(self, reservation: Reservation, digest: Digest, size: int, *, is_new: bool) -> None:
-        """Turn the reservation into a blob of `size` bytes, unless it was there already."""
+    def convert_reservation(self, reservation: Reservation, digest: Digest) -> None:
+        """Let go of a reservation whose content has just become a blob of the index."""
         self._reservations.discard(reservation)
-        if is_new or digest in self._unindexed_deletes:
-            self._unindexed_deletes.discard(digest)
-            self.stored_bytes += allocated_size(size)
-            self.blob_count += 1
+        self._unindexed_deletes.pop(digest, None)
+        self._strays.pop(digest, None)
 
-    def keep_partial(self, reservation: Reservation, digest: Digest) -> None:
-        """Account for an ingest that is kept to be resumed."""
+    def keep_partial(self, reservation: Reservation, ingest: Ingest) -> None:
+        """Account for an ingest that is kept to be resumed, by what it takes on the disk."""
+        self._partials[ingest.digest] = ingest.allocated_bytes()
         self._reservations.discard(reservation)
-        self._partials[digest] = allocated_size(reservation.written)
 
-    async def resume_partial(self, digest: Digest) -> Reservation | None:
-        """Take over the room of an interrupted ingest, or none if there is no such ingest.
+    async def resume_partial(self, digest: Digest) -> Reservation:
+        """Return a reservation for the ingest of `digest`, of the size that an earlier one has left."""
+        async with self._partial_locks.hold(digest):
+            size = max(0, self._partials.pop(digest, 0) - STATE_FILE_SIZE)
+            reservation = Reservation(size, size, digest)
+            self._reservations.add(reservation)
+            return reservation
 
-        None if even that cannot be had; the ingest is then removed.
-        """
-        size = self._partials.pop(digest, 0)
-        if not size:
-            # The disk is not asked: how much is needed is not known yet.
-            empty = Reservation(0)
-            self._reservations.add(empty)
-            return empty
-        # Reserved before anything is awaited: what is on the disk is never out of the account.
-        reservation = await self.reserve(size)
-        if reservation is None:
-            await asyncio.to_thread(self._store.delete_ingest, digest)
-        else:
-            reservation.written = size
-        return reservation
+    def add_stray(self, digest: Digest, size: int, reason: str) -> None:
+        """Count the file of a commit that failed and could not be undone. A sweep indexes it."""
+        log.warning("commit_undo_failed", digest=str(digest), reason=reason)
+        self._strays[digest] = allocated_size(size)
+
+    # Leases.
 
     @contextmanager
     def lease(self) -> Iterator[Lease]:
-        """Yield a hold; what is put into it stays in the store until the context ends."""
-        hold = Lease()
-        self._leases.append(hold)
+        """Yield a lease; the blobs that are put into it stay in the store until the context ends."""
+        lease = Lease()
+        self._leases.append(lease)
         try:
-            yield hold
+            yield lease
         finally:
-            self._leases.remove(hold)
+            self._leases.remove(lease)
 
     def _leased_digests(self) -> set[Digest]:
-        return set().union(*(hold.digests for hold in self._leases))
+        return set().union(*(lease.digests for lease in self._leases))
 
-    async def remove_unlinked(self, digests: Iterable[Digest]) -> None:
-        """Remove blobs that came in vain: that nobody holds, and no repository is linked to."""
-        unclaimed = await self._index.unlinked_blobs([*digests])
-        held = self._leased_digests()
-        if gone := [(digest, size) for digest, size in unclaimed if digest not in held]:
-            await self._remove_blobs(gone, "removed")
+    # Reading and removing.
 
     async def open_blob(self, digest: Digest, size: int) -> OpenBlob | None:
-        """Open a blob of the index. None if its file is gone, and then it is forgotten; or if it cannot be read.
+        """Open a blob of the index; return None if its file is gone, or cannot be read.
 
-        That one may be right, so it stays until it is fetched anew.
+        A blob without a file is forgotten. One that cannot be read may be right, so it stays until it
+        is fetched again.
         """
         try:
             opened = self._store.open(digest, size)
@@ -230,116 +287,271 @@ class SpaceManager:
             log.warning("blob_unreadable", digest=str(digest), reason=str(error))
             return None
         if opened is None:
-            log.warning("blob_file_missing", digest=str(digest))
-            await self.remove_corrupt(digest, size)
+            await run_uncancelled(self._forget_if_missing(digest))
         return opened
 
-    async def remove_corrupt(self, digest: Digest, size: int) -> None:
-        """Drop a blob that turned out damaged or gone."""
-        await self._remove_blobs([(digest, size)], "corrupt")
+    async def _forget_if_missing(self, digest: Digest, reason: EvictionReason = "corrupt") -> int:
+        """Forget a blob without a file and return its size on disk; 0 if all is well with it.
+
+        An eviction or a commit of the same blob may have been under way: its end is waited for.
+        """
+        async with self.locks.hold(digest):
+            if not self.is_stored(digest) or await asyncio.to_thread(self._has_file, digest):
+                return 0
+            log.warning("blob_file_missing", digest=str(digest))
+            removed = await self._remove_locked([digest], reason)
+            return sum(allocated_size(size) for _, size in removed)
+
+    def _has_file(self, digest: Digest) -> bool:
+        size = self._index.blob_size(digest)
+        try:
+            opened = None if size is None else self._store.open(digest, size)
+        except StorageError:
+            return True
+        if opened:
+            opened.close()
+        return opened is not None
+
+    async def remove_corrupt(self, digest: Digest) -> None:
+        """Remove a blob that the caller has found damaged, or gone."""
+        await run_uncancelled(self._remove_corrupt(digest))
+
+    async def _remove_corrupt(self, digest: Digest) -> None:
+        async with self.locks.hold(digest):
+            size = self._index.blob_size(digest)
+            # What is small is read again: a commit may have replaced it.
+            if size is None or (size <= MAX_MANIFEST_SIZE and await self._is_intact(digest)):
+                return
+            await self._remove_locked([digest], "corrupt")
+
+    async def _is_intact(self, digest: Digest) -> bool:
+        try:
+            return await self._store.read(digest) is not None
+        except StorageError:
+            return True
+
+    async def remove_unlinked(self, digests: Iterable[Digest]) -> None:
+        """Remove those of the blobs that no repository is linked to and no operation has leased."""
+        unlinked = await self._index.unlinked_blobs([*digests])
+        await self._remove([digest for digest, _ in unlinked], "removed")
 
     async def remove_images(
         self, images: Sequence[tuple[Repository, Reference]]
     ) -> list[tuple[Digest, int]]:
-        """Remove images, and the blobs that no other image holds; return those with their sizes.
+        """Remove images and the blobs that no other image holds; return those blobs with sizes.
 
-        Raises `BusyError` if a preload, export or import works with any of these, and `StorageError`.
+        Raises `BusyError` if a preload, export or import works with any of them, and `StorageError`.
         """
         async with self._eviction_lock:
             blobs = await self._index.delete_images(images, self._leased_digests())
-            # What has begun to be held since stays, and is evicted in its turn.
-            held = self._leased_digests()
-            if gone := [(digest, size) for digest, size in blobs if digest not in held]:
-                await self._remove_blobs(gone, "removed")
-            return gone
+            # What was leased since then stays, and is evicted in its turn.
+            return await self._remove([digest for digest, _ in blobs], "removed")
 
     async def sweep(self, *, max_idle: float, ingest_ttl: float) -> None:
-        """Remove what nobody used for `max_idle` seconds (0: never), and old interrupted ingests."""
+        """Remove blobs unused for `max_idle` seconds (0: never) and ingests older than `ingest_ttl`.
+
+        Compare the account with the index and the files, and correct it. In a store of more than
+        `audit.BATCH_SIZE` blobs this takes several sweeps. Raises `StorageError`.
+        """
         now = self._clock()
-        for digest, _, modified in await asyncio.to_thread(self._store.list_ingests):
-            if digest in self._partials and now - modified > ingest_ttl:
-                await self._drop_partial(digest)
+        async with self._sweep_lock:
+            await self._sweep_ingests(now - ingest_ttl)
+            await self._audit_blobs()
         while max_idle:
-            spared = self._leased_digests() | self._unindexed_deletes
-            oldest = await self._index.least_recently_used(_EVICTION_BATCH, spared)
-            idle = [(digest, size) for digest, size, used in oldest if used < now - max_idle]
+            oldest = await self._least_recently_used()
+            idle = [digest for digest, _, used in oldest if used < now - max_idle]
             if idle:
-                await self._remove_blobs(idle, "idle")
+                await self._remove(idle, "idle")
             if len(idle) < _EVICTION_BATCH:
                 return
 
-    async def _ensure_space(self, pending_bytes: int) -> bool:
-        """Evict until the budget holds; `pending` bytes are reserved but not on the disk yet."""
-        async with self._eviction_lock:
-            # The account is exact, but room is also taken while victims go. What the file system
-            # says is not: a file that is still read keeps its blocks. So the rounds are bounded.
-            for _ in range(3):
-                # In the loop, as what a hit asks of the file system: a hop to a thread takes longer, and a client waits.
-                free = self._store.free_bytes()
-                over = self.used_bytes + INDEX_MARGIN - self.max_size
-                lacking = self._min_free + pending_bytes - free
-                needed = max(over, lacking)
-                while self._partials and needed > 0:
-                    needed -= await self._drop_partial(next(iter(self._partials)))
-                if needed <= 0:
-                    return True
-                held = self._leased_digests()
-                kept = self.pinned_bytes + (await self._index.unpinned_bytes(held) if held else 0)
-                # At the start, pins may be more than a cap that was lowered: then all else goes.
-                if pending_bytes and needed > self.stored_bytes - kept:
-                    return False
-                await self._evict(needed, "size" if over > 0 else "min_free", held)
-            return False
+    async def _sweep_ingests(self, oldest: float) -> None:
+        """Remove ingests last written before `oldest`, and count any that the account has missed."""
+        known = self._ingests_in_account()
+        for digest, size, modified in await asyncio.to_thread(self._store.list_ingests):
+            if digest in self._partials:
+                if modified < oldest:
+                    await self._drop_partial(digest)
+            elif digest not in known | self._ingests_in_account():
+                self._partials[digest] = size
+                self._report_drift(0, size)
 
-    async def _evict(
-        self, bytes_needed: int, reason: EvictionReason, leased: Collection[Digest]
-    ) -> None:
-        """Remove the least recently used blobs, `needed` bytes of them if there are as many."""
+    def _ingests_in_account(self) -> set[Digest]:
+        running = {item.digest for item in self._reservations if item.digest}
+        return running.union(self._partials)
+
+    async def _audit_blobs(self) -> None:
+        if self._auditor.is_at_start:
+            self._report_drift(*await self._index.recount())
+        if self._unindexed_deletes:
+            await self._remove([], "removed")
+        is_repair = self._auditor.is_first_round
+        for digest in await self._auditor.find_missing():
+            reason: EvictionReason = "removed" if is_repair else "corrupt"
+            size = await run_uncancelled(self._forget_if_missing(digest, reason))
+            self._report_drift(-bool(size), -size, is_repair=is_repair)
+        for digest in [*self._strays, *await self._auditor.find_unknown()]:
+            size = await run_uncancelled(self._index_if_unknown(digest))
+            self._report_drift(bool(size), size, is_repair=is_repair)
+        await self._shrink_to_limits()
+
+    async def _index_if_unknown(self, digest: Digest) -> int:
+        """Enter a blob whose file is there; return its size unless the account had it."""
+        async with self.locks.hold(digest):
+            found = await asyncio.to_thread(scan_blobs, self._store, [digest])
+            if not found or self._index.blob_size(digest) is not None:
+                return 0
+            known = self._strays.get(digest, 0)
+            await self._index.add_unlinked_blobs(
+                found, on_commit=partial(self._forget_stray, digest)
+            )
+            return allocated_size(found[0][1]) - known
+
+    def _forget_stray(self, digest: Digest) -> None:
+        self._strays.pop(digest, None)
+
+    def _report_drift(self, blobs: int, size: int, *, is_repair: bool = False) -> None:
+        """Report a difference that was corrected; after a start it is what a kill has left."""
+        if is_repair and blobs:
+            log.warning("index_repaired", blobs=blobs, bytes=size)
+        elif blobs or size:
+            log.warning("account_drift_found", blobs=blobs, bytes=size, corrected=True)
+            self._metrics.count_drift()
+
+    # Making room. `_shortage` decides, synchronously; what follows acts on it, and asks it again.
+
+    def _shortage(self, more: int) -> tuple[int, EvictionReason]:
+        """Return how many bytes must go before `more` bytes can be promised, and why."""
+        over = self.used_bytes + more + INDEX_MARGIN - self.max_size
+        pending = sum(item.size - item.written for item in self._reservations)
+        # In the loop, as what a hit asks of the file system: a thread would take longer.
+        lacking = self._min_free + pending + more - self._store.free_bytes()
+        return max(over, lacking), "size" if over > 0 else "min_free"
+
+    async def _shrink_to_limits(self) -> None:
+        async with self._eviction_lock:
+            await self._make_room(0)
+
+    async def _make_room(self, more: int) -> bool:
+        """Evict until `more` bytes can be promised, or return False if that cannot be reached.
+
+        The caller has the eviction lock.
+        """
+        fixed = self.used_bytes - self.stored_bytes - sum(self._partials.values())
+        if more and fixed + more + INDEX_MARGIN > self.max_size:
+            return False
+        # The account is exact; what the file system says is not: a file that is still read keeps its
+        # blocks. So the rounds are bounded.
+        for _ in range(_MAX_ROUNDS):
+            while self._shortage(more)[0] > 0 and await self._drop_oldest_partial():
+                pass
+            needed, reason = self._shortage(more)
+            if needed <= 0:
+                return True
+            leased = self._leased_digests()
+            kept = self.pinned_bytes + (await self._index.unpinned_bytes(leased) if leased else 0)
+            # With nothing to promise (at the start, and when a cap is lowered) all that can go goes.
+            if more and needed > self.stored_bytes - kept:
+                return False
+            await self._evict(needed, reason)
+        return self._shortage(more)[0] <= 0
+
+    async def _evict(self, bytes_needed: int, reason: EvictionReason) -> None:
+        """Remove the least recently used blobs, `bytes_needed` of them if there are as many."""
         while bytes_needed > 0:
             victims = []
-            size_of_all = 0
-            spared = self._unindexed_deletes.union(leased)
-            for digest, size, _ in await self._index.least_recently_used(_EVICTION_BATCH, spared):
-                if size_of_all >= bytes_needed:
+            chosen_bytes = 0
+            for digest, size, _ in await self._least_recently_used():
+                if chosen_bytes >= bytes_needed:
                     break
-                victims.append((digest, size))
-                size_of_all += allocated_size(size)
-            if not victims:
+                victims.append(digest)
+                chosen_bytes += allocated_size(size)
+            removed = await self._remove(victims, reason)
+            if not removed:
                 return
-            bytes_needed -= await self._remove_blobs(victims, reason)
+            bytes_needed -= sum(allocated_size(size) for _, size in removed)
 
-    async def _remove_blobs(self, blobs: list[tuple[Digest, int]], reason: EvictionReason) -> int:
-        """Remove blobs; return how many bytes went. A client that leaves may cancel us, not this."""
-        return await run_uncancelled(self._remove_and_count(blobs, reason))
+    async def _least_recently_used(self) -> list[tuple[Digest, int, float]]:
+        spared = self._leased_digests().union(self._unindexed_deletes)
+        return await self._index.least_recently_used(_EVICTION_BATCH, spared)
 
-    async def _remove_and_count(
-        self, blobs: list[tuple[Digest, int]], reason: EvictionReason
-    ) -> int:
-        sizes = dict(blobs)
+    async def _remove(
+        self, digests: Collection[Digest], reason: EvictionReason
+    ) -> list[tuple[Digest, int]]:
+        """Remove blobs, except those that are leased or being committed; return what went, with sizes.
+
+        A client that leaves may cancel the caller, not the removal.
+        """
+        leased = self._leased_digests()
+        locked = self.locks.acquire_free(digest for digest in digests if digest not in leased)
+        return await run_uncancelled(self._remove_and_release(locked, reason))
+
+    async def _remove_and_release(
+        self, locked: list[Digest], reason: EvictionReason
+    ) -> list[tuple[Digest, int]]:
+        try:
+            return await self._remove_locked(locked, reason)
+        finally:
+            self.locks.release(locked)
+
+    async def _remove_locked(
+        self, digests: Sequence[Digest], reason: EvictionReason
+    ) -> list[tuple[Digest, int]]:
+        """Remove files and rows of blobs whose locks the caller has; return what went, with sizes."""
+        if not (digests or self._unindexed_deletes):
+            return []
         deleted: list[Digest] = []
 
-        def delete(digest: Digest) -> None:
+        def delete_file(digest: Digest) -> None:
             self._store.delete(digest)
             deleted.append(digest)
 
+        retried = self.locks.acquire_free(self._unindexed_deletes)
         try:
-            await self._index.remove_blobs([*sizes, *self._unindexed_deletes], delete)
-            self._unindexed_deletes.clear()
+            rows = await self._index.remove_blobs(
+                [*digests, *retried],
+                delete_file,
+                on_commit=partial(self._forget_unindexed, [*digests, *retried]),
+            )
+            removed = [(digest, size) for digest, size in rows if digest not in retried]
         except StorageError as error:
             log.warning("index_delete_failed", reason=str(error))
-            self._unindexed_deletes.update(deleted)
-        gone = [sizes[digest] for digest in deleted if digest in sizes]
-        freed = sum(map(allocated_size, gone))
-        self.stored_bytes -= freed
-        self.blob_count -= len(gone)
-        self._metrics.count_evicted(reason, len(gone), freed)
-        return freed
+            removed = self._note_unindexed(deleted)
+        finally:
+            self.locks.release(retried)
+        freed = sum(allocated_size(size) for _, size in removed)
+        self._metrics.count_evicted(reason, len(removed), freed)
+        return removed
 
-    async def _drop_partial(self, digest: Digest) -> int:
-        size = self._partials.pop(digest)
-        await asyncio.to_thread(self._store.delete_ingest, digest)
-        return size
+    def _forget_unindexed(self, digests: Iterable[Digest]) -> None:
+        for digest in digests:
+            self._unindexed_deletes.pop(digest, None)
 
+    def _note_unindexed(self, digests: Iterable[Digest]) -> list[tuple[Digest, int]]:
+        """Note files that went while their rows stayed; return those that were not noted before."""
+        noted = []
+        for digest in digests:
+            size = self._index.blob_size(digest)
+            if size is not None and digest not in self._unindexed_deletes:
+                self._unindexed_deletes[digest] = allocated_size(size)
+                noted.append((digest, size))
+        return noted
 
-def _pending_bytes(reservations: set[Reservation]) -> int:
-    return sum(item.size - item.written for item in reservations)
+    async def _drop_oldest_partial(self) -> bool:
+        """Remove the ingest that was interrupted first; False if there is none."""
+        digest = next((one for one in self._partials if one not in self._partial_locks), None)
+        if digest:
+            await self._drop_partial(digest)
+        return digest is not None
+
+    async def _drop_partial(self, digest: Digest) -> None:
+        """Remove an interrupted ingest, unless it was resumed. It counts until its file is gone."""
+        if digest in self._partials and self._partial_locks.acquire_free([digest]):
+            await run_uncancelled(self._delete_partial(digest))
+
+    async def _delete_partial(self, digest: Digest) -> None:
+        try:
+            await asyncio.to_thread(self._store.delete_ingest, digest)
+            del self._partials[digest]
+        finally:
+            self._partial_locks.release([digest])

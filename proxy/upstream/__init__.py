@@ -1,1 +1,4 @@
-"""Who we ask: the only code that dials out."""
+"""Requests to upstream registries, to their mirrors and token servers.
+
+Only this package connects to registries, and it knows nothing of the store.
+"""

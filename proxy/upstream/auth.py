@@ -1,7 +1,7 @@
-"""Answering an upstream's challenges: Basic, or a Bearer token from the realm it names.
+"""Authentication at an upstream: Basic, or a Bearer token from the token server that it names.
 
-Facts: protocol "Token Authentication Specification" of distribution, RFC 6750, RFC 7617. A token
-server gives a token for anything, also for what does not exist: having one proves nothing.
+Sources: distribution's "Token Authentication Specification", RFC 6750, RFC 7617. Token servers
+issue tokens for anything, even for repositories that do not exist, so a token proves nothing.
 """
 
 import asyncio
@@ -22,19 +22,23 @@ from proxy.errors import RateLimitedError, UpstreamError, UpstreamUnavailableErr
 from proxy.upstream import errors, retry
 from proxy.upstream.challenge import Challenge
 from proxy.upstream.credentials import Credentials
-from proxy.upstream.errors import map_errors, read_bounded
+from proxy.upstream.errors import map_errors
+from proxy.upstream.responses import read_bounded
 
 MAX_TOKEN_RESPONSE = 1 << 20
+# Tokens that are kept per upstream, one per repository.
+MAX_TOKENS = 10_000
 
-# The specification's default where `expires_in` is absent or smaller; a token is not trusted longer.
+# Bounds of a token's lifetime in seconds. The minimum is the specification's default, used if
+# `expires_in` is missing or smaller.
 MIN_TOKEN_LIFETIME = 60.0
 MAX_TOKEN_LIFETIME = 3600.0
-# A token is not used in its last seconds: it has to reach upstream before it expires.
+# A token is not used in its last seconds, so that it does not expire on its way to upstream.
 EXPIRY_MARGIN = 10.0
 
 CredentialsGetter = Callable[[], Awaitable[Credentials | None]]
 
-# RFC 6750 section 2.1. Anything else could break out of the header.
+# RFC 6750 section 2.1. Other characters could inject headers.
 _BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")
 
 
@@ -51,14 +55,14 @@ class _AccessToken:
 
 
 async def no_credentials() -> None:
-    """Return no credentials."""
+    """Return None: requests are anonymous."""
 
 
 class Authenticator:
-    """Knows how one upstream wants to be asked, and keeps its tokens, one a repository.
+    """Answers the challenges of one upstream, and keeps its tokens, one per repository.
 
-    It belongs to one upstream and one user, so no token is ever used for another. `observe` is told
-    the status of each answer of the realm.
+    It belongs to one upstream and one user, so a token is never used for another. `record_status`
+    is called with the status of each response of the token server, or "error".
     """
 
     def __init__(
@@ -79,7 +83,10 @@ class Authenticator:
         self._now = asyncio.get_running_loop().time
 
     async def get_authorization(self, repository: str) -> str | None:
-        """Return the `Authorization` value for a pull, or None if upstream never asked for one."""
+        """Return the `Authorization` value for a pull, or None if upstream has never challenged us.
+
+        Raises `UpstreamError` if no token can be obtained.
+        """
         challenge = self._challenge
         if challenge is None:
             return None
@@ -92,7 +99,7 @@ class Authenticator:
                 work = partial(self._fetch_token, challenge, repository)
                 token = await self._token_fetches.run(repository, work)
             except UpstreamError:
-                # The next request goes without a token, and hears where one is to be had by then.
+                # The next request goes without a token, and is told the current token server.
                 self._challenge = None
                 raise
         return token.authorization
@@ -100,12 +107,15 @@ class Authenticator:
     async def handle_challenges(
         self, challenges: list[Challenge], repository: str, rejected: str | None
     ) -> str | None:
-        """Return a value to try instead of `refused`, or None if there is none to be had."""
-        known = [item for item in challenges if item.scheme in ("bearer", "basic")]
-        if not known:
+        """Return an `Authorization` value to try instead of `rejected`, or None.
+
+        Raises `UpstreamError` if no token can be obtained.
+        """
+        supported = [item for item in challenges if item.scheme in ("bearer", "basic")]
+        if not supported:
             return None
-        # Bearer first where both are offered: it does not send the password to the registry.
-        self._challenge = min(known, key=lambda item: item.scheme != "bearer")
+        # Bearer is preferred: it does not send the password to the registry.
+        self._challenge = min(supported, key=lambda item: item.scheme != "bearer")
         token = self._tokens.get(repository)
         if token is not None and token.authorization == rejected:
             del self._tokens[repository]
@@ -115,8 +125,8 @@ class Authenticator:
     async def _fetch_token(self, challenge: Challenge, repository: str) -> _AccessToken:
         realm = _parse_realm(challenge)
         if self._registry_url.scheme == "https" and realm.scheme == "http":
-            raise UpstreamError("upstream names a token server without https, which is refused")
-        # Without a repository a registry is searched; docker asks for that in these words.
+            raise UpstreamError("upstream's token server does not use https, which is not allowed")
+        # Requests without a repository are searches; docker requests this scope for them.
         scope = f"repository:{repository}:pull" if repository else "registry:catalog:search"
         query = {"scope": scope}
         if service := challenge.parameters.get("service"):
@@ -131,10 +141,10 @@ class Authenticator:
             ) as response:
                 self._record_status(response.status)
                 if response.status != 200:
-                    raise await _token_server_error(realm, response, has_credentials=bool(headers))
+                    raise await _token_server_error(realm, response, sent_password=bool(headers))
                 content = await read_bounded(response, MAX_TOKEN_RESPONSE)
         token = _parse_token(content, realm, self._now())
-        if len(self._tokens) >= 10_000:
+        if len(self._tokens) >= MAX_TOKENS:
             self._tokens.clear()
         self._tokens[repository] = token
         return token
@@ -146,10 +156,10 @@ def _public_suffix_list() -> PublicSuffixList:
 
 
 def is_trusted_realm(registry_url: URL, realm: URL) -> bool:
-    """Tell whether the registry's credentials may go to `realm` (CVE-2026-33540).
+    """Tell whether the registry's credentials may be sent to the token server (CVE-2026-33540).
 
-    To the same host, or one of the same registrable domain; over https, unless the registry itself
-    is asked in clear.
+    It must have the same host or the same registrable domain, and use https unless the registry
+    itself does not.
     """
     if realm.scheme != "https" and registry_url.scheme == "https":
         return False
@@ -173,43 +183,39 @@ def _parse_realm(challenge: Challenge) -> URL:
     try:
         realm = URL(challenge.parameters.get("realm", ""))
     except ValueError as error:
-        raise UpstreamError("upstream names a token server that is no address") from error
+        raise UpstreamError("upstream's token server (realm) is not a valid URL") from error
     if realm.scheme not in ("http", "https") or not realm.host or realm.user is not None:
-        raise UpstreamError("upstream names a token server that is no http(s) address")
+        raise UpstreamError("upstream's token server (realm) is not an http(s) URL")
     return realm
 
 
 async def _token_server_error(
-    realm: URL, response: ClientResponse, *, has_credentials: bool
+    realm: URL, response: ClientResponse, *, sent_password: bool
 ) -> UpstreamError:
-    status, server = response.status, f"the token server {realm.host}"
+    status, label = response.status, f"the token server {realm.host}"
     if status in (401, 403):
-        # ghcr.io gives no token where others give one that is good for nothing.
-        explained = (
-            errors.invalid_credentials_error
-            if has_credentials and status == 401
-            else errors.access_denied_error
-        )
-        return explained(server, await errors.read_error_reason(response))
-    said = f"{server} answered {status}"
+        reason = await errors.read_error_reason(response)
+        if sent_password and status == 401:
+            return errors.invalid_credentials_error(label, reason)
+        # ghcr.io refuses the token where other registries issue one without any access.
+        return errors.access_denied_error(label, reason)
+    message = f"{label} responded with status {status}"
     if status == 429:
-        return RateLimitedError(said)
-    return (
-        UpstreamUnavailableError(said)
-        if status in retry.TRANSIENT_STATUSES
-        else UpstreamError(said)
-    )
+        return RateLimitedError(message)
+    if status in retry.TRANSIENT_STATUSES:
+        return UpstreamUnavailableError(message)
+    return UpstreamError(message)
 
 
 def _parse_token(content: bytes, realm: URL, now: float) -> _AccessToken:
     try:
-        answer = msgspec.json.decode(content, type=_TokenResponse)
+        response = msgspec.json.decode(content, type=_TokenResponse)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise UpstreamError(f"the token server {realm.host} did not send a token") from error
-    token = answer.token or answer.access_token
+    token = response.token or response.access_token
     if _BEARER_TOKEN.fullmatch(token) is None:
-        raise UpstreamError(f"the token server {realm.host} did not send a usable token")
-    seconds = answer.expires_in
+        raise UpstreamError(f"the token server {realm.host} sent an invalid token")
+    seconds = response.expires_in
     lifetime = float(seconds) if isinstance(seconds, int | float) else MIN_TOKEN_LIFETIME
     lifetime = min(max(lifetime, MIN_TOKEN_LIFETIME), MAX_TOKEN_LIFETIME)
     return _AccessToken(f"Bearer {token}", now + lifetime - EXPIRY_MARGIN)

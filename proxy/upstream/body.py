@@ -23,6 +23,8 @@ BUFFER_SIZE = 2 << 20
 SHARED_BUFFER_SIZE = 512 << 10
 # And where every reader has a transfer of its own, and there may be thousands.
 SMALL_BUFFER_SIZE = 64 << 10
+# How much a read takes that finds the buffer full (`DirectReader.get_buffer`).
+OVERFLOW_SIZE = 4 << 10
 # How long a slow link may hold up what has arrived, in seconds, for the sake of a larger batch.
 BATCH_DELAY = 0.005
 
@@ -141,6 +143,10 @@ class DirectReader(asyncio.BufferedProtocol):
         self._buffer = _allocate_buffer(min(SMALL_BUFFER_SIZE, bytes_left))
         self._spare_buffer = _allocate_buffer(min(buffer_size, bytes_left))
         self._bytes_buffered = 0
+        # What arrived although the buffer was full: aiohttp resumes the transport when an earlier body
+        # of this connection, received whole, is taken out of its memory.
+        self._overflow = bytearray()
+        self._overflow_buffer = memoryview(bytearray(OVERFLOW_SIZE))
         self._is_paused = False
         self._is_connection_lost = False
         self._is_first_chunk = True
@@ -162,15 +168,19 @@ class DirectReader(asyncio.BufferedProtocol):
                 raise self._content.exception() or ServerDisconnectedError
             return self._buffer[:0]
         taken = self._swap_buffers()
-        if not self._bytes_left:
+        if not (self._bytes_left or self._bytes_buffered):
             self._return_connection()
         elif not self._is_connection_lost:
-            self._data_available.clear()
+            if not self._bytes_buffered:
+                self._data_available.clear()
             self._batch_ready.clear()
-            if self._is_paused:
-                self._is_paused = False
-                self._transport.resume_reading()
+            self._resume_reading()
         return taken
+
+    def _resume_reading(self) -> None:
+        if self._is_paused and self._bytes_left and self._bytes_buffered < len(self._buffer):
+            self._is_paused = False
+            self._transport.resume_reading()
 
     def _swap_buffers(self) -> memoryview:
         """Return what is in the buffer, and fill the other."""
@@ -179,6 +189,10 @@ class DirectReader(asyncio.BufferedProtocol):
         if len(self._spare_buffer) < len(self._buffer):
             # After the first bytes.
             self._spare_buffer = _allocate_buffer(len(self._buffer))
+        size = min(len(self._overflow), len(self._buffer))
+        self._buffer[:size] = self._overflow[:size]
+        del self._overflow[:size]
+        self._bytes_buffered = size
         return taken
 
     async def _wait_for_data(self) -> None:
@@ -201,11 +215,20 @@ class DirectReader(asyncio.BufferedProtocol):
     # Called by the transport.
 
     def get_buffer(self, _sizehint: int) -> memoryview:
-        """Return where to read into: never beyond the end of the body."""
-        return self._buffer[self._bytes_buffered : self._bytes_buffered + self._bytes_left]
+        """Return where to read into; uvloop closes the connection if that is an empty buffer."""
+        free = self._buffer[self._bytes_buffered : self._bytes_buffered + self._bytes_left]
+        return free or self._overflow_buffer[: self._bytes_left or None]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Count what was read."""
+        if self._is_paused:
+            self._transport.pause_reading()
+            if self._bytes_left:
+                self._overflow += self._overflow_buffer[:nbytes]
+                self._bytes_left -= nbytes
+            else:  # upstream has sent more than it announced
+                self._aiohttp_protocol.close()
+            return
         self._bytes_buffered += nbytes
         self._bytes_left -= nbytes
         self._data_available.set()

@@ -1,35 +1,36 @@
-"""When an upstream that fails is left alone. PURE: `now` is monotonic, randomness an argument.
+"""The circuit breaker of one upstream. PURE: `now` is monotonic time, randomness is an argument.
 
-Closed, everybody may ask. After failures in a row it is open, and nobody may, for a while that
-grows each time. Then it is half open: one may ask, the probe, and what comes of it closes or opens it
-for all. Any answer but a 5xx is a sign of life, a refusal too.
+Closed, it admits every request. After consecutive failures it opens and admits none, for a backoff
+that grows with each opening. Then it is half open and admits one request, the probe, whose outcome
+closes or reopens it. Any response except a 5xx counts as a success, even a refusal.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
-# So many failures in a row, weighed, open it.
+# Consecutive failures, weighed by `FailureWeight`, that open the breaker.
 FAILURE_THRESHOLD = 5
 
+# Seconds for which the breaker stays open: at first, and at most.
 INITIAL_BACKOFF = 1.0
 MAX_BACKOFF = 30.0
 
 
 class FailureWeight(IntEnum):
-    """How much a failure says. A client waits for each, for some much longer than for others."""
+    """How much a failure counts: the longer clients wait for it, the more."""
 
     IMMEDIATE_ERROR = 1
-    """A 5xx, a refused or broken connection: known at once, and often gone at once."""
+    """A 5xx, or a connection that is refused or breaks: known at once, and often short-lived."""
     RESPONSE_TIMEOUT = 2
-    """A connection on which no answer came in time."""
+    """Connected, but no response in time."""
     CONNECT_TIMEOUT = FAILURE_THRESHOLD
-    """No connection within `connect_timeout`: several SYNs were lost, nobody is there."""
+    """No connection within `connect_timeout`: several SYNs were lost, the host is unreachable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """Why upstream may not be asked. `since` and `until` are times of the clock of `now`."""
+    """Why requests are not admitted. The times are of the clock of `now`."""
 
     failing_since: float
     retry_at: float
@@ -39,8 +40,8 @@ class Outage:
 class Breaker:
     """The state of one upstream. `random` returns numbers in [0, 1).
 
-    Whoever `refusal` lets in reports by `succeeded` or `failed`. Who was let in while it is not closed
-    is the probe, and reports `abandoned` if it has learnt nothing.
+    A caller that `try_admit` lets in reports `record_success` or `record_failure`. A probe that
+    learned nothing, for instance because it was cancelled, reports `release_probe`.
     """
 
     def __init__(self, random: Callable[[], float]) -> None:
@@ -53,16 +54,16 @@ class Breaker:
 
     @property
     def is_closed(self) -> bool:
-        """Whether everybody may ask."""
+        """Whether every request is admitted."""
         return self._outage is None
 
     @property
     def reason(self) -> str:
-        """What made it open; empty while it is closed."""
+        """The failure that opened the breaker; empty while it is closed."""
         return self._outage.reason if self._outage else ""
 
     def try_admit(self, now: float) -> Outage | None:
-        """Return why upstream may not be asked now; None lets the caller in."""
+        """Return None to admit the caller, or the outage that forbids its request."""
         if self._outage is None:
             return None
         if self._is_probing or now < self._outage.retry_at:
@@ -71,7 +72,7 @@ class Breaker:
         return None
 
     def record_success(self) -> None:
-        """Note an answer that shows upstream alive, whenever it was asked for."""
+        """Close the breaker: upstream responded, whenever the request was sent."""
         self._failures = self._open_count = 0
         self._outage = None
         self._is_probing = False
@@ -79,21 +80,22 @@ class Breaker:
     def record_failure(
         self, now: float, reason: str, weight: FailureWeight = FailureWeight.IMMEDIATE_ERROR
     ) -> None:
-        """Note a failure."""
+        """Count a failure, and open the breaker if it was the probe's or reached the threshold."""
         if self._outage is not None and not self._is_probing:
-            # Asked for before it opened: what it says is known.
+            # The request was sent before the breaker opened: its failure is no news.
             return
         if not self._failures:
             self._failing_since = now
         self._failures += weight
         if self._is_probing or self._failures >= FAILURE_THRESHOLD:
             ceiling = min(MAX_BACKOFF, INITIAL_BACKOFF * 2**self._open_count)
-            # Jitter, because many caches that lost the same upstream must not come back at once.
-            pause = ceiling * (0.5 + self._random() / 2)
+            # Jitter keeps many caches that lost the same upstream from returning at the same
+            # moment.
+            backoff = ceiling * (0.5 + self._random() / 2)
             self._open_count = min(self._open_count + 1, 16)
-            self._outage = Outage(self._failing_since, now + pause, reason)
+            self._outage = Outage(self._failing_since, now + backoff, reason)
             self._is_probing = False
 
     def release_probe(self) -> None:
-        """Note that the probe has learnt nothing: the next who asks is the probe."""
+        """Record that the probe learned nothing: the next caller becomes the probe."""
         self._is_probing = False

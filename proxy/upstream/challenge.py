@@ -1,15 +1,18 @@
-"""`WWW-Authenticate`, parsed (RFC 9110 section 11.6.1, RFC 6750 section 3). PURE.
+"""Parse `WWW-Authenticate` (RFC 9110 section 11.6.1, RFC 6750 section 3). PURE.
 
-Header values may hold several challenges, and quoted values may hold commas, so splitting on
-commas is wrong. What does not parse is skipped: the parser never raises.
+A value may contain several challenges, and quoted strings may contain commas, so splitting at
+commas would be wrong. Text that does not parse is skipped: the parser never raises.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+# Characters of a value that are parsed; the challenges of registries are much shorter.
+MAX_HEADER_LENGTH = 8192
+
 _TCHARS = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-# A list may have empty elements (RFC 9110 section 5.6.1.2).
+# The commas: lists may have empty elements (RFC 9110 section 5.6.1.2).
 _PARAMETER = re.compile(
     rf'[\s,]*({_TCHARS})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({_TCHARS}[^\s,]*))\s*(?=,|$)'
 )
@@ -17,20 +20,17 @@ _TOKEN68 = re.compile(r"\s+[A-Za-z0-9._~+/-]+=*\s*(?=,|$)")
 _SCHEME = re.compile(rf"[\s,]*({_TCHARS})(?=[\s,]|$)")
 _ESCAPED = re.compile(r"\\(.)")
 
-# A registry's challenge is short; a parser that is fed more by a stranger has better things to do.
-MAX_HEADER_LENGTH = 8192
-
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One challenge: the scheme in lower case, the parameters by lower-case name."""
+    """One challenge, with the scheme and the names of parameters in lower case."""
 
     scheme: str
     parameters: Mapping[str, str]
 
 
 def parse(values: Iterable[str]) -> list[Challenge]:
-    """Return the challenges in the `WWW-Authenticate` header values, in their order."""
+    """Return the challenges in the given `WWW-Authenticate` values, in order."""
     return [challenge for value in values for challenge in _parse_value(value[:MAX_HEADER_LENGTH])]
 
 

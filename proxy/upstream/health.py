@@ -1,4 +1,4 @@
-"""Whether a registry is asked at all: its breaker, told how each request ended."""
+"""The health of a registry: its breaker, fed with the outcome of each request."""
 
 import asyncio
 import random
@@ -24,7 +24,7 @@ log = get_logger(__name__)
 
 
 class RegistryHealth:
-    """The health of `peer`, which is what its errors call it. `clock` tells Unix time."""
+    """The health of one registry or mirror, named `label` in errors. `clock` is Unix time."""
 
     def __init__(self, label: str, clock: Callable[[], float]) -> None:
         self._label = label
@@ -34,17 +34,17 @@ class RegistryHealth:
 
     @property
     def is_up(self) -> bool:
-        """Whether it is asked, and not left alone because it fails."""
+        """Whether requests are sent, that is, whether the breaker is closed."""
         return self._breaker.is_closed
 
     @property
     def reason(self) -> str:
-        """Why it is left alone; empty while it is asked."""
+        """Why no requests are sent; empty while they are."""
         return self._breaker.reason
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Let the block ask and report, or raise `UpstreamDownError`."""
+        """Run the block, which must record its outcome, or raise `UpstreamDownError`."""
         now = self._now()
         if outage := self._breaker.try_admit(now):
             raise self._down_error(outage, now)
@@ -57,7 +57,7 @@ class RegistryHealth:
 
     @contextmanager
     def admit_and_record(self) -> Iterator[None]:
-        """Let the block ask, and report how the whole of it ends. Raises `UpstreamDownError`."""
+        """Run the block and record its outcome, or raise `UpstreamDownError`."""
         with self.admit():
             try:
                 yield
@@ -70,15 +70,15 @@ class RegistryHealth:
             self.record_success()
 
     def record_success(self) -> None:
-        """Note a sign of life."""
+        """Record a response that shows the registry alive."""
         if not self.is_up:
             log.info("upstream_up", upstream=self._label)
         self._breaker.record_success()
 
     def record_failure(self, error: ProxyError) -> None:
-        """Note a failure, weighed by how long somebody has waited for it."""
+        """Record a failure, weighed by how long clients waited for it."""
         if isinstance(error, OfflineError):
-            return  # our own doing
+            return  # ours, not the registry's
         weight = FailureWeight.IMMEDIATE_ERROR
         if isinstance(error.__cause__, ConnectionTimeoutError):
             weight = FailureWeight.CONNECT_TIMEOUT
@@ -94,7 +94,7 @@ class RegistryHealth:
         since = time.gmtime(self._clock() - (now - outage.failing_since))
         wait = max(1.0, outage.retry_at - now)
         return UpstreamDownError(
-            f"{self._label} is down since {time.strftime('%H:%M:%S', since)} UTC, "
+            f"{self._label} has been down since {time.strftime('%H:%M:%S', since)} UTC, "
             f"next attempt in {wait:.0f} s: {outage.reason}",
             retry_after=wait,
         )

@@ -1,7 +1,7 @@
-"""Whom to ask for an upstream's content: its mirrors in their order, then the registry itself.
+"""An upstream's mirrors, tried in order before the registry itself.
 
-A mirror may help and never harm: whatever goes wrong with it, the next is asked, and what is told
-at the end is the registry's own answer.
+A mirror must never do harm: if anything goes wrong with one, the next is asked, and the error that
+the client sees is the registry's.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from proxy.metrics import Metrics
 from proxy.oci.digest import Digest
 from proxy.upstream.registry_client import RegistryClient
 
-# How long, in seconds, and of how many digests it is remembered that a mirror failed with them.
+# How long, in seconds, and for how many blobs a mirror's failure is remembered.
 SUSPECT_TTL = 600.0
 MAX_SUSPECT_BLOBS = 1000
 
@@ -31,7 +31,7 @@ class _SuspectBlob:
 
 
 class MirrorSet:
-    """The ways to one upstream's content."""
+    """The registry of one upstream and its mirrors."""
 
     def __init__(
         self, registry: RegistryClient, mirrors: Sequence[RegistryClient], metrics: Metrics
@@ -44,38 +44,40 @@ class MirrorSet:
 
     @property
     def is_up(self) -> bool:
-        """Whether anybody is asked: not all are left alone because they fail."""
-        return any(route.health.is_up for route in (self.registry, *self._mirrors))
+        """Whether the registry or at least one mirror is up."""
+        return any(client.health.is_up for client in (self.registry, *self._mirrors))
 
     async def try_each(
         self, operation: Callable[[RegistryClient], Awaitable[T]], digest: Digest | None = None
     ) -> T:
-        """Return what `work` makes of the first route that does not fail.
+        """Run `operation` with each client in turn; return the result of the first that succeeds.
 
-        If all do, raises what it raised for the registry. `digest` is that of the blob that is wanted.
+        If all fail, raises the registry's error. `digest` is given if the operation is about a
+        blob: see `mark_suspect`.
         """
-        failure: ProxyError | None = None
-        for route in self._candidates(digest):
-            if route is not self.registry:
+        registry_error: ProxyError | None = None
+        for client in self._candidates(digest):
+            if client is self.registry:
                 try:
-                    with route.health.admit_and_record():
-                        return await operation(route)
+                    return await operation(client)
+                except ProxyError as error:
+                    registry_error = error
+            else:
+                try:
+                    with client.health.admit_and_record():
+                        return await operation(client)
                 except OfflineError:
                     raise
                 except ProxyError as error:
-                    self._record_failure(route, error)
-                continue
-            try:
-                return await operation(route)
-            except ProxyError as error:
-                failure = error
-        assert failure is not None
-        raise failure
+                    self._record_mirror_failure(client, error)
+        assert registry_error is not None
+        raise registry_error
 
     def mark_suspect(self, digest: Digest, *, is_corrupt: bool) -> None:
-        """Note that a mirror broke off a blob, or that what came of mirrors has another digest.
+        """Record that a mirror broke off a blob or, with `is_corrupt`, that the digest was wrong.
 
-        For a while the registry is asked for it first, or, if bytes were wrong, the registry alone.
+        For `SUSPECT_TTL` seconds the registry is then asked for the blob first, or, if it was
+        corrupt, the registry only.
         """
         if not self._mirrors:
             return
@@ -84,14 +86,14 @@ class MirrorSet:
         self._suspect_blobs[digest] = _SuspectBlob(self._now() + SUSPECT_TTL, is_corrupt)
 
     def _candidates(self, digest: Digest | None) -> tuple[RegistryClient, ...]:
-        doubt = self._suspect_blobs.get(digest) if digest else None
-        if doubt is None or doubt.expires_at <= self._now():
+        suspect = self._suspect_blobs.get(digest) if digest else None
+        if suspect is None or suspect.expires_at <= self._now():
             return (*self._mirrors, self.registry)
-        return (self.registry,) if doubt.is_corrupt else (self.registry, *self._mirrors)
+        return (self.registry,) if suspect.is_corrupt else (self.registry, *self._mirrors)
 
-    def _record_failure(self, mirror: RegistryClient, error: ProxyError) -> None:
+    def _record_mirror_failure(self, mirror: RegistryClient, error: ProxyError) -> None:
         if isinstance(error, UpstreamDownError):
-            return  # it was not asked
+            return  # its breaker is open: no request was sent
         self._metrics.count_upstream_retry(mirror.name, "mirror")
         if not isinstance(error, NotFoundError):
             log.info("mirror_failed", upstream=mirror.label, reason=str(error))

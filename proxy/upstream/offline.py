@@ -1,7 +1,7 @@
-"""The switch that keeps every upstream from being asked, from one moment to the next.
+"""The switch that stops all requests to upstreams at once.
 
-It stands twice before the network: a question is refused before it begins (`exchange.py`), and as a
-middleware of every session it ends what is under way, so that not a packet more is asked for.
+It is checked before each request (`registry_client.py`), and as a middleware of every session it
+aborts the requests and responses in progress.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from proxy.errors import OfflineError
 
 
 class OfflineSwitch:
-    """Whether to be offline; true in a condition while it is. One for all upstreams."""
+    """The offline state of the daemon, shared by all upstreams; truthy while offline."""
 
     def __init__(self, is_offline: bool = False) -> None:
         self._is_offline = is_offline
@@ -24,34 +24,35 @@ class OfflineSwitch:
         return self._is_offline
 
     def set_offline(self, *, is_offline: bool) -> None:
-        """Go offline, which cuts what is under way, or go online again."""
+        """Go offline, which aborts requests and responses in progress, or go online again."""
         self._is_offline = is_offline
         if is_offline:
-            for asking in self._request_timeouts:
-                if not asking.expired():
-                    asking.reschedule(0.0)
+            for timeout in self._request_timeouts:
+                if not timeout.expired():
+                    timeout.reschedule(0.0)
             for response in list(self._open_responses):
-                # Said to who reads it, so that nobody takes it for a failure and tries again.
+                # Set on the body too, so that its reader does not take the end for a failure to
+                # retry.
                 response.content.set_exception(_offline_error())
                 response.close()
 
     async def middleware(
         self, request: ClientRequest, handler: ClientHandlerType
     ) -> ClientResponse:
-        """Send a request unless offline. Raises `OfflineError`, also if the switch is thrown meanwhile."""
+        """Send a request; raise `OfflineError` if offline, or as soon as the switch is set."""
         self.check_online()
         try:
-            async with asyncio.timeout(None) as asking:
-                self._request_timeouts.add(asking)
+            async with asyncio.timeout(None) as timeout:
+                self._request_timeouts.add(timeout)
                 try:
                     response = await handler(request)
                 finally:
-                    self._request_timeouts.discard(asking)
+                    self._request_timeouts.discard(timeout)
         except TimeoutError:
             self.check_online()
             raise
         if self._is_offline:
-            # Answered in the very turn of the loop in which the switch was thrown.
+            # The response arrived in the same iteration of the loop as the switch.
             response.close()
             raise _offline_error()
         self._open_responses.add(response)

@@ -1,7 +1,8 @@
-"""Which proxy a request goes through, if any. PURE: the environment is an argument.
+"""Which HTTP proxy a request goes through, if any. PURE: the environment is an argument.
 
-`HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` mean what they mean to docker and containerd (Go's
-x/net/http/httpproxy), `ALL_PROXY` stands in for the first two, as in curl. Capitals go first.
+`HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` work as in docker and containerd (Go's
+x/net/http/httpproxy); `ALL_PROXY` is the default of the first two, as in curl. Upper-case names
+take precedence.
 """
 
 import re
@@ -30,22 +31,22 @@ class HttpProxy:
 
 
 class ProxySelector:
-    """The proxies of one upstream: its own for everything, or those of the environment.
+    """Selects the proxy for each URL: the configured one for all, or those of the environment.
 
-    Raises `ConfigError`, which names the variable and never its value.
+    Raises `ConfigError`, which names the variable but never its value.
     """
 
-    def __init__(self, environ: Mapping[str, str], proxy_url: ProxyUrl = ProxyUrl("")) -> None:  # noqa: B008 (a text)
+    def __init__(self, environ: Mapping[str, str], proxy_url: ProxyUrl = ProxyUrl("")) -> None:  # noqa: B008 (a string)
         self._proxies_by_scheme: dict[str, HttpProxy] = {}
         for scheme in ("http", "https"):
-            found = _parse_proxy(proxy_url) if proxy_url else _from_environ(environ, scheme)
-            if found:
-                self._proxies_by_scheme[scheme] = found
+            proxy = _parse_proxy(proxy_url) if proxy_url else _from_environ(environ, scheme)
+            if proxy:
+                self._proxies_by_scheme[scheme] = proxy
         rules = environ.get("NO_PROXY") or environ.get("no_proxy") or ""
         self._no_proxy_rules = [rule.strip().lower() for rule in rules.split(",") if rule.strip()]
 
     def select(self, url: URL) -> HttpProxy | None:
-        """Return the proxy for `url`; None for what is asked directly, as this machine always is."""
+        """Return the proxy for `url`, None for a direct connection (always for loopback)."""
         proxy = self._proxies_by_scheme.get(url.scheme)
         host = (url.raw_host or "").lower().rstrip(".")
         if proxy is None or f".{host}".endswith(".localhost"):
@@ -59,10 +60,10 @@ class ProxySelector:
         return None if is_direct else proxy
 
     def is_proxy(self, host: str, port: int | None) -> bool:
-        """Tell whether a proxy is there."""
+        """Tell whether one of the proxies has this address."""
         return any(
-            (host, port) == (one.url.raw_host, one.url.port)
-            for one in self._proxies_by_scheme.values()
+            (host, port) == (proxy.url.raw_host, proxy.url.port)
+            for proxy in self._proxies_by_scheme.values()
         )
 
 
@@ -78,14 +79,14 @@ def _from_environ(environ: Mapping[str, str], scheme: str) -> HttpProxy | None:
 
 def _parse_proxy(text: ProxyUrl) -> HttpProxy:
     url = URL(text)
-    login = (
-        "" if url.user is None else Credentials(url.user, url.password or "").basic_authorization()
-    )
-    return HttpProxy(url.origin(), login)
+    if url.user is None:
+        return HttpProxy(url.origin(), "")
+    credentials = Credentials(url.user, url.password or "")
+    return HttpProxy(url.origin(), credentials.basic_authorization())
 
 
 def _matches_no_proxy(rule: str, host: str, address: _IPAddress | None, port: int) -> bool:
-    """Tell whether a part of NO_PROXY means this host. What cannot be read means none."""
+    """Tell whether a rule of NO_PROXY matches this host. A malformed rule matches nothing."""
     if match := _HOST_AND_PORT.fullmatch(rule):
         rule = match[1]
         if int(match[2]) != port:
@@ -94,7 +95,7 @@ def _matches_no_proxy(rule: str, host: str, address: _IPAddress | None, port: in
         network = ip_network(rule.strip("[]"), strict=False)
         return address is not None and address in network
     if rule.startswith((".", "*.")):
-        # Only what is below it; without the dot, the name itself too.
+        # With the leading dot: subdomains only. Without it (below): the name itself too.
         return host.endswith(rule.removeprefix("*"))
     return rule == "*" or f".{host}".endswith(f".{rule}")
 

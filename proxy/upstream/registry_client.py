@@ -1,7 +1,8 @@
-"""Asking one registry: logging in, following redirects, and knowing when not to ask.
+"""Requests to one registry or mirror: authentication, redirects, retries, limits.
 
-A *question* is small and is asked again while it fails in passing; a blob is *opened*, once, because
-its download knows better how to go on. Either ends in a good answer or an error of ours, in time.
+An API request (`request`) is small and is retried after transient failures. A blob (`stream`) is
+opened once, because its download knows better how to resume. Each ends within a bounded time in a
+successful response or an error of `proxy.errors`.
 """
 
 import asyncio
@@ -30,16 +31,21 @@ from proxy.upstream.auth import Authenticator
 from proxy.upstream.errors import map_errors
 from proxy.upstream.health import RegistryHealth
 from proxy.upstream.offline import OfflineSwitch
-from proxy.upstream.retry import Cooldown, Quota
+from proxy.upstream.quota import Cooldown, Quota, parse_ratelimit, parse_retry_after
 
 REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 5
 
-# A question is answered, or has failed, within so many seconds: token, redirects and retries together.
-# Clients wait 15 s for whatever we say, and some of it takes two questions.
+# Seconds for one API request with its token, redirects and retries. Clients wait 15 s for a
+# response, and some responses need two such requests.
 REQUEST_TIMEOUT = 12.0
-# A mirror that takes longer is no help.
+# The same for a mirror: asking the next one is better than a longer wait.
 MIRROR_TIMEOUT = 3.0
+
+# Bytes that aiohttp buffers of a body. For a blob, one read of the kernel's buffer is then one
+# chunk.
+API_READ_BUFFER_SIZE = 64 << 10
+BLOB_READ_BUFFER_SIZE = 128 << 10
 
 T = TypeVar("T")
 
@@ -48,7 +54,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ApiRequest:
-    """What is asked for: `path` is what follows the repository's name, or, without one, the root."""
+    """One request. `path` is relative to the repository or, if that is empty, to the root."""
 
     method: Literal["GET", "HEAD"]
     repository: str
@@ -59,21 +65,22 @@ class ApiRequest:
 
     @property
     def target(self) -> str:
-        """What follows the root of the registry."""
+        """The path relative to the registry's root."""
         return f"v2/{self.repository}/{self.path}" if self.repository else self.path
 
     @property
     def is_pull(self) -> bool:
-        """Whether it counts against a limit of pulls."""
+        """Whether the request counts against a limit on pulls."""
         return self.kind == "manifest" and self.method == "GET"
 
 
 @dataclass(frozen=True, slots=True)
 class RegistryTimeouts:
-    """How long a registry is waited for, in seconds: `stall` for the next bytes of a blob.
+    """Timeouts of one registry in seconds.
 
-    An `answer` has begun within so many once connected. Short of a `question`, so that a connection
-    that a firewall has forgotten leaves time for a new one.
+    `connect` is for connecting, `response` for the first byte of a response after that, `stall` for
+    the next bytes of a blob, `request` for an API request as a whole. `response` is shorter than
+    `request`, so that a connection that a firewall has dropped silently leaves time for a new one.
     """
 
     connect: float
@@ -82,26 +89,29 @@ class RegistryTimeouts:
     request: float = REQUEST_TIMEOUT
 
     def for_mirror(self, mirror_count: int) -> "RegistryTimeouts":
-        """Return how long one of `count` mirrors is waited for: a fair share, and never long."""
+        """Return the timeouts of one of `mirror_count` mirrors, which share the time."""
         share = min(MIRROR_TIMEOUT, self.request / (mirror_count + 1))
         return replace(self, connect=min(self.connect, share / 2), response=share, request=share)
 
 
 @dataclass(frozen=True, slots=True)
 class _AttemptLimits:
-    """How long one attempt may take: `deadline` ends the wait for a good answer's headers."""
+    """Limits of one attempt; `deadline` (loop time) is for the headers of the final response."""
 
     deadline: float
     timeout: ClientTimeout
-    read_bufsize: int
+    read_buffer_size: int
 
 
 class RegistryClient:
-    """One registry, its health and its limits. `url` is its root; `url/v2/` is its API.
+    """A client of one registry or mirror, with its health and its quota.
 
-    `name` is the upstream's; `peer` is what errors call who is asked, of a mirror with its address.
-    The registry is judged by its own answers alone: a token server or a CDN that fails is not its fault.
-    Whoever asks a mirror judges it, by the whole: there is another way.
+    `url` is its root, `url/v2/` its API. `name` is the name of the upstream; `label` names the
+    registry in errors, a mirror with its address.
+
+    A registry's health depends on its own responses only: it is not to blame for a failing token
+    server or CDN. A mirror's health is recorded by `MirrorSet` for the operation as a whole,
+    because there is an alternative.
     """
 
     def __init__(
@@ -139,49 +149,47 @@ class RegistryClient:
         read_response: Callable[[ClientResponse], Awaitable[T]],
         deadline: float = math.inf,
     ) -> T:
-        """Return what `read` makes of a good answer; ask again, a few times, if it fails in passing.
+        """Return what `read_response` makes of a successful response; retry transient failures.
 
-        Not beyond `deadline`, a time of the loop.
-        Raises `UnknownError` and `UpstreamError`, and what `read` raises.
+        It takes no longer than `timeouts.request`, and not beyond `deadline` (loop time).
+        Raises `NotFoundError`, `UpstreamError`, and what `read_response` raises.
         """
         deadline = min(deadline, self._now() + self.timeouts.request)
-        pauses = retry.backoff_delays(self._attempts, iter(random.random, None))
+        delays = retry.backoff_delays(self._attempts, iter(random.random, None))
         timeout = ClientTimeout(
             total=None, sock_connect=self.timeouts.connect, sock_read=self.timeouts.response
         )
-        patience = _AttemptLimits(deadline, timeout, 1 << 16)
+        limits = _AttemptLimits(deadline, timeout, API_READ_BUFFER_SIZE)
         while True:
             try:
-                async with self._open_response(request, patience) as response:
+                async with self._open_response(request, limits) as response:
                     with map_errors(self.label):
                         async with asyncio.timeout_at(deadline):
                             return await read_response(response)
             except (OfflineError, UpstreamDownError):
                 raise
             except UpstreamUnavailableError as error:
-                pause = next(pauses, None)
-                if pause is None or self._now() + pause >= deadline or not self.health.is_up:
+                delay = next(delays, None)
+                if delay is None or self._now() + delay >= deadline or not self.health.is_up:
                     raise
                 self._metrics.count_upstream_retry(self.name, "request")
                 log.info(
                     "request_retried", upstream=self.name, path=request.path, reason=str(error)
                 )
-            await asyncio.sleep(pause)
+            await asyncio.sleep(delay)
 
     @asynccontextmanager
     async def stream(self, request: ApiRequest) -> AsyncIterator[ClientResponse]:
-        """Yield a good answer whose body may take as long as it does not stand still.
+        """Yield a successful response; its body has a stall timeout, but no total one.
 
-        Raises `UnknownError` and `UpstreamError`.
+        Raises `NotFoundError` and `UpstreamError`.
         """
         timeout = ClientTimeout(
             total=None, sock_connect=self.timeouts.connect, sock_read=self.timeouts.stall
         )
         deadline = self._now() + self.timeouts.connect + self.timeouts.response
-        # One read of the kernel's buffer is one step of a download.
-        async with self._open_response(
-            request, _AttemptLimits(deadline, timeout, 1 << 17)
-        ) as response:
+        limits = _AttemptLimits(deadline, timeout, BLOB_READ_BUFFER_SIZE)
+        async with self._open_response(request, limits) as response:
             yield response
 
     @asynccontextmanager
@@ -190,8 +198,8 @@ class RegistryClient:
     ) -> AsyncIterator[ClientResponse]:
         self._offline.check_online()
         now = self._clock()
-        if hold := self.quota.active_cooldown(now, is_pull=request.is_pull):
-            raise self._rate_limit_error(hold, now)
+        if cooldown := self.quota.active_cooldown(now, is_pull=request.is_pull):
+            raise _rate_limited_error(cooldown, now)
         with nullcontext() if self.is_mirror else self.health.admit():
             response = await self._send_authenticated(request, limits)
         try:
@@ -202,19 +210,22 @@ class RegistryClient:
     async def _send_authenticated(
         self, request: ApiRequest, limits: _AttemptLimits
     ) -> ClientResponse:
-        """Ask, log in if told to, follow redirects; return what is then a good answer."""
+        """Send the request, authenticate if challenged, and follow redirects.
+
+        Returns a successful response, or a redirect if the request does not follow redirects.
+        """
         url = URL(f"{str(self._base_url).rstrip('/')}/{request.target}", encoded=True)
         repository, deadline = request.repository, limits.deadline
-        login = self._authenticator
         authorization = await self._await_authorization(
-            deadline, login.get_authorization(repository)
+            self._authenticator.get_authorization(repository), deadline
         )
         response = await self._send(request, url, limits, authorization)
         try:
             if response.status == 401:
                 challenges = challenge.parse(response.headers.getall(hdrs.WWW_AUTHENTICATE, ()))
                 renewed = await self._await_authorization(
-                    deadline, login.handle_challenges(challenges, repository, authorization)
+                    self._authenticator.handle_challenges(challenges, repository, authorization),
+                    deadline,
                 )
                 if renewed:
                     response.release()
@@ -225,25 +236,36 @@ class RegistryClient:
                     break
                 target = _redirect_url(url, response.headers.get(hdrs.LOCATION, ""))
                 response.release()
-                # Credentials do not leave their origin: CDNs refuse them, and strangers keep them.
+                # Credentials stay at their origin: CDNs reject them, and others could keep them.
                 if target.origin() != url.origin():
                     authorization = None
                 url = target
                 response = await self._send(request, url, limits, authorization)
-            await self._check_status(response, request, authorization)
+            await self._raise_for_status(response, request, authorization)
         except BaseException:
             _close_response(response)
             raise
         return response
 
+    async def _await_authorization(self, authorization: Awaitable[T], deadline: float) -> T:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await authorization
+        except TimeoutError as error:
+            raise UpstreamTimeoutError(
+                f"{self.label}'s token server did not respond in time"
+            ) from error
+
     async def _send(
         self, request: ApiRequest, url: URL, limits: _AttemptLimits, authorization: str | None
     ) -> ClientResponse:
+        """Send one HTTP request; record status and latency, and the registry's health and quota."""
         kind = request.kind
         headers = dict(request.headers)
         if authorization:
             headers[hdrs.AUTHORIZATION] = authorization
-        is_registry = url.origin() == self._base_url.origin() and not self.is_mirror
+        # Not a CDN, nor a mirror: see the class.
+        targets_registry = url.origin() == self._base_url.origin() and not self.is_mirror
         began = self._now()
         try:
             with map_errors(self.label, lambda status: self._record_status(kind, status)):
@@ -254,62 +276,47 @@ class RegistryClient:
                         headers=headers,
                         allow_redirects=False,
                         timeout=limits.timeout,
-                        read_bufsize=limits.read_bufsize,
+                        read_bufsize=limits.read_buffer_size,
                     )
         except UpstreamUnavailableError as error:
-            if is_registry:
+            if targets_registry:
                 self.health.record_failure(error)
             raise
         self._record_status(kind, response.status)
         self._metrics.observe_upstream_first_byte(self.name, kind, self._now() - began)
-        if is_registry:
-            self._record_response(request, response)
+        if targets_registry:
+            self._record_health(response.status)
+            self._record_quota(request, response)
         return response
-
-    def _record_response(self, request: ApiRequest, response: ClientResponse) -> None:
-        """Take from an answer of the registry what it says beside its content."""
-        status = response.status
-        if status >= 500:
-            self.health.record_failure(UpstreamUnavailableError(f"{self.label} answered {status}"))
-        else:
-            self.health.record_success()
-        limit = retry.parse_ratelimit(response.headers.get("RateLimit-Limit"))
-        remaining = retry.parse_ratelimit(response.headers.get("RateLimit-Remaining"))
-        if limit is not None and remaining is not None:
-            self._metrics.set_ratelimit(self.name, limit, remaining)
-            self.quota.update(limit, remaining)
-        elif request.kind == "manifest" and status == 200:
-            # An account without limits is not told any.
-            self.quota.update(None, None)
-
-    def _rate_limit_error(self, cooldown: Cooldown, now: float) -> RateLimitedError:
-        left = max(1.0, cooldown.seconds_left(now))
-        return RateLimitedError(
-            f"{cooldown.reason}; next attempt in {left:.0f} s", retry_after=left
-        )
-
-    async def _await_authorization(self, deadline: float, authorization: Awaitable[T]) -> T:
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await authorization
-        except TimeoutError as error:
-            raise UpstreamTimeoutError(
-                f"{self.label}'s token server did not answer in time"
-            ) from error
-
-    # What it said.
 
     def _record_status(self, kind: str, status: int | Literal["error"]) -> None:
         self._metrics.count_upstream_request(self.name, kind, status)
 
-    async def _check_status(
+    def _record_health(self, status: int) -> None:
+        if status >= 500:
+            message = f"{self.label} responded with status {status}"
+            self.health.record_failure(UpstreamUnavailableError(message))
+        else:
+            self.health.record_success()
+
+    def _record_quota(self, request: ApiRequest, response: ClientResponse) -> None:
+        limit = parse_ratelimit(response.headers.get("RateLimit-Limit"))
+        remaining = parse_ratelimit(response.headers.get("RateLimit-Remaining"))
+        if limit is not None and remaining is not None:
+            self._metrics.set_ratelimit(self.name, limit, remaining)
+            self.quota.update(limit, remaining)
+        elif request.kind == "manifest" and response.status == 200:
+            # Docker Hub sends no limits to an account that has none.
+            self.quota.update(None, None)
+
+    async def _raise_for_status(
         self, response: ClientResponse, request: ApiRequest, authorization: str | None
     ) -> None:
-        """Raise what a status other than success means."""
+        """Raise the error for the status, unless it is a success or an expected redirect."""
         status = response.status
         if status in (200, 206):
             if self.is_mirror and response.content_type == "text/html":
-                raise UpstreamError(f"{self.label} sent a page where content was due")
+                raise UpstreamError(f"{self.label} sent an HTML page instead of content")
             return
         if status in REDIRECT_STATUSES and not request.follow_redirects:
             return
@@ -319,26 +326,31 @@ class RegistryClient:
         if status != 429:
             raise errors.error_from_status(self.label, status, request.kind, reason)
         now = self._clock()
-        seconds = retry.parse_retry_after(response.headers.get(hdrs.RETRY_AFTER), now)
-        hold = Cooldown(now, seconds, f"{self.label} limits its rate{reason}")
+        seconds = parse_retry_after(response.headers.get(hdrs.RETRY_AFTER), now)
+        cooldown = Cooldown(now, seconds, f"{self.label} rate limit exceeded{reason}")
         if response.url.origin() == self._base_url.origin():
-            self.quota.start_cooldown(hold, is_pull=request.is_pull)
-        raise self._rate_limit_error(hold, now)
+            self.quota.start_cooldown(cooldown, is_pull=request.is_pull)
+        raise _rate_limited_error(cooldown, now)
+
+
+def _rate_limited_error(cooldown: Cooldown, now: float) -> RateLimitedError:
+    left = max(1.0, cooldown.seconds_left(now))
+    return RateLimitedError(f"{cooldown.reason}; next attempt in {left:.0f} s", retry_after=left)
 
 
 def _close_response(response: ClientResponse) -> None:
-    # Closed, not released: what is left of a body is not worth the wait for it.
+    # Not `release` while bytes are left: that would wait for them to keep the connection.
     response.close() if not response.content.at_eof() else response.release()
 
 
 def _redirect_url(url: URL, location: str) -> URL:
-    """Return where `location` leads, byte for byte: a signed query does not survive requoting."""
+    """Return the target of a redirect, byte for byte: requoting would break a signed query."""
     try:
         target = url.join(URL(location, encoded=True))
     except ValueError as error:
-        raise UpstreamError("upstream redirects to what is no address") from error
+        raise UpstreamError("upstream redirects to an invalid URL") from error
     if not location or target.scheme not in ("http", "https") or not target.host:
-        raise UpstreamError("upstream redirects to what is no http(s) address")
+        raise UpstreamError("upstream redirects to a URL that is not http(s)")
     if url.scheme == "https" and target.scheme == "http":
-        raise UpstreamError("upstream redirects from https to http, which is refused")
+        raise UpstreamError("upstream redirects from https to http, which is not allowed")
     return target

@@ -1,7 +1,7 @@
-"""Answers of Docker Hub's search, version 1 of the registry's API. PURE.
+"""Parse responses of Docker Hub's search (registry API version 1). PURE.
 
-What is shown to a user was written by strangers, so only what was checked is taken: names that can be
-pulled, text that prints, numbers that fit.
+Anyone can write what is displayed to users here, so every field is validated: names must be
+pullable, text printable, numbers within range.
 """
 
 import msgspec
@@ -10,12 +10,12 @@ from proxy.errors import InvalidNameError, UpstreamError
 from proxy.oci.reference import parse_repository_name
 
 MAX_DESCRIPTION = 300
-# Clients count in 32 bits at least.
+# Clients may use 32-bit integers.
 MAX_COUNT = (1 << 31) - 1
 
 
 class SearchHit(msgspec.Struct, frozen=True):
-    """A repository that fits the words. An official one is Docker's own (`library/`)."""
+    """A repository that matches the search. Official ones are Docker's own (`library/`)."""
 
     name: str
     description: str = ""
@@ -24,7 +24,7 @@ class SearchHit(msgspec.Struct, frozen=True):
 
 
 class SearchPage(msgspec.Struct, frozen=True):
-    """A part of what was found; `total` is how many there are on all pages."""
+    """One page of a search; `total` counts the results of all pages."""
 
     results: list[SearchHit]
     total: int
@@ -43,15 +43,15 @@ class _HubSearchResponse(msgspec.Struct):
 
 
 def parse_search_page(content: bytes) -> SearchPage:
-    """Return what was found, without what has no name to pull by; or raise `UpstreamError`."""
+    """Return the results, without those whose name cannot be pulled. Raises `UpstreamError`."""
     try:
-        answer = msgspec.json.decode(content, type=_HubSearchResponse)
+        response = msgspec.json.decode(content, type=_HubSearchResponse)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise UpstreamError("upstream sent something that is no result of a search") from error
+        raise UpstreamError("upstream sent an invalid search response") from error
     results = [
-        _to_search_hit(result) for result in answer.results or [] if _is_valid_name(result.name)
+        _to_search_hit(result) for result in response.results or [] if _is_valid_name(result.name)
     ]
-    return SearchPage(results, _clamp_count(answer.num_results, len(results)))
+    return SearchPage(results, _clamp_count(response.num_results, len(results)))
 
 
 def _to_search_hit(result: _HubSearchResult) -> SearchHit:
@@ -72,8 +72,8 @@ def _is_valid_name(text: str) -> bool:
 
 
 def _sanitize_text(text: str) -> str:
-    """Return `text` on one line, cut, and without what a terminal would take for a command."""
-    clean = "".join(one if one.isprintable() else " " for one in text[: 4 * MAX_DESCRIPTION])
+    """Return `text` on one line, truncated, and without control characters of terminals."""
+    clean = "".join(char if char.isprintable() else " " for char in text[: 4 * MAX_DESCRIPTION])
     return " ".join(clean.split())[:MAX_DESCRIPTION]
 
 

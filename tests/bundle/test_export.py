@@ -90,7 +90,10 @@ async def test_platforms_that_were_not_pulled_are_left_out_and_named(registry, p
     bundle = await export(program, "app")
     assert blobs(bundle) == {image.digest, image.manifest, *image.blobs}
     (exported,) = (await plan(program, "app"))["images"]
-    assert (exported["platforms"], exported["left_out"]) == (["linux/amd64"], ["linux/arm64"])
+    assert (exported["platforms"], exported["skipped_platforms"]) == (
+        ["linux/amd64"],
+        ["linux/arm64"],
+    )
 
 
 async def test_only_the_platforms_that_are_named_go_out(registry, program):
@@ -141,7 +144,7 @@ async def test_an_attestation_that_was_not_pulled_is_no_platform_that_is_left_ou
     digest = manifests["linux/amd64"]
     await pull_by_digest(program, LIBRARY, "latest", digest, *parts_of(registry, LIBRARY, digest))
     (exported,) = (await plan(program, "app"))["images"]
-    assert (exported["platforms"], exported["left_out"]) == (["linux/amd64"], [])
+    assert (exported["platforms"], exported["skipped_platforms"]) == (["linux/amd64"], [])
 
 
 async def test_docker_loads_amd64_where_there_is_a_choice(registry, program):
@@ -191,7 +194,7 @@ async def test_what_an_earlier_bundle_has_is_left_out(registry, program):
     earlier = await export(program, "app:1")
     newer = registry.add_image(tag="2", layers=(*LAYERS, b"third"))
     await pull(program, newer)
-    delta = await export(program, "app:1", "app:2", without=blobs(earlier))
+    delta = await export(program, "app:1", "app:2", exclude=blobs(earlier))
     assert blobs(delta) == {newer.digest, newer.config, digest_of(b"third")}
     # What docker cannot load from this alone is not offered to it.
     assert "manifest.json" not in files(delta)

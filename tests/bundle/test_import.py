@@ -89,7 +89,7 @@ async def test_a_delta_completes_what_is_here(registry, program, island):
     earlier = await export(program, "app:1")
     newer = registry.add_image(tag="2", layers=(*LAYERS, b"third"))
     await pull(program, newer)
-    delta = await export(program, "app:1", "app:2", without=blobs(earlier))
+    delta = await export(program, "app:1", "app:2", exclude=blobs(earlier))
     before = island.stored()
     report = await take(island, delta)
     first, second = report["images"]
@@ -109,7 +109,7 @@ async def test_a_delta_says_which_platform_it_takes_to_be_here(registry, program
     # Only arm64 has changed since, and an earlier bundle has the rest.
     whole = await export(program, "app")
     kept = {digest for digest in blobs(whole) if digest != both.manifests["linux/arm64"]}
-    delta = await export(program, "app", without=kept - {both.digest})
+    delta = await export(program, "app", exclude=kept - {both.digest})
     (image,) = (await take(island, delta))["images"]
     assert both.manifests["linux/amd64"] in image["missing"]
 
@@ -155,8 +155,8 @@ async def test_what_is_here_already_is_read_over(program):
     made, _ = layout(b"x" * MIB)
     first = await take(program, made.tar())
     again = await take(program, made.tar())
-    assert (first["added"], first["known"]) == (3, 0)
-    assert (again["added"], again["added_bytes"], again["known"]) == (0, 0, 3)
+    assert (first["added"], first["already_stored"]) == (3, 0)
+    assert (again["added"], again["added_bytes"], again["already_stored"]) == (0, 0, 3)
 
 
 async def test_an_upload_that_breaks_off_is_gone_on_with(program):
@@ -181,7 +181,7 @@ async def test_an_upload_that_breaks_off_is_gone_on_with(program):
     assert len(program.stored()) == 2
     assert (await program.manifest("library/app", "1")).status == 404
     report = await take(program, bundle)
-    assert (report["known"], report["added"]) == (2, 2)
+    assert (report["already_stored"], report["added"]) == (2, 2)
     assert (await program.manifest("library/app", "1")).digest == digest
 
 
@@ -310,7 +310,7 @@ async def test_a_delta_evicts_nothing_that_it_rests_on(registry, make_program, t
     earlier = await export(source, "app:1")
     newer = registry.add_image(tag="2", layers=large, index=True)
     await pull(source, newer)
-    delta = await export(source, "app:2", without=blobs(earlier))
+    delta = await export(source, "app:2", exclude=blobs(earlier))
     program = await make_program(tmp_path / "small", store={"max_size": "20MB"})
     await take(program, earlier)
     # What is used after the base goes before it, since the delta needs that.

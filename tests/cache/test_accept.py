@@ -1,4 +1,4 @@
-"""What a client accepts is judged here; upstream is always asked for everything."""
+"""A client's Accept header is judged by the cache; upstream is always sent the full one."""
 
 import pytest
 
@@ -15,7 +15,7 @@ SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 
 @pytest.mark.parametrize("docker", [True, False])
 @pytest.mark.parametrize("accept", [None, "*/*", "application/*", f"{DOCKER_LIST}, {OCI_INDEX}"])
-async def test_who_takes_everything_gets_the_index(registry, program, docker, accept):
+async def test_a_client_that_accepts_everything_gets_the_index(registry, program, docker, accept):
     image = registry.add_image(index=True, docker=docker)
     headers = {"Accept": accept} if accept else {}
     answer = await program.manifest(image, **headers)
@@ -25,7 +25,7 @@ async def test_who_takes_everything_gets_the_index(registry, program, docker, ac
 
 @pytest.mark.parametrize("docker", [True, False])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_who_takes_no_index_gets_the_manifest_of_linux_amd64_under_its_own_digest(
+async def test_a_client_that_accepts_no_index_gets_the_linux_amd64_manifest_under_its_own_digest(
     registry, program, docker, method
 ):
     image = registry.add_image(
@@ -44,13 +44,13 @@ async def test_who_takes_no_index_gets_the_manifest_of_linux_amd64_under_its_own
 
 
 @pytest.mark.parametrize("accept", [SCHEMA1, "text/html", "application/json", "x" * 8000])
-async def test_who_takes_nothing_that_there_is_gets_404(registry, program, accept):
+async def test_a_client_that_accepts_nothing_available_gets_404(registry, program, accept):
     image = registry.add_image(index=True)
     answer = await program.manifest(image, Accept=accept)
     assert (answer.status, answer.code) == (404, "MANIFEST_UNKNOWN")
 
 
-async def test_an_index_without_the_default_platform_is_404_for_who_takes_no_index(
+async def test_an_index_without_the_default_platform_is_404_for_a_client_that_accepts_no_index(
     registry, program
 ):
     image = registry.add_image(index=True, platforms=["windows/amd64"])
@@ -58,7 +58,9 @@ async def test_an_index_without_the_default_platform_is_404_for_who_takes_no_ind
 
 
 @pytest.mark.parametrize("accept", [OCI_MANIFEST, SCHEMA1, "text/html", "*/*;q=0"])
-async def test_by_digest_the_bytes_are_served_whatever_is_accepted(registry, program, accept):
+async def test_by_digest_a_manifest_is_served_whatever_the_accept_header_says(
+    registry, program, accept
+):
     image = registry.add_image(index=True)
     for _ in range(2):
         answer = await program.manifest(image, image.digest, Accept=accept)
@@ -66,7 +68,7 @@ async def test_by_digest_the_bytes_are_served_whatever_is_accepted(registry, pro
         assert answer.headers["Content-Type"] == OCI_INDEX
 
 
-async def test_no_accept_header_makes_a_second_copy_or_a_second_request(registry, program):
+async def test_different_accept_headers_cause_no_second_copy_or_request(registry, program):
     image = registry.add_image(index=True, docker=True)
     for accept in ("*/*", DOCKER_LIST, f"{DOCKER_MANIFEST}, {DOCKER_LIST}", "application/*"):
         assert (await program.manifest(image, Accept=accept)).digest == image.digest
@@ -74,7 +76,7 @@ async def test_no_accept_header_makes_a_second_copy_or_a_second_request(registry
     assert DOCKER_MANIFEST in registry.seen("/manifests/")[-1].headers["Accept"]
 
 
-async def test_m10_a_schema_1_manifest_is_not_taken_from_upstream(registry, program):
+async def test_m10_a_schema_1_manifest_from_upstream_is_refused(registry, program):
     content = b'{"schemaVersion":1,"name":"library/app","fsLayers":[]}'
     registry.add_manifest("library/app", "old", content, SCHEMA1)
     answer = await program.manifest("library/app", "old")

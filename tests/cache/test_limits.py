@@ -1,4 +1,4 @@
-"""Rate limits: remembered, obeyed, and no reason to fail what is cached."""
+"""Upstream's rate limits are remembered and obeyed; cached content is served all the same."""
 
 import asyncio
 
@@ -11,25 +11,25 @@ PULLS = r"^GET .*/manifests/"
 HEADS = r"^HEAD .*/manifests/"
 
 
-def limited(seconds: int = 30, body: bytes = b"") -> Fault:
+def rate_limit(seconds: int = 30, body: bytes = b"") -> Fault:
     return Fault(status=429, body=body, headers={"Retry-After": str(seconds)})
 
 
-async def test_u19_a_limit_is_remembered_and_told_with_the_time_that_is_left(
-    registry, program, pulled
+async def test_u19_a_limit_is_remembered_and_reported_with_the_remaining_time(
+    registry, program, expired_image
 ):
     registry.add_image("library/other")
-    registry.fail(PULLS, limited(), times=None)
+    registry.fail(PULLS, rate_limit(), times=None)
     first = await program.manifest("library/other")
-    asked = registry.count("/manifests/")
+    requests = registry.count("/manifests/")
     program.clock.turn(10)
     answers = await asyncio.gather(
         *(program.manifest("library/other", reference) for reference in ("latest", "a", "b"))
     )
-    for answer, left in ((first, "30"), *((answer, "20") for answer in answers)):
+    for answer, remaining in ((first, "30"), *((answer, "20") for answer in answers)):
         assert (answer.status, answer.code) == (429, "TOOMANYREQUESTS")
-        assert answer.headers["Retry-After"] == left
-    assert registry.count("/manifests/") == asked
+        assert answer.headers["Retry-After"] == remaining
+    assert registry.count("/manifests/") == requests
     registry.heal()
     program.clock.turn(20)
     assert (await program.manifest("library/other")).status == 200
@@ -39,15 +39,15 @@ IN_TEN_YEARS = "Wed, 01 Jan 2036 00:00:00 GMT"
 
 
 @pytest.mark.parametrize("value", [None, "30", IN_TEN_YEARS, "315360000", "-1", "soon"])
-async def test_u19_whatever_a_limit_says_stale_tags_are_served_and_nobody_storms(
-    registry, program, pulled, value
+async def test_u19_whatever_a_limit_says_stale_tags_are_served_and_upstream_is_spared(
+    registry, program, expired_image, value
 ):
     registry.fail("/manifests/", Fault(status=429, headers={"Retry-After": value}), times=None)
     for _ in range(5):
         stale, new = await asyncio.gather(
-            program.manifest(pulled), program.manifest("library/app", "new")
+            program.manifest(expired_image), program.manifest("library/app", "new")
         )
-        assert (stale.status, stale.digest) == (200, pulled.digest)
+        assert (stale.status, stale.digest) == (200, expired_image.digest)
         assert "fwd=stale" in stale.headers["Cache-Status"]
         assert (new.status, new.code) == (429, "TOOMANYREQUESTS")
         assert 1 <= int(new.headers["Retry-After"]) <= 900
@@ -55,48 +55,52 @@ async def test_u19_whatever_a_limit_says_stale_tags_are_served_and_nobody_storms
     assert await program.metric("pullcache_upstream_ratelimit_remaining") == 99
 
 
-async def test_while_pulls_are_limited_a_known_tag_is_still_asked_about(registry, program, pulled):
-    registry.fail(PULLS, limited(), times=None)
+async def test_while_pulls_are_limited_a_cached_tag_is_still_revalidated(
+    registry, program, expired_image
+):
+    registry.fail(PULLS, rate_limit(), times=None)
     await program.manifest("library/app", "none")
     registry.requests.clear()
-    same = await program.manifest(pulled)
+    same = await program.manifest(expired_image)
     assert "Warning" not in same.headers
     assert [seen.method for seen in registry.requests] == ["HEAD"]
     moved = registry.add_image(layers=[b"new"])
     program.clock.turn(10)
-    assert (await program.manifest(pulled)).digest == pulled.digest  # fresh, by that HEAD
+    # Fresh since that HEAD.
+    unchanged = await program.manifest(expired_image)
+    assert unchanged.digest == expired_image.digest
     assert registry.count(PULLS) == 0
     registry.heal()
     program.clock.turn(HOUR)
-    assert (await program.manifest(pulled)).digest == moved.digest
+    assert (await program.manifest(expired_image)).digest == moved.digest
 
 
-async def test_a_limit_on_heads_is_one_on_everything(registry, program, pulled):
-    registry.fail("/manifests/|/tags/", limited(), times=None)
-    answer = await program.manifest(pulled)
+async def test_a_limit_on_heads_applies_to_all_requests(registry, program, expired_image):
+    registry.fail("/manifests/|/tags/", rate_limit(), times=None)
+    answer = await program.manifest(expired_image)
     assert "fwd=stale" in answer.headers["Cache-Status"]
-    assert answer.headers["Warning"].startswith('299 - "stale: docker.io limits its rate')
-    asked = len(registry.requests)
-    for asking in (
-        program.manifest(pulled),
+    assert answer.headers["Warning"].startswith('299 - "stale: docker.io rate limit exceeded')
+    requests = len(registry.requests)
+    for request in (
+        program.manifest(expired_image),
         program.manifest("library/app", "none"),
         program.ask("/v2/library/app/tags/list"),
     ):
-        assert (await asking).status in (200, 429)
-    assert len(registry.requests) == asked
+        assert (await request).status in (200, 429)
+    assert len(registry.requests) == requests
 
 
-async def test_the_abuse_limits_plain_text_is_told_as_a_limit(registry, program):
+async def test_docker_hubs_abuse_limit_in_plain_text_is_reported_as_a_limit(registry, program):
     registry.add_image()
-    registry.fail("/manifests/", limited(7, b"Too Many Requests"), times=None)
+    registry.fail("/manifests/", rate_limit(7, b"Too Many Requests"), times=None)
     answer = await program.manifest("library/app")
     assert (answer.status, answer.code) == (429, "TOOMANYREQUESTS")
     assert answer.headers["Retry-After"] == "7"
 
 
-async def test_a_limit_of_the_cdn_is_none_of_the_registry(registry, program):
+async def test_a_limit_of_the_cdn_does_not_apply_to_the_registry(registry, program):
     image = registry.add_image()
-    registry.fail("/registry-v2/", limited(), times=None)
+    registry.fail("/registry-v2/", rate_limit(), times=None)
     blob = await program.blob(image.config)
     assert (blob.status, blob.code) == (429, "TOOMANYREQUESTS")
     assert (await program.manifest(image)).status == 200
@@ -104,7 +108,7 @@ async def test_a_limit_of_the_cdn_is_none_of_the_registry(registry, program):
 
 async def test_limits_do_not_open_the_breaker(registry, program):
     registry.add_image()
-    registry.fail("/manifests/", limited(1), times=None)
+    registry.fail("/manifests/", rate_limit(1), times=None)
     for _ in range(10):
         assert (await program.manifest("library/app")).status == 429
         program.clock.turn(2)
@@ -112,59 +116,63 @@ async def test_limits_do_not_open_the_breaker(registry, program):
 
 
 class TestScarcity:
-    """The last pulls are kept for what is not cached."""
+    """The last pulls of the quota are reserved for content that is not cached."""
 
     @pytest.fixture
-    async def moved(self, registry, program, pulled):
-        """The image that the expired tag stands for upstream, where three pulls are left."""
+    async def moved(self, registry, program, expired_image):
+        """The image that the expired tag names upstream now, where three pulls are left."""
         registry.pulls = registry.pull_limit - 3
         return registry.add_image(layers=[b"new"])
 
-    async def test_a_tag_that_moved_stays_where_it_was_and_the_answer_says_so(
-        self, registry, program, pulled, moved
+    async def test_the_old_manifest_of_a_moved_tag_is_served_with_a_warning(
+        self, registry, program, expired_image, moved
     ):
         for _ in range(3):
-            answer = await program.manifest(pulled)
-            assert (answer.status, answer.digest) == (200, pulled.digest)
+            answer = await program.manifest(expired_image)
+            assert (answer.status, answer.digest) == (200, expired_image.digest)
             assert "fwd=stale" in answer.headers["Cache-Status"]
             assert "3 more of 100 pulls" in answer.headers["Warning"]
         assert [seen.method for seen in registry.requests] == ["HEAD"]
         assert await program.metric("pullcache_upstream_ratelimit_remaining") == 3
 
-    async def test_its_ttl_stretches_once_and_then_it_is_asked_about_again(
-        self, registry, program, pulled, moved
+    async def test_the_tag_is_revalidated_again_after_another_ttl(
+        self, registry, program, expired_image, moved
     ):
-        await program.manifest(pulled)
+        await program.manifest(expired_image)
         program.clock.turn(HOUR)
         registry.pulls = 0
-        assert (await program.manifest(pulled)).digest == moved.digest
+        assert (await program.manifest(expired_image)).digest == moved.digest
 
-    async def test_what_is_not_cached_is_pulled(self, registry, program, pulled, moved):
-        await program.manifest(pulled)
+    async def test_content_that_is_not_cached_is_pulled(
+        self, registry, program, expired_image, moved
+    ):
+        await program.manifest(expired_image)
         assert (await program.manifest(moved, moved.digest)).digest == moved.digest
 
-    async def test_a_tag_that_did_not_move_costs_a_head_as_ever(self, registry, program, pulled):
+    async def test_a_tag_that_did_not_move_costs_a_head_as_always(
+        self, registry, program, expired_image
+    ):
         registry.pulls = registry.pull_limit
-        assert "Warning" not in (await program.manifest(pulled)).headers
+        assert "Warning" not in (await program.manifest(expired_image)).headers
         assert [seen.method for seen in registry.requests] == ["HEAD"]
 
-    async def test_a_copy_that_is_too_old_is_replaced_all_the_same(
-        self, registry, program, pulled, moved
+    async def test_a_copy_that_is_too_old_to_be_served_is_replaced(
+        self, registry, program, expired_image, moved
     ):
         program.clock.turn(31 * 24 * HOUR)
-        assert (await program.manifest(pulled)).digest == moved.digest
+        assert (await program.manifest(expired_image)).digest == moved.digest
 
-    async def test_an_account_without_limits_is_never_short_of_pulls(
-        self, registry, program, pulled, moved
+    async def test_an_account_without_a_limit_is_never_short_of_pulls(
+        self, registry, program, expired_image, moved
     ):
-        await program.manifest(pulled)
+        await program.manifest(expired_image)
         registry.pull_limit = None
         program.clock.turn(HOUR)
-        assert (await program.manifest(pulled)).digest == moved.digest
+        assert (await program.manifest(expired_image)).digest == moved.digest
 
 
-async def test_a_limit_of_the_token_server_is_told_as_a_limit(registry, program):
+async def test_a_limit_of_the_token_server_is_reported_as_a_limit(registry, program):
     registry.add_image()
-    registry.fail("/token", limited(), times=None)
+    registry.fail("/token", rate_limit(), times=None)
     answer = await program.manifest("library/app")
     assert (answer.status, answer.code) == (429, "TOOMANYREQUESTS")

@@ -1,6 +1,6 @@
-"""Content that was made to harm (faults, table M): bounded, refused and logged, or passed on verbatim.
+"""Malicious content (faults, table M) is bounded, refused, or passed on unchanged.
 
-The grammar of manifests alone is in `tests/oci/test_manifest`; here the whole program meets them.
+`tests/oci/test_manifest.py` tests the parser alone; these tests run the whole program.
 """
 
 import gzip
@@ -49,30 +49,30 @@ def tag_of(digest: str) -> str:
 
 
 def push(program: Program, content: bytes, media_type: str = OCI_MANIFEST) -> str:
-    """Have upstream hold `content` as a manifest, whatever it is."""
+    """Push `content` to upstream as a manifest, valid or not."""
     digest = digest_of(content)
-    held = program.registry.repository(APP)
-    held.manifests[digest] = Manifest(content, media_type)
-    held.tags[tag_of(digest)] = digest
+    repository = program.registry.repository(APP)
+    repository.manifests[digest] = Manifest(content, media_type)
+    repository.tags[tag_of(digest)] = digest
     return digest
 
 
-async def refused(
-    program: Program, content: bytes, why: str = "", media_type: str = OCI_MANIFEST
+async def assert_refused(
+    program: Program, content: bytes, reason: str = "", media_type: str = OCI_MANIFEST
 ) -> None:
-    """Check that upstream's manifest is refused by tag and by digest, and that nothing stays."""
+    """Check that a manifest is refused by tag and by digest, and not stored."""
     digest = push(program, content, media_type)
     before = program.stored()
     for reference in (tag_of(digest), digest):
         answer = await program.manifest(APP, reference)
         assert (answer.status, answer.code) == (502, "UNKNOWN")
-        assert why in answer.json["errors"][0]["message"]
+        assert reason in answer.json["errors"][0]["message"]
     assert program.stored() == before
     assert await program.metric("pullcache_requests_total", kind="manifest", status="502") >= 2
 
 
-async def verbatim(program: Program, content: bytes, media_type: str = OCI_MANIFEST) -> str:
-    """Check that upstream's manifest is served as it came, also from the store."""
+async def assert_unchanged(program: Program, content: bytes, media_type: str = OCI_MANIFEST) -> str:
+    """Check that a manifest is served unchanged, also from the store; return its digest."""
     digest = push(program, content, media_type)
     for reference in (tag_of(digest), digest, digest):
         answer = await program.manifest(APP, reference, Accept=f"{OCI_MANIFEST}, {OCI_INDEX}")
@@ -83,13 +83,13 @@ async def verbatim(program: Program, content: bytes, media_type: str = OCI_MANIF
 
 
 @pytest.mark.parametrize("send_length", [True, False])
-async def test_m01_a_manifest_is_read_up_to_4_mib_whatever_length_it_says(program, send_length):
+async def test_m01_a_manifest_is_read_up_to_4_mib_whatever_its_content_length(program, send_length):
     program.registry.front.send_length = send_length
-    await verbatim(program, padded(image(), MAX_MANIFEST_SIZE))
-    await refused(program, padded(image(), MAX_MANIFEST_SIZE + 1), "more than 4194304 bytes")
-    await refused(program, bytes(100 * MIB), "more than 4194304 bytes")
+    await assert_unchanged(program, padded(image(), MAX_MANIFEST_SIZE))
+    await assert_refused(program, padded(image(), MAX_MANIFEST_SIZE + 1), "more than the allowed 4194304 bytes")
+    await assert_refused(program, bytes(100 * MIB), "more than the allowed 4194304 bytes")
     await program.registry.until(lambda: all(seen.done for seen in program.registry.requests))
-    # What is beyond the bound are the kernel's buffers, not ours.
+    # What upstream sent beyond the bound is in the kernel's buffers, not in ours.
     sent = program.registry.seen(f"GET .*{digest_of(bytes(100 * MIB))}")[-1].bytes_sent
     assert sent < 40 * MIB
 
@@ -105,23 +105,23 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-async def test_m02_a_bomb_of_json_is_an_answer_and_no_bug_and_the_loop_goes_on(
+async def test_m02_a_json_bomb_is_parsed_in_a_thread_and_causes_no_internal_error(
     program, monkeypatch, name
 ):
     parsed_in: set[str] = set()
     parse = oci.parse_manifest
 
-    def noted(content: bytes, content_type: str) -> oci.Manifest:
+    def parse_and_record(content: bytes, content_type: str) -> oci.Manifest:
         parsed_in.add(threading.current_thread().name)
         return parse(content, content_type)
 
-    monkeypatch.setattr(oci, "parse_manifest", noted)
+    monkeypatch.setattr(oci, "parse_manifest", parse_and_record)
     if name.startswith("deep"):
-        await refused(program, BOMBS[name], "not a manifest")
+        await assert_refused(program, BOMBS[name], "not a manifest")
     else:
         kind = OCI_INDEX if name == "many children" else OCI_MANIFEST
-        digest = await verbatim(program, BOMBS[name], kind)
-        # Who takes no index has it looked into once more; here for nothing.
+        digest = await assert_unchanged(program, BOMBS[name], kind)
+        # For a client that accepts no index it is parsed again, to select a platform.
         await program.manifest(APP, tag_of(digest), Accept="text/plain")
     assert parsed_in
     assert threading.main_thread().name not in parsed_in
@@ -139,29 +139,31 @@ AMBIGUOUS = {
 
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
-async def test_m03_what_parsers_may_disagree_about_is_refused_also_by_digest(program, name):
-    await refused(program, AMBIGUOUS[name], "not a manifest")
+async def test_m03_a_document_that_parsers_may_read_differently_is_refused(program, name):
+    await assert_refused(program, AMBIGUOUS[name], "not a manifest")
 
 
 async def test_m04_a_document_of_two_kinds_is_refused(program):
     layer = descriptor(b"x", OCI_LAYER)
     both = image(manifests=[descriptor(b"{}", OCI_MANIFEST)], layers=[layer])
-    await refused(program, both, "no manifests")
-    await refused(program, image(mediaType=OCI_INDEX), "but says that it is")
-    await refused(program, both.replace(OCI_MANIFEST.encode(), OCI_INDEX.encode(), 1), "sent as")
-    await refused(program, image(), "but says that it is", OCI_INDEX)
+    await assert_refused(program, both, "no manifests")
+    await assert_refused(program, image(mediaType=OCI_INDEX), "but says that it is")
+    await assert_refused(
+        program, both.replace(OCI_MANIFEST.encode(), OCI_INDEX.encode(), 1), "sent as"
+    )
+    await assert_refused(program, image(), "but says that it is", OCI_INDEX)
 
 
 @pytest.mark.parametrize("size", [-1, 2**70, 1.5, "1", None])
-async def test_m05_a_size_that_is_none_is_refused(program, size):
-    await refused(program, image(layers=[{**descriptor(b"x", OCI_LAYER), "size": size}]))
+async def test_m05_an_invalid_size_is_refused(program, size):
+    await assert_refused(program, image(layers=[{**descriptor(b"x", OCI_LAYER), "size": size}]))
 
 
 @pytest.mark.parametrize("size", [0, 5, 10_000_000_000])
-async def test_m05_a_size_that_is_not_the_blobs_own_changes_no_byte_of_it(program, size):
+async def test_m05_a_wrong_size_in_the_manifest_does_not_change_the_blob(program, size):
     layer = b"layer" * 1000
-    lie = {**descriptor(layer, OCI_LAYER), "size": size}
-    await verbatim(program, image(layers=[lie]))
+    wrong = {**descriptor(layer, OCI_LAYER), "size": size}
+    await assert_unchanged(program, image(layers=[wrong]))
     digest = program.registry.add_blob(layer)
     answer = await program.blob(digest)
     assert (answer.status, answer.is_whole, answer.body) == (200, True, layer)
@@ -169,11 +171,11 @@ async def test_m05_a_size_that_is_not_the_blobs_own_changes_no_byte_of_it(progra
     assert (await program.blob(digest, method="HEAD")).headers["Content-Length"] == "5000"
 
 
-async def test_m06_an_index_of_any_width_and_depth_costs_what_is_asked_for(program):
+async def test_m06_an_index_of_any_width_and_depth_costs_only_the_requested_manifests(program):
     registry = program.registry
     registry.pull_limit = None
     wide = [descriptor(b"%d" % n, OCI_MANIFEST) for n in range(10_000)]
-    await verbatim(program, index(wide), OCI_INDEX)
+    await assert_unchanged(program, index(wide), OCI_INDEX)
     chain = [image()]
     for _ in range(100):
         chain.append(index([descriptor(chain[-1], OCI_INDEX)] * 2))
@@ -186,7 +188,7 @@ async def test_m06_an_index_of_any_width_and_depth_costs_what_is_asked_for(progr
     assert len(registry.requests) - before == len(chain)
 
 
-async def test_m07_the_urls_of_a_foreign_layer_are_passed_on_and_never_followed(
+async def test_m07_the_urls_of_a_foreign_layer_are_passed_on_but_never_followed(
     registry, make_program
 ):
     login = {"username": "bob", "password": "CANARY"}
@@ -195,7 +197,7 @@ async def test_m07_the_urls_of_a_foreign_layer_are_passed_on_and_never_followed(
         program = await make_program(upstreams={"docker.io": {"url": registry.url, **login}})
         layer = {**descriptor(b"foreign", OCI_LAYER), "urls": [f"{elsewhere.url}/layer"]}
         registry.add_blob(b"{}")
-        await verbatim(program, image(layers=[layer]))
+        await assert_unchanged(program, image(layers=[layer]))
         for method in ("GET", "HEAD"):
             answer = await program.blob(digest_of(b"foreign"), method=method)
             assert answer.status == 404
@@ -214,56 +216,58 @@ async def test_m07_the_urls_of_a_foreign_layer_are_passed_on_and_never_followed(
         "",
     ],
 )
-async def test_m08_a_digest_that_is_none_reaches_no_path(program, digest):
+async def test_m08_an_invalid_digest_never_becomes_a_path(program, digest):
     files = {path for path in program.root.rglob("*") if path.is_file()}
     bad = {**descriptor(b"x", OCI_LAYER), "digest": digest}
-    await refused(program, image(layers=[bad]), "not a digest")
-    await refused(program, image(subject=bad), "not a digest")
+    await assert_refused(program, image(layers=[bad]), "not a digest")
+    await assert_refused(program, image(subject=bad), "not a digest")
     assert {path for path in program.root.rglob("*") if path.is_file()} == files
 
 
-async def test_m08_a_digest_of_another_algorithm_is_passed_on_and_never_cached(program):
-    strange = {**descriptor(b"x", OCI_LAYER), "digest": "blake3:" + "a" * 64}
-    digest = await verbatim(program, image(layers=[strange]))
+async def test_m08_a_digest_of_an_unknown_algorithm_is_passed_on_but_never_cached(program):
+    unknown = {**descriptor(b"x", OCI_LAYER), "digest": "blake3:" + "a" * 64}
+    digest = await assert_unchanged(program, image(layers=[unknown]))
     answer = await program.blob("blake3:" + "a" * 64)
     assert (answer.status, answer.code) == (400, "DIGEST_INVALID")
     assert program.stored() == {digest}
 
 
-async def test_m09_markup_in_annotations_and_data_stays_data(program):
+async def test_m09_markup_in_annotations_and_data_is_not_interpreted(program):
     script = "<script>alert(1)</script>"
     annotations = {script: script * 50_000}
     with_data = {**EMPTY, "data": "e30=" * 400_000}
     subject = descriptor(b"{}", OCI_MANIFEST)
-    await verbatim(program, image(annotations=annotations, config=with_data, subject=subject))
+    await assert_unchanged(
+        program, image(annotations=annotations, config=with_data, subject=subject)
+    )
     async with program.registry.down():
-        # Described from the store.
+        # The descriptor is made from the stored manifest.
         answer = await program.ask(f"/v2/{APP}/referrers/{subject['digest']}")
-        (found,) = answer.json["manifests"]
-        assert found["annotations"] == annotations
+        (described,) = answer.json["manifests"]
+        assert described["annotations"] == annotations
         assert answer.headers["Content-Type"].startswith(OCI_INDEX)
 
 
-def endless(program: Program, path: str, page: bytes) -> None:
-    """Let upstream answer every page of a list with this one, and a link to the next."""
+def serve_endless_list(program: Program, path: str, page: bytes) -> None:
+    """Let upstream respond to each page of a list with `page` and a link to the next one."""
     link = {"Link": f'</v2/{APP}/{path}?last=x>; rel="next"', "Content-Type": OCI_INDEX}
     program.registry.repository(APP)
     program.registry.fail(path, Fault(status=200, body=page, headers=link), times=None)
 
 
 @pytest.mark.parametrize(("size", "pages"), [(100, 100), (MIB, 9)])
-async def test_m11_referrers_without_end_are_an_error_after_some_pages_or_bytes(
+async def test_m11_an_endless_referrers_list_is_an_error_after_some_pages_or_bytes(
     program, size, pages
 ):
     path = f"referrers/{digest_of(b'x')}"
-    endless(program, path, padded(b'{"manifests":[]}', size))
+    serve_endless_list(program, path, padded(b'{"manifests":[]}', size))
     answer = await program.ask(f"/v2/{APP}/{path}")
     assert (answer.status, answer.code) == (502, "UNKNOWN")
     assert "a list of more than" in answer.json["errors"][0]["message"]
     assert program.registry.count("/referrers/") <= pages
 
 
-async def test_m11_a_hundred_thousand_referrers_are_listed_or_refused(program):
+async def test_m11_thirty_thousand_referrers_are_listed_and_a_hundred_thousand_refused(program):
     one = descriptor(b"x", OCI_MANIFEST)
     for count, status in ((30_000, 200), (100_000, 502)):
         path = f"referrers/{digest_of(b'%d' % count)}"
@@ -274,12 +278,12 @@ async def test_m11_a_hundred_thousand_referrers_are_listed_or_refused(program):
             assert len(answer.json["manifests"]) == count
 
 
-async def test_m11_a_link_to_another_host_is_followed_at_the_registry(program):
+async def test_m11_a_link_to_another_host_is_followed_at_the_registry_instead(program):
     path = f"referrers/{digest_of(b'x')}"
     async with RawUpstream([RecvUntil()]) as elsewhere:
         link = {"Link": f'<{elsewhere.url}/v2/{APP}/{path}?page=2>; rel="next"'}
         program.registry.add_image()
-        await program.manifest(APP)  # so that there is a token
+        await program.manifest(APP)  # gets a token
         program.registry.fail(path, Fault(headers=link))
         assert (await program.ask(f"/v2/{APP}/{path}")).json["manifests"] == []
         assert elsewhere.connections == 0
@@ -287,19 +291,19 @@ async def test_m11_a_link_to_another_host_is_followed_at_the_registry(program):
 
 
 @pytest.mark.parametrize(("size", "pages"), [(100, 100), (MIB, 9)])
-async def test_m12_tags_without_end_are_an_error_after_some_pages_or_bytes(program, size, pages):
-    endless(program, "tags/list", padded(b'{"tags":["x"]}', size))
+async def test_m12_an_endless_tags_list_is_an_error_after_some_pages_or_bytes(program, size, pages):
+    serve_endless_list(program, "tags/list", padded(b'{"tags":["x"]}', size))
     answer = await program.ask(f"/v2/{APP}/tags/list")
     assert (answer.status, answer.code) == (502, "UNKNOWN")
     assert "a list of more than" in answer.json["errors"][0]["message"]
     assert program.registry.count("tags/list") <= pages
 
 
-async def test_m13_a_config_of_any_size_is_a_blob_like_any_other(registry, make_program):
+async def test_m13_a_huge_config_is_served_like_any_other_blob(registry, make_program):
     program = await make_program(store={"max_size": "20MB"})
     bomb = b'{"a":' * 6_000_000
     config = registry.add_blob(bomb)
-    manifest = await verbatim(program, image(config=descriptor(bomb, OCI_CONFIG)))
+    manifest = await assert_unchanged(program, image(config=descriptor(bomb, OCI_CONFIG)))
     answer = await program.blob(config)
     assert (answer.status, answer.digest, answer.is_whole) == (200, config, True)
     await program.settled()
@@ -307,7 +311,7 @@ async def test_m13_a_config_of_any_size_is_a_blob_like_any_other(registry, make_
 
 
 @pytest.mark.parametrize("encoding", [None, "gzip"])
-async def test_m14_a_layer_is_never_unpacked(registry, make_program, encoding):
+async def test_m14_a_layer_is_never_decompressed(registry, make_program, encoding):
     program = await make_program(store={"max_size": "20MB"})
     bomb = gzip.compress(bytes(100 * MIB), 9)
     digest = registry.add_blob(bomb)

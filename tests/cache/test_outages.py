@@ -1,4 +1,4 @@
-"""An upstream that is down: what is cached is served, the rest fails fast and says why."""
+"""While upstream is down, cached content is served; the rest fails fast and says why."""
 
 import asyncio
 
@@ -12,8 +12,8 @@ HOUR = 3600
 
 
 @pytest.fixture
-async def broken(registry, program):
-    """An image that is cached, its tag expired, and an upstream whose breaker is open."""
+async def cached(registry, program):
+    """A cached image whose tag has expired, while upstream is down and its breaker is open."""
     image = registry.add_image(layers=[b"layer"])
     registry.add_image("library/other")
     await program.pull(image)
@@ -26,17 +26,17 @@ async def broken(registry, program):
     return image
 
 
-async def test_with_the_breaker_open_known_tags_and_digests_are_served(program, broken):
-    await program.pull(broken)
-    tag = await program.manifest(broken)
+async def test_with_an_open_breaker_cached_tags_and_digests_are_served(program, cached):
+    await program.pull(cached)
+    tag = await program.manifest(cached)
     assert "fwd=stale" in tag.headers["Cache-Status"]
-    assert tag.headers["Warning"].startswith('299 - "stale: docker.io is down since ')
+    assert tag.headers["Warning"].startswith('299 - "stale: docker.io has been down since ')
 
 
-async def test_with_the_breaker_open_what_is_not_cached_fails_at_once_and_says_since_when_and_why(
-    registry, program, broken
+async def test_with_an_open_breaker_other_requests_fail_at_once_and_say_since_when_and_why(
+    registry, program, cached
 ):
-    # Nothing listens: one that was asked would be missed, so what is silent now is the breaker.
+    # Upstream does not listen, so its own log cannot show requests; the metric does.
     before = await program.metric("pullcache_upstream_requests_total")
     messages: list[str] = []
     while len(messages) < 5:
@@ -47,30 +47,30 @@ async def test_with_the_breaker_open_what_is_not_cached_fails_at_once_and_says_s
         assert (blob.status, blob.code) == (404, "BLOB_UNKNOWN")
         messages += [one.json["errors"][0]["message"] for one in (manifest, blob)]
     assert any(
-        "is down since " in message and "cannot be reached" in message for message in messages
+        "has been down since " in message and "cannot be reached" in message for message in messages
     )
-    # Probes aside, five clients and more cost nothing.
+    # All of these cost nothing but the probes of the breaker.
     assert await program.metric("pullcache_upstream_requests_total") - before <= 2
 
 
-async def test_the_first_request_after_the_outage_that_gets_through_closes_the_breaker(
-    registry, program, broken
+async def test_the_first_successful_request_after_the_outage_closes_the_breaker(
+    registry, program, cached
 ):
     await registry.start()
     while (await program.manifest("library/other")).status == 503:
         pass
     assert await program.metric("pullcache_upstream_up", upstream="docker.io") == 1
     assert (await program.manifest("library/other")).status == 200
-    assert "Warning" not in (await program.manifest(broken)).headers
+    assert "Warning" not in (await program.manifest(cached)).headers
 
 
-async def test_the_daemon_starts_while_upstream_is_down(program, broken):
+async def test_the_daemon_starts_while_upstream_is_down(program, cached):
     await program.restart()
-    await program.pull(broken)
+    await program.pull(cached)
     assert await program.metric("pullcache_upstream_up", upstream="docker.io") == 1
 
 
-async def test_an_upstream_that_is_down_does_not_hold_up_another(registry, make_program):
+async def test_a_silent_upstream_does_not_delay_another_one(registry, make_program):
     async with FakeRegistry() as other:
         program = await make_program(upstreams={"other.test": {"url": other.url}})
         image = other.add_image("me/app")
@@ -83,7 +83,7 @@ async def test_an_upstream_that_is_down_does_not_hold_up_another(registry, make_
             stuck.cancel()
 
 
-async def test_missing_content_and_refusals_do_not_open_the_breaker(registry, program):
+async def test_missing_content_and_denied_repositories_do_not_open_the_breaker(registry, program):
     registry.add_image()
     for n in range(10):
         assert (await program.manifest("library/app", f"none{n}")).status == 404
@@ -91,7 +91,7 @@ async def test_missing_content_and_refusals_do_not_open_the_breaker(registry, pr
     assert await program.metric("pullcache_upstream_up") == 1
 
 
-async def test_a_cdn_that_fails_does_not_open_the_breaker_of_its_registry(registry, program):
+async def test_a_failing_cdn_does_not_open_the_breaker_of_its_registry(registry, program):
     image = registry.add_image()
     await registry.edge.stop()
     for _ in range(3):
@@ -102,14 +102,14 @@ async def test_a_cdn_that_fails_does_not_open_the_breaker_of_its_registry(regist
     assert (await program.blob(image.config)).status == 200
 
 
-async def test_a_token_server_that_fails_in_passing_is_asked_again(registry, program):
+async def test_a_failed_token_request_is_retried(registry, program):
     image = registry.add_image()
     registry.fail("/token", Fault(status=503), times=1)
     assert (await program.manifest(image)).status == 200
     assert registry.count("/token") == 2
 
 
-async def test_the_retries_of_a_request_are_counted(registry, program):
+async def test_retries_are_counted(registry, program):
     image = registry.add_image()
     registry.fail("/manifests/", Fault(status=502), times=1)
     assert (await program.manifest(image)).status == 200

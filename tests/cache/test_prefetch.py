@@ -1,4 +1,4 @@
-"""Prefetch: a manifest that is pulled starts its layers; clients go first."""
+"""Prefetch: pulling a manifest starts its layers, behind the downloads of clients."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ async def program(make_program):
     return await make_program(fetch={"prefetch": "layers"})
 
 
-async def test_a_get_of_a_manifest_starts_its_missing_layers(registry, program):
+async def test_a_get_of_a_manifest_downloads_its_missing_layers(registry, program):
     image = registry.add_image()
     await program.manifest(image)
     await program.manifest(image, image.manifest)
@@ -23,7 +23,7 @@ async def test_a_get_of_a_manifest_starts_its_missing_layers(registry, program):
 
 
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
-async def test_a_head_or_an_index_starts_nothing(registry, program, method):
+async def test_a_head_or_an_index_downloads_nothing(registry, program, method):
     image = registry.add_image(index=True)
     assert image.digest != image.manifest
     await program.manifest(image, method=method)
@@ -33,7 +33,7 @@ async def test_a_head_or_an_index_starts_nothing(registry, program, method):
     assert program.stored().isdisjoint(image.blobs)
 
 
-async def test_off_starts_nothing(registry, make_program):
+async def test_with_prefetch_off_nothing_is_downloaded(registry, make_program):
     program = await make_program(fetch={"prefetch": "off"})
     image = registry.add_image()
     await program.manifest(image, image.manifest)
@@ -41,28 +41,28 @@ async def test_off_starts_nothing(registry, make_program):
     assert program.stored() == {image.manifest}
 
 
-async def test_a_layer_is_fetched_once_whoever_wanted_it_first(registry, program):
+async def test_a_layer_is_fetched_once_by_prefetch_and_client_together(registry, program):
     image = registry.add_image(layers=[bytes([n]) * MIB for n in range(6)])
     await program.pull(image)
     for digest in image.blobs:
         assert registry.count(registry.body_of(digest)) == 1
 
 
-async def test_what_a_client_asks_for_does_not_wait_for_what_was_announced(registry, make_program):
+async def test_a_clients_download_does_not_wait_for_prefetched_ones(registry, make_program):
     program = await make_program(fetch={"prefetch": "layers", "max_downloads": 4})
     image = registry.add_image(layers=[bytes([n]) * MIB for n in range(10)])
     other = registry.add_blob(b"urgent")
-    held = asyncio.Event()
+    release = asyncio.Event()
     for digest in image.blobs:
-        registry.fail(registry.body_of(digest), Fault(stall_at=0, until=held))
+        registry.fail(registry.body_of(digest), Fault(stall_at=0, until=release))
     await program.manifest(image, image.manifest)
     async with asyncio.timeout(10):
         assert (await program.blob(other, image.repository)).body == b"urgent"
-    held.set()
+    release.set()
     await program.settled()
 
 
-async def test_a_failed_announcement_is_not_tried_at_every_pull(registry, program):
+async def test_a_failed_prefetch_is_not_repeated_at_every_pull(registry, program):
     image = registry.add_image()
     for digest in image.blobs:
         registry.fail(registry.body_of(digest), Fault(status=404, body=b""), times=None)

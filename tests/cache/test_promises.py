@@ -1,4 +1,4 @@
-"""The promises of the design, section 1, each kept by the whole program."""
+"""The promises of the program, each tested on the whole of it."""
 
 import asyncio
 import os
@@ -15,10 +15,10 @@ MIB = 1 << 20
 BLOB = bytes(range(256)) * (4 * MIB // 256)
 
 
-async def test_one_upstream_transfer(registry, program):
+async def test_many_clients_share_one_upstream_transfer(registry, program):
     digest = registry.add_blob(BLOB)
-    go_on = asyncio.Event()
-    registry.fail(registry.body_of(digest), Fault(stall_at=MIB, until=go_on))
+    release = asyncio.Event()
+    registry.fail(registry.body_of(digest), Fault(stall_at=MIB, until=release))
     started = 0
 
     async def client() -> bytes:
@@ -28,9 +28,9 @@ async def test_one_upstream_transfer(registry, program):
             body: bytes = await response.content.readexactly(MIB // 2)
             started += 1
             if started == 24:
-                # Every client has its first bytes although upstream has sent a quarter.
+                # Every client has its first bytes although upstream has sent only a quarter.
                 assert registry.bytes_sent(registry.body_of(digest)) == MIB
-                go_on.set()
+                release.set()
             rest, _ = await read(response)
             return body + rest
 
@@ -41,7 +41,9 @@ async def test_one_upstream_transfer(registry, program):
     assert registry.count(f"GET /v2/.*{digest}") == 2  # with and without a token
 
 
-async def test_a_slow_client_slows_nobody_and_a_client_that_leaves_stops_nothing(registry, program):
+async def test_a_slow_client_slows_no_other_and_a_client_that_leaves_stops_nothing(
+    registry, program
+):
     content = bytes(16 * MIB)
     digest = registry.add_blob(content)
     target = f"/v2/library/app/blobs/{digest}"
@@ -77,26 +79,26 @@ async def test_no_client_ever_receives_a_complete_blob_whose_digest_was_not_veri
 
 
 async def test_the_byte_cap_is_never_exceeded(registry, make_program, tiny_disk):
-    # A file system of its own says at any moment what is really taken.
+    # On a file system of its own, the used space is exact at any moment.
     disk = tiny_disk(100_000_000)
     program = await make_program(disk / "store", store={"max_size": "20MB"})
     sizes = [6 * MIB] * 10 + [40_000_000]
     digests = [registry.add_blob(bytes([n]) * size) for n, size in enumerate(sizes)]
     done = asyncio.Event()
 
-    def taken() -> int:
+    def used_space() -> int:
         status = os.statvfs(disk)
         return (status.f_blocks - status.f_bfree) * status.f_frsize
 
-    async def watch() -> int:
-        most = 0
+    async def watch_peak() -> int:
+        peak = 0
         while not done.is_set():
-            most = max(most, taken())
+            peak = max(peak, used_space())
             await asyncio.sleep(0)
-        return most
+        return peak
 
     async with asyncio.TaskGroup() as group:
-        watcher = group.create_task(watch())
+        watcher = group.create_task(watch_peak())
         for digest in digests:
             answer = await program.blob(digest)
             assert (answer.status, answer.digest, answer.is_whole) == (200, digest, True)
@@ -128,7 +130,7 @@ async def test_bytes_and_digests_are_never_rewritten(registry, program):
         assert "Content-Encoding" not in got.headers
 
 
-async def test_a_digest_that_is_cached_is_served_without_asking_upstream(registry, program):
+async def test_cached_digests_are_served_without_asking_upstream(registry, program):
     image = registry.add_image(index=True, layers=[b"one", b"two"])
     await program.pull(image)
     await program.settled()
@@ -139,7 +141,7 @@ async def test_a_digest_that_is_cached_is_served_without_asking_upstream(registr
     assert len(registry.requests) == before
 
 
-async def test_a_tag_is_asked_again_only_when_its_ttl_has_run_out_and_by_head(registry, program):
+async def test_a_tag_is_revalidated_only_after_its_ttl_and_by_head(registry, program):
     image = registry.add_image()
     await program.manifest(image)
     program.clock.turn(599)
@@ -152,7 +154,7 @@ async def test_a_tag_is_asked_again_only_when_its_ttl_has_run_out_and_by_head(re
     assert registry.pulls == 1
 
 
-async def test_a_stale_answer_beats_an_error_while_upstream_fails(registry, program):
+async def test_a_stale_manifest_is_served_while_upstream_fails(registry, program):
     image = registry.add_image()
     await program.manifest(image)
     program.clock.turn(100_000)
@@ -162,7 +164,7 @@ async def test_a_stale_answer_beats_an_error_while_upstream_fails(registry, prog
     assert "fwd=stale" in answer.headers["Cache-Status"]
 
 
-async def test_starting_needs_no_network(registry, program):
+async def test_the_start_needs_no_network(registry, program):
     image = registry.add_image(index=True, layers=[b"one", b"two"])
     await program.pull(image)
     await program.settled()
@@ -182,7 +184,7 @@ async def test_an_outage_loses_nothing_that_was_committed(registry, program):
     await program.pull(image)
 
 
-async def test_private_stays_private(registry, program):
+async def test_private_content_is_not_served_under_another_repository(registry, program):
     image = registry.add_image("me/secret", layers=[b"secret"])
     registry.repository("me/public").blobs[digest_of(b"x")] = b"x"
     await program.pull(image)
@@ -194,9 +196,9 @@ async def test_private_stays_private(registry, program):
             assert b"secret" not in answer.body
 
 
-async def test_every_answer_says_why(registry, program):
+async def test_every_response_has_a_cache_status(registry, program):
     image = registry.add_image()
-    asked = [
+    requests = [
         ("/v2/", "GET"),
         ("/v2/_catalog", "GET"),
         (f"/v2/library/app/manifests/{image.tag}", "GET"),
@@ -210,7 +212,7 @@ async def test_every_answer_says_why(registry, program):
         ("/v2/library/app/blobs/uploads/", "POST"),
         ("/nowhere", "GET"),
     ]
-    for target, method in asked:
+    for target, method in requests:
         answer = await program.ask(target, method)
         status = answer.headers["Cache-Status"]
         assert re.fullmatch(r"pullcache(; ?[a-z]+(=[\w\"%/:. -]+)?)*", status), status

@@ -1,4 +1,4 @@
-"""Tags: asked again by HEAD when their time is up, once for all, and never at any price."""
+"""Tags: revalidated by one HEAD after their TTL, and served stale while upstream fails."""
 
 import asyncio
 
@@ -10,13 +10,15 @@ from tests.fakes.faults import HTML, Fault
 HOUR = 3600
 
 
-async def test_a_hundred_who_ask_for_an_expired_tag_cause_one_head(registry, program, pulled):
-    answers = await asyncio.gather(*(program.manifest(pulled) for _ in range(100)))
-    assert {answer.digest for answer in answers} == {pulled.digest}
+async def test_a_hundred_requests_for_an_expired_tag_cause_one_head(
+    registry, program, expired_image
+):
+    answers = await asyncio.gather(*(program.manifest(expired_image) for _ in range(100)))
+    assert {answer.digest for answer in answers} == {expired_image.digest}
     assert [seen.method for seen in registry.requests] == ["HEAD"]
 
 
-async def test_a_hundred_who_ask_for_a_new_tag_cause_one_get(registry, program):
+async def test_a_hundred_requests_for_a_new_tag_cause_one_get(registry, program):
     image = registry.add_image()
     answers = await asyncio.gather(*(program.manifest(image) for _ in range(100)))
     assert {answer.digest for answer in answers} == {image.digest}
@@ -24,47 +26,50 @@ async def test_a_hundred_who_ask_for_a_new_tag_cause_one_get(registry, program):
     assert registry.count("/manifests/") == 2  # once without a token
 
 
-async def test_a_tag_that_did_not_move_is_fresh_again(registry, program, pulled):
-    first = await program.manifest(pulled)
+async def test_a_tag_that_did_not_move_is_fresh_again(registry, program, expired_image):
+    first = await program.manifest(expired_image)
     program.clock.turn(100)
-    second = await program.manifest(pulled)
+    second = await program.manifest(expired_image)
     assert len(registry.requests) == 1
     assert "fwd=stale" in first.headers["Cache-Status"]
     assert "hit" in second.headers["Cache-Status"]
     assert int(second.headers["Age"]) == 100
 
 
-async def test_a_tag_that_moved_gives_the_new_manifest(registry, program, pulled):
+async def test_a_moved_tag_serves_the_new_manifest(registry, program, expired_image):
     moved = registry.add_image(layers=[b"new"])
-    answer = await program.manifest(pulled)
+    answer = await program.manifest(expired_image)
     assert (answer.digest, answer.headers["Docker-Content-Digest"]) == (moved.digest, moved.digest)
     assert [seen.line.rpartition("/")[2] for seen in registry.requests] == ["latest", moved.digest]
-    assert (await program.manifest(pulled, pulled.digest)).digest == pulled.digest
+    old = await program.manifest(expired_image, expired_image.digest)
+    assert old.digest == expired_image.digest
 
 
-async def test_a_tag_that_moved_to_what_is_here_costs_a_head(registry, program, pulled):
+async def test_a_tag_that_moved_to_a_cached_manifest_costs_one_head(
+    registry, program, expired_image
+):
     older = registry.add_image(tag="older", layers=[b"older"])
     await program.manifest(older, "older")
     registry.requests.clear()
     registry.move_tag("library/app", "latest", older.digest)
-    assert (await program.manifest(pulled)).digest == older.digest
+    assert (await program.manifest(expired_image)).digest == older.digest
     assert [seen.method for seen in registry.requests] == ["HEAD"]
 
 
-async def test_a_tag_that_was_deleted_upstream_is_404_and_its_content_stays(
-    registry, program, pulled
+async def test_a_tag_that_was_deleted_upstream_is_404_but_its_content_stays(
+    registry, program, expired_image
 ):
     registry.delete_tag("library/app", "latest")
-    assert (await program.manifest(pulled)).code == "MANIFEST_UNKNOWN"
+    assert (await program.manifest(expired_image)).code == "MANIFEST_UNKNOWN"
     async with registry.down():
-        assert (await program.manifest(pulled)).status in (404, 503)
-        assert (await program.manifest(pulled, pulled.digest)).status == 200
+        assert (await program.manifest(expired_image)).status in (404, 503)
+        assert (await program.manifest(expired_image, expired_image.digest)).status == 200
 
 
-async def test_a_head_without_a_digest_leads_to_a_get(registry, program, pulled):
+async def test_a_head_without_a_digest_is_followed_by_a_get(registry, program, expired_image):
     registry.fail("HEAD", Fault(headers={"Docker-Content-Digest": None}), times=None)
     moved = registry.add_image(layers=[b"new"])
-    assert (await program.manifest(pulled)).digest == moved.digest
+    assert (await program.manifest(expired_image)).digest == moved.digest
     assert [seen.method for seen in registry.requests] == ["HEAD", "GET"]
 
 
@@ -84,16 +89,18 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("how", FAILURES)
-async def test_whatever_way_upstream_fails_the_stale_copy_is_served(registry, program, pulled, how):
-    fault = FAILURES[how]
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_however_upstream_fails_the_stale_copy_is_served(
+    registry, program, expired_image, failure
+):
+    fault = FAILURES[failure]
     if fault is None:
         await registry.stop()
     else:
         registry.fail("/manifests/", fault, times=None)
-    answers = [await program.manifest(pulled) for _ in range(2)]
+    answers = [await program.manifest(expired_image) for _ in range(2)]
     for answer in answers:
-        assert (answer.status, answer.digest) == (200, pulled.digest)
+        assert (answer.status, answer.digest) == (200, expired_image.digest)
         assert "fwd=stale" in answer.headers["Cache-Status"]
         assert answer.headers["Warning"].startswith('299 - "')
         assert len(answer.headers["Warning"]) < 512
@@ -101,35 +108,37 @@ async def test_whatever_way_upstream_fails_the_stale_copy_is_served(registry, pr
     registry.heal()
     if fault is None:
         await registry.start()
-    # What upstream has asked for, or its failures in a row, hold for a while.
+    # Retry-After of upstream, or an open breaker, must pass first.
     program.clock.turn(61)
-    while "Warning" in (answer := await program.manifest(pulled)).headers:
+    while "Warning" in (answer := await program.manifest(expired_image)).headers:
         pass
-    assert (answer.status, answer.digest) == (200, pulled.digest)
+    assert (answer.status, answer.digest) == (200, expired_image.digest)
 
 
-async def test_a_tag_that_moved_to_wrong_bytes_stays_where_it_was(registry, program, pulled):
+async def test_a_tag_that_moved_to_wrong_bytes_serves_the_old_manifest(
+    registry, program, expired_image
+):
     moved = registry.add_image(layers=[b"new"])
     registry.fail(f"GET .*{moved.digest}", Fault(flip_at=30), times=None)
-    answer = await program.manifest(pulled)
-    assert (answer.status, answer.digest) == (200, pulled.digest)
+    answer = await program.manifest(expired_image)
+    assert (answer.status, answer.digest) == (200, expired_image.digest)
     assert "fwd=stale" in answer.headers["Cache-Status"]
     registry.heal()
     await program.recovered()
-    assert (await program.manifest(pulled)).digest == moved.digest
+    assert (await program.manifest(expired_image)).digest == moved.digest
 
 
-async def test_a_copy_that_is_too_old_is_not_served(registry, program, pulled):
+async def test_a_copy_that_is_too_old_is_not_served(registry, program, expired_image):
     program.clock.turn(31 * 24 * HOUR)
     async with registry.down():
-        answer = await program.manifest(pulled)
+        answer = await program.manifest(expired_image)
     assert (answer.status, answer.code) == (503, "UNAVAILABLE")
     assert int(answer.headers["Retry-After"]) > 0
 
 
-async def test_p10_a_clock_that_went_back_asks_upstream(registry, program, pulled):
+async def test_p10_after_the_clock_was_set_back_upstream_is_asked(registry, program, expired_image):
     program.clock.turn(-3 * HOUR)
-    assert (await program.manifest(pulled)).status == 200
+    assert (await program.manifest(expired_image)).status == 200
     assert registry.count("HEAD") == 1
 
 
@@ -145,7 +154,7 @@ async def test_globs_set_the_ttl_of_tags(registry, make_program):
     assert [seen.line for seen in registry.requests] == ["HEAD /v2/library/app/manifests/latest"]
 
 
-async def test_while_it_is_revalidated_a_tag_may_be_served_at_once(registry, make_program):
+async def test_with_stale_while_revalidate_an_expired_tag_is_served_at_once(registry, make_program):
     program = await make_program(manifests={"stale_while_revalidate": "1d"})
     image = registry.add_image()
     await program.manifest(image)
@@ -163,9 +172,9 @@ async def test_while_it_is_revalidated_a_tag_may_be_served_at_once(registry, mak
 
 
 class TestMissing:
-    """A tag that is not there is remembered; a refusal never is."""
+    """A missing tag is remembered for `negative_ttl`; a failure never is."""
 
-    async def test_a_missing_tag_is_asked_for_once_in_a_while(self, registry, program):
+    async def test_a_missing_tag_is_requested_once_per_negative_ttl(self, registry, program):
         registry.add_image()
         for _ in range(3):
             assert (await program.manifest("library/app", "none")).code == "MANIFEST_UNKNOWN"
@@ -174,7 +183,7 @@ class TestMissing:
         await program.manifest("library/app", "none")
         assert registry.count("/manifests/none") == 3
 
-    async def test_a_tag_that_appears_is_seen_when_the_memory_ends(self, registry, program):
+    async def test_a_new_tag_is_found_after_the_negative_ttl(self, registry, program):
         image = registry.add_image()
         await program.manifest("library/app", "new")
         registry.move_tag("library/app", "new", image.digest)
@@ -190,7 +199,7 @@ class TestMissing:
         program.clock.turn(61)
         assert (await program.manifest(image)).status == 200
 
-    async def test_what_upstream_shows_to_nobody_is_404_without_a_challenge(
+    async def test_a_repository_that_upstream_does_not_show_is_404_without_a_challenge(
         self, registry, program
     ):
         answer = await program.manifest("library/private")
@@ -198,7 +207,7 @@ class TestMissing:
         assert "WWW-Authenticate" not in answer.headers
 
 
-async def test_a_rate_limit_is_passed_on_with_its_time(registry, program):
+async def test_a_rate_limit_is_passed_on_with_its_retry_after(registry, program):
     registry.add_image()
     registry.fail("/manifests/", Fault(status=429, body=b"", headers={"Retry-After": "17"}))
     answer = await program.manifest("library/app")
@@ -206,7 +215,7 @@ async def test_a_rate_limit_is_passed_on_with_its_time(registry, program):
     assert answer.headers["Retry-After"] == "17"
 
 
-async def test_what_upstream_sends_instead_of_a_manifest_is_neither_served_nor_kept(
+async def test_what_upstream_sends_instead_of_a_manifest_is_neither_served_nor_stored(
     registry, program
 ):
     image = registry.add_image()
@@ -221,12 +230,12 @@ async def test_what_upstream_sends_instead_of_a_manifest_is_neither_served_nor_k
     assert program.stored() == set()
 
 
-async def test_a_manifest_that_changes_between_head_and_get_is_kept_under_its_own_digest(
-    registry, program, pulled
+async def test_a_manifest_that_changes_between_head_and_get_is_stored_under_its_own_digest(
+    registry, program, expired_image
 ):
     registry.add_image(layers=[b"new"])
-    lie = Fault(headers={"Docker-Content-Digest": pulled.digest})
-    registry.fail("GET .*/manifests/", lie, times=None)
+    wrong_digest = Fault(headers={"Docker-Content-Digest": expired_image.digest})
+    registry.fail("GET .*/manifests/", wrong_digest, times=None)
     registry.fail("HEAD", Fault(headers={"Docker-Content-Digest": None}))
-    answer = await program.manifest(pulled)
+    answer = await program.manifest(expired_image)
     assert answer.headers["Docker-Content-Digest"] == answer.digest

@@ -146,7 +146,7 @@ def test_a_layout_in_a_directory_is_imported_and_its_links_are_not(store, tmp_pa
     assert result.exit_code == 0
     (report,) = json.loads(result.stdout)
     assert report["images"][0]["digest"] == digest
-    assert report["added"] + report["known"] == 3
+    assert report["added"] + report["already_stored"] == 3
 
 
 def test_pipes_are_bundles_too(store, tmp_path):

@@ -48,7 +48,7 @@ def test_check_reads_dockers_file_and_looks_for_the_helper_that_it_names(tmp_pat
     docker.write_text('{"auths": {"ghcr.io": {"username": "me", "password": "hunter2"}}}')
     assert config("check", "-c", file).exit_code == 0
     for content, reason in (
-        ("{}", "config.json: docker_config: no login for ghcr.io (docker login)"),
+        ("{}", "config.json: docker_config: no credentials for ghcr.io (run docker login)"),
         ('{"credsStore": "none"}', "docker-credential-none: is not in PATH"),
         ("hunter2", "is not a docker config.json"),
     ):

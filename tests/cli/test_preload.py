@@ -271,7 +271,7 @@ class TestWhatIsSaidMeanwhile:
         monkeypatch.setattr(preload_progress, "REPORT_INTERVAL", 0.0)
         with preload_progress.open_view(as_json=False) as show:
             show({"event": "waiting", "upstream": "docker.io", "reason": "why", "until": 0.0})
-            show({"event": "plan", "images": 1, "size": 10, "missing": 10, "lacking": 5})
+            show({"event": "plan", "images": 1, "size": 10, "missing": 10, "shortfall": 5})
             show({"event": "resumed", "upstream": "docker.io"})
         said = capsys.readouterr().err
         assert re.search(r"docker.io: waiting until \d\d:\d\d:\d\d: why\n", said)

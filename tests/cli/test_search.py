@@ -18,8 +18,8 @@ from proxy.cli import main
 from proxy.errors import InvalidRequestError
 from tests.fakes.faults import HTML
 from tests.fakes.search import Listed
-from tests.server.admin.test_openapi import check
 from tests.support.admin_api import call
+from tests.support.openapi import validate
 
 OFFLINE = "this cache is offline"
 LONG = "A web server, a reverse proxy, \x1b[31ma mail proxy\x07\r\n and much more besides"
@@ -46,7 +46,7 @@ async def search(program, *arguments: str) -> Result:
 
 async def found(program, *arguments: str) -> list[str]:
     document = json.loads((await search(program, *arguments, "--json")).stdout)
-    check(document, "SearchResults")
+    validate(document, "SearchResponse")
     return [one["name"] for one in document["results"]]
 
 

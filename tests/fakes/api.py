@@ -1,8 +1,8 @@
-"""The answers of a fake registry, its token check and its CDN; no sockets here.
+"""The responses of a fake registry, its token check and its CDN, without sockets.
 
-What it does was seen on the wire of Docker Hub and of distribution: 401 for a repository
-that does not exist, 307 to signed addresses that are good for GET alone, pull limits that a HEAD
-does not touch, an Accept header that is matched by exact type.
+They are what Docker Hub and distribution were seen to send: 401 for a repository that does not
+exist, 307 to signed URLs that allow GET only, and pull limits to which a HEAD does not count. The
+Accept header is matched by exact media type.
 """
 
 import json
@@ -23,7 +23,7 @@ from tests.fakes.content import (
     digest_of,
 )
 from tests.fakes.faults import Reply
-from tests.fakes.search import Listed, find
+from tests.fakes.search import Listed, search
 from tests.fakes.tokens import SERVICE, TokenService, error
 
 _RESOURCE = re.compile(r"/v2/(?P<name>.+)/(?P<kind>blobs|manifests|referrers)/(?P<ref>[^/]+)")
@@ -32,7 +32,7 @@ _SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 
 
 class RegistryApi(Content, ABC):
-    """What a registry with this content answers. The switches may be turned at any time."""
+    """Responds as a registry with this content. Its attributes may be changed at any time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,49 +50,51 @@ class RegistryApi(Content, ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """The address of the registry and its token service."""
+        """The URL of the registry and its token service."""
 
     @property
     @abstractmethod
     def cdn_url(self) -> str:
-        """The address that blobs come from."""
+        """The URL of the CDN, from which blobs are served."""
 
     def expire_addresses(self) -> None:
-        """Make every CDN address handed out so far invalid."""
+        """Invalidate every signed URL handed out so far."""
         self._signed.clear()
 
     def answer(self, request: web.BaseRequest) -> Reply:
-        """Answer for the registry and its token service."""
+        """Respond as the registry or its token service."""
         path = request.raw_path.partition("?")[0]
         if path == "/token":
             return self.tokens.issue(request)
         if path == "/v1/search" and self.catalogue is not None:
-            return find(self.catalogue, request)
+            return search(self.catalogue, request)
         if path == "/v2/":
-            return self._gate(request, None) or self._json({})
+            return self._check_token(request, None) or self._json({})
         if path == "/v2/_catalog":
             return self._challenge("registry:catalog:*")
         route = _RESOURCE.fullmatch(path) or _TAGS.fullmatch(path)
         if route is None:
             return Reply(404, {"Content-Type": "text/plain"}, b"404 page not found\n")
-        return self._gate(request, route["name"]) or self._resource(request, **route.groupdict())
+        return self._check_token(request, route["name"]) or self._resource(
+            request, **route.groupdict()
+        )
 
     def _resource(
         self, request: web.BaseRequest, name: str, kind: str = "tags", ref: str = ""
     ) -> Reply:
-        held = self.repositories.get(name)
-        if held is None:
+        repository = self.repositories.get(name)
+        if repository is None:
             return error(404, "NAME_UNKNOWN", "repository name not known to registry")
         if kind == "tags":
-            return self._tags(request, name, held)
-        answers = {
+            return self._tags(request, name, repository)
+        handlers = {
             "blobs": self._blob,
             "manifests": self._manifest,
             "referrers": self._referrers,
         }
-        return answers[kind](request, held, ref)
+        return handlers[kind](request, repository, ref)
 
-    def _gate(self, request: web.BaseRequest, name: str | None) -> Reply | None:
+    def _check_token(self, request: web.BaseRequest, name: str | None) -> Reply | None:
         if not self.auth:
             return None
         scope = f"repository:{name}:pull" if name else None
@@ -104,9 +106,9 @@ class RegistryApi(Content, ABC):
             return self._challenge(scope, "invalid_token")
         if name is None:
             return None
-        held = self.repositories.get(name)
-        hidden = held is None or (held.private and grant.user is None)
-        if scope not in grant.scopes or hidden:
+        repository = self.repositories.get(name)
+        is_hidden = repository is None or (repository.private and grant.user is None)
+        if scope not in grant.scopes or is_hidden:
             return self._challenge(scope, "insufficient_scope")
         return None
 
@@ -122,7 +124,7 @@ class RegistryApi(Content, ABC):
             Docker_Distribution_Api_Version="registry/2.0",
         )
 
-    def _manifest(self, request: web.BaseRequest, held: Repository, reference: str) -> Reply:
+    def _manifest(self, request: web.BaseRequest, repository: Repository, reference: str) -> Reply:
         limit = self._limit_headers()
         if request.method == "GET" and self.pull_limit is not None:
             if self.pulls >= self.pull_limit:
@@ -130,12 +132,12 @@ class RegistryApi(Content, ABC):
                 return error(429, "TOOMANYREQUESTS", message, **limit)
             self.pulls += 1
             limit = self._limit_headers()
-        digest = held.tags.get(reference, reference)
-        manifest = held.manifests.get(digest)
+        digest = repository.tags.get(reference, reference)
+        manifest = repository.manifests.get(digest)
         if manifest is None:
             return error(404, "MANIFEST_UNKNOWN", "manifest unknown", **limit)
         if ":" not in reference:
-            converted = _as_accepted(manifest, held, accepted(request))
+            converted = _convert(manifest, repository, accepted_types(request))
             if isinstance(converted, Reply):
                 return converted
             manifest = converted
@@ -160,8 +162,8 @@ class RegistryApi(Content, ABC):
             "docker_ratelimit_source": "192.0.2.1",
         }
 
-    def _blob(self, request: web.BaseRequest, held: Repository, digest: str) -> Reply:
-        content = held.blobs.get(digest)
+    def _blob(self, request: web.BaseRequest, repository: Repository, digest: str) -> Reply:
+        content = repository.blobs.get(digest)
         if content is None:
             return error(404, "BLOB_UNKNOWN", "blob unknown to registry")
         if self.cdn and (request.method == "GET" or self.redirect_heads):
@@ -175,18 +177,18 @@ class RegistryApi(Content, ABC):
         }
         return Reply(200, headers, content)
 
-    def _referrers(self, request: web.BaseRequest, held: Repository, digest: str) -> Reply:
+    def _referrers(self, request: web.BaseRequest, repository: Repository, digest: str) -> Reply:
         if not self.referrers:
             return Reply(404, {"Content-Type": "text/plain"}, b"404 page not found\n")
         wanted = request.query.get("artifactType")
         entries = []
-        for own, manifest in held.manifests.items():
+        for own_digest, manifest in repository.manifests.items():
             document = manifest.document
             kind = document.get("artifactType")
             if document.get("subject", {}).get("digest") == digest and wanted in (None, kind):
                 entry = {
                     "mediaType": manifest.media_type,
-                    "digest": own,
+                    "digest": own_digest,
                     "size": len(manifest.content),
                 }
                 entries.append({**entry, "artifactType": kind} if kind else entry)
@@ -194,15 +196,15 @@ class RegistryApi(Content, ABC):
         applied = {"OCI-Filters-Applied": "artifactType"} if wanted else {}
         return Reply(200, {"Content-Type": OCI_INDEX, **applied}, reply.body)
 
-    def _tags(self, request: web.BaseRequest, name: str, held: Repository) -> Reply:
+    def _tags(self, request: web.BaseRequest, name: str, repository: Repository) -> Reply:
         last = request.query.get("last", "")
-        tags = sorted(tag for tag in held.tags if tag > last)
-        sizes = [int(request.query["n"])] if "n" in request.query else []
-        sizes += [self.tags_page] if self.tags_page is not None else []
-        page = tags[: min(sizes)] if sizes else tags
+        tags = sorted(tag for tag in repository.tags if tag > last)
+        limits = [int(request.query["n"])] if "n" in request.query else []
+        limits += [self.tags_page] if self.tags_page is not None else []
+        page = tags[: min(limits)] if limits else tags
         reply = self._json({"name": name, "tags": page})
         if page and len(page) < len(tags):
-            link = f'</v2/{name}/tags/list?last={page[-1]}&n={min(sizes)}>; rel="next"'
+            link = f'</v2/{name}/tags/list?last={page[-1]}&n={min(limits)}>; rel="next"'
             return Reply(200, {**reply.headers, "Link": link}, reply.body)
         return reply
 
@@ -227,7 +229,7 @@ class RegistryApi(Content, ABC):
         return self.cdn_url + target
 
     def answer_cdn(self, request: web.BaseRequest) -> Reply:
-        """Answer for the CDN."""
+        """Respond as the CDN."""
         content = self._signed.get(request.raw_path)
         if "Authorization" in request.headers:
             return _xml(400, "InvalidArgument", "Only one auth mechanism allowed")
@@ -241,14 +243,14 @@ class RegistryApi(Content, ABC):
         return Reply(200, headers, content)
 
 
-def accepted(request: web.BaseRequest) -> set[str]:
-    """Return the media types of all Accept lines; parameters and wildcards mean nothing here."""
+def accepted_types(request: web.BaseRequest) -> set[str]:
+    """Return the media types of all Accept lines; parameters and wildcards are ignored."""
     lines = ",".join(request.headers.getall("Accept", []))
     return {part.partition(";")[0].strip() for part in lines.split(",")}
 
 
-def _as_accepted(manifest: Manifest, held: Repository, types: set[str]) -> Manifest | Reply:
-    """Return what a tag that names `manifest` gives to who accepts `types`."""
+def _convert(manifest: Manifest, repository: Repository, types: set[str]) -> Manifest | Reply:
+    """Return what a tag that names `manifest` serves to a client that accepts `types`."""
     if manifest.media_type in types:
         return manifest
     if manifest.media_type in (OCI_INDEX, OCI_MANIFEST):
@@ -258,7 +260,7 @@ def _as_accepted(manifest: Manifest, held: Repository, types: set[str]) -> Manif
     if manifest.media_type == DOCKER_LIST and DOCKER_MANIFEST in types:
         for entry in manifest.document["manifests"]:
             if entry["platform"] == {"os": "linux", "architecture": "amd64"}:
-                return held.manifests[entry["digest"]]
+                return repository.manifests[entry["digest"]]
     return Manifest(b'{"schemaVersion":1,"name":"converted","fsLayers":[]}', _SCHEMA1)
 
 

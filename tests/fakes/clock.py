@@ -1,16 +1,16 @@
-"""A clock that tests turn."""
+"""A clock that only tests advance."""
 
 
 class Clock:
-    """Give it where `clock: Callable[[], float]` is asked for; it moves only by `turn`."""
+    """A Unix clock for the `clock` parameters of the program; it moves only by `turn`."""
 
     def __init__(self, now: float = 1_700_000_000.0) -> None:
         self.now = now
 
     def __call__(self) -> float:
-        """Return the time that the test has set."""
+        """Return the time."""
         return self.now
 
     def turn(self, seconds: float) -> None:
-        """Let time pass (or, negative, go back)."""
+        """Advance the time, or set it back if negative."""
         self.now += seconds

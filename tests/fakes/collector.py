@@ -1,4 +1,4 @@
-"""A collector of OpenTelemetry traces: takes them by OTLP/HTTP and says what hangs together."""
+"""A collector of OpenTelemetry traces, which receives them by OTLP/HTTP."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +10,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
 class Collector:
-    """Everything that was exported to `url`, as it came and by name."""
+    """Everything that was exported to `url`: raw bodies, and the spans in them."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -19,8 +19,8 @@ class Collector:
         self.services: set[str] = set()
         self.spans: list[Span] = []
 
-    async def take(self, request: web.BaseRequest) -> web.Response:
-        """Answer an export."""
+    async def handle_export(self, request: web.BaseRequest) -> web.Response:
+        """Respond to an export."""
         body = await request.read()
         assert request.path == "/v1/traces"
         assert request.content_type == "application/x-protobuf"
@@ -32,18 +32,18 @@ class Collector:
         return web.Response(content_type="application/x-protobuf")
 
     def roots(self) -> list[Span]:
-        """Return the spans whose parent is not among those that came."""
+        """Return the spans whose parents were not exported."""
         known = {span.span_id for span in self.spans}
         return self._in_order(span for span in self.spans if span.parent_span_id not in known)
 
     def tree(self, span: Span) -> Any:
-        """Return a span's name and the trees of its children, in the order of their beginnings."""
+        """Return the name of a span and the trees of its children, in the order of their starts."""
         children = [one for one in self.spans if one.parent_span_id == span.span_id]
         assert all(one.trace_id == span.trace_id for one in children)
         return [span.name, *map(self.tree, self._in_order(children))]
 
     def named(self, name: str) -> list[Span]:
-        """Return the spans of this name, in the order of their beginnings."""
+        """Return the spans of this name, in the order of their starts."""
         return self._in_order(span for span in self.spans if span.name == name)
 
     @staticmethod
@@ -60,7 +60,7 @@ def attributes(thing: Any) -> dict[str, Any]:
 async def collecting() -> AsyncIterator[Collector]:
     """Yield a collector that listens on loopback."""
     collector = Collector()
-    runner = web.ServerRunner(web.Server(collector.take))
+    runner = web.ServerRunner(web.Server(collector.handle_export))
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -1,4 +1,4 @@
-"""What a fake registry holds: repositories with blobs, manifests and tags, and how to make images."""
+"""The content of a fake registry, and ways to push images to it."""
 
 import hashlib
 import json
@@ -19,13 +19,13 @@ REPOSITORY: Final = "library/app"
 
 
 def digest_of(content: bytes, algorithm: str = "sha256") -> str:
-    """Return the digest of `content` as text; our own arithmetic, not the code under test."""
+    """Return the digest of `content` as text, computed without the code under test."""
     return f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A manifest as it lies in a registry."""
+    """A manifest as a registry stores it."""
 
     content: bytes
     media_type: str
@@ -39,7 +39,7 @@ class Manifest:
 
 @dataclass(slots=True)
 class Repository:
-    """One name and everything that was pushed under it."""
+    """A repository and everything that was pushed to it."""
 
     private: bool = False
     blobs: dict[str, bytes] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Repository:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What `add_image` made. `digest` is what the tag names: the index if there is one."""
+    """An image made by `add_image`. `digest` is what the tag names: the index if there is one."""
 
     repository: str
     tag: str | None
@@ -59,7 +59,7 @@ class Image:
     config: str
     layers: tuple[str, ...]
     manifests: dict[str, str]
-    """Platform to manifest digest; of a plain image, the one platform."""
+    """The digest of each platform's manifest; of a plain image there is one."""
 
     @property
     def blobs(self) -> tuple[str, ...]:
@@ -68,13 +68,13 @@ class Image:
 
 
 class Content:
-    """Repositories by name, and the ways to push to them."""
+    """Repositories by name, and methods to push to them."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
 
     def repository(self, name: str) -> Repository:
-        """Return the repository of that name, made when it does not exist."""
+        """Return the repository of that name, created if it does not exist."""
         return self.repositories.setdefault(name, Repository())
 
     def add_blob(
@@ -88,20 +88,20 @@ class Content:
     def add_manifest(
         self, repository: str, tag: str | None, content: bytes, media_type: str
     ) -> str:
-        """Push a manifest, move `tag` to it if given, and return its digest."""
+        """Push a manifest, point `tag` at it if given, and return its digest."""
         digest = digest_of(content)
-        held = self.repository(repository)
-        held.manifests[digest] = Manifest(content, media_type)
+        target = self.repository(repository)
+        target.manifests[digest] = Manifest(content, media_type)
         if tag is not None:
-            held.tags[tag] = digest
+            target.tags[tag] = digest
         return digest
 
     def move_tag(self, repository: str, tag: str, digest: str) -> None:
-        """Make `tag` name another manifest."""
+        """Point `tag` at another manifest."""
         self.repository(repository).tags[tag] = digest
 
     def delete_tag(self, repository: str, tag: str) -> None:
-        """Remove `tag`; its manifest stays."""
+        """Delete `tag`; its manifest stays."""
         del self.repository(repository).tags[tag]
 
     def add_image(
@@ -116,7 +116,7 @@ class Content:
     ) -> Image:
         """Push an image: a manifest of the first platform, or an index of all `platforms`.
 
-        Every platform has a config of its own and the same layers.
+        The platforms have different configs and the same layers.
         """
         layers = tuple(layers)
         wanted = platforms if index else platforms[:1]
@@ -126,17 +126,17 @@ class Content:
         }
         digest = manifests[wanted[0]]
         media_type = DOCKER_MANIFEST if docker else OCI_MANIFEST
-        held = self.repository(repository)
+        target = self.repository(repository)
         if index:
             media_type = DOCKER_LIST if docker else OCI_INDEX
             document = {
                 "schemaVersion": 2,
                 "mediaType": media_type,
-                "manifests": [self._entry(held, *pair) for pair in manifests.items()],
+                "manifests": [self._index_entry(target, *pair) for pair in manifests.items()],
             }
             digest = self.add_manifest(repository, None, _encode(document), media_type)
         if tag is not None:
-            held.tags[tag] = digest
+            target.tags[tag] = digest
         first = manifests[wanted[0]]
         return Image(
             repository=repository,
@@ -144,7 +144,7 @@ class Content:
             digest=digest,
             media_type=media_type,
             manifest=first,
-            config=held.manifests[first].document["config"]["digest"],
+            config=target.manifests[first].document["config"]["digest"],
             layers=tuple(digest_of(layer) for layer in layers),
             manifests=manifests,
         )
@@ -175,9 +175,9 @@ class Content:
         return self.add_manifest(repository, None, _encode(document), media_type)
 
     @staticmethod
-    def _entry(held: Repository, platform: str, digest: str) -> dict[str, Any]:
+    def _index_entry(repository: Repository, platform: str, digest: str) -> dict[str, Any]:
         os, architecture = platform.split("/")[:2]
-        manifest = held.manifests[digest]
+        manifest = repository.manifests[digest]
         return {
             **descriptor(manifest.content, manifest.media_type),
             "platform": {"os": os, "architecture": architecture},

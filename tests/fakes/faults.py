@@ -1,4 +1,4 @@
-"""What can go wrong with one answer of a fake server, declared; the fields combine."""
+"""Faults of a fake server's responses, declared by fields that can be combined."""
 
 import asyncio
 import re
@@ -11,14 +11,17 @@ CHUNK: Final = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A distortion of an answer.
+    """What goes wrong with a response.
 
-    Before the headers: `until_headers` holds them back, `hang_up` closes instead of answering.
-    The answer itself: `status`, `body` and `headers` replace it (a header of None is left out),
-    `ignore_range` answers 200 to a Range, `keep` leaves that many bytes and says so in
-    Content-Length, `flip_at` turns one bit over, `send_length` False leaves Content-Length out.
-    On the way: `stall_at` stops at that byte until `until` is set, `cut_at` closes there (with
-    `reset` rudely), `rate` is bytes a second. Offsets count from the first byte of the body sent.
+    - Before the headers: `until_headers` delays them until the event is set, `hang_up` closes the
+      connection instead of responding.
+    - The response itself: `status`, `body` and `headers` replace it (a header of None is omitted),
+      `ignore_range` responds 200 to a Range, `keep` truncates the body and adapts Content-Length,
+      `flip_at` flips one bit, `send_length=False` omits Content-Length.
+    - During the body: `stall_at` stops at that byte until the event `until` is set, `cut_at` closes
+      the connection there (with `reset` by RST), `rate` limits the bytes per second.
+
+    Offsets count from the first byte of the body that is sent.
     """
 
     until_headers: asyncio.Event | None = None
@@ -50,7 +53,7 @@ HTML: Final = Fault(
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer before it is sent."""
+    """A response before it is sent."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -59,7 +62,7 @@ class Reply:
     """Content-Length of a HEAD, whose body is not sent."""
 
     def with_fault(self, fault: Fault) -> "Reply":
-        """Return what this answer becomes under `fault`."""
+        """Return this response with the fault applied."""
         headers = dict(self.headers)
         for name, value in fault.headers.items():
             headers.pop(name, None)
@@ -76,14 +79,14 @@ class Reply:
 
 @dataclass(slots=True)
 class Rule:
-    """A fault for the next `times` requests whose `METHOD target` holds `match`."""
+    """A fault for the next `times` requests whose `METHOD target` matches; None: for all."""
 
     match: re.Pattern[str]
     fault: Fault
     times: int | None
 
-    def take(self, line: str) -> bool:
-        """Tell whether this rule is meant, and use it up by one."""
+    def applies_to(self, line: str) -> bool:
+        """Tell whether the rule applies to a request, and count it down."""
         if self.times == 0 or self.match.search(line) is None:
             return False
         if self.times is not None:
@@ -92,7 +95,7 @@ class Rule:
 
 
 def flip(content: bytes, offset: int) -> bytes:
-    """Return `content` with one bit of the byte at `offset` turned over."""
+    """Return `content` with one bit of the byte at `offset` flipped."""
     changed = bytearray(content)
     changed[offset] ^= 1
     return bytes(changed)

@@ -1,4 +1,4 @@
-"""Images as builders make them: histories, variants, attestations, signatures, foreign layers."""
+"""Images as builders make them: with histories, variants, signatures, foreign layers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ def push_manifest(
     raw = json.dumps(config).encode()
     for blob in (raw, *layers):
         content.add_blob(blob, repository)
-    held = content.repository(repository).manifests
+    manifests = content.repository(repository).manifests
     document = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
@@ -49,7 +49,7 @@ def push_manifest(
         ],
         **({"artifactType": artifact_type} if artifact_type else {}),
         **(
-            {"subject": descriptor(held[subject].content, held[subject].media_type)}
+            {"subject": descriptor(manifests[subject].content, manifests[subject].media_type)}
             if subject
             else {}
         ),
@@ -61,12 +61,14 @@ def push_index(
     content: Content, repository: str, tag: str | None, manifests: Mapping[str, str]
 ) -> str:
     """Push an index of manifests by platform, and return its digest."""
-    held = content.repository(repository).manifests
+    pushed = content.repository(repository).manifests
     entries = []
     for platform, digest in manifests.items():
         os, architecture, variant = (*platform.split("/"), "")[:3]
-        named = {"os": os, "architecture": architecture} | ({"variant": variant} if variant else {})
-        entries.append({**descriptor(held[digest].content, OCI_MANIFEST), "platform": named})
+        described = {"os": os, "architecture": architecture} | (
+            {"variant": variant} if variant else {}
+        )
+        entries.append({**descriptor(pushed[digest].content, OCI_MANIFEST), "platform": described})
     document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
     return content.add_manifest(repository, tag, json.dumps(document).encode(), OCI_INDEX)
 

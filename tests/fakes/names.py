@@ -1,4 +1,4 @@
-"""A name service that tests write, and a network in which public addresses are on this machine."""
+"""A fake DNS, and an egress guard that leads every allowed connection to this machine."""
 
 import socket
 from collections.abc import Mapping
@@ -13,11 +13,12 @@ _LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1", "::ffff:7f00:1")
 
 
 class Names(AbstractResolver):
-    """Answers with the addresses of each name, a list an answer; the last is given again."""
+    """Resolves each name to one list of addresses after another; the last one is repeated."""
 
     def __init__(self, names: Mapping[str, list[list[str]]]) -> None:
         self._names = {name: list(answers) for name, answers in names.items()}
         self.asked: list[str] = []
+        """The names that were resolved."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -34,10 +35,10 @@ class Names(AbstractResolver):
 
 
 class RoutedGuard(EgressGuard):
-    """A guard behind which every name that it lets through leads to loopback.
+    """The program's egress guard, with every name that it allows resolved to loopback.
 
-    So what it should have refused arrives at a listener, which can count it. An address elsewhere
-    that it lets through is not connected to: whatever breaks, tests send nothing out.
+    A connection that it should have refused therefore reaches a listener of the test, which counts
+    it. Addresses of other machines are never connected to, even if the guard is broken.
     """
 
     async def resolve(
@@ -52,7 +53,7 @@ class RoutedGuard(EgressGuard):
         async def on_this_machine(request: ClientRequest) -> ClientResponse:
             host = request.url.raw_host or ""
             is_name = ":" not in host and not host.replace(".", "").isdigit()
-            assert is_name or host in _LOOPBACK, f"{host} would be connected to"
+            assert is_name or host in _LOOPBACK, f"the test would connect to {host}"
             return await handler(request)
 
         return await super().middleware(request, on_this_machine)

@@ -1,35 +1,36 @@
-"""A client that speaks raw bytes, and sees how a connection ends."""
+"""A client that sends raw bytes, and sees how the server ends the connection."""
 
 import asyncio
 import socket
 from dataclasses import dataclass, field
 from typing import Literal
 
-PATIENCE = 10.0
+# Seconds to wait for the server.
+TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class RawAnswer:
-    """Everything that came back on one connection. `end` is None while it is open."""
+    """Everything received on one connection. `end` is None while it is open."""
 
     data: bytes
     end: Literal["fin", "reset"] | None
 
     @property
     def status(self) -> int:
-        """The status of the first answer."""
+        """The status of the first response."""
         return int(self.data.split(b" ", 2)[1])
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers of the first answer, by lower-case name."""
+        """The headers of the first response, by lower-case name."""
         lines = self.data.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")[1:]
         pairs = (line.partition(":") for line in lines)
         return {name.lower(): value.strip() for name, _, value in pairs}
 
     @property
     def body(self) -> bytes:
-        """What follows the first head."""
+        """Everything after the first head."""
         return self.data.partition(b"\r\n\r\n")[2]
 
 
@@ -46,7 +47,7 @@ class Peer:
 
     @classmethod
     async def connect(cls, url: str, *, receive_buffer: int | None = None) -> "Peer":
-        """Connect to the server at `url`, with a small window if wanted."""
+        """Connect to the server at `url`; a small `receive_buffer` makes a slow client."""
         host, _, port = url.removeprefix("http://").rpartition(":")
         connection = socket.socket()
         if receive_buffer:
@@ -67,16 +68,16 @@ class Peer:
         self.writer.write(data)
 
     async def read(self, count: int) -> bytes:
-        """Read that many bytes more."""
-        async with asyncio.timeout(PATIENCE):
+        """Read `count` more bytes."""
+        async with asyncio.timeout(TIMEOUT):
             data = await self.reader.readexactly(count)
         self.received += data
         return data
 
     async def until_end(self) -> RawAnswer:
-        """Read until the server closes."""
+        """Read until the server closes the connection."""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 while data := await self.reader.read(1 << 16):
                     self.received += data
         except ConnectionResetError:
@@ -84,8 +85,8 @@ class Peer:
         return RawAnswer(bytes(self.received), "fin")
 
     async def until_answer(self) -> RawAnswer:
-        """Read one answer that says its length, or until the server closes."""
-        async with asyncio.timeout(PATIENCE):
+        """Read one response that states its length, or until the server closes."""
+        async with asyncio.timeout(TIMEOUT):
             try:
                 self.received += await self.reader.readuntil(b"\r\n\r\n")
             except asyncio.IncompleteReadError as error:
@@ -99,13 +100,13 @@ class Peer:
         return RawAnswer(bytes(self.received), None)
 
     async def close(self) -> None:
-        """Close the connection; a second time does nothing."""
+        """Close the connection; closing it again does nothing."""
         self.writer.transport.abort()
         await asyncio.sleep(0)
 
 
 async def exchange(url: str, request: bytes) -> RawAnswer:
-    """Send `request` on a connection of its own and return the first answer."""
+    """Send `request` on a new connection and return the first response."""
     peer = await Peer.connect(url)
     try:
         peer.send(request)
@@ -115,6 +116,6 @@ async def exchange(url: str, request: bytes) -> RawAnswer:
 
 
 async def close_all() -> None:
-    """Close what a test that failed has left open: uvloop waits for it for ever."""
+    """Close what a failed test has left open, for which uvloop would wait for ever."""
     while _open:
         await _open.pop().close()

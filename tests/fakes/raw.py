@@ -1,4 +1,4 @@
-"""A scripted upstream that sends raw bytes, for answers that no HTTP library would send."""
+"""A scripted upstream that sends raw bytes, for responses that no HTTP library would send."""
 
 import asyncio
 import socket
@@ -13,7 +13,7 @@ HEAD_END = b"\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class RecvUntil:
-    """Read until this marker has come."""
+    """Read until this marker is received."""
 
     marker: bytes = HEAD_END
 
@@ -27,14 +27,14 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class SendForever:
-    """Send these bytes again and again, until the peer leaves."""
+    """Send these bytes again and again, until the peer closes."""
 
     content: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Do nothing until the event is set."""
+    """Wait until the event is set."""
 
     event: asyncio.Event
 
@@ -46,14 +46,14 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class Fin:
-    """Close with FIN, as the end of every script does."""
+    """Close with FIN, as every script does at its end."""
 
 
 Step = RecvUntil | Send | SendForever | Wait | Reset | Fin
 
 
 class RawUpstream:
-    """Every connection plays the next script; the last one is played again for all further ones."""
+    """Plays the next script on each connection; the last script on all further ones."""
 
     def __init__(self, *scripts: Sequence[Step]) -> None:
         self.received: list[bytes] = []
@@ -65,16 +65,16 @@ class RawUpstream:
 
     @property
     def url(self) -> str:
-        """The address to configure as upstream."""
+        """The URL to configure as upstream."""
         return f"http://127.0.0.1:{self.port}"
 
     async def until_left(self) -> None:
-        """Wait until every peer has left or every script has ended."""
+        """Wait until no connection is open."""
         await self._idle.wait()
 
     @property
     def connections(self) -> int:
-        """How many connections have been made."""
+        """The number of connections so far."""
         return len(self.received)
 
     async def __aenter__(self) -> Self:
@@ -103,7 +103,7 @@ class RawUpstream:
             for step in self._scripts[min(number, len(self._scripts) - 1)]:
                 await self._take(step, number, reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the peer left: that is its business
+            pass  # the peer has closed the connection
         finally:
             self._writers.discard(writer)
             if not self._writers:

@@ -1,4 +1,4 @@
-"""A registry that plays Docker Hub: real servers on loopback, faults on request."""
+"""A fake Docker Hub: real servers on loopback, with faults on demand."""
 
 import re
 import ssl
@@ -9,16 +9,15 @@ from typing import Self
 
 from tests.fakes.api import RegistryApi
 from tests.fakes.faults import Fault, Rule
-from tests.fakes.wire import Log, Seen, Wire
+from tests.fakes.http_server import FakeServer, ReceivedRequest, RequestLog
 
 
 class FakeRegistry(RegistryApi):
-    """Push with the methods of `Content`, point the program at `url`, look at `requests`.
+    """Push to it with the methods of `Content`, use `url` as upstream, and inspect `requests`.
 
-    Switches may be turned at any time: `auth` (token needed), `cdn` (blobs by redirect),
-    `redirect_heads` (HEAD of a blob too), `referrers` (or 404), `tags_page` (largest page),
-    `pull_limit` (None: no limit headers), `catalogue` (None: no search), `send_length`,
-    `accept_ranges`, `rate`.
+    These attributes may be changed at any time: `auth` (a token is needed), `cdn` (blobs are
+    redirected), `redirect_heads` (HEADs of blobs too), `referrers` (or 404), `tags_page` (the
+    largest page), `pull_limit` (None: no limit), `catalogue` (None: no search).
     """
 
     def __init__(
@@ -37,41 +36,41 @@ class FakeRegistry(RegistryApi):
         self.cdn = cdn
         self.referrers = referrers
         self.pull_limit = pull_limit
-        self.log = Log()
-        self.front = Wire("registry", self.answer, self.log)
-        self.edge = Wire("cdn", self.answer_cdn, self.log)
+        self.log = RequestLog()
+        self.front = FakeServer("registry", self.answer, self.log)
+        self.edge = FakeServer("cdn", self.answer_cdn, self.log)
         for wire in (self.front, self.edge):
             wire.send_length = send_length
             wire.accept_ranges = accept_ranges
             wire.tls = tls
 
-    # What tests look at.
+    # Inspection.
 
     @property
     def url(self) -> str:
-        """The address to configure as upstream."""
+        """The URL to configure as upstream."""
         return self.front.url
 
     @property
     def cdn_url(self) -> str:
-        """The address that blobs come from."""
+        """The URL of the CDN, from which blobs are served."""
         return self.edge.url
 
     @property
-    def requests(self) -> list[Seen]:
-        """Everything asked so far, token service and CDN included."""
+    def requests(self) -> list[ReceivedRequest]:
+        """All requests so far, including those to the token service and the CDN."""
         return self.log.requests
 
-    def seen(self, match: str = "") -> list[Seen]:
-        """Return the requests whose `METHOD target` holds the regular expression `match`."""
+    def seen(self, match: str = "") -> list[ReceivedRequest]:
+        """Return the requests whose `METHOD target` matches the regular expression."""
         return self.log.seen(match)
 
     def count(self, match: str = "") -> int:
-        """Return how many requests `match`."""
+        """Return the number of matching requests."""
         return self.log.count(match)
 
     def bytes_sent(self, match: str = "") -> int:
-        """Return how many bytes of bodies went out to requests that `match`."""
+        """Return the body bytes sent for matching requests."""
         return self.log.bytes_sent(match)
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -79,41 +78,41 @@ class FakeRegistry(RegistryApi):
         await self.log.until(condition)
 
     def body_of(self, digest: str) -> str:
-        """Return the match for the GET that carries a blob's bytes, wherever they come from."""
+        """Return a pattern for the GET that transfers a blob, from the CDN or the registry."""
         hexdigits = digest.partition(":")[2]
         return f"GET /registry-v2/.*{hexdigits}" if self.cdn else f"GET /v2/.*/blobs/.*{hexdigits}"
 
-    # What tests do to it.
+    # Faults.
 
     def fail(self, match: str, fault: Fault, *, times: int | None = 1) -> Rule:
-        """Spoil the next `times` answers (None: all) to requests that `match`."""
+        """Apply a fault to the next `times` matching requests (None: to all)."""
         rule = Rule(re.compile(match), fault, times)
         for wire in (self.front, self.edge):
             wire.rules.append(rule)
         return rule
 
     def heal(self) -> None:
-        """Forget all faults."""
+        """Remove all faults."""
         for wire in (self.front, self.edge):
             wire.rules.clear()
 
     def throttle(self, rate: int | None) -> None:
-        """Send at most `rate` bytes a second on each connection."""
+        """Limit each connection to `rate` bytes per second."""
         self.front.rate = self.edge.rate = rate
 
     async def start(self) -> None:
-        """Listen, on the same ports as before."""
+        """Listen, on the same ports as before if it was stopped."""
         await self.front.start()
         await self.edge.start()
 
     async def stop(self) -> None:
-        """Be down: refuse connections and drop the ones there are."""
+        """Refuse connections, and close the existing ones."""
         await self.front.stop()
         await self.edge.stop()
 
     @asynccontextmanager
     async def down(self) -> AsyncIterator[None]:
-        """Be down for the length of a block."""
+        """Be stopped during the block."""
         await self.stop()
         try:
             yield

@@ -1,4 +1,4 @@
-"""The search of a fake registry, as index.docker.io answers it."""
+"""The search of a fake registry, as index.docker.io offers it."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from tests.fakes.faults import Reply
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A repository that can be found. Docker's own are listed without `library/`."""
+    """A repository in the search index. Official images are listed without `library/`."""
 
     name: str
     description: str = ""
@@ -19,19 +19,19 @@ class Listed:
     official: bool = False
 
 
-def find(catalogue: Sequence[Listed], request: web.BaseRequest) -> Reply:
-    """Answer GET /v1/search: what has the words in its name, the most stars first."""
-    words, page = request.query.get("q", ""), int(request.query.get("page", 1))
+def search(catalogue: Sequence[Listed], request: web.BaseRequest) -> Reply:
+    """Respond to GET /v1/search: names that contain the query, the most stars first."""
+    terms, page = request.query.get("q", ""), int(request.query.get("page", 1))
     size = int(request.query.get("n", 25))
-    if not words or not 1 <= size <= 100:
+    if not terms or not 1 <= size <= 100:
         return Reply(400, {"Content-Type": "text/plain"}, b"bad request\n")
-    found = sorted((one for one in catalogue if words in one.name), key=lambda one: -one.stars)
+    found = sorted((one for one in catalogue if terms in one.name), key=lambda one: -one.stars)
     document = {
         "num_pages": -(-len(found) // size),
         "num_results": len(found),
         "page": page,
         "page_size": size,
-        "query": words,
+        "query": terms,
         "results": [
             {
                 "name": one.name,

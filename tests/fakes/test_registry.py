@@ -1,4 +1,4 @@
-"""The fake registry does what registries were seen to do, and spoils what it is told to."""
+"""The fake registry responds as real registries do, and applies the faults it is given."""
 
 import asyncio
 import re
@@ -25,7 +25,7 @@ LAYER = bytes(range(256)) * 2048
 
 @dataclass
 class Client:
-    """A registry client that takes nothing for granted."""
+    """A registry client that follows no redirect and decodes no body."""
 
     session: aiohttp.ClientSession
     registry: FakeRegistry
@@ -55,7 +55,7 @@ async def client(registry: FakeRegistry) -> AsyncIterator[Client]:
         yield Client(session, registry)
 
 
-async def test_every_request_needs_a_token_of_its_repository(registry, client):
+async def test_every_request_needs_a_token_for_its_repository(registry, client):
     image = registry.add_image()
     path = f"/v2/library/app/manifests/{image.digest}"
     status, answer, _ = await client.ask(path)
@@ -109,7 +109,7 @@ async def test_a_revoked_token_is_refused(registry, client):
     assert (await client.ask("/v2/", bearer=token))[0] == 401
 
 
-async def test_blobs_come_from_a_signed_address_that_must_come_back_unchanged(registry, client):
+async def test_blobs_are_served_from_signed_urls_that_must_be_used_unchanged(registry, client):
     digest = registry.add_blob(LAYER)
     token = await client.token()
     status, answer, _ = await client.ask(f"/v2/library/app/blobs/{digest}", bearer=token)
@@ -128,7 +128,7 @@ async def test_blobs_come_from_a_signed_address_that_must_come_back_unchanged(re
 
 @pytest.mark.parametrize("cdn", [True, False])
 @pytest.mark.parametrize(
-    ("asked", "status", "part"),
+    ("requested", "status", "part"),
     [
         ("bytes=100-199", 206, slice(100, 200)),
         ("bytes=524000-", 206, slice(524000, None)),
@@ -137,7 +137,7 @@ async def test_blobs_come_from_a_signed_address_that_must_come_back_unchanged(re
         ("bytes=524288-", 416, slice(0, 0)),
     ],
 )
-async def test_blobs_have_ranges(client, cdn, asked, status, part):
+async def test_blobs_support_ranges(client, cdn, requested, status, part):
     registry = client.registry
     registry.cdn = cdn
     digest = registry.add_blob(LAYER)
@@ -146,7 +146,7 @@ async def test_blobs_have_ranges(client, cdn, asked, status, part):
     if cdn:
         path = (await client.ask(path, bearer=token))[1].headers["Location"]
         token = None
-    seen, answer, body = await client.ask(path, bearer=token, Range=asked)
+    seen, answer, body = await client.ask(path, bearer=token, Range=requested)
     assert (seen, body) == (status, LAYER[part])
     assert answer.headers["Content-Range"].endswith(f"/{len(LAYER)}")
 
@@ -177,7 +177,7 @@ async def test_a_head_does_not_count_as_a_pull_and_a_get_does(registry, client):
         (True, True, "*/*", "application/vnd.docker.distribution.manifest.v1+prettyjws"),
     ],
 )
-async def test_accept_is_matched_by_exact_type(client, docker, index, accept, media_type):
+async def test_accept_is_matched_by_exact_media_type(client, docker, index, accept, media_type):
     client.registry.add_image(docker=docker, index=index)
     token = await client.token()
     status, answer, body = await client.ask(
@@ -208,7 +208,7 @@ async def test_tags_come_in_pages_with_links(registry, client):
     assert registry.count("tags/list") == 3
 
 
-async def test_referrers_name_what_has_that_subject_unless_switched_off(registry, client):
+async def test_referrers_are_the_manifests_with_that_subject_unless_switched_off(registry, client):
     registry.auth = False
     image = registry.add_image()
     body = b'{"artifactType":"a/b","subject":{"digest":"%s"}}' % image.digest.encode()
@@ -225,7 +225,7 @@ async def test_referrers_name_what_has_that_subject_unless_switched_off(registry
     assert (await client.ask(path))[0] == 404
 
 
-async def test_it_is_down_and_comes_back_on_the_same_port(registry, client):
+async def test_after_an_outage_it_listens_on_the_same_port(registry, client):
     url = registry.url
     async with registry.down():
         with pytest.raises(aiohttp.ClientConnectorError):
@@ -235,19 +235,19 @@ async def test_it_is_down_and_comes_back_on_the_same_port(registry, client):
 
 
 class TestFaults:
-    """One request for an open blob, spoiled."""
+    """Faults of a request for a blob that needs neither token nor CDN."""
 
     @pytest.fixture(autouse=True)
-    def _open(self, registry):
+    def _push_blob(self, registry):
         registry.auth = registry.cdn = False
         self.path = f"/v2/library/app/blobs/{registry.add_blob(LAYER)}"
 
-    async def test_a_rule_is_used_up(self, registry, client):
+    async def test_a_fault_applies_as_often_as_it_says(self, registry, client):
         registry.fail("GET .*/blobs/", Fault(status=503, body=b"no"), times=2)
         seen = [(await client.ask(self.path))[0] for _ in range(3)]
         assert seen == [503, 503, 200]
 
-    async def test_other_requests_are_left_alone(self, registry, client):
+    async def test_other_requests_are_not_affected(self, registry, client):
         registry.fail("HEAD .*/blobs/", Fault(status=503), times=None)
         assert (await client.ask(self.path))[2] == LAYER
         assert (await client.ask(self.path, method="HEAD"))[0] == 503
@@ -256,7 +256,7 @@ class TestFaults:
 
     @pytest.mark.parametrize("reset", [True, False])
     @pytest.mark.parametrize("cut_at", [0, 1, 100_000, len(LAYER) - 1])
-    async def test_a_body_is_cut(self, registry, client, cut_at, reset):
+    async def test_a_body_is_cut_short(self, registry, client, cut_at, reset):
         registry.fail("/blobs/", Fault(cut_at=cut_at, reset=reset))
         with pytest.raises(aiohttp.ClientError):
             await client.ask(self.path)
@@ -271,22 +271,22 @@ class TestFaults:
             release.set()
             assert await response.read() == LAYER[1000:]
 
-    async def test_headers_wait(self, registry, client):
+    async def test_headers_are_delayed(self, registry, client):
         release = asyncio.Event()
         registry.fail("/blobs/", Fault(until_headers=release))
         async with asyncio.TaskGroup() as group:
-            asked = group.create_task(client.ask(self.path))
+            request = group.create_task(client.ask(self.path))
             await registry.until(lambda: registry.count("/blobs/") == 1)
-            assert not asked.done()
+            assert not request.done()
             release.set()
-        assert asked.result()[2] == LAYER
+        assert request.result()[2] == LAYER
 
     async def test_a_connection_is_closed_before_the_headers(self, registry, client):
         registry.fail("/blobs/", Fault(hang_up=True), times=None)
         with pytest.raises(aiohttp.ServerDisconnectedError):
             await client.ask(self.path)
 
-    async def test_bits_flip_and_bytes_go_missing_in_a_well_formed_answer(self, registry, client):
+    async def test_a_well_formed_response_has_flipped_bits_or_missing_bytes(self, registry, client):
         registry.fail("/blobs/", Fault(flip_at=7))
         body = (await client.ask(self.path))[2]
         assert [at for at in range(len(LAYER)) if body[at] != LAYER[at]] == [7]
@@ -298,19 +298,19 @@ class TestFaults:
         status, _, body = await client.ask(self.path, Range="bytes=5-")
         assert (status, body) == (200, LAYER)
 
-    async def test_a_login_page_comes_instead(self, registry, client):
+    async def test_a_login_page_is_sent_instead(self, registry, client):
         registry.fail("/blobs/", HTML)
         status, answer, body = await client.ask(self.path)
         assert (status, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
         assert body.startswith(b"<!doctype html>")
 
-    async def test_headers_are_replaced_or_left_out(self, registry, client):
+    async def test_headers_are_replaced_or_omitted(self, registry, client):
         registry.fail("/blobs/", Fault(headers={"Docker-Content-Digest": None, "ETag": '"x"'}))
         headers = (await client.ask(self.path))[1].headers
         assert "Docker-Content-Digest" not in headers
         assert headers["ETag"] == '"x"'
 
-    async def test_the_length_is_not_told(self, registry, client):
+    async def test_the_length_is_omitted(self, registry, client):
         registry.front.send_length = False
         _, answer, body = await client.ask(self.path)
         assert "Content-Length" not in answer.headers
@@ -322,7 +322,7 @@ class TestFaults:
         await client.ask(self.path)
         assert time.monotonic() - start >= 0.15
 
-    async def test_a_client_that_leaves_is_noticed(self, registry, client):
+    async def test_a_client_that_disconnects_is_noticed(self, registry, client):
         registry.fail("/blobs/", Fault(stall_at=1000, until=asyncio.Event()))
         async with client.session.get(registry.url + self.path) as response:
             await response.content.readexactly(1000)

@@ -1,4 +1,4 @@
-"""The token service of a fake registry: it always issues a token; the registry checks it."""
+"""The token service of a fake registry: it always issues a token, which the registry checks."""
 
 import base64
 import binascii
@@ -15,14 +15,14 @@ SERVICE = "registry.fake"
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a token stands for."""
+    """What a token allows."""
 
     scopes: frozenset[str]
     user: str | None
 
 
 class TokenService:
-    """Tokens by their text. A token never grants what its scope does not name."""
+    """Issues tokens. A token allows only what its scope names."""
 
     def __init__(self) -> None:
         self.users: dict[str, str] = {}
@@ -30,7 +30,7 @@ class TokenService:
         self._grants: dict[str, Grant] = {}
 
     def issue(self, request: web.BaseRequest) -> Reply:
-        """Answer GET /token: 200 whatever the scope is, 401 only for wrong credentials."""
+        """Respond to GET /token: 200 for any scope, 401 only for wrong credentials."""
         user = None
         if "Authorization" in request.headers:
             user = self._login(request.headers["Authorization"])
@@ -45,12 +45,12 @@ class TokenService:
         return Reply(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
 
     def grant(self, authorization: str) -> Grant | None:
-        """Return what the Bearer token of an Authorization header stands for, if it is known."""
+        """Return the grant of the Bearer token in an Authorization header, if it is valid."""
         scheme, _, token = authorization.partition(" ")
         return self._grants.get(token) if scheme.lower() == "bearer" else None
 
     def revoke(self) -> None:
-        """Forget every token, as if all had expired."""
+        """Invalidate all tokens, as if they had expired."""
         self._grants.clear()
 
     def _login(self, authorization: str) -> str | None:
@@ -59,12 +59,12 @@ class TokenService:
             user, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError):
             return None
-        known = scheme.lower() == "basic" and user in self.users
-        return user if known and self.users[user] == password else None
+        is_known = scheme.lower() == "basic" and user in self.users
+        return user if is_known and self.users[user] == password else None
 
 
 def error(status: int, code: str, message: str, **headers: str) -> Reply:
-    """Return an error body of the distribution specification."""
+    """Return an error response (distribution-spec, "Error Codes")."""
     body = json.dumps({"errors": [{"code": code, "message": message, "detail": None}]}).encode()
     return Reply(
         status,

@@ -34,7 +34,7 @@ async def test_a_429_is_waited_out_as_long_as_upstream_says(registry, program):
         waiting = await run.until("waiting")
         assert waiting["upstream"] == "docker.io"
         assert 590 < waiting["until"] - program.clock() <= 601
-        assert "limits its rate" in waiting["reason"]
+        assert "rate limit exceeded" in waiting["reason"]
         rule.times = 0
         program.clock.turn(602)
         await run.until("totals")

@@ -344,7 +344,7 @@ class TestRoom:
         run = await preload(program, "app:a", "app:b", "app:c")
         kinds = [event["event"] for event in run.events]
         assert kinds.index("failed") < kinds.index("layer")
-        assert run.of("plan")[0]["lacking"] > 3_000_000
+        assert run.of("plan")[0]["shortfall"] > 3_000_000
         assert [event["image"] for event in run.of("failed")] == ["app:b"]
         assert "raise store.max_size" in run.of("failed")[0]["reason"]
         states = [check["state"] for check in await checks(program, "app:a", "app:b", "app:c")]

@@ -7,7 +7,7 @@ import pytest
 
 from proxy.server import fast_path
 from tests.fakes.peer import Peer
-from tests.server.test_users import basic, htpasswd
+from tests.support.htpasswd import basic_auth, write_htpasswd
 
 OCI = "application/vnd.oci.image.manifest.v1+json"
 MANY = "Accept: text/html, application/vnd.docker.distribution.manifest.v2+json, */*;q=0.1"
@@ -134,9 +134,11 @@ async def test_a_reload_counts_at_once(program, ask, image):
 async def test_logins_are_asked_for(program, ask, image, tmp_path, usual):
     for _ in range(2):
         assert (await ask(LATEST))[0] == 200
-    assert await program.reload(server={"htpasswd": htpasswd(tmp_path / "users", amy="secret")})
+    assert await program.reload(
+        server={"htpasswd": write_htpasswd(tmp_path / "users", amy="secret")}
+    )
     assert (await ask(LATEST))[0] == 401
-    login = f"Authorization: {basic('amy', 'secret')}"
+    login = f"Authorization: {basic_auth('amy', 'secret')}"
     usual.clear()
     for _ in range(2):
         assert (await ask(request("/v2/library/app/manifests/latest", login)))[0] == 200

@@ -1,4 +1,4 @@
-"""TLS: certificates by name, versions, reload, and bodies that end as they do in clear."""
+"""TLS: certificates by name, versions, reload, and bodies that end as they do without TLS."""
 
 import asyncio
 import os
@@ -27,21 +27,21 @@ def port_of(program) -> str:
     return str(program.addresses[0]).rpartition(":")[2]
 
 
-async def run(*command: str, given: bytes = b"") -> tuple[int, str]:
-    """Run a real client to its end; return its exit code and all it wrote."""
+async def run(*command: str, stdin: bytes = b"") -> tuple[int, str]:
+    """Run a client program; return its exit code and its output."""
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    output, _ = await process.communicate(given)
+    output, _ = await process.communicate(stdin)
     return process.returncode or 0, output.decode("latin-1")
 
 
-async def s_client(program, *options: str, given: bytes = b"") -> str:
-    where = f"127.0.0.1:{port_of(program)}"
-    return (await run("openssl", "s_client", "-connect", where, *options, given=given))[1]
+async def s_client(program, *options: str, stdin: bytes = b"") -> str:
+    address = f"127.0.0.1:{port_of(program)}"
+    return (await run("openssl", "s_client", "-connect", address, *options, stdin=stdin))[1]
 
 
 async def connect(program, trust: ssl.SSLContext, **options):
@@ -54,7 +54,7 @@ def request(digest: str, method: str = "GET") -> bytes:
     return f"{method} /v2/library/app/blobs/{digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
 
 
-# What is served.
+# Bodies.
 
 
 async def test_an_image_is_pulled_over_tls_on_a_miss_and_on_a_hit(registry, secure):
@@ -65,7 +65,7 @@ async def test_an_image_is_pulled_over_tls_on_a_miss_and_on_a_hit(registry, secu
     assert secure.url.startswith("https://")
 
 
-async def test_a_range_and_what_is_not_in_memory_come_right(registry, secure):
+async def test_ranges_and_uncached_pages_are_sent_correctly(registry, secure):
     digest = registry.add_blob(BLOB)
     await secure.blob(digest)
     await secure.settled()
@@ -78,7 +78,7 @@ async def test_a_range_and_what_is_not_in_memory_come_right(registry, secure):
     assert (part.status, part.body) == (206, BLOB[100000:2000001])
 
 
-async def test_curl_with_the_private_authority_gets_it_and_without_does_not(
+async def test_curl_accepts_the_private_authority_only_if_it_is_trusted(
     secure, authority, registry
 ):
     digest = registry.add_blob(BLOB)
@@ -90,7 +90,7 @@ async def test_curl_with_the_private_authority_gets_it_and_without_does_not(
     assert "certificate" in output
 
 
-async def test_the_last_byte_of_wrong_bytes_is_withheld_and_the_end_is_no_reset(
+async def test_the_last_byte_of_a_corrupt_blob_is_withheld_and_the_connection_ends_cleanly(
     registry, secure, authority
 ):
     digest = registry.add_blob(BLOB)
@@ -99,34 +99,34 @@ async def test_the_last_byte_of_wrong_bytes_is_withheld_and_the_end_is_no_reset(
     writer.write(request(digest))
     head = await reader.readuntil(b"\r\n\r\n")
     assert f"Content-Length: {len(BLOB)}".encode() in head
-    body = await reader.read()  # an end without close_notify would raise
+    body = await reader.read()  # raises at an end without close_notify
     assert len(body) < len(BLOB)
     writer.close()
 
 
-async def test_a_transfer_that_breaks_off_ends_with_close_notify(registry, secure):
+async def test_a_transfer_that_ends_early_ends_with_close_notify(registry, secure):
     digest = registry.add_blob(BLOB)
     registry.fail(registry.body_of(digest), Fault(body=BLOB[:-3] + b"bad"))
-    output = await s_client(secure, "-msg", "-ign_eof", given=request(digest))
+    output = await s_client(secure, "-msg", "-ign_eof", stdin=request(digest))
     assert "close_notify" in output
 
 
-@pytest.mark.parametrize("how", ["hit", "again", "growing", "unsized"])
-async def test_a_client_that_reads_nothing_is_dropped(
-    registry, secure, authority, monkeypatch, how
+@pytest.mark.parametrize("state", ["hit", "again", "growing", "unsized"])
+async def test_a_client_that_reads_nothing_is_disconnected(
+    registry, secure, authority, monkeypatch, state
 ):
     monkeypatch.setattr(sendfile, "STALL_TIMEOUT", 0.3)
     digest = registry.add_blob(bytes(30 * MIB))
-    if how in ("hit", "again"):
+    if state in ("hit", "again"):
         await secure.blob(digest)
         await secure.settled()
-    if how == "again":
+    if state == "again":
         reader, writer = await connect(secure, authority.trust(), limit=1 << 16)
         writer.write(request(digest))
         await reader.readuntil(b"\r\n\r\n")
         await reader.readexactly(30 * MIB)
         writer.close()
-    registry.edge.send_length = how != "unsized"
+    registry.edge.send_length = state != "unsized"
     _, writer = await connect(secure, authority.trust(), limit=1 << 16)
     writer.transport.pause_reading()
     writer.write(request(digest))
@@ -140,20 +140,20 @@ async def test_a_client_that_reads_nothing_is_dropped(
 
 
 @pytest.mark.parametrize(
-    ("options", "is_taken"),
+    ("options", "is_accepted"),
     [(("-tls1_3",), True), (("-tls1_2",), True), (("-tls1_1", "-cipher", "ALL@SECLEVEL=0"), False)],
 )
-async def test_c22_old_versions_are_refused(secure, options, is_taken):
+async def test_c22_old_tls_versions_are_rejected(secure, options, is_accepted):
     output = await s_client(secure, *options)
-    assert ("Cipher is (NONE)" not in output) is is_taken
+    assert ("Cipher is (NONE)" not in output) is is_accepted
 
 
-async def test_c22_renegotiation_is_refused(secure):
-    output = await s_client(secure, "-tls1_2", given=b"R\n")
+async def test_c22_renegotiation_is_rejected(secure):
+    output = await s_client(secure, "-tls1_2", stdin=b"R\n")
     assert "no renegotiation" in output
 
 
-async def test_c22_a_handshake_that_stops_half_way_is_ended_and_frees_its_place(
+async def test_c22_an_incomplete_handshake_times_out_and_frees_its_slot(
     secure, monkeypatch, make_program, authority, local
 ):
     monkeypatch.setattr(listening, "TLS_HANDSHAKE_TIMEOUT", 0.2)
@@ -169,7 +169,7 @@ async def test_c22_a_handshake_that_stops_half_way_is_ended_and_frees_its_place(
     writer.close()
 
 
-async def test_c22_a_client_in_clear_is_hung_up_on(secure):
+async def test_c22_a_client_without_tls_is_disconnected(secure):
     reader, writer = await asyncio.open_connection(*secure.addresses[0].split(":"))
     writer.write(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
     with suppress(ConnectionResetError):
@@ -178,7 +178,7 @@ async def test_c22_a_client_in_clear_is_hung_up_on(secure):
     assert (await secure.ask("/v2/")).status == 200
 
 
-async def test_http_1_1_is_what_is_spoken_also_to_those_who_would_rather_speak_h2(secure):
+async def test_alpn_selects_http_1_1_even_if_the_client_prefers_h2(secure):
     assert "ALPN protocol: http/1.1" in await s_client(secure, "-alpn", "h2,http/1.1")
     assert "No ALPN negotiated" in await s_client(secure, "-alpn", "h2")
 
@@ -186,10 +186,10 @@ async def test_http_1_1_is_what_is_spoken_also_to_those_who_would_rather_speak_h
 # Names.
 
 
-async def test_c22_each_name_gets_its_certificate_and_no_name_the_first(make_secure, authority):
+async def test_c22_each_name_gets_its_certificate_and_other_names_the_first(make_secure, authority):
     one = authority.issue("one", "DNS:one.example", "IP:127.0.0.1")
-    wild = authority.issue("wild", "DNS:*.wild.example")
-    program = await make_secure(one, wild)
+    wildcard = authority.issue("wild", "DNS:*.wild.example")
+    program = await make_secure(one, wildcard)
     expected = {
         "one.example": "one",
         "ONE.example": "one",
@@ -204,7 +204,7 @@ async def test_c22_each_name_gets_its_certificate_and_no_name_the_first(make_sec
 
 
 @pytest.fixture
-def both(authority, tmp_path):
+def combined_file(authority, tmp_path):
     """One file with a certificate and its key."""
     text = "".join(Path(file).read_text() for file in authority.issue("both", "IP:127.0.0.1"))
     path = tmp_path / "both.pem"
@@ -212,15 +212,19 @@ def both(authority, tmp_path):
     return path
 
 
-async def test_a_key_may_be_in_the_file_of_its_certificate(make_program, authority, both):
-    program = await make_program(trust=authority.trust(), server={"tls_certificate": [str(both)]})
+async def test_the_key_may_be_in_the_file_of_the_certificate(
+    make_program, authority, combined_file
+):
+    program = await make_program(
+        trust=authority.trust(), server={"tls_certificate": [str(combined_file)]}
+    )
     assert (await program.ask("/v2/")).status == 200
 
 
 # Reload.
 
 
-async def test_a_reload_shows_the_new_certificate_and_drops_no_connection(
+async def test_a_reload_uses_the_new_certificate_and_closes_no_connection(
     registry, make_secure, authority, local
 ):
     program = await make_secure(local)
@@ -238,53 +242,53 @@ async def test_a_reload_shows_the_new_certificate_and_drops_no_connection(
     writer.close()
 
 
-async def test_a_reload_that_fails_keeps_what_is_there(make_secure, authority, local, tmp_path):
+async def test_a_failed_reload_keeps_the_certificates(make_secure, authority, local, tmp_path):
     program = await make_secure(local)
     broken = tmp_path / "broken.pem"
     broken.write_text("nonsense")
     other = authority.issue("other", "DNS:x.example")
     for pairs in ([local, (str(broken), local[1])], [(local[0], other[1])], [("/none", "/none")]):
-        with capture_logs() as logged:
+        with capture_logs() as logs:
             assert not await program.reload(server=settings(*pairs))
-        (said,) = [line["reason"] for line in logged if line["event"] == "config_reload_failed"]
-        assert "server.tls_" in said
+        (reason,) = [line["reason"] for line in logs if line["event"] == "config_reload_failed"]
+        assert "server.tls_" in reason
     assert not await program.reload(server={"tls_certificate": [], "tls_key": []})
     assert "subject=CN = local\n" in await s_client(program)
 
 
-def not_after(certificate: str) -> float:
-    """Return when a certificate ends, as openssl reads it."""
+def expiry_of(certificate: str) -> float:
+    """Return the end of a certificate's validity, as openssl reads it."""
     command = ("openssl", "x509", "-noout", "-enddate", "-in", certificate)
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return ssl.cert_time_to_seconds(said.strip().partition("=")[2])
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return ssl.cert_time_to_seconds(output.strip().partition("=")[2])
 
 
-async def test_when_each_certificate_ends_is_a_metric_that_a_reload_renews(
+async def test_the_expiry_of_each_certificate_is_a_metric_that_a_reload_updates(
     make_secure, authority, local
 ):
     async def expiries() -> dict[str, float]:
         body = (await program.ask("/metrics")).body.decode()
-        found = re.findall(
+        matches = re.findall(
             r'^pullcache_tls_certificate_expiry_timestamp_seconds\{certificate="(.+)"\} (.+)$',
             body,
             re.MULTILINE,
         )
-        return {file: float(value) for file, value in found}
+        return {file: float(value) for file, value in matches}
 
     other = authority.issue("other-name", "DNS:cache.example", days=30)
     program = await make_secure(local, other)
-    assert await expiries() == {file: not_after(file) for file, _ in (local, other)}
+    assert await expiries() == {file: expiry_of(file) for file, _ in (local, other)}
     renewed = authority.issue("renewed", "IP:127.0.0.1", days=90)
     assert not await program.reload(server=settings(renewed, ("/none", "/none")))
     assert set(await expiries()) == {local[0], other[0]}
     assert await program.reload(server=settings(renewed))
-    assert await expiries() == {renewed[0]: not_after(renewed[0])}
+    assert await expiries() == {renewed[0]: expiry_of(renewed[0])}
 
 
-# What is wrong is said.
+# Errors in the configuration.
 
 
-def test_what_is_wrong_with_the_files_is_said_with_their_names(authority, local, tmp_path):
+def test_errors_in_certificate_files_name_the_file_and_the_reason(authority, local, tmp_path):
     weak = authority.issue("weak", "DNS:x", options=("-newkey", "rsa:1024", "-nodes", "-sha256"))
     secret = authority.issue(
         "secret",
@@ -309,13 +313,13 @@ def test_what_is_wrong_with_the_files_is_said_with_their_names(authority, local,
         assert len(str(raised.value)) < 400
 
 
-def test_certificates_and_keys_have_to_be_of_the_same_number(local):
-    given = {"tls_certificate": [local[0], local[0]], "tls_key": [local[1]]}
+def test_there_must_be_as_many_keys_as_certificates(local):
+    files = {"tls_certificate": [local[0], local[0]], "tls_key": [local[1]]}
     with pytest.raises(ConfigError, match="of the same number"):
-        load(None, {}, {"server": given}, is_root=False)
+        load(None, {}, {"server": files}, is_root=False)
 
 
-def test_an_expired_certificate_is_served_for_clients_judge_it(authority):
+def test_an_expired_certificate_is_served_because_clients_check_it(authority):
     pair = authority.issue("old", "DNS:old.example", days=-1)
     config = load(None, {}, {"server": settings(pair)}, is_root=False)
     certificates = load_certificates(config.server)

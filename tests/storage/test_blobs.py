@@ -35,7 +35,7 @@ def content_of(store: BlobStore, digest: Digest, size: int) -> bytes | None:
 def test_what_was_put_is_there_under_its_digest(store):
     assert store.open(DIGEST, len(CONTENT)) is None
     assert read(store) is None
-    store.commit_blob(DIGEST, CONTENT)
+    store.commit_bytes(DIGEST, CONTENT)
     assert content_of(store, DIGEST, len(CONTENT)) == CONTENT
     assert read(store) == CONTENT
     assert list(store.iter_blobs()) == [(DIGEST, len(CONTENT))]
@@ -43,8 +43,8 @@ def test_what_was_put_is_there_under_its_digest(store):
 
 def test_the_layout_is_the_one_of_an_oci_image_layout(store):
     long = Digest.from_content(CONTENT, "sha512")
-    store.commit_blob(DIGEST, CONTENT)
-    store.commit_blob(long, CONTENT)
+    store.commit_bytes(DIGEST, CONTENT)
+    store.commit_bytes(long, CONTENT)
     assert (store.root / "blobs" / "sha256" / DIGEST.hex).read_bytes() == CONTENT
     assert (store.root / "blobs" / "sha512" / long.hex).read_bytes() == CONTENT
     check = subprocess.run(
@@ -53,14 +53,22 @@ def test_the_layout_is_the_one_of_an_oci_image_layout(store):
     assert check.stdout.startswith(DIGEST.hex)
 
 
-def test_putting_leaves_nothing_but_the_blob(store):
-    store.commit_blob(DIGEST, CONTENT)
+def test_a_commit_of_bytes_tells_of_itself_until_it_is_settled(store):
+    store.commit_bytes(DIGEST, CONTENT)
+    assert store.list_committed_ingests() == [DIGEST]
+    store.settle_bytes(DIGEST)
+    assert store.list_committed_ingests() == []
+
+
+def test_a_commit_of_bytes_leaves_nothing_but_the_blob(store):
+    store.commit_bytes(DIGEST, CONTENT)
+    store.settle_bytes(DIGEST)
     assert list((store.root / "ingest").iterdir()) == []
     assert (store.root.stat().st_mode & 0o777) == 0o700
 
 
 def test_an_open_blob_can_be_read_after_it_was_deleted(store):
-    store.commit_blob(DIGEST, CONTENT)
+    store.commit_bytes(DIGEST, CONTENT)
     blob = store.open(DIGEST, len(CONTENT))
     assert blob is not None
     store.delete(DIGEST)
@@ -91,7 +99,7 @@ def damaged(store: BlobStore, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["truncated", "longer", "empty", "symlink", "directory", "gone"])
 def test_what_is_not_the_regular_file_of_that_size_is_a_miss(store, how):
-    store.commit_blob(DIGEST, CONTENT)
+    store.commit_bytes(DIGEST, CONTENT)
     damaged(store, how)
     assert store.open(DIGEST, len(CONTENT)) is None
 
@@ -112,13 +120,13 @@ def test_a_pipe_in_a_blobs_place_does_not_stop_the_daemon(store):
 
 
 def test_a_flipped_bit_is_seen_when_a_manifest_is_read(store):
-    store.commit_blob(DIGEST, CONTENT)
+    store.commit_bytes(DIGEST, CONTENT)
     Path(store.blob_path(DIGEST)).write_bytes(b"some lAyer")
     assert read(store) is None
 
 
 def test_files_that_are_no_blobs_are_left_alone(store):
-    store.commit_blob(DIGEST, CONTENT)
+    store.commit_bytes(DIGEST, CONTENT)
     folder = store.root / "blobs" / "sha256"
     (folder / "lost+found").mkdir()
     (folder / ("a" * 63)).write_bytes(b"")
@@ -176,11 +184,11 @@ def test_a_full_disk_is_told_from_other_errors(tiny_disk):
     store = BlobStore(tiny_disk(256 * 1024))
     try:
         with pytest.raises(NoSpaceError):
-            store.commit_blob(DIGEST, b"x" * 1_000_000)
+            store.commit_bytes(DIGEST, b"x" * 1_000_000)
         assert list((store.root / "ingest").iterdir()) == []
         (store.root / "ingest").rename(store.root / "moved")
         with pytest.raises(StorageError) as caught:
-            store.commit_blob(DIGEST, CONTENT)
+            store.commit_bytes(DIGEST, CONTENT)
         assert not isinstance(caught.value, NoSpaceError)
     finally:
         store.close()
@@ -210,7 +218,7 @@ def test_a_disk_that_fails_under_ingests_is_an_error_of_the_store(store):
 
 def test_fsck_removes_nothing_that_it_may_not_open(monkeypatch, tmp_path):
     store = BlobStore(tmp_path)
-    store.commit_blob(DIGEST, CONTENT)
+    store.commit_bytes(DIGEST, CONTENT)
     store.close()
     path = Path(store.blob_path(DIGEST))
     open_ = os.open

@@ -224,12 +224,12 @@ async def test_what_cannot_be_deleted_stays_known(index):
 
 
 async def test_totals_are_over_all_blobs(index):
-    assert await index.totals() == (0, 0)
+    assert index.totals == (0, 0)
     await index.add_blob(APP, digest(), 5)
     await index.add_blob(OTHER, BLOB, 4097)
     await index.pin([(OTHER, BLOB)])
     assert index.is_pinned(BLOB)
-    assert await index.totals() == (2, 3 * 4096)
+    assert index.totals == (2, 3 * 4096)
     assert index.bytes_on_disk() > 0
 
 
@@ -270,7 +270,7 @@ async def test_many_writes_at_once_all_arrive(index):
 def test_an_index_that_is_none_says_what_helps(tmp_path, clock):
     path = tmp_path / "index.sqlite"
     path.write_bytes(b"this is no database, but long enough to be taken for one" * 100)
-    with pytest.raises(StorageError, match="pullcache fsck makes it anew"):
+    with pytest.raises(StorageError, match="rebuild it with pullcache fsck"):
         Index(path, clock)
 
 
@@ -280,5 +280,13 @@ def test_p14_an_index_of_a_newer_version_is_refused(tmp_path, clock):
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(StorageError, match="is of version 99"):
+    with pytest.raises(StorageError, match="has version 99"):
         Index(path, clock)
+
+
+async def test_a_use_of_a_blob_before_it_was_stored_does_not_make_it_older(index):
+    first, second = digest(), digest()
+    index.touch(second)
+    await index.add_blob(APP, first, 1)
+    await index.add_blob(APP, second, 1)
+    assert await order(index) == [first, second]

@@ -197,7 +197,7 @@ class TestFsck:
         )
         store = await asyncio.to_thread(BlobStore, tmp_path / "store")
         for one in (layer, other, content):
-            await asyncio.to_thread(store.commit_blob, Digest.from_content(one), one)
+            await asyncio.to_thread(store.commit_bytes, Digest.from_content(one), one)
         index = await asyncio.to_thread(Index, store.root / "index.sqlite", Clock())
         await index.set_tag(APP, V1, Digest.from_content(content))
         await index.pin([(APP, V1)])

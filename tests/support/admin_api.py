@@ -1,4 +1,4 @@
-"""What tests ask the admin API about images; every answer is checked against its description."""
+"""Requests to the admin API about images; each response is validated against its schema."""
 
 import asyncio
 import platform
@@ -6,7 +6,7 @@ from typing import Any
 
 from proxy.cli.api_client import AdminClient
 from proxy.oci.platform import machine_platform
-from tests.server.admin.test_openapi import check
+from tests.support.openapi import validate
 
 APP = "library/app"
 NATIVE = str(machine_platform(platform.machine()))
@@ -26,7 +26,7 @@ async def stream(program, *arguments, **query) -> list[Any]:
 async def images(program, pattern: str = "") -> dict[str, Any]:
     found = await stream(program, "GET", "/api/v1/images", filter=pattern)
     for image in found:
-        check(image, "Image")
+        validate(image, "ImageSummary")
     assert len({image["name"] for image in found}) == len(found)
     return {image["name"]: image for image in found}
 
@@ -35,19 +35,19 @@ async def checks(program, *wanted: dict[str, Any] | str) -> list[dict[str, Any]]
     documents = [{"image": one} if isinstance(one, str) else one for one in wanted]
     found = await stream(program, "POST", "/api/v1/images/check", {"images": documents})
     for one in found:
-        check(one, "ImageCheck")
+        validate(one, "ImageCheck")
     return found
 
 
 async def inspect(program, image: str) -> Any:
     detail = await call(program, "get", "/api/v1/images/inspect", image=image)
-    check(detail, "ImageDetail")
+    validate(detail, "ImageDetail")
     return detail
 
 
 async def remove(program, *names: str, **kw: bool) -> Any:
     answer = await call(program, "post", "/api/v1/images/remove", {"images": names, **kw})
-    check(answer, "Removed")
+    validate(answer, "RemovedImages")
     return answer
 
 

@@ -32,10 +32,10 @@ async def pull(program: Program, image: Image) -> None:
 
 
 async def export(
-    program: Program, *images: str, platforms: Sequence[str] = (), without: Iterable[str] = ()
+    program: Program, *images: str, platforms: Sequence[str] = (), exclude: Iterable[str] = ()
 ) -> bytes:
     """Return the bundle that the program makes, whose size it has said before."""
-    wanted = {"images": images, "platforms": platforms, "without": sorted(without)}
+    wanted = {"images": images, "platforms": platforms, "exclude": sorted(exclude)}
     target = io.BytesIO()
 
     def work() -> None:

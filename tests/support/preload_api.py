@@ -1,4 +1,4 @@
-"""What tests ask of `/api/v1/preload`; every event is checked against its description."""
+"""Requests to `/api/v1/preload`; each event is validated against its schema."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from tests.server.admin.test_openapi import check
+from tests.support.openapi import validate
 from tests.support.program import Program
 
 
@@ -25,7 +25,7 @@ class Preload:
             line = await self._response.content.readline()
         assert line, f"no more than {self.events}"
         event: dict[str, Any] = msgspec.json.decode(line)
-        check(event, "PreloadEvent")
+        validate(event, "PreloadEvent")
         self.events.append(event)
         return event
 

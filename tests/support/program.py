@@ -1,4 +1,4 @@
-"""The whole program in this process, on ports of its own, and a client that looks closely."""
+"""The whole program in this process, listening on a free port, and a client that checks it."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back. `is_whole` is False if the body ended before its announced length."""
+    """A response. `is_whole` is False if the body ended before its announced length."""
 
     status: int
     headers: CIMultiDictProxy[str]
@@ -55,7 +55,7 @@ class Answer:
 
     @property
     def code(self) -> str:
-        """The code of an OCI error body, whose form is checked."""
+        """The code in an OCI error body, after checking the form of the body."""
         assert self.headers["Content-Type"] == "application/json"
         (error,) = self.json["errors"]
         assert set(error) >= {"code", "message"}
@@ -64,7 +64,7 @@ class Answer:
 
 
 class Program:
-    """A daemon on `root` that stands before `registry`, with settings by section."""
+    """A daemon with its store in `root`, `registry` as Docker Hub and settings by section."""
 
     def __init__(self, root: Path, registry: FakeRegistry, **sections: dict[str, Any]) -> None:
         self.root = root
@@ -76,13 +76,13 @@ class Program:
         self.sections = sections
         self.upstreams = {"docker.io": {"url": registry.url}, **self.sections.pop("upstreams", {})}
         self.url = ""
-        self.bugs = 0
-        """How many bugs of its own the daemon is to meet."""
+        self.expected_internal_errors = 0
+        """The value of `pullcache_internal_errors_total` at the stop."""
         self._running: AsyncExitStack | None = None
 
     @property
     def is_running(self) -> bool:
-        """Whether it was started and not stopped."""
+        """Whether the daemon is running."""
         return self._running is not None
 
     async def start(self) -> None:
@@ -112,7 +112,7 @@ class Program:
             self._running = stack.pop_all()
 
     def config(self) -> Config:
-        """Return the configuration it is started with."""
+        """Return the configuration: the defaults, overridden by `sections`."""
         values: dict[str, Any] = {name: dict(table) for name, table in SETTINGS.items()}
         values["store"]["path"] = str(self.root)
         for name, value in {"upstreams": self.upstreams, **self.sections}.items():
@@ -124,27 +124,27 @@ class Program:
         """Stop the daemon as SIGTERM does."""
         assert self._running is not None
         async with asyncio.timeout(30):
-            bugs = await self.metric("pullcache_internal_errors_total")
+            internal_errors = await self.metric("pullcache_internal_errors_total")
             await self._running.aclose()
         self._running = None
-        assert bugs == self.bugs, "the daemon met a bug of its own; its log is above"
+        assert internal_errors == self.expected_internal_errors, "see the daemon's log above"
 
     async def reload(self, **sections: dict[str, Any]) -> bool:
-        """Change the settings given and read them as SIGHUP does; return whether they were taken."""
+        """Change these settings and reload as SIGHUP does; return whether they were applied."""
         self.sections = {**self.sections, **sections}
         self.upstreams = self.sections.pop("upstreams", self.upstreams)
         return await self.running.reload(self.config)
 
     async def restart(self, **sections: dict[str, Any]) -> None:
-        """Stop, change the settings given, and start again on the same store."""
+        """Stop, change these settings, and start again on the same store."""
         await self.stop()
         self.sections = {**self.sections, **sections}
         await self.start()
 
-    # Looking at the disk.
+    # The disk.
 
     def stored(self) -> set[str]:
-        """Return the digests of the blobs in the store, after checking their bytes."""
+        """Return the digests of the stored blobs, after checking their content."""
         digests = set()
         for path in (self.root / "blobs" / "sha256").iterdir():
             digest = digest_of(path.read_bytes())
@@ -153,46 +153,46 @@ class Program:
         return digests
 
     def on_disk(self) -> int:
-        """Return what `du` says of everything under the store."""
+        """Return the bytes that the store takes on disk, as `du` counts them."""
         sizes: dict[int, int] = {}
         for path in self.root.rglob("*"):
-            with suppress(FileNotFoundError):  # evicted while we look
+            with suppress(FileNotFoundError):  # evicted in the meantime
                 status = path.stat()
                 if stat.S_ISREG(status.st_mode):
-                    # By inode: what is renamed while we look is found twice.
+                    # By inode, because a file renamed in the meantime is found twice.
                     sizes[status.st_ino] = status.st_blocks * 512
         return sum(sizes.values())
 
-    # Asking.
+    # Requests.
 
     @asynccontextmanager
     async def opened(
         self, target: str, method: str = "GET", headers: dict[str, str] | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Ask, and yield the response with its body still to be read."""
+        """Send a request, and yield the response with its body still unread."""
         async with self.session.request(
             method, URL(self.url + target, encoded=True), headers=headers, allow_redirects=False
         ) as response:
             yield response
 
     async def ask(self, target: str, method: str = "GET", **headers: str) -> Answer:
-        """Ask and read to the end, be it an early one. `If_Range` is the header If-Range."""
+        """Send a request and read the response, which may end early. `If_Range` sets If-Range."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         async with self.opened(target, method, named) as response:
             body, is_whole = await read(response)
             return Answer(response.status, response.headers, body, is_whole)
 
     async def manifest(self, image: Image | str, reference: str = "latest", **kw: str) -> Answer:
-        """Ask for a manifest of the repository of `image`."""
+        """Request a manifest of the repository of `image`."""
         repository = image if isinstance(image, str) else image.repository
         return await self.ask(f"/v2/{repository}/manifests/{reference}", **kw)
 
     async def blob(self, digest: str, repository: str = "library/app", **kw: str) -> Answer:
-        """Ask for a blob."""
+        """Request a blob."""
         return await self.ask(f"/v2/{repository}/blobs/{digest}", **kw)
 
     async def pull(self, image: Image) -> None:
-        """Pull as dockerd does: HEAD, index, manifest, config and layers at once; check it all."""
+        """Pull and check an image as dockerd does: HEAD, index, manifest, config and layers."""
         tag = await self.manifest(image, image.tag or image.digest, method="HEAD")
         assert tag.status == 200
         assert tag.headers["Docker-Content-Digest"] == image.digest
@@ -205,19 +205,19 @@ class Program:
             assert (answer.status, answer.is_whole, answer.digest) == (200, True, digest)
 
     async def settled(self) -> None:
-        """Wait until no download runs: what was sent is then committed. On a busy disk that takes its time."""
+        """Wait until no download is running: all that was sent is then committed."""
         async with asyncio.timeout(30):
             while await self.metric("pullcache_downloads_in_progress"):
                 pass
 
     async def recovered(self) -> None:
-        """Wait until the program asks upstream again, which it leaves alone after failures."""
+        """Wait until the program sends requests upstream again, which it stops after failures."""
         async with asyncio.timeout(10):
             while (await self.manifest("me/probe")).status != 404:
                 pass
 
     async def metric(self, name: str, **labels: str) -> float:
-        """Return the sum of a metric over the series that have these labels."""
+        """Return the sum of a metric over the series with these labels."""
         answer = await self.ask("/metrics")
         total = 0.0
         for line in answer.body.decode().splitlines():
@@ -230,7 +230,7 @@ class Program:
 
 
 async def read(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
-    """Return the body as far as it came, and whether that was all of it."""
+    """Return the body as far as it was received, and whether it is complete."""
     body = bytearray()
     try:
         async for chunk in response.content.iter_any():

@@ -1,4 +1,4 @@
-"""PromQL as far as the tests need it: which metrics and labels a query names, held against the program."""
+"""Checks that the metrics and labels in a PromQL query exist in the program."""
 
 import re
 from collections import defaultdict
@@ -8,9 +8,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy import metrics as ours
 from proxy.metrics import Metrics
-from tests.test_metrics import use_everything
+from tests.test_metrics import set_all_metrics
 
-# What Prometheus itself adds, and what it tells of a target.
+# Labels that Prometheus itself adds.
 ADDED = {"job", "instance", "le"}
 BOUNDED = {
     "kind": {*get_args(ours.RequestKind), "token"},
@@ -24,9 +24,9 @@ _GROUPING = re.compile(r"\b(?:by|on)\s*\(([^)]*)\)")
 
 
 def labels_by_metric() -> dict[str, set[str]]:
-    """Return the labels that each sample of the program has."""
+    """Return the labels of each metric of the program."""
     metrics = Metrics(["docker.io"], "1.0")
-    use_everything(metrics)
+    set_all_metrics(metrics)
     found: dict[str, set[str]] = defaultdict(set, up=set())
     for family in text_string_to_metric_families(metrics.render().decode()):
         for sample in family.samples:
@@ -34,20 +34,20 @@ def labels_by_metric() -> dict[str, set[str]]:
     return found
 
 
-def mistakes(query: str, known: dict[str, set[str]]) -> list[str]:
-    """Return what the query names that the program does not have."""
-    wrong = []
+def unknown_names(query: str, known: dict[str, set[str]]) -> list[str]:
+    """Return the metrics, labels and label values in the query that do not exist."""
+    unknown = []
     grouped = {label.strip() for one in _GROUPING.findall(query) for label in one.split(",")}
     plain = _GROUPING.sub("", query)
     for name, matchers in _SELECTOR.findall(re.sub(r"\w+:\w+:\w+", "", plain)):
         if name not in known:
-            wrong.append(name)
+            unknown.append(name)
             continue
         grouped -= known[name]
         for label, value in _MATCHER.findall(matchers):
             if label not in known[name] | ADDED:
-                wrong.append(f"{name}{{{label}}}")
-            # A variable of the dashboard may be anything, a status any number.
+                unknown.append(f"{name}{{{label}}}")
+            # Other labels have no fixed set of values: variables of the dashboard, statuses.
             elif label in BOUNDED and not set(value.split("|")) <= BOUNDED[label]:
-                wrong.append(f"{name}{{{label}={value}}}")
-    return wrong + [f"by {label}" for label in grouped - ADDED]
+                unknown.append(f"{name}{{{label}={value}}}")
+    return unknown + [f"by {label}" for label in grouped - ADDED]

@@ -165,7 +165,7 @@ def test_a_kill_in_the_midst_of_an_import_loses_nothing_and_leaves_nothing_half(
     for path in before:
         assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
     (report,) = json.loads(island.run("import", archive, "--json"))
-    assert report["known"] == len(before)
+    assert report["already_stored"] == len(before)
     assert island.manifest_digest(image.repository, image.tag) == image.index
 
 

@@ -45,7 +45,7 @@ def test_the_manager_is_told_how_it_goes(make_manager: MakeManager, upstream: Re
     first, *_, last = manager.heard
     assert int(first["EXTEND_TIMEOUT_USEC"]) >= 10_000_000
     assert last["READY"] == "1"
-    assert re.fullmatch(r"0 answers and 0 downloads under way; 0 served; .* GB", last["STATUS"])
+    assert re.fullmatch(r"0 responses and 0 downloads running; 0 served; .* GB", last["STATUS"])
     before = time.monotonic_ns() // 1000
     manager.process.signal(signal.SIGHUP)
     said = manager.hear("RELOADING")
@@ -98,7 +98,7 @@ def test_p03_a_broken_file_is_said_in_log_status_and_metric(
     manager.start()
     manager.configure(upstream.url, "[manifests]\nttl = 'soon'\n")
     manager.reload()
-    assert "the last reload failed" in manager.heard[-1]["STATUS"]
+    assert "last reload failed" in manager.heard[-1]["STATUS"]
     (line,) = eventually(
         lambda: [line for line in manager.log.splitlines() if '"config_reload_failed"' in line],
         "its line in the log",

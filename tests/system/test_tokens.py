@@ -129,7 +129,7 @@ def test_a_wrong_password_is_said_to_be_the_cache_s_and_no_client_is_asked_for_o
     for answer, wanted in zip(answers[1:3], ("NAME_UNKNOWN", "NAME_UNKNOWN"), strict=True):
         code, message = said(answer)
         assert code == wanted
-        assert "refuses this cache's own login: incorrect password" in message
+        assert "rejected the configured credentials: incorrect password" in message
     assert {one.user for one in tokens.requests} == {None}
     assert "not the one" not in daemon.log
 

@@ -1,4 +1,4 @@
-"""An upstream client that talks to the fake registry."""
+"""Clients of the fake registry."""
 
 import asyncio
 import ssl
@@ -15,34 +15,34 @@ from proxy.upstream.auth import Authenticator
 from proxy.upstream.client import Upstream
 from proxy.upstream.credentials import Credentials
 from proxy.upstream.egress import EgressGuard
-from proxy.upstream.factory import open_session
 from proxy.upstream.mirrors import MirrorSet
 from proxy.upstream.offline import OfflineSwitch
 from proxy.upstream.proxies import ProxySelector
 from proxy.upstream.registry_client import RegistryClient, RegistryTimeouts
+from proxy.upstream.session import open_session
 from tests.fakes.clock import Clock
 from tests.fakes.registry import FakeRegistry
 
 Connect = Callable[..., Any]
 
-DIRECT = ProxySelector({})
-PATIENT = RegistryTimeouts(connect=2, stall=5)
+NO_PROXIES = ProxySelector({})
+TIMEOUTS = RegistryTimeouts(connect=2, stall=5)
 
 
 @asynccontextmanager
-async def connected(
+async def open_upstream(
     url: str,
     *,
     credentials: Credentials | None = None,
     offline: bool = False,
     guard: EgressGuard | None = None,
-    timeouts: RegistryTimeouts = PATIENT,
-    proxies: ProxySelector = DIRECT,
+    timeouts: RegistryTimeouts = TIMEOUTS,
+    proxies: ProxySelector = NO_PROXIES,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Upstream]:
-    """Yield a client of the registry at `url`."""
+    """Yield an upstream without mirrors whose registry is at `url`."""
 
-    async def login() -> Credentials | None:
+    async def get_credentials() -> Credentials | None:
         return credentials
 
     metrics = Metrics(["fake"], "0")
@@ -57,34 +57,35 @@ async def connected(
         ) as session,
         asyncio.TaskGroup() as group,
     ):
-        authenticator = Authenticator(URL(url), session, group, login, lambda _: None)
-        exchange = RegistryClient(
+        registry = RegistryClient(
             "fake",
             url,
             session=session,
-            authenticator=authenticator,
+            authenticator=Authenticator(
+                URL(url), session, group, get_credentials, lambda _status: None
+            ),
             metrics=metrics,
             offline=switch,
             timeouts=timeouts,
             attempts=3,
             clock=Clock(),
         )
-        routes = MirrorSet(exchange, [], metrics)
-        yield Upstream(routes, metrics, min_rate=0, min_rate_window=10)
+        mirror_set = MirrorSet(registry, [], metrics)
+        yield Upstream(mirror_set, metrics, min_rate=0, min_rate_window=10)
 
 
 @pytest.fixture
 async def upstream(registry: FakeRegistry) -> AsyncIterator[Upstream]:
-    async with connected(registry.url) as upstream:
+    async with open_upstream(registry.url) as upstream:
         yield upstream
 
 
 @pytest.fixture
 async def connect() -> AsyncIterator[Connect]:
-    """Make further clients, all closed at the end."""
+    """Open further upstreams, with the arguments of `open_upstream`; all are closed at the end."""
     async with AsyncExitStack() as stack:
 
-        async def enter(url: str, **kwargs: Any) -> Upstream:
-            return await stack.enter_async_context(connected(url, **kwargs))
+        async def connect(url: str, **kwargs: Any) -> Upstream:
+            return await stack.enter_async_context(open_upstream(url, **kwargs))
 
-        yield enter
+        yield connect

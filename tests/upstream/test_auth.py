@@ -1,4 +1,4 @@
-"""Credentials go where they belong and nowhere else; tokens are taken with care."""
+"""Credentials go only where they belong, and tokens are validated."""
 
 import asyncio
 import json
@@ -19,7 +19,8 @@ SECRET = "me/secret"
 
 
 @pytest.fixture
-def private(registry: FakeRegistry) -> FakeRegistry:
+def private_registry(registry: FakeRegistry) -> FakeRegistry:
+    """A registry with the private repository `SECRET`, for `BOB`."""
     registry.add_image(SECRET)
     registry.repository(SECRET).private = True
     registry.tokens.users["bob"] = "pa:ss"
@@ -47,71 +48,79 @@ def private(registry: FakeRegistry) -> FakeRegistry:
         ("https://x.com", "https://com/token", False),
     ],
 )
-def test_a01_credentials_go_to_the_site_of_the_registry_alone(registry_url, realm, allowed):
+def test_a01_credentials_go_only_to_the_domain_of_the_registry(registry_url, realm, allowed):
     assert is_trusted_realm(URL(registry_url), URL(realm)) is allowed
 
 
-def test_a_password_is_never_in_a_representation():
+def test_the_representation_of_credentials_hides_the_password():
     assert "pa:ss" not in repr(BOB)
     assert "pa:ss" not in f"{BOB}"
 
 
-async def test_a_private_repository_is_opened_by_its_credentials(private, connect):
-    upstream = await connect(private.url, credentials=BOB)
+async def test_credentials_give_access_to_a_private_repository(private_registry, connect):
+    upstream = await connect(private_registry.url, credentials=BOB)
     assert await upstream.resolve(SECRET, LATEST)
-    basic = [one for one in private.requests if "Basic" in one.headers.get("Authorization", "")]
-    assert {one.target.partition("?")[0] for one in basic} == {"/token"}
+    basic = [
+        seen
+        for seen in private_registry.requests
+        if "Basic" in seen.headers.get("Authorization", "")
+    ]
+    assert {seen.target.partition("?")[0] for seen in basic} == {"/token"}
 
 
-async def test_nobody_sees_a_private_repository_without_them(private, connect):
-    upstream = await connect(private.url)
+async def test_without_credentials_a_private_repository_is_denied(private_registry, connect):
+    upstream = await connect(private_registry.url)
     with pytest.raises(UpstreamUnauthorizedError):
         await upstream.resolve(SECRET, LATEST)
 
 
-async def test_a_login_that_is_refused_is_named_as_ours_and_without_its_password(private, connect):
-    upstream = await connect(private.url, credentials=Credentials("bob", "hunter2"))
+async def test_rejected_credentials_are_reported_without_the_password(private_registry, connect):
+    upstream = await connect(private_registry.url, credentials=Credentials("bob", "hunter2"))
     with pytest.raises(UpstreamUnauthorizedError) as caught:
         await upstream.resolve(SECRET, LATEST)
     assert str(caught.value) == (
-        "the token server 127.0.0.1 refuses this cache's own login: incorrect username or password; "
-        "check its username and password"
+        "the token server 127.0.0.1 rejected the configured credentials: "
+        "incorrect username or password; check username and password"
     )
 
 
-async def test_a_registry_that_refuses_the_login_itself_is_named(registry, connect):
+async def test_a_registry_that_rejects_basic_credentials_is_named(registry, connect):
     registry.add_image()
     registry.auth = False
     challenge = {"WWW-Authenticate": 'Basic realm="x"'}
     registry.fail("/v2/", Fault(status=401, body=b"", headers=challenge), times=None)
     upstream = await connect(registry.url, credentials=BOB)
-    with pytest.raises(UpstreamUnauthorizedError, match=r"^fake refuses this cache's own login; "):
+    with pytest.raises(
+        UpstreamUnauthorizedError, match=r"^fake rejected the configured credentials; "
+    ):
         await upstream.resolve("library/app", LATEST)
 
 
-@pytest.mark.parametrize(("status", "login"), [(401, None), (403, None), (403, BOB)], ids=str)
-async def test_a_token_server_that_gives_none_shows_it_to_nobody(private, connect, status, login):
-    """ghcr.io refuses the token where other registries refuse what it is for."""
-    private.fail("/token", Fault(status=status, body=b""), times=None)
-    upstream = await connect(private.url, credentials=login)
+@pytest.mark.parametrize(("status", "credentials"), [(401, None), (403, None), (403, BOB)], ids=str)
+async def test_a_token_server_that_refuses_a_token_denies_access(
+    private_registry, connect, status, credentials
+):
+    """ghcr.io refuses the token where other registries refuse the request made with it."""
+    private_registry.fail("/token", Fault(status=status, body=b""), times=None)
+    upstream = await connect(private_registry.url, credentials=credentials)
     with pytest.raises(UpstreamUnauthorizedError, match="if it is private, configure credentials"):
         await upstream.resolve(SECRET, LATEST)
 
 
-async def test_a01_credentials_do_not_go_to_a_realm_elsewhere(registry, connect):
+async def test_a01_credentials_are_not_sent_to_a_token_server_of_another_domain(registry, connect):
     registry.add_image()
-    async with FakeRegistry() as stranger:
-        realm = f'Bearer realm="{stranger.url.replace("127.0.0.1", "localhost")}/token"'
+    async with FakeRegistry() as other_server:
+        realm = f'Bearer realm="{other_server.url.replace("127.0.0.1", "localhost")}/token"'
         fault = Fault(headers={"WWW-Authenticate": realm})
         registry.fail("/v2/", fault, times=None)
         upstream = await connect(registry.url, credentials=BOB)
         with pytest.raises(UpstreamError):
             await upstream.resolve("library/app", LATEST)
-        assert stranger.count("/token") == 1
-        assert "Authorization" not in stranger.requests[0].headers
+        assert other_server.count("/token") == 1
+        assert "Authorization" not in other_server.requests[0].headers
 
 
-async def test_a_registry_that_wants_basic_gets_it(registry, connect):
+async def test_a_basic_challenge_is_answered_with_basic(registry, connect):
     registry.add_image()
     registry.auth = False
     challenge = {"WWW-Authenticate": 'Basic realm="x"'}
@@ -146,7 +155,7 @@ async def test_bearer_is_preferred_to_basic(registry, connect):
         'Bearer realm="/token"',
     ],
 )
-async def test_a_challenge_that_leads_nowhere_is_an_error(registry, upstream, challenge):
+async def test_an_unusable_challenge_is_an_error(registry, upstream, challenge):
     registry.add_image()
     fault = Fault(status=401, body=b"", headers={"WWW-Authenticate": challenge})
     registry.fail("/v2/", fault, times=None)
@@ -155,7 +164,7 @@ async def test_a_challenge_that_leads_nowhere_is_an_error(registry, upstream, ch
     assert registry.count("/v2/") <= 2
 
 
-def answer(**fields: object) -> Fault:
+def token_response(**fields: object) -> Fault:
     return Fault(status=200, body=json.dumps(fields).encode())
 
 
@@ -170,18 +179,18 @@ def answer(**fields: object) -> Fault:
         Fault(status=200, body=b"[" * 100_000),
         Fault(status=200, body=b" " * 2_000_000),
         Fault(status=200, body=b'{"token":"\xff"}'),
-        answer(),
-        answer(token=""),
-        answer(token=5),
-        answer(token="a\r\nX-Evil: 1"),
-        answer(token="a b"),
-        answer(token="\u00e9"),
+        token_response(),
+        token_response(token=""),
+        token_response(token=5),
+        token_response(token="a\r\nX-Evil: 1"),
+        token_response(token="a b"),
+        token_response(token="\u00e9"),
         Fault(hang_up=True),
         Fault(cut_at=5),
     ],
     ids=range(16),
 )
-async def test_u17_a_token_server_that_sends_no_token_is_an_error(registry, upstream, fault):
+async def test_u17_a_token_server_that_sends_no_valid_token_is_an_error(registry, upstream, fault):
     registry.add_image()
     registry.fail("/token", fault, times=None)
     with pytest.raises(UpstreamError):
@@ -189,18 +198,18 @@ async def test_u17_a_token_server_that_sends_no_token_is_an_error(registry, upst
 
 
 @pytest.mark.parametrize("field", ["token", "access_token"])
-async def test_the_token_may_have_either_name(registry, upstream, field):
+async def test_the_token_may_be_in_either_field(registry, upstream, field):
     registry.add_image()
     registry.auth = False
     challenge = {"WWW-Authenticate": f'Bearer realm="{registry.url}/token"'}
     registry.fail("/v2/", Fault(status=401, body=b"", headers=challenge))
-    registry.fail("/token", answer(**{field: "abc"}))
+    registry.fail("/token", token_response(**{field: "abc"}))
     await upstream.resolve("library/app", LATEST)
     assert registry.requests[-1].headers["Authorization"] == "Bearer abc"
 
 
 @pytest.mark.parametrize("lifetime", [None, 1, -1, 0, 1e99, "x", [], True, 300])
-async def test_u17_any_lifetime_is_taken_for_a_sensible_one(registry, upstream, lifetime):
+async def test_u17_the_lifetime_of_a_token_is_clamped(registry, upstream, lifetime):
     registry.tokens.lifetime = lifetime
     registry.add_image()
     for _ in range(2):

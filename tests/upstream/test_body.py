@@ -1,5 +1,6 @@
 """The bytes of a blob arrive as they were sent, and their connection is used again."""
 
+import asyncio
 import random
 import resource
 import ssl
@@ -113,3 +114,24 @@ async def test_what_arrived_before_a_break_is_there(connect, length, end):
         # A reset may overtake what the kernel holds.
         assert BLOB.startswith(body)
         assert end or len(body) == length
+
+
+async def test_a_body_that_came_whole_disturbs_none_that_follows_on_its_connection(connect):
+    """aiohttp resumes reading whenever bytes are taken out of its memory, also for an earlier body."""
+    whole = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole"
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BLOB)}\r\n\r\n".encode()
+    async with RawUpstream([RecvUntil(), Send(whole), RecvUntil(), Send(head), Send(BLOB)]) as raw:
+        upstream = await connect(raw.url)
+        async with (
+            upstream.open_blob("library/app", Digest.from_content(b"whole")) as first,
+            upstream.open_blob("library/app", DIGEST) as second,
+        ):
+            chunks = second.iter_chunks()
+            body = bytearray(await anext(chunks))
+            await asyncio.sleep(0.1)  # what follows fills the buffer
+            assert [bytes(chunk) async for chunk in first.iter_chunks()] == [b"whole"]
+            await asyncio.sleep(0.1)
+            async for chunk in chunks:
+                body += chunk
+        assert body == BLOB
+        assert raw.connections == 1

@@ -1,4 +1,4 @@
-"""The breaker: opens after failures in a row, probes once, and comes back with the first answer."""
+"""The breaker opens after consecutive failures, admits one probe, and closes on any success."""
 
 import pytest
 from hypothesis import given, strategies as st
@@ -12,8 +12,8 @@ from proxy.upstream.breaker import (
 )
 
 
-def opened(*, times: int = 1, random: float = 0.999) -> tuple[Breaker, float]:
-    """Return a breaker that has opened so many times in a row, and the time it last did."""
+def open_breaker(*, times: int = 1, random: float = 0.999) -> tuple[Breaker, float]:
+    """Return a breaker that has opened `times` times in a row, and the time of the last opening."""
     breaker, now = Breaker(lambda: random), 100.0
     for _ in range(FAILURE_THRESHOLD):
         assert breaker.try_admit(now) is None
@@ -26,19 +26,19 @@ def opened(*, times: int = 1, random: float = 0.999) -> tuple[Breaker, float]:
     return breaker, now
 
 
-def pause(breaker: Breaker, now: float) -> float:
+def backoff(breaker: Breaker, now: float) -> float:
     outage = breaker.try_admit(now)
     assert outage
     return outage.retry_at - now
 
 
-def test_failures_in_a_row_open_it_and_nobody_gets_through():
-    breaker, now = opened()
+def test_consecutive_failures_open_the_breaker():
+    breaker, now = open_breaker()
     assert breaker.try_admit(now)
     assert breaker.try_admit(now + INITIAL_BACKOFF / 2 - 0.01)
 
 
-def test_any_answer_between_failures_keeps_it_closed():
+def test_a_success_between_failures_keeps_it_closed():
     breaker = Breaker(lambda: 0.5)
     for now in range(100):
         breaker.record_failure(now, "503")
@@ -47,22 +47,22 @@ def test_any_answer_between_failures_keeps_it_closed():
     assert breaker.is_closed
 
 
-def test_a_connection_that_cannot_be_made_opens_it_at_once():
+def test_a_connect_timeout_opens_it_at_once():
     breaker = Breaker(lambda: 0.5)
-    breaker.record_failure(0, "black hole", FailureWeight.CONNECT_TIMEOUT)
+    breaker.record_failure(0, "no connection", FailureWeight.CONNECT_TIMEOUT)
     assert breaker.try_admit(0.1)
 
 
-def test_silence_weighs_more_than_a_refusal_and_does_not_open_it_alone():
+def test_a_response_timeout_weighs_more_than_an_error_but_does_not_open_it_alone():
     breaker = Breaker(lambda: 0.5)
-    breaker.record_failure(0, "silence", FailureWeight.RESPONSE_TIMEOUT)
+    breaker.record_failure(0, "no response", FailureWeight.RESPONSE_TIMEOUT)
     assert breaker.try_admit(1) is None
     for now in (1, 2):
-        breaker.record_failure(now, "silence", FailureWeight.RESPONSE_TIMEOUT)
+        breaker.record_failure(now, "no response", FailureWeight.RESPONSE_TIMEOUT)
     assert breaker.try_admit(2.1)
 
 
-def test_it_says_since_when_and_why():
+def test_an_outage_has_its_start_and_its_latest_reason():
     breaker = Breaker(lambda: 0.5)
     for second in range(FAILURE_THRESHOLD):
         breaker.record_failure(10.0 + second, f"reason {second}")
@@ -76,34 +76,34 @@ def test_it_says_since_when_and_why():
     assert (later.failing_since, later.reason) == (10.0, "still")
 
 
-def test_when_its_time_is_up_one_probes_and_the_others_wait():
-    breaker, now = opened()
+def test_after_the_backoff_only_one_probe_is_admitted():
+    breaker, now = open_breaker()
     now += MAX_BACKOFF
     assert breaker.try_admit(now) is None
     assert breaker.try_admit(now)
     assert breaker.try_admit(now + 1000)
 
 
-def test_a_probe_that_succeeds_closes_it_for_all():
-    breaker, now = opened(times=4)
+def test_a_successful_probe_closes_the_breaker():
+    breaker, now = open_breaker(times=4)
     assert breaker.try_admit(now + MAX_BACKOFF) is None
     breaker.record_success()
     assert breaker.is_closed
     assert breaker.try_admit(now) is None
     for _ in range(FAILURE_THRESHOLD):
         breaker.record_failure(now, "again")
-    assert pause(breaker, now) <= INITIAL_BACKOFF
+    assert backoff(breaker, now) <= INITIAL_BACKOFF
 
 
-def test_a_probe_that_fails_opens_it_for_longer_up_to_a_bound():
-    pauses = [pause(*opened(times=times)) for times in range(1, 12)]
-    assert pauses == sorted(pauses)
-    assert pauses[1] > 1.9 * pauses[0]
-    assert pauses[-1] == pytest.approx(MAX_BACKOFF, rel=0.01)
+def test_failed_probes_lengthen_the_backoff_up_to_the_maximum():
+    backoffs = [backoff(*open_breaker(times=times)) for times in range(1, 12)]
+    assert backoffs == sorted(backoffs)
+    assert backoffs[1] > 1.9 * backoffs[0]
+    assert backoffs[-1] == pytest.approx(MAX_BACKOFF, rel=0.01)
 
 
-def test_a_probe_that_was_abandoned_leaves_the_place_to_another():
-    breaker, now = opened()
+def test_after_a_released_probe_the_next_caller_probes():
+    breaker, now = open_breaker()
     now += MAX_BACKOFF
     assert breaker.try_admit(now) is None
     breaker.release_probe()
@@ -111,36 +111,36 @@ def test_a_probe_that_was_abandoned_leaves_the_place_to_another():
     assert breaker.try_admit(now) is None
 
 
-def test_failures_that_were_under_way_when_it_opened_count_once():
-    breaker, now = opened()
-    until = now + pause(breaker, now)
+def test_failures_of_requests_from_before_the_opening_do_not_lengthen_it():
+    breaker, now = open_breaker()
+    retry_at = now + backoff(breaker, now)
     for _ in range(50):
         breaker.record_failure(now, "refused")
-    assert now + pause(breaker, now) == until
+    assert now + backoff(breaker, now) == retry_at
 
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(1, 40))
-def test_each_pause_is_jittered_and_bounded(random, times):
-    breaker, now = opened(times=times, random=random)
+def test_each_backoff_has_jitter_and_a_bound(random, times):
+    breaker, now = open_breaker(times=times, random=random)
     ceiling = min(MAX_BACKOFF, INITIAL_BACKOFF * 2 ** (times - 1))
-    assert ceiling / 2 <= pause(breaker, now) <= ceiling
+    assert ceiling / 2 <= backoff(breaker, now) <= ceiling
 
 
-@given(st.lists(st.sampled_from(["ask", "fail", "succeed", "abandon", "wait"])))
-def test_at_most_one_probes_and_the_way_back_is_never_lost(steps):
+@given(st.lists(st.sampled_from(["admit", "failure", "success", "release", "wait"])))
+def test_there_is_at_most_one_probe_and_always_a_way_to_recover(steps):
     breaker, now, probes = Breaker(lambda: 0.5), 0.0, 0
     for step in steps:
-        if step == "ask" and breaker.try_admit(now) is None:
+        if step == "admit" and breaker.try_admit(now) is None:
             probes += not breaker.is_closed
         elif step == "wait":
             now += MAX_BACKOFF
-        elif step == "fail":
+        elif step == "failure":
             breaker.record_failure(now, "x")
             probes = 0
-        elif step == "succeed":
+        elif step == "success":
             breaker.record_success()
             probes = 0
-        elif step == "abandon" and probes:
+        elif step == "release" and probes:
             breaker.release_probe()
             probes = 0
         assert probes <= 1

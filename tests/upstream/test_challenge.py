@@ -1,4 +1,4 @@
-"""Challenges are parsed, never assumed; nothing that a stranger sends makes the parser raise."""
+"""Challenges are parsed, never assumed; no input makes the parser raise."""
 
 import time
 
@@ -13,7 +13,7 @@ HUB = (
 )
 
 
-def test_docker_hub_is_understood():
+def test_the_challenge_of_docker_hub_is_parsed():
     assert parse([HUB]) == [
         Challenge(
             "bearer",
@@ -56,12 +56,12 @@ def test_docker_hub_is_understood():
         (['Bearer error="insufficient_scope"'], [("bearer", {"error": "insufficient_scope"})]),
     ],
 )
-def test_challenges_in_the_forms_that_registries_send(values, expected):
-    assert [(one.scheme, dict(one.parameters)) for one in parse(values)] == expected
+def test_challenges_are_parsed_in_all_forms_that_registries_send(values, expected):
+    assert [(each.scheme, dict(each.parameters)) for each in parse(values)] == expected
 
 
-def test_a_token68_before_it_does_not_hide_a_bearer_challenge():
-    schemes = [one.scheme for one in parse([f"Negotiate YIIfake==, {HUB}"])]
+def test_a_token68_does_not_hide_a_later_bearer_challenge():
+    schemes = [each.scheme for each in parse([f"Negotiate YIIfake==, {HUB}"])]
     assert schemes[0] == "negotiate"
     assert schemes[-1] == "bearer"
 
@@ -75,7 +75,7 @@ challenges = st.builds(
 )
 
 
-def write(challenge: Challenge) -> str:
+def format_challenge(challenge: Challenge) -> str:
     quoted = (
         '{}="{}"'.format(name, value.replace("\\", r"\\").replace('"', r"\""))
         for name, value in challenge.parameters.items()
@@ -84,9 +84,9 @@ def write(challenge: Challenge) -> str:
 
 
 @given(st.lists(challenges, max_size=4))
-def test_what_is_written_in_one_header_or_in_several_is_read_back(wanted):
-    assert parse([write(one) for one in wanted]) == wanted
-    assert parse([", ".join(write(one) for one in wanted)]) == wanted
+def test_formatted_challenges_are_parsed_back_from_one_header_or_several(expected):
+    assert parse([format_challenge(each) for each in expected]) == expected
+    assert parse([", ".join(format_challenge(each) for each in expected)]) == expected
 
 
 @given(st.lists(st.text()))
@@ -96,14 +96,14 @@ def test_the_parser_never_raises(values):
 
 
 @given(st.lists(st.sampled_from([*'ab=",\\ \t\0', HUB]), max_size=40).map("".join))
-def test_the_parser_never_raises_on_what_almost_parses(value):
+def test_the_parser_never_raises_on_almost_valid_input(value):
     parse([value])
 
 
 @pytest.mark.parametrize(
     "value", ["a" * 10_000_000, "a=" * 100_000, 'a="' * 100_000, " " * 100_000, "a, " * 100_000]
 )
-def test_a_challenge_of_any_length_costs_little(value):
+def test_a_long_challenge_takes_little_time(value):
     start = time.process_time()
     parse([value])
     assert time.process_time() - start < 0.5

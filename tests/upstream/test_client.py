@@ -1,4 +1,4 @@
-"""One registry, asked as little as possible, and believed as little as possible."""
+"""The operations on one registry: few requests, and nothing believed without verification."""
 
 import asyncio
 
@@ -27,29 +27,31 @@ LATEST = Tag("latest")
 LAYER = bytes(range(256)) * 2048
 
 
-async def body(upstream: Upstream, digest: str, offset: int = 0) -> tuple[int, int | None, bytes]:
-    async with upstream.open_blob(APP, Digest.parse(digest), offset) as transfer:
-        chunks = [bytes(chunk) async for chunk in transfer.iter_chunks()]
-        return transfer.offset, transfer.size, b"".join(chunks)
+async def fetch_blob(
+    upstream: Upstream, digest: str, offset: int = 0
+) -> tuple[int, int | None, bytes]:
+    async with upstream.open_blob(APP, Digest.parse(digest), offset) as body:
+        chunks = [bytes(chunk) async for chunk in body.iter_chunks()]
+        return body.offset, body.size, b"".join(chunks)
 
 
-async def test_a_tag_is_resolved_by_head_which_costs_no_pull(registry, upstream):
+async def test_a_tag_is_resolved_by_head_which_counts_as_no_pull(registry, upstream):
     image = registry.add_image(index=True)
     assert str(await upstream.resolve(APP, LATEST)) == image.digest
     assert registry.pulls == 0
     assert registry.count("^GET /v2/") == 0
 
 
-async def test_one_token_serves_a_repository(registry, upstream):
+async def test_one_token_is_used_for_a_repository(registry, upstream):
     image = registry.add_image()
     await upstream.resolve(APP, LATEST)
     await upstream.fetch_manifest(APP, Digest.parse(image.digest))
-    await body(upstream, image.config)
+    await fetch_blob(upstream, image.config)
     assert registry.count("/token") == 1
     assert [seen.status for seen in registry.seen("/v2/")].count(401) == 1
 
 
-async def test_many_who_need_a_token_at_once_share_one(registry, upstream):
+async def test_concurrent_requests_share_one_token(registry, upstream):
     image = registry.add_image()
     await upstream.resolve(APP, LATEST)
     registry.tokens.revoke()
@@ -59,7 +61,7 @@ async def test_many_who_need_a_token_at_once_share_one(registry, upstream):
     assert registry.count("/token") == 2
 
 
-async def test_a_token_that_upstream_forgot_is_renewed_once(registry, upstream):
+async def test_a_rejected_token_is_renewed_once(registry, upstream):
     registry.add_image()
     await upstream.resolve(APP, LATEST)
     registry.tokens.revoke()
@@ -67,14 +69,14 @@ async def test_a_token_that_upstream_forgot_is_renewed_once(registry, upstream):
     assert registry.count("/token") == 2
 
 
-async def test_a_repository_that_nobody_may_see_is_asked_for_once(registry, upstream):
-    with pytest.raises(UpstreamUnauthorizedError, match="shows it to nobody"):
+async def test_a_denied_repository_is_requested_once(registry, upstream):
+    with pytest.raises(UpstreamUnauthorizedError, match="denied access"):
         await upstream.resolve("library/none", LATEST)
     assert registry.count("/manifests/") == 2
     assert registry.count("/token") == 1
 
 
-async def test_every_type_is_accepted_in_one_header_and_no_encoding_is(registry, upstream):
+async def test_all_media_types_are_accepted_in_one_header_and_no_encoding(registry, upstream):
     registry.add_image(index=True)
     await upstream.fetch_manifest(APP, LATEST)
     seen = registry.seen("/manifests/")[-1]
@@ -83,22 +85,22 @@ async def test_every_type_is_accepted_in_one_header_and_no_encoding_is(registry,
     assert seen.headers["Accept-Encoding"] == "identity"
 
 
-async def test_a_manifest_comes_with_the_digest_of_its_bytes(registry, upstream):
+async def test_a_manifest_has_the_digest_of_its_bytes(registry, upstream):
     image = registry.add_image(index=True)
     fetched = await upstream.fetch_manifest(APP, LATEST)
     assert str(fetched.digest) == image.digest == digest_of(fetched.content)
     assert fetched.content_type == OCI_INDEX
 
 
-async def test_u24_a_digest_header_that_lies_changes_nothing(registry, upstream):
+async def test_u24_a_wrong_digest_header_is_ignored(registry, upstream):
     image = registry.add_image()
-    lie = Fault(headers={"Docker-Content-Digest": digest_of(b"lie")})
-    registry.fail("GET .*/manifests/", lie, times=None)
+    wrong_digest = Fault(headers={"Docker-Content-Digest": digest_of(b"other")})
+    registry.fail("GET .*/manifests/", wrong_digest, times=None)
     assert str((await upstream.fetch_manifest(APP, LATEST)).digest) == image.digest
 
 
 @pytest.mark.parametrize("value", [None, "", "md5:abc", "sha256:xyz", "sha256:" + "A" * 64])
-async def test_u24_upstream_that_does_not_say_a_digest_is_not_believed_to(
+async def test_u24_a_missing_or_malformed_digest_header_resolves_to_nothing(
     registry, upstream, value
 ):
     registry.add_image()
@@ -106,7 +108,7 @@ async def test_u24_upstream_that_does_not_say_a_digest_is_not_believed_to(
     assert await upstream.resolve(APP, LATEST) is None
 
 
-async def test_a_manifest_of_another_digest_is_refused(registry, upstream):
+async def test_a_manifest_with_another_digest_is_rejected(registry, upstream):
     image = registry.add_image()
     registry.fail("GET .*/manifests/sha256", Fault(flip_at=3), times=None)
     with pytest.raises(DigestMismatchError):
@@ -114,17 +116,19 @@ async def test_a_manifest_of_another_digest_is_refused(registry, upstream):
 
 
 async def test_a_manifest_that_is_too_large_is_not_read_to_the_end(registry, upstream):
-    huge = registry.add_manifest(APP, "huge", b" " * 64_000_000, OCI_MANIFEST)
+    digest = registry.add_manifest(APP, "huge", b" " * 64_000_000, OCI_MANIFEST)
     registry.front.send_length = False
-    with pytest.raises(UpstreamError, match="more than 4194304 bytes"):
-        await upstream.fetch_manifest(APP, Digest.parse(huge))
-    await registry.until(lambda: registry.seen(huge)[-1].done)
-    assert registry.bytes_sent(huge) < 40_000_000
+    with pytest.raises(UpstreamError, match="more than the allowed 4194304 bytes"):
+        await upstream.fetch_manifest(APP, Digest.parse(digest))
+    await registry.until(lambda: registry.seen(digest)[-1].done)
+    assert registry.bytes_sent(digest) < 40_000_000
 
 
-async def test_a_blob_comes_from_the_cdn_without_credentials_and_unrequoted(registry, upstream):
+async def test_a_blob_comes_from_the_cdn_without_credentials_and_with_its_url_unchanged(
+    registry, upstream
+):
     digest = registry.add_blob(LAYER)
-    assert await body(upstream, digest) == (0, len(LAYER), LAYER)
+    assert await fetch_blob(upstream, digest) == (0, len(LAYER), LAYER)
     (fetched,) = registry.seen(registry.body_of(digest))
     assert fetched.status == 200
     assert "Authorization" not in fetched.headers
@@ -132,35 +136,35 @@ async def test_a_blob_comes_from_the_cdn_without_credentials_and_unrequoted(regi
 
 async def test_a_blob_is_fetched_from_an_offset(registry, upstream):
     digest = registry.add_blob(LAYER)
-    assert await body(upstream, digest, 1000) == (1000, len(LAYER), LAYER[1000:])
+    assert await fetch_blob(upstream, digest, 1000) == (1000, len(LAYER), LAYER[1000:])
     registry.edge.accept_ranges = False
-    assert await body(upstream, digest, 1000) == (0, len(LAYER), LAYER)
+    assert await fetch_blob(upstream, digest, 1000) == (0, len(LAYER), LAYER)
 
 
 @pytest.mark.parametrize("value", [None, "bytes 0-9/10", "bytes x", "bytes 999-5000/9000"])
-async def test_a_part_that_is_not_the_one_asked_for_is_refused(registry, upstream, value):
+async def test_a_206_for_another_range_is_rejected(registry, upstream, value):
     digest = registry.add_blob(LAYER)
     fault = Fault(headers={"Content-Range": value})
     registry.fail(registry.body_of(digest), fault, times=None)
     with pytest.raises(UpstreamError):
-        await body(upstream, digest, 1000)
+        await fetch_blob(upstream, digest, 1000)
 
 
 async def test_a_blob_of_unknown_length_has_no_size(registry, upstream):
     registry.edge.send_length = False
     digest = registry.add_blob(LAYER)
-    assert await body(upstream, digest) == (0, None, LAYER)
+    assert await fetch_blob(upstream, digest) == (0, None, LAYER)
 
 
 @pytest.mark.parametrize("fault", [Fault(cut_at=1000), Fault(cut_at=1000, reset=True)])
-async def test_a_transfer_that_breaks_is_told_from_one_that_ends(registry, upstream, fault):
+async def test_a_broken_transfer_is_an_error(registry, upstream, fault):
     digest = registry.add_blob(LAYER)
     registry.fail(registry.body_of(digest), fault)
     with pytest.raises(UpstreamUnavailableError):
-        await body(upstream, digest)
+        await fetch_blob(upstream, digest)
 
 
-async def test_a_blob_is_looked_for_by_head_without_following_the_redirect(registry, upstream):
+async def test_has_blob_sends_head_and_does_not_follow_the_redirect(registry, upstream):
     digest = Digest.parse(registry.add_blob(LAYER))
     assert await upstream.has_blob(APP, digest)
     registry.redirect_heads = False
@@ -185,7 +189,7 @@ async def test_a_blob_is_looked_for_by_head_without_following_the_redirect(regis
         (304, UpstreamError),
     ],
 )
-async def test_every_status_has_its_meaning(registry, upstream, status, error):
+async def test_each_status_has_its_error(registry, upstream, status, error):
     registry.add_image()
     registry.fail("GET .*/manifests/", Fault(status=status, body=b""), times=None)
     with pytest.raises(error) as caught:
@@ -193,10 +197,10 @@ async def test_every_status_has_its_meaning(registry, upstream, status, error):
     assert type(caught.value) is error
 
 
-async def test_upstreams_own_words_are_passed_on_without_control_characters(registry, upstream):
-    words = b'{"errors":[{"code":"X","message":"no \\u001b[31m pulls \\n today"}]}'
+async def test_upstreams_message_is_passed_on_without_control_characters(registry, upstream):
+    error_body = b'{"errors":[{"code":"X","message":"no \\u001b[31m pulls \\n today"}]}'
     registry.add_image()
-    registry.fail("/manifests/", Fault(status=404, body=words), times=None)
+    registry.fail("/manifests/", Fault(status=404, body=error_body), times=None)
     with pytest.raises(UnknownManifestError) as caught:
         await upstream.resolve(APP, LATEST)
     assert str(caught.value).isprintable()
@@ -205,11 +209,12 @@ async def test_upstreams_own_words_are_passed_on_without_control_characters(regi
 
 
 @pytest.mark.parametrize(
-    "said", [b"<html>", b"", b"[]", b'{"errors":null}', b'{"errors":[]}', b"\xff" * 99, b"[" * 9999]
+    "error_body",
+    [b"<html>", b"", b"[]", b'{"errors":null}', b'{"errors":[]}', b"\xff" * 99, b"[" * 9999],
 )
-async def test_an_error_body_of_any_kind_does_not_hide_the_status(registry, upstream, said):
+async def test_an_invalid_error_body_does_not_hide_the_status(registry, upstream, error_body):
     registry.add_image()
-    registry.fail("/manifests/", Fault(status=404, body=said), times=None)
+    registry.fail("/manifests/", Fault(status=404, body=error_body), times=None)
     with pytest.raises(UnknownManifestError):
         await upstream.fetch_manifest(APP, LATEST)
 
@@ -217,10 +222,10 @@ async def test_an_error_body_of_any_kind_does_not_hide_the_status(registry, upst
 async def test_a_missing_blob_is_unknown(registry, upstream):
     registry.add_image()
     with pytest.raises(UnknownBlobError):
-        await body(upstream, digest_of(b"none"))
+        await fetch_blob(upstream, digest_of(b"none"))
 
 
-async def test_when_upstream_says_come_back_later_the_time_is_told(registry, upstream):
+async def test_a_429_is_reported_with_the_time_to_wait(registry, upstream):
     registry.pull_limit = 0
     registry.add_image()
     registry.fail("/none", Fault())
@@ -242,36 +247,36 @@ async def test_an_upstream_that_is_down_is_unavailable(registry, upstream):
     await upstream.resolve(APP, LATEST)
 
 
-async def test_an_upstream_that_hangs_up_is_unavailable(registry, upstream):
+async def test_an_upstream_that_closes_connections_is_unavailable(registry, upstream):
     registry.fail("", Fault(hang_up=True), times=None)
     with pytest.raises(UpstreamUnavailableError):
         await upstream.resolve(APP, LATEST)
 
 
-async def test_u05_a_connection_that_upstream_had_closed_meanwhile_is_made_again(connect):
-    answer = (
+async def test_u05_a_kept_connection_that_upstream_has_closed_is_replaced(connect):
+    response = (
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nDocker-Content-Digest: %s\r\n\r\n"
         % digest_of(b"{}").encode()
     )
-    once: list[Step] = [RecvUntil(HEAD_END), Send(answer + b"{}")]
-    async with RawUpstream([*once, RecvUntil(HEAD_END), Reset()], once) as raw:
+    one_response: list[Step] = [RecvUntil(HEAD_END), Send(response + b"{}")]
+    async with RawUpstream([*one_response, RecvUntil(HEAD_END), Reset()], one_response) as raw:
         upstream = await connect(raw.url)
         for _ in range(2):
             assert (await upstream.fetch_manifest(APP, LATEST)).content == b"{}"
         assert raw.connections == 2
 
 
-async def test_an_answer_that_does_not_come_is_a_timeout(registry, connect):
+async def test_a_missing_response_is_a_timeout(registry, connect):
     upstream = await connect(
         registry.url, timeouts=RegistryTimeouts(2, 5, response=0.2, request=0.5)
     )
     registry.fail("HEAD", Fault(until_headers=asyncio.Event()), times=None)
-    with pytest.raises(UpstreamTimeoutError, match="did not answer in time"):
+    with pytest.raises(UpstreamTimeoutError, match="did not respond in time"):
         await upstream.resolve(APP, LATEST)
-    assert registry.count("HEAD") == 2  # once more, over a new connection
+    assert registry.count("HEAD") == 2  # the second over a new connection
 
 
-async def test_an_offline_upstream_is_never_asked(registry, connect):
+async def test_an_offline_upstream_receives_no_requests(registry, connect):
     upstream = await connect(registry.url, offline=True)
     with pytest.raises(UpstreamUnavailableError, match="offline"):
         await upstream.resolve(APP, LATEST)

@@ -1,4 +1,4 @@
-"""Redirects and pages: followed a few times, and never to where a stranger wants us."""
+"""Redirects and lists with several pages, which upstream controls only within limits."""
 
 import pytest
 
@@ -13,20 +13,20 @@ LATEST = Tag("latest")
 
 
 class TestRedirects:
-    """Followed a few times, to http(s), without credentials for strangers."""
+    """They are followed a few times, only to http(s), and without credentials to other hosts."""
 
     @pytest.mark.parametrize(
         "location",
         ["", "file:///etc/passwd", "ftp://x/", "http://", "//", "http://[", "javascript:alert(1)"],
     )
-    async def test_u25_to_what_is_no_web_address_is_refused(self, registry, upstream, location):
+    async def test_u25_a_target_that_is_not_http_is_rejected(self, registry, upstream, location):
         registry.add_image()
         fault = Fault(status=307, body=b"", headers={"Location": location})
         registry.fail("/manifests/", fault, times=None)
         with pytest.raises(UpstreamError):
             await upstream.fetch_manifest(APP, LATEST)
 
-    async def test_u25_a_loop_ends(self, registry, upstream):
+    async def test_u25_a_redirect_loop_ends(self, registry, upstream):
         registry.add_image()
         fault = Fault(status=302, body=b"", headers={"Location": "/v2/library/app/manifests/x"})
         registry.fail("/manifests/", fault, times=None)
@@ -34,7 +34,7 @@ class TestRedirects:
             await upstream.fetch_manifest(APP, LATEST)
         assert registry.count("/manifests/") < 10
 
-    async def test_a_manifest_may_be_redirected_too(self, registry, upstream):
+    async def test_a_manifest_may_be_redirected(self, registry, upstream):
         image = registry.add_image()
         target = f"/v2/library/app/manifests/{image.digest}"
         registry.fail("/latest", Fault(status=301, body=b"", headers={"Location": target}), times=2)
@@ -43,9 +43,9 @@ class TestRedirects:
 
 
 class TestLists:
-    """Tags and referrers, of all pages."""
+    """Tags and referrers are fetched from all pages."""
 
-    async def test_tags_of_all_pages(self, registry, upstream):
+    async def test_tags_are_collected_from_all_pages(self, registry, upstream):
         image = registry.add_image(tag="a")
         for tag in "bcdefg":
             registry.move_tag(APP, tag, image.digest)
@@ -53,7 +53,7 @@ class TestLists:
         assert await upstream.fetch_tags(APP) == list("abcdefg")
         assert registry.count("/token") == 1
 
-    async def test_m12_a_list_without_end_is_cut(self, registry, upstream):
+    async def test_m12_an_endless_list_is_an_error(self, registry, upstream):
         registry.add_image()
         link = {"Link": '</v2/library/app/tags/list?last=a&n=1>; rel="next"'}
         registry.fail("tags/list", Fault(headers=link), times=None)
@@ -61,7 +61,7 @@ class TestLists:
             await upstream.fetch_tags(APP)
         assert registry.count("tags/list") <= MAX_PAGES + 2
 
-    async def test_m12_a_link_does_not_choose_whom_we_ask(self, registry, upstream):
+    async def test_m12_a_link_does_not_choose_host_or_path(self, registry, upstream):
         registry.add_image()
         link = {"Link": '<http://192.0.2.1/v2/other/tags/list?last=a>; rel="next"'}
         registry.fail("tags/list", Fault(headers=link))
@@ -71,24 +71,24 @@ class TestLists:
             "/v2/library/app/tags/list"
         }
 
-    @pytest.mark.parametrize("said", [b"", b"[]", b'{"tags":[1]}', b'{"tags":"a"}', b"[" * 9999])
-    async def test_what_is_no_list_of_tags_is_refused(self, registry, upstream, said):
+    @pytest.mark.parametrize("body", [b"", b"[]", b'{"tags":[1]}', b'{"tags":"a"}', b"[" * 9999])
+    async def test_an_invalid_tag_list_is_an_error(self, registry, upstream, body):
         registry.add_image()
-        registry.fail("tags/list", Fault(status=200, body=said), times=None)
+        registry.fail("tags/list", Fault(status=200, body=body), times=None)
         with pytest.raises(UpstreamError):
             await upstream.fetch_tags(APP)
 
-    async def test_no_tags_may_be_null(self, registry, upstream):
+    async def test_null_means_no_tags(self, registry, upstream):
         registry.add_image()
         registry.fail("tags/list", Fault(status=200, body=b'{"tags":null}'), times=None)
         assert await upstream.fetch_tags(APP) == []
 
-    async def test_referrers_are_given_as_they_came(self, registry, upstream):
+    async def test_referrers_are_returned_unchanged(self, registry, upstream):
         image = registry.add_image()
         (page,) = await upstream.fetch_referrers(APP, Digest.parse(image.digest))
         assert b'"manifests": []' in page
 
-    async def test_a_login_page_is_no_list(self, registry, upstream):
+    async def test_a_login_page_is_an_invalid_tag_list(self, registry, upstream):
         registry.fail("tags/list", HTML, times=None)
-        with pytest.raises(UpstreamError, match="no list of tags"):
+        with pytest.raises(UpstreamError, match="invalid tag list"):
             await upstream.fetch_tags(APP)

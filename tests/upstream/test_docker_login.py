@@ -1,4 +1,4 @@
-"""Logins in docker's files, and what credential helpers print, are read with care."""
+"""Docker's config.json and the output of credential helpers are parsed strictly."""
 
 import json
 from base64 import b64encode
@@ -22,14 +22,14 @@ AUTH = {"auth": b64encode(b"bob:pa:ss").decode()}
 
 @pytest.fixture
 def read(tmp_path):
-    """Read a config.json of this content for a server."""
+    """Return a function that reads a config.json with this content for a server."""
 
-    def reader(content: object, server: str = "ghcr.io"):
+    def read(content: object, server: str = "ghcr.io"):
         file = tmp_path / "config.json"
         file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
         return read_docker_config(str(file), server)
 
-    return reader
+    return read
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def read(tmp_path):
         ("http://[::1]:5000", "[::1]:5000"),
     ],
 )
-def test_a_registry_is_called_what_docker_login_calls_it(url, server):
+def test_a_registry_has_the_name_that_docker_login_stores(url, server):
     assert docker_server_name(url) == server
 
 
@@ -59,15 +59,15 @@ def test_a_registry_is_called_what_docker_login_calls_it(url, server):
         ("https://registry-1.docker.io", DOCKER_HUB_SERVER),
     ],
 )
-def test_a_login_is_found_under_every_name_that_docker_gives_it(read, name, server):
+def test_credentials_are_found_under_every_name_that_docker_uses(read, name, server):
     assert read({"auths": {"other.test": {}, name: AUTH}}, server) == BOB
 
 
 @pytest.mark.parametrize(
     "name", ["ghcr.io.evil.test", "evil.test/ghcr.io", "ghcr.io:5000", "ghcr.io/me", "hcr.io", ""]
 )
-def test_a_login_for_something_else_is_not_found(read, name):
-    with pytest.raises(ConfigError, match=r"no login for ghcr\.io"):
+def test_credentials_for_another_server_are_not_found(read, name):
+    with pytest.raises(ConfigError, match=r"no credentials for ghcr\.io"):
         read({"auths": {name: AUTH}})
 
 
@@ -80,7 +80,7 @@ def test_a_login_for_something_else_is_not_found(read, name):
         {"auth": b64encode(b"bob:pa:ss\0\0").decode()},
     ],
 )
-def test_user_and_password_are_plain_or_encoded(read, entry):
+def test_username_and_password_may_be_plain_or_encoded(read, entry):
     assert read({"auths": {"ghcr.io": entry}}) == BOB
 
 
@@ -94,11 +94,11 @@ def test_user_and_password_are_plain_or_encoded(read, entry):
         ({"credHelpers": {"ghcr.io": "gh"}, "auths": {"ghcr.io": AUTH}}, "gh"),
     ],
 )
-def test_a_helper_that_the_file_names_is_asked(read, config, helper):
+def test_a_helper_named_in_the_file_takes_precedence(read, config, helper):
     assert read(config) == helper
 
 
-def test_a_helper_for_another_registry_is_not_asked(read):
+def test_a_helper_for_another_registry_is_not_used(read):
     config = {"credHelpers": {"other.test": "gh"}, "auths": {"ghcr.io": AUTH}}
     assert read(config) == BOB
 
@@ -113,40 +113,45 @@ def test_a_helper_for_another_registry_is_not_asked(read):
         (b'{"auths":{"ghcr.io":{"auth":"\xffCANARY"}}}', "is not a docker config.json"),
         ({"auths": {"ghcr.io": {"auth": ["CANARY"]}}}, "is not a docker config.json"),
         ({"auths": {"ghcr.io": {"auth": "CANARY!"}}}, "is not base64"),
-        ({"auths": {"ghcr.io": {"auth": b64encode(b"CANARY").decode()}}}, "no user or no password"),
-        ({"auths": {"ghcr.io": {}}}, "no user or no password"),
+        (
+            {"auths": {"ghcr.io": {"auth": b64encode(b"CANARY").decode()}}},
+            "no username or no password",
+        ),
+        ({"auths": {"ghcr.io": {}}}, "no username or no password"),
         ({"auths": {"ghcr.io": {**AUTH, "identitytoken": "CANARY"}}}, "is an identity token"),
         ({"auths": {"ghcr.io": {"registrytoken": "CANARY"}}}, "is an identity token"),
-        ({}, "no login for ghcr.io"),
+        ({}, "no credentials for ghcr.io"),
     ],
 )
-def test_a_file_that_holds_no_login_is_an_error_that_repeats_none_of_it(read, content, reason):
+def test_a_file_without_usable_credentials_is_an_error_that_does_not_quote_it(
+    read, content, reason
+):
     with pytest.raises(ConfigError, match=reason) as caught:
         read(content)
     assert "CANARY" not in str(caught.value)
     assert caught.value.__cause__ is None
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
+def test_an_unreadable_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match="none: docker_config: No such file"):
         read_docker_config(str(tmp_path / "none"), "ghcr.io")
 
 
 @pytest.mark.parametrize("name", ["", "../x", "/bin/sh", "a b", "-x", "x\n", "a;b", ".x"])
-def test_a_helpers_name_leads_nowhere_but_into_the_path(name):
+def test_a_helpers_name_cannot_leave_the_path(name):
     with pytest.raises(ConfigError, match="not a credential helper's name"):
         helper_program(name)
     assert helper_program("ecr-login") == "docker-credential-ecr-login"
 
 
 @given(st.binary(max_size=200))
-def test_whatever_a_helper_prints_is_a_login_or_an_error_that_does_not_repeat_it(content):
-    with pytest.raises(ConfigError, match=r"^docker-credential-x did not print a login$"):
+def test_invalid_output_of_a_helper_is_an_error_that_does_not_quote_it(content):
+    with pytest.raises(ConfigError, match=r"^docker-credential-x did not print credentials$"):
         parse_helper_output(b"CANARY" + content, "docker-credential-x")
 
 
-def test_an_identity_token_is_told_from_a_password():
-    answer = b'{"ServerURL":"x","Username":"bob","Secret":"pa:ss"}'
-    assert parse_helper_output(answer, "x") == BOB
+def test_an_identity_token_is_distinguished_from_a_password():
+    output = b'{"ServerURL":"x","Username":"bob","Secret":"pa:ss"}'
+    assert parse_helper_output(output, "x") == BOB
     with pytest.raises(ConfigError, match="identity token"):
         parse_helper_output(b'{"Username":"<token>","Secret":"CANARY"}', "x")

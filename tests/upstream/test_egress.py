@@ -1,4 +1,4 @@
-"""No upstream sends us where only this machine can reach (U25, A1, A11)."""
+"""No upstream makes us connect to addresses that only this machine can reach (U25, A1, A11)."""
 
 from collections.abc import AsyncIterator
 from ipaddress import ip_address
@@ -20,11 +20,11 @@ from tests.fakes.registry import FakeRegistry
 
 APP = "library/app"
 LATEST = Tag("latest")
-ANSWER = Send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+RESPONSE = Send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 
 
 @pytest.mark.parametrize(
-    ("address", "zone"),
+    ("address", "scope"),
     [
         ("93.184.215.14", AddressScope.PUBLIC),
         ("2606:4700::1", AddressScope.PUBLIC),
@@ -69,44 +69,47 @@ ANSWER = Send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
         ("::127.0.0.1", AddressScope.RESERVED),
     ],
 )
-def test_every_address_is_in_one_zone(address, zone):
-    assert classify_address(ip_address(address)) is zone
+def test_each_address_has_its_scope(address, scope):
+    assert classify_address(ip_address(address)) is scope
 
 
 @given(st.ip_addresses())
-def test_nothing_that_python_calls_special_is_public(address):
-    stands_for_another = address.version == 6 and (address.sixtofour or address.ipv4_mapped)
-    if classify_address(address) is AddressScope.PUBLIC and not stands_for_another:
+def test_addresses_that_python_calls_special_are_not_public(address):
+    embeds_ipv4 = address.version == 6 and (address.sixtofour or address.ipv4_mapped)
+    if classify_address(address) is AddressScope.PUBLIC and not embeds_ipv4:
         assert address.is_global
         assert not address.is_multicast
 
 
 @pytest.fixture
-async def secret() -> AsyncIterator[RawUpstream]:
-    """Listen where nobody may be sent, and count who comes."""
-    async with RawUpstream([RecvUntil(), ANSWER]) as listener:
+async def internal_server() -> AsyncIterator[RawUpstream]:
+    """A server that upstreams must not lead to; it counts connections."""
+    async with RawUpstream([RecvUntil(), RESPONSE]) as listener:
         yield listener
 
 
 @pytest.fixture
-async def world(registry: FakeRegistry, secret: RawUpstream, connect):
-    """Let a registry on the internet be known as registry.test, and name other hosts."""
+async def internet(registry: FakeRegistry, internal_server: RawUpstream, connect):
+    """The fake registry as registry.test with a public address, and names for other hosts.
+
+    `connect` connects to it; `names` gives the addresses of each name, one list per lookup.
+    """
     registry.add_image()
     registry.auth = registry.cdn = False
 
-    async def enter(names: dict[str, list[list[str]]] | None = None, url: str | None = None):
+    async def connect_to(names: dict[str, list[list[str]]] | None = None, url: str | None = None):
         url = url or f"http://registry.test:{registry.front.port}"
         resolver = Names({"registry.test": [[PUBLIC]], **(names or {})})
         return await connect(url, guard=RoutedGuard(URL(url), resolver))
 
-    return SimpleNamespace(enter=enter, registry=registry, secret=secret)
+    return SimpleNamespace(connect=connect_to, registry=registry, internal_server=internal_server)
 
 
-def leads_to(location: str) -> Fault:
+def redirect_to(location: str) -> Fault:
     return Fault(status=307, body=b"", headers={"Location": location})
 
 
-ADDRESSES = [
+FORMS_OF_LOOPBACK = [
     "127.0.0.1",
     "[::ffff:127.0.0.1]",
     "[::ffff:7f00:1]",
@@ -123,17 +126,19 @@ ADDRESSES = [
 ]
 
 
-@pytest.mark.parametrize("host", [*ADDRESSES, "localhost", "LOCALHOST.", "inside.test"])
-async def test_u25_a_redirect_to_this_machine_makes_no_connection(world, host):
-    names = {name: [["127.0.0.1"]] for name in ("0x7f.1", "0x7f000001", "inside.test")}
+@pytest.mark.parametrize("host", [*FORMS_OF_LOOPBACK, "localhost", "LOCALHOST.", "private.test"])
+async def test_u25_a_redirect_to_this_machine_opens_no_connection(internet, host):
+    names = {name: [["127.0.0.1"]] for name in ("0x7f.1", "0x7f000001", "private.test")}
     names |= {name: [["127.0.0.1", "::1"]] for name in ("localhost", "localhost.", "LOCALHOST.")}
-    upstream = await world.enter(names)
-    world.registry.fail("/v2/", leads_to(f"http://{host}:{world.secret.port}/v2/"), times=None)
+    upstream = await internet.connect(names)
+    internet.registry.fail(
+        "/v2/", redirect_to(f"http://{host}:{internet.internal_server.port}/v2/"), times=None
+    )
     with pytest.raises(UpstreamError) as caught:
         await upstream.fetch_manifest(APP, LATEST)
     assert type(caught.value) is UpstreamError
     assert len(str(caught.value)) <= 200
-    assert world.secret.connections == 0
+    assert internet.internal_server.connections == 0
 
 
 @pytest.mark.parametrize(
@@ -151,65 +156,69 @@ async def test_u25_a_redirect_to_this_machine_makes_no_connection(world, host):
         "224.0.0.1",
     ],
 )
-async def test_u25_a_redirect_to_a_special_address_is_refused_by_its_name(world, host):
-    upstream = await world.enter()
-    world.registry.fail("/v2/", leads_to(f"http://{host}/latest/meta-data"), times=None)
-    with pytest.raises(UpstreamError, match=r"upstream leads to .* address, where it may not"):
+async def test_u25_a_redirect_to_a_special_address_is_rejected(internet, host):
+    upstream = await internet.connect()
+    internet.registry.fail("/v2/", redirect_to(f"http://{host}/latest/meta-data"), times=None)
+    with pytest.raises(UpstreamError, match=r"upstream points to .* address, which is not allowed"):
         await upstream.fetch_manifest(APP, LATEST)
 
 
 @pytest.mark.parametrize(
     "address", ["10.0.0.1", "169.254.169.254", "::ffff:10.0.0.1", "fd00::1", "100.64.0.1", "::1"]
 )
-async def test_u25_a_name_that_leads_inside_is_refused(world, address):
-    upstream = await world.enter({"cdn.test": [[address]]})
-    world.registry.fail("/v2/", leads_to(f"http://cdn.test:{world.secret.port}/"), times=None)
-    with pytest.raises(UpstreamError, match=r"upstream leads to cdn\.test \("):
+async def test_u25_a_redirect_to_a_name_with_a_private_address_is_rejected(internet, address):
+    upstream = await internet.connect({"cdn.test": [[address]]})
+    internet.registry.fail(
+        "/v2/", redirect_to(f"http://cdn.test:{internet.internal_server.port}/"), times=None
+    )
+    with pytest.raises(UpstreamError, match=r"upstream points to cdn\.test \("):
         await upstream.fetch_manifest(APP, LATEST)
-    assert world.secret.connections == 0
+    assert internet.internal_server.connections == 0
 
 
-async def test_u25_a_name_that_is_rebound_to_the_inside_is_refused_at_the_connection(
-    world, connect
+async def test_u25_a_name_rebound_to_a_private_address_is_rejected_when_connecting(
+    internet, connect
 ):
-    async with RawUpstream([RecvUntil(), ANSWER]) as cdn:
-        upstream = await world.enter({"cdn.test": [[PUBLIC], ["10.0.0.1"]]})
-        # The session asks the name service once for each port.
-        for port in (cdn.port, world.secret.port):
-            world.registry.fail("/v2/", leads_to(f"http://cdn.test:{port}/"))
+    async with RawUpstream([RecvUntil(), RESPONSE]) as cdn:
+        upstream = await internet.connect({"cdn.test": [[PUBLIC], ["10.0.0.1"]]})
+        # aiohttp caches DNS results per host and port.
+        for port in (cdn.port, internet.internal_server.port):
+            internet.registry.fail("/v2/", redirect_to(f"http://cdn.test:{port}/"))
         assert (await upstream.fetch_manifest(APP, LATEST)).content == b"{}"
-        with pytest.raises(UpstreamError, match="upstream leads to"):
+        with pytest.raises(UpstreamError, match="upstream points to"):
             await upstream.fetch_manifest(APP, LATEST)
-        assert (cdn.connections, world.secret.connections) == (1, 0)
+        assert (cdn.connections, internet.internal_server.connections) == (1, 0)
 
 
-async def test_of_a_names_addresses_only_those_outside_are_taken(world):
+async def test_only_the_public_addresses_of_a_name_are_used(internet):
     guard = EgressGuard(
         URL("http://registry.test"), Names({"cdn.test": [["10.0.0.1", PUBLIC, "127.0.0.1"]]})
     )
-    assert [one["host"] for one in await guard.resolve("cdn.test", 443)] == [PUBLIC]
+    assert [result["host"] for result in await guard.resolve("cdn.test", 443)] == [PUBLIC]
 
 
-async def test_a_public_upstream_may_lead_to_other_public_places(world):
-    upstream = await world.enter({"cdn.test": [[PUBLIC]]})
-    world.registry.fail("/v2/", leads_to(f"http://cdn.test:{world.secret.port}/"), times=None)
+async def test_a_public_upstream_may_redirect_to_other_public_hosts(internet):
+    upstream = await internet.connect({"cdn.test": [[PUBLIC]]})
+    internet.registry.fail(
+        "/v2/", redirect_to(f"http://cdn.test:{internet.internal_server.port}/"), times=None
+    )
     assert (await upstream.fetch_manifest(APP, LATEST)).content == b"{}"
 
 
-@pytest.mark.parametrize("host", ["169.254.169.254", "127.0.0.1", "127.1", "inside.test"])
-async def test_a01_a_token_server_on_the_inside_is_not_asked(world, host):
-    upstream = await world.enter({"inside.test": [["10.0.0.1"]]})
-    realm = f'Bearer realm="http://{host}:{world.secret.port}/token"'
+@pytest.mark.parametrize("host", ["169.254.169.254", "127.0.0.1", "127.1", "private.test"])
+async def test_a01_a_token_server_with_a_private_address_gets_no_request(internet, host):
+    upstream = await internet.connect({"private.test": [["10.0.0.1"]]})
+    realm = f'Bearer realm="http://{host}:{internet.internal_server.port}/token"'
     fault = Fault(status=401, body=b"", headers={"WWW-Authenticate": realm})
-    world.registry.fail("/v2/", fault, times=None)
+    internet.registry.fail("/v2/", fault, times=None)
     with pytest.raises(UpstreamError) as caught:
         await upstream.resolve(APP, LATEST)
     assert type(caught.value) is UpstreamError
-    assert world.secret.connections == 0
+    assert internet.internal_server.connections == 0
 
 
 @pytest.mark.parametrize(
-    ("home", "target", "allowed"),
+    ("upstream_address", "other_address", "allowed"),
     [
         ("10.0.0.1", "10.0.0.2", True),
         ("10.0.0.1", PUBLIC, True),
@@ -221,8 +230,10 @@ async def test_a01_a_token_server_on_the_inside_is_not_asked(world, host):
         ("fd12::1", "192.168.0.1", True),
     ],
 )
-async def test_an_upstream_leads_no_nearer_than_it_is_itself(home, target, allowed):
-    names = Names({"registry.test": [[home]], "other.test": [[target]]})
+async def test_an_upstream_leads_to_addresses_no_closer_than_its_own(
+    upstream_address, other_address, allowed
+):
+    names = Names({"registry.test": [[upstream_address]], "other.test": [[other_address]]})
     guard = EgressGuard(URL("http://registry.test"), names)
     assert await guard.resolve("registry.test", 80)
     if allowed:
@@ -232,16 +243,16 @@ async def test_an_upstream_leads_no_nearer_than_it_is_itself(home, target, allow
             await guard.resolve("other.test", 80)
 
 
-async def test_the_configured_host_may_be_anywhere_but_at_a_metadata_service():
+async def test_the_configured_host_may_have_any_address_except_reserved_ones():
     names = Names({"registry.test": [["10.0.0.1"], [PUBLIC, "10.0.0.1"], ["169.254.169.254"]]})
     guard = EgressGuard(URL("http://Registry.test"), names)
-    assert [one["host"] for one in await guard.resolve("registry.test", 80)] == ["10.0.0.1"]
+    assert [result["host"] for result in await guard.resolve("registry.test", 80)] == ["10.0.0.1"]
     assert len(await guard.resolve("registry.test", 80)) == 2
     with pytest.raises(UpstreamError, match="a special address"):
         await guard.resolve("registry.test", 80)
 
 
-async def test_an_upstream_that_was_seen_outside_does_not_become_one_of_the_inside():
+async def test_an_upstream_that_was_public_once_stays_public():
     names = Names(
         {"registry.test": [[PUBLIC], ["10.0.0.1"]], "other.test": [["10.0.0.2"]], "x.test": [[]]}
     )
@@ -253,14 +264,14 @@ async def test_an_upstream_that_was_seen_outside_does_not_become_one_of_the_insi
     assert await guard.resolve("x.test", 80) == []
 
 
-async def test_nothing_is_known_of_an_upstream_before_its_name_is_resolved():
+async def test_an_upstream_counts_as_public_until_its_name_is_resolved():
     guard = EgressGuard(URL("http://registry.test"), Names({"other.test": [["10.0.0.2"]]}))
     with pytest.raises(UpstreamError):
         await guard.resolve("other.test", 80)
 
 
 @pytest.mark.parametrize(
-    ("url", "target", "allowed"),
+    ("url", "other_address", "allowed"),
     [
         ("http://10.0.0.1:5000", "10.0.0.2", True),
         ("http://[::ffff:10.0.0.1]", "10.0.0.2", True),
@@ -270,8 +281,10 @@ async def test_nothing_is_known_of_an_upstream_before_its_name_is_resolved():
         ("http://0.0.0.0:5000", "10.0.0.2", False),
     ],
 )
-async def test_an_upstream_that_is_an_address_is_where_the_address_is(url, target, allowed):
-    guard = EgressGuard(URL(url), Names({"other.test": [[target]]}))
+async def test_an_upstream_configured_by_address_has_the_scope_of_the_address(
+    url, other_address, allowed
+):
+    guard = EgressGuard(URL(url), Names({"other.test": [[other_address]]}))
     if allowed:
         assert await guard.resolve("other.test", 80)
     else:
@@ -279,17 +292,17 @@ async def test_an_upstream_that_is_an_address_is_where_the_address_is(url, targe
             await guard.resolve("other.test", 80)
 
 
-async def test_a_registry_on_loopback_may_use_the_rest_of_loopback(connect):
+async def test_a_registry_on_loopback_may_use_other_loopback_hosts(connect):
     async with FakeRegistry() as registry:
         image = registry.add_image()
         upstream = await connect(registry.url.replace("127.0.0.1", "localhost"))
         await upstream.resolve(APP, LATEST)
-        async with upstream.open_blob(APP, Digest.parse(image.config)) as transfer:
-            assert [chunk async for chunk in transfer.iter_chunks()]
+        async with upstream.open_blob(APP, Digest.parse(image.config)) as body:
+            assert [chunk async for chunk in body.iter_chunks()]
         assert registry.count("/token") == 1
 
 
-async def test_a_name_that_nobody_knows_is_an_upstream_that_cannot_be_reached(connect):
+async def test_an_unknown_name_means_an_upstream_that_cannot_be_reached(connect):
     url = "http://registry.test"
     upstream = await connect(url, guard=EgressGuard(URL(url), Names({})))
     with pytest.raises(UpstreamUnavailableError, match="cannot be reached"):

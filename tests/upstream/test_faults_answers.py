@@ -1,4 +1,4 @@
-"""Answers that no registry should give (faults, table U), sent to the whole program."""
+"""Responses that no registry should send (faults, table U), against the whole program."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -22,12 +22,12 @@ OK = b"HTTP/1.1 200 OK\r\n"
 CLOSE = b"Connection: close\r\n"
 
 
-def script(answer: bytes) -> list[Step]:
-    return [RecvUntil(HEAD_END), Send(answer)]
+def respond(response: bytes) -> list[Step]:
+    return [RecvUntil(HEAD_END), Send(response)]
 
 
-async def before(raw: RawUpstream, make_program: MakeProgram, **sections: Any) -> Program:
-    """Start the program before a raw upstream."""
+async def start_program(raw: RawUpstream, make_program: MakeProgram, **sections: Any) -> Program:
+    """Start the program with a raw upstream."""
     return await make_program(upstreams={"docker.io": {"url": raw.url}}, **sections)
 
 
@@ -46,74 +46,74 @@ async def before(raw: RawUpstream, make_program: MakeProgram, **sections: Any) -
     ],
     ids=range(9),
 )
-async def test_u16_a_challenge_that_cannot_be_met_is_an_error_after_a_request_or_two(
+async def test_u16_an_unusable_challenge_is_an_error_after_at_most_two_requests(
     make_program, challenge
 ):
     head = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n"
-    async with RawUpstream(script(head + challenge + CLOSE + b"\r\n")) as raw:
-        program = await before(raw, make_program)
-        answer = await program.manifest("library/app")
-        assert answer.status in (404, 502)
-        assert answer.code in ("NAME_UNKNOWN", "UNKNOWN")
-        assert "WWW-Authenticate" not in answer.headers
+    async with RawUpstream(respond(head + challenge + CLOSE + b"\r\n")) as raw:
+        program = await start_program(raw, make_program)
+        response = await program.manifest("library/app")
+        assert response.status in (404, 502)
+        assert response.code in ("NAME_UNKNOWN", "UNKNOWN")
+        assert "WWW-Authenticate" not in response.headers
         assert raw.connections <= 2
 
 
-async def test_u16_a_registry_that_refuses_every_token_is_asked_twice(registry, program):
+async def test_u16_a_registry_that_rejects_every_token_gets_two_requests(registry, program):
     registry.add_image()
     refused = {"WWW-Authenticate": f'Bearer realm="{registry.url}/token",service="x"'}
     registry.fail("/v2/", Fault(status=401, body=b"", headers=refused), times=None)
-    answer = await program.manifest("library/app")
-    assert (answer.status, answer.code) == (404, "NAME_UNKNOWN")
+    response = await program.manifest("library/app")
+    assert (response.status, response.code) == (404, "NAME_UNKNOWN")
     assert registry.count("/v2/") == 2
     assert registry.count("/token") == 1
 
 
 @pytest.mark.parametrize("status", [403, 404, 451])
-async def test_u21_a_no_is_passed_on_and_costs_no_cached_digest_its_place(
-    registry, program, status
-):
+async def test_u21_a_refusal_is_passed_on_and_removes_no_cached_digest(registry, program, status):
     image = registry.add_image()
     await program.manifest(image)
     registry.fail("/manifests/|/blobs/", Fault(status=status, body=b""), times=None)
-    for asked in (program.manifest(image, "other"), program.blob(digest_of(b"none"))):
-        answer = await asked
-        assert (answer.status, answer.code[-8:]) == (404, "_UNKNOWN")
+    for request in (program.manifest(image, "other"), program.blob(digest_of(b"none"))):
+        response = await request
+        assert (response.status, response.code[-8:]) == (404, "_UNKNOWN")
     program.clock.turn(3600)
     await program.manifest(image)
     assert (await program.manifest(image, image.digest)).status == 200
 
 
-async def test_u23_a_manifest_of_another_digest_is_fetched_once_more(registry, program):
+async def test_u23_a_manifest_with_another_digest_is_fetched_once_more(registry, program):
     image = registry.add_image()
     await program.manifest(image)
     program.clock.turn(3600)
     moved = registry.add_image(layers=[b"new"])
     registry.fail(f"^GET .*{moved.digest}", Fault(flip_at=30))
-    answer = await program.manifest(image)
-    assert (answer.status, answer.digest) == (200, moved.digest)
-    assert "Warning" not in answer.headers
+    response = await program.manifest(image)
+    assert (response.status, response.digest) == (200, moved.digest)
+    assert "Warning" not in response.headers
     assert registry.count(f"^GET .*{moved.digest}") == 2
 
 
-NOTHING = Fault(status=200, body=b"")
+EMPTY = Fault(status=200, body=b"")
 
 
-@pytest.mark.parametrize("known", [True, False])
-async def test_u14_a_login_page_is_neither_a_manifest_nor_a_blob(registry, program, known):
-    await _no_content(registry, program, HTML, known=known)
+@pytest.mark.parametrize("has_token", [True, False])
+async def test_u14_a_login_page_is_neither_a_manifest_nor_a_blob(registry, program, has_token):
+    await assert_no_content_is_stored(registry, program, HTML, has_token=has_token)
 
 
-@pytest.mark.parametrize("known", [True, False])
-async def test_u15_nothing_is_neither_a_manifest_nor_a_blob(registry, program, known):
-    await _no_content(registry, program, NOTHING, known=known)
+@pytest.mark.parametrize("has_token", [True, False])
+async def test_u15_an_empty_response_is_neither_a_manifest_nor_a_blob(registry, program, has_token):
+    await assert_no_content_is_stored(registry, program, EMPTY, has_token=has_token)
 
 
-async def _no_content(registry, program: Program, fault: Fault, *, known: bool) -> None:
-    """Let upstream answer everything with `fault`, also its token server and its CDN."""
+async def assert_no_content_is_stored(
+    registry, program: Program, fault: Fault, *, has_token: bool
+) -> None:
+    """Let upstream, its token server and its CDN respond to everything with `fault`."""
     image = registry.add_image()
-    if known:
-        await program.manifest(image, "none")  # so that there is a token
+    if has_token:
+        await program.manifest(image, "none")  # which gets a token
     registry.fail("", fault, times=None)
     manifest = await program.manifest(image)
     assert (manifest.status, manifest.code) == (502, "UNKNOWN")
@@ -125,7 +125,7 @@ async def _no_content(registry, program: Program, fault: Fault, *, known: bool) 
     assert program.stored() == set()
 
 
-async def test_u22_a_tag_that_moves_during_a_pull_mixes_no_images(registry, program):
+async def test_u22_a_tag_that_moves_during_a_pull_does_not_mix_images(registry, program):
     old = registry.add_image(index=True, layers=[b"old"])
     head = await program.manifest(old, method="HEAD")
     assert head.headers["Docker-Content-Digest"] == old.digest
@@ -133,11 +133,11 @@ async def test_u22_a_tag_that_moves_during_a_pull_mixes_no_images(registry, prog
     program.clock.turn(3600)
     moved = await program.manifest(new)
     assert moved.digest == moved.headers["Docker-Content-Digest"] == new.digest
-    # Who has begun with the old one goes on with it, by digest.
+    # A client that began with the old image continues with it, by digest.
     for image in (old, new):
         for digest in (image.digest, *image.manifests.values()):
-            answer = await program.manifest(image, digest)
-            assert (answer.status, answer.digest) == (200, digest)
+            response = await program.manifest(image, digest)
+            assert (response.status, response.digest) == (200, digest)
         for digest in image.blobs:
             assert (await program.blob(digest)).digest == digest
 
@@ -159,20 +159,20 @@ CHUNKED = OK + TYPE + CLOSE + b"Transfer-Encoding: chunked\r\n\r\n"
 
 @pytest.mark.parametrize("chunks", GOOD_CHUNKS.values(), ids=GOOD_CHUNKS)
 @pytest.mark.parametrize("trailer", [b"", b"X-Checksum: 1\r\nDocker-Content-Digest: no\r\n"])
-async def test_u28_chunks_of_any_size_and_trailers_are_taken(make_program, chunks, trailer):
+async def test_u28_chunks_of_any_size_and_trailers_are_accepted(make_program, chunks, trailer):
     body = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
-    async with RawUpstream(script(CHUNKED + body + b"0\r\n" + trailer + b"\r\n")) as raw:
-        program = await before(raw, make_program)
+    async with RawUpstream(respond(CHUNKED + body + b"0\r\n" + trailer + b"\r\n")) as raw:
+        program = await start_program(raw, make_program)
         for reference in ("latest", digest_of(MANIFEST)):
-            answer = await program.manifest("library/app", reference)
-            assert (answer.status, answer.body) == (200, MANIFEST)
-            assert "X-Checksum" not in answer.headers
+            response = await program.manifest("library/app", reference)
+            assert (response.status, response.body) == (200, MANIFEST)
+            assert "X-Checksum" not in response.headers
 
 
 @pytest.mark.parametrize("body", BAD_CHUNKS.values(), ids=BAD_CHUNKS)
-async def test_u28_bad_chunks_are_an_error_and_nothing_is_kept(make_program, body):
-    async with RawUpstream(script(CHUNKED + body)) as raw:
-        program = await before(raw, make_program)
+async def test_u28_invalid_chunks_are_an_error_and_nothing_is_stored(make_program, body):
+    async with RawUpstream(respond(CHUNKED + body)) as raw:
+        program = await start_program(raw, make_program)
         manifest = await program.manifest("library/app")
         assert (manifest.status, manifest.code) in {(502, "UNKNOWN"), (503, "UNAVAILABLE")}
         blob = await program.blob(digest_of(b"hello!"))
@@ -181,14 +181,14 @@ async def test_u28_bad_chunks_are_an_error_and_nothing_is_kept(make_program, bod
         assert program.stored() == set()
 
 
-async def test_u29_an_encoding_that_was_not_asked_for_is_not_undone(make_program):
+async def test_u29_an_unrequested_encoding_is_not_decoded(make_program):
     encoded = OK + TYPE + LENGTH + CLOSE + b"Content-Encoding: gzip\r\n\r\n" + MANIFEST
-    async with RawUpstream(script(encoded)) as raw:
-        program = await before(raw, make_program)
+    async with RawUpstream(respond(encoded)) as raw:
+        program = await start_program(raw, make_program)
         blob = await program.blob(digest_of(MANIFEST))
-        for answer in (blob, await program.manifest("library/app")):
-            assert (answer.status, answer.body) == (200, MANIFEST)
-            assert "Content-Encoding" not in answer.headers
+        for response in (blob, await program.manifest("library/app")):
+            assert (response.status, response.body) == (200, MANIFEST)
+            assert "Content-Encoding" not in response.headers
 
 
 HEADERS = {
@@ -204,26 +204,26 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("headers", HEADERS.values(), ids=HEADERS)
-async def test_u30_nothing_of_odd_headers_reaches_a_client(make_program, headers):
+async def test_u30_odd_headers_never_reach_a_client(make_program, headers):
     async with RawUpstream(
-        script(OK + TYPE + LENGTH + CLOSE + headers + b"\r\n" + MANIFEST)
+        respond(OK + TYPE + LENGTH + CLOSE + headers + b"\r\n" + MANIFEST)
     ) as raw:
-        program = await before(raw, make_program)
-        answer = await program.manifest("library/app")
-        assert (answer.status, answer.body) == (200, MANIFEST) or answer.status in (502, 503)
-        assert not [name for name in answer.headers if name.startswith(("X-", "Set-"))]
-        for value in answer.headers.values():
+        program = await start_program(raw, make_program)
+        response = await program.manifest("library/app")
+        assert (response.status, response.body) == (200, MANIFEST) or response.status in (502, 503)
+        assert not [name for name in response.headers if name.startswith(("X-", "Set-"))]
+        for value in response.headers.values():
             assert value.isascii()
             assert value.isprintable()
 
 
 @pytest.mark.parametrize("interim", [b"100 Continue", b"103 Early Hints"])
-async def test_u31_interim_answers_are_skipped(make_program, interim):
+async def test_u31_interim_responses_are_skipped(make_program, interim):
     head = b"HTTP/1.1 %s\r\nLink: </x>\r\n\r\n" % interim
-    async with RawUpstream(script(head + OK + TYPE + LENGTH + CLOSE + b"\r\n" + MANIFEST)) as raw:
-        program = await before(raw, make_program)
-        answer = await program.manifest("library/app")
-        assert (answer.status, answer.body) == (200, MANIFEST)
+    async with RawUpstream(respond(head + OK + TYPE + LENGTH + CLOSE + b"\r\n" + MANIFEST)) as raw:
+        program = await start_program(raw, make_program)
+        response = await program.manifest("library/app")
+        assert (response.status, response.body) == (200, MANIFEST)
 
 
 @pytest.mark.parametrize(
@@ -237,10 +237,10 @@ async def test_u31_interim_answers_are_skipped(make_program, interim):
     ],
     ids=["204", "205", "304", "206", "206 of nothing"],
 )
-async def test_u31_answers_to_other_questions_are_errors_and_nothing_is_kept(make_program, head):
+async def test_u31_responses_to_other_requests_are_errors_and_nothing_is_stored(make_program, head):
     body = b"hello" if head.startswith(b"206") else b""
-    async with RawUpstream(script(b"HTTP/1.1 " + head + CLOSE + TYPE + b"\r\n" + body)) as raw:
-        program = await before(raw, make_program)
+    async with RawUpstream(respond(b"HTTP/1.1 " + head + CLOSE + TYPE + b"\r\n" + body)) as raw:
+        program = await start_program(raw, make_program)
         manifest = await program.manifest("library/app")
         assert manifest.status in (502, 503)
         blob = await program.blob(digest_of(b"hello"))

@@ -1,4 +1,4 @@
-"""The switch at the one moment that the whole program cannot be made to meet."""
+"""The offline switch in a race that tests of the whole program cannot reproduce."""
 
 import aiohttp
 import pytest
@@ -7,23 +7,25 @@ from proxy.errors import OfflineError
 from proxy.upstream.offline import OfflineSwitch
 
 
-@pytest.mark.parametrize("is_back", [False, True], ids=["stays offline", "online again"])
-async def test_an_answer_that_comes_with_the_switch_is_cut_too(registry, is_back):
+@pytest.mark.parametrize("goes_back_online", [False, True], ids=["stays offline", "online again"])
+async def test_a_response_that_arrives_together_with_the_switch_is_aborted_too(
+    registry, goes_back_online
+):
     offline = OfflineSwitch()
 
-    async def throw(
+    async def go_offline(
         request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         response = await handler(request)
         offline.set_offline(is_offline=True)
-        offline.set_offline(is_offline=not is_back)
+        offline.set_offline(is_offline=not goes_back_online)
         return response
 
-    middlewares = (offline.middleware, throw)
+    middlewares = (offline.middleware, go_offline)
     async with aiohttp.ClientSession(middlewares=middlewares) as session:
-        if is_back:
-            async with session.get(registry.url + "/v2/") as answer:
-                assert answer.status == 401
+        if goes_back_online:
+            async with session.get(registry.url + "/v2/") as response:
+                assert response.status == 401
         else:
             with pytest.raises(OfflineError):
                 await session.get(registry.url + "/v2/")

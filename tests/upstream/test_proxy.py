@@ -1,4 +1,4 @@
-"""Upstreams behind a proxy: named in the configuration or by the environment, with all that it may do."""
+"""Upstreams behind an HTTP proxy, which is configured or taken from the environment."""
 
 import ssl
 from base64 import b64encode
@@ -18,20 +18,20 @@ from proxy.upstream.egress import EgressGuard
 from proxy.upstream.proxies import ProxySelector
 from proxy.upstream.registry_client import RegistryTimeouts
 from tests.fakes.faults import Fault
+from tests.fakes.http_proxy import FakeProxy
 from tests.fakes.names import PUBLIC, Names
-from tests.fakes.proxy import FakeProxy
 from tests.fakes.registry import FakeRegistry
 from tests.support.program import Program
 
 LATEST = Tag("latest")
 HUB = "docker.io"
-LOGIN = "Basic " + b64encode(b"bob:CANARY@:%").decode()
+AUTHORIZATION = "Basic " + b64encode(b"bob:CANARY@:%").decode()
 
 MakeProgram = Callable[..., Awaitable[Program]]
 
 
 class NamedRegistry(FakeRegistry):
-    """A registry that is known by names which only a proxy can resolve."""
+    """A registry with names that only the proxy can resolve."""
 
     @property
     def url(self) -> str:
@@ -43,7 +43,7 @@ class NamedRegistry(FakeRegistry):
 
 
 @pytest.fixture(autouse=True)
-def _no_environment(monkeypatch) -> None:
+def _no_proxy_environment(monkeypatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -51,14 +51,14 @@ def _no_environment(monkeypatch) -> None:
 
 @pytest.fixture
 async def proxy() -> AsyncIterator[FakeProxy]:
-    """A proxy that asks for no login."""
+    """A proxy that requires no credentials."""
     async with FakeProxy() as proxy:
         yield proxy
 
 
 @pytest.fixture(params=["http", "https"])
-async def named(request, tmp_path: Path) -> AsyncIterator[NamedRegistry]:
-    """A registry beyond a proxy, by either scheme; trusted by `ca.pem`."""
+async def named_registry(request, tmp_path: Path) -> AsyncIterator[NamedRegistry]:
+    """A registry behind the proxy, over http and https; `ca.pem` trusts it."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -68,26 +68,28 @@ async def named(request, tmp_path: Path) -> AsyncIterator[NamedRegistry]:
 
 
 @pytest.fixture
-def behind(make_program: MakeProgram, tmp_path: Path, named: NamedRegistry) -> MakeProgram:
-    """Start the program before the registry that only a proxy can reach."""
+def start_program(
+    make_program: MakeProgram, tmp_path: Path, named_registry: NamedRegistry
+) -> MakeProgram:
+    """Return a function that starts the program with the registry that only the proxy can reach."""
 
     async def make(**settings: Any) -> Program:
-        table = {"url": named.url, "ca_file": str(tmp_path / "ca.pem"), **settings}
-        return await make_program(upstreams={HUB: table})
+        upstream = {"url": named_registry.url, "ca_file": str(tmp_path / "ca.pem"), **settings}
+        return await make_program(upstreams={HUB: upstream})
 
     return make
 
 
-def with_login(proxy: FakeProxy, login: str) -> str:
-    return proxy.url.replace("http://", f"http://{login}@")
+def add_credentials(proxy: FakeProxy, credentials: str) -> str:
+    return proxy.url.replace("http://", f"http://{credentials}@")
 
 
-async def test_everything_goes_through_the_proxy_that_is_configured(named, proxy, behind):
-    image = named.add_image(index=True)
-    program = await behind(proxy=proxy.url)
+async def test_all_requests_go_through_the_configured_proxy(named_registry, proxy, start_program):
+    image = named_registry.add_image(index=True)
+    program = await start_program(proxy=proxy.url)
     await program.pull(image)
-    hosts = {f"registry.test:{named.front.port}", f"cdn.test:{named.edge.port}"}
-    if named.front.tls:
+    hosts = {f"registry.test:{named_registry.front.port}", f"cdn.test:{named_registry.edge.port}"}
+    if named_registry.front.tls:
         assert proxy.targets() == proxy.targets("CONNECT") == hosts
     else:
         assert {URL(target).authority for target in proxy.targets()} == hosts
@@ -95,60 +97,68 @@ async def test_everything_goes_through_the_proxy_that_is_configured(named, proxy
 
 
 @pytest.mark.parametrize("form", ["{}", "{}/", "bare"])
-async def test_the_environments_proxy_is_used_where_none_is_configured(
-    named, proxy, behind, monkeypatch, form
+async def test_without_configuration_the_proxy_of_the_environment_is_used(
+    named_registry, proxy, start_program, monkeypatch, form
 ):
-    image = named.add_image()
+    image = named_registry.add_image()
     address = proxy.url.removeprefix("http://") if form == "bare" else form.format(proxy.url)
-    monkeypatch.setenv("HTTPS_PROXY" if named.front.tls else "HTTP_PROXY", address)
-    program = await behind()
+    monkeypatch.setenv("HTTPS_PROXY" if named_registry.front.tls else "HTTP_PROXY", address)
+    program = await start_program()
     await program.pull(image)
     assert proxy.asked
 
 
-async def test_a_proxy_that_wants_a_login_gets_it_and_the_registry_does_not(named, proxy, behind):
-    image = named.add_image()
-    proxy.login = LOGIN
-    program = await behind(proxy=with_login(proxy, "bob:CANARY%40%3A%25"))
+async def test_the_proxy_gets_its_credentials_and_the_registry_does_not(
+    named_registry, proxy, start_program
+):
+    image = named_registry.add_image()
+    proxy.login = AUTHORIZATION
+    program = await start_program(proxy=add_credentials(proxy, "bob:CANARY%40%3A%25"))
     await program.pull(image)
-    assert {one.headers["proxy-authorization"] for one in proxy.asked} == {LOGIN}
-    told = repr([dict(seen.headers) for seen in named.requests])
-    assert LOGIN not in told
-    assert "Proxy-" not in told
+    assert {each.headers["proxy-authorization"] for each in proxy.asked} == {AUTHORIZATION}
+    sent = repr([dict(seen.headers) for seen in named_registry.requests])
+    assert AUTHORIZATION not in sent
+    assert "Proxy-" not in sent
 
 
-async def test_a_proxy_that_refuses_the_login_is_named_as_the_reason(named, proxy, behind):
-    named.add_image()
-    proxy.login = LOGIN
+async def test_a_proxy_that_rejects_the_credentials_is_named_as_the_reason(
+    named_registry, proxy, start_program
+):
+    named_registry.add_image()
+    proxy.login = AUTHORIZATION
     with capture_logs() as logs:
-        program = await behind(proxy=with_login(proxy, "bob:CANARY-wrong"))
-        answer = await program.manifest("library/app")
-    assert (answer.status, answer.code) == (503, "UNAVAILABLE")
-    message = answer.json["errors"][0]["message"]
-    assert message == "docker.io cannot be reached: its proxy wants another login (407)"
-    shown = repr([logs, answer, program.sections, (await program.ask("/metrics")).body])
+        program = await start_program(proxy=add_credentials(proxy, "bob:CANARY-wrong"))
+        response = await program.manifest("library/app")
+    assert (response.status, response.code) == (503, "UNAVAILABLE")
+    message = response.json["errors"][0]["message"]
+    assert message == "docker.io cannot be reached: its proxy rejected the credentials (407)"
+    shown = repr([logs, response, program.sections, (await program.ask("/metrics")).body])
     assert "CANARY" not in shown
     assert b64encode(b"bob:CANARY-wrong").decode() not in shown
-    assert not named.requests
+    assert not named_registry.requests
 
 
 @pytest.mark.parametrize("status", [403, 502])
-async def test_a_proxy_that_opens_no_tunnel_is_named_as_the_reason(named, proxy, behind, status):
-    named.add_image()
+async def test_a_proxy_that_refuses_a_tunnel_is_named_as_the_reason(
+    named_registry, proxy, start_program, status
+):
+    named_registry.add_image()
     proxy.status = status
-    answer = await (await behind(proxy=proxy.url)).manifest("library/app")
-    if named.front.tls:
-        assert f"its proxy answered {status}" in answer.json["errors"][0]["message"]
-        assert answer.status == 503
+    response = await (await start_program(proxy=proxy.url)).manifest("library/app")
+    if named_registry.front.tls:
+        assert f"its proxy responded with status {status}" in response.json["errors"][0]["message"]
+        assert response.status == 503
 
 
-async def test_a_proxy_that_is_down_opens_the_breaker_until_it_is_back(named, proxy, behind):
-    image = named.add_image()
-    program = await behind(proxy=proxy.url)
+async def test_a_proxy_that_is_down_opens_the_breaker_until_it_recovers(
+    named_registry, proxy, start_program
+):
+    image = named_registry.add_image()
+    program = await start_program(proxy=proxy.url)
     await proxy.stop()
-    answer = await program.manifest(image)
-    message = answer.json["errors"][0]["message"]
-    assert (answer.status, "its proxy: Connection refused" in message) == (503, True)
+    response = await program.manifest(image)
+    message = response.json["errors"][0]["message"]
+    assert (response.status, "its proxy: Connection refused" in message) == (503, True)
     while await program.metric("pullcache_upstream_up"):
         assert (await program.manifest(image)).status == 503
     await proxy.start()
@@ -156,16 +166,18 @@ async def test_a_proxy_that_is_down_opens_the_breaker_until_it_is_back(named, pr
     await program.pull(image)
 
 
-async def test_a_proxy_whose_name_nobody_knows_is_named_as_the_reason(named, behind):
-    answer = await (await behind(proxy="http://proxy.invalid:3128")).manifest("library/app")
-    assert answer.status == 503
-    assert "cannot be reached: its proxy: " in answer.json["errors"][0]["message"]
+async def test_a_proxy_with_an_unknown_name_is_named_as_the_reason(named_registry, start_program):
+    response = await (await start_program(proxy="http://proxy.invalid:3128")).manifest(
+        "library/app"
+    )
+    assert response.status == 503
+    assert "cannot be reached: its proxy: " in response.json["errors"][0]["message"]
 
 
-async def test_a_proxy_that_is_silent_holds_up_nobody_for_longer(named, proxy, connect):
+async def test_a_proxy_that_hangs_is_a_timeout(named_registry, proxy, connect):
     proxy.is_silent = True
     upstream = await connect(
-        named.url,
+        named_registry.url,
         proxies=ProxySelector({"ALL_PROXY": proxy.url}),
         timeouts=RegistryTimeouts(2, 5, request=0.3),
     )
@@ -174,16 +186,18 @@ async def test_a_proxy_that_is_silent_holds_up_nobody_for_longer(named, proxy, c
     assert proxy.asked
 
 
-async def test_a_host_in_no_proxy_is_asked_directly(named, proxy, behind, monkeypatch):
+async def test_a_host_in_no_proxy_is_connected_to_directly(
+    named_registry, proxy, start_program, monkeypatch
+):
     monkeypatch.setenv("NO_PROXY", "other.test,.test")
-    answer = await (await behind(proxy=proxy.url)).manifest("library/app")
-    # No name service here knows it.
-    assert "docker.io cannot be reached: " in answer.json["errors"][0]["message"]
-    assert "proxy" not in answer.json["errors"][0]["message"]
+    response = await (await start_program(proxy=proxy.url)).manifest("library/app")
+    # Without the proxy its name cannot be resolved.
+    assert "docker.io cannot be reached: " in response.json["errors"][0]["message"]
+    assert "proxy" not in response.json["errors"][0]["message"]
     assert proxy.asked == []
 
 
-async def test_this_machine_is_asked_directly(registry, proxy, make_program, monkeypatch):
+async def test_this_machine_is_connected_to_directly(registry, proxy, make_program, monkeypatch):
     image = registry.add_image()
     monkeypatch.setenv("ALL_PROXY", proxy.url)
     program = await make_program()
@@ -191,32 +205,32 @@ async def test_this_machine_is_asked_directly(registry, proxy, make_program, mon
     assert proxy.asked == []
 
 
-async def test_a_mirror_on_this_machine_needs_no_proxy_where_the_registry_does(
-    named, registry, proxy, behind
+async def test_a_mirror_on_this_machine_bypasses_the_proxy_of_the_registry(
+    named_registry, registry, proxy, start_program
 ):
     image = registry.add_image()
-    other = named.add_image("library/other")
-    program = await behind(proxy=proxy.url, mirrors=[registry.url])
+    other = named_registry.add_image("library/other")
+    program = await start_program(proxy=proxy.url, mirrors=[registry.url])
     await program.pull(image)
     assert proxy.asked == []
     await program.pull(other)
     assert proxy.asked
 
 
-async def test_netrc_is_not_read(named, proxy, behind, monkeypatch, tmp_path):
-    image = named.add_image()
+async def test_netrc_is_not_read(named_registry, proxy, start_program, monkeypatch, tmp_path):
+    image = named_registry.add_image()
     lines = [f"machine {name} login bob password CANARY" for name in ("registry.test", "127.0.0.1")]
     (tmp_path / ".netrc").write_text("\n".join([*lines, "default login bob password CANARY"]))
     (tmp_path / ".netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("ALL_PROXY", proxy.url)
-    await (await behind()).pull(image)
-    told = repr([[dict(seen.headers) for seen in named.requests], proxy.asked])
-    assert "Basic" not in told
+    await (await start_program()).pull(image)
+    sent = repr([[dict(seen.headers) for seen in named_registry.requests], proxy.asked])
+    assert "Basic" not in sent
 
 
-PLACES = [
+PRIVATE_LOCATIONS = [
     "http://10.0.0.1/",
     "http://169.254.169.254/",
     "http://[::1]/",
@@ -226,19 +240,21 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize("place", PLACES)
-async def test_behind_a_proxy_too_nobody_leads_us_to_a_private_address(
-    named, proxy, connect, place, tmp_path
+@pytest.mark.parametrize("location", PRIVATE_LOCATIONS)
+async def test_a_redirect_to_a_private_address_is_rejected_behind_a_proxy_too(
+    named_registry, proxy, connect, location, tmp_path
 ):
-    if named.front.tls:
-        place = place.replace("http:", "https:")
+    if named_registry.front.tls:
+        location = location.replace("http:", "https:")
     proxies = ProxySelector({"ALL_PROXY": proxy.url})
     names = Names({name: [["127.0.0.1"]] for name in ("localhost", "x.localhost")})
     tls = ssl.create_default_context(cafile=tmp_path / "ca.pem")
-    guard = EgressGuard(URL(named.url), names, proxies)
-    upstream = await connect(named.url, proxies=proxies, guard=guard, tls=tls)
-    named.auth = False
-    named.fail("/v2/", Fault(status=307, body=b"", headers={"Location": place}), times=None)
+    guard = EgressGuard(URL(named_registry.url), names, proxies)
+    upstream = await connect(named_registry.url, proxies=proxies, guard=guard, tls=tls)
+    named_registry.auth = False
+    named_registry.fail(
+        "/v2/", Fault(status=307, body=b"", headers={"Location": location}), times=None
+    )
     with pytest.raises(UpstreamError) as caught:
         await upstream.resolve("library/app", LATEST)
     assert type(caught.value) is UpstreamError
@@ -246,7 +262,7 @@ async def test_behind_a_proxy_too_nobody_leads_us_to_a_private_address(
     assert proxy.asked
 
 
-async def test_a_proxy_may_be_anywhere_and_nothing_else_may_for_that():
+async def test_a_proxy_may_have_a_private_address_and_other_hosts_may_not():
     environ = {"ALL_PROXY": "http://proxy.test:3128"}
     names = {"proxy.test": [["10.0.0.1"]], "other.test": [["10.0.0.2"]], "hub.test": [[PUBLIC]]}
     guard = EgressGuard(URL("http://hub.test"), Names(names), ProxySelector(environ))
@@ -256,7 +272,7 @@ async def test_a_proxy_may_be_anywhere_and_nothing_else_may_for_that():
             await guard.resolve(host, port)
 
 
-async def test_nobody_leads_us_to_the_proxy_as_if_it_were_a_registry(proxy, connect):
+async def test_a_redirect_to_the_proxy_itself_is_rejected(proxy, connect):
     address = proxy.url.replace("127.0.0.1", "proxy.test")
     proxies = ProxySelector({"ALL_PROXY": address, "NO_PROXY": "proxy.test"})
     names = Names({"proxy.test": [["127.0.0.1"]]})
@@ -267,14 +283,14 @@ async def test_nobody_leads_us_to_the_proxy_as_if_it_were_a_registry(proxy, conn
         upstream = await connect(url, proxies=proxies, guard=guard)
         fault = Fault(status=307, body=b"", headers={"Location": f"{address}/admin"})
         registry.fail("/v2/", fault, times=None)
-        with pytest.raises(UpstreamError, match=r"leads to proxy\.test, a proxy"):
+        with pytest.raises(UpstreamError, match=r"points to proxy\.test, a proxy"):
             await upstream.resolve("library/app", LATEST)
     assert not [target for target in proxy.targets() if "admin" in target]
 
 
-def through(environ: dict[str, str], url: str, proxy: str = "") -> str:
-    found = ProxySelector(environ, ProxyUrl.parse(proxy)).select(URL(url))
-    return str(found.url) if found else ""
+def select_proxy(environ: dict[str, str], url: str, proxy: str = "") -> str:
+    selected = ProxySelector(environ, ProxyUrl.parse(proxy)).select(URL(url))
+    return str(selected.url) if selected else ""
 
 
 @pytest.mark.parametrize(
@@ -297,14 +313,14 @@ def through(environ: dict[str, str], url: str, proxy: str = "") -> str:
         ({"ALL_PROXY": "p:1"}, "http://127.1", "http://p:1"),
     ],
 )
-def test_the_environment_means_what_it_means_elsewhere(environ, url, proxy):
+def test_the_environment_selects_the_proxy_as_in_other_programs(environ, url, proxy):
     if environ.get("HTTPS_PROXY") and "socks5" in environ.get("ALL_PROXY", ""):
-        environ = {**environ, "HTTP_PROXY": "p"}  # what is not used is not looked at
-    assert through(environ, url).removesuffix("/") == proxy
+        environ = {**environ, "HTTP_PROXY": "p"}  # so that ALL_PROXY is not used, and not parsed
+    assert select_proxy(environ, url).removesuffix("/") == proxy
 
 
 @pytest.mark.parametrize(
-    ("rules", "url", "is_direct"),
+    ("no_proxy", "url", "is_direct"),
     [
         ("*", "http://a.test", True),
         (" x , a.test ", "http://a.test", True),
@@ -333,22 +349,24 @@ def test_the_environment_means_what_it_means_elsewhere(environ, url, proxy):
         ("a.test", "http://a.test.", True),
     ],
 )
-def test_no_proxy_means_what_it_means_to_docker(rules, url, is_direct):
+def test_no_proxy_matches_as_in_docker(no_proxy, url, is_direct):
     for name in ("NO_PROXY", "no_proxy"):
-        assert through({name: rules}, url, "http://p:1") == ("" if is_direct else "http://p:1")
+        assert select_proxy({name: no_proxy}, url, "http://p:1") == (
+            "" if is_direct else "http://p:1"
+        )
 
 
 @pytest.mark.parametrize(
     "value",
     ["https://bob:CANARY@p", "socks5://CANARY", "http://p:99999", "http://CANARY@p/x", "p q"],
 )
-def test_a_proxy_of_the_environment_that_cannot_be_used_is_an_error_that_keeps_it_secret(value):
+def test_an_invalid_proxy_of_the_environment_is_an_error_that_does_not_quote_it(value):
     with pytest.raises(ConfigError, match="HTTPS_PROXY: not a proxy's address") as caught:
         ProxySelector({"HTTPS_PROXY": value})
     assert "CANARY" not in str(caught.value)
 
 
-def test_a_proxy_shows_no_login():
+def test_the_representation_of_a_proxy_hides_its_credentials():
     proxy = ProxySelector({}, ProxyUrl.parse("http://bob:CANARY@p:1")).select(URL("http://a.test"))
     assert proxy is not None
     assert "CANARY" not in repr(proxy)

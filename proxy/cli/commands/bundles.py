@@ -91,7 +91,7 @@ def export(
         for given in bundle_files.find_bundles(since)
         for digest in bundle_files.read_digests(given)
     }
-    document = {"images": wanted, "platforms": platforms, "without": sorted(known)}
+    document = {"images": wanted, "platforms": platforms, "exclude": sorted(known)}
     with open_admin_client(load_config(path, store)) as api:
         plan = api.post("/api/v1/export/plan", document)
         with (
@@ -130,8 +130,8 @@ def _write_bundle(
 
 def _print_summary(plan: dict[str, Any], output_file: OutputFile) -> None:
     for image in plan["images"]:
-        if image["left_out"]:
-            missing = ", ".join(image["left_out"])
+        if image["skipped_platforms"]:
+            missing = ", ".join(image["skipped_platforms"])
             click.echo(
                 f"{escape_unprintable(image['name'])}: without {escape_unprintable(missing)}, not stored",
                 err=True,
@@ -219,4 +219,7 @@ def _print_report(bundle: BundleArgument, report: dict[str, Any]) -> None:
             click.echo(f"  {digest}")
     size = format_bytes(report["added_bytes"])
     added = f"{format_count(report['added'], 'blob')} ({size}) added"
-    click.echo(f"{escape_unprintable(bundle.name)}: {added}, {report['known']} were here", err=True)
+    click.echo(
+        f"{escape_unprintable(bundle.name)}: {added}, {report['already_stored']} were here",
+        err=True,
+    )

@@ -51,9 +51,9 @@ def _format_outcome(event: dict[str, Any]) -> str:
 def _format_plan(event: dict[str, Any]) -> list[str]:
     size, missing = format_bytes(event["size"]), format_bytes(event["missing"])
     lines = [f"{format_count(event['images'], 'image')} of {size}, {missing} to be fetched"]
-    if event["lacking"]:
-        lacking = format_bytes(event["lacking"])
-        lines.append(f"the store has no room for {lacking} of it: what does not fit is left out")
+    if event["shortfall"]:
+        shortfall = format_bytes(event["shortfall"])
+        lines.append(f"the store has no room for {shortfall} of it: what does not fit is left out")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""`/api/v1/export` and `/api/v1/import`: images as bundles, out of the store and into it."""
+"""`/api/v1/export` and `/api/v1/import`: write images to bundles, and read them back."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -18,7 +18,7 @@ from proxy.errors import FileUnreachableError
 from proxy.oci.digest import Digest
 from proxy.server.admin.api import AdminRequest, ByteStream, RequestModel, Route
 
-# How often an export to a file, or an import, says how far it is, in seconds.
+# Seconds between two progress events of an import or of an export to a file.
 PROGRESS_INTERVAL = 0.5
 
 T = TypeVar("T")
@@ -26,34 +26,34 @@ M = TypeVar("M", bound=RequestModel)
 
 
 class ExportRequest(RequestModel, frozen=True):
-    """What to export; `without` are digests that are left out, because an earlier bundle has them."""
+    """What to export; `exclude` are digests to leave out because an earlier bundle has them."""
 
     images: list[str]
     platforms: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
 
 class ImportQuery(RequestModel, frozen=True):
-    """What the image of a bundle is called that does not say it."""
+    """The name for an image that has none in the bundle."""
 
     name: str = ""
 
 
 class ExportToFileRequest(ExportRequest, frozen=True, kw_only=True):
-    """What to export into which file, an empty one."""
+    """What to export, and the empty file to write it to."""
 
     file: LocalFile
 
 
 class ImportFilesRequest(RequestModel, frozen=True):
-    """The files of a bundle, in order, and what its image is called if it does not say it."""
+    """The files of a bundle in order, and the name for an image that has none in it."""
 
     files: list[LocalFile]
     name: str = ""
 
 
 class ExportPlan(msgspec.Struct, frozen=True):
-    """What an export would hold: `size` bytes, of which there are no less later."""
+    """What an export would contain; `size` is the exact size of the bundle in bytes."""
 
     size: int
     blobs: int
@@ -61,14 +61,14 @@ class ExportPlan(msgspec.Struct, frozen=True):
 
 
 class BundleProgress(msgspec.Struct, frozen=True):
-    """How many bytes of a bundle were read, or written."""
+    """Bytes of a bundle that were read or written so far."""
 
     done: int
 
 
 @dataclass(frozen=True, slots=True)
 class BundleHandlers:
-    """What these routes work with."""
+    """The handlers of these routes."""
 
     exporter: BundleExporter
     importer: BundleImporter
@@ -85,7 +85,7 @@ class BundleHandlers:
         ]
 
     async def plan_export(self, request: AdminRequest) -> ExportPlan:
-        """Say what an export would hold, and how large it would be."""
+        """Return what an export would contain, and its size."""
         async with self._open_bundle(await request.read_json(ExportRequest)) as (bundle, images):
             return ExportPlan(bundle.size, len(bundle.blobs), images)
 
@@ -96,12 +96,12 @@ class BundleHandlers:
         )
 
     async def export_to_file(self, request: AdminRequest) -> AsyncGenerator[BundleProgress, None]:
-        """Write a bundle into a file of this machine; tell how far it is, and at last how large."""
-        wanted = await _read_local_request(request, ExportToFileRequest)
+        """Write a bundle to a file on this machine; the last progress event has its size."""
+        body = await _read_local_request(request, ExportToFileRequest)
 
-        async def work(progress: Callable[[int], None]) -> BundleProgress:
-            async with self._open_bundle(wanted) as (bundle, _):
-                return BundleProgress(await self.exporter.write(bundle, wanted.file, progress))
+        async def work(on_progress: Callable[[int], None]) -> BundleProgress:
+            async with self._open_bundle(body) as (bundle, _):
+                return BundleProgress(await self.exporter.write(bundle, body.file, on_progress))
 
         async with aclosing(_with_progress(work)) as events:
             async for event in events:
@@ -110,16 +110,16 @@ class BundleHandlers:
     def import_stream(
         self, request: AdminRequest
     ) -> AsyncGenerator[BundleProgress | ImportReport, None]:
-        """Take the body, a bundle, into the store; tell how far it is, and at last what became of it."""
+        """Import the bundle in the body; the last event is the report."""
         return self._import_chunks(request.iter_chunks(), request.parse_query(ImportQuery).name)
 
     async def import_files(
         self, request: AdminRequest
     ) -> AsyncGenerator[BundleProgress | ImportReport, None]:
-        """Take a bundle in files of this machine, as `take` does."""
-        wanted = await _read_local_request(request, ImportFilesRequest)
-        chunks = local_file.read_files(wanted.files, self.threads)
-        async with aclosing(chunks), aclosing(self._import_chunks(chunks, wanted.name)) as events:
+        """Import a bundle from files on this machine; the last event is the report."""
+        body = await _read_local_request(request, ImportFilesRequest)
+        chunks = local_file.read_files(body.files, self.threads)
+        async with aclosing(chunks), aclosing(self._import_chunks(chunks, body.name)) as events:
             async for event in events:
                 yield event
 
@@ -127,8 +127,8 @@ class BundleHandlers:
         self, chunks: AsyncIterator[bytes], name: str
     ) -> AsyncGenerator[BundleProgress | ImportReport, None]:
         return _with_progress(
-            lambda progress: self.importer.import_bundle(
-                chunks, default_name=name, on_progress=progress
+            lambda on_progress: self.importer.import_bundle(
+                chunks, default_name=name, on_progress=on_progress
             )
         )
 
@@ -143,17 +143,18 @@ class BundleHandlers:
     def _open_bundle(
         self, request: ExportRequest
     ) -> AbstractAsyncContextManager[tuple[Bundle, list[ExportedImage]]]:
-        without = frozenset(map(Digest.parse, request.without))
+        exclude = frozenset(map(Digest.parse, request.exclude))
         return self.exporter.open_bundle(
-            request.images, platforms=request.platforms, exclude=without
+            request.images, platforms=request.platforms, exclude=exclude
         )
 
 
 async def _read_local_request(request: AdminRequest, model: type[M]) -> M:
-    """Return the document of a call that names files, which only who may open them anyway may do."""
+    """Return the body of a request that names files, which needs a client that may open them."""
     if not request.is_trusted_local:
         raise FileUnreachableError(
-            "files are named by the daemon's user and root, on admin.sock; send the bundle itself"
+            "only the daemon's user and root may name files, and only on admin.sock; "
+            "send the bundle itself"
         )
     return await request.read_json(model)
 
@@ -161,17 +162,17 @@ async def _read_local_request(request: AdminRequest, model: type[M]) -> M:
 async def _with_progress(
     work: Callable[[Callable[[int], None]], Awaitable[T]],
 ) -> AsyncGenerator[BundleProgress | T, None]:
-    """Do the work, which says how far it is; tell so from time to time, and at last what came of it."""
-    done = told = 0
+    """Run `work` with a progress callback; yield its progress at intervals, and last its result."""
+    done = reported = 0
 
-    def progress(count: int) -> None:
+    def on_progress(count: int) -> None:
         nonlocal done
         done = count
 
-    async with background(work(progress)) as working:
-        while not working.done():
-            await asyncio.wait((working,), timeout=PROGRESS_INTERVAL)
-            if done > told and not working.done():
-                told = done
+    async with background(work(on_progress)) as task:
+        while not task.done():
+            await asyncio.wait((task,), timeout=PROGRESS_INTERVAL)
+            if done > reported and not task.done():
+                reported = done
                 yield BundleProgress(done)
-        yield await working
+        yield await task

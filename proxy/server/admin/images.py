@@ -1,4 +1,4 @@
-"""`/api/v1/images`: what is in the store, as images."""
+"""`/api/v1/images`: list, inspect, check, remove and pin the images in the store."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -12,45 +12,45 @@ from proxy.server.admin.api import AdminRequest, RequestModel, Route
 
 
 class ListImagesQuery(RequestModel, frozen=True):
-    """Which images: a part of their names, or a glob."""
+    """Selects images by a part of their names, or by a glob."""
 
     filter: str = ""
 
 
 class InspectQuery(RequestModel, frozen=True):
-    """One image."""
+    """The image to inspect."""
 
     image: str
 
 
 class ImagesRequest(RequestModel, frozen=True):
-    """Some images."""
+    """The images to pin or unpin."""
 
     images: list[str]
 
 
 class RemoveRequest(ImagesRequest, frozen=True):
-    """What is to go. `force` takes pinned images too."""
+    """The images to remove; `force` includes pinned ones."""
 
     dry_run: bool = False
     force: bool = False
 
 
 class CheckRequest(RequestModel, frozen=True):
-    """What is to be checked."""
+    """The images and platforms to check."""
 
     images: list[ImageSelection]
 
 
 class PinResponse(msgspec.Struct, frozen=True):
-    """The images whose pin was set, or taken away."""
+    """The images whose pin was added or removed."""
 
     images: list[str]
 
 
 @dataclass(frozen=True, slots=True)
 class ImageHandlers:
-    """What these routes work with."""
+    """The handlers of these routes."""
 
     images: ImageManager
     checker: OfflineChecker
@@ -72,24 +72,24 @@ class ImageHandlers:
         return self.images.list_images(request.parse_query(ListImagesQuery).filter)
 
     async def inspect(self, request: AdminRequest) -> ImageDetail:
-        """Look closely at one."""
+        """Return the details of an image."""
         return await self.inspector.inspect(request.parse_query(InspectQuery).image)
 
     async def check(self, request: AdminRequest) -> AsyncGenerator[ImageCheck, None]:
-        """Say what could be pulled with the network unplugged."""
-        wanted = await request.read_json(CheckRequest)
-        async for check in self.checker.check(wanted.images):
+        """Yield for each image and platform whether it could be pulled without upstream."""
+        body = await request.read_json(CheckRequest)
+        async for check in self.checker.check(body.images):
             yield check
 
     async def remove(self, request: AdminRequest) -> RemovedImages:
-        """Remove images, or say what that would free."""
-        wanted = await request.read_json(RemoveRequest)
-        return await self.images.remove(wanted.images, dry_run=wanted.dry_run, force=wanted.force)
+        """Remove images, or return what that would free."""
+        body = await request.read_json(RemoveRequest)
+        return await self.images.remove(body.images, dry_run=body.dry_run, force=body.force)
 
     async def pin(self, request: AdminRequest) -> PinResponse:
-        """Keep images from being evicted."""
+        """Pin images, so that they are not evicted."""
         return PinResponse(await self.images.pin((await request.read_json(ImagesRequest)).images))
 
     async def unpin(self, request: AdminRequest) -> PinResponse:
-        """Let images be evicted again."""
+        """Unpin images."""
         return PinResponse(await self.images.unpin((await request.read_json(ImagesRequest)).images))

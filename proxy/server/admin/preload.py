@@ -1,4 +1,4 @@
-"""`/api/v1/preload`: images fetched before anybody asks for them."""
+"""`/api/v1/preload`: fetch images before clients pull them."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -14,7 +14,7 @@ from proxy.server.admin.api import AdminRequest, RequestModel, Route
 
 
 class PreloadRequest(RequestModel, frozen=True):
-    """What to preload, `jobs` layers at once."""
+    """What to preload; `jobs` is the number of layers at a time."""
 
     images: list[ImageSelection]
     pin: bool = False
@@ -24,7 +24,7 @@ class PreloadRequest(RequestModel, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class PreloadHandlers:
-    """What this route works with."""
+    """The handler of this route."""
 
     preloader: Preloader
 
@@ -33,11 +33,11 @@ class PreloadHandlers:
         return [Route("POST", "/api/v1/preload", self.preload)]
 
     async def preload(self, request: AdminRequest) -> AsyncGenerator[PreloadEvent, None]:
-        """Fetch images, and tell what happens."""
-        order = await request.read_json(PreloadRequest)
-        happening = self.preloader.preload(
-            order.images, pin=order.pin, dry_run=order.dry_run, jobs=order.jobs
+        """Preload images, and yield the events of the run."""
+        body = await request.read_json(PreloadRequest)
+        events = self.preloader.preload(
+            body.images, pin=body.pin, dry_run=body.dry_run, jobs=body.jobs
         )
-        async with aclosing(happening) as events:
+        async with aclosing(events):
             async for event in events:
                 yield event

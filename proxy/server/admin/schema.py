@@ -1,4 +1,4 @@
-"""`/api/v1/openapi.json`: the description of the admin API, which a test holds against the routes."""
+"""`/api/v1/openapi.json`: the OpenAPI description of the admin API."""
 
 from functools import cache
 from importlib.resources import files

@@ -1,4 +1,4 @@
-"""`/api/v1/search`: what could be pulled, by the words of its name and description."""
+"""`/api/v1/search`: search for repositories that can be pulled."""
 
 from functools import partial
 from typing import Annotated
@@ -12,7 +12,7 @@ from proxy.upstream.search import SearchHit
 
 
 class SearchRequest(RequestModel, frozen=True):
-    """What is searched for, and which part of the results is wanted."""
+    """The search terms, and the page of the results."""
 
     text: str
     limit: Annotated[int, Meta(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT
@@ -20,7 +20,7 @@ class SearchRequest(RequestModel, frozen=True):
 
 
 class SearchResponse(msgspec.Struct, frozen=True):
-    """What was found: a page of it, how much there is in all, and whose answer it is."""
+    """One page of results, from upstream or the store; `problem` is why upstream failed."""
 
     upstream: str
     words: str
@@ -36,14 +36,14 @@ def routes(search: RepositorySearch) -> list[Route]:
 
 
 async def _search(search: RepositorySearch, request: AdminRequest) -> SearchResponse:
-    wanted = request.parse_query(SearchRequest)
-    query = search.parse_query(wanted.text, limit=wanted.limit, page=wanted.page)
-    answer = await search.search(query)
+    parameters = request.parse_query(SearchRequest)
+    query = search.parse_query(parameters.text, limit=parameters.limit, page=parameters.page)
+    result = await search.search(query)
     return SearchResponse(
         upstream=query.upstream,
         words=query.terms,
-        source=answer.source,
-        problem=answer.problem,
-        total=answer.page.total,
-        results=answer.page.results,
+        source=result.source,
+        problem=result.problem,
+        total=result.page.total,
+        results=result.page.results,
     )

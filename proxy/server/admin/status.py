@@ -1,4 +1,4 @@
-"""`/api/v1/status` and `/api/v1/offline`: how the daemon is, and the switch that keeps it from dialling out."""
+"""`/api/v1/status` and `/api/v1/offline`: the state of the daemon, and its offline switch."""
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ log = get_logger(__name__)
 
 
 class UpstreamStatus(msgspec.Struct, frozen=True):
-    """One registry. `problem` is why it is left alone; the numbers are pulls, None if it does not say."""
+    """One upstream. `problem` is why it is down; limits count pulls, None if unknown."""
 
     name: str
     url: str
@@ -35,7 +35,7 @@ class UpstreamStatus(msgspec.Struct, frozen=True):
 
 
 class StoreStatus(msgspec.Struct, frozen=True):
-    """The store, in bytes. `problem` is why it cannot be used, empty if it can."""
+    """The store, in bytes; `problem` is why it cannot be used, empty if it can."""
 
     path: str
     used: int
@@ -47,16 +47,17 @@ class StoreStatus(msgspec.Struct, frozen=True):
 
 
 class ServedCounts(msgspec.Struct, frozen=True):
-    """Manifests and blobs of one cache state."""
+    """Manifests and blobs served with one cache state."""
 
     requests: int
     bytes: int
 
 
 class DaemonStatus(msgspec.Struct, frozen=True):
-    """The whole screen. `uptime` is seconds; what was served is counted since the start.
+    """The state of the daemon. `uptime` is in seconds; counts begin at the start of the daemon.
 
-    `saved_bytes` are what clients got less what upstream sent, and `hit_ratio` is their share, None before the first.
+    `saved_bytes` are the bytes sent to clients minus the bytes from upstream, `hit_ratio` their
+    share of the former, None before the first byte.
     """
 
     state: DaemonState
@@ -74,14 +75,14 @@ class DaemonStatus(msgspec.Struct, frozen=True):
 
 
 class OfflineState(RequestModel, frozen=True):
-    """Whether the daemon is offline, or is to be."""
+    """Whether the daemon is offline, or should be."""
 
     offline: bool
 
 
 @dataclass(frozen=True, slots=True)
 class StatusHandlers:
-    """What these routes look at."""
+    """The handlers of these routes."""
 
     config: Config
     upstreams: Mapping[str, Upstream]
@@ -103,14 +104,14 @@ class StatusHandlers:
         ]
 
     async def status(self, _request: AdminRequest) -> DaemonStatus:
-        """Say how the daemon is."""
+        """Return the state of the daemon."""
         store, upstreams = await self._store_status(), self._upstream_statuses()
         served = {
-            state: ServedCounts(requests, sent)
-            for state, (requests, sent) in self.metrics.served_totals().items()
+            state: ServedCounts(requests, byte_count)
+            for state, (requests, byte_count) in self.metrics.served_totals().items()
             if requests
         }
-        sent = sum(one.bytes for one in served.values())
+        sent = sum(counts.bytes for counts in served.values())
         saved = max(0, sent - self.metrics.received_bytes())
         return DaemonStatus(
             state=_daemon_state(self.offline, store, upstreams),
@@ -128,16 +129,16 @@ class StatusHandlers:
         )
 
     async def get_offline(self, _request: AdminRequest) -> OfflineState:
-        """Say whether it is offline."""
+        """Return whether the daemon is offline."""
         return OfflineState(offline=bool(self.offline))
 
     async def set_offline(self, request: AdminRequest) -> OfflineState:
-        """Go offline or online, for all upstreams at once and until the daemon ends."""
-        wanted = await request.read_json(OfflineState)
-        if wanted.offline != bool(self.offline):
-            log.info("offline_enabled" if wanted.offline else "offline_disabled")
-            self.offline.set_offline(is_offline=wanted.offline)
-        return wanted
+        """Go offline or online, for all upstreams at once and until the daemon stops."""
+        new_state = await request.read_json(OfflineState)
+        if new_state.offline != bool(self.offline):
+            log.info("offline_enabled" if new_state.offline else "offline_disabled")
+            self.offline.set_offline(is_offline=new_state.offline)
+        return new_state
 
     async def _store_status(self) -> StoreStatus:
         problem = ""

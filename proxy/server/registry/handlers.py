@@ -11,9 +11,10 @@ from aiohttp import HttpVersion11, hdrs
 from aiohttp.web import BaseRequest, Response, StreamResponse
 from multidict import MultiDictProxy
 
+from proxy.cache.blobs import BlobCache, BlobResult
 from proxy.cache.listings import ListingCache
+from proxy.cache.manifests import ManifestCache
 from proxy.cache.prefetch import Prefetcher
-from proxy.cache.pull_through import BlobResult, PullThroughCache
 from proxy.cache.search import DEFAULT_LIMIT, RepositorySearch
 from proxy.concurrency import RESPONSE_TIMEOUT
 from proxy.config import UpstreamSettings
@@ -40,16 +41,17 @@ class RegistryHandler:
     def __init__(
         self,
         upstreams: Mapping[str, UpstreamSettings],
-        cache: PullThroughCache,
+        manifests: ManifestCache,
+        blobs: BlobCache,
         listings: ListingCache,
         prefetch: Prefetcher | None,
         search: RepositorySearch,
         threads: Executor,
     ) -> None:
         self._router = Router(upstreams)
-        self._cache = cache
-        self._manifest_handler = ManifestHandler(cache, prefetch)
-        self.fast_path = FastPath(self._router, cache, self._manifest_handler, threads)
+        self._blobs = blobs
+        self._manifest_handler = ManifestHandler(manifests, prefetch)
+        self.fast_path = FastPath(self._router, blobs, self._manifest_handler, threads)
         self._listings = listings
         self._search = search
         self._threads = threads
@@ -98,7 +100,7 @@ class RegistryHandler:
     async def _handle_blob_head(
         self, request: BaseRequest, context: RequestContext, repository: Repository, digest: Digest
     ) -> Response:
-        size, context.cache_state = await self._cache.get_blob_size(repository, digest)
+        size, context.cache_state = await self._blobs.get_blob_size(repository, digest)
         headers = blob_headers(context, digest)
         if ranges.is_not_modified(request.headers.get(hdrs.IF_NONE_MATCH), headers["ETag"]):
             return Response(status=304, headers=headers)
@@ -110,10 +112,10 @@ class RegistryHandler:
         self, request: BaseRequest, context: RequestContext, repository: Repository, digest: Digest
     ) -> StreamResponse:
         if ranges.is_not_modified(request.headers.get(hdrs.IF_NONE_MATCH), f'"{digest}"'):
-            _, context.cache_state = await self._cache.get_blob_size(repository, digest)
+            _, context.cache_state = await self._blobs.get_blob_size(repository, digest)
             return Response(status=304, headers=blob_headers(context, digest))
         deadline = asyncio.get_running_loop().time() + RESPONSE_TIMEOUT
-        async with self._cache.open_blob(repository, digest) as answer:
+        async with self._blobs.open_blob(repository, digest) as answer:
             context.cache_state = answer.cache_state
             if isinstance(answer.source, Download):
                 await self._wait_for_start(answer.source, deadline)

@@ -4,8 +4,8 @@ from aiohttp import hdrs
 from aiohttp.web import BaseRequest, Response
 from multidict import CIMultiDictProxy
 
+from proxy.cache.manifests import ManifestCache, ManifestResult
 from proxy.cache.prefetch import Prefetcher
-from proxy.cache.pull_through import ManifestResult, PullThroughCache
 from proxy.oci.reference import Reference, Repository
 from proxy.server import ranges
 from proxy.server.request_context import IMMUTABLE_CACHE_CONTROL, RequestContext, digest_headers
@@ -17,8 +17,8 @@ RequestHeaders = CIMultiDictProxy[str]
 class ManifestHandler:
     """Answers requests for manifests."""
 
-    def __init__(self, cache: PullThroughCache, prefetch: Prefetcher | None) -> None:
-        self._cache = cache
+    def __init__(self, manifests: ManifestCache, prefetch: Prefetcher | None) -> None:
+        self._manifests = manifests
         self._prefetch = prefetch
 
     async def handle(
@@ -30,7 +30,7 @@ class ManifestHandler:
     ) -> Response:
         """Answer a GET or HEAD. Raises `ProxyError`."""
         accept = accept_values(request.headers)
-        answer = await self._cache.get_manifest(repository, reference, accept)
+        answer = await self._manifests.get_manifest(repository, reference, accept)
         context.cache_state = answer.cache_state
         self._notify_prefetch(repository, answer, request.method)
         return build_manifest_response(request.headers, context, answer)
@@ -39,7 +39,7 @@ class ManifestHandler:
         self, repository: Repository, reference: Reference, accept: tuple[str, ...], method: str
     ) -> ManifestResult | None:
         """Return the answer to a GET or HEAD, if that takes no waiting, and nobody has to be asked."""
-        answer = self._cache.lookup_cached_manifest(repository, reference, accept)
+        answer = self._manifests.lookup_cached_manifest(repository, reference, accept)
         if answer:
             self._notify_prefetch(repository, answer, method)
         return answer

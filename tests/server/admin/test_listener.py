@@ -1,4 +1,4 @@
-"""Where the admin API can be reached, and by whom."""
+"""The addresses of the admin API, and which requests it accepts."""
 
 import asyncio
 import os
@@ -23,30 +23,30 @@ def token_file(tmp_path):
     return str(path)
 
 
-async def ask_admin(program: Program, path: str, method: str = "GET", **headers: str) -> int:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
+async def admin_status(program: Program, path: str, method: str = "GET", **headers: str) -> int:
+    header_fields = {name.replace("_", "-"): value for name, value in headers.items()}
     url = f"http://{program.admin_addresses[0]}{path}"
-    skip = ["Content-Type"]
+    skip_headers = ["Content-Type"]
     async with program.session.request(
-        method, url, headers=named, skip_auto_headers=skip
-    ) as answer:
-        return answer.status
+        method, url, headers=header_fields, skip_auto_headers=skip_headers
+    ) as response:
+        return response.status
 
 
-async def test_the_socket_is_for_the_daemon_s_user_alone_from_its_first_moment(
+async def test_only_the_daemons_user_can_connect_to_the_socket_from_the_start(
     make_program, tmp_path
 ):
-    before = os.umask(0)
+    old_umask = os.umask(0)
     try:
         program = await make_program()
     finally:
-        os.umask(before)
+        os.umask(old_umask)
     mode = (program.root / "admin.sock").stat().st_mode
     assert stat.S_ISSOCK(mode)
     assert stat.S_IMODE(mode) == 0o600
 
 
-async def test_the_socket_goes_with_the_daemon(program):
+async def test_the_socket_is_removed_when_the_daemon_stops(program):
     assert (program.root / "admin.sock").exists()
     await program.stop()
     assert not (program.root / "admin.sock").exists()
@@ -55,18 +55,18 @@ async def test_the_socket_goes_with_the_daemon(program):
 async def test_p13_the_socket_of_a_killed_daemon_is_replaced(make_program, tmp_path):
     root = tmp_path / "store"
     root.mkdir()
-    with socket.socket(socket.AF_UNIX) as left:
-        left.bind(str(root / "admin.sock"))
+    with socket.socket(socket.AF_UNIX) as stale_socket:
+        stale_socket.bind(str(root / "admin.sock"))
     program = await make_program(root)
     connector = aiohttp.UnixConnector(str(program.root / "admin.sock"))
     async with (
         aiohttp.ClientSession(connector=connector) as session,
-        session.get(f"http://localhost{STATUS}") as answer,
+        session.get(f"http://localhost{STATUS}") as response,
     ):
-        assert answer.status == 200
+        assert response.status == 200
 
 
-async def test_what_is_in_the_socket_s_place_is_named(make_program, tmp_path):
+async def test_a_directory_in_place_of_the_socket_is_an_error_that_names_it(make_program, tmp_path):
     (tmp_path / "store" / "admin.sock").mkdir(parents=True)
     with pytest.raises(StorageError, match=r"admin\.sock cannot be used"):
         await make_program(tmp_path / "store")
@@ -79,33 +79,35 @@ async def test_a_store_may_have_a_long_path(make_program, tmp_path):
     assert (await asyncio.to_thread(AdminClient(program.root).get, STATUS))["state"] == "serving"
 
 
-async def test_clients_of_images_do_not_reach_it(program):
+async def test_registry_clients_cannot_reach_the_admin_api(program):
     for method in ("GET", "PUT", "POST", "DELETE"):
         for path in (STATUS, "/api/v1/offline", "/api/v1/openapi.json"):
             assert (await program.ask(path, method)).status in (404, 405)
     assert (await program.ask(STATUS)).code == "NAME_UNKNOWN"
 
 
-async def test_health_and_metrics_are_there_too(make_program, token_file):
+async def test_health_and_metrics_need_no_token(make_program, token_file):
     program = await make_program(
         server={"admin_listen": ["127.0.0.1:0"], "admin_token_file": token_file}
     )
     for path in ("/healthz", "/readyz", "/metrics"):
-        assert await ask_admin(program, path) == 200
+        assert await admin_status(program, path) == 200
         assert (await program.ask(path)).status == 200
 
 
-async def test_a08_by_tcp_the_token_is_wanted(make_program, token_file):
+async def test_a08_over_tcp_the_token_is_required(make_program, token_file):
     program = await make_program(
         server={"admin_listen": ["127.0.0.1:0"], "admin_token_file": token_file}
     )
-    assert await ask_admin(program, STATUS) == 401
-    for wrong in ("Bearer s3cre", "Bearer s3cret2", "Basic s3cret", "Bearer ", "s3cret"):
-        assert await ask_admin(program, STATUS, Authorization=wrong) == 401
-    assert await ask_admin(program, STATUS, Authorization="Bearer s3cret") == 200
-    # Who has the token may come by any name: browsers do not send it for a foreign page.
-    foreign = {"Host": "cache.example", "Origin": "https://a.example"}
-    assert await ask_admin(program, STATUS, Authorization="bearer s3cret", **foreign) == 200
+    assert await admin_status(program, STATUS) == 401
+    for invalid in ("Bearer s3cre", "Bearer s3cret2", "Basic s3cret", "Bearer ", "s3cret"):
+        assert await admin_status(program, STATUS, Authorization=invalid) == 401
+    assert await admin_status(program, STATUS, Authorization="Bearer s3cret") == 200
+    # With the token any Host and Origin are accepted: browsers do not send it for other sites.
+    foreign_headers = {"Host": "cache.example", "Origin": "https://a.example"}
+    assert (
+        await admin_status(program, STATUS, Authorization="bearer s3cret", **foreign_headers) == 200
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ async def test_a08_by_tcp_the_token_is_wanted(make_program, token_file):
         ({}, 200),
         ({"Host": "localhost:80"}, 200),
         ({"Host": "[::1]"}, 200),
-        ({"Host": "rebound.example"}, 403),
+        ({"Host": "rebinding.example"}, 403),
         ({"Host": "127.0.0.1.nip.io"}, 403),
         ({"Host": "192.0.2.1"}, 403),
         ({"Host": ""}, 403),
@@ -124,13 +126,13 @@ async def test_a08_by_tcp_the_token_is_wanted(make_program, token_file):
         ({"Origin": "null"}, 403),
     ],
 )
-async def test_a06_without_a_token_no_web_page_gets_in(make_program, headers, status):
+async def test_a06_without_a_token_web_pages_are_rejected(make_program, headers, status):
     program = await make_program(server={"admin_listen": ["127.0.0.1:0"]})
-    assert await ask_admin(program, STATUS, **headers) == status
+    assert await admin_status(program, STATUS, **headers) == status
 
 
 @pytest.mark.parametrize(
-    ("kind", "status"),
+    ("content_type", "status"),
     [
         ("application/json", 404),
         ("application/octet-stream", 404),
@@ -140,14 +142,14 @@ async def test_a06_without_a_token_no_web_page_gets_in(make_program, headers, st
         (None, 400),
     ],
 )
-async def test_a06_without_a_token_no_form_gets_in(make_program, kind, status):
+async def test_a06_without_a_token_web_forms_are_rejected(make_program, content_type, status):
     program = await make_program(server={"admin_listen": ["127.0.0.1:0"]})
-    headers = {"Content_Type": kind} if kind else {}
-    assert await ask_admin(program, "/api/v1/nothing", "POST", **headers) == status
+    headers = {"Content_Type": content_type} if content_type else {}
+    assert await admin_status(program, "/api/v1/nothing", "POST", **headers) == status
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", ":0", "[::]:0", "192.0.2.1:0", "cache:0"])
-def test_a08_off_loopback_a_token_is_wanted_before_the_start(address, token_file):
+def test_a08_addresses_off_loopback_require_a_token(address, token_file):
     values = {"server": {"admin_listen": ["127.0.0.1:0", address]}}
     with pytest.raises(ConfigError, match="set admin_token_file"):
         load(None, {}, values)
@@ -156,15 +158,15 @@ def test_a08_off_loopback_a_token_is_wanted_before_the_start(address, token_file
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [(b"\n", "is empty"), (b"\xff", "not ASCII"), (None, "No such file")]
+    ("content", "reason"), [(b"\n", "is empty"), (b"\xff", "not ASCII"), (None, "No such file")]
 )
-async def test_a_token_that_cannot_be_had_is_an_error_that_names_its_file(
-    make_program, tmp_path, content, says
+async def test_an_unreadable_token_is_an_error_that_names_its_file(
+    make_program, tmp_path, content, reason
 ):
     path = tmp_path / "token"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ConfigError, match=f"{path}: admin_token_file: .*{says}"):
+    with pytest.raises(ConfigError, match=f"{path}: admin_token_file: .*{reason}"):
         await make_program(server={"admin_token_file": str(path)})
 
 

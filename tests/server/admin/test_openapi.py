@@ -1,39 +1,34 @@
-"""The description of the admin API against its routes, its errors and its answers."""
+"""The OpenAPI description of the admin API matches its routes, errors and responses."""
 
 import asyncio
 
 import pytest
-from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from proxy.cli.api_client import AdminClient
 from proxy.errors import NotFoundError
-from proxy.server.admin import schema as admin_schema
+from proxy.server.admin import schema
+from tests.support.openapi import validate
 
-METHODS = {"get", "put", "post", "delete", "patch", "head", "options"}
-DOCUMENT = admin_schema.load_openapi()
-
-
-def check(answer: object, name: str) -> None:
-    schema = {"$ref": f"#/components/schemas/{name}", "components": DOCUMENT["components"]}
-    OAS31Validator(schema).validate(answer)
+HTTP_METHODS = {"get", "put", "post", "delete", "patch", "head", "options"}
+DOCUMENT = schema.load_openapi()
 
 
-def test_it_is_valid_openapi():
+def test_the_description_is_valid_openapi():
     OpenAPIV31SpecValidator(DOCUMENT).validate()
 
 
-async def test_it_describes_each_route_and_no_other(program):
-    described = [
+async def test_the_description_has_exactly_the_routes(program):
+    described_routes = [
         (method.upper(), path)
         for path, operations in DOCUMENT["paths"].items()
         for method in operations
-        if method in METHODS
+        if method in HTTP_METHODS
     ]
-    assert sorted(described) == sorted(program.routes)
+    assert sorted(described_routes) == sorted(program.routes)
 
 
-def test_every_operation_says_what_it_does_and_how_it_fails():
+def test_every_operation_has_a_summary_and_an_error_response():
     for operations in DOCUMENT["paths"].values():
         for operation in operations.values():
             assert operation["summary"]
@@ -41,15 +36,15 @@ def test_every_operation_says_what_it_does_and_how_it_fails():
             assert operation["responses"]["default"] == {"$ref": "#/components/responses/Error"}
 
 
-async def test_it_is_served(program):
+async def test_the_description_is_served(program):
     client = AdminClient(program.root)
     assert await asyncio.to_thread(client.get, "/api/v1/openapi.json") == DOCUMENT
 
 
-async def test_answers_are_as_it_says(registry, program):
+async def test_responses_match_their_schemas(registry, program):
     await program.pull(registry.add_image(layers=[b"x" * 1000]))
     client = AdminClient(program.root)
-    check(await asyncio.to_thread(client.get, "/api/v1/status"), "Status")
-    check(await asyncio.to_thread(client.get, "/api/v1/offline"), "Offline")
+    validate(await asyncio.to_thread(client.get, "/api/v1/status"), "DaemonStatus")
+    validate(await asyncio.to_thread(client.get, "/api/v1/offline"), "OfflineState")
     with pytest.raises(NotFoundError):
         await asyncio.to_thread(client.get, "/api/v1/nothing")

@@ -204,15 +204,16 @@ async def test_an_older_answer_beats_a_failure(program, hub, fault):
 
 @pytest.mark.parametrize("fault", [HTML, Fault(status=503), Fault(status=404)], ids=str)
 async def test_while_upstream_fails_what_is_cached_is_found_by_name(program, hub, fault):
-    await cache(program, hub, "library/nginx", "me/my-nginx", "me/app")
+    await cache(program, hub, "library/nginx", "me/my-nginx", "library/me/nginx", "me/app")
     hub.fail("/v1/search", fault, times=None)
     answer = await search(program, "q=NGINX")
-    assert names(answer) == ["nginx", "me/my-nginx"]
-    assert [one["is_official"] for one in answer.json["results"]] == [True, False]
+    assert names(answer) == ["nginx", "library/me/nginx", "me/my-nginx"]
+    assert [one["is_official"] for one in answer.json["results"]] == [True, False, False]
     assert "fwd=stale" in answer.headers["Cache-Status"]
     assert names(await search(program, "q=me+app")) == ["me/app"]
-    assert names(await search(program, "q=library/nginx")) == ["nginx", "me/my-nginx"]
-    assert names(await search(program, "q=nginx&n=1&page=2")) == ["me/my-nginx"]
+    found = names(await search(program, "q=library/nginx"))
+    assert found == ["nginx", "library/me/nginx", "me/my-nginx"]
+    assert names(await search(program, "q=nginx&n=1&page=3")) == ["me/my-nginx"]
     for name in names(answer):
         assert (await program.manifest(name)).status == 200
 

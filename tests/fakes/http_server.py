@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that keeps a log of what it was asked and misbehaves on request."""
+"""A real HTTP server on loopback that logs its requests and fails on demand."""
 
 import asyncio
 import re
@@ -16,18 +16,19 @@ from multidict import CIMultiDictProxy
 
 from tests.fakes.faults import CHUNK, Fault, Reply, Rule
 
-PATIENCE: Final = 20.0
+# Seconds to wait for the program.
+TIMEOUT: Final = 20.0
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
 @dataclass(slots=True)
-class Seen:
-    """One request as a fake server saw it, filled in while it is answered."""
+class ReceivedRequest:
+    """A request that a fake server received; `status` and after are set while it responds."""
 
     server: str
     method: str
     target: str
-    """Path and query exactly as they were sent."""
+    """Path and query, exactly as received."""
     headers: CIMultiDictProxy[str]
     peer: tuple[str, int]
     status: int = 0
@@ -36,46 +37,48 @@ class Seen:
 
     @property
     def line(self) -> str:
-        """What rules and counters are matched against."""
+        """The text that patterns are matched against."""
         return f"{self.method} {self.target}"
 
 
-class Log:
-    """Every request in the order of arrival, and a way to wait for more."""
+class RequestLog:
+    """All requests in the order of arrival, and a way to wait for more."""
 
     def __init__(self) -> None:
-        self.requests: list[Seen] = []
+        self.requests: list[ReceivedRequest] = []
         self.errors: list[Exception] = []
         self._change = asyncio.Event()
 
     def changed(self) -> None:
-        """Wake everybody who waits in `until`."""
+        """Wake the waiters in `until`."""
         self._change.set()
         self._change = asyncio.Event()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until `condition` holds; it is asked whenever a fake saw or sent something."""
-        async with asyncio.timeout(PATIENCE):
+        """Wait until `condition` is true; it is evaluated whenever a fake receives or sends."""
+        async with asyncio.timeout(TIMEOUT):
             while not condition():
                 await self._change.wait()
 
-    def seen(self, match: str = "") -> list[Seen]:
-        """Return the requests whose `METHOD target` holds `match`, a regular expression."""
+    def seen(self, match: str = "") -> list[ReceivedRequest]:
+        """Return the requests whose `METHOD target` matches the regular expression."""
         return [one for one in self.requests if re.search(match, one.line)]
 
     def count(self, match: str = "") -> int:
-        """Return how many requests `match`."""
+        """Return the number of matching requests."""
         return len(self.seen(match))
 
     def bytes_sent(self, match: str = "") -> int:
-        """Return how many bytes of bodies were sent to the requests that `match`."""
+        """Return the body bytes sent for matching requests."""
         return sum(one.bytes_sent for one in self.seen(match))
 
 
-class Wire:
-    """One listening port. `answer` says what is right; rules and switches spoil it."""
+class FakeServer:
+    """A server on one port. `answer` makes correct responses, to which it applies the faults."""
 
-    def __init__(self, name: str, answer: Callable[[web.BaseRequest], Reply], log: Log) -> None:
+    def __init__(
+        self, name: str, answer: Callable[[web.BaseRequest], Reply], log: RequestLog
+    ) -> None:
         self.name = name
         self.log = log
         self.rules: list[Rule] = []
@@ -89,11 +92,11 @@ class Wire:
 
     @property
     def url(self) -> str:
-        """The base address, without a slash at the end."""
+        """The base URL, without a trailing slash."""
         return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        """Listen: the first time on a free port, later on the same one."""
+        """Listen: the first time on a free port, later on the same port."""
         server = web.Server(
             self._handle,
             handler_cancellation=True,
@@ -108,7 +111,7 @@ class Wire:
         await web.SockSite(self._runner, listener, ssl_context=self.tls).start()
 
     async def stop(self) -> None:
-        """Stop listening and drop every connection."""
+        """Stop listening, and close every connection."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -127,7 +130,7 @@ class Wire:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         assert request.transport is not None
-        seen = Seen(
+        seen = ReceivedRequest(
             server=self.name,
             method=request.method,
             target=request.raw_path,
@@ -139,16 +142,16 @@ class Wire:
         try:
             return await self._respond(request, seen)
         except ConnectionError:
-            return web.StreamResponse()  # the client has left: nothing is wrong with the fake
-        except Exception as error:  # the fake itself is broken: its owner raises this at the end
+            return web.StreamResponse()  # the client has closed the connection
+        except Exception as error:  # a bug of the fake, raised by `FakeRegistry` at its end
             self.log.errors.append(error)
             raise
         finally:
             seen.done = True
             self.log.changed()
 
-    async def _respond(self, request: web.BaseRequest, seen: Seen) -> web.StreamResponse:
-        fault = next((rule.fault for rule in self.rules if rule.take(seen.line)), Fault())
+    async def _respond(self, request: web.BaseRequest, seen: ReceivedRequest) -> web.StreamResponse:
+        fault = next((rule.fault for rule in self.rules if rule.applies_to(seen.line)), Fault())
         if fault.until_headers is not None:
             await fault.until_headers.wait()
         response = web.StreamResponse()
@@ -161,10 +164,10 @@ class Wire:
         reply = reply.with_fault(fault)
         seen.status = reply.status
         response = web.StreamResponse(status=reply.status, headers=reply.headers)
-        with_length = self.send_length if fault.send_length is None else fault.send_length
+        has_length = self.send_length if fault.send_length is None else fault.send_length
         if request.method == "HEAD":
             response.content_length = len(reply.body) if reply.length is None else reply.length
-        elif not with_length:
+        elif not has_length:
             response.enable_chunked_encoding()
         elif "Content-Length" not in reply.headers:
             response.content_length = len(reply.body)
@@ -177,7 +180,7 @@ class Wire:
         self,
         request: web.BaseRequest,
         response: web.StreamResponse,
-        seen: Seen,
+        seen: ReceivedRequest,
         body: bytes,
         fault: Fault,
     ) -> None:
@@ -193,8 +196,8 @@ class Wire:
                 return
             if offset >= len(body):
                 return
-            stops = [at for at in (fault.cut_at, fault.stall_at) if at is not None and at > offset]
-            end = min(offset + chunk, len(body), *stops)
+            breaks = [at for at in (fault.cut_at, fault.stall_at) if at is not None and at > offset]
+            end = min(offset + chunk, len(body), *breaks)
             await response.write(view[offset:end])
             seen.bytes_sent += end - offset
             self.log.changed()
@@ -204,15 +207,15 @@ class Wire:
 
 
 def in_range(reply: Reply, request: web.BaseRequest) -> Reply:
-    """Return the part of a 200 `reply` to a GET that a single Range asks for."""
-    asked = _RANGE.fullmatch(request.headers.get("Range", ""))
-    if asked is None or reply.status != 200 or request.method != "GET":
+    """Return the part of a 200 `reply` to a GET that its Range header selects."""
+    requested = _RANGE.fullmatch(request.headers.get("Range", ""))
+    if requested is None or reply.status != 200 or request.method != "GET":
         return reply
     condition = request.headers.get("If-Range")
     if condition is not None and condition != reply.headers.get("ETag"):
         return reply
     size = len(reply.body)
-    first, last = asked.groups()
+    first, last = requested.groups()
     start = int(first) if first else max(0, size - int(last))
     stop = min(size, int(last) + 1) if first and last else size
     if start >= stop:

@@ -1,4 +1,4 @@
-"""The read side of the distribution specification, as clients see it."""
+"""Pulls by the distribution specification, as clients see them."""
 
 import pytest
 
@@ -10,35 +10,37 @@ LAYER = bytes(range(256)) * 4096
 
 @pytest.mark.parametrize("target", ["/v2/", "/v2"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_the_api_is_there_and_asks_for_no_login(program, registry, target, method):
-    answer = await program.ask(target, method)
-    assert answer.status == 200
-    assert answer.headers["Docker-Distribution-Api-Version"] == "registry/2.0"
-    assert "WWW-Authenticate" not in answer.headers
-    assert answer.body == (b"{}" if method == "GET" else b"")
+async def test_the_version_check_succeeds_without_a_login(program, registry, target, method):
+    response = await program.ask(target, method)
+    assert response.status == 200
+    assert response.headers["Docker-Distribution-Api-Version"] == "registry/2.0"
+    assert "WWW-Authenticate" not in response.headers
+    assert response.body == (b"{}" if method == "GET" else b"")
     assert registry.requests == []
 
 
 @pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("by", ["tag", "digest"])
-async def test_a_manifest_has_exact_headers_on_get_and_head(program, registry, cached, by):
+@pytest.mark.parametrize("reference_type", ["tag", "digest"])
+async def test_a_manifest_has_exact_headers_on_get_and_head(
+    program, registry, cached, reference_type
+):
     image = registry.add_image(index=True)
-    reference = "latest" if by == "tag" else image.digest
+    reference = "latest" if reference_type == "tag" else image.digest
     if cached:
         await program.manifest(image, reference)
     head = await program.manifest(image, reference, method="HEAD")
-    answer = await program.manifest(image, reference)
-    assert (head.status, answer.status) == (200, 200)
+    response = await program.manifest(image, reference)
+    assert (head.status, response.status) == (200, 200)
     assert head.body == b""
-    for headers in (head.headers, answer.headers):
+    for headers in (head.headers, response.headers):
         assert headers["Content-Type"] == OCI_INDEX
-        assert headers["Content-Length"] == str(len(answer.body))
+        assert headers["Content-Length"] == str(len(response.body))
         assert headers["Docker-Content-Digest"] == image.digest
         assert headers["ETag"] == f'"{image.digest}"'
         assert headers["Docker-Distribution-Api-Version"] == "registry/2.0"
         assert "Content-Encoding" not in headers
         assert "Transfer-Encoding" not in headers
-    assert answer.digest == image.digest
+    assert response.digest == image.digest
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -46,9 +48,9 @@ async def test_a_blob_has_exact_headers_on_get_and_head(program, registry, cache
     digest = registry.add_blob(LAYER)
     if cached:
         await program.blob(digest)
-    answer = await program.blob(digest)
+    response = await program.blob(digest)
     head = await program.blob(digest, method="HEAD")
-    for headers in (head.headers, answer.headers):
+    for headers in (head.headers, response.headers):
         assert headers["Content-Type"] == "application/octet-stream"
         assert headers["Content-Length"] == str(len(LAYER))
         assert headers["Docker-Content-Digest"] == digest
@@ -57,17 +59,17 @@ async def test_a_blob_has_exact_headers_on_get_and_head(program, registry, cache
         assert "immutable" in headers["Cache-Control"]
         assert "Content-Encoding" not in headers
     assert (head.status, head.body) == (200, b"")
-    assert (answer.status, answer.body) == (200, LAYER)
+    assert (response.status, response.body) == (200, LAYER)
 
 
-async def test_the_head_of_a_blob_that_is_not_here_tells_its_size_or_none(program, registry):
+async def test_head_of_a_blob_that_is_not_stored_has_its_size_if_it_is_known(program, registry):
     image = registry.add_image(layers=[LAYER])
     await program.manifest(image)
-    before = len(registry.requests)
+    requests_before = len(registry.requests)
     head = await program.blob(image.layers[0], method="HEAD")
     assert (head.status, head.headers["Content-Length"]) == (200, str(len(LAYER)))
-    assert len(registry.requests) == before
-    unknown = registry.add_blob(b"announced by nobody")
+    assert len(registry.requests) == requests_before
+    unknown = registry.add_blob(b"in no manifest yet.")
     head = await program.blob(unknown, method="HEAD")
     assert head.status == 200
     assert head.headers.get("Content-Length", "19") == "19"
@@ -78,20 +80,20 @@ async def test_the_head_of_a_blob_that_is_not_here_tells_its_size_or_none(progra
 
 
 @pytest.mark.parametrize("size", [0, 1, 2])
-async def test_the_smallest_blobs_come_whole(program, registry, size):
+async def test_the_smallest_blobs_are_complete(program, registry, size):
     digest = registry.add_blob(b"x" * size)
     for _ in range(2):
-        answer = await program.blob(digest)
-        assert (answer.status, answer.body, answer.is_whole) == (200, b"x" * size, True)
-        assert answer.headers["Content-Length"] == str(size)
+        response = await program.blob(digest)
+        assert (response.status, response.body, response.is_whole) == (200, b"x" * size, True)
+        assert response.headers["Content-Length"] == str(size)
 
 
-async def test_a_sha512_digest_is_kept_as_given(program, registry):
+async def test_a_sha512_digest_is_returned_as_requested(program, registry):
     digest = registry.add_blob(LAYER, algorithm="sha512")
     for _ in range(2):
-        answer = await program.blob(digest)
-        assert answer.body == LAYER
-        assert answer.headers["Docker-Content-Digest"] == digest
+        response = await program.blob(digest)
+        assert response.body == LAYER
+        assert response.headers["Docker-Content-Digest"] == digest
     assert registry.count(registry.body_of(digest)) == 1
 
 
@@ -118,16 +120,16 @@ async def test_a_sha512_digest_is_kept_as_given(program, registry):
         ("/v3/", 404, None),
     ],
 )
-async def test_errors_have_the_form_and_the_codes_of_the_specification(
+async def test_errors_have_the_format_and_codes_of_the_specification(
     program, registry, target, status, code
 ):
     registry.add_image()
-    answer = await program.ask(target)
-    assert answer.status == status
-    assert code is None or answer.code == code
-    assert answer.code.isupper()
-    assert answer.headers["Docker-Distribution-Api-Version"] == "registry/2.0"
-    assert "WWW-Authenticate" not in answer.headers
+    response = await program.ask(target)
+    assert response.status == status
+    assert code is None or response.code == code
+    assert response.code.isupper()
+    assert response.headers["Docker-Distribution-Api-Version"] == "registry/2.0"
+    assert "WWW-Authenticate" not in response.headers
     head = await program.ask(target, "HEAD")
     assert (head.status, head.body) == (status, b"")
 
@@ -147,44 +149,44 @@ async def test_errors_have_the_form_and_the_codes_of_the_specification(
         ("OPTIONS", "/v2/"),
     ],
 )
-async def test_pushes_are_refused_as_a_read_only_registry_refuses_them(program, method, target):
-    answer = await program.ask(target, method)
-    assert (answer.status, answer.code) == (405, "UNSUPPORTED")
-    assert {part.strip() for part in answer.headers["Allow"].split(",")} == {"GET", "HEAD"}
+async def test_pushes_are_rejected_as_by_a_read_only_registry(program, method, target):
+    response = await program.ask(target, method)
+    assert (response.status, response.code) == (405, "UNSUPPORTED")
+    assert {part.strip() for part in response.headers["Allow"].split(",")} == {"GET", "HEAD"}
 
 
-async def test_a_push_with_a_body_gets_its_answer_and_its_connection_is_closed(program):
+async def test_a_push_with_a_body_gets_a_response_and_its_connection_is_closed(program):
     request = (
         b"PUT /v2/library/app/manifests/latest HTTP/1.1\r\nHost: x\r\n"
         b"Content-Length: 50000000\r\n\r\n" + bytes(100_000)
     )
     peer = await Peer.connect(program.url)
     peer.send(request)
-    answer = await peer.until_end()
-    assert (answer.status, answer.end) == (405, "fin")
-    assert b"UNSUPPORTED" in answer.body
+    response = await peer.until_end()
+    assert (response.status, response.end) == (405, "fin")
+    assert b"UNSUPPORTED" in response.body
     await peer.close()
 
 
-async def test_conditional_requests_are_answered_304(program, registry):
+async def test_conditional_requests_get_304(program, registry):
     image = registry.add_image()
     await program.pull(image)
     layer = image.layers[0]
     for method in ("GET", "HEAD"):
         for condition in (f'"{image.digest}"', f'W/"{image.digest}"', f'"x", "{image.digest}"'):
-            answer = await program.manifest(image, method=method, If_None_Match=condition)
-            assert (answer.status, answer.body) == (304, b"")
-            assert answer.headers["ETag"] == f'"{image.digest}"'
-            assert answer.headers["Docker-Content-Digest"] == image.digest
-        answer = await program.blob(layer, method=method, If_None_Match=f'"{layer}"')
-        assert (answer.status, answer.body) == (304, b"")
-        assert answer.headers["ETag"] == f'"{layer}"'
-        assert answer.headers["Docker-Content-Digest"] == layer
+            response = await program.manifest(image, method=method, If_None_Match=condition)
+            assert (response.status, response.body) == (304, b"")
+            assert response.headers["ETag"] == f'"{image.digest}"'
+            assert response.headers["Docker-Content-Digest"] == image.digest
+        response = await program.blob(layer, method=method, If_None_Match=f'"{layer}"')
+        assert (response.status, response.body) == (304, b"")
+        assert response.headers["ETag"] == f'"{layer}"'
+        assert response.headers["Docker-Content-Digest"] == layer
         assert (await program.manifest(image, method=method, If_None_Match='"x"')).status == 200
         assert (await program.blob(layer, method=method, If_None_Match='"x"')).status == 200
 
 
-async def test_a_condition_does_not_show_what_a_repository_does_not_hold(program, registry):
+async def test_a_condition_does_not_reveal_content_of_another_repository(program, registry):
     image = registry.add_image("me/secret")
     registry.repository("me/other")
     await program.pull(image)
@@ -196,24 +198,24 @@ async def test_a_condition_does_not_show_what_a_repository_does_not_hold(program
 @pytest.mark.parametrize(
     "target", ["/v2/library/app/{}", "/v2/app/{}", "/v2/docker.io/library/app/{}"]
 )
-async def test_the_names_that_people_use_for_docker_hub_are_one(program, registry, target):
+async def test_all_names_of_a_docker_hub_repository_are_equivalent(program, registry, target):
     image = registry.add_image()
     await program.manifest(image)
-    before = len(registry.requests)
-    answer = await program.ask(target.format("manifests/latest"))
-    assert (answer.status, answer.digest) == (200, image.digest)
-    assert "OCI-Namespace" not in answer.headers
+    requests_before = len(registry.requests)
+    response = await program.ask(target.format("manifests/latest"))
+    assert (response.status, response.digest) == (200, image.digest)
+    assert "OCI-Namespace" not in response.headers
     for namespace in ("docker.io", "index.docker.io", "registry-1.docker.io"):
-        answer = await program.ask(f"/v2/library/app/manifests/latest?ns={namespace}")
-        assert answer.digest == image.digest
-        assert answer.headers["OCI-Namespace"] == "docker.io"
-    assert len(registry.requests) == before
+        response = await program.ask(f"/v2/library/app/manifests/latest?ns={namespace}")
+        assert response.digest == image.digest
+        assert response.headers["OCI-Namespace"] == "docker.io"
+    assert len(registry.requests) == requests_before
 
 
-async def test_the_types_of_accept_may_come_on_many_lines(program, registry):
+async def test_accept_may_have_several_lines(program, registry):
     registry.add_image(index=True)
     lines = f"Accept: {OCI_MANIFEST}\r\nAccept: application/json\r\nAccept: {OCI_INDEX}\r\n"
     request = f"GET /v2/library/app/manifests/latest HTTP/1.1\r\nHost: x\r\n{lines}\r\n"
-    answer = await exchange(program.url, request.encode())
-    assert answer.status == 200
-    assert answer.headers["content-type"] == OCI_INDEX
+    response = await exchange(program.url, request.encode())
+    assert response.status == 200
+    assert response.headers["content-type"] == OCI_INDEX

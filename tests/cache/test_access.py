@@ -1,4 +1,4 @@
-"""Links: a repository is served what it was seen to hold, and nothing on the digest alone."""
+"""Access: a repository is served what upstream has for it, and nothing by its digest alone."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ from tests.fakes.registry import FakeRegistry
 
 @pytest.fixture
 async def secret(registry, program):
-    """A private image that is in the cache, and a repository beside it."""
+    """A private image that is cached; beside it there is a public repository."""
     image = registry.add_image("me/secret", layers=[b"secret layer"])
     registry.add_image("me/public", layers=[b"public layer"])
     await program.pull(image)
@@ -26,14 +26,18 @@ def target(repository: str, digest: str, image) -> str:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_who_does_not_hold_it_is_not_served_it(registry, program, secret, method):
+async def test_a_repository_that_does_not_hold_the_content_is_not_served_it(
+    registry, program, secret, method
+):
     for digest in (secret.digest, *secret.blobs):
         answer = await program.ask(target("me/public", digest, secret), method)
         assert answer.status == 404
     assert registry.bytes_sent("/v2/.*/blobs/|/registry-v2/") < 1000
 
 
-async def test_nobody_else_gets_it_while_upstream_is_down(registry, program, secret):
+async def test_while_upstream_is_down_only_the_linked_repository_is_served(
+    registry, program, secret
+):
     async with registry.down():
         for digest in (secret.digest, *secret.blobs):
             answer = await program.ask(target("me/public", digest, secret))
@@ -43,7 +47,7 @@ async def test_nobody_else_gets_it_while_upstream_is_down(registry, program, sec
             assert answer.status == 200
 
 
-async def test_who_holds_it_too_is_asked_about_once_by_head(registry, program, secret):
+async def test_a_blob_that_another_repository_holds_too_costs_one_head(registry, program, secret):
     layer = secret.layers[0]
     registry.add_blob(b"secret layer", "me/public")
     for _ in range(3):
@@ -53,9 +57,11 @@ async def test_who_holds_it_too_is_asked_about_once_by_head(registry, program, s
     assert registry.count("/registry-v2/") == 0
 
 
-async def test_a_manifest_that_is_held_elsewhere_too_costs_one_head(registry, program, secret):
-    held = registry.repository("me/secret").manifests[secret.digest]
-    registry.add_manifest("me/public", None, held.content, held.media_type)
+async def test_a_manifest_that_another_repository_holds_too_costs_one_head(
+    registry, program, secret
+):
+    manifest = registry.repository("me/secret").manifests[secret.digest]
+    registry.add_manifest("me/public", None, manifest.content, manifest.media_type)
     for _ in range(3):
         answer = await program.manifest("me/public", secret.digest)
         assert (answer.status, answer.digest) == (200, secret.digest)
@@ -73,7 +79,7 @@ async def test_links_survive_a_restart(registry, program, secret):
         assert (await program.blob(secret.config, "me/public")).status != 200
 
 
-async def test_a_blob_that_is_on_its_way_to_another_is_not_shared_without_proof(
+async def test_a_running_download_is_shared_only_with_a_repository_that_holds_the_blob(
     registry, program, secret
 ):
     blob = registry.add_blob(b"x" * 200_000, "me/secret")
@@ -93,19 +99,19 @@ async def test_a_blob_that_is_on_its_way_to_another_is_not_shared_without_proof(
 async def test_the_same_name_at_another_registry_is_another_repository(registry, make_program):
     async with FakeRegistry() as other:
         program = await make_program(upstreams={"ghcr.io": {"url": other.url}})
-        image = registry.add_image("me/app", layers=[b"of docker hub"])
-        other.add_image("me/app", layers=[b"of github"])
+        image = registry.add_image("me/app", layers=[b"from docker hub"])
+        other.add_image("me/app", layers=[b"from github"])
         await program.pull(image)
         for digest in image.blobs:
             assert (await program.ask(f"/v2/ghcr.io/me/app/blobs/{digest}")).status == 404
-        there = await program.ask("/v2/ghcr.io/me/app/manifests/latest")
-        assert (there.status, there.digest == image.digest) == (200, False)
+        by_path = await program.ask("/v2/ghcr.io/me/app/manifests/latest")
+        assert (by_path.status, by_path.digest == image.digest) == (200, False)
         by_namespace = await program.ask("/v2/me/app/manifests/latest?ns=ghcr.io")
-        assert by_namespace.digest == there.digest
+        assert by_namespace.digest == by_path.digest
         assert by_namespace.headers["OCI-Namespace"] == "ghcr.io"
 
 
-async def test_a_blob_that_no_manifest_names_is_linked_by_its_fetch(registry, program):
+async def test_a_blob_that_no_manifest_names_is_linked_when_it_is_fetched(registry, program):
     digest = registry.add_blob(b"loose")
     assert (await program.blob(digest)).status == 200
     await program.settled()

@@ -1,4 +1,4 @@
-"""Secrets are shown nowhere, and go to nobody but whom they are for (faults A1 to A4, U26)."""
+"""Secrets appear in no output and go only where they belong (faults A1 to A4, U26)."""
 
 import json
 import ssl
@@ -18,8 +18,8 @@ PRIVATE = "me/private"
 
 
 @pytest.fixture
-def login(request, registry, tmp_path, monkeypatch):
-    """Return the settings that give bob's password, by each way there is."""
+def credentials(request, registry, tmp_path, monkeypatch):
+    """The settings of an upstream with bob's password, from each source of credentials."""
     if request.param == "password":
         return {"username": "bob", "password": PASSWORD}
     if request.param == "password_file":
@@ -46,18 +46,18 @@ FAULTS = [
     Fault(hang_up=True),
     Fault(cut_at=10),
 ]
-ALL_WAYS = ["password", "password_file", "docker_config", "credential_helper"]
+CREDENTIAL_SOURCES = ["password", "password_file", "docker_config", "credential_helper"]
 
 
-@pytest.mark.parametrize("login", ALL_WAYS, indirect=True)
-async def test_a04_secrets_are_in_no_answer_log_metric_or_file(
-    registry, make_program, tmp_path, login
+@pytest.mark.parametrize("credentials", CREDENTIAL_SOURCES, indirect=True)
+async def test_a04_secrets_are_in_no_response_log_metric_or_file(
+    registry, make_program, tmp_path, credentials
 ):
     image = registry.add_image(PRIVATE)
     registry.repository(PRIVATE).private = True
     registry.tokens.users["bob"] = PASSWORD
-    upstreams = {"docker.io": {"url": registry.url, **login}}
-    shown: list[object] = []
+    upstreams = {"docker.io": {"url": registry.url, **credentials}}
+    output: list[object] = []
     with capture_logs() as logs:
         program = await make_program(upstreams=upstreams)
         await program.pull(image)
@@ -65,65 +65,68 @@ async def test_a04_secrets_are_in_no_answer_log_metric_or_file(
             registry.heal()
             registry.fail("", fault, times=None)
             for target in ("manifests/none", f"blobs/sha256:{'0' * 64}", "tags/list"):
-                answer = await program.ask(f"/v2/{PRIVATE}/{target}")
-                shown += [dict(answer.headers), answer.body]
+                response = await program.ask(f"/v2/{PRIVATE}/{target}")
+                output += [dict(response.headers), response.body]
         registry.heal()
-        shown.append((await program.ask("/metrics")).body)
+        output.append((await program.ask("/metrics")).body)
         await program.stop()
     files = [path.read_bytes() for path in program.root.rglob("*") if path.is_file()]
-    text = repr([shown, logs, files])
+    text = repr([output, logs, files])
     assert "upstream" in text
     assert registry.tokens._grants
     for secret in ("CANARY", ENCODED, *registry.tokens._grants):
         assert secret not in text
 
 
-@pytest.mark.parametrize("login", ALL_WAYS, indirect=True)
-async def test_a01_a_password_goes_to_the_token_server_of_the_registry_and_nowhere_else(
-    registry, make_program, login
+@pytest.mark.parametrize("credentials", CREDENTIAL_SOURCES, indirect=True)
+async def test_a01_a_password_goes_only_to_the_token_server_of_the_registry(
+    registry, make_program, credentials
 ):
     image = registry.add_image(PRIVATE)
     registry.repository(PRIVATE).private = True
     registry.tokens.users["bob"] = PASSWORD
-    program = await make_program(upstreams={"docker.io": {"url": registry.url, **login}})
+    program = await make_program(upstreams={"docker.io": {"url": registry.url, **credentials}})
     await program.pull(image)
-    told = [seen for seen in registry.requests if ENCODED in repr(dict(seen.headers))]
-    assert {seen.target.partition("?")[0] for seen in told} == {"/token"}
+    requests_with_password = [
+        seen for seen in registry.requests if ENCODED in repr(dict(seen.headers))
+    ]
+    assert {seen.target.partition("?")[0] for seen in requests_with_password} == {"/token"}
 
 
-async def test_a02_no_upstream_is_told_anothers_token_or_password(registry, make_program):
+async def test_a02_no_upstream_gets_the_token_or_password_of_another(registry, make_program):
     async with FakeRegistry() as other:
-        users = {"bob": (registry, "CANARY-bob"), "amy": (other, "CANARY-amy")}
         upstreams = {}
-        for name, (user, (one, password)) in zip(
-            ("docker.io", "other.test"), users.items(), strict=True
-        ):
-            one.add_image(PRIVATE)
-            one.repository(PRIVATE).private = True
-            one.tokens.users[user] = password
-            upstreams[name] = {"url": one.url, "username": user, "password": password}
-        # Both name one token server, service and scope: only user and upstream differ.
+        for name, server, user in (("docker.io", registry, "bob"), ("other.test", other, "amy")):
+            server.add_image(PRIVATE)
+            server.repository(PRIVATE).private = True
+            server.tokens.users[user] = f"CANARY-{user}"
+            upstreams[name] = {
+                "url": server.url,
+                "username": user,
+                "password": f"CANARY-{user}",
+            }
+        # Both use the same token server, service and scope; only user and upstream differ.
         registry.tokens.users["amy"] = "CANARY-amy"
         realm = f'Bearer realm="{registry.url}/token",service="registry.fake"'
         other.fail("/v2/", Fault(status=401, body=b"", headers={"WWW-Authenticate": realm}))
         program = await make_program(upstreams=upstreams)
         assert (await program.manifest(PRIVATE)).status == 200
         await program.ask(f"/v2/{PRIVATE}/manifests/latest?ns=other.test")
-        asked = registry.seen("/token")
-        assert len({seen.headers["Authorization"] for seen in asked}) == 2
+        token_requests = registry.seen("/token")
+        assert len({seen.headers["Authorization"] for seen in token_requests}) == 2
         tokens = {
-            id(one): {
+            id(server): {
                 seen.headers["Authorization"]
-                for seen in one.seen("/v2/")
+                for seen in server.seen("/v2/")
                 if "Authorization" in seen.headers
             }
-            for one in (registry, other)
+            for server in (registry, other)
         }
         assert all(tokens.values())
         assert not set.intersection(*tokens.values())
 
 
-async def test_a02_no_repository_is_asked_for_with_anothers_token(registry, program):
+async def test_a02_no_repository_is_requested_with_the_token_of_another(registry, program):
     names = [f"library/app{n}" for n in range(3)]
     for name in names:
         registry.add_image(name)
@@ -137,11 +140,11 @@ async def test_a02_no_repository_is_asked_for_with_anothers_token(registry, prog
         }
         for name in names
     }
-    assert [len(own) for own in tokens.values()] == [1, 1, 1]
+    assert [len(response) for response in tokens.values()] == [1, 1, 1]
     assert len(set.union(*tokens.values())) == 3
 
 
-async def test_a01_an_https_registry_does_not_send_us_to_a_token_server_in_clear(
+async def test_a01_an_https_registry_may_not_name_a_token_server_without_tls(
     make_program, tmp_path
 ):
     authority = trustme.CA()
@@ -154,31 +157,33 @@ async def test_a01_an_https_registry_does_not_send_us_to_a_token_server_in_clear
         program = await make_program(upstreams={"docker.io": settings})
         realm = {"WWW-Authenticate": f'Bearer realm="{plain.url}/token"'}
         rule = secure.fail("/v2/", Fault(status=401, body=b"", headers=realm), times=None)
-        answer = await program.manifest(image)
-        assert (answer.status, answer.code) == (502, "UNKNOWN")
-        assert "https" in answer.json["errors"][0]["message"]
+        response = await program.manifest(image)
+        assert (response.status, response.code) == (502, "UNKNOWN")
+        assert "https" in response.json["errors"][0]["message"]
         rule.times = 0
-        to_clear = {"Location": f"{plain.url}/v2/library/app/manifests/latest"}
-        secure.fail("/manifests/", Fault(status=307, body=b"", headers=to_clear), times=None)
-        answer = await program.manifest(image)
-        assert (answer.status, answer.code) == (502, "UNKNOWN")
+        redirect = {"Location": f"{plain.url}/v2/library/app/manifests/latest"}
+        secure.fail("/manifests/", Fault(status=307, body=b"", headers=redirect), times=None)
+        response = await program.manifest(image)
+        assert (response.status, response.code) == (502, "UNKNOWN")
         assert plain.requests == []
 
 
-async def test_a03_what_the_login_opens_is_open_to_every_client_and_to_no_other_repository(
+async def test_a03_private_content_is_served_to_every_client_and_under_no_other_repository(
     registry, make_program
 ):
     registry.tokens.users["bob"] = PASSWORD
-    login = {"username": "bob", "password": PASSWORD}
-    program = await make_program(upstreams={"docker.io": {"url": registry.url, **login}})
+    credentials = {"username": "bob", "password": PASSWORD}
+    program = await make_program(upstreams={"docker.io": {"url": registry.url, **credentials}})
     image = registry.add_image(PRIVATE, layers=[b"secret layer"])
     registry.repository(PRIVATE).private = True
     registry.add_image("me/public")
     for authorization in ("", "Basic b3RoZXI6b3RoZXI=", "Bearer CANARY-client"):
         for digest in (image.digest, *image.blobs):
             kind = "manifests" if digest == image.digest else "blobs"
-            own = await program.ask(f"/v2/{PRIVATE}/{kind}/{digest}", Authorization=authorization)
-            assert (own.status, own.digest) == (200, digest)
+            response = await program.ask(
+                f"/v2/{PRIVATE}/{kind}/{digest}", Authorization=authorization
+            )
+            assert (response.status, response.digest) == (200, digest)
             await program.settled()
             for method in ("GET", "HEAD"):
                 other = await program.ask(
@@ -186,23 +191,22 @@ async def test_a03_what_the_login_opens_is_open_to_every_client_and_to_no_other_
                 )
                 assert other.status == 404
                 assert b"secret" not in other.body
-    # What clients say of themselves is theirs and ours: upstream never sees it.
-    seen = {seen.headers.get("Authorization", "") for seen in registry.requests}
-    assert not [one for one in seen if "CANARY-client" in one or "b3RoZXI6b3RoZXI=" in one]
-    page = Path(__file__).parents[3] / "docs" / "configuration.md"
+    # Credentials of clients are never sent to upstream.
+    sent = repr([seen.headers.get("Authorization", "") for seen in registry.requests])
+    assert "CANARY-client" not in sent
+    assert "b3RoZXI6b3RoZXI=" not in sent
+    page = Path(__file__).parents[2] / "docs" / "configuration.md"
     assert "What a login opens is open to every client of the cache" in page.read_text()
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "Basic"])
-async def test_u26_no_credential_of_any_name_follows_a_redirect_to_another_host(
-    registry, make_program, scheme
-):
+async def test_u26_no_credentials_follow_a_redirect_to_another_host(registry, make_program, scheme):
     image = registry.add_image()
     registry.tokens.users["bob"] = PASSWORD
-    login = {"username": "bob", "password": PASSWORD}
-    async with FakeRegistry(auth=False, cdn=False) as stranger:
-        stranger.add_image()
-        program = await make_program(upstreams={"docker.io": {"url": registry.url, **login}})
+    credentials = {"username": "bob", "password": PASSWORD}
+    async with FakeRegistry(auth=False, cdn=False) as other_host:
+        other_host.add_image()
+        program = await make_program(upstreams={"docker.io": {"url": registry.url, **credentials}})
         if scheme == "Basic":
             registry.auth = False
             basic = {"WWW-Authenticate": 'Basic realm="x"'}
@@ -211,13 +215,13 @@ async def test_u26_no_credential_of_any_name_follows_a_redirect_to_another_host(
         kinds = {"manifests": "none", "blobs": image.config, "tags": "list"}
         for kind, reference in kinds.items():
             target = f"/v2/{image.repository}/{kind}/{reference}"
-            away = {"Location": stranger.url + target, "Set-Cookie": "session=CANARY-cookie"}
-            registry.fail(target, Fault(status=307, body=b"", headers=away))
+            redirect = {"Location": other_host.url + target, "Set-Cookie": "session=CANARY-cookie"}
+            registry.fail(target, Fault(status=307, body=b"", headers=redirect))
             await program.ask(target)
-        carried = {seen.headers["Authorization"] for seen in registry.seen("/v2/")[1:]}
-        assert {one.split(" ")[0] for one in carried} == {scheme}
-        assert len(stranger.requests) == len(kinds)
+        authorizations = {seen.headers["Authorization"] for seen in registry.seen("/v2/")[1:]}
+        assert {value.split(" ")[0] for value in authorizations} == {scheme}
+        assert len(other_host.requests) == len(kinds)
         allowed = {"Host", "User-Agent", "Accept", "Accept-Encoding"}
-        for seen in stranger.requests:
+        for seen in other_host.requests:
             assert set(seen.headers) <= allowed
             assert "CANARY" not in repr(dict(seen.headers))

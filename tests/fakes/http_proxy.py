@@ -1,4 +1,4 @@
-"""An HTTP proxy on loopback: CONNECT and absolute form. Every name leads to this machine."""
+"""An HTTP proxy on loopback, for CONNECT and absolute URLs. All names lead to this machine."""
 
 import asyncio
 from contextlib import suppress
@@ -10,8 +10,8 @@ from tests.fakes.raw import HEAD_END
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What the proxy was asked for, with its headers by lower-case name."""
+class ProxyRequest:
+    """A request to the proxy, with its headers by lower-case name."""
 
     method: str
     target: str
@@ -19,36 +19,36 @@ class Asked:
 
 
 class FakeProxy:
-    """Passes on what it is asked for, if it comes with `login`, a Proxy-Authorization value.
+    """Forwards the requests whose Proxy-Authorization is `login`.
 
-    `status` is what it answers instead, `is_silent` that it does not answer.
+    With a `status` it sends that instead; if `is_silent` it does not respond.
     """
 
     def __init__(self, login: str = "") -> None:
         self.login = login
         self.status = 0
         self.is_silent = False
-        self.asked: list[Asked] = []
+        self.asked: list[ProxyRequest] = []
         self.port = 0
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
     @property
     def url(self) -> str:
-        """The address to configure, without a login."""
+        """The URL to configure, without a login."""
         return f"http://127.0.0.1:{self.port}"
 
     def targets(self, method: str = "") -> set[str]:
-        """Return what was asked for by `method`, or by any."""
+        """Return the targets of the requests with `method`, or with any."""
         return {one.target for one in self.asked if one.method == (method or one.method)}
 
     async def start(self) -> None:
-        """Listen: the first time on a free port, later on the same one."""
+        """Listen: the first time on a free port, later on the same port."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Stop listening and drop every connection."""
+        """Stop listening, and close every connection."""
         assert self._server is not None
         self._server.close()
         for writer in self._writers:
@@ -82,7 +82,7 @@ class FakeProxy:
         method, target, _ = lines[0].split(" ")
         pairs = [line.partition(": ") for line in lines[1:]]
         headers = {name.lower(): value for name, _, value in pairs}
-        self.asked.append(Asked(method, target, headers))
+        self.asked.append(ProxyRequest(method, target, headers))
         is_known = headers.get("proxy-authorization", "") == self.login
         status = self.status or (0 if is_known else 407)
         if self.is_silent:
@@ -91,23 +91,25 @@ class FakeProxy:
         if status:
             writer.write(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status)
             return
-        place = target if method == "CONNECT" else target.split("/", 3)[2]
-        there, back = await asyncio.open_connection("127.0.0.1", int(place.rpartition(":")[2]))
-        self._writers.add(back)
+        authority = target if method == "CONNECT" else target.split("/", 3)[2]
+        port = int(authority.rpartition(":")[2])
+        origin_reader, origin_writer = await asyncio.open_connection("127.0.0.1", port)
+        self._writers.add(origin_writer)
         try:
             if method == "CONNECT":
                 writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
             else:
-                kept = [line for line in lines[1:] if not line.lower().startswith("proxy-")]
-                first = f"{method} /{target.split('/', 3)[3]} HTTP/1.1"
-                back.write("\r\n".join([first, *kept, "Connection: close"]).encode() + HEAD_END)
-            await asyncio.gather(_pass(reader, back), _pass(there, writer))
+                forwarded = [line for line in lines[1:] if not line.lower().startswith("proxy-")]
+                request_line = f"{method} /{target.split('/', 3)[3]} HTTP/1.1"
+                head = "\r\n".join([request_line, *forwarded, "Connection: close"])
+                origin_writer.write(head.encode() + HEAD_END)
+            await asyncio.gather(_copy(reader, origin_writer), _copy(origin_reader, writer))
         finally:
-            self._writers.discard(back)
-            back.close()
+            self._writers.discard(origin_writer)
+            origin_writer.close()
 
 
-async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with suppress(ConnectionError):
         while data := await reader.read(1 << 16):
             writer.write(data)

@@ -1,0 +1,120 @@
+"""Manifests in the store: verified when they are read, the recently used ones kept in memory."""
+
+from concurrent.futures import Executor
+
+from proxy.concurrency import run_in_thread
+from proxy.errors import InvalidManifestError, NoSpaceError, StorageError, UpstreamError
+from proxy.log import get_logger
+from proxy.lru import CachedManifest, ManifestLRUCache
+from proxy.metrics import Metrics
+from proxy.oci import manifest as oci
+from proxy.oci.digest import Digest
+from proxy.oci.reference import Repository
+from proxy.storage.blobs import BlobStore
+from proxy.storage.commit import Committer
+from proxy.storage.index import Index
+from proxy.storage.space import SpaceManager
+from proxy.tracing import span
+from proxy.upstream.client import FetchedManifest
+
+# Bytes of manifests kept in memory.
+MANIFEST_CACHE_SIZE = 32 << 20
+# Larger manifests are parsed in a thread: 4 MiB of hostile JSON take a second.
+INLINE_PARSE_LIMIT = 64 << 10
+
+log = get_logger(__name__)
+
+
+class ManifestStore:
+    """Stores the manifests that upstream sends, and loads stored ones."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        index: Index,
+        space: SpaceManager,
+        metrics: Metrics,
+        executor: Executor,
+    ) -> None:
+        self._store = store
+        self._index = index
+        self._space = space
+        self._metrics = metrics
+        self._executor = executor
+        self._committer = Committer(store, index, space, executor)
+        self._lru = ManifestLRUCache(MANIFEST_CACHE_SIZE)
+
+    def lookup_cached(self, digest: Digest) -> CachedManifest | None:
+        """Return a manifest that is in memory, and count the use."""
+        manifest = self._lru.get(digest)
+        if manifest is not None:
+            self._index.touch(digest)
+        return manifest
+
+    async def load(self, digest: Digest) -> CachedManifest | None:
+        """Return a stored manifest, verified, and count the use.
+
+        None if it is missing, damaged or unreadable; then it is to be fetched from upstream.
+        """
+        manifest = self._lru.get(digest)
+        if manifest is None:
+            row = self._index.manifest(digest)
+            if row is None:
+                return None
+            try:
+                content = await self._store.read(digest)
+            except StorageError as error:
+                # The file may be intact, so it is not removed; a fetched copy will replace it.
+                log.warning("blob_unreadable", digest=str(digest), reason=str(error))
+                return None
+            if content is None:
+                await self._space.remove_corrupt(digest)
+                return None
+            manifest = CachedManifest(digest, row.media_type or "", content)
+            self._lru.add(manifest)
+        self._index.touch(digest)
+        return manifest
+
+    async def add(self, repository: Repository, fetched: FetchedManifest) -> CachedManifest:
+        """Commit a manifest that upstream has sent, linked to the repository.
+
+        If it cannot be stored it is returned all the same. Raises `UpstreamError` if it is not a
+        valid manifest.
+        """
+        try:
+            manifest = await self.parse(fetched.content, fetched.content_type)
+        except InvalidManifestError as error:
+            raise UpstreamError(
+                f"{repository.upstream} did not send a manifest: {error}"
+            ) from error
+        cached = CachedManifest(fetched.digest, manifest.media_type, fetched.content)
+        self._lru.add(cached)
+        with span("commit"):
+            await self._commit(repository, fetched, manifest)
+        return cached
+
+    async def parse(self, content: bytes, content_type: str) -> oci.Manifest:
+        """Parse a manifest, in a thread if it is large. Raises `InvalidManifestError`."""
+        if len(content) <= INLINE_PARSE_LIMIT:
+            return oci.parse_manifest(content, content_type)
+        return await run_in_thread(self._executor, oci.parse_manifest, content, content_type)
+
+    async def _commit(
+        self, repository: Repository, fetched: FetchedManifest, manifest: oci.Manifest
+    ) -> None:
+        size = len(fetched.content)
+        reservation = await self._space.reserve(size)
+        if reservation is None:
+            self._metrics.count_uncached(self._space.uncached_reason(size))
+            return
+        try:
+            await self._committer.commit_manifest(
+                repository, fetched.digest, fetched.content, manifest, reservation
+            )
+        except StorageError as error:
+            self._metrics.count_uncached(
+                "no_space" if isinstance(error, NoSpaceError) else "disk_error"
+            )
+            log.warning("commit_failed", digest=str(fetched.digest), reason=str(error))
+        finally:
+            self._space.release(reservation)

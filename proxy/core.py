@@ -1,0 +1,168 @@
+"""The core: what lasts from the start of the daemon to its end, across reloads.
+
+It is the store with its index, the downloads, the factory of upstreams, the metrics and the group
+of all background tasks.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from proxy import __version__
+from proxy.concurrency import run_in_thread, start_threads
+from proxy.config import Config
+from proxy.download.download import DownloadDeps
+from proxy.download.manager import DownloadManager
+from proxy.download.queue import DownloadQueue
+from proxy.download.writer import StorageDeps
+from proxy.metrics import Metrics
+from proxy.storage.blobs import BlobStore
+from proxy.storage.index import Index
+from proxy.storage.space import SpaceManager
+from proxy.upstream.factory import UpstreamFactory
+from proxy.upstream.offline import OfflineSwitch
+
+# Threads for disk I/O; name lookups have the threads of the loop.
+DISK_THREADS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """The lasting objects. The addresses are added once the servers listen.
+
+    `clock` returns Unix time; `started_at` is by the monotonic clock.
+    """
+
+    store: BlobStore
+    index: Index
+    space: SpaceManager
+    metrics: Metrics
+    offline: OfflineSwitch
+    upstream_factory: UpstreamFactory
+    downloads: DownloadManager
+    disk_threads: ThreadPoolExecutor
+    group: asyncio.TaskGroup
+    clock: Callable[[], float]
+    addresses: list[str] = field(default_factory=list)
+    admin_addresses: list[str] = field(default_factory=list)
+    started_at: float = field(default_factory=time.monotonic)
+
+    async def check_store(self) -> None:
+        """Raise `StorageError` if the store cannot be written or its index cannot be read."""
+        await run_in_thread(self.disk_threads, self.store.check_writable)
+        self.index.oldest_use()
+
+
+async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], float]) -> Core:
+    """Open the store and all that works on it; the stack closes them in reverse order.
+
+    Raises `StorageError` and `ConfigError`.
+    """
+    threads = start_threads(DISK_THREADS, "disk")
+    stack.callback(threads.shutdown)
+    store = BlobStore(config.store.path)
+    stack.callback(store.close)
+    index = Index(store.root / "index.sqlite", clock)
+    stack.callback(index.close)
+    metrics = Metrics(config.upstreams, __version__)
+    space = SpaceManager(
+        store,
+        index,
+        metrics,
+        max_size=config.store.max_size.to_bytes(store.total_bytes()),
+        min_free=config.store.min_free,
+        clock=clock,
+    )
+    await space.open()
+    # Entered before the group, so that the sessions of upstreams outlive the tasks that use them.
+    sessions = await stack.enter_async_context(AsyncExitStack())
+    group = await stack.enter_async_context(_background_tasks())
+    offline = OfflineSwitch(config.offline)
+    upstream_factory = UpstreamFactory(metrics, offline, group, clock)
+    sessions.push_async_callback(upstream_factory.close)
+    group.create_task(upstream_factory.close_unused())
+    deps = DownloadDeps(
+        storage=StorageDeps(store, index, space, metrics, threads),
+        queue=DownloadQueue(config.fetch.max_downloads),
+        settings=config.fetch,
+    )
+    downloads = DownloadManager(deps, {}, group)
+    metrics.register_gauges(_LiveGauges(space, index, downloads))
+    return Core(
+        store=store,
+        index=index,
+        space=space,
+        metrics=metrics,
+        offline=offline,
+        upstream_factory=upstream_factory,
+        downloads=downloads,
+        disk_threads=threads,
+        group=group,
+        clock=clock,
+    )
+
+
+class _Shutdown(Exception):  # noqa: N818 (it is no error: it cancels the tasks of the group)
+    """Ends the group of background tasks."""
+
+
+@asynccontextmanager
+async def _background_tasks() -> AsyncIterator[asyncio.TaskGroup]:
+    """Yield the group of all background tasks; at the end cancel them, and wait for them.
+
+    An exception of the block is raised as it is, and not in an exception group.
+    """
+    failure: BaseException | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            try:
+                yield group
+            except BaseException as error:  # noqa: BLE001 (raised below, outside the group)
+                failure = error
+            raise _Shutdown
+    except BaseExceptionGroup as ended:
+        _, crashes = ended.split(_Shutdown)
+        if crashes is not None:
+            raise crashes from None
+    if failure is not None:
+        raise failure
+
+
+@dataclass(frozen=True, slots=True)
+class _LiveGauges:
+    """Reads the gauges of the metrics from the objects that know them."""
+
+    space: SpaceManager
+    index: Index
+    downloads: DownloadManager
+
+    @property
+    def store_bytes(self) -> int:
+        return self.space.stored_bytes
+
+    @property
+    def store_limit_bytes(self) -> int:
+        return self.space.max_size
+
+    @property
+    def store_blobs(self) -> int:
+        return self.space.blob_count
+
+    @property
+    def store_reserved_bytes(self) -> int:
+        return self.space.reserved_bytes
+
+    @property
+    def store_pinned_bytes(self) -> int:
+        return self.space.pinned_bytes
+
+    @property
+    def store_oldest_use(self) -> float:
+        return self.index.oldest_use()
+
+    @property
+    def downloads_in_progress(self) -> int:
+        return len(self.downloads)

@@ -1,0 +1,47 @@
+"""Reading blob files that the index does not know: their sizes, and their manifests if they are any."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from proxy.errors import InvalidManifestError, StorageError
+from proxy.oci import manifest as oci
+from proxy.oci.digest import Digest
+from proxy.storage.blobs import BlobStore
+
+
+def scan_blobs(
+    store: BlobStore, digests: Iterable[Digest] | None = None
+) -> list[tuple[Digest, int, oci.Manifest | None]]:
+    """Return digest, size and manifest of these blobs, or of all blobs, that have a file.
+
+    A file is believed to be what its name says, but a manifest is verified before it is parsed.
+    Blocks. Raises `StorageError`.
+    """
+    found = []
+    try:
+        for digest, size in store.iter_blobs() if digests is None else _stat_blobs(store, digests):
+            content = b""
+            if size <= oci.MAX_MANIFEST_SIZE:
+                content = Path(store.blob_path(digest)).read_bytes()
+            is_right = bool(content) and Digest.from_content(content, digest.algorithm) == digest
+            found.append((digest, size, parse_manifest(content) if is_right else None))
+    except OSError as error:
+        raise StorageError(f"the store {store.root} cannot be read: {error}") from error
+    return found
+
+
+def parse_manifest(content: bytes) -> oci.Manifest | None:
+    """Return the manifest that a blob is, if its own `mediaType` says that it is one."""
+    if not content.startswith(b"{"):
+        return None
+    try:
+        return oci.parse_manifest(content, "")
+    except InvalidManifestError:
+        return None
+
+
+def _stat_blobs(store: BlobStore, digests: Iterable[Digest]) -> Iterator[tuple[Digest, int]]:
+    for digest in digests:
+        with suppress(OSError):
+            yield digest, Path(store.blob_path(digest)).stat(follow_symlinks=False).st_size

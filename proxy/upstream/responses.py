@@ -1,0 +1,87 @@
+"""Read registries' responses: each body within a bound, each header without trusting it."""
+
+import re
+
+import msgspec
+from aiohttp import ClientResponse, hdrs
+
+from proxy.errors import InvalidDigestError, UpstreamError
+from proxy.oci.digest import Digest
+from proxy.oci.manifest import MAX_MANIFEST_SIZE
+
+MAX_LIST_SIZE = 8 << 20
+MAX_SEARCH_SIZE = 1 << 20
+
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
+_NEXT_LINK = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next"?')
+
+
+class _TagsPage(msgspec.Struct):
+    tags: list[str] | None
+
+
+async def read_bounded(response: ClientResponse, limit: int) -> bytes:
+    """Return the whole body. Raises `UpstreamError` if it has more than `limit` bytes.
+
+    The bytes are counted as they arrive, because `Content-Length` may be wrong.
+    """
+    content = bytearray()
+    async for chunk in response.content.iter_any():
+        content += chunk
+        if len(content) > limit:
+            response.close()
+            raise UpstreamError(f"upstream sent more than the allowed {limit} bytes")
+    return bytes(content)
+
+
+async def read_digest(response: ClientResponse) -> Digest | None:
+    """Return the digest in `Docker-Content-Digest`, or None if it is missing or malformed."""
+    try:
+        return Digest.parse(response.headers.get("Docker-Content-Digest", ""))
+    except InvalidDigestError:
+        return None
+
+
+async def read_manifest(response: ClientResponse) -> tuple[bytes, str]:
+    """Return the bytes of a manifest and the `Content-Type`."""
+    content = await read_bounded(response, MAX_MANIFEST_SIZE)
+    return content, response.headers.get(hdrs.CONTENT_TYPE, "")
+
+
+async def read_blob_size(response: ClientResponse) -> tuple[int, int | None]:
+    """Return the status, and the size of the whole blob or None if upstream does not send it."""
+    if response.status == 206:
+        return 206, parse_content_range(response)[1]
+    return response.status, response.content_length
+
+
+async def read_list_page(response: ClientResponse) -> tuple[bytes, str | None]:
+    """Return one page of a list, and the query of the next page or None after the last one.
+
+    Only the query is taken from the link, so that upstream cannot direct us to another host or
+    path (CVE-2026-85732).
+    """
+    content = await read_bounded(response, MAX_LIST_SIZE)
+    link = _NEXT_LINK.search(response.headers.get(hdrs.LINK, ""))
+    return content, link[1].partition("?")[2] if link else None
+
+
+async def read_search_page(response: ClientResponse) -> bytes:
+    """Return the body of a search."""
+    return await read_bounded(response, MAX_SEARCH_SIZE)
+
+
+def parse_tags(content: bytes) -> list[str]:
+    """Return the tags of one page (distribution-spec, "Listing Tags"). Raises `UpstreamError`."""
+    try:
+        return msgspec.json.decode(content, type=_TagsPage).tags or []
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise UpstreamError("upstream sent an invalid tag list") from error
+
+
+def parse_content_range(response: ClientResponse) -> tuple[int, int | None]:
+    """Return the first offset of a 206 response, and the size of the whole blob, None for `*`."""
+    match = _CONTENT_RANGE.fullmatch(response.headers.get(hdrs.CONTENT_RANGE, ""))
+    if match is None:
+        raise UpstreamError("upstream sent a 206 response without a valid Content-Range")
+    return int(match[1]), None if match[3] == "*" else int(match[3])

@@ -1,0 +1,172 @@
+"""The account under random concurrent work: at rest it is the index and the files, and never over the cap."""
+
+import asyncio
+import io
+import random
+import sqlite3
+from collections.abc import Callable, Coroutine
+from contextlib import asynccontextmanager, closing, suppress
+from typing import Any
+
+import aiohttp
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from proxy.cli.api_client import AdminClient
+from proxy.errors import ProxyError
+from tests.fakes.faults import Fault
+from tests.fakes.registry import FakeRegistry
+from tests.support.program import Program
+
+CAP = 4_000_000
+IMAGE_COUNT = 8
+REPOSITORIES = [f"team/app{number}" for number in range(IMAGE_COUNT)]
+
+# Images whose layers take twice the store; every second one shares a layer with the one before.
+_rng = random.Random(5)
+_LAYERS = [_rng.randbytes(_rng.randint(50_000, 600_000)) for _ in range(3 * IMAGE_COUNT)]
+LAYERS = [[*_LAYERS[3 * n : 3 * n + 3], _LAYERS[3 * (n // 2)]] for n in range(IMAGE_COUNT)]
+
+KINDS = ["pull"] * 8 + ["leave", "leave", "break_off", "preload", "remove", "export", "sweep"]
+works = st.tuples(st.sampled_from(KINDS), st.integers(0, IMAGE_COUNT - 1))
+batches = st.lists(st.lists(works, min_size=8, max_size=24), min_size=2, max_size=5)
+
+
+class Load:
+    """What clients and operators do, all at once."""
+
+    def __init__(self, program: Program, registry: FakeRegistry) -> None:
+        self.program = program
+        self.registry = registry
+        self.images = [
+            registry.add_image(name, layers=layers)
+            for name, layers in zip(REPOSITORIES, LAYERS, strict=True)
+        ]
+        self.most_on_disk = 0
+        self._works: dict[str, Callable[[int], Coroutine[Any, Any, None]]] = {
+            "pull": self._pull,
+            "leave": self._leave,
+            "break_off": self._break_off,
+            "preload": self._preload,
+            "remove": self._remove,
+            "export": self._export,
+            "sweep": self._sweep,
+        }
+
+    async def run(self, what: str, number: int) -> None:
+        with suppress(ProxyError, aiohttp.ClientError):
+            await self._works[what](number)
+
+    async def _pull(self, number: int) -> None:
+        """Pull an image; what upstream breaks off may come short, but never wrong."""
+        image = self.images[number]
+        await self.program.manifest(image)
+        await self.program.manifest(image, image.digest)
+        fetches = (self.program.blob(one, image.repository) for one in dict.fromkeys(image.blobs))
+        for answer in await asyncio.gather(*fetches, return_exceptions=True):
+            if not isinstance(answer, BaseException) and answer.status == 200 and answer.is_whole:
+                assert answer.digest == answer.headers["Docker-Content-Digest"]
+
+    async def _leave(self, number: int) -> None:
+        """Pull, and be gone in the middle of it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.01 * (number + 1)):
+                await self._pull(number)
+
+    async def _break_off(self, number: int) -> None:
+        """Let upstream break off a layer once."""
+        digest = self.images[number].layers[0]
+        self.registry.fail(self.registry.body_of(digest), Fault(cut_at=40_000))
+
+    async def _preload(self, number: int) -> None:
+        wanted = {"images": [f"docker.io/{REPOSITORIES[number]}:latest"]}
+        await self._ask(lambda api: [*api.stream("POST", "/api/v1/preload", wanted)])
+
+    async def _remove(self, number: int) -> None:
+        wanted = {"images": [f"docker.io/{REPOSITORIES[number]}:latest"]}
+        await self._ask(lambda api: api.post("/api/v1/images/remove", wanted))
+
+    async def _export(self, number: int) -> None:
+        wanted = {"images": [f"docker.io/{REPOSITORIES[number]}:latest"]}
+        await self._ask(lambda api: api.post_to_file("/api/v1/export", wanted, io.BytesIO()))
+
+    async def _ask(self, work: Callable[[AdminClient], object]) -> None:
+        await asyncio.to_thread(lambda: work(AdminClient(self.program.root, 20)))
+
+    async def _sweep(self, number: int) -> None:
+        space = self.program.running._core.space
+        await space.sweep(max_idle=0, ingest_ttl=1000)
+
+    # What it is measured by.
+
+    @asynccontextmanager
+    async def watched(self):
+        """Look at the disk again and again while the block runs."""
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(self._watch())
+            yield
+            watching.cancel()
+
+    async def _watch(self) -> None:
+        while True:
+            on_disk = await asyncio.to_thread(self._allocated, "blobs", "ingest")
+            self.most_on_disk = max(self.most_on_disk, on_disk[1])
+            await asyncio.sleep(0.005)
+
+    def _allocated(self, *directories: str) -> tuple[int, int]:
+        """Return the number of files in these directories, and the bytes of their blocks.
+
+        Only of files that are still there at the end: an eviction during the walk makes room for bytes
+        that the walk meets later, and the two were never on the disk together.
+        """
+        found = {}
+        for directory in directories:
+            for path in (self.program.root / directory).rglob("*"):
+                with suppress(FileNotFoundError):
+                    status = path.stat()
+                    if path.is_file():
+                        found[status.st_ino] = (path, status.st_blocks * 512)
+        sizes = [size for path, size in found.values() if path.exists()]
+        return len(sizes), sum(sizes)
+
+    async def check_at_rest(self) -> None:
+        await self.program.settled()
+        core = self.program.running._core
+        account = (core.space.blob_count, core.space.stored_bytes)
+        assert account == await asyncio.to_thread(self._allocated, "blobs")
+        assert account == await asyncio.to_thread(self._in_index)
+        _, ingests = await asyncio.to_thread(self._allocated, "ingest")
+        assert core.space.reserved_bytes == ingests
+        assert core.space.used_bytes <= CAP
+        assert self.most_on_disk <= CAP
+        assert await self.program.metric("pullcache_store_drift_total") == 0
+        assert await self.program.metric("pullcache_evictions_total", reason="corrupt") == 0
+
+    def _in_index(self) -> tuple[int, int]:
+        with closing(sqlite3.connect(self.program.root / "index.sqlite")) as connection:
+            query = "SELECT count(*), coalesce(sum((size + 4095) / 4096 * 4096), 0) FROM blobs"
+            blobs, size = connection.execute(query).fetchone()
+            return blobs, size
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(batches=batches)
+async def test_at_rest_the_account_is_the_index_and_the_files(tmp_path_factory, batches):
+    async with FakeRegistry(auth=False) as registry:
+        program = Program(
+            tmp_path_factory.mktemp("account") / "store",
+            registry,
+            store={"max_size": f"{CAP}B"},
+            fetch={"prefetch": "layers", "attempts": 1},
+        )
+        load = Load(program, registry)
+        await program.start()
+        try:
+            for batch in batches:
+                async with load.watched():
+                    await asyncio.gather(*(load.run(*work) for work in batch))
+                    await program.settled()
+                await load.check_at_rest()
+                await program.restart()
+                await load.check_at_rest()
+        finally:
+            await program.stop()
