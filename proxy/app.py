@@ -289,7 +289,7 @@ class RunningApp:
             self._core.offline.set_offline(is_offline=config.offline)
         if self._access_log:
             self._access_log.set_level(config.log.level)
-        self._core.downloads.queue.resize(config.fetch.max_downloads)
+        self._core.downloads.configure(config.fetch)
 
     def _update_upstream_metrics(self) -> None:
         self._core.metrics.enable_registry_proxy(is_on=self.config.server.registry_proxy_metrics)

@@ -258,8 +258,27 @@ class FetchSettings(Section, frozen=True):
         ),
     ] = 4
     max_downloads: Annotated[
-        int, Meta(description="Maximum concurrent downloads.", ge=1, le=1000)
+        int, Meta(description="Maximum concurrent downloads from each upstream.", ge=1, le=1000)
     ] = 16
+    max_waiting_per_client: Annotated[
+        int,
+        Meta(
+            description=(
+                "Maximum waiting downloads that one client address alone has asked for; "
+                "more get 429."
+            ),
+            ge=1,
+            le=10_000,
+        ),
+    ] = 64
+    memory_per_download: Annotated[
+        Size,
+        Meta(description="Memory for bytes of one download that are not yet on the disk."),
+    ] = Size.parse("16MiB")
+    memory: Annotated[
+        Size,
+        Meta(description="Memory for bytes of all downloads that are not yet on the disk."),
+    ] = Size.parse("128MiB")
     connect_timeout: Annotated[
         PositiveDuration, Meta(description="Timeout for connecting to upstream.")
     ] = PositiveDuration.parse("10s")

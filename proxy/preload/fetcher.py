@@ -1,9 +1,10 @@
 """Blobs brought into the store by the ordinary downloads, behind what clients wait for."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from proxy.cache.blobs import BlobCache
+from proxy.config import FetchSettings
 from proxy.download.download import Download
 from proxy.download.manager import DownloadManager
 from proxy.errors import InvalidManifestError, NoSpaceError, ProxyError
@@ -12,6 +13,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.preload.backoff import UpstreamRetrier
 from proxy.preload.events import LayerProgress, LayerState
+from proxy.upstream.client import Upstream
 
 # A download that was somebody else's may fail for reasons of theirs, or its blob be evicted: so often.
 MAX_ATTEMPTS = 3
@@ -24,6 +26,8 @@ class PreloadFetcher:
         self,
         blobs: BlobCache,
         downloads: DownloadManager,
+        upstreams: Mapping[str, Upstream],
+        settings: FetchSettings,
         image_store: ImageStore,
         retrier: UpstreamRetrier,
         on_event: Callable[[LayerProgress], None],
@@ -33,6 +37,8 @@ class PreloadFetcher:
         self.fetched_bytes = 0
         self._blobs = blobs
         self._downloads = downloads
+        self._upstreams = upstreams
+        self._settings = settings
         self._image_store = image_store
         self._retrier = retrier
         self._on_event = on_event
@@ -81,7 +87,10 @@ class PreloadFetcher:
                 # That its repository holds it, too, is proven if need be.
                 async with self._blobs.open_blob(repository, digest):
                     return fetched
-            async with self._downloads.attach(repository, digest) as download:
+            upstream = self._upstreams[repository.upstream]
+            async with self._downloads.attach(
+                upstream, repository, digest, self._settings
+            ) as download:
                 try:
                     fetched = await self._await_download(download, size)
                 except ProxyError:

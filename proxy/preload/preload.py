@@ -16,6 +16,7 @@ from typing import TypeVar
 from proxy.cache.blobs import BlobCache
 from proxy.cache.manifests import ManifestCache
 from proxy.concurrency import background
+from proxy.config import FetchSettings
 from proxy.download.manager import DownloadManager
 from proxy.errors import (
     InvalidManifestError,
@@ -68,7 +69,7 @@ class PreloadDeps:
     upstreams: Mapping[str, Upstream]
     metrics: Metrics
     native_platform: Platform
-    max_downloads: int
+    fetch_settings: FetchSettings
     clock: Callable[[], float]
 
 
@@ -91,7 +92,9 @@ class Preloader:
         What goes wrong with an image fails that image alone. With `pin` the images that are complete are
         pinned; a `dry_run` fetches manifests and nothing else.
         """
-        at_once = min(jobs or self._deps.max_downloads, self._deps.max_downloads)
+        at_once = min(
+            jobs or self._deps.fetch_settings.max_downloads, self._deps.fetch_settings.max_downloads
+        )
         with self._deps.image_store.space.lease() as hold:
             run = _PreloadRun(self._deps, hold, pin=pin, dry_run=dry_run, concurrency=at_once)
             async with background(run.run(selections)) as working:
@@ -141,6 +144,8 @@ class _PreloadRun:
         self._fetcher = PreloadFetcher(
             deps.blobs,
             deps.downloads,
+            deps.upstreams,
+            deps.fetch_settings,
             deps.image_store,
             self._retrier,
             self._add_event,

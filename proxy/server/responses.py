@@ -7,7 +7,6 @@ buffer has to be empty before the file may follow. Over TLS the bytes are read, 
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from email.utils import formatdate
 from functools import partial
@@ -21,7 +20,7 @@ from aiohttp.http_writer import _serialize_headers
 from aiohttp.web import BaseRequest, Response
 
 from proxy.concurrency import run_in_thread
-from proxy.download.download import Download, NotStoring
+from proxy.download.reader import DownloadReader
 from proxy.errors import ProxyError, StorageError
 from proxy.server.ranges import ByteRange
 from proxy.server.sendfile import (
@@ -32,6 +31,7 @@ from proxy.server.sendfile import (
     FILE_TRUNCATED,
     FileRange,
     SendfileTask,
+    StallTimer,
     duplicate_socket,
     is_resident,
 )
@@ -111,7 +111,7 @@ class BodySender:
         # Where the kernel sends files to; None where bytes have to go through the transport.
         self._socket: socket | None = None
 
-    async def send(self, source: OpenBlob | Download, byte_range: ByteRange) -> None:
+    async def send(self, source: OpenBlob | DownloadReader, byte_range: ByteRange) -> None:
         """Send the bytes of the window, as they come. Raises `ConnectionError`."""
         transport = self._transport
         if transport.get_extra_info("sslcontext"):
@@ -122,7 +122,7 @@ class BodySender:
         with duplicate_socket(transport) as self._socket:
             await self._send_source(source, byte_range)
 
-    async def _send_source(self, source: OpenBlob | Download, byte_range: ByteRange) -> None:
+    async def _send_source(self, source: OpenBlob | DownloadReader, byte_range: ByteRange) -> None:
         try:
             if isinstance(source, OpenBlob):
                 await self._send_file(source.fd, byte_range.start, byte_range.stop)
@@ -131,39 +131,62 @@ class BodySender:
         except ProxyError as error:
             raise TruncatedBodyError(str(error)) from error
 
-    async def send_unsized(self, download: Download) -> None:
+    async def send_unsized(self, reader: DownloadReader) -> None:
         """Send a blob of unknown size in chunks; the last of them only if the digest is right."""
         offset = 0
         try:
-            while True:
-                limit = await download.wait_readable(offset)
-                if limit == offset:
-                    break
-                await self._copy_file(download.fd, offset, limit)
-                offset = limit
-        except NotStoring:
-            await self._send_chunks(download.stream_from_upstream(offset, None))
+            while part := await reader.next(offset):
+                if isinstance(part, memoryview):
+                    offset += await self._copy_memory(part)
+                else:
+                    await self._copy_file(part.fd, offset, part.stop)
+                    offset = part.stop
         except ProxyError as error:
             raise TruncatedBodyError(str(error)) from error
 
-    async def _send_download(self, download: Download, byte_range: ByteRange) -> None:
+    async def _send_download(self, reader: DownloadReader, byte_range: ByteRange) -> None:
         offset = byte_range.start
-        is_peek = download.is_read_ahead(byte_range.start, byte_range.stop)
-        try:
-            while offset < byte_range.stop:
-                limit = await download.wait_readable(offset, byte_range.stop, is_read_ahead=is_peek)
-                limit = min(limit, byte_range.stop)
-                await self._send_file(download.fd, offset, limit)
-                offset = limit
-        except NotStoring:
-            await self._send_chunks(download.stream_from_upstream(offset, byte_range.stop))
+        while offset < byte_range.stop:
+            part = await reader.next(offset, byte_range.stop)
+            if isinstance(part, memoryview):
+                offset += await self._send_memory(part)
+            else:
+                await self._send_file(part.fd, offset, part.stop)
+                offset = part.stop
 
-    async def _send_chunks(self, chunks: AsyncIterator[bytes]) -> None:
+    async def _send_memory(self, part: memoryview) -> int:
+        """Send what the client takes now, and wait until it takes more; return how much was sent."""
+        if self._socket is None:
+            return await self._copy_memory(part)
+        sent = 0
         try:
-            async for chunk in chunks:
-                await self._write(chunk)
-        except ProxyError as error:
-            raise TruncatedBodyError(str(error)) from error
+            sent = self._socket.send(part)
+            self.bytes_sent += sent
+        except BlockingIOError:
+            pass
+        except OSError:
+            raise ConnectionResetError(CLIENT_DISCONNECTED) from None
+        if sent < len(part):
+            await self._wait_writable(self._socket)
+        return sent
+
+    async def _wait_writable(self, connection: socket) -> None:
+        loop = asyncio.get_running_loop()
+        writable = loop.create_future()
+        stalled = ConnectionAbortedError("the client has read nothing for a minute")
+        timer = StallTimer(self._transport, partial(_complete_future, writable, stalled))
+        loop.add_writer(connection, _complete_future, writable, None)
+        try:
+            await writable
+        finally:
+            loop.remove_writer(connection)
+            timer.cancel()
+
+    async def _copy_memory(self, part: memoryview) -> int:
+        piece = bytes(part[:COPY_CHUNK_SIZE])
+        await self._write(piece)
+        await asyncio.sleep(0)
+        return len(piece)
 
     async def _write(self, chunk: bytes) -> None:
         await self._writer.write(chunk)

@@ -18,6 +18,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
 from types import TracebackType
@@ -64,6 +65,15 @@ class OpenBlob:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """Bytes of an open file, from `start` up to `stop`. Whoever gave it keeps the file open."""
+
+    fd: int
+    start: int
+    stop: int
 
 
 class BlobStore:

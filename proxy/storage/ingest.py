@@ -34,6 +34,7 @@ class _IngestState(msgspec.Struct):
     have: int
     size: int | None = None
     ahead: list[tuple[int, int]] = []
+    origin: str = ""
 
 
 class Ingest:
@@ -50,12 +51,19 @@ class Ingest:
         self.frontier = 0
         self.bytes_resumed = 0
         self.ranges_ahead: Sequence[tuple[int, int]] = ()
+        # Where the written bytes from the beginning on end; the hash may be behind.
+        self.written_end = 0
+        # Whose bytes these are: those of another origin are not resumed.
+        self.origin = ""
         self._path = directory / f"{digest.algorithm}-{digest.hex}"
         self._state_path = self._path.with_suffix(".state")
         self._blob_path = blob_path
         self._hasher = digest.new_hasher()
-        self._size: int | None = None
+        # The blob's, if upstream has stated it.
+        self.size: int | None = None
         self._writeback_offset = 0
+        self._direct_fd: int | None = None
+        self._can_write_direct = True
         try:
             self.fd = os.open(self._path, _WRITE_FLAGS, 0o600)
             self._state_fd = os.open(self._state_path, _WRITE_FLAGS, 0o600)
@@ -68,6 +76,9 @@ class Ingest:
             state = msgspec.json.decode(os.pread(self._state_fd, _STATE_SIZE, 0), type=_IngestState)
         except msgspec.MsgspecError:
             return
+        if state.origin != self.origin:
+            self.reset()
+            return
         try:
             self._hash_file(state.have)
             length = os.fstat(self.fd).st_size
@@ -75,21 +86,26 @@ class Ingest:
             # Bytes that cannot be read are fetched again.
             self.reset()
             return
-        self.bytes_resumed = self.frontier
+        self.bytes_resumed = self.written_end = self.frontier
+        self.size = state.size
         self.ranges_ahead = [
             run for run in state.ahead if self.frontier < run[0] < run[1] <= length
         ]
 
     def reset(self) -> None:
         """Start over with no bytes."""
-        self.frontier = self.bytes_resumed = 0
+        self.frontier = self.bytes_resumed = self.written_end = 0
         self.ranges_ahead = ()
+        self.size = None
         self._hasher = self.digest.new_hasher()
+        self._writeback_offset = 0
         self.save_state()
+        with suppress(OSError):
+            os.ftruncate(self.fd, 0)
 
     def preallocate(self, size: int) -> None:
         """Allocate `size` bytes, so that a full disk shows before they are written. Keeps what is written."""
-        self._size = size
+        self.size = size
         try:
             if size:
                 os.posix_fallocate(self.fd, 0, size)
@@ -127,6 +143,36 @@ class Ingest:
             offset += written
             data = data[written:]
         self.save_state()
+
+    def write_direct(self, offset: int, parts: list[memoryview]) -> None:
+        """Write past the page cache: whole pages of memory, at an offset that is a multiple of a page.
+
+        Where the file system does not do that, it is an ordinary write.
+        """
+        size = sum(map(len, parts))
+        try:
+            if self._can_write_direct and os.pwritev(self._open_direct(), parts, offset) == size:
+                self.save_state()
+                return
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise storage_error("write", error) from error
+            self._can_write_direct = False
+        for part in parts:
+            self.write_at(offset, part)
+            offset += len(part)
+
+    def _open_direct(self) -> int:
+        if self._direct_fd is None:
+            flags = os.O_WRONLY | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._direct_fd = os.open(self._path, flags)
+        return self._direct_fd
+
+    def hash_written(self, parts: Iterable[memoryview]) -> None:
+        """Move the frontier over bytes that are in the file, and still in memory."""
+        for part in parts:
+            self._hasher.update(part)
+            self.frontier += len(part)
 
     def hash_up_to(self, stop: int) -> None:
         """Hash bytes that were written ahead, and move the frontier up to `stop`."""
@@ -180,11 +226,19 @@ class Ingest:
         """Close the files. Those of an uncommitted ingest stay and can be resumed."""
         os.close(self.fd)
         os.close(self._state_fd)
+        if self._direct_fd is not None:
+            os.close(self._direct_fd)
+            self._direct_fd = None
 
     def save_state(self) -> None:
         """Record which bytes are written. A failure only costs what could have been resumed."""
         state = msgspec.json.encode(
-            _IngestState(self.frontier, self._size, [*self.ranges_ahead[:_MAX_RANGES_AHEAD]])
+            _IngestState(
+                max(self.frontier, self.written_end),
+                self.size,
+                [*self.ranges_ahead[:_MAX_RANGES_AHEAD]],
+                self.origin,
+            )
         )
         with suppress(OSError):
             os.pwrite(self._state_fd, state.ljust(_STATE_SIZE), 0)

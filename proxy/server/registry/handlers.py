@@ -1,7 +1,6 @@
 """`/v2/*`: the read side of the distribution specification; and `/v1/search`."""
 
 import asyncio
-import sys
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -19,8 +18,8 @@ from proxy.cache.search import DEFAULT_LIMIT, RepositorySearch
 from proxy.concurrency import RESPONSE_TIMEOUT
 from proxy.config import UpstreamSettings
 from proxy.config.schema import DEFAULT_UPSTREAM
-from proxy.download.download import Download, NotStoring
-from proxy.errors import UnknownNameError, UpstreamTimeoutError, UpstreamUnavailableError
+from proxy.download.reader import DownloadReader
+from proxy.errors import UnknownNameError, UpstreamTimeoutError
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import OCI_INDEX
 from proxy.oci.reference import Repository
@@ -115,27 +114,26 @@ class RegistryHandler:
             _, context.cache_state = await self._blobs.get_blob_size(repository, digest)
             return Response(status=304, headers=blob_headers(context, digest))
         deadline = asyncio.get_running_loop().time() + RESPONSE_TIMEOUT
-        async with self._blobs.open_blob(repository, digest) as answer:
+        opened = self._blobs.open_blob(repository, digest, client=request.remote or "")
+        async with opened as answer:
             context.cache_state = answer.cache_state
-            if isinstance(answer.source, Download):
+            if isinstance(answer.source, DownloadReader):
                 await self._wait_for_start(answer.source, deadline)
                 if answer.source.size is None and request.version < HttpVersion11:
                     # No chunks there: a body without a length could not be told from a whole one.
-                    await _wait_for_commit(answer.source)
+                    await answer.source.wait_verified()
             return await self._send_blob(request, context, answer, digest)
 
-    async def _wait_for_start(self, download: Download, deadline: float) -> None:
+    async def _wait_for_start(self, reader: DownloadReader, deadline: float) -> None:
         """Wait for upstream's first bytes, or its no, so that a no has a status of its own."""
         try:
             async with asyncio.timeout_at(deadline):
-                await download.wait_readable(0)
-        except NotStoring:
-            pass
+                await reader.wait_ready()
         except TimeoutError:
             # Upstream has promised a size, but sends nothing yet: the headers cannot wait longer.
-            if download.size is None:
+            if reader.size is None:
                 raise UpstreamTimeoutError(
-                    f"{download.repository.upstream} has sent nothing for {RESPONSE_TIMEOUT:.0f} s; "
+                    f"{reader.upstream_name} has sent nothing for {RESPONSE_TIMEOUT:.0f} s; "
                     "try again, the download goes on"
                 ) from None
 
@@ -143,7 +141,7 @@ class RegistryHandler:
         self, request: BaseRequest, context: RequestContext, result: BlobResult, digest: Digest
     ) -> StreamResponse:
         source = result.source
-        if isinstance(source, Download) and source.has_stopped_storing:
+        if isinstance(source, DownloadReader) and source.is_uncached:
             context.cache_state = "bypass"
         headers = blob_headers(context, digest)
         size = source.size
@@ -171,7 +169,7 @@ class RegistryHandler:
         try:
             if size is not None:
                 await sender.send(source, window)
-            elif isinstance(source, Download):
+            elif isinstance(source, DownloadReader):
                 await sender.send_unsized(source)
         finally:
             context.bytes_sent = sender.bytes_sent
@@ -266,16 +264,6 @@ class RegistryHandler:
             ],
         }
         return json_response(document, headers={"Cache-Status": CACHE_STATUS[answer.cache_state]})
-
-
-async def _wait_for_commit(download: Download) -> None:
-    """Wait until the download is verified, and its size known."""
-    try:
-        await download.wait_readable(sys.maxsize)
-    except NotStoring:
-        raise UpstreamUnavailableError(
-            "its size is not known and it is not stored; ask for it by HTTP/1.1"
-        ) from None
 
 
 def _pull_name(repository: Repository) -> str:
