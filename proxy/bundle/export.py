@@ -27,8 +27,7 @@ from proxy.names import display_name
 from proxy.oci import layout, tar
 from proxy.oci.digest import Digest
 from proxy.oci.layout import DockerImage, LayoutImage
-from proxy.oci.manifest import Platform
-from proxy.oci.platform import choose_platform, parse_platform
+from proxy.oci.platform import Platform, choose_platform, parse_platform
 from proxy.oci.reference import Reference, Repository
 from proxy.storage.image_queries import ImageQueries
 

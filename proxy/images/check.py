@@ -12,8 +12,7 @@ import msgspec
 from proxy.errors import DeniedError, InvalidReferenceError
 from proxy.images.tree import ImageState, ImageStore, ManifestNode, MissingBlob
 from proxy.names import display_name
-from proxy.oci.manifest import Platform
-from proxy.oci.platform import choose_platform, parse_platform
+from proxy.oci.platform import Platform, choose_platform, parse_platform
 from proxy.storage.image_queries import ImageQueries
 
 # Stands for every platform that the image has.

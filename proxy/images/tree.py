@@ -14,8 +14,8 @@ from proxy.names import NameParser
 from proxy.oci import manifest as oci
 from proxy.oci.config import ImageConfig, parse_config
 from proxy.oci.digest import Digest
-from proxy.oci.manifest import Descriptor, Manifest, Platform
-from proxy.oci.platform import is_runnable
+from proxy.oci.manifest import Descriptor, Manifest
+from proxy.oci.platform import Platform, is_runnable
 from proxy.oci.reference import Reference, Repository
 from proxy.storage.blobs import BlobStore
 from proxy.storage.image_queries import ImageQueries, StoredBlob, open_image_queries

@@ -30,8 +30,7 @@ from proxy.lru import CachedManifest
 from proxy.metrics import Metrics
 from proxy.names import display_name
 from proxy.oci.digest import Digest
-from proxy.oci.manifest import Platform
-from proxy.oci.platform import parse_platform
+from proxy.oci.platform import Platform, parse_platform
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.preload import events
 from proxy.preload.backoff import UpstreamRetrier, is_transient

@@ -147,9 +147,9 @@ async def test_m04_a_document_of_two_kinds_is_refused(program):
     layer = descriptor(b"x", OCI_LAYER)
     both = image(manifests=[descriptor(b"{}", OCI_MANIFEST)], layers=[layer])
     await refused(program, both, "no manifests")
-    await refused(program, image(mediaType=OCI_INDEX), "but says that it is")
+    await refused(program, image(mediaType=OCI_INDEX), "but its mediaType is")
     await refused(program, both.replace(OCI_MANIFEST.encode(), OCI_INDEX.encode(), 1), "sent as")
-    await refused(program, image(), "but says that it is", OCI_INDEX)
+    await refused(program, image(), "but its mediaType is", OCI_INDEX)
 
 
 @pytest.mark.parametrize("size", [-1, 2**70, 1.5, "1", None])
