@@ -74,7 +74,7 @@ def test_check_looks_at_the_proxies_of_the_environment(file, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "socks5://bob:hunter2@proxy.test")
     done = config("check", "-c", file)
     assert done.exit_code == 2
-    assert "HTTPS_PROXY: not a proxy's address (write http://" in done.stderr
+    assert "HTTPS_PROXY: not a proxy URL (write http://" in done.stderr
     assert "hunter2" not in done.output
 
 

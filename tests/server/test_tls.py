@@ -311,7 +311,7 @@ def test_what_is_wrong_with_the_files_is_said_with_their_names(authority, local,
 
 def test_certificates_and_keys_have_to_be_of_the_same_number(local):
     given = {"tls_certificate": [local[0], local[0]], "tls_key": [local[1]]}
-    with pytest.raises(ConfigError, match="of the same number"):
+    with pytest.raises(ConfigError, match="the same number of files"):
         load(None, {}, {"server": given}, is_root=False)
 
 

@@ -343,7 +343,7 @@ def test_no_proxy_means_what_it_means_to_docker(rules, url, is_direct):
     ["https://bob:CANARY@p", "socks5://CANARY", "http://p:99999", "http://CANARY@p/x", "p q"],
 )
 def test_a_proxy_of_the_environment_that_cannot_be_used_is_an_error_that_keeps_it_secret(value):
-    with pytest.raises(ConfigError, match="HTTPS_PROXY: not a proxy's address") as caught:
+    with pytest.raises(ConfigError, match="HTTPS_PROXY: not a proxy URL") as caught:
         ProxySelector({"HTTPS_PROXY": value})
     assert "CANARY" not in str(caught.value)
 
