@@ -272,7 +272,7 @@ async def test_the_end_of_the_daemon_ends_what_runs_and_waits_for_it(serve):
     assert await asyncio.to_thread(next, events) == {"n": 1}
     await served.api.close()
     assert cleaned == [True]
-    with pytest.raises(DaemonUnavailableError, match="ended before"):
+    with pytest.raises(DaemonUnavailableError, match="stopped during"):
         await asyncio.to_thread(next, events)
 
 
@@ -375,7 +375,7 @@ async def test_bytes_that_end_early_are_an_error(serve):
         return ByteStream(chunks(), "application/x-tar")
 
     served = await serve(Route("POST", "/api/v1/export", export))
-    with pytest.raises(DaemonUnavailableError, match="ended before"):
+    with pytest.raises(DaemonUnavailableError, match="stopped during"):
         await asyncio.to_thread(served.client.post_to_file, "/api/v1/export", {}, BytesIO())
 
 
