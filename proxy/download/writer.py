@@ -281,7 +281,7 @@ class BlobWriter:
                 while await self._write_due():
                     pass
             except StorageError:
-                log.info("partial_cut", digest=str(ingest.digest))
+                log.info("partial_write_failed", digest=str(ingest.digest))
             ingest.ranges_ahead = self._download.written.ranges_after(ingest.written_end)
             await run_in_thread(self._storage.executor, ingest.save_state)
             space.keep_partial(self._reservation, ingest)

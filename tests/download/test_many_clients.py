@@ -1,4 +1,4 @@
-"""Many who want one blob at once (faults, table E: E6 to E11; E9 is in `test_ranges_http`)."""
+"""Many clients that want one blob at once (faults, table E: E6 to E11; E9 is in `test_ranges_http`)."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,9 @@ def target(digest: str) -> str:
     return f"/v2/library/app/blobs/{digest}"
 
 
-async def test_e06_two_hundred_who_ask_for_one_missing_blob_cost_one_get(registry, program):
+async def test_e06_two_hundred_clients_that_ask_for_one_missing_blob_cost_one_get(
+    registry, program
+):
     digest = registry.add_blob(BLOB[:MIB])
     hold = asyncio.Event()
     registry.fail(registry.body_of(digest), Fault(stall_at=MIB // 2, until=hold))
@@ -147,7 +149,7 @@ async def test_e11_once_committed_a_blob_is_shared_across_upstreams(registry, ot
     assert other.bytes_sent(other.body_of(digest)) == 0
 
 
-async def test_e11_what_is_fetched_for_one_is_not_shown_to_who_does_not_hold_it(
+async def test_e11_a_blob_is_not_shown_to_clients_of_an_upstream_that_does_not_hold_it(
     registry, other, both
 ):
     digest = registry.add_blob(BLOB)
@@ -226,7 +228,9 @@ async def test_a_client_that_joins_another_repositorys_download_gets_all_of_it(
         assert (answer.status, answer.digest, answer.is_whole) == (200, digest, True)
 
 
-async def test_e11_wrong_bytes_from_one_keep_it_from_nobody_else(registry, other, both):
+async def test_e11_wrong_bytes_from_one_upstream_keep_it_from_no_other_client(
+    registry, other, both
+):
     digest = registry.add_blob(BLOB)
     other.add_blob(BLOB)
     other.fail(other.body_of(digest), Fault(flip_at=5), times=None)

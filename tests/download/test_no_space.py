@@ -118,7 +118,7 @@ async def test_what_is_there_makes_room_for_what_comes(registry, full):
     assert await full.metric("pullcache_evictions_total") >= 4
 
 
-async def test_a_blob_is_finished_for_who_reads_it_while_it_is_evicted(registry, small):
+async def test_a_reader_of_a_blob_that_is_evicted_gets_all_of_it(registry, small):
     content = LARGE[: 12 * MIB]
     digest = registry.add_blob(content)
     await small.blob(digest)
