@@ -148,7 +148,7 @@ async def configure_app(
         else None
     )
     registry = RegistryHandler(config.upstreams, cache, listings, prefetch, search)
-    # The routes of every feature; how to add one is said in `server/api.py`.
+    # The routes of every feature; `server/admin/api.py` says how to add one.
     routes = [
         *admin_schema.routes(),
         *_status_handlers(core, config, upstreams).routes(),
