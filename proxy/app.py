@@ -22,7 +22,7 @@ from proxy.log import LogWriter, get_logger
 from proxy.preload.schedule import PreloadScheduler
 from proxy.server.access import AccessControl
 from proxy.server.admin import listener as admin_listener
-from proxy.server.admin.api import AdminApiHandler
+from proxy.server.admin.handler import AdminApiHandler
 from proxy.server.health import HealthEndpoints
 from proxy.server.http import HttpServer
 from proxy.server.listening import Listener

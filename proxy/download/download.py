@@ -320,7 +320,7 @@ class Download:
             result = "mismatch" if isinstance(error, DigestMismatchError) else "failed"
             ended = error
         except Exception:
-            ended = StorageError("the cache failed inside; its log says how")
+            ended = StorageError("internal error; see the daemon's log")
             metrics.count_internal_error()
             log.exception("download_crashed", digest=str(self.digest))
         finally:

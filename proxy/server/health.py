@@ -1,4 +1,4 @@
-"""For the operator: health, readiness, metrics."""
+"""The endpoints for monitoring: `/healthz`, `/readyz` and `/metrics`."""
 
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
@@ -12,7 +12,7 @@ _PATHS = ("/healthz", "/readyz", "/metrics")
 
 
 class HealthEndpoints:
-    """Answers health, readiness and metrics, on the registry's addresses and on the admin API's."""
+    """Health, readiness and metrics, on the addresses of the registry and of the admin API."""
 
     def __init__(
         self, metrics: Metrics, check_store: Callable[[], Awaitable[None]], threads: Executor
@@ -23,14 +23,14 @@ class HealthEndpoints:
         self.is_stopping = False
 
     def has_path(self, path: str) -> bool:
-        """Tell whether `path`, without its query, is answered here."""
+        """Tell whether `path` (without a query) is one of these endpoints."""
         return path in _PATHS
 
     async def handle(self, method: str, path: str) -> Response:
-        """Answer `/healthz`, `/readyz` and `/metrics`. Raises `UnknownNameError` for other paths."""
+        """Respond to a request. Raises `UnknownNameError` for other paths."""
         if path not in _PATHS:
             raise UnknownNameError(
-                "there is nothing here; images are under /v2/, the rest is /healthz, /readyz, /metrics"
+                "not found; images are under /v2/, other paths are /healthz, /readyz and /metrics"
             )
         if method not in ("GET", "HEAD"):
             return Response(405, {"Allow": "GET, HEAD"})
@@ -42,9 +42,9 @@ class HealthEndpoints:
         return text_response("ok\n")
 
     async def _check_readiness(self) -> Response:
-        """Say whether the store works. Upstream is not asked: cached content is served without it."""
+        """Return whether the store works; upstream is not needed to serve cached content."""
         if self.is_stopping:
-            return text_response("the daemon stops\n", 503)
+            return text_response("the daemon is shutting down\n", 503)
         try:
             await self._check_store()
         except StorageError as error:

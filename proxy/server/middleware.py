@@ -113,7 +113,7 @@ class Middleware:
         self._metrics.count_internal_error()
         log.error("request_failed", path=context.request.target[:200], exc_info=error)
         context.problem = "a bug"
-        return error_response(500, "UNKNOWN", "the cache failed inside; its log says how")
+        return error_response(500, "UNKNOWN", "internal error; see the daemon's log")
 
     def _record_at_end(self, context: RequestContext, response: Response) -> None:
         """Record the request when all of the response is sent, or the client has left."""

@@ -60,7 +60,7 @@ def test_check_reads_docker_config_and_looks_for_the_helper_it_names(tmp_path):
     docker.write_text('{"auths": {"ghcr.io": {"username": "me", "password": "hunter2"}}}')
     assert config("check", "-c", file).exit_code == 0
     for content, reason in (
-        ("{}", "config.json: docker_config: no login for ghcr.io (docker login)"),
+        ("{}", "config.json: docker_config: no credentials for ghcr.io (run docker login)"),
         ('{"credsStore": "none"}', "docker-credential-none: not found in PATH"),
         ("hunter2", "is not a docker config.json"),
     ):

@@ -84,7 +84,7 @@ async def test_an_unknown_image_is_exit_code_1_and_one_line(program):
         done = await run_on(program, *command, "app:none")
         assert (done.exit_code, done.stdout) == (1, "")
         assert done.stderr == (
-            "pullcache: app:none is not in the store; pullcache images lists what is\n"
+            "pullcache: app:none is not in the store; pullcache images lists stored images\n"
         )
 
 

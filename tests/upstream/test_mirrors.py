@@ -247,8 +247,8 @@ async def test_wrong_bytes_from_a_mirror_lead_to_a_clean_fetch_without_it(
     assert rest.headers["Range"].startswith(f"bytes={HALF}-")
     assert "Range" not in clean.headers
     assert mirror.count(mirror.body_of(DIGEST)) == 1
-    answer = await program.blob(DIGEST)
-    assert (answer.is_whole, answer.digest) == (True, DIGEST)
+    response = await program.blob(DIGEST)
+    assert (response.is_whole, response.digest) == (True, DIGEST)
 
 
 async def test_a_mirror_that_sent_wrong_bytes_is_not_asked_for_the_blob_again(

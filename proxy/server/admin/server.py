@@ -1,4 +1,4 @@
-"""aiohttp's server for the admin API, behind the listeners that `server.listen` has too."""
+"""The HTTP server of the admin API: aiohttp, in the form that listeners expect."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -8,15 +8,16 @@ from aiohttp.web import BaseRequest, RequestHandler, Response, Server, StreamRes
 
 from proxy.errors import InvalidRequestError
 from proxy.log import get_logger
-from proxy.server.admin.api import api_error_response
+from proxy.server.admin.handler import api_error_response
 from proxy.server.connection_limit import ConnectionSlot
 
-# How long a connection may be idle, and how long the rest of a body that is not read is awaited, in seconds.
+# Seconds that a connection may be idle.
 KEEPALIVE_TIMEOUT = 75.0
+# Seconds in which the rest of an unread body is received and discarded after the response.
 LINGERING_TIME = 2.0
-# Imported bundles arrive as bodies.
+# Large, because imported bundles arrive as bodies.
 READ_BUFFER_SIZE = 1 << 20
-# How long a handler may take to end after its connection was closed.
+# Seconds that a handler may take to end after its connection was closed.
 CLOSE_TIMEOUT = 0.1
 
 _OPTIONS: Mapping[str, Any] = {
@@ -30,7 +31,7 @@ log = get_logger(__name__)
 
 
 class _AdminConnection(RequestHandler):
-    """Answers what aiohttp cannot parse in the form of the API, without repeating a byte of it."""
+    """Responds to malformed requests in the form of the API, without quoting them."""
 
     __slots__ = ("_admin_server",)
 
@@ -50,10 +51,10 @@ class _AdminConnection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002 (it quotes what the client sent)
     ) -> StreamResponse:
-        """Return the response to a request that did not parse, or that no handler survived."""
+        """Return the response to a malformed request, or to one whose handler failed."""
         if request.transport is None or isinstance(exc, ConnectionError):
-            # The client has left, or its body was cut: nothing can be said any more.
-            raise ConnectionResetError("no response can be sent any more")
+            # The client disconnected, or a response was truncated on purpose.
+            raise ConnectionResetError("the connection is closed; no response can be sent")
         if status >= 500:
             log.error("admin_request_failed", exc_info=exc)
         else:
@@ -66,10 +67,10 @@ class _AdminConnection(RequestHandler):
 
 
 class AdminServer:
-    """Makes aiohttp's protocol for each connection, and ends them all."""
+    """Creates aiohttp's protocol for each connection, and closes them all at the end."""
 
     def __init__(self, handler: Callable[[BaseRequest], Awaitable[StreamResponse]]) -> None:
-        # A client that leaves cancels its handler, wherever that waits.
+        # With cancellation, an operation ends when its client disconnects.
         self.aiohttp_server = Server(handler, handler_cancellation=True)
         self.all_closed = asyncio.Event()
         self._open_connections: set[asyncio.BaseProtocol] = set()
@@ -87,8 +88,8 @@ class AdminServer:
         if self._is_draining and not self._open_connections:
             self.all_closed.set()
 
-    def close_gracefully(self, drain_timeout: float) -> None:  # noqa: ARG002 (its clients are the operator's commands)
-        """Close each connection after the request it has."""
+    def close_gracefully(self, drain_timeout: float) -> None:  # noqa: ARG002 (commands do not reconnect)
+        """Close idle connections now, and each other one after its current request."""
         self._is_draining = True
         self.aiohttp_server.pre_shutdown()
         if not self._open_connections:
