@@ -22,7 +22,7 @@ from proxy.core import Core
 from proxy.images.check import OfflineChecker
 from proxy.images.inspect import ImageInspector
 from proxy.images.manage import ImageManager
-from proxy.images.tree import ImageStore
+from proxy.images.store import ImageStore
 from proxy.names import NameParser
 from proxy.oci.platform import machine_platform
 from proxy.preload.preload import PreloadDeps, Preloader
@@ -123,9 +123,7 @@ async def configure_app(
         if config.fetch.prefetch == "layers"
         else None
     )
-    registry = RegistryHandler(
-        config.upstreams, manifests, blobs, listings, prefetch, search, core.disk_threads
-    )
+    registry = RegistryHandler(config.upstreams, manifests, blobs, listings, prefetch, search)
     # The routes of the admin API; `server/admin/api.py` says how to add one.
     routes = [
         *admin_schema.routes(),

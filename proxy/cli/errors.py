@@ -1,13 +1,7 @@
-"""The one table from errors to exit codes."""
+"""Exit codes of commands, and the line that says an error (the table is in `proxy/errors.py`)."""
 
 from proxy.cli.display.text import escape_unprintable
-from proxy.errors import (
-    ConfigError,
-    DigestMismatchError,
-    InvalidReferenceError,
-    InvalidRequestError,
-    ProxyError,
-)
+from proxy.errors import ProxyError, error_outcome
 
 FAILED = 1
 USAGE_ERROR = 2
@@ -15,22 +9,15 @@ CORRUPTION_FOUND = 3
 PARTIAL_SUCCESS = 4
 INTERRUPTED = 130
 
-# The first class that fits decides. Anything else is a bug: it keeps its traceback.
-_EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
-    (ConfigError, USAGE_ERROR),
-    (InvalidReferenceError, USAGE_ERROR),
-    (InvalidRequestError, USAGE_ERROR),
-    (DigestMismatchError, CORRUPTION_FOUND),
-    (ProxyError, FAILED),
-    (OSError, FAILED),  # an address in use, a directory that may not be written
-)
-
 
 def exit_code(error: Exception) -> int | None:
     """Return the exit code for `error`, or None if nobody foresaw it here."""
     if isinstance(error, BrokenPipeError):
         return None  # `pullcache config show | head`: click ends quietly
-    return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), None)
+    if isinstance(error, ProxyError):
+        return error_outcome(error).exit_code
+    # An address in use, a directory that may not be written. Anything else keeps its traceback.
+    return FAILED if isinstance(error, OSError) else None
 
 
 def format_error(error: Exception) -> str:

@@ -42,6 +42,7 @@ class DownloadReader:
         self._generation: int | None = None
         self._may_read_ahead: bool | None = None
         self._pass_through: PassThrough | None = None
+        self._must_be_stored = False
 
     @property
     def size(self) -> int | None:
@@ -77,6 +78,14 @@ class DownloadReader:
                 )
             await download.readable.wait()
 
+    def require_stored(self) -> None:
+        """Read several ranges: none of them ahead, and none by a transfer of its own.
+
+        Each range of a blob that is not stored would cost upstream a transfer.
+        """
+        self._must_be_stored = True
+        self._may_read_ahead = False
+
     async def next(self, offset: int, stop: int = sys.maxsize) -> memoryview | FileRange:
         """Return what may be sent from `offset` on, and before `stop`; see the module's docstring.
 
@@ -98,11 +107,18 @@ class DownloadReader:
                 # Each reader raises its own: tracebacks and contexts are not for sharing.
                 raise copy(download.error)
             if download.has_stopped_storing:
-                self._pass_through = PassThrough(download, offset, stop)
+                self._pass_through = self._begin_pass_through(offset, stop)
             else:
                 download.prioritize(offset, stop)
                 await download.readable.wait()
         return await self._pass_through.next(offset)
+
+    def _begin_pass_through(self, offset: int, stop: int) -> PassThrough:
+        if self._must_be_stored:
+            raise UpstreamUnavailableError(
+                "it is not stored, so only one range at a time can be had; ask for each"
+            )
+        return PassThrough(self._download, offset, stop)
 
     async def close(self) -> None:
         """End a transfer of the reader's own."""

@@ -1,10 +1,7 @@
-"""What the configuration asks of clients: how many there may be, by which certificates they know us, who they are."""
+"""What the configuration asks of clients: the limit on connections, TLS, logins."""
 
 import asyncio
 from collections.abc import Callable, Sequence
-
-from aiohttp import hdrs
-from aiohttp.web import BaseRequest
 
 from proxy.concurrency import start_threads
 from proxy.config import Address, ServerSettings
@@ -12,24 +9,25 @@ from proxy.errors import ConfigError
 from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.server.connection_limit import ConnectionLimiter
+from proxy.server.request import Request
 from proxy.server.tls import Certificates, TlsContext, load_certificates
 from proxy.server.users import Htpasswd, HtpasswdAuth, load_htpasswd
 
-# What anybody may ask: who watches over the daemon has no login.
+# Answered without a login: probes have none.
 _ANONYMOUS_PATHS = ("/healthz", "/readyz")
 
 log = get_logger(__name__)
 
 
 class AccessControl:
-    """Judges who connects and who asks. `prepare` takes new settings over while clients stay connected."""
+    """Checks connections and requests. A reload changes its settings while clients stay connected."""
 
     def __init__(
         self, settings: ServerSettings, group: asyncio.TaskGroup, metrics: Metrics
     ) -> None:
         """Read the files that `settings` name. Blocks; raises `ConfigError`."""
         certificates, passwords = _load_files(settings)
-        # A thread of its own: the logins of strangers must not keep the disk's from clients.
+        # A thread of its own, so that login attempts do not occupy the threads for the disk.
         self._threads = start_threads(1, "login")
         self._auth = HtpasswdAuth(passwords, self._threads, group)
         self.tls = TlsContext(certificates) if certificates else None
@@ -39,23 +37,21 @@ class AccessControl:
         self._metrics = metrics
         self._settings = settings
 
-    @property
-    def is_anonymous_allowed(self) -> bool:
-        """Whether anybody may ask, without a login."""
-        return not self._auth.is_enabled
+    def needs_login(self, request: Request) -> bool:
+        """Tell whether the request is answered only after `check`."""
+        return self._auth.is_enabled and request.path not in _ANONYMOUS_PATHS
 
     def close(self) -> None:
-        """Wait for the password that is being checked, if there is one."""
+        """Wait for the password check that runs, if one does."""
         self._threads.shutdown(cancel_futures=True)
 
-    async def check(self, request: BaseRequest) -> None:
-        """Raise `UnauthorizedError` or `CrowdedError` if the request needs a login and has no right one."""
-        if self._auth.is_enabled and request.raw_path.partition("?")[0] not in _ANONYMOUS_PATHS:
-            given = request.headers.get(hdrs.AUTHORIZATION, "")
-            await self._auth.check(given, request.remote or "")
+    async def check(self, request: Request) -> None:
+        """Raise `UnauthorizedError` or `TooManyRequestsError` unless the request has a right login."""
+        given = request.headers.get("authorization", "")
+        await self._auth.check(given, request.client or "")
 
     def prepare_reload(self, settings: ServerSettings) -> Callable[[], None]:
-        """Check what `settings` name. What is returned puts it to use: it is called in the loop, and cannot fail.
+        """Load what `settings` name; return a function that applies it, in the loop, and cannot fail.
 
         Blocks; raises `ConfigError`.
         """
@@ -76,7 +72,7 @@ class AccessControl:
         return apply
 
     def log_risks(self, addresses: Sequence[str]) -> None:
-        """Say in the log what an operator who listens at `addresses` may not have meant."""
+        """Log what an operator who listens at `addresses` may not have intended."""
         settings = self._settings
         exposed = [one for one in addresses if not _is_local_address(one)]
         if exposed and not settings.htpasswd:

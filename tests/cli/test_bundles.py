@@ -12,7 +12,15 @@ from click.testing import CliRunner, Result
 
 from proxy.cli import main
 from tests.fakes.content import digest_of
-from tests.support.bundles import APP, Layout, blobs, files, layout, path, tar
+from tests.support.bundles import (
+    APP_FULL_NAME,
+    LayoutBuilder,
+    blob_digests,
+    blob_path,
+    build_layout,
+    make_tar,
+    unpack_tar,
+)
 
 RUNNER = CliRunner()
 
@@ -27,11 +35,11 @@ def run(store: Path, command: str, *arguments: str | Path, stdin: bytes = b"") -
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     """A store with two versions of an image, the second one layer more."""
-    made = Layout()
+    made = LayoutBuilder()
     common = os.urandom(300_000)
-    made.list(made.add_manifest(common), name=f"{APP}:1")
-    made.list(made.add_manifest(common, b"more"), name=f"{APP}:2")
-    (tmp_path / "made.tar").write_bytes(made.tar())
+    made.list_image(made.add_manifest(common), name=f"{APP_FULL_NAME}:1")
+    made.list_image(made.add_manifest(common, b"more"), name=f"{APP_FULL_NAME}:2")
+    (tmp_path / "made.tar").write_bytes(made.to_tar())
     assert run(tmp_path / "store", "import", tmp_path / "made.tar").exit_code == 0
     return tmp_path / "store"
 
@@ -60,7 +68,7 @@ def test_a_list_that_is_wrong_in_part_is_done_in_part(store, tmp_path):
     result = run(store, "export", "-f", tmp_path / "list", "-o", tmp_path / "b.tar")
     assert result.exit_code == 4
     assert "list:2: " in result.stderr
-    assert blobs((tmp_path / "b.tar").read_bytes())
+    assert blob_digests((tmp_path / "b.tar").read_bytes())
 
 
 def test_a_compose_file_names_the_images_too(store, tmp_path):
@@ -119,8 +127,8 @@ def test_a_delta_has_what_is_new_since_a_bundle_of_any_form(store, tmp_path, for
         with tarfile.open(tmp_path / "b.tar") as archive:
             archive.extractall(tmp_path / form, filter="data")
     delta = exported(store, tmp_path / "d.tar", "app:2", "--since", str(tmp_path / form))
-    assert digest_of(b"more") in blobs(delta)
-    assert len(blobs(delta)) == 3
+    assert digest_of(b"more") in blob_digests(delta)
+    assert len(blob_digests(delta)) == 3
     other = tmp_path / "other"
     result = run(other, "import", tmp_path / "d.tar")
     assert result.exit_code == 1
@@ -136,9 +144,9 @@ def test_a_bundle_that_is_none_is_no_reason_to_leave_anything_out(store, tmp_pat
 
 
 def test_a_layout_in_a_directory_is_imported_and_its_links_are_not(store, tmp_path):
-    made, digest = layout(b"layer", name=f"{APP}:3")
+    made, digest = build_layout(b"layer", name=f"{APP_FULL_NAME}:3")
     directory = tmp_path / "layout"
-    for name, content in files(made.tar()).items():
+    for name, content in unpack_tar(made.to_tar()).items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(content)
     (directory / "blobs" / "sha256" / ("0" * 64)).symlink_to("/etc/passwd")
@@ -160,7 +168,7 @@ def test_pipes_are_bundles_too(store, tmp_path):
 
 
 def test_what_fails_leaves_no_file(store, tmp_path):
-    (store / path(digest_of(b"more"))).write_bytes(b"most")
+    (store / blob_path(digest_of(b"more"))).write_bytes(b"most")
     target = tmp_path / "b.tar"
     target.write_bytes(b"the last good one")
     assert run(store, "export", "app:2", "-o", target).exit_code == 1
@@ -169,14 +177,14 @@ def test_what_fails_leaves_no_file(store, tmp_path):
 
 
 def test_the_exit_code_tells_how_much_came(tmp_path):
-    made = Layout()
-    made.list(made.add_manifest(b"one"), name=f"{APP}:1")
-    made.list(made.add_manifest(b"two"), name="quay.io/some/thing:1")
-    (tmp_path / "b.tar").write_bytes(made.tar())
+    made = LayoutBuilder()
+    made.list_image(made.add_manifest(b"one"), name=f"{APP_FULL_NAME}:1")
+    made.list_image(made.add_manifest(b"two"), name="quay.io/some/thing:1")
+    (tmp_path / "b.tar").write_bytes(made.to_tar())
     result = run(tmp_path / "store", "import", tmp_path / "b.tar")
     assert result.exit_code == 4
     assert "quay.io" in result.stdout
-    wrong = tar({path(digest_of(b"right")): b"wrong"})
+    wrong = make_tar({blob_path(digest_of(b"right")): b"wrong"})
     (tmp_path / "w.tar").write_bytes(wrong)
     assert run(tmp_path / "store", "import", tmp_path / "w.tar").exit_code == 3
 
@@ -201,6 +209,6 @@ def test_json_says_what_was_written(store, tmp_path):
     document = json.loads(result.stdout)
     assert document["files"] == [str(tmp_path / "b.tar")]
     assert document["written"] == document["size"] == (tmp_path / "b.tar").stat().st_size
-    assert document["images"][0]["name"] == f"{APP}:1"
+    assert document["images"][0]["name"] == f"{APP_FULL_NAME}:1"
     with tarfile.open(fileobj=io.BytesIO((tmp_path / "b.tar").read_bytes())) as archive:
         assert archive.getnames()[0] == "oci-layout"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.content import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, digest_of
-from tests.support.bundles import APP, Layout, path, take, tar
+from tests.support.bundles import APP_FULL_NAME, LayoutBuilder, blob_path, import_bundle, make_tar
 from tests.support.program import Program
 
 # Clears the screen, names the window, answers as if typed, turns the direction of text, starts a line anew.
@@ -49,27 +49,27 @@ def check(text: str) -> None:
         assert command not in text, repr(text)
 
 
-def image(made: Layout, **config: object) -> dict[str, object]:
-    layer = made.add(b"layer", OCI_LAYER)
+def image(made: LayoutBuilder, **config: object) -> dict[str, object]:
+    layer = made.add_blob(b"layer", OCI_LAYER)
     document = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
-        "config": made.add({"os": "linux", "architecture": "amd64", **config}, OCI_CONFIG),
+        "config": made.add_blob({"os": "linux", "architecture": "amd64", **config}, OCI_CONFIG),
         "layers": [layer],
         "annotations": {EVIL: EVIL},
         "artifactType": EVIL,
     }
-    return made.add(document, OCI_MANIFEST)
+    return made.add_blob(document, OCI_MANIFEST)
 
 
 @pytest.fixture
 async def evil(program: Program) -> Program:
-    made = Layout()
+    made = LayoutBuilder()
     run = {"Labels": {EVIL: EVIL}, "Env": [EVIL], "Cmd": [EVIL], "User": EVIL, "WorkingDir": EVIL}
     history = [{"created_by": EVIL}]
     top = image(made, config=run, history=history, created=EVIL)
-    made.list(top, name=f"{APP}:1")
-    await take(program, made.tar())
+    made.list_image(top, name=f"{APP_FULL_NAME}:1")
+    await import_bundle(program, made.to_tar())
     return program
 
 
@@ -79,10 +79,10 @@ async def test_m09_a_config_s_history_and_labels_command_no_terminal(evil):
 
 
 async def test_m09_a_platform_that_is_none_commands_no_terminal(program):
-    made = Layout()
+    made = LayoutBuilder()
     top = image(made, architecture=EVIL)
-    made.list(top, name=f"{APP}:1")
-    await take(program, made.tar())
+    made.list_image(top, name=f"{APP_FULL_NAME}:1")
+    await import_bundle(program, made.to_tar())
     for command in (
         ["images"],
         ["inspect", "app:1"],
@@ -94,18 +94,18 @@ async def test_m09_a_platform_that_is_none_commands_no_terminal(program):
 
 @pytest.mark.parametrize("json_option", [(), ("--json",)], ids=["text", "json"])
 async def test_m09_what_a_bundle_calls_things_commands_no_terminal(program, tmp_path, json_option):
-    made = Layout()
-    made.list(made.add_manifest(b"one"), name=f"{APP}:{EVIL}")
-    made.list({**made.add_manifest(b"two"), "mediaType": EVIL}, name=f"{APP}:2")
+    made = LayoutBuilder()
+    made.list_image(made.add_manifest(b"one"), name=f"{APP_FULL_NAME}:{EVIL}")
+    made.list_image({**made.add_manifest(b"two"), "mediaType": EVIL}, name=f"{APP_FULL_NAME}:2")
     bundle = tmp_path / "bundle.tar"
-    bundle.write_bytes(made.tar())
+    bundle.write_bytes(made.to_tar())
     text = await shown(program, "import", bundle, *json_option)
     if json_option:
         assert r"\u001b[2J" in text
         assert "\x1b[2J" not in text
     else:
         check(text)
-    bundle.write_bytes(tar({f"../{EVIL}": b"x"}))
+    bundle.write_bytes(make_tar({f"../{EVIL}": b"x"}))
     check(await shown(program, "import", bundle))
 
 
@@ -118,10 +118,10 @@ async def test_m09_a_file_s_name_commands_no_terminal(program, tmp_path):
 
 
 async def test_m13_a_config_that_is_too_large_is_not_looked_into(program):
-    made = Layout()
+    made = LayoutBuilder()
     top = image(made, history=[{"created_by": "x" * (5 << 20)}])
-    made.list(top, name=f"{APP}:1")
-    await take(program, made.tar())
+    made.list_image(top, name=f"{APP_FULL_NAME}:1")
+    await import_bundle(program, made.to_tar())
     text = await shown(program, "inspect", "app:1")
     assert len(text) < 3000
     assert "complete" in text
@@ -129,13 +129,13 @@ async def test_m13_a_config_that_is_too_large_is_not_looked_into(program):
 
 
 async def test_m13_a_config_that_is_no_config_is_not_shown(program):
-    made = Layout()
+    made = LayoutBuilder()
     top = image(made)
-    described = json.loads(made.files[path(str(top["digest"]))])["config"]
+    described = json.loads(made.files[blob_path(str(top["digest"]))])["config"]
     bomb = b"[" * described["size"]
-    document = json.loads(made.files.pop(path(str(top["digest"]))))
-    document["config"] = made.add(bomb, OCI_CONFIG)
-    made.list(made.add(document, OCI_MANIFEST), name=f"{APP}:1")
-    await take(program, made.tar())
+    document = json.loads(made.files.pop(blob_path(str(top["digest"]))))
+    document["config"] = made.add_blob(bomb, OCI_CONFIG)
+    made.list_image(made.add_blob(document, OCI_MANIFEST), name=f"{APP_FULL_NAME}:1")
+    await import_bundle(program, made.to_tar())
     assert "complete" in await shown(program, "inspect", "app:1")
     assert "complete" in await shown(program, "images")

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from proxy.cli import main
 from tests.fakes.content import digest_of
 from tests.fakes.gallery import parts_of, push_index, push_manifest
-from tests.support.admin_api import APP, BASE, FOREIGN, NATIVE, OWN, pull
+from tests.support.admin_api import APP, BASE, FOREIGN, NATIVE, OWN, pull_parts
 
 HISTORY = [{"created_by": "ADD rootfs / # buildkit"}, {"created_by": "RUN make all # buildkit"}]
 
@@ -34,13 +34,13 @@ async def app(registry, program):
         FOREIGN: push_manifest(registry, APP, [b"other"], platform=FOREIGN),
     }
     index = push_index(registry, APP, "v1", made)
-    await pull(program, APP, "v1", made[NATIVE], *parts_of(registry, APP, made[NATIVE]))
+    await pull_parts(program, APP, "v1", made[NATIVE], *parts_of(registry, APP, made[NATIVE]))
     return made | {"index": index}
 
 
 async def test_images_are_a_table_and_whole_where_no_terminal_is(registry, program, app):
     alone = push_manifest(registry, "me/alone", [b"alone"])
-    await pull(program, "me/alone", alone)
+    await pull_parts(program, "me/alone", alone)
     done = await ask(program, "images")
     assert (done.exit_code, done.stderr) == (0, "")
     header, first, second = done.stdout.splitlines()
@@ -61,7 +61,7 @@ async def test_images_are_a_table_and_whole_where_no_terminal_is(registry, progr
 
 async def test_images_are_filtered_and_sorted(registry, program, app):
     push_manifest(registry, "me/large", [bytes(50_000)], tag="v1")
-    await pull(program, "me/large", "v1", digest_of(bytes(50_000)))
+    await pull_parts(program, "me/large", "v1", digest_of(bytes(50_000)))
     by_size = json.loads((await ask(program, "images", "--sort", "size", "--json")).stdout)
     assert [image["name"] for image in by_size] == ["me/large:v1", "app:v1"]
     by_name = json.loads((await ask(program, "images", "v1", "--json")).stdout)
@@ -87,7 +87,7 @@ async def test_what_is_not_there_is_exit_code_1_and_one_line(program):
         done = await ask(program, *command, "app:none")
         assert (done.exit_code, done.stdout) == (1, "")
         assert done.stderr == (
-            "pullcache: app:none is not in the store; pullcache images lists what is\n"
+            "pullcache: app:none is not in the store; pullcache images lists stored images\n"
         )
 
 
@@ -121,7 +121,7 @@ async def test_status_says_when_pins_leave_no_room(registry, make_program):
     program = await make_program(store={"max_size": "8MB"})
     layer = bytes(7_250_000)
     push_manifest(registry, APP, [layer], tag="v1")
-    await pull(program, APP, "v1")
+    await pull_parts(program, APP, "v1")
     await ask(program, "pin", "app:v1")
     assert "no room is left" not in (await ask(program, "status")).stdout
     await program.blob(digest_of(layer))

@@ -18,7 +18,7 @@ from proxy.cli.display.preload_tracker import ProgressTracker
 from tests.cli.test_images import ask, run
 from tests.fakes.content import digest_of
 from tests.fakes.gallery import push_index, push_manifest
-from tests.support.admin_api import APP, BASE, FOREIGN, NATIVE, OWN, checks
+from tests.support.admin_api import APP, BASE, FOREIGN, NATIVE, OWN, check_images
 
 LAYER = bytes(range(256)) * 4000
 
@@ -61,7 +61,7 @@ async def test_lists_of_any_kind_are_read_and_bad_entries_named_by_line(program,
     assert f"{compose}:3: 'Bad Name' is not" in done.stderr
     assert "app:v1: Pull complete" in done.stdout
     assert "app:none: failed: " in done.stdout
-    states = await checks(program, "app:v1", {"image": "app:v1", "platforms": [FOREIGN]})
+    states = await check_images(program, "app:v1", {"image": "app:v1", "platforms": [FOREIGN]})
     assert [check["state"] for check in states] == ["complete", "complete"]
 
 
@@ -169,7 +169,7 @@ async def test_without_a_daemon_it_is_one_itself_and_what_the_configuration_orde
     done = await asyncio.to_thread(run, "preload", "-c", str(file), "app:v1")
     assert (done.exit_code, registry.count("me/scheduled")) == (0, 0)
     await program.start()
-    assert (await checks(program, "app:v1"))[0]["state"] == "complete"
+    assert (await check_images(program, "app:v1"))[0]["state"] == "complete"
 
 
 async def test_a_terminal_shows_bars_in_docker_s_words(registry, program, app):

@@ -251,10 +251,12 @@ async def test_wrong_bytes_from_a_mirror_lead_to_a_clean_fetch_without_it(
     assert (answer.is_whole, answer.digest) == (True, DIGEST)
 
 
-async def test_a_blob_that_a_mirror_has_spoilt_is_not_asked_of_it_again(registry, mirror, behind):
-    pushed(registry, mirror)
+async def test_a_mirror_that_sent_wrong_bytes_is_not_asked_for_the_blob_again(
+    registry, mirror, start_program
+):
+    add_image(registry, mirror)
     mirror.fail(mirror.body_of(DIGEST), Fault(flip_at=7), times=None)
-    program = await behind(mirror)
+    program = await start_program(mirror)
     assert not (await program.blob(DIGEST)).is_whole
     await program.settled()
     assert program.stored() == set()

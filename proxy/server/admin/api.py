@@ -11,7 +11,7 @@ To add an operation:
    `call.names["part"]`, or `call.chunks()` for the body as it comes. What does not fit becomes a 400 that names the field.
 3. It is an `async def` that returns a document (anything msgspec encodes; None is 204) or a `Download`; or an async
    generator of documents, the events of a long operation, each of which is sent at once as a line of JSON. It raises the classes
-   of `proxy/errors.py`: before the first event they become a status (`_STATUS`), after it the last event,
+   of `proxy/errors.py`: before the first event they become a status (`OUTCOMES`), after it the last event,
    `{"error": {"code", "message"}}`. A client that leaves cancels its handler, and the generator is closed.
 4. Put the routes into `open_cache` (`proxy/app.py`), and paths and schemas into `openapi.json`: a test compares.
 5. The command, in `proxy/cli/<feature>.py`: `with admin_api(load_config(path, store)) as api:` and then
@@ -46,33 +46,12 @@ from aiohttp import hdrs
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
 from proxy import errors
-from proxy.errors import InvalidRequestError, ProxyError, error_code
+from proxy.errors import InvalidRequestError, ProxyError, error_code, error_outcome
 from proxy.log import LogWriter, get_logger, request_id
 from proxy.metrics import Metrics
-from proxy.server.responses import TruncatedBodyError
 
 # A document in a request has at most so many bytes; what is larger is an upload, and streams.
 MAX_DOCUMENT_SIZE = 4 << 20
-
-# The first class that fits decides.
-_STATUS_BY_ERROR: tuple[tuple[type[ProxyError], int], ...] = (
-    (InvalidRequestError, 400),
-    (errors.InvalidReferenceError, 400),
-    (errors.BundleError, 400),
-    (errors.FileUnreachableError, 400),
-    (errors.UnauthorizedError, 401),
-    (errors.DeniedError, 403),
-    (errors.NotFoundError, 404),
-    (errors.BusyError, 409),
-    (errors.RateLimitedError, 429),
-    (errors.TooManyRequestsError, 429),
-    (errors.UpstreamTimeoutError, 504),
-    (errors.UpstreamUnavailableError, 503),
-    (errors.UpstreamError, 502),
-    (errors.DigestMismatchError, 502),
-    (errors.NoSpaceError, 507),
-    (ProxyError, 500),
-)
 
 _UCRED = struct.Struct("=iII")  # Linux's struct ucred: process, user, group
 _HEADERS = {hdrs.CACHE_CONTROL: "no-store", "X-Content-Type-Options": "nosniff"}
@@ -273,7 +252,8 @@ class AdminApiHandler:
             except Exception as error:
                 reason = str(self._to_proxy_error(error))
                 log.warning("admin_response_truncated", path=request.raw_path[:200], reason=reason)
-                raise TruncatedBodyError(reason) from error
+                # As a `ConnectionError` it makes aiohttp close the connection without a word more.
+                raise ConnectionError(reason) from error
         await response.write_eof()
         return response
 
@@ -305,7 +285,7 @@ def _compile_path(path: str) -> re.Pattern[str]:
 def api_error_response(error: ProxyError, status: int | None = None) -> Response:
     """Return the answer that says `error`."""
     if status is None:
-        status = next(status for kind, status in _STATUS_BY_ERROR if isinstance(error, kind))
+        status = error_outcome(error).admin_status
     return _json_response(_error_document(error), status)
 
 

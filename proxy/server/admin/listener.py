@@ -27,6 +27,7 @@ from proxy.errors import (
     UnauthorizedError,
 )
 from proxy.server.admin.api import AdminApiHandler, api_error_response
+from proxy.server.admin.server import AdminServer
 from proxy.server.health import HealthEndpoints
 from proxy.server.listening import Listener, format_address
 from proxy.server.tls import TlsContext
@@ -84,8 +85,11 @@ class AdminListener:
     async def __call__(self, request: BaseRequest) -> StreamResponse:
         """Answer any request."""
         try:
-            if self._health.has_path(request):
-                return await self._health.handle(request)
+            path = request.raw_path.partition("?")[0]
+            if self._health.has_path(path):
+                answer = await self._health.handle(request.method, path)
+                assert isinstance(answer.body, bytes)
+                return Response(status=answer.status, headers=answer.headers, body=answer.body)
             if self._token_auth:
                 self._token_auth.check(request)
         except ProxyError as error:
@@ -126,7 +130,7 @@ async def listen(
                 "machines (set server.admin_token_file)"
             )
     local, remote = (
-        Listener(AdminListener(api, health, gate), "server.admin_listen", group)
+        Listener(AdminServer(AdminListener(api, health, gate)), "server.admin_listen", group)
         for gate in (None, TokenAuth(token))
     )
     bound = _bind_admin_socket(store_path, stack)
