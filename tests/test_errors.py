@@ -3,7 +3,7 @@
 import pytest
 
 from proxy import errors
-from proxy.cli.errors import exit_code
+from proxy.cli.exit_codes import exit_code
 from proxy.errors import OUTCOMES, ProxyError, error_code, error_from_code, error_outcome
 from proxy.server.admin.api import api_error_response
 from proxy.server.errors import oci_error_response

@@ -28,8 +28,8 @@ from proxy.names import display_name, full_name
 from proxy.oci import layout, tar
 from proxy.oci.digest import Digest
 from proxy.oci.layout import DockerImage, LayoutImage
-from proxy.oci.manifest import Manifest, Platform
-from proxy.oci.platform import choose_platform, parse_platform
+from proxy.oci.manifest import Manifest
+from proxy.oci.platform import Platform, choose_platform, parse_platform
 from proxy.oci.reference import Reference, Repository
 
 # Small enough that the CPU's cache holds a chunk while one thread reads, hashes and writes it.

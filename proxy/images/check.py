@@ -15,8 +15,7 @@ from proxy.images.selection import ImageSelection, parse_platforms
 from proxy.images.store import ImageStore
 from proxy.images.tree import ImageState, ManifestNode, MissingBlob, load_image
 from proxy.names import display_name
-from proxy.oci.manifest import Platform
-from proxy.oci.platform import choose_platform
+from proxy.oci.platform import Platform, choose_platform
 from proxy.storage.image_queries import ImageQueries
 
 _BATCH_SIZE = 50

@@ -4,8 +4,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from proxy.oci.manifest import Platform
-from proxy.oci.platform import parse_platform
+from proxy.oci.platform import Platform, parse_platform
 
 # Selects every platform that the image has.
 ALL_PLATFORMS = "all"

@@ -9,8 +9,8 @@ import msgspec
 from proxy.errors import InvalidManifestError
 from proxy.images.store import ImageStore
 from proxy.oci.digest import Digest
-from proxy.oci.manifest import Descriptor, Manifest, Platform
-from proxy.oci.platform import is_runnable
+from proxy.oci.manifest import Descriptor, Manifest
+from proxy.oci.platform import Platform, is_runnable
 from proxy.oci.reference import Reference, Repository
 from proxy.storage.image_queries import ImageQueries, StoredBlob
 

@@ -25,7 +25,7 @@ from proxy.images.store import ImageStore
 from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.oci.digest import Digest
-from proxy.oci.manifest import Platform
+from proxy.oci.platform import Platform
 from proxy.preload import events
 from proxy.preload.backoff import UpstreamRetrier, is_transient
 from proxy.preload.events import PreloadEvent

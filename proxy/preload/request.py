@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from proxy.errors import ProxyError
 from proxy.images.selection import ImageSelection, parse_platforms
 from proxy.names import NameParser, display_name
-from proxy.oci.manifest import Platform
+from proxy.oci.platform import Platform
 from proxy.oci.reference import Reference, Repository
 
 

@@ -14,8 +14,8 @@ from proxy.lru import CachedManifest
 from proxy.names import full_name
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
-from proxy.oci.manifest import Descriptor, Manifest, Platform
-from proxy.oci.platform import choose_platform, is_runnable
+from proxy.oci.manifest import Descriptor, Manifest
+from proxy.oci.platform import Platform, choose_platform, is_runnable
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.preload.request import RequestedImage
 from proxy.upstream.client import Upstream

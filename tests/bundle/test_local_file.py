@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from proxy.cli.api_client import AdminClient
-from proxy.cli.files.bundle_files import describe_file
+from proxy.cli.files.bundle_input import describe_file
 from proxy.errors import DigestMismatchError, FileUnreachableError, StorageError
 from tests.fakes.content import digest_of
 from tests.fakes.faults import flip

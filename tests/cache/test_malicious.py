@@ -149,11 +149,11 @@ async def test_m04_a_document_of_two_kinds_is_refused(program):
     layer = descriptor(b"x", OCI_LAYER)
     both = image(manifests=[descriptor(b"{}", OCI_MANIFEST)], layers=[layer])
     await assert_refused(program, both, "no manifests")
-    await assert_refused(program, image(mediaType=OCI_INDEX), "but says that it is")
+    await assert_refused(program, image(mediaType=OCI_INDEX), "but its mediaType is")
     await assert_refused(
         program, both.replace(OCI_MANIFEST.encode(), OCI_INDEX.encode(), 1), "sent as"
     )
-    await assert_refused(program, image(), "but says that it is", OCI_INDEX)
+    await assert_refused(program, image(), "but its mediaType is", OCI_INDEX)
 
 
 @pytest.mark.parametrize("size", [-1, 2**70, 1.5, "1", None])

@@ -4,7 +4,7 @@ import pytest
 
 from proxy.errors import InvalidReferenceError
 from proxy.images.selection import parse_platforms
-from proxy.oci.manifest import Platform
+from proxy.oci.platform import Platform
 
 
 @pytest.mark.parametrize(

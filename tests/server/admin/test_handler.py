@@ -278,7 +278,7 @@ async def test_close_cancels_running_operations_and_waits_for_them(serve):
     assert await asyncio.to_thread(next, events) == {"n": 1}
     await api.handler.close()
     assert cleaned_up == [True]
-    with pytest.raises(DaemonUnavailableError, match="ended before"):
+    with pytest.raises(DaemonUnavailableError, match="stopped during"):
         await asyncio.to_thread(next, events)
 
 
@@ -381,7 +381,7 @@ async def test_a_byte_stream_that_ends_early_is_an_error(serve):
         return ByteStream(chunks(), "application/x-tar")
 
     api = await serve(Route("POST", "/api/v1/export", export))
-    with pytest.raises(DaemonUnavailableError, match="ended before"):
+    with pytest.raises(DaemonUnavailableError, match="stopped during"):
         await asyncio.to_thread(api.client.post_to_file, "/api/v1/export", {}, BytesIO())
 
 

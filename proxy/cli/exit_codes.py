@@ -1,4 +1,4 @@
-"""Exit codes of commands, and the line that says an error (the table is in `proxy/errors.py`)."""
+"""Exit codes of the commands, and the text of errors; the table is in `proxy/errors.py`."""
 
 from proxy.cli.display.text import escape_unprintable
 from proxy.errors import ProxyError, error_outcome
@@ -11,17 +11,17 @@ INTERRUPTED = 130
 
 
 def exit_code(error: Exception) -> int | None:
-    """Return the exit code for `error`, or None if nobody foresaw it here."""
+    """Return the exit code for `error`, None if it is unexpected and deserves a traceback."""
     if isinstance(error, BrokenPipeError):
-        return None  # `pullcache config show | head`: click ends quietly
+        return None  # `pullcache config show | head`: click exits silently
     if isinstance(error, ProxyError):
         return error_outcome(error).exit_code
-    # An address in use, a directory that may not be written. Anything else keeps its traceback.
+    # For example an address in use or a read-only directory. Anything else keeps its traceback.
     return FAILED if isinstance(error, OSError) else None
 
 
 def format_error(error: Exception) -> str:
-    """Return one line that says what happened; what it quotes may have come from anywhere."""
+    """Return the message of `error` as one printable line; it may quote untrusted input."""
     text = str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
         text = f"{error.filename}: {error.strerror}"
