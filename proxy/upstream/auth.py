@@ -99,7 +99,7 @@ class Authenticator:
                 work = partial(self._fetch_token, challenge, repository)
                 token = await self._token_fetches.run(repository, work)
             except UpstreamError:
-                # The next request goes without a token, and is told the current token server.
+                # The next request is sent without a token; its challenge names the token server anew.
                 self._challenge = None
                 raise
         return token.authorization

@@ -82,7 +82,7 @@ class Breaker:
     ) -> None:
         """Count a failure, and open the breaker if it was the probe's or reached the threshold."""
         if self._outage is not None and not self._is_probing:
-            # The request was sent before the breaker opened: its failure is no news.
+            # The request was sent before the breaker opened; its failure is already known.
             return
         if not self._failures:
             self._failing_since = now

@@ -1,4 +1,4 @@
-"""Users: who can pull, what a wrong login gets, and what a flood of them costs."""
+"""Users: logins are required, wrong ones rejected, and a flood of them limited."""
 
 import asyncio
 from base64 import b64encode

@@ -15,9 +15,8 @@ To add an operation:
    disconnects, the handler is cancelled.
 4. Add the routes to the list in `configure_app` (`proxy/service.py`), and paths and schemas to
    `openapi.json`. A test compares both.
-5. Write the command in `proxy/cli/commands/`. It uses `open_admin_client` of
-   `proxy/cli/api_client.py`,
-   which raises the errors that the handler raised.
+5. Write the command in `proxy/cli/commands/`, and its section in `docs/commands.md`. It uses
+   `open_admin_client` (`proxy/cli/api_client.py`), which raises the errors that the handler raised.
 """
 
 import os
