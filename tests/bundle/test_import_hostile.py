@@ -75,7 +75,7 @@ async def test_a_name_that_leads_out_is_refused(full, name):
         (tarfile.BLKTYPE, "device"),
         (tarfile.FIFOTYPE, "pipe"),
         (tarfile.GNUTYPE_SPARSE, "sparse"),
-        (b"Q", "unknown kind"),
+        (b"Q", "unknown type"),
     ],
 )
 async def test_what_is_no_file_is_refused(full, kind, says):
@@ -191,7 +191,7 @@ async def test_a_size_that_no_file_has_is_refused(full, size):
     )
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
-    await refuse(full, bytes(block), says="impossible size")
+    await refuse(full, bytes(block), says="invalid size")
 
 
 async def test_a_store_that_is_too_small_says_so_and_keeps_what_it_has(make_program, tmp_path):
