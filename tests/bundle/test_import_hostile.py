@@ -89,7 +89,7 @@ async def test_a_name_that_leads_out_of_the_archive_is_rejected(program_with_ima
         (tarfile.BLKTYPE, "device"),
         (tarfile.FIFOTYPE, "pipe"),
         (tarfile.GNUTYPE_SPARSE, "sparse"),
-        (b"Q", "unknown kind"),
+        (b"Q", "unknown type"),
     ],
 )
 async def test_an_entry_that_is_not_a_file_is_rejected(program_with_image, kind, message):
@@ -227,7 +227,7 @@ async def test_an_impossible_size_is_rejected(program_with_image, size):
     )
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
-    await assert_rejected(program_with_image, bytes(block), message="impossible size")
+    await assert_rejected(program_with_image, bytes(block), message="invalid size")
 
 
 async def test_a_bundle_larger_than_the_store_fails_and_leaves_nothing_behind(
