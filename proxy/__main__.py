@@ -1,4 +1,4 @@
-"""`python -m proxy` is `pullcache`."""
+"""Run the `pullcache` command as `python -m proxy`."""
 
 from proxy.cli import main
 

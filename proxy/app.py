@@ -22,8 +22,9 @@ from proxy.log import LogWriter, get_logger
 from proxy.preload.schedule import PreloadScheduler
 from proxy.server.access import AccessControl
 from proxy.server.admin import listener as admin_listener
-from proxy.server.admin.api import AdminApiHandler
+from proxy.server.admin.handler import AdminApiHandler
 from proxy.server.health import HealthEndpoints
+from proxy.server.http import HttpServer
 from proxy.server.listening import Listener
 from proxy.server.middleware import Middleware
 from proxy.service import ConfiguredApp, configure_app
@@ -153,7 +154,7 @@ class RunningApp:
         configured: ConfiguredApp,
         access: AccessControl,
         access_log: LogWriter | None,
-        trace_requests: Callable[[HttpHandler], HttpHandler],
+        trace_requests: Callable[[HttpHandler], HttpHandler] | None,
     ) -> None:
         self.access = access
         self._core = core
@@ -165,10 +166,8 @@ class RunningApp:
             access, configured.registry, self.health, core.metrics, access_log
         )
         self.api = AdminApiHandler(configured.routes, core.metrics, access_log)
-        handler = trace_requests(self.middleware)
-        # Requests that are traced must all pass through the handler, so there is no fast path.
-        fast_path = self.middleware if handler is self.middleware else None
-        self.listener = Listener(handler, "server.listen", core.group, access.limiter, fast_path)
+        server = HttpServer(self.middleware, core.disk_threads, core.group, trace_requests)
+        self.listener = Listener(server, "server.listen", core.group, access.limiter)
         self.check_store = core.check_store
         self._scheduler = PreloadScheduler(
             lambda: self._configured.preloader,
@@ -289,7 +288,7 @@ class RunningApp:
             self._core.offline.set_offline(is_offline=config.offline)
         if self._access_log:
             self._access_log.set_level(config.log.level)
-        self._core.downloads.queue.resize(config.fetch.max_downloads)
+        self._core.downloads.configure(config.fetch)
 
     def _update_upstream_metrics(self) -> None:
         self._core.metrics.enable_registry_proxy(is_on=self.config.server.registry_proxy_metrics)

@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 from proxy import __version__
 from proxy.concurrency import run_in_thread, start_threads
 from proxy.config import Config
-from proxy.download.download import DownloadDeps
 from proxy.download.manager import DownloadManager
-from proxy.download.queue import DownloadQueue
 from proxy.download.writer import StorageDeps
 from proxy.metrics import Metrics
 from proxy.storage.blobs import BlobStore
@@ -84,12 +82,8 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     upstream_factory = UpstreamFactory(metrics, offline, group, clock)
     sessions.push_async_callback(upstream_factory.close)
     group.create_task(upstream_factory.close_unused())
-    deps = DownloadDeps(
-        storage=StorageDeps(store, index, space, metrics, threads),
-        queue=DownloadQueue(config.fetch.max_downloads),
-        settings=config.fetch,
-    )
-    downloads = DownloadManager(deps, {}, group)
+    storage = StorageDeps(store, index, space, metrics, threads, open_ingests=set())
+    downloads = DownloadManager(storage, config.fetch, group)
     metrics.register_gauges(_LiveGauges(space, index, downloads))
     return Core(
         store=store,

@@ -1,7 +1,7 @@
-"""The daemon as a process: signals, the service manager, and the log, around the program.
+"""The daemon process: event loop, signals, service manager and log, around `proxy.app`.
 
-SIGTERM and SIGINT end it, a second one sooner; SIGHUP has it read its configuration again; SIGQUIT has it log
-what its tasks wait for.
+SIGTERM and SIGINT shut it down, a second one without waiting for running responses. SIGHUP reloads
+the configuration. SIGQUIT logs where every task is waiting.
 """
 
 import asyncio
@@ -23,13 +23,14 @@ from proxy.log import LogWriter, configure_logging, get_logger
 from proxy.server.connection_limit import raise_file_limit
 from proxy.systemd import Notifier, ServiceManager, read_service_manager
 
-# How often the manager is told how it goes, if it has no watchdog, in seconds.
+# Seconds between two status lines to the service manager, if it has no watchdog.
 STATUS_INTERVAL = 10.0
-# A start or a stop that takes longer than the manager allows says so often that it goes on, for so long.
+# While the start takes long: seconds between two requests for more time, and seconds requested.
 EXTENSION_INTERVAL = 5.0
 EXTENSION_SECONDS = 60.0
 
-# Threads for what the loop has done elsewhere; and all there ever are, with those of log, disk, index, logins and libuv.
+# Threads of the event loop's default executor, and of the whole process: these and those of the
+# disk, the log, the index, password checks and libuv.
 LOOP_THREADS = 8
 THREAD_LIMIT = LOOP_THREADS + DISK_THREADS + 7
 
@@ -40,15 +41,15 @@ log = get_logger(__name__)
 
 
 def run(load: Callable[[], Config], on_ready: Callable[[DaemonInfo], None]) -> None:
-    """Serve until SIGTERM or SIGINT. `load` gives the configuration, at the start and at each SIGHUP.
+    """Serve until SIGTERM or SIGINT. `load` returns the configuration, at the start and on SIGHUP.
 
-    `announce` is called once, when clients can connect. Raises `StorageError` and `ConfigError`.
+    `on_ready` is called once, when clients can connect. Raises `StorageError` and `ConfigError`.
     """
-    # What systemd's watchdog ends (SIGABRT) leaves the stacks of its threads.
+    # If systemd's watchdog aborts us (SIGABRT), the log shows the stacks of all threads.
     faulthandler.enable(_STDERR)
     config, manager = load(), read_service_manager(os.environ)
     raise_file_limit()
-    # What is started one by one below has room, or it is said here.
+    # Fail here, with a clear message, if the process may not have as many threads as it will need.
     start_threads(THREAD_LIMIT, "the daemon").shutdown()
     access_log = configure_logging(config.log.level, config.log.format)
     try:
@@ -69,7 +70,7 @@ async def _serve(
     threads = start_threads(LOOP_THREADS, "loop")
     loop.set_default_executor(threads)
     with suppress(OSError):
-        # libuv starts its threads with the first name that is looked up, and aborts the process if it cannot.
+        # The first name lookup starts libuv's threads. If it cannot start them later, libuv aborts.
         await loop.getaddrinfo("localhost", 0)
     stop, reload = asyncio.Event(), asyncio.Event()
     for number in _STOP_SIGNALS:
@@ -78,10 +79,10 @@ async def _serve(
     loop.add_signal_handler(signal.SIGQUIT, _log_tasks)
     notifier = manager.notifier
     async with AsyncExitStack() as stack:
-        # Which leaves room for the thread that ends a loop's threads.
+        # Closing the loop starts a thread that waits for the executor: free the others before.
         stack.callback(threads.shutdown)
         async with background(_extend_start_timeout(notifier)):
-            # It asks before the store is opened, which may block.
+            # Let it send its first request: opening the store may block the loop.
             await asyncio.sleep(0)
             opening = open_cache(config, access_log=access_log, sockets=manager.sockets)
             running = await stack.enter_async_context(opening)
@@ -89,11 +90,10 @@ async def _serve(
         log.info("daemon_started", addresses=running.info.addresses, version=__version__)
         notifier.ready(running.status_line)
         async with asyncio.TaskGroup() as group:
-            work = (
-                _report_status(running, manager),
-                _reload_on_signal(running, load, reload, notifier),
+            tasks = (
+                group.create_task(_report_status(running, manager)),
+                group.create_task(_reload_on_signal(running, load, reload, notifier)),
             )
-            tasks = [group.create_task(one) for one in work]
             await stop.wait()
             for task in tasks:
                 task.cancel()
@@ -104,20 +104,21 @@ async def _serve(
 
 
 async def _extend_start_timeout(notifier: Notifier) -> None:
-    """Keep the manager from ending us, for ever."""
+    """Ask for more time until cancelled."""
     while True:
         notifier.extend_timeout("opening the store", EXTENSION_SECONDS)
         await asyncio.sleep(EXTENSION_INTERVAL)
 
 
 async def _report_status(app: RunningApp, manager: ServiceManager) -> None:
-    """Tell the manager how it goes, for ever; with a watchdog, only if the store answers."""
+    """Report the status until cancelled; reset the watchdog only while the store responds."""
     while True:
         await asyncio.sleep(manager.watchdog / 2 or STATUS_INTERVAL)
         if not manager.watchdog:
             manager.notifier.status(app.status_line)
             continue
-        # An error is an answer: on a full or broken disk we still serve, and a restart mends nothing.
+        # An error is a response: with a full or broken disk we still serve, and a restart would not
+        # help.
         with suppress(StorageError):
             await app.check_store()
         manager.notifier.ping_watchdog(app.status_line)
@@ -126,7 +127,7 @@ async def _report_status(app: RunningApp, manager: ServiceManager) -> None:
 async def _reload_on_signal(
     app: RunningApp, load: Callable[[], Config], requested: asyncio.Event, notifier: Notifier
 ) -> None:
-    """Reload whenever it is asked for; several requests meanwhile are one."""
+    """Reload whenever `requested` is set; signals during a reload result in one more reload."""
     while True:
         await requested.wait()
         requested.clear()
@@ -136,7 +137,7 @@ async def _reload_on_signal(
 
 
 def _log_tasks() -> None:
-    """Log where every task waits."""
+    """Log the stack of every task."""
     for task in asyncio.all_tasks():
         frames = [f"{frame.f_code.co_qualname}:{frame.f_lineno}" for frame in task.get_stack()]
         log.warning("task_dumped", task=task.get_name(), waits=" > ".join(frames))

@@ -1,8 +1,12 @@
 """All errors that the program raises on purpose.
 
-The classes hold facts and nothing of HTTP. A message says what happened and what helps, in at most
+The classes hold facts, not HTTP: one table, `OUTCOMES`, says what becomes of each at `/v2/`, at the
+admin API and as the exit code of a command. A message says what happened and what helps, in at most
 200 characters, because docker prints it as it is.
 """
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 
 class ProxyError(Exception):
@@ -135,6 +139,58 @@ class TooManyRequestsError(ProxyError):
 
 class DaemonUnavailableError(ProxyError):
     """No daemon answers for the store, or it stopped before the end of its response."""
+
+
+class ErrorOutcome(NamedTuple):
+    """What becomes of an error: `status` and `code` at `/v2/`, `admin_status` at the admin API."""
+
+    status: int
+    code: str
+    admin_status: int
+    exit_code: int = 1
+
+
+# A registry client retries what has a code it does not know as if it were a 5xx, so `code` is always
+# one that the distribution specification registers, or UNKNOWN or UNAVAILABLE of Docker's.
+OUTCOMES: Mapping[type[ProxyError], ErrorOutcome] = {
+    ProxyError: ErrorOutcome(500, "UNKNOWN", 500),
+    ConfigError: ErrorOutcome(500, "UNKNOWN", 500, 2),
+    InvalidReferenceError: ErrorOutcome(400, "NAME_INVALID", 400, 2),
+    InvalidNameError: ErrorOutcome(400, "NAME_INVALID", 400, 2),
+    InvalidTagError: ErrorOutcome(400, "TAG_INVALID", 400, 2),
+    InvalidDigestError: ErrorOutcome(400, "DIGEST_INVALID", 400, 2),
+    DeniedError: ErrorOutcome(403, "DENIED", 403),
+    NotFoundError: ErrorOutcome(404, "MANIFEST_UNKNOWN", 404),
+    UnknownNameError: ErrorOutcome(404, "NAME_UNKNOWN", 404),
+    UnknownManifestError: ErrorOutcome(404, "MANIFEST_UNKNOWN", 404),
+    UnknownBlobError: ErrorOutcome(404, "BLOB_UNKNOWN", 404),
+    InvalidManifestError: ErrorOutcome(502, "MANIFEST_INVALID", 500),
+    UpstreamError: ErrorOutcome(502, "UNKNOWN", 502),
+    RateLimitedError: ErrorOutcome(429, "TOOMANYREQUESTS", 429),
+    UpstreamUnavailableError: ErrorOutcome(503, "UNAVAILABLE", 503),
+    OfflineError: ErrorOutcome(503, "UNAVAILABLE", 503),
+    UpstreamTimeoutError: ErrorOutcome(504, "UNAVAILABLE", 504),
+    UpstreamDownError: ErrorOutcome(503, "UNAVAILABLE", 503),
+    # Docker Hub says 401 of what does not exist; a client that is challenged sends its password.
+    UpstreamUnauthorizedError: ErrorOutcome(404, "NAME_UNKNOWN", 502),
+    UnsatisfiableRangeError: ErrorOutcome(502, "UNKNOWN", 502),
+    DigestMismatchError: ErrorOutcome(502, "DIGEST_INVALID", 502, 3),
+    BusyError: ErrorOutcome(503, "UNAVAILABLE", 409),
+    FileUnreachableError: ErrorOutcome(400, "UNKNOWN", 400),
+    BundleError: ErrorOutcome(400, "UNKNOWN", 400),
+    StorageError: ErrorOutcome(500, "UNKNOWN", 500),
+    StoreInUseError: ErrorOutcome(500, "UNKNOWN", 500),
+    NoSpaceError: ErrorOutcome(500, "UNKNOWN", 507),
+    InvalidRequestError: ErrorOutcome(400, "UNSUPPORTED", 400, 2),
+    UnauthorizedError: ErrorOutcome(401, "UNAUTHORIZED", 401),
+    TooManyRequestsError: ErrorOutcome(429, "TOOMANYREQUESTS", 429),
+    DaemonUnavailableError: ErrorOutcome(500, "UNKNOWN", 500),
+}
+
+
+def error_outcome(error: ProxyError) -> ErrorOutcome:
+    """Return what becomes of `error`: the row of its class, or of the nearest class above it."""
+    return next(OUTCOMES[kind] for kind in type(error).__mro__ if kind in OUTCOMES)
 
 
 def error_code(error: ProxyError) -> str:

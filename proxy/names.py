@@ -97,3 +97,9 @@ def display_name(repository: Repository, reference: Reference | None = None) -> 
     if reference is None:
         return name
     return f"{name}@{reference}" if isinstance(reference, Digest) else f"{name}:{reference}"
+
+
+def full_name(repository: Repository, reference: Reference) -> str:
+    """Return the name with registry and namespace: `docker.io/library/nginx:1.25`."""
+    mark = "@" if isinstance(reference, Digest) else ":"
+    return f"{repository.upstream}/{repository.name}{mark}{reference}"

@@ -22,7 +22,7 @@ from proxy.core import Core
 from proxy.images.check import OfflineChecker
 from proxy.images.inspect import ImageInspector
 from proxy.images.manage import ImageManager
-from proxy.images.tree import ImageStore
+from proxy.images.store import ImageStore
 from proxy.names import NameParser
 from proxy.oci.platform import machine_platform
 from proxy.preload.preload import PreloadDeps, Preloader
@@ -65,7 +65,6 @@ async def configure_app(
         else await core.upstream_factory.open(config, name)
         for name in config.upstreams
     }
-    downloads = core.downloads.with_settings(config.fetch, upstreams)
     access = RepositoryAccess(upstreams=upstreams, index=core.index, group=core.group)
     manifests = ManifestCache(
         upstreams=upstreams,
@@ -81,8 +80,9 @@ async def configure_app(
         store=core.store,
         index=core.index,
         space=core.space,
-        downloads=downloads,
+        downloads=core.downloads,
         access=access,
+        settings=config.fetch,
     )
     listings = ListingCache(
         upstreams=upstreams,
@@ -107,21 +107,23 @@ async def configure_app(
         PreloadDeps(
             manifests=manifests,
             blobs=blobs,
-            downloads=downloads,
+            downloads=core.downloads,
             resolver=ImageResolver(listings, upstreams, core.disk_threads),
             checker=checker,
             image_store=image_store,
             upstreams=upstreams,
             metrics=core.metrics,
             native_platform=native_platform,
-            max_downloads=config.fetch.max_downloads,
+            fetch_settings=config.fetch,
             clock=core.clock,
         )
     )
-    prefetch = Prefetcher(downloads, core.index) if config.fetch.prefetch == "layers" else None
-    registry = RegistryHandler(
-        config.upstreams, manifests, blobs, listings, prefetch, search, core.disk_threads
+    prefetch = (
+        Prefetcher(core.downloads, core.index, upstreams, config.fetch)
+        if config.fetch.prefetch == "layers"
+        else None
     )
+    registry = RegistryHandler(config.upstreams, manifests, blobs, listings, prefetch, search)
     # The routes of the admin API; `server/admin/api.py` says how to add one.
     routes = [
         *admin_schema.routes(),

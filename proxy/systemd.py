@@ -1,7 +1,8 @@
-"""What a service manager and its service say to each other: sd_notify(3), sd_listen_fds(3).
+"""The service manager's protocol: state notifications, watchdog and passed sockets.
 
-Everything is in the environment, which is emptied of it: a credential helper that we start is not the
-service. Without a manager there is nothing in it, and nothing is said.
+sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3). The variables are removed from the
+environment, so that credential helpers we start do not take themselves for the service. Without a
+service manager, all of this does nothing.
 """
 
 import os
@@ -17,7 +18,7 @@ from proxy.log import get_logger
 REGISTRY_SOCKET = "registry"
 ADMIN_SOCKET = "admin"
 
-# What a socket is called that nobody has given a name (sd_listen_fds_with_names(3)).
+# Names of a socket without FileDescriptorName= (sd_listen_fds_with_names(3)).
 _DEFAULT_SOCKET_NAMES = ("unknown", "connection", "")
 _FIRST_FD = 3
 _VARIABLES = (
@@ -29,13 +30,13 @@ log = get_logger(__name__)
 
 
 class Notifier:
-    """Tells the manager at `address` how the service is; nobody, if it is empty.
+    """Sends the state of the service to the manager at `address`; does nothing if that is empty.
 
-    Nothing waits: what the manager does not take at once is lost, and logged.
+    Never blocks: a message that the manager cannot take immediately is dropped, and logged.
     """
 
     def __init__(self, address: str = "") -> None:
-        # A name that begins with @ is in the abstract namespace, which Linux writes as NUL.
+        # @ stands for the NUL byte that begins an address in Linux's abstract namespace.
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._socket: socket.socket | None = None
         if address:
@@ -43,34 +44,34 @@ class Notifier:
             self._socket.setblocking(False)
 
     def close(self) -> None:
-        """Say nothing any more."""
+        """Stop sending."""
         if self._socket:
             self._socket.close()
             self._socket = None
 
     def ready(self, status: str) -> None:
-        """Say that clients can connect: at the start, and when a reload is over."""
+        """Report that clients can connect, after the start or a reload."""
         self._send("READY=1", f"STATUS={status}")
 
     def reloading(self) -> None:
-        """Say that the configuration is read again; `ready` is to follow."""
+        """Report the start of a reload; `ready` must follow."""
         microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send("RELOADING=1", f"MONOTONIC_USEC={microseconds}")
 
     def stopping(self) -> None:
-        """Say that the service ends."""
-        self._send("STOPPING=1", "STATUS=stopping: what is being sent is finished")
+        """Report the start of the shutdown."""
+        self._send("STOPPING=1", "STATUS=stopping: finishing running responses")
 
     def extend_timeout(self, status: str, seconds: float) -> None:
-        """Ask not to be ended for so many seconds, although the start, or the end, takes long."""
+        """Ask for `seconds` more before the start or the shutdown counts as failed."""
         self._send(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}", f"STATUS={status}")
 
     def ping_watchdog(self, status: str) -> None:
-        """Say that the watchdog need not bite, and how it goes."""
+        """Reset the watchdog and report the status line."""
         self._send("WATCHDOG=1", f"STATUS={status}")
 
     def status(self, status: str) -> None:
-        """Say how it goes."""
+        """Report the status line."""
         self._send(f"STATUS={status}")
 
     def _send(self, *assignments: str) -> None:
@@ -84,7 +85,10 @@ class Notifier:
 
 @dataclass(frozen=True, slots=True)
 class ServiceManager:
-    """The service manager. `watchdog` is in seconds, 0 without one; `sockets` listen already, by name."""
+    """The service manager. `watchdog` is its timeout in seconds, 0 for none.
+
+    `sockets` are listening already, by purpose: `REGISTRY_SOCKET` or `ADMIN_SOCKET`.
+    """
 
     notifier: Notifier
     watchdog: float = 0.0
@@ -92,34 +96,36 @@ class ServiceManager:
 
 
 def read_service_manager(environ: MutableMapping[str, str]) -> ServiceManager:
-    """Return the manager that `environ` tells of, which says nothing of it any more.
+    """Return the manager described in `environ`, and remove its variables from there.
 
-    Raises `ConfigError` if a socket was passed that cannot be listened on.
+    Raises `ConfigError` if a passed descriptor is not a listening stream socket.
     """
-    said = {name: environ.pop(name, "") for name in _VARIABLES}
-    ours = str(os.getpid())
-    is_watched = said["WATCHDOG_USEC"].isdecimal() and said["WATCHDOG_PID"] in ("", ours)
+    variables = {name: environ.pop(name, "") for name in _VARIABLES}
+    pid = str(os.getpid())
+    timeout = variables["WATCHDOG_USEC"]
+    is_watched = timeout.isdecimal() and variables["WATCHDOG_PID"] in ("", pid)
+    sockets: dict[str, list[socket.socket]] = {}
+    if variables["LISTEN_PID"] == pid:
+        sockets = _open_passed_sockets(variables["LISTEN_FDS"], variables["LISTEN_FDNAMES"])
     return ServiceManager(
-        Notifier(said["NOTIFY_SOCKET"]),
-        int(said["WATCHDOG_USEC"]) / 1e6 if is_watched else 0.0,
-        _sockets(said["LISTEN_FDS"], said["LISTEN_FDNAMES"]) if said["LISTEN_PID"] == ours else {},
+        Notifier(variables["NOTIFY_SOCKET"]), int(timeout) / 1e6 if is_watched else 0.0, sockets
     )
 
 
-def _sockets(count: str, names: str) -> dict[str, list[socket.socket]]:
+def _open_passed_sockets(count: str, names: str) -> dict[str, list[socket.socket]]:
     if not count.isdecimal():
         return {}
     fds = range(_FIRST_FD, _FIRST_FD + int(count))
-    given = names.split(":") if names else []
+    given_names = names.split(":") if names else []
     sockets: dict[str, list[socket.socket]] = {}
     for position, fd in enumerate(fds):
-        name = given[position] if position < len(given) else ""
+        name = given_names[position] if position < len(given_names) else ""
         sockets.setdefault(_socket_purpose(name), []).append(_open_passed_socket(fd, name))
     return sockets
 
 
 def _socket_purpose(name: str) -> str:
-    # A socket unit that gives no name passes its own.
+    # Without FileDescriptorName=, systemd passes the name of the socket unit.
     if name in (REGISTRY_SOCKET, *_DEFAULT_SOCKET_NAMES) or name.endswith(".socket"):
         return REGISTRY_SOCKET
     if name != ADMIN_SOCKET:
@@ -130,13 +136,11 @@ def _socket_purpose(name: str) -> str:
 
 
 def _open_passed_socket(fd: int, name: str) -> socket.socket:
-    """Return the listening stream socket `fd`, which programs that we start do not get."""
+    """Return the listening stream socket `fd`, closed on exec."""
     try:
         os.set_inheritable(fd, False)
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-            raise ConfigError(
-                f"descriptor {fd} ({name}): was passed to listen on, and is no socket"
-            )
+            raise ConfigError(f"descriptor {fd} ({name}): is not a socket")
         passed = socket.socket(fileno=fd)
     except OSError as error:
         raise ConfigError(f"descriptor {fd} ({name}): {error.strerror}") from error
@@ -146,7 +150,8 @@ def _open_passed_socket(fd: int, name: str) -> socket.socket:
         or not passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     ):
         raise ConfigError(
-            f"descriptor {fd} ({name}): does not listen for streams (ListenStream=, Accept=no)"
+            f"descriptor {fd} ({name}): is not a listening stream socket "
+            "(set ListenStream= and Accept=no)"
         )
     passed.setblocking(False)
     return passed

@@ -12,8 +12,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, hdrs
-from aiohttp.web import BaseRequest, StreamResponse
+from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 
 from proxy.errors import ConfigError
 from proxy.log import request_id
@@ -21,7 +20,9 @@ from proxy.log import request_id
 if TYPE_CHECKING:
     from proxy.otel import OtelTracer
 
-HttpHandler = Callable[[BaseRequest], Awaitable[StreamResponse]]
+# Takes the server's request and returns its response, when all of it is sent. The server's types are
+# of a layer above.
+HttpHandler = Callable[[Any], Awaitable[Any]]
 
 _PROTOCOL_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _REGISTRY_ROUTE = re.compile(r"/v2/.+/(manifests|blobs|tags|referrers)/[^/]+")
@@ -40,13 +41,13 @@ def check_tracing(*, is_on: bool) -> None:
 @asynccontextmanager
 async def open_tracing(
     version: str, *, is_on: bool
-) -> AsyncIterator[Callable[[HttpHandler], HttpHandler]]:
-    """Yield a function that wraps a request handler so that its requests are traced.
+) -> AsyncIterator[Callable[[HttpHandler], HttpHandler] | None]:
+    """Yield a function that wraps a request handler so that its requests are traced; None if not `is_on`.
 
-    If `is_on` is false, it returns the handler unchanged. Raises `ConfigError`.
+    Raises `ConfigError`.
     """
     if not is_on:
-        yield lambda handler: handler
+        yield None
         return
     tracer = await asyncio.to_thread(_create_tracer, version)
     try:
@@ -119,8 +120,8 @@ async def trace_upstream_request(
 def _trace_requests(handler: HttpHandler, tracer: "OtelTracer") -> HttpHandler:
     """Return a handler that records each request, as part of the trace that its client names."""
 
-    async def handle(request: BaseRequest) -> StreamResponse:
-        path = request.raw_path.partition("?")[0]
+    async def handle(request: Any) -> Any:
+        path = request.path
         if path in _UNTRACED_PATHS:
             return await handler(request)
         _tracer.set(tracer)
@@ -131,8 +132,8 @@ def _trace_requests(handler: HttpHandler, tracer: "OtelTracer") -> HttpHandler:
             "http.route": route,
             "url.scheme": request.scheme,
             "url.path": path[:300],
-            "client.address": request.remote or "",
-            "user_agent.original": request.headers.get(hdrs.USER_AGENT, "")[:200],
+            "client.address": request.client or "",
+            "user_agent.original": request.headers.get("user-agent", "")[:200],
         }
         with tracer.server_span(f"{request.method} {route}", attributes, request.headers) as added:
             try:

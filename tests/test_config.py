@@ -1,7 +1,8 @@
-"""Configuration: values, layers, errors that name their place, and what is shown of it."""
+"""Loading the configuration: sources, errors that name their place, secrets, and its output."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,19 +14,21 @@ from proxy.config import (
     load,
     to_toml,
 )
+from proxy.config.schema import RENAMED_KEYS
 from proxy.errors import ConfigError
 
 
-def load_text(text: str, place: Path, **layers) -> Config:
-    file = place / "pullcache.toml"
+def load_text(text: str, directory: Path, **sources: dict[str, Any]) -> Config:
+    """Load a file with this text, and `environ` and `overrides`."""
+    file = directory / "pullcache.toml"
     file.write_text(text, encoding="utf-8")
-    return load(file, layers.get("environ", {}), layers.get("overrides", {}))
+    return load(file, sources.get("environ", {}), sources.get("overrides", {}))
 
 
-# layers
+# Sources.
 
 
-def test_with_nothing_said_docker_hub_is_cached_for_this_machine():
+def test_the_default_caches_docker_hub_for_this_machine():
     config = load(None, {}, {}, is_root=True)
     assert config.server.listen == ("127.0.0.1:5000",)
     assert config.store.path == Path("/var/cache/pullcache")
@@ -47,16 +50,16 @@ def test_with_nothing_said_docker_hub_is_cached_for_this_machine():
         ({"HOME": "/home/me", "PULLCACHE_STORE_PATH": "/mine"}, "/mine"),
     ],
 )
-def test_who_is_not_root_and_has_no_file_gets_a_store_at_home(environ, store):
+def test_without_a_file_a_user_other_than_root_gets_a_store_at_home(environ, store):
     assert load(None, environ, {}, is_root=False).store.path == Path(store)
 
 
-def test_a_file_without_a_store_means_the_usual_store_for_everybody(tmp_path):
+def test_with_a_file_the_default_store_is_the_same_for_every_user(tmp_path):
     (tmp_path / "f").write_text("offline = true")
     assert load(tmp_path / "f", {}, {}, is_root=False).store.path == Path("/var/cache/pullcache")
 
 
-def test_each_layer_wins_over_the_one_below(tmp_path):
+def test_options_override_the_environment_and_it_overrides_the_file(tmp_path):
     text = 'fetch.attempts = 2\nfetch.max_downloads = 2\nlog.level = "debug"'
     environ = {"PULLCACHE_FETCH_ATTEMPTS": "3", "PULLCACHE_FETCH_MAX_DOWNLOADS": "3"}
     overrides = {"fetch": {"attempts": 4, "max_downloads": None}, "server": {"listen": None}}
@@ -65,7 +68,7 @@ def test_each_layer_wins_over_the_one_below(tmp_path):
     assert config.server.listen == ("127.0.0.1:5000",)
 
 
-def test_the_environment_can_set_every_kind_of_value():
+def test_the_environment_can_set_every_type_of_value():
     environ = {
         "PULLCACHE_OFFLINE": "true",
         "PULLCACHE_SERVER_LISTEN": "127.0.0.1:1, [::1]:2",
@@ -84,7 +87,7 @@ def test_the_environment_can_set_every_kind_of_value():
     assert config.log.format == "json"
 
 
-def test_the_environment_names_the_file_and_a_flag_names_another(tmp_path):
+def test_pullcache_config_names_the_file_and_an_option_overrides_it(tmp_path):
     (tmp_path / "one").write_text("fetch.attempts = 1")
     (tmp_path / "two").write_text("fetch.attempts = 2")
     environ = {"PULLCACHE_CONFIG": str(tmp_path / "one")}
@@ -92,7 +95,7 @@ def test_the_environment_names_the_file_and_a_flag_names_another(tmp_path):
     assert load(tmp_path / "two", environ, {}).fetch.attempts == 2
 
 
-def test_the_variables_that_kubernetes_makes_for_a_service_are_not_ours():
+def test_the_variables_that_kubernetes_sets_for_a_service_are_ignored():
     environ = {
         "PULLCACHE_SERVICE_HOST": "10.0.0.1",
         "PULLCACHE_SERVICE_PORT_HTTP": "5000",
@@ -102,7 +105,7 @@ def test_the_variables_that_kubernetes_makes_for_a_service_are_not_ours():
     assert load(None, environ, {}, is_root=True) == load(None, {}, {}, is_root=True)
 
 
-def test_upstreams_add_up_and_docker_hub_keeps_what_was_not_said_of_it(tmp_path):
+def test_upstreams_of_all_sources_are_merged_key_by_key(tmp_path):
     text = """
         [upstreams."docker.io"]
         deny = ["*/private"]
@@ -116,7 +119,7 @@ def test_upstreams_add_up_and_docker_hub_keeps_what_was_not_said_of_it(tmp_path)
     assert config.upstreams["ghcr.io"].allow == ("*",)
 
 
-def test_the_order_of_the_tag_rules_is_the_files_and_the_default_rule_is_gone(tmp_path):
+def test_tag_ttl_keeps_the_order_of_the_file_and_replaces_the_default(tmp_path):
     config = load_text('[manifests.tag_ttl]\n"v*" = "1d"\n"*" = "5s"', tmp_path)
     assert list(config.manifests.tag_ttl) == ["v*", "*"]
 
@@ -132,19 +135,19 @@ def test_the_order_of_the_tag_rules_is_the_files_and_the_default_rule_is_gone(tm
         ("registry.k8s.io", "https://registry.k8s.io"),
     ],
 )
-def test_a_registry_that_everybody_knows_needs_nothing_but_its_name(name, url, tmp_path):
+def test_a_well_known_registry_needs_no_url(name, url, tmp_path):
     config = load_text(f'[upstreams."{name}"]', tmp_path)
     assert sorted(config.upstreams) == sorted(["docker.io", name])
     assert config.upstreams[name].url == url
     assert f'[upstreams."{name}"]\nurl = "{url}"\n' in to_toml(config)
 
 
-def test_a_registry_that_everybody_knows_may_be_asked_elsewhere(tmp_path):
+def test_the_url_of_a_well_known_registry_can_be_changed(tmp_path):
     config = load_text('[upstreams."quay.io"]\nurl = "https://mirror.example"', tmp_path)
     assert config.upstreams["quay.io"].url == "https://mirror.example"
 
 
-def test_a_registry_is_an_upstream_only_if_the_configuration_names_it():
+def test_a_well_known_registry_is_an_upstream_only_if_it_is_configured():
     assert list(load(None, {}, {}).upstreams) == ["docker.io"]
 
 
@@ -170,35 +173,35 @@ def test_the_environment_can_set_every_key_of_an_upstream(tmp_path):
     assert "hunter2" not in to_toml(config)
 
 
-def test_a_variable_that_could_mean_two_upstreams_is_refused(tmp_path):
+def test_a_variable_that_matches_two_upstreams_is_an_error(tmp_path):
     text = """
         upstreams."a-b.test".url = "https://a-b.test"
         upstreams."a.b.test".url = "https://a.b.test"
     """
     load_text(text, tmp_path)
-    with pytest.raises(ConfigError, match="PULLCACHE_UPSTREAMS_A_B_TEST_URL: means more than one"):
+    with pytest.raises(ConfigError, match="PULLCACHE_UPSTREAMS_A_B_TEST_URL: matches more"):
         load_text(text, tmp_path, environ={"PULLCACHE_UPSTREAMS_A_B_TEST_URL": "https://x"})
 
 
-# errors
+# Errors.
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("stor.path = '/x'", "stor: no such key (did you mean store?)"),
-        ("fetch.parallel_below = '1MB'", "no such key: it is called parallel_max_rate now"),
+        ("fetch.parallel_below = '1MB'", "fetch.parallel_below: was renamed to fetch.parallel_max"),
         ("store.max_sze = '1GB'", "store.max_sze: no such key (did you mean max_size?)"),
         ("store = 3", "store: expected a table (write [store])"),
         ("store.max_size = '1XB'", "store.max_size: '1XB' is not a size (write"),
-        ("store.max_size = '120%'", "store.max_size: '120%' is not a share (write"),
-        ("store.path = ''", "store.path: expected the path of a directory"),
+        ("store.max_size = '120%'", "store.max_size: '120%' is not a percentage (write"),
+        ("store.path = ''", "store.path: expected a directory path"),
         ("server.listen = []", "server.listen: expected array of length >= 1 (for instance"),
         ("server.listen = ['a:1', 'b']", "server.listen[1]: 'b' is not host:port (write"),
         ("server.listen = ':1'", 'got str (for instance: listen = ["127.0.0.1:5000"])'),
         ("fetch.attempts = 0", "fetch.attempts: expected int >= 1 (for instance: attempts = 5)"),
         ("fetch.attempts = '5'", "fetch.attempts: expected int, got str (for instance"),
-        ("fetch.stall_timeout = '0s'", "fetch.stall_timeout: '0s' would fail at once (write"),
+        ("fetch.stall_timeout = '0s'", "fetch.stall_timeout: '0s' must be longer than 0 (write"),
         ("log.level = 'loud'", "(write one of debug, info, warning, error)"),
         ("manifests.tag_ttl.'a*' = 'x'", "manifests.tag_ttl.\"a*\": 'x' is not a duration (write"),
         ("manifests.tag_ttl = 1", "manifests.tag_ttl: expected a table (write"),
@@ -206,8 +209,8 @@ def test_a_variable_that_could_mean_two_upstreams_is_refused(tmp_path):
         ("upstreams.'my.io'.deny = []", 'upstreams."my.io".url: is missing (for instance'),
         ("upstreams.'docker.io'.url = 'x'", "upstreams.\"docker.io\".url: 'x' is not http(s)://"),
         ("upstreams.'docker.io'.user = 'x'", '"docker.io".user: no such key (did you mean user'),
-        ("upstreams.'docker.io'.username = 'x'", "a login has two parts (set"),
-        ("upstreams.'A/B'.url = 'x'", 'upstreams."A/B": not a registry\'s name (write'),
+        ("upstreams.'docker.io'.username = 'x'", "username and password must be set together"),
+        ("upstreams.'A/B'.url = 'x'", 'upstreams."A/B": not a registry name (write'),
         ("upstreams.go = 1", 'upstreams."go": expected a table (write'),
         ("upstreams = 1", "upstreams: expected a table (write [upstreams])"),
         ("x = ", "is not TOML: Invalid value"),
@@ -222,6 +225,20 @@ def test_an_error_names_file_key_reason_and_remedy(text, reason, tmp_path):
     assert "\n" not in message
 
 
+def test_a_variable_with_an_old_name_is_an_error_that_names_the_new_one():
+    with pytest.raises(ConfigError) as caught:
+        load(None, {"PULLCACHE_FETCH_PARALLEL_BELOW": "1MB"}, {})
+    assert str(caught.value) == (
+        "PULLCACHE_FETCH_PARALLEL_BELOW: was renamed to PULLCACHE_FETCH_PARALLEL_MAX_RATE"
+    )
+
+
+def test_every_renamed_key_has_a_new_name_that_exists():
+    paths = {key.path for key in iter_keys()}
+    assert set(RENAMED_KEYS.values()) <= paths
+    assert not RENAMED_KEYS.keys() & paths
+
+
 def test_an_error_in_the_environment_names_the_variable():
     with pytest.raises(
         ConfigError, match=r"^PULLCACHE_FETCH_ATTEMPTS: fetch\.attempts: expected int"
@@ -231,12 +248,12 @@ def test_an_error_in_the_environment_names_the_variable():
         load(None, {"PULLCACHE_STORE_MAXSIZE": "1GB"}, {})
 
 
-def test_an_error_in_a_flag_names_the_command_line():
+def test_an_error_in_an_option_names_the_command_line():
     with pytest.raises(ConfigError, match=r"^command line: store\.max_size: '1XB' is not a size"):
         load(None, {}, {"store": {"max_size": "1XB"}})
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
+def test_an_unreadable_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read: No such file"):
         load(tmp_path / "nowhere.toml", {}, {})
     (tmp_path / "latin").write_bytes(b'log.level = "\xe4"')
@@ -244,21 +261,21 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         load(tmp_path / "latin", {}, {})
 
 
-# secrets
+# Secrets.
 
 
-LOGIN = "[upstreams.'docker.io']\nusername = 'me'\n"
+CREDENTIALS = "[upstreams.'docker.io']\nusername = 'me'\n"
 
 
-def test_no_dump_shows_a_password(tmp_path):
-    config = load_text(f"{LOGIN}password = 'hunter2'", tmp_path)
+def test_passwords_are_redacted_in_every_output(tmp_path):
+    config = load_text(f"{CREDENTIALS}password = 'hunter2'", tmp_path)
     assert config.upstreams["docker.io"].read_password() == "hunter2"
     for shown in (repr(config), str(config), to_toml(config), json.dumps(dump(config))):
         assert "hunter2" not in shown
         assert "***" in shown
 
 
-def test_a_proxy_is_shown_without_its_login(tmp_path):
+def test_the_credentials_of_a_proxy_are_redacted_in_every_output(tmp_path):
     text = "[upstreams.'docker.io']\nproxy = 'http://bob:hunter2@proxy.test:3128/'"
     config = load_text(text, tmp_path)
     assert config.upstreams["docker.io"].proxy == "http://bob:hunter2@proxy.test:3128"
@@ -268,13 +285,13 @@ def test_a_proxy_is_shown_without_its_login(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["'socks5://hunter2'", "'http://a:hunter2@b@c'", "['hunter2']"])
-def test_an_error_does_not_show_the_login_of_a_proxy(tmp_path, value):
+def test_an_error_does_not_quote_the_credentials_of_a_proxy(tmp_path, value):
     with pytest.raises(ConfigError, match=r"docker\.io\"\.proxy: ") as caught:
         load_text(f"[upstreams.'docker.io']\nproxy = {value}", tmp_path)
     assert "hunter2" not in str(caught.value)
 
 
-def test_mirrors_are_addresses_without_paths(tmp_path):
+def test_mirrors_are_urls_without_a_path(tmp_path):
     text = "[upstreams.'docker.io']\nmirrors = ['https://mirror.test/', '{}']"
     config = load_text(text.format("http://[::1]:5000"), tmp_path)
     assert config.upstreams["docker.io"].mirrors == ("https://mirror.test", "http://[::1]:5000")
@@ -282,15 +299,15 @@ def test_mirrors_are_addresses_without_paths(tmp_path):
         load_text(text.format("https://mirror.test/v2"), tmp_path)
 
 
-def test_an_error_does_not_show_a_password(tmp_path):
+def test_an_error_does_not_quote_a_password(tmp_path):
     with pytest.raises(ConfigError) as caught:
-        load_text(f"{LOGIN}password = ['hunter2']", tmp_path)
+        load_text(f"{CREDENTIALS}password = ['hunter2']", tmp_path)
     assert "hunter2" not in str(caught.value)
 
 
 def test_a_password_file_is_read_at_each_use(tmp_path):
     secret = tmp_path / "secret"
-    config = load_text(f"{LOGIN}password_file = '{secret}'", tmp_path)
+    config = load_text(f"{CREDENTIALS}password_file = '{secret}'", tmp_path)
     upstream = config.upstreams["docker.io"]
     with pytest.raises(ConfigError, match="secret: password_file: No such file"):
         upstream.read_password()
@@ -300,21 +317,21 @@ def test_a_password_file_is_read_at_each_use(tmp_path):
     assert upstream.read_password() == "two"
 
 
-def test_two_passwords_are_one_too_many(tmp_path):
+def test_password_and_password_file_are_mutually_exclusive(tmp_path):
     with pytest.raises(ConfigError, match=r"both set \(keep one\)"):
-        load_text(f"{LOGIN}password = 'a'\npassword_file = 'b'", tmp_path)
+        load_text(f"{CREDENTIALS}password = 'a'\npassword_file = 'b'", tmp_path)
 
 
-def test_a_login_comes_from_one_place(tmp_path):
+def test_credentials_from_more_than_one_place_are_an_error(tmp_path):
     for pair in ("credential_helper = 'x'", "docker_config = 'x'"):
-        with pytest.raises(ConfigError, match="a login comes from one place"):
-            load_text(f"{LOGIN}password = 'a'\n{pair}", tmp_path)
-    with pytest.raises(ConfigError, match="a login comes from one place"):
+        with pytest.raises(ConfigError, match="credentials are set more than once"):
+            load_text(f"{CREDENTIALS}password = 'a'\n{pair}", tmp_path)
+    with pytest.raises(ConfigError, match="credentials are set more than once"):
         load_text("[upstreams.'docker.io']\ncredential_helper='x'\ndocker_config='y'", tmp_path)
 
 
-def test_a_url_with_a_login_in_it_is_refused_without_repeating_it(tmp_path):
-    with pytest.raises(ConfigError, match="url holds no login") as caught:
+def test_a_url_with_credentials_is_an_error_that_does_not_quote_it(tmp_path):
+    with pytest.raises(ConfigError, match="must not contain credentials") as caught:
         load_text("[upstreams.'docker.io']\nurl = 'https://me:hunter2@x.test'", tmp_path)
     assert "hunter2" not in str(caught.value)
     with pytest.raises(ConfigError) as caught:
@@ -322,10 +339,10 @@ def test_a_url_with_a_login_in_it_is_refused_without_repeating_it(tmp_path):
     assert "hunter2" not in str(caught.value)
 
 
-# what is shown
+# Output.
 
 
-def test_what_is_shown_as_toml_is_read_back_the_same(tmp_path):
+def test_the_toml_output_has_the_same_meaning(tmp_path):
     text = """
         [manifests.tag_ttl]
         "v[0-9]*" = "1h30m"
@@ -337,7 +354,7 @@ def test_what_is_shown_as_toml_is_read_back_the_same(tmp_path):
     assert load_text(to_toml(config), tmp_path) == config
 
 
-def test_the_schema_describes_every_key_and_allows_no_other():
+def test_the_json_schema_describes_every_key_and_allows_no_other():
     schema = json_schema()
     for key in iter_keys():
         assert key.description.endswith((".", ".)"))
@@ -353,7 +370,7 @@ def test_the_schema_describes_every_key_and_allows_no_other():
     assert schema["additionalProperties"] is False
 
 
-def test_the_schema_holds_the_defaults():
+def test_the_json_schema_contains_the_defaults():
     store = json_schema()["properties"]["store"]["properties"]
     assert {name: key["default"] for name, key in store.items()} == {
         "path": "/var/cache/pullcache",
@@ -373,12 +390,12 @@ def test_the_schema_holds_the_defaults():
         ("url = 'http://mirror.test'\nsearch_url = 'https://search.test'", "https://search.test"),
     ],
 )
-def test_docker_hub_is_searched_where_it_is_or_where_its_address_leads(text, expected, tmp_path):
+def test_docker_hub_is_searched_at_its_search_host_or_the_configured_url(text, expected, tmp_path):
     config = load_text(f"[upstreams.'docker.io']\n{text}", tmp_path)
     assert config.get_search_url("docker.io") == expected
 
 
-def test_other_upstreams_are_searched_only_where_it_is_said(tmp_path):
+def test_other_upstreams_have_a_search_only_if_it_is_configured(tmp_path):
     text = "[upstreams.'quay.io']\nsearch_url = 'https://quay.io'\n[upstreams.'ghcr.io']"
     config = load_text(text, tmp_path)
     assert config.get_search_url("quay.io") == "https://quay.io"

@@ -1,4 +1,4 @@
-"""`[[preload]]` in the configuration: as many tables as there are, and no default."""
+"""Arrays of tables in the configuration: `[[preload]]`."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from proxy.errors import ConfigError
 from tests.test_config import load_text
 
 
-def test_each_is_read_and_written_again(tmp_path):
+def test_each_table_is_loaded_and_its_toml_output_has_the_same_meaning(tmp_path):
     text = """
         offline = true
         [[preload]]
@@ -33,19 +33,19 @@ def test_each_is_read_and_written_again(tmp_path):
         ("[preload]\nfile = '/x'", "preload: expected an array of tables (write [[preload]])"),
         ("preload = [1]", "preload[1]: expected a table"),
         ("[[preload]]\nfiel = '/x'", "preload[1].fiel: no such key (did you mean file?)"),
-        ("[[preload]]\nfile='/x'\n[[preload]]", "preload[2]: names no images, or in two ways"),
-        ("[[preload]]\nfile='/x'\nimages=['x']", "names no images, or in two ways"),
+        ("[[preload]]\nfile='/x'\n[[preload]]", "preload[2]: set exactly one of images and file"),
+        ("[[preload]]\nfile='/x'\nimages=['x']", "preload[1]: set exactly one of images and file"),
         ("[[preload]]\nimages=['Bad Name']", "preload[1]: 'Bad Name' is not"),
-        ("[[preload]]\nfile='/x'\nevery='0s'", "preload[1].every: '0s' would fail at once"),
+        ("[[preload]]\nfile='/x'\nevery='0s'", "preload[1].every: '0s' must be longer than 0"),
         ("[[preload]]\nfile='/x'\nplatforms=['amd64']", "'amd64' is not a platform"),
     ],
 )
-def test_what_is_wrong_names_its_table(tmp_path, text, reason):
+def test_an_error_names_the_table_by_number(tmp_path, text, reason):
     with pytest.raises(ConfigError) as caught:
         load_text(text, tmp_path)
     assert reason in str(caught.value)
 
 
-def test_the_environment_cannot_set_them():
+def test_the_environment_cannot_set_an_array_of_tables():
     with pytest.raises(ConfigError, match="no such key"):
         load(None, {"PULLCACHE_PRELOAD": "x"}, {}, is_root=True)

@@ -1,4 +1,4 @@
-"""Sizes, durations, addresses and the like: what is taken, and what is refused."""
+"""Parsing of sizes, durations, limits, addresses and URLs."""
 
 import pytest
 from hypothesis import given, strategies as st
@@ -27,11 +27,11 @@ def test_a_size_is_its_number_times_its_unit(number, unit, gap):
 
 
 @given(st.integers(0, 2**63 - 1))
-def test_a_sizes_text_means_the_same_size(number):
+def test_the_text_of_a_size_parses_to_the_same_size(number):
     assert Size.parse(str(Size(number))) == number == Size.parse(number)
 
 
-def test_a_size_may_have_decimals_as_long_as_it_is_whole_bytes():
+def test_a_size_may_have_decimals_if_it_is_a_whole_number_of_bytes():
     assert Size.parse("1.5GB") == 1_500_000_000
     with pytest.raises(ValueError, match="whole number of bytes"):
         Size.parse("1.5B")
@@ -44,17 +44,17 @@ def test_a_duration_is_the_sum_of_its_parts(parts):
 
 
 @given(st.integers(0, 10**12))
-def test_a_durations_text_means_the_same_duration(milliseconds):
+def test_the_text_of_a_duration_parses_to_the_same_duration(milliseconds):
     assert Duration.parse(str(Duration(milliseconds / 1000))) == milliseconds / 1000
 
 
-def test_a_plain_number_is_bytes_or_seconds():
+def test_a_number_without_a_unit_is_bytes_or_seconds():
     assert (Size.parse(42), Size.parse("42")) == (42, 42)
     assert (Duration.parse(42), Duration.parse("42")) == (42.0, 42.0)
 
 
 @given(st.one_of(st.text(), st.integers(), st.booleans(), st.floats(), st.none()))
-def test_any_value_is_parsed_or_refused_with_a_value_error(value):
+def test_any_value_is_parsed_or_raises_value_error(value):
     for kind in (Size, Duration, StoreLimit, Address, RegistryUrl):
         try:
             parsed = kind.parse(value)
@@ -66,19 +66,19 @@ def test_any_value_is_parsed_or_refused_with_a_value_error(value):
 @pytest.mark.parametrize(
     "text", ["", "GB", "-1GB", "1XB", "1GB2", "9999999TB", "\u0663GB", True, 1.5]
 )
-def test_what_is_no_size_is_refused(text):
+def test_an_invalid_size_is_rejected(text):
     with pytest.raises(ValueError, match=r"size|bytes|string"):
         Size.parse(text)
 
 
 @pytest.mark.parametrize("text", ["", "s", "-1s", "1y", "1.5h", "1h 5m", "40000d", True])
-def test_what_is_no_duration_is_refused(text):
+def test_an_invalid_duration_is_rejected(text):
     with pytest.raises(ValueError, match=r"duration|hundred|string"):
         Duration.parse(text)
 
 
 @given(st.integers(1, 100), st.integers(0, 2**60))
-def test_a_share_is_of_the_whole_file_system(percent, total):
+def test_a_percentage_is_of_the_whole_file_system(percent, total):
     assert StoreLimit.parse(f"{percent}%").to_bytes(total) == total * percent // 100
 
 
@@ -87,8 +87,8 @@ def test_a_limit_in_bytes_does_not_depend_on_the_file_system():
 
 
 @pytest.mark.parametrize("text", ["0%", "101%", "0", "-5%", "1.5%"])
-def test_a_limit_that_leaves_no_room_or_more_than_all_is_refused(text):
-    with pytest.raises(ValueError, match=r"share|room|size"):
+def test_a_limit_of_nothing_or_more_than_everything_is_rejected(text):
+    with pytest.raises(ValueError, match=r"percentage|larger than 0|size"):
         StoreLimit.parse(text)
 
 
@@ -109,7 +109,7 @@ def test_an_address_has_a_host_and_a_port(text, host, port):
 @pytest.mark.parametrize(
     "text", ["5000", "localhost", "::1:5000", "a:65536", "a b:1", "http://a:1"]
 )
-def test_what_is_no_address_is_refused(text):
+def test_an_invalid_address_is_rejected(text):
     with pytest.raises(ValueError, match="host:port"):
         Address.parse(text)
 
@@ -125,7 +125,7 @@ def test_what_is_no_address_is_refused(text):
         ("http://u@proxy.test", "http://***@proxy.test"),
     ],
 )
-def test_of_a_proxys_address_the_login_is_the_secret(text, shown):
+def test_the_secret_of_a_proxy_url_is_its_credentials(text, shown):
     proxy = ProxyUrl.parse(text)
     assert proxy.redacted == shown
     assert repr(proxy) == repr(shown)
@@ -135,8 +135,8 @@ def test_of_a_proxys_address_the_login_is_the_secret(text, shown):
     "text",
     ["proxy.test:1", "https://p", "http://", "http://a/b", "http://a:65536", "http://127.1", "a b"],
 )
-def test_what_is_no_proxys_address_is_refused(text):
-    with pytest.raises(ValueError, match="not a proxy's address"):
+def test_an_invalid_proxy_url_is_rejected(text):
+    with pytest.raises(ValueError, match="not a proxy URL"):
         ProxyUrl.parse(text)
 
 
@@ -153,7 +153,7 @@ def test_what_is_no_proxys_address_is_refused(text):
         "http://[::1::]",
     ],
 )
-def test_an_upstreams_url_is_scheme_host_and_port_only(text):
-    with pytest.raises(ValueError, match=r"http|holds no login"):
+def test_a_registry_url_consists_of_scheme_host_and_port_only(text):
+    with pytest.raises(ValueError, match=r"http|credentials"):
         RegistryUrl.parse(text)
     assert RegistryUrl.parse("http://[::1]:5000/") == "http://[::1]:5000"

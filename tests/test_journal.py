@@ -1,4 +1,4 @@
-"""The journal's reader: every line says how severe it is, for `journalctl -p`."""
+"""Lines for the journal begin with a priority, for `journalctl -p`."""
 
 import logging
 import os
@@ -18,20 +18,20 @@ Journal = Callable[[Callable[[LogWriter], object], Format], list[tuple[int, str]
 
 
 def stream_of(end: socket.socket) -> str:
-    """Return what systemd says of a socket in JOURNAL_STREAM."""
+    """Return the value of JOURNAL_STREAM for a socket."""
     status = os.fstat(end.fileno())
     return f"{status.st_dev}:{status.st_ino}"
 
 
 def entries(text: str) -> list[tuple[int, str]]:
-    """Read lines as journald does: a priority at the begin, else 6 (SyslogLevel=info)."""
-    found = [re.fullmatch(r"(?:<([0-7])>)?(.*)", line) for line in text.splitlines()]
-    return [(int(match[1] or 6), match[2]) for match in found if match]
+    """Parse lines as journald does: a priority in front, else 6 (SyslogLevel=info)."""
+    matches = [re.fullmatch(r"(?:<([0-7])>)?(.*)", line) for line in text.splitlines()]
+    return [(int(match[1] or 6), match[2]) for match in matches if match]
 
 
 @pytest.fixture
 def journal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
-    """Run something with a log whose stderr is a socket that JOURNAL_STREAM names."""
+    """Run a function with a log that goes to the journal; return the entries."""
     reader, writer = socket.socketpair()
 
     def run(work: Callable[[LogWriter], object], form: Format) -> list[tuple[int, str]]:
@@ -49,22 +49,22 @@ def journal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
         end.close()
 
 
-def work(log: LogWriter) -> None:
+def log_everything(log: LogWriter) -> None:
     for level in ("debug", "info", "warning", "error", "critical"):
         getattr(get_logger("proxy"), level)(f"our {level}")
-    log.log_request("an answer")
+    log.log_request("a response")
     logging.getLogger("aiohttp").warning("a library's")
 
 
 @pytest.mark.parametrize("form", ["auto", "json", "console"])
 def test_each_line_begins_with_the_priority_of_its_level(journal, form):
-    found = journal(work, form)
+    found = journal(log_everything, form)
     assert [priority for priority, _ in found] == [7, 6, 4, 3, 2, 6, 4]
     assert [("{" in text[:1]) for _, text in found] == [form != "console"] * len(found)
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_a_traceback_is_as_severe_as_what_it_explains_down_to_its_last_line(journal, form):
+def test_every_line_of_a_traceback_has_the_priority_of_its_entry(journal, form):
     def fail(log: LogWriter) -> None:
         get_logger("proxy").info("before")
         try:
@@ -81,18 +81,16 @@ def test_a_traceback_is_as_severe_as_what_it_explains_down_to_its_last_line(jour
 
 
 @pytest.mark.parametrize("stream", ["", "1:1", "journal"])
-def test_where_somebody_else_reads_stderr_nothing_is_put_before_lines(
-    monkeypatch, tmp_path, stream
-):
+def test_lines_to_anything_but_the_journal_have_no_priority(monkeypatch, tmp_path, stream):
     monkeypatch.setenv("JOURNAL_STREAM", stream)
     with (tmp_path / "log").open("w", encoding="utf-8") as file:
         log = configure_logging("info", "json", file)
-        work(log)
+        log_everything(log)
         log.close()
     assert all(line.startswith("{") for line in (tmp_path / "log").read_text().splitlines())
 
 
-def test_why_a_service_does_not_start_is_an_error():
+def test_a_failed_start_is_logged_as_an_error():
     reader, writer = socket.socketpair()
     with reader, writer:
         done = subprocess.run(

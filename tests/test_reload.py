@@ -13,7 +13,6 @@ from structlog.testing import capture_logs
 
 from proxy.config import Config, keep_restart_only_keys, load
 from proxy.errors import ConfigError
-from tests.download.test_queue import Line
 from tests.fakes.faults import Fault
 from tests.fakes.registry import FakeRegistry
 from tests.support.program import Program
@@ -196,22 +195,24 @@ async def test_the_info_shows_the_new_configuration(registry, program):
         assert program.running.config.upstreams["extra.example"].url == other.url
 
 
-async def test_more_downloads_may_run_after_a_reload():
-    async with asyncio.TaskGroup() as group:
-        line = Line(1, group)
-        for name in ("first", "second", "third"):
-            await line.join(name, is_urgent=True)
-        assert line.inside == ["first"]
-        line.slots.resize(2)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert line.inside == ["first", "second"]
-        line.slots.resize(1)
-        await line.leave("first")
-        assert line.inside == ["second"]
-        await line.leave("second")
-        assert line.inside == ["third"]
-        await line.leave("third")
+async def test_more_downloads_may_run_after_a_reload(registry, make_program):
+    program = await make_program(fetch={"max_downloads": 1})
+    held, small = registry.add_blob(LAYER), registry.add_blob(b"small")
+    release = asyncio.Event()
+    registry.fail(registry.body_of(held), Fault(stall_at=len(LAYER) // 2, until=release))
+    async with (
+        program.opened(f"/v2/library/app/blobs/{held}") as response,
+        asyncio.TaskGroup() as group,
+    ):
+        await response.content.readexactly(1000)
+        waiting = group.create_task(program.blob(small))
+        await registry.until(lambda: registry.bytes_sent(registry.body_of(small)) > 0)
+        done, _ = await asyncio.wait((waiting,), timeout=0.2)
+        assert not done
+        assert await program.reload(fetch={"max_downloads": 2})
+        assert (await waiting).is_whole
+        release.set()
+        await response.read()
 
 
 BROKEN: list[dict[str, dict[str, Any]]] = [

@@ -1,4 +1,4 @@
-"""What is said to the service manager, read from a real notify socket; and the sockets that it passes."""
+"""Messages to the service manager, received by a real notify socket, and the sockets it passes."""
 
 import fcntl
 import os
@@ -22,37 +22,37 @@ def manager(tmp_path: Path) -> Iterator[socket.socket]:
         yield listener
 
 
-def heard(manager: socket.socket) -> dict[str, str]:
+def received(manager: socket.socket) -> dict[str, str]:
     text = manager.recv(4096).decode()
     return dict(line.split("=", 1) for line in text.split("\n"))
 
 
-def test_each_state_is_one_datagram(manager):
+def test_every_message_is_one_datagram(manager):
     notifier = Notifier(manager.getsockname())
     notifier.extend_timeout("opening the store", 30)
-    assert heard(manager) == {"EXTEND_TIMEOUT_USEC": "30000000", "STATUS": "opening the store"}
+    assert received(manager) == {"EXTEND_TIMEOUT_USEC": "30000000", "STATUS": "opening the store"}
     notifier.ready("serving")
-    assert heard(manager) == {"READY": "1", "STATUS": "serving"}
+    assert received(manager) == {"READY": "1", "STATUS": "serving"}
     notifier.ping_watchdog("still serving")
-    assert heard(manager) == {"WATCHDOG": "1", "STATUS": "still serving"}
+    assert received(manager) == {"WATCHDOG": "1", "STATUS": "still serving"}
     notifier.status("serving a lot")
-    assert heard(manager) == {"STATUS": "serving a lot"}
+    assert received(manager) == {"STATUS": "serving a lot"}
     notifier.stopping()
-    assert heard(manager)["STOPPING"] == "1"
+    assert received(manager)["STOPPING"] == "1"
     notifier.close()
 
 
-def test_a_reload_says_when_it_began_by_the_clock_that_systemd_compares(manager):
+def test_a_reload_reports_its_start_on_the_monotonic_clock(manager):
     notifier = Notifier(manager.getsockname())
     before = time.monotonic_ns() // 1000
     notifier.reloading()
-    said = heard(manager)
-    assert said["RELOADING"] == "1"
-    assert before <= int(said["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
+    message = received(manager)
+    assert message["RELOADING"] == "1"
+    assert before <= int(message["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
     notifier.close()
 
 
-def test_an_abstract_address_is_understood():
+def test_the_address_may_be_in_the_abstract_namespace():
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind("")  # the kernel chooses an abstract name
         listener.settimeout(5)
@@ -60,26 +60,26 @@ def test_an_abstract_address_is_understood():
         assert name.startswith(b"\0")
         notifier = Notifier("@" + name[1:].decode())
         notifier.ready("here")
-        assert heard(listener)["READY"] == "1"
+        assert received(listener)["READY"] == "1"
         notifier.close()
 
 
-def test_a_manager_that_is_not_there_is_no_reason_to_fail(tmp_path):
+def test_without_a_manager_messages_are_dropped(tmp_path):
     for address in ("", str(tmp_path / "none")):
         notifier = Notifier(address)
         notifier.ready("serving")
         notifier.close()
-        notifier.ready("nobody is told")
+        notifier.ready("after close")
 
 
-def test_a_manager_that_does_not_read_holds_nobody_up(manager):
+def test_a_manager_that_does_not_read_does_not_block_the_daemon(manager):
     notifier = Notifier(manager.getsockname())
     for _ in range(100_000):
         notifier.status("x" * 1000)
     notifier.close()
 
 
-def test_the_environment_is_emptied(manager):
+def test_the_variables_are_removed_from_the_environment(manager):
     environ = {
         "NOTIFY_SOCKET": manager.getsockname(),
         "WATCHDOG_USEC": "30000000",
@@ -89,13 +89,13 @@ def test_the_environment_is_emptied(manager):
         "LISTEN_FDNAMES": "registry",
         "HOME": "/",
     }
-    met = read_service_manager(environ)
+    service_manager = read_service_manager(environ)
     assert environ == {"HOME": "/"}
-    assert met.watchdog == 30
-    assert met.sockets == {}, "they are for another process"
-    met.notifier.ready("here")
-    assert heard(manager)["READY"] == "1"
-    met.notifier.close()
+    assert service_manager.watchdog == 30
+    assert service_manager.sockets == {}, "LISTEN_PID is another process"
+    service_manager.notifier.ready("here")
+    assert received(manager)["READY"] == "1"
+    service_manager.notifier.close()
 
 
 @pytest.mark.parametrize(
@@ -107,36 +107,36 @@ def test_the_environment_is_emptied(manager):
         ({"WATCHDOG_USEC": "soon"}, 0),
     ],
 )
-def test_the_watchdog_is_ours_only_if_it_says_so(environ, seconds):
+def test_the_watchdog_applies_unless_it_is_for_another_process(environ, seconds):
     assert read_service_manager(environ).watchdog == seconds
 
 
-# Run where nothing else has the descriptors from 3 on, as a service manager starts it.
-MEET = """
+# Run in a process of its own, in which the descriptors from 3 on are the passed ones.
+SCRIPT = """
 import os
 from proxy.errors import ConfigError
 from proxy.systemd import read_service_manager
 os.environ["LISTEN_PID"] = str(os.getpid())
 try:
-    met = read_service_manager(os.environ)
+    manager = read_service_manager(os.environ)
 except ConfigError as error:
-    print("refused:", error)
+    print("error:", error)
 else:
-    for name, sockets in sorted(met.sockets.items()):
+    for name, sockets in sorted(manager.sockets.items()):
         for one in sockets:
             print(name, one.getsockname(), os.get_inheritable(one.fileno()))
 """
 
 
-def met(names: str | None, *passed: int) -> list[str]:
-    """Return what a process makes of the descriptors, which it gets as 3, 4 and so on."""
-    moves = " ".join(f"{3 + position}<&{fd}" for position, fd in enumerate(passed))
-    environ = {"LISTEN_FDS": str(len(passed)), "PATH": os.environ["PATH"]}
+def passed_sockets(names: str | None, *descriptors: int) -> list[str]:
+    """Pass descriptors to a process as 3, 4 and so on; return the sockets that it reads."""
+    moves = " ".join(f"{3 + position}<&{fd}" for position, fd in enumerate(descriptors))
+    environ = {"LISTEN_FDS": str(len(descriptors)), "PATH": os.environ["PATH"]}
     if names is not None:
         environ["LISTEN_FDNAMES"] = names
     done = subprocess.run(
-        ["bash", "-c", f'exec "$@" {moves}', "bash", sys.executable, "-c", MEET],
-        pass_fds=passed,
+        ["bash", "-c", f'exec "$@" {moves}', "bash", sys.executable, "-c", SCRIPT],
+        pass_fds=descriptors,
         env=environ,
         cwd=Path(__file__).parents[1],
         capture_output=True,
@@ -155,7 +155,7 @@ def listeners(tmp_path: Path) -> Iterator[list[socket.socket]]:
     ):
         local.bind(str(tmp_path / "admin"))
         local.listen()
-        # Away from the numbers that they are to get.
+        # Keep them clear of the numbers that they will get.
         high = [fcntl.fcntl(one.fileno(), fcntl.F_DUPFD, 50) for one in (first, second, local)]
         sockets = [socket.socket(fileno=fd) for fd in high]
         yield sockets
@@ -163,9 +163,11 @@ def listeners(tmp_path: Path) -> Iterator[list[socket.socket]]:
             one.close()
 
 
-def test_several_sockets_are_told_apart_by_their_names(listeners, tmp_path):
+def test_passed_sockets_are_grouped_by_name(listeners, tmp_path):
     first, second, local = listeners
-    assert met("registry:admin:registry", first.fileno(), local.fileno(), second.fileno()) == [
+    assert passed_sockets(
+        "registry:admin:registry", first.fileno(), local.fileno(), second.fileno()
+    ) == [
         f"admin {tmp_path / 'admin'} False",
         f"registry {first.getsockname()} False",
         f"registry {second.getsockname()} False",
@@ -173,25 +175,25 @@ def test_several_sockets_are_told_apart_by_their_names(listeners, tmp_path):
 
 
 @pytest.mark.parametrize("names", [None, "unknown", "pullcache.socket", ""])
-def test_a_socket_without_a_name_is_for_clients(listeners, names):
+def test_a_socket_without_a_name_is_for_the_registry(listeners, names):
     first = listeners[0]
-    assert met(names, first.fileno()) == [f"registry {first.getsockname()} False"]
+    assert passed_sockets(names, first.fileno()) == [f"registry {first.getsockname()} False"]
 
 
-def test_a_socket_of_another_name_is_refused_with_the_names_there_are(listeners):
-    (said,) = met("amdin", listeners[0].fileno())
-    assert said == "refused: FileDescriptorName=amdin: no such socket (known: registry, admin)"
+def test_a_socket_with_an_unknown_name_is_an_error_that_lists_the_known_ones(listeners):
+    (line,) = passed_sockets("amdin", listeners[0].fileno())
+    assert line == "error: FileDescriptorName=amdin: no such socket (known: registry, admin)"
 
 
-def test_what_cannot_be_listened_on_is_refused(tmp_path):
+def test_a_descriptor_that_is_not_a_listening_socket_is_an_error(tmp_path):
     file = os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
-        socket.socket(socket.AF_INET) as deaf,
+        socket.socket(socket.AF_INET) as not_listening,
     ):
-        (said,) = met("registry", file)
-        assert "no socket" in said
-        for one in (datagrams, deaf):
-            (said,) = met("registry", one.fileno())
-            assert "does not listen for streams" in said
+        (line,) = passed_sockets("registry", file)
+        assert "is not a socket" in line
+        for one in (datagrams, not_listening):
+            (line,) = passed_sockets("registry", one.fileno())
+            assert "is not a listening stream socket" in line
     os.close(file)

@@ -1,1 +1,4 @@
-"""Bundles: images exported from a store and imported into one, as OCI image layouts in a tar."""
+"""Bundles: stored images exported as a tar that is an OCI image layout, and imported from one.
+
+Nothing here contacts an upstream; every blob is hashed on its way out and on its way in.
+"""

@@ -1,7 +1,7 @@
-"""Compressed streams, recognised by their first bytes: zstd, gzip, or neither.
+"""Decompression of bundles: zstd or gzip, recognised by their first bytes, or neither.
 
-Decompressed in threads, a step at a time: however much a few bytes stand for, no more than one step
-of it is in memory, and whoever takes the steps decides when it is too much.
+Each step runs in a thread and returns at most `CHUNK_SIZE`, so a decompression bomb cannot fill the
+memory; the consumer decides when the total is too much.
 """
 
 import zlib
@@ -16,14 +16,14 @@ from proxy.errors import BundleError
 
 CHUNK_SIZE = 1 << 20
 
-# 128 MiB, what `zstd --ultra -22` needs; `--long=31` would have us hold 2 GiB.
+# 128 MiB, which `zstd --ultra -22` needs; `--long=31` would need 2 GiB.
 _MAX_WINDOW_LOG = 27
 
 _MAGIC_SIZE = 4
 
 
 class Decompressor(Protocol):
-    """The interface that the standard library's decompressors have, from `bz2` to `zstd`."""
+    """The interface of the standard library's decompressors, from `bz2` to `zstd`."""
 
     @property
     def eof(self) -> bool:
@@ -31,18 +31,18 @@ class Decompressor(Protocol):
 
     @property
     def needs_input(self) -> bool:
-        """Whether there is no more output without more input."""
+        """Whether more output takes more input."""
 
     @property
     def unused_data(self) -> bytes:
-        """What came after the end of the stream."""
+        """The input after the end of the stream."""
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
-        """Return at most `max_length` bytes; what is left of `data` is kept."""
+        """Return at most `max_length` bytes, and keep the rest of `data` for the next call."""
 
 
 class _GzipDecompressor:
-    """`zlib` in the form of the others."""
+    """Adapts `zlib`, which has another interface."""
 
     def __init__(self) -> None:
         self._decompressor = zlib.decompressobj(wbits=31)
@@ -61,9 +61,11 @@ class _GzipDecompressor:
         return self._decompressor.unused_data
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
-        piece = self._decompressor.decompress(self._decompressor.unconsumed_tail + data, max_length)
-        self._is_output_full = len(piece) == max_length
-        return piece
+        output = self._decompressor.decompress(
+            self._decompressor.unconsumed_tail + data, max_length
+        )
+        self._is_output_full = len(output) == max_length
+        return output
 
 
 def _make_zstd_decompressor() -> Decompressor:
@@ -77,15 +79,17 @@ _FORMATS: tuple[tuple[bytes, Callable[[], Decompressor]], ...] = (
 
 
 async def decompress(chunks: AsyncIterator[bytes], executor: Executor) -> AsyncIterator[bytes]:
-    """Yield the content of a stream that may be compressed. Raises `BundleError` if it is damaged."""
+    """Yield the content of a stream, compressed or not. Raises `BundleError` if it is damaged."""
     head = b""
     while len(head) < _MAGIC_SIZE and (chunk := await anext(chunks, b"")):
         head += chunk
-    make = next((make for magic, make in _FORMATS if head.startswith(magic)), None)
-    whole = _prepend(head, chunks)
+    stream = _prepend(head, chunks)
+    make_decompressor = next((make for magic, make in _FORMATS if head.startswith(magic)), None)
+    if make_decompressor:
+        stream = _decompress_streams(stream, make_decompressor, executor)
     try:
-        async for piece in _decompress_streams(whole, make, executor) if make else whole:
-            yield piece
+        async for chunk in stream:
+            yield chunk
     except (ZstdError, zlib.error) as error:
         raise BundleError(f"the compressed bundle is damaged: {error}") from error
 
@@ -100,20 +104,18 @@ async def _prepend(head: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[b
 async def _decompress_streams(
     chunks: AsyncIterator[bytes], make_decompressor: Callable[[], Decompressor], executor: Executor
 ) -> AsyncIterator[bytes]:
-    """Yield what the streams stand for that follow one another, as `zstd` and `gzip` take them."""
-    stream = make_decompressor()
+    """Yield the content of one or more concatenated streams, as the `zstd` and `gzip` tools do."""
+    decompressor = make_decompressor()
     async for chunk in chunks:
         data = chunk
         while data:
-            if stream.eof:
-                stream = make_decompressor()
-            while data or not (stream.eof or stream.needs_input):
-                piece = await run_in_thread(executor, stream.decompress, data, CHUNK_SIZE)
+            if decompressor.eof:
+                decompressor = make_decompressor()
+            while data or not (decompressor.eof or decompressor.needs_input):
+                output = await run_in_thread(executor, decompressor.decompress, data, CHUNK_SIZE)
                 data = b""
-                if piece:
-                    yield piece
-            data = stream.unused_data
-    if not stream.eof:
-        raise BundleError(
-            "the compressed bundle ends in its midst: it was cut, or a part is missing"
-        )
+                if output:
+                    yield output
+            data = decompressor.unused_data
+    if not decompressor.eof:
+        raise BundleError("the compressed bundle is truncated: its end or a part is missing")

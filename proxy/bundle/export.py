@@ -1,7 +1,7 @@
-"""Images as one tar that is an OCI image layout, and that every `docker load` takes too.
+"""Export a bundle: stored images as a tar of an OCI image layout that `docker load` takes too.
 
-The bytes of the store go out as they are, each blob hashed on its way: what is damaged on the disk is
-not handed on. The same images make the same bundle, and its size is known before its first byte.
+Blobs are copied unchanged and hashed on the way, so that a blob damaged on disk never completes a
+bundle. The same images make the same bytes, and the size is known before the first of them.
 """
 
 import os
@@ -16,29 +16,29 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, asynccontextmanager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from proxy.bundle import local_file
 from proxy.bundle.local_file import LocalFile
 from proxy.concurrency import read_ahead
 from proxy.errors import StorageError, UnknownManifestError
-from proxy.images.tree import ImageStore, ManifestNode, MissingBlob
-from proxy.names import display_name
+from proxy.images.store import ImageStore
+from proxy.images.tree import ManifestNode, MissingBlob, load_image
+from proxy.names import display_name, full_name
 from proxy.oci import layout, tar
 from proxy.oci.digest import Digest
 from proxy.oci.layout import DockerImage, LayoutImage
-from proxy.oci.manifest import Platform
-from proxy.oci.platform import choose_platform, parse_platform
+from proxy.oci.manifest import Manifest
+from proxy.oci.platform import Platform, choose_platform, parse_platform
 from proxy.oci.reference import Reference, Repository
-from proxy.storage.image_queries import ImageQueries
 
-# What is read, hashed and written in one thread stays in its cache.
+# Small enough that the CPU's cache holds a chunk while one thread reads, hashes and writes it.
 READ_SIZE = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class ExportedImage:
-    """An image of a bundle. `skipped_platforms` are those that the store lacks."""
+    """An image of a bundle. `skipped_platforms` are in its index but not complete in the store."""
 
     name: str
     digest: str
@@ -53,37 +53,20 @@ class _BundleImage:
     node: ManifestNode
 
     @property
-    def name(self) -> str:
-        """The name in full, as containerd writes it."""
-        mark = "@" if isinstance(self.reference, Digest) else ":"
-        return f"{self.repository.upstream}/{self.repository.name}{mark}{self.reference}"
-
-    def stored_manifests(self) -> list[ManifestNode]:
-        """Return the manifests that can be run: what the bundle holds of an index, or the one there is."""
-        return [node for node in self.node.platform_manifests() if node.manifest]
+    def full_name(self) -> str:
+        """The name with registry and namespace, as containerd writes it."""
+        return full_name(self.repository, self.reference)
 
 
 class Bundle:
-    """What is to be sent: `size` bytes, the same whenever the same images are asked for."""
+    """The content of a bundle: its blobs in order, with sizes, and the size of the whole tar."""
 
     def __init__(self, images: Sequence[_BundleImage], exclude: Collection[Digest]) -> None:
         self.blobs = {
             digest: size for digest, size in _order_blobs(images).items() if digest not in exclude
         }
-        documents = {
-            layout.LAYOUT_FILE: layout.LAYOUT_FILE_CONTENT,
-            layout.INDEX_FILE: layout.encode_index([_to_index_entry(image) for image in images]),
-        }
-        if meant := {
-            image.node.digest: [child.digest for child in image.node.children]
-            for image in images
-            if image.node.children
-        }:
-            documents[layout.EXPECTED_FILE] = layout.encode_expected(meant)
-        if loadable := _list_docker_images(images, self.blobs):
-            documents[layout.DOCKER_MANIFEST_FILE] = layout.encode_docker_manifest(loadable)
         self.metadata_entries = b"".join(
-            _write_tar_entry(name, content) for name, content in documents.items()
+            _encode_entry(name, content) for name, content in _documents(images, self.blobs).items()
         )
         self.size = len(self.metadata_entries) + len(tar.END_OF_ARCHIVE)
         for digest, size in self.blobs.items():
@@ -92,7 +75,7 @@ class Bundle:
 
 
 class BundleExporter:
-    """Makes bundles of what the store has."""
+    """Exports images of one store."""
 
     def __init__(self, image_store: ImageStore) -> None:
         self._image_store = image_store
@@ -105,45 +88,45 @@ class BundleExporter:
         platforms: Sequence[str] = (),
         exclude: Collection[Digest] = (),
     ) -> AsyncIterator[tuple[Bundle, list[ExportedImage]]]:
-        """Find the images and keep them in the store for as long as the context lasts.
+        """Yield the bundle of the images, which are not evicted within the context.
 
-        Of an image index goes out what clients of the `platforms` take, by default all that is whole here.
-        Blobs `without` are left out: an earlier bundle has them. Raises `InvalidReferenceError`,
-        `DeniedError`, and `UnknownManifestError` if something is not here.
+        Of an image index, the bundle has the manifests that clients of the `platforms` take;
+        without platforms, all that are complete in the store. Blobs in `exclude` are left out,
+        because an earlier bundle has them. Raises `InvalidReferenceError`, `DeniedError`, and
+        `UnknownManifestError` if an image or platform is not in the store.
         """
-        with self._image_store.space.lease() as hold:
-            found = []
-            report = []
-            wanted = [*map(parse_platform, platforms)]
+        requested = [parse_platform(text) for text in platforms]
+        with self._image_store.space.lease() as lease:
+            # Without duplicates and sorted, so that the request's order does not change the bytes.
+            selected: dict[str, _BundleImage] = {}
+            report: list[ExportedImage] = []
             for text in images:
-                image = await self._find_image(text)
-                report.append(_drop_unselected(image, wanted))
-                found.append(image)
-                hold.digests.update(_order_blobs([image]))
-            # Each once, and in an order of its own: it does not matter how they were asked for.
-            unique = {image.name: image for image in found}
-            yield Bundle([unique[name] for name in sorted(unique)], exclude), report
+                image, exported = _select_platforms(await self._load_image(text), requested)
+                lease.digests.update(_order_blobs([image]))
+                selected[image.full_name] = image
+                report.append(exported)
+            yield Bundle([selected[name] for name in sorted(selected)], exclude), report
 
-    async def _find_image(self, text: str) -> _BundleImage:
+    async def _load_image(self, text: str) -> _BundleImage:
         repository, reference = self._image_store.names.parse_allowed(text)
-
-        def look(catalogue: ImageQueries) -> ManifestNode | None:
-            top = self._image_store.find_manifest(catalogue, repository, reference)
-            return self._image_store.build_tree(catalogue, top, repository) if top else None
-
-        node = await self._image_store.query(look)
+        node = await self._image_store.query(
+            lambda queries: load_image(self._image_store, queries, repository, reference)
+        )
         if node is None or node.manifest is None:
-            reason = node.problem if node else ""
+            problem = node.problem if node else ""
             raise _not_exportable_error(
-                repository, reference, reason or "it is not stored; pull or preload it first"
+                repository, reference, problem or "it is not stored; pull or preload it first"
             )
         return _BundleImage(repository, reference, node)
 
     async def stream(self, bundle: Bundle) -> AsyncGenerator[bytes, None]:
-        """Yield the bundle. Raises `StorageError` if a blob is damaged: the rest must not be sent."""
+        """Yield the bytes of the bundle.
+
+        Raises `StorageError` if a blob is damaged; then the caller must not end the bundle.
+        """
         async with (
-            self._open_chunks(bundle) as pieces,
-            aclosing(read_ahead(pieces, self._image_store.executor)) as chunks,
+            self._open_chunks(bundle) as blocking_chunks,
+            aclosing(read_ahead(blocking_chunks, self._image_store.executor)) as chunks,
         ):
             async for chunk in chunks:
                 yield chunk
@@ -151,102 +134,120 @@ class BundleExporter:
     async def write(
         self, bundle: Bundle, file: LocalFile, on_progress: Callable[[int], None] = lambda _: None
     ) -> int:
-        """Write the bundle into an empty file, and return its size; `progress` is told how far it is.
+        """Write the bundle into an empty file and return its size.
 
-        Raises `FileUnreachableError` and `StorageError`.
+        `on_progress` is called with the number of bytes written so far. Raises
+        `FileUnreachableError` and `StorageError`.
         """
-        async with self._open_chunks(bundle) as pieces:
+        async with self._open_chunks(bundle) as chunks:
             return await local_file.write_file(
-                file, pieces, self._image_store.executor, on_progress
+                file, chunks, self._image_store.executor, on_progress
             )
 
     @asynccontextmanager
     async def _open_chunks(self, bundle: Bundle) -> AsyncIterator[Generator[bytes, None, None]]:
-        """Yield the bundle's pieces, for a thread. When they were taken, count the uses."""
+        """Yield the bundle's chunks, to be read in a thread, then count a use of each blob.
+
+        Removes a blob that turns out to be damaged, and raises `StorageError`.
+        """
         try:
-            with closing(self._iterate_chunks(bundle)) as pieces:
-                yield pieces
+            with closing(self._iterate_chunks(bundle)) as chunks:
+                yield chunks
         except _DamagedBlobError as error:
             await self._image_store.space.remove_corrupt(error.digest)
-            raise StorageError(f"{error.digest} {error} on the disk; pull it again") from error
+            raise StorageError(str(error)) from error
         for digest in bundle.blobs:
             self._image_store.index.touch(digest)
 
     def _iterate_chunks(self, bundle: Bundle) -> Generator[bytes, None, None]:
-        edge = bundle.metadata_entries
+        # Headers and padding go out with the chunk after them.
+        pending = bundle.metadata_entries
         for digest, size in bundle.blobs.items():
-            edge += tar.encode_header(layout.blob_path(digest), size)
-            for piece in self._read_blob(digest, size):
-                yield edge + piece if edge else piece
-                edge = b""
-            edge += bytes(tar.padding_size(size))
-        yield edge + tar.END_OF_ARCHIVE
+            pending += tar.encode_header(layout.blob_path(digest), size)
+            for chunk in self._read_blob(digest, size):
+                yield pending + chunk if pending else chunk
+                pending = b""
+            pending += bytes(tar.padding_size(size))
+        yield pending + tar.END_OF_ARCHIVE
 
     def _read_blob(self, digest: Digest, size: int) -> Iterator[bytes]:
-        """Yield a blob, hashed: what is damaged has gone out by then, and makes no whole bundle."""
+        """Yield the chunks of a blob; raise `_DamagedBlobError` if its digest does not match."""
         opened = self._image_store.blob_store.open(digest, size)
         if opened is None:
-            raise _DamagedBlobError("is gone, or of another size", digest, size)
+            reason = "is missing or has the wrong size on disk; pull it again"
+            raise _DamagedBlobError(reason, digest)
         hasher, offset = digest.new_hasher(), 0
         with opened:
             try:
-                while piece := os.pread(opened.fd, READ_SIZE, offset):
-                    hasher.update(piece)
-                    offset += len(piece)
-                    yield piece
+                while chunk := os.pread(opened.fd, READ_SIZE, offset):
+                    hasher.update(chunk)
+                    offset += len(chunk)
+                    yield chunk
             except OSError as error:
-                raise StorageError(f"the disk cannot be read: {error.strerror}") from error
+                raise StorageError(f"{digest} cannot be read: {error.strerror}") from error
         if not digest.matches(hasher):
-            raise _DamagedBlobError("is damaged, and was removed,", digest, size)
+            reason = "was damaged on disk and has been removed; pull it again"
+            raise _DamagedBlobError(reason, digest)
 
 
 class _DamagedBlobError(Exception):
-    """A blob is not what the index says."""
+    """The file of a blob does not match the index."""
 
-    def __init__(self, reason: str, digest: Digest, size: int) -> None:
-        super().__init__(reason)
+    def __init__(self, reason: str, digest: Digest) -> None:
+        super().__init__(f"{digest} {reason}")
         self.digest = digest
-        self.size = size
 
 
-def _write_tar_entry(name: str, content: bytes) -> bytes:
-    return tar.encode_header(name, len(content)) + content + bytes(tar.padding_size(len(content)))
+# Which manifests of an image the bundle has.
 
 
-def _drop_unselected(image: _BundleImage, platforms: Sequence[Platform]) -> ExportedImage:
-    """Take out of the image what is not to go out, and say so. Raises `UnknownManifestError`."""
+def _select_platforms(
+    image: _BundleImage, platforms: Sequence[Platform]
+) -> tuple[_BundleImage, ExportedImage]:
+    """Return the image with only the manifests to export, and the report about it.
+
+    Raises `UnknownManifestError` if none is complete, or not all that the platforms take.
+    """
     top = image.node
-    asked = top.children if top.manifest and top.manifest.is_index else [top]
+    requested = top.children if top.is_index else [top]
     if platforms:
         chosen = {_choose_manifest(image, platform).digest for platform in platforms}
-        asked = [
-            part for part in asked if any(one.digest in chosen for one in part.platform_manifests())
+        requested = [
+            child
+            for child in requested
+            if any(manifest.digest in chosen for manifest in child.platform_manifests())
         ]
-    whole = [part for part in asked if not part.all_missing()]
-    left_out = _platform_names(part for part in asked if part not in whole)
-    there = _platform_names(whole)
-    if not there or (platforms and left_out):
-        raise _incomplete_error(image, [gone for part in asked for gone in part.all_missing()])
+    complete = [child for child in requested if not child.all_missing()]
+    exported = _platform_names(complete)
+    skipped = _platform_names(child for child in requested if child not in complete)
+    if not exported or (platforms and skipped):
+        missing = [blob for child in requested for blob in child.all_missing()]
+        raise _incomplete_error(image, missing)
     if top.children:
-        top.children = whole
-    return ExportedImage(image.name, str(top.digest), there, left_out)
+        image = replace(image, node=replace(top, children=complete))
+    return image, ExportedImage(image.full_name, str(top.digest), exported, skipped)
 
 
 def _choose_manifest(image: _BundleImage, platform: Platform) -> ManifestNode:
-    """Return what clients of the platform take, as `check-offline` has it. Raises `UnknownManifestError`."""
-    offered = [(one.platform, one) for one in image.node.platform_manifests()]
-    if offered == [(None, image.node)]:
+    """Return the manifest that a client of the platform takes, as `OfflineChecker` does.
+
+    Raises `UnknownManifestError`.
+    """
+    candidates = [(node.platform, node) for node in image.node.platform_manifests()]
+    if candidates == [(None, image.node)]:
         return image.node
-    found = choose_platform(offered, platform)
-    if found is None:
-        named = ", ".join(str(one or "?") for one, _ in offered)
-        reason = f"it has no {platform}, only {named}"[:120]
+    manifest = choose_platform(candidates, platform)
+    if manifest is None:
+        offered = ", ".join(str(candidate or "?") for candidate, _ in candidates)
+        reason = f"it has no platform {platform}, only {offered}"[:120]
         raise _not_exportable_error(image.repository, image.reference, reason)
-    return found
+    return manifest
 
 
 def _platform_names(nodes: Iterable[ManifestNode]) -> list[str]:
-    return [str(one.platform or "?") for part in nodes for one in part.platform_manifests()]
+    return [
+        str(manifest.platform or "?") for node in nodes for manifest in node.platform_manifests()
+    ]
 
 
 def _incomplete_error(image: _BundleImage, missing: Sequence[MissingBlob]) -> UnknownManifestError:
@@ -264,19 +265,37 @@ def _not_exportable_error(
     return UnknownManifestError(f"{name} cannot be exported: {reason}")
 
 
-def _order_blobs(images: Iterable[_BundleImage]) -> dict[Digest, int]:
-    """Return the blobs with their sizes: manifests, configs, layers.
+# What the tar contains.
 
-    What is said of the rest comes first, so that who reads a stream knows what it is about.
+
+def _order_blobs(images: Iterable[_BundleImage]) -> dict[Digest, int]:
+    """Return the blobs with their sizes: manifests first, then configs, then layers.
+
+    So the reader of a stream knows what the layers belong to before they arrive.
     """
     nodes = [node for image in images for node in image.node.walk()]
-    blobs = {node.digest: node.size for node in nodes}
-    for first in (True, False):
-        for node in nodes:
-            for number, blob in enumerate(node.blobs()):
-                if first == (number == 0):
-                    blobs.setdefault(blob.digest, blob.size)
-    return blobs
+    blobs_of_nodes = [list(node.blobs()) for node in nodes]
+    manifests = {node.digest: node.size for node in nodes}
+    configs = {blob.digest: blob.size for blobs in blobs_of_nodes for blob in blobs[:1]}
+    layers = {blob.digest: blob.size for blobs in blobs_of_nodes for blob in blobs[1:]}
+    return manifests | configs | layers
+
+
+def _documents(images: Sequence[_BundleImage], blobs: Collection[Digest]) -> dict[str, bytes]:
+    """Return the layout's documents by name, in their order in the tar."""
+    documents = {
+        layout.LAYOUT_FILE: layout.LAYOUT_FILE_CONTENT,
+        layout.INDEX_FILE: layout.encode_index([_to_index_entry(image) for image in images]),
+    }
+    if expected := {
+        image.node.digest: [child.digest for child in image.node.children]
+        for image in images
+        if image.node.children
+    }:
+        documents[layout.EXPECTED_FILE] = layout.encode_expected(expected)
+    if docker_images := _docker_images(images, blobs):
+        documents[layout.DOCKER_MANIFEST_FILE] = layout.encode_docker_manifest(docker_images)
+    return documents
 
 
 def _to_index_entry(image: _BundleImage) -> LayoutImage:
@@ -286,31 +305,36 @@ def _to_index_entry(image: _BundleImage) -> LayoutImage:
         node.digest,
         node.size,
         node.manifest.media_type,
-        image.name,
+        image.full_name,
         "" if isinstance(image.reference, Digest) else str(image.reference),
     )
 
 
-def _list_docker_images(
-    images: Iterable[_BundleImage], blobs: Collection[Digest]
-) -> list[DockerImage]:
-    """Return what a docker without containerd's store can load: one platform a name, and whole."""
-    found: dict[Digest, DockerImage] = {}
+def _docker_images(images: Iterable[_BundleImage], blobs: Collection[Digest]) -> list[DockerImage]:
+    """Return what docker can load without the containerd image store: one platform per name."""
+    docker_images: dict[Digest, DockerImage] = {}
     for image in images:
-        nodes = [node for node in image.stored_manifests() if _is_docker_loadable(node, blobs)]
+        nodes = [
+            node
+            for node in image.node.platform_manifests()
+            if node.manifest and _is_docker_loadable(node.manifest, blobs)
+        ]
         preferred = [node for node in nodes if str(node.platform) == "linux/amd64"]
         for node in (preferred or nodes)[:1]:
             config, *layers = [blob.digest for blob in node.blobs()]
-            names = () if isinstance(image.reference, Digest) else (image.name,)
-            if config in found:
-                names = (*found[config].names, *names)
-            found[config] = DockerImage(config, tuple(layers), names)
-    return list(found.values())
+            names = () if isinstance(image.reference, Digest) else (image.full_name,)
+            if config in docker_images:
+                names = (*docker_images[config].names, *names)
+            docker_images[config] = DockerImage(config, tuple(layers), names)
+    return list(docker_images.values())
 
 
-def _is_docker_loadable(node: ManifestNode, blobs: Collection[Digest]) -> bool:
-    assert node.manifest
-    children = node.manifest.children
+def _is_docker_loadable(manifest: Manifest, blobs: Collection[Digest]) -> bool:
+    children = manifest.children
     return children[0].media_type in layout.IMAGE_CONFIG_TYPES and all(
         child.digest in blobs for child in children
     )
+
+
+def _encode_entry(name: str, content: bytes) -> bytes:
+    return tar.encode_header(name, len(content)) + content + bytes(tar.padding_size(len(content)))

@@ -1,9 +1,12 @@
-"""Bundles into the store: OCI image layouts in a tar, as `export`, skopeo, docker 25 on and hauler write them.
+"""Import a bundle: a tar of an OCI image layout, from pullcache, skopeo, docker 25+ or hauler.
 
-Blobs are verified and committed as they come, in whatever order, and are no use to anybody yet: no
-repository is linked to them. An image is entered when the stream has ended well and all of the image is
-here, some of it perhaps since long ago, in one transaction. What no image needed goes again. A
-transfer that breaks off leaves its blobs, and a repeated one reads over them.
+1. Blobs are verified and stored as they arrive, in any order. They are linked to no repository, so
+   no client can pull them yet.
+2. When the archive has ended well, each image that passes its checks is added in one transaction.
+   Blobs stored earlier count, so a bundle may be a delta.
+3. Blobs that no image needed are removed.
+
+An import that breaks off keeps its complete blobs, and a repeated one skips them.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -12,6 +15,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from proxy.bundle.decompress import decompress
+from proxy.bundle.import_checks import (
+    check_name,
+    check_problems,
+    missing_digests,
+    select_expected,
+)
 from proxy.bundle.reader import BundleReader
 from proxy.bundle.tar import TarReader
 from proxy.concurrency import run_in_thread
@@ -22,22 +31,24 @@ from proxy.errors import (
     InvalidReferenceError,
     StorageError,
 )
-from proxy.images.tree import ImageStore, ManifestNode
+from proxy.images.store import ImageStore
+from proxy.images.tree import ManifestNode, build_tree
 from proxy.log import get_logger
 from proxy.names import display_name
 from proxy.oci.digest import Digest
 from proxy.oci.layout import LayoutImage
 from proxy.oci.reference import Tag
 from proxy.storage.image_queries import StoredBlob
+from proxy.storage.space import Lease
 
 log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ImportedImage:
-    """What became of an image: `name` as people write it, or all that the bundle says.
+    """The outcome for one image: it was added if no blob is `missing` and there is no `reason`.
 
-    It is entered if nothing is `missing` and there is no `reason` against it.
+    `name` is the display name, or whatever the bundle has instead of a valid one.
     """
 
     name: str
@@ -47,13 +58,16 @@ class ImportedImage:
 
     @property
     def is_complete(self) -> bool:
-        """Whether it can be pulled now."""
+        """Whether the image was added and can be pulled."""
         return not self.missing and not self.reason
 
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """What an import did. `added` blobs of `added_bytes` are new; `already_stored` counts the others."""
+    """The outcome of an import.
+
+    `added` blobs with `added_bytes` are new; `already_stored` blobs of the bundle are not.
+    """
 
     images: list[ImportedImage]
     added: int
@@ -62,7 +76,7 @@ class ImportReport:
 
 
 class BundleImporter:
-    """Takes bundles into the store; several may come at once."""
+    """Imports bundles into one store; several imports may run at once."""
 
     def __init__(self, image_store: ImageStore) -> None:
         self._image_store = image_store
@@ -74,129 +88,123 @@ class BundleImporter:
         default_name: str = "",
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> ImportReport:
-        """Import a bundle, compressed or not, and return what became of each of its images.
+        """Import a bundle, compressed or not.
 
-        `name` is for bundles that name no repository; `progress` is told how many bytes were read, as they
-        came. Raises `BundleError`, `DigestMismatchError` and `StorageError`: then the store holds what
-        it held before. Whatever else ends it leaves whole blobs behind, for the next attempt.
+        `default_name` names the image of a bundle that does not; `on_progress` is called with the
+        number of bytes read so far, before decompression. Raises `BundleError`, `DigestMismatchError` and
+        `StorageError`, and then removes what it added. Any other exception, such as a cancellation,
+        leaves complete blobs for the next attempt.
         """
-        contents = self._image_store
-        with contents.space.lease() as hold:
-            folder = await run_in_thread(
-                contents.executor, contents.blob_store.make_import_directory
-            )
-            intake = BundleReader(contents, hold, folder)
-            try:
-                await intake.read(
-                    TarReader(decompress(_count_bytes(chunks, on_progress), contents.executor))
-                )
-            except (BundleError, DigestMismatchError, StorageError):
-                hold.digests.clear()
-                await contents.space.remove_unlinked(intake.added_blobs)
-                raise
-            finally:
-                await run_in_thread(
-                    contents.executor, contents.blob_store.remove_import_directory, folder
-                )
-            images, needed = await self._add_images(intake, default_name)
-            surplus = intake.added_blobs.keys() - needed
-            hold.digests -= surplus
-            await contents.space.remove_unlinked(surplus)
-        added = [size for digest, size in intake.added_blobs.items() if digest in needed]
+        with self._image_store.space.lease() as lease:
+            counted = _count_bytes(chunks, on_progress)
+            bundle = await self._read_bundle(counted, lease)
+            images, needed = await self._add_images(bundle, default_name)
+            await self._remove_unneeded(bundle, needed, lease)
+        added = [size for digest, size in bundle.added_blobs.items() if digest in needed]
         log.info("bundle_imported", images=len(images), blobs=len(added), bytes=sum(added))
         return ImportReport(
-            images, len(added), sum(added), len(intake.digests) - len(intake.added_blobs)
+            images, len(added), sum(added), len(bundle.digests) - len(bundle.added_blobs)
         )
+
+    async def _read_bundle(self, chunks: AsyncIterator[bytes], lease: Lease) -> BundleReader:
+        executor, blob_store = self._image_store.executor, self._image_store.blob_store
+        directory = await run_in_thread(executor, blob_store.make_import_directory)
+        bundle = BundleReader(self._image_store, lease, directory)
+        try:
+            await bundle.read(TarReader(decompress(chunks, executor)))
+        except (BundleError, DigestMismatchError, StorageError):
+            await self._remove_unneeded(bundle, set(), lease)
+            raise
+        finally:
+            await run_in_thread(executor, blob_store.remove_import_directory, directory)
+        return bundle
+
+    async def _remove_unneeded(
+        self, bundle: BundleReader, needed: set[Digest], lease: Lease
+    ) -> None:
+        """Remove the blobs that the import has stored and no image of the bundle needs."""
+        unneeded = bundle.added_blobs.keys() - needed
+        lease.digests -= unneeded
+        await self._image_store.space.remove_unlinked(unneeded)
 
     async def _add_images(
         self, bundle: BundleReader, default_name: str
     ) -> tuple[list[ImportedImage], set[Digest]]:
-        """Enter the images that are complete; return what became of each, and what they need."""
-        images, needed = [], set[Digest]()
+        """Add the images that pass the checks; return all outcomes, and the digests now needed."""
+        outcomes: list[ImportedImage] = []
+        needed: set[Digest] = set()
         for listed in bundle.images:
             top = StoredBlob(listed.digest, listed.size, listed.media_type, 0)
-            node = await self._image_store.query(partial(self._image_store.build_tree, top=top))
-            if problem := next(node.problems(), ""):
-                images.append(_rejected_image(listed.name or listed.tag, listed, problem))
+            tree = await self._image_store.query(partial(build_tree, self._image_store, top=top))
+            try:
+                check_problems(tree)
+            except BundleError as error:
+                outcomes.append(_rejected_image(listed.name or listed.tag, listed, error))
                 continue
-            missing = _select_and_list_missing(node, bundle)
-            for text in _list_names(listed, node, bundle.docker_names, default_name):
-                if missing:
-                    name = self._format_name(text)
-                    images.append(ImportedImage(name, str(listed.digest), missing))
-                else:
-                    images.append(await self._add_image(text, node, listed))
-            if images[-1].is_complete:
-                needed.update(one.digest for one in node.walk())
-                needed.update(blob.digest for one in node.walk() for blob in one.blobs())
-        return images, needed
+            expected = bundle.expected_manifests.get(listed.digest)
+            image = select_expected(tree, expected, bundle.digests)
+            names = _image_names(listed, image, bundle.docker_names, default_name)
+            added = [await self._add_under_name(name, image, listed) for name in names]
+            outcomes += added
+            if any(outcome.is_complete for outcome in added):
+                needed.update(node.digest for node in image.walk())
+                needed.update(blob.digest for node in image.walk() for blob in node.blobs())
+        return outcomes, needed
 
-    def _format_name(self, text: str) -> str:
+    async def _add_under_name(
+        self, name: str, image: ManifestNode, listed: LayoutImage
+    ) -> ImportedImage:
+        """Add the image under one of its names if it is complete and the name is allowed."""
+        if missing := missing_digests(image):
+            return ImportedImage(self._try_display_name(name), str(listed.digest), missing)
+        try:
+            repository, reference = check_name(name, listed.digest, self._image_store.names)
+        except (BundleError, InvalidReferenceError, DeniedError) as error:
+            return _rejected_image(name or listed.tag, listed, error)
+        tag = reference if isinstance(reference, Tag) else None
+        manifests = [
+            (node.digest, node.size, node.manifest) for node in image.walk() if node.manifest
+        ]
+        await self._image_store.index.add_image(repository, tag, listed.digest, manifests)
+        return ImportedImage(display_name(repository, reference), str(listed.digest))
+
+    def _try_display_name(self, text: str) -> str:
         with suppress(InvalidReferenceError, DeniedError):
             return display_name(*self._image_store.names.parse_allowed(text))
         return text
 
-    async def _add_image(self, text: str, node: ManifestNode, entry: LayoutImage) -> ImportedImage:
-        if not text:
-            reason = "the bundle does not say which repository it is of: say it with --name"
-            return _rejected_image(entry.tag, entry, reason)
-        try:
-            repository, reference = self._image_store.names.parse_allowed(text)
-        except (InvalidReferenceError, DeniedError) as error:
-            return _rejected_image(text, entry, str(error))
-        tag = reference if isinstance(reference, Tag) else None
-        if tag is None and reference != entry.digest:
-            return _rejected_image(text, entry, f"the bundle has {entry.digest} under this name")
-        manifests = [(one.digest, one.size, one.manifest) for one in node.walk() if one.manifest]
-        await self._image_store.index.add_image(repository, tag, entry.digest, manifests)
-        return ImportedImage(display_name(repository, reference), str(entry.digest))
+
+def _image_names(
+    listed: LayoutImage,
+    image: ManifestNode,
+    docker_names: Mapping[Digest, list[str]],
+    default_name: str,
+) -> Sequence[str]:
+    """Return the image's names from the most explicit source there is, or "" if no source has one.
+
+    In order: the annotation in `index.json`, docker's `manifest.json`, and the caller's
+    `default_name`, completed with the tag from `index.json`.
+    """
+    if listed.name:
+        return [listed.name]
+    configs = [blobs[0].digest for node in image.walk() if (blobs := list(node.blobs()))]
+    if names := [name for config in configs for name in docker_names.get(config, ())]:
+        return names
+    has_reference = ":" in default_name.rpartition("/")[2] or "@" in default_name
+    if default_name and listed.tag and not has_reference:
+        return [f"{default_name}:{listed.tag}"]
+    return [default_name]
+
+
+def _rejected_image(name: str, listed: LayoutImage, error: Exception) -> ImportedImage:
+    return ImportedImage(name, str(listed.digest), reason=str(error))
 
 
 async def _count_bytes(
     chunks: AsyncIterator[bytes], on_progress: Callable[[int], None]
 ) -> AsyncIterator[bytes]:
-    read = 0
+    count = 0
     async for chunk in chunks:
-        read += len(chunk)
-        on_progress(read)
+        count += len(chunk)
+        on_progress(count)
         yield chunk
-
-
-def _select_and_list_missing(node: ManifestNode, bundle: BundleReader) -> list[str]:
-    """Return what the image lacks, after taking out of an index what is not meant to be here.
-
-    Meant is what the bundle says; if it says nothing, the manifests that it holds; if it holds none,
-    those that are whole in the store.
-    """
-    if node.manifest is None or not node.manifest.is_index:
-        return [gone.digest for gone in node.missing]
-    meant = bundle.expected_manifests.get(node.digest, bundle.digests)
-    chosen = [child for child in node.children if child.digest in meant]
-    node.children = chosen or [child for child in node.children if not child.all_missing()]
-    if node.children:
-        return [gone.digest for gone in node.all_missing()]
-    return [str(child.digest) for child in node.manifest.children]
-
-
-def _list_names(
-    entry: LayoutImage,
-    node: ManifestNode,
-    docker_names: Mapping[Digest, list[str]],
-    default_name: str,
-) -> Sequence[str]:
-    """Return what the image is called, by whoever says it most clearly; "" if nobody does."""
-    if entry.name:
-        return [entry.name]
-    configs = [next(one.blobs()).digest for one in node.walk() if any(one.blobs())]
-    if names := [name for config in configs for name in docker_names.get(config, ())]:
-        return names
-    has_reference = ":" in default_name.rpartition("/")[2] or "@" in default_name
-    return [
-        f"{default_name}:{entry.tag}"
-        if default_name and entry.tag and not has_reference
-        else default_name
-    ]
-
-
-def _rejected_image(name: str, entry: LayoutImage, reason: str) -> ImportedImage:
-    return ImportedImage(name, str(entry.digest), reason=reason)

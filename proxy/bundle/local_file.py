@@ -1,7 +1,8 @@
-"""Bundles in files of this machine that the daemon opens itself, so that no byte goes through a socket.
+"""Bundles in files of this machine that the daemon opens itself, so that no byte passes a socket.
 
-Whoever asks has opened the file before, and says which it is by device and inode: the same path may be another
-file for the daemon, in a container for one. What it may not open, it is sent.
+The client opens each file first and states its device and inode, because the daemon may see another
+file at the same path, for instance in a container. A bundle whose files the daemon cannot open is
+sent through the socket instead.
 """
 
 import os
@@ -20,7 +21,7 @@ READ_SIZE = 1 << 20
 
 
 class LocalFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A regular file, by an absolute path."""
+    """A regular file by its absolute path, with the device and inode that the client sees there."""
 
     path: str
     device: int
@@ -28,24 +29,25 @@ class LocalFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 async def read_files(files: Sequence[LocalFile], executor: Executor) -> AsyncGenerator[bytes, None]:
-    """Yield the content of files, one behind the other.
+    """Yield the contents of files, one after another.
 
-    Raises `FileUnreachableError` before it yields anything, and `StorageError`.
+    Raises `FileUnreachableError` before the first byte, and `StorageError`.
     """
     async with (
         _open_files(files, os.O_RDONLY, executor) as fds,
-        aclosing(read_ahead(_read_chunks(fds), executor)) as pieces,
+        aclosing(read_ahead(_read_chunks(fds), executor)) as chunks,
     ):
-        async for piece in pieces:
-            yield piece
+        async for chunk in chunks:
+            yield chunk
 
 
 async def write_file(
     file: LocalFile, chunks: Iterator[bytes], executor: Executor, on_progress: Callable[[int], None]
 ) -> int:
-    """Write the pieces into an empty file, say from time to time how many bytes are in, and return that.
+    """Write the chunks into an empty file and return its size.
 
-    Raises `FileUnreachableError` and `StorageError`.
+    `on_progress` is called with the number of bytes written so far. Raises `FileUnreachableError`
+    and `StorageError`.
     """
     written, before = 0, -1
     async with _open_files([file], os.O_WRONLY, executor) as (fd,):
@@ -72,30 +74,33 @@ async def _open_files(
 def _open_all(files: Sequence[LocalFile], flags: int, fds: list[int]) -> None:
     for file in files:
         try:
-            # A pipe is not waited for: it is not taken either.
+            # Without O_NONBLOCK, opening a pipe would wait for its other end before it is rejected.
             fds.append(os.open(file.path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC))
         except (OSError, ValueError) as error:
             raise FileUnreachableError(f"the daemon cannot open {file.path[:100]}") from error
         status = os.fstat(fds[-1])
-        is_it = (status.st_dev, status.st_ino) == (file.device, file.inode)
-        if not is_it or not stat.S_ISREG(status.st_mode):
-            raise FileUnreachableError(f"to the daemon {file.path[:100]} is another file")
+        is_same = (status.st_dev, status.st_ino) == (file.device, file.inode)
+        if not is_same or not stat.S_ISREG(status.st_mode):
+            raise FileUnreachableError(f"the daemon sees another file at {file.path[:100]}")
 
 
 def _read_chunks(fds: Sequence[int]) -> Iterator[bytes]:
     try:
         for fd in fds:
-            while piece := os.read(fd, READ_SIZE):
-                yield piece
+            while chunk := os.read(fd, READ_SIZE):
+                yield chunk
     except OSError as error:
         raise StorageError(f"the bundle cannot be read: {error.strerror}") from error
 
 
 def _write_batch(fd: int, offset: int, chunks: Iterator[bytes]) -> int:
-    """Write some of the pieces; return where they end. The rest is for another call: none can be cancelled."""
+    """Write up to about `WRITEBACK_SIZE` of the chunks at `offset`, and return where they end.
+
+    Only part of them, because a thread call cannot be cancelled.
+    """
     start = offset
-    for piece in chunks:
-        rest = memoryview(piece)
+    for chunk in chunks:
+        rest = memoryview(chunk)
         try:
             while rest:
                 count = os.pwrite(fd, rest, offset)

@@ -1,7 +1,7 @@
-"""A tar archive as it comes: one entry after another, nothing kept, nothing unpacked.
+"""A tar archive read as a stream: one entry after another, nothing unpacked to disk.
 
-Names are only compared: none of them ever becomes a path. The sizes of everything that is held in
-memory, and of everything that nobody takes, are bounded.
+Entry names are compared but never used as paths. Everything held in memory, and everything skipped,
+is bounded.
 """
 
 from collections.abc import AsyncIterator
@@ -10,45 +10,19 @@ from proxy.errors import BundleError
 from proxy.oci import tar
 
 MAX_ENTRIES = 500_000
-# Zeros that may follow the end: GNU tar fills a record of 10 KiB, others a tape's.
+# Zeros after the end of the archive: GNU tar fills a record of 10 KiB, others a tape block.
 _MAX_TRAILER = 1 << 20
-# Extended headers in a row, before one entry.
+# Extended headers in a row before one entry.
 _MAX_EXTENDED_HEADERS = 8
 
-
-class ByteReader:
-    """Bytes that come in chunks, taken in the amounts that a format has."""
-
-    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
-        self._chunks = chunks
-        self._buffer = b""
-
-    async def read(self, limit: int) -> bytes:
-        """Return at most `limit` bytes; none only at the end."""
-        while not self._buffer:
-            try:
-                self._buffer = await anext(self._chunks)
-            except StopAsyncIteration:
-                return b""
-        if len(self._buffer) <= limit:
-            taken, self._buffer = self._buffer, b""
-        else:
-            taken, self._buffer = self._buffer[:limit], self._buffer[limit:]
-        return taken
-
-    async def read_exactly(self, size: int) -> bytes:
-        """Return `size` bytes. Raises `BundleError` if there are fewer."""
-        parts = bytearray()
-        while len(parts) < size:
-            taken = await self.read(size - len(parts))
-            if not taken:
-                raise BundleError("the archive ends in its midst: it was cut, or a part is missing")
-            parts += taken
-        return bytes(parts)
+_TRUNCATED = "the archive is truncated: its end or a part is missing"
 
 
 class TarReader:
-    """The entries of an archive: `next_file`, then its `pieces`, or not. Both raise `BundleError`."""
+    """The files of an archive: call `next_file`, then `read_chunks` for its content, or not.
+
+    Both raise `BundleError`.
+    """
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._reader = ByteReader(chunks)
@@ -57,7 +31,7 @@ class TarReader:
         self._entry_count = 0
 
     async def next_file(self) -> tar.TarHeader | None:
-        """Return the next file, past what is left of the last; None after the last one."""
+        """Skip the rest of the current file and return the next one, or None at the end."""
         while True:
             async for _ in self.read_chunks():
                 pass
@@ -73,27 +47,27 @@ class TarReader:
                 return header
 
     async def read_chunks(self) -> AsyncIterator[bytes]:
-        """Yield what is left of the file, as it comes."""
+        """Yield the rest of the current file as it arrives."""
         while self._remaining:
-            piece = await self._reader.read(self._remaining)
-            if not piece:
-                raise BundleError("the archive ends in its midst: it was cut, or a part is missing")
-            self._remaining -= len(piece)
-            yield piece
+            chunk = await self._reader.read(self._remaining)
+            if not chunk:
+                raise BundleError(_TRUNCATED)
+            self._remaining -= len(chunk)
+            yield chunk
         if self._padding:
             await self._reader.read_exactly(self._padding)
             self._padding = 0
 
     async def _read_header(self) -> tar.TarHeader | None:
-        """Return the next header, with what extended headers before it say."""
+        """Return the next header, with name and size from the extended headers before it."""
         name, size = "", ""
         for _ in range(_MAX_EXTENDED_HEADERS):
             header = tar.parse_header(await self._reader.read_exactly(tar.BLOCK_SIZE))
             if header is None:
                 return None
             if header.kind in ("file", "directory"):
-                actual = tar.parse_pax_size(size) if size else header.size
-                return tar.TarHeader(_normalize_name(name or header.name), actual, header.kind)
+                actual_size = tar.parse_pax_size(size) if size else header.size
+                return tar.TarHeader(_normalize_name(name or header.name), actual_size, header.kind)
             content = await self._reader.read_exactly(header.size)
             await self._reader.read_exactly(tar.padding_size(header.size))
             if header.kind == "name":
@@ -101,23 +75,55 @@ class TarReader:
             else:
                 records = tar.parse_pax_records(content)
                 if records and header.kind == "global":
-                    raise BundleError("a global header gives names or sizes to all entries")
+                    raise BundleError("a global header sets the name or size of all entries")
                 name, size = records.get("path", name), records.get("size", size)
         raise BundleError("too many extended headers in a row")
 
     async def _check_trailer(self) -> None:
-        """Read what follows the first block of zeros: more of them, and not many."""
-        seen = 0
-        while piece := await self._reader.read(_MAX_TRAILER):
-            seen += len(piece)
-            if seen > _MAX_TRAILER or piece.strip(b"\0"):
-                raise BundleError("something follows the end of the archive")
+        """Check that only zeros follow the first block of zeros, and not too many."""
+        size = 0
+        while chunk := await self._reader.read(_MAX_TRAILER):
+            size += len(chunk)
+            if size > _MAX_TRAILER or chunk.strip(b"\0"):
+                raise BundleError("unexpected data after the end of the archive")
+
+
+class ByteReader:
+    """Reads exact amounts from chunks of any size."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self._buffer = b""
+
+    async def read(self, limit: int) -> bytes:
+        """Return at most `limit` bytes; none only at the end."""
+        while not self._buffer:
+            try:
+                self._buffer = await anext(self._chunks)
+            except StopAsyncIteration:
+                return b""
+        # Most chunks are returned whole, without a copy.
+        if len(self._buffer) <= limit:
+            taken, self._buffer = self._buffer, b""
+        else:
+            taken, self._buffer = self._buffer[:limit], self._buffer[limit:]
+        return taken
+
+    async def read_exactly(self, size: int) -> bytes:
+        """Return `size` bytes. Raises `BundleError` if there are fewer."""
+        content = bytearray()
+        while len(content) < size:
+            taken = await self.read(size - len(content))
+            if not taken:
+                raise BundleError(_TRUNCATED)
+            content += taken
+        return bytes(content)
 
 
 def _normalize_name(name: str) -> str:
-    """Return the name without `./` before and `/` behind it. Raises `BundleError`."""
+    """Return the name without leading `./` and trailing `/`. Raises `BundleError`."""
     name = name.removeprefix("./").rstrip("/")
     parts = name.split("/")
     if len(name) > tar.MAX_NAME_SIZE or ".." in parts or name.startswith("/"):
-        raise BundleError(f"an entry is named {name[:80]!r}, which leads out of the archive")
+        raise BundleError(f"the entry name {name[:80]!r} is too long or leads out of the archive")
     return name

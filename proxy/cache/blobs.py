@@ -8,8 +8,10 @@ import msgspec
 
 from proxy.cache.access import RepositoryAccess
 from proxy.concurrency import RESPONSE_TIMEOUT, enforce_deadline
+from proxy.config import FetchSettings
 from proxy.download.download import Download
 from proxy.download.manager import DownloadManager
+from proxy.download.reader import DownloadReader
 from proxy.metrics import CacheState
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
@@ -22,7 +24,7 @@ from proxy.upstream.client import Upstream
 class BlobResult(msgspec.Struct, frozen=True):
     """Where to read a blob from: a stored file, or a download that may still be running."""
 
-    source: OpenBlob | Download
+    source: OpenBlob | DownloadReader
     cache_state: CacheState
 
 
@@ -38,6 +40,7 @@ class BlobCache:
         space: SpaceManager,
         downloads: DownloadManager,
         access: RepositoryAccess,
+        settings: FetchSettings,
     ) -> None:
         self._upstreams = upstreams
         self._store = store
@@ -45,6 +48,7 @@ class BlobCache:
         self._space = space
         self._downloads = downloads
         self._access = access
+        self._settings = settings
         self._now = asyncio.get_running_loop().time
 
     def lookup_cached_blob(self, repository: Repository, digest: Digest) -> OpenBlob | None:
@@ -56,16 +60,20 @@ class BlobCache:
         return opened
 
     @asynccontextmanager
-    async def open_blob(self, repository: Repository, digest: Digest) -> AsyncIterator[BlobResult]:
+    async def open_blob(
+        self, repository: Repository, digest: Digest, *, client: str = ""
+    ) -> AsyncIterator[BlobResult]:
         """Open a blob; one that is not stored is downloaded while it is read.
 
-        Raises `UnknownBlobError`, `UpstreamError` and `DigestMismatchError`.
+        `client` is the address that asks: downloads start in turns by client. Raises
+        `UnknownBlobError`, `UpstreamError`, `DigestMismatchError` and `TooManyRequestsError`.
         """
         deadline = self._now() + RESPONSE_TIMEOUT
+        upstream = self._upstreams[repository.upstream]
         opened = await self._open_stored(repository, digest, deadline)
-        download = None if opened else self._downloads.get(digest)
+        download = None if opened else self._downloads.get(upstream.name, digest)
         if download and download.repository != repository:
-            download = await self._share_download(repository, digest, deadline)
+            download = await self._share_download(repository, digest, deadline, client)
             if download is None:
                 # It failed, or it has just been committed.
                 opened = await self._open_stored(repository, digest, deadline)
@@ -75,12 +83,14 @@ class BlobCache:
             return
         state: CacheState = "collapsed"
         if download is None:
-            download, state = self._downloads.start(repository, digest), "miss"
-        download.add_reader()
-        try:
-            yield BlobResult(download, state)
-        finally:
-            download.remove_reader()
+            download = self._downloads.start(
+                upstream, repository, digest, self._settings, client=client
+            )
+            state = "miss"
+        else:
+            self._downloads.add_client(download, client)
+        async with download.attach() as reader:
+            yield BlobResult(reader, state)
 
     async def get_blob_size(
         self, repository: Repository, digest: Digest
@@ -111,7 +121,7 @@ class BlobCache:
         return opened
 
     async def _share_download(
-        self, repository: Repository, digest: Digest, deadline: float
+        self, repository: Repository, digest: Digest, deadline: float, client: str
     ) -> Download | None:
         """Return a download that another repository has started, once upstream has sent a byte.
 
@@ -119,4 +129,4 @@ class BlobCache:
         """
         await self._access.check_download(repository, digest, deadline)
         async with enforce_deadline(deadline, repository.upstream):
-            return await self._downloads.wait_first_byte(digest)
+            return await self._downloads.join(repository.upstream, digest, client)

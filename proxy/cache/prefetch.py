@@ -1,7 +1,9 @@
 """Prefetch: downloads the config and layers of a manifest that a client has just pulled."""
 
 import asyncio
+from collections.abc import Mapping
 
+from proxy.config import FetchSettings
 from proxy.download.manager import DownloadManager
 from proxy.errors import ProxyError
 from proxy.lru import CachedManifest, TTLCache
@@ -9,6 +11,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.manifest import INDEX_TYPES
 from proxy.oci.reference import Repository
 from proxy.storage.index import Index
+from proxy.upstream.client import Upstream
 
 # Seconds in which a manifest that is served again does not start its downloads again.
 REPEAT_INTERVAL = 60.0
@@ -21,8 +24,16 @@ MAX_BLOBS = 256
 class Prefetcher:
     """Starts the downloads of what an image manifest names and the store lacks."""
 
-    def __init__(self, downloads: DownloadManager, index: Index) -> None:
+    def __init__(
+        self,
+        downloads: DownloadManager,
+        index: Index,
+        upstreams: Mapping[str, Upstream],
+        settings: FetchSettings,
+    ) -> None:
         self._downloads = downloads
+        self._upstreams = upstreams
+        self._settings = settings
         self._index = index
         self._recently_prefetched: TTLCache[tuple[Repository, Digest], None]
         self._recently_prefetched = TTLCache(MAX_REMEMBERED, asyncio.get_running_loop().time)
@@ -37,13 +48,16 @@ class Prefetcher:
         if (seen and seen[0] < REPEAT_INTERVAL) or manifest.media_type in INDEX_TYPES:
             return
         self._recently_prefetched.set(key, None)
+        upstream = self._upstreams[repository.upstream]
         for digest in self._index.children(manifest.digest)[:MAX_BLOBS]:
-            is_known = self._index.blob(repository, digest) or self._downloads.get(digest)
+            is_known = self._index.blob(repository, digest) or self._downloads.get(
+                upstream.name, digest
+            )
             # The only children without a link are foreign layers, which upstream does not hold.
             if is_known or not self._index.is_linked(repository, digest):
                 continue
             try:
-                self._downloads.start(repository, digest, is_urgent=False)
+                self._downloads.start(upstream, repository, digest, self._settings)
             except ProxyError:
                 # The client's own request for the blob will report the error.
                 return

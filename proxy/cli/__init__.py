@@ -1,6 +1,7 @@
-"""The commands. stdout is data, stderr is progress and log.
+"""The `pullcache` command line: arguments in, data on stdout, progress and errors on stderr.
 
-Nothing here imports aiohttp at start: `pullcache --help` answers at once.
+aiohttp and the daemon are imported only by commands that run them, so that `pullcache --help` is
+fast.
 """
 
 import sys
@@ -14,19 +15,20 @@ from proxy.cli.commands.client_config import client_config
 from proxy.cli.commands.config import config
 from proxy.cli.commands.fsck import fsck
 from proxy.cli.commands.images import images, inspect, pin, rm, unpin
+from proxy.cli.commands.offline import offline
 from proxy.cli.commands.preload import preload
 from proxy.cli.commands.search import search
 from proxy.cli.commands.serve import serve
-from proxy.cli.commands.status import offline, status
-from proxy.cli.errors import INTERRUPTED, exit_code, format_error
+from proxy.cli.commands.status import status
+from proxy.cli.exit_codes import INTERRUPTED, exit_code, format_error
 from proxy.journal import is_journal_stream, priority_prefix
 
 
 class CommandGroup(click.Group):
-    """The commands; an expected error becomes one line and an exit code."""
+    """The group of all commands; turns expected errors into one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command; what fails in a foreseen way becomes one line and an exit code."""
+        """Run the command. Errors without an exit code are bugs and keep their traceback."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -35,20 +37,29 @@ class CommandGroup(click.Group):
             code = exit_code(error)
             if code is None:
                 raise
-            text = f"pullcache: {format_error(error)}"
-            # So that `journalctl -p err` shows why a service did not start.
-            mark = priority_prefix("error").decode() if is_journal_stream(sys.stderr) else ""
-            click.echo(f"{mark}{text}", err=True)
+            # With a priority, `journalctl -p err` shows why the service did not start.
+            prefix = priority_prefix("error").decode() if is_journal_stream(sys.stderr) else ""
+            click.echo(f"{prefix}pullcache: {format_error(error)}", err=True)
             ctx.exit(code)
 
 
-@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+# \b keeps click from rewrapping the paragraph.
+_HELP = """Pull-through cache for container images from Docker Hub and other registries.
+
+\b
+Exit codes:
+  0  success
+  1  failure
+  2  usage or configuration error
+  3  corruption found
+  4  partial success
+"""
+
+
+@click.group(cls=CommandGroup, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="pullcache")
 def main() -> None:
-    """Keep container images near: a pull-through cache for Docker Hub and other registries.
-
-    Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 bad bytes found, 4 partly done.
-    """
+    """Run the `pullcache` command line."""
 
 
 main.add_command(serve)

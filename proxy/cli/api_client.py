@@ -1,13 +1,14 @@
-"""The client of the admin API: what every command but `serve`, `config` and `fsck` works through.
+"""Client of the admin API, through which every command but `serve`, `config` and `fsck` works.
 
-    with admin_api(load_config(path, store)) as api:
+    with open_admin_client(load_config(path, store)) as api:
         print(api.get("/api/v1/status")["state"])
         for event in api.stream("POST", "/api/v1/preload", {"images": ["alpine"]}):
             ...
 
-It asks the daemon on the store. If there is none, the command is the daemon for as long as the block lasts: the same
-program on the same store, without any TCP port (`proxy/cli/private.py`). How an operation is added is told in
-`proxy/server/api.py`. Plain blocking HTTP of the standard library, so that a command need not wait for aiohttp's import.
+It connects to the daemon on the store. If none is running, the command runs one itself for the
+duration of the block, without any TCP port (`proxy/cli/embedded_daemon.py`). How to add an
+operation is described in `proxy/server/admin/api.py`. The HTTP client is the blocking one of the
+standard library, because importing aiohttp would delay every command.
 """
 
 import http.client
@@ -35,44 +36,49 @@ UploadBody = Iterable[bytes] | BinaryIO
 def open_admin_client(
     config: Config, *, allow_embedded: bool = True, timeout: float | None = None
 ) -> Iterator["AdminClient"]:
-    """Yield the API of the daemon on `config.store.path`, or of a private one if none answers.
+    """Yield a client of the daemon on `config.store.path`; embed a daemon if none is running.
 
-    With `private=False` a missing daemon is a `DaemonError`. `timeout` is how long, in seconds, the daemon may say
-    nothing. Raises `StorageError` if the store is in use by a process that has no socket.
+    `timeout` limits how long the daemon may be silent, in seconds. Raises `DaemonUnavailableError`
+    if no daemon is running and `allow_embedded` is False, or if another process has locked the
+    store without listening.
     """
     with ExitStack() as stack:
         if not _is_daemon_listening(config.store.path):
             if not allow_embedded:
                 raise DaemonUnavailableError(
-                    f"no daemon answers on {config.store.path}/{SOCKET_NAME}"
+                    f"no daemon is listening on {config.store.path}/{SOCKET_NAME}"
                 )
-            from proxy.cli.embedded_daemon import embedded_daemon  # noqa: PLC0415 - brings aiohttp
+            from proxy.cli.embedded_daemon import embedded_daemon  # noqa: PLC0415 - imports aiohttp
 
             stack.enter_context(embedded_daemon(config))
         yield AdminClient(config.store.path, timeout)
 
 
 class AdminClient:
-    """Asks the daemon on the store at `root`. Errors of the API are raised as what they were there."""
+    """Sends requests to the daemon on a store, one connection each.
+
+    Errors arrive as the class that the daemon raised; `DaemonUnavailableError` means that it
+    stopped or did not respond in time.
+    """
 
     def __init__(self, store_path: Path, timeout: float | None = None) -> None:
         self._store_path = store_path
         self._timeout = timeout
 
     def get(self, path: str, **query: object) -> Any:
-        """Return the document at `path`. A value that is None is not sent; True is `true`."""
+        """Return the document at `path`. Query values of None are omitted."""
         return self._request_document("GET", path, None, query)
 
     def post(self, path: str, document: object = None, **query: object) -> Any:
-        """Send a document; return the answer's, or None."""
+        """Send a document; return the one in the response, or None."""
         return self._request_document("POST", path, document, query)
 
     def put(self, path: str, document: object, **query: object) -> Any:
-        """Send a document to replace what is at `path`; return the answer's, or None."""
+        """Replace the document at `path`; return the one in the response, or None."""
         return self._request_document("PUT", path, document, query)
 
     def delete(self, path: str, **query: object) -> Any:
-        """Delete what is at `path`; return the answer's document, or None."""
+        """Delete the document at `path`; return the one in the response, or None."""
         return self._request_document("DELETE", path, None, query)
 
     def stream(
@@ -84,9 +90,10 @@ class AdminClient:
         upload: UploadBody | None = None,
         **query: object,
     ) -> Iterator[Any]:
-        """Yield the events of a long operation as they happen; an error among them is raised.
+        """Yield the events of a long operation as they happen; raise the error if one arrives.
 
-        `upload`, a file or pieces of bytes, is sent as the body meanwhile. Not going on ends the operation.
+        `upload`, a file or chunks of bytes, is sent as the request body at the same time. Closing
+        the iterator cancels the operation.
         """
         with self._request(method, path, document, query, upload) as response:
             for line in _iter_lines(response):
@@ -96,12 +103,12 @@ class AdminClient:
                 yield event
 
     def post_to_file(self, path: str, document: object, file: BinaryIO, **query: object) -> int:
-        """POST, write the bytes of the answer to `target`, and return how many they were."""
+        """POST a document and write the response body to `file`; return the number of bytes."""
         with self._request("POST", path, document, query) as response:
             return sum(map(file.write, _iter_body(response)))
 
     def is_ready(self) -> bool:
-        """Tell whether the daemon can serve."""
+        """Tell whether the daemon is ready to serve."""
         with suppress(ProxyError), self._request("GET", "/readyz", None, {}):
             return True
         return False
@@ -122,7 +129,7 @@ class AdminClient:
         query: Mapping[str, object],
         upload: UploadBody | None = None,
     ) -> Iterator[http.client.HTTPResponse]:
-        """Yield a good answer, its body still to be read."""
+        """Yield a successful response with its body unread; raise any other as its error."""
         with ExitStack() as stack:
             with _map_errors():
                 connection = stack.enter_context(_connect(self._store_path, self._timeout))
@@ -130,8 +137,8 @@ class AdminClient:
             sending = _UploadThread(connection, upload) if upload is not None else None
             try:
                 with _map_errors():
-                    # A reference to the connection, which stays open as long as this does.
                     response = http.client.HTTPResponse(connection, method=method)
+                    # It holds the connection open until it is closed itself.
                     stack.callback(response.close)
                     response.begin()
                 if response.status >= 400:
@@ -144,9 +151,10 @@ class AdminClient:
 
 
 class _UploadThread:
-    """Sends a body in chunks, in a thread: the daemon tells of what it has while more is on its way.
+    """Sends a chunked request body in a thread, because the daemon responds before its end.
 
-    `error` is what went wrong with the source; its body is then cut, lest the daemon take it for whole.
+    If reading the source fails, `error` is set and the body is truncated, so that the daemon does
+    not take it for complete.
     """
 
     def __init__(self, connection: socket.socket, upload: UploadBody) -> None:
@@ -156,10 +164,10 @@ class _UploadThread:
         threading.Thread(target=self._send, name="upload", daemon=True).start()
 
     def _send(self) -> None:
-        # A daemon that reads no further has answered, and the answer says why.
+        # If the daemon stops reading, its response says why.
         with suppress(OSError):
-            for piece in self._read_chunks():
-                self._connection.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
+            for chunk in self._read_chunks():
+                self._connection.sendall(b"%x\r\n%b\r\n" % (len(chunk), chunk))
             if self.error:
                 self._connection.shutdown(socket.SHUT_RDWR)
             else:
@@ -168,12 +176,13 @@ class _UploadThread:
     def _read_chunks(self) -> Iterator[bytes]:
         try:
             yield from self._chunks
-        except Exception as error:  # noqa: BLE001 (raised again by who reads the answer)
+        except Exception as error:  # noqa: BLE001 - the thread that reads the response raises it
             self.error = error
 
 
 def _iter_chunks(upload: UploadBody) -> Iterator[bytes]:
-    read = getattr(upload, "read", None)  # a file, whose lines would be pieces of any length
+    # Iterating over a file would yield lines, which may have any length.
+    read = getattr(upload, "read", None)
     return iter(partial(read, CHUNK_SIZE), b"") if read else filter(None, upload)
 
 
@@ -184,9 +193,11 @@ def _encode_head(
     query: Mapping[str, object],
     upload: UploadBody | None,
 ) -> bytes:
-    """Return the request line, the headers, and the body if it is a document."""
-    given = {name: _format_query_value(value) for name, value in query.items() if value is not None}
-    target = f"{path}?{urlencode(given)}" if given else path
+    """Return request line, headers and, unless it is an upload, the body."""
+    parameters = {
+        name: _format_query_value(value) for name, value in query.items() if value is not None
+    }
+    target = f"{path}?{urlencode(parameters)}" if parameters else path
     headers = {"Host": "localhost", "Connection": "close", "Content-Type": "application/json"}
     body = b"" if document is None else json.dumps(document).encode()
     if upload is None:
@@ -202,21 +213,21 @@ def _format_query_value(value: object) -> str:
 
 
 def _iter_body(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """Yield the body as it comes. `read1` is the one way to read that tells a short body from a whole one."""
+    """Yield the body as it arrives. Only `read1` tells a truncated body from a complete one."""
     while True:
         with _map_errors():
-            piece = response.read1(CHUNK_SIZE)
-            if not piece and response.length:
+            chunk = response.read1(CHUNK_SIZE)
+            if not chunk and response.length:
                 raise http.client.IncompleteRead(b"", response.length)
-        if not piece:
+        if not chunk:
             return
-        yield piece
+        yield chunk
 
 
 def _iter_lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    left = b""
-    for piece in _iter_body(response):
-        *lines, left = (left + piece).split(b"\n")
+    incomplete = b""
+    for chunk in _iter_body(response):
+        *lines, incomplete = (incomplete + chunk).split(b"\n")
         yield from lines
 
 
@@ -226,28 +237,27 @@ def _read_error(response: http.client.HTTPResponse) -> ProxyError:
         error = json.loads(content)["error"]
         return error_from_code(error["code"], error["message"])
     except (ValueError, KeyError, TypeError):
-        return ProxyError(
-            f"the daemon answered {response.status}: {content[:100].decode(errors='replace')}"
-        )
+        text = content[:100].decode(errors="replace")
+        return ProxyError(f"the daemon responded with status {response.status}: {text}")
 
 
 @contextmanager
 def _map_errors() -> Iterator[None]:
-    """Turn what becomes of a daemon that ends, or says nothing, into a `DaemonError`."""
+    """Raise the errors of a daemon that stops or is silent as `DaemonUnavailableError`."""
     try:
         yield
     except TimeoutError as error:
-        raise DaemonUnavailableError("the daemon does not answer in time") from error
+        raise DaemonUnavailableError("the daemon did not respond in time") from error
     except (http.client.HTTPException, ConnectionError, FileNotFoundError) as error:
         raise DaemonUnavailableError(
-            "the daemon ended before it was done; run the command again"
+            "the daemon stopped during the request; run the command again"
         ) from error
 
 
 @contextmanager
 def _connect(store_path: Path, timeout: float | None = None) -> Iterator[socket.socket]:
     """Yield a connection to the daemon's socket. Raises `OSError`."""
-    # By way of the directory's descriptor: a socket's address holds 107 bytes, a path more.
+    # A socket address may have 107 bytes, fewer than the path of a store: use a descriptor instead.
     directory = os.open(store_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     with ExitStack() as stack:
         stack.callback(os.close, directory)
@@ -258,7 +268,7 @@ def _connect(store_path: Path, timeout: float | None = None) -> Iterator[socket.
 
 
 def _is_daemon_listening(store_path: Path) -> bool:
-    """Tell whether a daemon listens. Raises `DaemonError` if there is one that we may not ask."""
+    """Tell whether a daemon is listening; raise `DaemonUnavailableError` without permission."""
     try:
         with _connect(store_path):
             return True
@@ -266,5 +276,6 @@ def _is_daemon_listening(store_path: Path) -> bool:
         return False
     except PermissionError as error:
         raise DaemonUnavailableError(
-            f"{store_path}/{SOCKET_NAME} may not be used; run this as the daemon's user, or as root"
+            f"{store_path}/{SOCKET_NAME}: permission denied; "
+            "run this as the daemon's user or as root"
         ) from error

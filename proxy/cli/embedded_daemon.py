@@ -1,4 +1,4 @@
-"""The daemon that a command is for itself, when no other runs on the store."""
+"""The daemon that a command runs within its own process while no other daemon runs on the store."""
 
 import asyncio
 import signal
@@ -22,29 +22,33 @@ _StopHandle = tuple[asyncio.AbstractEventLoop, asyncio.Event]
 
 @contextmanager
 def embedded_daemon(config: Config) -> Iterator[None]:
-    """Run the program on the store, in a thread, with nothing but its socket; end it in order.
+    """Run the daemon in a thread for the duration of the block; shut it down in order afterwards.
 
-    It preloads nothing by itself. Only warnings are logged. Raises `StorageError` and `ConfigError`.
+    It listens on its admin socket only, runs no scheduled preloads, and logs warnings and errors.
+    Raises `StorageError`, `ConfigError`, and `DaemonUnavailableError` if another process uses the
+    store.
     """
-    alone = {"listen": (), "admin_listen": (), "tls_certificate": (), "tls_key": (), "htpasswd": ""}
-    server = replace(config.server, **alone)
+    no_listeners = {
+        "listen": (),
+        "admin_listen": (),
+        "tls_certificate": (),
+        "tls_key": (),
+        "htpasswd": "",
+    }
+    private = replace(config, server=replace(config.server, **no_listeners), preload=())
     level = "error" if config.log.level == "error" else "warning"
     with closing(configure_logging(level, config.log.format)), _exit_on_sigterm():
         started: Future[_StopHandle] = Future()
-        thread = threading.Thread(
-            target=_run,
-            args=(replace(config, server=server, preload=()), started),
-            name="daemon",
-            daemon=True,
-        )
+        thread = threading.Thread(target=_run, args=(private, started), name="daemon", daemon=True)
         thread.start()
         try:
             started.result()
             yield
         except StoreInUseError as error:
+            problem = str(error).partition(";")[0]
             raise DaemonUnavailableError(
-                f"{str(error).partition(';')[0]}, which does not answer (it starts, stops, or checks "
-                "the store); try again in a moment"
+                f"{problem}, which does not respond (it is starting, stopping or running fsck); "
+                "try again in a moment"
             ) from error
         finally:
             started.add_done_callback(_request_stop)
@@ -54,25 +58,25 @@ def embedded_daemon(config: Config) -> Iterator[None]:
 def _request_stop(started: "Future[_StopHandle]") -> None:
     if not started.exception():
         loop, stop = started.result()
-        with suppress(RuntimeError):  # it has ended by itself
+        with suppress(RuntimeError):  # the loop has closed already
             loop.call_soon_threadsafe(stop.set)
 
 
 @contextmanager
 def _exit_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block in order, as Ctrl-C does."""
+    """Let SIGTERM unwind the block, as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def end(number: int, _frame: FrameType | None) -> NoReturn:
+    def exit_process(number: int, _frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    previous = signal.signal(signal.SIGTERM, exit_process)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _run(config: Config, started: "Future[_StopHandle]") -> None:
@@ -81,7 +85,7 @@ def _run(config: Config, started: "Future[_StopHandle]") -> None:
             runner.run(_serve(config, started))
     except BaseException as error:
         if started.done():
-            raise  # threading prints it: a bug
+            raise  # a bug, whose traceback threading prints
         started.set_exception(error)
 
 

@@ -1,4 +1,4 @@
-"""The images that a command is about: named one by one, or in lists of any kind."""
+"""The images a command works on: named as arguments or in image lists (`-f`)."""
 
 from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -14,23 +14,24 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def list_options(command: _Command) -> _Command:
-    """Give a command `IMAGE...`, `-f/--file` and `--platform`."""
-    images = click.argument("images", metavar="IMAGE...", nargs=-1)
+    """Add the argument `[IMAGE]...` and the options `-f/--file` and `--platform`."""
+    images = click.argument("images", metavar="[IMAGE]...", nargs=-1)
     files = click.option(
         "-f",
         "--file",
         "files",
         multiple=True,
+        metavar="FILE",
         type=click.File(encoding="utf-8", errors="replace"),
-        help="A list of images: plain, compose, Kubernetes, skopeo, regsync, hauler, a Dockerfile, a lock; "
-        "- is stdin.",
+        help="Image list: plain text, compose, Kubernetes, skopeo, regsync, hauler, Dockerfile "
+        "or lock file; - for stdin. May be repeated.",
     )
     platforms = click.option(
         "--platform",
         "platforms",
         multiple=True,
         metavar="OS/ARCH",
-        help="May be repeated; \"all\" is every platform of an image. [default: the list's, or this machine's]",
+        help='Platform, or "all". May be repeated. [default: from the list, or this machine\'s]',
     )
     return images(files(platforms(command)))
 
@@ -38,33 +39,33 @@ def list_options(command: _Command) -> _Command:
 def collect_images(
     images: Sequence[str], files: Sequence[IO[str]], platforms: Sequence[str]
 ) -> tuple[list[dict[str, Any]], int]:
-    """Return the images with their platforms, and how many entries of the lists say nothing.
+    """Return the images as the admin API takes them, and the number of invalid list entries.
 
-    A platform that is given counts more than a list's.
+    `platforms` overrides the platforms that a list names. Raises `click.UsageError` without images.
     """
-    wanted: list[dict[str, Any]] = [{"image": image, "platforms": platforms} for image in images]
-    wrong = 0
+    requested: list[dict[str, Any]] = [{"image": image, "platforms": platforms} for image in images]
+    invalid = 0
     for file in files:
-        entries, problems = read_image_list(file)
-        wanted += [
+        entries, errors = read_image_list(file)
+        requested += [
             {"image": entry.reference, "platforms": platforms or entry.platforms}
             for entry in entries
         ]
-        wrong += problems
-    if not wanted and not wrong:
-        raise click.UsageError("name images, or a list of them with -f")
-    return wanted, wrong
+        invalid += errors
+    if not requested and not invalid:
+        raise click.UsageError("pass images, or an image list with -f")
+    return requested, invalid
 
 
 def read_image_list(file: IO[str]) -> "tuple[Sequence[ListEntry], int]":
-    """Return what a list names, and how many of its entries are wrong, which stderr is told with their lines."""
-    from proxy.preload.lists import MAX_CHARACTERS, parse_list  # noqa: PLC0415 - brings a parser of YAML
+    """Return the entries of a list and the number of invalid ones.
 
-    found = parse_list(file.read(MAX_CHARACTERS + 1))
-    name = getattr(file, "name", "-")
-    for problem in found.problems:
-        click.echo(
-            f"{escape_unprintable(name)}:{problem.line}: {escape_unprintable(problem.message)}",
-            err=True,
-        )
-    return found.entries, sum(problem.kind == "error" for problem in found.problems)
+    Problems are printed to stderr with file name and line.
+    """
+    from proxy.preload.lists import MAX_CHARACTERS, parse_list  # noqa: PLC0415 - imports PyYAML
+
+    result = parse_list(file.read(MAX_CHARACTERS + 1))
+    name = escape_unprintable(getattr(file, "name", "-"))
+    for problem in result.problems:
+        click.echo(f"{name}:{problem.line}: {escape_unprintable(problem.message)}", err=True)
+    return result.entries, sum(problem.kind == "error" for problem in result.problems)

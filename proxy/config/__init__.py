@@ -1,11 +1,12 @@
-"""The configuration: its schema, its defaults and its documentation are the same frozen structs.
+"""The configuration: a schema of frozen structs with defaults and descriptions, loaded and checked.
 
-A value comes from the last of: default, TOML file, environment (`PULLCACHE_<SECTION>_<KEY>`),
-command line. It is parsed and checked where it enters, so that an error names its source, its key
-path and what to do, and so that the program sees bytes and seconds, never "50GB".
+Each value comes from the last of default, TOML file, environment (`PULLCACHE_<SECTION>_<KEY>`) and
+command line. It is parsed where it enters, so that an error names source, key and remedy, and the
+rest of the program deals with bytes and seconds, never with "50GB".
 """
 
-from proxy.config.dump import dump, iter_keys, json_schema, to_toml
+from proxy.config.dump import dump, to_toml
+from proxy.config.keys import iter_keys, json_schema
 from proxy.config.load import keep_restart_only_keys, load, world_readable_files
 from proxy.config.schema import (
     Config,

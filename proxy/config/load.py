@@ -1,21 +1,26 @@
-"""Reading the configuration: layers of plain tables in, one checked `Config` out."""
+"""Load the configuration: merge its sources into plain tables and build one checked `Config`.
+
+Also here: which keys a reload leaves as they are, and which secret files are world-readable.
+"""
 
 import difflib
 import os
 import re
 import stat
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec.structs import FieldInfo, fields, replace
 
-from proxy.config.dump import key_default, table_array_item, to_toml_value, unwrap_annotated
+from proxy.config.dump import to_toml_value
+from proxy.config.keys import key_default, table_array_item, unwrap_annotated
 from proxy.config.schema import (
     DEFAULT_UPSTREAM,
     KNOWN_REGISTRIES,
+    RENAMED_KEYS,
     Config,
     Section,
     UpstreamSettings,
@@ -23,56 +28,21 @@ from proxy.config.schema import (
 from proxy.config.values import expand_path, parse_value
 from proxy.errors import ConfigError
 
-COMMAND_LINE = "command line"
-_ENV_PREFIX = "PULLCACHE_"
-# Keys that had another name in an earlier version: the message names the new one.
-RENAMED_KEYS = {"parallel_below": "parallel_max_rate"}
-_RENAMED_VARIABLES = {
-    f"{_ENV_PREFIX}FETCH_{old.upper()}": f"{_ENV_PREFIX}FETCH_{new.upper()}"
-    for old, new in RENAMED_KEYS.items()
-}
-
-# Kubernetes sets PULLCACHE_SERVICE_HOST and the like for a service called pullcache.
-_IGNORED_VARIABLE = re.compile(r"PULLCACHE_(?:CONFIG|(?:SERVICE_(?:HOST|PORT)|PORT)(?:_.*)?)")
-_UPSTREAM_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?")
-_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-
-
-# What is bound, opened or begun once, by section.
+# Keys of things that are opened once at start: listeners, the log, the store.
 RESTART_ONLY_KEYS = {
     "server": ("listen", "admin_listen", "admin_token_file", "tracing"),
     "log": ("format",),
     "store": ("path",),
 }
 
+COMMAND_LINE = "command line"
 
-def keep_restart_only_keys(old: Config, new: Config) -> tuple[Config, list[str]]:
-    """Return `new`, with what is fixed as it is in `old`; and the paths of the keys in which they differ there."""
-    sections: dict[str, Any] = {}
-    differing = []
-    for name, keys in RESTART_ONLY_KEYS.items():
-        before, after = getattr(old, name), getattr(new, name)
-        kept = {key: getattr(before, key) for key in keys}
-        differing += [f"{name}.{key}" for key in keys if getattr(after, key) != kept[key]]
-        sections[name] = replace(after, **kept)
-    return replace(new, **sections), differing
+_ENV_PREFIX = "PULLCACHE_"
+# Kubernetes sets PULLCACHE_SERVICE_HOST and the like for a service named pullcache.
+_IGNORED_VARIABLE = re.compile(r"PULLCACHE_(?:CONFIG|(?:SERVICE_(?:HOST|PORT)|PORT)(?:_.*)?)")
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
-
-def world_readable_files(config: Config) -> list[str]:
-    """Return the files with secrets that any user of this machine can read. Blocks (one `stat` each)."""
-    server = config.server
-    named = [server.admin_token_file, server.htpasswd, *(server.tls_key or server.tls_certificate)]
-    for upstream in config.upstreams.values():
-        named += [upstream.password_file, upstream.docker_config]
-    return [text for text in named if text and _is_world_readable(text)]
-
-
-def _is_world_readable(path: str) -> bool:
-    try:
-        return bool(expand_path(path).stat().st_mode & stat.S_IROTH)
-    except OSError:
-        # Whoever uses it says so.
-        return False
+_UPSTREAM_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?")
 
 
 def load(
@@ -84,19 +54,19 @@ def load(
 ) -> Config:
     """Return the configuration, or raise `ConfigError` "source: key.path: reason (what to do)".
 
-    `path` wins over `PULLCACHE_CONFIG`; with neither, no file is read. `overrides` is nested as
-    the file is; a None in it is no override.
+    `path` overrides `PULLCACHE_CONFIG`; with neither, no file is read. `overrides` come from the
+    command line, nested as in the file; a value of None is ignored.
     """
     if path is None and environ.get("PULLCACHE_CONFIG"):
         path = Path(environ["PULLCACHE_CONFIG"])
     values: dict[str, Any] = {"upstreams": {DEFAULT_UPSTREAM: {}}}
-    if path is None:
-        if is_root is None:
-            is_root = os.geteuid() == 0
-        _merge(values, {} if is_root else {"store": {"path": _user_store_path(environ)}}, "default")
-    else:
-        _merge(values, _read(path), str(path))
-    for name, table in _iter_environ(environ, {*values["upstreams"], *KNOWN_REGISTRIES}):
+    if is_root is None:
+        is_root = os.geteuid() == 0
+    if path is not None:
+        _merge(values, _read_toml(path), str(path))
+    elif not is_root:
+        _merge(values, {"store": {"path": _user_store_path(environ)}}, "default")
+    for name, table in _environ_tables(environ, {*values["upstreams"], *KNOWN_REGISTRIES}):
         _merge(values, table, name)
     _merge(values, overrides, COMMAND_LINE)
     for name in values["upstreams"].keys() & KNOWN_REGISTRIES.keys():
@@ -105,7 +75,39 @@ def load(
     return config
 
 
-def _read(path: Path) -> dict[str, Any]:
+def keep_restart_only_keys(old: Config, new: Config) -> tuple[Config, list[str]]:
+    """Return `new` with the restart-only keys of `old`, and the paths of those that differ."""
+    sections: dict[str, Any] = {}
+    differing = []
+    for name, keys in RESTART_ONLY_KEYS.items():
+        before, after = getattr(old, name), getattr(new, name)
+        kept = {key: getattr(before, key) for key in keys}
+        differing += [f"{name}.{key}" for key in keys if getattr(after, key) != kept[key]]
+        sections[name] = replace(after, **kept)
+    return replace(new, **sections), differing
+
+
+def world_readable_files(config: Config) -> list[str]:
+    """Return the files with secrets that every local user can read. Blocking (`stat`)."""
+    server = config.server
+    files = [server.admin_token_file, server.htpasswd, *(server.tls_key or server.tls_certificate)]
+    for upstream in config.upstreams.values():
+        files += [upstream.password_file, upstream.docker_config]
+    return [file for file in files if file and _is_world_readable(file)]
+
+
+def _is_world_readable(path: str) -> bool:
+    try:
+        return bool(expand_path(path).stat().st_mode & stat.S_IROTH)
+    except OSError:
+        # Reading the file reports the error.
+        return False
+
+
+# Sources.
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -119,25 +121,27 @@ def _read(path: Path) -> dict[str, Any]:
 def _user_store_path(environ: Mapping[str, str]) -> str:
     base = environ.get("XDG_CACHE_HOME", "")
     home = environ.get("HOME") or str(Path("~").expanduser())
-    # The XDG specification: a relative path is to be ignored.
+    # XDG Base Directory Specification: a relative path is ignored.
     return f"{base if base.startswith('/') else home + '/.cache'}/pullcache"
 
 
-def _iter_environ(
+def _environ_tables(
     environ: Mapping[str, str], upstreams: Collection[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each of our variables with the table that it stands for."""
+    """Yield each `PULLCACHE_*` variable with the table that it stands for."""
     known: dict[str, list[tuple[tuple[str, ...], FieldInfo]]] = {}
     for path, key in _environ_keys(upstreams):
-        name = re.sub(r"[^A-Z0-9]", "_", "_".join((*path, key.name)).upper())
-        known.setdefault(f"{_ENV_PREFIX}{name}", []).append((path, key))
+        known.setdefault(_variable_name(*path, key.name), []).append((path, key))
     for name, text in environ.items():
         if not name.startswith(_ENV_PREFIX) or _IGNORED_VARIABLE.fullmatch(name):
             continue
         if name not in known:
-            raise ConfigError(f"{name}: no such key{_suggest(name, known, _RENAMED_VARIABLES)}")
+            renamed = {
+                _variable_name(old): _variable_name(new) for old, new in RENAMED_KEYS.items()
+            }
+            raise _unknown_key(name, name, known, renamed.get(name))
         if len(known[name]) > 1:
-            raise ConfigError(f"{name}: means more than one upstream (set it in the file)")
+            raise ConfigError(f"{name}: matches more than one upstream (set it in the file)")
         ((path, key),) = known[name]
         table: dict[str, Any] = {key.name: _split_text(key, text)}
         for part in reversed(path):
@@ -146,7 +150,7 @@ def _iter_environ(
 
 
 def _environ_keys(upstreams: Collection[str]) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
-    """Yield each key that the environment can set, with the tables that it is in."""
+    """Yield each key that the environment can set, with the path of its table."""
     for top in fields(Config):
         if isinstance(top.type, type) and issubclass(top.type, Section):
             yield from (((top.name,), key) for key in fields(top.type))
@@ -156,21 +160,28 @@ def _environ_keys(upstreams: Collection[str]) -> Iterator[tuple[tuple[str, ...],
         yield from ((("upstreams", upstream), key) for key in fields(UpstreamSettings))
 
 
+def _variable_name(*path: str) -> str:
+    return _ENV_PREFIX + re.sub(r"[^A-Z0-9]", "_", "_".join(path).upper())
+
+
 def _split_text(key: FieldInfo, text: str) -> Any:
-    """Return what the file would hold for `text`: a list or table is split at commas."""
-    plain = unwrap_annotated(key.type)
+    """Return the value that the file would have; commas separate the items of an array or table."""
+    kind = unwrap_annotated(key.type)
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if get_origin(plain) is dict:
+    if get_origin(kind) is dict:
         return {glob.strip(): value for glob, _, value in (part.rpartition("=") for part in parts)}
-    if get_origin(plain) is tuple:
+    if get_origin(kind) is tuple:
         return parts
-    if plain is bool:
+    if kind is bool:
         return _BOOLEANS.get(text.lower(), text)
-    return int(text) if plain is int and re.fullmatch(r"-?[0-9]{1,18}", text) else text
+    return int(text) if kind is int and re.fullmatch(r"-?[0-9]{1,18}", text) else text
+
+
+# Merging: every value of every source is parsed, so that errors name the source.
 
 
 def _merge(values: dict[str, Any], table: Mapping[str, Any], source: str) -> None:
-    """Check `table` and lay its parsed values over `values`."""
+    """Parse `table` and merge it over `values`."""
     _merge_section(Config, values, table, source, "")
 
 
@@ -183,7 +194,7 @@ def _merge_section(
     for name, value in table.items():
         here = f"{path}{name}"
         if name not in known:
-            raise ConfigError(f"{source}: {here}: no such key{_suggest(name, known, RENAMED_KEYS)}")
+            raise _unknown_key(f"{source}: {here}", name, known, RENAMED_KEYS.get(here))
         kind = unwrap_annotated(known[name].type)
         if value is None:
             continue
@@ -197,10 +208,20 @@ def _merge_section(
             values[name] = _parse(known[name], value, source, here)
 
 
+def _unknown_key(place: str, name: str, known: Iterable[str], new_name: str | None) -> ConfigError:
+    """Return the error for a key that does not exist, with the one that is probably meant."""
+    known = sorted(known)
+    if new_name:
+        return ConfigError(f"{place}: was renamed to {new_name}")
+    if similar := difflib.get_close_matches(name, known, n=1):
+        return ConfigError(f"{place}: no such key (did you mean {similar[0]}?)")
+    return ConfigError(f"{place}: no such key (known: {', '.join(known)})")
+
+
 def _parse_table(
     kind: Any, current: dict[str, Any], table: Any, source: str, path: str
 ) -> dict[str, Any]:
-    """Return the parsed table: sections are merged into the old ones, plain values replace all."""
+    """Return the parsed table: sections are merged into `current`, plain values replace it."""
     if not isinstance(table, Mapping):
         raise ConfigError(f"{source}: {path}: expected a table (write [{path}])")
     item = get_args(kind)[1]
@@ -212,13 +233,13 @@ def _parse_table(
     for name, value in table.items():
         here = f'{path}."{name}"'
         if _UPSTREAM_NAME.fullmatch(name) is None:
-            raise ConfigError(f'{source}: {here}: not a registry\'s name (write "ghcr.io")')
+            raise ConfigError(f'{source}: {here}: not a registry name (write "ghcr.io")')
         _merge_section(item, current.setdefault(name, {}), value, source, f"{here}.")
     return current
 
 
 def _parse_array(item: type[Section], tables: Any, source: str, path: str) -> list[dict[str, Any]]:
-    """Return the parsed tables of an array, which replaces any other."""
+    """Return the parsed tables of an array, which replaces that of an earlier source."""
     if not isinstance(tables, list):
         raise ConfigError(f"{source}: {path}: expected an array of tables (write [[{path}]])")
     parsed: list[dict[str, Any]] = [{} for _ in tables]
@@ -242,15 +263,15 @@ def _convert(value: Any, kind: Any, source: str, path: str, example: str) -> Any
         return msgspec.convert(value, kind, dec_hook=parse_value)
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `$")
-        if isinstance(error.__cause__, ValueError):  # one of our own, which says what to write
-            example = ""
+        if isinstance(error.__cause__, ValueError):
+            example = ""  # the messages of our own types say what to write
         reason = (reason[:1].lower() + reason[1:]).replace("`", "")
         raise ConfigError(f"{source}: {path}{place.rstrip('`')}: {reason}{example}") from error
 
 
 def _build(kind: type[Section], values: Mapping[str, Any], source: str, path: str) -> Any:
-    """Build the structs from values that are parsed already."""
-    made = dict(values)
+    """Build the structs from parsed values. Raises `ConfigError` for missing or clashing keys."""
+    arguments = dict(values)
     for key in fields(kind):
         inner = unwrap_annotated(key.type)
         here = f"{path}{key.name}"
@@ -258,25 +279,18 @@ def _build(kind: type[Section], values: Mapping[str, Any], source: str, path: st
             if key.required:
                 raise ConfigError(f"{source}: {here}: is missing (for instance: {key.name} = ...)")
         elif isinstance(inner, type) and issubclass(inner, Section):
-            made[key.name] = _build(inner, values[key.name], source, f"{here}.")
+            arguments[key.name] = _build(inner, values[key.name], source, f"{here}.")
         elif item := table_array_item(inner):
-            made[key.name] = tuple(
+            arguments[key.name] = tuple(
                 _build(item, value, source, f"{here}[{number}].")
                 for number, value in enumerate(values[key.name], 1)
             )
         elif get_origin(inner) is dict and issubclass(get_args(inner)[1], Section):
-            made[key.name] = {
+            arguments[key.name] = {
                 name: _build(get_args(inner)[1], value, source, f'{here}."{name}".')
                 for name, value in values[key.name].items()
             }
     try:
-        return kind(**made)
+        return kind(**arguments)
     except ValueError as error:
         raise ConfigError(f"{source}: {path[:-1]}: {error}") from error
-
-
-def _suggest(name: str, known: Mapping[str, Any], renamed: Mapping[str, str]) -> str:
-    if renamed.get(name) in known:
-        return f": it is called {renamed[name]} now"
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {near[0]}?)" if near else f" (known: {', '.join(sorted(known))})"

@@ -1,4 +1,4 @@
-"""The sections and keys: types, defaults and descriptions, each said once."""
+"""The sections and keys of the configuration: their types, defaults and descriptions."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,10 +23,10 @@ from proxy.oci.reference import parse_image
 
 DEFAULT_UPSTREAM = "docker.io"
 DOCKER_HUB_URL = RegistryUrl("https://registry-1.docker.io")
-# Docker Hub is searched elsewhere than it is pulled from.
+# Docker Hub has a separate host for searching.
 DOCKER_HUB_SEARCH_URL = OptionalUrl("https://index.docker.io")
 
-# The addresses of registries that are known by name: their tables need no url.
+# URLs of registries that are known by name: their tables need no url.
 KNOWN_REGISTRIES = {
     DEFAULT_UPSTREAM: DOCKER_HUB_URL,
     "gcr.io": RegistryUrl("https://gcr.io"),
@@ -36,6 +36,9 @@ KNOWN_REGISTRIES = {
     "quay.io": RegistryUrl("https://quay.io"),
     "registry.k8s.io": RegistryUrl("https://registry.k8s.io"),
 }
+
+# Keys that had another name in an earlier version, by path: an error names the new one.
+RENAMED_KEYS = {"fetch.parallel_below": "fetch.parallel_max_rate"}
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 PrefetchMode = Literal["layers", "off"]
@@ -52,7 +55,9 @@ class ServerSettings(Section, frozen=True):
     listen: Annotated[
         tuple[Address, ...],
         Meta(
-            description='Addresses to listen on; "[::]:5000" means all addresses, port 0 any free port.',
+            description=(
+                'Addresses to listen on; "[::]:5000" means all addresses, port 0 any free port.'
+            ),
             min_length=1,
         ),
     ] = (Address("127.0.0.1:5000"),)
@@ -113,7 +118,9 @@ class ServerSettings(Section, frozen=True):
     registry_proxy_metrics: Annotated[
         bool,
         Meta(
-            description="Also export distribution's registry_proxy_* metrics, for existing dashboards."
+            description=(
+                "Also export distribution's registry_proxy_* metrics, for existing dashboards."
+            )
         ),
     ] = False
     tracing: Annotated[
@@ -128,22 +135,24 @@ class ServerSettings(Section, frozen=True):
     shutdown_timeout: Annotated[
         Duration,
         Meta(
-            description="How long shutdown waits for running responses; a second signal stops at once."
+            description=(
+                "How long shutdown waits for running responses; a second signal stops at once."
+            )
         ),
     ] = Duration.parse("8s")
 
     def __post_init__(self) -> None:
         if self.tls_key and len(self.tls_key) != len(self.tls_certificate):
-            raise ValueError("tls_certificate and tls_key have to be of the same number")
-        open_to_others = [one for one in self.admin_listen if not one.is_loopback]
-        if open_to_others and not self.admin_token_file:
+            raise ValueError("tls_certificate and tls_key must list the same number of files")
+        exposed = [address for address in self.admin_listen if not address.is_loopback]
+        if exposed and not self.admin_token_file:
             raise ValueError(
-                f"admin_listen: {open_to_others[0]} is open to other machines (set "
+                f"admin_listen: {exposed[0]} is open to other machines (set "
                 "admin_token_file, or listen on 127.0.0.1)"
             )
 
     def read_admin_token(self) -> str:
-        """Return the token, "" if none is set; reads its file (small, blocking) or raises `ConfigError`."""
+        """Return the token, "" if no file is set. Blocking. Raises `ConfigError`."""
         if not self.admin_token_file:
             return ""
         try:
@@ -258,15 +267,36 @@ class FetchSettings(Section, frozen=True):
         ),
     ] = 4
     max_downloads: Annotated[
-        int, Meta(description="Maximum concurrent downloads.", ge=1, le=1000)
+        int, Meta(description="Maximum concurrent downloads from each upstream.", ge=1, le=1000)
     ] = 16
+    max_waiting_per_client: Annotated[
+        int,
+        Meta(
+            description=(
+                "Maximum waiting downloads that one client address alone has asked for; "
+                "more get 429."
+            ),
+            ge=1,
+            le=10_000,
+        ),
+    ] = 64
+    memory_per_download: Annotated[
+        Size,
+        Meta(description="Memory for bytes of one download that are not yet on the disk."),
+    ] = Size.parse("16MiB")
+    memory: Annotated[
+        Size,
+        Meta(description="Memory for bytes of all downloads that are not yet on the disk."),
+    ] = Size.parse("128MiB")
     connect_timeout: Annotated[
         PositiveDuration, Meta(description="Timeout for connecting to upstream.")
     ] = PositiveDuration.parse("10s")
     stall_timeout: Annotated[
         PositiveDuration,
         Meta(
-            description="Timeout for receiving nothing from upstream; a download has no total timeout."
+            description=(
+                "Timeout for receiving nothing from upstream; a download has no total timeout."
+            )
         ),
     ] = PositiveDuration.parse("30s")
     min_rate: Annotated[
@@ -303,7 +333,9 @@ class UpstreamSettings(Section, frozen=True):
     mirrors: Annotated[
         tuple[RegistryUrl, ...],
         Meta(
-            description="Mirror URLs to try first, in order, without the credentials of this upstream."
+            description=(
+                "Mirror URLs to try first, in order, without the credentials of this upstream."
+            )
         ),
     ] = ()
     username: Annotated[str, Meta(description="User name; empty for anonymous pulls.")] = ""
@@ -355,15 +387,18 @@ class UpstreamSettings(Section, frozen=True):
         if self.password and self.password_file:
             raise ValueError("password and password_file are both set (keep one)")
         if bool(self.username) != bool(self.password or self.password_file):
-            raise ValueError("a login has two parts (set username and password_file, or neither)")
+            raise ValueError(
+                "username and password must be set together (set username and password_file, "
+                "or neither)"
+            )
         if sum(map(bool, (self.username, self.credential_helper, self.docker_config))) > 1:
             raise ValueError(
-                "a login comes from one place (keep one of username, credential_helper and "
-                "docker_config)"
+                "credentials are set more than once (keep one of username, credential_helper "
+                "and docker_config)"
             )
 
     def read_password(self) -> str:
-        """Return the password; reads `password_file` (small, blocking) or raises `ConfigError`."""
+        """Return the password, from `password_file` if set. Blocking. Raises `ConfigError`."""
         if not self.password_file:
             return str(self.password)
         try:
@@ -400,7 +435,7 @@ class PreloadSettings(Section, frozen=True):
 
     def __post_init__(self) -> None:
         if bool(self.images) == bool(self.file):
-            raise ValueError("names no images, or in two ways (set images or file)")
+            raise ValueError("set exactly one of images and file")
         try:
             for image in self.images:
                 parse_image(image)
@@ -433,7 +468,7 @@ class Config(Section, frozen=True):
     ] = ()
 
     def get_search_url(self, name: str) -> str:
-        """Return where the upstream called `name` is searched, empty if nowhere."""
+        """Return the search URL of an upstream, empty if it has no search."""
         settings = self.upstreams[name]
         if settings.search_url or name != DEFAULT_UPSTREAM:
             return settings.search_url

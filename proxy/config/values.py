@@ -1,7 +1,7 @@
-"""The values a configuration file may hold: each type parses itself and describes itself.
+"""The types of values in the configuration: sizes, durations, addresses, URLs, secrets.
 
-Every type has `parse`, which raises `ValueError` with what to write instead, and `schema`, its part
-of the JSON Schema.
+Each has `parse`, which raises `ValueError` with what to write instead, and `schema`, its part of
+the JSON Schema.
 """
 
 import os
@@ -23,13 +23,13 @@ _DURATION_LIMIT = 36_500 * _DURATION_UNITS["d"]
 
 
 class Size(int):
-    """A number of bytes; `str` gives the shortest exact text with a unit."""
+    """A number of bytes; `str` returns it with the largest unit that is exact."""
 
     schema: ClassVar[dict[str, Any]] = {"type": ["string", "integer"], "examples": ["50GB"]}
 
     @classmethod
     def parse(cls, value: object) -> Self:
-        """Return the bytes that 1048576, "1MiB" or "1.5 GB" mean, or raise `ValueError`."""
+        """Return the size in 1048576, "1MiB" or "1.5 GB", or raise `ValueError`."""
         match = _SIZE_PATTERN.fullmatch(_to_text(value))
         unit = _SIZE_UNITS.get(match[3].lower()) if match else None
         if match is None or unit is None:
@@ -49,13 +49,13 @@ class Size(int):
 
 
 class Duration(float):
-    """A time span in seconds; `str` gives the text with units."""
+    """A duration in seconds; `str` returns it with units."""
 
     schema: ClassVar[dict[str, Any]] = {"type": ["string", "integer"], "examples": ["1h30m"]}
 
     @classmethod
     def parse(cls, value: object) -> Self:
-        """Return the seconds that 90, "90s", "1m30s" or "2d" mean, or raise `ValueError`."""
+        """Return the duration in 90, "90s", "1m30s" or "2d", or raise `ValueError`."""
         text = _to_text(value)
         text = f"{text}s" if text.isascii() and text.isdigit() else text
         if _DURATION_PATTERN.fullmatch(text) is None:
@@ -75,36 +75,36 @@ class Duration(float):
 
 
 class PositiveDuration(Duration):
-    """A time span that is not zero."""
+    """A duration above zero."""
 
     @classmethod
     def parse(cls, value: object) -> Self:
-        """Return the seconds as `Duration.parse` does; zero is a `ValueError`."""
-        timeout = super().parse(value)
-        if not timeout:
-            raise ValueError(f'{value!r} would fail at once (write "10s", or more)')
-        return timeout
+        """Return the duration as `Duration.parse` does; raise `ValueError` for zero."""
+        duration = super().parse(value)
+        if not duration:
+            raise ValueError(f'{value!r} must be longer than 0 (write "10s")')
+        return duration
 
 
 class StoreLimit(str):
-    """How much the store may hold: a size, or a share of its file system ("80%")."""
+    """The maximum size of the store: a size, or a percentage of its file system ("80%")."""
 
     __slots__ = ()
     schema: ClassVar[dict[str, Any]] = {"type": ["string", "integer"], "examples": ["80%"]}
 
     @classmethod
     def parse(cls, value: object) -> Self:
-        """Return the limit that "80%" or a size above zero means, or raise `ValueError`."""
+        """Return the limit in "80%" or in a size above zero, or raise `ValueError`."""
         text = _to_text(value)
-        share = re.fullmatch(r"([0-9]{1,3}) ?%", text)
-        if share is None:
+        percentage = re.fullmatch(r"([0-9]{1,3}) ?%", text)
+        if percentage is None:
             size = Size.parse(value)
             if not size:
-                raise ValueError("the store needs room (write a size above 0)")
+                raise ValueError(f'{value!r} must be larger than 0 (write "50GB")')
             return cls(size)
-        if not 1 <= int(share[1]) <= 100:
-            raise ValueError(f'{value!r} is not a share (write "1%" to "100%")')
-        return cls(f"{int(share[1])}%")
+        if not 1 <= int(percentage[1]) <= 100:
+            raise ValueError(f'{value!r} is not a percentage (write "1%" to "100%")')
+        return cls(f"{int(percentage[1])}%")
 
     def to_bytes(self, total_bytes: int) -> int:
         """Return the limit in bytes on a file system of `total_bytes`."""
@@ -112,14 +112,14 @@ class StoreLimit(str):
 
 
 class Address(str):
-    """Where to listen: "host:port", "[::1]:5000", or ":5000" for every address."""
+    """An address to listen on: "host:port", "[::1]:5000", or ":5000" for all addresses."""
 
     __slots__ = ()
     schema: ClassVar[dict[str, Any]] = {"type": "string", "examples": ["[::]:5000"]}
 
     @classmethod
     def parse(cls, value: object) -> Self:
-        """Return the address, or raise `ValueError`. Port 0 means any free port."""
+        """Return the address, or raise `ValueError`."""
         pattern = r"(\[[0-9A-Fa-f:.]+(%\w+)?\]|[A-Za-z0-9._-]*):([0-9]{1,5})"
         match = re.fullmatch(pattern, _to_text(value))
         if match is None or int(match[3]) > 65535:
@@ -128,27 +128,27 @@ class Address(str):
 
     @property
     def host(self) -> str:
-        """The host without brackets; empty for every address."""
+        """The host without brackets; empty for all addresses."""
         return self.rpartition(":")[0].strip("[]")
 
     @property
     def port(self) -> int:
-        """The port; 0 for any free one."""
+        """The port; 0 for any free port."""
         return int(self.rpartition(":")[2])
 
     @property
     def is_loopback(self) -> bool:
-        """Whether no other machine can connect; of names only localhost is known to be that."""
+        """Whether no other machine can connect."""
         return is_loopback(self.host)
 
     @property
     def local_address(self) -> str:
-        """An address that a client on this machine can connect to: loopback where every address is meant."""
-        return f"127.0.0.1:{self.port}" if self.host in {"", "0.0.0.0", "::"} else self  # noqa: S104 - compared, not bound
+        """The address for clients on this machine: 127.0.0.1 if it is all addresses."""
+        return f"127.0.0.1:{self.port}" if self.host in {"", "0.0.0.0", "::"} else self  # noqa: S104
 
 
 class RegistryUrl(str):
-    """A registry's address: http(s)://host[:port] and nothing more."""
+    """The URL of a registry: http(s)://host[:port] without a path."""
 
     __slots__ = ()
     schema: ClassVar[dict[str, Any]] = {"type": "string", "examples": ["https://ghcr.io"]}
@@ -159,50 +159,50 @@ class RegistryUrl(str):
         pattern = r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?"
         match = re.fullmatch(pattern, _to_text(value))
         if "@" in str(value):
-            # Not repeated: what stands before the @ may be a password.
-            raise ValueError("an upstream's url holds no login (write username and password_file)")
+            # The message does not quote the URL, which may contain a password.
+            raise ValueError("must not contain credentials (set username and password_file)")
         if match is None or not _is_valid_host(match[1].strip("[]")):
-            raise ValueError(f"{value!r} is not http(s)://host[:port] (leave out path and user)")
+            raise ValueError(f"{value!r} is not http(s)://host[:port] (a path is not allowed)")
         return cls(str(value).strip().rstrip("/"))
 
     @property
     def authority(self) -> str:
-        """The host, and the port if there is one."""
+        """The host, with the port if the URL has one."""
         return self.partition("://")[2]
 
     @property
     def is_http(self) -> bool:
-        """Whether it is asked without TLS."""
+        """Whether it is http, without TLS."""
         return self.startswith("http://")
 
 
 class OptionalUrl(RegistryUrl):
-    """A registry's address, or nothing."""
+    """The URL of a registry, or empty."""
 
     __slots__ = ()
 
     @classmethod
     def parse(cls, value: object) -> Self:
-        """Return the URL as `RegistryUrl.parse` does, or an empty text."""
+        """Return the URL as `RegistryUrl.parse` does; an empty string is allowed."""
         return cls("") if value == "" else super().parse(value)
 
 
 class Secret(str):
-    """A text whose `repr` does not give it away."""
+    """A secret string, which its `repr` does not show."""
 
     __slots__ = ()
     schema: ClassVar[dict[str, Any]] = {"type": "string", "writeOnly": True}
 
     @classmethod
     def parse(cls, value: object) -> Self:
-        """Return the secret, or raise `ValueError` without naming it."""
+        """Return the secret, or raise `ValueError` without quoting it."""
         if not isinstance(value, str):
-            raise ValueError("expected a string")  # noqa: TRY004 - msgspec adds paths to these only
+            raise ValueError("expected a string")  # noqa: TRY004 - msgspec adds the path to these
         return cls(value)
 
     @property
     def redacted(self) -> str:
-        """What of it may be shown."""
+        """The text to show instead."""
         return "***" if self else ""
 
     def __repr__(self) -> str:
@@ -210,7 +210,7 @@ class Secret(str):
 
 
 class ProxyUrl(Secret):
-    """A proxy's address, http://[user:password@]host[:port]; its login is the secret."""
+    """The URL of a proxy, http://[user:password@]host[:port], whose credentials are secret."""
 
     __slots__ = ()
     schema: ClassVar[dict[str, Any]] = {
@@ -220,26 +220,26 @@ class ProxyUrl(Secret):
 
     @classmethod
     def parse(cls, value: object) -> Self:
-        """Return the address without a trailing slash, or raise `ValueError` without naming it."""
+        """Return the URL without a trailing slash, or raise `ValueError` without quoting it."""
         text = Secret.parse(value).strip().rstrip("/")
         host = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])"
         match = re.fullmatch(
             rf"http://(?:[^@/?#\s]*@)?({host})(?::([0-9]{{1,5}}))?", text, re.IGNORECASE
         )
-        is_right = match and _is_valid_host(match[1].strip("[]")) and int(match[2] or 0) <= 65535
-        if text and not is_right:
-            raise ValueError("not a proxy's address (write http://[user:password@]host:port)")
+        is_valid = match and _is_valid_host(match[1].strip("[]")) and int(match[2] or 0) <= 65535
+        if text and not is_valid:
+            raise ValueError("not a proxy URL (write http://[user:password@]host:port)")
         return cls(text)
 
     @property
     def redacted(self) -> str:
-        """The address, its login as ***."""
-        login, at, rest = self.rpartition("@")
-        return f"http://***@{rest}" if at and login else str(self)
+        """The URL with *** in place of the credentials."""
+        credentials, at, rest = self.rpartition("@")
+        return f"http://***@{rest}" if at and credentials else str(self)
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether `host`, without brackets, means this machine and no other."""
+    """Tell whether `host`, without brackets, is on loopback. The only such name is localhost."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -247,7 +247,7 @@ def is_loopback(host: str) -> bool:
 
 
 def expand_path(path: str) -> Path:
-    """Return the file that a key names: `~` is the user's home, `$CREDENTIALS_DIRECTORY` systemd's."""
+    """Return the file at `path`; expands `~` and systemd's `$CREDENTIALS_DIRECTORY`."""
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     if directory and path.startswith("$CREDENTIALS_DIRECTORY/"):
         return Path(directory, path.partition("/")[2])
@@ -255,23 +255,23 @@ def expand_path(path: str) -> Path:
 
 
 def parse_value(kind: Any, value: object) -> Any:
-    """Return `value` as a `kind`, one of the types here or `Path`; or raise `ValueError`."""
+    """Return `value` as `kind`, one of the types here or `Path`, or raise `ValueError`."""
     if kind is not Path:
         return kind.parse(value)
     if not isinstance(value, str | Path) or not str(value).strip():
-        raise ValueError(f"expected the path of a directory, got {value!r}")
+        raise ValueError(f"expected a directory path, got {value!r}")
     return Path(value).expanduser()
 
 
 def value_schema(kind: Any) -> dict[str, Any] | None:
-    """Return the JSON Schema of one of the types here or `Path`, else None."""
+    """Return the JSON Schema of one of the types here or `Path`, None for any other type."""
     if kind is Path:
         return {"type": "string", "examples": ["/var/cache/pullcache"]}
     return getattr(kind, "schema", None)
 
 
 def _is_valid_host(host: str) -> bool:
-    """Tell whether `host` is a name, or an address as it should be written: 127.1 is neither."""
+    """Tell whether `host` is a name or a complete address; 127.1 is neither."""
     if ":" not in host and not host.replace(".", "").isdigit():
         return True
     try:
@@ -282,7 +282,7 @@ def _is_valid_host(host: str) -> bool:
 
 
 def _to_text(value: object) -> str:
-    """Return `value` as text if TOML gave a string or an integer, or raise `ValueError`."""
+    """Return a string or an integer as text, or raise `ValueError`."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError(f"expected a string, got {value!r}")  # noqa: TRY004 - see Secret
     return str(value).strip()

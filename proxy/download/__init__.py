@@ -1,1 +1,4 @@
-"""Downloads: one fetch from upstream for each blob, written to the store while clients read it."""
+"""Downloads of blobs from upstream, which clients read while they arrive and the store keeps.
+
+`manager` starts and finds them, `download` holds what is known of one, `reader` is what an answer reads it with.
+"""

@@ -1,26 +1,30 @@
-"""One fetch, many readers.
+"""One fetch, many readers: all that is known of a running download is here.
 
-A download belongs to the cache, not to the request that caused it: it goes on when that client
-leaves. Readers follow the *frontier*, the length of what is written and hashed, each at its own
-pace. The last byte is withheld until the digest is right, so nobody ever holds a complete blob that
-was not verified. Who reads a range far ahead gets it as soon as it is in.
+A download belongs to the cache, not to the request that caused it: it goes on when that client leaves. Two
+workers act on it: the `Fetcher` asks upstream and lets bytes arrive, the `BlobWriter` writes and hashes them.
+Readers follow, each at its own pace, from memory at the frontier and from the file behind it.
 
-Where there is no room, or the disk fails, the download *detaches*: its readers keep what they
-have and fetch the rest from upstream, each for itself, under the same rule.
+Where there is no room, or the disk fails, the download stops storing: its readers keep what they have and
+fetch the rest from upstream, each for itself, under the same rules.
 """
 
 import asyncio
 import sys
-from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass
 
 from proxy.concurrency import run_uncancelled
 from proxy.config import FetchSettings
+from proxy.download.condition import BatchedCondition
 from proxy.download.fetcher import Fetcher
-from proxy.download.queue import DownloadQueue, Ticket
+from proxy.download.memory import BufferPool, Chunk
+from proxy.download.pieces import Piece, PieceMap, RangeSet
+from proxy.download.queue import Ticket
+from proxy.download.reader import DownloadReader
 from proxy.download.source import BlobSource
+from proxy.download.tasks import run_all
 from proxy.download.writer import BlobWriter, StorageDeps
 from proxy.errors import (
     DigestMismatchError,
@@ -31,57 +35,16 @@ from proxy.errors import (
 )
 from proxy.log import get_logger
 from proxy.metrics import DownloadResult, UncachedReason
-from proxy.oci.digest import Digest
+from proxy.oci.digest import Digest, Hasher
 from proxy.oci.reference import Repository
+from proxy.storage.blobs import FileRange
 from proxy.tracing import span
-from proxy.upstream.body import SMALL_BUFFER_SIZE
-from proxy.upstream.client import Upstream
 
-# A range of at most so many bytes that lies ahead may end with the blob's last byte before the digest
-# is known: the footers and tables of contents that lazy pullers read.
+# A range of at most this size that lies ahead may end with the blob's last byte before the digest is
+# known: the footers and tables of contents that lazy pullers read.
 MAX_READ_AHEAD = 1 << 20
 
 log = get_logger(__name__)
-
-
-# So many at a time: each then sends some hundred KiB, and a thousand of them would take a tenth of a second.
-WAKE_BATCH = 32
-
-
-class BatchedCondition:
-    """Who waits is woken when it rings, in the order they came, some in each turn of the loop.
-
-    Between two turns the loop looks after its other connections.
-    """
-
-    def __init__(self) -> None:
-        self._waiters: dict[asyncio.Future[None], None] = {}
-        self._notified: deque[asyncio.Future[None]] = deque()
-
-    async def wait(self) -> None:
-        """Return when it has rung once more."""
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters[waiter] = None
-        try:
-            await waiter
-        finally:
-            self._waiters.pop(waiter, None)
-
-    def notify_all(self) -> None:
-        """Call all who wait just now; who comes later waits for the next time."""
-        is_idle = not self._notified
-        self._notified += self._waiters
-        self._waiters.clear()
-        if is_idle:
-            self._wake_batch()
-
-    def _wake_batch(self) -> None:
-        for _ in range(min(WAKE_BATCH, len(self._notified))):
-            waiter = self._notified.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-        if self._notified:
-            asyncio.get_running_loop().call_soon(self._wake_batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,159 +52,260 @@ class DownloadDeps:
     """What every download works with."""
 
     storage: StorageDeps
-    queue: DownloadQueue
-    settings: FetchSettings
-
-
-class NotStoring(Exception):  # noqa: N818 (it is no error: the reader goes on by itself)
-    """The rest is not to be had from the file: go on with `Download.pass_through`."""
+    pool: BufferPool
 
 
 class Download:
-    """The fetch of one blob under one repository. `run` is its task; everything else reads.
+    """The download of one blob from one repository. `run` is its task; readers `attach`.
 
-    `error` is what ended a download that failed; `is_detached` says that the blob is not being stored.
+    At any time, in the event loop:
+
+    - `hashed` bytes from the beginning on are written and hashed; `written` are in the file, and all
+      bytes that are in the file have been received (`pieces.received`).
+    - Each received byte is in the file or in one of `chunks`. A chunk's buffer goes back to the pool when
+      no connection appends to it, all of it is written, and the hash has passed it or is not near.
+    - No byte is received twice, and none beyond `size`. `is_verified` means that all of them are hashed and
+      that the digest is right; only then may the last byte be sent.
+    - `generation` counts the attempts: bytes that were discarded because the digest was wrong belong to an
+      earlier one, and a reader that was given any of them is given nothing more.
+    - `error` is what ended a download that failed; `has_stopped_storing` says that readers fetch the
+      bytes beyond `hashed` themselves.
     """
 
     def __init__(
-        self,
-        deps: DownloadDeps,
-        upstream: Upstream,
-        repository: Repository,
-        digest: Digest,
-        *,
-        is_urgent: bool,
+        self, deps: DownloadDeps, source: BlobSource, settings: FetchSettings, ticket: Ticket
     ) -> None:
-        self.repository = repository
-        self.digest = digest
-        self.error: ProxyError | None = None
+        self.source = source
+        self.settings = settings
+        self.ticket = ticket
+        # What was fetched.
+        self.size: int | None = None
+        self.pieces = PieceMap()
+        self.chunks: list[Chunk] = []
+        self.written = RangeSet()
+        self.hashed = 0
+        self.bytes_resumed = 0
+        self.transfer_count = 0
+        # How long connections have waited for memory, which is to say for the disk.
+        self.seconds_held_up = 0.0
+        self.generation = 0
+        # The outcome.
+        self.is_verified = False
         self.has_stopped_storing = False
-        metrics = deps.storage.metrics
-        self._deps = deps
-        self._source = BlobSource(upstream, repository.name, digest, metrics)
-        self._changed = BatchedCondition()
-        self._writer = BlobWriter(deps.storage, self._source, self._changed.notify_all)
-        expected = deps.storage.index.declared_size(repository, digest)
-        self._fetcher = Fetcher(self._source, self._writer, deps.settings, expected)
-        self._ticket = Ticket(is_urgent=is_urgent)
+        self.error: ProxyError | None = None
         self._is_running = True
-        self._reader_count = 0
-
-    # For readers.
+        # Those who wait: readers for bytes, workers for each other.
+        self.readable = BatchedCondition()
+        self.progress = BatchedCondition()
+        self.reader_count = 0
+        self._deps = deps
+        self._writer = BlobWriter(self, deps.storage)
+        self._expected_size = deps.storage.index.declared_size(self.repository, self.digest)
+        self._fetcher = Fetcher(self, self._expected_size)
 
     @property
-    def size(self) -> int | None:
-        """The size of the blob; None until upstream says it."""
-        return self._writer.size
+    def digest(self) -> Digest:
+        """The blob's name."""
+        return self.source.digest
+
+    @property
+    def repository(self) -> Repository:
+        """The repository that it is fetched from."""
+        return self.source.repository
 
     @property
     def bytes_present(self) -> int:
-        """How many bytes are in, in whatever order; `resumed` of them since an earlier download."""
-        return self._writer.pieces.bytes_present
-
-    @property
-    def bytes_resumed(self) -> int:
-        """How many bytes an interrupted download had left."""
-        return self._writer.bytes_resumed
+        """How many bytes have arrived, in whatever order."""
+        return self.pieces.received.total
 
     @property
     def is_requested(self) -> bool:
         """Whether a client has asked for it."""
-        return self._ticket.is_urgent
+        return self.ticket.is_urgent
 
     @property
-    def fd(self) -> int:
-        """The file that grows, once `available` has returned, for a reader that was counted."""
-        return self._writer.fd
+    def is_waiting(self) -> bool:
+        """Whether it waits for upstream's first answer, or for its turn."""
+        return self._is_running and not self.ticket.is_running
 
-    def add_reader(self) -> None:
-        """Count a reader: the file stays open until it calls `release`. It is now urgent."""
-        self._reader_count += 1
-        if not self._ticket.is_urgent:
-            self._ticket.is_urgent = True
-            self._deps.queue.dispatch()
+    # For readers.
 
-    def remove_reader(self) -> None:
-        """Count a reader less."""
-        self._reader_count -= 1
-        self._close_if_unused()
+    @asynccontextmanager
+    async def attach(self) -> AsyncIterator[DownloadReader]:
+        """Yield a reader; the file stays open until the context ends."""
+        self.reader_count += 1
+        reader = DownloadReader(self)
+        try:
+            yield reader
+        finally:
+            self.reader_count -= 1
+            self._close_if_unused()
+            await reader.close()
+
+    async def wait_started(self) -> None:
+        """Wait until the first bytes may be sent, or it stores no more, or has ended."""
+        while not (
+            self.has_stopped_storing
+            or self.is_verified
+            or self.error
+            or self.readable_part(0, sys.maxsize, may_include_last=False)
+        ):
+            await self.readable.wait()
 
     async def wait_finished(self) -> None:
-        """Wait until it is over, and in the store unless `is_detached`. Raises what ended it."""
+        """Wait until it is in the store, or not being stored. Raises what ended it."""
         while self._is_running:
-            await self._changed.wait()
+            await self.readable.wait()
         if self.error:
             raise copy(self.error)
 
     def is_read_ahead(self, start: int, stop: int) -> bool:
         """Tell whether reading this range now is reading ahead, not completing what was read."""
-        is_ahead = self._fetcher.is_parallel and start > self._writer.frontier
+        is_ahead = self._fetcher.is_parallel and start > self.hashed
         return is_ahead and stop - start <= MAX_READ_AHEAD
 
-    async def wait_readable(
-        self, offset: int, stop: int = sys.maxsize, *, is_read_ahead: bool = False
-    ) -> int:
-        """Return how far the file may be read, more than `offset`; `offset` itself at the end.
+    def readable_part(
+        self, offset: int, stop: int, *, may_include_last: bool
+    ) -> memoryview | FileRange | None:
+        """Return bytes from `offset` on that may be sent; None if there are none yet."""
+        end = min(stop, self.pieces.received.contiguous_end(offset))
+        if self.has_stopped_storing:
+            end = min(end, self.hashed)
+        if not (self.is_verified or may_include_last):
+            # Of a blob of unknown size, any byte may be the last one.
+            last = self.size if self.size is not None else self.pieces.received.contiguous_end(0)
+            end = min(end, last - 1)
+        if end <= offset:
+            return None
+        for chunk in self.chunks:
+            is_cheaper_from_file = offset < chunk.written and chunk.is_in_page_cache
+            if chunk.start <= offset < chunk.stop and not is_cheaper_from_file:
+                return chunk.view(offset, min(end, chunk.stop))
+        in_file = self.written.contiguous_end(offset)
+        if in_file > offset:
+            return FileRange(self._writer.fd, offset, min(end, in_file))
+        return None  # a failed download has dropped it
 
-        Who wants no more than up to `stop` is served before its turn. Raises what ended the
-        download, and `Detached`.
-        """
-        while True:
-            limit = self._readable_end(offset, is_read_ahead=is_read_ahead)
-            if limit > offset or self._writer.is_verified:
-                return max(limit, offset)
-            if self.error:
-                # Each reader raises its own: tracebacks and contexts are not for sharing.
-                raise copy(self.error)
-            if self.has_stopped_storing:
-                raise NotStoring
-            if stop != sys.maxsize and self.size is not None:
-                self._fetcher.prioritize(offset, min(stop, self.size))
-            await self._changed.wait()
+    def prioritize(self, offset: int, stop: int) -> None:
+        """Have a range fetched before its turn, if a reader waits for it and connections allow."""
+        if stop != sys.maxsize and self.size is not None:
+            self._fetcher.prioritize(offset, min(stop, self.size))
 
-    def _readable_end(self, offset: int, *, is_read_ahead: bool) -> int:
-        filling = self._writer
-        if filling.is_verified or self.has_stopped_storing:
-            return filling.frontier
-        limit = max(filling.frontier, filling.pieces.contiguous_end(offset))
-        if is_read_ahead:
-            return limit
-        return min(limit, (limit if self.size is None else self.size) - 1)
+    def copy_hasher(self) -> Hasher:
+        """Return a hash of the first `hashed` bytes, to go on elsewhere."""
+        return self._writer.copy_hasher()
 
-    async def stream_from_upstream(self, start: int, stop: int | None) -> AsyncIterator[bytes]:
-        """Yield the bytes from `start` up to `stop` (None: the end), fetched for this reader alone.
+    # For the workers.
 
-        The blob's last byte comes only when the digest is right. `size` is known after the first
-        chunk, if ever. Raises `DigestMismatchError` and `UpstreamError`.
-        """
-        filling = self._writer
-        hasher, position, held = filling.copy_hasher(), filling.frontier, b""
-        async with self._source.open(position) as transfer:
-            transfer.buffer_size = SMALL_BUFFER_SIZE
-            filling.size = transfer.size if self.size is None else self.size
-            is_tail = stop is None or stop == self.size
-            end = sys.maxsize if stop is None else stop
-            async for chunk in self._source.iter_chunks(transfer, position):
-                # At most half a MiB: hashing it holds up nobody for long.
-                hasher.update(chunk)
-                piece = chunk[max(0, start - position) :]
-                position += len(chunk)
-                if not is_tail and position >= end:
-                    yield bytes(piece[: len(piece) - (position - end)])
-                    return
-                if piece:
-                    yield held + bytes(piece[: -1 if is_tail else None])
-                    held = bytes(piece[-1:]) if is_tail else b""
-        if not self.digest.matches(hasher):
-            raise self._source.record_mismatch()
-        yield held
+    @property
+    def is_received(self) -> bool:
+        """Whether all bytes have arrived."""
+        return self.pieces.is_complete
 
-    # The fetch.
+    def set_size(self, size: int) -> None:
+        """Note what upstream states. Raises `NoSpaceError`, and `DigestMismatchError` if it contradicts itself."""
+        if self.size is not None:
+            if size != self.size:
+                raise self.source.record_mismatch()
+            return
+        if any(stop > size for _, stop in self.pieces.received):
+            raise self.source.record_mismatch()
+        self.size = size
+        self.pieces.set_size(size)
+        # A manifest may state less than upstream claims.
+        expected = self._expected_size if self._expected_size is not None else size
+        if not self._deps.storage.space.could_make_room(min(size, expected)):
+            raise NoSpaceError("larger than what the store can hold")
+        self._notify()
+
+    async def open_chunk(self, piece: Piece) -> Chunk:
+        """Return memory for the next bytes of a piece; wait for it while the disk is slower than upstream."""
+        pool, size = self._deps.pool, piece.stop - piece.start
+        began = asyncio.get_running_loop().time()
+        while (buffer := pool.take(size, self._bytes_held)) is None:
+            if all(chunk.is_open for chunk in self.chunks):
+                # Only connections hold memory, and this one may be what a reader waits for.
+                buffer = pool.take_small(size)
+                break
+            await pool.changed.wait()
+        self.seconds_held_up += asyncio.get_running_loop().time() - began
+        chunk = Chunk(piece.start, buffer)
+        self.chunks.append(chunk)
+        return chunk
+
+    @property
+    def _bytes_held(self) -> int:
+        return sum(len(chunk.buffer) for chunk in self.chunks)
+
+    def append(self, piece: Piece, chunk: Chunk, count: int) -> None:
+        """Note that the next bytes of a piece have arrived, at the end of a chunk."""
+        self.pieces.advance(piece, count)
+        chunk.stop += count
+        self._notify()
+
+    def close_chunk(self, chunk: Chunk) -> None:
+        """Note that no connection appends to a chunk any more."""
+        chunk.is_open = False
+        self._release_chunks()
+        self._notify_workers()
+
+    def mark_written(self, chunk: Chunk, stop: int) -> None:
+        """Note that a chunk is in the file up to `stop`."""
+        self.written.add(chunk.written, stop)
+        chunk.written = stop
+        self._release_chunks()
+        self._notify_workers()
+
+    def mark_hashed(self, end: int, *, is_verified: bool = False) -> None:
+        """Note that the bytes before `end` are hashed, and perhaps that they are the blob."""
+        self.hashed = end
+        self.is_verified = is_verified
+        self._release_chunks()
+        self._notify_workers()
+        if is_verified:
+            self.readable.notify_all()
+
+    def mark_resumed(
+        self, ranges: list[tuple[int, int]], hashed: int, size: int | None, *, is_whole: bool
+    ) -> None:
+        """Note what an earlier download has left in the file, and what upstream had stated as the size."""
+        for start, stop in ranges:
+            self.pieces.received.add(start, stop)
+            self.written.add(start, stop)
+        self.bytes_resumed = self.bytes_present
+        self.transfer_count += 1
+        if is_whole:
+            size = hashed
+        if size is not None and size >= max(stop for _, stop in ranges):
+            self.size = size
+            self.pieces.set_size(size)
+        self.mark_hashed(hashed, is_verified=is_whole)
+        self.readable.notify_all()
+
+    def _release_chunks(self) -> None:
+        near = self.written.contiguous_end(0)
+        kept = []
+        for chunk in self.chunks:
+            is_done = chunk.written == chunk.stop and not chunk.is_open
+            if is_done and not self.hashed < chunk.stop <= near:
+                self._deps.pool.give_back(chunk.buffer)
+            else:
+                kept.append(chunk)
+        self.chunks = kept
+
+    def _notify(self) -> None:
+        self.readable.notify_all()
+        self._notify_workers()
+
+    def _notify_workers(self) -> None:
+        self.progress.notify_all()
+
+    # The task.
 
     async def run(self, predecessor: "asyncio.Task[None] | None" = None) -> None:
         """Fetch, verify and commit. What goes wrong is `error` afterwards; nothing is raised.
 
-        `before` is waited for first: an abandoned download of the same blob that closes its files.
+        `predecessor` is waited for first: an abandoned download of the same blob that closes its files.
         """
         result: DownloadResult = "failed"
         ended: ProxyError | None = UpstreamUnavailableError("the cache is shutting down; try again")
@@ -249,41 +313,63 @@ class Download:
         try:
             if predecessor:
                 await asyncio.wait((predecessor,))
-            async with self._deps.queue.acquire(self._ticket):
-                await self._fetch_and_write()
-                is_stored = not self.has_stopped_storing and await self._commit()
+            await self._fetch_and_write()
+            is_stored = not self.has_stopped_storing and await self._commit()
             result, ended = "stored" if is_stored else "bypass", None
         except ProxyError as error:
             result = "mismatch" if isinstance(error, DigestMismatchError) else "failed"
             ended = error
         except Exception:
-            ended = StorageError("the cache failed inside; its log says how")
+            ended = StorageError("internal error; see the daemon's log")
             metrics.count_internal_error()
             log.exception("download_crashed", digest=str(self.digest))
         finally:
             metrics.count_download(result)
             try:
-                is_worth_keeping = result == "failed" and not self.has_stopped_storing
-                await self._writer.release(keep_partial=is_worth_keeping)
-                self._is_running = False
-                self._close_if_unused()
+                await self._release(is_worth_keeping=result == "failed")
             finally:
-                # Told last: whoever hears of it may begin anew at once, with the same files.
+                # Readers are told last: what they then start may use the same files.
                 self.error = ended
-                self._changed.notify_all()
+                self.readable.notify_all()
+
+    async def _release(self, *, is_worth_keeping: bool) -> None:
+        self.ticket.release()
+        await self._writer.release(keep_partial=is_worth_keeping and not self.has_stopped_storing)
+        self._drop_chunks()
+        self._is_running = False
+        self._close_if_unused()
 
     async def _fetch_and_write(self) -> None:
-        """Get all bytes into the file, or detach."""
+        """Get all bytes into the file, verified, or stop storing."""
         try:
-            async with self._writer.open():
-                if not self._writer.is_verified:
-                    await self._fetcher.run()
+            await self._writer.resume()
+            while not self.is_verified:
+                try:
+                    await run_all(self._fetcher.run(), self._writer.run())
+                except DigestMismatchError:
+                    if self.generation or self.transfer_count <= 1:
+                        raise
+                    # The parts may be right each, and of different blobs.
+                    await self._start_over()
         except StorageError as error:
             self._stop_storing(error)
 
+    async def _start_over(self) -> None:
+        """Discard all bytes and fetch the blob once more, in one transfer from the upstream itself."""
+        log.info("download_restarted", digest=str(self.digest), upstream=self.source.upstream_name)
+        self._drop_chunks()
+        self.size = None
+        self.pieces = PieceMap()
+        self.written = RangeSet()
+        self.hashed = self.bytes_resumed = 0
+        self.generation += 1
+        self._fetcher = Fetcher(self, expected_size=0)
+        self._notify()
+        await self._writer.reset()
+
     async def _commit(self) -> bool:
         with span("commit"):
-            return await run_uncancelled(self._writer.commit(self.repository))
+            return await run_uncancelled(self._writer.commit())
 
     def _stop_storing(self, error: StorageError) -> None:
         reason: UncachedReason = "disk_error"
@@ -291,10 +377,15 @@ class Download:
             reason = self._deps.storage.space.uncached_reason(self.size or 0)
         self._deps.storage.metrics.count_uncached(reason)
         log.warning("store_bypassed", digest=str(self.digest), reason=str(error))
-        # A write that failed may have got some way: what is hashed is in, and may be read.
-        self._writer.sync_frontier()
+        self.hashed = self._writer.frontier
         self.has_stopped_storing = True
+        self._drop_chunks()
+
+    def _drop_chunks(self) -> None:
+        chunks, self.chunks = self.chunks, []
+        for chunk in chunks:
+            self._deps.pool.give_back(chunk.buffer)
 
     def _close_if_unused(self) -> None:
-        if not self._is_running and not self._reader_count:
+        if not self._is_running and not self.reader_count:
             self._writer.close()

@@ -1,18 +1,16 @@
-"""Getting the bytes of a blob from upstream, over one connection or several.
+"""The worker that gets a download's bytes from upstream, over one connection or several.
 
-Each *fetcher* takes the next bytes that nobody has taken, until all are in. The first learns how large
-the blob is and whether upstream does ranges; if it is large, and the link not fast, others join. What a
-fetcher cannot get, those that are left take over; the last one's error ends the fetch.
+Each connection takes the next bytes that no other has taken, until all have arrived. The first one learns how
+large the blob is and whether upstream does ranges; if it is large, and the link not fast, others join. What a
+connection cannot get, those that are left take over; the error of the last one ends the download.
 """
 
 import asyncio
 import random
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from proxy.config import FetchSettings
 from proxy.download.pieces import MAX_PIECE, OPEN_END, Piece
-from proxy.download.source import BlobSource
-from proxy.download.writer import BlobWriter
 from proxy.errors import (
     DigestMismatchError,
     OfflineError,
@@ -25,45 +23,35 @@ from proxy.errors import (
     UpstreamError,
     UpstreamUnavailableError,
 )
-from proxy.log import get_logger
 from proxy.upstream import retry
-from proxy.upstream.body import SHARED_BUFFER_SIZE, BlobBody
+from proxy.upstream.body import BlobBody
+
+if TYPE_CHECKING:
+    from proxy.download.download import Download
 
 # Less than this is no progress: a drip must not make a download last for ever.
 MIN_PROGRESS = 16 << 10
 # Upstream is waited for no longer than this at a time, whatever it asks for, in seconds.
 MAX_RETRY_AFTER = 60.0
-# A range that somebody waits for is fetched with what follows it, if it is smaller than this.
+# A range that a reader waits for is fetched with what follows it, if it is smaller than this.
 MIN_PRIORITY_PIECE = 256 << 10
-# How often it is looked how fast a single connection is, in seconds.
+# How often the speed of a single connection is measured, in seconds.
 SPEED_INTERVAL = 0.1
-
-log = get_logger(__name__)
 
 
 class _RangeNotSupportedError(UpstreamError):
-    """Upstream sends all of the blob where it was asked for a part, and another fetches the rest."""
+    """Upstream sends the whole blob where a part was asked for, and another connection fetches the rest."""
 
 
 class Fetcher:
-    """Fills `filling` from `source`. `expected` is the size that a manifest states, if one does.
+    """Lets the bytes of a download arrive. A manifest may state their number, `expected_size`."""
 
-    `is_shared` says that several connections may be at it.
-    """
-
-    def __init__(
-        self,
-        source: BlobSource,
-        writer: BlobWriter,
-        settings: FetchSettings,
-        expected_size: int | None,
-    ) -> None:
-        self._source = source
-        self._writer = writer
-        self._pieces = writer.pieces
-        self._settings = settings
+    def __init__(self, download: "Download", expected_size: int | None) -> None:
+        self._download = download
+        self._source = download.source
+        self._settings = settings = download.settings
         is_small = expected_size is not None and expected_size <= settings.parallel_above
-        # Until upstream has answered one asks, for all or for a piece, which shows what it can do.
+        # Before upstream has answered one connection asks, for all or for a piece, which shows what it can do.
         self._max_connections = 1 if is_small else settings.connections_per_blob
         self.is_parallel = False
         self._has_extra_connections = False
@@ -77,13 +65,13 @@ class Fetcher:
         self._failure: ProxyError | None = None
 
     async def run(self) -> None:
-        """Return when the blob is verified. Raises what `Filling` raises, and `UpstreamError`."""
+        """Return when all bytes have arrived. Raises what ends the download."""
         tasks = []
         async with asyncio.TaskGroup() as group:
 
-            def start(wanted: Piece | None) -> None:
+            def start(priority_piece: Piece | None) -> None:
                 self._active_connections += 1
-                tasks.append(group.create_task(self._fetch_pieces(wanted)))
+                tasks.append(group.create_task(self._fetch_pieces(priority_piece)))
 
             self._start_connection = start
             start(None)
@@ -99,27 +87,27 @@ class Fetcher:
             raise self._failure
 
     def prioritize(self, offset: int, stop: int) -> None:
-        """Fetch the bytes from `offset` on before their turn, if there are others to go on."""
+        """Fetch the bytes from `offset` on before their turn, if other connections go on meanwhile."""
         if not self.is_parallel or not self._start_connection:
             return
         if self._priority_count < self._settings.connections_per_blob:
-            span = self._pieces.claim_at(offset, max(stop, offset + MIN_PRIORITY_PIECE))
-            if span:
+            stop = max(stop, offset + MIN_PRIORITY_PIECE)
+            if piece := self._download.pieces.claim_at(offset, stop):
                 self._priority_count += 1
-                self._start_connection(span)
+                self._start_connection(piece)
 
     async def _fetch_pieces(self, priority_piece: Piece | None) -> None:
-        """Fetch what nobody has taken, or only what is `wanted`, until all is in."""
+        """Fetch unclaimed pieces, or only `priority_piece`, until all bytes have arrived."""
         try:
             if priority_piece:
                 await self._fetch_piece(priority_piece)
                 self._priority_count -= 1
-            # Who has hurried goes on only if nobody else is left to.
-            while not self._writer.is_verified and (
+            # After a priority piece, go on only if no other connection is left to.
+            while not self._download.is_received and (
                 not priority_piece or self._active_connections == 1
             ):
-                if span := self._claim_piece():
-                    await self._fetch_piece(span)
+                if piece := self._claim_piece():
+                    await self._fetch_piece(piece)
                 else:
                     await self._piece_released.wait()
         except (StorageError, DigestMismatchError) as error:
@@ -129,38 +117,38 @@ class Fetcher:
                 self._fail(error)
         finally:
             self._active_connections -= 1
-            if self._writer.is_verified:
+            if self._download.is_received:
                 self._finished.set()
 
     def _claim_piece(self) -> Piece | None:
-        """Take what is to be fetched next."""
+        pieces = self._download.pieces
         if self.is_parallel and not self._has_extra_connections:
-            # As much again as it has brought: few requests, and if it becomes slow, others have the rest.
-            return self._pieces.claim_up_to(max(MAX_PIECE, self._bytes_received))
-        return self._pieces.claim_next(self._max_connections)
+            # As much again as has arrived: few requests, and if it becomes slow, others have the rest.
+            return pieces.claim_up_to(max(MAX_PIECE, self._bytes_received))
+        return pieces.claim_next(self._max_connections)
 
     def _fail(self, error: ProxyError) -> None:
         self._failure = self._failure or error
         self._finished.set()
 
     async def _fetch_piece(self, piece: Piece) -> None:
-        """Fetch a span; what of it does not come is given back."""
+        """Fetch a piece; what of it does not come may be claimed again."""
         try:
             await self._fetch_with_retries(piece)
         finally:
-            self._pieces.release(piece)
+            self._download.pieces.release(piece)
             self._piece_released.set()
             self._piece_released.clear()
 
     async def _fetch_with_retries(self, piece: Piece) -> None:
-        """Make transfers until all of a span is in; wait between them; give up without progress."""
+        """Make transfers until all of a piece has arrived; wait between them; give up without progress."""
         pauses: Iterator[float] = iter(())
         reached = -MIN_PROGRESS
-        while piece.start < piece.stop and not self._writer.is_verified:
+        while piece.start < piece.stop and not self._download.is_received:
             try:
                 await self._fetch_once(piece)
             except UnsatisfiableRangeError as error:
-                await self._handle_unsatisfiable_range(piece, error)
+                self._handle_unsatisfiable_range(piece, error)
             except (UpstreamError, UnknownBlobError) as error:
                 if piece.start >= reached + MIN_PROGRESS:
                     # Progress makes a fetch worth as many attempts as a new one.
@@ -185,41 +173,60 @@ class Fetcher:
         is_no = not isinstance(error, UpstreamUnavailableError) or isinstance(
             error, UpstreamDownError
         )
-        is_first = not self._pieces.has_bytes
+        is_first = not self._download.pieces.received
         return isinstance(error, OfflineError) or (
             is_no and (is_first or self._active_connections > 1)
         )
 
     async def _fetch_once(self, piece: Piece) -> None:
-        """Make one transfer of what is missing of a span."""
-        filling = self._writer
-        stop = None if piece.stop >= self._pieces.size else piece.stop
-        async with self._source.open(piece.start, stop) as transfer:
-            if self._has_extra_connections:
-                transfer.buffer_size = SHARED_BUFFER_SIZE
-            if transfer.size is not None:
-                await filling.set_size(transfer.size)
-            if transfer.is_partial and transfer.size is not None:
-                self._add_connections(transfer.size)
-            elif self._active_connections > 1:
-                raise _RangeNotSupportedError(f"{self._source.upstream_name} does not do ranges")
-            else:
-                self._max_connections = 1
-                if not transfer.is_partial:
-                    self._pieces.extend_to_end(piece)
-            await self._write_body(transfer, piece)
-        if piece.stop == OPEN_END and not filling.is_verified:
-            await filling.finish_at_frontier()
-        elif piece.start < piece.stop and not filling.is_verified:
+        """Make one transfer of what is missing of a piece."""
+        download = self._download
+        stop = None if piece.stop >= download.pieces.size else piece.stop
+        await download.ticket.admit_request()
+        try:
+            async with self._source.open(piece.start, stop) as body:
+                await download.ticket.admit_download()
+                download.transfer_count += 1
+                self._note_answer(body, piece)
+                await self._receive(body, piece)
+        finally:
+            download.ticket.end_request()
+        if piece.stop == OPEN_END:
+            self._end_at_frontier()
+        elif piece.start < piece.stop and not download.is_received:
             raise UpstreamUnavailableError(f"{self._source.upstream_name} broke off a transfer")
 
-    async def _write_body(self, body: BlobBody, piece: Piece) -> None:
-        """Write what arrives, while more arrives."""
-        async for chunk in self._source.iter_chunks(body, piece.start):
-            await self._writer.write(piece, chunk)
-            self._bytes_received += len(chunk)
-            if piece.start >= piece.stop:
-                return
+    def _note_answer(self, body: BlobBody, piece: Piece) -> None:
+        """Learn from the head of an answer how large the blob is, and whether upstream does ranges."""
+        if body.size is not None:
+            self._download.set_size(body.size)
+        if body.is_partial and body.size is not None:
+            self._add_connections(body.size)
+        elif self._active_connections > 1:
+            raise _RangeNotSupportedError(f"{self._source.upstream_name} does not do ranges")
+        else:
+            self._max_connections = 1
+            if not body.is_partial:
+                self._download.pieces.extend_to_end(piece)
+
+    async def _receive(self, body: BlobBody, piece: Piece) -> None:
+        """Read the bytes of a piece, into one buffer after another."""
+        download = self._download
+        await self._source.skip_to(body, piece.start)
+        while piece.start < piece.stop:
+            chunk = await download.open_chunk(piece)
+            try:
+                while piece.start < piece.stop and not chunk.is_full:
+                    room = chunk.buffer[chunk.stop - chunk.start :]
+                    count = await self._source.read_into(body, room[: piece.stop - piece.start])
+                    if not count:
+                        return
+                    # A reader's range may have been taken from the piece meanwhile.
+                    count = min(count, piece.stop - piece.start)
+                    self._bytes_received += count
+                    download.append(piece, chunk, count)
+            finally:
+                download.close_chunk(chunk)
 
     def _add_connections(self, size: int) -> None:
         """Let others join once upstream has shown that it does ranges, if the blob is worth it."""
@@ -252,13 +259,17 @@ class Fetcher:
             if self._start_connection:
                 self._start_connection(None)
 
-    async def _handle_unsatisfiable_range(self, piece: Piece, error: ProxyError) -> None:
+    def _handle_unsatisfiable_range(self, piece: Piece, error: ProxyError) -> None:
         """Upstream has nothing at this offset: the blob is empty, at its end, or another one."""
-        if self._writer.size is not None:
+        if self._download.size is not None:
             raise self._source.record_mismatch() from error
         if piece.start == 0 and self._max_connections > 1:
             # No range of an empty blob can be had.
             self._max_connections = 1
-            self._pieces.extend_to_end(piece)
+            self._download.pieces.extend_to_end(piece)
         else:
-            await self._writer.finish_at_frontier()
+            self._end_at_frontier()
+
+    def _end_at_frontier(self) -> None:
+        """Take what has arrived for the whole blob: upstream stated no size, only the digest can tell."""
+        self._download.set_size(self._download.pieces.received.contiguous_end(0))

@@ -1,115 +1,166 @@
-"""The downloads that run, at most one a digest."""
+"""The downloads that run, at most one for each upstream and digest.
+
+Across upstreams only what is committed is shared: what one upstream sends is not given to the clients of
+another before it is verified.
+"""
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
-from copy import copy
-from dataclasses import replace
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from proxy.concurrency import run_uncancelled
 from proxy.config import FetchSettings
-from proxy.download.download import Download, DownloadDeps, NotStoring
-from proxy.download.queue import DownloadQueue
-from proxy.errors import DigestMismatchError, ProxyError
+from proxy.download.download import Download, DownloadDeps
+from proxy.download.memory import BufferPool
+from proxy.download.queue import Ticket, UpstreamQueue
+from proxy.download.source import BlobSource
+from proxy.download.writer import StorageDeps
+from proxy.errors import (
+    DigestMismatchError,
+    TooManyRequestsError,
+    UnknownBlobError,
+)
 from proxy.lru import TTLCache
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.tracing import span
 from proxy.upstream.client import Upstream
 
-# A blob that came wrong twice in a row is not asked for again within so many seconds.
+# A blob that came wrong twice in a row is not asked for again for this long, in seconds.
 MISMATCH_BACKOFF = 10.0
+# How long, in seconds, and of how many blobs it is remembered that upstream does not have them.
+ABSENT_TTL = 3.0
+MAX_ABSENT_BLOBS = 10_000
+
+_Key = tuple[str, Digest]
 
 
 class DownloadManager:
-    """Starts downloads and finds those that run. They are tasks of `group`, not of a request."""
+    """Starts downloads and finds those that run. They are tasks of `group`, not of a request.
+
+    Limits apply to all downloads and change with a reload; a download keeps the other settings that it was
+    started with.
+    """
 
     def __init__(
-        self,
-        deps: DownloadDeps,
-        upstreams: Mapping[str, Upstream],
-        group: asyncio.TaskGroup,
+        self, storage: StorageDeps, settings: FetchSettings, group: asyncio.TaskGroup
     ) -> None:
-        self._deps = deps
-        self._upstreams = upstreams
+        self._pool = BufferPool(settings)
+        self._deps = DownloadDeps(storage, self._pool)
+        self._limits = settings
         self._group = group
-        self._running: dict[Digest, Download] = {}
-        self._tasks: dict[Digest, asyncio.Task[None]] = {}
+        self._queues: dict[str, UpstreamQueue] = {}
+        self._running: dict[_Key, Download] = {}
+        self._tasks: dict[_Key, asyncio.Task[None]] = {}
         self._attached_counts: Counter[Download] = Counter()
-        self._mismatch_counts: TTLCache[tuple[Repository, Digest], int]
-        self._mismatch_counts = TTLCache(1000, asyncio.get_running_loop().time)
+        # Downloads by the client address that has started them.
+        self._started_by: dict[str, set[Download]] = {}
+        now = asyncio.get_running_loop().time
+        self._mismatch_counts: TTLCache[tuple[Repository, Digest], int] = TTLCache(1000, now)
+        self._absent: TTLCache[tuple[Repository, Digest], str] = TTLCache(MAX_ABSENT_BLOBS, now)
 
-    def with_settings(
-        self, settings: FetchSettings, upstreams: Mapping[str, Upstream]
-    ) -> "DownloadManager":
-        """Return these downloads, with other settings and upstreams for those that start from there.
-
-        What runs is the same for both, and goes on as it began.
-        """
-        other = copy(self)
-        other._deps = replace(self._deps, settings=settings)  # noqa: SLF001 (our own)
-        other._upstreams = upstreams  # noqa: SLF001 (our own)
-        return other
-
-    @property
-    def queue(self) -> DownloadQueue:
-        """What lets so many of them run at once."""
-        return self._deps.queue
+    def configure(self, settings: FetchSettings) -> None:
+        """Apply the limits of a new configuration."""
+        self._limits = settings
+        self._pool.configure(settings)
+        for queue in self._queues.values():
+            queue.slots.resize(settings.max_downloads)
 
     def __len__(self) -> int:
         return len(self._running)
 
-    def get(self, digest: Digest) -> Download | None:
-        """Return the download of `digest` if one runs."""
-        return self._running.get(digest)
+    def get(self, upstream_name: str, digest: Digest) -> Download | None:
+        """Return the download of `digest` from an upstream if one runs."""
+        return self._running.get((upstream_name, digest))
 
-    async def wait_first_byte(self, digest: Digest) -> Download | None:
-        """Return the download of `digest` once it has bytes; None if none runs, or none gets so far.
+    async def join(self, upstream_name: str, digest: Digest, client: str) -> Download | None:
+        """Return the running download of a blob once it has bytes; None if none runs, or none gets so far.
 
-        Somebody else's download may be of what their repository does not even hold.
+        Another repository's download may be of what that repository does not hold.
         """
-        while download := self._running.get(digest):
-            # As a reader: what was only announced becomes urgent.
-            download.add_reader()
-            try:
-                with suppress(ProxyError, NotStoring):
-                    await download.wait_readable(0)
-            finally:
-                download.remove_reader()
-            # While it runs its file is open, for who counts as a reader before anything else happens.
-            if self._running.get(digest) is download:
+        while download := self.get(upstream_name, digest):
+            self.add_client(download, client)
+            await download.wait_started()
+            # While it runs its file is open, for a reader that attaches before anything else happens.
+            if self.get(upstream_name, digest) is download:
                 return download
         return None
 
-    def start(self, repository: Repository, digest: Digest, *, is_urgent: bool = True) -> Download:
-        """Start the download of a blob that none runs for; the urgent ones go first.
+    def add_client(self, download: Download, client: str) -> None:
+        """Make a download urgent, and let it have its turn with this client's, too."""
+        download.ticket.add_client(client)
 
-        Raises `DigestMismatchError` while upstream has just sent wrong bytes for it, twice.
+    def start(
+        self,
+        upstream: Upstream,
+        repository: Repository,
+        digest: Digest,
+        settings: FetchSettings,
+        *,
+        client: str | None = None,
+    ) -> Download:
+        """Start the download of a blob that none runs for; without a `client` it is not urgent.
+
+        Raises `UnknownBlobError` and `DigestMismatchError` if upstream has just said that it does not have
+        the blob, or has sent wrong bytes for it twice; `TooManyRequestsError` if too many downloads wait
+        that this client alone has asked for.
         """
-        age, wrong = self._mismatch_counts.get_with_age((repository, digest)) or (0.0, 0)
-        if wrong > 1 and age < MISMATCH_BACKOFF:
+        self._check_remembered(repository, digest)
+        if client is not None:
+            self._check_waiting(client)
+        queue = self._queues.get(upstream.name)
+        if queue is None:
+            queue = self._queues[upstream.name] = UpstreamQueue(self._limits.max_downloads)
+        source = BlobSource(upstream, repository, digest, self._deps.storage.metrics)
+        download = Download(self._deps, source, settings, Ticket(queue, client))
+        if client is not None:
+            self._started_by.setdefault(client, set()).add(download)
+        key = (upstream.name, digest)
+        self._running[key] = download
+        # What was abandoned may still be closing its files, which are the same.
+        before = self._tasks.get(key)
+        self._tasks[key] = self._group.create_task(self._run(key, download, client, before))
+        return download
+
+    def _check_remembered(self, repository: Repository, digest: Digest) -> None:
+        age, reason = self._absent.get_with_age((repository, digest)) or (ABSENT_TTL, "")
+        if age < ABSENT_TTL:
+            raise UnknownBlobError(reason)
+        age, count = self._mismatch_counts.get_with_age((repository, digest)) or (0.0, 0)
+        if count > 1 and age < MISMATCH_BACKOFF:
             raise DigestMismatchError(
                 f"{repository.upstream} keeps sending wrong bytes for {digest}"
             )
-        upstream = self._upstreams[repository.upstream]
-        download = Download(self._deps, upstream, repository, digest, is_urgent=is_urgent)
-        self._running[digest] = download
-        # What was abandoned may still be closing its files, which are the same.
-        before = self._tasks.get(digest)
-        self._tasks[digest] = self._group.create_task(self._run(download, before))
-        return download
+
+    def _check_waiting(self, client: str) -> None:
+        limit = self._limits.max_waiting_per_client
+        started = self._started_by.get(client, ())
+        if len(started) < limit:
+            return
+        alone = sum(one.is_waiting and one.ticket.client_count == 1 for one in started)
+        if alone >= limit:
+            raise TooManyRequestsError(
+                f"{limit} downloads wait that {client or 'this client'} has asked for; try again in a "
+                "moment, or raise fetch.max_waiting_per_client"
+            )
 
     @asynccontextmanager
-    async def attach(self, repository: Repository, digest: Digest) -> AsyncIterator[Download]:
-        """Yield the download of a blob; one that is begun for this comes behind what clients wait for.
+    async def attach(
+        self,
+        upstream: Upstream,
+        repository: Repository,
+        digest: Digest,
+        settings: FetchSettings,
+    ) -> AsyncIterator[Download]:
+        """Yield the download of a blob; one that is started for this comes behind what clients wait for.
 
-        It is abandoned, to be resumed, when the last who follows it leaves and no client has asked for it.
-        Raises `DigestMismatchError` as `start` does.
+        It is abandoned, to be resumed, when the last one that follows it leaves and no client has asked
+        for it. Raises what `start` raises.
         """
-        download = self._running.get(digest)
+        download = self.get(upstream.name, digest)
         if download is None:
-            download = self.start(repository, digest, is_urgent=False)
+            download = self.start(upstream, repository, digest, settings)
             self._attached_counts[download] = 0
         is_counted = download in self._attached_counts
         if is_counted:
@@ -121,38 +172,56 @@ class DownloadManager:
                 self._attached_counts[download] -= 1
                 if not self._attached_counts[download]:
                     del self._attached_counts[download]
-                    await self._abandon(download)
+                    await self._abandon((upstream.name, digest), download)
 
-    async def _abandon(self, download: Download) -> None:
-        """End a download that nobody waits for, and wait until what it has is kept."""
-        if self._running.get(download.digest) is not download or download.is_requested:
+    async def _abandon(self, key: _Key, download: Download) -> None:
+        """End a download that no client waits for, and wait until what it has is kept."""
+        if self._running.get(key) is not download or download.is_requested:
             return
-        # From now on nobody finds it: who asks begins anew, behind it.
-        del self._running[download.digest]
-        task = self._tasks[download.digest]
+        # From now on it is not found: the next request begins anew, behind it.
+        del self._running[key]
+        task = self._tasks[key]
         task.cancel()
         await run_uncancelled(asyncio.wait((task,)))
-        if self._tasks.get(download.digest) is task:  # it had not even begun
-            del self._tasks[download.digest]
+        if self._tasks.get(key) is task:  # it had not even begun
+            del self._tasks[key]
 
-    async def _run(self, download: Download, predecessor: asyncio.Task[None] | None) -> None:
-        digest = download.digest
+    async def _run(
+        self,
+        key: _Key,
+        download: Download,
+        client: str | None,
+        predecessor: asyncio.Task[None] | None,
+    ) -> None:
         try:
             with span("download") as noted:
-                noted["pullcache.digest"] = str(digest)
+                noted["pullcache.digest"] = str(download.digest)
                 await download.run(predecessor)
                 noted["pullcache.bytes"] = download.bytes_present
                 if download.error:
                     noted["error.type"] = type(download.error).__qualname__
         finally:
-            if self._running.get(digest) is download:
-                del self._running[digest]
-            if self._tasks.get(digest) is asyncio.current_task():
-                del self._tasks[digest]
-        # What one repository's upstream sends says nothing of another's.
+            if self._running.get(key) is download:
+                del self._running[key]
+            if self._tasks.get(key) is asyncio.current_task():
+                del self._tasks[key]
+            if client is not None:
+                self._forget_started(client, download)
+        self._remember(download)
+
+    def _forget_started(self, client: str, download: Download) -> None:
+        started = self._started_by[client]
+        started.discard(download)
+        if not started:
+            del self._started_by[client]
+
+    def _remember(self, download: Download) -> None:
+        """Remember that upstream does not have a blob, or has sent wrong bytes for it."""
         key = (download.repository, download.digest)
-        if isinstance(download.error, DigestMismatchError):
-            _, wrong = self._mismatch_counts.get_with_age(key) or (0.0, 0)
-            self._mismatch_counts.set(key, wrong + 1)
+        if isinstance(download.error, UnknownBlobError):
+            self._absent.set(key, str(download.error))
+        elif isinstance(download.error, DigestMismatchError):
+            _, count = self._mismatch_counts.get_with_age(key) or (0.0, 0)
+            self._mismatch_counts.set(key, count + 1)
         elif not download.error:
             self._mismatch_counts.discard(key)

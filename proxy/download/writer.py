@@ -1,21 +1,23 @@
-"""A blob on its way into the store: the room it takes, the file it grows in, how far it is right."""
+"""The worker that gets a download's bytes into the store: writes them, hashes them, commits the blob.
+
+One thread writes while another hashes what was just written, from memory.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
-from proxy.concurrency import background, run_in_thread
-from proxy.download.pieces import Piece, PieceMap
-from proxy.download.source import BlobSource
+from proxy.concurrency import run_in_thread
+from proxy.download.memory import BUFFER_SIZE, Chunk
+from proxy.download.tasks import run_all
 from proxy.errors import NoSpaceError, StorageError
 from proxy.log import get_logger
 from proxy.metrics import Metrics
-from proxy.oci.digest import Hasher
-from proxy.oci.reference import Repository
+from proxy.oci.digest import Digest, Hasher
 from proxy.storage.blobs import BLOCK_SIZE, BlobStore
 from proxy.storage.commit import Committer
 from proxy.storage.index import Index
@@ -23,185 +25,270 @@ from proxy.storage.ingest import Ingest
 from proxy.storage.space import Reservation, SpaceManager
 from proxy.tracing import record_span
 
+if TYPE_CHECKING:
+    from proxy.download.download import Download
+
 # What was written ahead is hashed in steps of this size, so that readers see it come.
 HASH_STEP = 4 << 20
-
-T = TypeVar("T")
+# Blobs from this size on are written past the page cache, as long as the disk keeps up.
+MIN_DIRECT_SIZE = 64 << 20
+# The disk is slower than upstream when it has held up a download for this long in all, in seconds.
+MAX_HOLD_UP = 0.5
+# How long, in seconds, bytes wait for the rest of their buffer, to be written past the page cache.
+PARTIAL_DELAY = 0.1
+# Chunks written in one call of a thread: the hash of these waits for the last of them.
+MAX_CHUNKS_PER_WRITE = 4
 
 log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class StorageDeps:
-    """What content is written with."""
+    """What content is written with. `open_ingests` are those that a download writes just now."""
 
     store: BlobStore
     index: Index
     space: SpaceManager
     metrics: Metrics
     executor: Executor
+    open_ingests: set[Digest]
 
 
 class BlobWriter:
-    """The bytes of one blob as they come in, in any order, hashed in order.
+    """Writes and hashes a download's chunks. Methods raise `StorageError` where the store cannot go on."""
 
-    `frontier` is the length of what is written and hashed; `pieces` knows also what is ahead of it;
-    `resumed` bytes are an earlier fetch's.
-    `changed` is told of every step. Methods raise `StorageError` where the store cannot go on, and
-    `DigestMismatchError` where the source's bytes cannot be the blob.
-    """
-
-    def __init__(
-        self, storage: StorageDeps, source: BlobSource, on_progress: Callable[[], None]
-    ) -> None:
-        self.digest = source.digest
-        self.size: int | None = None
-        self.frontier = 0
-        self.bytes_resumed = 0
-        self.is_verified = False
-        self.pieces = PieceMap()
+    def __init__(self, download: "Download", storage: StorageDeps) -> None:
+        self._download = download
         self._storage = storage
-        self._source = source
-        self._on_progress = on_progress
         self._ingest: Ingest | None = None
-        self._open_future: asyncio.Future[None] | None = None
         self._reservation: Reservation | None = None
-        self._bytes_claimed = 0
-        self._run_count = 0
-        self._last_end = 0
-        self._is_hashing = False
+        # Set where another upstream's download of the same digest has the usual place.
+        self._private_directory: Path | None = None
+        self._has_usual_place = False
         self._hash_seconds = 0.0
 
     @property
     def fd(self) -> int:
-        """The file, once it is open."""
+        """The file, once bytes are written."""
         assert self._ingest is not None
         return self._ingest.fd
 
+    @property
+    def frontier(self) -> int:
+        """How many bytes are written and hashed."""
+        return self._ingest.frontier if self._ingest else 0
+
     def copy_hasher(self) -> Hasher:
         """Return a hash of the bytes up to the frontier, to go on elsewhere."""
-        return self._ingest.copy_hasher() if self._ingest else self.digest.new_hasher()
+        return self._ingest.copy_hasher() if self._ingest else self._download.digest.new_hasher()
 
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[None]:
-        """Open the file for the block, and take over what an earlier fetch has left.
+    async def resume(self) -> None:
+        """Take over what an earlier download from this upstream has left."""
+        digest, storage = self._download.digest, self._storage
+        if digest in storage.open_ingests:
+            self._reservation = await storage.space.reserve(0)
+        else:
+            self._has_usual_place = True
+            storage.open_ingests.add(digest)
+            self._reservation = await storage.space.resume_partial(digest)
+        assert self._reservation is not None
+        if self._reservation.size and self._has_usual_place:
+            await self._open(has_partial=True)
 
-        If that is nothing the block begins at once: upstream may be asked while the disk makes the file.
-        """
-        disk = self._storage
-        self._reservation = await disk.space.resume_partial(self.digest)
-        is_new = not self._reservation.size
-        async with background(
-            run_in_thread(disk.executor, self._open_ingest, is_new=is_new)
-        ) as self._open_future:
-            if not is_new:
-                await self._resume(await self._wait_ingest())
-            yield
-
-    def _open_ingest(self, *, is_new: bool) -> None:
-        # Kept at once: whoever is cancelled meanwhile still closes it.
-        self._ingest = self._storage.store.open_ingest(self.digest)
-        if not is_new:
-            self._ingest.resume()
-
-    async def _wait_ingest(self) -> Ingest:
-        """Return the file as soon as it is open."""
-        assert self._open_future is not None
-        if not self._open_future.done():
-            await asyncio.wait((self._open_future,))
-        self._open_future.result()
-        assert self._ingest is not None
-        return self._ingest
-
-    async def _resume(self, ingest: Ingest) -> None:
+    async def _open(self, *, has_partial: bool) -> None:
+        await run_in_thread(self._storage.executor, self._open_ingest, has_partial=has_partial)
+        ingest = self._ingest
+        assert ingest is not None
         if not ingest.bytes_resumed:
             return
-        runs = [(0, ingest.frontier), *ingest.ranges_ahead]
-        for start, stop in runs:
-            self.pieces.mark_present(start, stop)
-        self.bytes_resumed = self.pieces.bytes_present
-        self._bytes_claimed, self._run_count = self.bytes_resumed, len(runs)
-        await self._ensure_reserved()
-        if ingest.matches_digest():
-            # The whole blob: it was only the commit that was missing.
-            self.size = ingest.frontier
-        self._publish_frontier()
-        log.info("download_resumed", digest=str(self.digest), offset=self.frontier)
+        ranges = [(0, ingest.frontier), *ingest.ranges_ahead]
+        self._download.mark_resumed(
+            ranges, ingest.frontier, ingest.size, is_whole=ingest.matches_digest()
+        )
+        await self._reserve(0)
+        log.info("download_resumed", digest=str(ingest.digest), offset=ingest.frontier)
 
-    async def set_size(self, size: int) -> None:
-        """Take the room for the whole blob as soon as upstream says how large it is."""
-        if self.size is not None:
-            if size != self.size:
-                raise self._source.record_mismatch()
-            return
-        self.size = size
-        self.pieces.set_size(size)
-        if not self._storage.space.could_make_room(size):
-            raise NoSpaceError("larger than what the store can hold")
-        if self.frontier > size:
-            raise self._source.record_mismatch()
-        # It may be an empty blob, or one that a killed process had wholly written.
-        await self._hash_contiguous()
-
-    async def write(self, piece: Piece, data: memoryview) -> None:
-        """Write the next bytes of a span; hash them, and what they were waited for, if they are due."""
-        offset = piece.position
-        # Claimed first: from now on nobody else is given these bytes to write, so what is hashed is
-        # what stays in the file, whatever upstream sends a second time.
-        data = data[: piece.stop - offset]
-        piece.position += len(data)
-        self._bytes_claimed += len(data)
-        self._run_count += offset != self._last_end
-        self._last_end = piece.position
-        ingest = await self._wait_ingest()
-        await self._ensure_reserved()
-        if offset == ingest.frontier and not self._is_hashing:
-            await self._run_hashing(ingest.append, [data])
+    def _open_ingest(self, *, has_partial: bool) -> None:
+        # Kept at once: also a task that is cancelled closes it.
+        store = self._storage.store
+        if not self._has_usual_place:
+            self._private_directory = store.make_import_directory()
+            ingest = store.open_ingest(self._download.digest, self._private_directory)
         else:
-            await run_in_thread(self._storage.executor, ingest.write_at, offset, data)
-        if self._reservation:
-            self._reservation.written = min(self._bytes_claimed, self._reservation.size)
-        self.pieces.mark_written(piece)
-        ingest.ranges_ahead = self.pieces.ranges_after(ingest.frontier)
-        await self._hash_contiguous()
+            ingest = store.open_ingest(self._download.digest)
+        self._ingest = ingest
+        ingest.origin = self._download.source.upstream_name
+        if has_partial:
+            ingest.resume()
 
-    async def finish_at_frontier(self) -> None:
-        """Take what is in for the whole blob: upstream said no size, only the digest can tell."""
-        await self.set_size(self.frontier)
-        if not self.is_verified:
-            raise self._source.record_mismatch()
+    async def run(self) -> None:
+        """Write and hash what arrives; return when the digest is verified.
 
-    async def commit(self, repository: Repository) -> bool:
+        Raises `StorageError`, and `DigestMismatchError` if the bytes are not the blob.
+        """
+        download = self._download
+        while download.size is None and not download.chunks:
+            await download.progress.wait()
+        # Not before upstream has answered: what it does not have costs no file.
+        if self._ingest is None:
+            await self._open(has_partial=False)
+        await run_all(self._write(), self._hash())
+
+    async def _write(self) -> None:
+        download = self._download
+        while not (download.is_received and all(c.written == c.stop for c in download.chunks)):
+            if self._may_write_direct():
+                if await self._write_due(direct=True):
+                    continue
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(PARTIAL_DELAY):
+                        await download.progress.wait()
+                        continue
+            if not await self._write_due():
+                await download.progress.wait()
+
+    def _may_write_direct(self) -> bool:
+        """Tell whether to write past the page cache.
+
+        That takes a fifth less CPU, and the blob is durable as soon as it is whole (measured, 1 GiB: 1.8
+        instead of 2.2 s; 0.01 instead of 0.6 s after the last byte). But what is then read from the file
+        comes from the disk: not where the disk is slower than upstream, nor where several clients read.
+        """
+        download = self._download
+        is_large = download.size is not None and download.size >= MIN_DIRECT_SIZE
+        is_disk_fast = download.seconds_held_up <= MAX_HOLD_UP
+        return is_large and is_disk_fast and download.reader_count <= 1
+
+    async def _write_due(self, *, direct: bool = False) -> bool:
+        """Write some of what has arrived; return whether there was any.
+
+        With `direct`, only what can be written past the page cache: buffers that follow each other, filled
+        and unwritten; or what no connection will fill.
+        """
+        download, ingest = self._download, self._ingest
+        assert ingest is not None
+        if direct:
+            due = _direct_run(download.chunks)
+        else:
+            due = [chunk for chunk in download.chunks if chunk.written < chunk.stop]
+            due = due[:MAX_CHUNKS_PER_WRITE]
+        if not due:
+            return False
+        stops = [chunk.stop for chunk in due]
+        ends = zip(due, stops, strict=True)
+        await self._reserve(sum(stop - chunk.written for chunk, stop in ends))
+        ingest.size = download.size
+        ingest.ranges_ahead = download.written.ranges_after(ingest.written_end)
+        write = _write_direct if direct else _write_chunks
+        await run_in_thread(self._storage.executor, write, ingest, due, stops)
+        for chunk, stop in zip(due, stops, strict=True):
+            chunk.is_in_page_cache = not direct
+            download.mark_written(chunk, stop)
+        ingest.written_end = download.written.contiguous_end(0)
+        assert self._reservation is not None
+        self._reservation.written = min(download.written.total, self._reservation.size)
+        return True
+
+    async def _hash(self) -> None:
+        download, ingest = self._download, self._ingest
+        assert ingest is not None
+        while ingest.frontier != download.size:
+            start = ingest.frontier
+            stop = min(download.written.contiguous_end(start), start + HASH_STEP)
+            if start == stop:
+                await download.progress.wait()
+                continue
+            began = perf_counter()
+            if parts := self._parts_in_memory(start, stop):
+                await run_in_thread(self._storage.executor, ingest.hash_written, parts)
+            else:
+                await run_in_thread(self._storage.executor, ingest.hash_up_to, stop)
+            self._hash_seconds += perf_counter() - began
+            if ingest.frontier == start:
+                raise StorageError("cannot read an ingest: it is shorter than it was")
+            if ingest.frontier != download.size:
+                download.mark_hashed(ingest.frontier)
+        if not ingest.matches_digest():
+            raise download.source.record_mismatch()
+        record_span("verify", self._hash_seconds)
+        download.mark_hashed(ingest.frontier, is_verified=True)
+
+    def _parts_in_memory(self, start: int, stop: int) -> list[memoryview]:
+        """Return the bytes from `start` on that are in memory still, up to `stop` at most."""
+        parts = []
+        for chunk in sorted(self._download.chunks, key=lambda chunk: chunk.start):
+            if chunk.start <= start < chunk.written:
+                end = min(stop, chunk.written)
+                parts.append(chunk.view(start, end))
+                start = end
+        return parts
+
+    async def _reserve(self, count: int) -> None:
+        """See that the reservation holds `count` bytes more than are written, or raise `NoSpaceError`.
+
+        Room is taken as bytes come: a length that upstream only claims evicts nothing.
+        """
+        written, size = self._download.written, self._download.size
+        assert self._reservation is not None
+        # A range of bytes may begin and end in the middle of a block.
+        needed = written.total + count + 2 * BLOCK_SIZE * (len(written) + MAX_CHUNKS_PER_WRITE)
+        if size is not None:
+            needed = min(needed, size)
+        if not await self._storage.space.grow(self._reservation, needed, limit=size):
+            raise NoSpaceError("no room can be made")
+
+    async def reset(self) -> None:
+        """Forget all bytes."""
+        if self._ingest:
+            await run_in_thread(self._storage.executor, self._ingest.reset)
+
+    async def commit(self) -> bool:
         """Make the blob a part of the store. False if the disk fails: that fails no reader."""
+        download, storage = self._download, self._storage
         assert self._ingest is not None
         assert self._reservation is not None
-        disk = self._storage
-        committer = Committer(disk.store, disk.index, disk.space, disk.executor)
+        committer = Committer(storage.store, storage.index, storage.space, storage.executor)
         try:
-            await committer.commit_ingest(self._ingest, self._reservation, repository)
+            await committer.commit_ingest(self._ingest, self._reservation, download.repository)
         except StorageError as error:
-            disk.metrics.count_uncached("disk_error")
-            log.warning("commit_failed", digest=str(self.digest), reason=str(error))
+            storage.metrics.count_uncached("disk_error")
+            log.warning("commit_failed", digest=str(download.digest), reason=str(error))
             return False
         self._reservation = None
         return True
 
     async def release(self, *, keep_partial: bool) -> None:
-        """Keep what is in to be resumed, or remove it; give back the room. Not after a commit."""
-        if self._reservation is None:
-            return
-        if self._ingest and keep_partial and self.pieces.contiguous_end(0):
-            await run_in_thread(self._storage.executor, self._ingest.save_state)
-            self._storage.space.keep_partial(self._reservation, self._ingest)
-            return
-        if self._ingest:
-            await run_in_thread(self._storage.executor, self._ingest.discard)
-        self._storage.space.release(self._reservation)
+        """Keep what has arrived to be resumed, or remove it; give back the room that is left."""
+        try:
+            if self._reservation is not None:
+                await self._release(keep_partial=keep_partial and self._has_usual_place)
+        finally:
+            self._reservation = None
+            if self._has_usual_place:
+                self._storage.open_ingests.discard(self._download.digest)
+            if self._private_directory:
+                await run_in_thread(
+                    self._storage.executor,
+                    self._storage.store.remove_import_directory,
+                    self._private_directory,
+                )
 
-    def sync_frontier(self) -> None:
-        """Take note of what is hashed, after a failure: it may still be read."""
-        if self._ingest:
-            self.frontier = self._ingest.frontier
+    async def _release(self, *, keep_partial: bool) -> None:
+        assert self._reservation is not None
+        ingest, space = self._ingest, self._storage.space
+        if ingest and keep_partial and self._download.pieces.received:
+            try:
+                while await self._write_due():
+                    pass
+            except StorageError:
+                log.info("partial_write_failed", digest=str(ingest.digest))
+            ingest.ranges_ahead = self._download.written.ranges_after(ingest.written_end)
+            await run_in_thread(self._storage.executor, ingest.save_state)
+            space.keep_partial(self._reservation, ingest)
+            return
+        if ingest:
+            await run_in_thread(self._storage.executor, ingest.discard)
+        space.release(self._reservation)
 
     def close(self) -> None:
         """Close the file. Nothing is written or read any more."""
@@ -209,47 +296,25 @@ class BlobWriter:
             self._ingest.close()
             self._ingest = None
 
-    async def _ensure_reserved(self) -> None:
-        """See that the reservation holds all claimed bytes, or raise `NoSpaceError`."""
-        assert self._reservation is not None
-        # A run of bytes may begin and end in the middle of a block.
-        needed = self._bytes_claimed + self._run_count * 2 * BLOCK_SIZE
-        if self.size is not None:
-            needed = min(needed, self.size)
-        if not await self._storage.space.grow(self._reservation, needed, limit=self.size):
-            raise NoSpaceError("no room can be made")
 
-    async def _hash_contiguous(self) -> None:
-        """Hash what the frontier has met, unless somebody else does: they will come to it."""
-        ingest = await self._wait_ingest()
-        self._publish_frontier()
-        while not self._is_hashing:
-            start = ingest.frontier
-            stop = min(self.pieces.contiguous_end(start), start + HASH_STEP)
-            if start == stop:
-                return
-            await self._run_hashing(ingest.hash_up_to, stop)
-            if ingest.frontier == start:
-                raise StorageError("cannot read an ingest: it is shorter than it was")
-            self._publish_frontier()
+def _direct_run(chunks: list[Chunk]) -> list[Chunk]:
+    """Return chunks that follow each other in the file and can be written past the page cache at once."""
+    run: list[Chunk] = []
+    for chunk in chunks:
+        is_whole = len(chunk.buffer) == BUFFER_SIZE and chunk.is_full
+        if is_whole and chunk.written == chunk.start and chunk.start % BLOCK_SIZE == 0:
+            if run and (chunk.start != run[-1].stop or len(run) == MAX_CHUNKS_PER_WRITE):
+                break
+            run.append(chunk)
+        elif run:
+            break
+    return run
 
-    async def _run_hashing(self, work: Callable[[T], None], argument: T) -> None:
-        """Do what moves the frontier; it is not done twice at the same time."""
-        self._is_hashing = True
-        began = perf_counter()
-        try:
-            await run_in_thread(self._storage.executor, work, argument)
-        finally:
-            self._is_hashing = False
-            self._hash_seconds += perf_counter() - began
 
-    def _publish_frontier(self) -> None:
-        """Show readers what is in; of a complete blob only if its digest is right."""
-        assert self._ingest is not None
-        if self._ingest.frontier == self.size and not (self.is_verified or self._is_hashing):
-            if not self._ingest.matches_digest():
-                raise self._source.record_mismatch()
-            self.is_verified = True
-            record_span("verify", self._hash_seconds)
-        self.frontier = self._ingest.frontier
-        self._on_progress()
+def _write_direct(ingest: Ingest, chunks: list[Chunk], _stops: list[int]) -> None:
+    ingest.write_direct(chunks[0].start, [chunk.buffer for chunk in chunks])
+
+
+def _write_chunks(ingest: Ingest, chunks: list[Chunk], stops: list[int]) -> None:
+    for chunk, stop in zip(chunks, stops, strict=True):
+        ingest.write_at(chunk.written, chunk.view(chunk.written, stop))

@@ -1,6 +1,7 @@
-"""Could an image be pulled with the network unplugged? Looked up to the last file.
+"""The offline check: which images could be pulled if no upstream were reachable.
 
-What this repository was not seen to hold is not here for it: it is proven by asking upstream.
+A blob that is not linked to the image's repository counts as missing, because serving it takes a
+request to upstream.
 """
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -10,27 +11,21 @@ from itertools import islice
 import msgspec
 
 from proxy.errors import DeniedError, InvalidReferenceError
-from proxy.images.tree import ImageState, ImageStore, ManifestNode, MissingBlob
+from proxy.images.selection import ImageSelection, parse_platforms
+from proxy.images.store import ImageStore
+from proxy.images.tree import ImageState, ManifestNode, MissingBlob, load_image
 from proxy.names import display_name
-from proxy.oci.manifest import Platform
-from proxy.oci.platform import choose_platform, parse_platform
+from proxy.oci.platform import Platform, choose_platform
 from proxy.storage.image_queries import ImageQueries
-
-# Stands for every platform that the image has.
-ALL_PLATFORMS = "all"
 
 _BATCH_SIZE = 50
 
 
-class ImageSelection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An image, and the platforms of it; none is the daemon's own."""
-
-    image: str
-    platforms: tuple[str, ...] = ()
-
-
 class ImageCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """What there is of an image for one platform. `size` bytes are here; `reason` says what is wrong."""
+    """The state of an image for one platform.
+
+    `size` counts bytes in the store; `reason` says why the image is not complete.
+    """
 
     image: str
     platform: str
@@ -42,79 +37,75 @@ class ImageCheck(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OfflineChecker:
-    """Checks images against one store."""
+    """Checks images of one store."""
 
     def __init__(self, image_store: ImageStore, native_platform: Platform) -> None:
         self._image_store = image_store
         self._native_platform = native_platform
 
     async def check(self, selections: Sequence[ImageSelection]) -> AsyncGenerator[ImageCheck, None]:
-        """Yield what there is, image by image and platform by platform.
+        """Yield a check for each image and platform, in order.
 
-        What is written wrong, or not configured, is absent too, and `reason` says so. Raises `StorageError`.
+        An invalid or denied name yields the state `absent` and the reason. Raises `StorageError`.
         """
-        left = iter(selections)
-        while batch := list(islice(left, _BATCH_SIZE)):
-            for check in await self._image_store.query(partial(self._check_all, batch)):
+        remaining = iter(selections)
+        while batch := list(islice(remaining, _BATCH_SIZE)):
+            for check in await self._image_store.query(partial(self._check_batch, batch)):
                 yield check
 
-    def _check_all(
+    def _check_batch(
         self, selections: Sequence[ImageSelection], queries: ImageQueries
     ) -> list[ImageCheck]:
-        return [check for wanted in selections for check in self._check_image(queries, wanted)]
+        return [
+            check for selection in selections for check in self._check_image(queries, selection)
+        ]
 
     def _check_image(
         self, queries: ImageQueries, selection: ImageSelection
     ) -> Iterator[ImageCheck]:
-        platforms = selection.platforms or (str(self._native_platform),)
+        requested = selection.platforms or (str(self._native_platform),)
         try:
             repository, reference = self._image_store.names.parse_allowed(selection.image)
-            parsed = (
-                [] if ALL_PLATFORMS in platforms else [parse_platform(text) for text in platforms]
-            )
+            platforms = parse_platforms(requested)
         except (InvalidReferenceError, DeniedError) as error:
-            yield _absent_check(selection.image, ", ".join(platforms), str(error))
+            yield _absent_check(selection.image, ", ".join(requested), str(error))
             return
         name = display_name(repository, reference)
-        found = self._image_store.find_manifest(queries, repository, reference)
-        top = self._image_store.build_tree(queries, found, repository) if found else None
-        # What is damaged is not there.
+        top = load_image(self._image_store, queries, repository, reference)
+        # A damaged manifest cannot be served, so it counts as absent.
         if top is None or top.manifest is None:
-            for text in platforms:
+            for text in requested:
                 yield _absent_check(name, text, "not in the store")
             return
-        for platform, image in _select_platforms(
-            top, parsed, is_explicit=bool(selection.platforms)
-        ):
-            if image is None:
-                known = (
-                    ", ".join(str(one.platform) for one in top.platform_manifests())
-                    or "no platform"
-                )
-                yield _absent_check(name, platform, f"the image is for {known} only"[:200])
+        is_explicit = bool(selection.platforms)
+        for platform, node in _match_platforms(top, platforms, is_explicit=is_explicit):
+            if node is None:
+                offered = ", ".join(str(one.platform) for one in top.platform_manifests())
+                reason = f"the image is for {offered or 'no platform'} only"
+                yield _absent_check(name, platform, reason[:200])
             else:
-                yield _check_node(name, platform, image)
+                yield _check_node(name, platform, node)
 
 
-def _select_platforms(
+def _match_platforms(
     top: ManifestNode, platforms: Sequence[Platform], *, is_explicit: bool
 ) -> list[tuple[str, ManifestNode | None]]:
-    """Return what clients of the wanted platforms take; of none, everything is wanted.
+    """Return the manifest that a client of each platform takes; without platforms, all manifests.
 
-    A plain manifest is taken as it is, unless somebody asks for another platform than it says.
+    A single manifest is taken whatever its platform, unless the platforms are `is_explicit`.
     """
-    images = top.platform_manifests()
+    manifests = top.platform_manifests()
     if not platforms:
-        return [(str(image.platform or ""), image) for image in images]
-    if images == [top] and (not is_explicit or top.platform is None):
+        return [(str(node.platform or ""), node) for node in manifests]
+    if manifests == [top] and (not is_explicit or top.platform is None):
         return [(str(top.platform or platform), top) for platform in platforms]
-    pairs = [(image.platform, image) for image in images]
-    return [(str(platform), choose_platform(pairs, platform)) for platform in platforms]
+    candidates = [(node.platform, node) for node in manifests]
+    return [(str(platform), choose_platform(candidates, platform)) for platform in platforms]
 
 
 def _check_node(name: str, platform: str, node: ManifestNode) -> ImageCheck:
     state = node.platform_state()
-    incomplete = node.problem or "not all of it is in the store"
+    is_complete = state.state == "complete"
     return ImageCheck(
         image=name,
         platform=platform,
@@ -122,7 +113,7 @@ def _check_node(name: str, platform: str, node: ManifestNode) -> ImageCheck:
         digest=state.digest,
         size=state.size,
         missing=state.missing,
-        reason="" if state.state == "complete" else incomplete,
+        reason="" if is_complete else node.problem or "some of its blobs are not in the store",
     )
 
 

@@ -1,4 +1,7 @@
-"""One image in every detail: platforms, layers and what made them, who shares them, what refers to it."""
+"""`inspect`: everything the store knows of one image.
+
+Platforms, layers with the commands that made them, other images that share them, and referrers.
+"""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -6,19 +9,24 @@ from contextlib import suppress
 import msgspec
 
 from proxy.errors import InvalidManifestError, UnknownManifestError
-from proxy.images.tree import ImageStore, ManifestNode, PlatformState
+from proxy.images.store import ImageStore
+from proxy.images.tree import ManifestNode, PlatformState, build_tree
 from proxy.names import display_name
 from proxy.oci.config import ImageConfig
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Repository, parse_image
 from proxy.storage.image_queries import ImageQueries, ImageRow, StoredBlob
 
-# A base layer may belong to thousands: so many are named.
+# Thousands of images may share a base layer; name at most this many.
 MAX_SHARED_WITH = 10
 
 
 class LayerDetail(msgspec.Struct, frozen=True):
-    """A layer. `command` made it, if that is known; `shared` are other images that have it, up to `SHARERS`."""
+    """A layer of one platform.
+
+    `command` is the build step that made it, if the history tells; `shared` are up to
+    `MAX_SHARED_WITH` other images that have it.
+    """
 
     digest: str
     size: int
@@ -29,7 +37,7 @@ class LayerDetail(msgspec.Struct, frozen=True):
 
 
 class PlatformDetail(msgspec.Struct, frozen=True):
-    """An image for one platform; `config` and `layers` are empty as long as they are not in the store."""
+    """An image for one platform; `config` and `layers` are empty if not stored."""
 
     state: PlatformState
     config: ImageConfig | None
@@ -37,7 +45,7 @@ class PlatformDetail(msgspec.Struct, frozen=True):
 
 
 class Referrer(msgspec.Struct, frozen=True):
-    """A manifest that refers to the image or one of its platforms: a signature, a bill of materials."""
+    """A manifest that refers to the image or one of its platforms: a signature or an SBOM."""
 
     digest: str
     subject: str
@@ -47,7 +55,10 @@ class Referrer(msgspec.Struct, frozen=True):
 
 
 class ImageDetail(msgspec.Struct, frozen=True, kw_only=True):
-    """An image of the store. `names` are all that its repository has for its digest; sizes are as stored."""
+    """A stored image. `names` are all names of its digest in its repository.
+
+    Sizes are stored bytes, `unique` those that removing the image would free; times are Unix time.
+    """
 
     name: str
     names: Sequence[str]
@@ -63,56 +74,56 @@ class ImageDetail(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageInspector:
-    """Looks closely at one image of a store at a time."""
+    """Describes images of one store."""
 
     def __init__(self, image_store: ImageStore) -> None:
         self._image_store = image_store
 
     async def inspect(self, image: str) -> ImageDetail:
-        """Return what there is to say of an image, or of a manifest by its digest.
+        """Describe an image, or a manifest by its digest.
 
-        Raises `UnknownManifestError` if it is not in the store, `InvalidReferenceError`, `StorageError`.
+        Raises `UnknownManifestError` if it is not stored, `InvalidReferenceError` and
+        `StorageError`.
         """
-        named = self._image_store.names.to_repository(parse_image(image))
+        repository, reference = self._image_store.names.to_repository(parse_image(image))
         await self._image_store.index.flush()
-        return await self._image_store.query(lambda catalogue: self._inspect(catalogue, *named))
-
-    def _inspect(
-        self, queries: ImageQueries, repository: Repository, reference: Reference
-    ) -> ImageDetail:
-        roots = queries.find_images(repository, reference)
-        digest = roots[0].digest if roots else reference
-        top = queries.blob(repository, digest) if isinstance(digest, Digest) else None
-        if top is None:
-            raise UnknownManifestError(
-                f"{display_name(repository, reference)[:100]} is not in the store; "
-                "pullcache images lists what is"
-            )
-        return self._describe_image(queries, repository, reference, top)
+        return await self._image_store.query(
+            lambda queries: self._describe_image(queries, repository, reference)
+        )
 
     def _describe_image(
-        self, queries: ImageQueries, repository: Repository, reference: Reference, top: StoredBlob
+        self, queries: ImageQueries, repository: Repository, reference: Reference
     ) -> ImageDetail:
-        alike = queries.find_images(repository, top.digest)
-        named = ImageRow(repository, reference, top.digest, is_pinned=False)
-        size, unique = queries.image_sizes(named)
-        images = self._image_store.build_tree(queries, top, repository).platform_manifests()
+        rows = queries.find_images(repository, reference)
+        digest = rows[0].digest if rows else reference
+        top = queries.blob(repository, digest) if isinstance(digest, Digest) else None
+        name = display_name(repository, reference)
+        if top is None:
+            raise UnknownManifestError(
+                f"{name[:100]} is not in the store; pullcache images lists stored images"
+            )
+        same_digest = queries.find_images(repository, top.digest)
+        size, unique = queries.image_sizes(
+            ImageRow(repository, reference, top.digest, is_pinned=False)
+        )
+        tree = build_tree(self._image_store, queries, top, repository)
+        manifests = tree.platform_manifests()
         return ImageDetail(
-            name=display_name(repository, reference),
-            names=[display_name(repository, root.reference) for root in alike],
+            name=name,
+            names=[display_name(repository, row.reference) for row in same_digest],
             digest=str(top.digest),
             media_type=top.media_type or "",
-            pinned=any(root.is_pinned and root.reference == reference for root in alike),
+            pinned=any(row.is_pinned and row.reference == reference for row in same_digest),
             size=size,
             unique=unique,
             cached=self._image_store.blob_store.committed_at(top.digest),
             used=top.used_at,
             platforms=[
-                self._describe_platform(queries, repository, reference, one) for one in images
+                self._describe_platform(queries, repository, reference, node) for node in manifests
             ],
             referrers=[
                 self._describe_referrer(blob, subject)
-                for subject in dict.fromkeys([top.digest, *(image.digest for image in images)])
+                for subject in dict.fromkeys([top.digest, *(node.digest for node in manifests)])
                 for blob in queries.referrers(repository, subject)
             ],
         )
@@ -129,7 +140,6 @@ class ImageInspector:
         config = self._image_store.load_config(node.manifest)
         layers = node.manifest.children[1:]
         commands = config.commands_for_layers(len(layers)) if config else [""] * len(layers)
-        me = (repository, reference)
         return PlatformDetail(
             node.platform_state(),
             config,
@@ -140,11 +150,7 @@ class ImageInspector:
                     layer.media_type,
                     layer.digest in node.stored,
                     command,
-                    [
-                        display_name(*other)
-                        for other in queries.images_containing(layer.digest, MAX_SHARED_WITH + 1)
-                        if other != me
-                    ][:MAX_SHARED_WITH],
+                    _images_sharing(queries, layer.digest, (repository, reference)),
                 )
                 for layer, command in zip(layers, commands, strict=True)
             ],
@@ -163,3 +169,11 @@ class ImageInspector:
             blob.size,
             manifest.annotations if manifest else {},
         )
+
+
+def _images_sharing(
+    queries: ImageQueries, layer: Digest, image: tuple[Repository, Reference]
+) -> list[str]:
+    """Return up to `MAX_SHARED_WITH` images other than `image` that contain the layer."""
+    containing = queries.images_containing(layer, MAX_SHARED_WITH + 1)
+    return [display_name(*other) for other in containing if other != image][:MAX_SHARED_WITH]

@@ -1,7 +1,6 @@
-"""The images of the store, for those who keep it: which there are, what they hold, what may go.
+"""List, remove, pin and unpin the images of the store.
 
-An image is written as people write it. What is asked about need not be configured any more; what is pinned, or
-checked for being pulled, must be.
+Listing, removing and unpinning work for upstreams that are no longer configured; pinning does not.
 """
 
 from collections.abc import AsyncGenerator, Generator, Sequence
@@ -13,20 +12,22 @@ import msgspec
 
 from proxy.concurrency import run_in_thread
 from proxy.errors import DeniedError, UnknownManifestError
-from proxy.images.tree import ImageState, ImageStore, PlatformState
+from proxy.images.store import ImageStore
+from proxy.images.tree import ImageState, PlatformState, build_tree
 from proxy.names import display_name
 from proxy.oci.reference import parse_image
 from proxy.storage.image_queries import ImageQueries, ImageRow, open_image_queries
 
-# So many are weighed one by one; for more, all of the store together is quicker.
+# For more images than this, sizing the whole store at once is faster than sizing one by one.
 _BULK_SIZES_THRESHOLD = 50
 _BATCH_SIZE = 50
 
 
 class ImageSummary(msgspec.Struct, frozen=True):
-    """An image of the store. Sizes are bytes as stored, `unique` those that `rm` would free; times are Unix time.
+    """An image in the store.
 
-    `name` is repository and reference as people write them, and `digest` is None for a pinned tag that never came.
+    `digest` is None for a pinned tag that was never pulled. Sizes are stored bytes, `unique` those
+    that removing the image would free; times are Unix time.
     """
 
     name: str
@@ -43,7 +44,7 @@ class ImageSummary(msgspec.Struct, frozen=True):
 
 
 class RemovedImages(msgspec.Struct, frozen=True):
-    """What was removed, or would be: names, and the blobs that no other image holds."""
+    """The names of removed images, and how many blobs and bytes went with them."""
 
     images: Sequence[str]
     blobs: int
@@ -57,41 +58,44 @@ class ImageManager:
         self._image_store = image_store
 
     async def list_images(self, pattern: str = "") -> AsyncGenerator[ImageSummary, None]:
-        """Yield the images whose name holds `pattern`, or matches it as a glob, in order.
+        """Yield the images whose name contains `pattern` or matches it as a glob, in order.
 
         Raises `StorageError`.
         """
         await self._image_store.index.flush()
-        with closing(self._iterate_summaries(pattern)) as found:
-            threads = self._image_store.executor
-            while batch := await run_in_thread(threads, lambda: list(islice(found, _BATCH_SIZE))):
+        with closing(self._iterate_summaries(pattern)) as summaries:
+            executor = self._image_store.executor
+            while batch := await run_in_thread(
+                executor, lambda: list(islice(summaries, _BATCH_SIZE))
+            ):
                 for image in batch:
                     yield image
 
     async def remove(
         self, images: Sequence[str], *, dry_run: bool = False, force: bool = False
     ) -> RemovedImages:
-        """Remove images, and the blobs that no other image holds; a digest is every name that it has.
+        """Remove images and the blobs that no other image uses; a digest stands for all its names.
 
-        All or none: raises `UnknownManifestError` if one is not there, `DeniedError` if one is pinned and not
-        `force`, `BusyError` if one is being preloaded or exported, `InvalidReferenceError`, `StorageError`.
+        Removes all of them or none. Raises `UnknownManifestError` if one is not stored,
+        `DeniedError` if one is pinned and `force` is not set, `BusyError` if one is being preloaded
+        or exported, `InvalidReferenceError` and `StorageError`.
         """
-        roots = await self._image_store.query(lambda catalogue: self._find_rows(catalogue, images))
-        pinned = [display_name(root.repository, root.reference) for root in roots if root.is_pinned]
+        rows = await self._image_store.query(lambda queries: self._find_rows(queries, images))
+        pinned = [display_name(row.repository, row.reference) for row in rows if row.is_pinned]
         if pinned and not force:
             raise DeniedError(f"{pinned[0][:100]} is pinned; unpin it first, or use --force")
-        gone = [(root.repository, root.reference) for root in roots]
+        targets = [(row.repository, row.reference) for row in rows]
         if dry_run:
             blobs = await self._image_store.query(
-                lambda catalogue: catalogue.plan_removal(gone).blobs
+                lambda queries: queries.plan_removal(targets).blobs
             )
         else:
-            blobs = await self._image_store.space.remove_images(gone)
-        names = [display_name(*image) for image in gone]
+            blobs = await self._image_store.space.remove_images(targets)
+        names = [display_name(*target) for target in targets]
         return RemovedImages(names, len(blobs), sum(size for _, size in blobs))
 
     async def pin(self, images: Sequence[str]) -> list[str]:
-        """Keep images from being evicted, also those that come later; return their names.
+        """Protect images from eviction, stored or not; return their names.
 
         Raises `InvalidReferenceError`, `DeniedError` and `StorageError`.
         """
@@ -100,24 +104,23 @@ class ImageManager:
         return [display_name(*pin) for pin in pins]
 
     async def unpin(self, images: Sequence[str]) -> list[str]:
-        """Let images be evicted again, and return the names of those that were pinned.
+        """Remove the pins of images; return the names of those that had one.
 
         Raises `InvalidReferenceError` and `StorageError`.
         """
         pins = [self._image_store.names.to_repository(parse_image(text)) for text in images]
         return [display_name(*pin) for pin in await self._image_store.index.unpin(pins)]
 
-    # In a thread.
+    # The methods below run in a thread.
 
     def _iterate_summaries(self, pattern: str) -> Generator[ImageSummary, None, None]:
-        with open_image_queries(self._image_store.index.path) as catalogue:
-            # Read at once: a query that stays open would keep the index's log from being cut.
-            roots = [root for root in catalogue.images() if _matches(root, pattern)]
-            weights = catalogue.sizes_by_digest() if len(roots) > _BULK_SIZES_THRESHOLD else {}
-            for root in roots:
-                key = str(root.digest)
-                weight = weights[key] if key in weights else catalogue.image_sizes(root)
-                yield self._summarize(catalogue, root, *weight)
+        with open_image_queries(self._image_store.index.path) as queries:
+            # All at once: a query left open would keep SQLite from truncating its WAL.
+            rows = [row for row in queries.images() if _matches(row, pattern)]
+            sizes = queries.sizes_by_digest() if len(rows) > _BULK_SIZES_THRESHOLD else {}
+            for row in rows:
+                size, unique = sizes.get(str(row.digest)) or queries.image_sizes(row)
+                yield self._summarize(queries, row, size, unique)
 
     def _summarize(
         self, queries: ImageQueries, row: ImageRow, size: int, unique: int
@@ -126,8 +129,8 @@ class ImageManager:
         top = queries.blob(repository, digest) if digest else None
         platforms: list[PlatformState] = []
         if top:
-            node = self._image_store.build_tree(queries, top, repository, check_files=False)
-            platforms = [image.platform_state() for image in node.platform_manifests()]
+            tree = build_tree(self._image_store, queries, top, repository, check_files=False)
+            platforms = [node.platform_state() for node in tree.platform_manifests()]
         return ImageSummary(
             name=display_name(repository, row.reference),
             repository=display_name(repository),
@@ -143,20 +146,23 @@ class ImageManager:
         )
 
     def _find_rows(self, queries: ImageQueries, images: Sequence[str]) -> list[ImageRow]:
-        """Return the images that are meant, each once."""
+        """Return the rows of images, without duplicates. Raises `UnknownManifestError`."""
         found: dict[ImageRow, None] = {}
         for text in images:
-            roots = queries.find_images(*self._image_store.names.to_repository(parse_image(text)))
-            if not roots:
+            rows = queries.find_images(*self._image_store.names.to_repository(parse_image(text)))
+            if not rows:
                 raise UnknownManifestError(
-                    f"{text[:100]} is not in the store; pullcache images lists what is"
+                    f"{text[:100]} is not in the store; pullcache images lists stored images"
                 )
-            found |= dict.fromkeys(roots)
+            found |= dict.fromkeys(rows)
         return list(found)
 
 
 def _combine_states(platforms: Sequence[PlatformState]) -> ImageState:
-    """Return the state of a whole image: clients pull one platform, and others need not be here."""
+    """Return the state of a whole image.
+
+    A client pulls one platform, so absent platforms do not make an image partial.
+    """
     states = {platform.state for platform in platforms}
     return "complete" if "complete" in states and "partial" not in states else "partial"
 

@@ -1,45 +1,38 @@
-"""The store with what is known of it, as images: what they consist of, and how much of that is here."""
+"""Image trees: a manifest, the manifests below it, and which of their blobs the store has."""
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
-from proxy.concurrency import run_in_thread
-from proxy.errors import InvalidManifestError, StorageError
-from proxy.names import NameParser
-from proxy.oci import manifest as oci
-from proxy.oci.config import ImageConfig, parse_config
+from proxy.errors import InvalidManifestError
+from proxy.images.store import ImageStore
 from proxy.oci.digest import Digest
-from proxy.oci.manifest import Descriptor, Manifest, Platform
-from proxy.oci.platform import is_runnable
+from proxy.oci.manifest import Descriptor, Manifest
+from proxy.oci.platform import Platform, is_runnable
 from proxy.oci.reference import Reference, Repository
-from proxy.storage.blobs import BlobStore
-from proxy.storage.image_queries import ImageQueries, StoredBlob, open_image_queries
-from proxy.storage.index import Index
-from proxy.storage.space import SpaceManager
+from proxy.storage.image_queries import ImageQueries, StoredBlob
 
 ImageState = Literal["complete", "partial", "absent"]
 
-# An index of indexes is legal; more than this is an attack (image-spec has no bound).
+# An index may contain indexes, and the image-spec sets no limit. More than this is an attack.
 MAX_INDEX_DEPTH = 4
 MAX_MANIFESTS = 2000
 
-R = TypeVar("R")
-
 
 class MissingBlob(msgspec.Struct, frozen=True):
-    """What the store lacks."""
+    """A blob that the store lacks."""
 
     digest: str
     size: int
 
 
 class PlatformState(msgspec.Struct, frozen=True):
-    """What the store has of one platform: `size` bytes. `platform` is "" where nothing says it."""
+    """What the store has of an image for one platform: `size` bytes.
+
+    The platform is "" if the image does not state it.
+    """
 
     platform: str
     digest: str
@@ -50,11 +43,11 @@ class PlatformState(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True, eq=False)
 class ManifestNode:
-    """A manifest, and what it names as far as it is here.
+    """A manifest, and the manifests below it if it is an index.
 
-    `manifest` is None if it is not here, or is none; `children` are an index's manifests. `here` are this one, its
-    config and its layers, with their sizes; `missing` is what the store lacks of these, but for foreign layers,
-    which no registry has. `problem` says what is wrong beyond that.
+    `manifest` is None if it is not stored or cannot be parsed. `stored` maps the manifest itself,
+    its config and its layers to their sizes; `missing` are those that the store lacks, except
+    foreign layers, which no registry serves. `problem` describes any other fault.
     """
 
     digest: Digest
@@ -66,35 +59,36 @@ class ManifestNode:
     missing: list[MissingBlob] = field(default_factory=list)
     problem: str = ""
 
+    @property
+    def is_index(self) -> bool:
+        """Whether this is a stored image index."""
+        return self.manifest is not None and self.manifest.is_index
+
     def walk(self) -> Iterator["ManifestNode"]:
-        """Yield this and everything below, parents first."""
+        """Yield this node and all below it, parents first."""
         yield self
         for child in self.children:
             yield from child.walk()
 
-    def all_missing(self) -> list[MissingBlob]:
-        """Return what the store lacks of this and of everything below, each once."""
-        return list(dict.fromkeys(gone for node in self.walk() for gone in node.missing))
-
-    def problems(self) -> Iterator[str]:
-        """Yield what is wrong with this and everything below."""
-        return (node.problem for node in self.walk() if node.problem)
-
     def platform_manifests(self) -> list["ManifestNode"]:
-        """Return what clients run, a manifest for each platform: of a plain image itself."""
-        return [
-            node
-            for node in self.walk()
-            if not (node.manifest and node.manifest.is_index) and is_runnable(node.platform)
-        ]
+        """Return the manifests that a client can run, one for each platform."""
+        return [node for node in self.walk() if not node.is_index and is_runnable(node.platform)]
 
     def blobs(self) -> Iterator[Descriptor]:
-        """Yield config and layers that a registry holds, of an index none."""
+        """Yield config and layers, except foreign layers; nothing for an index."""
         if self.manifest and not self.manifest.is_index:
             yield from (child for child in self.manifest.children if not child.is_foreign)
 
+    def all_missing(self) -> list[MissingBlob]:
+        """Return what the store lacks of this node and all below it, without duplicates."""
+        return list(dict.fromkeys(blob for node in self.walk() for blob in node.missing))
+
+    def all_problems(self) -> list[str]:
+        """Return the problems of this node and all below it."""
+        return [node.problem for node in self.walk() if node.problem]
+
     def platform_state(self) -> PlatformState:
-        """Return what is here of this manifest's own."""
+        """Return the state of this manifest and its blobs, without the manifests below it."""
         state: ImageState = "partial" if self.missing else "complete"
         return PlatformState(
             str(self.platform or ""),
@@ -105,90 +99,47 @@ class ManifestNode:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class ImageStore:
-    """What everything that works with images needs."""
+# The functions below block on the disk.
 
-    blob_store: BlobStore
-    index: Index
-    space: SpaceManager
-    names: NameParser
-    executor: Executor
 
-    async def query(self, work: Callable[[ImageQueries], R]) -> R:
-        """Return what `work` finds in the catalogue, in a thread. Raises `StorageError`."""
+def load_image(
+    image_store: ImageStore, queries: ImageQueries, repository: Repository, reference: Reference
+) -> ManifestNode | None:
+    """Return the tree of a repository's image; None if its top manifest is not stored there."""
+    digest = (
+        reference if isinstance(reference, Digest) else queries.tag_digest(repository, reference)
+    )
+    top = queries.blob(repository, digest) if digest else None
+    return build_tree(image_store, queries, top, repository) if top else None
 
-        def look_up() -> R:
-            with open_image_queries(self.index.path) as catalogue:
-                return work(catalogue)
 
-        return await run_in_thread(self.executor, look_up)
+def build_tree(
+    image_store: ImageStore,
+    queries: ImageQueries,
+    top: StoredBlob,
+    repository: Repository | None = None,
+    *,
+    check_files: bool = True,
+) -> ManifestNode:
+    """Return the tree below a manifest, as far as it is stored.
 
-    # In a thread.
-
-    def find_manifest(
-        self, queries: ImageQueries, repository: Repository, reference: Reference
-    ) -> StoredBlob | None:
-        """Return the manifest that the reference stands for, if the repository has it here."""
-        digest = (
-            reference
-            if isinstance(reference, Digest)
-            else queries.tag_digest(repository, reference)
-        )
-        return queries.blob(repository, digest) if digest else None
-
-    def build_tree(
-        self,
-        queries: ImageQueries,
-        top: StoredBlob,
-        repository: Repository | None = None,
-        *,
-        check_files: bool = True,
-    ) -> ManifestNode:
-        """Return the image below a manifest, as much of it as is here: for a repository what that is linked to.
-
-        `thoroughly` asks the disk for every file; else the index is believed.
-        """
-        child = Descriptor(top.digest, top.size, top.media_type or "", None, is_foreign=False)
-        return _TreeBuilder(self, queries, repository, check_files).build(
-            child, None, MAX_INDEX_DEPTH
-        )
-
-    def has_blob(self, digest: Digest, size: int) -> bool:
-        """Ask the disk whether there is a file of that size that can be read."""
-        with suppress(StorageError):
-            if opened := self.blob_store.open(digest, size):
-                opened.close()
-                return True
-        return False
-
-    def load_manifest(self, digest: Digest, size: int, media_type: str) -> Manifest:
-        """Return a manifest of the store. Raises `InvalidManifestError` if it is gone, damaged or none."""
-        content = self.blob_store.read_sync(digest, size) if size <= oci.MAX_MANIFEST_SIZE else None
-        if content is None:
-            raise InvalidManifestError(f"{digest} is gone, damaged, or too large for a manifest")
-        return oci.parse_manifest(content, media_type)
-
-    def load_config(self, manifest: Manifest) -> ImageConfig | None:
-        """Return the configuration that a manifest names; None if it is not here, or no image's."""
-        named = next(iter(manifest.children), None)
-        if named is None or named.size > oci.MAX_MANIFEST_SIZE:
-            return None
-        content = self.blob_store.read_sync(named.digest, named.size)
-        try:
-            return parse_config(content) if content else None
-        except InvalidManifestError:
-            return None
+    With a repository, only blobs linked to it count as stored. `check_files` looks for the file of
+    each blob on the disk; without, the index is trusted.
+    """
+    builder = _TreeBuilder(image_store, queries, repository, check_files=check_files)
+    descriptor = Descriptor(top.digest, top.size, top.media_type or "", None, is_foreign=False)
+    return builder.build(descriptor, None, MAX_INDEX_DEPTH)
 
 
 class _TreeBuilder:
-    """One look at one image. `at` is where it begins, and goes on."""
+    """Builds one tree. `MAX_MANIFESTS` bounds the whole tree, not one index."""
 
     def __init__(
         self,
         image_store: ImageStore,
         queries: ImageQueries,
         repository: Repository | None,
+        *,
         check_files: bool,
     ) -> None:
         self._image_store = image_store
@@ -197,19 +148,19 @@ class _TreeBuilder:
         self._check_files = check_files
         self._remaining_manifests = MAX_MANIFESTS
 
-    def build(self, child: Descriptor, platform: Platform | None, depth: int) -> ManifestNode:
-        node = ManifestNode(child.digest, child.size, platform)
+    def build(self, descriptor: Descriptor, platform: Platform | None, depth: int) -> ManifestNode:
+        node = ManifestNode(descriptor.digest, descriptor.size, platform)
         self._remaining_manifests -= 1
-        self._check_blobs(node, [child])
+        self._record_blobs(node, [descriptor])
         if self._remaining_manifests < 0 or not depth:
-            node.problem = "an index names too many manifests, or is nested too deep"
+            node.problem = "the image index names too many manifests or is nested too deeply"
         elif node.stored:
-            self._load_manifest(node, child.media_type, depth)
+            self._fill_from_manifest(node, descriptor.media_type, depth)
         if node.manifest is None and not node.missing:
             node.missing.append(MissingBlob(str(node.digest), node.size))
         return node
 
-    def _load_manifest(self, node: ManifestNode, media_type: str, depth: int) -> None:
+    def _fill_from_manifest(self, node: ManifestNode, media_type: str, depth: int) -> None:
         try:
             manifest = self._image_store.load_manifest(node.digest, node.size, media_type)
         except InvalidManifestError as error:
@@ -222,18 +173,21 @@ class _TreeBuilder:
                 for child in manifest.children
             ]
             return
-        self._check_blobs(node, manifest.children)
+        self._record_blobs(node, manifest.children)
         if node.platform is None:
             config = self._image_store.load_config(manifest)
             node.platform = config.platform if config else None
 
-    def _check_blobs(self, node: ManifestNode, blobs: Iterable[Descriptor]) -> None:
-        named = {blob.digest: blob for blob in blobs}
-        known = self._queries.stored_sizes(named, self._repository)
-        for digest, blob in named.items():
-            size = known.get(digest)
+    def _record_blobs(self, node: ManifestNode, descriptors: Iterable[Descriptor]) -> None:
+        """Note for each blob whether it is stored, missing, or of a size other than stated."""
+        blobs = {blob.digest: blob for blob in descriptors}
+        stored_sizes = self._queries.stored_sizes(blobs, self._repository)
+        for digest, blob in blobs.items():
+            size = stored_sizes.get(digest)
             if size not in (None, blob.size):
-                node.problem = f"{digest} has {size} bytes, and not {blob.size} as is stated"
+                node.problem = (
+                    f"{digest} has {size} bytes, not {blob.size} as its descriptor states"
+                )
             elif size is not None and (
                 not self._check_files or self._image_store.has_blob(digest, size)
             ):

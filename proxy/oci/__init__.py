@@ -1,4 +1,4 @@
-"""The words of the OCI specifications: digests, references, manifests.
+"""Formats of the OCI specifications, parsed and written: digests, references, manifests, layouts.
 
-Nothing in this package does I/O, reads a clock or knows of an event loop.
+Nothing in this package does I/O or reads a clock.
 """

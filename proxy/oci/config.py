@@ -1,7 +1,6 @@
-"""Image configurations: what an image runs, and which command made which layer (image-spec, config.md).
+"""Image configurations: what an image runs, and what created its layers (image-spec, config.md).
 
-Read for showing only, so whatever is missing or odd is left out; nothing here raises on foreign content but
-`parse_config` itself.
+They are parsed for display only, so missing fields are left empty.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,9 +10,9 @@ from typing import Any
 import msgspec
 
 from proxy.errors import InvalidManifestError
-from proxy.oci.manifest import Platform
+from proxy.oci.platform import Platform
 
-# What the classic builder writes before a command that runs nothing, and before one that does.
+# Prefixes that docker's classic builder puts before an instruction and before a RUN command.
 _NOP_PREFIX = "/bin/sh -c #(nop) "
 _SHELL_PREFIX = "/bin/sh -c "
 
@@ -43,7 +42,7 @@ class _ConfigDocument(msgspec.Struct):
 
 
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What an image's configuration says. `commands` made its layers, in their order, as far as they are known."""
+    """The configuration of an image. `commands` created its layers, in order, as far as known."""
 
     platform: Platform | None
     created: str
@@ -57,17 +56,17 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
     commands: Sequence[str]
 
     def commands_for_layers(self, layer_count: int) -> Iterator[str]:
-        """Yield a command for each of so many layers; "" for all if the history does not fit them."""
-        fits = len(self.commands) == layer_count
-        yield from self.commands if fits else repeat("", layer_count)
+        """Yield the command of each layer; "" for all if their number does not match."""
+        has_all = len(self.commands) == layer_count
+        yield from self.commands if has_all else repeat("", layer_count)
 
 
 def parse_config(content: bytes) -> ImageConfig:
-    """Return what a configuration says. Raises `InvalidManifestError` if it is none of an image."""
+    """Parse an image configuration, or raise `InvalidManifestError`."""
     try:
         document = msgspec.json.decode(content, type=_ConfigDocument)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise InvalidManifestError(f"not an image's configuration: {str(error)[:80]}") from error
+        raise InvalidManifestError(f"not an image configuration: {str(error)[:80]}") from error
     run = document.config or _ExecutionConfig()
     platform = None
     if document.os and document.architecture:
@@ -91,7 +90,7 @@ def parse_config(content: bytes) -> ImageConfig:
 
 
 def _dockerfile_command(text: str) -> str:
-    """Return a line of history as it stood in the Dockerfile, as far as that can be told."""
+    """Return a line of the history as it was in the Dockerfile, as far as possible."""
     if text.startswith(_NOP_PREFIX):
         return text.removeprefix(_NOP_PREFIX).strip()
     if text.startswith(_SHELL_PREFIX):

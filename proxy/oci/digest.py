@@ -1,4 +1,4 @@
-"""Digests: `algorithm:encoded`, the names of content (OCI image-spec, descriptor.md#digests)."""
+"""Digests, `algorithm:encoded` (OCI image-spec, descriptor.md#digests)."""
 
 import hashlib
 import re
@@ -10,19 +10,19 @@ from proxy.errors import InvalidDigestError
 
 
 class Hasher(Protocol):
-    """What `hashlib` gives: it says nothing of its type in public."""
+    """The type of a `hashlib` object, which has no public name."""
 
     def update(self, data: bytes | memoryview, /) -> None:
-        """Add `data` to what was seen."""
+        """Hash more data."""
 
     def hexdigest(self) -> str:
-        """Return the digest of what was seen, in lower-case hex."""
+        """Return the digest of the data so far, in lower-case hex."""
 
     def copy(self) -> Self:
-        """Return a hash that has seen the same."""
+        """Return an independent copy of the state."""
 
 
-# Only what can be verified is accepted: the two registered algorithms, in lower-case hex.
+# The two registered algorithms, in lower-case hex. Other digests could not be verified.
 _HASHERS: dict[str, Callable[[bytes], Hasher]] = {
     "sha256": hashlib.sha256,
     "sha512": hashlib.sha512,
@@ -32,18 +32,22 @@ _PATTERN = re.compile(r"(sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128})")
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """A verified name. `parse` and `of` are the ways to make one, so it is safe in a path."""
+    """A well-formed digest. Create one with `parse` or `from_content`; it is safe in a path."""
 
     algorithm: str
     hex: str
 
+    def __hash__(self) -> int:
+        # A string remembers its hash; the one of a dataclass costs a microsecond a request.
+        return hash(self.hex)
+
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the digest that `text` spells, or raise `InvalidDigestError`."""
+        """Parse a digest, or raise `InvalidDigestError`."""
         if _PATTERN.fullmatch(text) is None:
             raise InvalidDigestError(
                 f"{text[:80]!r} is not a digest: use sha256:<64 lower-case hex digits> "
-                "or sha512:<128>"
+                "or sha512:<128 of them>"
             )
         algorithm, _, encoded = text.partition(":")
         return cls(algorithm, encoded)
@@ -58,7 +62,7 @@ class Digest:
         return _HASHERS[self.algorithm](b"")
 
     def matches(self, hasher: Hasher) -> bool:
-        """Tell whether what `hasher` has seen is the content that this digest names."""
+        """Tell whether the data in `hasher` has this digest."""
         return hasher.hexdigest() == self.hex
 
     def __str__(self) -> str:

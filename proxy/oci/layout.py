@@ -1,7 +1,7 @@
-"""The documents of an OCI image layout (image-spec, image-layout.md), and docker's beside them.
+"""The documents of an OCI image layout (image-spec, image-layout.md) and docker's `manifest.json`.
 
-A bundle is a layout in a tar that also has docker's `manifest.json`: every loader finds what it knows.
-The names of images are annotations of `index.json`, and each tool has its own.
+A bundle is a tar with both, so that every tool can load it. Image names are annotations in
+`index.json`, and different tools use different ones.
 """
 
 import re
@@ -17,14 +17,14 @@ from proxy.oci.digest import Digest
 LAYOUT_FILE = "oci-layout"
 INDEX_FILE = "index.json"
 DOCKER_MANIFEST_FILE = "manifest.json"
-# Ours: which manifests of an image index are meant to be here, in this bundle or an earlier one. No
-# annotation, because containerd keeps those when it exports less than it has loaded.
+# Our own: the manifests of each index that this bundle or an earlier one contains. They are not in
+# an annotation, because containerd keeps annotations when it exports less than it has loaded.
 EXPECTED_FILE = "pullcache.json"
 LAYOUT_FILES = frozenset({LAYOUT_FILE, INDEX_FILE, DOCKER_MANIFEST_FILE, EXPECTED_FILE})
 
 LAYOUT_FILE_CONTENT = b'{"imageLayoutVersion":"1.0.0"}'
 
-# One descriptor has some 500 bytes: this is room for ten thousand images.
+# A descriptor takes about 500 bytes, so this is enough for ten thousand images.
 MAX_DOCUMENT_SIZE = 8 << 20
 
 IMAGE_CONFIG_TYPES = frozenset(
@@ -34,7 +34,7 @@ IMAGE_CONFIG_TYPES = frozenset(
     }
 )
 
-# containerd and docker 25 on name an image by the first, skopeo and umoci by the second.
+# containerd and docker (25 and later) write the first, skopeo and umoci the second.
 _IMAGE_NAME_ANNOTATION = "io.containerd.image.name"
 _REF_NAME_ANNOTATION = "org.opencontainers.image.ref.name"
 
@@ -70,10 +70,10 @@ class _DockerImageEntry(msgspec.Struct, rename="pascal"):
 
 @dataclass(frozen=True, slots=True)
 class LayoutImage:
-    """An image that a layout lists.
+    """An image in a layout.
 
-    `name` is `registry/repository:tag` or `…@digest`, "" if the layout does not say it; `tag` is all
-    that some tools write.
+    `name` is `registry/repository:tag` or `…@digest`, "" if the layout has none; some tools write
+    only a `tag`.
     """
 
     digest: Digest
@@ -85,7 +85,7 @@ class LayoutImage:
 
 @dataclass(frozen=True, slots=True)
 class DockerImage:
-    """An image of one platform, as `docker load` takes it; its digest is its config's."""
+    """An image of one platform as `docker load` reads it, identified by its config's digest."""
 
     config: Digest
     layers: tuple[Digest, ...]
@@ -93,15 +93,15 @@ class DockerImage:
 
 
 def blob_path(digest: Digest) -> str:
-    """Return where a layout has the blob."""
+    """Return the path of a blob in a layout."""
     return f"blobs/{digest.algorithm}/{digest.hex}"
 
 
 def parse_blob_path(path: str) -> Digest | None:
-    """Return the digest of the blob that lies at `path`, None if none does."""
-    found = _BLOB_PATH.fullmatch(path)
+    """Return the digest of the blob at `path`, None if that is not the path of a blob."""
+    match = _BLOB_PATH.fullmatch(path)
     try:
-        return Digest.parse(f"{found[1]}:{found[2]}") if found else None
+        return Digest.parse(f"{match[1]}:{match[2]}") if match else None
     except InvalidDigestError:
         return None
 
@@ -109,8 +109,7 @@ def parse_blob_path(path: str) -> Digest | None:
 def encode_index(images: Sequence[LayoutImage]) -> bytes:
     """Return `index.json`.
 
-    A tag that two images have would name the first one only: then both are named in full, which the
-    grammar of ref.name allows.
+    If two images have the same tag, their ref.name is the full name instead of the ambiguous tag.
     """
     tags = [image.tag for image in images]
     return _encode(
@@ -137,7 +136,7 @@ def _encode_descriptor(image: LayoutImage, has_unique_tag: bool) -> dict[str, An
 
 
 def encode_docker_manifest(images: Iterable[DockerImage]) -> bytes:
-    """Return docker's `manifest.json`, with the layers compressed as they are."""
+    """Return docker's `manifest.json`. Layers stay compressed."""
     return _encode(
         [
             {
@@ -151,25 +150,25 @@ def encode_docker_manifest(images: Iterable[DockerImage]) -> bytes:
 
 
 def encode_expected(expected: Mapping[Digest, Iterable[Digest]]) -> bytes:
-    """Return `pullcache.json`: the manifests that are meant to be here, by index."""
+    """Return `pullcache.json`: the manifests to expect, by index."""
     return _encode({"manifests": {str(key): [*map(str, expected[key])] for key in expected}})
 
 
 def parse_expected(content: bytes) -> dict[Digest, list[Digest]]:
-    """Return what `pullcache.json` says. Raises `BundleError`."""
-    found = _decode(content, _ExpectedDocument, EXPECTED_FILE).manifests
-    return {_parse_digest(key): [*map(_parse_digest, found[key])] for key in found}
+    """Return the expected manifests by index from `pullcache.json`. Raises `BundleError`."""
+    expected = _decode(content, _ExpectedDocument, EXPECTED_FILE).manifests
+    return {_parse_digest(key): [*map(_parse_digest, expected[key])] for key in expected}
 
 
 def check_layout(content: bytes) -> None:
-    """Raise `BundleError` unless `oci-layout` is of the one version there is."""
+    """Raise `BundleError` unless `oci-layout` has version 1.0.0."""
     version = _decode(content, _LayoutDocument, LAYOUT_FILE).image_layout_version
     if version != "1.0.0":
-        raise BundleError(f"an image layout of version {version[:40]!r}, only 1.0.0 is known")
+        raise BundleError(f"unsupported image layout version {version[:40]!r} (supported: 1.0.0)")
 
 
 def parse_index(content: bytes) -> list[LayoutImage]:
-    """Return what `index.json` lists. Raises `BundleError`."""
+    """Return the images in `index.json`. Raises `BundleError`."""
     return [
         _parse_descriptor(item) for item in _decode(content, _IndexDocument, INDEX_FILE).manifests
     ]
@@ -193,9 +192,9 @@ def _parse_descriptor(descriptor: _LayoutDescriptor) -> LayoutImage:
 
 
 def parse_docker_manifest(content: bytes) -> dict[Digest, list[str]]:
-    """Return what `manifest.json` calls an image, by the digest of its config.
+    """Return the names in `manifest.json` by the digest of the image's config.
 
-    Images whose config is not in a layout are left out. Raises `BundleError`.
+    Leaves out images in docker's old format, whose config is not in `blobs/`. Raises `BundleError`.
     """
     names: dict[Digest, list[str]] = {}
     for image in _decode(content, list[_DockerImageEntry], DOCKER_MANIFEST_FILE):
@@ -209,7 +208,7 @@ def _parse_digest(text: str) -> Digest:
     try:
         return Digest.parse(text)
     except InvalidDigestError as error:
-        raise BundleError(f"in a document: {error}") from error
+        raise BundleError(f"the image layout has a malformed digest: {error}") from error
 
 
 def _encode(document: object) -> bytes:
@@ -220,4 +219,4 @@ def _decode(content: bytes, kind: type[T], name: str) -> T:
     try:
         return msgspec.json.decode(content, type=kind)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{name} is not what it should be: {str(error)[:100]}") from error
+        raise BundleError(f"{name} is invalid: {str(error)[:100]}") from error

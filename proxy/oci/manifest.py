@@ -1,8 +1,8 @@
-"""Manifests and image indexes: what they name, read without changing a byte.
+"""Manifests and image indexes (image-spec, manifest.md and image-index.md).
 
-A manifest is stored and served as it was received; parsing is for looking only. What two parsers
-could read differently is refused (CVE-2021-41190: a document that is both index and manifest), since
-the clients behind us have other parsers than ours.
+Parsing changes no byte: they are stored and served as received. A document that two parsers could
+read differently is rejected, because clients use other parsers than ours (CVE-2021-41190: a
+document that is both an index and a manifest).
 """
 
 import json
@@ -14,6 +14,7 @@ import msgspec
 
 from proxy.errors import InvalidDigestError, InvalidManifestError
 from proxy.oci.digest import Digest
+from proxy.oci.platform import Platform
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -23,28 +24,17 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_MANIFEST_LIST})
 MANIFEST_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST}) | INDEX_TYPES
 
-# Registries choose by exact type and some answer 404 to anything less than the full set.
+# Registries match exact types, and some respond 404 unless all of them are listed.
 ACCEPT = f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_MANIFEST_LIST}, {DOCKER_MANIFEST}, */*;q=0.1"
 
-# The specification has registries take 4 MiB at least (distribution-spec, "Pushing manifests"); the
-# clients read no more.
+# The least that a registry must accept (distribution-spec, "Pushing manifests"), and the most that
+# clients read.
 MAX_MANIFEST_SIZE = 4 << 20
 
 _DIGEST_GRAMMAR = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+")
-# What JSON may spell and UTF-8 may not.
+# A surrogate: valid as a JSON escape, invalid in UTF-8.
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
-
-
-class Platform(msgspec.Struct, frozen=True):
-    """What an image runs on (image-spec, image-index.md)."""
-
-    os: str
-    architecture: str
-    variant: str = ""
-
-    def __str__(self) -> str:
-        return "/".join(filter(None, (self.os, self.architecture, self.variant)))
 
 
 class _RawDescriptor(msgspec.Struct, rename="camel"):
@@ -67,19 +57,19 @@ class _ManifestDocument(msgspec.Struct, rename="camel"):
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What a manifest names: its config, a layer, or a manifest of one platform."""
+    """A child of a manifest or index: the config, a layer, or the manifest of one platform."""
 
     digest: Digest
     size: int
     media_type: str
     platform: Platform | None
-    # Foreign layers are fetched from elsewhere and no registry has checked that it holds them.
+    # A foreign layer is downloaded from its own URLs; registries need not have it.
     is_foreign: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What can be said of a manifest's bytes. `children` keep their order."""
+    """A parsed manifest or index. `children` are in the order of the document."""
 
     media_type: str
     children: tuple[Descriptor, ...]
@@ -89,11 +79,11 @@ class Manifest:
 
     @property
     def is_index(self) -> bool:
-        """Whether the children are manifests."""
+        """Whether this is an index, whose children are manifests."""
         return self.media_type in INDEX_TYPES
 
     def select_platform(self, os: str, architecture: str) -> Digest | None:
-        """Return the first child of an index for that platform, as Docker Hub chooses it."""
+        """Return the first manifest of an index for a platform; Docker Hub selects the same."""
         for child in self.children:
             platform = child.platform
             if platform and (platform.os, platform.architecture) == (os, architecture):
@@ -102,26 +92,26 @@ class Manifest:
 
 
 def parse_manifest(content: bytes, content_type: str) -> Manifest:
-    """Return what `content`, sent under `content_type`, names.
+    """Parse a manifest or index that was received with the header `content_type`.
 
-    Raises `InvalidManifestError` if it is no manifest, or one that parsers may disagree about.
+    Raises `InvalidManifestError` if it is malformed or ambiguous.
     """
     document = _decode(content)
     media_type = _check_media_type(document, content_type)
     if media_type in INDEX_TYPES:
-        named = document.manifests
-        if named is None or document.layers is not None or document.config is not None:
+        descriptors = document.manifests
+        if descriptors is None or document.layers is not None or document.config is not None:
             raise InvalidManifestError("an index must have manifests, and no layers or config")
     else:
         if document.manifests is not None or document.config is None or document.layers is None:
             raise InvalidManifestError("a manifest must have a config and layers, no manifests")
-        named = [document.config, *document.layers]
+        descriptors = [document.config, *document.layers]
     config = document.config
     return Manifest(
         media_type,
-        tuple(child for item in named if (child := _parse_descriptor(item))),
+        tuple(child for item in descriptors if (child := _parse_descriptor(item))),
         _parse_digest(document.subject.digest) if document.subject else None,
-        # image-spec, manifest.md: without an artifactType of its own, the config's type is it.
+        # image-spec, manifest.md: without an artifactType, the config's media type is used.
         document.artifact_type or (config.media_type if config else ""),
         document.annotations or {},
     )
@@ -131,8 +121,8 @@ def _decode(content: bytes) -> _ManifestDocument:
     if len(content) > MAX_MANIFEST_SIZE:
         raise InvalidManifestError(f"larger than {MAX_MANIFEST_SIZE} bytes")
     try:
-        # The standard decoder, because it alone shows duplicate keys; given text, because from bytes
-        # it takes UTF-16 too. A surrogate on its own is text that nobody can write again.
+        # Only the standard decoder reports duplicate keys. It gets text, because it would accept
+        # bytes in UTF-16. Lone surrogates are rejected, because they cannot be encoded again.
         text = content.decode()
         document = json.loads(
             text, object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant
@@ -149,22 +139,24 @@ def _reject_constant(constant: str) -> None:
 
 
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Go's decoder takes keys without regard to case, ours does not: both must see one document.
+    # Go's decoder ignores the case of keys, ours does not.
     if len({key.lower() for key, _ in pairs}) != len(pairs):
         raise ValueError("duplicate keys")
     return dict(pairs)
 
 
 def _check_media_type(document: _ManifestDocument, content_type: str) -> str:
-    sent = content_type.partition(";")[0].strip().lower()
-    stated = document.media_type
-    if sent in MANIFEST_TYPES:
-        if stated not in (None, "", sent):
-            raise InvalidManifestError(f"sent as {sent}, but says that it is {stated[:80]}")
-        return sent
-    if stated in MANIFEST_TYPES:
-        return stated
-    raise InvalidManifestError(f"of type {sent[:80] or 'nothing'}, which is no manifest's")
+    header = content_type.partition(";")[0].strip().lower()
+    field = document.media_type
+    if header in MANIFEST_TYPES:
+        if field not in (None, "", header):
+            raise InvalidManifestError(f"sent as {header}, but its mediaType is {field[:80]}")
+        return header
+    if field in MANIFEST_TYPES:
+        return field
+    raise InvalidManifestError(
+        f"{header[:80]} is not a manifest type" if header else "its media type is missing"
+    )
 
 
 def _parse_descriptor(descriptor: _RawDescriptor) -> Descriptor | None:
@@ -177,7 +169,7 @@ def _parse_descriptor(descriptor: _RawDescriptor) -> Descriptor | None:
 
 
 def _parse_digest(text: str) -> Digest | None:
-    """Return None for an algorithm that cannot be verified here: such content is never cached."""
+    """Return the digest; None if its algorithm is unknown, and its content is thus never cached."""
     try:
         return Digest.parse(text)
     except InvalidDigestError:

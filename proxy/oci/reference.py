@@ -8,16 +8,16 @@ from proxy.oci.digest import Digest
 
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME_PATTERN = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
-# What is before the slash of `localhost:5000/app`: a name, an IPv4 address or [IPv6], and a port.
+# The part before the slash in `localhost:5000/app`: a name, an IPv4 or [IPv6] address, and a port.
 _HOST_PATTERN = re.compile(r"(?:[a-z0-9][a-z0-9.-]*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _TAG_PATTERN = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 
-# Clients cap host and name together at 255 characters; more than that is no repository.
+# The limit of clients, for host and name together.
 MAX_NAME_LENGTH = 255
 
 
 class Tag(str):
-    """A name that upstream may move. A type of its own, so that a tag is never taken for text."""
+    """A tag, which upstream may move. A type of its own, so that text is never taken for one."""
 
     __slots__ = ()
 
@@ -27,15 +27,19 @@ Reference = Tag | Digest
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A repository of an upstream; `name` as upstream knows it (`library/nginx`)."""
+    """A repository at an upstream; `name` is the name there (`library/nginx`)."""
 
     upstream: str
     name: str
 
+    def __hash__(self) -> int:
+        # A string remembers its hash; the one of a dataclass costs a microsecond a request.
+        return hash(self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class ImageName:
-    """An image as people write it. What is not written is "" or None; `tag` does not default to latest."""
+    """An image name as a user writes it; missing parts are "" or None, without any defaults."""
 
     host: str
     path: str
@@ -44,7 +48,7 @@ class ImageName:
 
 
 def parse_repository_name(text: str) -> str:
-    """Return `text` if it is a repository name, or raise `InvalidNameError`."""
+    """Return `text` if it is a valid repository name, or raise `InvalidNameError`."""
     if len(text) > MAX_NAME_LENGTH or _NAME_PATTERN.fullmatch(text) is None:
         raise InvalidNameError(
             f"{text[:80]!r} is not a repository name: lower-case letters, digits and . _ - "
@@ -54,7 +58,7 @@ def parse_repository_name(text: str) -> str:
 
 
 def parse_tag(text: str) -> Tag:
-    """Return the tag that `text` spells, or raise `InvalidTagError`."""
+    """Parse a tag, or raise `InvalidTagError`."""
     if _TAG_PATTERN.fullmatch(text) is None:
         raise InvalidTagError(
             f"{text[:80]!r} is not a tag: at most 128 letters, digits and . _ -, "
@@ -64,7 +68,7 @@ def parse_tag(text: str) -> Tag:
 
 
 def parse_reference(text: str) -> Reference:
-    """Return a digest if `text` holds a colon, else a tag (distribution-spec, definitions).
+    """Parse a digest if `text` contains a colon, else a tag (distribution-spec, "Definitions").
 
     Raises `InvalidDigestError` or `InvalidTagError`.
     """
@@ -72,25 +76,25 @@ def parse_reference(text: str) -> Reference:
 
 
 def is_host(part: str) -> bool:
-    """Tell whether the first part of an image's name is a registry's, as every client decides it."""
+    """Tell whether the first part of an image name is a registry, by the rule of all clients."""
     return part == "localhost" or "." in part or ":" in part
 
 
 def parse_image(text: str) -> ImageName:
-    """Return what `[host/]path[:tag][@digest]` says; the host in lower case.
+    """Parse `[host/]path[:tag][@digest]`; the host is lower-cased.
 
     Raises `InvalidNameError`, `InvalidTagError` or `InvalidDigestError`.
     """
-    named, at, digest = text.partition("@")
-    # A colon before the last slash is a port's.
-    before, slash, last = named.rpartition("/")
+    name, at, digest = text.partition("@")
+    # A colon before the last slash belongs to a port.
+    before, slash, last = name.rpartition("/")
     last, colon, tag = last.partition(":")
     host, path = "", f"{before}{slash}{last}"
     first, slash, rest = path.partition("/")
     if slash and is_host(first):
         host, path = first.lower(), rest
         if _HOST_PATTERN.fullmatch(host) is None:
-            raise InvalidNameError(f"{first[:80]!r} is not a registry: use host or host:port")
+            raise InvalidNameError(f"{first[:80]!r} is not a registry name: use host or host:port")
     return ImageName(
         host,
         parse_repository_name(path),

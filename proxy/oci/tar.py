@@ -1,7 +1,7 @@
 """Headers of tar archives, of the kinds that an image layout needs: files, directories, long names.
 
-Read strictly: links, devices and sparse files are refused, as is everything that two programs could
-read differently. Written so that the same content is the same bytes.
+Parsing is strict: links, devices, sparse files and everything that two programs could read
+differently are rejected. Writing is reproducible: the same content results in the same bytes.
 """
 
 import tarfile
@@ -13,7 +13,7 @@ from proxy.errors import BundleError
 BLOCK_SIZE = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK_SIZE)
 
-# No name of a layout is longer, and no extended header needs more.
+# More than any name or extended header of an image layout needs.
 MAX_NAME_SIZE = 4096
 MAX_EXTENDED_HEADER_SIZE = 64 << 10
 _MAX_SIZE = 1 << 53
@@ -42,7 +42,7 @@ _REJECTED_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class TarHeader:
-    """What one header says. `size` bytes follow it, and `padding(size)` zeros."""
+    """A header. `size` bytes of content follow it, then `padding_size(size)` zeros."""
 
     name: str
     size: int
@@ -50,56 +50,56 @@ class TarHeader:
 
 
 def padding_size(size: int) -> int:
-    """Return how many bytes fill the last block of `size` bytes."""
+    """Return the number of bytes that pad content of `size` bytes to full blocks."""
     return -size % BLOCK_SIZE
 
 
 def encode_header(name: str, size: int) -> bytes:
-    """Return the header of a file: of nobody, of 1970, with extensions only where they are needed."""
+    """Return the header of a file, without owner or time; extended headers only if needed."""
     entry = tarfile.TarInfo(name)
     entry.size = size
     return entry.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
 
 
 def parse_header(block: bytes) -> TarHeader | None:
-    """Return what the block says, None if it is of zeros: the end. Raises `BundleError`."""
+    """Parse a header; return None for a block of zeros, the end. Raises `BundleError`."""
     try:
         entry = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
     except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # not in the stubs
         return None
     except (tarfile.HeaderError, ValueError) as error:
-        raise BundleError("not a tar archive, or damaged: a header is wrong") from error
+        raise BundleError("not a tar archive or damaged: invalid header") from error
     kind = _ENTRY_KINDS.get(entry.type)
     if kind is None:
-        what = _REJECTED_TYPES.get(entry.type, "of an unknown kind")
-        raise BundleError(f"{entry.name[:80]!r} is {what}, which no image layout holds")
+        what = _REJECTED_TYPES.get(entry.type, "of an unknown type")
+        raise BundleError(f"{entry.name[:80]!r} is {what}, which is not allowed in an image layout")
     _check_size(entry.size)
     if kind == "directory" and entry.size:
-        raise BundleError(f"{entry.name[:80]!r} is a directory with content")
+        raise BundleError(f"{entry.name[:80]!r} is a directory with a size other than 0")
     limits = {
         "pax": MAX_EXTENDED_HEADER_SIZE,
         "global": MAX_EXTENDED_HEADER_SIZE,
         "name": MAX_NAME_SIZE,
     }
     if entry.size > limits.get(kind, _MAX_SIZE):
-        raise BundleError(f"an extended header has {entry.size} bytes")
+        raise BundleError(f"an extended header is too large: {entry.size} bytes")
     return TarHeader(entry.name, entry.size, kind)
 
 
 def parse_long_name(content: bytes) -> str:
-    """Return the name in GNU's header for long names. Raises `BundleError`."""
+    """Return the name from a GNU long name header. Raises `BundleError`."""
     try:
         return content.rstrip(b"\0").decode()
     except UnicodeDecodeError as error:
-        raise BundleError("a name is not UTF-8") from error
+        raise BundleError("a file name is not UTF-8") from error
 
 
 def parse_pax_records(content: bytes) -> dict[str, str]:
-    """Return `path` and `size` of an extended header (POSIX pax, "Extended Header").
+    """Return the records `path` and `size` of an extended header (POSIX pax, "Extended Header").
 
-    Other records change nothing of what we take, but for those of sparse files. Raises `BundleError`.
+    Ignores other records, but rejects those of sparse files. Raises `BundleError`.
     """
-    found = {}
+    records = {}
     while content:
         digits, _, _ = content[:20].partition(b" ")
         length = int(digits) if digits.isdigit() else 0
@@ -108,14 +108,14 @@ def parse_pax_records(content: bytes) -> dict[str, str]:
             raise BundleError("an extended header is damaged")
         key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
         if not equals or key.startswith(b"GNU.sparse"):
-            raise BundleError(f"an extended header has {key[:80]!r}")
+            raise BundleError(f"an extended header has an unsupported record {key[:80]!r}")
         if key in (b"path", b"size"):
-            found[key.decode()] = parse_long_name(value)
-    return found
+            records[key.decode()] = parse_long_name(value)
+    return records
 
 
 def parse_pax_size(text: str) -> int:
-    """Return the size in an extended header. Raises `BundleError`."""
+    """Return the size from a record of an extended header. Raises `BundleError`."""
     size = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
     _check_size(size)
     return size
@@ -123,4 +123,4 @@ def parse_pax_size(text: str) -> int:
 
 def _check_size(size: int) -> None:
     if not 0 <= size <= _MAX_SIZE:
-        raise BundleError(f"an entry has an impossible size: {size}")
+        raise BundleError(f"an entry has an invalid size: {size}")

@@ -1,4 +1,7 @@
-"""Waiting for an upstream whose limits are used up, or that is down, by those who are in no hurry."""
+"""Waiting for an upstream that is down or has reached its rate limit.
+
+Clients get an error at once; a preload has time.
+"""
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -9,10 +12,10 @@ from proxy.errors import OfflineError, ProxyError, RateLimitedError, UpstreamUna
 from proxy.log import get_logger
 from proxy.preload.events import UpstreamResumed, UpstreamWaiting
 
-# How long upstream is waited for, in seconds: its limits (Docker Hub counts six hours), and an outage.
+# Seconds to wait for a rate limit (Docker Hub's window is six hours) and for an outage.
 RATE_LIMIT_TIMEOUT = 86_400.0
 OUTAGE_TIMEOUT = 120.0
-# After a failure that names no time.
+# After an error without `retry_after`.
 DEFAULT_RETRY_AFTER = 5.0
 
 T = TypeVar("T")
@@ -21,7 +24,7 @@ log = get_logger(__name__)
 
 
 class UpstreamRetrier:
-    """The waits of one preload, each told once, however many wait for the same upstream."""
+    """Retries the work of one preload; of simultaneous waits for an upstream, it reports one."""
 
     def __init__(
         self,
@@ -33,20 +36,19 @@ class UpstreamRetrier:
         self._waiter_counts: Counter[str] = Counter()
 
     async def retry_while_unavailable(self, upstream: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Return what `work` gives, tried again as long as upstream may answer otherwise in a while."""
-        began = self._clock()
+        """Return the result of `work`, retried after transient errors until the timeout."""
+        started_at = self._clock()
         while True:
             try:
                 return await work()
             except (RateLimitedError, UpstreamUnavailableError) as error:
-                patience = (
-                    RATE_LIMIT_TIMEOUT if isinstance(error, RateLimitedError) else OUTAGE_TIMEOUT
-                )
-                if not is_transient(error) or self._clock() - began >= patience:
+                is_limited = isinstance(error, RateLimitedError)
+                timeout = RATE_LIMIT_TIMEOUT if is_limited else OUTAGE_TIMEOUT
+                if not is_transient(error) or self._clock() - started_at >= timeout:
                     raise
-                await self._wait_for_upstream(upstream, error)
+                await self._wait(upstream, error)
 
-    async def _wait_for_upstream(self, upstream: str, error: ProxyError) -> None:
+    async def _wait(self, upstream: str, error: ProxyError) -> None:
         until = self._clock() + max(1.0, getattr(error, "retry_after", DEFAULT_RETRY_AFTER))
         if not self._waiter_counts[upstream]:
             log.info("preload_paused", upstream=upstream, reason=str(error))
@@ -61,6 +63,6 @@ class UpstreamRetrier:
 
 
 def is_transient(error: ProxyError) -> bool:
-    """Tell whether upstream may answer otherwise in a while."""
-    is_passing = isinstance(error, (RateLimitedError, UpstreamUnavailableError))
-    return is_passing and not isinstance(error, OfflineError)
+    """Tell whether a later attempt may succeed; while the cache is offline, none will."""
+    is_unavailable = isinstance(error, (RateLimitedError, UpstreamUnavailableError))
+    return is_unavailable and not isinstance(error, OfflineError)

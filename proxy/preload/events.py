@@ -1,4 +1,7 @@
-"""What a preload tells while it runs. Sizes are bytes, `image` is the name as people write it."""
+"""The events of a preload, as the admin API sends them.
+
+Sizes and offsets are bytes; `image` is the display name.
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -10,11 +13,11 @@ ImageOutcome = Literal["fetched", "up_to_date", "would_fetch"]
 
 
 class _EventBase(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
-    """Something happened."""
+    """An event; its class is the field `event`."""
 
 
 class ResolvedLayer(msgspec.Struct, frozen=True):
-    """A layer, or a configuration, and whether it `exists` here."""
+    """A layer or config, and whether it `exists` in the store."""
 
     digest: str
     size: int
@@ -22,15 +25,16 @@ class ResolvedLayer(msgspec.Struct, frozen=True):
 
 
 class ResolveStarted(_EventBase, frozen=True, tag="resolving"):
-    """Upstream is asked what an image is."""
+    """An image is being resolved."""
 
     image: str
 
 
 class ResolveFinished(_EventBase, frozen=True, tag="resolved"):
-    """What an image consists of, for the platforms that were chosen; `missing` bytes are not here.
+    """What an image consists of for the chosen platforms.
 
-    `name` is written in full, for a lock file; `referrers` are signatures, SBOMs and the like.
+    `name` is the full name, for a lock file; the store lacks `missing` bytes; `referrers` counts
+    signatures, SBOMs and the like.
     """
 
     image: str
@@ -44,9 +48,10 @@ class ResolveFinished(_EventBase, frozen=True, tag="resolved"):
 
 
 class PreloadPlan(_EventBase, frozen=True, tag="plan"):
-    """What there is to do, before anything is fetched; images that have to wait for upstream come later.
+    """What the preload will fetch, without the images that wait for their upstream.
 
-    The store lacks space for `shortfall` bytes: images that do not fit have failed already.
+    The store lacks `missing` bytes, and has no space for `shortfall` bytes: images that do not fit
+    fail before anything is fetched.
     """
 
     images: int
@@ -56,7 +61,7 @@ class PreloadPlan(_EventBase, frozen=True, tag="plan"):
 
 
 class LayerProgress(_EventBase, frozen=True, tag="layer"):
-    """How far a layer is: `offset` bytes are here, `resumed` of them since an earlier time."""
+    """How far a layer is. Of the `offset` bytes present, `resumed` are from an earlier download."""
 
     digest: str
     state: LayerState
@@ -66,7 +71,7 @@ class LayerProgress(_EventBase, frozen=True, tag="layer"):
 
 
 class ImageDone(_EventBase, frozen=True, tag="done"):
-    """An image is in the store and can be pulled from it, or, of a dry run, would be fetched."""
+    """An image can be pulled from the store or, in a dry run, would be fetched."""
 
     image: str
     digest: str
@@ -76,7 +81,7 @@ class ImageDone(_EventBase, frozen=True, tag="done"):
 
 
 class ImageFailed(_EventBase, frozen=True, tag="failed"):
-    """An image could not be had; `code` is the error's."""
+    """An image is not complete in the store; `code` is that of the error."""
 
     image: str
     code: str
@@ -84,7 +89,7 @@ class ImageFailed(_EventBase, frozen=True, tag="failed"):
 
 
 class UpstreamWaiting(_EventBase, frozen=True, tag="waiting"):
-    """An upstream is not asked before `until`, Unix time."""
+    """The preload sends an upstream no request before `until`, Unix time."""
 
     upstream: str
     reason: str
@@ -92,13 +97,13 @@ class UpstreamWaiting(_EventBase, frozen=True, tag="waiting"):
 
 
 class UpstreamResumed(_EventBase, frozen=True, tag="resumed"):
-    """An upstream is asked again."""
+    """The preload sends requests to an upstream again."""
 
     upstream: str
 
 
 class PreloadTotals(_EventBase, frozen=True, tag="totals"):
-    """How it ended: so many images, and bytes of layers that were fetched."""
+    """The end of a preload: numbers of images, and `fetched` bytes of layers from upstream."""
 
     images: int
     fetched_images: int

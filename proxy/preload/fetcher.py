@@ -1,67 +1,123 @@
-"""Blobs brought into the store by the ordinary downloads, behind what clients wait for."""
+"""Fetch manifests and blobs for a preload, through the cache and behind the requests of clients."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from proxy.cache.blobs import BlobCache
+from proxy.cache.manifests import ManifestCache
+from proxy.config import FetchSettings
 from proxy.download.download import Download
 from proxy.download.manager import DownloadManager
-from proxy.errors import InvalidManifestError, NoSpaceError, ProxyError
-from proxy.images.tree import ImageStore
+from proxy.errors import InvalidManifestError, NoSpaceError, ProxyError, RateLimitedError
+from proxy.images.store import ImageStore
+from proxy.lru import CachedManifest
 from proxy.oci.digest import Digest
-from proxy.oci.reference import Repository
+from proxy.oci.reference import Reference, Repository, Tag
 from proxy.preload.backoff import UpstreamRetrier
 from proxy.preload.events import LayerProgress, LayerState
+from proxy.storage.space import Lease
+from proxy.upstream.client import Upstream
 
-# A download that was somebody else's may fail for reasons of theirs, or its blob be evicted: so often.
+# A download that a client started may fail for a reason of its repository, or its blob be evicted.
 MAX_ATTEMPTS = 3
+# Registries do not say when a quota resets; retry after this many seconds (the value regsync uses).
+QUOTA_RETRY_AFTER = 900.0
 
 
 class PreloadFetcher:
-    """Brings blobs, `at_once` of them, and tells how far they are. `fetched` bytes had to come."""
+    """Fetches manifests, and blobs up to `concurrency` at once, and reports the layers' progress.
+
+    `fetched_bytes` counts the bytes of blobs that came from upstream.
+    """
 
     def __init__(
         self,
+        manifests: ManifestCache,
         blobs: BlobCache,
         downloads: DownloadManager,
         image_store: ImageStore,
+        upstreams: Mapping[str, Upstream],
+        settings: FetchSettings,
+        lease: Lease,
         retrier: UpstreamRetrier,
         on_event: Callable[[LayerProgress], None],
         *,
         concurrency: int,
     ) -> None:
         self.fetched_bytes = 0
+        self._manifests = manifests
         self._blobs = blobs
         self._downloads = downloads
         self._image_store = image_store
+        self._upstreams = upstreams
+        self._settings = settings
+        self._lease = lease
         self._retrier = retrier
         self._on_event = on_event
         self._semaphore = asyncio.Semaphore(concurrency)
         self._active: dict[Digest, tuple[Download, int]] = {}
         self._reported_offsets: dict[Digest, int] = {}
 
-    async def fetch_blob(self, repository: Repository, digest: Digest, size: int) -> int:
-        """Have the blob in the store and the repository linked to it; return how many bytes came.
+    # Manifests.
 
-        Raises `UnknownBlobError`, `UpstreamError`, `DigestMismatchError`, `NoSpaceError`, and
-        `InvalidManifestError` if it is not of the size that is stated.
+    async def fetch_manifest(self, repository: Repository, reference: Reference) -> CachedManifest:
+        """Return the current manifest, stored and leased.
+
+        Raises `RateLimitedError` instead of using the last pulls of a quota, which are left to
+        clients, and the errors of `ManifestCache.get_current_manifest`.
+        """
+        upstream = self._upstreams[repository.upstream]
+        if upstream.scarce_quota_reason and not self.stored_digest(repository, reference):
+            # A HEAD costs no pull, and its response has the current quota.
+            await upstream.resolve(repository.name, reference)
+            if upstream.scarce_quota_reason:
+                raise RateLimitedError(
+                    f"{upstream.scarce_quota_reason}, reserved for clients",
+                    retry_after=QUOTA_RETRY_AFTER,
+                )
+        manifest = await self._manifests.get_current_manifest(repository, reference)
+        self._lease.digests.add(manifest.digest)
+        return manifest
+
+    async def fetch_manifest_when_available(
+        self, repository: Repository, reference: Reference
+    ) -> CachedManifest:
+        """Return what `fetch_manifest` returns, after waiting for a rate limit or an outage."""
+        return await self._retrier.retry_while_unavailable(
+            repository.upstream, lambda: self.fetch_manifest(repository, reference)
+        )
+
+    def stored_digest(self, repository: Repository, reference: Reference) -> Digest | None:
+        """Return the digest of the manifest that the store has under this name."""
+        index = self._image_store.index
+        tag = index.tag(repository, reference) if isinstance(reference, Tag) else None
+        digest = tag.digest if tag else reference
+        return digest if isinstance(digest, Digest) and index.manifest(digest) else None
+
+    # Blobs.
+
+    async def fetch_blob(self, repository: Repository, digest: Digest, size: int) -> int:
+        """Store a blob and link the repository to it; return how many bytes came from upstream.
+
+        Waits for a rate limit or an outage. Raises `UnknownBlobError`, `UpstreamError`,
+        `DigestMismatchError`, `NoSpaceError`, and `InvalidManifestError` if it has another size.
         """
 
-        async def attempt() -> int:
-            # Not held while upstream is waited for: there are others.
+        async def fetch_once() -> int:
+            # Not held while waiting for an upstream, so that blobs of others are fetched.
             async with self._semaphore:
                 return await self._ensure_stored(repository, digest, size)
 
         try:
-            fetched = await self._retrier.retry_while_unavailable(repository.upstream, attempt)
+            fetched = await self._retrier.retry_while_unavailable(repository.upstream, fetch_once)
         except ProxyError:
             self._report_layer(digest, "failed", self._reported_offsets.get(digest, 0), size)
             raise
         self._report_layer(digest, "complete" if fetched else "exists", size, size)
         return fetched
 
-    def report_active(self) -> None:
-        """Tell how far those are that have moved since the last time."""
+    def report_progress(self) -> None:
+        """Report the offset of each running download that has moved since the last call."""
         for digest, (download, size) in self._active.items():
             offset = download.bytes_present
             if offset and offset != self._reported_offsets.get(digest):
@@ -72,24 +128,27 @@ class PreloadFetcher:
     async def _ensure_stored(self, repository: Repository, digest: Digest, size: int) -> int:
         fetched = 0
         for attempt in range(MAX_ATTEMPTS):
-            known = self._image_store.index.blob_size(digest)
-            if known not in (None, size):
+            stored_size = self._image_store.index.blob_size(digest)
+            if stored_size not in (None, size):
                 raise InvalidManifestError(
-                    f"{digest} has {known} bytes, and not {size} as is stated"
+                    f"{digest} has {stored_size} bytes, not {size} as its descriptor states"
                 )
-            if known is not None and self._image_store.has_blob(digest, size):
-                # That its repository holds it, too, is proven if need be.
+            if stored_size is not None and self._image_store.has_blob(digest, size):
+                # Links the repository, after asking upstream if it is not linked yet.
                 async with self._blobs.open_blob(repository, digest):
                     return fetched
-            async with self._downloads.attach(repository, digest) as download:
+            upstream = self._upstreams[repository.upstream]
+            async with self._downloads.attach(
+                upstream, repository, digest, self._settings
+            ) as download:
                 try:
-                    fetched = await self._await_download(download, size)
+                    fetched = await self._wait_for_download(download, size)
                 except ProxyError:
                     if download.repository == repository or attempt == MAX_ATTEMPTS - 1:
                         raise
-        raise NoSpaceError(f"{digest} was evicted as soon as it was here; raise store.max_size")
+        raise NoSpaceError(f"{digest} was evicted right after its download; raise store.max_size")
 
-    async def _await_download(self, download: Download, size: int) -> int:
+    async def _wait_for_download(self, download: Download, size: int) -> int:
         digest = download.digest
         is_first = digest not in self._active
         self._active[digest] = download, size
@@ -98,8 +157,9 @@ class PreloadFetcher:
         finally:
             self._active.pop(digest, None)
         if download.has_stopped_storing:
-            raise NoSpaceError(f"the store has no room for {digest}, or its disk fails")
+            raise NoSpaceError(f"the store has no space for {digest}, or its disk fails")
         fetched = download.bytes_present - download.bytes_resumed
+        # Two images may wait for the same download.
         self.fetched_bytes += fetched if is_first else 0
         return fetched
 

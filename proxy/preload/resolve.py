@@ -1,30 +1,31 @@
-"""What an image is upstream now: its manifests for some platforms, what they name, and what refers to them."""
+"""What an image consists of upstream now: manifests, their blobs, and what refers to them."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from proxy.cache.listings import ListingCache
 from proxy.concurrency import run_in_thread
 from proxy.errors import InvalidDigestError, NotFoundError, ProxyError, UnknownManifestError
-from proxy.images.check import ALL_PLATFORMS
+from proxy.images.selection import ALL_PLATFORMS
 from proxy.images.tree import MAX_INDEX_DEPTH
 from proxy.log import get_logger
 from proxy.lru import CachedManifest
-from proxy.names import display_name
+from proxy.names import full_name
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
-from proxy.oci.manifest import Descriptor, Manifest, Platform
-from proxy.oci.platform import choose_platform, is_runnable
+from proxy.oci.manifest import Descriptor, Manifest
+from proxy.oci.platform import Platform, choose_platform, is_runnable
 from proxy.oci.reference import Reference, Repository, Tag
+from proxy.preload.request import RequestedImage
 from proxy.upstream.client import Upstream
 
-# So much may refer to one manifest; who signs hourly for years has more, and nobody wants it.
+# Referrers of one manifest. Years of hourly signatures are more, and are of no use to a client.
 MAX_REFERRERS = 64
-# What cosign before 3.0 appends to `sha256-<hex>`, the fallback tag of the specification.
+# cosign before 3.0 adds these to `sha256-<hex>`, the fallback tag of the distribution-spec.
 COSIGN_TAG_SUFFIXES = (".sig", ".att", ".sbom")
 
-# Returns what a reference names now; in the store it is kept.
+# Fetches a manifest through the cache, which stores it.
 FetchManifest = Callable[[Repository, Reference], Awaitable[CachedManifest]]
 
 log = get_logger(__name__)
@@ -32,13 +33,13 @@ log = get_logger(__name__)
 
 @dataclass(slots=True)
 class ResolvedImage:
-    """An image. `manifests` and `blobs` are digests with sizes; `extras` are blobs of what refers to it.
+    """An image with the digests and sizes of everything to fetch for it.
 
-    `platforms` are those of an index that were chosen, or "all". `lacking` says which platforms it does not have; `is_new` that its name stood for something else here.
+    `platforms` are those chosen from an image index, or "all"; `missing_platforms_error` names
+    those that the index lacks. `is_changed` says that the store had another digest under this name.
     """
 
-    repository: Repository
-    reference: Reference
+    requested: RequestedImage
     digest: Digest
     platforms: list[str] = field(default_factory=list)
     manifests: dict[Digest, int] = field(default_factory=dict)
@@ -49,22 +50,49 @@ class ResolvedImage:
     is_changed: bool = False
 
     @property
+    def repository(self) -> Repository:
+        """The repository."""
+        return self.requested.repository
+
+    @property
+    def reference(self) -> Reference:
+        """The tag or digest."""
+        return self.requested.reference
+
+    @property
     def name(self) -> str:
-        """The name as people write it."""
-        return display_name(self.repository, self.reference)
+        """The display name."""
+        return self.requested.name
+
+    @property
+    def full_name(self) -> str:
+        """The name with registry and namespace, for a lock file."""
+        return full_name(self.repository, self.reference)
 
     @property
     def size(self) -> int:
-        """Bytes of the image itself, without what refers to it."""
+        """Bytes of the image, without its referrers."""
         return sum(self.manifests.values()) + sum(self.blobs.values())
 
     def all_content(self) -> dict[Digest, int]:
-        """Return all there is, in the order in which it is fetched."""
+        """Return digests and sizes of the image and its referrers, in the order of fetching."""
         return self.manifests | self.referrers | self.blobs | self.referrer_blobs
+
+    def add_manifest(self, cached: CachedManifest, manifest: Manifest) -> None:
+        """Add a manifest and, unless it is an index, its blobs."""
+        self.manifests[cached.digest] = len(cached.content)
+        if not manifest.is_index:
+            self.blobs |= _registry_blobs(manifest)
+
+    def add_referrer(self, cached: CachedManifest, manifest: Manifest) -> None:
+        """Add a referrer and, unless it is an index, its blobs."""
+        self.referrers[cached.digest] = len(cached.content)
+        if not manifest.is_index:
+            self.referrer_blobs |= _registry_blobs(manifest)
 
 
 class ImageResolver:
-    """Finds out what images are, by fetching manifests and nothing else."""
+    """Resolves images by fetching manifests; blobs are only listed."""
 
     def __init__(
         self, listings: ListingCache, upstreams: Mapping[str, Upstream], executor: Executor
@@ -74,108 +102,87 @@ class ImageResolver:
         self._executor = executor
 
     async def resolve(
-        self,
-        repository: Repository,
-        reference: Reference,
-        platforms: Sequence[Platform],
-        fetch_manifest: FetchManifest,
+        self, image: RequestedImage, platforms: Sequence[Platform], fetch_manifest: FetchManifest
     ) -> ResolvedImage:
-        """Return what clients of the platforms take of an image; without any, everything it has.
+        """Return what clients of the platforms take of an image; without platforms, all of it.
 
-        Raises `UnknownError`, `UpstreamError`, and `InvalidManifestError`.
+        Raises `UnknownError`, `UpstreamError` and `InvalidManifestError`.
         """
-        top = await fetch_manifest(repository, reference)
-        found = ResolvedImage(repository, reference, top.digest)
-        for held, platform in await self._select_manifests(found, top, platforms, fetch_manifest):
-            manifest = await self._parse(held)
-            found.manifests[held.digest] = len(held.content)
-            if not manifest.is_index:
-                found.blobs |= _registry_blobs(manifest)
-            if platforms and platform and str(platform) not in found.platforms:
-                found.platforms.append(str(platform))
-        await self._add_referrers(found, fetch_manifest)
-        return found
+        cached = await fetch_manifest(image.repository, image.reference)
+        manifest = await self._parse(cached)
+        resolved = ResolvedImage(image, cached.digest)
+        resolved.add_manifest(cached, manifest)
+        # A plain manifest states its platform in its config; the offline check compares it later.
+        if manifest.is_index:
+            await self._add_platforms(resolved, manifest, platforms, fetch_manifest)
+        await self._add_referrers(resolved, fetch_manifest)
+        return resolved
 
-    async def _select_manifests(
+    # Image indexes.
+
+    async def _add_platforms(
         self,
         image: ResolvedImage,
-        top: CachedManifest,
+        index: Manifest,
         platforms: Sequence[Platform],
         fetch_manifest: FetchManifest,
-    ) -> list[tuple[CachedManifest, Platform | None]]:
-        """Return the manifests that are wanted, those of indexes on the way to them included."""
-        manifest = await self._parse(top)
-        if not manifest.is_index:
-            # For whom it is stands in its configuration; who asks for another will be told.
-            return [(top, None)]
-        image.platforms = [] if platforms else [ALL_PLATFORMS]
-        chosen: list[tuple[CachedManifest, Platform | None]] = [(top, None)]
-        offers = [
-            (child.platform, child)
-            async for child in self._iterate_manifests(
-                image.repository, manifest, fetch_manifest, chosen, MAX_INDEX_DEPTH
-            )
-        ]
-        wanted = offers
+    ) -> None:
+        """Add the manifests of the platforms, and the nested indexes that clients go through."""
+        nested, selected = await self._expand_index(
+            image.repository, index, fetch_manifest, MAX_INDEX_DEPTH
+        )
         if platforms:
-            images = [(one, child) for one, child in offers if is_runnable(one)]
-            taken = [(one, choose_platform(images, one)) for one in platforms]
-            named = ", ".join(dict.fromkeys(str(one) for one, _ in images if one)) or "no platform"
-            lacking = ", ".join(str(one) for one, child in taken if child is None)
-            if lacking:
-                image.missing_platforms_error = f"the image is for {named} only, not for {lacking}"
-            wanted = [(child.platform, child) for _, child in taken if child]
-        if not wanted:
+            selected, image.missing_platforms_error = _choose_manifests(selected, platforms)
+        else:
+            image.platforms = [ALL_PLATFORMS]
+        if not selected:
             raise UnknownManifestError(
-                image.missing_platforms_error or "the image names no platform at all"
+                image.missing_platforms_error or "the image index lists no manifest"
             )
-        for platform, child in dict.fromkeys(wanted):
-            held = await fetch_manifest(image.repository, child.digest)
-            chosen.append((held, platform if is_runnable(platform) else None))
-        return chosen
+        for cached in nested:
+            image.add_manifest(cached, await self._parse(cached))
+        for descriptor in dict.fromkeys(selected):
+            cached = await fetch_manifest(image.repository, descriptor.digest)
+            image.add_manifest(cached, await self._parse(cached))
+        if platforms:
+            image.platforms = list(dict.fromkeys(str(one.platform) for one in selected))
 
-    async def _iterate_manifests(
-        self,
-        repository: Repository,
-        index: Manifest,
-        fetch_manifest: FetchManifest,
-        indexes: list[tuple[CachedManifest, Platform | None]],
-        depth: int,
-    ) -> AsyncIterator[Descriptor]:
-        """Yield the manifests of an index; an index in it is fetched, and looked into."""
+    async def _expand_index(
+        self, repository: Repository, index: Manifest, fetch_manifest: FetchManifest, depth: int
+    ) -> tuple[list[CachedManifest], list[Descriptor]]:
+        """Return the indexes nested in an index, and the descriptors of all other manifests."""
+        nested: list[CachedManifest] = []
+        manifests: list[Descriptor] = []
         for child in index.children:
             if depth and child.media_type in oci.INDEX_TYPES:
-                held = await fetch_manifest(repository, child.digest)
-                indexes.append((held, None))
-                inner = self._iterate_manifests(
-                    repository, await self._parse(held), fetch_manifest, indexes, depth - 1
+                cached = await fetch_manifest(repository, child.digest)
+                below = await self._expand_index(
+                    repository, await self._parse(cached), fetch_manifest, depth - 1
                 )
-                async for below in inner:
-                    yield below
+                nested += [cached, *below[0]]
+                manifests += below[1]
             else:
-                yield child
+                manifests.append(child)
+        return nested, manifests
+
+    # Referrers.
 
     async def _add_referrers(self, image: ResolvedImage, fetch_manifest: FetchManifest) -> None:
-        """Add signatures, SBOMs and the like. Where they cannot be had, the image is whole without."""
+        """Add signatures, SBOMs and the like; the image is complete without those that fail."""
         for subject in list(image.manifests):
             try:
-                for reference in await self._list_referrers(image, subject, fetch_manifest):
-                    held = await fetch_manifest(image.repository, reference)
-                    manifest = await self._parse(held)
-                    image.referrers[held.digest] = len(held.content)
-                    if not manifest.is_index:
-                        image.referrer_blobs |= _registry_blobs(manifest)
+                await self._add_referrers_of(subject, image, fetch_manifest)
             except ProxyError as error:
                 log.info("referrers_failed", image=image.name, reason=str(error))
 
-    async def _list_referrers(
-        self, image: ResolvedImage, subject: Digest, fetch_manifest: FetchManifest
-    ) -> list[Reference]:
-        """Return what refers to a manifest: by the API, or where there is none by the fallback tag.
+    async def _add_referrers_of(
+        self, subject: Digest, image: ResolvedImage, fetch_manifest: FetchManifest
+    ) -> None:
+        """Add the referrers of one manifest, from the API or, without one, from the fallback tag.
 
-        Cosign's own tags are asked for by HEAD, which no registry counts as a pull.
+        cosign's own tags are looked up by HEAD, which no registry counts as a pull.
         """
-        # As long as the specification lets it be ("Referrers Tag Schema").
+        # Cut as the distribution-spec says ("Referrers Tag Schema").
         fallback = f"{subject.algorithm}-{subject.hex[:64]}"
         references: list[Reference] = []
         try:
@@ -189,7 +196,9 @@ class ImageResolver:
         if subject == image.digest:
             tags = [Tag(f"{fallback}{suffix}") for suffix in COSIGN_TAG_SUFFIXES]
             references += [tag for tag in tags if await self._tag_exists(image.repository, tag)]
-        return references[:MAX_REFERRERS]
+        for reference in references[:MAX_REFERRERS]:
+            cached = await fetch_manifest(image.repository, reference)
+            image.add_referrer(cached, await self._parse(cached))
 
     async def _tag_exists(self, repository: Repository, tag: Tag) -> bool:
         try:
@@ -198,14 +207,27 @@ class ImageResolver:
             return False
         return True
 
-    async def _parse(self, cached_manifest: CachedManifest) -> Manifest:
+    async def _parse(self, cached: CachedManifest) -> Manifest:
         return await run_in_thread(
-            self._executor, oci.parse_manifest, cached_manifest.content, cached_manifest.media_type
+            self._executor, oci.parse_manifest, cached.content, cached.media_type
         )
 
 
+def _choose_manifests(
+    manifests: Sequence[Descriptor], platforms: Sequence[Platform]
+) -> tuple[list[Descriptor], str]:
+    """Return the manifests that clients of the platforms take, and an error if some have none."""
+    candidates = [(one.platform, one) for one in manifests if is_runnable(one.platform)]
+    chosen = {platform: choose_platform(candidates, platform) for platform in platforms}
+    error = ""
+    if lacking := ", ".join(str(platform) for platform, one in chosen.items() if one is None):
+        offered = dict.fromkeys(str(platform) for platform, _ in candidates if platform)
+        error = f"the image is for {', '.join(offered) or 'no platform'} only, not for {lacking}"
+    return [one for one in chosen.values() if one], error
+
+
 def _registry_blobs(manifest: Manifest) -> dict[Digest, int]:
-    """Return what a registry holds of an image: foreign layers come from elsewhere."""
+    """Return the blobs that a registry serves; foreign layers are elsewhere."""
     return {child.digest: child.size for child in manifest.children if not child.is_foreign}
 
 

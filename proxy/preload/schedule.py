@@ -1,4 +1,4 @@
-"""Preloads that the configuration orders, again and again, so that images stay warm."""
+"""The scheduled preloads (`[[preload]]` in the configuration), which keep images up to date."""
 
 import asyncio
 import random
@@ -9,7 +9,7 @@ from pathlib import Path
 from proxy.concurrency import run_in_thread, sleep_until
 from proxy.config import PreloadSettings
 from proxy.errors import ProxyError
-from proxy.images.check import ImageSelection
+from proxy.images.selection import ImageSelection
 from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.preload.events import ImageFailed
@@ -17,14 +17,18 @@ from proxy.preload.lists import MAX_CHARACTERS, ImageList, parse_list
 from proxy.preload.preload import Preloader
 from proxy.upstream.offline import OfflineSwitch
 
-# An interval is longer or shorter by up to so much of it: many caches do not ask at the same second.
+# Share by which an interval varies at random, so that many caches do not all preload in one second.
 JITTER = 0.1
 
 log = get_logger(__name__)
 
 
 class PreloadScheduler:
-    """Runs preloads at their times, each with the preloader of that time. `clock` tells Unix time."""
+    """Runs the scheduled preloads.
+
+    `get_preloader` is called for each run, as a reload replaces the preloader; `clock` is Unix
+    time.
+    """
 
     def __init__(
         self,
@@ -42,7 +46,7 @@ class PreloadScheduler:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, group: asyncio.TaskGroup, preloads: Iterable[PreloadSettings]) -> None:
-        """Begin with all of these, as tasks of the group, and end those that were begun before."""
+        """Start these preloads as tasks of the group; cancel those of an earlier call."""
         for task in self._tasks:
             task.cancel()
         self._tasks = [
@@ -51,9 +55,12 @@ class PreloadScheduler:
         ]
 
     async def _run_periodically(self, name: str, settings: PreloadSettings) -> None:
-        """Preload now, and every so often from then on, never twice at once; a failure waits for its next time."""
+        """Run a preload now and at each interval, never twice at once.
+
+        An image that failed is tried again in the next run.
+        """
         while True:
-            began = self._clock()
+            started_at = self._clock()
             try:
                 await self._run_preload(name, settings)
             except ProxyError as error:
@@ -61,17 +68,17 @@ class PreloadScheduler:
             except Exception:
                 self._metrics.count_internal_error()
                 log.exception("preload_crashed", preload=name)
-            pause = settings.every * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 (no secret)
-            await sleep_until(began + pause, self._clock)
+            jitter = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 (no secret)
+            await sleep_until(started_at + settings.every * jitter, self._clock)
 
     async def _run_preload(self, name: str, settings: PreloadSettings) -> None:
         if self._offline:
             log.info("preload_skipped", preload=name, reason="this cache is offline")
             return
-        wanted = [ImageSelection(image, settings.platforms) for image in settings.images]
+        selections = [ImageSelection(image, settings.platforms) for image in settings.images]
         if settings.file:
-            wanted += await self._read_selections(name, settings.file, settings.platforms)
-        async for event in self._get_preloader().preload(wanted, pin=settings.pin):
+            selections += await self._read_selections(name, settings.file, settings.platforms)
+        async for event in self._get_preloader().preload(selections, pin=settings.pin):
             if isinstance(event, ImageFailed):
                 log.warning("preload_failed", preload=name, image=event.image, reason=event.reason)
 
@@ -79,17 +86,17 @@ class PreloadScheduler:
         self, name: str, file: str, platforms: Sequence[str]
     ) -> list[ImageSelection]:
         try:
-            found = await run_in_thread(self._executor, _read_image_list, Path(file))
+            image_list = await run_in_thread(self._executor, _read_image_list, Path(file))
         except OSError as error:
             log.warning("preload_failed", preload=name, reason=f"{file}: {error.strerror}")
             return []
-        for problem in found.problems:
+        for problem in image_list.problems:
             if problem.kind == "error":
                 reason = f"{file}:{problem.line}: {problem.message}"
                 log.warning("preload_failed", preload=name, reason=reason)
         return [
             ImageSelection(entry.reference, tuple(platforms) or entry.platforms)
-            for entry in found.entries
+            for entry in image_list.entries
         ]
 
 

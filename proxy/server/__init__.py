@@ -1,1 +1,4 @@
-"""Who asks: the only code that listens."""
+"""What clients connect to: HTTP/1.1, TLS, limits and logins.
+
+`registry` answers pulls, `admin` the operator.
+"""

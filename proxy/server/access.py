@@ -1,10 +1,7 @@
-"""What the configuration asks of clients: how many there may be, by which certificates they know us, who they are."""
+"""What the configuration requires of clients: a limit on connections, TLS, and a login."""
 
 import asyncio
 from collections.abc import Callable, Sequence
-
-from aiohttp import hdrs
-from aiohttp.web import BaseRequest
 
 from proxy.concurrency import start_threads
 from proxy.config import Address, ServerSettings
@@ -12,26 +9,27 @@ from proxy.errors import ConfigError
 from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.server.connection_limit import ConnectionLimiter
+from proxy.server.request import Request
 from proxy.server.tls import Certificates, TlsContext, load_certificates
 from proxy.server.users import Htpasswd, HtpasswdAuth, load_htpasswd
 
-# What anybody may ask: who watches over the daemon has no login.
+# Health checks need no login.
 _ANONYMOUS_PATHS = ("/healthz", "/readyz")
 
 log = get_logger(__name__)
 
 
 class AccessControl:
-    """Judges who connects and who asks. `prepare` takes new settings over while clients stay connected."""
+    """The connection limit, the certificates and the users; a reload keeps clients connected."""
 
     def __init__(
         self, settings: ServerSettings, group: asyncio.TaskGroup, metrics: Metrics
     ) -> None:
         """Read the files that `settings` name. Blocks; raises `ConfigError`."""
-        certificates, passwords = _load_files(settings)
-        # A thread of its own: the logins of strangers must not keep the disk's from clients.
+        certificates, htpasswd = _load_files(settings)
+        # A thread of its own, so that login attempts do not occupy the threads for the disk.
         self._threads = start_threads(1, "login")
-        self._auth = HtpasswdAuth(passwords, self._threads, group)
+        self._auth = HtpasswdAuth(htpasswd, self._threads, group)
         self.tls = TlsContext(certificates) if certificates else None
         metrics.set_certificate_expiries(certificates.expiries if certificates else {})
         self.limiter = ConnectionLimiter(settings, metrics.count_rejected_connection)
@@ -39,64 +37,62 @@ class AccessControl:
         self._metrics = metrics
         self._settings = settings
 
-    @property
-    def is_anonymous_allowed(self) -> bool:
-        """Whether anybody may ask, without a login."""
-        return not self._auth.is_enabled
+    def needs_login(self, request: Request) -> bool:
+        """Tell whether the request must pass `check`."""
+        return self._auth.is_enabled and request.path not in _ANONYMOUS_PATHS
 
     def close(self) -> None:
-        """Wait for the password that is being checked, if there is one."""
+        """Wait for a running password check."""
         self._threads.shutdown(cancel_futures=True)
 
-    async def check(self, request: BaseRequest) -> None:
-        """Raise `UnauthorizedError` or `CrowdedError` if the request needs a login and has no right one."""
-        if self._auth.is_enabled and request.raw_path.partition("?")[0] not in _ANONYMOUS_PATHS:
-            given = request.headers.get(hdrs.AUTHORIZATION, "")
-            await self._auth.check(given, request.remote or "")
+    async def check(self, request: Request) -> None:
+        """Raise `UnauthorizedError` or `TooManyRequestsError` unless the login is valid."""
+        authorization = request.headers.get("authorization", "")
+        await self._auth.check(authorization, request.client or "")
 
     def prepare_reload(self, settings: ServerSettings) -> Callable[[], None]:
-        """Check what `settings` name. What is returned puts it to use: it is called in the loop, and cannot fail.
+        """Read the files that `settings` name; return a function that applies the settings.
 
-        Blocks; raises `ConfigError`.
+        Blocks; raises `ConfigError`. The function must be called in the loop and cannot fail.
         """
-        certificates, passwords = _load_files(settings)
+        certificates, htpasswd = _load_files(settings)
         if (certificates is None) != (self.tls is None):
             raise ConfigError(
-                "server.tls_certificate: http becomes https, or https http, by a restart"
+                "server.tls_certificate: switching between http and https requires a restart"
             )
 
         def apply() -> None:
             if self.tls and certificates:
                 self.tls.set_certificates(certificates)
                 self._metrics.set_certificate_expiries(certificates.expiries)
-            self._auth.set_htpasswd(passwords)
+            self._auth.set_htpasswd(htpasswd)
             self.limiter.update_limits(settings)
             self._settings = settings
 
         return apply
 
     def log_risks(self, addresses: Sequence[str]) -> None:
-        """Say in the log what an operator who listens at `addresses` may not have meant."""
+        """Log a warning for each risk of listening on `addresses` that may be unintended."""
         settings = self._settings
-        exposed = [one for one in addresses if not _is_local_address(one)]
+        exposed = [address for address in addresses if not _is_local_address(address)]
         if exposed and not settings.htpasswd:
             log.warning(
                 "listener_without_auth",
                 addresses=exposed,
-                reason="whoever reaches them can pull what this cache can",
-                help="keep strangers out, or set server.htpasswd",
+                reason="anyone who can reach these addresses can pull all that this cache can",
+                help="restrict access with a firewall, or set server.htpasswd",
             )
         if exposed and settings.htpasswd and not settings.tls_certificate:
             log.warning(
                 "listener_without_tls",
                 addresses=exposed,
-                help="set server.tls_certificate, unless something in front of the cache speaks TLS",
+                help="set server.tls_certificate, unless a reverse proxy terminates TLS",
             )
         if addresses and self.limiter.max_connections < settings.max_connections:
             log.warning(
                 "file_limit_too_low",
-                connections=self.limiter.max_connections,
-                wanted=settings.max_connections,
+                limit=self.limiter.max_connections,
+                configured=settings.max_connections,
                 help="raise the limit on open files (LimitNOFILE=, ulimit -n)",
             )
 
@@ -111,5 +107,5 @@ def check_files(settings: ServerSettings) -> None:
 
 
 def _load_files(settings: ServerSettings) -> tuple[Certificates | None, Htpasswd | None]:
-    passwords = load_htpasswd(settings.htpasswd) if settings.htpasswd else None
-    return load_certificates(settings), passwords
+    htpasswd = load_htpasswd(settings.htpasswd) if settings.htpasswd else None
+    return load_certificates(settings), htpasswd

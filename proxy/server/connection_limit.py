@@ -1,4 +1,4 @@
-"""How many connections there may be, in all and from one client, and who is one too many."""
+"""Limits on connections, in all and per client, and slots for rejected ones."""
 
 import resource
 from collections import Counter
@@ -7,16 +7,16 @@ from ipaddress import IPv6Address, ip_address
 
 from proxy.config import ServerSettings
 
-# Descriptors that are not clients': the store, the index, the log, upstream connections and growing blobs.
+# Descriptors for everything but clients: the store, the index, the log, upstream connections and growing blobs.
 RESERVED_DESCRIPTORS = 512
 # What a client needs while it is sent a blob: its connection, a duplicate of that, and the file.
 DESCRIPTORS_PER_CLIENT = 3
-# So many of those who are one too many are told so at a time; the rest is hung up on.
+# At most this many rejected clients get a 429 at a time; further ones are closed.
 MAX_REJECTED = 64
 
 
 class ConnectionLimiter:
-    """Counts who is connected. Numbers may be changed at any time; who is in stays."""
+    """Counts connections. Limits may change at any time; accepted connections stay."""
 
     def __init__(self, settings: ServerSettings, on_reject: Callable[[], None]) -> None:
         self._on_reject = on_reject
@@ -27,7 +27,7 @@ class ConnectionLimiter:
 
     @property
     def connected(self) -> int:
-        """Connections of those who were let in."""
+        """The number of accepted connections."""
         return self._connected
 
     def update_limits(self, settings: ServerSettings) -> None:
@@ -40,9 +40,9 @@ class ConnectionLimiter:
         self._max_per_client = settings.max_connections_per_client
 
     def acquire(self, address: str) -> "ConnectionSlot | None":
-        """Let a client in, or to where it is told to come back; None if there is no room even there."""
+        """Return a slot, which may be one of a rejected client; None if those are used up too."""
         client = client_key(address)
-        # Behind a Unix socket there are many.
+        # A Unix socket has no client address.
         is_greedy = client and self._connections_by_client[client] >= self._max_per_client
         is_refused = bool(is_greedy) or self._connected >= self.max_connections
         if is_refused:
@@ -56,7 +56,7 @@ class ConnectionLimiter:
         return ConnectionSlot(self, client, is_rejected=is_refused)
 
     def release(self, client: str, *, is_rejected: bool) -> None:
-        """Forget a connection."""
+        """Stop counting a connection."""
         if is_rejected:
             self._rejected -= 1
             return
@@ -67,7 +67,7 @@ class ConnectionLimiter:
 
 
 class ConnectionSlot:
-    """One connection's. It is left once, however often that is said."""
+    """The place of one connection; releasing it again does nothing."""
 
     __slots__ = ("_client", "_is_released", "_limiter", "is_rejected")
 
@@ -78,14 +78,14 @@ class ConnectionSlot:
         self.is_rejected = is_rejected
 
     def release(self) -> None:
-        """Make room."""
+        """Free the slot."""
         if not self._is_released:
             self._is_released = True
             self._limiter.release(self._client, is_rejected=self.is_rejected)
 
 
 def client_key(address: str) -> str:
-    """Return who is behind an address: of IPv6 the network of 64 bits, which one host has to itself."""
+    """Return what counts as one client: an IPv4 address, or an IPv6 network of 64 bits."""
     try:
         parsed = ip_address(address.partition("%")[0])
     except ValueError:
@@ -96,6 +96,6 @@ def client_key(address: str) -> str:
 
 
 def raise_file_limit() -> None:
-    """Let this process open as many files as the system allows it."""
+    """Raise the soft limit on open files to the hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

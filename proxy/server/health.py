@@ -1,20 +1,18 @@
-"""For the operator: health, readiness, metrics."""
+"""The endpoints for monitoring: `/healthz`, `/readyz` and `/metrics`."""
 
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 
-from aiohttp import hdrs
-from aiohttp.web import BaseRequest, Response
-
 from proxy.concurrency import run_in_thread
 from proxy.errors import StorageError, UnknownNameError
 from proxy.metrics import Metrics
+from proxy.server.responses import Response, text_response
 
 _PATHS = ("/healthz", "/readyz", "/metrics")
 
 
 class HealthEndpoints:
-    """Answers everything that is not under `/v2/`."""
+    """Health, readiness and metrics, on the addresses of the registry and of the admin API."""
 
     def __init__(
         self, metrics: Metrics, check_store: Callable[[], Awaitable[None]], threads: Executor
@@ -24,32 +22,31 @@ class HealthEndpoints:
         self._threads = threads
         self.is_stopping = False
 
-    def has_path(self, request: BaseRequest) -> bool:
-        """Tell whether the path is one of these."""
-        return request.raw_path.partition("?")[0] in _PATHS
+    def has_path(self, path: str) -> bool:
+        """Tell whether `path` (without a query) is one of these endpoints."""
+        return path in _PATHS
 
-    async def handle(self, request: BaseRequest) -> Response:
-        """Answer `/healthz`, `/readyz` and `/metrics`. Raises `UnknownNameError` for the rest."""
-        path = request.raw_path.partition("?")[0]
+    async def handle(self, method: str, path: str) -> Response:
+        """Respond to a request. Raises `UnknownNameError` for other paths."""
         if path not in _PATHS:
             raise UnknownNameError(
-                "there is nothing here; images are under /v2/, the rest is /healthz, /readyz, /metrics"
+                "not found; images are under /v2/, other paths are /healthz, /readyz and /metrics"
             )
-        if request.method not in ("GET", "HEAD"):
-            return Response(status=405, headers={hdrs.ALLOW: "GET, HEAD"})
+        if method not in ("GET", "HEAD"):
+            return Response(405, {"Allow": "GET, HEAD"})
         if path == "/metrics":
             body = await run_in_thread(self._threads, self._metrics.render)
-            return Response(body=body, headers={hdrs.CONTENT_TYPE: self._metrics.content_type})
+            return Response(200, {"Content-Type": self._metrics.content_type}, body)
         if path == "/readyz":
             return await self._check_readiness()
-        return Response(text="ok\n")
+        return text_response("ok\n")
 
     async def _check_readiness(self) -> Response:
-        """Say whether the store answers. Upstream is not asked: cached content is served without it."""
+        """Return whether the store works; upstream is not needed to serve cached content."""
         if self.is_stopping:
-            return Response(status=503, text="the daemon stops\n")
+            return text_response("the daemon is shutting down\n", 503)
         try:
             await self._check_store()
         except StorageError as error:
-            return Response(status=503, text=f"{error}\n")
-        return Response(text="ready\n")
+            return text_response(f"{error}\n", 503)
+        return text_response("ready\n")

@@ -1,292 +1,630 @@
-"""aiohttp's server with limits of ours, and errors of malformed requests in OCI form."""
+"""HTTP/1.1 for `server.listen`: one protocol for each connection, on the parser llhttp (RFC 9112).
+
+A connection answers its requests in order, one at a time. What the parser does not take, and what two
+parsers could understand differently, is answered with an error in the form of the distribution
+specification, and the connection is closed.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+import re
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import Executor
+from typing import Any, cast
 
-from aiohttp import hdrs
-from aiohttp.http_parser import RawRequestMessage
-from aiohttp.web import BaseRequest, RequestHandler, Response, Server, StreamResponse
+import httptools
 
+from proxy.errors import ProxyError
 from proxy.log import get_logger
 from proxy.server import sendfile
 from proxy.server.connection_limit import ConnectionSlot
-from proxy.server.responses import json_response
-from proxy.server.sendfile import BlobResponse
+from proxy.server.request import Request
+from proxy.server.responses import Body, Response, json_response, serialize_head
 
-# How long a connection may say nothing, before its first request and between two, in seconds.
+# How long a connection may be idle, before its first request and between two, in seconds.
 KEEPALIVE_TIMEOUT = 75.0
-# How long a request's head may take, and how long who is one too many is listened to.
+# Timeouts for reading a request, and for the request of a rejected connection.
 HEAD_TIMEOUT = 30.0
 REJECTED_TIMEOUT = 5.0
-# How long the rest of a body that nobody reads is waited for.
+# How long a connection that the server ends is read on, so that the client gets the response and no reset.
 LINGERING_TIME = 2.0
-# What a client may send ahead while it is sent a file, in bytes, before it has to wait.
+# Request line and headers of one request, in bytes; and how many headers.
+MAX_HEAD_SIZE = 64 << 10
+MAX_HEADERS = 128
+# The body of a GET or HEAD is read and discarded up to this size, in bytes.
+MAX_DISCARDED_BODY = 64 << 10
+# Everything of one request, with the framing and the trailer of its body, in bytes.
+MAX_REQUEST_SIZE = 256 << 10
+# What a client may send ahead while a response is sent, in bytes, before the server stops reading.
 MAX_PIPELINED_SIZE = 64 << 10
-# After so many lines about malformed requests the rest of a minute is only counted.
+# Parsed at a time: requests that are parsed and wait for their turn take many times this.
+PARSE_SIZE = 16 << 10
+# A body up to this size is sent with its head; a longer one in pieces, as the client takes it.
+INLINE_BODY_SIZE = 64 << 10
+# Beyond this, malformed requests are counted and not logged.
 MAX_MALFORMED_LOGS_PER_MINUTE = 10
-# Seconds after which who is one too many may come again.
+# Seconds after which a rejected client may try again.
 RETRY_AFTER = 5
 
-# A bundle that is imported comes in bodies; of requests the next one is not read before its turn.
-READ_BUFFER_SIZE = 1 << 20
+_METHODS = {b"GET": "GET", b"HEAD": "HEAD"}
+# Headers that mean something here; all others are dropped as they are read.
+_HEADERS: Mapping[bytes, str] = {
+    spelling: name.decode()
+    for name in (
+        b"accept",
+        b"authorization",
+        b"connection",
+        b"content-length",
+        b"expect",
+        b"host",
+        b"if-none-match",
+        b"if-range",
+        b"range",
+        b"traceparent",
+        b"tracestate",
+        b"transfer-encoding",
+        b"user-agent",
+    )
+    for spelling in (name, name.title())
+}
+# With one of these a request has a body, or may have one.
+_BODY_HEADERS = frozenset(("content-length", "transfer-encoding"))
+_HEAD_END = b"\r\n\r\n"
+_BLANKS = frozenset(" \t")
+_CLOSE = re.compile(r"(?:^|,)[ \t]*close[ \t]*(?:,|$)", re.IGNORECASE)
+_NOT_HTTP = "the request is not valid HTTP"
 
 log = get_logger(__name__)
 
 
-class FastPathHandler(Protocol):
-    """Answers requests where they arrive, if they came before, byte for byte."""
-
-    def try_respond(self, head: bytes, client: str | None) -> bytes | BlobResponse | None:
-        """Return the whole answer to a request of these bytes; None lets it go the usual way."""
-
-    def remember(self, head: bytes, message: RawRequestMessage) -> None:
-        """Take note of what these bytes, which hold one request, mean."""
+# Returns a response that takes no waiting, and what waits for every other one.
+RequestHandler = Callable[[Request], Response | Awaitable[Response]]
+AsyncHandler = Callable[[Request], Awaitable[Response]]
 
 
-class _Connection(RequestHandler):
-    """Answers what aiohttp cannot parse without repeating a byte of it, and waits for nobody for ever."""
+class _RefusedError(Exception):
+    """Ends the parsing of a connection, from within a callback of the parser."""
 
-    __slots__ = (
-        "_blob_response",
-        "_client",
-        "_drain_timeout",
-        "_fast_path",
-        "_is_head_started",
-        "_pipelined",
-        "_server",
-        "_slot",
-        "_stall_timer",
-    )
 
-    def __init__(
-        self,
-        server: "HttpServer",
-        slot: ConnectionSlot | None,
-        fast_path: FastPathHandler | None,
-        **options: Any,
-    ) -> None:
-        super().__init__(server, **options)
-        self._fast_path = fast_path
-        self._client: str | None = None
-        # A file that is being sent, and what came meanwhile.
-        self._blob_response: BlobResponse | None = None
-        self._pipelined = b""
-        self._drain_timeout: float | None = None
+class HttpConnection(asyncio.Protocol):
+    """One connection of a client."""
+
+    def __init__(self, server: "HttpServer", slot: ConnectionSlot | None) -> None:
+        self.transport: asyncio.Transport | None = None
         self._server = server
         self._slot = slot
-        self._is_head_started = False
-        self._stall_timer: sendfile.StallTimer | None = None
+        self._handler: RequestHandler = server.handler
+        self._keepalive_timeout = KEEPALIVE_TIMEOUT
         if slot and slot.is_rejected:
-            self._request_handler = _reject
-            self._fast_path = None
+            self._handler = _reject
+            self._keepalive_timeout = REJECTED_TIMEOUT
+        self._loop = asyncio.get_running_loop()
+        self._client: str | None = None
+        self._scheme = "http"
+        self._parser = httptools.HttpRequestParser(self)
+        # The request that is being parsed.
+        self._is_reading_request = False
+        self._is_head_complete = False
+        self._is_http_1_0 = False
+        self._target = b""
+        self._headers: dict[str, str] = {}
+        self._header_count = self._body_size = self._head_size = self._request_size = 0
+        self._head_tail = b""
+        # After these, nothing more is parsed.
+        self._is_parsing_over = False
+        self._error_status = 0
+        # Parsed and not answered; received and not parsed.
+        self._requests: deque[Request] = deque()
+        self._unparsed = bytearray()
+        self._is_reading_paused = False
+        # The response that is being sent.
+        self._task: asyncio.Task[None] | None = None
+        self._stall_timer: sendfile.StallTimer | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._is_writing_paused = False
+        self._is_last = False
+        self._is_draining = False
+        self._is_lingering = False
+        # When the connection is closed unless something happens; the timer fires then, or earlier.
+        self._deadline = self._timer_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
-    def close_gracefully(self, drain_timeout: float) -> None:
-        """Close the connection after what it asks now, or begins to ask within so many seconds."""
-        self._fast_path = None
-        if self._blob_response:
-            self._drain_timeout = drain_timeout
-            return
-        if self._request_in_progress or self._messages:
-            self.close()
-            return
-        loop = asyncio.get_running_loop()
-        self._request_factory = self._make_last_request
-        if self._keepalive_handle is not None:
-            self._keepalive_handle.cancel()
-        self._next_keepalive_close_time = loop.time() + drain_timeout
-        self._keepalive_handle = loop.call_later(drain_timeout, self._process_keepalive)
+    # The transport's calls.
 
-    def _make_last_request(self, message: RawRequestMessage, *args: Any) -> BaseRequest:
-        """Make a request whose answer says that the connection is closed."""
-        assert self._manager is not None
-        return self._manager.request_factory(message._replace(should_close=True), *args)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for the first request."""
+        transport = cast("asyncio.Transport", transport)  # uvloop's class is not registered as one
+        self.transport = transport
+        peer = transport.get_extra_info("peername")
+        self._client = peer[0] if isinstance(peer, tuple) else None
+        if transport.get_extra_info("sslcontext"):
+            self._scheme = "https"
+        self._set_deadline(self._keepalive_timeout)
+        self._server.on_connected(self)
 
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Give the place free."""
-        super().connection_lost(exc)
-        if self._blob_response:
-            self._blob_response.cancel()
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's name)
+        """Stop everything that runs for this connection, and release its slot."""
+        self.transport = None
+        if self._task:
+            self._task.cancel()
+        if self._timer:
+            self._timer.cancel()
         if self._stall_timer:
             self._stall_timer.cancel()
+        if self._drained and not self._drained.done():
+            self._drained.set_exception(ConnectionResetError(sendfile.CLIENT_DISCONNECTED))
+        self._requests.clear()
+        self._server.discard(self)
         if self._slot:
             self._slot.release()
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come, and do not wait long for the rest of a head."""
-        if self._blob_response:
-            self._buffer_pipelined(data)
+        """Parse what has come and answer it, or keep it until it is its turn."""
+        if self._is_parsing_over:
             return
-        express = self._fast_path
-        is_idle = self._is_awaiting_request and not (self._is_head_started or self._paused)
-        if express and is_idle and self._try_fast_path(express, data):
+        if self._unparsed or self._is_busy or len(data) > PARSE_SIZE:
+            self._unparsed += data
+            self._continue()
             return
-        super().data_received(data)
-        if express and is_idle and len(self._messages) == 1:
-            message, _ = self._messages[0]
-            if isinstance(message, RawRequestMessage):
-                express.remember(data, message)
-        waits = bool(data) and self._is_awaiting_request
-        if waits and not self._is_head_started and self._keepalive_handle:
-            self._keepalive_handle.cancel()
-            timeout = min(HEAD_TIMEOUT, self.keepalive_timeout)
-            self._next_keepalive_close_time = self._loop.time() + timeout
-            self._keepalive_handle = self._loop.call_later(timeout, self._process_keepalive)
-        self._is_head_started = waits
-
-    @property
-    def _is_awaiting_request(self) -> bool:
-        """Tell whether all that was asked is answered; so it is before the first request, which may come early."""
-        waiter = self._waiter
-        return not self._request_count if waiter is None else not waiter.done()
-
-    def _try_fast_path(self, fast_path: FastPathHandler, head: bytes) -> bool:
-        transport = self.transport
-        if transport is None or transport.is_closing():
-            return False
-        if self._client is None and isinstance(self.peername, tuple):
-            self._client = self.peername[0]
-        answer = fast_path.try_respond(head, self._client)
-        if answer is None:
-            return False
-        self._next_keepalive_close_time = self._loop.time() + self.keepalive_timeout
-        if isinstance(answer, bytes):
-            transport.write(answer)
-        else:
-            self._blob_response = answer
-            answer.start(transport, self._is_paused, self._on_blob_sent)
-        return True
-
-    def _is_paused(self) -> bool:
-        return self._paused
-
-    def _buffer_pipelined(self, data: bytes) -> None:
-        """Keep what a client sends while it is sent a file, until that has ended."""
-        self._pipelined += data
-        if len(self._pipelined) >= MAX_PIPELINED_SIZE and self.transport:
-            self.transport.pause_reading()
-
-    def _on_blob_sent(self, is_complete: bool) -> None:
-        self._blob_response = None
-        if not is_complete:
-            # With FIN: clients resume what stays short.
-            self.force_close()
-            return
-        self._next_keepalive_close_time = self._loop.time() + self.keepalive_timeout
-        if self._drain_timeout is not None:
-            self.close_gracefully(self._drain_timeout)
-        early, self._pipelined = self._pipelined, b""
-        if len(early) >= MAX_PIPELINED_SIZE and self.transport:
-            self.transport.resume_reading()
-        if early:
-            self.data_received(early)
-
-    def _process_keepalive(self) -> None:
-        if self._blob_response:
-            self._next_keepalive_close_time = self._loop.time() + self.keepalive_timeout
-        super()._process_keepalive()
+        self._parse(data)
+        self._answer_parsed()
 
     def pause_writing(self) -> None:
-        """Begin to watch a client that has not taken what is there for it."""
-        super().pause_writing()
+        """Start to watch a client that has not taken what was sent."""
+        self._is_writing_paused = True
         if self._slot and self.transport:
             self._stall_timer = sendfile.StallTimer(self.transport, self._abort_stalled)
 
     def resume_writing(self) -> None:
-        """End that."""
-        super().resume_writing()
+        """Go on: the client takes more."""
+        self._is_writing_paused = False
         if self._stall_timer:
             self._stall_timer.cancel()
-        if self._blob_response:
-            self._blob_response.resume()
+            self._stall_timer = None
+        if self._drained and not self._drained.done():
+            self._drained.set_result(None)
+        elif self._task is None:
+            # Not within the transport's call.
+            self._loop.call_soon(self._continue)
+
+    # The end of a connection.
+
+    def close_gracefully(self, drain_timeout: float) -> None:
+        """Close after the current request, or after one that begins within `drain_timeout` seconds.
+
+        A connection that was just accepted may have a request in flight.
+        """
+        self._is_draining = True
+        if not self._is_busy:
+            self._set_deadline(drain_timeout)
+
+    def abort(self) -> None:
+        """Close now; a response that is being sent stays short."""
+        if self._task:
+            self._task.cancel()
+        if self.transport:
+            self.transport.close()
+
+    def _close_lingering(self) -> None:
+        """End the connection, but read on for a moment.
+
+        Unread data would make the kernel reset the connection, and clients do not resume after that.
+        """
+        transport = self.transport
+        if transport is None:
+            return
+        self._is_lingering = True
+        self._requests.clear()
+        self._unparsed.clear()
+        if not transport.can_write_eof():  # TLS
+            transport.close()
+            return
+        transport.write_eof()
+        self._resume_reading()
+        self._set_deadline(LINGERING_TIME)
 
     def _abort_stalled(self) -> None:
         if self.transport:
-            log.info("client_stalled", client=str(self.peername))
+            log.info("client_stalled", client=self._client)
             self.transport.abort()
 
-    def handle_error(
-        self,
-        request: BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002 (it quotes what the client sent)
-    ) -> StreamResponse:
-        """Return the answer to a request that did not parse, or that no handler survived."""
-        if self.transport is None or isinstance(exc, ConnectionError):
-            # The client has left, or its body was cut: there is nobody to tell.
-            raise ConnectionResetError("no answer can be sent any more")
-        if status >= 500:
-            log.error("request_failed", exc_info=exc)
+    # Time.
+
+    def _set_deadline(self, seconds: float) -> None:
+        """Close the connection in `seconds`. Most deadlines move on, so the timer is moved lazily."""
+        self._deadline = deadline = self._loop.time() + seconds
+        if self._timer is None or self._timer_at > deadline:
+            self._start_timer()
+
+    def _start_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer_at = self._deadline
+        self._timer = self._loop.call_at(self._deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self.transport is None:
+            return
+        if self._is_busy and not self._is_lingering:
+            self._set_deadline(self._keepalive_timeout)
+        elif self._loop.time() < self._deadline - 0.001:
+            self._start_timer()
         else:
-            self._server.log_malformed(request.remote, status)
-        code = "UNKNOWN" if status >= 500 else "UNSUPPORTED"
-        return _closing_error_response(status, code, "the request is not valid HTTP")
+            self.transport.close()
+
+    # Reading.
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether a response is being sent, so that the next request has to wait."""
+        return self._task is not None or self._is_writing_paused
+
+    def _pause_reading(self) -> None:
+        if self.transport and not self._is_reading_paused:
+            self._is_reading_paused = True
+            self.transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self.transport and self._is_reading_paused:
+            self._is_reading_paused = False
+            self.transport.resume_reading()
+
+    def _continue(self) -> None:
+        """Answer what was parsed, then parse on, until a response takes time."""
+        self._answer_parsed()
+        while self._unparsed and not (self._is_busy or self._is_parsing_over):
+            data = bytes(self._unparsed[:PARSE_SIZE])
+            del self._unparsed[:PARSE_SIZE]
+            self._parse(data)
+            self._answer_parsed()
+        if len(self._unparsed) < MAX_PIPELINED_SIZE:
+            self._resume_reading()
+        else:
+            self._pause_reading()
+
+    def _parse(self, data: bytes) -> None:
+        was_reading = self._is_reading_request
+        if was_reading and (status := self._check_size(data)):
+            self._end_parsing(status)
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # Nothing is upgraded here; what follows the request is not HTTP/1.1.
+            self._end_parsing()
+        except httptools.HttpParserError as error:
+            self._on_parser_error(error)
+        if self._is_reading_request and not was_reading:
+            # The head begins behind the end of the request before it.
+            self._head_size = len(data) - (data.rfind(_HEAD_END) + 4 if _HEAD_END in data else 0)
+            self._request_size = self._head_size
+            self._head_tail = data[-3:]
+            self._set_deadline(min(HEAD_TIMEOUT, self._keepalive_timeout))
+
+    def _on_parser_error(self, error: httptools.HttpParserError) -> None:
+        if self._is_parsing_over:
+            return  # after the last request of a connection the parser takes nothing more
+        is_bug = isinstance(error, httptools.HttpParserCallbackError) and not self._error_status
+        if is_bug:
+            log.error("request_failed", exc_info=error.__context__)
+        self._end_parsing(self._error_status or (500 if is_bug else 400))
+
+    def _check_size(self, data: bytes) -> int:
+        """Count what continues a request; return a status if it is too long, or 0.
+
+        A request that comes in a single read is shorter than any limit.
+        """
+        self._request_size += len(data)
+        if self._is_head_complete:
+            return 413 if self._request_size > MAX_REQUEST_SIZE else 0
+        joined = self._head_tail + data
+        end = joined.find(_HEAD_END)
+        self._head_size += len(data) if end < 0 else end + 4 - len(self._head_tail)
+        self._head_tail = joined[-3:]
+        return 431 if self._head_size > MAX_HEAD_SIZE else 0
+
+    def _end_parsing(self, error_status: int = 0) -> None:
+        self._is_parsing_over = True
+        self._error_status = error_status
+        self._unparsed.clear()
+
+    def _refuse(self, status: int) -> None:
+        self._error_status = status
+        raise _RefusedError
+
+    # The parser's calls.
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._is_reading_request = True
+
+    def on_url(self, url: bytes) -> None:
+        """Take the target, or a piece of it."""
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header of the head, or of the trailer, where it means nothing."""
+        self._header_count += 1
+        known = _HEADERS.get(name)
+        if known is None:
+            known = _HEADERS.get(name.lower())
+            if known is None:
+                return
+        headers = self._headers
+        text = value.decode("latin-1")
+        if text[-1:] in _BLANKS:
+            text = text.rstrip(" \t")
+        if known not in headers:
+            headers[known] = text
+        elif known == "host":
+            self._refuse(400)
+        elif not self._is_head_complete:
+            headers[known] += f", {text}"
+
+    def on_headers_complete(self) -> None:
+        """End a head, and refuse what the parser accepts (RFC 9112 sections 2.3, 3.2, 6.1 and 6.3)."""
+        headers = self._headers
+        if self._header_count > MAX_HEADERS:
+            self._refuse(431)
+        if "connection" in headers or not self._parser.should_keep_alive():
+            # All other requests are of HTTP/1.1.
+            version = self._parser.get_http_version()
+            self._is_http_1_0 = version == "1.0"
+            if version not in ("1.1", "1.0"):
+                self._refuse(400)
+        if "host" not in headers and not self._is_http_1_0:
+            self._refuse(400)
+        if not _BODY_HEADERS.isdisjoint(headers):
+            self._begin_body(headers)
+
+    def _begin_body(self, headers: Mapping[str, str]) -> None:
+        self._is_head_complete = True
+        coding = headers.get("transfer-encoding")
+        length = headers.get("content-length", "0")
+        if coding is not None and (self._is_http_1_0 or coding.lower() != "chunked"):
+            self._refuse(400)
+        is_discarded = (
+            self._parser.get_method() in _METHODS
+            and "expect" not in headers
+            and not self._parser.should_upgrade()
+            and int(length) <= MAX_DISCARDED_BODY
+        )
+        if (coding is not None or int(length)) and not is_discarded:
+            # The client is told before it has sent its body, which is not read.
+            self._add_request(keep_alive=False, has_unread_body=True)
+            self._end_parsing()
+            raise _RefusedError
+
+    def on_body(self, body: bytes) -> None:
+        """Discard the body of a GET or HEAD."""
+        self._body_size += len(body)
+        if self._body_size > MAX_DISCARDED_BODY:
+            self._refuse(413)
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        parser = self._parser
+        keep_alive = parser.should_keep_alive() and not parser.should_upgrade()
+        if "connection" in self._headers:
+            # RFC 9112 section 9.3; the parser prefers keep-alive in HTTP/1.0.
+            keep_alive &= _CLOSE.search(self._headers["connection"]) is None
+        self._add_request(keep_alive)
+        if not keep_alive:
+            self._end_parsing()
+
+    def _add_request(self, keep_alive: bool, has_unread_body: bool = False) -> None:
+        method = self._parser.get_method()
+        request = Request(
+            _METHODS.get(method) or method.decode("ascii"),
+            self._target.decode("ascii"),
+            self._headers,
+            self._client,
+            self._scheme,
+            self._is_http_1_0,
+            keep_alive,
+            has_unread_body,
+        )
+        self._requests.append(request)
+        self._is_reading_request = self._is_head_complete = self._is_http_1_0 = False
+        self._target = b""
+        self._headers = {}
+        self._header_count = self._body_size = 0
+
+    # Answering.
+
+    def _answer_parsed(self) -> None:
+        """Answer the requests that were parsed, as far as that takes no waiting."""
+        requests = self._requests
+        while requests and self._task is None and not self._is_writing_paused:
+            self._answer(requests.popleft())
+        if self._error_status and not (requests or self._is_busy):
+            self._send_parse_error()
+
+    def _answer(self, request: Request) -> None:
+        server = self._server
+        if server.trace_requests and self._handler is server.handler:
+            traced = server.trace_requests(self._respond)
+            self._start_task(request, traced(request))
+            return
+        answer = self._handler(request)
+        if type(answer) is Response and type(answer.body) is bytes and self.transport:
+            content = answer.body
+            if len(content) <= INLINE_BODY_SIZE:
+                head, is_last = self._serialize_head(request, answer)
+                self.transport.write(head if request.method == "HEAD" else head + content)
+                if answer.on_end:
+                    answer.end(len(content), None)
+                self._end_request(request, is_last=is_last)
+                return
+        self._start_task(request, self._respond(request, answer))
+
+    def _serialize_head(self, request: Request, response: Response) -> tuple[bytes, bool]:
+        """Return the head of a response, and whether the connection is closed after it."""
+        is_last = not request.keep_alive or response.should_close or self._is_draining
+        return serialize_head(request, response, is_last=is_last), is_last
+
+    def _end_request(self, request: Request, *, is_last: bool) -> None:
+        """Wait for the next request, or close the connection."""
+        if not is_last:
+            self._set_deadline(self._keepalive_timeout)
+            return
+        self._end_parsing()
+        self._requests.clear()
+        if request.has_unread_body:
+            self._close_lingering()
+        elif self.transport:
+            self.transport.close()
+
+    # Responses that take time, each in a task of its own.
+
+    def _start_task(self, request: Request, responding: Awaitable[Response]) -> None:
+        self._task = self._server.start_task(self._run(request, responding))
+
+    async def _run(self, request: Request, responding: Awaitable[Response]) -> None:
+        """Send a response, and go on with the next request. A body that is cut ends the connection."""
+        is_complete = False
+        try:
+            await responding
+            is_complete = True
+        except (ConnectionError, ProxyError):
+            pass  # reported by the response
+        except Exception:
+            log.exception("request_failed", path=request.target[:200])
+        finally:
+            self._task = None
+        if self.transport is None:
+            return
+        if not is_complete:
+            self._end_parsing()
+            self._close_lingering()
+            return
+        is_last = self._is_last or self._is_draining
+        self._end_request(request, is_last=is_last)
+        self._continue()
+
+    async def _respond(
+        self, request: Request, answer: Response | Awaitable[Response] | None = None
+    ) -> Response:
+        """Answer a request; return the response when all of it is sent.
+
+        Raises `ConnectionError` and `ProxyError` for a body that was cut.
+        """
+        answer = answer or self._handler(request)
+        response = answer if isinstance(answer, Response) else await answer
+        body = response.body
+        sent = 0
+        gone = ConnectionResetError(sendfile.CLIENT_DISCONNECTED)
+        error: Exception | None = gone
+        try:
+            head, self._is_last = self._serialize_head(request, response)
+            transport = self.transport
+            if transport is None:
+                raise gone
+            sender = sendfile.BodySender(transport, self._drain, self._server.threads)
+            try:
+                if request.method == "HEAD":
+                    transport.write(head)
+                elif isinstance(body, Body):
+                    await sender.send(head, body)
+                else:
+                    await sender.send_copied(head, body)
+                error = None
+            finally:
+                sent = sender.bytes_sent
+        except (ConnectionError, ProxyError) as cause:
+            error = cause
+            raise
+        finally:
+            response.end(sent, error)
+            if isinstance(body, Body):
+                await body.resources.aclose()
+        return response
+
+    async def _drain(self) -> None:
+        """Return when the transport takes more. Raises `ConnectionError` if the client has left."""
+        if self.transport is None or self.transport.is_closing():
+            raise ConnectionResetError(sendfile.CLIENT_DISCONNECTED)
+        if self._is_writing_paused:
+            self._drained = self._loop.create_future()
+            try:
+                await self._drained
+            finally:
+                self._drained = None
+
+    def _send_parse_error(self) -> None:
+        status, self._error_status = self._error_status, 0
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        self._server.log_malformed(self._client, status)
+        response = closing_error_response(status, "UNSUPPORTED", _NOT_HTTP)
+        head = serialize_head(None, response, is_last=True)
+        assert isinstance(response.body, bytes)
+        transport.write(head + response.body)
+        self._close_lingering()
 
 
-class HttpServer(Server):
-    """Makes a `_Connection` for each client."""
+class HttpServer:
+    """Makes the protocol of each connection, and ends them all."""
 
     def __init__(
         self,
-        handler: Callable[[BaseRequest], Awaitable[StreamResponse]],
-        fast_path: FastPathHandler | None = None,
+        handler: RequestHandler,
+        threads: Executor,
+        group: asyncio.TaskGroup,
+        trace_requests: Callable[[AsyncHandler], AsyncHandler] | None = None,
     ) -> None:
-        # A client that leaves ends its handler, wherever that waits; downloads are not its own.
-        super().__init__(handler, handler_cancellation=True)
-        self._fast_path = fast_path
+        """`threads` read what is not in memory; `group` owns the tasks of responses that take time."""
+        self.handler = handler
+        self.threads = threads
+        self.trace_requests = trace_requests
+        self.all_closed = asyncio.Event()
+        self._group = group
+        self._open_connections: set[HttpConnection] = set()
+        self._drain_timeout: float | None = None
         self._malformed_count = 0
         self._minute_start = 0.0
-        self.all_closed = asyncio.Event()
-        self._open_connections: set[_Connection] = set()
-        self._drain_timeout: float | None = None
+
+    def __call__(self, slot: ConnectionSlot | None = None) -> HttpConnection:
+        """Return the protocol of a new connection."""
+        connection = HttpConnection(self, slot)
+        self._open_connections.add(connection)
+        return connection
+
+    def start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run what a connection waits for."""
+        return self._group.create_task(work)
+
+    def on_connected(self, connection: HttpConnection) -> None:
+        """Let a connection that was accepted before the drain began take part in it."""
+        if self._drain_timeout is not None:
+            connection.close_gracefully(self._drain_timeout)
+
+    def discard(self, connection: asyncio.BaseProtocol) -> None:
+        """Remove a connection, including one that was never established."""
+        assert isinstance(connection, HttpConnection)
+        self._open_connections.discard(connection)
+        if self._drain_timeout is not None and not self._open_connections:
+            self.all_closed.set()
 
     def close_gracefully(self, drain_timeout: float) -> None:
-        """Answer what is asked now, or begins to be asked within so many seconds; `over` is set when all have left."""
+        """Answer what is asked now, or begins to be asked within `drain_timeout` seconds.
+
+        `all_closed` is set when all connections are closed.
+        """
         if self._drain_timeout is not None:
             return
         self._drain_timeout = drain_timeout
         for connection in list(self._open_connections):
-            if connection.transport:
-                connection.close_gracefully(drain_timeout)
+            connection.close_gracefully(drain_timeout)
         if not self._open_connections:
             self.all_closed.set()
 
-    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        """Note that a connection can be spoken on."""
-        super().connection_made(handler, transport)
-        assert isinstance(handler, _Connection)
-        if self._drain_timeout is not None:
-            # It was accepted before the last call.
-            asyncio.get_running_loop().call_soon(handler.close_gracefully, self._drain_timeout)
-
-    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
-        """Count a connection less."""
-        super().connection_lost(handler, exc)
-        self.discard(handler)
-
-    def discard(self, handler: RequestHandler) -> None:
-        """Count a connection less, be it one that never came about."""
-        assert isinstance(handler, _Connection)
-        self._open_connections.discard(handler)
-        if self._drain_timeout is not None and not self._open_connections:
-            self.all_closed.set()
-
-    def __call__(self, slot: ConnectionSlot | None = None) -> RequestHandler:
-        """Return the protocol of a new connection; without a place nobody's patience ends."""
-        is_refused = slot is not None and slot.is_rejected
-        connection = _Connection(
-            self,
-            slot,
-            self._fast_path,
-            loop=asyncio.get_running_loop(),
-            keepalive_timeout=REJECTED_TIMEOUT if is_refused else KEEPALIVE_TIMEOUT,
-            lingering_time=LINGERING_TIME,
-            access_log=None,
-            read_bufsize=READ_BUFFER_SIZE,
-        )
-        self._open_connections.add(connection)
-        return connection
+    async def close(self) -> None:
+        """Close all connections now; responses that are being sent stay short."""
+        for connection in list(self._open_connections):
+            connection.abort()
 
     def log_malformed(self, client: str | None, status: int) -> None:
         """Log a request that did not parse, unless there are too many of them."""
@@ -301,17 +639,18 @@ class HttpServer(Server):
             log.info("malformed_request_rejected", client=client, status=status)
 
 
-async def _reject(_: BaseRequest) -> StreamResponse:
-    """Tell a client that there are too many, in the way that makes docker ask elsewhere at once."""
-    response = _closing_error_response(
-        429, "TOOMANYREQUESTS", "too many connections to this cache; try again soon"
-    )
-    response.headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER)
+def closing_error_response(status: int, code: str, message: str) -> Response:
+    """Return an error in the form of the specification, after which the connection is closed."""
+    document = {"errors": [{"code": code, "message": message}]}
+    response = json_response(document, status=status)
+    response.should_close = True
     return response
 
 
-def _closing_error_response(status: int, code: str, message: str) -> Response:
-    document = {"errors": [{"code": code, "message": message}]}
-    response: Response = json_response(document, status=status)
-    response.force_close()
+def _reject(_: Request) -> Response:
+    """Refuse a connection over the limit, in the way that makes docker ask elsewhere at once."""
+    response = closing_error_response(
+        429, "TOOMANYREQUESTS", "too many connections to this cache; try again soon"
+    )
+    response.headers["Retry-After"] = str(RETRY_AFTER)
     return response

@@ -1,31 +1,28 @@
-"""Where clients connect: sockets that are bound here or were passed, limits before a byte is read, TLS."""
+"""Listening sockets, bound here or passed: limits apply before a byte is read, then TLS."""
 
 import asyncio
 import errno
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Any
-
-from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
+from typing import Any, Protocol
 
 from proxy.config import Address
 from proxy.errors import ConfigError
 from proxy.log import get_logger
 from proxy.server.connection_limit import ConnectionLimiter, ConnectionSlot
-from proxy.server.http import FastPathHandler, HttpServer
 from proxy.server.tls import TlsContext
 
 BACKLOG = 1024
 TLS_HANDSHAKE_TIMEOUT = 10.0
-# How long a client may leave the end of a TLS connection unanswered.
+# How long a client may take to confirm the end of a TLS connection, in seconds.
 TLS_SHUTDOWN_TIMEOUT = 5.0
-# Who is connected when the daemon stops has so many seconds to begin one more request: of a connection
-# that was just accepted nobody knows that it will not be answered.
+# On shutdown, idle connections get this many seconds to send one more request: one that was just
+# accepted may already have a request in flight.
 IDLE_DRAIN_TIMEOUT = 1.0
-# Connections that are accepted before others have their turn.
+# Connections accepted before the loop serves others.
 ACCEPTS_PER_CALLBACK = 64
-# How long nobody is let in after the system had no descriptor or memory for it.
+# How long accepting pauses after the system had no descriptor or memory for a connection, in seconds.
 ACCEPT_PAUSE = 0.5
 
 _EXHAUSTED_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -33,16 +30,35 @@ _EXHAUSTED_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 log = get_logger(__name__)
 
 
-class Acceptor:
-    """Accepts at one socket, which it closes in the end.
+class ConnectionServer(Protocol):
+    """Makes the protocol of each connection, and ends them all."""
 
-    It takes the place of asyncio's server, which tells of a client only after its TLS handshake: by then
-    any number of others may hold descriptors in theirs.
+    all_closed: asyncio.Event
+    """Is set when the last connection has closed, after `close_gracefully` was called."""
+
+    def __call__(self, slot: ConnectionSlot | None = None) -> asyncio.BaseProtocol:
+        """Return the protocol of a new connection, which releases the slot in the end."""
+
+    def discard(self, connection: asyncio.BaseProtocol) -> None:
+        """Remove a connection that was never established."""
+
+    def close_gracefully(self, drain_timeout: float) -> None:
+        """Close each connection after the request it has, or begins within `drain_timeout` seconds."""
+
+    async def close(self) -> None:
+        """Close all connections now."""
+
+
+class Acceptor:
+    """Accepts connections at one socket, which it closes in the end.
+
+    It replaces asyncio's server, which reports a client only after its TLS handshake: until then any
+    number of clients could hold descriptors.
     """
 
     def __init__(
         self,
-        server: HttpServer,
+        server: ConnectionServer,
         listening_socket: socket.socket,
         group: asyncio.TaskGroup,
         limiter: ConnectionLimiter | None,
@@ -67,7 +83,7 @@ class Acceptor:
         self._loop.add_reader(listening_socket, self._accept)
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Stop accepting."""
         if self._listening_socket.fileno() < 0:
             return
         if self._resume_timer:
@@ -90,7 +106,7 @@ class Acceptor:
             self._start_connection(connection, peer)
 
     def _pause_accepting(self, error: OSError) -> None:
-        """Stop accepting for a moment: who waits would be announced again and again."""
+        """Stop accepting for a moment: the loop would report the waiting clients again and again."""
         log.warning("accept_failed", reason=error.strerror)
         self._loop.remove_reader(self._listening_socket)
         self._resume_timer = self._loop.call_later(
@@ -108,7 +124,7 @@ class Acceptor:
         self._group.create_task(self._connect(connection, self._server(place), place))
 
     async def _connect(
-        self, connection: socket.socket, protocol: RequestHandler, slot: ConnectionSlot | None
+        self, connection: socket.socket, protocol: asyncio.BaseProtocol, slot: ConnectionSlot | None
     ) -> None:
         try:
             await self._loop.connect_accepted_socket(
@@ -120,23 +136,22 @@ class Acceptor:
                 slot.release()
             if not isinstance(error, Exception):
                 raise
-            # A handshake that failed (an ssl.SSLError is an OSError) or took too long: there is nobody to tell.
+            # A handshake that failed (an ssl.SSLError is an OSError) or took too long: no response can be sent.
             if not isinstance(error, OSError):
                 log.warning("connection_failed", reason=repr(error))
 
 
 class Listener:
-    """Serves `handler` at addresses, which `key` of the configuration names, and at sockets that are bound."""
+    """Serves at the addresses of `config_key` in the configuration, and at sockets that are bound."""
 
     def __init__(
         self,
-        handler: Callable[[BaseRequest], Awaitable[StreamResponse]],
+        server: ConnectionServer,
         config_key: str,
         group: asyncio.TaskGroup,
         limiter: ConnectionLimiter | None = None,
-        fast_path: FastPathHandler | None = None,
     ) -> None:
-        self._server = HttpServer(handler, fast_path)
+        self._server = server
         self._config_key = config_key
         self._group = group
         self._limiter = limiter
@@ -149,7 +164,7 @@ class Listener:
         sockets: Sequence[socket.socket] = (),
         tls: TlsContext | None = None,
     ) -> list[str]:
-        """Let clients connect until the stack ends; return the real addresses. Raises `ConfigError`."""
+        """Accept clients until the stack ends; return the addresses as bound. Raises `ConfigError`."""
         stack.push_async_callback(self._force_close)
         bound = list(sockets)
         for address in addresses:
@@ -166,16 +181,16 @@ class Listener:
         return [acceptor.address for acceptor in opened]
 
     async def close(self) -> None:
-        """Let nobody in any more, and those who are in ask once more at most.
+        """Stop accepting, and close each connection after at most one more request.
 
-        Who connects to a socket that was passed waits there for the next daemon.
+        A client that connects to a passed socket waits there for the next daemon.
         """
         for acceptor in self._acceptors:
             acceptor.close()
         self._server.close_gracefully(IDLE_DRAIN_TIMEOUT)
 
     async def drain(self, seconds: float) -> None:
-        """Wait until what was begun is answered and all have left, or `hurry` is called; not longer."""
+        """Wait until all connections have closed or `end_drain` is called, at most `seconds`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._server.all_closed.wait()
@@ -185,20 +200,19 @@ class Listener:
         self._server.all_closed.set()
 
     async def _force_close(self) -> None:
-        """End what is still open. aiohttp would wait so long twice."""
+        """End what is still open."""
         for acceptor in self._acceptors:
             acceptor.close()
-        self._server.pre_shutdown()
-        await self._server.shutdown(0.1)
+        await self._server.close()
 
 
 async def _bind_address(address: Address) -> list[socket.socket]:
-    """Return sockets bound to everything that an address means. Raises `OSError`."""
+    """Return sockets bound to all addresses that a host name stands for. Raises `OSError`."""
     found = await asyncio.get_running_loop().getaddrinfo(
         address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
     bound: list[socket.socket] = []
-    problem = OSError(errno.EADDRNOTAVAIL, "it means no address")
+    problem = OSError(errno.EADDRNOTAVAIL, "it has no address")
     for family, kind, protocol, _, where in dict.fromkeys(found):
         try:
             one = socket.socket(family, kind, protocol)
@@ -221,7 +235,7 @@ async def _bind_address(address: Address) -> list[socket.socket]:
 
 
 def format_address(address: Any) -> str:
-    """Return how a socket's address is written: `host:port`, `unix:/path`, `unix:@name`."""
+    """Return a socket's address as text: `host:port`, `unix:/path`, `unix:@name`."""
     if isinstance(address, bytes):
         return f"unix:@{address[1:].decode(errors='replace')}"
     if isinstance(address, str):

@@ -3,7 +3,11 @@
 import re
 from dataclasses import dataclass
 
-_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))", re.IGNORECASE)
+# More ranges in one request give the whole content. podman asks for up to 1024 missing chunks of a layer at once.
+MAX_RANGES = 1024
+
+_UNIT = re.compile(r"[ \t]*bytes=", re.IGNORECASE)
+_RANGE = re.compile(r"[ \t]*(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))[ \t]*")
 _ETAG = re.compile(r'"[^"]*"')
 
 
@@ -21,28 +25,41 @@ class ByteRange:
 
 
 class RangeNotSatisfiableError(Exception):
-    """No byte of the content lies in the range: 416."""
+    """No byte of the content lies in a range: 416."""
 
 
-def parse_range(value: str | None, size: int) -> ByteRange | None:
-    """Return the window that a `Range` header asks of content of `size` bytes.
+def parse_ranges(value: str | None, size: int) -> list[ByteRange]:
+    """Return the ranges that a `Range` header selects of content of `size` bytes, in its order.
 
-    None means the whole: no header, another unit, malformed, or several ranges, all of which a
-    server may ignore (RFC 9110 section 14.2). Raises `Unsatisfiable`.
+    Ranges beyond the end are left out. No range means the whole content: the header is absent, of
+    another unit or malformed, or asks for more ranges than `MAX_RANGES` or for more bytes than the
+    content has, all of which a server may ignore (RFC 9110 section 14.2).
+    Raises `RangeNotSatisfiableError`.
     """
-    match = _RANGE.fullmatch((value or "").strip())
+    if not value or (unit := _UNIT.match(value)) is None:
+        return []
+    specs = value[unit.end() :].split(",", MAX_RANGES)
+    asked = [_parse_range(spec, size) for spec in specs]
+    if len(specs) > MAX_RANGES or None in asked:
+        return []
+    selected = [one for one in asked if one and one.length > 0]
+    if not selected:
+        raise RangeNotSatisfiableError
+    is_too_much = len(selected) > 1 and sum(one.length for one in selected) > size
+    return [] if is_too_much else selected
+
+
+def _parse_range(spec: str, size: int) -> ByteRange | None:
+    """Return one range, which has no byte if it lies beyond the end; None if it is malformed."""
+    match = _RANGE.fullmatch(spec)
     if match is None:
         return None
     first, last, suffix = match.groups()
     if suffix is not None:
-        window = ByteRange(max(0, size - int(suffix)), size)
-    else:
-        window = ByteRange(int(first), min(size, int(last) + 1) if last else size)
-        if last and int(last) < int(first):
-            return None
-    if window.length <= 0:
-        raise RangeNotSatisfiableError
-    return window
+        return ByteRange(max(0, size - int(suffix)), size)
+    if last and int(last) < int(first):
+        return None
+    return ByteRange(int(first), min(size, int(last) + 1) if last else size)
 
 
 def is_if_range_match(if_range: str | None, etag: str) -> bool:

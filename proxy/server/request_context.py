@@ -1,10 +1,11 @@
-"""A request under way: what is known of it, and the headers that say so."""
+"""What is known of a request while it is answered, and the headers that say so."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from proxy.metrics import CacheState, RequestKind
 from proxy.oci.digest import Digest
+from proxy.server.request import Request
 from proxy.server.responses import API_VERSION
 
 IMMUTABLE_CACHE_CONTROL = "public, max-age=31536000, immutable"
@@ -23,31 +24,48 @@ CACHE_STATUS: Mapping[CacheState, str] = {
 
 @dataclass(slots=True)
 class RequestContext:
-    """What is known of a request by the time it is logged and counted."""
+    """A request and what becomes of it, until it is logged and counted.
 
+    `started_at` is by `time.perf_counter`.
+    """
+
+    request: Request
+    started_at: float
+    request_id: str
     kind: RequestKind = "other"
     upstream: str = "none"
     cache_state: CacheState = "none"
     bytes_sent: int = 0
     problem: str = ""
-    response_headers: dict[str, str] = field(default_factory=dict)
+    namespace: str = ""
+    """The upstream, if the client has named it by `?ns=`."""
+
+    @property
+    def shared_headers(self) -> dict[str, str]:
+        """The headers of every response: how the cache was used, and the namespace if it was asked for."""
+        headers = {"Cache-Status": CACHE_STATUS[self.cache_state]}
+        if self.namespace:
+            headers["OCI-Namespace"] = self.namespace
+        return headers
 
 
-def digest_headers(context: RequestContext, digest: Digest) -> dict[str, str]:
-    """Return the headers of every answer about a digest."""
-    return {
+def digest_headers(cache_state: CacheState, namespace: str, digest: Digest) -> dict[str, str]:
+    """Return the headers of every response about a digest."""
+    headers = {
         "Docker-Distribution-Api-Version": API_VERSION,
         "Docker-Content-Digest": str(digest),
         "ETag": f'"{digest}"',
-        "Cache-Status": CACHE_STATUS[context.cache_state],
-        **context.response_headers,
+        "Cache-Status": CACHE_STATUS[cache_state],
     }
+    if namespace:
+        headers["OCI-Namespace"] = namespace
+    return headers
 
 
 def blob_headers(context: RequestContext, digest: Digest) -> dict[str, str]:
-    """Return the headers of every answer about a blob."""
+    """Return the headers of every response about a blob."""
     return {
-        **digest_headers(context, digest),
+        **digest_headers(context.cache_state, context.namespace, digest),
         "Content-Type": "application/octet-stream",
         "Accept-Ranges": "bytes",
         "Cache-Control": IMMUTABLE_CACHE_CONTROL,

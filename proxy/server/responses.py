@@ -1,69 +1,138 @@
-"""Answers, and the one routine that sends blobs: committed ones and growing ones alike.
+"""Responses as handlers return them, and their heads as they are sent (RFC 9112 section 4)."""
 
-`os.sendfile` goes out on a duplicate of the connection's socket (`flow.py`), because uvloop has no sendfile of its
-own. The headers leave through the transport first, whose
-buffer has to be empty before the file may follow. Over TLS the bytes are read, a piece at a time, and written.
-"""
-
-import asyncio
-import os
-from collections.abc import AsyncIterator
-from concurrent.futures import Executor
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from email.utils import formatdate
-from functools import partial
-from socket import socket
+from http import HTTPStatus
+from typing import Protocol
 
 import msgspec
-from aiohttp import hdrs
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http import SERVER_SOFTWARE
-from aiohttp.http_writer import _serialize_headers
-from aiohttp.web import BaseRequest, Response
 
-from proxy.concurrency import run_in_thread
-from proxy.download.download import Download, NotStoring
-from proxy.errors import ProxyError, StorageError
 from proxy.server.ranges import ByteRange
-from proxy.server.sendfile import (
-    CLIENT_DISCONNECTED,
-    COPY_CHUNK_SIZE,
-    COPY_SIZE,
-    DISK_UNREADABLE,
-    FILE_TRUNCATED,
-    FileRange,
-    SendfileTask,
-    duplicate_socket,
-    is_resident,
-)
-from proxy.storage.blobs import OpenBlob
+from proxy.server.request import Request
+from proxy.storage.blobs import FileRange
 
 API_VERSION = "registry/2.0"
 
+_STATUS_LINES: Mapping[int, bytes] = {
+    one.value: f"HTTP/1.1 {one.value} {one.phrase}\r\n".encode() for one in HTTPStatus
+}
 
-class TruncatedBodyError(ConnectionError):
-    """A body stays short, because the rest cannot be had or must not be sent.
 
-    As a `ConnectionError` it makes the server close the connection with FIN, without a word more: clients
-    then resume by range, where a reset would make them fail.
+class BodySource(Protocol):
+    """Where the bytes of a blob come from."""
+
+    async def next(self, offset: int, stop: int = sys.maxsize) -> memoryview | FileRange:
+        """Return what may be sent from `offset` on, and before `stop`.
+
+        Memory is valid until the caller awaits anything; none is the end of a blob of unknown size.
+        Raises `ProxyError` where the body has to stay short.
+        """
+
+
+@dataclass(slots=True)
+class Body:
+    """A body that is sent as it comes: ranges of `source`, and bytes between them.
+
+    `length` is None if it is not known; the body is then all of the source, in chunks. `resources`
+    are closed in the end.
     """
 
+    length: int | None
+    segments: Sequence[bytes | ByteRange]
+    source: BodySource
+    resources: AsyncExitStack
 
-class InMemoryResponse(Response):
-    """An answer from memory, a long one sent as its client takes it: those who read slowly share its bytes.
 
-    A plain `Response` hands the connection a copy of its whole body.
+@dataclass(slots=True)
+class Response:
+    """What a handler answers.
+
+    `on_end` is called once: with the bytes of the body that were sent, and with the error that cut it.
     """
 
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Send what is left to be sent."""
-        body = self.body
-        if isinstance(body, bytes) and len(body) > COPY_CHUNK_SIZE and not self._must_be_empty_body:
-            whole, self.body = memoryview(body), None
-            for start in range(0, len(whole), COPY_CHUNK_SIZE):
-                await self.write(whole[start : start + COPY_CHUNK_SIZE])
-                # The kernel may take all of it at once: others have their turn meanwhile.
-                await asyncio.sleep(0)
-        await super().write_eof(data)
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes | Body = b""
+    should_close: bool = False
+    on_end: Callable[[int, Exception | None], None] | None = None
+
+    def end(self, sent: int, error: Exception | None) -> None:
+        """Report that the response has ended."""
+        if self.on_end:
+            on_end, self.on_end = self.on_end, None
+            on_end(sent, error)
+
+
+class SharedHeaders(dict[str, str]):
+    """Headers of many responses, which are not changed after the first of these was sent.
+
+    `encoded` is None, or these headers as they are sent.
+    """
+
+    __slots__ = ("encoded",)
+    encoded: bytes | None
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str]) -> "SharedHeaders":
+        """Return a copy of `headers`, not encoded yet."""
+        shared = cls(headers)
+        shared.encoded = None
+        return shared
+
+
+def serialize_head(request: Request | None, response: Response, *, is_last: bool) -> bytes:
+    """Return status line and headers, of the response to a request that did not parse if it is None.
+
+    Raises `ValueError` if a header holds a line break.
+    """
+    headers = response.headers
+    encoded = headers.encoded if isinstance(headers, SharedHeaders) else None
+    if encoded is None:
+        encoded = _encode_headers(headers)
+        if isinstance(headers, SharedHeaders):
+            headers.encoded = encoded
+    length_line = b""
+    if response.status != 304 and "Content-Length" not in headers:
+        body = response.body
+        length = len(body) if type(body) is bytes else body.length  # type: ignore[union-attr]
+        if length is None:
+            length_line = b"Transfer-Encoding: chunked\r\n"
+        elif length or request is None or request.method != "HEAD":
+            # To HEAD an empty body says nothing of the length that GET would have.
+            length_line = b"Content-Length: %d\r\n" % length
+    connection = b""
+    if is_last:
+        connection = b"Connection: close\r\n"
+    elif request and request.is_http_1_0:
+        connection = b"Connection: keep-alive\r\n"
+    status_line = _STATUS_LINES[response.status]
+    return b"".join((status_line, encoded, length_line, _date_and_server(), connection, b"\r\n"))
+
+
+def _encode_headers(headers: Mapping[str, str]) -> bytes:
+    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+    text = "".join(lines)
+    if text.count("\n") != len(lines) or text.count("\r") != len(lines):
+        raise ValueError("a header of a response holds a line break")
+    return text.encode("latin-1")
+
+
+_date_lines = b""
+_date_second = 0
+
+
+def _date_and_server() -> bytes:
+    """Return the lines `Date` and `Server`; the date is formatted once a second."""
+    global _date_lines, _date_second  # noqa: PLW0603 (a cache of one value)
+    now = int(time.time())
+    if now != _date_second:
+        _date_second = now
+        _date_lines = f"Date: {formatdate(now, usegmt=True)}\r\nServer: pullcache\r\n".encode()
+    return _date_lines
 
 
 def json_response(
@@ -71,163 +140,20 @@ def json_response(
     *,
     status: int = 200,
     content_type: str = "application/json",
-    headers: dict[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Return a JSON answer with the headers that every answer has."""
-    return InMemoryResponse(
-        body=msgspec.json.encode(document),
-        status=status,
-        content_type=content_type,
-        headers={"Docker-Distribution-Api-Version": API_VERSION, **(headers or {})},
+    """Return a JSON response with the headers that every response of the registry has."""
+    return Response(
+        status,
+        {
+            "Docker-Distribution-Api-Version": API_VERSION,
+            **(headers or {}),
+            "Content-Type": content_type,
+        },
+        msgspec.json.encode(document),
     )
 
 
-def serialize_head(response: Response, content_length: int) -> bytes:
-    """Return the head that aiohttp would send for a new response to a client of HTTP/1.1 that stays.
-
-    `length` is the body's.
-    """
-    headers = response.headers
-    if response.status != 304:
-        headers[hdrs.CONTENT_LENGTH] = str(content_length)
-    headers[hdrs.DATE] = formatdate(usegmt=True)
-    headers[hdrs.SERVER] = SERVER_SOFTWARE
-    return _serialize_headers(f"HTTP/1.1 {response.status} {response.reason}", headers)
-
-
-class BodySender:
-    """Sends the body of one response, whose headers `writer` has been given already."""
-
-    def __init__(
-        self, request: BaseRequest, writer: AbstractStreamWriter, threads: Executor
-    ) -> None:
-        """Raise `ConnectionError` if the client has left already."""
-        self.bytes_sent = 0
-        self._writer = writer
-        self._threads = threads
-        if request.transport is None:
-            raise ConnectionResetError(CLIENT_DISCONNECTED)
-        self._transport = request.transport
-        # Where the kernel sends files to; None where bytes have to go through the transport.
-        self._socket: socket | None = None
-
-    async def send(self, source: OpenBlob | Download, byte_range: ByteRange) -> None:
-        """Send the bytes of the window, as they come. Raises `ConnectionError`."""
-        transport = self._transport
-        if transport.get_extra_info("sslcontext"):
-            transport.set_write_buffer_limits(COPY_CHUNK_SIZE)
-            await self._send_source(source, byte_range)
-            return
-        await self._flush_headers(transport)
-        with duplicate_socket(transport) as self._socket:
-            await self._send_source(source, byte_range)
-
-    async def _send_source(self, source: OpenBlob | Download, byte_range: ByteRange) -> None:
-        try:
-            if isinstance(source, OpenBlob):
-                await self._send_file(source.fd, byte_range.start, byte_range.stop)
-            else:
-                await self._send_download(source, byte_range)
-        except ProxyError as error:
-            raise TruncatedBodyError(str(error)) from error
-
-    async def send_unsized(self, download: Download) -> None:
-        """Send a blob of unknown size in chunks; the last of them only if the digest is right."""
-        offset = 0
-        try:
-            while True:
-                limit = await download.wait_readable(offset)
-                if limit == offset:
-                    break
-                await self._copy_file(download.fd, offset, limit)
-                offset = limit
-        except NotStoring:
-            await self._send_chunks(download.stream_from_upstream(offset, None))
-        except ProxyError as error:
-            raise TruncatedBodyError(str(error)) from error
-
-    async def _send_download(self, download: Download, byte_range: ByteRange) -> None:
-        offset = byte_range.start
-        is_peek = download.is_read_ahead(byte_range.start, byte_range.stop)
-        try:
-            while offset < byte_range.stop:
-                limit = await download.wait_readable(offset, byte_range.stop, is_read_ahead=is_peek)
-                limit = min(limit, byte_range.stop)
-                await self._send_file(download.fd, offset, limit)
-                offset = limit
-        except NotStoring:
-            await self._send_chunks(download.stream_from_upstream(offset, byte_range.stop))
-
-    async def _send_chunks(self, chunks: AsyncIterator[bytes]) -> None:
-        try:
-            async for chunk in chunks:
-                await self._write(chunk)
-        except ProxyError as error:
-            raise TruncatedBodyError(str(error)) from error
-
-    async def _write(self, chunk: bytes) -> None:
-        await self._writer.write(chunk)
-        self.bytes_sent += len(chunk)
-
-    async def _flush_headers(self, transport: asyncio.Transport) -> None:
-        """Wait until nothing of this connection is left in its transport."""
-        if transport.get_write_buffer_size():
-            low, high = transport.get_write_buffer_limits()
-            transport.set_write_buffer_limits(0)
-            # The loop's turn comes before its writes do.
-            await asyncio.sleep(0)
-            try:
-                while transport.get_write_buffer_size():
-                    if transport.is_closing():
-                        raise ConnectionResetError(CLIENT_DISCONNECTED)
-                    await self._writer.drain()
-                    await asyncio.sleep(0)
-            finally:
-                transport.set_write_buffer_limits(high, low)
-
-    async def _send_file(self, fd: int, offset: int, stop: int) -> None:
-        if self._socket is None:
-            await self._copy_file(fd, offset, stop)
-            return
-        ended = asyncio.get_running_loop().create_future()
-        part = FileRange(fd, ByteRange(offset, stop), self._threads)
-        flow = SendfileTask(self._socket, self._transport, part)
-        try:
-            flow.start(partial(_complete_future, ended))
-            await ended
-        finally:
-            flow.stop()
-            self.bytes_sent += flow.offset - offset
-
-    async def _copy_file(self, fd: int, offset: int, stop: int) -> None:
-        while offset < stop:
-            turn = min(stop, offset + COPY_SIZE)
-            is_here = is_resident(fd, turn - 1)
-            while offset < turn:
-                piece = await self._read_chunk(
-                    fd, offset, min(turn - offset, COPY_CHUNK_SIZE), is_resident=is_here
-                )
-                await self._write(piece)
-                offset += len(piece)
-            await asyncio.sleep(0)
-
-    async def _read_chunk(self, fd: int, offset: int, count: int, *, is_resident: bool) -> bytes:
-        try:
-            if is_resident:
-                piece = os.pread(fd, count, offset)
-            else:
-                piece = await run_in_thread(self._threads, os.pread, fd, count, offset)
-        except OSError as error:
-            raise StorageError(DISK_UNREADABLE) from error
-        if not piece:
-            raise StorageError(FILE_TRUNCATED)
-        return piece
-
-
-def _complete_future(future: "asyncio.Future[None]", error: Exception | None) -> None:
-    if future.done():
-        return
-    if error:
-        future.set_exception(error)
-    else:
-        future.set_result(None)
+def text_response(text: str, status: int = 200) -> Response:
+    """Return a response of plain text."""
+    return Response(status, {"Content-Type": "text/plain; charset=utf-8"}, text.encode())

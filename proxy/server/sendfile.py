@@ -1,6 +1,9 @@
-"""A file on its way to a client: the kernel sends it, as the client takes it.
+"""Sending the body of a response: memory and ranges of files, as fast as the client takes them.
 
-One callback a time that the client has room, and no task until the end: a large blob has thousands of them.
+On a plain connection the kernel takes the bytes from the file (`os.sendfile`) or from memory, on a
+duplicate of the connection's socket, because uvloop has no sendfile of its own and does not lend its
+socket. Over TLS, in chunks of unknown length, and where no descriptor is left for the duplicate, the
+bytes are copied through the transport.
 """
 
 import asyncio
@@ -8,45 +11,45 @@ import errno
 import os
 import socket
 import struct
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
 
+from proxy.concurrency import run_in_thread
 from proxy.errors import StorageError
 from proxy.server.ranges import ByteRange
-from proxy.storage.blobs import OpenBlob
+from proxy.server.responses import Body, BodySource
+from proxy.storage.blobs import FileRange
 
-# The most that one connection sends before others have their turn.
+# The most that one connection sends before the loop serves others.
 SEND_SIZE = 2 << 20
-# Whether the file is in memory is asked once for so many bytes, as asking for each turn costs a tenth of the sending.
-# What is not is the work of a thread, this much at a time.
+# Residency in memory is asked once per this many bytes: asking for each turn costs a tenth of the
+# sending. What is not resident is read by a thread, this much at a time.
 READAHEAD_SIZE = 4 * SEND_SIZE
-# What is read and encrypted at a time. It stays in the processor's cache, and a client that does not read holds two.
+# What is read and encrypted at a time: it stays in the processor's cache, and a client that does not
+# read holds two of them.
 COPY_CHUNK_SIZE = 64 << 10
-# How many of those before others have their turn.
+# Copied before the loop serves others.
 COPY_SIZE = 4 * COPY_CHUNK_SIZE
+# A client that takes nothing for this long is dropped, in seconds.
+STALL_TIMEOUT = 60.0
 
-# What a file system fails with; everything else a connection does.
+# The errors of a file system; every other one is the connection's.
 _DISK_ERRNOS = (errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ESTALE, errno.ENODATA)
 
 DISK_UNREADABLE = "the disk cannot be read"
 FILE_TRUNCATED = "a file in the store is shorter than it was"
 CLIENT_DISCONNECTED = "the client has left"
-
-
-# A reader that takes nothing for so long is dropped, in seconds.
-STALL_TIMEOUT = 60.0
+CLIENT_STALLED = "the client has read nothing for a minute"
 
 _TCP_INFO_BYTES_ACKED = struct.Struct("=120xQ")  # tcpi_bytes_acked in Linux's struct tcp_info
 
 
 class StallTimer:
-    """Calls `on_silence` if a client takes nothing for a minute, unless it is cancelled before.
+    """Calls `on_stall` if a client takes nothing for `STALL_TIMEOUT`, unless it is cancelled before.
 
-    A full buffer alone does not tell: whoever reads a megabyte in two minutes leaves it full for that long.
+    A full buffer alone does not tell: a client that reads a megabyte in two minutes leaves it full for
+    that long. So the timer compares what the client has acknowledged.
     """
 
     __slots__ = ("_last_acked", "_on_stall", "_timer", "_transport")
@@ -54,12 +57,12 @@ class StallTimer:
     def __init__(self, transport: asyncio.BaseTransport, on_stall: Callable[[], object]) -> None:
         self._transport = transport
         self._on_stall = on_stall
-        # Most waits end at once, so nothing is asked of the system before half of the time is over.
+        # Most waits end at once, so the kernel is asked only after half of the time.
         self._last_acked = -1
         self._schedule()
 
     def cancel(self) -> None:
-        """End the watch."""
+        """Stop watching."""
         self._timer.cancel()
 
     def _schedule(self) -> None:
@@ -67,16 +70,16 @@ class StallTimer:
         self._timer = loop.call_later(STALL_TIMEOUT / 2, self._check)
 
     def _check(self) -> None:
-        taken = _bytes_acked(self._transport)
-        if taken == self._last_acked:
+        acked = _bytes_acked(self._transport)
+        if acked == self._last_acked:
             self._on_stall()
             return
-        self._last_acked = taken
+        self._last_acked = acked
         self._schedule()
 
 
 def _bytes_acked(transport: asyncio.BaseTransport) -> int:
-    """Return how many bytes the other end of a TCP connection has acknowledged; 0 where nobody counts."""
+    """Return how many bytes the peer of a TCP connection has acknowledged; 0 on other sockets."""
     connection = transport.get_extra_info("socket")
     try:
         info = connection.getsockopt(
@@ -84,334 +87,325 @@ def _bytes_acked(transport: asyncio.BaseTransport) -> int:
         )
     except OSError:
         return 0
-    return (
-        int(_TCP_INFO_BYTES_ACKED.unpack(info)[0]) if len(info) == _TCP_INFO_BYTES_ACKED.size else 0
-    )
+    is_complete = len(info) == _TCP_INFO_BYTES_ACKED.size
+    return int(_TCP_INFO_BYTES_ACKED.unpack(info)[0]) if is_complete else 0
+
+
+class BodySender:
+    """Sends the body of one response. `bytes_sent` counts the bytes of the body, without framing."""
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        drain: Callable[[], Awaitable[None]],
+        threads: Executor,
+    ) -> None:
+        """`drain` returns when the transport takes more, and raises `ConnectionError` if it is closed."""
+        self.bytes_sent = 0
+        self._transport = transport
+        self._drain = drain
+        self._threads = threads
+        # Up to where the current file was found to be in memory.
+        self._resident_end = 0
+
+    async def send(self, head: bytes, body: Body) -> None:
+        """Send the head of a response, and its body as it comes.
+
+        Raises `ConnectionError` if the client leaves or stalls, `ProxyError` where the body ends short.
+        """
+        if body.length is None:
+            await self._send_in_chunks(head, body.source)
+            return
+        connection = self._duplicate_socket()
+        if connection is None:
+            await self._send_through_transport(head, body)
+            return
+        try:
+            await self._send_on_socket(_SocketWriter(connection, self._transport), head, body)
+        finally:
+            connection.close()
+
+    async def send_copied(self, head: bytes, content: bytes) -> None:
+        """Send the head of a response and a body in memory, which slow clients share."""
+        self._transport.write(head)
+        await self._copy_memory(content)
+
+    def _duplicate_socket(self) -> socket.socket | None:
+        """Return the connection's socket once more, if the kernel can send on it."""
+        if self._transport.get_extra_info("sslcontext"):
+            return None
+        with suppress(OSError):  # no descriptor is left
+            return duplicate_socket(self._transport)
+        return None
+
+    # By the kernel.
+
+    async def _send_on_socket(self, writer: "_SocketWriter", head: bytes, body: Body) -> None:
+        await self._flush_transport()
+        try:
+            await writer.send(head, socket.MSG_MORE if body.length else 0)
+            for segment in body.segments:
+                if isinstance(segment, ByteRange):
+                    await self._send_range(writer, body.source, segment)
+                else:
+                    await writer.send(segment, 0)
+                    self.bytes_sent += len(segment)
+        finally:
+            writer.stop_waiting()
+
+    async def _send_range(
+        self, writer: "_SocketWriter", source: BodySource, byte_range: ByteRange
+    ) -> None:
+        offset = byte_range.start
+        while offset < byte_range.stop:
+            # The source may take long: nothing is held back, and the client does not stall.
+            writer.stop_waiting()
+            part = await source.next(offset, byte_range.stop)
+            if isinstance(part, FileRange):
+                await self._send_file(writer, part)
+                offset = part.stop
+                continue
+            size = len(part)
+            sent = writer.send_now(part, 0)
+            self.bytes_sent += sent
+            offset += sent
+            if sent < size:
+                await writer.wait_writable()
+            else:
+                await asyncio.sleep(0)
+
+    async def _send_file(self, writer: "_SocketWriter", part: FileRange) -> None:
+        offset = self._resident_end = part.start
+        while offset < part.stop:
+            count = self._count_resident(part.fd, offset, part.stop)
+            if not count:
+                writer.stop_waiting()
+                await self._load(part.fd, offset, part.stop)
+                continue
+            sent = writer.sendfile(part.fd, offset, count)
+            offset += sent
+            self.bytes_sent += sent
+            if offset < part.stop:
+                await writer.wait_writable()
+
+    async def _flush_transport(self) -> None:
+        """Wait until the kernel has everything that was written to the transport before."""
+        transport = self._transport
+        if not transport.get_write_buffer_size():
+            return
+        low, high = transport.get_write_buffer_limits()
+        transport.set_write_buffer_limits(0)
+        try:
+            while transport.get_write_buffer_size():
+                await self._drain()
+                # uvloop writes at the end of a turn.
+                await asyncio.sleep(0)
+        finally:
+            transport.set_write_buffer_limits(high, low)
+
+    # Through the transport.
+
+    async def _send_through_transport(self, head: bytes, body: Body) -> None:
+        self._transport.set_write_buffer_limits(COPY_CHUNK_SIZE)
+        self._transport.write(head)
+        for segment in body.segments:
+            if not isinstance(segment, ByteRange):
+                await self._write(segment)
+                continue
+            offset = segment.start
+            while offset < segment.stop:
+                part = await body.source.next(offset, segment.stop)
+                offset += await self._copy_part(part)
+
+    async def _send_in_chunks(self, head: bytes, source: BodySource) -> None:
+        """Send a body of unknown length (RFC 9112 section 7.1); it ends only if its source does."""
+        transport = self._transport
+        transport.set_write_buffer_limits(COPY_CHUNK_SIZE)
+        transport.write(head)
+        offset = 0
+        while True:
+            part = await source.next(offset)
+            if isinstance(part, FileRange):
+                length = part.stop - part.start
+            else:
+                part = part[:COPY_CHUNK_SIZE]
+                length = len(part)
+            if not length:
+                break
+            transport.write(b"%x\r\n" % length)
+            offset += await self._copy_part(part)
+            transport.write(b"\r\n")
+        transport.write(b"0\r\n\r\n")
+
+    async def _copy_part(self, part: memoryview | FileRange) -> int:
+        """Send a part, or the beginning of one in memory; return how much was sent."""
+        if isinstance(part, FileRange):
+            await self._copy_file(part)
+            return part.stop - part.start
+        # A copy: what the transport cannot send yet it keeps, and the source reuses its memory.
+        piece = bytes(part[:COPY_CHUNK_SIZE])
+        await self._write(piece)
+        await asyncio.sleep(0)
+        return len(piece)
+
+    async def _copy_memory(self, content: bytes) -> None:
+        view = memoryview(content)
+        for start in range(0, len(view), COPY_CHUNK_SIZE):
+            await self._write(view[start : start + COPY_CHUNK_SIZE])
+            # The kernel may take all of it at once.
+            await asyncio.sleep(0)
+
+    async def _copy_file(self, part: FileRange) -> None:
+        offset = self._resident_end = part.start
+        while offset < part.stop:
+            count = min(COPY_SIZE, self._count_resident(part.fd, offset, part.stop))
+            if not count:
+                await self._load(part.fd, offset, part.stop)
+                continue
+            end = offset + count
+            while offset < end:
+                piece = _read(part.fd, min(COPY_CHUNK_SIZE, end - offset), offset)
+                await self._write(piece)
+                offset += len(piece)
+            await asyncio.sleep(0)
+
+    async def _write(self, piece: bytes | memoryview) -> None:
+        self._transport.write(piece)
+        self.bytes_sent += len(piece)
+        await self._drain()
+
+    # The disk.
+
+    def _count_resident(self, fd: int, offset: int, stop: int) -> int:
+        """Return how many of the next bytes are in memory, one turn at most; 0 if a thread must read."""
+        if offset >= self._resident_end:
+            ahead = min(stop, offset + READAHEAD_SIZE)
+            if not (is_resident(fd, offset) and is_resident(fd, ahead - 1)):
+                return 0
+            self._resident_end = ahead
+        return min(self._resident_end - offset, SEND_SIZE)
+
+    async def _load(self, fd: int, offset: int, stop: int) -> None:
+        """Have a thread bring the next bytes into memory. The event loop does not wait for the disk."""
+        count = min(stop - offset, READAHEAD_SIZE)
+        # The file may be closed before the thread is done, if the client leaves.
+        copy = os.dup(fd)
+        try:
+            await run_in_thread(self._threads, _load_and_close, copy, offset, count)
+        except OSError as error:
+            raise StorageError(DISK_UNREADABLE) from error
+        self._resident_end = offset + count
+
+
+class _SocketWriter:
+    """Sends on a socket that does not block, and waits until it takes more."""
+
+    def __init__(self, connection: socket.socket, transport: asyncio.Transport) -> None:
+        self._connection = connection
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
+        self._stall_timer: StallTimer | None = None
+
+    async def send(self, data: bytes, flags: int) -> None:
+        """Send all of `data`. Raises `ConnectionError`."""
+        view = memoryview(data)
+        while view:
+            view = view[self.send_now(view, flags) :]
+            if view:
+                await self.wait_writable()
+
+    def send_now(self, data: memoryview, flags: int) -> int:
+        """Return how many bytes the kernel has taken now. Raises `ConnectionError`."""
+        try:
+            return self._connection.send(data[:SEND_SIZE], flags)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise ConnectionResetError(CLIENT_DISCONNECTED) from error
+
+    def sendfile(self, fd: int, offset: int, count: int) -> int:
+        """Return how many bytes the kernel has taken now. Raises `ConnectionError`, `StorageError`."""
+        try:
+            sent = os.sendfile(self._connection.fileno(), fd, offset, count)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if error.errno in _DISK_ERRNOS:
+                raise StorageError(DISK_UNREADABLE) from error
+            raise ConnectionResetError(CLIENT_DISCONNECTED) from error
+        if not sent:
+            raise StorageError(FILE_TRUNCATED)
+        return sent
+
+    async def wait_writable(self) -> None:
+        """Return when the socket takes more. Raises `ConnectionError` if the client stalls."""
+        if self._stall_timer is None:
+            self._set_cork(True)
+            self._loop.add_writer(self._connection, self._on_writable)
+            self._stall_timer = StallTimer(self._transport, self._on_stall)
+        self._waiter = self._loop.create_future()
+        await self._waiter
+
+    def stop_waiting(self) -> None:
+        """Let the kernel send what it holds back, and stop watching the client."""
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+            self._loop.remove_writer(self._connection)
+            self._set_cork(False)
+
+    def _on_writable(self) -> None:
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _on_stall(self) -> None:
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_exception(ConnectionAbortedError(CLIENT_STALLED))
+
+    def _set_cork(self, is_corked: bool) -> None:
+        """Have the kernel send full segments only, or also what is left (tcp(7), TCP_CORK).
+
+        The end of each turn would be a segment of its own, which costs a single client a seventh of
+        its speed.
+        """
+        with suppress(OSError):  # the connection may be gone
+            self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, is_corked)
 
 
 def duplicate_socket(transport: asyncio.Transport) -> socket.socket:
-    """Return the socket of a connection once more: uvloop does not lend its own."""
+    """Return the socket of a connection once more. Raises `OSError` if no descriptor is left."""
     own = transport.get_extra_info("socket")
     copy = socket.socket(own.family, own.type, own.proto, fileno=os.dup(own.fileno()))
     copy.setblocking(False)
     return copy
 
 
-@dataclass(frozen=True, slots=True)
-class FileRange:
-    """A part of a file, and the head that is sent before it. `threads` read or send what is not in memory."""
-
-    fd: int
-    byte_range: ByteRange
-    threads: Executor
-    head: bytes = b""
-
-
-class FileSend(ABC):
-    """How a part of a file gets to a client. `offset` is how far it has come.
-
-    For what is not in memory a thread waits: the event loop does not wait for the disk.
-    """
-
-    def __init__(self, transport: asyncio.Transport, file_range: FileRange) -> None:
-        self.offset = file_range.byte_range.start
-        self._transport = transport
-        self._fd = file_range.fd
-        self._stop = file_range.byte_range.stop
-        self._threads = file_range.threads
-        self._head = file_range.head
-        # Up to where the file was found to be in memory.
-        self._resident_end = self.offset
-        self._is_thread_running = False
-        self._on_end: Callable[[Exception | None], None] | None = None
-
-    def start(self, on_end: Callable[[Exception | None], None]) -> None:
-        """Send, and call `ended` when all was sent, with None, or with what has prevented it.
-
-        That is `StorageError`, or `ConnectionError` if the client leaves, or reads nothing for a minute.
-        """
-        self._on_end = on_end
-        self._send_next()
-
-    def stop(self) -> None:
-        """Send nothing more; `ended` is not called any more."""
-        self._on_end = None
-
-    def resume(self) -> None:  # noqa: B027 (not every way is told)
-        """Go on: the transport takes more."""
-
-    def _send_next(self) -> None:
-        """Send what can be sent now, but not more than a turn; see that it goes on."""
-        if self._on_end is None or self._is_thread_running:
-            return
-        try:
-            if self.offset >= self._stop:
-                self._finish(None)
-            elif count := self._count_resident():
-                self._send_from_memory(count)
-            else:
-                self._send_from_disk()
-        except OSError as error:
-            self._fail(error)
-
-    @abstractmethod
-    def _send_from_memory(self, count: int) -> None:
-        """Send what can be sent now of so many bytes, which are in memory."""
-
-    @abstractmethod
-    def _send_from_disk(self) -> None:
-        """Have a thread read or send what comes next, which is not in memory."""
-
-    def _fail(self, error: OSError) -> None:
-        is_disk = error.errno in _DISK_ERRNOS
-        self._finish(
-            StorageError(DISK_UNREADABLE) if is_disk else ConnectionResetError(CLIENT_DISCONNECTED)
-        )
-
-    def _finish(self, error: Exception | None) -> None:
-        ended = self._on_end
-        self.stop()
-        if ended:
-            ended(error)
-
-    # The disk.
-
-    def _count_resident(self) -> int:
-        """Return how many of the next bytes are in memory, a turn at most; 0 if they have to be read."""
-        if self.offset >= self._resident_end:
-            ahead = min(self._stop, self.offset + READAHEAD_SIZE)
-            if not (is_resident(self._fd, self.offset) and is_resident(self._fd, ahead - 1)):
-                return 0
-            self._resident_end = ahead
-        return min(self._resident_end - self.offset, SEND_SIZE)
-
-    def _run_in_thread(
-        self, work: Callable[[int, int, int], int], count: int, on_done: Callable[[int], None]
-    ) -> None:
-        """Have a thread do `work` with a descriptor of its own, as the file may be closed meanwhile; then go on.
-
-        It is given the descriptor, the offset and `count`; `done` gets what it returns.
-        """
-        file = os.dup(self._fd)
-
-        def run() -> int:
-            try:
-                return work(file, self.offset, count)
-            finally:
-                os.close(file)
-
-        self._is_thread_running = True
-        working = asyncio.get_running_loop().run_in_executor(self._threads, run)
-        working.add_done_callback(partial(self._on_thread_done, on_done))
-
-    def _on_thread_done(
-        self, on_done: Callable[[int], None], future: "asyncio.Future[int]"
-    ) -> None:
-        self._is_thread_running = False
-        error = future.exception()
-        if self._on_end is None:
-            return
-        if isinstance(error, OSError):
-            self._fail(error)
-        else:
-            on_done(future.result())
-
-
-class SendfileTask(FileSend):
-    """The kernel sends the file on a socket that does not block, as the client takes it."""
-
-    def __init__(
-        self, connection: socket.socket, transport: asyncio.Transport, file_range: FileRange
-    ) -> None:
-        super().__init__(transport, file_range)
-        self._connection = connection
-        self._stall_timer: StallTimer | None = None
-
-    def stop(self) -> None:
-        """Send nothing more; `ended` is not called any more."""
-        super().stop()
-        self._stop_waiting()
-
-    def _send_from_memory(self, count: int) -> None:
-        if self._send_head():
-            self._on_sent(_sendfile(self._connection.fileno(), self._fd, self.offset, count))
-
-    def _send_from_disk(self) -> None:
-        if not self._send_head():
-            return
-        self._stop_waiting()
-        connection = self._connection.dup()  # which may be closed meanwhile, too
-
-        def send(file: int, offset: int, count: int) -> int:
-            with connection:
-                return _sendfile(connection.fileno(), file, offset, count)
-
-        self._run_in_thread(send, min(self._stop - self.offset, READAHEAD_SIZE), self._on_sent)
-
-    def _send_head(self) -> bool:
-        """Tell whether the kernel has taken all of the head. It keeps it for what follows."""
-        if self._head:
-            with suppress(BlockingIOError):
-                sent = self._connection.send(self._head, socket.MSG_MORE)
-                self._head = self._head[sent:]
-            if self._head:
-                self._wait_writable()
-        return not self._head
-
-    def _on_sent(self, count: int) -> None:
-        self.offset += max(0, count)
-        if not count:
-            self._finish(StorageError(FILE_TRUNCATED))
-        elif self.offset < self._stop:
-            self._wait_writable()
-        else:
-            self._finish(None)
-
-    # Waiting for the client.
-
-    def _wait_writable(self) -> None:
-        if self._stall_timer is None:
-            self._set_cork(True)
-            asyncio.get_running_loop().add_writer(self._connection, self._send_next)
-            self._stall_timer = StallTimer(self._transport, self._on_stall)
-
-    def _stop_waiting(self) -> None:
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
-            asyncio.get_running_loop().remove_writer(self._connection)
-            self._set_cork(False)
-
-    def _set_cork(self, is_corked: bool) -> None:
-        """Have the kernel send full segments only, or what is left, too (tcp(7), TCP_CORK).
-
-        The end of each turn would be a segment of its own, which costs a single client a seventh of its speed.
-        """
-        with suppress(OSError):  # it may be gone
-            self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, is_corked)
-
-    def _on_stall(self) -> None:
-        self._finish(ConnectionAbortedError("the client has read nothing for a minute"))
-
-
-class CopyTask(FileSend):
-    """The file goes through the transport, which encrypts it, a piece at a time while `is_paused` is false.
-
-    When it is not any more, somebody calls `resume`.
-    """
-
-    def __init__(
-        self, is_paused: Callable[[], bool], transport: asyncio.Transport, file_range: FileRange
-    ) -> None:
-        super().__init__(transport, file_range)
-        self._is_paused = is_paused
-        transport.set_write_buffer_limits(COPY_CHUNK_SIZE)
-
-    def resume(self) -> None:
-        """Go on: the transport takes more."""
-        # Not within the call of the transport that says so.
-        asyncio.get_running_loop().call_soon(self._send_next)
-
-    def _send_from_memory(self, count: int) -> None:
-        stop = self.offset + min(count, COPY_SIZE)
-        while self.offset < stop and not self._is_paused():
-            if self._transport.is_closing():
-                raise ConnectionResetError(CLIENT_DISCONNECTED)
-            piece = os.pread(self._fd, min(COPY_CHUNK_SIZE, stop - self.offset), self.offset)
-            if not piece:
-                self._finish(StorageError(FILE_TRUNCATED))
-                return
-            self._transport.write(self._head + piece if self._head else piece)
-            self._head = b""
-            self.offset += len(piece)
-        if self.offset >= self._stop:
-            self._finish(None)
-        elif not self._is_paused():
-            asyncio.get_running_loop().call_soon(self._send_next)
-
-    def _send_from_disk(self) -> None:
-        self._run_in_thread(_read_ahead, min(self._stop - self.offset, SEND_SIZE), self._on_read)
-
-    def _on_read(self, resident_end: int) -> None:
-        self._resident_end = resident_end
-        self._send_next()
-
-
-@dataclass(slots=True)
-class BlobResponse:
-    """A whole blob that is sent in answer to a request, after `head`. It closes the blob in the end."""
-
-    head: bytes
-    blob: OpenBlob
-    threads: Executor
-    on_end: Callable[[int, Exception | None], None]
-    """Is told how many bytes of the blob were sent, and what has prevented more."""
-    _file_send: FileSend | None = field(default=None, init=False)
-    _connection: socket.socket | None = field(default=None, init=False)
-
-    def start(
-        self,
-        transport: asyncio.Transport,
-        is_paused: Callable[[], bool],
-        on_done: Callable[[bool], None],
-    ) -> None:
-        """Send it on a connection; `done` is told whether all was sent.
-
-        The kernel sends it, unless it is to be encrypted, or the transport still has to write what comes before.
-        """
-        part = FileRange(self.blob.fd, ByteRange(0, self.blob.size), self.threads, self.head)
-        if not (transport.get_extra_info("sslcontext") or transport.get_write_buffer_size()):
-            with suppress(OSError):  # no descriptor to spare
-                self._connection = duplicate_socket(transport)
-        if self._connection:
-            self._file_send = SendfileTask(self._connection, transport, part)
-        else:
-            self._file_send = CopyTask(is_paused, transport, part)
-        self._file_send.start(partial(self._finish, on_done))
-
-    def resume(self) -> None:
-        """Go on: the transport takes more."""
-        if self._file_send:
-            self._file_send.resume()
-
-    def cancel(self) -> None:
-        """Send nothing more: the connection is gone."""
-        if self._file_send:
-            self._file_send.stop()
-            self._close(ConnectionResetError(CLIENT_DISCONNECTED))
-
-    def _finish(self, on_done: Callable[[bool], None], error: Exception | None) -> None:
-        self._close(error)
-        on_done(error is None)
-
-    def _close(self, error: Exception | None) -> None:
-        if self._file_send:
-            way, self._file_send = self._file_send, None
-            self.blob.close()
-            if self._connection:
-                self._connection.close()
-            self.on_end(way.offset, error)
-
-
-def _read_ahead(fd: int, offset: int, count: int) -> int:
-    """Read a part of a file, so that it is in memory; return where it ends."""
-    os.pread(fd, count, offset)
-    return offset + count
-
-
-def _sendfile(connection: int, fd: int, offset: int, count: int) -> int:
-    """Return how many bytes the kernel has taken; -1 if it takes none now, 0 if there are none."""
-    try:
-        return os.sendfile(connection, fd, offset, count)
-    except BlockingIOError:
-        return -1
-
-
 def is_resident(fd: int, offset: int) -> bool:
-    """Tell whether the byte at `offset` is in memory; where nobody can tell, hope that it is."""
+    """Tell whether the byte at `offset` is in memory; True where the file system cannot tell."""
     try:
         return bool(os.preadv(fd, (bytearray(1),), offset, os.RWF_NOWAIT))
     except BlockingIOError:
         return False
     except OSError:
         return True
+
+
+def _read(fd: int, count: int, offset: int) -> bytes:
+    try:
+        piece = os.pread(fd, count, offset)
+    except OSError as error:
+        raise StorageError(DISK_UNREADABLE) from error
+    if not piece:
+        raise StorageError(FILE_TRUNCATED)
+    return piece
+
+
+def _load_and_close(fd: int, offset: int, count: int) -> None:
+    """Bring a part of a file into memory, and close the descriptor. Blocks."""
+    try:
+        # One request of this size instead of the kernel's steps of 128 KiB.
+        os.posix_fadvise(fd, offset, count, os.POSIX_FADV_WILLNEED)
+        os.pread(fd, 1, offset + count - 1)
+    finally:
+        os.close(fd)

@@ -146,14 +146,17 @@ class HtpasswdAuth:
             return
         if login_digest not in self._checks:
             self._reserve_check(client)
-        is_correct = await self._checks.run(
-            login_digest, lambda: self._verify_password(client, password, password_hash)
-        )
-        if not is_correct or user not in htpasswd.hash_by_user:
+        is_known_user = user in htpasswd.hash_by_user
+
+        async def verify() -> bool:
+            is_correct = await self._verify_password(client, password, password_hash)
+            if is_correct and is_known_user:
+                # Remembered before the check ends, so that no request in between starts another.
+                self._remember(login_digest)
+            return is_correct and is_known_user
+
+        if not await self._checks.run(login_digest, verify):
             raise UnauthorizedError(_LOGIN_REQUIRED)
-        self._verified[login_digest] = None
-        if len(self._verified) > MAX_VERIFIED:
-            self._verified.popitem(last=False)
 
     def _reserve_check(self, client: str) -> None:
         """Count a password that will be hashed, or raise `TooManyRequestsError`."""
@@ -161,6 +164,11 @@ class HtpasswdAuth:
         if is_full or self._waiting[client] >= MAX_WAITING_PER_CLIENT:
             raise TooManyRequestsError("too many logins are being checked; try again in a moment")
         self._waiting[client] += 1
+
+    def _remember(self, login_digest: bytes) -> None:
+        self._verified[login_digest] = None
+        if len(self._verified) > MAX_VERIFIED:
+            self._verified.popitem(last=False)
 
     async def _verify_password(self, client: str, password: bytes, password_hash: bytes) -> bool:
         try:

@@ -1,5 +1,4 @@
-"""Where it lies: the only code that opens data files.
+"""The store on the disk: blob files, the index of them, and the account of the space they take.
 
-The files are the truth, the index is a cache of them: it can be rebuilt, except tags, pins and
-times of use. Nothing here knows of HTTP, upstreams or clients.
+The files are the truth and the index can be rebuilt from them, except tags, pins and times of use.
 """

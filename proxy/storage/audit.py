@@ -16,12 +16,16 @@ _SLICE_SIZE = 256
 
 
 class Auditor:
-    """Goes round the blobs of a store, again and again. What it suspects may be under way just now."""
+    """Goes round the blobs of a store, again and again. What it reports may just be in progress.
+
+    In the first round it finds what a kill has left: files that went while their rows stayed.
+    """
 
     def __init__(self, store: BlobStore, index: Index) -> None:
         self._store = store
         self._index = index
         self._last_row = ""
+        self.is_first_round = True
         self._files = store.iter_blobs()
 
     @property
@@ -48,6 +52,7 @@ class Auditor:
             unknown += self._index.unknown_blobs(digests)
             if len(digests) < _SLICE_SIZE:
                 self._files = self._store.iter_blobs()
+                self.is_first_round &= not self.is_at_start
                 break
         return unknown
 
@@ -64,7 +69,7 @@ class Auditor:
         try:
             opened = self._store.open(digest, size)
         except StorageError:
-            return True  # it may be there
+            return True  # it may exist
         if opened:
             opened.close()
         return opened is not None

@@ -1,13 +1,14 @@
 """The files of a store: committed blobs, and ingests, which are blobs being written.
 
-    lock                     flock: one daemon a store
-    blobs/sha256/<hex>       committed; as in an OCI image layout, so that `sha256sum` verifies them
-    ingest/sha256-<hex>      in flight, with a `.state` beside it
-    ingest/import-*/         the same, of one import
+    lock                     flock: one daemon per store
+    blobs/sha256/<hex>       committed blobs, as in an OCI image layout: `sha256sum` verifies them
+    ingest/sha256-<hex>      blobs being written, each with a `.state` file
+    ingest/put-sha256-<hex>  small content being committed
+    ingest/import-*/         ingests of one import
 
-A blob becomes visible by rename only, after its digest was right and its bytes were synced; a file
-under `blobs/` is therefore whole, also after a power cut. Everything here blocks: what touches
-more than one small file is called in a thread.
+A blob becomes visible by rename or link, after its digest was verified and its bytes were synced, so
+a file under `blobs/` is whole even after a power cut. Everything here blocks; callers use a thread
+for anything beyond one small file.
 """
 
 import errno
@@ -17,6 +18,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
 from types import TracebackType
@@ -30,7 +32,8 @@ from proxy.storage.ingest import STATE_FILE_SIZE, Ingest, storage_error, write_a
 
 BLOCK_SIZE = 4096
 
-# How a system says that there is no such file. All else (no right, no descriptor, a disk that fails) says nothing of it.
+# Errors that mean that the file does not exist. Others (no permission, no descriptor, a failing disk)
+# leave it open.
 _ABSENT_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 
 
@@ -40,7 +43,7 @@ def allocated_size(size: int) -> int:
 
 
 class OpenBlob:
-    """A committed blob, open for reading. It stays readable when it is evicted meanwhile."""
+    """A committed blob, open for reading. It stays readable after an eviction."""
 
     __slots__ = ("fd", "size")
 
@@ -49,7 +52,7 @@ class OpenBlob:
         self.size = size
 
     def close(self) -> None:
-        """Close it."""
+        """Close the file."""
         os.close(self.fd)
 
     def __enter__(self) -> Self:
@@ -64,8 +67,17 @@ class OpenBlob:
         self.close()
 
 
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """Bytes of an open file, from `start` up to `stop`. Whoever gave it keeps the file open."""
+
+    fd: int
+    start: int
+    stop: int
+
+
 class BlobStore:
-    """A store in a directory. Opening it takes its lock; `close` gives it back."""
+    """The directory of a store. The constructor takes its lock, `close` releases it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -83,33 +95,33 @@ class BlobStore:
             ) from error
 
     def _remove_abandoned_files(self) -> None:
-        """Remove what a kill has left of small commits and of imports."""
+        """Remove what a killed process left of small commits and imports."""
         for left in self._ingest_directory.glob("put-*"):
             digest = _parse_put_name(left.name)
-            # A file whose blob is there tells of a commit that the index may not know.
+            # If its blob exists, it marks a commit that the index may not know.
             if not digest or not Path(self.blob_path(digest)).exists():
                 left.unlink()
         for folder in self._ingest_directory.glob("import-*"):
             for state in folder.glob("*.state"):
-                # Without its data it tells of a commit, which the index may not know (list_committed).
+                # A state without data marks a commit that the index may not know.
                 if not state.with_suffix("").exists():
                     (self._ingest_directory / state.stem).unlink(missing_ok=True)
                     state.rename(self._ingest_directory / state.name)
             shutil.rmtree(folder)
 
     def close(self) -> None:
-        """Let another daemon have the store."""
+        """Release the lock of the store."""
         os.close(self._lock_fd)
 
     def blob_path(self, digest: Digest) -> str:
-        """Return where the blob lies once it is committed."""
+        """Return the path of a committed blob."""
         return f"{self.root}/blobs/{digest.algorithm}/{digest.hex}"
 
     def open(self, digest: Digest, size: int) -> OpenBlob | None:
         """Open a committed blob, or return None if there is no regular file of `size` bytes.
 
-        No symbolic link is followed, no pipe is waited for: nothing that was put in a blob's place
-        is served. Raises `StorageError` if nobody can tell: the blob may be there, and right.
+        It follows no symbolic link and waits for no pipe, so that nothing put in a blob's place is
+        served. Raises `StorageError` if the file may exist but cannot be opened.
         """
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
@@ -127,7 +139,7 @@ class BlobStore:
     async def read(self, digest: Digest) -> bytes | None:
         """Return the content of a small blob, verified; None if it is gone or damaged.
 
-        Raises `StorageError` if nobody can tell.
+        Raises `StorageError` if the file may exist but cannot be read.
         """
         try:
             async with aiofiles.open(self.blob_path(digest), "rb") as file:
@@ -139,7 +151,7 @@ class BlobStore:
         return content if Digest.from_content(content, digest.algorithm) == digest else None
 
     def read_sync(self, digest: Digest, size: int) -> bytes | None:
-        """Return the content of a small blob as `read` does, blocking; None also if it cannot be read."""
+        """Return the verified content of a small blob; None if it is gone, damaged or unreadable. Blocks."""
         try:
             opened = self.open(digest, size)
             if opened is None:
@@ -177,25 +189,25 @@ class BlobStore:
         return self._ingest_directory / f"put-{digest.algorithm}-{digest.hex}"
 
     def open_ingest(self, digest: Digest, directory: Path | None = None) -> Ingest:
-        """Open the ingest of `digest`, with what an earlier one has left. Raises `StorageError`.
+        """Open the ingest of `digest`, new or interrupted. Raises `StorageError`.
 
-        An import has a `folder` of its own (`make_folder`): it may bring what is being downloaded.
+        An import has a directory of its own, as it may bring a blob that is being downloaded.
         """
         return Ingest(directory or self._ingest_directory, digest, Path(self.blob_path(digest)))
 
     def make_import_directory(self) -> Path:
-        """Return a folder for ingests that no other process resumes. Raises `StorageError`."""
+        """Return a new directory for the ingests of an import. Raises `StorageError`."""
         try:
             return Path(mkdtemp(dir=self._ingest_directory, prefix="import-"))
         except OSError as error:
             raise storage_error("create", error) from error
 
     def remove_import_directory(self, directory: Path) -> None:
-        """Remove a folder that `make_folder` made; what cannot go now goes at the next start."""
+        """Remove the directory of an import; the next start removes what could not be removed now."""
         shutil.rmtree(directory, ignore_errors=True)
 
     def delete(self, digest: Digest) -> None:
-        """Remove a blob if it is there. Raises `StorageError`."""
+        """Remove the file of a blob if it exists. Raises `StorageError`."""
         try:
             Path(self.blob_path(digest)).unlink(missing_ok=True)
         except OSError as error:
@@ -212,7 +224,7 @@ class BlobStore:
                             yield digest, entry.stat(follow_symlinks=False).st_size
 
     def list_ingests(self) -> list[tuple[Digest, int, float]]:
-        """Return digest, bytes on disk and time of the last write of every ingest.
+        """Return digest, allocated bytes and time of the last write of every ingest.
 
         Raises `StorageError`.
         """
@@ -231,7 +243,7 @@ class BlobStore:
         return found
 
     def list_committed_ingests(self) -> list[Digest]:
-        """Return the digests whose ingest was committed, but not settled: a kill came between.
+        """Return digests that were committed and perhaps not indexed, because a kill came between.
 
         Raises `StorageError`.
         """
@@ -248,7 +260,7 @@ class BlobStore:
         return found
 
     def delete_ingest(self, digest: Digest) -> None:
-        """Remove an ingest that nobody writes, with its state. Raises `StorageError`."""
+        """Remove an interrupted ingest and every marker of the digest. Raises `StorageError`."""
         path = self._ingest_directory / f"{digest.algorithm}-{digest.hex}"
         try:
             path.unlink(missing_ok=True)
@@ -258,7 +270,7 @@ class BlobStore:
             raise storage_error("remove", error) from error
 
     def check_writable(self) -> None:
-        """Write and remove a small file. Raises `StorageError` if the disk does not let us."""
+        """Write and remove a small file. Raises `StorageError` if that fails."""
         try:
             with TemporaryFile(dir=self._ingest_directory) as file:
                 file.write(b"ready")
@@ -266,7 +278,7 @@ class BlobStore:
             raise StorageError(f"the store {self.root} cannot be written: {error}") from error
 
     def free_bytes(self) -> int:
-        """Return what the file system still gives to us."""
+        """Return the free bytes of the file system that this user may use."""
         status = os.statvfs(self.root)
         return status.f_bavail * status.f_frsize
 

@@ -1,8 +1,8 @@
-"""Checking a store: every file is read, what does not match its digest goes, the index is made right.
+"""`pullcache fsck`: read every blob, remove what does not match its digest, rebuild the index.
 
-What the files cannot give back is kept if the index can still be read: tags, pins, links and times
-of use. If it cannot, tags are asked for anew, and what a repository holds is asked by one HEAD each;
-pins are kept if only their table can be read.
+Tags, pins, links and times of use are in the index only, and are kept if it can be read. If it
+cannot, upstream is asked again for tags and, by one HEAD each, for what a repository holds; pins
+are kept if their table can be read.
 """
 
 import os
@@ -25,7 +25,7 @@ _READ_SIZE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class CorruptFile:
-    """A file that is not what its name says. `path` is relative to the store."""
+    """A file that does not match its name. `path` is relative to the store."""
 
     path: str
     reason: str
@@ -33,7 +33,7 @@ class CorruptFile:
 
 @dataclass(frozen=True, slots=True)
 class FsckReport:
-    """What was found. `bytes` were read in `checked` files, of which `indexed` are good."""
+    """The result: `bytes_read` in `checked` files, of which `indexed` are intact."""
 
     checked: int
     bytes_read: int
@@ -46,8 +46,8 @@ def check_store(
 ) -> FsckReport:
     """Verify every blob of the store at `root` and rebuild its index.
 
-    `progress(done, total)` is told about files. With `dry_run` nothing is changed. Raises
-    `StorageError` if a daemon has the store, or the disk fails.
+    Call `on_progress(files_done, files_total)` as it goes. With `dry_run` nothing is changed. Raises
+    `StorageError` if a daemon uses the store, or the disk fails.
     """
     if not root.is_dir():
         raise StorageError(f"there is no store at {root}; name it with --store")
@@ -66,7 +66,7 @@ def _check_blobs(
     good: dict[Digest, tuple[int, oci.Manifest | None]] = {}
     corrupt: list[CorruptFile] = []
     total_bytes = 0
-    # What is not named like a blob is somebody else's, and stays.
+    # Files that are not named like a blob are not ours, and stay.
     paths = [path for path in sorted(store.root.glob("blobs/*/*")) if _parse_path(path)]
     for done, path in enumerate(paths):
         on_progress(done, len(paths))
@@ -97,7 +97,7 @@ def _verify_file(path: Path) -> tuple[str | None, int, oci.Manifest | None]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except PermissionError:
-        # It may be right: whoever owns the store can tell.
+        # It may be intact: the owner of the store can check it.
         raise
     except OSError as error:
         return f"cannot be opened: {error.strerror}", 0, None
@@ -110,16 +110,16 @@ def _verify_file(path: Path) -> tuple[str | None, int, oci.Manifest | None]:
             size += len(chunk)
             head = head + chunk if size <= oci.MAX_MANIFEST_SIZE else b""
     if not digest.matches(hasher):
-        return "its content has another digest", size, None
+        return "its content does not match its digest", size, None
     return None, size, parse_manifest(head)
 
 
 def _rebuild_index(path: Path, valid_blobs: dict[Digest, tuple[int, oci.Manifest | None]]) -> None:
-    """Make the index say what is in the files, and keep of it what it alone knows."""
+    """Make the index match the files, and keep what only the index knows."""
     try:
         _update_index(path, valid_blobs)
     except (sqlite3.DatabaseError, StorageError):
-        # It cannot be read, or not understood: it is put aside and made anew.
+        # It is damaged, or of a newer version: set it aside and create a new one.
         pins = _read_pins(path)
         for suffix in ("", "-wal", "-shm"):
             old = Path(f"{path}{suffix}")

@@ -1,7 +1,7 @@
-"""What images the store holds, and what would go with one: long reads, on a connection of their own.
+"""Which images the store has, and what removing one frees: long reads on a connection of their own.
 
-An image is a root (schema.sql): a tag, a pin, or a manifest pulled by digest. It holds what it reaches
-(pins.py). What no other root reaches is its own: that much goes with it.
+An image is a root (schema.sql): a tag, a pin, or a manifest that was pulled by digest. It has the
+blobs that it reaches (pins.py); those that no other root reaches are removed with it.
 """
 
 import json
@@ -21,7 +21,7 @@ from proxy.storage import pins
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """An image. `digest` is None for a tag that is pinned and never came."""
+    """An image. `digest` is None for a pinned tag that was never pulled."""
 
     repository: Repository
     reference: Reference
@@ -31,7 +31,7 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True)
 class StoredBlob:
-    """A blob in the store. `used` is Unix time."""
+    """A stored blob. `used_at` is Unix time."""
 
     digest: Digest
     size: int
@@ -41,20 +41,20 @@ class StoredBlob:
 
 @dataclass(frozen=True, slots=True)
 class RemovalPlan:
-    """What goes with images: blobs with their sizes, tags and pins, and links of their repositories."""
+    """What is removed with images: blobs with sizes, tags and pins, and links of their repositories."""
 
     blobs: list[tuple[Digest, int]]
     references: Collection[tuple[int, str]]
     links: Collection[tuple[int, str]]
 
 
-# A row of `roots`: the repository's number, reference, digest, and whether that is pinned.
+# A row of `roots`: repository id, reference, digest, and whether it is pinned.
 _RootRow = tuple[int, str, str, bool]
 
 
 @contextmanager
 def open_image_queries(path: Path) -> Iterator["ImageQueries"]:
-    """Yield the catalogue of the index at `path`. Everything blocks, so it is for threads, one at a time.
+    """Yield queries of the index at `path`. They block; use them in one thread at a time.
 
     Raises `StorageError`.
     """
@@ -75,15 +75,13 @@ def delete_images(
     images: Collection[tuple[Repository, Reference]],
     leased: Collection[Digest] = (),
 ) -> list[tuple[Digest, int]]:
-    """Forget images with their tags, pins and links; return the blobs that no other holds, with sizes.
+    """Delete images with tags, pins and links; return, with sizes, the blobs that no other image has.
 
-    Raises `BusyError` if one of these is `held`.
+    Raises `BusyError` if one of these is leased.
     """
     removal = ImageQueries(connection).plan_removal(images)
     if any(digest in leased for digest, _ in removal.blobs):
-        raise BusyError(
-            "it is being preloaded, exported or imported just now; remove it when that is done"
-        )
+        raise BusyError("a preload, export or import is using it; remove it when that has finished")
     connection.executemany("DELETE FROM tags WHERE repository = ? AND tag = ?", removal.references)
     connection.executemany(
         "DELETE FROM pins WHERE repository = ? AND reference = ?", removal.references
@@ -94,7 +92,7 @@ def delete_images(
 
 
 class ImageQueries:
-    """Reads over a connection, be it the index's own writer."""
+    """Reads on a connection, which may be the writer of the index."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -118,9 +116,9 @@ class ImageQueries:
             )
 
     def sizes_by_digest(self) -> dict[str, tuple[int, int]]:
-        """Return for the digest of each image what it holds, and what only it holds, in bytes.
+        """Return for the digest of each image its size and the part that only it has, in bytes.
 
-        SQLite keeps what it needs for this in a temporary file, not in memory.
+        SQLite uses a temporary file for this, not memory.
         """
         self._connection.execute(
             "CREATE TEMP TABLE top AS SELECT digest, count(*) AS images FROM"
@@ -141,7 +139,7 @@ class ImageQueries:
         return sizes
 
     def blob(self, repository: Repository, digest: Digest) -> StoredBlob | None:
-        """Return a blob of the store that the repository is linked to."""
+        """Return a stored blob that the repository is linked to."""
         row = self._connection.execute(
             "SELECT b.size, b.media_type, b.used FROM blobs b JOIN links l USING (digest)"
             " JOIN repositories r ON r.id = l.repository"
@@ -151,7 +149,7 @@ class ImageQueries:
         return StoredBlob(digest, *row) if row else None
 
     def tag_digest(self, repository: Repository, tag: Tag) -> Digest | None:
-        """Return what a tag stands for."""
+        """Return the digest of a tag."""
         row = self._connection.execute(
             "SELECT t.digest FROM tags t JOIN repositories r ON r.id = t.repository"
             " WHERE r.upstream = ? AND r.name = ? AND t.tag = ?",
@@ -160,14 +158,14 @@ class ImageQueries:
         return Digest.parse(row[0]) if row else None
 
     def find_images(self, repository: Repository, reference: Reference) -> list[ImageRow]:
-        """Return the image of that tag, or all that have that digest in the repository."""
+        """Return the image of a tag, or all images of the repository with a digest."""
         return [
             ImageRow(repository, parse_reference(text), Digest.parse(digest), bool(is_pinned))
             for _, text, digest, is_pinned in self._root_rows(repository, reference)
         ]
 
     def image_sizes(self, image: ImageRow) -> tuple[int, int]:
-        """Return what one image holds, and what only it holds, in bytes, as `sizes` does for all."""
+        """Return the size of an image and the part that only it has, as `sizes_by_digest` does for all."""
         entries = [
             entry
             for entry in self._root_rows(image.repository, image.reference)
@@ -180,7 +178,7 @@ class ImageQueries:
     def stored_sizes(
         self, digests: Iterable[Digest], repository: Repository | None = None
     ) -> dict[Digest, int]:
-        """Return the sizes of those of the blobs that are here and, if it is given, linked to the repository."""
+        """Return the sizes of those blobs that are stored and, if given, linked to the repository."""
         wanted = {str(digest): digest for digest in digests}
         query = "SELECT digest, size FROM json_each(?) JOIN blobs b ON digest = value"
         values = [json.dumps([*wanted])]
@@ -193,7 +191,7 @@ class ImageQueries:
         return {wanted[text]: size for text, size in self._connection.execute(query, values)}
 
     def referrers(self, repository: Repository, subject: Digest) -> list[StoredBlob]:
-        """Return the manifests of the repository that refer to `subject`."""
+        """Return the manifests of the repository whose subject is `subject`."""
         rows = self._connection.execute(
             "SELECT b.digest, b.size, b.media_type, b.used FROM blobs b JOIN links l USING (digest)"
             " JOIN repositories r ON r.id = l.repository"
@@ -203,7 +201,7 @@ class ImageQueries:
         return [StoredBlob(Digest.parse(digest), *rest) for digest, *rest in rows]
 
     def images_containing(self, digest: Digest, limit: int) -> list[tuple[Repository, Reference]]:
-        """Return up to `limit` images that reach a blob."""
+        """Return up to `limit` images that have a blob."""
         names = (
             name for above in self._ancestors(str(digest)) for name in self._root_references(above)
         )
@@ -211,7 +209,7 @@ class ImageQueries:
         return [(self._repository(number), parse_reference(text)) for number, text in found]
 
     def plan_removal(self, images: Collection[tuple[Repository, Reference]]) -> RemovalPlan:
-        """Return what goes if these images go: what no other reaches."""
+        """Return what removing these images removes: everything that no other image reaches."""
         return self._plan_removal([entry for image in images for entry in self._root_rows(*image)])
 
     def _plan_removal(self, root_rows: Collection[_RootRow]) -> RemovalPlan:
@@ -255,9 +253,9 @@ class ImageQueries:
         return [row[0] for row in self._connection.execute(query, (digest,))]
 
     def _ancestors(self, digest: str, repository: int | None = None) -> Iterator[str]:
-        """Yield the digest and all that reach it, one by one: a base layer has a great many.
+        """Yield the digest and all that reach it, lazily: a base layer has very many.
 
-        With a `repository` only by way of what that is linked to.
+        With a repository, follow only digests that it is linked to.
         """
         seen, waiting = {digest}, [digest]
         yield digest
@@ -276,7 +274,7 @@ class ImageQueries:
                     yield parent
 
     def _root_references(self, digest: str) -> list[tuple[int, str]]:
-        """Return the images whose top is the digest: numbers of repositories, references."""
+        """Return the images with this digest: repository ids and references."""
         query = "SELECT DISTINCT repository, reference FROM roots WHERE digest = ?"
         return self._connection.execute(query, (digest,)).fetchall()
 

@@ -1,8 +1,8 @@
-"""The index: what the store holds, under which repositories, and when it was used last.
+"""The index: which blobs the store has, for which repositories, and when they were last used.
 
-Reads are single indexed rows on a read-only connection in the event loop, remembered until the next
-write. Writes run one after another in a thread of their own, each in one transaction. Uses are gathered in memory
-and written every few seconds: a hit writes no SQL.
+Reads are single indexed rows on a read-only connection in the event loop, cached until the next
+write. Writes run one after another in a thread, each in one transaction. Uses are collected in memory
+and written every few seconds, so that a hit writes no SQL.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _REPOSITORY_ID_SQL = "(SELECT id FROM repositories WHERE upstream = ? AND name =
 
 @dataclass(frozen=True, slots=True)
 class BlobRow:
-    """A committed blob. `media_type` is None unless it is known to be a manifest."""
+    """A committed blob. `media_type` is None unless the blob is a manifest."""
 
     size: int
     media_type: str | None
@@ -41,7 +41,7 @@ class BlobRow:
 
 @dataclass(frozen=True, slots=True)
 class TagRow:
-    """What a tag stood for when upstream was asked last, at Unix time `checked`."""
+    """The digest of a tag as upstream gave it last, at Unix time `checked_at`."""
 
     digest: Digest
     checked_at: float
@@ -55,7 +55,7 @@ class StoreTotals(NamedTuple):
 
 
 class Index:
-    """The catalogue of one store. `close` writes what is still in memory.
+    """The index of one store. `close` writes the uses that are still in memory.
 
     `totals` are those of the last transaction. They change in the event loop, together with what the
     write's `on_commit` changes, so that no reader of both sees one without the other.
@@ -83,12 +83,12 @@ class Index:
             self._last_use: float = self._reader.execute(query).fetchone()[0]
         except sqlite3.DatabaseError as error:
             raise StorageError(
-                f"the index {path} cannot be read ({error}); pullcache fsck makes it anew"
+                f"the index {path} cannot be read ({error}); rebuild it with pullcache fsck"
             ) from error
         self._executor = start_threads(1, "index")
 
     def close(self) -> None:
-        """Write the uses that are still in memory, and close. Blocks."""
+        """Write the uses that are still in memory and close the index. Blocks."""
         self._executor.shutdown()
         with suppress(sqlite3.Error):
             self._run_transaction(False, queries.record_uses, (self._pending_uses,))
@@ -98,7 +98,7 @@ class Index:
     # Reads, in the loop.
 
     def blob(self, repository: Repository, digest: Digest) -> BlobRow | None:
-        """Return what is known of a committed blob, and whether the repository is linked to it."""
+        """Return a committed blob, and whether the repository is linked to it."""
         return self._cached_row(
             ("blob", repository, digest),
             "SELECT size, media_type, EXISTS (SELECT 1 FROM links l"
@@ -108,7 +108,7 @@ class Index:
         )
 
     def manifest(self, digest: Digest) -> BlobRow | None:
-        """Return what is known of a committed manifest, for whoever may have it."""
+        """Return a committed manifest. The caller checks access."""
         return self._cached_row(
             ("manifest", digest),
             "SELECT size, media_type FROM blobs WHERE digest = ? AND media_type IS NOT NULL",
@@ -117,7 +117,7 @@ class Index:
         )
 
     def blob_size(self, digest: Digest) -> int | None:
-        """Return the size of a committed blob, for whoever may have it."""
+        """Return the size of a committed blob. The caller checks access."""
         return self._cached_row(
             ("stored", digest),
             "SELECT size FROM blobs WHERE digest = ?",
@@ -126,7 +126,7 @@ class Index:
         )
 
     def is_linked(self, repository: Repository, digest: Digest) -> bool:
-        """Tell whether the repository was seen to hold the digest, be it in the store or not."""
+        """Tell whether the repository was seen to hold the digest, stored here or not."""
         found = self._cached_row(
             ("link", repository, digest),
             f"SELECT 1 FROM links WHERE repository = {_REPOSITORY_ID_SQL} AND digest = ?",
@@ -136,9 +136,9 @@ class Index:
         return found is not None
 
     def declared_size(self, repository: Repository, digest: Digest) -> int | None:
-        """Return the size that a cached manifest of this repository states for the digest.
+        """Return the size that a stored manifest of this repository states for the digest.
 
-        What another repository's manifests state is not believed here: they may say anything.
+        Manifests of other repositories are not believed: they may state anything.
         """
         return self._cached_row(
             ("size", repository, digest),
@@ -149,12 +149,12 @@ class Index:
         )
 
     def children(self, parent: Digest) -> list[Digest]:
-        """Return what a manifest in the store names, in no order."""
+        """Return the digests that a stored manifest names, in no particular order."""
         rows = self._reader.execute("SELECT child FROM edges WHERE parent = ?", (str(parent),))
         return [Digest.parse(row[0]) for row in rows]
 
     def tag(self, repository: Repository, tag: Tag) -> TagRow | None:
-        """Return what the tag stood for when upstream was asked last."""
+        """Return the digest of a tag as upstream gave it last."""
         return self._cached_row(
             ("tag", repository, tag),
             f"SELECT digest, checked FROM tags WHERE repository = {_REPOSITORY_ID_SQL} AND tag = ?",
@@ -177,7 +177,7 @@ class Index:
         return [Repository(*row) for row in rows]
 
     def referrers(self, repository: Repository, subject: Digest) -> list[tuple[Digest, BlobRow]]:
-        """Return the cached manifests of the repository that refer to `subject`."""
+        """Return the stored manifests of the repository whose subject is `subject`."""
         rows = self._reader.execute(
             "SELECT digest, size, media_type FROM blobs b WHERE subject = ? AND EXISTS"
             f" (SELECT 1 FROM links l WHERE l.repository = {_REPOSITORY_ID_SQL} AND l.digest = b.digest)",
@@ -186,19 +186,19 @@ class Index:
         return [(Digest.parse(row[0]), BlobRow(row[1], row[2], is_linked=True)) for row in rows]
 
     def oldest_use(self) -> float:
-        """Return when the blob that is evicted next was used: Unix time, 0 if there is none."""
+        """Return the time of use of the blob that is evicted next: Unix time, 0 if there is none."""
         query = "SELECT coalesce(min(used), 0) FROM blobs WHERE NOT pinned"
         used: float = self._reader.execute(query).fetchone()[0]
         return used
 
     def pinned_bytes(self) -> int:
-        """Return the bytes on disk of the blobs that pins hold."""
+        """Return the allocated bytes of pinned blobs."""
         # 60,000 pinned blobs take 4 ms.
         query = f"SELECT {queries.ALLOCATED_SIZE_SUM} FROM blobs WHERE pinned"
         return self._cached_row(("pinned",), query, (), lambda row: int(row[0])) or 0
 
     def is_pinned(self, digest: Digest) -> bool:
-        """Tell whether a pin holds the blob."""
+        """Tell whether the blob is pinned."""
         query = "SELECT 1 FROM blobs WHERE digest = ? AND pinned"
         return self._reader.execute(query, (str(digest),)).fetchone() is not None
 
@@ -215,13 +215,13 @@ class Index:
         return [Digest.parse(row[0]) for row in rows]
 
     def touch(self, digest: Digest) -> None:
-        """Count a use of the blob; of a manifest, also of what it names."""
+        """Record a use of a blob; a use of a manifest is one of everything below it."""
         self._pending_uses[str(digest)] = self._next_use_time()
 
     # Writes, in the thread.
 
     async def flush(self) -> None:
-        """Write the uses that were counted since the last time."""
+        """Write the uses that were recorded since the last flush."""
         uses, self._pending_uses = self._pending_uses, {}
         try:
             if uses:
@@ -238,9 +238,9 @@ class Index:
         *,
         on_commit: Callable[[], None] | None = None,
     ) -> bool:
-        """Enter a committed blob, used now, and link the repository to it; False if it was there.
+        """Add a committed blob, used now, and link the repository to it; return whether it is new.
 
-        It survives a power cut: a file that nobody counts would take room beyond the cap for ever.
+        Survives a power cut, so that no file remains uncounted.
         """
         return await self._write(
             queries.add_blob,
@@ -261,9 +261,9 @@ class Index:
         *,
         on_commit: Callable[[], None] | None = None,
     ) -> bool:
-        """Enter a committed manifest and what it names; link the repository to all of it.
+        """Add a committed manifest and link the repository to all that it names.
 
-        False if the blob was there.
+        Return whether it is new.
         """
         return await self._write(
             queries.add_manifest,
@@ -282,9 +282,9 @@ class Index:
         digest: Digest,
         manifests: Sequence[tuple[Digest, int, Manifest]],
     ) -> None:
-        """Enter the manifests of an image, all committed, with their links, and its tag as checked now.
+        """Add the committed manifests of an image with their links, and its tag as checked now.
 
-        All of it or nothing; it survives a power cut.
+        All or nothing; survives a power cut.
         """
         await self._write(
             queries.add_image,
@@ -300,7 +300,7 @@ class Index:
         *,
         on_commit: Callable[[], None] | None = None,
     ) -> None:
-        """Enter blobs whose files were found; no repository is linked to them. Survives a power cut."""
+        """Add blobs whose files were found, without links. Survives a power cut."""
         await self._write(
             queries.add_unlinked_blobs,
             files,
@@ -310,11 +310,11 @@ class Index:
         )
 
     async def link(self, repository: Repository, digest: Digest) -> None:
-        """Remember that the repository was seen to hold the digest."""
+        """Link the repository to a digest that it was seen to hold."""
         await self._write(queries.add_links, repository, [digest])
 
     async def set_tag(self, repository: Repository, tag: Tag, digest: Digest) -> None:
-        """Remember what upstream says now that the tag stands for; a new answer survives a power cut."""
+        """Set the digest that upstream gives for a tag now; a new digest survives a power cut."""
         known = self.tag(repository, tag)
         is_new = known is None or known.digest != digest
         await self._write(
@@ -322,44 +322,44 @@ class Index:
         )
 
     async def delete_tag(self, repository: Repository, tag: Tag) -> None:
-        """Forget the tag; what it stood for stays."""
+        """Delete a tag; its content stays."""
         await self._write(queries.delete_tag, repository, tag)
 
     async def pin(self, images: Sequence[tuple[Repository, Reference]]) -> None:
-        """Keep images from being evicted, be they in the store or not; survives a power cut."""
+        """Pin images, whether they are in the store or not. Survives a power cut."""
         await self._write(queries.pin, images, is_durable=True)
 
     async def unpin(
         self, images: Sequence[tuple[Repository, Reference]]
     ) -> list[tuple[Repository, Reference]]:
-        """Let images be evicted again; return those that were pinned."""
+        """Unpin images; return those that were pinned."""
         return await self._write(queries.unpin, images, is_durable=True)
 
     async def delete_images(
         self, images: Sequence[tuple[Repository, Reference]], leased: Collection[Digest] = ()
     ) -> list[tuple[Digest, int]]:
-        """Forget images with their tags and pins; return the blobs that no other holds, with sizes.
+        """Delete images with their tags and pins; return, with sizes, the blobs that no other image has.
 
-        The blobs stay, for `remove`. Raises `BusyError`, and forgets nothing, if one is `held`.
+        The blobs stay, for `remove_blobs`. Raises `BusyError`, without changes, if one is leased.
         """
         return await self._write(delete_images, images, leased, is_durable=True)
 
     async def unlinked_blobs(self, digests: Sequence[Digest]) -> list[tuple[Digest, int]]:
-        """Return those of the blobs that no repository is linked to, and no pin holds, with sizes."""
+        """Return, with sizes, those blobs that are neither linked to a repository nor pinned."""
         return await self._write(queries.unlinked_blobs, digests)
 
     async def unpinned_bytes(self, digests: Collection[Digest]) -> int:
-        """Return the bytes on disk of those of the blobs that are here and not pinned."""
+        """Return the allocated bytes of those blobs that are stored and not pinned."""
         return await self._write(queries.unpinned_bytes, digests)
 
     async def least_recently_used(
         self, count: int, excluded: Collection[Digest] = ()
     ) -> list[tuple[Digest, int, float]]:
-        """Return digest, size and time of use of up to `count` blobs, the longest unused first.
+        """Return digest, size and time of use of up to `count` blobs, least recently used first.
 
-        None that is pinned, or among those `without`.
+        Pinned and excluded blobs are left out.
         """
-        # On a full disk nothing can be written, and just then victims must be found.
+        # A full disk takes no writes, and that is when victims are needed.
         with suppress(StorageError):
             await self.flush()
         spared = self._pending_uses.keys() | set(map(str, excluded))
@@ -375,9 +375,9 @@ class Index:
         *,
         on_commit: Callable[[], None] | None = None,
     ) -> list[tuple[Digest, int]]:
-        """Call `delete_file` for each blob, then forget it; return those that were here, with sizes.
+        """Call `delete_file` for each blob, then delete its row; return the rows, with sizes.
 
-        In this order, because on a full disk nothing can be written before something is deleted.
+        In this order, because a full disk takes no writes until a file is deleted.
         """
         return await self._write(queries.remove_blobs, digests, delete_file, on_commit=on_commit)
 
@@ -424,15 +424,15 @@ class Index:
     def _run_transaction(
         self, is_durable: bool, work: Callable[..., R], args: tuple[Any, ...]
     ) -> tuple[R, StoreTotals]:
-        # NORMAL may lose the last transactions at a power cut: times of use, links, and what is asked for anew.
+        # With NORMAL a power cut may lose the last transactions: times of use, links, manifests.
         self._writer.execute(f"PRAGMA synchronous = {'FULL' if is_durable else 'NORMAL'}")
         try:
             with self._writer:
                 result = work(self._writer, *args)
                 return result, StoreTotals(*queries.tracked_totals(self._writer))
         finally:
-            # Swapped after the commit, never cleared: what was read before it lands in the old one. Uses
-            # alone change nothing of what is remembered.
+            # Replaced after the commit, not cleared: a read that began before it fills the old cache.
+            # Times of use are not cached.
             if work is not queries.record_uses:
                 self._row_cache = {}
 
@@ -443,9 +443,9 @@ class Index:
         parameters: tuple[str, ...],
         build: Callable[[tuple[Any, ...]], R],
     ) -> R | None:
-        """Return what `build` makes of the row, None if there is none; again until the next write.
+        """Return `build(row)`, None if there is no row; cached until the next write.
 
-        SQLite takes 30 µs for one row, as much as all the rest of serving a manifest.
+        SQLite takes 30 µs for a row, as much as everything else in serving a manifest.
         """
         rows = self._row_cache
         if key not in rows:
@@ -457,6 +457,6 @@ class Index:
         return found
 
     def _next_use_time(self) -> float:
-        # Never back, never twice the same: a clock that is turned must not turn the order of uses.
+        # Strictly ascending: setting the clock must not change the order of uses.
         self._last_use = max(self._clock(), self._last_use + 1e-6)
         return self._last_use

@@ -1,9 +1,9 @@
 """An ingest: a blob being written, resumable, invisible until it is committed.
 
-The data file may be preallocated, so its length says nothing; the state file beside it says how
-many bytes from the beginning are in, and which runs of bytes beyond them. State is written after data, so a killed process can only
-have more than it says. After a power cut it may have less: then the digest is wrong, and what comes
-from disk is thrown away.
+The data file may be preallocated, so its length says nothing. The state file beside it says how many
+bytes from the beginning are written, and which ranges beyond them. State is written after data, so
+after a kill the data file has at least what the state says. After a power cut it may have less: then
+the digest does not match, and the bytes are discarded.
 """
 
 import errno
@@ -17,17 +17,15 @@ import msgspec
 from proxy.errors import NoSpaceError, StorageError
 from proxy.oci.digest import Digest, Hasher
 
-# The disk is told to begin with so many bytes at once.
+# Writeback of appended bytes is started in portions of this size.
 WRITEBACK_SIZE = 8 << 20
 _READ_SIZE = 1 << 20
 _APPEND_SLICE_SIZE = 32 << 10
-# A state has constant length, so that a kill leaves the old one or the new one, and room for so many
-# runs. Those beyond are fetched again.
+# The state has a constant length, so that a kill leaves either the old one or the new one. Ranges
+# beyond this number are not recorded, and are fetched again.
 _STATE_SIZE = 1024
 _MAX_RANGES_AHEAD = 16
-
-
-# What the state file takes on disk: one block.
+# Allocated size of the state file: one block.
 STATE_FILE_SIZE = 4096
 _WRITE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -36,15 +34,16 @@ class _IngestState(msgspec.Struct):
     have: int
     size: int | None = None
     ahead: list[tuple[int, int]] = []
+    origin: str = ""
 
 
 class Ingest:
-    """Bytes go in from the beginning on, hashed as they are written; or ahead of that, unhashed.
+    """The files of an ingest. Bytes are appended and hashed at the frontier, or written ahead unhashed.
 
-    `frontier` is how many are in, written and hashed; `resumed` how many of them an earlier process
-    has left; `ahead` the runs beyond the frontier, which whoever writes them enters. Methods block,
-    raise `StorageError` (`NoSpaceError` when the disk is full), and are not to be called at the same
-    time, `write` excepted.
+    `frontier` is the length of the prefix that is written and hashed, `bytes_resumed` how much of it
+    an earlier process wrote. `ranges_ahead` are the ranges beyond it; the caller of `write_at` sets
+    them. Methods block and raise `StorageError` (`NoSpaceError` if the disk is full). Only `write_at`
+    may run at the same time as another method.
     """
 
     def __init__(self, directory: Path, digest: Digest, blob_path: Path) -> None:
@@ -52,12 +51,19 @@ class Ingest:
         self.frontier = 0
         self.bytes_resumed = 0
         self.ranges_ahead: Sequence[tuple[int, int]] = ()
+        # Where the written bytes from the beginning on end; the hash may be behind.
+        self.written_end = 0
+        # Whose bytes these are: those of another origin are not resumed.
+        self.origin = ""
         self._path = directory / f"{digest.algorithm}-{digest.hex}"
         self._state_path = self._path.with_suffix(".state")
         self._blob_path = blob_path
         self._hasher = digest.new_hasher()
-        self._size: int | None = None
+        # The blob's, if upstream has stated it.
+        self.size: int | None = None
         self._writeback_offset = 0
+        self._direct_fd: int | None = None
+        self._can_write_direct = True
         try:
             self.fd = os.open(self._path, _WRITE_FLAGS, 0o600)
             self._state_fd = os.open(self._state_path, _WRITE_FLAGS, 0o600)
@@ -65,47 +71,55 @@ class Ingest:
             raise storage_error("create", error) from error
 
     def resume(self) -> None:
-        """Hash what an earlier process has left."""
+        """Hash the bytes that an earlier process wrote, and go on behind them."""
         try:
             state = msgspec.json.decode(os.pread(self._state_fd, _STATE_SIZE, 0), type=_IngestState)
         except msgspec.MsgspecError:
+            return
+        if state.origin != self.origin:
+            self.reset()
             return
         try:
             self._hash_file(state.have)
             length = os.fstat(self.fd).st_size
         except OSError:
-            # What cannot be read is fetched again.
+            # Bytes that cannot be read are fetched again.
             self.reset()
             return
-        self.bytes_resumed = self.frontier
+        self.bytes_resumed = self.written_end = self.frontier
+        self.size = state.size
         self.ranges_ahead = [
             run for run in state.ahead if self.frontier < run[0] < run[1] <= length
         ]
 
     def reset(self) -> None:
-        """Forget all bytes."""
-        self.frontier = self.bytes_resumed = 0
+        """Start over with no bytes."""
+        self.frontier = self.bytes_resumed = self.written_end = 0
         self.ranges_ahead = ()
+        self.size = None
         self._hasher = self.digest.new_hasher()
+        self._writeback_offset = 0
         self.save_state()
+        with suppress(OSError):
+            os.ftruncate(self.fd, 0)
 
     def preallocate(self, size: int) -> None:
-        """Take the room for the whole blob now, so that a full disk shows before it is half in. Bytes that are in stay."""
-        self._size = size
+        """Allocate `size` bytes, so that a full disk shows before they are written. Keeps what is written."""
+        self.size = size
         try:
             if size:
                 os.posix_fallocate(self.fd, 0, size)
         except OSError as error:
-            # Some file systems cannot; then the room is taken as it is written.
+            # Some file systems cannot preallocate; they allocate on each write.
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise storage_error("make room for", error) from error
+                raise storage_error("allocate", error) from error
         self.save_state()
 
     def append(self, chunks: Iterable[bytes | memoryview]) -> None:
         """Write and hash `chunks` at the frontier, and move it.
 
-        By slices that stay in the processor's cache between being written and being hashed: a third
-        more bytes a second than whole chunks (measured with 256 MiB, five alternate runs).
+        In slices that stay in the processor's cache between write and hash: a third faster than
+        whole chunks (measured with 256 MiB, five alternate runs).
         """
         for chunk in chunks:
             rest = memoryview(chunk)
@@ -117,21 +131,51 @@ class Ingest:
         self.save_state()
 
     def start_writeback(self) -> None:
-        """Have the disk begin with what was appended, which `commit` would wait for at the end."""
+        """Start writeback of appended bytes, so that `commit` waits less for its fsync."""
         if self.frontier - self._writeback_offset >= WRITEBACK_SIZE:
             start_writeback(self.fd, self._writeback_offset, self.frontier - self._writeback_offset)
             self._writeback_offset = self.frontier
 
     def write_at(self, offset: int, data: memoryview) -> None:
-        """Write ahead of the frontier what is to be hashed when it gets there."""
+        """Write bytes ahead of the frontier; `hash_up_to` hashes them when it gets there."""
         while data:
             written = self._pwrite(data, offset)
             offset += written
             data = data[written:]
         self.save_state()
 
+    def write_direct(self, offset: int, parts: list[memoryview]) -> None:
+        """Write past the page cache: whole pages of memory, at an offset that is a multiple of a page.
+
+        Where the file system does not do that, it is an ordinary write.
+        """
+        size = sum(map(len, parts))
+        try:
+            if self._can_write_direct and os.pwritev(self._open_direct(), parts, offset) == size:
+                self.save_state()
+                return
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise storage_error("write", error) from error
+            self._can_write_direct = False
+        for part in parts:
+            self.write_at(offset, part)
+            offset += len(part)
+
+    def _open_direct(self) -> int:
+        if self._direct_fd is None:
+            flags = os.O_WRONLY | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._direct_fd = os.open(self._path, flags)
+        return self._direct_fd
+
+    def hash_written(self, parts: Iterable[memoryview]) -> None:
+        """Move the frontier over bytes that are in the file, and still in memory."""
+        for part in parts:
+            self._hasher.update(part)
+            self.frontier += len(part)
+
     def hash_up_to(self, stop: int) -> None:
-        """Move the frontier up to `stop` over what was written ahead, hashing it."""
+        """Hash bytes that were written ahead, and move the frontier up to `stop`."""
         try:
             self._hash_file(stop)
         except OSError as error:
@@ -147,13 +191,14 @@ class Ingest:
         return self.digest.matches(self._hasher)
 
     def copy_hasher(self) -> Hasher:
-        """Return a copy of the hash of the bytes up to the frontier, to go on elsewhere."""
+        """Return a copy of the hasher of the bytes up to the frontier."""
         return self._hasher.copy()
 
     def commit(self) -> None:
         """Make the bytes durable, then visible under their digest. The caller has verified them.
 
-        The state stays until `settle`: after a kill it tells of a blob that the index does not know.
+        The state file stays until `delete_state`: after a kill it marks a blob that the index may
+        not know.
         """
         try:
             os.ftruncate(self.fd, self.frontier)
@@ -161,31 +206,39 @@ class Ingest:
             self._path.rename(self._blob_path)
             _fsync_directory(self._blob_path.parent)
         except OSError as error:
-            # An fsync that failed is not tried again: the kernel has dropped the pages.
+            # A failed fsync is not repeated: the kernel has dropped the pages.
             raise storage_error("commit", error) from error
 
     def delete_state(self) -> None:
         """Remove the state of a committed ingest, once the index knows the blob.
 
-        A state that cannot be removed is removed at the next start.
+        If that fails, the next start removes it.
         """
         with suppress(OSError):
             self._state_path.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove the files. Whoever still reads keeps the bytes until they close."""
+        """Remove the files. Open descriptors keep the bytes until they are closed."""
         self._path.unlink(missing_ok=True)
         self._state_path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the files and keep them, to be resumed if they were not committed."""
+        """Close the files. Those of an uncommitted ingest stay and can be resumed."""
         os.close(self.fd)
         os.close(self._state_fd)
+        if self._direct_fd is not None:
+            os.close(self._direct_fd)
+            self._direct_fd = None
 
     def save_state(self) -> None:
-        """Write down what is in. A disk that does not take it costs the resuming, no more."""
+        """Record which bytes are written. A failure only costs what could have been resumed."""
         state = msgspec.json.encode(
-            _IngestState(self.frontier, self._size, [*self.ranges_ahead[:_MAX_RANGES_AHEAD]])
+            _IngestState(
+                max(self.frontier, self.written_end),
+                self.size,
+                [*self.ranges_ahead[:_MAX_RANGES_AHEAD]],
+                self.origin,
+            )
         )
         with suppress(OSError):
             os.pwrite(self._state_fd, state.ljust(_STATE_SIZE), 0)
@@ -197,7 +250,7 @@ class Ingest:
             raise storage_error("write", error) from error
 
     def _hash_file(self, stop: int) -> None:
-        """Hash what is in the file from the frontier up to `stop`, or as far as the file goes."""
+        """Hash the file from the frontier up to `stop`, or to its end."""
         while self.frontier < stop:
             data = os.pread(self.fd, min(_READ_SIZE, stop - self.frontier), self.frontier)
             if not data:
@@ -207,9 +260,9 @@ class Ingest:
 
 
 def start_writeback(fd: int, offset: int, size: int) -> None:
-    """Have the disk begin with bytes that were just written, so that an fsync waits less.
+    """Start writeback of bytes that were just written, so that an fsync waits less.
 
-    That is how Linux takes this advice: it drops what is on the disk already, and writes the rest.
+    Linux takes POSIX_FADV_DONTNEED so: it drops clean pages and starts to write dirty ones.
     """
     with suppress(OSError):
         os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
@@ -245,6 +298,6 @@ def _fsync_directory(path: Path) -> None:
 
 
 def storage_error(action: str, error: OSError) -> StorageError:
-    """Return what is raised for an error of the disk; a full one has its own class."""
+    """Return the `StorageError` for an `OSError`; `NoSpaceError` if the disk or quota is full."""
     kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
     return kind(f"cannot {action} an ingest: {error.strerror}")

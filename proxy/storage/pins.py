@@ -1,9 +1,9 @@
-"""Pins: images that no eviction takes, whatever else the store is asked to hold.
+"""Pins: images that are never evicted.
 
-A blob is pinned if a pin names it, if a pinned manifest in the store names it, or if it refers to what
-is pinned. This is kept up to date blob by blob, so that an eviction has nothing to work out: growing
-follows the new edges only; what shrinks (a tag moves, a pin goes) is worked out anew from all pins.
-Nothing loses its pin because a manifest above it was found damaged.
+A blob is pinned if a pin names it, if a pinned manifest in the store names it, or if its subject is
+pinned. Each row of `blobs` says so, so that an eviction has nothing to compute. Additions follow the
+new edges only; when a tag moves or a pin goes, all pins are evaluated again.
+A blob keeps its pin when a manifest above it is found damaged.
 """
 
 import sqlite3
@@ -11,7 +11,7 @@ import sqlite3
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Tag
 
-# What `reached` begins with, all that it names, and what refers to any of it.
+# Extends `reached` by everything that its manifests name, and by referrers of any of it.
 REACHABLE_SQL = """
     UNION SELECT e.child FROM edges e JOIN reached r ON e.parent = r.digest
     UNION SELECT b.digest FROM blobs b JOIN reached r ON b.subject = r.digest
@@ -24,7 +24,7 @@ _REACHABLE_FROM_ONE = f"WITH RECURSIVE reached (digest) AS (SELECT ? {REACHABLE_
 
 
 def add(connection: sqlite3.Connection, repository_id: int, reference: Reference) -> None:
-    """Pin an image, be it in the store or not."""
+    """Pin an image, whether it is in the store or not."""
     if isinstance(reference, Tag):
         query = "SELECT digest FROM tags WHERE repository = ? AND tag = ?"
         row = connection.execute(query, (repository_id, reference)).fetchone()
@@ -40,7 +40,7 @@ def add(connection: sqlite3.Connection, repository_id: int, reference: Reference
 
 
 def remove(connection: sqlite3.Connection, repository_id: int, reference: Reference) -> bool:
-    """Forget a pin; False if there was none. `settle` must follow."""
+    """Delete a pin; return whether there was one. `recompute` must follow."""
     gone = connection.execute(
         "DELETE FROM pins WHERE repository = ? AND reference = ?", (repository_id, str(reference))
     )
@@ -50,7 +50,7 @@ def remove(connection: sqlite3.Connection, repository_id: int, reference: Refere
 def update_tag(
     connection: sqlite3.Connection, repository_id: int, tag: Tag, digest: Digest
 ) -> None:
-    """Let a pin of the tag hold what the tag stands for now, and no longer what it stood for."""
+    """Move a pin of the tag to the digest that the tag names now."""
     moved = connection.execute(
         "UPDATE pins SET digest = ? WHERE repository = ? AND reference = ? AND digest IS NOT ?",
         (str(digest), repository_id, tag, str(digest)),
@@ -60,7 +60,7 @@ def update_tag(
 
 
 def is_reachable(connection: sqlite3.Connection, digest: str, subject: str | None) -> bool:
-    """Tell whether a blob that is being entered is to be pinned; `subject` is what it refers to."""
+    """Tell whether a blob that is being added belongs to a pinned image."""
     query = """
         SELECT EXISTS (SELECT 1 FROM pins WHERE digest = :digest)
         OR EXISTS (SELECT 1 FROM blobs WHERE digest = :subject AND pinned)
@@ -73,7 +73,7 @@ def is_reachable(connection: sqlite3.Connection, digest: str, subject: str | Non
 
 
 def mark_reachable(connection: sqlite3.Connection, digest: str) -> None:
-    """Pin what is in the store of all that `digest` reaches."""
+    """Mark the stored blobs that `digest` reaches as pinned."""
     connection.execute(
         f"{_REACHABLE_FROM_ONE} UPDATE blobs SET pinned = 1"
         " WHERE digest IN (SELECT digest FROM reached) AND NOT pinned",
@@ -82,7 +82,7 @@ def mark_reachable(connection: sqlite3.Connection, digest: str) -> None:
 
 
 def recompute(connection: sqlite3.Connection) -> None:
-    """Pin what the pins reach, and nothing else."""
+    """Mark exactly the blobs that the pins reach as pinned."""
     connection.execute(
         f"{_REACHABLE_FROM_PINS} UPDATE blobs SET pinned = 0"
         " WHERE pinned AND digest NOT IN (SELECT digest FROM reached WHERE digest IS NOT NULL)"

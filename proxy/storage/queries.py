@@ -1,4 +1,4 @@
-"""What is written into the index: functions of a connection, each run inside one transaction."""
+"""Writes to the index: functions of a connection, each run inside one transaction."""
 
 import json
 import sqlite3
@@ -16,7 +16,7 @@ from proxy.storage.blobs import BLOCK_SIZE
 
 SCHEMA_VERSION = 2
 
-# What must change in a store of that version before the schema can be laid over it.
+# Changes to a store of that version before the schema is applied to it.
 _MIGRATIONS = {
     1: "ALTER TABLE blobs ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0; DROP INDEX blobs_by_use;"
 }
@@ -45,14 +45,14 @@ _TOTALS_SCHEMA = f"""
     END;
 """
 
-# SQLite's default of 1,000 pages would let the log grow to 4 MB, much for a store of 20 MB.
+# SQLite's default of 1,000 pages lets the log grow to 4 MB: much for a store of 20 MB.
 _CHECKPOINT_PAGES = 256
 
 
 def open_connection(path: Path) -> sqlite3.Connection:
-    """Open the index for writing, made anew if there is none, brought up to date if it is older.
+    """Open the index for writing; create it if it is missing, upgrade it if it is older.
 
-    Raises `StorageError` if it is of a newer version, `sqlite3.DatabaseError` if it is none.
+    Raises `StorageError` if it is newer, `sqlite3.DatabaseError` if it is no database.
     """
     connection = sqlite3.connect(path, timeout=5, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
@@ -70,7 +70,7 @@ def open_connection(path: Path) -> sqlite3.Connection:
     elif version > SCHEMA_VERSION:
         connection.close()
         raise StorageError(
-            f"the index {path} is of version {version}, this pullcache knows {SCHEMA_VERSION}: "
+            f"the index {path} has version {version}, this pullcache supports {SCHEMA_VERSION}: "
             "use the pullcache that wrote it, or another store"
         )
     return connection
@@ -83,7 +83,7 @@ def add_blob(
     size: int,
     used_at: float,
 ) -> bool:
-    """Enter a committed blob and link the repository to it. False if it was there."""
+    """Add a committed blob and link the repository to it; return whether it is new."""
     is_new = not _has_blob(connection, digest)
     connection.execute(
         "INSERT INTO blobs (digest, size, used, pinned) VALUES (?, ?, ?, ?)"
@@ -103,9 +103,9 @@ def add_manifest(
     manifest: Manifest,
     used_at: float,
 ) -> bool:
-    """Enter a committed manifest and what it names; link the repository to all of it.
+    """Add a committed manifest and its edges, link the repository to all that it names.
 
-    False if the blob was there.
+    Return whether it is new.
     """
     is_new = not _has_blob(connection, digest)
     subject = str(manifest.subject) if manifest.subject else None
@@ -122,7 +122,7 @@ def add_manifest(
     if pins.is_reachable(connection, str(digest), subject):
         pins.mark_reachable(connection, str(digest))
     if repository:
-        # A registry has checked that it holds what a manifest names, but for foreign layers.
+        # A registry has checked that it holds what a manifest names, except foreign layers.
         held = [child.digest for child in manifest.children if not child.is_foreign]
         add_links(connection, repository, [digest, *held])
     return is_new
@@ -134,7 +134,7 @@ def add_image(
     tag: tuple[Tag, Digest, float] | None,
     manifests: Iterable[tuple[Digest, int, Manifest, float]],
 ) -> None:
-    """Enter committed manifests with what they name, their links, and what the tag stands for."""
+    """Add committed manifests with edges and links, and set the tag."""
     for manifest in manifests:
         add_manifest(connection, repository, *manifest)
     if tag:
@@ -146,7 +146,7 @@ def add_unlinked_blobs(
     files: Iterable[tuple[Digest, int, Manifest | None]],
     used_at: float,
 ) -> None:
-    """Enter blobs whose files were found; no repository is linked to them."""
+    """Add blobs whose files were found, without links."""
     for digest, size, manifest in files:
         if manifest:
             add_manifest(connection, None, digest, size, manifest, used_at)
@@ -157,7 +157,7 @@ def add_unlinked_blobs(
 def add_links(
     connection: sqlite3.Connection, repository: Repository, digests: Iterable[Digest]
 ) -> None:
-    """Remember that the repository was seen to hold the digests."""
+    """Link the repository to digests that it was seen to hold."""
     number = _repository_id(connection, repository)
     connection.executemany(
         "INSERT OR IGNORE INTO links (repository, digest) VALUES (?, ?)",
@@ -172,7 +172,7 @@ def set_tag(
     digest: Digest,
     checked_at: float,
 ) -> None:
-    """Remember what the tag stands for; a pin of the tag goes with it."""
+    """Set the digest of a tag; a pin of the tag moves with it."""
     number = _repository_id(connection, repository)
     connection.execute(
         "INSERT OR REPLACE INTO tags (repository, tag, digest, checked) VALUES (?, ?, ?, ?)",
@@ -182,13 +182,13 @@ def set_tag(
 
 
 def delete_tag(connection: sqlite3.Connection, repository: Repository, tag: Tag) -> None:
-    """Forget the tag; what it stood for stays."""
+    """Delete a tag; its content stays."""
     number = _repository_id(connection, repository)
     connection.execute("DELETE FROM tags WHERE repository = ? AND tag = ?", (number, tag))
 
 
 def pin(connection: sqlite3.Connection, images: Iterable[tuple[Repository, Reference]]) -> None:
-    """Keep images from being evicted, be they in the store or not."""
+    """Pin images, whether they are in the store or not."""
     for repository, reference in images:
         pins.add(connection, _repository_id(connection, repository), reference)
 
@@ -196,7 +196,7 @@ def pin(connection: sqlite3.Connection, images: Iterable[tuple[Repository, Refer
 def unpin(
     connection: sqlite3.Connection, images: Iterable[tuple[Repository, Reference]]
 ) -> list[tuple[Repository, Reference]]:
-    """Let images be evicted again; return those that were pinned."""
+    """Unpin images; return those that were pinned."""
     found = [
         (repository, reference)
         for repository, reference in images
@@ -207,7 +207,7 @@ def unpin(
 
 
 def restore_pins(connection: sqlite3.Connection, rows: Iterable[tuple[str, ...]]) -> None:
-    """Enter pins (upstream, repository, reference, digest) of another index; settle what is pinned."""
+    """Add pins (upstream, repository, reference, digest) of another index and apply them."""
     for upstream, name, reference, digest in rows:
         connection.execute(
             "INSERT OR REPLACE INTO pins (repository, reference, digest) VALUES (?, ?, ?)",
@@ -217,9 +217,9 @@ def restore_pins(connection: sqlite3.Connection, rows: Iterable[tuple[str, ...]]
 
 
 def record_uses(connection: sqlite3.Connection, uses: dict[str, float]) -> None:
-    """Move the time of use of blobs, and with a manifest's that of everything below it.
+    """Set the time of use of blobs, and of everything below those that are manifests.
 
-    So the layers of an image that is pulled by those who have most of it stay as fresh as it is.
+    So the layers of an image stay as fresh as its manifest when clients have most layers already.
     """
     connection.executemany(
         "WITH RECURSIVE below (digest) AS (SELECT ? UNION SELECT e.child FROM edges e"
@@ -265,7 +265,7 @@ def _delete_row(connection: sqlite3.Connection, digest: Digest) -> int | None:
 def unlinked_blobs(
     connection: sqlite3.Connection, digests: Iterable[Digest]
 ) -> list[tuple[Digest, int]]:
-    """Return those of the blobs that no repository is linked to, and no pin holds, with sizes."""
+    """Return, with sizes, those blobs that are neither linked to a repository nor pinned."""
     query = """
         SELECT size FROM blobs b WHERE digest = ? AND NOT pinned
         AND NOT EXISTS (SELECT 1 FROM links l WHERE l.digest = b.digest)
@@ -275,7 +275,7 @@ def unlinked_blobs(
 
 
 def unpinned_bytes(connection: sqlite3.Connection, digests: Iterable[Digest]) -> int:
-    """Return the bytes on disk of those of the blobs that are here and not pinned."""
+    """Return the allocated bytes of those blobs that are stored and not pinned."""
     query = f"SELECT {ALLOCATED_SIZE_SUM} FROM json_each(?) JOIN blobs ON digest = value WHERE NOT pinned"
     row: tuple[int] = connection.execute(query, (json.dumps([*map(str, digests)]),)).fetchone()
     return row[0]
@@ -306,7 +306,7 @@ def recount_totals(connection: sqlite3.Connection) -> tuple[int, int]:
 
 def count_totals(connection: sqlite3.Connection) -> tuple[int, int]:
     """Count the blobs, and the bytes that they take on disk."""
-    # Either half is read from its index alone, without the table, which is three times as large.
+    # Each half reads only its index; the table is three times as large.
     query = f"""
         SELECT sum(blobs), sum(bytes) FROM (
             SELECT count(*) AS blobs, {ALLOCATED_SIZE_SUM} AS bytes FROM blobs WHERE NOT pinned

@@ -1,4 +1,4 @@
--- The index of a store. `PRAGMA user_version` holds its version; what an older one lacks is added (tables.py).
+-- The index of a store. `PRAGMA user_version` is its version; queries.py upgrades older ones.
 CREATE TABLE IF NOT EXISTS repositories (
     id       INTEGER PRIMARY KEY,
     upstream TEXT NOT NULL,
@@ -6,9 +6,9 @@ CREATE TABLE IF NOT EXISTS repositories (
     UNIQUE (upstream, name)
 ) STRICT;
 
--- Committed blobs. A manifest is a blob with a media type; `subject` is what it refers to.
--- `used` orders evictions: Unix seconds, but never going back. What a pin reaches is `pinned`: no
--- eviction sees it, so the index of victims leaves it out.
+-- Committed blobs. A manifest is a blob with a media type; `subject` is the digest it refers to.
+-- `used` orders evictions: Unix seconds, strictly ascending. Blobs of pinned images are `pinned`;
+-- the index that evictions read leaves them out.
 CREATE TABLE IF NOT EXISTS blobs (
     digest     TEXT PRIMARY KEY,
     size       INTEGER NOT NULL,
@@ -22,7 +22,7 @@ CREATE INDEX IF NOT EXISTS blobs_pinned ON blobs (used, size, pinned) WHERE pinn
 CREATE INDEX IF NOT EXISTS blobs_manifests ON blobs (digest) WHERE media_type IS NOT NULL;
 CREATE INDEX IF NOT EXISTS blobs_by_subject ON blobs (subject) WHERE subject IS NOT NULL;
 
--- Repositories that were seen to hold a digest, be it in the store or not.
+-- Repositories that were seen to hold a digest, stored here or not.
 CREATE TABLE IF NOT EXISTS links (
     repository INTEGER NOT NULL,
     digest     TEXT NOT NULL,
@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS links (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS links_by_digest ON links (digest);
 
--- What the manifests in the store name.
+-- What stored manifests name.
 CREATE TABLE IF NOT EXISTS edges (
     parent TEXT NOT NULL,
     child  TEXT NOT NULL,
@@ -48,7 +48,7 @@ CREATE TABLE IF NOT EXISTS tags (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS tags_by_digest ON tags (digest);
 
--- Images that stay, by tag or digest. `digest` is what the tag stood for last: null before it came.
+-- Pinned images, by tag or digest. `digest` is the last known one of the tag; null before the first pull.
 CREATE TABLE IF NOT EXISTS pins (
     repository INTEGER NOT NULL,
     reference  TEXT NOT NULL,
@@ -57,8 +57,8 @@ CREATE TABLE IF NOT EXISTS pins (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS pins_by_digest ON pins (digest);
 
--- What makes content part of an image: tags, pins, and manifests that were pulled by digest alone,
--- which no index and no subject in the same repository holds.
+-- Images: tags, pins, and manifests that were pulled by digest alone, which no index and no subject
+-- in the same repository has.
 CREATE VIEW IF NOT EXISTS roots AS
     SELECT repository, tag AS reference, digest FROM tags
     UNION ALL

@@ -290,7 +290,7 @@ class SpaceManager:
             await run_uncancelled(self._forget_if_missing(digest))
         return opened
 
-    async def _forget_if_missing(self, digest: Digest) -> int:
+    async def _forget_if_missing(self, digest: Digest, reason: EvictionReason = "corrupt") -> int:
         """Forget a blob without a file and return its size on disk; 0 if all is well with it.
 
         An eviction or a commit of the same blob may have been under way: its end is waited for.
@@ -299,7 +299,7 @@ class SpaceManager:
             if not self.is_stored(digest) or await asyncio.to_thread(self._has_file, digest):
                 return 0
             log.warning("blob_file_missing", digest=str(digest))
-            removed = await self._remove_locked([digest], "corrupt")
+            removed = await self._remove_locked([digest], reason)
             return sum(allocated_size(size) for _, size in removed)
 
     def _has_file(self, digest: Digest) -> bool:
@@ -385,12 +385,14 @@ class SpaceManager:
             self._report_drift(*await self._index.recount())
         if self._unindexed_deletes:
             await self._remove([], "removed")
+        is_repair = self._auditor.is_first_round
         for digest in await self._auditor.find_missing():
-            size = await run_uncancelled(self._forget_if_missing(digest))
-            self._report_drift(-bool(size), -size)
+            reason: EvictionReason = "removed" if is_repair else "corrupt"
+            size = await run_uncancelled(self._forget_if_missing(digest, reason))
+            self._report_drift(-bool(size), -size, is_repair=is_repair)
         for digest in [*self._strays, *await self._auditor.find_unknown()]:
             size = await run_uncancelled(self._index_if_unknown(digest))
-            self._report_drift(bool(size), size)
+            self._report_drift(bool(size), size, is_repair=is_repair)
         await self._shrink_to_limits()
 
     async def _index_if_unknown(self, digest: Digest) -> int:
@@ -408,8 +410,11 @@ class SpaceManager:
     def _forget_stray(self, digest: Digest) -> None:
         self._strays.pop(digest, None)
 
-    def _report_drift(self, blobs: int, size: int) -> None:
-        if blobs or size:
+    def _report_drift(self, blobs: int, size: int, *, is_repair: bool = False) -> None:
+        """Report a difference that was corrected; after a start it is what a kill has left."""
+        if is_repair and blobs:
+            log.warning("index_repaired", blobs=blobs, bytes=size)
+        elif blobs or size:
             log.warning("account_drift_found", blobs=blobs, bytes=size, corrected=True)
             self._metrics.count_drift()
 

@@ -267,7 +267,7 @@ class Upstream:
             )
             if registry.is_mirror:
                 # A mirror that sends headers and then nothing is replaced before the stall timeout.
-                await body.read_first_chunk(registry.timeouts.response)
+                await body.read_first_bytes(registry.timeouts.response)
             yield body
 
     async def _fetch_pages(

@@ -1,6 +1,7 @@
-"""Images leave the store as one tar that every loader reads, the same bytes each time."""
+"""Exports: one tar that every loader reads, with the same bytes each time."""
 
 import asyncio
+import io
 import json
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from proxy.cli.api_client import AdminClient
 from proxy.errors import (
+    BusyError,
     DaemonUnavailableError,
     DeniedError,
     InvalidNameError,
@@ -17,161 +19,176 @@ from proxy.errors import (
 from tests.fakes.content import digest_of
 from tests.fakes.faults import flip
 from tests.fakes.gallery import parts_of, push_index, push_manifest
-from tests.support.admin_api import pull as pull_by_digest
-from tests.support.bundles import APP, LAYERS, NAME, REF_NAME, blobs, export, files, path, pull
+from tests.support.admin_api import APP, pull_parts
+from tests.support.bundles import (
+    APP_FULL_NAME,
+    IMAGE_NAME_ANNOTATION,
+    LAYERS,
+    REF_NAME_ANNOTATION,
+    blob_digests,
+    blob_path,
+    export_bundle,
+    pull_all_platforms,
+    unpack_tar,
+)
 from tests.support.program import Program
 
-LIBRARY = "library/app"
+MIB = 1 << 20
 
 
-async def plan(program: Program, *images: str) -> Any:
-    """Return what the program says an export would hold."""
+async def plan_export(program: Program, *images: str) -> Any:
+    """Return the plan of an export."""
     api = AdminClient(program.root)
     return await asyncio.to_thread(api.post, "/api/v1/export/plan", {"images": images})
 
 
-async def test_a_bundle_is_a_layout_that_holds_the_bytes_of_the_store(registry, program):
+async def test_a_bundle_is_a_layout_with_the_bytes_of_the_store(registry, program):
     image = registry.add_image(layers=LAYERS, index=True)
-    await pull(program, image)
-    bundle = await export(program, "app")
-    assert blobs(bundle) == program.stored()
-    content = files(bundle)
+    await pull_all_platforms(program, image)
+    bundle = await export_bundle(program, "app")
+    assert blob_digests(bundle) == program.stored()
+    content = unpack_tar(bundle)
     assert json.loads(content["oci-layout"]) == {"imageLayoutVersion": "1.0.0"}
     (listed,) = json.loads(content["index.json"])["manifests"]
     assert (listed["digest"], listed["mediaType"]) == (image.digest, image.media_type)
-    assert listed["annotations"][NAME] == f"{APP}:latest"
-    assert listed["annotations"][REF_NAME] == "latest"
+    assert listed["annotations"][IMAGE_NAME_ANNOTATION] == f"{APP_FULL_NAME}:latest"
+    assert listed["annotations"][REF_NAME_ANNOTATION] == "latest"
     (loadable,) = json.loads(content["manifest.json"])
-    assert loadable["RepoTags"] == [f"{APP}:latest"]
-    assert loadable["Config"] == path(image.config)
-    assert loadable["Layers"] == [path(layer) for layer in image.layers]
+    assert loadable["RepoTags"] == [f"{APP_FULL_NAME}:latest"]
+    assert loadable["Config"] == blob_path(image.config)
+    assert loadable["Layers"] == [blob_path(layer) for layer in image.layers]
 
 
-async def test_what_a_bundle_is_about_comes_before_its_layers(registry, program):
+async def test_documents_and_manifests_come_before_layers(registry, program):
     image = registry.add_image(layers=LAYERS, index=True)
-    await pull(program, image)
-    names = [*files(await export(program, "app"))]
+    await pull_all_platforms(program, image)
+    names = [*unpack_tar(await export_bundle(program, "app"))]
     assert names[:4] == ["oci-layout", "index.json", "pullcache.json", "manifest.json"]
-    manifests = [path(digest) for digest in (image.digest, *image.manifests.values())]
+    manifests = [blob_path(digest) for digest in (image.digest, *image.manifests.values())]
     assert names[4:7] == manifests
-    assert names[-2:] == [path(layer) for layer in image.layers]
+    assert names[-2:] == [blob_path(layer) for layer in image.layers]
 
 
-async def test_the_same_images_are_the_same_bytes_however_they_are_asked_for(registry, program):
+async def test_the_same_images_in_another_order_make_the_same_bytes(registry, program):
     for name in ("library/one", "library/two"):
-        await pull(program, registry.add_image(name, layers=LAYERS, index=True))
-    first = await export(program, "one", "two:latest")
+        await pull_all_platforms(program, registry.add_image(name, layers=LAYERS, index=True))
+    first = await export_bundle(program, "one", "two:latest")
     program.clock.turn(1000)
     await program.restart()
-    assert await export(program, "docker.io/library/two", "one", "one:latest") == first
+    assert await export_bundle(program, "docker.io/library/two", "one", "one:latest") == first
 
 
-async def test_a_tag_that_two_images_have_is_spelled_in_full(registry, program):
+async def test_a_tag_that_two_images_have_is_written_as_a_full_name(registry, program):
     for name in ("library/one", "library/two"):
-        await pull(program, registry.add_image(name))
-    content = files(await export(program, "one", "two"))
-    named = [one["annotations"][REF_NAME] for one in json.loads(content["index.json"])["manifests"]]
-    assert named == ["docker.io/library/one:latest", "docker.io/library/two:latest"]
+        await pull_all_platforms(program, registry.add_image(name))
+    content = unpack_tar(await export_bundle(program, "one", "two"))
+    listed = json.loads(content["index.json"])["manifests"]
+    names = [image["annotations"][REF_NAME_ANNOTATION] for image in listed]
+    assert names == ["docker.io/library/one:latest", "docker.io/library/two:latest"]
 
 
 async def test_an_image_by_digest_has_no_tag(registry, program):
     image = registry.add_image()
-    await pull(program, image)
-    content = files(await export(program, f"app@{image.digest}"))
+    await pull_all_platforms(program, image)
+    content = unpack_tar(await export_bundle(program, f"app@{image.digest}"))
     (listed,) = json.loads(content["index.json"])["manifests"]
-    assert listed["annotations"] == {NAME: f"{APP}@{image.digest}"}
-    assert [one["RepoTags"] for one in json.loads(content["manifest.json"])] == [[]]
+    assert listed["annotations"] == {IMAGE_NAME_ANNOTATION: f"{APP_FULL_NAME}@{image.digest}"}
+    (loadable,) = json.loads(content["manifest.json"])
+    assert loadable["RepoTags"] == []
 
 
-async def test_platforms_that_were_not_pulled_are_left_out_and_named(registry, program):
+async def test_platforms_that_were_not_pulled_are_skipped_and_reported(registry, program):
     image = registry.add_image(layers=LAYERS, index=True)
     await program.pull(image)
     await program.settled()
-    bundle = await export(program, "app")
-    assert blobs(bundle) == {image.digest, image.manifest, *image.blobs}
-    (exported,) = (await plan(program, "app"))["images"]
-    assert (exported["platforms"], exported["skipped_platforms"]) == (
-        ["linux/amd64"],
-        ["linux/arm64"],
-    )
+    bundle = await export_bundle(program, "app")
+    assert blob_digests(bundle) == {image.digest, image.manifest, *image.blobs}
+    (exported,) = (await plan_export(program, "app"))["images"]
+    assert exported["platforms"] == ["linux/amd64"]
+    assert exported["skipped_platforms"] == ["linux/arm64"]
 
 
-async def test_only_the_platforms_that_are_named_go_out(registry, program):
+async def test_only_the_requested_platforms_are_exported(registry, program):
     image = registry.add_image(index=True, platforms=("linux/amd64", "linux/arm64"))
-    await pull(program, image)
-    bundle = await export(program, "app", platforms=["linux/arm64"])
-    assert image.manifests["linux/arm64"] in blobs(bundle)
-    assert image.manifests["linux/amd64"] not in blobs(bundle)
-    (loadable,) = json.loads(files(bundle)["manifest.json"])
-    assert loadable["Config"] != path(image.config)
+    await pull_all_platforms(program, image)
+    bundle = await export_bundle(program, "app", platforms=["linux/arm64"])
+    assert image.manifests["linux/arm64"] in blob_digests(bundle)
+    assert image.manifests["linux/amd64"] not in blob_digests(bundle)
+    (loadable,) = json.loads(unpack_tar(bundle)["manifest.json"])
+    assert loadable["Config"] != blob_path(image.config)
 
 
 @pytest.mark.parametrize(
-    ("asked", "taken"),
-    [("linux/aarch64", "linux/arm64/v8"), ("linux/arm/v7", "linux/arm/v6"), ("linux/arm", None)],
+    ("requested", "expected"),
+    [
+        ("linux/aarch64", "linux/arm64/v8"),
+        ("linux/arm/v7", "linux/arm/v6"),
+        ("linux/arm", "linux/arm/v6"),
+    ],
 )
-async def test_of_an_index_goes_out_what_clients_of_a_platform_take(
-    registry, program, asked, taken
+async def test_a_platform_selects_the_manifest_that_its_clients_take(
+    registry, program, requested, expected
 ):
-    made = ("linux/amd64", "linux/arm64/v8", "linux/arm/v6", "linux/arm/v5")
-    manifests = {one: push_manifest(registry, LIBRARY, [LAYERS[0]], platform=one) for one in made}
-    index = push_index(registry, LIBRARY, "latest", manifests)
-    for one in manifests.values():
-        parts = parts_of(registry, LIBRARY, one)
-        await pull_by_digest(program, LIBRARY, "latest", one, *parts)
-    found = blobs(await export(program, "app", platforms=[asked]))
-    expected = manifests[taken or "linux/arm/v6"]
-    assert found == {index, expected, *parts_of(registry, LIBRARY, expected)}
-
-
-async def test_a_plain_image_for_another_platform_than_is_asked_is_an_error(registry, program):
-    await pull(program, registry.add_image())
-    await export(program, "app", platforms=["linux/amd64"])
-    with pytest.raises(UnknownManifestError, match="no linux/arm64, only linux/amd64"):
-        await export(program, "app", platforms=["linux/arm64"])
-    with pytest.raises(InvalidReferenceError, match="not a platform"):
-        await export(program, "app", platforms=["arm64"])
-
-
-async def test_an_attestation_that_was_not_pulled_is_no_platform_that_is_left_out(
-    registry, program
-):
+    platforms = ("linux/amd64", "linux/arm64/v8", "linux/arm/v6", "linux/arm/v5")
     manifests = {
-        "linux/amd64": push_manifest(registry, LIBRARY, [LAYERS[0]]),
-        "unknown/unknown": push_manifest(registry, LIBRARY, [b"provenance"]),
+        platform: push_manifest(registry, APP, [LAYERS[0]], platform=platform)
+        for platform in platforms
     }
-    push_index(registry, LIBRARY, "latest", manifests)
+    index = push_index(registry, APP, "latest", manifests)
+    for digest in manifests.values():
+        await pull_parts(program, APP, "latest", digest, *parts_of(registry, APP, digest))
+    exported = blob_digests(await export_bundle(program, "app", platforms=[requested]))
+    manifest = manifests[expected]
+    assert exported == {index, manifest, *parts_of(registry, APP, manifest)}
+
+
+async def test_a_plain_image_for_another_platform_than_requested_is_an_error(registry, program):
+    await pull_all_platforms(program, registry.add_image())
+    await export_bundle(program, "app", platforms=["linux/amd64"])
+    with pytest.raises(UnknownManifestError, match="no platform linux/arm64, only linux/amd64"):
+        await export_bundle(program, "app", platforms=["linux/arm64"])
+    with pytest.raises(InvalidReferenceError, match="not a platform"):
+        await export_bundle(program, "app", platforms=["arm64"])
+
+
+async def test_an_attestation_that_was_not_pulled_is_not_a_skipped_platform(registry, program):
+    manifests = {
+        "linux/amd64": push_manifest(registry, APP, [LAYERS[0]]),
+        "unknown/unknown": push_manifest(registry, APP, [b"provenance"]),
+    }
+    push_index(registry, APP, "latest", manifests)
     digest = manifests["linux/amd64"]
-    await pull_by_digest(program, LIBRARY, "latest", digest, *parts_of(registry, LIBRARY, digest))
-    (exported,) = (await plan(program, "app"))["images"]
+    await pull_parts(program, APP, "latest", digest, *parts_of(registry, APP, digest))
+    (exported,) = (await plan_export(program, "app"))["images"]
     assert (exported["platforms"], exported["skipped_platforms"]) == (["linux/amd64"], [])
 
 
-async def test_docker_loads_amd64_where_there_is_a_choice(registry, program):
+async def test_docker_loads_amd64_if_there_are_several_platforms(registry, program):
     image = registry.add_image(index=True, platforms=("linux/arm64", "linux/amd64"))
-    await pull(program, image)
-    (loadable,) = json.loads(files(await export(program, "app"))["manifest.json"])
-    config = json.loads(files(await export(program, "app"))[loadable["Config"]])
+    await pull_all_platforms(program, image)
+    content = unpack_tar(await export_bundle(program, "app"))
+    (loadable,) = json.loads(content["manifest.json"])
+    config = json.loads(content[loadable["Config"]])
     assert config["architecture"] == "amd64"
 
 
 @pytest.mark.parametrize("platforms", [["linux/arm64"], ["linux/s390x"]])
-async def test_a_platform_that_is_not_here_is_an_error(registry, program, platforms):
+async def test_a_requested_platform_that_is_not_stored_is_an_error(registry, program, platforms):
     image = registry.add_image(index=True)
     await program.pull(image)
     await program.settled()
     with pytest.raises(UnknownManifestError, match="app:latest"):
-        await export(program, "app", platforms=platforms)
+        await export_bundle(program, "app", platforms=platforms)
 
 
-async def test_an_image_that_is_not_whole_is_an_error_that_says_so(registry, program):
+async def test_an_incomplete_image_is_an_error_that_names_a_missing_blob(registry, program):
     image = registry.add_image(layers=LAYERS)
-    await pull(program, image)
+    await pull_all_platforms(program, image)
     await program.stop()
-    (program.root / path(image.layers[0])).unlink()
+    (program.root / blob_path(image.layers[0])).unlink()
     await program.start()
     with pytest.raises(UnknownManifestError, match=image.layers[0]):
-        await export(program, "app")
+        await export_bundle(program, "app")
 
 
 @pytest.mark.parametrize(
@@ -183,44 +200,44 @@ async def test_an_image_that_is_not_whole_is_an_error_that_says_so(registry, pro
         ("NOT A NAME", InvalidNameError),
     ],
 )
-async def test_an_image_that_cannot_be_had_is_an_error(program, name, error):
+async def test_an_unknown_denied_or_invalid_image_is_an_error(program, name, error):
     with pytest.raises(error):
-        await export(program, name)
+        await export_bundle(program, name)
 
 
-async def test_what_an_earlier_bundle_has_is_left_out(registry, program):
+async def test_blobs_of_an_earlier_bundle_are_excluded(registry, program):
     base = registry.add_image(tag="1", layers=LAYERS)
-    await pull(program, base)
-    earlier = await export(program, "app:1")
+    await pull_all_platforms(program, base)
+    earlier = await export_bundle(program, "app:1")
     newer = registry.add_image(tag="2", layers=(*LAYERS, b"third"))
-    await pull(program, newer)
-    delta = await export(program, "app:1", "app:2", exclude=blobs(earlier))
-    assert blobs(delta) == {newer.digest, newer.config, digest_of(b"third")}
-    # What docker cannot load from this alone is not offered to it.
-    assert "manifest.json" not in files(delta)
+    await pull_all_platforms(program, newer)
+    delta = await export_bundle(program, "app:1", "app:2", exclude=blob_digests(earlier))
+    assert blob_digests(delta) == {newer.digest, newer.config, digest_of(b"third")}
+    # docker cannot load a delta alone, so it has no manifest for docker.
+    assert "manifest.json" not in unpack_tar(delta)
 
 
-async def test_bytes_that_rotted_on_the_disk_are_not_handed_on(registry, program):
+async def test_a_damaged_blob_does_not_complete_a_bundle(registry, program):
     image = registry.add_image(layers=LAYERS)
-    await pull(program, image)
-    rotten = program.root / path(image.layers[0])
-    rotten.write_bytes(flip(rotten.read_bytes(), 100))
+    await pull_all_platforms(program, image)
+    damaged = program.root / blob_path(image.layers[0])
+    damaged.write_bytes(flip(damaged.read_bytes(), 100))
     with pytest.raises(DaemonUnavailableError):
-        await export(program, "app")
-    assert not rotten.exists()
+        await export_bundle(program, "app")
+    assert not damaged.exists()
 
 
-async def test_attestations_go_along_and_are_nothing_to_load(registry, program):
+async def test_attestations_are_exported_and_docker_does_not_load_them(registry, program):
     image = registry.add_image(index=True, platforms=("linux/amd64", "unknown/unknown"))
-    await pull(program, image)
-    bundle = await export(program, "app")
-    assert image.manifests["unknown/unknown"] in blobs(bundle)
-    assert len(json.loads(files(bundle)["manifest.json"])) == 1
-    only = await export(program, "app", platforms=["linux/amd64"])
-    assert image.manifests["unknown/unknown"] not in blobs(only)
+    await pull_all_platforms(program, image)
+    bundle = await export_bundle(program, "app")
+    assert image.manifests["unknown/unknown"] in blob_digests(bundle)
+    assert len(json.loads(unpack_tar(bundle)["manifest.json"])) == 1
+    amd64 = await export_bundle(program, "app", platforms=["linux/amd64"])
+    assert image.manifests["unknown/unknown"] not in blob_digests(amd64)
 
 
-async def test_names_too_long_for_a_plain_header_survive(registry, program):
+async def test_names_too_long_for_a_plain_header_are_kept(registry, program):
     layer = b"by its longer name"
     digest = digest_of(layer, "sha512")
     image = registry.add_image()
@@ -230,8 +247,29 @@ async def test_names_too_long_for_a_plain_header_survive(registry, program):
     content = json.dumps(document).encode()
     registry.add_manifest(image.repository, "latest", content, image.media_type)
     await program.manifest(image)
-    for named in (document["config"], *document["layers"]):
-        assert (await program.blob(named["digest"])).status == 200
+    for blob in (document["config"], *document["layers"]):
+        assert (await program.blob(blob["digest"])).status == 200
     await program.settled()
-    bundle = await export(program, "app")
-    assert digest in blobs(bundle)
+    bundle = await export_bundle(program, "app")
+    assert digest in blob_digests(bundle)
+
+
+async def test_an_image_that_is_being_exported_is_not_removed(registry, program):
+    image = registry.add_image(layers=(b"x" * 3 * MIB,))
+    await pull_all_platforms(program, image)
+    api, bundle = AdminClient(program.root), io.BytesIO()
+    errors: list[str] = []
+
+    class Target(io.BytesIO):
+        def write(self, data: Any) -> int:
+            if not errors:
+                with pytest.raises(BusyError, match="export or import is using it") as raised:
+                    api.post("/api/v1/images/remove", {"images": ["app"]})
+                errors.append(str(raised.value))
+            return bundle.write(data)
+
+    await asyncio.to_thread(api.post_to_file, "/api/v1/export", {"images": ["app"]}, Target())
+    assert blob_digests(bundle.getvalue()) == program.stored()
+    assert errors
+    await asyncio.to_thread(api.post, "/api/v1/images/remove", {"images": ["app"]})
+    assert program.stored() == set()

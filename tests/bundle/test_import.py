@@ -1,167 +1,179 @@
-"""Bundles come into the store: whole images or nothing of them, in any order, as often as it takes."""
+"""Imports: an image is added as a whole or not at all, in any order of entries, and repeatable."""
 
 import asyncio
 import gzip
-import io
 import json
+import os
 import threading
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
 
 import aiohttp
 import pytest
 from backports import zstd
 
 from proxy.cli.api_client import AdminClient
-from proxy.errors import BusyError, NoSpaceError
+from proxy.errors import NoSpaceError
 from proxy.storage.blobs import allocated_size
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
 from tests.support.bundles import (
-    APP,
+    APP_FULL_NAME,
     LAYERS,
-    Layout,
-    blobs,
-    export,
-    files,
-    layout,
-    path,
-    pull,
-    take,
-    tar,
+    LayoutBuilder,
+    blob_digests,
+    blob_path,
+    build_layout,
+    export_bundle,
+    import_bundle,
+    make_tar,
+    pull_all_platforms,
+    unpack_tar,
 )
 
 MIB = 1 << 20
 
 
+def docker_manifest(layout: LayoutBuilder, digest: str, *names: str) -> bytes:
+    """Return docker's manifest.json with names for an image of the layout."""
+    config = json.loads(layout.files[blob_path(digest)])["config"]["digest"]
+    image = {"Config": blob_path(config), "RepoTags": names, "Layers": []}
+    return json.dumps([image]).encode()
+
+
 @pytest.fixture
-async def island(make_program, tmp_path):
-    """A program that may ask nobody, with an empty store."""
-    return await make_program(tmp_path / "island", offline=True)
+async def offline_program(make_program, tmp_path):
+    """An offline program with an empty store."""
+    return await make_program(tmp_path / "offline", offline=True)
 
 
-async def test_an_imported_image_is_pulled_without_any_upstream(registry, program, island):
+async def test_an_imported_image_is_pulled_without_upstream(registry, program, offline_program):
     image = registry.add_image(layers=LAYERS, index=True)
-    await pull(program, image)
-    bundle = await export(program, "app")
-    asked = len(registry.requests)
-    report = await take(island, bundle)
+    await pull_all_platforms(program, image)
+    bundle = await export_bundle(program, "app")
+    requests_before = len(registry.requests)
+    report = await import_bundle(offline_program, bundle)
     (imported,) = report["images"]
     assert imported == {"name": "app:latest", "digest": image.digest, "missing": [], "reason": ""}
-    assert report["added"] == len(blobs(bundle))
-    await island.pull(image)
+    assert report["added"] == len(blob_digests(bundle))
+    await offline_program.pull(image)
     for digest in image.manifests.values():
-        assert (await island.manifest(image, digest)).digest == digest
-    assert len(registry.requests) == asked
-    # And what was imported can be exported again.
-    assert await export(island, "app") == bundle
+        assert (await offline_program.manifest(image, digest)).digest == digest
+    assert len(registry.requests) == requests_before
+    # An imported image can be exported again.
+    assert await export_bundle(offline_program, "app") == bundle
 
 
-async def test_an_imported_tag_is_asked_for_again_after_its_ttl(registry, make_program, tmp_path):
+async def test_an_imported_tag_is_revalidated_after_its_ttl(registry, make_program, tmp_path):
     image = registry.add_image()
     program = await make_program(tmp_path / "online")
-    made, _ = layout(name=f"{APP}:latest")
-    await take(program, made.tar())
+    layout, _ = build_layout(name=f"{APP_FULL_NAME}:latest")
+    await import_bundle(program, layout.to_tar())
     assert (await program.manifest("library/app")).digest != image.digest
     assert not registry.requests
     program.clock.turn(3600)
     assert (await program.manifest("library/app")).digest == image.digest
 
 
-async def test_a_tag_that_was_not_there_a_moment_ago_is_there_once_imported(program):
+async def test_an_import_clears_the_negative_cache_of_its_tag(program):
     assert (await program.manifest("library/app", "1")).status == 404
-    made, digest = layout()
-    await take(program, made.tar())
+    layout, digest = build_layout()
+    await import_bundle(program, layout.to_tar())
     assert (await program.manifest("library/app", "1")).digest == digest
 
 
-async def test_what_is_imported_is_shown_under_its_repository_only(registry, program):
-    made, _ = layout(b"secret")
-    await take(program, made.tar())
+async def test_imported_blobs_are_served_under_their_repository_only(registry, program):
+    layout, _ = build_layout(b"secret")
+    await import_bundle(program, layout.to_tar())
     layer = digest_of(b"secret")
     assert (await program.blob(layer)).status == 200
     assert (await program.blob(layer, "library/other")).status == 404
 
 
-async def test_a_delta_completes_what_is_here(registry, program, island):
+async def test_a_delta_is_complete_with_the_blobs_of_an_earlier_bundle(
+    registry, program, offline_program
+):
     base = registry.add_image(tag="1", layers=LAYERS)
-    await pull(program, base)
-    earlier = await export(program, "app:1")
+    await pull_all_platforms(program, base)
+    earlier = await export_bundle(program, "app:1")
     newer = registry.add_image(tag="2", layers=(*LAYERS, b"third"))
-    await pull(program, newer)
-    delta = await export(program, "app:1", "app:2", exclude=blobs(earlier))
-    before = island.stored()
-    report = await take(island, delta)
+    await pull_all_platforms(program, newer)
+    delta = await export_bundle(program, "app:1", "app:2", exclude=blob_digests(earlier))
+    before = offline_program.stored()
+    report = await import_bundle(offline_program, delta)
     first, second = report["images"]
     assert first["missing"] == [base.digest]
     assert second["missing"] == list(base.layers)
-    assert (island.stored(), report["added"]) == (before, 0)
-    await take(island, earlier)
-    report = await take(island, delta)
-    assert [one["missing"] for one in report["images"]] == [[], []]
-    await island.pull(base)
-    await island.pull(newer)
+    assert (offline_program.stored(), report["added"]) == (before, 0)
+    await import_bundle(offline_program, earlier)
+    report = await import_bundle(offline_program, delta)
+    assert [image["missing"] for image in report["images"]] == [[], []]
+    await offline_program.pull(base)
+    await offline_program.pull(newer)
 
 
-async def test_a_delta_says_which_platform_it_takes_to_be_here(registry, program, island):
-    both = registry.add_image(index=True)
-    await pull(program, both)
-    # Only arm64 has changed since, and an earlier bundle has the rest.
-    whole = await export(program, "app")
-    kept = {digest for digest in blobs(whole) if digest != both.manifests["linux/arm64"]}
-    delta = await export(program, "app", exclude=kept - {both.digest})
-    (image,) = (await take(island, delta))["images"]
-    assert both.manifests["linux/amd64"] in image["missing"]
+async def test_a_delta_is_incomplete_without_the_platforms_that_it_expects(
+    registry, program, offline_program
+):
+    image = registry.add_image(index=True)
+    await pull_all_platforms(program, image)
+    # As if only arm64 had changed since an earlier bundle.
+    changed = {image.digest, image.manifests["linux/arm64"]}
+    unchanged = blob_digests(await export_bundle(program, "app")) - changed
+    delta = await export_bundle(program, "app", exclude=unchanged)
+    (imported,) = (await import_bundle(offline_program, delta))["images"]
+    assert image.manifests["linux/amd64"] in imported["missing"]
 
 
-async def test_a_sparse_index_is_whole_if_what_it_brings_is(program):
-    made = Layout()
-    there, absent = (made.add_manifest(b"one", architecture=arch) for arch in ("amd64", "arm64"))
-    del made.files[f"blobs/sha256/{absent['digest'][7:]}"]
-    digest = made.list(made.add_index(there, absent), name=f"{APP}:1")
-    (image,) = (await take(program, made.tar()))["images"]
+async def test_an_index_is_complete_if_its_manifests_in_the_bundle_are(program):
+    layout = LayoutBuilder()
+    present, absent = (
+        layout.add_manifest(b"one", architecture=arch) for arch in ("amd64", "arm64")
+    )
+    del layout.files[blob_path(absent["digest"])]
+    digest = layout.list_image(layout.add_index(present, absent), name=f"{APP_FULL_NAME}:1")
+    (image,) = (await import_bundle(program, layout.to_tar()))["images"]
     assert image["missing"] == []
     assert (await program.manifest("library/app", "1")).digest == digest
 
 
-async def test_a_platform_that_is_there_in_part_makes_the_image_incomplete(program):
-    made = Layout()
-    first = made.add_manifest(b"one", architecture="amd64")
-    second = made.add_manifest(b"two", architecture="arm64")
-    made.list(made.add_index(first, second), name=f"{APP}:1")
+async def test_a_partial_platform_makes_the_image_incomplete(program):
+    layout = LayoutBuilder()
+    first = layout.add_manifest(b"one", architecture="amd64")
+    second = layout.add_manifest(b"two", architecture="arm64")
+    layout.list_image(layout.add_index(first, second), name=f"{APP_FULL_NAME}:1")
     lost = digest_of(b"two")
-    del made.files[f"blobs/sha256/{lost[7:]}"]
-    report = await take(program, made.tar())
+    del layout.files[blob_path(lost)]
+    report = await import_bundle(program, layout.to_tar())
     assert report["images"][0]["missing"] == [lost]
     assert program.stored() == set()
     assert (await program.manifest("library/app", "1")).status == 404
 
 
-async def test_one_image_that_is_not_whole_keeps_no_other_back(program):
-    made = Layout()
-    made.list(made.add_manifest(b"one"), name=f"{APP}:1")
-    made.list(made.add_manifest(b"two", b"three"), name=f"{APP}:2")
-    del made.files[f"blobs/sha256/{digest_of(b'three')[7:]}"]
-    report = await take(program, made.tar())
-    assert [one["missing"] for one in report["images"]] == [[], [digest_of(b"three")]]
-    # What only the other one needed is gone again.
+async def test_an_incomplete_image_does_not_stop_the_others(program):
+    layout = LayoutBuilder()
+    layout.list_image(layout.add_manifest(b"one"), name=f"{APP_FULL_NAME}:1")
+    layout.list_image(layout.add_manifest(b"two", b"three"), name=f"{APP_FULL_NAME}:2")
+    del layout.files[blob_path(digest_of(b"three"))]
+    report = await import_bundle(program, layout.to_tar())
+    assert [image["missing"] for image in report["images"]] == [[], [digest_of(b"three")]]
+    # The blobs that only the incomplete image needs were removed.
     assert digest_of(b"one") in program.stored()
     assert digest_of(b"two") not in program.stored()
     assert (await program.manifest("library/app", "1")).status == 200
     assert (await program.manifest("library/app", "2")).status == 404
 
 
-async def test_what_is_here_already_is_read_over(program):
-    made, _ = layout(b"x" * MIB)
-    first = await take(program, made.tar())
-    again = await take(program, made.tar())
+async def test_stored_blobs_are_skipped(program):
+    layout, _ = build_layout(b"x" * MIB)
+    first = await import_bundle(program, layout.to_tar())
+    again = await import_bundle(program, layout.to_tar())
     assert (first["added"], first["already_stored"]) == (3, 0)
     assert (again["added"], again["added_bytes"], again["already_stored"]) == (0, 0, 3)
 
 
-async def test_an_upload_that_breaks_off_is_gone_on_with(program):
-    made, digest = layout(b"x" * MIB, b"y" * MIB)
-    bundle = made.tar()
+async def test_an_interrupted_upload_keeps_complete_blobs_for_the_next_one(program):
+    layout, digest = build_layout(b"x" * MIB, b"y" * MIB)
+    bundle = layout.to_tar()
 
     async def broken() -> AsyncIterator[bytes]:
         yield bundle[: MIB + 200_000]
@@ -180,217 +192,237 @@ async def test_an_upload_that_breaks_off_is_gone_on_with(program):
     assert digest_of(b"x" * MIB) in program.stored()
     assert len(program.stored()) == 2
     assert (await program.manifest("library/app", "1")).status == 404
-    report = await take(program, bundle)
+    report = await import_bundle(program, bundle)
     assert (report["already_stored"], report["added"]) == (2, 2)
     assert (await program.manifest("library/app", "1")).digest == digest
 
 
 @pytest.mark.parametrize("pack", [zstd.compress, gzip.compress], ids=["zstd", "gzip"])
 async def test_a_compressed_bundle_is_recognised(program, pack):
-    made, digest = layout(bytes(3 * MIB), b"end")
-    bundle = made.tar()
-    # In two streams, as parallel compressors write.
-    await take(program, pack(bundle[:1000]) + pack(bundle[1000:]))
+    layout, digest = build_layout(bytes(3 * MIB), b"end")
+    bundle = layout.to_tar()
+    # Two streams, as parallel compressors write.
+    await import_bundle(program, pack(bundle[:1000]) + pack(bundle[1000:]))
     assert (await program.manifest("library/app", "1")).digest == digest
 
 
-async def test_a_tar_of_the_current_directory_is_a_bundle(program):
-    made, digest = layout()
-    content = files(made.tar())
-    await take(program, tar({f"./{name}": data for name, data in content.items()}))
+async def test_entry_names_may_start_with_dot_slash(program):
+    layout, digest = build_layout()
+    content = unpack_tar(layout.to_tar())
+    await import_bundle(program, make_tar({f"./{name}": data for name, data in content.items()}))
     assert (await program.manifest("library/app", "1")).digest == digest
 
 
 @pytest.mark.parametrize(
-    ("annotations", "given"),
+    ("annotations", "default_name"),
     [
-        ({"name": f"{APP}:1", "ref": "other"}, None),
+        ({"name": f"{APP_FULL_NAME}:1", "ref": "other"}, None),
         ({"name": "index.docker.io/library/app:1"}, None),
         ({"name": "app:1"}, None),
-        ({"ref": f"{APP}:1"}, None),
+        ({"ref": f"{APP_FULL_NAME}:1"}, None),
         ({"ref": "1"}, "app"),
         ({}, "docker.io/library/app:1"),
     ],
 )
-async def test_an_image_is_called_what_the_clearest_annotation_says(program, annotations, given):
-    made = Layout()
-    digest = made.list(made.add_manifest(b"layer"), **annotations)
-    report = await take(program, made.tar(), name=given)
+async def test_an_image_has_the_name_of_its_most_explicit_annotation(
+    program, annotations, default_name
+):
+    layout = LayoutBuilder()
+    digest = layout.list_image(layout.add_manifest(b"layer"), **annotations)
+    report = await import_bundle(program, layout.to_tar(), name=default_name)
     assert report["images"][0]["name"] == "app:1"
     assert (await program.manifest("library/app", "1")).digest == digest
 
 
-async def test_docker_says_what_an_image_is_called_that_nobody_else_names(program):
-    made = Layout()
-    described = made.add_manifest(b"layer")
-    digest = made.list(described, ref="1")
-    config = json.loads(made.files[f"blobs/sha256/{digest[7:]}"])["config"]["digest"]
-    docker = [{"Config": f"blobs/sha256/{config[7:]}", "RepoTags": ["app:7"], "Layers": []}]
-    made.files["manifest.json"] = json.dumps(docker).encode()
-    await take(program, made.tar())
+async def test_an_image_without_a_full_name_has_the_one_in_dockers_manifest(program):
+    layout = LayoutBuilder()
+    described = layout.add_manifest(b"layer")
+    digest = layout.list_image(described, ref="1")
+    layout.files["manifest.json"] = docker_manifest(layout, digest, "app:7")
+    await import_bundle(program, layout.to_tar())
+    assert (await program.manifest("library/app", "7")).digest == digest
+
+
+async def test_an_image_with_several_names_is_added_under_those_that_are_allowed(program):
+    layout = LayoutBuilder()
+    digest = layout.list_image(layout.add_manifest(b"layer"))
+    names = ("app:7", "quay.io/some/thing:7")
+    layout.files["manifest.json"] = docker_manifest(layout, digest, *names)
+    report = await import_bundle(program, layout.to_tar())
+    assert [bool(image["reason"]) for image in report["images"]] == [False, True]
+    assert report["added"] == 3
     assert (await program.manifest("library/app", "7")).digest == digest
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "reason"),
     [
         ("", "--name"),
         ("quay.io/some/thing:1", "quay.io"),
         ("docker.io/NOT/A NAME", "repository name"),
-        (f"{APP}@sha256:{'0' * 64}", "under this name"),
+        (f"{APP_FULL_NAME}@sha256:{'0' * 64}", "under this name"),
         ("docker.io/library/forbidden:1", "does not allow"),
     ],
 )
-async def test_an_image_that_has_no_place_here_is_refused_with_the_reason(
-    make_program, registry, name, says
+async def test_an_image_that_cannot_be_added_is_rejected_with_the_reason(
+    make_program, registry, name, reason
 ):
-    rules = {"docker.io": {"url": registry.url, "deny": ["library/forbidden"]}}
-    program = await make_program(upstreams=rules)
-    made, _ = layout(name=name)
-    report = await take(program, made.tar())
-    assert says in report["images"][0]["reason"]
+    upstreams = {"docker.io": {"url": registry.url, "deny": ["library/forbidden"]}}
+    program = await make_program(upstreams=upstreams)
+    layout, _ = build_layout(name=name)
+    report = await import_bundle(program, layout.to_tar())
+    assert reason in report["images"][0]["reason"]
     assert program.stored() == set()
 
 
 async def test_an_image_by_digest_is_pulled_by_digest(program):
-    made = Layout()
-    described = made.add_manifest(b"layer")
-    digest = made.list(described, name=f"{APP}@{described['digest']}")
-    await take(program, made.tar())
+    layout = LayoutBuilder()
+    described = layout.add_manifest(b"layer")
+    digest = layout.list_image(described, name=f"{APP_FULL_NAME}@{described['digest']}")
+    await import_bundle(program, layout.to_tar())
     assert (await program.manifest("library/app", digest)).digest == digest
 
 
 async def test_a_blob_that_is_being_downloaded_may_be_imported(registry, program):
     content = b"wanted by both" * 100_000
     image = registry.add_image(layers=(content,))
-    made, digest = layout(content)
+    layout, digest = build_layout(content)
     release = asyncio.Event()
     registry.fail("/blobs/", Fault(stall_at=1000, until=release))
     async with asyncio.TaskGroup() as group:
         pulling = group.create_task(program.blob(image.layers[0]))
         while not await program.metric("pullcache_downloads_in_progress"):
             pass
-        await take(program, made.tar())
+        await import_bundle(program, layout.to_tar())
         release.set()
     assert pulling.result().digest == image.layers[0]
     assert (await program.manifest("library/app", "1")).digest == digest
     assert program.stored() >= {digest, image.layers[0]}
 
 
-async def test_two_bundles_may_come_at_once(program):
+async def test_two_bundles_are_imported_at_once(program):
     shared = b"shared" * MIB
     bundles = []
     for number in (1, 2):
-        made, _ = layout(shared, str(number).encode(), name=f"{APP}:{number}")
-        bundles.append(made.tar())
-    await asyncio.gather(*(take(program, bundle) for bundle in bundles))
+        layout, _ = build_layout(shared, str(number).encode(), name=f"{APP_FULL_NAME}:{number}")
+        bundles.append(layout.to_tar())
+    await asyncio.gather(*(import_bundle(program, bundle) for bundle in bundles))
     for tag in ("1", "2"):
         assert (await program.manifest("library/app", tag)).status == 200
     assert digest_of(shared) in program.stored()
 
 
-async def test_a_bundle_evicts_what_is_old_and_nothing_of_its_own(registry, make_program):
+async def test_an_import_evicts_older_content_and_nothing_of_its_own(registry, make_program):
     program = await make_program(store={"max_size": "20MB"})
     old = registry.add_image("library/old", layers=(b"o" * 8 * MIB,))
     await program.pull(old)
     await program.settled()
-    made, _ = layout(*(bytes([n]) * 5 * MIB for n in range(3)))
-    await take(program, made.tar())
+    layout, _ = build_layout(*(bytes([n]) * 5 * MIB for n in range(3)))
+    await import_bundle(program, layout.to_tar())
     assert program.on_disk() <= 20_000_000
     assert old.layers[0] not in program.stored()
     for n in range(3):
         assert (await program.blob(digest_of(bytes([n]) * 5 * MIB))).status == 200
 
 
-async def test_a_delta_evicts_nothing_that_it_rests_on(registry, make_program, tmp_path):
+async def test_a_delta_does_not_evict_the_blobs_of_its_base(registry, make_program, tmp_path):
     source = await make_program(tmp_path / "source")
     large = [bytes([n]) * 5 * MIB for n in range(2)]
     base = registry.add_image(tag="1", layers=large[:1], index=True)
-    await pull(source, base)
-    earlier = await export(source, "app:1")
+    await pull_all_platforms(source, base)
+    earlier = await export_bundle(source, "app:1")
     newer = registry.add_image(tag="2", layers=large, index=True)
-    await pull(source, newer)
-    delta = await export(source, "app:2", exclude=blobs(earlier))
+    await pull_all_platforms(source, newer)
+    delta = await export_bundle(source, "app:2", exclude=blob_digests(earlier))
     program = await make_program(tmp_path / "small", store={"max_size": "20MB"})
-    await take(program, earlier)
-    # What is used after the base goes before it, since the delta needs that.
+    await import_bundle(program, earlier)
+    # Used more recently than the base, but the delta needs the base.
     other = registry.add_blob(b"o" * 12 * MIB)
     await program.blob(other)
     await program.settled()
-    (image,) = (await take(program, delta))["images"]
+    (image,) = (await import_bundle(program, delta))["images"]
     assert image["missing"] == []
     assert other not in program.stored()
 
 
-async def test_what_is_imported_under_a_pinned_name_is_pinned(program):
+async def test_an_image_imported_under_a_pinned_name_is_pinned(program):
     await asyncio.to_thread(
         AdminClient(program.root).post, "/api/v1/images/pin", {"images": ["app:1"]}
     )
-    made = Layout()
-    both = [made.add_manifest(b"one", architecture=arch) for arch in ("amd64", "arm64")]
-    made.list(made.add_index(*both), name=f"{APP}:1")
-    await take(program, made.tar())
-    sizes = [(program.root / path(digest)).stat().st_size for digest in program.stored()]
+    layout = LayoutBuilder()
+    manifests = [layout.add_manifest(b"one", architecture=arch) for arch in ("amd64", "arm64")]
+    layout.list_image(layout.add_index(*manifests), name=f"{APP_FULL_NAME}:1")
+    await import_bundle(program, layout.to_tar())
+    sizes = [(program.root / blob_path(digest)).stat().st_size for digest in program.stored()]
     pinned = await program.metric("pullcache_store_pinned_bytes")
     assert (
         pinned == await program.metric("pullcache_store_bytes") == sum(map(allocated_size, sizes))
     )
 
 
-async def test_a_store_that_pins_fill_says_that_it_is_the_pins(make_program):
+async def test_the_error_for_a_full_store_names_the_bytes_of_pinned_images(make_program):
     program = await make_program(store={"max_size": "20MB"})
-    made, _ = layout(b"p" * 12 * MIB, name=f"{APP}:1")
-    await take(program, made.tar())
+    layout, _ = build_layout(b"p" * 12 * MIB, name=f"{APP_FULL_NAME}:1")
+    await import_bundle(program, layout.to_tar())
     await asyncio.to_thread(
         AdminClient(program.root).post, "/api/v1/images/pin", {"images": ["app:1"]}
     )
     before = program.stored()
-    made, _ = layout(b"n" * 8 * MIB, name=f"{APP}:2")
+    layout, _ = build_layout(b"n" * 8 * MIB, name=f"{APP_FULL_NAME}:2")
     with pytest.raises(NoSpaceError, match="pinned images hold"):
-        await take(program, made.tar())
+        await import_bundle(program, layout.to_tar())
     assert program.stored() == before
     assert (await program.manifest("library/app", "1")).status == 200
 
 
-async def test_an_image_that_is_being_exported_is_not_removed(registry, program):
-    image = registry.add_image(layers=(b"x" * 3 * MIB,))
-    await pull(program, image)
-    api, bundle = AdminClient(program.root), io.BytesIO()
-    refused: list[str] = []
-
-    class Target(io.BytesIO):
-        def write(self, data: Any) -> int:
-            if not refused:
-                with pytest.raises(BusyError, match="exported") as error:
-                    api.post("/api/v1/images/remove", {"images": ["app"]})
-                refused.append(str(error.value))
-            return bundle.write(data)
-
-    await asyncio.to_thread(api.post_to_file, "/api/v1/export", {"images": ["app"]}, Target())
-    assert blobs(bundle.getvalue()) == program.stored()
-    assert refused
-    await asyncio.to_thread(api.post, "/api/v1/images/remove", {"images": ["app"]})
-    assert program.stored() == set()
-
-
-async def test_progress_is_told_while_a_bundle_comes(program, monkeypatch):
+async def test_progress_is_reported_during_an_import(program, monkeypatch):
     monkeypatch.setattr("proxy.server.admin.bundles.PROGRESS_INTERVAL", 0.01)
-    made, _ = layout(b"x" * 4 * MIB)
-    bundle = made.tar()
+    layout, _ = build_layout(b"x" * 4 * MIB)
+    bundle = layout.to_tar()
 
-    heard = threading.Event()
+    progress_received = threading.Event()
 
-    def pieces() -> Iterator[bytes]:
+    def chunks() -> Iterator[bytes]:
         yield bundle[:MIB]
-        assert heard.wait(10)
+        assert progress_received.wait(10)
         yield bundle[MIB:]
 
     def work() -> list[dict[str, int]]:
-        events = AdminClient(program.root).stream("POST", "/api/v1/import", upload=pieces())
+        events = AdminClient(program.root).stream("POST", "/api/v1/import", upload=chunks())
         first = next(events)
-        heard.set()
+        progress_received.set()
         return [first, *events]
 
     first, *_, last = await asyncio.to_thread(work)
     assert 0 < first["done"] <= MIB
     assert last["added"] == 3
+
+
+async def test_a_shutdown_during_an_import_leaves_complete_blobs_only(program):
+    layout, digest = build_layout(b"x" * MIB, os.urandom(4 * MIB))
+    bundle = layout.to_tar()
+    release = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield bundle[: 3 * MIB]
+        await release.wait()
+        yield bundle[3 * MIB :]
+
+    async def send() -> None:
+        connector = aiohttp.UnixConnector(f"{program.root}/admin.sock")
+        async with aiohttp.ClientSession(connector=connector) as session:
+            with pytest.raises(aiohttp.ClientError):
+                async with session.post("http://localhost/api/v1/import", data=slow()) as answer:
+                    await answer.read()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(send())
+        while await program.metric("pullcache_store_blobs") < 2:
+            pass
+        await program.stop()
+        release.set()
+    assert list((program.root / "ingest").iterdir()) == []
+    assert digest_of(b"x" * MIB) in program.stored()
+    await program.start()
+    assert (await import_bundle(program, bundle))["already_stored"] >= 1
+    assert (await program.manifest("library/app", "1")).digest == digest

@@ -1,4 +1,4 @@
-"""Row M15: a bundle that is damaged, or made to harm, is refused, and the store is what it was."""
+"""Row M15: a damaged or malicious bundle is rejected, and the store stays as it was."""
 
 import gzip
 import io
@@ -13,61 +13,75 @@ from backports import zstd
 from proxy.errors import BundleError, DigestMismatchError, NoSpaceError, ProxyError
 from tests.fakes.content import digest_of
 from tests.fakes.faults import flip
-from tests.support.bundles import APP, Layout, layout, path, take, tar
+from tests.support.bundles import (
+    APP_FULL_NAME,
+    LayoutBuilder,
+    blob_path,
+    build_layout,
+    import_bundle,
+    make_tar,
+)
 from tests.support.program import Program
 
 MIB = 1 << 20
 
 
 @pytest.fixture
-async def full(program):
-    """A program whose store holds one image, to be left alone."""
-    made, _ = layout(b"resident", name=f"{APP}:resident")
-    await take(program, made.tar())
+async def program_with_image(program):
+    """A program whose store has one image, which no import may touch."""
+    layout, _ = build_layout(b"resident", name=f"{APP_FULL_NAME}:resident")
+    await import_bundle(program, layout.to_tar())
     return program
 
 
-async def refuse(
-    program: Program, bundle: bytes, error: type[ProxyError] = BundleError, says: str = ""
+async def assert_rejected(
+    program: Program, bundle: bytes, error: type[ProxyError] = BundleError, message: str = ""
 ) -> None:
-    """Check that a bundle is refused and that nothing came of it, inside the store or out."""
-    before = state(program)
+    """Check that a bundle is rejected and changes nothing, in the store or beside it."""
+    before = store_state(program)
     outside = sorted(program.root.parent.iterdir())
-    with pytest.raises(error, match=says or None) as raised:
-        await take(program, bundle)
+    with pytest.raises(error, match=message or None) as raised:
+        await import_bundle(program, bundle)
     assert 0 < len(str(raised.value)) <= 250
-    assert state(program) == before
+    assert store_state(program) == before
     assert sorted(program.root.parent.iterdir()) == outside
     assert (await program.manifest("library/app", "1")).status == 404
     assert (await program.manifest("library/app", "resident")).status == 200
 
 
-def state(program: Program) -> tuple[set[str], list[str]]:
+def store_state(program: Program) -> tuple[set[str], list[str]]:
+    """Return the stored digests and the names in the ingest directory."""
     return program.stored(), sorted(path.name for path in (program.root / "ingest").iterdir())
 
 
-def plus(made: Layout, *entries: tarfile.TarInfo, content: bytes = b"") -> bytes:
-    """Return a good bundle with odd entries before its own."""
-    index = json.dumps({"schemaVersion": 2, "manifests": made.images}).encode()
-    own = [(tarfile.TarInfo(name), data) for name, data in made.files.items()]
+def tar_with_entries(
+    layout: LayoutBuilder, *entries: tarfile.TarInfo, content: bytes = b""
+) -> bytes:
+    """Return the tar of a layout with additional entries before its own."""
+    index = json.dumps({"schemaVersion": 2, "manifests": layout.images}).encode()
+    own = [(tarfile.TarInfo(name), data) for name, data in layout.files.items()]
     own.append((tarfile.TarInfo("index.json"), index))
-    return tar([*((entry, content) for entry in entries), *own])
+    return make_tar([*((entry, content) for entry in entries), *own])
 
 
-def entry(name: str, kind: bytes = tarfile.REGTYPE, linkname: str = "") -> tarfile.TarInfo:
-    made = tarfile.TarInfo(name)
-    made.type = kind
-    made.linkname = linkname
-    return made
+def tar_entry(name: str, kind: bytes = tarfile.REGTYPE, linkname: str = "") -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.type = kind
+    entry.linkname = linkname
+    return entry
 
 
 @pytest.mark.parametrize("name", ["../evil", "blobs/../../evil", "/etc/evil", "a/../b"])
-async def test_a_name_that_leads_out_is_refused(full, name):
-    await refuse(full, plus(layout()[0], entry(name), content=b"evil"), says="leads out")
+async def test_a_name_that_leads_out_of_the_archive_is_rejected(program_with_image, name):
+    await assert_rejected(
+        program_with_image,
+        tar_with_entries(build_layout()[0], tar_entry(name), content=b"evil"),
+        message="leads out",
+    )
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"),
+    ("kind", "message"),
     [
         (tarfile.SYMTYPE, "symbolic link"),
         (tarfile.LNKTYPE, "hard link"),
@@ -78,55 +92,67 @@ async def test_a_name_that_leads_out_is_refused(full, name):
         (b"Q", "unknown kind"),
     ],
 )
-async def test_what_is_no_file_is_refused(full, kind, says):
-    odd = entry(path(digest_of(b"x")), kind, "/etc/passwd")
-    await refuse(full, plus(layout()[0], odd), says=says)
+async def test_an_entry_that_is_not_a_file_is_rejected(program_with_image, kind, message):
+    odd = tar_entry(blob_path(digest_of(b"x")), kind, "/etc/passwd")
+    await assert_rejected(
+        program_with_image, tar_with_entries(build_layout()[0], odd), message=message
+    )
 
 
-async def test_a_blob_that_comes_twice_is_refused(full):
-    made, _ = layout(b"twice")
-    again = entry(path(digest_of(b"twice")))
-    await refuse(full, plus(made, again, content=b"twice"), says="twice")
+async def test_a_duplicate_blob_is_rejected(program_with_image):
+    layout, _ = build_layout(b"twice")
+    again = tar_entry(blob_path(digest_of(b"twice")))
+    await assert_rejected(
+        program_with_image, tar_with_entries(layout, again, content=b"twice"), message="twice"
+    )
 
 
 @pytest.mark.parametrize("name", ["index.json", "oci-layout"])
-async def test_a_document_that_comes_twice_is_refused(full, name):
+async def test_a_duplicate_document_is_rejected(program_with_image, name):
     content = b'{"imageLayoutVersion": "1.0.0", "manifests": []}'
-    await refuse(full, plus(layout()[0], entry(name), content=content), says="twice")
+    await assert_rejected(
+        program_with_image,
+        tar_with_entries(build_layout()[0], tar_entry(name), content=content),
+        message="twice",
+    )
 
 
-async def test_one_bit_of_any_blob_is_noticed(full):
+async def test_one_flipped_bit_in_a_blob_is_noticed(program_with_image):
     for size in (10, 3 * MIB):
-        made, _ = layout(b"z" * size)
-        bundle = made.tar()
+        layout, _ = build_layout(b"z" * size)
+        bundle = layout.to_tar()
         changed = flip(bundle, bundle.index(b"z" * 10) + size // 2)
-        await refuse(full, changed, DigestMismatchError, says=digest_of(b"z" * size))
+        await assert_rejected(
+            program_with_image, changed, DigestMismatchError, message=digest_of(b"z" * size)
+        )
 
 
-async def test_a_bundle_that_was_cut_anywhere_is_refused(full):
-    made, _ = layout(b"z" * 5000)
-    bundle = made.tar().rstrip(b"\0")
+async def test_a_truncated_bundle_is_rejected(program_with_image):
+    layout, _ = build_layout(b"z" * 5000)
+    bundle = layout.to_tar().rstrip(b"\0")
     for length in (0, 1, 511, 512, 513, 3000, len(bundle) // 2, len(bundle)):
-        await refuse(full, bundle[:length], ProxyError)
+        await assert_rejected(program_with_image, bundle[:length], ProxyError)
 
 
 @pytest.mark.parametrize("pack", [zstd.compress, gzip.compress], ids=["zstd", "gzip"])
-async def test_a_compressed_bundle_that_was_cut_or_changed_is_refused(full, pack):
-    made, _ = layout(os.urandom(2 * MIB))
-    bundle = pack(made.tar())
-    await refuse(full, bundle[: len(bundle) // 2], says="cut")
-    await refuse(full, bundle[:-3], says="cut")
-    await refuse(full, flip(bundle, len(bundle) // 2), ProxyError)
-    await refuse(full, bundle + b"something else", ProxyError)
+async def test_a_truncated_or_damaged_compressed_bundle_is_rejected(program_with_image, pack):
+    layout, _ = build_layout(os.urandom(2 * MIB))
+    bundle = pack(layout.to_tar())
+    await assert_rejected(program_with_image, bundle[: len(bundle) // 2], message="truncated")
+    await assert_rejected(program_with_image, bundle[:-3], message="truncated")
+    await assert_rejected(program_with_image, flip(bundle, len(bundle) // 2), ProxyError)
+    await assert_rejected(program_with_image, bundle + b"something else", ProxyError)
 
 
-async def test_parts_in_the_wrong_order_are_refused(full):
-    made, _ = layout(os.urandom(2 * MIB))
-    bundle = made.tar()
+async def test_parts_in_the_wrong_order_are_rejected(program_with_image):
+    layout, _ = build_layout(os.urandom(2 * MIB))
+    bundle = layout.to_tar()
     parts = [bundle[at : at + 700_000] for at in range(0, len(bundle), 700_000)]
-    await refuse(full, parts[1] + parts[0] + b"".join(parts[2:]))
-    await refuse(full, parts[0] + b"".join(parts[2:]), ProxyError)
-    await refuse(full, bundle + parts[-1], says="follows the end")
+    await assert_rejected(program_with_image, parts[1] + parts[0] + b"".join(parts[2:]))
+    await assert_rejected(program_with_image, parts[0] + b"".join(parts[2:]), ProxyError)
+    await assert_rejected(
+        program_with_image, bundle + parts[-1], message="unexpected data after the end"
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,45 +170,55 @@ async def test_parts_in_the_wrong_order_are_refused(full):
     ],
     ids=range(9),
 )
-async def test_documents_that_are_none_are_refused(full, name, content):
-    made, _ = layout()
-    made.files[name] = content
-    await refuse(full, made.tar())
+async def test_invalid_documents_are_rejected(program_with_image, name, content):
+    layout, _ = build_layout()
+    layout.files[name] = content
+    await assert_rejected(program_with_image, layout.to_tar())
 
 
-async def test_the_old_format_of_docker_save_is_refused_with_what_helps(full):
-    old = tar({"abc/layer.tar": b"x", "abc/json": b"{}", "manifest.json": b"[]"})
-    await refuse(full, old, says="skopeo copy")
-    await refuse(full, tar({"abc/layer.tar": bytes(65 << 20)}), says="skopeo copy")
+async def test_the_old_format_of_docker_save_is_rejected_with_a_hint(program_with_image):
+    old = make_tar({"abc/layer.tar": b"x", "abc/json": b"{}", "manifest.json": b"[]"})
+    await assert_rejected(program_with_image, old, message="skopeo copy")
+    await assert_rejected(
+        program_with_image, make_tar({"abc/layer.tar": bytes(65 << 20)}), message="skopeo copy"
+    )
 
 
-async def test_what_is_no_part_of_a_layout_is_read_over_up_to_a_bound(full):
-    made, _ = layout()
-    await refuse(full, plus(made, entry("extra"), content=bytes(65 << 20)), says="layout")
-    await take(full, plus(made, entry("extra"), content=bytes(1 << 20)))
+async def test_unknown_files_are_skipped_up_to_a_limit(program_with_image):
+    layout, _ = build_layout()
+    await assert_rejected(
+        program_with_image,
+        tar_with_entries(layout, tar_entry("extra"), content=bytes(65 << 20)),
+        message="layout",
+    )
+    await import_bundle(
+        program_with_image, tar_with_entries(layout, tar_entry("extra"), content=bytes(1 << 20))
+    )
 
 
 @pytest.mark.parametrize("pack", [zstd.compress, gzip.compress], ids=["zstd", "gzip"])
-async def test_a_bomb_is_not_unpacked(make_program, tmp_path, pack):
+async def test_a_decompression_bomb_is_rejected(make_program, tmp_path, pack):
     program = await make_program(tmp_path / "small", store={"max_size": "20MB"})
     blob = bytes(100 * MIB)
     with pytest.raises(NoSpaceError, match="max_size"):
-        await take(program, pack(tar({path(digest_of(blob)): blob})))
+        await import_bundle(program, pack(make_tar({blob_path(digest_of(blob)): blob})))
     with pytest.raises(BundleError):
-        await take(program, pack(tar({"zeros": blob})))
-    with pytest.raises(BundleError, match="follows the end"):
-        await take(program, pack(blob))
+        await import_bundle(program, pack(make_tar({"zeros": blob})))
+    with pytest.raises(BundleError, match="unexpected data after the end"):
+        await import_bundle(program, pack(blob))
     assert program.on_disk() < 2_000_000
 
 
-async def test_a_blob_that_says_it_has_a_petabyte_is_refused_at_once(full):
-    huge = tarfile.TarInfo(path(digest_of(b"x")))
+async def test_a_blob_that_claims_a_petabyte_is_rejected_at_once(program_with_image):
+    huge = tarfile.TarInfo(blob_path(digest_of(b"x")))
     huge.size = 1 << 50
-    await refuse(full, huge.tobuf(tarfile.GNU_FORMAT) + b"x" * 10_000, NoSpaceError)
+    await assert_rejected(
+        program_with_image, huge.tobuf(tarfile.GNU_FORMAT) + b"x" * 10_000, NoSpaceError
+    )
 
 
 @pytest.mark.parametrize("size", [-1, 1 << 62])
-async def test_a_size_that_no_file_has_is_refused(full, size):
+async def test_an_impossible_size_is_rejected(program_with_image, size):
     block = bytearray(tarfile.TarInfo("blobs/x").tobuf())
     block[124:136] = (
         b"\xff" * 4 + struct.pack(">q", size)
@@ -191,51 +227,57 @@ async def test_a_size_that_no_file_has_is_refused(full, size):
     )
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
-    await refuse(full, bytes(block), says="impossible size")
+    await assert_rejected(program_with_image, bytes(block), message="impossible size")
 
 
-async def test_a_store_that_is_too_small_says_so_and_keeps_what_it_has(make_program, tmp_path):
+async def test_a_bundle_larger_than_the_store_fails_and_leaves_nothing_behind(
+    make_program, tmp_path
+):
     program = await make_program(tmp_path / "small", store={"max_size": "20MB"})
-    small, _ = layout(b"resident" * MIB, name=f"{APP}:resident")
-    await take(program, small.tar())
-    made, _ = layout(*(bytes([n]) * 6 * MIB for n in range(4)))
+    small, _ = build_layout(b"resident" * MIB, name=f"{APP_FULL_NAME}:resident")
+    await import_bundle(program, small.to_tar())
+    layout, _ = build_layout(*(bytes([n]) * 6 * MIB for n in range(4)))
     with pytest.raises(NoSpaceError, match="max_size"):
-        await take(program, made.tar())
+        await import_bundle(program, layout.to_tar())
     assert program.on_disk() <= 20_000_000
     assert not list((program.root / "ingest").iterdir())
-    # What came of the bundle is gone again; what had to go for it is not back.
+    # The blobs of the bundle were removed; what was evicted for them is not restored.
     assert program.stored() <= {digest_of(data) for data in small.files.values()}
 
 
-async def test_a_manifest_that_lies_about_a_size_is_refused(full):
-    made = Layout()
-    described = made.add_manifest(b"layer")
-    document = json.loads(made.files.pop(path(described["digest"])))
+async def test_a_manifest_that_states_a_wrong_size_is_rejected(program_with_image):
+    layout = LayoutBuilder()
+    described = layout.add_manifest(b"layer")
+    document = json.loads(layout.files.pop(blob_path(described["digest"])))
     document["layers"][0]["size"] = 4
-    made.list(made.add(document, described["mediaType"]), name=f"{APP}:1")
-    (image,) = (await take(full, made.tar()))["images"]
-    assert "stated" in image["reason"]
-    assert (await full.manifest("library/app", "1")).status == 404
-    assert digest_of(b"layer") not in full.stored()
+    layout.list_image(layout.add_blob(document, described["mediaType"]), name=f"{APP_FULL_NAME}:1")
+    (image,) = (await import_bundle(program_with_image, layout.to_tar()))["images"]
+    assert "not 4 as its descriptor states" in image["reason"]
+    assert (await program_with_image.manifest("library/app", "1")).status == 404
+    assert digest_of(b"layer") not in program_with_image.stored()
 
 
-async def test_an_index_that_contains_itself_or_has_no_end_is_refused(full):
-    made = Layout()
-    described = made.add_manifest(b"layer")
+async def test_an_index_nested_too_deeply_is_rejected(program_with_image):
+    layout = LayoutBuilder()
+    described = layout.add_manifest(b"layer")
     for _ in range(10):
-        described = made.add_index(described)
-    made.list(described, name=f"{APP}:1")
-    (image,) = (await take(full, made.tar()))["images"]
+        described = layout.add_index(described)
+    layout.list_image(described, name=f"{APP_FULL_NAME}:1")
+    (image,) = (await import_bundle(program_with_image, layout.to_tar()))["images"]
     assert "nested" in image["reason"]
-    assert (await full.manifest("library/app", "1")).status == 404
+    assert (await program_with_image.manifest("library/app", "1")).status == 404
 
 
-async def test_a_blob_of_another_size_than_the_store_has_is_refused(full):
-    known = path(digest_of(b"resident"))
-    await refuse(full, plus(layout()[0], entry(known), content=b"residents"), says="bytes")
+async def test_a_blob_whose_stored_size_differs_is_rejected(program_with_image):
+    stored = blob_path(digest_of(b"resident"))
+    await assert_rejected(
+        program_with_image,
+        tar_with_entries(build_layout()[0], tar_entry(stored), content=b"residents"),
+        message="bytes",
+    )
 
 
-async def test_extended_headers_are_read_with_care(full):
+async def test_malicious_extended_headers_are_rejected(program_with_image):
     for records in (
         {"path": "../evil"},
         {"size": "-1"},
@@ -243,19 +285,41 @@ async def test_extended_headers_are_read_with_care(full):
         {"GNU.sparse.major": "1"},
         {"comment": "x" * 100_000},
     ):
-        odd = entry("harmless")
+        odd = tar_entry("harmless")
         odd.pax_headers = records
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
             archive.addfile(odd, io.BytesIO())
-        await refuse(full, buffer.getvalue() + plus(layout()[0]))
+        await assert_rejected(
+            program_with_image, buffer.getvalue() + tar_with_entries(build_layout()[0])
+        )
 
 
-async def test_a_layout_in_the_store_is_never_written_through_a_link(full, tmp_path):
-    made, _ = layout(b"elsewhere")
+async def test_an_import_does_not_write_through_a_symlink_in_the_store(
+    program_with_image, tmp_path
+):
+    layout, _ = build_layout(b"elsewhere")
     digest = digest_of(b"elsewhere")
-    (full.root / path(digest)).symlink_to(tmp_path / "target")
+    (program_with_image.root / blob_path(digest)).symlink_to(tmp_path / "target")
     before = sorted(tmp_path.iterdir())
-    await take(full, made.tar())
+    await import_bundle(program_with_image, layout.to_tar())
     assert sorted(tmp_path.iterdir()) == before
-    assert (await full.blob(digest)).digest == digest
+    assert (await program_with_image.blob(digest)).digest == digest
+
+
+async def test_m15_blobs_that_no_image_uses_are_removed(program):
+    layout, _ = build_layout(b"named")
+    layout.add_blob(b"unused")
+    report = await import_bundle(program, layout.to_tar())
+    assert report["added"] == 3
+    assert digest_of(b"unused") not in program.stored()
+
+
+async def test_m15_a_sparse_terabyte_is_rejected_before_it_uses_space(program):
+    header = tarfile.TarInfo(blob_path(digest_of(b"x")))
+    header.size = 1 << 40
+    header.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.realsize": str(1 << 40)}
+    before = program.on_disk()
+    with pytest.raises(BundleError):
+        await import_bundle(program, header.tobuf(tarfile.PAX_FORMAT) + bytes(1 * MIB))
+    assert program.on_disk() - before < MIB

@@ -1,5 +1,6 @@
-"""What the tests of commands share."""
+"""Fixtures for tests of commands."""
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -7,7 +8,11 @@ import structlog
 
 
 @pytest.fixture(autouse=True)
-def _own_log() -> Iterator[None]:
-    """Undo what a command in this process made of the log: its stderr is gone with it."""
+def _quiet_log() -> Iterator[None]:
+    """Keep the daemon's log out of the output of commands in the same process.
+
+    A command that embeds a daemon configures the log for its own stderr, which ends with it.
+    """
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     yield
     structlog.reset_defaults()

@@ -1,4 +1,4 @@
-"""The commands' way to the daemon: to the one that runs, or to a private one that leaves nothing behind."""
+"""How commands reach the daemon: the running one, or an embedded one that leaves nothing behind."""
 
 import os
 import signal
@@ -15,8 +15,8 @@ from proxy.config import Config, load
 from proxy.errors import DaemonUnavailableError, ProxyError
 from proxy.storage.blobs import BlobStore
 
-# A command that works until it is stopped.
-WAIT = """
+# A command that runs until it is stopped.
+WAIT_SCRIPT = """
 import sys, threading
 from pathlib import Path
 import click
@@ -45,12 +45,12 @@ def config(tmp_path) -> Config:
 
 
 def tcp_listeners() -> set[str]:
-    """Return the addresses that this process listens on."""
+    """Return the TCP addresses that this process listens on."""
     inodes = set()
     for fd in Path("/proc/self/fd").iterdir():
         try:
             inodes.add(str(fd.readlink()))
-        except FileNotFoundError:  # the descriptor by which we look
+        except FileNotFoundError:  # the descriptor of this directory
             continue
     rows = [
         line.split()
@@ -60,7 +60,7 @@ def tcp_listeners() -> set[str]:
     return {row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes}
 
 
-def test_without_a_daemon_a_command_runs_one_and_leaves_nothing(config):
+def test_without_a_daemon_a_command_embeds_one_and_leaves_nothing_behind(config):
     with open_admin_client(config) as api:
         assert api.get("/api/v1/status")["addresses"] == []
         assert tcp_listeners() == set()
@@ -69,7 +69,7 @@ def test_without_a_daemon_a_command_runs_one_and_leaves_nothing(config):
     BlobStore(config.store.path).close()
 
 
-def test_a_second_command_uses_the_private_daemon_of_the_first(config):
+def test_a_second_command_uses_the_embedded_daemon_of_the_first(config):
     with (
         open_admin_client(config) as first,
         open_admin_client(config, allow_embedded=False) as second,
@@ -78,12 +78,12 @@ def test_a_second_command_uses_the_private_daemon_of_the_first(config):
         assert second.get("/api/v1/status")["uptime"] > uptime
 
 
-def test_the_socket_of_a_killed_daemon_is_no_daemon(config):
+def test_the_socket_of_a_killed_daemon_is_ignored(config):
     config.store.path.mkdir()
-    with socket.socket(socket.AF_UNIX) as left:
-        left.bind(str(config.store.path / "admin.sock"))
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(config.store.path / "admin.sock"))
     with (
-        pytest.raises(DaemonUnavailableError, match="no daemon answers"),
+        pytest.raises(DaemonUnavailableError, match="no daemon is listening on"),
         open_admin_client(config, allow_embedded=False),
     ):
         pass
@@ -91,7 +91,7 @@ def test_the_socket_of_a_killed_daemon_is_no_daemon(config):
         assert api.get("/api/v1/status")["state"] == "serving"
 
 
-def test_a_store_in_use_without_a_socket_is_an_error_that_says_so(config):
+def test_a_locked_store_without_a_socket_is_an_error_that_names_the_process(config):
     store = BlobStore(config.store.path)
     try:
         with (
@@ -105,55 +105,55 @@ def test_a_store_in_use_without_a_socket_is_an_error_that_says_so(config):
         store.close()
 
 
-def test_a_store_of_a_long_path_is_found(tmp_path):
+def test_a_store_with_a_long_path_is_found(tmp_path):
     config = config_for(tmp_path / ("d" * 100) / ("e" * 100))
     with open_admin_client(config), open_admin_client(config, allow_embedded=False) as api:
         assert api.is_ready()
 
 
-def test_a_daemon_that_says_nothing_is_given_up(config):
+def test_a_silent_daemon_is_an_error_after_the_timeout(config):
     config.store.path.mkdir()
-    with socket.socket(socket.AF_UNIX) as mute:
-        mute.bind(str(config.store.path / "admin.sock"))
-        mute.listen()
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(config.store.path / "admin.sock"))
+        silent.listen()
         with open_admin_client(config, allow_embedded=False, timeout=0.05) as api:
             assert not api.is_ready()
-            with pytest.raises(DaemonUnavailableError, match="in time"):
+            with pytest.raises(DaemonUnavailableError, match="did not respond in time"):
                 api.get("/api/v1/status")
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("response", "message"),
     [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{}", "ended before it was done"),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n", "ended before"),
-        (b"HTTP/1.1 500 No\r\nContent-Length: 4\r\n\r\nbusy", "the daemon answered 500: busy"),
-        (b"", "ended before"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{}", "stopped during the request"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n", "stopped during"),
+        (b"HTTP/1.1 500 No\r\nContent-Length: 4\r\n\r\nbusy", "responded with status 500: busy"),
+        (b"", "stopped during"),
     ],
-    ids=["short", "no last chunk", "not JSON", "nothing"],
+    ids=["truncated", "no last chunk", "not JSON", "empty"],
 )
-def test_an_answer_that_is_none_is_an_error(config, answer, says):
+def test_an_invalid_response_is_an_error(config, response, message):
     config.store.path.mkdir()
     with socket.socket(socket.AF_UNIX) as daemon, ThreadPoolExecutor(1) as threads:
         daemon.bind(str(config.store.path / "admin.sock"))
         daemon.listen()
 
         def serve() -> None:
-            daemon.accept()[0].close()  # looks whether anybody is there
+            daemon.accept()[0].close()  # the check whether a daemon is listening
             connection, _ = daemon.accept()
             with connection:
                 connection.recv(65536)
-                connection.sendall(answer)
+                connection.sendall(response)
 
         threads.submit(serve)
         with (
             open_admin_client(config, allow_embedded=False) as api,
-            pytest.raises(ProxyError, match=says),
+            pytest.raises(ProxyError, match=message),
         ):
             api.get("/api/v1/status")
 
 
-def test_a_failing_block_ends_the_private_daemon_too(config):
+def test_an_error_in_the_block_stops_the_embedded_daemon(config):
     with pytest.raises(ZeroDivisionError), open_admin_client(config):
         _ = 1 / 0
     assert not (config.store.path / "admin.sock").exists()
@@ -162,8 +162,8 @@ def test_a_failing_block_ends_the_private_daemon_too(config):
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
 )
-def test_a_command_that_is_stopped_ends_its_daemon_in_order(config, number, code):
-    command = [sys.executable, "-c", WAIT, "wait", "--store", str(config.store.path)]
+def test_a_signal_shuts_the_embedded_daemon_down_in_order(config, number, code):
+    command = [sys.executable, "-c", WAIT_SCRIPT, "wait", "--store", str(config.store.path)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:

@@ -1,4 +1,4 @@
-"""`pullcache client-config`: the files of each client, as the client's own parser would read them."""
+"""`pullcache client-config`: the files of each client, parsed as the client parses them."""
 
 import json
 import re
@@ -8,10 +8,10 @@ from tempfile import NamedTemporaryFile
 
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from proxy.cli import main
 from proxy.cli.files.client_files import CLIENT_FILES
+from tests.support import commands
 from tests.support.certificates import Authority
 
 EXAMPLES = Path(__file__).parents[2] / "config" / "clients"
@@ -30,11 +30,11 @@ def run(*arguments: str | Path, config: str = UPSTREAMS) -> Result:
     with NamedTemporaryFile("w", suffix=".toml") as file:
         file.write(config)
         file.flush()
-        return CliRunner().invoke(main, ["client-config", *map(str, arguments), "-c", file.name])
+        return commands.run("client-config", *arguments, "-c", file.name)
 
 
 def files(client: str, address: str, tmp_path: Path) -> dict[str, str]:
-    """Return what is written for a client, by its path."""
+    """Return the content of the files for a client, by path."""
     done = run(client, "--address", address, "-o", tmp_path)
     assert (done.exit_code, done.stderr) == (0, "")
     found = {
@@ -74,30 +74,31 @@ def test_a_hosts_toml_for_each_upstream_falls_back_to_it(tmp_path, client, prefi
     }
 
 
-def test_docker_gets_a_mirror_of_docker_hub_in_pure_json(tmp_path):
+def test_docker_s_daemon_json_has_a_mirror_and_no_comments(tmp_path):
     assert json.loads(files("docker", PLAIN, tmp_path)["daemon.json"]) == {
         "registry-mirrors": [PLAIN]
     }
 
 
-def test_docker_is_told_which_of_the_two_and_why():
-    said = run("docker", "--address", PLAIN).stdout
-    assert "# /etc/docker/daemon.json\n" in said
-    assert "# /etc/docker/certs.d/docker.io/hosts.toml\n" in said
-    assert "With the containerd image store" in said
-    assert "stop verifying Docker Hub's own certificate" in said
-    assert "systemctl reload docker" in said
+def test_docker_s_comments_say_which_of_the_two_files_to_use():
+    text = run("docker", "--address", PLAIN).stdout
+    assert "# /etc/docker/daemon.json\n" in text
+    assert "# /etc/docker/certs.d/docker.io/hosts.toml\n" in text
+    assert "With the containerd image store" in text
+    assert "stop verifying Docker Hub's own certificate" in text
+    assert "systemctl reload docker" in text
 
 
 @pytest.mark.parametrize("client", ["podman", "crio"])
-def test_registries_conf_names_the_registry_in_the_mirror_s_path(tmp_path, client):
+def test_registries_conf_has_the_registry_in_the_path_of_the_mirror(tmp_path, client):
     found = files(client, PLAIN, tmp_path / "http")
     assert mirrors_of(found["pullcache.conf"]) == [
         ("docker.io", "hub.example", False, "mirror:5000", True),
         ("ghcr.io", "ghcr.io", False, "mirror:5000/ghcr.io", True),
     ]
     assert (
-        "# Not for registry.example:5000: a path cannot hold a port.\n" in found["pullcache.conf"]
+        "# Not for registry.example:5000: a path cannot contain a port.\n"
+        in found["pullcache.conf"]
     )
     found = files(client, TLS, tmp_path / "https")
     assert {one[3:] for one in mirrors_of(found["pullcache.conf"])} == {
@@ -106,19 +107,19 @@ def test_registries_conf_names_the_registry_in_the_mirror_s_path(tmp_path, clien
     }
 
 
-def test_docker_hub_keeps_its_name_where_it_is_docker_hub():
-    said = run("podman", "--address", PLAIN, config="").stdout
-    assert mirrors_of(said) == [("docker.io", "docker.io", False, "mirror:5000", True)]
+def test_docker_hub_keeps_its_name_unless_its_url_is_changed():
+    text = run("podman", "--address", PLAIN, config="").stdout
+    assert mirrors_of(text) == [("docker.io", "docker.io", False, "mirror:5000", True)]
 
 
-def test_an_upstream_in_clear_is_asked_in_clear_when_the_cache_is_down():
+def test_an_upstream_with_an_http_url_is_insecure():
     config = '[upstreams."private"]\nurl = "http://10.0.0.1:5000"\n'
     (_, mirror) = mirrors_of(run("podman", "--address", PLAIN, config=config).stdout)
     assert mirror == ("private", "10.0.0.1:5000", True, "mirror:5000/private", True)
 
 
 @pytest.mark.parametrize(("address", "own"), [(PLAIN, {"http": True}), (TLS, {})])
-def test_buildkit_is_told_of_the_mirror_in_its_own_table(tmp_path, address, own):
+def test_buildkit_has_a_table_for_the_mirror_itself(tmp_path, address, own):
     found = tomllib.loads(files("buildkit", address, tmp_path)["buildkitd.toml"])
     host = address.partition("://")[2]
     mirrored = {name: {"mirrors": [host]} for name in NAMES}
@@ -126,19 +127,19 @@ def test_buildkit_is_told_of_the_mirror_in_its_own_table(tmp_path, address, own)
 
 
 @pytest.mark.parametrize("address", [PLAIN, TLS])
-def test_k3s_gets_an_endpoint_for_each_upstream(tmp_path, address):
+def test_k3s_has_an_endpoint_for_each_upstream(tmp_path, address):
     found = yaml.safe_load(files("k3s", address, tmp_path)["registries.yaml"])
     assert found == {"mirrors": {name: {"endpoint": [address]} for name in NAMES}}
 
 
 @pytest.mark.parametrize("client", CLIENT_FILES)
 @pytest.mark.parametrize("address", [PLAIN, TLS])
-def test_each_file_is_headed_by_where_it_goes_and_what_is_to_be_restarted(client, address):
+def test_the_header_of_a_file_says_where_it_belongs_and_what_to_restart(client, address):
     done = run(client, "--address", address)
     assert (done.exit_code, done.stderr) == (0, "")
     assert re.match(r"# /etc/[a-z]+/\S+\n", done.stdout)
     assert re.search(r"^# .*(systemctl|restart)", done.stdout, re.MULTILINE)
-    assert max(map(len, done.stdout.splitlines())) <= 120
+    assert max(map(len, done.stdout.splitlines())) <= 100
     assert done.stdout.endswith("\n")
 
 
@@ -153,13 +154,12 @@ def test_each_file_is_headed_by_where_it_goes_and_what_is_to_be_restarted(client
         ("cache.example:5001", "http://cache.example:5001"),
     ],
 )
-def test_the_address_is_that_which_the_cache_listens_on(listen, address):
+def test_the_default_address_is_the_first_of_server_listen(listen, address):
     done = run("k3s", config=f'[server]\nlisten = ["{listen}", "127.0.0.1:1"]\n')
     assert f'"{address}"' in done.stdout
-    # Nobody else connects to loopback, and what serves every address has names that only people know.
-    is_ours = "example" not in listen
+    is_loopback = "example" not in listen
     assert done.stderr == (
-        f"{address} is for this machine; for others say --address URL\n" * is_ours
+        f"{address} works on this machine only; pass --address URL for others\n" * is_loopback
     )
 
 
@@ -182,22 +182,26 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
         ),
     ],
 )
-def test_with_a_certificate_clients_are_told_https_and_a_name_that_it_has(
+def test_with_a_certificate_the_address_is_https_with_a_name_it_is_valid_for(
     authority, listen, names, address
 ):
     certificate, key = authority.issue("client-config", *names)
-    config = f'[server]\nlisten = ["{listen}"]\ntls_certificate = ["{certificate}"]\ntls_key = ["{key}"]\n'
+    config = f'''
+        [server]
+        listen = ["{listen}"]
+        tls_certificate = ["{certificate}"]
+        tls_key = ["{key}"]
+    '''
     done = run("k3s", config=config)
     assert done.exit_code == 0, done.stderr
     assert yaml.safe_load(done.stdout)["mirrors"] == {"docker.io": {"endpoint": [address]}}
     assert ("--address URL" in done.stderr) == ("127.0.0.1" in address)
-    # A mirror by https is not told to be insecure.
     assert mirrors_of(run("podman", config=config).stdout) == [
         ("docker.io", "docker.io", False, address.partition("://")[2], False)
     ]
 
 
-def test_a_certificate_that_cannot_be_read_leaves_the_address_to_be_said(tmp_path):
+def test_with_an_unreadable_certificate_the_address_must_be_given(tmp_path):
     config = f'[server]\ntls_certificate = ["{tmp_path}/none.pem"]\n'
     done = run("docker", config=config)
     assert (done.exit_code, done.stdout) == (2, "")
@@ -206,7 +210,7 @@ def test_a_certificate_that_cannot_be_read_leaves_the_address_to_be_said(tmp_pat
     assert run("docker", "--address", TLS, config=config).exit_code == 0
 
 
-def test_an_address_that_only_a_start_decides_is_asked_for():
+def test_with_port_0_the_address_must_be_given():
     done = run("k3s", config='[server]\nlisten = ["127.0.0.1:0"]\n')
     assert (done.exit_code, done.stdout) == (2, "")
     assert "--address URL" in done.stderr
@@ -215,26 +219,24 @@ def test_an_address_that_only_a_start_decides_is_asked_for():
 @pytest.mark.parametrize(
     "address", ["mirror:5000", "ftp://mirror", "http://mirror/path", 'http://a"b', "http://u:p@m"]
 )
-def test_an_address_that_is_none_is_a_usage_error(address):
+def test_an_invalid_address_is_a_usage_error(address):
     done = run("docker", "--address", address)
     assert (done.exit_code, done.stdout) == (2, "")
     assert "u:p" not in done.stderr
 
 
-def test_no_file_is_overwritten_and_then_none_is_written(tmp_path):
+def test_if_a_file_exists_nothing_is_written(tmp_path):
     daemon = tmp_path / "daemon.json"
     daemon.write_text("{}")
     done = run("docker", "--address", PLAIN, "-o", tmp_path)
     assert (done.exit_code, done.stdout) == (1, "")
-    assert (
-        done.stderr == f"pullcache: {daemon} exists; it is left as it is, and nothing was written\n"
-    )
+    assert done.stderr == f"pullcache: {daemon} exists; nothing was written\n"
     assert [*tmp_path.iterdir()] == [daemon]
     assert daemon.read_text() == "{}"
 
 
-def test_the_examples_are_what_the_command_says_of_the_default_address(tmp_path):
-    """To write them anew: for c in ...; pullcache client-config $c -o config/clients/$c."""
+def test_the_examples_in_config_clients_are_the_command_s_output(tmp_path):
+    """To regenerate: rm -r config/clients/$c; pullcache client-config $c -o config/clients/$c."""
     for client in CLIENT_FILES:
         assert run(client, "-o", tmp_path / client, config="").exit_code == 0
     written, examples = (

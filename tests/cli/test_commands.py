@@ -1,15 +1,16 @@
-"""The commands as a whole: what they import, how they fail, what they say of themselves."""
+"""All commands: imports, exit codes, usage errors and help texts."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
+import click
 import pytest
-from click.testing import CliRunner
 
 from proxy import __version__
 from proxy.cli import main
-from proxy.cli.errors import exit_code
+from proxy.cli.exit_codes import exit_code
 from proxy.errors import (
     ConfigError,
     DigestMismatchError,
@@ -17,8 +18,10 @@ from proxy.errors import (
     StorageError,
     UpstreamError,
 )
+from tests.support.commands import run
 
-ASK = """
+# Runs a command and prints which slow modules it has imported.
+IMPORTS_SCRIPT = """
 import sys
 from proxy.cli import main
 try:
@@ -28,11 +31,20 @@ finally:
 """
 
 
+def iter_commands(command: click.Command, *names: str) -> Iterator[list[str]]:
+    yield [*names]
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield from iter_commands(inner, *names, name)
+
+
+COMMANDS = [*iter_commands(main)]
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["config", "show"]])
-def test_a_command_that_is_not_the_daemon_does_not_wait_for_its_imports(arguments):
-    done = subprocess.run(
-        [sys.executable, "-c", ASK, *arguments], capture_output=True, text=True, check=True
-    )
+def test_commands_that_do_not_need_slow_modules_do_not_import_them(arguments):
+    command = [sys.executable, "-c", IMPORTS_SCRIPT, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -55,14 +67,14 @@ def test_python_m_proxy_is_pullcache():
         (KeyError("a bug"), None),
     ],
 )
-def test_an_error_has_the_exit_code_of_its_class(error, code):
+def test_the_class_of_an_error_determines_the_exit_code(error, code):
     assert exit_code(error) == code
 
 
 def test_a_configuration_error_is_one_line_on_stderr_and_exit_code_2(tmp_path):
     (tmp_path / "f.toml").write_text("[stor]\npath = '/x'")
     for command in (["config", "check"], ["config", "show"], ["serve"], ["fsck"]):
-        done = CliRunner().invoke(main, [*command, "-c", str(tmp_path / "f.toml")])
+        done = run(*command, "-c", tmp_path / "f.toml")
         assert done.exit_code == 2
         assert done.stdout == ""
         assert done.stderr == (
@@ -84,29 +96,49 @@ def test_a_configuration_error_is_one_line_on_stderr_and_exit_code_2(tmp_path):
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments):
-    done = CliRunner().invoke(main, arguments)
+    done = run(*arguments)
     assert done.exit_code == 2
     assert done.stderr
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize(
-    "command",
-    [["serve"], ["fsck"], ["config", "check"], ["config", "show"], ["config", "schema"]],
-)
-def test_every_command_can_be_told_the_file_and_the_store(command):
-    help_text = CliRunner().invoke(main, [*command, "--help"]).stdout
-    assert "--config" in help_text
-    assert "--store" in help_text
+@pytest.mark.parametrize("command", COMMANDS[1:], ids=" ".join)
+def test_every_command_has_options_for_the_file_and_the_store(command):
+    help_text = run(*command, "--help").stdout
+    if command != ["config"]:
+        assert "-c, --config FILE" in help_text
+        assert "--store DIR" in help_text
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_and_option_has_a_help_text(command):
+    help_text = run(*command, "--help").stdout
+    _, _, options = help_text.partition("Options:\n")
+    found: click.Command = main
+    for name in command:
+        assert isinstance(found, click.Group)
+        found = found.commands[name]
+    assert found.help
+    for parameter in found.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+            assert parameter.help.split()[0] in options
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_list_of_commands_is_not_truncated(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for group in ((), ("config",)):
+        assert "..." not in run(*group, "--help").stdout.partition("Commands:")[2]
 
 
 def test_the_environment_names_the_file_for_every_command(tmp_path, monkeypatch):
     (tmp_path / "f.toml").write_text("fetch.attempts = 7")
     monkeypatch.setenv("PULLCACHE_CONFIG", str(tmp_path / "f.toml"))
-    assert "attempts = 7" in CliRunner().invoke(main, ["config", "show"]).stdout
+    assert "attempts = 7" in run("config", "show").stdout
 
 
-def test_a_reader_that_has_seen_enough_is_no_error_worth_a_word():
+def test_a_closed_pipe_on_stdout_is_not_an_error():
     read_end, write_end = os.pipe()
     os.close(read_end)
     done = subprocess.run(

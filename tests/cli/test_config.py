@@ -1,12 +1,12 @@
-"""`pullcache config`."""
+"""`pullcache config`: check, show and schema."""
 
 import json
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from proxy.cli import main
 from proxy.config import load
+from tests.support.commands import run
 
 
 @pytest.fixture
@@ -27,12 +27,24 @@ def file(tmp_path):
 
 
 def config(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["config", *map(str, arguments)])
+    return run("config", *map(str, arguments))
 
 
-def test_check_says_that_a_right_configuration_is_right(file):
+def test_check_accepts_a_valid_configuration(file):
     done = config("check", "-c", file)
-    assert (done.exit_code, done.stdout) == (0, "the configuration is right\n")
+    assert (done.exit_code, done.stdout) == (0, "the configuration is valid\n")
+
+
+def test_check_warns_of_a_secret_that_every_user_can_read(file, tmp_path):
+    (tmp_path / "password").chmod(0o640)
+    assert config("check", "-c", file).stderr == ""
+    (tmp_path / "password").chmod(0o644)
+    done = config("check", "-c", file)
+    secret = tmp_path / "password"
+    assert done.exit_code == 0
+    assert done.stderr == (
+        f"{secret}: contains a secret and is world-readable (chmod o-r {secret})\n"
+    )
 
 
 def test_check_reads_the_password_file(file, tmp_path):
@@ -42,14 +54,14 @@ def test_check_reads_the_password_file(file, tmp_path):
     assert "password: password_file: No such file" in done.stderr
 
 
-def test_check_reads_dockers_file_and_looks_for_the_helper_that_it_names(tmp_path):
+def test_check_reads_docker_config_and_looks_for_the_helper_it_names(tmp_path):
     file, docker = tmp_path / "pullcache.toml", tmp_path / "config.json"
     file.write_text(f'[upstreams."ghcr.io"]\ndocker_config = "{docker}"')
     docker.write_text('{"auths": {"ghcr.io": {"username": "me", "password": "hunter2"}}}')
     assert config("check", "-c", file).exit_code == 0
     for content, reason in (
         ("{}", "config.json: docker_config: no credentials for ghcr.io (run docker login)"),
-        ('{"credsStore": "none"}', "docker-credential-none: is not in PATH"),
+        ('{"credsStore": "none"}', "docker-credential-none: not found in PATH"),
         ("hunter2", "is not a docker config.json"),
     ):
         docker.write_text(content)
@@ -62,7 +74,7 @@ def test_check_reads_dockers_file_and_looks_for_the_helper_that_it_names(tmp_pat
 def test_check_looks_for_the_credential_helper_without_running_it(tmp_path, monkeypatch):
     file, helper = tmp_path / "pullcache.toml", tmp_path / "docker-credential-test"
     file.write_text('[upstreams."ghcr.io"]\ncredential_helper = "test"')
-    assert "docker-credential-test: is not in PATH" in config("check", "-c", file).stderr
+    assert "docker-credential-test: not found in PATH" in config("check", "-c", file).stderr
     helper.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran")
     helper.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -70,11 +82,11 @@ def test_check_looks_for_the_credential_helper_without_running_it(tmp_path, monk
     assert not (tmp_path / "ran").exists()
 
 
-def test_check_looks_at_the_proxies_of_the_environment(file, monkeypatch):
+def test_check_validates_the_proxies_in_the_environment(file, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "socks5://bob:hunter2@proxy.test")
     done = config("check", "-c", file)
     assert done.exit_code == 2
-    assert "HTTPS_PROXY: not a proxy's address (write http://" in done.stderr
+    assert "HTTPS_PROXY: not a proxy URL (write http://" in done.stderr
     assert "hunter2" not in done.output
 
 
@@ -90,19 +102,19 @@ def test_check_reads_the_certificates(file, tmp_path):
     assert config("check", "-c", file).exit_code == 0
 
 
-def test_show_prints_the_address_of_a_registry_that_everybody_knows(tmp_path):
+def test_show_prints_the_url_of_a_well_known_registry(tmp_path):
     (tmp_path / "pullcache.toml").write_text('[upstreams."quay.io"]')
     done = config("show", "-c", tmp_path / "pullcache.toml")
     assert '[upstreams."quay.io"]\nurl = "https://quay.io"\n' in done.stdout
 
 
-def test_show_prints_a_file_that_means_the_same(file, tmp_path):
+def test_show_prints_a_file_with_the_same_meaning(file, tmp_path):
     done = config("show", "-c", file)
     (tmp_path / "shown.toml").write_text(done.stdout)
     assert load(tmp_path / "shown.toml", {}, {}) == load(file, {}, {})
 
 
-def test_show_follows_the_flag_for_the_store(file):
+def test_show_applies_the_store_option(file):
     shown = json.loads(config("show", "-c", file, "--store", "/elsewhere", "--json").stdout)
     assert shown["store"] == {
         "path": "/elsewhere",
@@ -112,7 +124,7 @@ def test_show_follows_the_flag_for_the_store(file):
     }
 
 
-def test_show_keeps_a_password_to_itself(file, tmp_path):
+def test_show_redacts_passwords(file, tmp_path):
     text = file.read_text().replace(f'_file = "{tmp_path}/password"', ' = "hunter2"')
     file.write_text(text)
     for form in ([], ["--json"]):

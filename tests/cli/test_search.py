@@ -1,24 +1,16 @@
-"""`pullcache search`: what it prints of upstream's answer, an older one, and of what is cached."""
+"""`pullcache search`: new results, earlier ones, and cached images."""
 
-import asyncio
 import json
-import os
-import pty
 import re
-import subprocess
-import sys
 
 import pytest
-import structlog
-from click.testing import CliRunner, Result
-from structlog.testing import capture_logs
 
 from proxy.cache.search import SEARCH_TTL
-from proxy.cli import main
 from proxy.errors import InvalidRequestError
 from tests.fakes.faults import HTML
 from tests.fakes.search import Listed
 from tests.support.admin_api import call
+from tests.support.commands import run_on, run_on_terminal
 from tests.support.openapi import validate
 
 OFFLINE = "this cache is offline"
@@ -28,7 +20,7 @@ CLEAN = "A web server, a reverse proxy, [31ma mail proxy and much more besides"
 
 @pytest.fixture
 def hub(registry):
-    """A registry that is searched by itself, as a mirror of Docker Hub under another address is."""
+    """A registry with a search of its own, as a mirror of Docker Hub at another URL has."""
     registry.catalogue = [
         Listed("me/nginx", LONG, 20),
         Listed("nginx", "Official build of Nginx.", 21000, official=True),
@@ -36,22 +28,15 @@ def hub(registry):
     return registry
 
 
-async def search(program, *arguments: str) -> Result:
-    command = ["search", *arguments, "--store", str(program.root)]
-    with capture_logs():  # the daemon's in this process would be taken for the command's output
-        result = await asyncio.to_thread(CliRunner().invoke, main, command)
-    structlog.reset_defaults()  # a command that is the daemon itself has configured what was captured
-    return result
-
-
-async def found(program, *arguments: str) -> list[str]:
-    document = json.loads((await search(program, *arguments, "--json")).stdout)
+async def names(program, *arguments: str) -> list[str]:
+    """Return the names in the results of a search."""
+    document = json.loads((await run_on(program, "search", *arguments, "--json")).stdout)
     validate(document, "SearchResponse")
     return [one["name"] for one in document["results"]]
 
 
-async def test_results_are_a_table_as_docker_s_and_whole_where_no_terminal_is(program, hub):
-    done = await search(program, "nginx")
+async def test_results_are_a_table_like_docker_s_and_not_truncated_in_a_pipe(program, hub):
+    done = await run_on(program, "search", "nginx")
     assert (done.exit_code, done.stderr) == (0, "")
     header, first, second = done.stdout.splitlines()
     assert header.split() == ["NAME", "DESCRIPTION", "STARS", "OFFICIAL"]
@@ -59,103 +44,100 @@ async def test_results_are_a_table_as_docker_s_and_whole_where_no_terminal_is(pr
     assert second.split() == ["me/nginx", *CLEAN.split(), "20"]
 
 
-@pytest.mark.parametrize("option", [(), ("--no-trunc",)], ids=["cut", "whole"])
-async def test_a_terminal_gets_a_description_s_beginning_and_none_of_its_commands(
+@pytest.mark.parametrize("option", [(), ("--no-trunc",)], ids=["truncated", "complete"])
+async def test_on_a_terminal_descriptions_are_truncated_and_contain_no_control_characters(
     program, hub, option
 ):
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "proxy", "search", "nginx", "--store", str(program.root)]
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160"}
-    await asyncio.to_thread(
-        subprocess.run, [*command, *option], stdout=theirs, check=True, env=environment
-    )
-    shown = os.read(ours, 1 << 16).decode()
-    os.close(theirs)
-    os.close(ours)
+    shown = await run_on_terminal(program, "search", "nginx", *option, columns=160)
     assert (CLEAN in shown) is bool(option)
     assert (f" {CLEAN[:44]}… " in shown) is not bool(option)
     assert "\x1b[31m" not in shown
     assert "\x07" not in shown
 
 
-async def test_no_more_results_than_are_wanted(program, hub):
-    assert await found(program, "nginx", "--limit", "1") == ["nginx"]
+async def test_the_limit_is_passed_to_upstream(program, hub):
+    assert await names(program, "nginx", "--limit", "1") == ["nginx"]
     assert [one.target for one in hub.seen("search")] == ["/v1/search?q=nginx&n=1&page=1"]
-    assert (await search(program, "nginx", "--limit", "0")).exit_code == 2
-    assert (await search(program, "nginx", "--limit", "101")).exit_code == 2
-    assert hub.count("search") == 1
 
 
-async def test_offline_what_is_cached_is_found_and_stderr_says_so(program, hub):
+@pytest.mark.parametrize("limit", ["0", "101"])
+async def test_a_limit_out_of_range_is_exit_code_2(program, hub, limit):
+    assert (await run_on(program, "search", "nginx", "--limit", limit)).exit_code == 2
+    assert hub.count("search") == 0
+
+
+async def test_offline_cached_images_are_found_and_stderr_says_so(program, hub):
     hub.add_image("library/nginx")
     await program.manifest("library/nginx")
     await program.restart(offline=True)
-    done = await search(program, "nginx")
+    done = await run_on(program, "search", "nginx")
     assert done.exit_code == 0
-    assert done.stderr == f"docker.io was not searched, this is what is cached here: {OFFLINE}\n"
+    assert done.stderr == f"docker.io was not searched ({OFFLINE}); showing cached images\n"
     (row,) = done.stdout.splitlines()[1:]
     assert row.split() == ["nginx", "in", "this", "cache", "0", "[OK]"]
-    assert await found(program, "httpd") == []
+    assert await names(program, "httpd") == []
 
 
-async def test_an_older_answer_is_called_one(program, hub):
-    await search(program, "nginx")
+async def test_if_upstream_fails_earlier_results_are_shown_as_such(program, hub):
+    await run_on(program, "search", "nginx")
     program.clock.turn(SEARCH_TTL)
     hub.fail("/v1/search", HTML, times=None)
-    done = await search(program, "nginx")
+    done = await run_on(program, "search", "nginx")
     assert done.exit_code == 0
-    assert done.stderr.startswith("docker.io was not searched, this is what it found before: ")
+    assert re.fullmatch(
+        r"docker\.io was not searched \(.+\); showing earlier results\n", done.stderr
+    )
     assert len(done.stdout.splitlines()) == 3
 
 
-async def test_a_registry_without_a_search_is_named(make_program, hub):
+async def test_of_a_registry_without_a_search_the_cached_images_are_shown(make_program, hub):
     program = await make_program(upstreams={"ghcr.io": {"url": hub.url}})
     hub.add_image("me/app")
     await program.manifest("ghcr.io/me/app")
-    done = await search(program, "ghcr.io/app")
+    done = await run_on(program, "search", "ghcr.io/app")
     assert "ghcr.io/me/app" in done.stdout
     assert done.stderr == (
-        "ghcr.io was not searched, this is what is cached here: no search_url is set for it\n"
+        "ghcr.io was not searched (no search_url is set for it); showing cached images\n"
     )
 
 
-async def test_an_empty_text_lists_what_is_cached_and_that_is_no_failure(program, hub):
+async def test_an_empty_text_lists_the_cached_images_without_a_warning(program, hub):
     hub.add_image("me/app")
     await program.manifest("me/app")
-    done = await search(program, "")
+    done = await run_on(program, "search", "")
     assert (done.exit_code, done.stderr) == (0, "")
     assert "me/app" in done.stdout
 
 
-async def test_a_search_that_fails_is_exit_code_1_if_nothing_fits(program, hub):
+async def test_a_failed_search_without_other_results_is_exit_code_1(program, hub):
     async with hub.down():
-        done = await search(program, "nginx")
+        done = await run_on(program, "search", "nginx")
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.startswith("pullcache: ")
 
 
-async def test_words_that_nobody_types_are_exit_code_2(program, hub):
-    done = await search(program, "a\x1b[31m")
+async def test_a_text_with_control_characters_is_exit_code_2(program, hub):
+    done = await run_on(program, "search", "a\x1b[31m")
     assert (done.exit_code, done.stdout) == (2, "")
     assert "\x1b" not in done.stderr
     assert hub.requests == []
 
 
-async def test_it_works_without_a_daemon(program, hub):
+async def test_search_works_without_a_daemon(program, hub):
     await program.stop()
     config = program.root.parent / "search.toml"
     config.write_text(f'[upstreams."docker.io"]\nurl = "{hub.url}"\n')
-    assert await found(program, "nginx", "-c", str(config)) == ["nginx", "me/nginx"]
+    assert await names(program, "nginx", "-c", str(config)) == ["nginx", "me/nginx"]
     await program.start()
 
 
 @pytest.mark.parametrize("wrong", [{"limit": 0}, {"limit": 101}, {"page": 0}, {"upstream": "x"}])
-async def test_the_route_names_what_is_wrong(program, hub, wrong):
+async def test_the_admin_api_names_the_invalid_field(program, hub, wrong):
     with pytest.raises(InvalidRequestError, match=next(iter(wrong))):
         await call(program, "get", "/api/v1/search", text="nginx", **wrong)
 
 
-async def test_the_route_turns_pages(program, hub):
+async def test_the_admin_api_returns_results_page_by_page(program, hub):
     pages = [
         await call(program, "get", "/api/v1/search", text="nginx", limit=1, page=page)
         for page in (1, 2)

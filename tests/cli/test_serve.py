@@ -1,4 +1,4 @@
-"""`pullcache serve`: what it says when it listens, and a real start."""
+"""`pullcache serve`: the banner, and a real start."""
 
 import json
 import re
@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from proxy.app import DaemonInfo
 from proxy.cli.commands.serve import print_banner
 
 
-def announced(capsys: pytest.CaptureFixture[str], *addresses: str) -> str:
+def banner(capsys: pytest.CaptureFixture[str], *addresses: str) -> str:
     print_banner(
         DaemonInfo(
             addresses=list(addresses),
@@ -30,17 +31,17 @@ def announced(capsys: pytest.CaptureFixture[str], *addresses: str) -> str:
     return captured.out
 
 
-def test_a_newcomer_is_told_what_is_needed(capsys):
-    said = announced(capsys, "127.0.0.1:5000", "[::1]:5000")
-    assert f"pullcache {__version__}\n" in said
-    assert "http://127.0.0.1:5000, http://[::1]:5000\n" in said
-    assert "/var/cache/pullcache (1.23 GB used of at most 50 GB)\n" in said
-    assert "docker.io = https://registry-1.docker.io\n" in said
-    assert "http://127.0.0.1:5000/metrics\n" in said
+def test_the_banner_shows_addresses_store_upstreams_and_metrics(capsys):
+    text = banner(capsys, "127.0.0.1:5000", "[::1]:5000")
+    assert f"pullcache {__version__}\n" in text
+    assert "http://127.0.0.1:5000, http://[::1]:5000\n" in text
+    assert "/var/cache/pullcache (1.23 GB of 50 GB used)\n" in text
+    assert "docker.io = https://registry-1.docker.io\n" in text
+    assert "http://127.0.0.1:5000/metrics\n" in text
 
 
 @pytest.mark.parametrize(
-    ("listens", "mirror"),
+    ("address", "mirror"),
     [
         ("127.0.0.1:5000", "http://127.0.0.1:5000"),
         ("[::]:5001", "http://127.0.0.1:5001"),
@@ -48,12 +49,12 @@ def test_a_newcomer_is_told_what_is_needed(capsys):
         ("192.0.2.7:5000", "http://192.0.2.7:5000"),
     ],
 )
-def test_the_line_for_docker_can_be_pasted(capsys, listens, mirror):
-    (found,) = re.findall(r"put (\{.*\}) into /etc/docker/daemon.json", announced(capsys, listens))
-    assert json.loads(found) == {"registry-mirrors": [mirror]}
+def test_the_line_for_docker_is_valid_json(capsys, address, mirror):
+    (line,) = re.findall(r"put (\{.*\}) into /etc/docker/daemon.json", banner(capsys, address))
+    assert json.loads(line) == {"registry-mirrors": [mirror]}
 
 
-def test_flags_reach_the_daemon_and_sigterm_ends_it(tmp_path):
+def test_options_reach_the_daemon_and_sigterm_stops_it(tmp_path):
     command = [
         *(sys.executable, "-m", "proxy", "serve"),
         *("--listen", "127.0.0.1:0"),
@@ -68,21 +69,21 @@ def test_flags_reach_the_daemon_and_sigterm_ends_it(tmp_path):
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as daemon:
         assert daemon.stdout
-        said = "".join(iter_until(daemon.stdout, "systemctl"))
-        (port,) = re.findall(r"listening +http://127\.0\.0\.1:(\d+)\n", said)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            metrics = answer.read().decode()
+        text = "".join(lines_until(daemon.stdout, "systemctl"))
+        (port,) = re.findall(r"listening +http://127\.0\.0\.1:(\d+)\n", text)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+            metrics = response.read().decode()
         daemon.send_signal(signal.SIGTERM)
         out, log = daemon.communicate(timeout=30)
     assert daemon.returncode == 0, log
     assert out == ""
-    assert f"{tmp_path}/store (0 B used of at most 20 MB)" in said
-    assert "docker.io = http://127.0.0.1:9, ghcr.io = http://127.0.0.1:9\n" in said
+    assert f"{tmp_path}/store (0 B of 20 MB used)" in text
+    assert "docker.io = http://127.0.0.1:9, ghcr.io = http://127.0.0.1:9\n" in text
     assert "pullcache_store_limit_bytes 2e+07\n" in metrics
     assert [json.loads(line)["level"] for line in log.splitlines()].count("error") == 0
 
 
-def iter_until(stream, word: str):
+def lines_until(stream: Iterable[str], word: str) -> Iterator[str]:
     for line in stream:
         yield line
         if word in line:

@@ -1,77 +1,85 @@
-"""`pullcache status` and `pullcache offline`: what they print, and their exit codes."""
+"""`pullcache status` and `pullcache offline`: output and exit codes."""
 
-import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 
-import pytest
-from click.testing import CliRunner, Result
-
 from proxy import __version__
-from proxy.cli import main
-from proxy.cli.display.text import format_duration
+from tests.fakes.content import digest_of
+from tests.fakes.gallery import push_manifest
+from tests.support.admin_api import APP, pull_parts
+from tests.support.commands import run, run_on
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, [*arguments])
-
-
-async def ask(program, *arguments: str) -> Result:
-    return await asyncio.to_thread(run, *arguments, "--store", str(program.root))
-
-
-async def test_status_is_one_screen(registry, program):
+async def test_status_fits_on_one_screen(registry, program):
     image = registry.add_image(layers=[b"x" * 100_000])
     await program.pull(image)
     await program.settled()
     await program.blob(image.layers[0])
-    done = await ask(program, "status")
+    done = await run_on(program, "status")
     assert (done.exit_code, done.stderr) == (0, "")
     assert f"state      serving\nversion    {__version__}\n" in done.stdout
     assert f"listening  {program.addresses[0]}\n" in done.stdout
-    assert "of at most 1 GB in 3 blobs\n" in done.stdout
+    assert " of 1 GB in 3 blobs\n" in done.stdout
     assert "downloads  0 running\n" in done.stdout
+    assert re.search(r"^hit        \d requests?, \d+ kB$", done.stdout, re.MULTILINE)
     assert "saved\n" in done.stdout
     assert registry.url in done.stdout
     assert "\x1b" not in done.stdout
+    assert len(done.stdout.splitlines()) <= 24
 
 
-async def test_status_names_where_the_admin_api_is(make_program):
+async def test_status_shows_the_address_of_the_admin_api(make_program):
     program = await make_program(server={"admin_listen": ["127.0.0.1:0"]})
-    done = await ask(program, "status")
+    done = await run_on(program, "status")
     assert f"admin      {program.admin_addresses[0]}\n" in done.stdout
 
 
-async def test_status_as_json_is_the_api_s_document(program):
-    done = await ask(program, "status", "--json")
+async def test_status_as_json_is_the_document_of_the_admin_api(program):
+    done = await run_on(program, "status", "--json")
     document = json.loads(done.stdout)
     assert (document["state"], document["addresses"]) == ("serving", program.addresses)
 
 
+async def test_status_warns_when_pins_take_nearly_all_space(registry, make_program):
+    program = await make_program(store={"max_size": "8MB"})
+    layer = bytes(7_250_000)
+    push_manifest(registry, APP, [layer], tag="v1")
+    await pull_parts(program, APP, "v1")
+    await run_on(program, "pin", "app:v1")
+    assert "too little space left" not in (await run_on(program, "status")).stdout
+    await program.blob(digest_of(layer))
+    await program.settled()
+    text = (await run_on(program, "status")).stdout
+    assert re.search(
+        r"^pinned     7\.\d+ MB; too little space left to store other", text, re.MULTILINE
+    )
+
+
 def test_status_without_a_daemon_shows_the_store(tmp_path):
-    done = run("status", "--store", str(tmp_path / "store"))
+    done = run("status", "--store", tmp_path / "store")
     assert (done.exit_code, done.stderr) == (0, "")
-    assert "no daemon runs on this store\n" in done.stdout
-    assert "0 B of at most 50 GB in 0 blobs\n" in done.stdout
+    assert "state      no daemon is running\n" in done.stdout
+    assert "used       0 B of 50 GB in 0 blobs\n" in done.stdout
 
 
-async def test_the_probe_says_by_its_exit_code_whether_the_daemon_serves(program):
-    done = await ask(program, "status", "--probe")
+async def test_the_probe_exits_0_while_the_daemon_is_ready_else_1(program):
+    done = await run_on(program, "status", "--probe")
     assert (done.exit_code, done.output) == (0, "")
     await program.stop()
-    done = await ask(program, "status", "--probe")
+    done = await run_on(program, "status", "--probe")
     assert (done.exit_code, done.output) == (1, "")
 
 
-def test_the_probe_starts_nothing(tmp_path):
-    done = run("status", "--probe", "--store", str(tmp_path / "store"))
+def test_the_probe_does_not_create_a_store(tmp_path):
+    done = run("status", "--probe", "--store", tmp_path / "store")
     assert (done.exit_code, done.output) == (1, "")
     assert not (tmp_path / "store").exists()
 
 
-def test_the_probe_loads_little(tmp_path):
+def test_the_probe_imports_little(tmp_path):
     script = (
         "import sys\nfrom proxy.cli import main\n"
         "try: main(sys.argv[1:])\n"
@@ -82,37 +90,21 @@ def test_the_probe_loads_little(tmp_path):
     assert (done.returncode, done.stdout) == (1, "[]\n")
 
 
-async def test_offline_is_switched_on_and_off(registry, program):
-    done = await ask(program, "offline", "on")
-    assert done.exit_code == 0
-    assert done.stdout.endswith("offline is on\n")
-    assert "state      offline\n" in (await ask(program, "status")).stdout
+async def test_the_daemon_is_switched_offline_and_online(registry, program):
+    done = await run_on(program, "offline", "on")
+    assert (done.exit_code, done.stdout) == (0, "offline mode is on\n")
+    assert "state      offline\n" in (await run_on(program, "status")).stdout
     assert (await program.manifest("me/app")).status == 503
     assert registry.count("/manifests/") == 0
-    await ask(program, "offline", "off")
+    await run_on(program, "offline", "off")
     assert (await program.manifest("me/app")).status == 404
 
 
-def test_offline_needs_a_daemon_to_switch(tmp_path):
-    done = run("offline", "on", "--store", str(tmp_path))
+def test_offline_needs_a_running_daemon(tmp_path):
+    done = run("offline", "on", "--store", tmp_path)
     assert (done.exit_code, done.stdout) == (1, "")
-    assert done.stderr == f"pullcache: no daemon answers on {tmp_path}/admin.sock\n"
+    assert done.stderr == f"pullcache: no daemon is listening on {tmp_path}/admin.sock\n"
 
 
-def test_offline_is_on_or_off(tmp_path):
-    assert run("offline", "maybe", "--store", str(tmp_path)).exit_code == 2
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.4, "0 s"),
-        (59.9, "59 s"),
-        (60, "1 min 0 s"),
-        (3_661, "1 h 1 min"),
-        (86_400, "1 d 0 h"),
-        (273_600, "3 d 4 h"),
-    ],
-)
-def test_a_duration_has_its_two_greatest_units(seconds, text):
-    assert format_duration(seconds) == text
+def test_offline_accepts_on_and_off_only(tmp_path):
+    assert run("offline", "maybe", "--store", tmp_path).exit_code == 2

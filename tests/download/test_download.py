@@ -291,7 +291,8 @@ async def test_a_body_that_stays_short_ends_with_fin(registry, program, blob, bo
     assert len(answer.body) < SIZE
 
 
-async def test_a_hundred_blobs_at_once_all_come(registry, program):
+async def test_a_hundred_blobs_at_once_all_come(registry, make_program):
+    program = await make_program(fetch={"max_waiting_per_client": 100})
     digests = [registry.add_blob(bytes([n]) * 50_000) for n in range(100)]
     answers = await asyncio.gather(*(program.blob(digest) for digest in digests))
     assert [answer.digest for answer in answers] == digests

@@ -1,4 +1,4 @@
-"""Many who want one blob at once (faults, table E: E6 to E11; E9 is in `test_ranges_http`)."""
+"""Many clients that want one blob at once (faults, table E: E6 to E11; E9 is in `test_ranges_http`)."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,9 @@ def target(digest: str) -> str:
     return f"/v2/library/app/blobs/{digest}"
 
 
-async def test_e06_two_hundred_who_ask_for_one_missing_blob_cost_one_get(registry, program):
+async def test_e06_two_hundred_clients_that_ask_for_one_missing_blob_cost_one_get(
+    registry, program
+):
     digest = registry.add_blob(BLOB[:MIB])
     hold = asyncio.Event()
     registry.fail(registry.body_of(digest), Fault(stall_at=MIB // 2, until=hold))
@@ -114,7 +116,9 @@ async def both(registry, other, make_program) -> Program:
 THERE = "other.test/library/app"
 
 
-async def test_e11_a_digest_that_two_upstreams_hold_is_fetched_and_kept_once(registry, other, both):
+async def test_e11_a_digest_that_two_upstreams_send_at_once_comes_from_each_and_is_kept_once(
+    registry, other, both
+):
     digest = registry.add_blob(BLOB)
     other.add_blob(BLOB)
     hold = asyncio.Event()
@@ -122,19 +126,30 @@ async def test_e11_a_digest_that_two_upstreams_hold_is_fetched_and_kept_once(reg
         one.fail(one.body_of(digest), Fault(stall_at=MIB, until=hold))
     async with asyncio.TaskGroup() as group:
         asked = [group.create_task(both.blob(digest, name)) for name in ("library/app", THERE)]
-        await registry.until(lambda: registry.count(digest) > 0)
-        await other.until(lambda: other.count(digest) > 0)
+        for one in (registry, other):
+            await one.until(lambda one=one: one.bytes_sent(one.body_of(digest)) >= MIB)
         hold.set()
     for task in asked:
         answer = task.result()
         assert (answer.status, answer.digest, answer.is_whole) == (200, digest, True)
-    bodies = [one.bytes_sent(one.body_of(digest)) for one in (registry, other)]
-    assert sorted(bodies) == [0, len(BLOB)]
     await both.settled()
     assert both.stored() == {digest}
+    assert list((both.root / "ingest").iterdir()) == []
+    size = await both.metric("pullcache_store_bytes")
+    assert size == len(BLOB)
 
 
-async def test_e11_what_is_fetched_for_one_is_not_shown_to_who_does_not_hold_it(
+async def test_e11_once_committed_a_blob_is_shared_across_upstreams(registry, other, both):
+    digest = registry.add_blob(BLOB)
+    other.add_blob(BLOB)
+    assert (await both.blob(digest)).is_whole
+    await both.settled()
+    answer = await both.blob(digest, THERE)
+    assert (answer.status, answer.digest) == (200, digest)
+    assert other.bytes_sent(other.body_of(digest)) == 0
+
+
+async def test_e11_a_blob_is_not_shown_to_clients_of_an_upstream_that_does_not_hold_it(
     registry, other, both
 ):
     digest = registry.add_blob(BLOB)
@@ -151,65 +166,71 @@ async def test_e11_what_is_fetched_for_one_is_not_shown_to_who_does_not_hold_it(
         assert (await both.blob(digest, method=method)).status == 200
 
 
-async def test_e11_who_does_not_hold_it_keeps_it_from_nobody(registry, other, both):
+ANOTHER = "library/another"
+
+
+async def test_a_repository_that_does_not_hold_it_keeps_it_from_no_other(registry, program):
     digest = registry.add_blob(BLOB)
+    registry.repository(ANOTHER)
     hold = asyncio.Event()
-    other.fail("/v2/", Fault(until_headers=hold))
+    registry.fail(f"GET /v2/{ANOTHER}/", Fault(until_headers=hold))
     async with asyncio.TaskGroup() as group:
-        there = group.create_task(both.blob(digest, THERE))
-        await other.until(lambda: other.count(digest) > 0)
-        here = group.create_task(both.blob(digest))
-        await registry.until(lambda: [one.status for one in registry.seen("HEAD")][1:] == [307])
+        there = group.create_task(program.blob(digest, ANOTHER))
+        await registry.until(lambda: registry.count(f"GET /v2/{ANOTHER}/") > 0)
+        here = group.create_task(program.blob(digest))
+        await registry.until(lambda: bool(registry.seen("HEAD /v2/library/app")))
         hold.set()
     assert there.result().code == "BLOB_UNKNOWN"
     answer = here.result()
     assert (answer.status, answer.digest, answer.is_whole) == (200, digest, True)
 
 
-async def test_e11_what_has_come_while_upstream_was_asked_is_not_fetched_again(
-    registry, other, both
+async def test_a_blob_that_came_while_another_repository_was_checked_is_not_fetched_again(
+    registry, program
 ):
     digest = registry.add_blob(BLOB)
-    other.add_blob(BLOB)
+    registry.add_blob(BLOB, ANOTHER)
     came, proven = asyncio.Event(), asyncio.Event()
     registry.fail(registry.body_of(digest), Fault(stall_at=MIB, until=came))
-    other.fail("HEAD", Fault(until_headers=proven))
-    async with both.opened(target(digest)) as response:
+    registry.fail("HEAD", Fault(until_headers=proven))
+    async with program.opened(target(digest)) as response:
         await response.content.readexactly(1000)
         async with asyncio.TaskGroup() as group:
-            there = group.create_task(both.blob(digest, THERE))
-            await other.until(lambda: other.count("HEAD") > 0)
+            there = group.create_task(program.blob(digest, ANOTHER))
+            await registry.until(lambda: registry.count("HEAD") > 0)
             came.set()
-            await both.settled()
+            await program.settled()
             proven.set()
     answer = there.result()
     assert (answer.status, answer.digest, answer.is_whole) == (200, digest, True)
-    assert other.bytes_sent(other.body_of(digest)) == 0
+    assert registry.bytes_sent(registry.body_of(digest)) == len(BLOB)
 
 
 @pytest.mark.parametrize("content", [b"", b"x", bytes(24 * MIB)], ids=["empty", "1", "too large"])
-async def test_e11_who_joins_anothers_download_gets_all_of_it_whatever_its_size(
-    registry, other, make_program, content
+async def test_a_client_that_joins_another_repositorys_download_gets_all_of_it(
+    registry, make_program, content
 ):
-    program = await make_program(
-        upstreams={"other.test": {"url": other.url}}, store={"max_size": "20MB"}
-    )
+    program = await make_program(store={"max_size": "20MB"})
     digest = registry.add_blob(content)
-    other.add_blob(content)
+    registry.add_blob(content, ANOTHER)
     hold = asyncio.Event()
     registry.fail(registry.body_of(digest), Fault(until_headers=hold))
     async with asyncio.TaskGroup() as group:
         here = group.create_task(program.blob(digest))
         await registry.until(lambda: registry.count(registry.body_of(digest)) > 0)
-        there = [group.create_task(program.blob(digest, THERE)) for _ in range(3)]
-        await other.until(lambda: [one.status for one in other.seen("HEAD")][1:] == [307])
+        there = [group.create_task(program.blob(digest, ANOTHER)) for _ in range(3)]
+        await registry.until(
+            lambda: [one.status for one in registry.seen(f"HEAD /v2/{ANOTHER}")][-1:] == [307]
+        )
         hold.set()
     for task in (here, *there):
         answer = task.result()
         assert (answer.status, answer.digest, answer.is_whole) == (200, digest, True)
 
 
-async def test_e11_wrong_bytes_from_one_keep_it_from_nobody_else(registry, other, both):
+async def test_e11_wrong_bytes_from_one_upstream_keep_it_from_no_other_client(
+    registry, other, both
+):
     digest = registry.add_blob(BLOB)
     other.add_blob(BLOB)
     other.fail(other.body_of(digest), Fault(flip_at=5), times=None)

@@ -118,7 +118,7 @@ async def test_what_is_there_makes_room_for_what_comes(registry, full):
     assert await full.metric("pullcache_evictions_total") >= 4
 
 
-async def test_a_blob_is_finished_for_who_reads_it_while_it_is_evicted(registry, small):
+async def test_a_reader_of_a_blob_that_is_evicted_gets_all_of_it(registry, small):
     content = LARGE[: 12 * MIB]
     digest = registry.add_blob(content)
     await small.blob(digest)
@@ -170,3 +170,22 @@ async def test_the_use_of_a_manifest_is_a_use_of_its_layers(registry, small):
     await small.settled()
     assert image.layers[0] in small.stored()
     assert others[0] not in small.stored()
+
+
+async def test_a_claimed_length_evicts_only_for_what_has_come(registry, small):
+    """`small` holds 20 MB: two blobs of 6 MB stay while 1 MiB of a claimed 15 MB has come."""
+    kept = {registry.add_blob(bytes([n]) * 6_000_000) for n in (1, 2)}
+    for digest in kept:
+        assert (await small.blob(digest)).digest == digest
+        await small.settled()
+    claimed = registry.add_blob(LARGE[:15_000_000])
+    release = asyncio.Event()
+    registry.fail(registry.body_of(claimed), Fault(stall_at=MIB, until=release))
+    async with small.opened(f"/v2/library/app/blobs/{claimed}") as response:
+        await response.content.readexactly(MIB)
+        assert small.stored() == kept
+        assert small.on_disk() <= 20_000_000
+        response.close()
+    release.set()
+    await small.settled()
+    assert claimed in small.stored()

@@ -128,7 +128,9 @@ async def test_the_end_of_a_cold_blob_is_served_before_its_middle(registry, prog
     assert (await asking).digest == blob
 
 
-async def test_the_end_of_a_wrong_blob_is_withheld_from_who_reads_on(registry, program, blob, body):
+async def test_the_end_of_a_wrong_blob_is_withheld_from_a_client_that_reads_on(
+    registry, program, blob, body
+):
     registry.fail(body, Fault(flip_at=5), times=None)
     answers = await asyncio.gather(
         program.blob(blob), program.blob(blob, Range=f"bytes={12 * MIB}-")

@@ -1,4 +1,4 @@
-"""Pieces: every byte is taken once, in order, and by its turn or before it."""
+"""Pieces: every byte is claimed once, in order, or before its turn for a reader."""
 
 from hypothesis import given, strategies as st
 
@@ -9,6 +9,7 @@ from proxy.download.pieces import (
     OPEN_END,
     Piece,
     PieceMap,
+    RangeSet,
 )
 
 MIB = 1 << 20
@@ -26,8 +27,7 @@ def took(span: Piece | None) -> tuple[int, int]:
 
 
 def arrive(found: PieceMap, span: Piece, count: int) -> None:
-    span.position += count
-    found.mark_written(span)
+    found.advance(span, count)
 
 
 def test_one_connection_takes_all():
@@ -57,14 +57,14 @@ def test_no_piece_is_larger_or_smaller_than_is_worth_a_request():
     assert took(pieces(6 * MIB).claim_next(4)) == (0, MIN_PIECE)
 
 
-def test_who_is_alone_takes_as_much_as_it_is_given_at_most():
+def test_a_single_connection_takes_a_piece_of_the_length_it_is_given():
     found = pieces(100 * MIB)
     assert took(found.claim_up_to(60 * MIB)) == (0, 60 * MIB)
     assert took(found.claim_up_to(60 * MIB)) == (60 * MIB, 100 * MIB)
     assert found.claim_up_to(60 * MIB) is None
 
 
-def test_a_span_that_is_given_back_is_taken_again_from_where_it_was():
+def test_a_released_piece_is_claimed_again_from_where_it_stopped():
     found = pieces(64 * MIB)
     span = found.claim_next(4)
     assert span is not None
@@ -73,29 +73,29 @@ def test_a_span_that_is_given_back_is_taken_again_from_where_it_was():
     assert took(found.claim_next(1)) == (1000, 64 * MIB)
 
 
-def test_what_is_wanted_is_taken_before_its_turn():
+def test_a_range_that_a_reader_waits_for_is_claimed_before_its_turn():
     found = pieces(64 * MIB)
     found.claim_next(4)
     assert took(found.claim_at(63 * MIB, 64 * MIB)) == (63 * MIB, 64 * MIB)
     assert took(found.claim_at(40 * MIB, 41 * MIB)) == (40 * MIB, 41 * MIB)
 
 
-def test_what_another_would_reach_late_is_taken_from_it():
+def test_a_range_that_a_connection_would_reach_late_is_taken_from_it():
     found = pieces(64 * MIB)
     first = found.claim_next(4)
     assert took(found.claim_at(8 * MIB, 9 * MIB)) == (8 * MIB, 9 * MIB)
     assert took(first) == (0, 8 * MIB)
 
 
-def test_what_is_in_or_near_is_not_taken_again():
+def test_bytes_that_have_arrived_or_will_soon_are_not_claimed_again():
     found = pieces(64 * MIB)
-    found.mark_present(20 * MIB, 30 * MIB)
+    found.received.add(20 * MIB, 30 * MIB)
     assert found.claim_at(25 * MIB, 26 * MIB) is None
     found.claim_next(4)
     assert found.claim_at(MIN_SPLIT_DISTANCE // 2, MIB) is None
 
 
-def test_one_that_starts_over_takes_all_that_follows():
+def test_a_transfer_that_starts_over_takes_all_that_follows():
     found = pieces(64 * MIB)
     span = found.claim_next(4)
     assert span is not None
@@ -105,13 +105,14 @@ def test_one_that_starts_over_takes_all_that_follows():
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=12))
-def test_what_is_in_is_what_was_added(runs):
-    found, model = PieceMap(), set()
-    assert not found.has_bytes
+def test_a_range_set_is_the_set_of_what_was_added(runs):
+    found, model = RangeSet(), set()
+    assert not found
     for start, stop in map(sorted, runs):
-        found.mark_present(start, stop)
+        found.add(start, stop)
         model |= set(range(start, stop))
-    assert found.has_bytes == bool(model)
+    assert bool(found) == bool(model)
+    assert found.total == len(model)
     for offset in range(62):
         stop = offset
         while stop in model:
@@ -128,7 +129,7 @@ def test_what_is_in_is_what_was_added(runs):
         max_size=30,
     ),
 )
-def test_every_byte_is_taken_exactly_once(size, steps):
+def test_every_byte_is_claimed_exactly_once(size, steps):
     found, seen = pieces(size), 0
     spans: list[Piece] = []
     for action, number in steps:
@@ -139,10 +140,10 @@ def test_every_byte_is_taken_exactly_once(size, steps):
         elif spans:
             span = spans.pop(number % len(spans))
             if action == "arrive":
-                seen += span.stop - span.position
-                arrive(found, span, span.stop - span.position)
+                seen += span.stop - span.start
+                arrive(found, span, span.stop - span.start)
             found.release(span)
     while rest := found.claim_next(3):
         spans.append(rest)
-    seen += sum(span.stop - span.position for span in spans)
+    seen += sum(span.stop - span.start for span in spans)
     assert seen == size

@@ -35,7 +35,7 @@ async def test_an_interrupted_download_is_resumed_by_the_next_request(registry, 
     answer = await program.blob(digest)
     assert (answer.status, answer.digest, answer.is_whole) == (200, digest, True)
     first, second = registry.seen(registry.body_of(digest))
-    assert second.headers["Range"] == f"bytes={2 * MIB}-{6 * MIB - 1}"
+    assert second.headers["Range"] == f"bytes={2 * MIB}-"
     assert second.bytes_sent == 2 * MIB
     await program.settled()
     assert program.stored() == {digest}

@@ -1,4 +1,4 @@
-"""Digests: what parses is what the specification allows, and nothing else can reach a path."""
+"""Digests: only what the specification allows parses, so nothing else gets into a path."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ algorithms = st.sampled_from(["sha256", "sha512"])
 
 
 @given(st.binary(), algorithms)
-def test_a_digest_survives_the_round_trip_through_text(content, algorithm):
+def test_the_text_of_a_digest_parses_to_the_same_digest(content, algorithm):
     digest = Digest.from_content(content, algorithm)
     assert Digest.parse(str(digest)) == digest
     assert digest.hex == hashlib.new(algorithm, content).hexdigest()
@@ -21,11 +21,11 @@ def test_a_digest_survives_the_round_trip_through_text(content, algorithm):
 
 
 @given(st.lists(st.binary()), algorithms)
-def test_a_hasher_fed_in_pieces_matches_the_digest_of_the_whole(pieces, algorithm):
-    digest = Digest.from_content(b"".join(pieces), algorithm)
+def test_hashing_in_chunks_results_in_the_digest_of_the_whole(chunks, algorithm):
+    digest = Digest.from_content(b"".join(chunks), algorithm)
     hasher = digest.new_hasher()
-    for piece in pieces:
-        hasher.update(piece)
+    for chunk in chunks:
+        hasher.update(chunk)
     assert digest.matches(hasher)
     hasher.update(b"more")
     assert not digest.matches(hasher)
@@ -56,17 +56,17 @@ def test_a_hasher_fed_in_pieces_matches_the_digest_of_the_whole(pieces, algorith
         "sha256:" + "a" * 64 + ",sha256:" + "b" * 64,
     ],
 )
-def test_what_is_no_digest_is_refused(text):
+def test_an_invalid_digest_is_rejected(text):
     with pytest.raises(InvalidDigestError, match="is not a digest"):
         Digest.parse(text)
 
 
 @given(st.text())
-def test_whatever_parses_is_safe_in_a_path(text):
+def test_every_digest_that_parses_is_safe_in_a_path(text):
     try:
         digest = Digest.parse(text)
     except InvalidDigestError as error:
-        assert len(str(error)) <= 700  # noqa: PT017 (escapes make 80 characters longer, not endless)
+        assert len(str(error)) <= 700  # noqa: PT017 - repr may escape 80 characters
     else:
         assert re.fullmatch(r"sha(256|512):[0-9a-f]+", str(digest))
 

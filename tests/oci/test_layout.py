@@ -1,3 +1,5 @@
+"""The documents of an image layout: what is written is read, and what tools write is understood."""
+
 import json
 
 import pytest
@@ -11,7 +13,7 @@ from proxy.oci.manifest import OCI_INDEX, OCI_MANIFEST
 A, B, C = (Digest.from_content(text) for text in (b"a", b"b", b"c"))
 
 
-def test_what_is_written_is_read():
+def test_an_index_round_trips():
     images = [
         LayoutImage(A, 1, OCI_MANIFEST, "docker.io/library/a:1", "1"),
         LayoutImage(B, 2, OCI_INDEX, "docker.io/library/b:2", "2"),
@@ -20,7 +22,7 @@ def test_what_is_written_is_read():
     assert layout.parse_index(layout.encode_index(images)) == images
 
 
-def test_a_tag_that_two_images_have_is_written_in_full():
+def test_images_with_the_same_tag_are_named_in_full():
     images = [
         LayoutImage(A, 1, OCI_MANIFEST, "docker.io/library/a:1", "1"),
         LayoutImage(B, 1, OCI_MANIFEST, "docker.io/library/b:1", "1"),
@@ -33,14 +35,14 @@ def test_a_tag_that_two_images_have_is_written_in_full():
     ]
 
 
-def test_what_is_meant_to_be_here_survives():
-    meant = {A: [B, C], B: []}
-    assert layout.parse_expected(layout.encode_expected(meant)) == meant
+def test_the_expected_manifests_round_trip():
+    expected = {A: [B, C], B: []}
+    assert layout.parse_expected(layout.encode_expected(expected)) == expected
     with pytest.raises(BundleError):
         layout.parse_expected(b'{"manifests": {"sha256:0": []}}')
 
 
-def test_docker_finds_blobs_where_the_layout_has_them():
+def test_docker_s_manifest_refers_to_the_blobs_of_the_layout():
     image = DockerImage(A, (B, C), ("docker.io/library/a:1",))
     written = layout.encode_docker_manifest([image])
     assert json.loads(written) == [
@@ -53,13 +55,13 @@ def test_docker_finds_blobs_where_the_layout_has_them():
     assert layout.parse_docker_manifest(written) == {A: ["docker.io/library/a:1"]}
 
 
-def test_images_of_dockers_own_format_are_no_concern_of_a_layout():
+def test_images_in_docker_s_old_format_are_left_out():
     content = json.dumps([{"Config": f"{A.hex}.json", "RepoTags": None, "Layers": ["x/layer.tar"]}])
     assert layout.parse_docker_manifest(content.encode()) == {}
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
-def test_a_path_names_a_blob(algorithm):
+def test_the_path_of_a_blob_round_trips(algorithm):
     digest = Digest.from_content(b"x", algorithm)
     assert layout.parse_blob_path(layout.blob_path(digest)) == digest
 
@@ -77,12 +79,12 @@ def test_a_path_names_a_blob(algorithm):
         f"blobs/sha256/{A.hex}\n",
     ],
 )
-def test_other_paths_name_none(path):
+def test_any_other_path_is_not_that_of_a_blob(path):
     assert layout.parse_blob_path(path) is None
 
 
-def test_names_are_read_as_the_tools_write_them():
-    def listed(**annotations: str) -> LayoutImage:
+def test_names_are_understood_as_each_tool_writes_them():
+    def parsed(**annotations: str) -> LayoutImage:
         keys = {"name": "io.containerd.image.name", "ref": "org.opencontainers.image.ref.name"}
         document = {
             "mediaType": OCI_MANIFEST,
@@ -93,10 +95,10 @@ def test_names_are_read_as_the_tools_write_them():
         (image,) = layout.parse_index(json.dumps({"manifests": [document]}).encode())
         return image
 
-    assert (listed().name, listed().tag) == ("", "")
-    assert (listed(ref="v1").name, listed(ref="v1").tag) == ("", "v1")
-    assert listed(ref="library/a:v1").name == "library/a:v1"
-    assert listed(name="a:1", ref="quay.io/b:2").name == "a:1"
+    assert (parsed().name, parsed().tag) == ("", "")
+    assert (parsed(ref="v1").name, parsed(ref="v1").tag) == ("", "v1")
+    assert parsed(ref="library/a:v1").name == "library/a:v1"
+    assert parsed(name="a:1", ref="quay.io/b:2").name == "a:1"
 
 
 @pytest.mark.parametrize(
@@ -111,12 +113,12 @@ def test_names_are_read_as_the_tools_write_them():
     ],
     ids=range(6),
 )
-def test_an_index_that_is_none_is_refused(document):
-    with pytest.raises(BundleError, match=r"document|what it should"):
+def test_an_invalid_index_is_rejected(document):
+    with pytest.raises(BundleError, match=r"malformed digest|is invalid"):
         layout.parse_index(document)
 
 
-def test_only_the_one_version_is_known():
+def test_a_layout_of_another_version_is_rejected():
     layout.check_layout(layout.LAYOUT_FILE_CONTENT)
     with pytest.raises(BundleError, match="2"):
         layout.check_layout(b'{"imageLayoutVersion": "2.0.0"}')

@@ -1,4 +1,4 @@
-"""Manifests are read, never changed; what two parsers could read differently is refused."""
+"""Manifests are parsed; what two parsers could read differently is rejected."""
 
 import json
 from typing import Any
@@ -17,16 +17,16 @@ from proxy.oci.manifest import (
     OCI_INDEX,
     OCI_MANIFEST,
     Manifest,
-    Platform,
     parse_manifest,
 )
+from proxy.oci.platform import Platform
 from tests.fakes.content import Content, digest_of
 
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 
 
-def one(content: bytes = b"", media_type: str = LAYER, **extra: Any) -> dict[str, Any]:
+def descriptor(content: bytes = b"", media_type: str = LAYER, **extra: Any) -> dict[str, Any]:
     """Return a descriptor."""
     return {
         "mediaType": media_type,
@@ -36,22 +36,22 @@ def one(content: bytes = b"", media_type: str = LAYER, **extra: Any) -> dict[str
 
 
 def image(**changes: Any) -> dict[str, Any]:
-    """Return an image manifest with these fields changed; None takes a field away."""
+    """Return an image manifest with these fields changed; None removes a field."""
     document = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
-        "config": one(b"config", CONFIG),
-        "layers": [one(b"a"), one(b"bc")],
+        "config": descriptor(b"config", CONFIG),
+        "layers": [descriptor(b"a"), descriptor(b"bc")],
     } | changes
     return {key: value for key, value in document.items() if value is not None}
 
 
-def read(document: object, content_type: str = OCI_MANIFEST) -> Manifest:
+def parse(document: object, content_type: str = OCI_MANIFEST) -> Manifest:
     return parse_manifest(json.dumps(document).encode(), content_type)
 
 
 @pytest.mark.parametrize("docker", [True, False])
-def test_an_image_names_its_config_and_then_its_layers(docker):
+def test_the_children_of_an_image_are_its_config_and_its_layers(docker):
     content = Content()
     made = content.add_image(layers=[b"one", b"two"], docker=docker)
     raw = content.repository("library/app").manifests[made.digest]
@@ -64,7 +64,7 @@ def test_an_image_names_its_config_and_then_its_layers(docker):
 
 
 @pytest.mark.parametrize("docker", [True, False])
-def test_an_index_names_its_manifests_with_their_platforms(docker):
+def test_the_children_of_an_index_are_manifests_with_their_platforms(docker):
     content = Content()
     made = content.add_image(index=True, docker=docker)
     raw = content.repository("library/app").manifests[made.digest]
@@ -78,13 +78,13 @@ def test_an_index_names_its_manifests_with_their_platforms(docker):
 
 
 def test_the_first_child_of_a_platform_is_selected():
-    wanted = {"os": "linux", "architecture": "arm"}
-    index = read(
+    arm = {"os": "linux", "architecture": "arm"}
+    index = parse(
         {
             "manifests": [
-                one(b"none", OCI_MANIFEST),
-                one(b"v7", OCI_MANIFEST, platform=wanted | {"variant": "v7"}),
-                one(b"v6", OCI_MANIFEST, platform=wanted | {"variant": "v6"}),
+                descriptor(b"none", OCI_MANIFEST),
+                descriptor(b"v7", OCI_MANIFEST, platform=arm | {"variant": "v7"}),
+                descriptor(b"v6", OCI_MANIFEST, platform=arm | {"variant": "v6"}),
             ]
         },
         OCI_INDEX,
@@ -94,41 +94,40 @@ def test_the_first_child_of_a_platform_is_selected():
     assert str(Platform("linux", "amd64")) == "linux/amd64"
 
 
-def test_subject_type_and_annotations_are_read():
-    manifest = read(
-        image(subject=one(b"subject"), artifactType="a/b", annotations={"k": "v"}, unknown=[{}])
-    )
+def test_subject_artifact_type_and_annotations_are_parsed():
+    fields = {"artifactType": "a/b", "annotations": {"k": "v"}, "unknown": [{}]}
+    manifest = parse(image(subject=descriptor(b"subject"), **fields))
     assert manifest.subject == Digest.from_content(b"subject")
     assert manifest.artifact_type == "a/b"
     assert manifest.annotations == {"k": "v"}
-    plain = read(image())
+    plain = parse(image())
     assert (plain.subject, plain.artifact_type, plain.annotations) == (None, CONFIG, {})
-    assert read({"manifests": []}, OCI_INDEX).artifact_type == ""
+    assert parse({"manifests": []}, OCI_INDEX).artifact_type == ""
 
 
 @pytest.mark.parametrize(
     ("layer", "foreign"),
     [
-        (one(), False),
-        (one(urls=["http://10.0.0.1/x"]), True),
-        (one(media_type="application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"), True),
-        (one(media_type="application/vnd.oci.image.layer.nondistributable.v1.tar"), True),
+        (descriptor(), False),
+        (descriptor(urls=["http://10.0.0.1/x"]), True),
+        (descriptor(media_type="application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"), True),
+        (descriptor(media_type="application/vnd.oci.image.layer.nondistributable.v1.tar"), True),
     ],
 )
-def test_m07_layers_that_live_elsewhere_are_marked(layer, foreign):
-    assert read(image(layers=[layer])).children[1].is_foreign is foreign
+def test_m07_foreign_layers_are_marked(layer, foreign):
+    assert parse(image(layers=[layer])).children[1].is_foreign is foreign
 
 
-def test_a_child_that_nobody_can_verify_is_left_out():
-    strange = one() | {"digest": "blake3:" + "a" * 64}
-    assert [child.digest for child in read(image(layers=[strange, one()])).children] == [
+def test_a_child_with_an_unknown_algorithm_is_left_out():
+    unknown = descriptor() | {"digest": "blake3:" + "a" * 64}
+    assert [child.digest for child in parse(image(layers=[unknown, descriptor()])).children] == [
         Digest.from_content(b"config"),
         Digest.from_content(b""),
     ]
 
 
 @pytest.mark.parametrize(
-    ("stated", "sent", "result"),
+    ("field", "header", "result"),
     [
         (OCI_MANIFEST, OCI_MANIFEST, OCI_MANIFEST),
         (None, OCI_MANIFEST, OCI_MANIFEST),
@@ -143,46 +142,46 @@ def test_a_child_that_nobody_can_verify_is_left_out():
         ("application/vnd.docker.distribution.manifest.v1+prettyjws", "application/json", None),
     ],
 )
-def test_header_and_body_must_agree_on_the_type(stated, sent, result):
+def test_the_header_and_the_media_type_field_must_agree(field, header, result):
     if result is None:
         with pytest.raises(InvalidManifestError):
-            read(image(mediaType=stated), sent)
+            parse(image(mediaType=field), header)
     else:
-        assert read(image(mediaType=stated), sent).media_type == result
+        assert parse(image(mediaType=field), header).media_type == result
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"manifests": []},
-        {"manifests": [one(b"m", OCI_MANIFEST)]},
+        {"manifests": [descriptor(b"m", OCI_MANIFEST)]},
         {"config": None},
         {"layers": None},
         {"layers": {}},
         {"layers": [{}]},
-        {"layers": [one(size=-1)]},
-        {"layers": [one(size=1.5)]},
-        {"layers": [one(size="1")]},
-        {"layers": [one(size=2**70)]},
-        {"layers": [one(digest="sha256:../../x")]},
-        {"layers": [one(digest="sha256:" + "A" * 64)]},
-        {"layers": [one(digest="nonsense")]},
-        {"subject": one(digest="sha256:1")},
+        {"layers": [descriptor(size=-1)]},
+        {"layers": [descriptor(size=1.5)]},
+        {"layers": [descriptor(size="1")]},
+        {"layers": [descriptor(size=2**70)]},
+        {"layers": [descriptor(digest="sha256:../../x")]},
+        {"layers": [descriptor(digest="sha256:" + "A" * 64)]},
+        {"layers": [descriptor(digest="nonsense")]},
+        {"subject": descriptor(digest="sha256:1")},
         {"annotations": {"k": 1}},
         {"mediaType": 5},
     ],
 )
-def test_a_manifest_that_is_none_is_refused(changes):
+def test_an_invalid_manifest_is_rejected(changes):
     with pytest.raises(InvalidManifestError):
-        read(image(**changes))
+        parse(image(**changes))
 
 
 @pytest.mark.parametrize(
-    "document", [{}, {"manifests": [], "layers": []}, {"manifests": [], "config": one()}]
+    "document", [{}, {"manifests": [], "layers": []}, {"manifests": [], "config": descriptor()}]
 )
-def test_an_index_that_is_none_is_refused(document):
+def test_an_invalid_index_is_rejected(document):
     with pytest.raises(InvalidManifestError, match="an index must have manifests"):
-        read(document, OCI_INDEX)
+        parse(document, OCI_INDEX)
 
 
 GOOD = json.dumps(image()).encode()
@@ -213,14 +212,14 @@ GOOD = json.dumps(image()).encode()
     ],
     ids=lambda content: repr(content[-12:]) + str(len(content)),
 )
-def test_m03_bytes_that_parsers_may_disagree_about_are_refused(content):
+def test_m03_bytes_that_parsers_could_read_differently_are_rejected(content):
     with pytest.raises(InvalidManifestError) as caught:
         parse_manifest(content, OCI_MANIFEST)
     assert len(str(caught.value)) <= 200
 
 
 @given(st.binary(), st.sampled_from(sorted(MANIFEST_TYPES)))
-def test_no_bytes_make_the_parser_fail_in_another_way(content, content_type):
+def test_arbitrary_bytes_raise_no_other_error(content, content_type):
     with pytest.raises(InvalidManifestError):
         parse_manifest(content, content_type)
 
@@ -238,14 +237,14 @@ fields = st.sampled_from(
 
 
 @given(st.dictionaries(fields, json_values, max_size=3), st.sampled_from(sorted(MANIFEST_TYPES)))
-def test_no_document_makes_the_parser_fail_in_another_way(changes, content_type):
+def test_arbitrary_documents_raise_no_other_error(changes, content_type):
     try:
-        manifest = read(image(**changes), content_type)
+        manifest = parse(image(**changes), content_type)
     except InvalidManifestError:
         return
     assert manifest.media_type == content_type
 
 
-def test_upstream_is_asked_for_every_type_by_its_exact_name():
-    asked = {item.partition(";")[0].strip() for item in ACCEPT.split(",")}
-    assert asked >= MANIFEST_TYPES
+def test_the_accept_header_lists_every_manifest_type():
+    listed = {item.partition(";")[0].strip() for item in ACCEPT.split(",")}
+    assert listed >= MANIFEST_TYPES

@@ -1,10 +1,15 @@
-"""Platforms are told apart, and chosen, as containerd does it."""
+"""Platforms are parsed and matched as containerd does it."""
 
 import pytest
 
 from proxy.errors import InvalidReferenceError
-from proxy.oci.manifest import Platform
-from proxy.oci.platform import choose_platform, is_runnable, machine_platform, parse_platform
+from proxy.oci.platform import (
+    Platform,
+    choose_platform,
+    is_runnable,
+    machine_platform,
+    parse_platform,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,12 +23,12 @@ from proxy.oci.platform import choose_platform, is_runnable, machine_platform, p
         ("linux/armel/v5", Platform("linux", "arm", "v5")),
     ],
 )
-def test_a_platform_is_read_however_it_is_spelled(text, platform):
+def test_a_platform_may_have_an_alias_of_its_architecture(text, platform):
     assert parse_platform(text) == platform
 
 
 @pytest.mark.parametrize("text", ["", "linux", "amd64", "linux/", "a/b/c/d", "linux/amd 64", "/x"])
-def test_what_is_no_platform_is_refused(text):
+def test_an_invalid_platform_is_rejected(text):
     with pytest.raises(InvalidReferenceError, match="is not a platform: write it as"):
         parse_platform(text)
 
@@ -37,12 +42,12 @@ def test_what_is_no_platform_is_refused(text):
         ("riscv64", "linux/riscv64"),
     ],
 )
-def test_a_machine_has_a_platform(machine, platform):
+def test_the_output_of_uname_is_mapped_to_a_platform(machine, platform):
     assert str(machine_platform(machine)) == platform
 
 
 @pytest.mark.parametrize(
-    ("wanted", "chosen"),
+    ("requested", "chosen"),
     [
         ("linux/amd64", "linux/amd64"),
         ("linux/amd64/v1", "linux/amd64"),
@@ -56,13 +61,13 @@ def test_a_machine_has_a_platform(machine, platform):
         ("windows/amd64", None),
     ],
 )
-def test_the_best_of_an_index_is_chosen(wanted, chosen):
+def test_the_best_match_is_chosen(requested, chosen):
     offered = ["linux/arm/v5", "linux/arm/v6", "linux/amd64", "linux/arm64/v8", "linux/amd64"]
     pairs = [(None, "nothing"), *((parse_platform(text), text) for text in offered)]
-    assert choose_platform(pairs, parse_platform(wanted)) == chosen
+    assert choose_platform(pairs, parse_platform(requested)) == chosen
 
 
-def test_the_first_of_equals_is_chosen():
+def test_of_equal_matches_the_first_is_chosen():
     assert (
         choose_platform(
             [(Platform("linux", "amd64"), 1), (Platform("linux", "amd64"), 2)],
@@ -72,7 +77,7 @@ def test_the_first_of_equals_is_chosen():
     )
 
 
-def test_attestations_are_no_platform():
+def test_attestations_are_not_runnable():
     assert not is_runnable(Platform("unknown", "unknown"))
     assert is_runnable(Platform("linux", "unknown"))
     assert is_runnable(None)

@@ -1,4 +1,4 @@
-"""Names, tags and references follow the grammar of the distribution specification."""
+"""Names, tags and references are parsed by the grammar of the distribution specification."""
 
 import pytest
 from hypothesis import given, strategies as st
@@ -74,7 +74,7 @@ def test_every_name_of_the_grammar_parses(name):
         "x" * (MAX_NAME_LENGTH + 1),
     ],
 )
-def test_what_is_no_name_is_refused(name):
+def test_an_invalid_name_is_rejected(name):
     with pytest.raises(InvalidNameError, match="is not a repository name"):
         parse_repository_name(name)
 
@@ -84,7 +84,7 @@ def test_a_name_may_have_255_characters():
 
 
 @given(st.text())
-def test_whatever_parses_as_a_name_cannot_climb_out_of_a_directory(text):
+def test_a_name_that_parses_cannot_escape_from_a_directory(text):
     try:
         name = parse_repository_name(text)
     except InvalidNameError:
@@ -104,7 +104,7 @@ def test_every_tag_of_the_grammar_parses(text):
 @pytest.mark.parametrize(
     "tag", ["", "-x", ".x", "x" * 129, "a/b", "a b", "caf\u00e9", "\U0001f433", "a\n", "a%20", "\0"]
 )
-def test_what_is_no_tag_is_refused(tag):
+def test_an_invalid_tag_is_rejected(tag):
     with pytest.raises(InvalidTagError, match="is not a tag"):
         parse_tag(tag)
     with pytest.raises(InvalidTagError):
@@ -119,8 +119,8 @@ def test_a_reference_with_a_colon_is_a_digest():
         parse_reference("latest:1")
 
 
-class TestImages:
-    """What people write is read as docker reads it."""
+class TestImageNames:
+    """Image names are parsed as docker parses them."""
 
     @pytest.mark.parametrize(
         ("text", "parts"),
@@ -137,10 +137,10 @@ class TestImages:
             ("intern/a/b:c", ("", "intern/a/b", "c")),
         ],
     )
-    def test_a_name_is_host_path_and_tag(self, text, parts):
+    def test_a_name_consists_of_host_path_and_tag(self, text, parts):
         assert parse_image(text) == ImageName(*parts)
 
-    def test_a_digest_may_stand_with_or_without_a_tag(self):
+    def test_a_digest_may_follow_a_tag(self):
         digest = Digest.from_content(b"")
         assert parse_image(f"x@{digest}") == ImageName("", "x", None, digest)
         assert parse_image(f"x:1@{digest}") == ImageName("", "x", Tag("1"), digest)
@@ -166,13 +166,13 @@ class TestImages:
             *("..//x", "a.b:/x", "a.b:port/x", "http://a.b/x", "x@sha256:1", "-a.b/x", "x:1/y:z w"),
         ],
     )
-    def test_what_is_no_image_is_refused(self, text):
-        with pytest.raises(InvalidReferenceError) as refusal:
+    def test_an_invalid_image_name_is_rejected(self, text):
+        with pytest.raises(InvalidReferenceError) as caught:
             parse_image(text)
-        assert len(str(refusal.value)) <= 200
+        assert len(str(caught.value)) <= 200
 
     @given(st.text())
-    def test_nothing_else_is_ever_raised(self, text):
+    def test_arbitrary_text_raises_no_other_error(self, text):
         try:
             image = parse_image(text)
         except InvalidReferenceError:

@@ -242,7 +242,7 @@ async def test_d10_clients_leave_the_store_its_descriptors(make_program, few_fil
     with capture_logs() as logged:
         program = await make_program()
     (said,) = [line for line in logged if line["event"] == "file_limit_too_low"]
-    assert said["connections"] == 3
+    assert said["limit"] == 3
     image = registry.add_image()
     peers = [await Peer.connect(program.url) for _ in range(2)]
     assert (await program.manifest(image)).status == 200

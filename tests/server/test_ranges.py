@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, strategies as st
 
 from proxy.server.ranges import (
+    MAX_RANGES,
     ByteRange,
     RangeNotSatisfiableError,
     is_if_range_match,
     is_not_modified,
-    parse_range,
+    parse_ranges,
 )
 
 ETAG = '"sha256:' + "a" * 64 + '"'
@@ -34,20 +35,46 @@ def model(spec: str, size: int) -> bytes | None:
 
 
 @given(specs, st.integers(0, 100))
-def test_a_single_range_selects_what_the_model_selects(spec, size):
+def test_one_range_selects_what_the_model_selects(spec, size):
     content = bytes(range(size))
     expected = model(spec, size)
     if expected == b"":
         with pytest.raises(RangeNotSatisfiableError):
-            parse_range(f"bytes={spec}", size)
+            parse_ranges(f"bytes={spec}", size)
         return
-    window = parse_range(f"bytes={spec}", size)
+    selected = parse_ranges(f"bytes={spec}", size)
     if expected is None:
-        assert window is None
+        assert not selected
     else:
-        assert window is not None
-        assert content[window.start : window.stop] == expected
-        assert window.length == len(expected)
+        (one,) = selected
+        assert content[one.start : one.stop] == expected
+        assert one.length == len(expected)
+
+
+@given(st.lists(specs, min_size=2, max_size=6), st.integers(0, 100))
+def test_several_ranges_select_what_the_model_selects_of_each(asked, size):
+    content = bytes(range(size))
+    expected = [model(spec, size) for spec in asked]
+    value = "bytes=" + " , ".join(asked)
+    if None in expected:
+        assert not parse_ranges(value, size)
+        return
+    present = [part for part in expected if part]
+    if not present:
+        with pytest.raises(RangeNotSatisfiableError):
+            parse_ranges(value, size)
+        return
+    selected = parse_ranges(value, size)
+    is_too_much = len(present) > 1 and sum(map(len, present)) > size
+    assert [content[one.start : one.stop] for one in selected] == ([] if is_too_much else present)
+
+
+def test_there_is_a_bound_on_ranges():
+    def ranges(count: int) -> str:
+        return "bytes=" + ",".join(f"{2 * n}-{2 * n}" for n in range(count))
+
+    assert len(parse_ranges(ranges(MAX_RANGES), 1 << 20)) == MAX_RANGES
+    assert parse_ranges(ranges(MAX_RANGES + 1), 1 << 20) == []
 
 
 @pytest.mark.parametrize(
@@ -60,7 +87,8 @@ def test_a_single_range_selects_what_the_model_selects(spec, size):
         "bytes=-",
         "bytes=a-b",
         "bytes=5-2",
-        "bytes=1-2,4-5",
+        "bytes=1-2,,4-5",
+        "bytes=0-90,0-90",
         "bytes=" + "0-0," * 1000,
         "bytes=--1",
         "bytes=+1-2",
@@ -72,20 +100,20 @@ def test_a_single_range_selects_what_the_model_selects(spec, size):
     ],
 )
 def test_a_range_that_may_be_ignored_is_ignored(value):
-    assert parse_range(value, 100) is None
+    assert parse_ranges(value, 100) == []
 
 
 def test_the_unit_has_no_case_and_blanks_around_do_not_matter():
-    assert parse_range(" Bytes=1-2 ", 100) == ByteRange(1, 3)
+    assert parse_ranges(" Bytes=1-2 ", 100) == [ByteRange(1, 3)]
 
 
 @given(st.text() | specs.map("bytes={}".format), st.integers(0, 2**60))
-def test_a_window_always_lies_inside_the_content(value, size):
+def test_a_range_always_lies_inside_the_content(value, size):
     try:
-        window = parse_range(value, size)
+        selected = parse_ranges(value, size)
     except RangeNotSatisfiableError:
         return
-    assert window is None or 0 <= window.start < window.stop <= size
+    assert all(0 <= one.start < one.stop <= size for one in selected)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Blobs that are sent where their request arrives: whole or short as always, and the connection lives on."""
+"""Stored blobs: sent by the kernel, whole or short, and the connection goes on."""
 
 import asyncio
 import errno
@@ -6,24 +6,21 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from proxy.server import sendfile
-from proxy.server.fast_path import INLINE_BLOB_SIZE
-from proxy.server.sendfile import CopyTask
+from proxy.server.registry.blobs import INLINE_BLOB_SIZE
 from tests.fakes.content import digest_of
 from tests.fakes.peer import Peer
-from tests.server.test_fast_path import LATEST, TIMES, request
+from tests.server.test_http import LATEST, TIMES, request
 
 MIB = 1 << 20
 LARGE = bytes(range(256)) * (8 * MIB // 256)
 SIZES = [0, 1, 4096, INLINE_BLOB_SIZE, INLINE_BLOB_SIZE + 1, 8 * MIB]
-
-Warm = Callable[[str], Awaitable[Peer]]
 
 
 @pytest.fixture
@@ -38,42 +35,26 @@ async def stored(registry, program) -> dict[int, str]:
     return paths
 
 
-@pytest.fixture
-async def warm(program, usual) -> Warm:
-    """Ask for something as `get` does, so that it is known, and return a new connection."""
-
-    async def warm(path: str) -> Peer:
-        peer = await Peer.connect(program.url)
-        peer.send(get(path))
-        await peer.until_answer()
-        await peer.close()
-        usual.clear()
-        return await Peer.connect(program.url)
-
-    return warm
-
-
 def get(path: str) -> bytes:
     return request(path, "User-Agent: fleet")
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_the_answer_is_the_same_byte_for_byte(program, stored, usual, size):
+async def test_the_answer_is_the_same_byte_for_byte(program, stored, size):
     answers = []
     for _ in range(3):
         peer = await Peer.connect(program.url)
         peer.send(get(stored[size]))
         answers.append((await peer.until_answer()).data)
         await peer.close()
-    assert len(usual) == 1
     assert answers[0].endswith(b"\r\n\r\n" + LARGE[:size])
     assert len({TIMES.sub(b"", answer) for answer in answers}) == 1
     assert {len(TIMES.findall(answer)) for answer in answers} == {1}
 
 
-async def test_what_is_asked_behind_a_blob_comes_behind_it(stored, warm, usual):
+async def test_what_is_asked_behind_a_blob_comes_behind_it(program, stored):
     path = stored[8 * MIB]
-    peer = await warm(path)
+    peer = await Peer.connect(program.url)
     last = request("/v2/", "Connection: close")
     peer.send(get(path))
     peer.send(get(path) + request("/v2/"))
@@ -93,11 +74,8 @@ async def test_what_is_asked_behind_a_blob_comes_behind_it(stored, warm, usual):
     assert answer.end == "fin"
 
 
-async def test_the_first_request_of_a_connection_is_answered_at_once_though_it_comes_with_it(
-    program, stored, warm, usual
-):
+async def test_a_request_that_comes_with_its_connection_is_answered(program, stored):
     path = stored[4096]
-    await (await warm(path)).close()
     url = urlsplit(program.url)
     # The loop does not run between these: it finds connection and request together.
     with socket.create_connection((url.hostname, url.port)) as client:
@@ -112,14 +90,12 @@ async def test_the_first_request_of_a_connection_is_answered_at_once_though_it_c
             while piece := await asyncio.to_thread(client.recv, 8192):
                 answer += piece
     assert answer.endswith(b"{}")
-    assert usual == ["/v2/"]
 
 
 @pytest.mark.parametrize("is_cached", [True, False])
-async def test_a_client_that_leaves_frees_everything(monkeypatch, program, stored, warm, is_cached):
+async def test_a_client_that_leaves_frees_everything(monkeypatch, program, stored, is_cached):
     monkeypatch.setattr(sendfile, "is_resident", lambda *_: is_cached)
     path = stored[8 * MIB]
-    await (await warm(path)).close()
     middleware = program.running.middleware
     for _ in range(5):
         peer = await Peer.connect(program.url, receive_buffer=4096)
@@ -134,9 +110,8 @@ async def test_a_client_that_leaves_frees_everything(monkeypatch, program, store
     assert await program.metric("pullcache_requests_total", **status) == 5
 
 
-async def test_a_client_that_reads_nothing_is_dropped(monkeypatch, program, stored, warm):
+async def test_a_client_that_reads_nothing_is_dropped(monkeypatch, program, stored):
     path = stored[8 * MIB]
-    await (await warm(path)).close()
     monkeypatch.setattr(sendfile, "STALL_TIMEOUT", 0.2)
     peer = await Peer.connect(program.url, receive_buffer=4096)
     peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -150,10 +125,10 @@ async def test_a_client_that_reads_nothing_is_dropped(monkeypatch, program, stor
 
 
 async def test_a_file_that_is_shorter_than_it_was_stays_short_and_is_not_served_again(
-    program, stored, warm
+    program, stored
 ):
     path = stored[8 * MIB]
-    peer = await warm(path)
+    peer = await Peer.connect(program.url)
     await peer.close()
     peer = await Peer.connect(program.url, receive_buffer=4096)
     peer.send(get(path))
@@ -168,86 +143,51 @@ async def test_a_file_that_is_shorter_than_it_was_stays_short_and_is_not_served_
     assert (again.status, again.digest) == (200, digest_of(LARGE))
 
 
-async def test_for_what_is_not_in_memory_a_thread_waits(monkeypatch, stored, warm, usual):
-    sent = 0
-    kernel_sendfile = os.sendfile
+async def test_what_is_not_in_memory_is_read_by_a_thread(monkeypatch, program, stored):
+    loaded = []
+    load = sendfile._load_and_close
 
-    def sending(out: int, fd: int, offset: int, count: int) -> int:
-        nonlocal sent
+    def loading(fd: int, offset: int, count: int) -> None:
         assert threading.current_thread() is not threading.main_thread()
-        sent += (done := kernel_sendfile(out, fd, offset, count))
-        return done
+        loaded.append((offset, count))
+        load(fd, offset, count)
 
-    path = stored[8 * MIB]
-    peer = await warm(path)
+    peer = await Peer.connect(program.url)
     monkeypatch.setattr(sendfile, "is_resident", lambda *_: False)
-    monkeypatch.setattr(os, "sendfile", sending)
-    peer.send(get(path))
+    monkeypatch.setattr(sendfile, "READAHEAD_SIZE", 2 * MIB)
+    monkeypatch.setattr(sendfile, "_load_and_close", loading)
+    peer.send(get(stored[8 * MIB]))
     assert (await peer.until_answer()).body == LARGE
-    assert sent == 8 * MIB
-    assert not usual
+    assert loaded == [(offset * MIB, 2 * MIB) for offset in (0, 2, 4, 6)]
 
 
 @pytest.mark.parametrize("lacking", [0, 8 * MIB - 1])
-async def test_what_is_in_memory_in_part_is_not_waited_for_either(
-    monkeypatch, stored, warm, usual, lacking
+async def test_what_is_in_memory_in_part_is_read_by_a_thread_too(
+    monkeypatch, program, stored, lacking
 ):
-    threads = set()
-    kernel_sendfile, is_cached = os.sendfile, sendfile.is_resident
+    loaded = []
+    is_resident, load = sendfile.is_resident, sendfile._load_and_close
 
-    def sending(out: int, fd: int, offset: int, count: int) -> int:
-        threads.add(threading.current_thread() is threading.main_thread())
-        return kernel_sendfile(out, fd, offset, count)
+    def loading(fd: int, offset: int, count: int) -> None:
+        loaded.append((offset, count))
+        load(fd, offset, count)
 
-    path = stored[8 * MIB]
-    peer = await warm(path)
+    peer = await Peer.connect(program.url)
     monkeypatch.setattr(
-        sendfile, "is_resident", lambda fd, offset: offset != lacking and is_cached(fd, offset)
+        sendfile, "is_resident", lambda fd, offset: offset != lacking and is_resident(fd, offset)
     )
-    monkeypatch.setattr(os, "sendfile", sending)
-    peer.send(get(path))
+    monkeypatch.setattr(sendfile, "_load_and_close", loading)
+    peer.send(get(stored[8 * MIB]))
     assert (await peer.until_answer()).body == LARGE
-    assert False in threads
-    assert not usual
-
-
-async def test_nothing_is_read_twice_when_the_transport_has_room_meanwhile(
-    monkeypatch, stored, warm, usual
-):
-    offsets: list[int] = []
-    read, send_from_disk = sendfile._read_ahead, CopyTask._send_from_disk
-
-    def reading(fd: int, offset: int, count: int) -> int:
-        offsets.append(offset)
-        return read(fd, offset, count)
-
-    def hurried(way: CopyTask) -> None:
-        send_from_disk(way)
-        way.resume()
-
-    def exhausted(transport: asyncio.Transport) -> socket.socket:
-        raise OSError(24, "Too many open files")
-
-    path = stored[8 * MIB]
-    peer = await warm(path)
-    monkeypatch.setattr(sendfile, "duplicate_socket", exhausted)
-    monkeypatch.setattr(sendfile, "is_resident", lambda *_: False)
-    monkeypatch.setattr(sendfile, "_read_ahead", reading)
-    monkeypatch.setattr(CopyTask, "_send_from_disk", hurried)
-    peer.send(get(path))
-    assert (await peer.until_answer()).body == LARGE
-    assert offsets == [0, 2 * MIB, 4 * MIB, 6 * MIB]
-    assert not usual
+    assert loaded == [(0, 8 * MIB)]
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EUCLEAN])
 @pytest.mark.parametrize("is_cached", [True, False])
-async def test_a_disk_that_fails_cuts_the_body(
-    monkeypatch, program, stored, warm, is_cached, number
-):
+async def test_a_disk_that_fails_cuts_the_body(monkeypatch, program, stored, is_cached, number):
     monkeypatch.setattr(sendfile, "is_resident", lambda *_: is_cached)
     path = stored[8 * MIB]
-    peer = await warm(path)
+    peer = await Peer.connect(program.url)
     kernel_sendfile = os.sendfile
 
     def broken(out: int, fd: int, offset: int, count: int) -> int:
@@ -265,10 +205,10 @@ async def test_a_disk_that_fails_cuts_the_body(
 
 
 async def test_without_a_descriptor_to_spare_it_goes_through_the_transport(
-    monkeypatch, stored, warm, usual
+    monkeypatch, program, stored
 ):
     path = stored[8 * MIB]
-    peer = await warm(path)
+    peer = await Peer.connect(program.url)
 
     def exhausted(fd: int) -> int:
         raise OSError(24, "Too many open files")
@@ -276,11 +216,10 @@ async def test_without_a_descriptor_to_spare_it_goes_through_the_transport(
     monkeypatch.setattr(os, "dup", exhausted)
     peer.send(get(path))
     assert (await peer.until_answer()).body == LARGE
-    assert not usual
 
 
 async def test_a_head_that_the_kernel_takes_in_parts_comes_whole_before_the_blob(
-    monkeypatch, stored, warm, usual
+    monkeypatch, program, stored
 ):
     class Short(socket.socket):
         def send(self, data: Any, flags: int = 0) -> int:
@@ -293,16 +232,15 @@ async def test_a_head_that_the_kernel_takes_in_parts_comes_whole_before_the_blob
         return copy
 
     path = stored[8 * MIB]
-    peer = await warm(path)
+    peer = await Peer.connect(program.url)
     monkeypatch.setattr(sendfile, "duplicate_socket", duplicate)
     peer.send(get(path))
     answer = await peer.until_answer()
     assert (answer.status, answer.body) == (200, LARGE)
-    assert not usual
 
 
 async def test_segments_are_full_while_more_follows_and_nothing_is_held_back_in_the_end(
-    monkeypatch, stored, warm
+    monkeypatch, program, stored
 ):
     sent_on: list[socket.socket] = []
     real = sendfile.duplicate_socket
@@ -315,7 +253,7 @@ async def test_segments_are_full_while_more_follows_and_nothing_is_held_back_in_
         return sent_on[-1].getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
 
     path = stored[8 * MIB]
-    peer = await warm(path)
+    peer = await Peer.connect(program.url)
     monkeypatch.setattr(sendfile, "duplicate_socket", duplicate)
     peer.send(get(path))
     await peer.read(100)
@@ -324,29 +262,30 @@ async def test_segments_are_full_while_more_follows_and_nothing_is_held_back_in_
     assert not is_corked()
 
 
-async def test_what_fails_there_is_answered_the_usual_way(
-    monkeypatch, program, stored, warm, usual
-):
-    paths = [stored[4096], stored[8 * MIB]]
-    for path in paths:
-        await (await warm(path)).close()
-    usual.clear()
+def count_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
+
+async def test_a_bug_in_a_handler_is_500_and_frees_everything(monkeypatch, program, stored):
     def broken(*args: Any) -> Any:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("proxy.server.fast_path.blob_headers", broken)
-    for path in paths:
+    monkeypatch.setattr("proxy.server.registry.blobs.blob_headers", broken)
+    descriptors = count_descriptors()
+    for path in [stored[4096], stored[8 * MIB]] * 5:
         peer = await Peer.connect(program.url)
         peer.send(get(path))
-        assert (await peer.until_answer()).status == 200
-    assert usual == paths
+        answer = await peer.until_answer()
+        assert (answer.status, b"see the daemon's log" in answer.body) == (500, True)
+        await peer.close()
+        program.expected_internal_errors += 1
     assert program.running.middleware.in_flight == 0
+    await program.ask("/v2/")
+    assert count_descriptors() <= descriptors + 1
 
 
-async def test_a_stop_lets_it_end_and_closes_the_connection(program, stored, warm):
+async def test_a_stop_lets_it_end_and_closes_the_connection(program, stored):
     path = stored[8 * MIB]
-    await (await warm(path)).close()
     peer = await Peer.connect(program.url, receive_buffer=4096)
     peer.send(get(path))
     await peer.read(100)
@@ -357,7 +296,7 @@ async def test_a_stop_lets_it_end_and_closes_the_connection(program, stored, war
         await stopping
 
 
-async def test_manifests_and_blobs_take_turns_on_one_connection(registry, program, stored, usual):
+async def test_manifests_and_blobs_take_turns_on_one_connection(registry, program, stored):
     registry.add_image()
     peer = await Peer.connect(program.url)
     asked = [LATEST, get(stored[8 * MIB]), get(stored[4096]), LATEST]
@@ -366,11 +305,9 @@ async def test_manifests_and_blobs_take_turns_on_one_connection(registry, progra
         peer.received.clear()
         peer.send(one)
         first.append(TIMES.sub(b"", (await peer.until_answer()).data))
-    usual.clear()
     for _ in range(3):
         for one, expected in zip(asked, first, strict=True):
             peer.received.clear()
             peer.send(one)
             got = TIMES.sub(b"", (await peer.until_answer()).data)
             assert re.sub(rb"fwd=miss; stored", b"hit", expected) == got
-    assert not usual

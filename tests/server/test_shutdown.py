@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from proxy.server import listening
+from proxy.server.http import HttpServer
 from tests.fakes.faults import Fault
 from tests.support.program import Program
 
@@ -22,6 +23,7 @@ async def connected(program: Program) -> AsyncIterator["Line"]:
     host, port = program.addresses[0].split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     server = program.running.listener._server
+    assert isinstance(server, HttpServer)
     async with asyncio.timeout(10):
         while writer.get_extra_info("sockname") not in {  # noqa: ASYNC110 - there is no event
             one.transport.get_extra_info("peername")

@@ -315,7 +315,7 @@ def test_errors_in_certificate_files_name_the_file_and_the_reason(authority, loc
 
 def test_there_must_be_as_many_keys_as_certificates(local):
     files = {"tls_certificate": [local[0], local[0]], "tls_key": [local[1]]}
-    with pytest.raises(ConfigError, match="of the same number"):
+    with pytest.raises(ConfigError, match="the same number of files"):
         load(None, {}, {"server": files}, is_root=False)
 
 

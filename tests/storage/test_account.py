@@ -112,16 +112,21 @@ class Load:
             self.most_on_disk = max(self.most_on_disk, on_disk[1])
             await asyncio.sleep(0.005)
 
-    def _allocated(self, *rooms: str) -> tuple[int, int]:
-        """Return the number of files in these directories, and the bytes of their blocks."""
-        sizes = {}
-        for room in rooms:
-            for path in (self.program.root / room).rglob("*"):
+    def _allocated(self, *directories: str) -> tuple[int, int]:
+        """Return the number of files in these directories, and the bytes of their blocks.
+
+        Only of files that are still there at the end: an eviction during the walk makes room for bytes
+        that the walk meets later, and the two were never on the disk together.
+        """
+        found = {}
+        for directory in directories:
+            for path in (self.program.root / directory).rglob("*"):
                 with suppress(FileNotFoundError):
                     status = path.stat()
                     if path.is_file():
-                        sizes[status.st_ino] = status.st_blocks * 512
-        return len(sizes), sum(sizes.values())
+                        found[status.st_ino] = (path, status.st_blocks * 512)
+        sizes = [size for path, size in found.values() if path.exists()]
+        return len(sizes), sum(sizes)
 
     async def check_at_rest(self) -> None:
         await self.program.settled()

@@ -13,7 +13,7 @@ from proxy.errors import StorageError
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from tests.fakes.content import OCI_CONFIG, OCI_MANIFEST, descriptor
-from tests.storage.test_space import APP, CAP, KIB, Shop, opened
+from tests.storage.test_space import APP, CAP, KIB, StoreRig, open_rig
 
 CONTENT = b"content" * 1000
 DIGEST = Digest.from_content(CONTENT)
@@ -29,16 +29,16 @@ MANIFEST_DIGEST = Digest.from_content(MANIFEST)
 
 
 @pytest.fixture
-async def shop(tmp_path):
-    async with opened(tmp_path / "store") as shop:
-        yield shop
+async def rig(tmp_path):
+    async with open_rig(tmp_path / "store") as rig:
+        yield rig
 
 
 @contextmanager
-def index_locked(shop: Shop) -> Iterator[None]:
+def index_locked(rig: StoreRig) -> Iterator[None]:
     """Let another process lock the index, so that nothing can be written to it."""
-    shop.index._writer.execute("PRAGMA busy_timeout = 0")
-    blocker = sqlite3.connect(shop.index.path, isolation_level=None)
+    rig.index._writer.execute("PRAGMA busy_timeout = 0")
+    blocker = sqlite3.connect(rig.index.path, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -48,46 +48,46 @@ def index_locked(shop: Shop) -> Iterator[None]:
 
 
 @contextmanager
-def commits_stopped(shop: Shop) -> Iterator[None]:
+def commits_stopped(rig: StoreRig) -> Iterator[None]:
     """Let commits begin, but not get to the disk before the block ends."""
     go_on = threading.Event()
     for _ in range(2):
-        shop.executor.submit(go_on.wait)
+        rig.executor.submit(go_on.wait)
     try:
         yield
     finally:
         go_on.set()
 
 
-async def until_locked(shop: Shop, digest: Digest) -> None:
-    while digest not in shop.space.locks:  # noqa: ASYNC110 (a test looks from outside)
+async def until_locked(rig: StoreRig, digest: Digest) -> None:
+    while digest not in rig.space.locks:  # noqa: ASYNC110 (a test looks from outside)
         await asyncio.sleep(0)
 
 
-async def commit_blob(shop: Shop) -> bool:
-    reservation = await shop.space.reserve(len(CONTENT))
+async def commit_blob(rig: StoreRig) -> bool:
+    reservation = await rig.space.reserve(len(CONTENT))
     assert reservation is not None
-    directory = await asyncio.to_thread(shop.store.make_import_directory)
-    ingest = await asyncio.to_thread(shop.store.open_ingest, DIGEST, directory)
+    directory = await asyncio.to_thread(rig.store.make_import_directory)
+    ingest = await asyncio.to_thread(rig.store.open_ingest, DIGEST, directory)
     await asyncio.to_thread(ingest.append, [CONTENT])
     try:
-        return await shop.committer.commit_ingest(ingest, reservation, APP)
+        return await rig.committer.commit_ingest(ingest, reservation, APP)
     finally:
-        shop.space.release(reservation)
+        rig.space.release(reservation)
         ingest.close()
-        await asyncio.to_thread(shop.store.remove_import_directory, directory)
+        await asyncio.to_thread(rig.store.remove_import_directory, directory)
 
 
-async def commit_manifest(shop: Shop) -> bool:
-    reservation = await shop.space.reserve(len(MANIFEST))
+async def commit_manifest(rig: StoreRig) -> bool:
+    reservation = await rig.space.reserve(len(MANIFEST))
     assert reservation is not None
     manifest = oci.parse_manifest(MANIFEST, OCI_MANIFEST)
     try:
-        return await shop.committer.commit_manifest(
+        return await rig.committer.commit_manifest(
             APP, MANIFEST_DIGEST, MANIFEST, manifest, reservation
         )
     finally:
-        shop.space.release(reservation)
+        rig.space.release(reservation)
 
 
 BOTH = pytest.mark.parametrize(
@@ -96,115 +96,115 @@ BOTH = pytest.mark.parametrize(
 
 
 @BOTH
-async def test_a_commit_that_the_index_refuses_leaves_nothing(shop, commit, digest):
-    with index_locked(shop), pytest.raises(StorageError, match="database is locked"):
-        await commit(shop)
-    assert not shop.holds(digest)
-    assert list((shop.store.root / "ingest").iterdir()) == []
-    assert shop.is_right()
-    assert shop.space.reserved_bytes == 0
-    assert await commit(shop)
-    assert shop.holds(digest)
-    assert shop.is_right()
+async def test_a_commit_that_the_index_refuses_leaves_nothing(rig, commit, digest):
+    with index_locked(rig), pytest.raises(StorageError, match="database is locked"):
+        await commit(rig)
+    assert not rig.holds(digest)
+    assert list((rig.store.root / "ingest").iterdir()) == []
+    assert rig.is_right()
+    assert rig.space.reserved_bytes == 0
+    assert await commit(rig)
+    assert rig.holds(digest)
+    assert rig.is_right()
 
 
 @BOTH
-async def test_a_commit_that_fails_leaves_what_was_there_before(shop, commit, digest):
-    assert await commit(shop)
-    with index_locked(shop), pytest.raises(StorageError, match="database is locked"):
-        await commit(shop)
-    assert shop.holds(digest)
-    assert shop.is_right()
+async def test_a_commit_that_fails_leaves_what_was_there_before(rig, commit, digest):
+    assert await commit(rig)
+    with index_locked(rig), pytest.raises(StorageError, match="database is locked"):
+        await commit(rig)
+    assert rig.holds(digest)
+    assert rig.is_right()
 
 
 @BOTH
-async def test_a_blob_that_is_committed_several_times_is_counted_once(shop, commit, digest):
-    results = await asyncio.gather(*(commit(shop) for _ in range(8)))
+async def test_a_blob_that_is_committed_several_times_is_counted_once(rig, commit, digest):
+    results = await asyncio.gather(*(commit(rig) for _ in range(8)))
     assert sorted(results) == [False] * 7 + [True]
-    assert shop.space.blob_count == 1
-    assert shop.is_right()
-    assert shop.space.reserved_bytes == 0
+    assert rig.space.blob_count == 1
+    assert rig.is_right()
+    assert rig.space.reserved_bytes == 0
 
 
 @BOTH
 async def test_a_commit_that_cannot_be_undone_stays_in_the_account(
-    shop, commit, digest, monkeypatch
+    rig, commit, digest, monkeypatch
 ):
     def fail(_: Digest) -> None:
         raise StorageError("the disk fails")
 
     with monkeypatch.context() as patch:
-        patch.setattr(shop.store, "delete", fail)
-        with index_locked(shop), pytest.raises(StorageError, match="database is locked"):
-            await commit(shop)
-    assert (shop.space.blob_count, shop.space.stored_bytes) == (1, shop.on_disk("blobs/*/*"))
-    assert await commit(shop)
-    assert shop.is_right()
+        patch.setattr(rig.store, "delete", fail)
+        with index_locked(rig), pytest.raises(StorageError, match="database is locked"):
+            await commit(rig)
+    assert (rig.space.blob_count, rig.space.stored_bytes) == (1, rig.on_disk("blobs/*/*"))
+    assert await commit(rig)
+    assert rig.is_right()
 
 
 @BOTH
-async def test_what_is_being_committed_again_is_neither_evicted_nor_removed(shop, commit, digest):
-    await commit(shop)
+async def test_what_is_being_committed_again_is_neither_evicted_nor_removed(rig, commit, digest):
+    await commit(rig)
     async with asyncio.TaskGroup() as group:
-        with commits_stopped(shop):
-            again = group.create_task(commit(shop))
-            await until_locked(shop, digest)
-            assert await shop.space._remove([digest], "size") == []
+        with commits_stopped(rig):
+            again = group.create_task(commit(rig))
+            await until_locked(rig, digest)
+            assert await rig.space._remove([digest], "size") == []
     assert again.result() is False
-    assert shop.holds(digest)
-    assert shop.is_right()
+    assert rig.holds(digest)
+    assert rig.is_right()
 
 
 @BOTH
 async def test_an_eviction_and_the_discovery_that_its_file_is_gone_are_one_removal(
-    shop, commit, digest
+    rig, commit, digest
 ):
-    await commit(shop)
-    size = shop.index.blob_size(digest)
-    evict = shop.space._remove([digest], "size")
-    found = [shop.space.open_blob(digest, size) for _ in range(5)]
-    damaged = shop.space.remove_corrupt(digest)
+    await commit(rig)
+    size = rig.index.blob_size(digest)
+    evict = rig.space._remove([digest], "size")
+    found = [rig.space.open_blob(digest, size) for _ in range(5)]
+    damaged = rig.space.remove_corrupt(digest)
     await asyncio.gather(evict, *found, damaged)
-    assert (shop.space.blob_count, shop.space.stored_bytes) == (0, 0)
-    metrics = await asyncio.to_thread(shop.metrics.render)
+    assert (rig.space.blob_count, rig.space.stored_bytes) == (0, 0)
+    metrics = await asyncio.to_thread(rig.metrics.render)
     assert b'evictions_total{reason="size"} 1.0' in metrics
     assert b'evictions_total{reason="corrupt"} 0.0' in metrics
 
 
-async def test_a_blob_that_was_committed_again_is_not_taken_for_the_damaged_one(shop):
-    await commit_manifest(shop)
-    await shop.space.remove_corrupt(MANIFEST_DIGEST)
-    assert shop.holds(MANIFEST_DIGEST)
+async def test_a_blob_that_was_committed_again_is_not_taken_for_the_damaged_one(rig):
+    await commit_manifest(rig)
+    await rig.space.remove_corrupt(MANIFEST_DIGEST)
+    assert rig.holds(MANIFEST_DIGEST)
 
 
-async def test_a_caller_that_is_cancelled_leaves_a_whole_commit(shop):
+async def test_a_caller_that_is_cancelled_leaves_a_whole_commit(rig):
     async with asyncio.TaskGroup() as group:
-        with commits_stopped(shop):
-            committing = group.create_task(commit_manifest(shop))
-            await until_locked(shop, MANIFEST_DIGEST)
+        with commits_stopped(rig):
+            committing = group.create_task(commit_manifest(rig))
+            await until_locked(rig, MANIFEST_DIGEST)
             committing.cancel()
             await asyncio.sleep(0)
     assert committing.cancelled()
-    assert shop.holds(MANIFEST_DIGEST)
-    assert shop.is_right()
-    assert shop.space.reserved_bytes == 0
+    assert rig.holds(MANIFEST_DIGEST)
+    assert rig.is_right()
+    assert rig.space.reserved_bytes == 0
 
 
 async def test_a_manifest_that_a_kill_kept_from_the_index_is_counted_at_the_next_start(tmp_path):
-    async with opened(tmp_path / "store") as shop:
-        assert await shop.fetch(KIB)
-        await asyncio.to_thread(shop.store.commit_bytes, MANIFEST_DIGEST, MANIFEST)
-    async with opened(tmp_path / "store") as shop:
-        assert shop.space.blob_count == 2
-        assert shop.is_right()
-        assert shop.index.manifest(MANIFEST_DIGEST)
-        assert list((shop.store.root / "ingest").iterdir()) == []
+    async with open_rig(tmp_path / "store") as rig:
+        assert await rig.fetch(KIB)
+        await asyncio.to_thread(rig.store.commit_bytes, MANIFEST_DIGEST, MANIFEST)
+    async with open_rig(tmp_path / "store") as rig:
+        assert rig.space.blob_count == 2
+        assert rig.is_right()
+        assert rig.index.manifest(MANIFEST_DIGEST)
+        assert list((rig.store.root / "ingest").iterdir()) == []
 
 
 async def test_committing_never_takes_more_than_the_cap(tmp_path):
-    async with opened(tmp_path / "store", cap=CAP) as shop:
+    async with open_rig(tmp_path / "store", cap=CAP) as rig:
         for _ in range(20):
-            assert await shop.fetch(500 * KIB)
-            assert shop.on_disk() <= CAP
-            assert shop.space.used_bytes <= CAP
-        assert shop.is_right()
+            assert await rig.fetch(500 * KIB)
+            assert rig.on_disk() <= CAP
+            assert rig.space.used_bytes <= CAP
+        assert rig.is_right()

@@ -270,7 +270,7 @@ async def test_many_writes_at_once_all_arrive(index):
 def test_an_index_that_is_none_says_what_helps(tmp_path, clock):
     path = tmp_path / "index.sqlite"
     path.write_bytes(b"this is no database, but long enough to be taken for one" * 100)
-    with pytest.raises(StorageError, match="pullcache fsck makes it anew"):
+    with pytest.raises(StorageError, match="rebuild it with pullcache fsck"):
         Index(path, clock)
 
 
@@ -280,7 +280,7 @@ def test_p14_an_index_of_a_newer_version_is_refused(tmp_path, clock):
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(StorageError, match="is of version 99"):
+    with pytest.raises(StorageError, match="has version 99"):
         Index(path, clock)
 
 

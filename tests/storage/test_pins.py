@@ -12,27 +12,27 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Tag
 from proxy.storage.space import SpaceManager
 from tests.fakes.content import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, descriptor
-from tests.storage.test_space import APP, CAP, KIB, Shop, opened
+from tests.storage.test_space import APP, CAP, KIB, StoreRig, open_rig
 
 V1 = Tag("v1")
 
 
-async def put(shop: Shop, content: bytes, manifest: oci.Manifest | None = None) -> Digest | None:
+async def put(rig: StoreRig, content: bytes, manifest: oci.Manifest | None = None) -> Digest | None:
     """Store content as a download or a fetch would; None if there was no room."""
     digest = Digest.from_content(content)
-    reservation = await shop.space.reserve(len(content))
+    reservation = await rig.space.reserve(len(content))
     if reservation is None:
         return None
     if manifest:
-        await shop.committer.commit_manifest(APP, digest, content, manifest, reservation)
+        await rig.committer.commit_manifest(APP, digest, content, manifest, reservation)
     else:
-        ingest = await asyncio.to_thread(shop.write, digest, content)
-        await shop.committer.commit_ingest(ingest, reservation, APP)
+        ingest = await asyncio.to_thread(rig.write, digest, content)
+        await rig.committer.commit_ingest(ingest, reservation, APP)
         ingest.close()
     return digest
 
 
-async def put_image(shop: Shop, tag: Tag, size: int) -> set[Digest]:
+async def put_image(rig: StoreRig, tag: Tag, size: int) -> set[Digest]:
     """Store an image of two layers of `size` bytes each; return all its digests."""
     config, *layers = blobs = [os.urandom(8) + bytes(length) for length in (8, size, size)]
     document = {
@@ -42,67 +42,67 @@ async def put_image(shop: Shop, tag: Tag, size: int) -> set[Digest]:
         "layers": [descriptor(layer, OCI_LAYER) for layer in layers],
     }
     content = json.dumps(document).encode()
-    digests = {await put(shop, content, oci.parse_manifest(content, OCI_MANIFEST))}
-    await shop.index.set_tag(APP, tag, Digest.from_content(content))
+    digests = {await put(rig, content, oci.parse_manifest(content, OCI_MANIFEST))}
+    await rig.index.set_tag(APP, tag, Digest.from_content(content))
     for blob in blobs:
-        digests.add(await put(shop, blob))
+        digests.add(await put(rig, blob))
     assert None not in digests
     return {digest for digest in digests if digest}
 
 
 @pytest.fixture
-async def shop(tmp_path):
-    async with opened(tmp_path / "store") as shop:
-        yield shop
+async def rig(tmp_path):
+    async with open_rig(tmp_path / "store") as rig:
+        yield rig
 
 
-async def test_a_pinned_image_survives_any_pressure_and_the_cap_holds(shop):
-    await shop.index.pin([(APP, V1)])
-    image = await put_image(shop, V1, 500 * KIB)
+async def test_a_pinned_image_survives_any_pressure_and_the_cap_holds(rig):
+    await rig.index.pin([(APP, V1)])
+    image = await put_image(rig, V1, 500 * KIB)
     for _ in range(12):
-        assert await shop.fetch(900 * KIB)
-        assert shop.on_disk() <= CAP
-    assert all(map(shop.holds, image))
-    await shop.index.unpin([(APP, V1)])
+        assert await rig.fetch(900 * KIB)
+        assert rig.on_disk() <= CAP
+    assert all(map(rig.holds, image))
+    await rig.index.unpin([(APP, V1)])
     for _ in range(4):
-        assert await shop.fetch(900 * KIB)
-    assert not any(map(shop.holds, image))
+        assert await rig.fetch(900 * KIB)
+    assert not any(map(rig.holds, image))
 
 
-async def test_when_pins_fill_the_store_nothing_is_evicted_and_a_metric_can_say_why(shop):
-    other = await shop.fetch(400 * KIB)
-    image = await put_image(shop, V1, 1400 * KIB)
-    await shop.index.pin([(APP, V1)])
-    assert await shop.space.reserve(1000 * KIB) is None
-    assert shop.space.uncached_reason(1000 * KIB) == "pinned"
-    assert shop.space.uncached_reason(CAP) == "too_large"
-    assert shop.space.uncached_reason(KIB) == "no_space"
-    assert shop.holds(other)
-    assert all(map(shop.holds, image))
-    assert 2800 * KIB < shop.space.pinned_bytes <= shop.space.stored_bytes
-    assert await shop.fetch(500 * KIB)
-    assert not shop.holds(other)
+async def test_when_pins_fill_the_store_nothing_is_evicted_and_a_metric_can_say_why(rig):
+    other = await rig.fetch(400 * KIB)
+    image = await put_image(rig, V1, 1400 * KIB)
+    await rig.index.pin([(APP, V1)])
+    assert await rig.space.reserve(1000 * KIB) is None
+    assert rig.space.uncached_reason(1000 * KIB) == "pinned"
+    assert rig.space.uncached_reason(CAP) == "too_large"
+    assert rig.space.uncached_reason(KIB) == "no_space"
+    assert rig.holds(other)
+    assert all(map(rig.holds, image))
+    assert 2800 * KIB < rig.space.pinned_bytes <= rig.space.stored_bytes
+    assert await rig.fetch(500 * KIB)
+    assert not rig.holds(other)
 
 
-async def test_what_is_pinned_is_never_idle(shop):
-    image = await put_image(shop, V1, KIB)
-    await shop.index.pin([(APP, V1)])
-    other = await shop.fetch(KIB)
-    shop.clock.turn(10_000)
-    await shop.space.sweep(max_idle=1000, ingest_ttl=1000)
-    assert not shop.holds(other)
-    assert all(map(shop.holds, image))
+async def test_what_is_pinned_is_never_idle(rig):
+    image = await put_image(rig, V1, KIB)
+    await rig.index.pin([(APP, V1)])
+    other = await rig.fetch(KIB)
+    rig.clock.turn(10_000)
+    await rig.space.sweep(max_idle=1000, ingest_ttl=1000)
+    assert not rig.holds(other)
+    assert all(map(rig.holds, image))
 
 
 async def test_a_cap_below_what_is_pinned_takes_the_rest_and_leaves_the_pins(tmp_path):
-    async with opened(tmp_path / "store") as shop:
-        image = await put_image(shop, V1, 1000 * KIB)
-        await shop.index.pin([(APP, V1)])
-        other = await shop.fetch(1000 * KIB)
-    async with opened(tmp_path / "store", cap=1 << 20) as shop:
-        assert not shop.holds(other)
-        assert all(map(shop.holds, image))
-        assert await shop.space.reserve(KIB) is None
+    async with open_rig(tmp_path / "store") as rig:
+        image = await put_image(rig, V1, 1000 * KIB)
+        await rig.index.pin([(APP, V1)])
+        other = await rig.fetch(1000 * KIB)
+    async with open_rig(tmp_path / "store", cap=1 << 20) as rig:
+        assert not rig.holds(other)
+        assert all(map(rig.holds, image))
+        assert await rig.space.reserve(KIB) is None
 
 
 steps = st.lists(
@@ -118,23 +118,23 @@ steps = st.lists(
 @settings(max_examples=20, deadline=None)
 @given(steps=steps)
 async def test_whatever_happens_pins_and_cap_hold(tmp_path_factory, steps):
-    async with opened(tmp_path_factory.mktemp("shop") / "store") as shop:
+    async with open_rig(tmp_path_factory.mktemp("rig") / "store") as rig:
         images: dict[Tag, set[Digest]] = {}
         pinned: set[Tag] = set()
         for what, tag, size in steps:
             if what == "fetch":
-                await shop.fetch(size)
-            elif what == "image" and tag not in images and _has_room(shop.space, 2 * size):
-                images[tag] = await put_image(shop, tag, size)
-            elif what == "pin" and all(map(shop.holds, images.get(tag, ()))):
+                await rig.fetch(size)
+            elif what == "image" and tag not in images and _has_room(rig.space, 2 * size):
+                images[tag] = await put_image(rig, tag, size)
+            elif what == "pin" and all(map(rig.holds, images.get(tag, ()))):
                 pinned.add(tag)
-                await shop.index.pin([(APP, tag)])
+                await rig.index.pin([(APP, tag)])
             elif what == "unpin":
                 pinned.discard(tag)
-                await shop.index.unpin([(APP, tag)])
-            assert shop.on_disk() <= CAP
+                await rig.index.unpin([(APP, tag)])
+            assert rig.on_disk() <= CAP
             held = set().union(*(images.get(tag, set()) for tag in pinned))
-            assert all(map(shop.holds, held))
+            assert all(map(rig.holds, held))
 
 
 def _has_room(space: SpaceManager, size: int) -> bool:

@@ -32,7 +32,7 @@ _numbers = count()
 
 
 @dataclass
-class Shop:
+class StoreRig:
     """A store with its account, and what a download does to both."""
 
     store: BlobStore
@@ -90,7 +90,7 @@ class Shop:
 
 
 @asynccontextmanager
-async def opened(root: Path, *, cap: int = CAP, min_free: int = 0) -> AsyncIterator[Shop]:
+async def open_rig(root: Path, *, cap: int = CAP, min_free: int = 0) -> AsyncIterator[StoreRig]:
     clock, metrics = Clock(), Metrics([], "0")
     store = await asyncio.to_thread(BlobStore, root)
     index = await asyncio.to_thread(Index, root / "index.sqlite", clock)
@@ -99,153 +99,153 @@ async def opened(root: Path, *, cap: int = CAP, min_free: int = 0) -> AsyncItera
         await space.open()
         with ThreadPoolExecutor(2) as executor:
             committer = Committer(store, index, space, executor)
-            yield Shop(store, index, space, metrics, committer, executor, clock)
+            yield StoreRig(store, index, space, metrics, committer, executor, clock)
     finally:
         await asyncio.to_thread(index.close)
         store.close()
 
 
 @pytest.fixture
-async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
-    async with opened(tmp_path / "store") as shop:
-        yield shop
+async def rig(tmp_path: Path) -> AsyncIterator[StoreRig]:
+    async with open_rig(tmp_path / "store") as rig:
+        yield rig
 
 
-async def test_what_was_used_longest_ago_goes_first(shop):
-    first, second, third = [await shop.fetch(1000 * KIB) for _ in range(3)]
-    assert all(map(shop.holds, (first, second, third)))
+async def test_what_was_used_longest_ago_goes_first(rig):
+    first, second, third = [await rig.fetch(1000 * KIB) for _ in range(3)]
+    assert all(map(rig.holds, (first, second, third)))
     assert first is not None
-    shop.index.touch(first)
-    fourth = await shop.fetch(1000 * KIB)
-    assert [shop.holds(blob) for blob in (first, second, third, fourth)] == [
+    rig.index.touch(first)
+    fourth = await rig.fetch(1000 * KIB)
+    assert [rig.holds(blob) for blob in (first, second, third, fourth)] == [
         True,
         False,
         True,
         True,
     ]
     assert second is not None
-    assert shop.index.blob(APP, second) is None
-    assert shop.space.blob_count == 3
+    assert rig.index.blob(APP, second) is None
+    assert rig.space.blob_count == 3
 
 
-async def test_what_cannot_fit_evicts_nothing(shop):
-    held = await shop.fetch(1000 * KIB)
-    assert not shop.space.fits(CAP)
-    assert await shop.space.reserve(CAP) is None
-    assert shop.holds(held)
-    assert shop.space.reserved_bytes == 0
+async def test_what_cannot_fit_evicts_nothing(rig):
+    held = await rig.fetch(1000 * KIB)
+    assert not rig.space.fits(CAP)
+    assert await rig.space.reserve(CAP) is None
+    assert rig.holds(held)
+    assert rig.space.reserved_bytes == 0
 
 
-async def test_running_downloads_keep_their_room(shop):
-    first = await shop.space.reserve(1500 * KIB)
-    second = await shop.space.reserve(1500 * KIB)
+async def test_running_downloads_keep_their_room(rig):
+    first = await rig.space.reserve(1500 * KIB)
+    second = await rig.space.reserve(1500 * KIB)
     assert first is not None
     assert second is not None
-    assert await shop.space.reserve(1500 * KIB) is None
-    shop.space.release(first)
-    third = await shop.space.reserve(1500 * KIB)
+    assert await rig.space.reserve(1500 * KIB) is None
+    rig.space.release(first)
+    third = await rig.space.reserve(1500 * KIB)
     assert third is not None
     for reservation in (second, third):
-        shop.space.release(reservation)
-    assert shop.space.reserved_bytes == 0
+        rig.space.release(reservation)
+    assert rig.space.reserved_bytes == 0
 
 
-async def test_a_reservation_grows_by_eviction_and_stays_when_it_cannot(shop):
-    blob = await shop.fetch(2000 * KIB)
-    reservation = await shop.space.reserve(KIB)
+async def test_a_reservation_grows_by_eviction_and_stays_when_it_cannot(rig):
+    blob = await rig.fetch(2000 * KIB)
+    reservation = await rig.space.reserve(KIB)
     assert reservation is not None
-    assert await shop.space.grow(reservation, 3000 * KIB)
-    assert not shop.holds(blob)
-    assert not await shop.space.grow(reservation, CAP)
+    assert await rig.space.grow(reservation, 3000 * KIB)
+    assert not rig.holds(blob)
+    assert not await rig.space.grow(reservation, CAP)
     assert reservation.size == 3000 * KIB
-    shop.space.release(reservation)
+    rig.space.release(reservation)
 
 
-async def test_interrupted_downloads_go_before_blobs_and_count(shop):
-    blob = await shop.fetch(1000 * KIB)
-    await shop.break_off(1500 * KIB)
-    assert shop.space.reserved_bytes == 1500 * KIB + STATE_FILE_SIZE
-    assert shop.holds(await shop.fetch(1500 * KIB))
-    assert shop.holds(blob)
-    assert shop.space.reserved_bytes == 0
-    assert await shop.leftovers() == []
+async def test_interrupted_downloads_go_before_blobs_and_count(rig):
+    blob = await rig.fetch(1000 * KIB)
+    await rig.break_off(1500 * KIB)
+    assert rig.space.reserved_bytes == 1500 * KIB + STATE_FILE_SIZE
+    assert rig.holds(await rig.fetch(1500 * KIB))
+    assert rig.holds(blob)
+    assert rig.space.reserved_bytes == 0
+    assert await rig.leftovers() == []
 
 
-async def test_an_interrupted_download_that_is_resumed_is_not_counted_twice(shop):
-    digest = await shop.break_off(1500 * KIB)
-    used = shop.space.used_bytes
-    reservation = await shop.space.resume_partial(digest)
+async def test_an_interrupted_download_that_is_resumed_is_not_counted_twice(rig):
+    digest = await rig.break_off(1500 * KIB)
+    used = rig.space.used_bytes
+    reservation = await rig.space.resume_partial(digest)
     assert reservation is not None
-    assert shop.space.used_bytes == used
-    assert await shop.space.grow(reservation, 3000 * KIB)
-    assert await shop.leftovers() == [digest]
-    shop.space.release(reservation)
+    assert rig.space.used_bytes == used
+    assert await rig.space.grow(reservation, 3000 * KIB)
+    assert await rig.leftovers() == [digest]
+    rig.space.release(reservation)
 
 
 async def test_a_smaller_cap_is_kept_from_the_start(tmp_path):
-    async with opened(tmp_path / "store") as shop:
-        blobs = [await shop.fetch(700 * KIB) for _ in range(4)]
-    async with opened(tmp_path / "store", cap=2 << 20) as shop:
-        assert [shop.holds(blob) for blob in blobs] == [False, False, True, True]
-        assert shop.space.used_bytes <= 2 << 20
+    async with open_rig(tmp_path / "store") as rig:
+        blobs = [await rig.fetch(700 * KIB) for _ in range(4)]
+    async with open_rig(tmp_path / "store", cap=2 << 20) as rig:
+        assert [rig.holds(blob) for blob in blobs] == [False, False, True, True]
+        assert rig.space.used_bytes <= 2 << 20
 
 
 async def test_leftovers_of_a_killed_daemon_are_counted(tmp_path):
-    async with opened(tmp_path / "store") as shop:
-        await shop.break_off(1500 * KIB)
-    async with opened(tmp_path / "store") as shop:
-        assert shop.space.reserved_bytes >= 1500 * KIB
+    async with open_rig(tmp_path / "store") as rig:
+        await rig.break_off(1500 * KIB)
+    async with open_rig(tmp_path / "store") as rig:
+        assert rig.space.reserved_bytes >= 1500 * KIB
 
 
-async def test_old_leftovers_and_idle_blobs_are_swept(shop):
-    old = await shop.fetch(KIB)
-    shop.clock.turn(1000)
-    new = await shop.fetch(KIB)
-    left = await shop.break_off(KIB)
-    path = shop.store.root / "ingest" / f"sha256-{left.hex}"
-    os.utime(path, (shop.clock() - 500, shop.clock() - 500))
-    await shop.space.sweep(max_idle=0, ingest_ttl=501)
-    assert await shop.leftovers() == [left]
-    assert shop.holds(old)
-    await shop.space.sweep(max_idle=999, ingest_ttl=499)
-    assert await shop.leftovers() == []
-    assert (shop.holds(old), shop.holds(new)) == (False, True)
-    assert shop.space.reserved_bytes == 0
+async def test_old_leftovers_and_idle_blobs_are_swept(rig):
+    old = await rig.fetch(KIB)
+    rig.clock.turn(1000)
+    new = await rig.fetch(KIB)
+    left = await rig.break_off(KIB)
+    path = rig.store.root / "ingest" / f"sha256-{left.hex}"
+    os.utime(path, (rig.clock() - 500, rig.clock() - 500))
+    await rig.space.sweep(max_idle=0, ingest_ttl=501)
+    assert await rig.leftovers() == [left]
+    assert rig.holds(old)
+    await rig.space.sweep(max_idle=999, ingest_ttl=499)
+    assert await rig.leftovers() == []
+    assert (rig.holds(old), rig.holds(new)) == (False, True)
+    assert rig.space.reserved_bytes == 0
 
 
-async def test_a_damaged_blob_is_forgotten(shop):
-    blob = await shop.fetch(1000 * KIB)
-    before = shop.space.used_bytes
-    await asyncio.to_thread(Path(shop.store.blob_path(blob)).write_bytes, bytes(1000 * KIB))
-    await shop.space.remove_corrupt(blob)
-    assert not shop.holds(blob)
-    assert shop.index.blob(APP, blob) is None
-    assert shop.space.used_bytes < before
+async def test_a_damaged_blob_is_forgotten(rig):
+    blob = await rig.fetch(1000 * KIB)
+    before = rig.space.used_bytes
+    await asyncio.to_thread(Path(rig.store.blob_path(blob)).write_bytes, bytes(1000 * KIB))
+    await rig.space.remove_corrupt(blob)
+    assert not rig.holds(blob)
+    assert rig.index.blob(APP, blob) is None
+    assert rig.space.used_bytes < before
 
 
 async def test_room_is_left_on_the_disk(tiny_disk: Callable[[int], Path]):
     disk = tiny_disk(6 << 20)
-    async with opened(disk / "store", cap=1 << 30, min_free=2 << 20) as shop:
-        blobs = [await shop.fetch(1000 * KIB) for _ in range(5)]
-        assert await asyncio.to_thread(shop.store.free_bytes) >= 2 << 20
-        assert [shop.holds(blob) for blob in blobs] == [False, False, True, True, True]
-        assert await shop.space.reserve(5 << 20) is None
+    async with open_rig(disk / "store", cap=1 << 30, min_free=2 << 20) as rig:
+        blobs = [await rig.fetch(1000 * KIB) for _ in range(5)]
+        assert await asyncio.to_thread(rig.store.free_bytes) >= 2 << 20
+        assert [rig.holds(blob) for blob in blobs] == [False, False, True, True, True]
+        assert await rig.space.reserve(5 << 20) is None
 
 
 async def test_a_full_disk_can_still_be_emptied(tiny_disk: Callable[[int], Path]):
     disk = tiny_disk(4 << 20)
-    async with opened(disk / "store", cap=1 << 30) as shop:
-        blobs = [await shop.fetch(700 * KIB) for _ in range(3)]
+    async with open_rig(disk / "store", cap=1 << 30) as rig:
+        blobs = [await rig.fetch(700 * KIB) for _ in range(3)]
         filler = disk / "filler"
-        filler.write_bytes(bytes(await asyncio.to_thread(shop.store.free_bytes)))
-        reservation = await shop.space.reserve(600 * KIB)
+        filler.write_bytes(bytes(await asyncio.to_thread(rig.store.free_bytes)))
+        reservation = await rig.space.reserve(600 * KIB)
         assert reservation is not None
-        assert not shop.holds(blobs[0])
-        assert shop.holds(blobs[2])
-        shop.space.release(reservation)
+        assert not rig.holds(blobs[0])
+        assert rig.holds(blobs[2])
+        rig.space.release(reservation)
         filler.unlink()
-        in_store = sum(shop.holds(blob) for blob in blobs)
-        assert shop.space.blob_count == in_store
+        in_store = sum(rig.holds(blob) for blob in blobs)
+        assert rig.space.blob_count == in_store
 
 
 steps = st.lists(
@@ -260,53 +260,53 @@ steps = st.lists(
 @settings(max_examples=25, deadline=None)
 @given(steps=steps)
 async def test_whatever_happens_the_cap_holds_on_the_disk(tmp_path_factory, steps):
-    async with opened(tmp_path_factory.mktemp("shop") / "store") as shop:
+    async with open_rig(tmp_path_factory.mktemp("rig") / "store") as rig:
         held: list[Reservation] = []
         blobs: list[Digest] = []
         for what, size in steps:
-            if what == "fetch" and (blob := await shop.fetch(size)):
+            if what == "fetch" and (blob := await rig.fetch(size)):
                 blobs.append(blob)
-            elif what == "hold" and (reservation := await shop.space.reserve(size)):
+            elif what == "hold" and (reservation := await rig.space.reserve(size)):
                 held.append(reservation)
             elif what == "release" and held:
-                shop.space.release(held.pop())
-            elif what == "break off" and shop.space.fits(size + sum(one.size for one in held)):
-                await shop.break_off(size)
+                rig.space.release(held.pop())
+            elif what == "break off" and rig.space.fits(size + sum(one.size for one in held)):
+                await rig.break_off(size)
             elif what == "touch" and blobs:
-                shop.index.touch(blobs[size % len(blobs)])
+                rig.index.touch(blobs[size % len(blobs)])
             promised = sum(one.size for one in held)
-            assert shop.on_disk() + promised <= CAP
-            assert shop.space.used_bytes <= CAP
+            assert rig.on_disk() + promised <= CAP
+            assert rig.space.used_bytes <= CAP
 
 
-async def test_an_index_that_cannot_be_written_for_a_while_does_not_spoil_the_account(shop):
+async def test_an_index_that_cannot_be_written_for_a_while_does_not_spoil_the_account(rig):
     for _ in range(3):
-        await shop.fetch(1000 * KIB)
-    shop.index._writer.execute("PRAGMA busy_timeout = 0")
-    blocker = sqlite3.connect(shop.index.path, isolation_level=None)
+        await rig.fetch(1000 * KIB)
+    rig.index._writer.execute("PRAGMA busy_timeout = 0")
+    blocker = sqlite3.connect(rig.index.path, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
     for _ in range(2):
-        reservation = await shop.space.reserve(1500 * KIB)
+        reservation = await rig.space.reserve(1500 * KIB)
         if reservation is not None:
-            shop.space.release(reservation)
+            rig.space.release(reservation)
     blocker.execute("ROLLBACK")
     blocker.close()
     for _ in range(6):
-        await shop.fetch(1000 * KIB)
-        assert shop.on_disk() <= CAP
-    assert shop.space.blob_count == len(list((shop.store.root / "blobs" / "sha256").iterdir()))
+        await rig.fetch(1000 * KIB)
+        assert rig.on_disk() <= CAP
+    assert rig.space.blob_count == len(list((rig.store.root / "blobs" / "sha256").iterdir()))
 
 
 async def test_a_commit_that_nobody_counted_is_counted_at_the_next_start_or_the_one_after(
     tmp_path, monkeypatch
 ):
     root = tmp_path / "store"
-    async with opened(root) as shop:
-        assert await shop.fetch(KIB)
+    async with open_rig(root) as rig:
+        assert await rig.fetch(KIB)
         digest = Digest.from_content(bytes(100 * KIB))
 
         def commit() -> None:
-            ingest = shop.store.open_ingest(digest)
+            ingest = rig.store.open_ingest(digest)
             ingest.append([bytes(100 * KIB)])
             ingest.commit()
             ingest.close()
@@ -319,9 +319,9 @@ async def test_a_commit_that_nobody_counted_is_counted_at_the_next_start_or_the_
     with monkeypatch.context() as patch:
         patch.setattr(Index, "add_unlinked_blobs", broken)
         with pytest.raises(StorageError, match="the disk is full"):
-            async with opened(root):
+            async with open_rig(root):
                 pass
     for _ in range(2):
-        async with opened(root) as shop:
-            assert shop.space.stored_bytes == shop.on_disk("blobs/*/*") > 100 * KIB
-            assert not await asyncio.to_thread(shop.store.list_committed_ingests)
+        async with open_rig(root) as rig:
+            assert rig.space.stored_bytes == rig.on_disk("blobs/*/*") > 100 * KIB
+            assert not await asyncio.to_thread(rig.store.list_committed_ingests)

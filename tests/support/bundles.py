@@ -1,4 +1,4 @@
-"""Bundles in tests: asked from a program and given to one, taken apart and put together by hand."""
+"""Bundles in tests: exported from a program, imported into one, unpacked, and built by hand."""
 
 import asyncio
 import io
@@ -11,49 +11,52 @@ from proxy.cli.api_client import AdminClient
 from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, Image, descriptor, digest_of
 from tests.support.program import Program
 
-NAME = "io.containerd.image.name"
-REF_NAME = "org.opencontainers.image.ref.name"
+# The annotations that name an image: containerd's, and that of the image-spec.
+IMAGE_NAME_ANNOTATION = "io.containerd.image.name"
+REF_NAME_ANNOTATION = "org.opencontainers.image.ref.name"
 
-# What the tests' fake registry keeps a repository's images under, as bundles spell it.
-APP = "docker.io/library/app"
-
+# The fake registry's default repository, by the name that bundles give it.
+APP_FULL_NAME = "docker.io/library/app"
 
 LAYERS = (b"first" * 5000, b"second")
 
 
-async def pull(program: Program, image: Image) -> None:
-    """Pull all platforms of an image."""
+async def pull_all_platforms(program: Program, image: Image) -> None:
+    """Pull an image with all manifests of its index."""
     await program.pull(image)
     for digest in image.manifests.values():
-        answer = await program.manifest(image, digest)
-        for named in (answer.json["config"], *answer.json["layers"]):
-            await program.blob(named["digest"], image.repository)
+        manifest = (await program.manifest(image, digest)).json
+        for part in (manifest["config"], *manifest["layers"]):
+            await program.blob(part["digest"], image.repository)
     await program.settled()
 
 
-async def export(
+async def export_bundle(
     program: Program, *images: str, platforms: Sequence[str] = (), exclude: Iterable[str] = ()
 ) -> bytes:
-    """Return the bundle that the program makes, whose size it has said before."""
-    wanted = {"images": images, "platforms": platforms, "exclude": sorted(exclude)}
+    """Return the bundle that the program sends, after checking that it has the announced size."""
+    document = {"images": images, "platforms": platforms, "exclude": sorted(exclude)}
     target = io.BytesIO()
 
     def work() -> None:
-        plan = AdminClient(program.root).post("/api/v1/export/plan", wanted)
-        AdminClient(program.root).post_to_file("/api/v1/export", wanted, target)
+        plan = AdminClient(program.root).post("/api/v1/export/plan", document)
+        AdminClient(program.root).post_to_file("/api/v1/export", document, target)
         assert len(target.getvalue()) == plan["size"]
 
     await asyncio.to_thread(work)
     return target.getvalue()
 
 
-async def take(program: Program, bundle: bytes, *, name: str | None = None) -> dict[str, Any]:
-    """Give the program a bundle; return its report."""
+async def import_bundle(
+    program: Program, bundle: bytes, *, name: str | None = None
+) -> dict[str, Any]:
+    """Upload a bundle in chunks of an odd size, and return the report."""
+    size = 70_001
 
     def work() -> Any:
-        pieces = (bundle[at : at + 70_001] for at in range(0, len(bundle), 70_001))
+        chunks = (bundle[at : at + size] for at in range(0, len(bundle), size))
         *_, report = AdminClient(program.root).stream(
-            "POST", "/api/v1/import", upload=pieces, name=name
+            "POST", "/api/v1/import", upload=chunks, name=name
         )
         return report
 
@@ -61,31 +64,31 @@ async def take(program: Program, bundle: bytes, *, name: str | None = None) -> d
     return report
 
 
-def files(bundle: bytes) -> dict[str, bytes]:
-    """Return what is in the tar, in order, read by the standard library."""
-    found = {}
+def unpack_tar(bundle: bytes) -> dict[str, bytes]:
+    """Return the files of a tar by name, in order, read by the standard library."""
+    files: dict[str, bytes] = {}
     with tarfile.open(fileobj=io.BytesIO(bundle)) as archive:
         for entry in archive:
             content = archive.extractfile(entry)
             assert content is not None, entry.name
-            assert entry.name not in found
-            found[entry.name] = content.read()
-    return found
+            assert entry.name not in files
+            files[entry.name] = content.read()
+    return files
 
 
-def blobs(bundle: bytes) -> set[str]:
-    """Return the digests of the blobs in the bundle, after checking their bytes."""
-    found = set()
-    for name, content in files(bundle).items():
+def blob_digests(bundle: bytes) -> set[str]:
+    """Return the digests of the blobs in a bundle, after checking their bytes."""
+    digests = set()
+    for name, content in unpack_tar(bundle).items():
         if name.startswith("blobs/"):
             _, algorithm, encoded = name.split("/")
             assert digest_of(content, algorithm) == f"{algorithm}:{encoded}"
-            found.add(f"{algorithm}:{encoded}")
-    return found
+            digests.add(f"{algorithm}:{encoded}")
+    return digests
 
 
-def tar(entries: dict[str, bytes] | Iterable[tuple[tarfile.TarInfo, bytes]]) -> bytes:
-    """Return an archive of files, or of entries as odd as the caller likes."""
+def make_tar(entries: dict[str, bytes] | Iterable[tuple[tarfile.TarInfo, bytes]]) -> bytes:
+    """Return a tar of files by name, or of entries with arbitrary headers."""
     if isinstance(entries, dict):
         entries = [(tarfile.TarInfo(name), content) for name, content in entries.items()]
     buffer = io.BytesIO()
@@ -96,23 +99,23 @@ def tar(entries: dict[str, bytes] | Iterable[tuple[tarfile.TarInfo, bytes]]) -> 
     return buffer.getvalue()
 
 
-def path(digest: str) -> str:
-    """Return where a layout has the blob."""
+def blob_path(digest: str) -> str:
+    """Return the path of a blob in a layout, which is also its path in a store."""
     return f"blobs/{digest.replace(':', '/')}"
 
 
-class Layout:
-    """An OCI image layout put together by hand: `files` can be changed before `tar` is called."""
+class LayoutBuilder:
+    """Builds an OCI image layout. A test may change `files` before it calls `to_tar`."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}'}
         self.images: list[dict[str, Any]] = []
 
-    def add(self, content: bytes | dict[str, Any], media_type: str = "") -> dict[str, Any]:
+    def add_blob(self, content: bytes | dict[str, Any], media_type: str = "") -> dict[str, Any]:
         """Add a blob and return its descriptor."""
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         described = descriptor(data, media_type)
-        self.files[path(described["digest"])] = data
+        self.files[blob_path(described["digest"])] = data
         return described
 
     def add_manifest(self, *layers: bytes, architecture: str = "amd64") -> dict[str, Any]:
@@ -121,34 +124,38 @@ class Layout:
         document = {
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
-            "config": self.add(config, "application/vnd.oci.image.config.v1+json"),
+            "config": self.add_blob(config, "application/vnd.oci.image.config.v1+json"),
             "layers": [
-                self.add(layer, "application/vnd.oci.image.layer.v1.tar") for layer in layers
+                self.add_blob(layer, "application/vnd.oci.image.layer.v1.tar") for layer in layers
             ],
         }
         platform = {"os": "linux", "architecture": architecture}
-        return {**self.add(document, OCI_MANIFEST), "platform": platform}
+        return {**self.add_blob(document, OCI_MANIFEST), "platform": platform}
 
     def add_index(self, *manifests: dict[str, Any]) -> dict[str, Any]:
-        """Add an image index."""
+        """Add an image index and return its descriptor."""
         document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
-        return self.add(document, OCI_INDEX)
+        return self.add_blob(document, OCI_INDEX)
 
-    def list(self, described: dict[str, Any], **annotations: str) -> str:
-        """List an image in index.json under `name` (containerd's) and `ref` (everybody else's)."""
-        keys = {"name": NAME, "ref": REF_NAME}
+    def list_image(self, described: dict[str, Any], **annotations: str) -> str:
+        """List an image in index.json, and return its digest.
+
+        The annotation `name` is containerd's, `ref` that of the image-spec.
+        """
+        keys = {"name": IMAGE_NAME_ANNOTATION, "ref": REF_NAME_ANNOTATION}
         named = {keys[key]: text for key, text in annotations.items()}
         self.images.append({**described, "annotations": named})
         digest: str = described["digest"]
         return digest
 
-    def tar(self) -> bytes:
-        """Return the archive, as skopeo makes it: the index after the blobs."""
+    def to_tar(self) -> bytes:
+        """Return the archive in skopeo's order: the index after the blobs."""
         index = json.dumps({"schemaVersion": 2, "manifests": self.images}).encode()
-        return tar({**self.files, "index.json": self.files.get("index.json", index)})
+        return make_tar({**self.files, "index.json": self.files.get("index.json", index)})
 
 
-def layout(*layers: bytes, name: str = f"{APP}:1") -> tuple[Layout, str]:
-    """Return a layout with one image, and the image's digest."""
-    made = Layout()
-    return made, made.list(made.add_manifest(*layers or (b"a layer",)), name=name)
+def build_layout(*layers: bytes, name: str = f"{APP_FULL_NAME}:1") -> tuple[LayoutBuilder, str]:
+    """Return a layout of one image with these layers, and the image's digest."""
+    builder = LayoutBuilder()
+    digest = builder.list_image(builder.add_manifest(*layers or (b"a layer",)), name=name)
+    return builder, digest

@@ -1,12 +1,13 @@
-"""What a list says, short enough to compare."""
+"""What `parse_list` finds in a text, in forms short enough to compare."""
 
 from textwrap import dedent
 
-from proxy.preload.lists import ListProblem, parse_list
+from proxy.preload.lists import parse_list
+from proxy.preload.lists.result import ProblemKind
 
 
 def images(text: str) -> list[tuple[int, str]]:
-    """Return line and reference of each image, in their order."""
+    """Return line and reference of each image, in order."""
     return [(entry.line, entry.reference) for entry in parse_list(dedent(text)).entries]
 
 
@@ -15,22 +16,25 @@ def platforms(text: str) -> dict[str, tuple[str, ...]]:
     return {entry.reference: entry.platforms for entry in parse_list(dedent(text)).entries}
 
 
-def problems(text: str) -> list[tuple[int, str]]:
-    """Return line and message of what is wrong with the list."""
-    return _of("error", text)
+def errors(text: str) -> list[tuple[int, str]]:
+    """Return line and message of each error."""
+    return _problems(text, "error")
 
 
 def notes(text: str) -> list[tuple[int, str]]:
-    """Return line and message of what is said besides."""
-    return _of("note", text)
+    """Return line and message of each note."""
+    return _problems(text, "note")
 
 
-def _of(kind: str, text: str) -> list[tuple[int, str]]:
-    found: tuple[ListProblem, ...] = parse_list(dedent(text)).problems
-    return [(problem.line, problem.message) for problem in found if problem.kind == kind]
+def only(items: list[tuple[int, str]]) -> tuple[int, str]:
+    """Return the only item of a list."""
+    (item,) = items
+    return item
 
 
-def only(found: list[tuple[int, str]]) -> tuple[int, str]:
-    """Return the one there is."""
-    (one,) = found
-    return one
+def _problems(text: str, kind: ProblemKind) -> list[tuple[int, str]]:
+    return [
+        (problem.line, problem.message)
+        for problem in parse_list(dedent(text)).problems
+        if problem.kind == kind
+    ]

@@ -1,4 +1,4 @@
-"""Two real registries, one of them private, behind one cache."""
+"""Two real registries, one of them private_registry, behind one cache."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,11 +12,11 @@ from tests.system.images import Image, make_image
 from tests.system.processes import eventually
 from tests.system.servers import Daemon, Registry, htpasswd_auth
 
-NAME = "private.test"
+NAME = "private_registry.test"
 UPSTREAMS = """\
 [upstreams."docker.io"]
 url = "{public}"
-[upstreams."private.test"]
+[upstreams."private_registry.test"]
 url = "{private}"
 username = "puller"
 password_file = "{password}"
@@ -24,7 +24,7 @@ password_file = "{password}"
 
 
 @pytest.fixture
-def private(directory: Path) -> Iterator[tuple[Registry, Image]]:
+def private_registry(directory: Path) -> Iterator[tuple[Registry, Image]]:
     """A registry that requires a login, and an image in it."""
     server = Registry(directory / "private")
     server.start()
@@ -41,28 +41,30 @@ def private(directory: Path) -> Iterator[tuple[Registry, Image]]:
 def both(
     directory: Path,
     upstream: Registry,
-    private: tuple[Registry, Image],
+    private_registry: tuple[Registry, Image],
     make_daemon: Callable[..., Daemon],
 ) -> Daemon:
     """A daemon with both registries as upstreams."""
     password, config = directory / "password", directory / "pullcache.toml"
     password.write_text("pull me\n")
-    server, _ = private
+    server, _ = private_registry
     config.write_text(UPSTREAMS.format(public=upstream.url, private=server.url, password=password))
     return make_daemon(upstream.url, env={"PULLCACHE_CONFIG": str(config)})
 
 
-def test_the_private_registry_denies_access_without_a_login(private: tuple[Registry, Image]):
+def test_the_private_registry_denies_access_without_a_login(
+    private_registry: tuple[Registry, Image],
+):
     """The control: the image needs the cache's credentials."""
-    server, image = private
+    server, image = private_registry
     path = f"/v2/{image.repository}/manifests/{image.tag}"
     assert send_request(server.url, path).status == 401
 
 
 def test_two_registries_are_served_each_with_its_own_credentials(
-    both: Daemon, image: Image, private: tuple[Registry, Image]
+    both: Daemon, image: Image, private_registry: tuple[Registry, Image]
 ):
-    _, secret = private
+    _, secret = private_registry
     for path, expected in (
         (f"/v2/{image.repository}/manifests/{image.tag}", image),
         (f"/v2/{NAME}/{secret.repository}/manifests/{secret.tag}", secret),
@@ -75,9 +77,9 @@ def test_two_registries_are_served_each_with_its_own_credentials(
 
 
 def test_a_private_layer_is_not_served_under_a_public_name(
-    both: Daemon, image: Image, private: tuple[Registry, Image]
+    both: Daemon, image: Image, private_registry: tuple[Registry, Image]
 ):
-    _, secret = private
+    _, secret = private_registry
     layer = max({secret.config, *secret.layers} - set(image.layers))
     private_path = f"/v2/{NAME}/{secret.repository}/blobs/{layer}"
     assert (
@@ -96,11 +98,11 @@ def test_a_private_layer_is_not_served_under_a_public_name(
 def test_clients_pull_from_the_second_registry(
     kind: type[Client],
     both: Daemon,
-    private: tuple[Registry, Image],
+    private_registry: tuple[Registry, Image],
     make_client: Callable[[type[Client], str], Client],
 ):
     """containerd names the upstream by `ns=`, the other clients by the path."""
-    server, secret = private
+    server, secret = private_registry
     secret = replace(secret, registry=NAME)
     client = make_client(kind, both.address)
     for _ in range(2):

@@ -31,8 +31,10 @@ async def fetch_blob(
     upstream: Upstream, digest: str, offset: int = 0
 ) -> tuple[int, int | None, bytes]:
     async with upstream.open_blob(APP, Digest.parse(digest), offset) as body:
-        chunks = [bytes(chunk) async for chunk in body.iter_chunks()]
-        return body.offset, body.size, b"".join(chunks)
+        content, buffer = b"", memoryview(bytearray(1 << 20))
+        while count := await body.read_into(buffer):
+            content += buffer[:count]
+        return body.offset, body.size, content
 
 
 async def test_a_tag_is_resolved_by_head_which_counts_as_no_pull(registry, upstream):

@@ -361,7 +361,7 @@ def test_no_proxy_matches_as_in_docker(no_proxy, url, is_direct):
     ["https://bob:CANARY@p", "socks5://CANARY", "http://p:99999", "http://CANARY@p/x", "p q"],
 )
 def test_an_invalid_proxy_of_the_environment_is_an_error_that_does_not_quote_it(value):
-    with pytest.raises(ConfigError, match="HTTPS_PROXY: not a proxy's address") as caught:
+    with pytest.raises(ConfigError, match="HTTPS_PROXY: not a proxy URL") as caught:
         ProxySelector({"HTTPS_PROXY": value})
     assert "CANARY" not in str(caught.value)
 

@@ -1,1 +1,1 @@
-"""The commands, one module a group of them."""
+"""The commands, one module for each or for a few that belong together, as `export` and `import`."""

@@ -1,4 +1,4 @@
-"""`pullcache export` and `pullcache import`: images as files, for places that no network leads to."""
+"""`pullcache export` and `pullcache import`: move images between stores as files."""
 
 import json
 import sys
@@ -10,14 +10,14 @@ from typing import IO, Any, cast
 import click
 
 from proxy.cli.api_client import AdminClient, open_admin_client
-from proxy.cli.display.byte_progress import byte_progress
+from proxy.cli.display.progress import byte_progress
 from proxy.cli.display.text import escape_unprintable, format_bytes, format_count
-from proxy.cli.errors import FAILED, PARTIAL_SUCCESS
-from proxy.cli.files import bundle_files
-from proxy.cli.files.bundle_files import BundleArgument
-from proxy.cli.files.output_file import OutputFile
+from proxy.cli.exit_codes import FAILED, PARTIAL_SUCCESS
+from proxy.cli.files import bundle_input
+from proxy.cli.files.bundle_input import BundleInput
+from proxy.cli.files.bundle_output import BundleOutput
 from proxy.cli.image_lists import read_image_list
-from proxy.cli.options import config_options, load_config
+from proxy.cli.options import config_options, json_option, load_config
 from proxy.config.values import Size
 from proxy.errors import DaemonUnavailableError, FileUnreachableError
 
@@ -28,37 +28,54 @@ class _SizeParam(click.ParamType[Size]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> Size:
-        """Return the bytes that "4GB" means."""
+        """Return the number of bytes in "4GB"."""
         try:
             size = Size.parse(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
         if size < 1:
-            self.fail("a part has at least one byte", param, ctx)
+            self.fail("must be larger than 0", param, ctx)
         return size
 
 
 @click.command()
 @config_options
-@click.argument("images", metavar="IMAGE...", nargs=-1)
+@click.argument("images", metavar="[IMAGE]...", nargs=-1)
 @click.option(
     "-f",
     "--file",
     "list_file",
+    metavar="FILE",
     type=click.File(),
-    help="A list of images, in any format that is common.",
+    help="Image list in any format of preload -f.",
 )
 @click.option(
-    "-o", "--output", required=True, help='The bundle; compressed if it ends in .zst; "-": stdout.'
+    "-o",
+    "--output",
+    metavar="FILE",
+    required=True,
+    help="Bundle file; compressed if it ends in .zst; - for stdout.",
 )
-@click.option("--platform", "platforms", multiple=True, help="os/arch[/variant]; may be repeated.")
 @click.option(
-    "--split", type=_SizeParam(), metavar="SIZE", help="Write parts of at most SIZE: FILE.000 …"
+    "--platform",
+    "platforms",
+    metavar="OS/ARCH",
+    multiple=True,
+    help="Platform to export. May be repeated.",
 )
 @click.option(
-    "--since", multiple=True, metavar="BUNDLE", help="Leave out what it has; may be repeated."
+    "--split",
+    type=_SizeParam(),
+    metavar="SIZE",
+    help="Split into FILE.000, FILE.001 … of at most SIZE each.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+@click.option(
+    "--since",
+    multiple=True,
+    metavar="BUNDLE",
+    help="Leave out blobs of an earlier bundle. May be repeated.",
+)
+@json_option
 def export(
     *,
     path: Path | None,
@@ -71,119 +88,112 @@ def export(
     since: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Write images of the store into one tar: an OCI image layout that docker load takes too.
+    """Export stored images to a bundle.
 
-    pullcache import, docker load, podman load, ctr images import and skopeo read it. Of images for many platforms
-    those go out that are wholly in the store, or those that --platform names.
+    A bundle is a tar of an OCI image layout. pullcache import, docker load, podman load, ctr images
+    import and skopeo read it. For multi-platform images, only complete platforms are exported,
+    unless --platform selects some. Exits 4 if the image list has invalid entries.
     """
-    listed, problems = read_image_list(list_file) if list_file else ((), 0)
-    wanted = [*images, *(entry.reference for entry in listed)]
-    if not wanted:
-        raise click.UsageError("name the images to export, or a list of them with -f")
+    entries, invalid = read_image_list(list_file) if list_file else ((), 0)
+    requested = [*images, *(entry.reference for entry in entries)]
+    if not requested:
+        raise click.UsageError("pass images to export, or an image list with -f")
     if output == "-" and (split or as_json):
-        raise click.UsageError("--split and --json need a file to write to: -o FILE")
+        raise click.UsageError("--split and --json require -o FILE")
     if output == "-" and sys.stdout.isatty():
-        raise click.UsageError(
-            "a bundle is nothing for a terminal: write it to a file with -o FILE"
-        )
-    known = {
+        raise click.UsageError("refusing to write a bundle to a terminal; use -o FILE")
+    excluded = {
         digest
-        for given in bundle_files.find_bundles(since)
-        for digest in bundle_files.read_digests(given)
+        for bundle in bundle_input.find_bundles(since)
+        for digest in bundle_input.read_digests(bundle)
     }
-    document = {"images": wanted, "platforms": platforms, "exclude": sorted(known)}
+    document = {"images": requested, "platforms": platforms, "exclude": sorted(excluded)}
     with open_admin_client(load_config(path, store)) as api:
         plan = api.post("/api/v1/export/plan", document)
         with (
             byte_progress("exporting", plan["size"]) as advance,
-            OutputFile(output, split) as target,
+            BundleOutput(output, split) as bundle_output,
         ):
-            _write_bundle(api, document, target, advance)
+            _write_bundle(api, document, bundle_output, advance)
     if as_json:
-        click.echo(
-            json.dumps(
-                plan | {"files": target.file_names, "written": target.bytes_written}, indent=2
-            )
-        )
+        written = {"files": bundle_output.file_names, "written": bundle_output.bytes_written}
+        click.echo(json.dumps(plan | written, indent=2))
     else:
-        _print_summary(plan, target)
-    if problems:
+        _print_summary(plan, bundle_output)
+    if invalid:
         raise click.exceptions.Exit(PARTIAL_SUCCESS)
 
 
 def _write_bundle(
     api: AdminClient,
     document: dict[str, Any],
-    output_file: OutputFile,
+    output: BundleOutput,
     advance: Callable[[int], None],
 ) -> None:
-    """Have the daemon write the bundle if it can open the file, or send it."""
-    if output_file.plain_path:
-        file = {"file": bundle_files.describe_file(output_file.plain_path)}
+    """Let the daemon write the file if it can open it; else write what it sends."""
+    if output.plain_path:
+        file = {"file": bundle_input.describe_file(output.plain_path)}
         with suppress(FileUnreachableError):
             for event in api.stream("POST", "/api/v1/export/file", document | file):
-                advance(event["done"] - output_file.bytes_written)
-                output_file.bytes_written = event["done"]
+                advance(event["done"] - output.bytes_written)
+                output.bytes_written = event["done"]
             return
-    api.post_to_file("/api/v1/export", document, cast("Any", _CountingWriter(output_file, advance)))
-
-
-def _print_summary(plan: dict[str, Any], output_file: OutputFile) -> None:
-    for image in plan["images"]:
-        if image["skipped_platforms"]:
-            missing = ", ".join(image["skipped_platforms"])
-            click.echo(
-                f"{escape_unprintable(image['name'])}: without {escape_unprintable(missing)}, not stored",
-                err=True,
-            )
-    into = f" in {len(output_file.file_names)} parts" if len(output_file.file_names) > 1 else ""
-    size = format_bytes(output_file.bytes_written)
-    images, blobs = format_count(len(plan["images"]), "image"), format_count(plan["blobs"], "blob")
-    click.echo(f"{images}, {blobs}, {size}{into}", err=True)
+    api.post_to_file("/api/v1/export", document, cast("Any", _CountingWriter(output, advance)))
 
 
 class _CountingWriter:
-    """A target that tells of each write."""
+    """Writes to the output and reports the bytes as progress."""
 
-    def __init__(self, output_file: OutputFile, advance: Callable[[int], None]) -> None:
-        self._output_file = output_file
+    def __init__(self, output: BundleOutput, advance: Callable[[int], None]) -> None:
+        self._output = output
         self._advance = advance
 
     def write(self, data: bytes) -> int:
-        count = self._output_file.write(data)
+        count = self._output.write(data)
         self._advance(count)
         return count
 
 
+def _print_summary(plan: dict[str, Any], output: BundleOutput) -> None:
+    for image in plan["images"]:
+        if image["skipped_platforms"]:
+            skipped = escape_unprintable(", ".join(image["skipped_platforms"]))
+            name = escape_unprintable(image["name"])
+            click.echo(f"{name}: skipped {skipped} (incomplete)", err=True)
+    images, blobs = format_count(len(plan["images"]), "image"), format_count(plan["blobs"], "blob")
+    size, parts = format_bytes(output.bytes_written), len(output.file_names)
+    click.echo(f"{images}, {blobs}, {size}{f' in {parts} parts' if parts > 1 else ''}", err=True)
+
+
 @click.command("import")
 @config_options
-@click.argument("names", metavar="FILE|DIR|-...", nargs=-1, required=True)
-@click.option("--name", help="The repository, or image, of a bundle that does not say it.")
-@click.option("--json", "as_json", is_flag=True, help="Print what became of the images as JSON.")
+@click.argument("names", metavar="BUNDLE...", nargs=-1, required=True)
+@click.option("--name", help="Image or repository name, for bundles that do not contain names.")
+@json_option
 def import_(
     *, path: Path | None, store: str | None, names: tuple[str, ...], name: str | None, as_json: bool
 ) -> None:
-    """Take the images of bundles into the store, so that they can be pulled from it without any network.
+    """Import images from bundles.
 
-    A bundle is a tar of an OCI image layout, compressed or not, as pullcache export, skopeo, docker save (25 and later)
-    and hauler write it; its parts; or a directory. Every digest is checked. The exit code is 4 if some images are
-    not complete, 1 if none is.
+    BUNDLE is an OCI image layout as a tar, compressed or not, as pullcache export, skopeo, docker
+    save (25 and later) and hauler write it; its parts; a directory; or - for stdin. Every digest is
+    verified. Exits 4 if some images are incomplete, 1 if all are.
     """
     reports = []
     with open_admin_client(load_config(path, store)) as api:
-        for given in bundle_files.find_bundles(names):
-            reports.append(_import_bundle(api, given, name))
+        for bundle in bundle_input.find_bundles(names):
+            reports.append(_import_bundle(api, bundle, name))
             if not as_json:
-                _print_report(given, reports[-1])
+                _print_report(bundle, reports[-1])
     if as_json:
         click.echo(json.dumps(reports, indent=2))
     images = [image for report in reports for image in report["images"]]
-    good = [image for image in images if not image["missing"] and not image["reason"]]
-    if len(good) < len(images):
-        raise click.exceptions.Exit(PARTIAL_SUCCESS if good else FAILED)
+    complete = [image for image in images if not image["missing"] and not image["reason"]]
+    if len(complete) < len(images):
+        raise click.exceptions.Exit(PARTIAL_SUCCESS if complete else FAILED)
 
 
-def _import_bundle(api: AdminClient, bundle: BundleArgument, name: str | None) -> dict[str, Any]:
+def _import_bundle(api: AdminClient, bundle: BundleInput, name: str | None) -> dict[str, Any]:
     with byte_progress(f"importing {escape_unprintable(bundle.name)}", bundle.size) as advance:
         done = 0
         for event in _import_events(api, bundle, name):
@@ -192,13 +202,13 @@ def _import_bundle(api: AdminClient, bundle: BundleArgument, name: str | None) -
                 done = event["done"]
             else:
                 return {"bundle": bundle.name} | event
-    raise DaemonUnavailableError("the daemon ended before it was done; run the command again")
+    raise DaemonUnavailableError("the daemon stopped during the import; run the command again")
 
 
 def _import_events(
-    api: AdminClient, bundle: BundleArgument, name: str | None
+    api: AdminClient, bundle: BundleInput, name: str | None
 ) -> Iterator[dict[str, Any]]:
-    """Have the daemon read the bundle if it can open the files, or send it."""
+    """Let the daemon read the files if it can open them; else upload the bundle."""
     if files := bundle.describe_files():
         document = {"files": files, "name": name or ""}
         with suppress(FileUnreachableError):
@@ -207,19 +217,17 @@ def _import_events(
     yield from api.stream("POST", "/api/v1/import", upload=bundle.iter_chunks(), name=name)
 
 
-def _print_report(bundle: BundleArgument, report: dict[str, Any]) -> None:
+def _print_report(bundle: BundleInput, report: dict[str, Any]) -> None:
     for image in report["images"]:
         outcome = "complete"
         if image["missing"]:
-            lacking = format_count(len(image["missing"]), "blob")
-            outcome = f"not taken, it lacks {lacking}; import the bundle that has:"
+            missing = format_count(len(image["missing"]), "blob")
+            outcome = f"not imported, {missing} missing; first import a bundle that contains:"
         outcome = escape_unprintable(image["reason"]) or outcome
         click.echo(f"{escape_unprintable(image['name'] or image['digest'])}: {outcome}")
         for digest in image["missing"]:
             click.echo(f"  {digest}")
     size = format_bytes(report["added_bytes"])
     added = f"{format_count(report['added'], 'blob')} ({size}) added"
-    click.echo(
-        f"{escape_unprintable(bundle.name)}: {added}, {report['already_stored']} were here",
-        err=True,
-    )
+    name = escape_unprintable(bundle.name)
+    click.echo(f"{name}: {added}, {report['already_stored']} already stored", err=True)

@@ -1,4 +1,4 @@
-"""`pullcache check-offline`: what could be pulled with the network unplugged, and what not."""
+"""`pullcache check-offline`: whether images can be pulled offline, and which blobs are missing."""
 
 import json
 from collections.abc import Iterator
@@ -9,20 +9,20 @@ import click
 
 from proxy.cli.api_client import AdminClient, open_admin_client
 from proxy.cli.display.text import format_bytes, print_table, short_digest
-from proxy.cli.errors import FAILED
+from proxy.cli.exit_codes import FAILED
 from proxy.cli.image_lists import collect_images, list_options
-from proxy.cli.options import config_options, load_config
+from proxy.cli.options import config_options, json_option, load_config
 
-# So many a request: a request holds 4 MiB.
+# Images in one request, whose document may have 4 MiB.
 _IMAGES_PER_REQUEST = 1000
-# So many missing parts are named in a table; --json has them all.
+# Missing blobs named in a table cell; --json has all of them.
 _MAX_MISSING_SHOWN = 3
 
 
 @click.command("check-offline")
 @config_options
 @list_options
-@click.option("--json", "as_json", is_flag=True, help="Print a list of JSON documents.")
+@json_option
 def check_offline(
     *,
     path: Path | None,
@@ -32,18 +32,19 @@ def check_offline(
     platforms: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Tell of each image what the store has: all, a part and what is missing, or nothing.
+    """Check if images can be pulled offline.
 
-    The exit code is 1 unless everything is complete. Tags are taken as the store knows them, however old.
+    Lists the missing blobs of incomplete images. Uses the cached tags, regardless of their age.
+    Exits 1 unless every image is complete.
     """
-    wanted, problems = collect_images(images, files, platforms)
+    requested, invalid = collect_images(images, files, platforms)
     with open_admin_client(load_config(path, store)) as api:
-        checks = list(_check_images(api, wanted))
+        checks = list(_check_images(api, requested))
     if as_json:
         click.echo(json.dumps(checks, indent=2))
     else:
         _print_checks(checks)
-    if problems or any(check["state"] != "complete" for check in checks):
+    if invalid or any(check["state"] != "complete" for check in checks):
         raise click.exceptions.Exit(FAILED)
 
 
@@ -61,22 +62,22 @@ def _print_checks(checks: list[dict[str, Any]]) -> None:
             for check in checks
         ],
     )
-    bad = sum(check["state"] != "complete" for check in checks)
-    lacking = sum(part["size"] for check in checks for part in check["missing"])
+    incomplete = sum(check["state"] != "complete" for check in checks)
+    missing = sum(blob["size"] for check in checks for blob in check["missing"])
     verdict = (
-        f"{bad} of {len(checks)} could not be pulled offline"
-        if bad
-        else "all could be pulled offline"
+        f"{incomplete} of {len(checks)} cannot be pulled offline"
+        if incomplete
+        else "all can be pulled offline"
     )
-    known = f"; {format_bytes(lacking)} are known to be missing" if lacking else ""
+    known = f"; at least {format_bytes(missing)} missing" if missing else ""
     click.echo(f"{verdict}{known}", err=True)
 
 
 def _format_missing(check: dict[str, Any]) -> str:
-    parts = check["missing"]
+    blobs = check["missing"]
     named = [
-        f"{short_digest(part['digest'])} ({format_bytes(part['size'])})"
-        for part in parts[:_MAX_MISSING_SHOWN]
+        f"{short_digest(blob['digest'])} ({format_bytes(blob['size'])})"
+        for blob in blobs[:_MAX_MISSING_SHOWN]
     ]
-    more = [f"{len(parts) - _MAX_MISSING_SHOWN} more"] if len(parts) > _MAX_MISSING_SHOWN else []
+    more = [f"{len(blobs) - _MAX_MISSING_SHOWN} more"] if len(blobs) > _MAX_MISSING_SHOWN else []
     return ", ".join([*named, *more]) or check["reason"]

@@ -1,4 +1,4 @@
-"""`pullcache client-config`: what a client has to be told so that it pulls through the cache."""
+"""`pullcache client-config`: configuration files that make a client pull through the cache."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from proxy.config.values import Address, RegistryUrl
 from proxy.errors import ConfigError, ProxyError
 
 
-def _parse_address(
+def _parse_url(
     _context: click.Context, _parameter: click.Parameter, text: str | None
 ) -> RegistryUrl | None:
     try:
@@ -25,9 +25,10 @@ def _parse_address(
 @click.argument("client", type=click.Choice([*CLIENT_FILES]))
 @click.option(
     "--address",
+    "cache_url",
     metavar="URL",
-    callback=_parse_address,
-    help="Where clients find the cache: http://mirror:5000. [default: by server.listen]",
+    callback=_parse_url,
+    help="URL of the cache for clients, as http://mirror:5000. [default: from server.listen]",
 )
 @click.option(
     "-o",
@@ -35,22 +36,23 @@ def _parse_address(
     "output_dir",
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Write the files below DIR, which takes the place of the client's directory, and overwrite none.",
+    help="Write the files to DIR instead of stdout; never overwrites a file.",
 )
 def client_config(
     *,
     path: Path | None,
     store: str | None,
     client: str,
-    address: RegistryUrl | None,
+    cache_url: RegistryUrl | None,
     output_dir: Path | None,
 ) -> None:
-    """Print the files by which CLIENT pulls through this cache, from any upstream of the configuration that it can.
+    """Print the configuration for a client.
 
-    Each says where it goes, and what is to be restarted.
+    Covers every configured upstream that the client supports. Comments say where each file belongs
+    and what to restart.
     """
     config = load_config(path, store)
-    files = [*CLIENT_FILES[client](address or _default_cache_url(config), config.upstreams)]
+    files = [*CLIENT_FILES[client](cache_url or _default_cache_url(config), config.upstreams)]
     if output_dir is None:
         click.echo("\n".join(f"{file.header}\n{file.content}" for file in files), nl=False)
     else:
@@ -58,10 +60,10 @@ def client_config(
 
 
 def _default_cache_url(config: Config) -> RegistryUrl:
-    """Return where clients on this machine find the cache."""
+    """Return the URL at which clients on this machine reach the cache."""
     listen = config.server.listen[0]
     if not listen.port:
-        raise click.UsageError("server.listen leaves the port open; say --address URL")
+        raise click.UsageError("server.listen uses port 0; pass --address URL")
     if config.server.tls_certificate:
         address = Address(_certified_address(config.server, listen))
         url = RegistryUrl(f"https://{address}")
@@ -69,18 +71,21 @@ def _default_cache_url(config: Config) -> RegistryUrl:
         address = Address(listen.local_address)
         url = RegistryUrl(f"http://{address}")
     if address.is_loopback:
-        click.echo(f"{url} is for this machine; for others say --address URL", err=True)
+        click.echo(f"{url} works on this machine only; pass --address URL for others", err=True)
     return url
 
 
 def _certified_address(settings: ServerSettings, listen: Address) -> str:
-    """Return the address under a name that the certificate has: the one listened at, else its first."""
-    from proxy.server.tls import load_certificates  # noqa: PLC0415 - few have one
+    """Return the address with a host that the certificate is valid for.
+
+    That is the host of `listen` if possible, else the first name in the certificate.
+    """
+    from proxy.server.tls import load_certificates  # noqa: PLC0415 - imports ssl
 
     try:
         certificates = load_certificates(settings)
     except ConfigError as error:
-        raise click.UsageError(f"{error}; say --address URL") from error
+        raise click.UsageError(f"{error}; pass --address URL") from error
     assert certificates
     names = [name for name in certificates.by_name if not name.startswith("*.")]
     if listen.host in names or not names:
@@ -91,8 +96,8 @@ def _certified_address(settings: ServerSettings, listen: Address) -> str:
 
 def _write_files(output_dir: Path, files: list[ClientFile]) -> None:
     paths = {output_dir / file.path: file for file in files}
-    if there := [str(path) for path in paths if path.exists()]:
-        raise ProxyError(f"{there[0]} exists; it is left as it is, and nothing was written")
+    if existing := [str(path) for path in paths if path.exists()]:
+        raise ProxyError(f"{existing[0]} exists; nothing was written")
     for path, file in paths.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(file.file_text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`pullcache config`: what the configuration is, and whether it is right."""
+"""`pullcache config`: check the configuration, print it, or print its JSON Schema."""
 
 import json
 import os
@@ -23,40 +23,46 @@ from proxy.upstream.proxies import ProxySelector
 
 @click.group()
 def config() -> None:
-    """Look at the configuration."""
+    """Check and print the configuration."""
 
 
 @config.command()
 @config_options
 def check(*, path: Path | None, store: str | None) -> None:
-    """Tell whether the daemon would start with it; exit code 2 if not."""
+    """Validate the configuration.
+
+    Also reads the files it names, and looks for credential helpers. Exits 2 on errors.
+    """
     loaded = load_config(path, store)
     _check_referenced_files(loaded)
     for file in world_readable_files(loaded):
-        click.echo(f"{file}: holds a secret and is readable by all (chmod o-r {file})", err=True)
-    click.echo("the configuration is right")
+        click.echo(f"{file}: contains a secret and is world-readable (chmod o-r {file})", err=True)
+    click.echo("the configuration is valid")
 
 
 @config.command()
 @config_options
-@click.option("--json", "as_json", is_flag=True, help="As JSON in place of TOML.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of TOML.")
 def show(*, path: Path | None, store: str | None, as_json: bool) -> None:
-    """Print it as it applies: defaults, file, environment and flags; secrets as "***"."""
+    """Print the effective configuration.
+
+    Combines defaults, file, environment and options. Secrets are printed as "***".
+    """
     loaded = load_config(path, store)
     click.echo(json.dumps(dump(loaded), indent=2) if as_json else to_toml(loaded), nl=as_json)
 
 
 @config.command()
 @config_options
-def schema(*, path: Path | None, store: str | None) -> None:  # noqa: ARG001 - every command takes them
-    """Print the JSON Schema of the file, for editors and other checkers."""
+def schema(*, path: Path | None, store: str | None) -> None:  # noqa: ARG001 - as every command
+    """Print the JSON Schema of the configuration file."""
     click.echo(json.dumps(json_schema(), indent=2))
 
 
 def _check_referenced_files(config: Config) -> None:
     """Read the files that the configuration names, or raise `ConfigError`."""
-    from proxy.server.access import check_files  # noqa: PLC0415 - brings aiohttp, which few commands need
-    from proxy.tracing import check_tracing  # noqa: PLC0415 - the same
+    from proxy.server.access import check_files  # noqa: PLC0415 - imports aiohttp
+    from proxy.tracing import check_tracing  # noqa: PLC0415 - imports aiohttp
 
     config.server.read_admin_token()
     check_tracing(is_on=config.server.tracing)
@@ -65,7 +71,7 @@ def _check_referenced_files(config: Config) -> None:
         if preload.file:
             _check_readable(preload.file, f"preload[{number}].file")
     for name, upstream in config.upstreams.items():
-        _check_login(upstream)
+        _check_credentials(upstream)
         ProxySelector(os.environ, upstream.proxy)
         if upstream.ca_file:
             _check_readable(upstream.ca_file, f'upstreams."{name}".ca_file')
@@ -78,12 +84,12 @@ def _check_readable(file: str, key: str) -> None:
         raise ConfigError(f"{file}: cannot be read: {error.strerror} (see {key})") from error
 
 
-def _check_login(upstream: UpstreamSettings) -> None:
-    """Read what holds the login, and look for its helper, which is not run."""
+def _check_credentials(upstream: UpstreamSettings) -> None:
+    """Read the files with the credentials; look for the credential helper without running it."""
     upstream.read_password()
     helper = upstream.credential_helper
     if upstream.docker_config:
         found = read_docker_config(upstream.docker_config, docker_server_name(upstream.url))
         helper = found if isinstance(found, str) else ""
     if helper and shutil.which(helper_program(helper)) is None:
-        raise ConfigError(f"{helper_program(helper)}: is not in PATH")
+        raise ConfigError(f"{helper_program(helper)}: not found in PATH")

@@ -1,4 +1,4 @@
-"""`pullcache images`, `inspect`, `rm`, `pin` and `unpin`: what is in the store, as images."""
+"""`pullcache images`, `inspect`, `rm`, `pin` and `unpin`: list and manage the stored images."""
 
 import json
 import time
@@ -17,9 +17,9 @@ from proxy.cli.display.text import (
     format_duration,
     print_table,
 )
-from proxy.cli.options import config_options, load_config, no_trunc_option
+from proxy.cli.options import config_options, json_option, load_config, no_trunc_option
 
-# How much of a command, and of a name among others, a line on a terminal has room for.
+# Width of a layer's command, and of an image name that shares a layer, on a terminal.
 _COMMAND_WIDTH = 60
 _NAME_WIDTH = 30
 
@@ -30,10 +30,14 @@ _SORT_FIELDS = {"size": "size", "unique": "unique", "last-pull": "used"}
 @config_options
 @click.argument("pattern", metavar="[FILTER]", default="")
 @click.option(
-    "--sort", type=click.Choice(("name", *_SORT_FIELDS)), default="name", help="What comes first."
+    "--sort",
+    type=click.Choice(("name", *_SORT_FIELDS)),
+    metavar="KEY",
+    default="name",
+    help="name, size, unique or last-pull; all but name in descending order. [default: name]",
 )
 @no_trunc_option
-@click.option("--json", "as_json", is_flag=True, help="Print a list of JSON documents.")
+@json_option
 def images(
     *,
     path: Path | None,
@@ -43,9 +47,10 @@ def images(
     no_trunc: bool,
     as_json: bool,
 ) -> None:
-    """List the images of the store, those whose name holds FILTER or matches it as a glob.
+    """List the images in the store.
 
-    SIZE is what is stored of an image, UNIQUE what rm would free. Platforms that are not wholly here are marked.
+    FILTER is a part of the name, or a glob for all of it. SIZE counts the stored bytes of an image,
+    UNIQUE those that rm would free.
     """
     with open_admin_client(load_config(path, store)) as api:
         found = list(api.stream("GET", "/api/v1/images", filter=pattern))
@@ -54,13 +59,13 @@ def images(
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    now, cut = time.time(), Truncator(no_trunc=no_trunc)
+    now, truncator = time.time(), Truncator(no_trunc=no_trunc)
     print_table(
         ("IMAGE", "PLATFORMS", ">SIZE", ">UNIQUE", ">CACHED", ">PULLED", "STATUS"),
         [
             (
-                _format_name(image, cut),
-                _format_platforms(image["platforms"], cut),
+                _format_name(image, truncator),
+                _format_platforms(image["platforms"], truncator),
                 format_bytes(image["size"]),
                 format_bytes(image["unique"]),
                 _format_age(now, image["cached"]),
@@ -76,50 +81,43 @@ def images(
 @config_options
 @click.argument("image")
 @no_trunc_option
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@json_option
 def inspect(
     *, path: Path | None, store: str | None, image: str, no_trunc: bool, as_json: bool
 ) -> None:
-    """Show an image of the store: platforms, layers and what made them, configuration, referrers."""
+    """Show the details of a stored image.
+
+    For each platform: its layers, the commands that created them, and its configuration. Referrers
+    are signatures, SBOMs and the like.
+    """
     with open_admin_client(load_config(path, store)) as api:
         document = api.get("/api/v1/images/inspect", image=image)
     if as_json:
         click.echo(json.dumps(document, indent=2))
         return
-    cut = Truncator(no_trunc=no_trunc)
+    truncator = Truncator(no_trunc=no_trunc)
     _print_fields(_overview_fields(document))
-    platforms = document["platforms"]
-    for one in platforms:
-        if one["state"]["state"] != "absent":
+    absent = []
+    for platform in document["platforms"]:
+        if platform["state"]["state"] == "absent":
+            absent.append(platform["state"]["platform"] or "?")
+        else:
             click.echo()
-            _print_platform(one, cut)
-    absent = [
-        one["state"]["platform"] or "?" for one in platforms if one["state"]["state"] == "absent"
-    ]
+            _print_platform(platform, truncator)
     if absent:
-        click.echo(f"\nnot in the store: {escape_unprintable(', '.join(absent))}")
+        click.echo()
+        _print_fields([("absent", ", ".join(absent))])
     if document["referrers"]:
         click.echo()
-        print_table(
-            ("REFERRER", "TYPE", ">SIZE", "OF"),
-            [
-                (
-                    cut.digest(one["digest"]),
-                    one["artifact_type"] or "-",
-                    format_bytes(one["size"]),
-                    _format_subject(document, one["subject"]),
-                )
-                for one in document["referrers"]
-            ],
-        )
+        _print_referrers(document, truncator)
 
 
 @click.command()
 @config_options
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
-@click.option("--dry-run", is_flag=True, help="Say what would be freed, and remove nothing.")
-@click.option("--force", is_flag=True, help="Remove pinned images too.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was freed as JSON.")
+@click.option("--dry-run", is_flag=True, help="Print what would be freed; remove nothing.")
+@click.option("--force", is_flag=True, help="Also remove pinned images.")
+@json_option
 def rm(
     *,
     path: Path | None,
@@ -129,29 +127,31 @@ def rm(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Remove images from the store, and what no other image there has.
+    """Remove images from the store.
 
-    Clients may pull them again. All are removed, or none: one that is not there, or pinned, is an error.
+    Removes their blobs too, except those that other images use. If an image is not stored, or is
+    pinned, nothing is removed. Clients may pull the images again.
     """
-    wanted = {"images": images, "dry_run": dry_run, "force": force}
+    request = {"images": images, "dry_run": dry_run, "force": force}
     with open_admin_client(load_config(path, store)) as api:
-        removed = api.post("/api/v1/images/remove", wanted)
+        removed = api.post("/api/v1/images/remove", request)
     if as_json:
         click.echo(json.dumps(removed, indent=2))
         return
     for name in removed["images"]:
         click.echo(f"{'would remove' if dry_run else 'removed'} {name}")
     freed = f"{format_bytes(removed['bytes'])} in {format_count(removed['blobs'], 'blob')}"
-    click.echo(f"{freed} {'would be' if dry_run else 'are'} free")
+    click.echo(f"{'would free' if dry_run else 'freed'} {freed}")
 
 
 @click.command()
 @config_options
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 def pin(*, path: Path | None, store: str | None, images: tuple[str, ...]) -> None:
-    """Keep images in the store, whatever else it is asked to hold.
+    """Protect images from eviction.
 
-    A tag that moves takes its pin along. What is not in the store yet is kept as it comes.
+    If a pinned tag moves, the new image is protected. An image that is not stored yet is protected
+    once it is downloaded.
     """
     with open_admin_client(load_config(path, store)) as api:
         pinned = api.post("/api/v1/images/pin", {"images": images})["images"]
@@ -162,84 +162,81 @@ def pin(*, path: Path | None, store: str | None, images: tuple[str, ...]) -> Non
 @config_options
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 def unpin(*, path: Path | None, store: str | None, images: tuple[str, ...]) -> None:
-    """Let images go again when the store needs room."""
+    """Allow images to be evicted again."""
     with open_admin_client(load_config(path, store)) as api:
-        freed = api.post("/api/v1/images/unpin", {"images": images})["images"]
-    for name in freed:
+        unpinned = api.post("/api/v1/images/unpin", {"images": images})["images"]
+    for name in unpinned:
         click.echo(f"unpinned {name}")
-    if len(freed) < len(set(images)):
-        others = len(set(images)) - len(freed)
-        click.echo(f"{others} of {len(set(images))} were not pinned", err=True)
+    requested = len(set(images))
+    if len(unpinned) < requested:
+        click.echo(f"{requested - len(unpinned)} of {requested} were not pinned", err=True)
 
 
 def _format_name(image: dict[str, Any], truncator: Truncator) -> str:
-    """Return the name as the commands take it; a digest's beginning is enough to be looked at."""
-    mark = "@" if ":" in image["reference"] else ":"
-    return f"{image['repository']}{mark}{truncator.digest(image['reference'])}"
+    """Return the name as the commands accept it, though a truncated digest is only for reading."""
+    separator = "@" if ":" in image["reference"] else ":"
+    return f"{image['repository']}{separator}{truncator.digest(image['reference'])}"
 
 
-def _format_platforms(states: list[dict[str, Any]], truncator: Truncator) -> str:
-    here = [
-        f"{truncator.platform(one['platform']) or '-'}{' (partial)' if one['state'] == 'partial' else ''}"
-        for one in states
+def _format_platforms(platforms: list[dict[str, Any]], truncator: Truncator) -> str:
+    parts = [
+        f"{truncator.platform(one['platform']) or '-'}"
+        f"{' (partial)' if one['state'] == 'partial' else ''}"
+        for one in platforms
         if one["state"] != "absent"
     ]
-    absent = len(states) - len(here)
-    more = f"+{absent}" if here else f"none of {absent}"
-    return ", ".join(here) + (f" {more}" if absent else "") or "-"
+    if absent := len(platforms) - len(parts):
+        parts.append(f"{absent} absent")
+    return ", ".join(parts) or "-"
 
 
 def _format_status(image: dict[str, Any]) -> str:
     state: str = image["state"]
     if state == "partial":
-        lacking = [
-            part["size"]
-            for one in image["platforms"]
-            if one["state"] == "partial"
-            for part in one["missing"]
+        missing = [
+            blob["size"]
+            for platform in image["platforms"]
+            if platform["state"] == "partial"
+            for blob in platform["missing"]
         ]
-        state = f"partial, {format_bytes(sum(lacking))} missing" if lacking else "partial"
+        state = f"partial, {format_bytes(sum(missing))} missing" if missing else "partial"
     return f"{state}, pinned" if image["pinned"] else state
 
 
 def _format_age(now: float, timestamp: float | None) -> str:
-    # The greatest unit alone: a column to be read down.
-    return (
-        "-" if timestamp is None else " ".join(format_duration(max(0, now - timestamp)).split()[:2])
-    )
+    """Return the age in its largest unit, because a column of them is easier to compare."""
+    if timestamp is None:
+        return "-"
+    return " ".join(format_duration(max(0, now - timestamp)).split()[:2])
 
 
 def _overview_fields(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    now = time.time()
-    size, unique = format_bytes(document["size"]), format_bytes(document["unique"])
+    now, cached = time.time(), document["cached"]
     yield "name", document["name"]
     yield "digest", document["digest"]
     yield "type", document["media_type"]
-    yield "also", ", ".join(name for name in document["names"] if name != document["name"])
-    yield "size", f"{size}, of which rm frees {unique}"
-    yield (
-        "cached",
-        f"{_format_age(now, document['cached'])} ago, last pull {_format_age(now, document['used'])} ago",
-    )
+    yield "also named", ", ".join(name for name in document["names"] if name != document["name"])
+    size, unique = format_bytes(document["size"]), format_bytes(document["unique"])
+    yield "size", f"{size}, rm would free {unique}"
+    yield "cached", "" if cached is None else f"{_format_age(now, cached)} ago"
+    yield "last pull", f"{_format_age(now, document['used'])} ago"
     yield "pinned", "yes" if document["pinned"] else ""
 
 
 def _print_platform(platform: dict[str, Any], truncator: Truncator) -> None:
     state, config = platform["state"], platform["config"] or {}
-    run = ("user", "workdir", "entrypoint", "cmd", "ports", "env", "labels", "created")
+    keys = ("user", "workdir", "entrypoint", "cmd", "ports", "env", "labels", "created")
+    size = format_bytes(state["size"])
     _print_fields(
         [
-            (
-                "platform",
-                f"{state['platform'] or '-'} ({state['state']}, {format_bytes(state['size'])})",
-            ),
+            ("platform", f"{state['platform'] or '-'} ({state['state']}, {size})"),
             ("digest", state["digest"]),
-            *((name, _format_value(config.get(name))) for name in run),
+            *((key, _format_value(config.get(key))) for key in keys),
         ]
     )
     if platform["layers"]:
         print_table(
-            ("LAYER", ">SIZE", "CACHED", "SHARED WITH", "MADE BY"),
+            ("LAYER", ">SIZE", "CACHED", "SHARED WITH", "CREATED BY"),
             [
                 (
                     truncator.digest(layer["digest"]),
@@ -251,6 +248,26 @@ def _print_platform(platform: dict[str, Any], truncator: Truncator) -> None:
                 for layer in platform["layers"]
             ],
         )
+
+
+def _print_referrers(document: dict[str, Any], truncator: Truncator) -> None:
+    platforms = {
+        platform["state"]["digest"]: platform["state"]["platform"]
+        for platform in document["platforms"]
+    }
+    print_table(
+        ("REFERRER", "TYPE", ">SIZE", "OF"),
+        [
+            (
+                truncator.digest(referrer["digest"]),
+                referrer["artifact_type"] or "-",
+                format_bytes(referrer["size"]),
+                # What is not attached to a platform is attached to the index.
+                platforms.get(referrer["subject"]) or "image",
+            )
+            for referrer in document["referrers"]
+        ],
+    )
 
 
 def _format_value(value: object) -> str:
@@ -267,14 +284,8 @@ def _format_names(names: list[str], truncator: Truncator) -> str:
     return f"{truncator.text(names[0], _NAME_WIDTH)}{more}" if names else "-"
 
 
-def _format_subject(document: dict[str, Any], subject: str) -> str:
-    """Return what a referrer refers to: a platform, or the whole."""
-    platforms = {one["state"]["digest"]: one["state"]["platform"] for one in document["platforms"]}
-    return platforms.get(subject) or "image"
-
-
 def _print_fields(fields: Iterable[tuple[str, str]]) -> None:
-    """Print names and values, a value of several lines below one another; nothing for an empty one."""
+    """Print names and values in two columns; leave out empty values."""
     for name, value in fields:
         for number, line in enumerate(value.split("\n") if value else ()):
             click.echo(f"{'' if number else name:<11}{escape_unprintable(line)}")

@@ -1,4 +1,4 @@
-"""`pullcache preload`: images fetched before anybody asks for them."""
+"""`pullcache preload`: fetch images before clients ask for them."""
 
 import json
 import os
@@ -10,30 +10,32 @@ import click
 
 from proxy.cli.api_client import open_admin_client
 from proxy.cli.display.preload_progress import open_view
-from proxy.cli.errors import FAILED, PARTIAL_SUCCESS
+from proxy.cli.exit_codes import FAILED, PARTIAL_SUCCESS
 from proxy.cli.image_lists import collect_images, list_options
 from proxy.cli.options import config_options, load_config
+from proxy.oci.platform import parse_platform
 
 
 @click.command()
 @config_options
 @list_options
-@click.option("--all-platforms", is_flag=True, help="Everything that an image has.")
-@click.option("--pin", is_flag=True, help="Keep them in the store from then on.")
-@click.option("--dry-run", is_flag=True, help="Say what would be fetched; fetches manifests only.")
+@click.option("--all-platforms", is_flag=True, help="Same as --platform all.")
+@click.option("--pin", is_flag=True, help="Pin the images, which protects them from eviction.")
+@click.option("--dry-run", is_flag=True, help="Print what would be fetched; fetch manifests only.")
 @click.option(
     "-j",
     "--jobs",
     type=click.IntRange(min=1),
-    help="Layers at once. [default, and at most: fetch.max_downloads]",
+    metavar="N",
+    help="Concurrent downloads. [default and maximum: fetch.max_downloads]",
 )
 @click.option(
     "--lock",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write names, digests and sizes to FILE, which -f reads.",
+    help="Write a lock file: an image list with the digests that were fetched.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print what happens, a line of JSON each.")
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines.")
 def preload(
     *,
     path: Path | None,
@@ -48,21 +50,21 @@ def preload(
     lock: Path | None,
     as_json: bool,
 ) -> None:
-    """Fetch images into the store, as they are upstream now, with their signatures and SBOMs.
+    """Fetch images before clients pull them.
 
-    What is here is not fetched again, and what was broken off goes on, so that the same command may be given at any time. The
-    exit code is 4 if some images could not be had, 1 if none could.
+    Fetches the current images from upstream, with their signatures and SBOMs. Skips stored content
+    and resumes partial downloads, so it is safe to repeat. Exits 4 if some images failed, 1 if all
+    did.
     """
     if all_platforms and platforms:
-        raise click.UsageError("--all-platforms and --platform are both given; keep one")
+        raise click.UsageError("--all-platforms and --platform are mutually exclusive")
     _check_platforms(platforms)
-    wanted, wrong = collect_images(images, files, ("all",) if all_platforms else platforms)
-    order = {"images": wanted, "pin": pin, "dry_run": dry_run, "jobs": jobs}
+    requested, failed = collect_images(images, files, ("all",) if all_platforms else platforms)
+    request = {"images": requested, "pin": pin, "dry_run": dry_run, "jobs": jobs}
     resolved: dict[str, dict[str, Any]] = {}
     done: list[dict[str, Any]] = []
-    failed = wrong
     with open_admin_client(load_config(path, store)) as api, open_view(as_json=as_json) as show:
-        for event in api.stream("POST", "/api/v1/preload", order) if wanted else ():
+        for event in api.stream("POST", "/api/v1/preload", request) if requested else ():
             show(event)
             if event["event"] == "resolved":
                 resolved[event["image"]] = event
@@ -76,16 +78,14 @@ def preload(
 
 
 def _check_platforms(platforms: tuple[str, ...]) -> None:
-    """Raise `InvalidReferenceError` if one of them is none."""
-    from proxy.oci.platform import parse_platform  # noqa: PLC0415 - brings msgspec
-
+    """Raise `InvalidReferenceError` if a platform is malformed."""
     for platform in platforms:
         if platform != "all":
             parse_platform(platform)
 
 
 def _write_lock(path: Path, images: list[dict[str, Any]]) -> None:
-    """Write the lock file, wholly or not at all; the same images make the same bytes."""
+    """Write the lock file atomically. The same images result in the same bytes."""
     entries = [
         {
             "image": image["name"],

@@ -1,4 +1,4 @@
-"""`pullcache search`: what could be pulled, by words."""
+"""`pullcache search`: find images at upstream, or in the store if upstream cannot be searched."""
 
 import json
 from pathlib import Path
@@ -7,48 +7,53 @@ import click
 
 from proxy.cli.api_client import open_admin_client
 from proxy.cli.display.text import Truncator, escape_unprintable, print_table
-from proxy.cli.options import config_options, load_config, no_trunc_option
+from proxy.cli.options import config_options, json_option, load_config, no_trunc_option
 
-# How much of a description a line on a terminal has room for, as in docker's table.
+# Width of a description on a terminal, as in the table of `docker search`.
 _DESCRIPTION_WIDTH = 45
-# Where results come from if upstream did not just find them.
-_SOURCE_LABELS = {"upstream": "what it found before", "store": "what is cached here"}
+# Where the results are from if upstream was not searched.
+_SOURCE_LABELS = {"upstream": "earlier results", "store": "cached images"}
 
 
 @click.command()
 @config_options
 @click.argument("text")
 @click.option(
-    "--limit", type=click.IntRange(1, 100), default=25, show_default=True, help="Results at most."
+    "--limit",
+    type=click.IntRange(1, 100),
+    default=25,
+    show_default=True,
+    help="Maximum number of results.",
 )
 @no_trunc_option
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@json_option
 def search(
     *, path: Path | None, store: str | None, text: str, limit: int, no_trunc: bool, as_json: bool
 ) -> None:
-    """Search Docker Hub for images, or another registry: ghcr.io/TEXT.
+    """Search Docker Hub or another registry.
 
-    If it fails, or the cache is offline, an older answer is shown, or what is cached. An empty TEXT lists what is cached.
+    ghcr.io/TEXT searches ghcr.io. If upstream fails or the cache is offline, shows earlier results
+    or cached images. An empty TEXT lists the cached images.
     """
     with open_admin_client(load_config(path, store)) as api:
-        found = api.get("/api/v1/search", text=text, limit=limit)
-    if found["problem"]:
-        instead = _SOURCE_LABELS[found["source"]]
-        reason = escape_unprintable(found["problem"])
-        click.echo(f"{found['upstream']} was not searched, this is {instead}: {reason}", err=True)
+        answer = api.get("/api/v1/search", text=text, limit=limit)
+    if answer["problem"]:
+        reason = escape_unprintable(answer["problem"])
+        shown = _SOURCE_LABELS[answer["source"]]
+        click.echo(f"{answer['upstream']} was not searched ({reason}); showing {shown}", err=True)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(answer, indent=2))
         return
-    cut = Truncator(no_trunc=no_trunc)
+    truncator = Truncator(no_trunc=no_trunc)
     print_table(
         ("NAME", "DESCRIPTION", ">STARS", "OFFICIAL"),
         [
             (
-                one["name"],
-                cut.text(one["description"], _DESCRIPTION_WIDTH),
-                str(one["stars"]),
-                "[OK]" if one["is_official"] else "",
+                hit["name"],
+                truncator.text(hit["description"], _DESCRIPTION_WIDTH),
+                str(hit["stars"]),
+                "[OK]" if hit["is_official"] else "",
             )
-            for one in found["results"]
+            for hit in answer["results"]
         ],
     )

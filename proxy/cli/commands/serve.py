@@ -1,4 +1,4 @@
-"""`pullcache serve`: the daemon."""
+"""`pullcache serve`: run the daemon."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -23,25 +23,37 @@ def _parse_upstreams(
     for text in texts:
         name, equals, url = text.partition("=")
         if not (name and equals and url):
-            raise click.BadParameter(f"{text!r} is not NAME=URL, as ghcr.io=https://ghcr.io")
+            raise click.BadParameter(f"{text!r} is not NAME=URL (write ghcr.io=https://ghcr.io)")
         upstreams[name] = {"url": url}
     return upstreams
 
 
 @click.command()
 @config_options
-@click.option("--listen", metavar="ADDR", multiple=True, help="host:port; may be repeated.")
-@click.option("--max-size", metavar="SIZE", help='The most the store may hold: "50GB", "80%".')
+@click.option(
+    "--listen",
+    metavar="ADDR",
+    multiple=True,
+    help="Address to listen on, host:port. May be repeated.",
+)
+@click.option("--max-size", metavar="SIZE", help='Maximum size of the store: "50GB", "80%".')
 @click.option(
     "--upstream",
     "upstreams",
     metavar="NAME=URL",
     multiple=True,
     callback=_parse_upstreams,
-    help="A registry to ask; may be repeated.",
+    help="Upstream registry. May be repeated.",
 )
-@click.option("--offline", is_flag=True, help="Never dial out; serve what is cached.")
-@click.option("--log-format", type=click.Choice(("auto", "json", "console")))
+@click.option(
+    "--offline", is_flag=True, help="Never connect to upstream; serve cached content only."
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(("auto", "json", "console")),
+    metavar="FORMAT",
+    help='Log format: "json", "console", or "auto", which is console on a terminal, else JSON.',
+)
 def serve(
     *,
     path: Path | None,
@@ -52,7 +64,11 @@ def serve(
     offline: bool,
     log_format: str | None,
 ) -> None:
-    """Run the cache in the foreground until SIGTERM or Ctrl-C."""
+    """Run the cache daemon in the foreground.
+
+    Stops on SIGTERM or Ctrl-C, rereads its configuration on SIGHUP. Options override the
+    configuration file.
+    """
     load = partial(
         load_config,
         path,
@@ -63,15 +79,15 @@ def serve(
         max_size=max_size,
         upstreams=upstreams,
     )
-    from proxy.daemon import run  # noqa: PLC0415 - brings aiohttp, which only the daemon needs
+    from proxy.daemon import run  # noqa: PLC0415 - imports aiohttp
 
     run(load, print_banner)
 
 
 def print_banner(info: "DaemonInfo") -> None:
-    """Print what a newcomer needs to know, on stdout."""
+    """Print to stdout where the daemon listens and how to point docker at it."""
     scheme = "https" if info.is_tls else "http"
-    tcp = [one for one in info.addresses if not one.startswith("unix:")]
+    tcp = [address for address in info.addresses if not address.startswith("unix:")]
     urls = [f"{scheme}://{one}" if one in tcp else one for one in info.addresses]
     local = f"{scheme}://{Address(tcp[0]).local_address}" if tcp else urls[0]
     used, limit = format_bytes(info.used), format_bytes(info.max_size)
@@ -79,7 +95,7 @@ def print_banner(info: "DaemonInfo") -> None:
     lines = (
         f"pullcache {__version__}",
         f"  listening  {', '.join(urls)}",
-        f"  store      {info.store} ({used} used of at most {limit})",
+        f"  store      {info.store} ({used} of {limit} used)",
         f"  upstreams  {', '.join(upstreams)}",
         f"  metrics    {local}/metrics",
         f'  docker     put {{"registry-mirrors": ["{local}"]}} into /etc/docker/daemon.json',

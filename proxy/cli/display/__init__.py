@@ -1,1 +1,1 @@
-"""What commands print: tables, sizes, progress."""
+"""Terminal output of the commands: sizes, tables and progress. Nothing here talks to the daemon."""

@@ -1,14 +1,14 @@
-"""What the commands print has these forms."""
+"""Text output: sizes, durations, untrusted text made printable, and tables."""
 
 import sys
 from collections.abc import Iterable, Sequence
 
-# How wide a table is where nobody says: what reads it is no terminal, and cells are not to be cut.
+# Width of a table that is not printed to a terminal: wide enough that no cell is wrapped.
 _UNLIMITED_WIDTH = 10_000
 
 
 def format_bytes(count: int) -> str:
-    """Return a size for people: three digits and a unit, 1.23 GB."""
+    """Return a size with three significant digits and a decimal unit: 1.23 GB."""
     size, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
     unit = next(units)
     while size >= 999.5 and unit != "TB":
@@ -17,43 +17,12 @@ def format_bytes(count: int) -> str:
 
 
 def format_count(count: int, noun: str) -> str:
-    """Return how many there are of what `noun` names: 1 blob, 2 blobs."""
+    """Return a count with its noun: 1 blob, 2 blobs."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def escape_unprintable(text: str) -> str:
-    """Return `text` with escapes for what does not print: it came from outside."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def short_digest(text: str) -> str:
-    """Return a digest's beginning, as people compare them; anything else as it is."""
-    algorithm, colon, encoded = text.partition(":")
-    return f"{algorithm}:{encoded[:12]}" if colon and len(encoded) > 12 else text
-
-
-class Truncator:
-    """Cuts texts for a terminal; elsewhere, and where it is asked for, they stay whole."""
-
-    def __init__(self, *, no_trunc: bool) -> None:
-        self._no_trunc = no_trunc or not sys.stdout.isatty()
-
-    def digest(self, text: str) -> str:
-        """Return a digest, or its beginning; anything else as it is."""
-        return text if self._no_trunc else short_digest(text)
-
-    def platform(self, text: str) -> str:
-        """Return a platform; for a terminal without the system that nearly all have."""
-        return text if self._no_trunc else text.removeprefix("linux/")
-
-    def text(self, text: str, length: int) -> str:
-        """Return a text, or its beginning."""
-        is_short = self._no_trunc or len(text) <= length
-        return text if is_short else f"{text[: length - 1]}…"
-
-
 def format_duration(seconds: float) -> str:
-    """Return a time for people, its two greatest units: 3 d 4 h."""
+    """Return a duration in its two largest units: 3 d 4 h."""
     left = int(seconds)
     parts: list[str] = []
     for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
@@ -63,19 +32,49 @@ def format_duration(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table on stdout: in columns as wide as they need, with colour only on a terminal without NO_COLOR.
+def short_digest(text: str) -> str:
+    """Return the first 12 hex digits of a digest with its algorithm; other text unchanged."""
+    algorithm, colon, encoded = text.partition(":")
+    return f"{algorithm}:{encoded[:12]}" if colon and len(encoded) > 12 else text
 
-    A column whose name begins with ">" is set to the right. Cells may hold anything: what does not print is escaped.
+
+def escape_unprintable(text: str) -> str:
+    """Return untrusted text with unprintable characters escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class Truncator:
+    """Shortens text for a terminal; with `no_trunc`, or without a terminal, it changes nothing."""
+
+    def __init__(self, *, no_trunc: bool) -> None:
+        self._no_trunc = no_trunc or not sys.stdout.isatty()
+
+    def digest(self, text: str) -> str:
+        """Return a digest in its short form; other text unchanged."""
+        return text if self._no_trunc else short_digest(text)
+
+    def platform(self, text: str) -> str:
+        """Return a platform without `linux/`."""
+        return text if self._no_trunc else text.removeprefix("linux/")
+
+    def text(self, text: str, length: int) -> str:
+        """Return at most `length` characters, the last one an ellipsis if there were more."""
+        is_short = self._no_trunc or len(text) <= length
+        return text if is_short else f"{text[: length - 1]}…"
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table to stdout. Cells may hold untrusted text.
+
+    A column whose name begins with ">" is right-aligned. On a terminal the header is bold, unless
+    NO_COLOR is set, and long cells are wrapped.
     """
     from rich.console import Console  # noqa: PLC0415 - slow to import
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    stream = sys.stdout
-    console = Console(
-        file=stream, width=None if stream.isatty() else _UNLIMITED_WIDTH, soft_wrap=False
-    )
+    width = None if sys.stdout.isatty() else _UNLIMITED_WIDTH
+    console = Console(file=sys.stdout, width=width, soft_wrap=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         name = column.removeprefix(">")

@@ -1,1 +1,1 @@
-"""Files that commands read and write: bundles, client configuration."""
+"""Files that commands read and write: bundles, and the configuration of clients."""

@@ -1,6 +1,6 @@
-"""What clients have to be told so that they pull through the cache: their files, as text. PURE.
+"""Configuration files that make clients pull through the cache, as text. Does no I/O.
 
-Facts: the clients' own documentation; containerd `docs/hosts.md`, containers-registries.conf(5), BuildKit
+Sources: containerd `docs/hosts.md`, containers-registries.conf(5), BuildKit
 `docs/buildkitd.toml.md`, k3s "Private Registry Configuration".
 """
 
@@ -18,7 +18,7 @@ Upstreams = Mapping[str, UpstreamSettings]
 
 @dataclass(frozen=True, slots=True)
 class ClientFile:
-    """A file of a client, `path` below `directory`; `note` says what to do with it, and why, in comments."""
+    """A file of a client at `directory`/`path`; `note` says how to put it into use."""
 
     directory: str
     path: str
@@ -27,70 +27,73 @@ class ClientFile:
 
     @property
     def header(self) -> str:
-        """Where it goes, and the note, as comments."""
+        """The file's path and the note as comment lines."""
         lines = (f"{self.directory}/{self.path}", *self.note.splitlines())
         return "".join(f"# {line}\n" for line in lines)
 
     @property
     def file_text(self) -> str:
-        """What is written into it. JSON has no comments."""
+        """The text to write to the file; JSON has no comments, and thus no header."""
         return self.content if self.path.endswith(".json") else f"{self.header}\n{self.content}"
 
 
 def docker_files(cache_url: RegistryUrl, upstreams: Upstreams) -> Iterator[ClientFile]:
-    """Yield what makes docker ask `cache`: a mirror of Docker Hub, or, by containerd's store, of any registry."""
+    """Yield docker's files: daemon.json, or, with the containerd image store, hosts.toml."""
     mirrors: dict[str, Any] = {"registry-mirrors": [cache_url]}
     note = (
-        "If there is such a file, add the key to it; without these lines, JSON has no comments. Then:\n"
-        "systemctl reload docker\n"
-        "These are mirrors of Docker Hub alone. With the containerd image store (Docker 28 and later: `docker info`\n"
-        "says driver-type: io.containerd.snapshotter.v1) use certs.d below in place of it: a mirror here that is\n"
-        "on loopback or insecure makes that Docker stop verifying Docker Hub's own certificate."
+        "Leave out these comments (JSON has none). If the file exists, add the key to it.\n"
+        "Then: systemctl reload docker\n"
+        "docker uses registry-mirrors for Docker Hub only. With the containerd image store\n"
+        "(`docker info` shows driver-type: io.containerd.snapshotter.v1; Docker 28 and later)\n"
+        "use certs.d below instead: with it, a mirror in daemon.json that is on loopback or\n"
+        "insecure makes docker stop verifying Docker Hub's own certificate."
     )
     if not cache_url.is_http:
-        note += f"\nA private CA of the cache: /etc/docker/certs.d/{cache_url.authority}/ca.crt"
+        note += f"\nIf the cache has a private CA: /etc/docker/certs.d/{cache_url.authority}/ca.crt"
     yield ClientFile("/etc/docker", "daemon.json", note, f"{json.dumps(mirrors, indent=2)}\n")
-    note = "For Docker with the containerd image store. Read at every pull: nothing is restarted."
+    note = "For docker with the containerd image store. Read at every pull, no restart needed."
     yield from _hosts_toml_files("/etc/docker", "certs.d/", note, cache_url, upstreams)
 
 
 def containerd_files(cache_url: RegistryUrl, upstreams: Upstreams) -> Iterator[ClientFile]:
-    """Yield what makes containerd, and by it Kubernetes, ask `cache`."""
+    """Yield containerd's files, which Kubernetes uses too."""
     note = (
-        "Read at every pull: nothing is restarted once /etc/containerd/config.toml has\n"
-        'config_path = "/etc/containerd/certs.d" in [plugins."io.containerd.grpc.v1.cri".registry]\n'
-        '(containerd 2: [plugins."io.containerd.cri.v1.images".registry]); ctr wants --hosts-dir.'
+        "Read at every pull, no restart needed, provided that /etc/containerd/config.toml has\n"
+        'config_path = "/etc/containerd/certs.d" in [plugins."io.containerd.grpc.v1.cri".registry]'
+        '\n(containerd 2: [plugins."io.containerd.cri.v1.images".registry]). ctr needs --hosts-dir.'
     )
     yield from _hosts_toml_files("/etc/containerd/certs.d", "", note, cache_url, upstreams)
 
 
 def podman_files(cache_url: RegistryUrl, upstreams: Upstreams) -> Iterator[ClientFile]:
-    """Yield what makes podman, buildah and skopeo ask `cache`."""
-    note = "podman, buildah and skopeo read it at every pull: nothing is restarted."
+    """Yield the file of podman, buildah and skopeo."""
+    note = "podman, buildah and skopeo read it at every pull, no restart needed."
     yield _registries_conf_file(note, cache_url, upstreams)
 
 
 def crio_files(cache_url: RegistryUrl, upstreams: Upstreams) -> Iterator[ClientFile]:
-    """Yield what makes CRI-O ask `cache`."""
+    """Yield CRI-O's file."""
     yield _registries_conf_file("Then: systemctl reload crio", cache_url, upstreams)
 
 
 def buildkit_files(cache_url: RegistryUrl, upstreams: Upstreams) -> Iterator[ClientFile]:
-    """Yield what makes a BuildKit of its own ask `cache`; the one in docker has docker's mirrors."""
+    """Yield the file of a standalone BuildKit; the one inside docker uses docker's mirrors."""
     note = (
-        "Then restart buildkitd; or: docker buildx create --buildkitd-config FILE\n"
-        "A builder in a container does not reach the host's 127.0.0.1."
+        "Then: restart buildkitd, or docker buildx create --buildkitd-config FILE\n"
+        "A builder in a container cannot reach 127.0.0.1 of the host."
     )
     tables = [f'[registry."{name}"]\n  mirrors = ["{cache_url.authority}"]\n' for name in upstreams]
-    # What is said of the mirror stands in the mirror's own table.
-    own = "  http = true\n" if cache_url.is_http else '  # ca = ["/path/ca.crt"]\n'
-    tables.append(f'[registry."{cache_url.authority}"]\n{own}')
+    # BuildKit reads the settings of a mirror from the mirror's own table.
+    scheme = "  http = true\n" if cache_url.is_http else '  # ca = ["/path/ca.crt"]\n'
+    tables.append(f'[registry."{cache_url.authority}"]\n{scheme}')
     yield ClientFile("/etc/buildkit", "buildkitd.toml", note, "\n".join(tables))
 
 
 def k3s_files(cache_url: RegistryUrl, upstreams: Upstreams) -> Iterator[ClientFile]:
-    """Yield what makes k3s ask `cache`."""
-    note = "Then: systemctl restart k3s, or k3s-agent. RKE2: /etc/rancher/rke2/registries.yaml"
+    """Yield the file of k3s, which RKE2 reads too, in its own directory."""
+    note = (
+        "Then: systemctl restart k3s (agents: k3s-agent). RKE2: /etc/rancher/rke2/registries.yaml"
+    )
     lines = ["mirrors:"]
     for name in upstreams:
         lines += [f'  "{name}":', "    endpoint:", f'      - "{cache_url}"']
@@ -116,14 +119,14 @@ CLIENT_FILES: Mapping[str, Callable[[RegistryUrl, Upstreams], Iterator[ClientFil
 def _hosts_toml_files(
     directory: str, prefix: str, note: str, cache_url: RegistryUrl, upstreams: Upstreams
 ) -> Iterator[ClientFile]:
-    """Yield a hosts.toml for each upstream; which one is meant the client says with `?ns=`."""
+    """Yield a hosts.toml for each upstream; requests name theirs in `?ns=`."""
     for name, settings in upstreams.items():
         lines = [
-            f'server = "{settings.url}"  # asked when the cache cannot answer',
+            f'server = "{settings.url}"  # used if the cache does not answer',
             "",
             f'[host."{cache_url}"]',
             '  capabilities = ["pull", "resolve"]',
-            '  dial_timeout = "2s"  # containerd 2.0 and later; older ones ignore it',
+            '  dial_timeout = "2s"  # containerd 2.0 and later; ignored before',
         ]
         if not cache_url.is_http:
             lines.append('  # ca = "/path/ca.crt"')
@@ -132,20 +135,21 @@ def _hosts_toml_files(
 
 
 def _registries_conf_file(note: str, cache_url: RegistryUrl, upstreams: Upstreams) -> ClientFile:
-    # These clients do not say which registry they mean, so the path does; it cannot hold a port.
-    named = {name: settings.url for name, settings in upstreams.items() if ":" not in name}
-    if unnamed := [name for name in upstreams if name not in named]:
-        note += f"\nNot for {', '.join(unnamed)}: a path cannot hold a port."
+    # These clients do not send the registry's name, so the mirror's path contains it.
+    supported = {name: settings.url for name, settings in upstreams.items() if ":" not in name}
+    if unsupported := [name for name in upstreams if name not in supported]:
+        note += f"\nNot for {', '.join(unsupported)}: a path cannot contain a port."
     if not cache_url.is_http:
-        note += f"\nA private CA of the cache: /etc/containers/certs.d/{cache_url.authority}/ca.crt"
+        authority = cache_url.authority
+        note += f"\nIf the cache has a private CA: /etc/containers/certs.d/{authority}/ca.crt"
     tables = []
-    for name, url in named.items():
-        known = KNOWN_REGISTRIES.get(name, f"https://{name}")
+    for name, url in supported.items():
+        default = KNOWN_REGISTRIES.get(name, f"https://{name}")
         path = "" if name == DEFAULT_UPSTREAM else f"/{name}"
         tables += [
             "[[registry]]",
             f'prefix = "{name}"',
-            f'location = "{name if url == known else url.authority}"',
+            f'location = "{name if url == default else url.authority}"',
             *(["insecure = true"] if url.is_http else []),
             "",
             "[[registry.mirror]]",

@@ -1,7 +1,7 @@
-"""The images that a Dockerfile builds on (Dockerfile reference). PURE.
+"""Dockerfiles, with the images that a build pulls (Dockerfile reference). PURE.
 
-They are those of `FROM`, of `COPY --from` and `RUN --mount=from`, and the frontend that `# syntax=`
-names, for the builder pulls it like any other.
+These are the images of `FROM`, `COPY --from` and `RUN --mount=from`, and the frontend that
+`# syntax=` names.
 """
 
 import re
@@ -21,12 +21,12 @@ _FIRST_INSTRUCTION = re.compile(r"\s*(?:FROM|ARG)\s", re.IGNORECASE)
 
 
 def is_dockerfile(first_line: str) -> bool:
-    """Tell by the first line that is no comment: nothing but ARG may stand before FROM."""
+    """Tell by the first line after comments: only ARG may precede FROM."""
     return _FIRST_INSTRUCTION.match(first_line + "\n") is not None
 
 
 def read_dockerfile(lines: Sequence[str], result: ParseResult) -> None:
-    """Read the images of all stages, also of those that a build may leave out."""
+    """Read the images of all stages, including those that a build may skip."""
     result.add_format("Dockerfile")
     escape = "\\"
     number = 0
@@ -36,16 +36,19 @@ def read_dockerfile(lines: Sequence[str], result: ParseResult) -> None:
             result.add_image(number, directive[2])
         elif directive[1].lower() == "escape" and directive[2] in {"\\", "`"}:
             escape = directive[2]
-    stages = _BuildState(result)
+    state = _BuildState(result)
     for number, instruction in _join_instructions(lines, escape, result):
         if parts := _INSTRUCTION.fullmatch(instruction):
-            stages.read(number, parts[1].upper(), parts[2])
+            state.read(number, parts[1].upper(), parts[2])
 
 
 def _join_instructions(
     lines: Sequence[str], escape: str, result: ParseResult
 ) -> Iterator[tuple[int, str]]:
-    """Yield each instruction on one line, without here-documents, and the number of its first."""
+    """Yield each instruction with the number of its first line.
+
+    Continuation lines are joined, here-documents are skipped.
+    """
     numbered = enumerate(lines, 1)
     for number, line in numbered:
         if _is_blank_or_comment(line):
@@ -62,7 +65,7 @@ def _join_instructions(
             for dash, _, word in _HEREDOC.findall(instruction):
                 if not any((more.lstrip("\t") if dash else more) == word for _, more in numbered):
                     result.add_problem(
-                        number, f"no line ends the here-document {word[:60]}: the rest is not read"
+                        number, f"the here-document {word[:60]} has no end: the rest is not read"
                     )
         yield number, instruction
 
@@ -72,7 +75,7 @@ def _is_blank_or_comment(line: str) -> bool:
 
 
 class _BuildState:
-    """What is known of the build at an instruction: the arguments and the stages before it."""
+    """The build before an instruction: its arguments and the names of its stages."""
 
     def __init__(self, result: ParseResult) -> None:
         self._result = result
@@ -81,7 +84,7 @@ class _BuildState:
         self._is_in_stage = False
 
     def read(self, line: int, name: str, rest: str) -> None:
-        """Read one instruction; those that name no image are passed over."""
+        """Read one instruction; ignore those that name no image."""
         words = rest.split()
         count = next((n for n, word in enumerate(words) if not word.startswith("--")), len(words))
         options = words[:count]
@@ -113,7 +116,7 @@ class _BuildState:
             self._stage_names.add(words[2].lower())
 
     def _parse_platform(self, text: str) -> tuple[str, ...]:
-        """Return the platform; none where the builder gives it, as with `$BUILDPLATFORM`."""
+        """Return the platform, or none if only the builder knows it, as with `$BUILDPLATFORM`."""
         try:
             return (substitute(text, self._arguments),)
         except VariableError:
@@ -124,10 +127,10 @@ class _BuildState:
             try:
                 self._arguments[name] = substitute(value.strip("\"'"), self._arguments)
             except VariableError:
-                # Who uses it is told; that it is declared hurts nobody.
+                # A problem only where the argument is used.
                 self._arguments.pop(name, None)
 
     def _add_image(self, line: int, text: str, platforms: tuple[str, ...] = ()) -> None:
-        """Add an image, unless it is an earlier stage, by name or number, or nothing at all."""
+        """Add an image, unless it is `scratch` or an earlier stage, by name or number."""
         if text != "scratch" and not text.isdecimal() and text.lower() not in self._stage_names:
             self._result.add_image(line, text, platforms)

@@ -1,28 +1,28 @@
-"""Kubernetes objects of every kind, custom ones too, and hauler's manifests. PURE.
+"""Kubernetes objects of every kind, custom resources included, and hauler manifests. PURE.
 
-An image is what stands under `image` wherever it stands, but for what is only said of objects (metadata,
-status), or what is data or a schema.
+The value of any key `image` is an image, except in metadata, in status, and in objects that hold
+data or a schema.
 """
 
 from proxy.oci.reference import is_host
-from proxy.preload.lists.documents import MappingNode, ScalarNode, SequenceNode, YamlNode
 from proxy.preload.lists.result import ParseResult
+from proxy.preload.lists.yaml_documents import MappingNode, ScalarNode, SequenceNode, YamlNode
 
 _CONTAINER_KEYS = {"containers", "initContainers", "ephemeralContainers"}
 _SKIPPED_KEYS = {"metadata", "status"}
 _KINDS_WITHOUT_IMAGES = {"ConfigMap", "CustomResourceDefinition", "Secret"}
 
-# What names its images only to the tool that it is for.
+# Objects whose images are known only after another tool has rendered them.
 _UNRENDERED_KINDS = {
-    "Charts": "hauler's charts are not read: give the output of helm template",
-    "HelmChart": "a chart names its images when it is rendered: give the output of helm template",
-    "HelmRelease": "a chart names its images when it is rendered: give the output of helm template",
-    "Kustomization": "a kustomization is input: give the output of kubectl kustomize",
+    "Charts": "hauler charts are not read: use the output of helm template",
+    "HelmChart": "a chart has no images before it is rendered: use the output of helm template",
+    "HelmRelease": "a chart has no images before it is rendered: use the output of helm template",
+    "Kustomization": "a kustomization is not rendered: use the output of kubectl kustomize",
 }
 
 
 def is_kubernetes(root: MappingNode) -> bool:
-    """Tell by what every object has."""
+    """Tell whether the document has what every object has: apiVersion and kind."""
     return bool(root.get_text("apiVersion") and root.get_text("kind"))
 
 
@@ -35,33 +35,35 @@ def read_kubernetes(root: MappingNode, result: ParseResult) -> None:
             return
     else:
         result.add_format("Kubernetes")
-    # What is still to be looked at, the next one last, and whether it is a list of containers.
-    queue: list[tuple[YamlNode, bool]] = [(root, False)]
+    # Nodes to read, the next one last, and whether each is in a list of containers.
+    stack: list[tuple[YamlNode, bool]] = [(root, False)]
     seen: set[int] = set()
-    while queue:
-        node, in_containers = queue.pop()
+    while stack:
+        node, in_containers = stack.pop()
         if id(node) in seen:
             continue
         seen.add(id(node))
         if isinstance(node, SequenceNode):
-            queue += [(item, in_containers) for item in reversed(node.nodes)]
+            stack += [(item, in_containers) for item in reversed(node.nodes)]
         elif isinstance(node, MappingNode):
-            queue += reversed(_read_mapping(node, result, in_containers=in_containers))
+            _read_image(node, result, in_containers=in_containers)
+            stack += reversed(_nested_nodes(node))
 
 
-def _read_mapping(
-    node: MappingNode, result: ParseResult, *, in_containers: bool
-) -> list[tuple[YamlNode, bool]]:
-    """Add the image of a mapping; return where there may be more."""
-    kind = node.get_text("kind") if "apiVersion" in node.fields else ""
-    if kind in _KINDS_WITHOUT_IMAGES:
-        return []
+def _read_image(node: MappingNode, result: ParseResult, *, in_containers: bool) -> None:
+    """Add the image of a mapping, or a note if the mapping is an object to be rendered first."""
+    kind = _object_kind(node)
+    image = node.fields.get("image")
     if kind in _UNRENDERED_KINDS:
         result.add_problem(node.line, _UNRENDERED_KINDS[kind], "note")
-        return []
-    image = node.fields.get("image")
-    if image is not None:
+    elif kind not in _KINDS_WITHOUT_IMAGES and image is not None:
         _add_image(image, result, in_containers=in_containers)
+
+
+def _nested_nodes(node: MappingNode) -> list[tuple[YamlNode, bool]]:
+    """Return the values of a mapping that may have images, and whether they are containers."""
+    if _object_kind(node) in _KINDS_WITHOUT_IMAGES | _UNRENDERED_KINDS.keys():
+        return []
     return [
         (value, key in _CONTAINER_KEYS)
         for key, value in node.fields.items()
@@ -69,10 +71,15 @@ def _read_mapping(
     ]
 
 
+def _object_kind(node: MappingNode) -> str:
+    """Return the kind of an object; "" for any other mapping."""
+    return node.get_text("kind") if "apiVersion" in node.fields else ""
+
+
 def _add_image(image: YamlNode, result: ParseResult, *, in_containers: bool) -> None:
-    """Add a text, an image volume's `reference`, or what operators write as `repository` and `tag`."""
+    """Add an image from a string, an image volume (`reference`), or `repository` and `tag`."""
     if isinstance(image, ScalarNode):
-        # Elsewhere than in containers an `image` may be a picture.
+        # Outside of containers, `image` may also be a picture.
         if image.text or in_containers:
             result.add_image(image.line, image.text, kind="error" if in_containers else "note")
     elif isinstance(image, MappingNode):
@@ -83,7 +90,7 @@ def _add_image(image: YamlNode, result: ParseResult, *, in_containers: bool) -> 
 
 
 def _add_split_image(image: MappingNode, result: ParseResult) -> None:
-    """Add `{registry, repository, tag, digest}`; without tag and digest only the operator knows."""
+    """Add `{registry, repository, tag, digest}`; the operator alone knows a default tag."""
     registry, tag, digest = (image.get_text(key) for key in ("registry", "tag", "digest"))
     name = (
         f"{registry}/{image.get_text('repository')}" if registry else image.get_text("repository")
@@ -92,19 +99,17 @@ def _add_split_image(image: MappingNode, result: ParseResult) -> None:
         result.add_image(image.line, name + (tag and f":{tag}") + (digest and f"@{digest}"))
     else:
         result.add_problem(
-            image.line, f"{name[:60]!r} has neither tag nor digest: name it yourself"
+            image.line, f"{name[:60]!r} has neither tag nor digest: list the image yourself"
         )
 
 
 def _read_hauler(root: MappingNode, result: ParseResult) -> None:
-    """Read `kind: Images`; annotations are what holds where an image says nothing."""
+    """Read `kind: Images`; annotations are the defaults for its images."""
     annotations = root.get_mapping("metadata").get_mapping("annotations")
     registry = annotations.get_text("hauler.dev/registry")
     for item in root.get_mapping("spec").get_items("images"):
         if not isinstance(item, MappingNode) or not item.get_text("name"):
-            result.add_problem(
-                item.line, "an image of hauler's has a name: write - name: nginx:1.27"
-            )
+            result.add_problem(item.line, "a hauler image needs a name: write - name: nginx:1.27")
             continue
         name = item.get_text("name")
         if registry and not ("/" in name and is_host(name.partition("/")[0])):

@@ -1,6 +1,6 @@
-"""A plain list: an image a line, `#` comments, and perhaps its platforms. PURE.
+"""Plain lists: an image a line, optionally with its platforms, and `#` comments. PURE.
 
-So are k3s's, RKE2's and hauler's image lists, and what `kubeadm config images list` prints.
+The image lists of k3s, RKE2 and hauler have this format, and so has `kubeadm config images list`.
 """
 
 import re
@@ -13,7 +13,7 @@ _PLATFORM_OPTION = re.compile(r"(?:--)?platforms?(?:=(.*))?")
 
 
 def read_plain(lines: Sequence[str], result: ParseResult) -> None:
-    """Read `nginx:1.27 platform=linux/amd64,linux/arm64  # comment`, line by line."""
+    """Read lines such as `nginx:1.27 platform=linux/amd64,linux/arm64  # comment`."""
     result.add_format("plain list")
     for number, line in enumerate(lines, 1):
         words = iter(_COMMENT.sub("", line).split())
@@ -28,5 +28,5 @@ def read_plain(lines: Sequence[str], result: ParseResult) -> None:
             result.add_image(number, references[0], platforms)
         elif references or platforms:
             result.add_problem(
-                number, f"{line.strip()[:60]!r} is not one image: put one on each line"
+                number, f"{line.strip()[:60]!r} is not one image: put each image on its own line"
             )

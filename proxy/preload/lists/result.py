@@ -1,4 +1,4 @@
-"""What a list of images holds. PURE."""
+"""The result of parsing an image list: its images and its problems. PURE."""
 
 import re
 from collections.abc import Iterable
@@ -8,22 +8,25 @@ from typing import Literal
 from proxy.errors import InvalidReferenceError
 from proxy.oci.reference import parse_image
 
-# A list of something else is wrong in every line: nobody reads more than these.
+# A file that is not an image list has a problem in every line; this many are enough to read.
 MAX_PROBLEMS = 1000
-# Characters; what cannot be printed is longer when it is quoted.
+# In characters. Quoting unprintable characters makes a message longer than its text.
 MAX_MESSAGE_LENGTH = 199
-# Host, name, tag and digest together are shorter, whatever their algorithm.
+# In characters: more than host, name, tag and digest have together.
 MAX_REFERENCE_LENGTH = 1024
 
 _PLATFORM = re.compile(r"all|[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
 
-# A note is no fault of the list: there is nothing to pull, or what is there is no image.
+# An error makes a command fail. A note tells of an entry that has nothing to pull.
 ProblemKind = Literal["error", "note"]
 
 
 @dataclass(frozen=True, slots=True)
 class ListEntry:
-    """An image as the list writes it; `platforms` is empty where the list names none; "all" is every one."""
+    """An image as the list writes it.
+
+    `platforms` is empty if the list names none for it; "all" stands for every one.
+    """
 
     line: int
     reference: str
@@ -32,7 +35,7 @@ class ListEntry:
 
 @dataclass(frozen=True, slots=True)
 class ListProblem:
-    """What could not be read, why, and what helps."""
+    """An entry that is not an image: why, and what helps."""
 
     line: int
     message: str
@@ -41,9 +44,9 @@ class ListProblem:
 
 @dataclass(frozen=True, slots=True)
 class ImageList:
-    """The images in the order of the list, each once, and the problems in the order of the lines.
+    """The images in the order of the list, without duplicates, and the problems by line.
 
-    `format` names the formats that were found, more than one with a comma; "" if there was nothing to tell by.
+    `format` is the name of the format, several separated by commas, or "" for an empty list.
     """
 
     format: str
@@ -52,7 +55,7 @@ class ImageList:
 
 
 class ParseResult:
-    """Collects what the readers of the formats find."""
+    """Collects what the reader of a format finds."""
 
     def __init__(self) -> None:
         self._formats: dict[str, None] = {}
@@ -62,23 +65,24 @@ class ParseResult:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there was neither an image nor anything to say."""
+        """Whether neither an image nor a problem was found."""
         return not self._entries and not self._problems
 
     def add_format(self, name: str) -> None:
-        """Note the format of what comes; a stream of documents may have several."""
+        """Add the name of a format; a stream of documents may have several."""
         self._formats[name] = None
 
     def add_image(
         self, line: int, text: str, platforms: Iterable[str] = (), *, kind: ProblemKind = "error"
     ) -> None:
-        """Add an image, unless it is there already; `kind` is the problem's if it is none."""
+        """Add an image unless it was added before; if it is invalid, add a problem of this kind."""
         reference = text.strip()
-        wanted = tuple(dict.fromkeys(platforms))
-        if complaint := _validate(reference, wanted):
-            self.add_problem(line, complaint, kind)
+        unique_platforms = tuple(dict.fromkeys(platforms))
+        if message := _validate(reference, unique_platforms):
+            self.add_problem(line, message, kind)
         else:
-            self._entries.setdefault((reference, wanted), ListEntry(line, reference, wanted))
+            entry = ListEntry(line, reference, unique_platforms)
+            self._entries.setdefault((reference, unique_platforms), entry)
 
     def add_problem(self, line: int, message: str, kind: ProblemKind = "error") -> None:
         """Add a problem; beyond `MAX_PROBLEMS` they are only counted."""
@@ -88,22 +92,23 @@ class ParseResult:
             self._omitted_count += 1
 
     def to_image_list(self) -> ImageList:
-        """Return what was found."""
+        """Return the collected images and problems."""
         problems = sorted(self._problems, key=lambda problem: problem.line)
         if self._omitted_count:
             problems.append(
-                ListProblem(problems[-1].line, f"and {self._omitted_count} more problems")
+                ListProblem(problems[-1].line, f"{self._omitted_count} more problems not shown")
             )
         return ImageList(", ".join(self._formats), tuple(self._entries.values()), tuple(problems))
 
 
 def _validate(reference: str, platforms: tuple[str, ...]) -> str:
-    """Return what is wrong with an image, "" if nothing is."""
+    """Return what is wrong with an image; "" if it is valid."""
     if "{{" in reference or "}}" in reference:
-        return f"{reference[:60]!r} is a template: render it first, as with helm template"
+        return f"{reference[:60]!r} is a template: render it first, for example with helm template"
     if len(reference) > MAX_REFERENCE_LENGTH:
         return (
-            f"{reference[:60]!r}… is no image: it is longer than {MAX_REFERENCE_LENGTH} characters"
+            f"{reference[:60]!r}… is not an image: "
+            f"it is longer than {MAX_REFERENCE_LENGTH} characters"
         )
     for platform in platforms:
         if _PLATFORM.fullmatch(platform) is None:

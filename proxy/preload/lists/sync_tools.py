@@ -1,17 +1,17 @@
 """The lists of tools that copy between registries: skopeo sync, regsync, zot. PURE.
 
-What chooses tags by a pattern would need the registry's list of tags, and is refused by name.
+Entries that select tags by a pattern are problems, because they need the registry's tag list.
 """
 
-from proxy.preload.lists.documents import MappingNode, ScalarNode, SequenceNode
 from proxy.preload.lists.result import ParseResult
+from proxy.preload.lists.yaml_documents import MappingNode, ScalarNode, SequenceNode
 
 _PATTERN_KEYS = ("images-by-tag-regex", "images-by-semver")
-_PATTERN_HELP = "chooses by a pattern among the registry's tags: name the tags"
+_PATTERN_HELP = "selects tags by a pattern: name the tags"
 
 
 def is_skopeo(root: MappingNode) -> bool:
-    """Tell by a registry that has images."""
+    """Tell whether the document maps registries to images."""
     return any(
         isinstance(registry, MappingNode)
         and any(isinstance(registry.get(key), MappingNode) for key in ("images", *_PATTERN_KEYS))
@@ -29,13 +29,11 @@ def read_skopeo(root: MappingNode, result: ParseResult) -> None:
         for repository, tags in registry.get_mapping("images").fields.items():
             name = f"{host}/{repository}"
             if not isinstance(tags, SequenceNode) or not tags.nodes:
-                result.add_problem(
-                    tags.line, f"{name[:60]!r} means every tag there is: name the tags"
-                )
+                result.add_problem(tags.line, f"{name[:60]!r} selects every tag: name the tags")
                 continue
             for tag in tags.nodes:
                 text = tag.text if isinstance(tag, ScalarNode) else ""
-                # What follows the colon or the at sign must be something, or it is no reference.
+                # An empty tag leaves a colon at the end, which is reported as invalid.
                 result.add_image(tag.line, f"{name}{'@' if ':' in text else ':'}{text}")
         for key in _PATTERN_KEYS:
             for repository, pattern in registry.get_mapping(key).fields.items():
@@ -45,24 +43,22 @@ def read_skopeo(root: MappingNode, result: ParseResult) -> None:
 
 
 def is_regsync(root: MappingNode) -> bool:
-    """Tell by the list of what to copy."""
+    """Tell whether the document has a list of steps."""
     return isinstance(root.get("sync"), SequenceNode)
 
 
 def read_regsync(root: MappingNode, result: ParseResult) -> None:
-    """Read `sync: [{source, type: image, platform}]`; targets are not ours."""
+    """Read `sync: [{source, type: image, platform}]`; targets are ignored."""
     result.add_format("regsync")
     for step in root.get_items("sync"):
         if not isinstance(step, MappingNode):
-            result.add_problem(step.line, "a step of regsync's has a source, a target and a type")
+            result.add_problem(step.line, "a regsync step needs source, target and type")
             continue
         source, kind = step.get_text("source"), step.get_text("type")
         if kind == "image":
-            platforms = [step.get_text("platform")] if step.get_text("platform") else []
-            platforms += [
-                one.text for one in step.get_items("platforms") if isinstance(one, ScalarNode)
-            ]
-            result.add_image(step.line, source, platforms)
+            platform = step.get_text("platform")
+            platforms = [platform] if platform else []
+            result.add_image(step.line, source, [*platforms, *step.get_texts("platforms")])
         elif kind == "registry":
             result.add_problem(step.line, f"{source[:60]!r} is a whole registry: name its images")
         else:
@@ -70,19 +66,23 @@ def read_regsync(root: MappingNode, result: ParseResult) -> None:
 
 
 def is_zot(root: MappingNode) -> bool:
-    """Tell by the registries of zot's extension, alone or within zot's configuration."""
-    return any(isinstance(part.get("registries"), SequenceNode) for part in _zot_sections(root))
+    """Tell whether the document is zot's sync extension, alone or within zot's configuration."""
+    return any(
+        isinstance(section.get("registries"), SequenceNode) for section in _zot_sections(root)
+    )
 
 
 def read_zot(root: MappingNode, result: ParseResult) -> None:
-    """Name what zot would copy: it knows nothing but patterns."""
+    """Report what zot would copy: it selects by patterns only."""
     result.add_format("zot sync")
-    registries = [one for part in _zot_sections(root) for one in part.get_items("registries")]
+    registries = [
+        registry for section in _zot_sections(root) for registry in section.get_items("registries")
+    ]
     for registry in registries:
         content = registry.get_items("content") if isinstance(registry, MappingNode) else []
-        for one in content:
-            prefix = one.get_text("prefix") if isinstance(one, MappingNode) else ""
-            result.add_problem(one.line, f"{prefix[:60]!r} {_PATTERN_HELP} in a plain list")
+        for rule in content:
+            prefix = rule.get_text("prefix") if isinstance(rule, MappingNode) else ""
+            result.add_problem(rule.line, f"{prefix[:60]!r} {_PATTERN_HELP} in a plain list")
 
 
 def _zot_sections(root: MappingNode) -> tuple[MappingNode, MappingNode]:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from proxy.images.check import ImageCheck, ImageSelection, OfflineChecker
+from proxy.images.check import ImageCheck, OfflineChecker
 from proxy.images.inspect import ImageDetail, ImageInspector
 from proxy.images.manage import ImageManager, ImageSummary, RemovedImages
+from proxy.images.selection import ImageSelection
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
 
 

@@ -1,7 +1,8 @@
-"""Where the admin API listens, and who is let in.
+"""The listeners of the admin API, and which requests they accept.
 
-On `admin.sock` in the store the file's mode is the login: only the daemon's user connects. On TCP a token is, or
-on loopback without one the promise that it is no web page that asks: browsers send requests to anybody's loopback.
+On `admin.sock` in the store, the mode of the file restricts access to the daemon's user. On TCP a
+token is required, or, on loopback without a token, a request that no web page can send: browsers
+let any site send requests to loopback addresses.
 """
 
 import asyncio
@@ -26,15 +27,16 @@ from proxy.errors import (
     StorageError,
     UnauthorizedError,
 )
-from proxy.server.admin.api import AdminApiHandler, api_error_response
+from proxy.server.admin.handler import AdminApiHandler, api_error_response
+from proxy.server.admin.server import AdminServer
 from proxy.server.health import HealthEndpoints
 from proxy.server.listening import Listener, format_address
 from proxy.server.tls import TlsContext
 
 SOCKET_NAME = "admin.sock"
 
-# What a form or a script of a foreign page may send without asking the browser's leave (Fetch standard, "CORS-safelisted
-# request-header"); nothing at all is safelisted too.
+# Content types that a page of another site may send without a preflight request (Fetch standard,
+# "CORS-safelisted request-header"), including none at all.
 _SAFELISTED_CONTENT_TYPES = (
     "",
     "text/plain",
@@ -44,35 +46,38 @@ _SAFELISTED_CONTENT_TYPES = (
 
 
 class TokenAuth:
-    """Judges requests that came by TCP. With a `token` that is all that counts."""
+    """Checks requests over TCP. A `token` is sufficient; without one, web pages are rejected."""
 
     def __init__(self, token: str) -> None:
         self._token = token.encode()
 
     def check(self, request: BaseRequest) -> None:
-        """Raise `UnauthorizedError`, `DeniedError` or `InvalidRequestError` if it may not come in."""
+        """Raise `UnauthorizedError`, `DeniedError` or `InvalidRequestError` to reject a request."""
         if self._token:
-            scheme, _, given = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-            given_bytes = given.strip().encode(errors="surrogateescape")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given_bytes, self._token):
+            scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+            token_bytes = token.strip().encode(errors="surrogateescape")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(token_bytes, self._token):
                 raise UnauthorizedError(
-                    "the admin API wants the token of admin_token_file: Authorization: Bearer TOKEN"
+                    "the admin API requires the token of admin_token_file: "
+                    "Authorization: Bearer TOKEN"
                 )
             return
         host = request.headers.get(hdrs.HOST, "")
         if not is_loopback(re.sub(r":[0-9]*$", "", host).strip("[]")):
-            # A name that leads to loopback is how a web page rebinds its own (DNS rebinding).
-            raise DeniedError("without a token the admin API is asked by address, or as localhost")
+            # A site may point its own name at loopback (DNS rebinding).
+            raise DeniedError(
+                "without a token, the Host header must be a loopback address or localhost"
+            )
         origin = request.headers.get(hdrs.ORIGIN)
         if origin is not None and origin != f"{request.scheme}://{host}":
-            raise DeniedError("the admin API does not answer to other sites' pages")
-        plain_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip().lower()
-        if request.method == "POST" and plain_type in _SAFELISTED_CONTENT_TYPES:
-            raise InvalidRequestError("a POST says what it sends (Content-Type: application/json)")
+            raise DeniedError("the admin API rejects cross-origin requests")
+        media_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip().lower()
+        if request.method == "POST" and media_type in _SAFELISTED_CONTENT_TYPES:
+            raise InvalidRequestError("POST requires a Content-Type (application/json)")
 
 
 class AdminListener:
-    """The handler of an admin listener: the API behind the gate, and health and metrics beside it."""
+    """The handler of an admin listener: the API, after authentication, and health and metrics."""
 
     def __init__(
         self, api: AdminApiHandler, health: HealthEndpoints, token_auth: TokenAuth | None
@@ -82,10 +87,15 @@ class AdminListener:
         self._token_auth = token_auth
 
     async def __call__(self, request: BaseRequest) -> StreamResponse:
-        """Answer any request."""
+        """Respond to a request."""
         try:
-            if self._health.has_path(request):
-                return await self._health.handle(request)
+            path = request.raw_path.partition("?")[0]
+            if self._health.has_path(path):
+                response = await self._health.handle(request.method, path)
+                assert isinstance(response.body, bytes)
+                return Response(
+                    status=response.status, headers=response.headers, body=response.body
+                )
             if self._token_auth:
                 self._token_auth.check(request)
         except ProxyError as error:
@@ -97,7 +107,7 @@ def _rejection_response(error: ProxyError) -> Response:
     response = api_error_response(error)
     if isinstance(error, UnauthorizedError):
         response.headers[hdrs.WWW_AUTHENTICATE] = 'Bearer realm="pullcache"'
-    # What is refused is not read.
+    # The body of a rejected request is not read.
     response.force_close()
     return response
 
@@ -112,61 +122,62 @@ async def listen(
     sockets: Sequence[socket.socket] = (),
     tls: TlsContext | None = None,
 ) -> list[str]:
-    """Open the socket in the store at `root`, whose lock is ours, and the TCP addresses; return these.
+    """Listen on the socket in the store, which must be locked, and on TCP; return the addresses.
 
-    Passed `sockets` take the place of the addresses: who can connect to a Unix socket is let in. With `tls`, what is
-    off loopback speaks https, for the token is not for everybody.
-    Raises `ConfigError` and `StorageError`.
+    Passed `sockets` replace the configured addresses; anyone who can connect to a passed Unix
+    socket is trusted. With `tls`, addresses off loopback use https, to protect the token. The
+    addresses returned are all except `admin.sock`. Raises `ConfigError` and `StorageError`.
     """
     token = settings.read_admin_token()
-    for one in sockets:
-        if not (token or _is_unix_socket(one) or is_loopback(one.getsockname()[0])):
+    unix_sockets = [each for each in sockets if each.family == socket.AF_UNIX]
+    tcp_sockets = [each for each in sockets if each.family != socket.AF_UNIX]
+    for each in tcp_sockets:
+        if not token and not _is_bound_to_loopback(each):
             raise ConfigError(
-                f"the admin socket that was passed, {format_address(one.getsockname())}, is open to other "
-                "machines (set server.admin_token_file)"
+                f"the passed admin socket {format_address(each.getsockname())} is reachable from "
+                "other machines (set server.admin_token_file)"
             )
-    local, remote = (
-        Listener(AdminListener(api, health, gate), "server.admin_listen", group)
-        for gate in (None, TokenAuth(token))
+    trusted, checked = (
+        Listener(AdminServer(AdminListener(api, health, auth)), "server.admin_listen", group)
+        for auth in (None, TokenAuth(token))
     )
-    bound = _bind_admin_socket(store_path, stack)
-    _, *passed = await local.open(stack, (), [bound, *filter(_is_unix_socket, sockets)])
-    others = [one for one in sockets if not _is_unix_socket(one)]
-    opened: list[str] = []
+    admin_socket = _bind_admin_socket(store_path, stack)
+    _, *addresses = await trusted.open(stack, (), [admin_socket, *unix_sockets])
     for address in () if sockets else settings.admin_listen:
-        opened += await remote.open(stack, [address], tls=None if address.is_loopback else tls)
-    for one in others:
-        is_near = is_loopback(one.getsockname()[0])
-        opened += await remote.open(stack, (), [one], None if is_near else tls)
+        addresses += await checked.open(stack, [address], tls=None if address.is_loopback else tls)
+    for each in tcp_sockets:
+        is_local = _is_bound_to_loopback(each)
+        addresses += await checked.open(stack, (), [each], None if is_local else tls)
     stack.push_async_callback(api.close)
-    for listener in (local, remote):
+    for listener in (trusted, checked):
         stack.push_async_callback(listener.close)
-    return [*passed, *opened]
+    return addresses
 
 
-def _is_unix_socket(sock: socket.socket) -> bool:
-    return sock.family == socket.AF_UNIX
+def _is_bound_to_loopback(tcp_socket: socket.socket) -> bool:
+    return is_loopback(tcp_socket.getsockname()[0])
 
 
 def _bind_admin_socket(store_path: Path, stack: AsyncExitStack) -> socket.socket:
-    """Return the bound socket `admin.sock` in `root`, which the stack removes. Raises `StorageError`."""
+    """Return the bound socket `admin.sock`, which the stack removes. Raises `StorageError`."""
     try:
-        # By way of the directory's descriptor: a socket's address holds 107 bytes, a path more.
-        directory = os.open(store_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        stack.callback(os.close, directory)
-        # A daemon that was killed has left its own; none lives, or we would not have the lock.
-        _unlink_socket(directory)
-        bound = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        bound.setblocking(False)
-        # Linux gives the file the socket's own mode, so there is no moment in which others can connect.
-        os.fchmod(bound.fileno(), 0o600)
-        bound.bind(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
+        # Bound through a descriptor of the directory: a socket address is limited to 107 bytes,
+        # which the path may exceed.
+        directory_fd = os.open(store_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, directory_fd)
+        # The socket of a killed daemon may be left. No other daemon is running: we hold the lock.
+        _unlink_socket(directory_fd)
+        admin_socket = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        admin_socket.setblocking(False)
+        # On Linux the file gets the mode of the socket, so no one else can connect at any moment.
+        os.fchmod(admin_socket.fileno(), 0o600)
+        admin_socket.bind(f"/proc/self/fd/{directory_fd}/{SOCKET_NAME}")
     except OSError as error:
         raise StorageError(
             f"{store_path}/{SOCKET_NAME} cannot be used: {error.strerror}"
         ) from error
-    stack.callback(_unlink_socket, directory)
-    return bound
+    stack.callback(_unlink_socket, directory_fd)
+    return admin_socket
 
 
 def _unlink_socket(directory_fd: int) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from proxy.images.check import ImageSelection
+from proxy.images.selection import ImageSelection
 from proxy.preload.events import PreloadEvent
 from proxy.preload.preload import Preloader
 from proxy.server.admin.api import AdminRequest, RequestModel, Route

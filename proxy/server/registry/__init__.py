@@ -1,1 +1,1 @@
-"""The registry API: `/v2/` and `/v1/search`."""
+"""The read side of the distribution specification: manifests, blobs, tags, referrers, and search."""

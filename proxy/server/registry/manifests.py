@@ -1,17 +1,17 @@
 """Manifests on `/v2/`."""
 
-from aiohttp import hdrs
-from aiohttp.web import BaseRequest, Response
-from multidict import CIMultiDictProxy
+from collections.abc import Awaitable
+from functools import lru_cache
 
 from proxy.cache.manifests import ManifestCache, ManifestResult
 from proxy.cache.prefetch import Prefetcher
+from proxy.metrics import CacheState
+from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Repository
 from proxy.server import ranges
+from proxy.server.request import Request
 from proxy.server.request_context import IMMUTABLE_CACHE_CONTROL, RequestContext, digest_headers
-from proxy.server.responses import InMemoryResponse
-
-RequestHeaders = CIMultiDictProxy[str]
+from proxy.server.responses import Response, SharedHeaders
 
 
 class ManifestHandler:
@@ -21,58 +21,83 @@ class ManifestHandler:
         self._manifests = manifests
         self._prefetch = prefetch
 
-    async def handle(
+    def handle(
+        self, context: RequestContext, repository: Repository, reference: Reference
+    ) -> Response | Awaitable[Response]:
+        """Answer a GET or HEAD, at once if the manifest is in memory and upstream need not be asked."""
+        accept = accept_values(context.request)
+        result = self._manifests.lookup_cached_manifest(repository, reference, accept)
+        if result is None:
+            return self._fetch(context, repository, reference, accept)
+        return self._respond(context, repository, result)
+
+    async def _fetch(
         self,
-        request: BaseRequest,
         context: RequestContext,
         repository: Repository,
         reference: Reference,
+        accept: tuple[str, ...],
     ) -> Response:
-        """Answer a GET or HEAD. Raises `ProxyError`."""
-        accept = accept_values(request.headers)
-        answer = await self._manifests.get_manifest(repository, reference, accept)
-        context.cache_state = answer.cache_state
-        self._notify_prefetch(repository, answer, request.method)
-        return build_manifest_response(request.headers, context, answer)
+        result = await self._manifests.get_manifest(repository, reference, accept)
+        return self._respond(context, repository, result)
 
-    def lookup_cached(
-        self, repository: Repository, reference: Reference, accept: tuple[str, ...], method: str
-    ) -> ManifestResult | None:
-        """Return the answer to a GET or HEAD, if that takes no waiting, and nobody has to be asked."""
-        answer = self._manifests.lookup_cached_manifest(repository, reference, accept)
-        if answer:
-            self._notify_prefetch(repository, answer, method)
-        return answer
-
-    def _notify_prefetch(self, repository: Repository, result: ManifestResult, method: str) -> None:
-        if self._prefetch and method == hdrs.METH_GET:
+    def _respond(
+        self, context: RequestContext, repository: Repository, result: ManifestResult
+    ) -> Response:
+        context.cache_state = result.cache_state
+        if self._prefetch and context.request.method == "GET":
             self._prefetch.prefetch_blobs(repository, result.manifest)
+        return build_manifest_response(context, result)
 
 
-def accept_values(headers: RequestHeaders) -> tuple[str, ...]:
-    """Return the lines of the header Accept."""
-    return tuple(headers.getall(hdrs.ACCEPT, ()))
+def accept_values(request: Request) -> tuple[str, ...]:
+    """Return the header Accept, if the request has one."""
+    accept = request.headers.get("accept")
+    return () if accept is None else (accept,)
 
 
-def build_manifest_response(
-    request_headers: RequestHeaders, context: RequestContext, result: ManifestResult
-) -> Response:
-    """Return the answer to a request that had the headers `asked`."""
-    held = result.manifest
-    headers = digest_headers(context, held.digest)
-    if result.ttl is None:
+def build_manifest_response(context: RequestContext, result: ManifestResult) -> Response:
+    """Return the response with a manifest."""
+    manifest = result.manifest
+    ttl = None if result.ttl is None else int(result.ttl)
+    headers = _manifest_headers(
+        manifest.digest,
+        manifest.media_type,
+        result.cache_state,
+        context.namespace,
+        ttl,
+        0 if ttl is None else int(result.age),
+        result.warning,
+    )
+    condition = context.request.headers.get("if-none-match")
+    if condition is not None and ranges.is_not_modified(condition, headers["ETag"]):
+        return Response(304, {name: headers[name] for name in headers if name != "Content-Type"})
+    return Response(200, headers, manifest.content)
+
+
+# The nodes of a fleet ask for the same few manifests again and again.
+@lru_cache(maxsize=4096)
+def _manifest_headers(
+    digest: Digest,
+    media_type: str,
+    cache_state: CacheState,
+    namespace: str,
+    ttl: int | None,
+    age: int,
+    warning: str,
+) -> SharedHeaders:
+    headers = digest_headers(cache_state, namespace, digest)
+    if ttl is None:
         headers["Cache-Control"] = IMMUTABLE_CACHE_CONTROL
     else:
-        headers["Cache-Control"] = f"public, max-age={result.ttl:.0f}"
-        headers["Age"] = f"{result.age:.0f}"
-    if result.warning:
+        headers["Cache-Control"] = f"public, max-age={ttl}"
+        headers["Age"] = str(age)
+    if warning:
         # distribution-spec, "Warnings": this form exactly, and clients print it.
-        text = result.warning.replace("\\", "").replace('"', "'")
+        text = warning.replace("\\", "").replace('"', "'")
         headers["Warning"] = f'299 - "{_printable(text)}"'
-    if ranges.is_not_modified(request_headers.get(hdrs.IF_NONE_MATCH), headers["ETag"]):
-        return Response(status=304, headers=headers)
-    headers["Content-Type"] = held.media_type
-    return InMemoryResponse(body=held.content, headers=headers)
+    headers["Content-Type"] = media_type
+    return SharedHeaders.of(headers)
 
 
 def _printable(text: str) -> str:

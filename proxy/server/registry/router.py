@@ -1,9 +1,9 @@
-"""The request line, parsed once into values that cannot be wrong; strings end here.
+"""Parses the path of a request once, into values that are valid by construction.
 
 The raw path is matched from the right, since a repository may have parts named `blobs` or
 `manifests`, and against the grammars, so that nothing percent-encoded, empty or upward gets through.
 Which upstream is meant: the first part of the path, else `?ns=`, else the `Host` header, else
-Docker Hub (`cache/naming.py`).
+Docker Hub (`proxy/names.py`).
 """
 
 import re
@@ -31,7 +31,7 @@ _KIND_BY_COLLECTION: Mapping[str, ResourceKind] = {
 
 @dataclass(frozen=True, slots=True)
 class TargetResource:
-    """What a request is for. `reference` is a `Digest` for blobs and referrers."""
+    """The resource that a request names. `reference` is a `Digest` for blobs and referrers."""
 
     kind: ResourceKind
     repository: Repository
@@ -39,18 +39,18 @@ class TargetResource:
 
 
 class Router:
-    """Finds the target of a request among the configured upstreams."""
+    """Finds the resource that a request names, among the configured upstreams."""
 
     def __init__(self, upstreams: Mapping[str, UpstreamSettings]) -> None:
         self._names = NameParser(upstreams)
-        # The same few paths come again and again, and parsing one costs as much as answering it.
+        # Clients repeat the same few paths, and parsing one costs as much as answering it.
         self._parse_cached = lru_cache(maxsize=4096)(self._parse)
         self._hosts = {
             host.lower(): name for name, settings in upstreams.items() for host in settings.hosts
         }
 
     def parse(self, path: str, namespace: str | None, host: str | None) -> TargetResource:
-        """Return the target of a path under `/v2/`, without its query.
+        """Return the resource at a path under `/v2/`, without its query.
 
         Raises `InvalidReferenceError`, `DeniedError`, and `UnknownNameError` for any other path.
         """
@@ -74,7 +74,7 @@ class Router:
         return TargetResource(kind, repository, Digest.parse(text))
 
     def find_upstream(self, host: str | None) -> str | None:
-        """Return the upstream that a `Host` header means, None if it means none."""
+        """Return the upstream whose `hosts` include a `Host` header; None if there is none."""
         if not host or not self._hosts:
             return None
         host = host.lower()

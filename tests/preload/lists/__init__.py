@@ -1,1 +1,1 @@
-"""Tests of the lists of images, a file a family of formats."""
+"""Tests of image lists, one file for each format or family of formats."""

@@ -4,7 +4,7 @@ import pytest
 
 from proxy.preload.lists import parse_list
 from proxy.preload.lists.variables import MAX_SUBSTITUTION_DEPTH, VariableError, substitute
-from tests.support.image_lists import images, notes, only, platforms, problems
+from tests.support.image_lists import errors, images, notes, only, platforms
 
 COMPOSE = """\
 name: shop
@@ -41,7 +41,7 @@ volumes:
 """
 
 
-def test_a_compose_file_names_the_images_of_its_services():
+def test_the_images_of_all_services_are_found():
     assert parse_list(COMPOSE).format == "docker compose"
     assert images(COMPOSE) == [
         (10, "nginx:1.27-alpine"),
@@ -50,22 +50,22 @@ def test_a_compose_file_names_the_images_of_its_services():
         (21, "postgres:17"),
         (26, "ghcr.io/shop/seed:2"),
     ]
-    assert problems(COMPOSE) == []
+    assert errors(COMPOSE) == []
 
 
-def test_the_platform_of_a_service_goes_with_its_image_also_when_it_is_merged():
+def test_the_platform_of_a_service_is_read_even_if_merged():
     assert platforms(COMPOSE)["ghcr.io/shop/app:1.4"] == ("linux/arm64",)
     assert platforms(COMPOSE)["ghcr.io/shop/worker:1.4"] == ("linux/arm64",)
     assert platforms(COMPOSE)["nginx:1.27-alpine"] == ()
 
 
-def test_a_service_that_is_built_is_noted_not_wrong():
+def test_a_service_that_is_built_is_a_note():
     line, message = only(notes(COMPOSE))
     assert line == 29
     assert "'migrate' is built, not pulled" in message
 
 
-def test_services_without_an_image_say_why():
+def test_a_service_without_an_image_is_a_note_with_the_reason():
     text = """\
     include:
       - other.yaml
@@ -78,26 +78,26 @@ def test_services_without_an_image_say_why():
     assert "extends another service" in notes(text)[1][1]
 
 
-def test_what_is_no_service_or_no_image_is_named_and_the_rest_goes_on():
+def test_invalid_services_and_images_are_errors_and_the_others_are_read():
     text = "services:\n  a: text\n  b: {image: [x]}\n  c: {image: 'A B'}\n  d: {image: nginx}\n"
-    assert [line for line, _ in problems(text)] == [2, 3, 4]
+    assert [line for line, _ in errors(text)] == [2, 3, 4]
     assert images(text) == [(5, "nginx")]
 
 
-def test_a_variable_without_a_value_is_named_with_its_line():
+def test_a_variable_without_a_value_is_an_error_with_its_line():
     text = "services:\n  a:\n    image: app:${TAG}\n  b:\n    image: nginx\n"
-    line, message = only(problems(text))
+    line, message = only(errors(text))
     assert line == 3
     assert "the variable TAG has no value" in message
     assert images(text) == [(5, "nginx")]
 
 
-def test_a_platform_may_be_a_variable_too():
+def test_a_platform_may_be_a_variable():
     text = "services: {a: {image: nginx, platform: '${PLATFORM:-linux/arm64}'}}"
     assert platforms(text) == {"nginx": ("linux/arm64",)}
 
 
-def test_merges_that_go_round_in_a_circle_end():
+def test_circular_merge_keys_end():
     text = (
         "services:\n  a: &a\n    <<: [*a, *a, text]\n    image: nginx\n  b: &b {<<: [*b, text]}\n"
     )
@@ -125,7 +125,7 @@ def test_merges_that_go_round_in_a_circle_end():
         ("$1", "$1"),
     ],
 )
-def test_variables_mean_what_the_compose_specification_says(text, expected):
+def test_variables_are_replaced_as_the_compose_specification_says(text, expected):
     assert substitute(text, {"SET": "value", "EMPTY": ""}) == expected
 
 
@@ -135,21 +135,21 @@ def test_variables_mean_what_the_compose_specification_says(text, expected):
         ("$UNSET", "UNSET has no value"),
         ("${UNSET:?no tag}", "UNSET has no value"),
         ("${EMPTY:?no tag}", "EMPTY has no value"),
-        ("${SET/a/b}", "not understood"),
-        ("${}", "not understood"),
+        ("${SET/a/b}", "not supported"),
+        ("${}", "not supported"),
         ("${SET", "not closed"),
         ("x" * 2000, "too long"),
         ("${A:-" * 20 + "}" * 20, "too deeply"),
-        ("$SET" * 250, "comes to more"),
+        ("$SET" * 250, "expands to more"),
     ],
 )
-def test_variables_that_cannot_be_replaced_say_why(text, reason):
+def test_an_invalid_variable_is_an_error_with_the_reason(text, reason):
     with pytest.raises(VariableError, match=reason) as caught:
         substitute(text, {"SET": "value", "EMPTY": ""})
     assert len(str(caught.value)) < 200
 
 
-def test_variables_may_be_nested_as_deep_as_the_limit():
+def test_variables_may_be_nested_up_to_the_limit():
     assert (
         substitute("${A:-" * MAX_SUBSTITUTION_DEPTH + "x" + "}" * MAX_SUBSTITUTION_DEPTH, {}) == "x"
     )

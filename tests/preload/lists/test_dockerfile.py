@@ -1,9 +1,9 @@
-"""What Dockerfiles are built from."""
+"""Dockerfiles."""
 
 import pytest
 
 from proxy.preload.lists import parse_list
-from tests.support.image_lists import images, only, platforms, problems
+from tests.support.image_lists import errors, images, only, platforms
 
 DOCKERFILE = """\
 # syntax=docker/dockerfile:1.10
@@ -41,7 +41,7 @@ ADD --from=TEST /x /x
 """
 
 
-def test_the_images_of_all_stages_are_found_and_stages_are_none():
+def test_the_images_of_all_stages_are_found_and_stage_names_are_not():
     assert parse_list(DOCKERFILE).format == "Dockerfile"
     assert images(DOCKERFILE) == [
         (1, "docker/dockerfile:1.10"),
@@ -50,10 +50,10 @@ def test_the_images_of_all_stages_are_found_and_stages_are_none():
         (27, "gcr.io/distroless/static:nonroot"),
         (31, "busybox:1.36"),
     ]
-    assert problems(DOCKERFILE) == []
+    assert errors(DOCKERFILE) == []
 
 
-def test_a_platform_is_taken_where_it_is_written_out():
+def test_a_platform_is_read_unless_the_builder_sets_it():
     text = "ARG P=linux/arm64\nFROM --platform=$P a\nFROM --platform=linux/arm/v7 b\n"
     assert platforms(text) == {"a": ("linux/arm64",), "b": ("linux/arm/v7",)}
     assert platforms("ARG P\nFROM --platform=$P --other a\n") == {"a": ()}
@@ -71,25 +71,25 @@ def test_a_platform_is_taken_where_it_is_written_out():
         ("FROM x\nCOPY --from=$A a b\nFROM alpine", 2, "is not a repository name"),
     ],
 )
-def test_a_line_that_cannot_be_read_is_named_and_the_rest_goes_on(text, line, reason):
-    found = only(problems(text))
-    assert found[0] == line
-    assert reason in found[1]
+def test_an_invalid_line_is_an_error_and_the_others_are_read(text, line, reason):
+    error_line, message = only(errors(text))
+    assert error_line == line
+    assert reason in message
     assert images(text)[-1][1] == "alpine"
 
 
-def test_a_here_document_without_an_end_is_named():
+def test_a_here_document_without_an_end_is_an_error():
     text = "FROM alpine\nRUN <<EOF\nFROM nginx\n"
     assert images(text) == [(1, "alpine")]
-    assert only(problems(text))[0] == 2
+    assert only(errors(text))[0] == 2
 
 
-def test_the_escape_directive_changes_what_continues_a_line():
+def test_the_escape_directive_sets_the_continuation_character():
     text = "# escape=`\nFROM `\n  nginx\nRUN dir C:\\\nFROM alpine\n"
     assert images(text) == [(2, "nginx"), (5, "alpine")]
 
 
-def test_a_backslash_that_is_escaped_continues_nothing():
+def test_an_escaped_backslash_does_not_continue_a_line():
     assert images("FROM nginx\nRUN echo \\\\\nFROM alpine") == [(1, "nginx"), (3, "alpine")]
 
 
@@ -98,5 +98,5 @@ def test_a_file_may_end_in_the_middle_of_an_instruction():
     assert images("FROM nginx\nnonsense\n") == [(1, "nginx")]
 
 
-def test_a_quoted_image_is_the_image():
+def test_an_image_may_be_quoted():
     assert images('ARG A="b:1"\nFROM "$A"') == [(2, "b:1")]

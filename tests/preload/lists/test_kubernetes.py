@@ -1,9 +1,9 @@
-"""Kubernetes objects, what helm prints, and hauler's manifests."""
+"""Kubernetes objects, the output of helm, and hauler manifests."""
 
 import json
 
 from proxy.preload.lists import parse_list
-from tests.support.image_lists import images, notes, only, platforms, problems
+from tests.support.image_lists import errors, images, notes, only, platforms
 
 HELM = """\
 ---
@@ -63,7 +63,7 @@ spec:
 """
 
 
-def test_the_images_of_every_kind_are_found_and_nothing_else():
+def test_images_of_every_kind_of_object_are_found_and_nothing_else():
     assert parse_list(HELM).format == "Kubernetes"
     assert images(HELM) == [
         (24, "busybox:1.36"),
@@ -74,23 +74,24 @@ def test_the_images_of_every_kind_are_found_and_nothing_else():
     ]
 
 
-def test_a_bad_image_is_named_by_its_line():
-    line, message = only(problems(HELM))
+def test_an_invalid_image_is_an_error_with_its_line():
+    line, message = only(errors(HELM))
     assert line == 53
     assert "is not a digest" in message
 
 
-def test_a_list_of_objects_is_searched_as_json_too():
+def test_a_list_of_objects_in_json_is_read():
     pod = {"apiVersion": "v1", "kind": "Pod", "spec": {"containers": [{"image": "nginx:1"}]}}
     crd = {"apiVersion": "x/v1", "kind": "CustomResourceDefinition", "spec": {"image": "no"}}
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [pod, crd]}, indent=4)
-    found = parse_list(text)
-    assert [entry.reference for entry in found.entries] == ["nginx:1"]
-    assert '"nginx:1"' in text.splitlines()[found.entries[0].line - 1]
-    assert found.problems == ()
+    image_list = parse_list(text)
+    (entry,) = image_list.entries
+    assert entry.reference == "nginx:1"
+    assert '"nginx:1"' in text.splitlines()[entry.line - 1]
+    assert image_list.problems == ()
 
 
-def test_images_of_custom_resources_are_found_where_they_are_clear():
+def test_images_of_custom_resources_are_found():
     text = """\
     apiVersion: monitoring.coreos.com/v1
     kind: Prometheus
@@ -115,26 +116,26 @@ def test_images_of_custom_resources_are_found_where_they_are_clear():
         (6, "quay.io/thanos/thanos:0.36"),
         (9, f"ghcr.io/shop/exporter@sha256:{digest}"),
     ]
-    line, message = only(problems(text))
+    line, message = only(errors(text))
     assert line == 12
     assert "neither tag nor digest" in message
     assert only(notes(text))[0] == 13
 
 
-def test_a_container_without_an_image_is_a_problem():
+def test_a_container_without_an_image_is_an_error():
     text = "apiVersion: v1\nkind: Pod\nspec:\n  containers:\n    - image: ''\n"
-    assert only(problems(text))[0] == 5
+    assert only(errors(text))[0] == 5
 
 
-def test_a_broken_document_is_named_and_the_others_go_on():
+def test_an_unreadable_document_is_an_error_and_the_others_are_read():
     text = HELM.replace("kind: Deployment", "kind: [Deployment")
     assert images(text) == [(51, "ghcr.io/shop/app:1.4"), (54, "alpine")]
-    (line, message), _ = problems(text)
+    (line, message), _ = errors(text)
     assert line == 15
-    assert "the document from line 11 is not read" in message
+    assert "the document at line 11 cannot be read" in message
 
 
-def test_values_that_helm_has_not_filled_in_are_named_and_the_rest_goes_on():
+def test_unrendered_helm_templates_are_errors_and_the_others_are_read():
     text = """\
     {{- if .Values.enabled }}
     apiVersion: v1
@@ -154,16 +155,16 @@ def test_values_that_helm_has_not_filled_in_are_named_and_the_rest_goes_on():
     {{- end }}
     """
     assert images(text) == [(14, "nginx")]
-    assert [line for line, _ in problems(text)] == [10, 11, 12, 13]
-    assert all("is a template: render it first" in message for _, message in problems(text))
+    assert [line for line, _ in errors(text)] == [10, 11, 12, 13]
+    assert all("is a template: render it first" in message for _, message in errors(text))
 
 
-def test_what_helm_says_around_a_dry_run_is_passed_over():
+def test_the_report_around_a_helm_dry_run_is_ignored():
     report = f"NAME: shop\nSTATUS: pending-install\nHOOKS:\n---\n{HELM}\nMANIFEST:\n---\n{HELM}"
     text = f"{report}\nNOTES:\n1. Open the shop: http://shop.example\n  image: {{{{x\n"
     assert images(text)[0] == (24 + 4, "busybox:1.36")
     assert len(images(text)) == 5
-    assert len(problems(text)) == 2
+    assert len(errors(text)) == 2
     assert images(f"NAME: shop\nMANIFEST:\n{HELM}")[0] == (26, "busybox:1.36")
 
 
@@ -184,10 +185,10 @@ def test_directives_aliases_and_tags_are_read():
     ...
     """
     assert images(text) == [(7, "nginx"), (9, "alpine")]
-    assert problems(text) == []
+    assert errors(text) == []
 
 
-def test_what_names_its_images_elsewhere_is_noted():
+def test_objects_to_be_rendered_first_are_notes():
     text = """\
     apiVersion: kustomize.config.k8s.io/v1beta1
     kind: Kustomization
@@ -233,14 +234,14 @@ def test_hauler_manifests_are_read_with_their_annotations():
         "registry.shop.example/busybox": ("linux/amd64",),
     }
     assert [line for line, _ in images(HAULER)] == [10, 11, 14]
-    assert only(problems(HAULER))[0] == 15
+    assert only(errors(HAULER))[0] == 15
     assert only(notes(HAULER))[0] == 17
 
 
-def test_a_hauler_manifest_may_say_nothing_but_names():
+def test_a_hauler_manifest_may_have_names_only():
     text = "apiVersion: content.hauler.cattle.io/v1\nkind: Images\nspec: {images: [{name: nginx}]}"
     assert platforms(text) == {"nginx": ()}
 
 
-def test_documents_of_several_formats_name_them_all():
+def test_a_stream_of_several_formats_names_all_of_them():
     assert parse_list(f"{HAULER}---\n{HELM}").format == "hauler, Kubernetes"

@@ -1,9 +1,9 @@
-"""Plain lists, as people write them and as k3s, RKE2, hauler and kubeadm do."""
+"""Plain lists, written by hand or by k3s, RKE2, hauler and kubeadm."""
 
 import pytest
 
 from proxy.preload.lists import parse_list
-from tests.support.image_lists import images, only, platforms, problems
+from tests.support.image_lists import errors, images, only, platforms
 
 KUBEADM = """\
 registry.k8s.io/kube-apiserver:v1.31.2
@@ -22,15 +22,15 @@ docker.io/library/alpine:3.20   # a comment behind
 """
 
 
-def test_a_line_is_an_image():
-    found = parse_list(KUBEADM)
-    assert found.format == "plain list"
-    assert [entry.line for entry in found.entries] == [1, 2, 3, 4]
-    assert found.entries[2].reference == "registry.k8s.io/coredns/coredns:v1.11.3"
-    assert found.problems == ()
+def test_each_line_is_an_image():
+    image_list = parse_list(KUBEADM)
+    assert image_list.format == "plain list"
+    assert [entry.line for entry in image_list.entries] == [1, 2, 3, 4]
+    assert image_list.entries[2].reference == "registry.k8s.io/coredns/coredns:v1.11.3"
+    assert image_list.problems == ()
 
 
-def test_comments_and_blank_lines_are_passed_over_and_lines_still_right():
+def test_comments_and_blank_lines_are_ignored_and_counted():
     digest = "0123456789abcdef" * 4
     assert images(MIXED) == [
         (3, "nginx"),
@@ -39,7 +39,7 @@ def test_comments_and_blank_lines_are_passed_over_and_lines_still_right():
     ]
 
 
-def test_an_image_that_stands_twice_is_one_where_it_stood_first():
+def test_a_duplicate_image_is_one_entry_at_its_first_line():
     assert images("b\na\nb\na\n") == [(1, "b"), (2, "a")]
 
 
@@ -63,38 +63,38 @@ def test_an_image_may_name_its_platforms(line):
 
 
 @pytest.mark.parametrize("option", ["platform=amd64", "platform=", "platform", "platform=linux/"])
-def test_what_is_no_platform_is_named(option):
-    assert only(problems(f"alpine\nnginx {option}"))[0] == 2
+def test_an_invalid_platform_is_an_error(option):
+    assert only(errors(f"alpine\nnginx {option}"))[0] == 2
 
 
-def test_bad_lines_are_named_and_the_rest_goes_on():
+def test_bad_lines_are_errors_and_the_others_are_read():
     text = "nginx\nNGINX\ntwo images\nalpine\ndocker://redis\nplatform=linux/amd64\n"
     assert images(text) == [(1, "nginx"), (4, "alpine")]
-    found = problems(text)
-    assert [line for line, _ in found] == [2, 3, 5, 6]
-    assert "put one on each line" in found[1][1]
+    messages = dict(errors(text))
+    assert list(messages) == [2, 3, 5, 6]
+    assert "put each image on its own line" in messages[3]
 
 
 @pytest.mark.parametrize("line", ["a" * 2000, "\x01" * 80, "a:" + "\U000e0001" * 80])
-def test_what_is_said_of_a_line_is_short_whatever_stands_there(line):
-    message = only(problems(line))[1]
+def test_an_error_message_is_short_and_printable_for_any_line(line):
+    message = only(errors(line))[1]
     assert len(message) < 200
     assert message.isprintable()
 
 
-def test_windows_line_ends_and_a_byte_order_mark_change_nothing():
+def test_windows_line_ends_and_a_byte_order_mark_are_accepted():
     assert images("\ufeffnginx\r\n\r\nalpine\r\n") == [(1, "nginx"), (3, "alpine")]
     assert images("nginx\ralpine\r") == [(1, "nginx"), (2, "alpine")]
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# nothing yet\n", "\ufeff", " \t\r\n"])
-def test_an_empty_list_is_said_to_be_empty(text):
-    assert problems(text) == [(1, "the list names no image")]
+def test_an_empty_list_is_an_error(text):
+    assert errors(text) == [(1, "the list names no image")]
     assert parse_list(text).format == ""
 
 
-def test_a_list_in_yaml_or_json_is_a_list_too():
+def test_a_plain_list_in_yaml_or_json_is_read():
     assert images("- nginx\n- alpine:3.20 # small\n") == [(1, "nginx"), (2, "alpine:3.20")]
     assert images('["nginx",\n "alpine"]') == [(1, "nginx"), (2, "alpine")]
     assert parse_list("- nginx").format == "YAML list"
-    assert only(problems("- nginx\n- a: b\n"))[0] == 2
+    assert only(errors("- nginx\n- a: b\n"))[0] == 2

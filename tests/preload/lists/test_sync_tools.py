@@ -1,7 +1,7 @@
 """The lists of skopeo sync, regsync and zot."""
 
 from proxy.preload.lists import parse_list
-from tests.support.image_lists import images, only, platforms, problems
+from tests.support.image_lists import errors, images, only, platforms
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 
@@ -41,15 +41,15 @@ def test_skopeo_images_are_named_with_their_registry():
     ]
 
 
-def test_what_needs_the_registrys_tags_is_named_and_the_rest_goes_on():
-    found = dict(problems(SKOPEO))
-    assert list(found) == [7, 12, 13, 15, 17, 22]
-    assert "every tag there is" in found[7]
-    assert "by a pattern" in found[15]
-    assert "by a pattern" in found[17]
+def test_skopeo_entries_that_need_the_tag_list_are_errors_and_the_others_are_read():
+    messages = dict(errors(SKOPEO))
+    assert list(messages) == [7, 12, 13, 15, 17, 22]
+    assert "selects every tag" in messages[7]
+    assert "by a pattern" in messages[15]
+    assert "by a pattern" in messages[17]
 
 
-def test_no_secret_of_a_list_is_repeated():
+def test_no_secret_of_a_list_appears_in_the_result():
     assert "secret" not in str(parse_list(SKOPEO))
 
 
@@ -78,20 +78,20 @@ sync:
 """
 
 
-def test_regsync_images_are_read_and_targets_left_alone():
+def test_regsync_images_are_read_and_targets_ignored():
     assert parse_list(REGSYNC).format == "regsync"
     assert platforms(REGSYNC) == {
         "busybox:latest": ("linux/amd64",),
         "ghcr.io/shop/app:1.4": ("linux/amd64", "linux/arm64"),
     }
-    found = problems(REGSYNC)
-    assert [line for line, _ in found] == [14, 17, 19, 20]
-    assert "by a pattern" in found[0][1]
-    assert "whole registry" in found[1][1]
-    assert "template" in found[3][1]
+    messages = dict(errors(REGSYNC))
+    assert list(messages) == [14, 17, 19, 20]
+    assert "by a pattern" in messages[14]
+    assert "whole registry" in messages[17]
+    assert "template" in messages[20]
 
 
-def test_zot_sync_is_known_and_said_not_to_be_enough():
+def test_zot_rules_are_errors_because_they_are_patterns():
     text = """\
     {"extensions": {"sync": {"registries": [
       {"urls": ["https://docker.io"], "content": [
@@ -100,7 +100,7 @@ def test_zot_sync_is_known_and_said_not_to_be_enough():
     ]}}}
     """
     assert parse_list(text).format == "zot sync"
-    assert [line for line, _ in problems(text)] == [3, 3]
-    assert "'library/alpine' chooses by a pattern" in problems(text)[0][1]
-    line, _ = only(problems("registries:\n- content:\n  - prefix: a\n"))
+    assert [line for line, _ in errors(text)] == [3, 3]
+    assert "'library/alpine' selects tags by a pattern" in errors(text)[0][1]
+    line, _ = only(errors("registries:\n- content:\n  - prefix: a\n"))
     assert line == 3

@@ -1,4 +1,4 @@
-"""Bundles as files: whole or in parts, compressed or not, and layouts in directories as the tar they could be."""
+"""Bundles that a command reads: files, parts of a split bundle, layout directories, or stdin."""
 
 import gzip
 import io
@@ -28,8 +28,8 @@ _PART_NAME = re.compile(r"(.+)\.(\d{3,})")
 
 
 @dataclass(frozen=True, slots=True)
-class BundleArgument:
-    """A bundle as the command was given it: its files, in order, or a directory, or nothing for stdin."""
+class BundleInput:
+    """A bundle on the command line: `files` in order, or a `directory`, or neither for stdin."""
 
     name: str
     files: tuple[Path, ...] = ()
@@ -37,25 +37,24 @@ class BundleArgument:
 
     @property
     def size(self) -> int | None:
-        """How many bytes `pieces` will yield, None if nobody knows before."""
+        """Number of bytes that `iter_chunks` will yield, None if unknown."""
         if self.directory:
             return sum(
                 len(tar.encode_header(name, size)) + size + tar.padding_size(size)
                 for name, _, size in _layout_entries(self.directory)
             ) + len(tar.END_OF_ARCHIVE)
-        sizes = [path.stat() for path in self.files]
-        is_known = sizes and all(stat.S_ISREG(one.st_mode) for one in sizes)
-        return sum(one.st_size for one in sizes) if is_known else None
+        if not self._has_regular_files:
+            return None
+        return sum(path.stat().st_size for path in self.files)
 
     def describe_files(self) -> list[dict[str, Any]] | None:
-        """Return the files for a daemon that may open them itself, None if they are no regular files."""
-        sizes = [path.stat() for path in self.files]
-        if not sizes or not all(stat.S_ISREG(one.st_mode) for one in sizes):
+        """Return the files as the admin API takes them; None if the daemon cannot open them."""
+        if not self._has_regular_files:
             return None
         return [describe_file(path) for path in self.files]
 
     def iter_chunks(self) -> Iterator[bytes]:
-        """Yield the bundle's bytes."""
+        """Yield the bytes of the bundle; a directory becomes a tar."""
         if self.directory:
             yield from _iter_tar(self.directory)
         elif not self.files:
@@ -64,36 +63,40 @@ class BundleArgument:
             with path.open("rb") as file:
                 yield from _iter_chunks(file)
 
+    @property
+    def _has_regular_files(self) -> bool:
+        return bool(self.files) and all(stat.S_ISREG(path.stat().st_mode) for path in self.files)
+
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """Return a file as the admin API names it."""
+    """Return path, device and inode of a file, by which the daemon makes sure it opens the same."""
     status = path.stat()
     return {"path": str(path.absolute()), "device": status.st_dev, "inode": status.st_ino}
 
 
-def find_bundles(names: tuple[str, ...]) -> list[BundleArgument]:
-    """Return the bundles that the arguments name; parts are put together. Raises `BundleError`.
+def find_bundles(names: tuple[str, ...]) -> list[BundleInput]:
+    """Return the bundles that the arguments name, parts combined. Raises `BundleError`.
 
-    Of a bundle in parts any part will do, or the name before the number.
+    A split bundle may be named by any of its parts, or by the name without the part number.
     """
-    found: dict[str, BundleArgument] = {}
+    bundles: dict[str, BundleInput] = {}
     for name in names:
         path = Path(name)
         part = _PART_NAME.fullmatch(name)
         if name == "-":
-            found[name] = BundleArgument("stdin")
+            bundles[name] = BundleInput("stdin")
         elif path.is_dir():
-            found[name] = BundleArgument(name, directory=path)
+            bundles[name] = BundleInput(name, directory=path)
         elif part or (not path.exists() and Path(f"{name}.000").exists()):
             whole = part[1] if part else name
-            found[whole] = BundleArgument(whole, find_parts(whole))
+            bundles[whole] = BundleInput(whole, _find_parts(whole))
         else:
-            found[name] = BundleArgument(name, (path,))
-    return list(found.values())
+            bundles[name] = BundleInput(name, (path,))
+    return list(bundles.values())
 
 
-def find_parts(name: str) -> tuple[Path, ...]:
-    """Return the parts of a bundle in order. Raises `BundleError` if one is missing in their midst."""
+def _find_parts(name: str) -> tuple[Path, ...]:
+    """Return the parts of a bundle in order. Raises `BundleError` if there is a gap."""
     numbered = {}
     for path in Path(name).parent.iterdir():
         part = _PART_NAME.fullmatch(path.name)
@@ -101,11 +104,11 @@ def find_parts(name: str) -> tuple[Path, ...]:
             numbered[int(part[2])] = path
     for number in range(max(numbered, default=0) + 1):
         if number not in numbered:
-            raise BundleError(f"{name}.{number:03} is missing, and other parts are here")
+            raise BundleError(f"{name}.{number:03} is missing; a bundle needs all its parts")
     return tuple(numbered[number] for number in sorted(numbered))
 
 
-def read_digests(bundle: BundleArgument) -> set[str]:
+def read_digests(bundle: BundleInput) -> set[str]:
     """Return the digests of the blobs in a bundle. Raises `BundleError`."""
     if bundle.directory:
         names = [name for name, _, _ in _layout_entries(bundle.directory)]
@@ -113,14 +116,14 @@ def read_digests(bundle: BundleArgument) -> set[str]:
         try:
             names = _entry_names(bundle)
         except (tarfile.TarError, EOFError, zlib.error, ZstdError) as error:
-            raise BundleError(f"{bundle.name} is no bundle, or damaged: {error}") from error
-    found = {str(digest) for name in names if (digest := layout.parse_blob_path(name))}
-    if not found:
-        raise BundleError(f"{bundle.name} holds no blobs: it is no bundle")
-    return found
+            raise BundleError(f"{bundle.name} is not a bundle or is damaged: {error}") from error
+    digests = {str(digest) for name in names if (digest := layout.parse_blob_path(name))}
+    if not digests:
+        raise BundleError(f"{bundle.name} is not a bundle: it contains no blobs")
+    return digests
 
 
-def _entry_names(bundle: BundleArgument) -> list[str]:
+def _entry_names(bundle: BundleInput) -> list[str]:
     with ExitStack() as stack:
         file = stack.enter_context(
             io.BufferedReader(_ChunkReader(bundle.iter_chunks()), CHUNK_SIZE)
@@ -132,7 +135,7 @@ def _entry_names(bundle: BundleArgument) -> list[str]:
         elif head.startswith(_GZIP_MAGIC):
             stream = stack.enter_context(gzip.GzipFile(fileobj=file))
         elif len(bundle.files) == 1:
-            # Sought through: a bundle of terabytes has but a few headers.
+            # Seek over the content: a bundle may have terabytes of it, but few headers.
             archive = stack.enter_context(tarfile.open(bundle.files[0], "r:"))
             return [entry.name.removeprefix("./") for entry in archive]
         archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r|"))
@@ -140,7 +143,7 @@ def _entry_names(bundle: BundleArgument) -> list[str]:
 
 
 class _ChunkReader(io.RawIOBase):
-    """Pieces as one file, to be read once."""
+    """A readable file over an iterator of chunks."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
@@ -162,21 +165,21 @@ def _iter_chunks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _layout_entries(directory: Path) -> list[tuple[str, Path, int]]:
-    """Return what a layout in a directory consists of: names, files and sizes, the documents first.
+    """Return name, path and size of the files of a layout directory, its documents first.
 
-    Symbolic links are nobody's content and are left out. Raises `BundleError`.
+    Symbolic links are left out: they may lead anywhere. Raises `BundleError`.
     """
     paths = [directory / name for name in sorted(layout.LAYOUT_FILES)]
     paths += sorted(directory.glob("blobs/*/*"))
-    found = []
+    entries = []
     for path in paths:
         with suppress(FileNotFoundError):
             status = path.lstat()
             if stat.S_ISREG(status.st_mode):
-                found.append((path.relative_to(directory).as_posix(), path, status.st_size))
-    if layout.INDEX_FILE not in (name for name, _, _ in found):
-        raise BundleError(f"{directory} is no OCI image layout: it has no {layout.INDEX_FILE}")
-    return found
+                entries.append((path.relative_to(directory).as_posix(), path, status.st_size))
+    if layout.INDEX_FILE not in (name for name, _, _ in entries):
+        raise BundleError(f"{directory} is not an OCI image layout: it has no {layout.INDEX_FILE}")
+    return entries
 
 
 def _iter_tar(directory: Path) -> Iterator[bytes]:
@@ -184,10 +187,10 @@ def _iter_tar(directory: Path) -> Iterator[bytes]:
         yield tar.encode_header(name, size)
         left = size
         with path.open("rb") as file:
-            while left and (piece := file.read(min(CHUNK_SIZE, left))):
-                left -= len(piece)
-                yield piece
+            while left and (chunk := file.read(min(CHUNK_SIZE, left))):
+                left -= len(chunk)
+                yield chunk
         if left:
-            raise BundleError(f"{path} has become shorter while it was read")
+            raise BundleError(f"{path} was truncated while it was read")
         yield bytes(tar.padding_size(size))
     yield tar.END_OF_ARCHIVE

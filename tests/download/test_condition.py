@@ -1,8 +1,8 @@
-"""The bell that wakes the readers of a download."""
+"""The condition that wakes the readers of a download in batches."""
 
 import asyncio
 
-from proxy.download.download import WAKE_BATCH, BatchedCondition
+from proxy.download.condition import WAKE_BATCH, BatchedCondition
 
 
 async def settle() -> None:
@@ -11,17 +11,17 @@ async def settle() -> None:
 
 
 async def test_many_are_woken_in_order_with_turns_of_the_loop_between():
-    bell, woken, seen = BatchedCondition(), [], []
+    condition, woken, seen = BatchedCondition(), [], []
 
     async def follow(number: int) -> None:
-        await bell.wait()
+        await condition.wait()
         woken.append(number)
 
     async with asyncio.TaskGroup() as group:
         for number in range(5 * WAKE_BATCH):
             group.create_task(follow(number))
         await settle()
-        bell.notify_all()
+        condition.notify_all()
         while len(woken) < 5 * WAKE_BATCH:
             await settle()
             seen.append(len(woken))
@@ -31,40 +31,40 @@ async def test_many_are_woken_in_order_with_turns_of_the_loop_between():
     assert len([step for step in steps if step]) == 5
 
 
-async def test_who_comes_after_it_rang_waits_for_the_next_time():
-    bell = BatchedCondition()
+async def test_a_waiter_that_comes_after_a_notification_waits_for_the_next_one():
+    condition = BatchedCondition()
     async with asyncio.TaskGroup() as group:
-        first = group.create_task(bell.wait())
+        first = group.create_task(condition.wait())
         await settle()
-        bell.notify_all()
-        second = group.create_task(bell.wait())
+        condition.notify_all()
+        second = group.create_task(condition.wait())
         await first
         await settle()
         assert not second.done()
-        bell.notify_all()
+        condition.notify_all()
 
 
-async def test_who_is_cancelled_keeps_nobody_from_being_woken():
-    bell = BatchedCondition()
+async def test_a_cancelled_waiter_keeps_no_other_from_being_woken():
+    condition = BatchedCondition()
     async with asyncio.TaskGroup() as group:
-        waiting = [group.create_task(bell.wait()) for _ in range(2 * WAKE_BATCH)]
+        waiting = [group.create_task(condition.wait()) for _ in range(2 * WAKE_BATCH)]
         await settle()
         for gone in waiting[::2]:
             gone.cancel()
         await settle()
-        bell.notify_all()
+        condition.notify_all()
         waiting[-1].cancel()
 
 
-async def test_it_may_ring_while_it_still_wakes():
-    bell, rounds = BatchedCondition(), 3
+async def test_a_notification_may_come_while_an_earlier_one_still_wakes():
+    condition, rounds = BatchedCondition(), 3
 
     async def follow() -> None:
         for _ in range(rounds):
-            await bell.wait()
+            await condition.wait()
 
     async with asyncio.TaskGroup() as group:
         readers = [group.create_task(follow()) for _ in range(2 * WAKE_BATCH + 1)]
         while not all(reader.done() for reader in readers):
             await settle()
-            bell.notify_all()
+            condition.notify_all()

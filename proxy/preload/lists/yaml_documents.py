@@ -1,8 +1,8 @@
-"""YAML and JSON as trees that know their lines. PURE.
+"""YAML and JSON documents as trees of nodes with line numbers. PURE.
 
-The trees are built from the parser's events and not by the library's composer: so depth, size and number
-are bounded while they grow, nothing recurses, and no tag constructs anything. An alias is the node
-itself; who walks a tree looks at each node once, and a bomb of aliases is as small as its text.
+The trees are built from the parser's events, not by PyYAML's composer. So size, depth and number
+are bounded while a tree grows, nothing recurses, and no tag constructs an object. An alias is the
+same node as its anchor: a caller that visits each node once is safe from alias bombs.
 """
 
 import re
@@ -14,25 +14,25 @@ from yaml import CSafeLoader
 
 from proxy.preload.lists.result import ListProblem
 
-# `helm template` of the largest charts is some megabytes with a few hundred thousand nodes.
+# The largest charts give a few hundred thousand nodes in some megabytes of `helm template`.
 MAX_NODES = 1_000_000
 MAX_NESTING = 100
 MAX_DOCUMENTS = 10_000
-# `<<: *base` of a base that merges another: how many mappings one look-up sees.
+# Mappings that one lookup visits through merge keys (`<<: *base`).
 MAX_MERGES = 100
 
 _NULL_VALUES = {"", "~", "null", "Null", "NULL"}
 _DOCUMENT_START = re.compile(r"---(?=\s|$)")
 _YAML_DIRECTIVE = re.compile(r"%(?:YAML|TAG)\s")
 
-# `image: {{ … }}` is another mapping to YAML, and `{{- if … }}` nothing at all.
+# To YAML, `image: {{ … }}` has a mapping as its value, and `{{- if … }}` is invalid.
 _TEMPLATE_LINE = re.compile(r"\s*\{\{.*\}\}\s*")
 _TEMPLATE_VALUE = re.compile(r"(\s*(?:- +)*[\w./-]+: +|\s*(?:- +)+)(\{\{.*)")
 
 
 @dataclass(slots=True, eq=False)
 class ScalarNode:
-    """Text as it is written; null is "". `1.10` stays `1.10`."""
+    """A scalar as it is written, so `1.10` stays `1.10`; null is ""."""
 
     line: int
     text: str
@@ -48,13 +48,13 @@ class SequenceNode:
 
 @dataclass(slots=True, eq=False)
 class MappingNode:
-    """A mapping, without the keys that are no scalars; of a key that stands twice, the last."""
+    """A mapping. Keys that are not scalars are dropped; the last of equal keys counts."""
 
     line: int
     fields: dict[str, "YamlNode"] = field(default_factory=dict)
 
     def get(self, key: str) -> "YamlNode | None":
-        """Return the value of `key`, also one that is merged with `<<`; what is written here wins."""
+        """Return the value of `key`, its own before one merged with `<<`."""
         queue: list[YamlNode] = [self]
         seen: set[int] = set()
         while queue and len(seen) < MAX_MERGES:
@@ -82,16 +82,20 @@ class MappingNode:
         return value if isinstance(value, MappingNode) else MappingNode(self.line)
 
     def get_items(self, key: str) -> "list[YamlNode]":
-        """Return the value of `key` if it is a sequence, else nothing."""
+        """Return the items of `key` if its value is a sequence, else an empty list."""
         value = self.get(key)
         return value.nodes if isinstance(value, SequenceNode) else []
+
+    def get_texts(self, key: str) -> list[str]:
+        """Return the scalars among the items of `key`."""
+        return [item.text for item in self.get_items(key) if isinstance(item, ScalarNode)]
 
 
 YamlNode = ScalarNode | SequenceNode | MappingNode
 
 
 class _InvalidDocumentError(Exception):
-    """A document that cannot be read."""
+    """A document cannot be read."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
@@ -99,7 +103,7 @@ class _InvalidDocumentError(Exception):
 
 
 def read_documents(lines: Sequence[str]) -> Iterator[YamlNode | ListProblem]:
-    """Yield each document of a stream; what cannot be read is a problem, and the rest goes on."""
+    """Yield each document of a stream, or a problem in place of one that cannot be read."""
     composer = _Composer()
     for count, (first, text) in enumerate(_split_documents(lines)):
         if count == MAX_DOCUMENTS:
@@ -108,16 +112,16 @@ def read_documents(lines: Sequence[str]) -> Iterator[YamlNode | ListProblem]:
         try:
             yield from composer.read(first, text)
         except _InvalidDocumentError as error:
-            yield ListProblem(error.line, f"the document from line {first} is not read: {error}")
+            yield ListProblem(error.line, f"the document at line {first} cannot be read: {error}")
         if composer.is_exhausted:
-            yield ListProblem(first, f"more than {MAX_NODES} values of YAML: split the list")
+            yield ListProblem(first, f"more than {MAX_NODES} YAML values: split the list")
             return
 
 
 def _split_documents(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
     """Yield the number of the first line of each document, and its text.
 
-    `---` at the beginning of a line is a boundary wherever it stands (YAML 1.2.2, section 9.1.2).
+    `---` at the beginning of a line is always a boundary (YAML 1.2.2, section 9.1.2).
     """
     starts = [number for number, line in enumerate(lines) if _DOCUMENT_START.match(line)]
     for start, end in zip([0, *starts], [*starts, len(lines)], strict=True):
@@ -126,7 +130,7 @@ def _split_documents(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
 
 
 def _sanitize_line(line: str) -> str:
-    """Return a line as YAML can read it, though it is of a template or a directive."""
+    """Return the line with template expressions quoted, or blank if it is a directive."""
     if _YAML_DIRECTIVE.match(line) or _TEMPLATE_LINE.fullmatch(line):
         return ""
     if value := _TEMPLATE_VALUE.fullmatch(line):
@@ -136,18 +140,18 @@ def _sanitize_line(line: str) -> str:
 
 
 class _Composer:
-    """Makes trees of the parser's events."""
+    """Builds trees from the parser's events; `MAX_NODES` bounds all documents together."""
 
     def __init__(self) -> None:
         self._remaining_nodes = MAX_NODES
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether there were more nodes than anybody has."""
+        """Whether there were more than `MAX_NODES` nodes."""
         return self._remaining_nodes <= 0
 
     def read(self, first_line: int, text: str) -> Iterator[YamlNode]:
-        """Yield the documents in `text`, which begins at line `first`; raise `_BrokenError`."""
+        """Yield the documents in `text`. Raises `_InvalidDocumentError`."""
         loader = CSafeLoader(text)
         try:
             while not self.is_exhausted and (event := loader.get_event()) is not None:
@@ -160,23 +164,22 @@ class _Composer:
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             reason = getattr(error, "problem", None) or "a character that YAML forbids"
-            # What is missing at the end is missed on the line after the last.
+            # Something missing at the end is reported on the line after the last one.
             line = min(mark.line, text.count("\n")) if mark else 0
-            raise _InvalidDocumentError(first_line + line, f"not YAML, {reason}") from error
+            raise _InvalidDocumentError(first_line + line, f"invalid YAML: {reason}") from error
         finally:
             loader.dispose()
 
     def _start_document(self, first_line: int) -> None:
-        """Begin a document."""
         self._first_line = first_line
         self._anchors: dict[str, YamlNode] = {}
         self._root = SequenceNode(first_line)
-        # The open collections, and of each the key that waits for its value.
+        # The open collections, and for each the key that waits for its value.
         self._open_collections: list[SequenceNode | MappingNode] = [self._root]
         self._pending_keys: list[YamlNode | None] = [None]
 
     def _handle_event(self, event: yaml.Event) -> None:
-        """Add what `event` begins or ends; raise `_BrokenError` if that is too deep or means nothing."""
+        """Start or end the node of an event. Raises `_InvalidDocumentError`."""
         if isinstance(event, yaml.CollectionEndEvent):
             self._open_collections.pop()
             self._pending_keys.pop()
@@ -190,7 +193,7 @@ class _Composer:
                 self._pending_keys.append(None)
                 if len(self._open_collections) > MAX_NESTING:
                     raise _InvalidDocumentError(
-                        node.line, f"it is nested more than {MAX_NESTING} deep"
+                        node.line, f"it is nested more than {MAX_NESTING} levels deep"
                     )
 
     def _make_node(self, event: yaml.NodeEvent) -> YamlNode:
@@ -198,7 +201,7 @@ class _Composer:
         anchor = event.anchor or ""
         if isinstance(event, yaml.AliasEvent):
             if anchor not in self._anchors:
-                raise _InvalidDocumentError(line, f"*{anchor[:60]} names no anchor before it")
+                raise _InvalidDocumentError(line, f"*{anchor[:60]} refers to no earlier anchor")
             return self._anchors[anchor]
         node: YamlNode
         if isinstance(event, yaml.ScalarEvent):
@@ -215,7 +218,7 @@ class _Composer:
         return node
 
     def _append_node(self, node: YamlNode) -> None:
-        """Put a node into the innermost open collection: its key first, then its value."""
+        """Add a node to the innermost open collection; a mapping gets keys and values in turn."""
         parent, key = self._open_collections[-1], self._pending_keys[-1]
         if isinstance(parent, SequenceNode):
             parent.nodes.append(node)

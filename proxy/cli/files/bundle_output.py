@@ -1,4 +1,4 @@
-"""Where an export is written: a file, parts of one, or standard output; compressed if the name says so."""
+"""The target of an export: a file, numbered parts or stdout; compressed if it ends in .zst."""
 
 import os
 import sys
@@ -12,11 +12,11 @@ _PARTIAL_SUFFIX = ".partial"
 _COMPRESSION_LEVEL = 3
 
 
-class OutputFile:
-    """A bundle's file `name`, or `name.000` and so on of at most `split` bytes each; "-" is stdout.
+class BundleOutput:
+    """The file `name`, or parts `name.000`, `name.001` … of `part_size` bytes; "-" is stdout.
 
-    A context: at a good end of it the files are durable and get their names, at a bad one they go. What is
-    no regular file, a pipe or a device, is written to as it is.
+    A context manager: on success the files are synced and renamed to their final names, on failure
+    they are deleted. A pipe or a device is written to directly.
     """
 
     def __init__(self, name: str, part_size: int | None = None) -> None:
@@ -36,13 +36,13 @@ class OutputFile:
 
     @property
     def plain_path(self) -> Path | None:
-        """The one file that takes the bundle as it is, for whoever can open it too; or None."""
+        """The file for the daemon to write, None if it must be split, compressed, or a pipe."""
         if self._part_size or self._compressor or not self.file_names:
             return None
         return Path(self.file_names[0] + _PARTIAL_SUFFIX)
 
     def write(self, data: bytes) -> int:
-        """Write bytes of the bundle; return how many they were."""
+        """Write bytes of the bundle; return their number."""
         self._write_raw(self._compressor.compress(data) if self._compressor else data)
         return len(data)
 
@@ -62,7 +62,7 @@ class OutputFile:
         finally:
             self._close_part()
             for name in self.file_names:
-                # Those that are whole have their name by now.
+                # Complete files have been renamed.
                 Path(name + _PARTIAL_SUFFIX).unlink(missing_ok=True)
 
     def _write_raw(self, data: bytes) -> None:
@@ -93,7 +93,7 @@ class OutputFile:
         self._file = path.open("wb")
 
     def _sync_part(self) -> None:
-        """Have the file on the disk: it is to be carried away, and a stick is pulled out at once."""
+        """Sync and close the file: a USB stick may be unplugged as soon as the command is done."""
         self._file.flush()
         if self.file_names:
             os.fsync(self._file.fileno())
@@ -109,7 +109,7 @@ class OutputFile:
         self._sync_part()
         for name in self.file_names:
             Path(name + _PARTIAL_SUFFIX).rename(name)
-        # Parts of an earlier, larger bundle would be taken for parts of this one.
+        # An earlier, larger bundle of this name may have left parts that would be read as ours.
         number = len(self.file_names)
         while self._part_size and (stale := Path(f"{self._name}.{number:03}")).exists():
             stale.unlink()

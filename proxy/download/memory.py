@@ -1,0 +1,99 @@
+"""The memory that bytes arrive in: buffers of 1 MiB, bounded for each download and for all of them.
+
+A buffer is filled from the network, sent to readers, written and hashed, and then used again. A slow disk
+thereby slows the transfer: the connection waits for a buffer, and upstream waits for the connection.
+"""
+
+import mmap
+from dataclasses import dataclass, field
+
+from proxy.config import FetchSettings
+from proxy.download.condition import BatchedCondition
+
+BUFFER_SIZE = 1 << 20
+# What a connection gets when all memory is in use and none of it will be free without this connection.
+SMALL_BUFFER_SIZE = 64 << 10
+# Buffers that are kept for the next download when none runs.
+_SPARE_BUFFERS = 4
+
+
+@dataclass(eq=False, slots=True)
+class Chunk:
+    """Bytes of a blob in memory: from `start` up to `stop`; those before `written` are in the file too.
+
+    While `is_open`, a connection appends to it. `is_in_page_cache` says how its bytes were written.
+    """
+
+    start: int
+    buffer: memoryview
+    stop: int = field(init=False)
+    written: int = field(init=False)
+    is_open: bool = True
+    is_in_page_cache: bool = False
+
+    def __post_init__(self) -> None:
+        self.stop = self.written = self.start
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the buffer has no room."""
+        return self.stop - self.start == len(self.buffer)
+
+    def view(self, start: int, stop: int) -> memoryview:
+        """Return the bytes between two offsets of the blob."""
+        return self.buffer[start - self.start : stop - self.start]
+
+
+class BufferPool:
+    """The buffers of all downloads."""
+
+    def __init__(self, settings: FetchSettings) -> None:
+        self.changed = BatchedCondition()
+        self._spare: list[memoryview] = []
+        self._bytes_in_use = 0
+        self.configure(settings)
+
+    def configure(self, settings: FetchSettings) -> None:
+        """Apply the limits of a configuration to buffers that are taken from now on."""
+        self._limit = settings.memory
+        self._limit_per_download = settings.memory_per_download
+        self.changed.notify_all()
+
+    @property
+    def bytes_in_use(self) -> int:
+        """Bytes that downloads have taken."""
+        return self._bytes_in_use
+
+    def take(self, size: int, held: int) -> memoryview | None:
+        """Return a buffer of up to `size` bytes to a download that holds `held` bytes.
+
+        Returns None if a limit is reached.
+        """
+        size = min(size, BUFFER_SIZE)
+        is_over = held + size > self._limit_per_download or self._bytes_in_use + size > self._limit
+        return None if is_over else self._allocate(size)
+
+    def take_small(self, size: int) -> memoryview:
+        """Return a small buffer beyond the limits, for a connection that has no other way to go on."""
+        return self._allocate(min(size, SMALL_BUFFER_SIZE))
+
+    def _allocate(self, size: int) -> memoryview:
+        if size <= SMALL_BUFFER_SIZE:
+            buffer = memoryview(bytearray(size))
+        elif self._spare:
+            buffer = self._spare.pop()
+        else:
+            # It takes memory only as far as it is filled.
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            buffer = memoryview(mmap.mmap(-1, BUFFER_SIZE, flags=flags))
+        self._bytes_in_use += len(buffer)
+        return buffer
+
+    def give_back(self, buffer: memoryview) -> None:
+        """Take back a buffer; nothing reads or writes it any more."""
+        self._bytes_in_use -= len(buffer)
+        if len(buffer) == BUFFER_SIZE:
+            self._spare.append(buffer)
+        if not self._bytes_in_use:
+            del self._spare[_SPARE_BUFFERS:]
+        self.changed.notify_all()

@@ -1,0 +1,63 @@
+"""A blob that cannot be stored: each reader fetches the rest for itself, under the same rules."""
+
+import sys
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from proxy.download.download import Download
+
+# There may be thousands of these.
+_BUFFER_SIZE = 64 << 10
+
+
+class PassThrough:
+    """The bytes from `start` up to `stop`, hashed as they come; the blob's last byte waits for the digest."""
+
+    def __init__(self, download: "Download", start: int, stop: int) -> None:
+        self._parts = _fetch(download, start, stop)
+        self._part = memoryview(b"")
+        self._offset = start
+
+    async def next(self, offset: int) -> memoryview:
+        """Return the bytes at `offset`, which goes forward only; an empty view at the end.
+
+        It is valid until the next call. Raises `DigestMismatchError` and `UpstreamError`.
+        """
+        self._part = self._part[offset - self._offset :]
+        self._offset = offset
+        if not self._part:
+            self._part = await anext(self._parts, memoryview(b""))
+        return self._part
+
+    async def close(self) -> None:
+        """End the transfer."""
+        await self._parts.aclose()
+
+
+async def _fetch(download: "Download", start: int, stop: int) -> AsyncGenerator[memoryview, None]:
+    """Yield the bytes from `start` up to `stop`; each part is valid until the next step."""
+    source = download.source
+    # All bytes that the hash lacks are fetched, also those before `start`.
+    hasher, position = download.copy_hasher(), download.hashed
+    buffer = memoryview(bytearray(_BUFFER_SIZE))
+    withheld = b""
+    async with source.open(position) as body:
+        if download.size is None:
+            download.size = body.size
+        is_tail = stop in (sys.maxsize, download.size)
+        await source.skip_to(body, position)
+        while count := await source.read_into(body, buffer):
+            hasher.update(buffer[:count])
+            data = buffer[max(0, start - position) : min(count, max(0, stop - position))]
+            position += count
+            if is_tail and data:
+                data, withheld = memoryview(withheld + data[:-1]), bytes(data[-1:])
+            if data:
+                yield data
+            if not is_tail and position >= stop:
+                return
+    if not download.digest.matches(hasher):
+        raise source.record_mismatch()
+    if withheld:
+        yield memoryview(withheld)

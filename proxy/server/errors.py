@@ -1,0 +1,40 @@
+"""Errors as responses in the form of the distribution specification ("Error Codes")."""
+
+from collections.abc import Mapping
+
+from proxy import errors
+from proxy.metrics import RequestKind
+from proxy.server.responses import Response, json_response
+
+# Seconds after which a client may try again.
+_RETRY_AFTER_BY_STATUS: Mapping[int, str] = {429: "5", 502: "10", 503: "10", 504: "10"}
+
+_MAX_MESSAGE_LENGTH = 200
+_CHALLENGE = 'Basic realm="pullcache"'
+
+
+def oci_error_response(error: errors.ProxyError, kind: RequestKind = "other") -> Response:
+    """Return the response for `error`, which a request of `kind` has met."""
+    status, code, _, _ = errors.error_outcome(error)
+    if kind == "blob" and status >= 500:
+        # A 5xx makes docker stall for a minute a blob, 404 makes it fall back at once.
+        status, code = 404, "BLOB_UNKNOWN"
+    elif kind == "blob" and isinstance(error, errors.UpstreamUnauthorizedError):
+        code = "BLOB_UNKNOWN"
+    response = error_response(status, code, str(error))
+    if isinstance(error, errors.RateLimitedError):
+        response.headers["Retry-After"] = f"{error.retry_after:.0f}"
+    elif status in _RETRY_AFTER_BY_STATUS:
+        response.headers["Retry-After"] = _RETRY_AFTER_BY_STATUS[status]
+    if status == 401:
+        response.headers["WWW-Authenticate"] = _CHALLENGE
+    return response
+
+
+def error_response(status: int, code: str, message: str) -> Response:
+    """Return a response with one error of the specification."""
+    document = {
+        "errors": [{"code": code, "message": message[:_MAX_MESSAGE_LENGTH], "detail": None}]
+    }
+    headers = {"Cache-Status": "pullcache; fwd=miss" if status >= 404 else "pullcache; fwd=bypass"}
+    return json_response(document, status=status, headers=headers)

@@ -1,0 +1,199 @@
+"""Blobs on `/v2/`: from the store, or from a download as it grows; whole, or ranges of them."""
+
+import asyncio
+import os
+import secrets
+import sys
+from collections.abc import Awaitable
+from contextlib import AsyncExitStack
+
+from proxy.cache.blobs import BlobCache, BlobResult
+from proxy.concurrency import RESPONSE_TIMEOUT
+from proxy.download.reader import DownloadReader
+from proxy.errors import UpstreamTimeoutError
+from proxy.oci.digest import Digest
+from proxy.oci.reference import Repository
+from proxy.server import ranges
+from proxy.server.ranges import ByteRange, RangeNotSatisfiableError
+from proxy.server.request_context import RequestContext, blob_headers
+from proxy.server.responses import Body, BodySource, Response
+from proxy.storage.blobs import FileRange, OpenBlob
+
+# A stored blob up to this size is sent with its head, if it is in memory.
+INLINE_BLOB_SIZE = 64 << 10
+
+
+class BlobHandler:
+    """Answers requests for blobs."""
+
+    def __init__(self, blobs: BlobCache) -> None:
+        self._blobs = blobs
+
+    def handle(
+        self, context: RequestContext, repository: Repository, digest: Digest
+    ) -> Response | Awaitable[Response]:
+        """Answer a GET or HEAD, at once if the blob is stored and upstream need not be asked."""
+        request = context.request
+        if request.method == "HEAD" or "if-none-match" in request.headers:
+            return self._answer_without_body(context, repository, digest)
+        blob = self._blobs.lookup_cached_blob(repository, digest)
+        if blob is None:
+            return self._answer_later(context, repository, digest)
+        context.cache_state = "hit"
+        try:
+            content = _read_small(context, blob)
+            if content is None:
+                resources = AsyncExitStack()
+                resources.callback(blob.close)
+                return _respond(context, digest, blob.size, _StoredBlob(blob.fd), resources)
+            response = Response(200, blob_headers(context, digest), content)
+        except BaseException:
+            blob.close()
+            raise
+        blob.close()
+        return response
+
+    async def _answer_without_body(
+        self, context: RequestContext, repository: Repository, digest: Digest
+    ) -> Response:
+        headers = context.request.headers
+        is_match = ranges.is_not_modified(headers.get("if-none-match"), f'"{digest}"')
+        if context.request.method != "HEAD" and not is_match:
+            return await self._answer_later(context, repository, digest)
+        size, context.cache_state = await self._blobs.get_blob_size(repository, digest)
+        response = Response(304 if is_match else 200, blob_headers(context, digest))
+        if size is not None and not is_match:
+            response.headers["Content-Length"] = str(size)
+        return response
+
+    async def _answer_later(
+        self, context: RequestContext, repository: Repository, digest: Digest
+    ) -> Response:
+        deadline = asyncio.get_running_loop().time() + RESPONSE_TIMEOUT
+        async with AsyncExitStack() as stack:
+            result: BlobResult = await stack.enter_async_context(
+                self._blobs.open_blob(repository, digest, client=context.request.client or "")
+            )
+            context.cache_state = result.cache_state
+            source = result.source
+            if isinstance(source, OpenBlob):
+                content = _read_small(context, source)
+                if content is not None:
+                    return Response(200, blob_headers(context, digest), content)
+                stored = _StoredBlob(source.fd)
+                return _respond(context, digest, source.size, stored, stack.pop_all())
+            await _wait_for_start(source, deadline)
+            if source.size is None and context.request.is_http_1_0:
+                # No chunks there: a body without a length could not be told from a whole one.
+                await source.wait_verified()
+            if source.is_uncached:
+                context.cache_state = "bypass"
+            return _respond(context, digest, source.size, source, stack.pop_all())
+
+
+async def _wait_for_start(reader: DownloadReader, deadline: float) -> None:
+    """Wait for upstream's first bytes or its error, so that an error has a status of its own."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            await reader.wait_ready()
+    except TimeoutError:
+        # Upstream has promised a size, but sends nothing yet: the headers cannot wait longer.
+        if reader.size is None:
+            raise UpstreamTimeoutError(
+                f"{reader.upstream_name} has sent nothing for {RESPONSE_TIMEOUT:.0f} s; "
+                "try again, the download goes on"
+            ) from None
+
+
+class _StoredBlob:
+    """The bytes of a stored blob, all of which may be sent."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    async def next(self, offset: int, stop: int = sys.maxsize) -> FileRange:
+        """Return the range."""
+        return FileRange(self._fd, offset, stop)
+
+
+# The response.
+
+
+def _respond(
+    context: RequestContext,
+    digest: Digest,
+    size: int | None,
+    source: BodySource,
+    resources: AsyncExitStack,
+) -> Response:
+    """Return the response with a blob or the ranges of it that the request asks for.
+
+    It closes `resources` in the end.
+    """
+    headers = blob_headers(context, digest)
+    try:
+        selected = _select_ranges(context, headers["ETag"], size)
+    except RangeNotSatisfiableError:
+        headers["Content-Range"] = f"bytes */{size}"
+        return Response(416, headers, Body(0, (), source, resources))
+    if len(selected) > 1 and isinstance(source, DownloadReader):
+        if source.is_uncached:
+            # A transfer from upstream each would be too much: all of it is one.
+            selected = []
+        else:
+            source.require_stored()
+    if not selected or size is None:
+        return Response(200, headers, Body(size, (ByteRange(0, size or 0),), source, resources))
+    if len(selected) == 1:
+        (one,) = selected
+        headers["Content-Range"] = _content_range(one, size)
+        return Response(206, headers, Body(one.length, selected, source, resources))
+    return _respond_multipart(headers, selected, size, source, resources)
+
+
+def _select_ranges(context: RequestContext, etag: str, size: int | None) -> list[ByteRange]:
+    request_headers = context.request.headers
+    asked = request_headers.get("range")
+    if asked is None or size is None:
+        return []
+    if not ranges.is_if_range_match(request_headers.get("if-range"), etag):
+        return []
+    return ranges.parse_ranges(asked, size)
+
+
+def _respond_multipart(
+    headers: dict[str, str],
+    selected: list[ByteRange],
+    size: int,
+    source: BodySource,
+    resources: AsyncExitStack,
+) -> Response:
+    """Return several ranges in one body (RFC 9110 section 14.6)."""
+    boundary = secrets.token_hex(16)
+    segments: list[bytes | ByteRange] = []
+    for one in selected:
+        part_head = (
+            f"\r\n--{boundary}\r\nContent-Type: {headers['Content-Type']}\r\n"
+            f"Content-Range: {_content_range(one, size)}\r\n\r\n"
+        )
+        segments += (part_head.encode(), one)
+    segments.append(f"\r\n--{boundary}--\r\n".encode())
+    length = sum(one.length if isinstance(one, ByteRange) else len(one) for one in segments)
+    headers["Content-Type"] = f"multipart/byteranges; boundary={boundary}"
+    return Response(206, headers, Body(length, segments, source, resources))
+
+
+def _content_range(one: ByteRange, size: int) -> str:
+    return f"bytes {one.start}-{one.stop - 1}/{size}"
+
+
+def _read_small(context: RequestContext, blob: OpenBlob) -> bytes | None:
+    """Return all of a blob, if it is small and in memory, and all of it is asked for."""
+    if blob.size > INLINE_BLOB_SIZE or "range" in context.request.headers:
+        return None
+    content = bytearray(blob.size)
+    try:
+        count = os.preadv(blob.fd, (content,), 0, os.RWF_NOWAIT) if content else 0
+    except OSError:
+        return None
+    return bytes(content) if count == blob.size else None

@@ -1,0 +1,72 @@
+"""A request as its connection hands it to a handler."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from urllib.parse import parse_qsl
+
+# Parsed queries that are kept, and the length of one: clients repeat `ns=docker.io`.
+_MAX_CACHED_QUERIES = 1024
+_MAX_CACHED_QUERY_LENGTH = 256
+
+NO_QUERY: Mapping[str, str] = {}
+
+
+class Request:
+    """One parsed request.
+
+    `target` is the request target as sent. `headers` holds the headers that the cache understands,
+    by lower-case name; lines of one name are joined by a comma (RFC 9110 section 5.2). `client` is
+    the address of the client, None on a Unix socket.
+    """
+
+    __slots__ = (
+        "client",
+        "has_unread_body",
+        "headers",
+        "is_http_1_0",
+        "keep_alive",
+        "method",
+        "path",
+        "query_string",
+        "scheme",
+        "target",
+    )
+
+    def __init__(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        client: str | None = None,
+        scheme: str = "http",
+        is_http_1_0: bool = False,
+        keep_alive: bool = True,
+        has_unread_body: bool = False,
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.path, _, self.query_string = target.partition("?")
+        self.headers = headers
+        self.client = client
+        self.scheme = scheme
+        self.is_http_1_0 = is_http_1_0
+        self.keep_alive = keep_alive
+        self.has_unread_body = has_unread_body
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """The decoded query; of a repeated name the first value."""
+        text = self.query_string
+        if not text:
+            return NO_QUERY
+        return _parse_cached(text) if len(text) <= _MAX_CACHED_QUERY_LENGTH else _parse_query(text)
+
+
+def _parse_query(text: str) -> Mapping[str, str]:
+    values: dict[str, str] = {}
+    for name, value in parse_qsl(text, keep_blank_values=True):
+        values.setdefault(name, value)
+    return values
+
+
+_parse_cached = lru_cache(maxsize=_MAX_CACHED_QUERIES)(_parse_query)

@@ -1,0 +1,140 @@
+"""One client cannot take the downloads from the others: turns by address, and bounds on what waits."""
+
+import asyncio
+import time
+
+import aiohttp
+import pytest
+
+from tests.fakes.faults import Fault
+from tests.support.program import Program
+
+GREEDY = "127.0.0.2"
+
+
+def absent(number: int) -> str:
+    return f"sha256:{number:064x}"
+
+
+class Client:
+    """A client with an address of its own."""
+
+    def __init__(self, program: Program, address: str) -> None:
+        self._program = program
+        connector = aiohttp.TCPConnector(limit=0, local_addr=(address, 0))
+        self.session = aiohttp.ClientSession(connector=connector)
+
+    async def status(self, digest: str) -> int:
+        url = f"{self._program.url}/v2/library/app/blobs/{digest}"
+        async with self.session.get(url) as response:
+            await response.read()
+            return response.status
+
+
+@pytest.fixture
+async def greedy(program):
+    """A client that asks for what does not exist."""
+    client = Client(program, GREEDY)
+    yield client
+    await client.session.close()
+
+
+async def test_requests_for_absent_blobs_that_upstream_answers_late_delay_no_other_client(
+    registry, program, greedy
+):
+    digest = registry.add_blob(b"healthy" * 10_000)
+    hold = asyncio.Event()
+    registry.fail("blobs/sha256:0000", Fault(until_headers=hold), times=None)
+    async with asyncio.TaskGroup() as group:
+        flood = [group.create_task(greedy.status(absent(n))) for n in range(60)]
+        await registry.until(lambda: registry.count("blobs/sha256:0000") >= 16)
+        async with asyncio.timeout(5):
+            assert (await program.blob(digest)).digest == digest
+        hold.set()
+    assert {task.result() for task in flood} == {404}
+
+
+async def test_one_address_may_let_only_so_many_downloads_wait(registry, make_program):
+    program = await make_program(fetch={"max_waiting_per_client": 10})
+    client = Client(program, GREEDY)
+    digest = registry.add_blob(b"healthy" * 10_000)
+    hold = asyncio.Event()
+    registry.fail("blobs/sha256:0000", Fault(until_headers=hold), times=None)
+    async with asyncio.TaskGroup() as group:
+        flood = [group.create_task(client.status(absent(n))) for n in range(30)]
+        refused = asyncio.as_completed(flood, timeout=5)
+        assert [await next(refused) for _ in range(20)] == [429] * 20
+        async with client.session.get(
+            f"{program.url}/v2/library/app/blobs/{absent(99)}"
+        ) as response:
+            assert response.status == 429
+            assert int(response.headers["Retry-After"]) > 0
+            assert "max_waiting_per_client" in await response.text()
+        # A download that runs already, or that another client has asked for, is joined.
+        joined = group.create_task(client.status(absent(0)))
+        assert (await program.blob(digest)).digest == digest
+        hold.set()
+    assert joined.result() == 404
+    assert sorted(task.result() for task in flood) == [404] * 10 + [429] * 20
+    await client.session.close()
+
+
+async def test_what_two_clients_wait_for_counts_for_neither(registry, make_program):
+    program = await make_program(fetch={"max_waiting_per_client": 2})
+    client = Client(program, GREEDY)
+    hold = asyncio.Event()
+    registry.fail("blobs/sha256:0000", Fault(until_headers=hold), times=None)
+    async with asyncio.TaskGroup() as group:
+        first = [group.create_task(client.status(absent(n))) for n in range(2)]
+        await registry.until(lambda: registry.count("blobs/sha256:0000") >= 2)
+        assert await client.status(absent(2)) == 429
+        group.create_task(program.blob(absent(0)))
+        await asyncio.sleep(0.1)
+        late = group.create_task(client.status(absent(2)))
+        await registry.until(lambda: registry.count(absent(2)) > 0)
+        hold.set()
+    assert [task.result() for task in (*first, late)] == [404] * 3
+    await client.session.close()
+
+
+async def test_an_absent_blob_is_asked_for_once_in_a_few_seconds(monkeypatch, registry, program):
+    registry.repository("library/app")
+    assert [(await program.blob(absent(1))).status for _ in range(5)] == [404] * 5
+    assert registry.count(absent(1)) <= 2  # the first is told to log in
+    monkeypatch.setattr("proxy.download.manager.ABSENT_TTL", 0.0)
+    before = registry.count(absent(1))
+    assert (await program.blob(absent(1))).status == 404
+    assert registry.count(absent(1)) > before
+
+
+@pytest.mark.parametrize("status", [500, 403])
+async def test_only_a_404_is_remembered(registry, program, status):
+    digest = registry.add_blob(b"there after all")
+    registry.fail(registry.body_of(digest), Fault(status=status, body=b""), times=10)
+    assert (await program.blob(digest)).status == 404
+    registry.heal()
+    await program.recovered()
+    assert (await program.blob(digest)).digest == digest
+
+
+async def test_absence_in_one_repository_says_nothing_of_another(registry, program):
+    digest = registry.add_blob(b"elsewhere", "library/other")
+    assert (await program.blob(digest)).status == 404
+    assert (await program.blob(digest, "library/other")).digest == digest
+
+
+async def test_a_client_with_one_blob_does_not_wait_for_all_of_anothers(registry, make_program):
+    program = await make_program(fetch={"max_downloads": 2})
+    client = Client(program, GREEDY)
+    registry.throttle(200_000)
+    many = [registry.add_blob(bytes([n]) * 60_000) for n in range(30)]
+    one = registry.add_blob(b"x" * 60_000)
+    async with asyncio.TaskGroup() as group:
+        flood = [group.create_task(client.status(digest)) for digest in many]
+        await registry.until(lambda: registry.bytes_sent() >= 60_000)
+        began = time.monotonic()
+        assert (await program.blob(one)).digest == one
+        taken = time.monotonic() - began
+        assert sum(task.done() for task in flood) < 15
+    assert taken < 2
+    await client.session.close()
