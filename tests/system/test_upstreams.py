@@ -1,4 +1,4 @@
-"""Two real registries, one of them private_registry, behind one cache."""
+"""Two real registries, one of them private, behind one cache."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,11 +12,11 @@ from tests.system.images import Image, make_image
 from tests.system.processes import eventually
 from tests.system.servers import Daemon, Registry, htpasswd_auth
 
-NAME = "private_registry.test"
+NAME = "private.test"
 UPSTREAMS = """\
 [upstreams."docker.io"]
 url = "{public}"
-[upstreams."private_registry.test"]
+[upstreams."private.test"]
 url = "{private}"
 username = "puller"
 password_file = "{password}"
