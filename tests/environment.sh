@@ -1,7 +1,7 @@
-# Sourced by tests/unit and tests/run: installs what config/requirements/development.txt pins into
-# .venv, unless it is there already. Runs in the root of the checkout.
+# Sourced by tests/unit and tests/run, in the root of the checkout: installs the packages that
+# config/requirements/development.txt pins into .venv, unless they are installed.
 
-# Runs a command whose output is worth reading only if it fails.
+# Runs a command and prints its output only if it fails.
 quietly() {
   local output status=0
   output=$("$@" 2>&1) || status=$?

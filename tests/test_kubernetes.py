@@ -118,8 +118,8 @@ def test_nodes_use_the_node_port_for_the_upstreams_of_the_cache(tmp_path: Path):
     assert volumes["certs"]["hostPath"]["path"] == "/etc/containerd/certs.d"
 
 
-class Node:
-    """A node that runs the script of the DaemonSet on a certs.d of its own."""
+class FakeNode:
+    """A node that runs the script of the DaemonSet on its certs.d."""
 
     def __init__(self, directory: Path) -> None:
         self.certs = directory / "certs.d"
@@ -166,11 +166,11 @@ class Node:
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return Node(tmp_path)
+def node(tmp_path: Path) -> FakeNode:
+    return FakeNode(tmp_path)
 
 
-def test_a_node_gets_a_hosts_file_for_every_upstream_until_the_daemonset_is_removed(node: Node):
+def test_a_node_gets_a_hosts_file_for_every_upstream_until_the_daemonset_is_removed(node: FakeNode):
     node.run()
     assert set(node.written) == {"docker.io", "ghcr.io", "quay.io", "registry.k8s.io"}
     for text in node.written.values():
@@ -179,7 +179,7 @@ def test_a_node_gets_a_hosts_file_for_every_upstream_until_the_daemonset_is_remo
     assert list(node.certs.iterdir()) == []
 
 
-def test_foreign_hosts_files_are_left_alone(node: Node):
+def test_foreign_hosts_files_are_left_alone(node: FakeNode):
     foreign = node.certs / "ghcr.io" / "hosts.toml"
     foreign.parent.mkdir()
     foreign.write_text('server = "https://ghcr.io"\n')
@@ -188,7 +188,7 @@ def test_foreign_hosts_files_are_left_alone(node: Node):
     assert list(node.certs.iterdir()) == [foreign.parent]
 
 
-def test_files_that_a_crash_has_left_are_kept_updated_or_removed(node: Node):
+def test_files_that_a_crash_has_left_are_kept_updated_or_removed(node: FakeNode):
     node.run()
     for name, text in node.written.items():
         (node.certs / name).mkdir()
@@ -200,6 +200,6 @@ def test_files_that_a_crash_has_left_are_kept_updated_or_removed(node: Node):
     before = dict(node.written)
     output = node.run()
     assert node.written == before
-    assert "docker.io is as it should be" in output
-    assert "quay.io is written" in output
-    assert "old.example is no upstream any more: removed" in output
+    assert "docker.io unchanged" in output
+    assert "quay.io written" in output
+    assert "old.example removed: no longer an upstream" in output

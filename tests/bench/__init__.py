@@ -1,1 +1,1 @@
-"""The benchmark: pullcache beside its peers, on loopback, in one run."""
+"""The benchmark: pullcache and its peers, measured alternately on loopback in one run."""

@@ -1,6 +1,6 @@
-"""Bundles: an export into a file and an import from one, beside what copies the same file, and what hashes it.
+"""Bundles: export to a file and import from a file, compared with cp and sha256sum of the same file.
 
-All of them alternately, on one disk, with a warm page cache, and until the bytes are on the disk.
+They run alternately on one disk, with a warm page cache, and until the bytes are on the disk.
 """
 
 import io
@@ -15,10 +15,10 @@ from typing import Any
 
 from tests.bench.content import MIB
 from tests.bench.figures import Goal, Row, Size
-from tests.bench.stage import PULLCACHE, STORE_SIZE
+from tests.bench.testbed import PULLCACHE, STORE_SIZE
 from tests.fakes.content import descriptor
 from tests.system.images import CONFIG, LAYER, MANIFEST
-from tests.system.processes import NOWHERE
+from tests.system.processes import UNREACHABLE
 from tests.system.servers import Daemon
 
 COPY, HASH = "cp", "sha256sum"
@@ -26,47 +26,48 @@ NAME = "docker.io/library/bundled:latest"
 LAYER_SIZE = 64 * MIB
 
 
-def measure(size: Size, place: Path) -> Iterator[Row]:
-    """Measure exports and imports of a bundle as large as the cold blob of the other figures."""
-    place.mkdir()
-    bundle, copy, exported = (place / name for name in ("bundle.tar", "copy.tar", "exported.tar"))
-    _make(bundle, size.cold)
-    daemon = Daemon(place / "daemon", NOWHERE, max_size=STORE_SIZE)
+def measure(size: Size, directory: Path) -> Iterator[Row]:
+    """Measure exports and imports of a bundle with the size of the cold blob."""
+    directory.mkdir()
+    names = ("bundle.tar", "copy.tar", "exported.tar")
+    bundle, copy, exported = (directory / name for name in names)
+    _write_bundle(bundle, size.cold)
+    daemon = Daemon(directory / "daemon", UNREACHABLE, max_size=STORE_SIZE)
     figures: dict[str, dict[str, list[float]]] = {"import": {}, "export": {}}
     try:
         daemon.start()
         for _ in range(size.rounds):
             for path in (copy, exported):
                 path.unlink(missing_ok=True)
-            copied = _rate(bundle, ["cp", bundle, copy], ["sync", copy])
-            hashed = _rate(bundle, ["sha256sum", bundle])
-            command = [*daemon.python, "import", "--store", daemon.store, bundle]
-            imported = _rate(bundle, command)
-            command = [*daemon.python, "export", "--store", daemon.store, NAME, "-o", exported]
-            both = {"import": imported, "export": _rate(bundle, command)}
-            for what, rate in both.items():
-                for name, one in ((PULLCACHE, rate), (COPY, copied), (HASH, hashed)):
-                    figures[what].setdefault(name, []).append(one)
+            cp_rate = _rate(bundle, ["cp", bundle, copy], ["sync", copy])
+            hash_rate = _rate(bundle, ["sha256sum", bundle])
+            command = [*daemon.program, "import", "--store", daemon.store, bundle]
+            import_rate = _rate(bundle, command)
+            command = [*daemon.program, "export", "--store", daemon.store, NAME, "-o", exported]
+            rates = {"import": import_rate, "export": _rate(bundle, command)}
+            for what, our_rate in rates.items():
+                for name, rate in ((PULLCACHE, our_rate), (COPY, cp_rate), (HASH, hash_rate)):
+                    figures[what].setdefault(name, []).append(rate)
             daemon.run("rm", NAME)
     finally:
         daemon.finish()
-    for what, rates in figures.items():
+    for what, by_name in figures.items():
         work = f"{size.cold // MIB} MiB bundle, {what}"
-        ours = rates[PULLCACHE]
-        yield Row(work, "MB/s", {PULLCACHE: ours, COPY: rates[COPY]}, Goal(">=", 0.5, COPY))
-        hashing = {PULLCACHE: ours, HASH: rates[HASH]}
-        yield Row("  beside sha256sum", "MB/s", hashing, Goal(">=", 0.5, HASH))
+        ours = by_name[PULLCACHE]
+        yield Row(work, "MB/s", {PULLCACHE: ours, COPY: by_name[COPY]}, Goal(">=", 0.5, COPY))
+        hashing = {PULLCACHE: ours, HASH: by_name[HASH]}
+        yield Row("  against sha256sum", "MB/s", hashing, Goal(">=", 0.5, HASH))
 
 
 def _rate(bundle: Path, *commands: list[Any]) -> float:
-    """Return how many megabytes of the bundle a second the commands manage, one after the other."""
-    began = time.perf_counter()
+    """Run the commands one after the other; return the megabytes of the bundle per second."""
+    started = time.perf_counter()
     for command in commands:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return bundle.stat().st_size / (time.perf_counter() - began) / 1e6
+    return bundle.stat().st_size / (time.perf_counter() - started) / 1e6
 
 
-def _make(path: Path, size: int) -> None:
+def _write_bundle(path: Path, size: int) -> None:
     """Write a bundle of one image with `size` bytes of layers."""
     with tarfile.open(path, "w") as archive:
         config = {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers"}}
@@ -74,16 +75,16 @@ def _make(path: Path, size: int) -> None:
         document["config"] = _add(archive, json.dumps(config).encode(), CONFIG)
         layers = range(size // LAYER_SIZE)
         document["layers"] = [_add(archive, os.urandom(LAYER_SIZE), LAYER) for _ in layers]
-        top = _add(archive, json.dumps(document).encode(), MANIFEST)
-        named = {**top, "annotations": {"io.containerd.image.name": NAME}}
+        manifest = _add(archive, json.dumps(document).encode(), MANIFEST)
+        entry = {**manifest, "annotations": {"io.containerd.image.name": NAME}}
         _write(archive, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
-        _write(archive, "index.json", json.dumps({"manifests": [named]}).encode())
+        _write(archive, "index.json", json.dumps({"manifests": [entry]}).encode())
 
 
 def _add(archive: tarfile.TarFile, content: bytes, media_type: str) -> dict[str, Any]:
-    described = descriptor(content, media_type)
-    _write(archive, f"blobs/{described['digest'].replace(':', '/')}", content)
-    return described
+    blob = descriptor(content, media_type)
+    _write(archive, f"blobs/{blob['digest'].replace(':', '/')}", content)
+    return blob
 
 
 def _write(archive: tarfile.TarFile, name: str, content: bytes) -> None:

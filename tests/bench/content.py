@@ -1,4 +1,4 @@
-"""What is served: made once, pushed to the upstream registry, and laid out as files for nginx."""
+"""The content that is served: made once, pushed to the upstream registry, and laid out as files for nginx."""
 
 import hashlib
 import http.client
@@ -13,20 +13,20 @@ from tests.system.images import CONFIG, LAYER, MANIFEST
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 IMAGE = "library/bench"
-COLD = "library/cold"  # blobs that no manifest names, so that nothing but a request fetches them
+COLD = "library/cold"  # no manifest names its blobs, so that no prefetch fetches them
 TAG = "latest"
 SMALL_LAYERS = range(1024, 1034)
 
 
 class Content:
-    """Blobs, and an image's manifest; `root` holds each in a file named like its URL's path."""
+    """Blobs, and the manifest of an image; each is in the file below `root` that its URL's path names."""
 
-    def __init__(self, root: Path, *, hits: Sequence[int], cold: int, crowd: int) -> None:
+    def __init__(self, root: Path, *, hits: Sequence[int], cold: int, shared: int) -> None:
         self.root = root
         big = {size: self._blob(IMAGE, size) for size in hits}
         self.blobs = {size: _path(IMAGE, blob) for size, blob in big.items()}
         self.cold = _path(COLD, self._blob(COLD, cold))
-        self.crowd = _path(COLD, self._blob(COLD, crowd))
+        self.shared = _path(COLD, self._blob(COLD, shared))
         config = {**self._blob(IMAGE, 4000), "mediaType": CONFIG}
         small = [self._blob(IMAGE, size) for size in SMALL_LAYERS]
         document = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config}
@@ -40,47 +40,47 @@ class Content:
 
     @property
     def hits(self) -> list[str]:
-        """Return the paths that the measured servers are to have before they are measured."""
+        """Return the paths that servers must have stored before hits are measured."""
         return [self.by_tag, self.by_digest, *self.blobs.values()]
 
     def file(self, path: str) -> Path:
-        """Return the file that holds what is at the path of a URL."""
+        """Return the file with the content of a URL's path."""
         return self.root / path.removeprefix("/")
 
     def size(self, path: str) -> int:
         return self.file(path).stat().st_size
 
     def digest(self, path: str) -> str:
-        """Return the digest of what is at the path of a URL; all but the tag's ends with its own."""
+        """Return the digest of the content of a URL's path."""
         return (self.by_digest if path == self.by_tag else path).rpartition("/")[2]
 
     def push(self, url: str) -> None:
-        """Upload everything to a registry, as clients do."""
+        """Push everything to a registry, as clients do."""
         base = self.root / "v2"
         connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
         for file in sorted(base.rglob("blobs/*")):
             repository = file.parent.parent.relative_to(base)
-            place = _send(connection, "POST", f"/v2/{repository}/blobs/uploads/")
-            mark = "&" if "?" in place else "?"
-            _send(connection, "PUT", f"{place}{mark}digest={file.name}", file)
+            location = _send(connection, "POST", f"/v2/{repository}/blobs/uploads/")
+            separator = "&" if "?" in location else "?"
+            _send(connection, "PUT", f"{location}{separator}digest={file.name}", file)
         _send(connection, "PUT", self.by_tag, self.file(self.by_tag), MANIFEST)
         connection.close()
 
     def _blob(self, repository: str, size: int) -> dict[str, Any]:
-        """Write a blob whose bytes follow from its size, and return its descriptor."""
-        seeded = random.Random(size)
-        seen = hashlib.sha256()
-        fresh = self.root / "fresh"
+        """Write a blob of pseudorandom bytes, seeded with its size, and return its descriptor."""
+        rng = random.Random(size)
+        hasher = hashlib.sha256()
+        temporary = self.root / "temporary"
         self.root.mkdir(exist_ok=True)
-        with fresh.open("wb") as file:
+        with temporary.open("wb") as file:
             for start in range(0, size, MIB):
-                piece = seeded.randbytes(min(MIB, size - start))
-                seen.update(piece)
-                file.write(piece)
-        descriptor = {"mediaType": LAYER, "digest": f"sha256:{seen.hexdigest()}", "size": size}
+                chunk = rng.randbytes(min(MIB, size - start))
+                hasher.update(chunk)
+                file.write(chunk)
+        descriptor = {"mediaType": LAYER, "digest": f"sha256:{hasher.hexdigest()}", "size": size}
         target = self.file(_path(repository, descriptor))
         target.parent.mkdir(parents=True, exist_ok=True)
-        fresh.rename(target)
+        temporary.rename(target)
         return descriptor
 
 
@@ -95,7 +95,7 @@ def _send(
     file: Path | None = None,
     content_type: str = "application/octet-stream",
 ) -> str:
-    """Send a request with the bytes of `file`; return where the answer points to."""
+    """Send a request with the bytes of `file`; return the Location of the response."""
     parts = urlsplit(target)
     path = f"{parts.path}?{parts.query}" if parts.query else parts.path
     headers = {"Content-Type": content_type}
@@ -106,6 +106,6 @@ def _send(
         with file.open("rb") as body:
             connection.request(method, path, body=body, headers=headers)
     response = connection.getresponse()
-    said = response.read()
-    assert response.status in (201, 202), f"{method} {target}: {response.status} {said!r}"
+    message = response.read()
+    assert response.status in (201, 202), f"{method} {target}: {response.status} {message!r}"
     return response.getheader("Location") or ""

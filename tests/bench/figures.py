@@ -1,4 +1,4 @@
-"""A figure of the benchmark: what it is of, what each that was measured came to, and what is to be reached."""
+"""The figures of the benchmark: sizes of the measurements, rows of results, and goals."""
 
 import statistics
 from collections.abc import Callable
@@ -6,33 +6,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.bench.load import Run
-from tests.bench.stage import PULLCACHE
+from tests.bench.testbed import PULLCACHE
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """How much the benchmark measures. Sizes of blobs are in bytes."""
 
     rounds: int
     seconds: float  # of load, for each figure of a hit
     connections: tuple[int, ...]
-    hits: tuple[int, ...]  # bytes of the blobs that are hit
-    cold: int
-    crowd: int
-    link: int  # bytes of the blob that comes over throttled connections
-    few: int  # rounds of what takes long
-    blobs: tuple[int, ...]  # of the stores that are filled
-    followers: int
-    growing: int  # bytes of the blob that they follow
-    idle: int
-    slow: int
-    slow_seconds: float
-    pulls: int  # of the fleet's day
+    hits: tuple[int, ...]  # the blobs that are in the store
+    cold: int  # a blob that is not
+    shared: int  # a cold blob that many clients request at once
+    throttled: int  # a cold blob over throttled connections
+    slow_rounds: int  # rounds of measurements that take long
+    blobs: tuple[int, ...]  # how many blobs the stores of the growth part have
+    followers: int  # clients of one growing blob
+    growing: int  # that blob
+    idle_connections: int
+    slow_readers: int
+    slow_seconds: float  # how long they read
+    pulls: int  # in the day of the fleet
 
 
 @dataclass(frozen=True)
 class Goal:
-    """The figure to reach: `factor` times the peer's, or `factor` itself, and `plus`."""
+    """The bound of a figure: `factor` times the peer's figure, or `factor` without a peer, and `plus`."""
 
     sense: str  # ">=" or "<="
     factor: float
@@ -51,9 +51,9 @@ class Goal:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of all that were measured, round by round, pullcache among them.
+    """One figure: its values in all rounds by the measured programs, pullcache among them.
 
-    Whether more is better is told by the goal's sense, or by `more` where there is no goal.
+    The sense of the goal says whether more is better; without a goal, `more` says it.
     """
 
     work: str
@@ -72,8 +72,8 @@ class Row:
         return self.goal.sense == ">=" if self.goal else self.more
 
     @property
-    def is_reached(self) -> bool | None:
-        """Tell whether the goal is; None if there is none, or nobody to compare with."""
+    def is_met(self) -> bool | None:
+        """Return whether the goal is met; None without a goal, or if its peer was not measured."""
         if not self.goal:
             return None
         medians = self.medians
@@ -84,7 +84,7 @@ class Row:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Return our figure by that of each other, where theirs is not nought."""
+        """Return pullcache's figure divided by that of each peer, unless that is 0."""
         medians = self.medians
         ours = medians.pop(PULLCACHE)
         return {name: ours / value for name, value in medians.items() if value}
@@ -99,14 +99,14 @@ class Row:
             "rounds": self.figures,
             "ratio": self.ratios,
         }
-        if self.goal and self.is_reached is not None:
+        if self.goal and self.is_met is not None:
             goal = {"says": str(self.goal), "bound": self.goal.bound(self.medians)}
-            document["goal"] = {**goal, "reached": self.is_reached}
+            document["goal"] = {**goal, "reached": self.is_met}
         return document
 
 
 class Runs:
-    """The runs of several servers."""
+    """The runs of several servers, by their names."""
 
     def __init__(self) -> None:
         self._runs: dict[str, list[Run]] = {}
@@ -115,8 +115,9 @@ class Runs:
         self._runs.setdefault(name, []).append(run)
 
     def forget(self, name: str) -> None:
-        """Leave one out of the figures that are asked for from now on."""
+        """Remove the runs of one server."""
         self._runs.pop(name, None)
 
     def figures(self, figure: Callable[[Run], float]) -> dict[str, list[float]]:
+        """Return the figure of each run, by server."""
         return {name: [figure(run) for run in runs] for name, runs in self._runs.items() if runs}

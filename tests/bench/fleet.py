@@ -1,6 +1,7 @@
-"""A day of a fleet in minutes: how much of it a store of a tenth of everything saves upstream.
+"""A fleet's day of pulls: the byte hit ratio of a store with room for a tenth of all pulled content.
 
-The daemon serves it all, one request after the other; what other policies had kept is worked out for the same day.
+The daemon serves the day in minutes, one request after the other. For other eviction policies the ratio is
+simulated.
 """
 
 import hashlib
@@ -18,20 +19,20 @@ from proxy.storage.space import INDEX_MARGIN
 from tests.bench import peers, policies
 from tests.bench.content import MIB
 from tests.bench.figures import Goal, Row, Size
-from tests.bench.stage import PULLCACHE, pullcache
+from tests.bench.testbed import PULLCACHE, pullcache
 from tests.bench.trace import BLOCK, Blob, Fleet, Image
+from tests.system.http_client import connect, has_status
 from tests.system.images import CONFIG, LAYER, MANIFEST
 from tests.system.processes import Process
 from tests.system.servers import Daemon
-from tests.system.wire import answers, connect
 
-SHARE = 10  # the store has room for a tenth of what is pulled in the day
+SHARE = 10  # the store has room for a tenth of the content pulled in the day
 SHARED_MEMORY = Path("/dev/shm")
-INDEX = 2 * MIB  # room for the index, which does not shrink with the blobs
+INDEX_SIZE = 2 * MIB  # unlike the blobs, the index is as large as in production
 
-LRU, BEST, BELADY, TRY = "LRU", "best", "Belady", "tried"
-# The best of these is what is to be come near to; Belady's knows the future.
-TRIED = {
+LRU, BEST, BELADY, COMPARED = "LRU", "best", "Belady", "tried"
+# The goal is to come close to the best of these. Belady's policy, which knows the future, is not among them.
+POLICIES = {
     "LRU": policies.lru,
     "LRU of images": policies.lru_of_images,
     "midpoint": policies.midpoint,
@@ -41,46 +42,50 @@ TRIED = {
 }
 
 
-def measure(size: Size, place: Path) -> Iterator[Row]:
-    """Let a day pass through the daemon, with its prefetching and without, and through the others."""
+def measure(size: Size, directory: Path) -> Iterator[Row]:
+    """Measure the daemon with and without prefetch, and simulate the other policies."""
     fleet = Fleet(size.pulls)
-    asked = sum(blob.size for pull in fleet.day for blob in pull.requests())
-    digests = _publish(fleet, place / "published")
-    brought, capacity = _serve(fleet, digests, place, "off")
-    prefetched, _ = _serve(fleet, digests, place, "layers")
-    missed: dict[str, float] = {name: policy(fleet.day, capacity) for name, policy in TRIED.items()}
-    missed |= {PULLCACHE: brought, BELADY: policies.belady(fleet.day, capacity)}
-    missed[BEST] = min(missed[name] for name in TRIED)
-    hits = {name: [1 - some / asked] for name, some in missed.items()}
-    shown = {name: hits[name] for name in (PULLCACHE, LRU, BEST, BELADY)}
+    requested = sum(blob.size for pull in fleet.day for blob in pull.requests())
+    digests = _publish(fleet, directory / "published")
+    fetched, capacity = _serve(fleet, digests, directory, "off")
+    with_prefetch, _ = _serve(fleet, digests, directory, "layers")
+    missed: dict[str, float] = {
+        name: policy(fleet.day, capacity) for name, policy in POLICIES.items()
+    }
+    missed |= {PULLCACHE: fetched, BELADY: policies.belady(fleet.day, capacity)}
+    missed[BEST] = min(missed[name] for name in POLICIES)
+    ratios = {name: [1 - missing / requested] for name, missing in missed.items()}
+    shown = {name: ratios[name] for name in (PULLCACHE, LRU, BEST, BELADY)}
     yield Row("byte hit ratio, no prefetch", "", shown, Goal(">=", 0.99, LRU), digits=3)
-    near = {name: hits[name] for name in (PULLCACHE, BEST)}
-    yield Row("  beside the best that was tried", "", near, Goal(">=", 0.9, BEST), digits=3)
-    for name in TRIED:
-        beside = {PULLCACHE: hits[PULLCACHE], TRY: hits[name]}
-        yield Row(f"  beside {name}", "", beside, digits=3, more=True)
-    upstream = {name: [missed[name] / asked] for name in (PULLCACHE, LRU, BEST, BELADY)}
-    yield Row("upstream bytes a client's byte", "", upstream, digits=3)
-    upstream[PULLCACHE] = [prefetched / asked]
-    yield Row("  with prefetch, as by default", "", upstream, digits=3)
+    best = {name: ratios[name] for name in (PULLCACHE, BEST)}
+    yield Row("  against the best policy", "", best, Goal(">=", 0.9, BEST), digits=3)
+    for name in POLICIES:
+        compared = {PULLCACHE: ratios[PULLCACHE], COMPARED: ratios[name]}
+        yield Row(f"  against {name}", "", compared, digits=3, more=True)
+    upstream = {name: [missed[name] / requested] for name in (PULLCACHE, LRU, BEST, BELADY)}
+    yield Row("upstream bytes per client byte", "", upstream, digits=3)
+    upstream[PULLCACHE] = [with_prefetch / requested]
+    yield Row("  with prefetch (the default)", "", upstream, digits=3)
 
 
-def _serve(fleet: Fleet, digests: dict[Blob, str], place: Path, prefetch: str) -> tuple[float, int]:
-    """Let the daemon serve the day; return the bytes that upstream sent, and what its store had room for."""
-    nginx = place / f"nginx-{prefetch}"
+def _serve(
+    fleet: Fleet, digests: dict[Blob, str], directory: Path, prefetch: str
+) -> tuple[float, int]:
+    """Let the daemon serve the day; return the bytes from upstream and the store's room for blobs."""
+    nginx = directory / f"nginx-{prefetch}"
     nginx.mkdir()
     port = peers.free_port()
-    command = peers.static_nginx(nginx, port, place / "published", manifests=MANIFEST)
+    command = peers.static_nginx(nginx, port, directory / "published", manifests=MANIFEST)
     upstream = Process(nginx, "nginx", command)
-    limit = fleet.total // SHARE + INDEX + INDEX_MARGIN
+    limit = fleet.total // SHARE + INDEX_SIZE + INDEX_MARGIN
     env = {"PULLCACHE_FETCH_PREFETCH": prefetch, "PULLCACHE_MANIFESTS_TTL": "1d"}
     try:
         url = f"http://127.0.0.1:{port}"
-        upstream.wait_until(partial(answers, url, "/v2/", 403), "an answer")
-        # In memory, if there is such a place: this is not about the disk.
-        memory = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else place
+        upstream.wait_until(partial(has_status, url, "/v2/", 403), "a response")
+        # In memory where possible: the speed of the disk does not matter here.
+        parent = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else directory
         with (
-            tempfile.TemporaryDirectory(prefix="bench-", dir=memory) as home,
+            tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as home,
             pullcache(Path(home) / "daemon", url, env, str(limit)) as daemon,
         ):
             _pull(daemon, fleet, digests)
@@ -95,32 +100,33 @@ def _pull(daemon: Daemon, fleet: Fleet, digests: dict[Blob, str]) -> None:
     for pull in fleet.day:
         base = f"/v2/{_name(pull.image)}"
         _get(connection, f"{base}/manifests/v{pull.image.version}", BLOCK)
-        for blob in pull.wanted:
+        for blob in pull.requested:
             _get(connection, f"{base}/blobs/{digests[blob]}", blob.size)
     connection.close()
 
 
 def _get(connection: http.client.HTTPConnection, path: str, size: int) -> None:
     connection.request("GET", path, headers={"Accept": MANIFEST})
-    answer = connection.getresponse()
-    body = answer.read()
-    assert (answer.status, len(body)) == (200, size), f"{answer.status} for {path}: {body!r:.200}"
+    response = connection.getresponse()
+    body = response.read()
+    problem = f"{response.status} for {path}: {body!r:.200}"
+    assert (response.status, len(body)) == (200, size), problem
 
 
 def _publish(fleet: Fleet, root: Path) -> dict[Blob, str]:
-    """Write everything that is pulled as files for nginx; return the digests of configs and layers."""
+    """Write all pulled content as files for nginx; return the digests of configs and layers."""
     digests: dict[Blob, str] = {}
     for image in {pull.image: None for pull in fleet.day}:
-        place = root / "v2" / _name(image)
+        repository = root / "v2" / _name(image)
         for kind in ("blobs", "manifests"):
-            (place / kind).mkdir(parents=True, exist_ok=True)
+            (repository / kind).mkdir(parents=True, exist_ok=True)
         for blob in image.blobs:
             content = random.Random(blob.number).randbytes(blob.size)
             digests[blob] = _digest(content)
-            (place / "blobs" / digests[blob]).write_bytes(content)
+            (repository / "blobs" / digests[blob]).write_bytes(content)
         content = _manifest(image, digests)
         for reference in (f"v{image.version}", _digest(content)):
-            (place / "manifests" / reference).write_bytes(content)
+            (repository / "manifests" / reference).write_bytes(content)
     return digests
 
 
@@ -129,7 +135,7 @@ def _name(image: Image) -> str:
 
 
 def _manifest(image: Image, digests: dict[Blob, str]) -> bytes:
-    """Return the manifest of an image, as many bytes as the trace says."""
+    """Return the manifest of an image, padded to the size that the trace gives it."""
     config, *layers = (
         {"mediaType": LAYER, "digest": digests[blob], "size": blob.size} for blob in image.blobs
     )

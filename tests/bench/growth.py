@@ -1,4 +1,4 @@
-"""Growth: what a daemon takes whose index holds a thousand, a hundred thousand, a million blobs."""
+"""Growth: start, memory, listing and eviction with a thousand, a hundred thousand and a million blobs."""
 
 import json
 import shutil
@@ -11,21 +11,21 @@ from pathlib import Path
 from tests.bench import proc
 from tests.bench.content import MIB
 from tests.bench.figures import Goal, Row, Size
-from tests.bench.filled import fill
+from tests.bench.filled_store import fill
 from tests.bench.probe import probing
-from tests.bench.stage import PULLCACHE
+from tests.bench.testbed import PULLCACHE
+from tests.system.http_client import send_request
 from tests.system.images import MANIFEST
-from tests.system.processes import NOWHERE, run
+from tests.system.processes import UNREACHABLE, run
 from tests.system.servers import Daemon
-from tests.system.wire import ask
 
-ROOMY = "100TB"  # layers are sparse, so this is no promise of the disk's
-BATCH = 64  # blobs that one eviction takes where it takes many
+MAX_SIZE = "100TB"  # more than the disk has; the files of layers are sparse
+BATCH = 64  # blobs that a larger eviction removes
 
 
-def measure(size: Size, place: Path, blobs: int) -> Iterator[Row]:
-    """Fill a store, start on it as often as there are rounds, list its images, evict."""
-    home = place / f"store{blobs}"
+def measure(size: Size, directory: Path, blobs: int) -> Iterator[Row]:
+    """Fill a store, start a daemon on it in each round, list its images, evict."""
+    home = directory / f"store{blobs}"
     path = fill(home / "store", blobs)
     try:
         yield from _start(size, home, path, blobs)
@@ -36,54 +36,54 @@ def measure(size: Size, place: Path, blobs: int) -> Iterator[Row]:
 
 
 def _start(size: Size, home: Path, path: str, blobs: int) -> Iterator[Row]:
-    started, spent, held = [], [], []
+    seconds, cpu, memory = [], [], []
     for _ in range(size.rounds):
-        daemon = Daemon(home, NOWHERE, max_size=ROOMY)
+        daemon = Daemon(home, UNREACHABLE, max_size=MAX_SIZE)
         try:
-            began = time.perf_counter()
+            started = time.perf_counter()
             daemon.start()
             _hit(daemon, path)
-            started.append(time.perf_counter() - began)
-            spent.append(proc.cpu_seconds(daemon.process.pid))
-            held.append(proc.memory(daemon.process.pid) / MIB)
+            seconds.append(time.perf_counter() - started)
+            cpu.append(proc.cpu_seconds(daemon.process.pid))
+            memory.append(proc.resident_bytes(daemon.process.pid) / MIB)
         finally:
             daemon.finish()
     work = f"{blobs:,} blobs: start to first hit"
-    yield Row(work, "s", {PULLCACHE: started}, Goal("<=", 2), digits=2)
-    yield Row("  its CPU", "s", {PULLCACHE: spent}, digits=2)
-    yield Row(f"{blobs:,} blobs: idle memory", "MiB", {PULLCACHE: held}, Goal("<=", 80))
+    yield Row(work, "s", {PULLCACHE: seconds}, Goal("<=", 2), digits=2)
+    yield Row("  its CPU", "s", {PULLCACHE: cpu}, digits=2)
+    yield Row(f"{blobs:,} blobs: idle memory", "MiB", {PULLCACHE: memory}, Goal("<=", 80))
 
 
 def _list(home: Path, path: str, blobs: int) -> Iterator[Row]:
-    daemon = Daemon(home, NOWHERE, max_size=ROOMY)
+    daemon = Daemon(home, UNREACHABLE, max_size=MAX_SIZE)
     try:
         daemon.start()
         with probing(daemon.url, path) as latencies:
-            began = time.perf_counter()
+            started = time.perf_counter()
             daemon.run("images", "--json", timeout=900)
-            taken = time.perf_counter() - began
-        peak = proc.peak(daemon.process.pid) / MIB
+            seconds = time.perf_counter() - started
+        peak = proc.peak_bytes(daemon.process.pid) / MIB
     finally:
         daemon.finish()
-    yield Row(f"{blobs:,} blobs: images", "s", {PULLCACHE: [taken]}, digits=2)
-    waited = latencies.percentile(0.99) * 1e3
-    yield Row("  manifest's 99th percentile", "ms", {PULLCACHE: [waited]}, digits=1)
+    yield Row(f"{blobs:,} blobs: images", "s", {PULLCACHE: [seconds]}, digits=2)
+    latency = latencies.percentile(0.99) * 1e3
+    yield Row("  manifest's 99th percentile", "ms", {PULLCACHE: [latency]}, digits=1)
     yield Row("  peak memory", "MiB", {PULLCACHE: [peak]})
 
 
 def _evict(size: Size, home: Path, blobs: int) -> Iterator[Row]:
-    """Evict one blob, and many at a time, more often than the first that finds everything cold."""
+    """Evict one blob, and many at once, several times: the first eviction finds cold caches."""
     times = str(2 * size.rounds + 1)
-    for many in (1, BATCH):
-        argv = [sys.executable, "-m", "tests.bench.looptime", str(home / "store")]
-        found = json.loads(run(*argv, times, str(many)))
-        kept = {PULLCACHE: [one["loop"] for one in found]}
-        what = "one eviction" if many == 1 else f"evicting {many}"
-        yield Row(f"{blobs:,} blobs: {what}", "ms", kept, Goal("<=", 5), digits=1)
-        passed = statistics.median(one["passed"] for one in found)
-        yield Row("  until it is done", "ms", {PULLCACHE: [passed]}, digits=1)
+    for count in (1, BATCH):
+        argv = [sys.executable, "-m", "tests.bench.loop_time", str(home / "store")]
+        evictions = json.loads(run(*argv, times, str(count)))
+        blocked = {PULLCACHE: [one["loop"] for one in evictions]}
+        what = "one eviction" if count == 1 else f"evicting {count}"
+        yield Row(f"{blobs:,} blobs: {what}", "ms", blocked, Goal("<=", 5), digits=1)
+        elapsed = statistics.median(one["elapsed"] for one in evictions)
+        yield Row("  until it is done", "ms", {PULLCACHE: [elapsed]}, digits=1)
 
 
 def _hit(daemon: Daemon, path: str) -> None:
-    answer = ask(daemon.url, path, headers={"Accept": MANIFEST})
-    assert answer.status == 200, f"{answer.status} for {path}"
+    response = send_request(daemon.url, path, headers={"Accept": MANIFEST})
+    assert response.status == 200, f"{response.status} for {path}"

@@ -1,4 +1,4 @@
-"""Hits: what is in the store, over plain connections and TLS, for one client and for very many."""
+"""Hits: stored manifests and blobs, over plain connections and TLS, for one client and for many."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from tests.bench import load, proc
 from tests.bench.content import GIB, KIB, MIB
 from tests.bench.figures import Goal, Row, Runs, Size
 from tests.bench.load import Run
-from tests.bench.stage import CACHE, MIRROR, NGINX, OTHER, PULLCACHE, Server, Stage
+from tests.bench.testbed import CACHE, MIRROR, NGINX, OTHER, PULLCACHE, Server, Testbed
 
 PLAIN, SECURED = (PULLCACHE, NGINX, CACHE, MIRROR), (PULLCACHE, NGINX)
 OURS = (PULLCACHE, OTHER)
@@ -18,57 +18,60 @@ MANIFESTS = 20_000
 Once = Callable[[Server], Run]
 
 
-def plain(stage: Stage, size: Size) -> Iterator[Row]:
-    """Measure all of it beside all peers."""
-    with stage.warmed(*PLAIN) as servers:
-        # First: what large blobs leave in memory is in the way of latencies.
-        yield from _manifests(stage, servers, size, "")
-        yield from _blobs(stage, servers, size, "")
+def plain(testbed: Testbed, size: Size) -> Iterator[Row]:
+    """Measure manifests and blobs with all peers."""
+    with testbed.running_with_content(*PLAIN) as servers:
+        # Manifests first, because the page cache after large blobs increases latencies.
+        yield from _manifests(testbed, servers, size, "")
+        yield from _blobs(testbed, servers, size, "")
 
 
-def from_disk(stage: Stage, size: Size) -> Iterator[Row]:
-    """Measure blobs that are not in memory, as most are in a store that is larger than it."""
+def from_disk(testbed: Testbed, size: Size) -> Iterator[Row]:
+    """Measure blobs that are not in the page cache, as is usual if the store is larger than the memory."""
     length = max(size.hits)
-    path = stage.content.blobs[length]
-    with stage.warmed(PULLCACHE, NGINX) as servers:
+    path = testbed.content.blobs[length]
+    with testbed.running_with_content(PULLCACHE, NGINX) as servers:
         for clients in (1, 8):
             runs = Runs()
             for _ in range(size.rounds):
                 for server in servers:
-                    stage.drop(server, path)
+                    testbed.drop_from_memory(server, path)
                     runs.add(
                         server.name, load.blobs(server, path, length, seconds=0, clients=clients)
                     )
             speeds = runs.figures(lambda run: run.received / run.seconds / 1e6)
-            work = f"{_say(length)} from the disk, {_count(clients)}"
+            work = f"{_blob_name(length)} from the disk, {_count(clients)}"
             yield Row(work, "MB/s", speeds, more=True)
             spent = runs.figures(lambda run: run.server_cpu / (run.received / GIB))
             yield Row("  server's CPU", "s/GiB", spent, digits=3)
 
 
-def secured(stage: Stage, size: Size) -> Iterator[Row]:
-    """Measure all of it over TLS beside nginx, which has no sendfile there either."""
-    with stage.warmed(*SECURED, tls=True) as servers:
-        yield from _manifests(stage, servers, size, ", TLS")
-        yield from _blobs(stage, servers, size, ", TLS")
+def secured(testbed: Testbed, size: Size) -> Iterator[Row]:
+    """Measure manifests and blobs over TLS with nginx, which does not use sendfile there either."""
+    with testbed.running_with_content(*SECURED, tls=True) as servers:
+        yield from _manifests(testbed, servers, size, ", TLS")
+        yield from _blobs(testbed, servers, size, ", TLS")
 
 
 def _seconds(size: Size, length: int, clients: int) -> float:
-    """Return how long to ask: where nobody gets a whole blob in a second, much of one would be connecting."""
+    """Return the seconds of load: more if no client gets a whole blob in one second.
+
+    Otherwise the time to connect would be a large part.
+    """
     return size.seconds * (4 if clients * length > 8 * GIB else 1)
 
 
-def _blobs(stage: Stage, servers: list[Server], size: Size, how: str) -> Iterator[Row]:
+def _blobs(testbed: Testbed, servers: list[Server], size: Size, how: str) -> Iterator[Row]:
     for length in size.hits:
-        path = stage.content.blobs[length]
+        path = testbed.content.blobs[length]
         for clients in size.connections:
             seconds = _seconds(size, length, clients)
             once: Once = partial(load.wrk, path=path, seconds=seconds, clients=clients)
-            # wrk's own work is not to be measured where bytes count; TLS it must read anyway.
+            # For large blobs wrk's own work would count. Over TLS there is no cheaper client.
             if length >= MIB and not how:
                 once = partial(load.blobs, path=path, size=length, seconds=seconds, clients=clients)
             runs = _alternately(servers, size, path, once)
-            work = f"{_say(length)}, {_count(clients)}{how}"
+            work = f"{_blob_name(length)}, {_count(clients)}{how}"
             if length < MIB:
                 rates = runs.figures(lambda run: run.requests / run.seconds)
                 yield Row(
@@ -84,8 +87,8 @@ def _blobs(stage: Stage, servers: list[Server], size: Size, how: str) -> Iterato
             yield _peak(runs)
 
 
-def _manifests(stage: Stage, servers: list[Server], size: Size, how: str) -> Iterator[Row]:
-    for what, path in (("tag", stage.content.by_tag), ("digest", stage.content.by_digest)):
+def _manifests(testbed: Testbed, servers: list[Server], size: Size, how: str) -> Iterator[Row]:
+    for what, path in (("tag", testbed.content.by_tag), ("digest", testbed.content.by_digest)):
         for clients in size.connections:
             once = partial(load.wrk, path=path, seconds=size.seconds, clients=clients)
             runs = _alternately(servers, size, path, once)
@@ -101,7 +104,7 @@ def _manifests(stage: Stage, servers: list[Server], size: Size, how: str) -> Ite
 
 
 def _latencies(runs: Runs, goal: Goal | None = None) -> Iterator[Row]:
-    """Yield how long answers took, if any came to its end."""
+    """Yield the percentiles of the latencies, if every server completed a response in each round."""
     half = runs.figures(lambda run: run.p50 * 1e3)
     if all(any(values) for values in half.values()):
         yield Row("  50th percentile", "ms", half, digits=2)
@@ -114,9 +117,10 @@ def _peak(runs: Runs) -> Row:
 
 
 def _alternately(servers: list[Server], size: Size, path: str, once: Once) -> Runs:
-    """Run the same on each in turn, with what is at `path` in memory; a peer that does not stand it is left out, and that is said.
+    """Run the load on each server in turn, with the content of `path` in memory.
 
-    docker-registry works on when its clients have left: it is waited for, or whoever comes next pays.
+    A peer that fails is reported and left out. docker-registry works on after its clients have disconnected, so
+    each load waits until the servers are idle.
     """
     runs, failed = Runs(), set[str]()
     for _ in range(size.rounds):
@@ -124,8 +128,8 @@ def _alternately(servers: list[Server], size: Size, path: str, once: Once) -> Ru
             if server.name in failed:
                 continue
             try:
-                load.recall(server, path)
-                proc.await_idle(other.pid for other in servers)
+                load.load_into_memory(server, path)
+                proc.wait_until_idle(other.pid for other in servers)
                 runs.add(server.name, once(server))
             except (AssertionError, OSError, subprocess.TimeoutExpired) as error:
                 if server.name in OURS:
@@ -140,7 +144,7 @@ def _count(clients: int) -> str:
     return f"{clients} client{'s' if clients > 1 else ''}"
 
 
-def _say(length: int) -> str:
+def _blob_name(length: int) -> str:
     for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
         if length >= unit:
             return f"{length // unit} {name} blob"

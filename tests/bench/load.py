@@ -1,4 +1,4 @@
-"""The load: wrk for small answers and for TLS; for blobs a client of our own that throws the bytes away."""
+"""Loads: wrk for small responses and TLS; for blobs, a client that discards the bytes."""
 
 import re
 import select
@@ -12,14 +12,14 @@ from itertools import repeat
 from urllib.parse import urlsplit
 
 from tests.bench import proc
-from tests.bench.stage import Server
+from tests.bench.testbed import Server
+from tests.system.http_client import connect, send_request
 from tests.system.images import MANIFEST
 from tests.system.processes import run
-from tests.system.wire import ask, connect
 
 PIECE = 1 << 20
 SILENCE = 60.0  # seconds after which a server that sends nothing has failed
-PATIENCE = 8.0  # the same where others are asked meanwhile
+MAX_SECONDS = 8.0  # of a load that wrk repeats because it received nothing
 
 _HEAD = re.compile(rb"HTTP/1\.1 200 .*?\r\ncontent-length: *(\d+)\r\n.*", re.IGNORECASE | re.DOTALL)
 _TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
@@ -28,37 +28,37 @@ _BYTES = {"B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 
 @dataclass
 class Run:
-    """What one stretch of load came to."""
+    """The results of one load."""
 
     seconds: float = 0.0
-    requests: int = 0  # that were answered to the end
+    requests: int = 0  # with a complete response
     received: int = 0  # bytes of bodies
     server_cpu: float = 0.0  # seconds of the server, in user and kernel mode
-    peak: int = 0  # bytes of memory that the server held at most
-    p50: float = 0.0  # seconds from a request to the end of its answer
+    peak: int = 0  # of the server's resident memory, in bytes
+    p50: float = 0.0  # seconds from a request to the end of its response
     p99: float = 0.0
-    first_byte: float = 0.0  # seconds from the first request to its body's first bytes
-    stored: float = 0.0  # seconds until the server had it on its disk, if that was waited for
-    stored_cpu: float = 0.0  # seconds that the server had spent by then
+    first_byte: float = 0.0  # seconds from the first request to the first bytes of its body
+    stored: float = 0.0  # seconds until the content was in the server's store, if measured
+    stored_cpu: float = 0.0  # CPU seconds of the server until then
     latencies: list[float] = field(default_factory=list)
 
 
 @contextmanager
-def clocked(server: Server) -> Iterator[Run]:
-    """Note in a new `Run` the time that passes, and what the server spends and holds."""
+def measured(server: Server) -> Iterator[Run]:
+    """Yield a `Run`, and at the end fill in the time, the server's CPU time and its memory."""
     done = Run()
-    proc.forget_peak(server.pid)
+    proc.reset_peak(server.pid)
     began, spent = time.perf_counter(), proc.cpu_seconds(server.pid)
     yield done
     done.seconds = done.seconds or time.perf_counter() - began
     done.server_cpu = proc.cpu_seconds(server.pid) - spent
-    done.peak = proc.peak(server.pid)
+    done.peak = proc.peak_bytes(server.pid)
     if done.latencies:
         done.p50, done.p99 = (percentile(done.latencies, share) for share in (0.5, 0.99))
 
 
-def recall(server: Server, path: str) -> None:
-    """Ask for one thing, unmeasured, so that its file is in memory: the machine may have dropped it meanwhile."""
+def load_into_memory(server: Server, path: str) -> None:
+    """Request `path` once, so that its file is in the page cache when the measurement starts."""
     buffer = bytearray(PIECE)
     with closing(connect(server.url, SILENCE)) as connection:
         connection.request("GET", path, headers={"Accept": MANIFEST})
@@ -69,25 +69,25 @@ def recall(server: Server, path: str) -> None:
 
 
 def percentile(values: list[float], share: float) -> float:
-    """Return the value that this share of them does not exceed."""
+    """Return the value that this share of the values does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def wrk(server: Server, path: str, seconds: float, clients: int) -> Run:
-    """Ask for one thing again and again on keep-alive connections. Any error fails.
+    """Request `path` repeatedly on keep-alive connections; fail on any error.
 
-    If nothing came at all it takes longer.
+    If no response arrives, repeat with twice the time.
     """
     while not (done := _wrk(server, path, seconds, clients)).received:
-        assert seconds < PATIENCE, f"{server.name}: nothing came in {seconds:g} s"
+        assert seconds < MAX_SECONDS, f"{server.name}: no response within {seconds:g} s"
         seconds *= 2
     return done
 
 
 def _wrk(server: Server, path: str, seconds: float, clients: int) -> Run:
     options = [f"-c{clients}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "60s"]
-    with clocked(server) as done:
+    with measured(server) as done:
         said = run("wrk", "-t1", *options, "-H", f"Accept: {MANIFEST}", server.url + path)
         assert "Non-2xx" not in said, f"{server.name}: {said}"
         assert "Socket errors" not in said, f"{server.name}: {said}"
@@ -106,25 +106,25 @@ def _percentile(said: str, share: str) -> float:
 
 
 def blobs(server: Server, path: str, size: int, *, seconds: float, clients: int) -> Run:
-    """Fetch a blob again and again until the time is up; what is not whole then counts by its bytes.
-    If nothing came at all it takes longer.
+    """Fetch a blob repeatedly for `seconds`, or longer until bytes arrive; fail on any error.
 
-    With no time each client fetches it once. Any error fails. The kernel drops the bytes (MSG_TRUNC)
-    instead of copying them: wrk spends more on reading them by 8 KiB than a server does on sending.
+    Bytes of incomplete bodies count too. With `seconds` 0 each client fetches the blob once. The kernel
+    discards the bytes (MSG_TRUNC) instead of copying them: wrk, which reads 8 KiB at a time, uses more CPU than
+    the server.
     """
-    with clocked(server) as done:
+    with measured(server) as done:
         wanted = repeat((path, size)) if seconds else repeat((path, size), clients)
         _Sink(server, iter(wanted), seconds).run(done, clients)
     return done
 
 
 def pull(server: Server, manifest: str, blobs: Iterable[tuple[str, int]], *, clients: int) -> Run:
-    """Ask for a manifest and then for these blobs (paths, sizes), as many at once as `clients`."""
-    with clocked(server) as done:
-        answer = ask(server.url, manifest, headers={"Accept": MANIFEST})
+    """Fetch a manifest and then these blobs (paths, sizes) with `clients` connections."""
+    with measured(server) as done:
+        answer = send_request(server.url, manifest, headers={"Accept": MANIFEST})
         assert answer.status == HTTPStatus.OK, f"{server.name}: {answer.status} for {manifest}"
         _Sink(server, iter(blobs), 0).run(done, clients)
-        done.seconds = 0  # all of it counts, also the manifest
+        done.seconds = 0  # so that `measured` sets the whole time, with the manifest
     return done
 
 
@@ -132,12 +132,12 @@ def pull(server: Server, manifest: str, blobs: Iterable[tuple[str, int]], *, cli
 class _Client:
     socket: socket.socket
     size: int  # of the blob it asked for
-    left: int | None = None  # bytes of the body that are still to come; None before its head
-    asked: float = 0.0  # when it did
+    left: int | None = None  # missing bytes of the body; None before the head
+    asked: float = 0.0  # time of the request
 
 
 class _Sink:
-    """Keep-alive clients in one thread; each asks for the next of what is `wanted`: paths and sizes."""
+    """Keep-alive clients in one thread that fetch `wanted`, an iterator of paths and sizes."""
 
     def __init__(self, server: Server, wanted: Iterator[tuple[str, int]], seconds: float) -> None:
         parts = urlsplit(server.url)
@@ -177,7 +177,7 @@ class _Sink:
             self._events.close()
 
     def _next(self, client: _Client) -> None:
-        """Ask for the next blob, or leave."""
+        """Send the next request, or close the connection after the last one."""
         client.left = None
         if wanted := next(self._wanted, None):
             path, client.size = wanted
@@ -189,7 +189,7 @@ class _Sink:
             client.socket.close()
 
     def _read(self, client: _Client, done: Run) -> bool:
-        """Take what has come; tell whether the body is complete."""
+        """Read what has arrived; return whether the body is complete."""
         if client.left is None:
             piece = client.socket.recv(4096)
             head, _, body = piece.partition(b"\r\n\r\n")

@@ -1,4 +1,4 @@
-"""The parts of the benchmark: each runs by itself, and says which measures it has."""
+"""The parts of the benchmark: each can run alone, and lists its measurements."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.bench import bundles, crowds, fleet, growth, hits, links, misses
+from tests.bench import bundles, fleet, growth, hits, many_clients, misses, slow_links
 from tests.bench.content import GIB, KIB, MIB, Content
 from tests.bench.figures import Row, Size
-from tests.bench.stage import CACHE, MIRROR, NGINX, PULLCACHE, UPSTREAM, Stage
+from tests.bench.testbed import CACHE, MIRROR, NGINX, PULLCACHE, UPSTREAM, Testbed
 
 SHORT = Size(
     rounds=1,
@@ -17,14 +17,14 @@ SHORT = Size(
     connections=(32,),
     hits=(4 * KIB, MIB),
     cold=64 * MIB,
-    crowd=16 * MIB + 1,
-    link=16 * MIB,
-    few=1,
+    shared=16 * MIB + 1,
+    throttled=16 * MIB,
+    slow_rounds=1,
     blobs=(1_000,),
     followers=200,
     growing=2 * MIB,
-    idle=500,
-    slow=100,
+    idle_connections=500,
+    slow_readers=100,
     slow_seconds=3,
     pulls=100,
 )
@@ -34,100 +34,102 @@ LONG = Size(
     connections=(1, 32, 256),
     hits=(4 * KIB, MIB, 64 * MIB, GIB),
     cold=GIB + 1,
-    crowd=256 * MIB + 1,
-    link=64 * MIB,
-    few=3,
+    shared=256 * MIB + 1,
+    throttled=64 * MIB,
+    slow_rounds=3,
     blobs=(1_000, 100_000, 1_000_000),
     followers=1_000,
     growing=8 * MIB,
-    idle=2_000,
-    slow=500,
+    idle_connections=2_000,
+    slow_readers=500,
     slow_seconds=60,
     pulls=3_000,
 )
 
-Measure = Callable[[], Iterator[Row]]
+Measurement = Callable[[], Iterator[Row]]
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a part is given: how much, an empty directory, perhaps another checkout to compare with."""
+class Setup:
+    """The input of a part: sizes, an empty directory, and optionally another checkout to compare with."""
 
     size: Size
-    place: Path
+    directory: Path
     other: Path | None
 
 
 @dataclass(frozen=True)
-class Part:
-    """`open` yields the measures by name; `columns` are those who are measured."""
+class BenchmarkPart:
+    """`columns` names the programs to measure; `open` yields the measurements by name."""
 
     columns: Sequence[str]
-    open: Callable[[Setting], AbstractContextManager[dict[str, Measure]]]
+    open: Callable[[Setup], AbstractContextManager[dict[str, Measurement]]]
 
 
 @contextmanager
-def _hits(setting: Setting) -> Iterator[dict[str, Measure]]:
-    size = setting.size
-    with _stage(setting, hits=size.hits) as stage:
+def _hits(setup: Setup) -> Iterator[dict[str, Measurement]]:
+    size = setup.size
+    with _testbed(setup, hits=size.hits) as testbed:
         yield {
-            "plain": partial(hits.plain, stage, size),
-            "disk": partial(hits.from_disk, stage, size),
-            "TLS": partial(hits.secured, stage, size),
+            "plain": partial(hits.plain, testbed, size),
+            "disk": partial(hits.from_disk, testbed, size),
+            "TLS": partial(hits.secured, testbed, size),
         }
 
 
 @contextmanager
-def _misses(setting: Setting) -> Iterator[dict[str, Measure]]:
-    size, place = setting.size, setting.place
-    with _stage(setting, hits=(MIB,), cold=size.cold, crowd=size.crowd) as stage:
+def _misses(setup: Setup) -> Iterator[dict[str, Measurement]]:
+    size, directory = setup.size, setup.directory
+    with _testbed(setup, hits=(MIB,), cold=size.cold, shared=size.shared) as testbed:
         yield {
-            "cold": partial(misses.cold, stage, size, place),
-            "crowd": partial(misses.crowd, stage, size),
-            "slow client": partial(misses.beside_slow, stage, size),
-            "image": partial(misses.image, stage, size, place),
-            "links": partial(links.measure, stage, size, place / "linked"),
+            "cold": partial(misses.cold, testbed, size, directory),
+            "many clients": partial(misses.many_clients, testbed, size),
+            "slow client": partial(misses.beside_slow, testbed, size),
+            "image": partial(misses.image, testbed, size, directory),
+            "slow links": partial(slow_links.measure, testbed, size, directory / "throttled"),
         }
 
 
 @contextmanager
-def _growth(setting: Setting) -> Iterator[dict[str, Measure]]:
-    size, place = setting.size, setting.place
-    with _stage(setting, hits=(16 * MIB,)) as stage:
+def _growth(setup: Setup) -> Iterator[dict[str, Measurement]]:
+    size, directory = setup.size, setup.directory
+    with _testbed(setup, hits=(16 * MIB,)) as testbed:
         yield {
-            "followers": partial(crowds.followers, stage, size, place),
-            "idle": partial(crowds.idle, stage, size),
-            "slow readers": partial(crowds.slow, stage, size),
+            "followers": partial(many_clients.followers, testbed, size, directory),
+            "idle": partial(many_clients.idle, testbed, size),
+            "slow readers": partial(many_clients.slow_readers, testbed, size),
             **{
-                f"{blobs} blobs": partial(growth.measure, size, place, blobs)
+                f"{blobs} blobs": partial(growth.measure, size, directory, blobs)
                 for blobs in size.blobs
             },
         }
 
 
 @contextmanager
-def _fleet(setting: Setting) -> Iterator[dict[str, Measure]]:
-    yield {"day": partial(fleet.measure, setting.size, setting.place)}
+def _fleet(setup: Setup) -> Iterator[dict[str, Measurement]]:
+    yield {"day": partial(fleet.measure, setup.size, setup.directory)}
 
 
 @contextmanager
-def _bundles(setting: Setting) -> Iterator[dict[str, Measure]]:
-    yield {"bundles": partial(bundles.measure, setting.size, setting.place / "bundles")}
+def _bundles(setup: Setup) -> Iterator[dict[str, Measurement]]:
+    yield {"bundles": partial(bundles.measure, setup.size, setup.directory / "bundles")}
 
 
 @contextmanager
-def _stage(
-    setting: Setting, *, hits: Sequence[int], cold: int = 1, crowd: int = 2
-) -> Iterator[Stage]:
-    content = Content(setting.place / "files", hits=hits, cold=cold, crowd=crowd)
-    with Stage(setting.place, content, setting.other) as stage:
-        yield stage
+def _testbed(
+    setup: Setup, *, hits: Sequence[int], cold: int = 1, shared: int = 2
+) -> Iterator[Testbed]:
+    content = Content(setup.directory / "files", hits=hits, cold=cold, shared=shared)
+    with Testbed(setup.directory, content, setup.other) as testbed:
+        yield testbed
 
 
 PARTS = {
-    "hits": Part((PULLCACHE, NGINX, CACHE, MIRROR), _hits),
-    "misses": Part((PULLCACHE, MIRROR, CACHE, UPSTREAM), _misses),
-    "growth": Part((PULLCACHE, NGINX, MIRROR), _growth),
-    "fleet": Part((PULLCACHE, fleet.LRU, fleet.TRY, fleet.BEST, fleet.BELADY), _fleet),
-    "bundles": Part((PULLCACHE, bundles.COPY, bundles.HASH), _bundles),
+    "hits": BenchmarkPart((PULLCACHE, NGINX, CACHE, MIRROR), _hits),
+    "misses": BenchmarkPart((PULLCACHE, MIRROR, CACHE, UPSTREAM), _misses),
+    "growth": BenchmarkPart((PULLCACHE, NGINX, MIRROR), _growth),
+    "fleet": BenchmarkPart(
+        (PULLCACHE, fleet.LRU, fleet.COMPARED, fleet.BEST, fleet.BELADY), _fleet
+    ),
+    "bundles": BenchmarkPart((PULLCACHE, bundles.COPY, bundles.HASH), _bundles),
 }

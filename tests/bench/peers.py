@@ -1,4 +1,4 @@
-"""The configurations of the peers: nginx that serves files, nginx that caches, docker-registry as a mirror."""
+"""Configurations of the peers: nginx for static files, nginx as a cache, docker-registry as a mirror."""
 
 import socket
 from pathlib import Path
@@ -29,7 +29,7 @@ http {{
 }}
 """
 _TLS = "ssl_certificate {0}; ssl_certificate_key {1}; ssl_protocols TLSv1.2 TLSv1.3;"
-# One fetch for all who ask; the others wait for its end, as long as it takes.
+# proxy_cache_lock: concurrent requests for the same content wait for one fetch, however long it takes.
 _CACHE = "proxy_cache_path {home}/cache keys_zone=cache:16m max_size=20g use_temp_path=off;"
 _CACHING = """\
 location / {{
@@ -53,7 +53,7 @@ proxy: {{remoteurl: "{upstream}"}}
 
 
 def free_port() -> int:
-    """Return a port that nobody has just now: none of the peers tells which one it was given."""
+    """Return a free port: the peers do not report the port that they get for port 0."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
 
@@ -61,9 +61,9 @@ def free_port() -> int:
 def static_nginx(
     home: Path, port: int, root: Path, tls: tuple[str, str] | None = None, manifests: str = ""
 ) -> list[str | Path]:
-    """Return the command of one that serves the files below `root`.
+    """Return the command of an nginx that serves the files below `root`.
 
-    What it calls a manifest has the media type `manifests`, if that is given.
+    Files in directories named `manifests` are served with the media type `manifests`, if that is given.
     """
     server = f"root {root};"
     if manifests:
@@ -72,7 +72,7 @@ def static_nginx(
 
 
 def caching_nginx(home: Path, port: int, upstream: str) -> list[str | Path]:
-    """Return the command of one that keeps what upstream sends."""
+    """Return the command of an nginx that caches responses of `upstream`."""
     return _nginx(home, port, _CACHE.format(home=home), _CACHING.format(upstream=upstream), None)
 
 

@@ -1,7 +1,7 @@
-"""What a store of some bytes would have kept, by one policy or another: the bytes that were not there.
+"""Simulated eviction policies: the bytes that a store of some capacity misses in a day of pulls.
 
-Each is a function of a day and a capacity. All but Belady's know the past alone; his farthest next use, with blobs of
-many sizes, is not quite the best that there can be, but near to it.
+Each policy is a function of a day and a capacity. Only Belady's knows the future; it evicts the blob whose next use
+is farthest, which is close to the optimum for blobs of different sizes.
 """
 
 import heapq
@@ -12,45 +12,45 @@ from itertools import count
 from tests.bench.trace import Blob, Pull
 
 
-class Heap:
-    """Blobs by a worth that changes: the least worthy goes first."""
+class PriorityStore:
+    """Blobs with priorities that can change. The blob with the lowest priority is evicted first."""
 
     def __init__(self, capacity: int) -> None:
-        self.worth: dict[Blob, float] = {}
+        self.priorities: dict[Blob, float] = {}
         self.free = capacity
         self._heap: list[tuple[float, int, Blob]] = []
         self._numbers = count()
 
-    def put(self, blob: Blob, worth: float) -> None:
-        """Give a blob a worth; it takes its room if it was not there."""
-        if blob not in self.worth:
+    def set_priority(self, blob: Blob, priority: float) -> None:
+        """Set the priority of a blob, and add the blob if it is not stored."""
+        if blob not in self.priorities:
             self.free -= blob.size
-        self.worth[blob] = worth
-        heapq.heappush(self._heap, (worth, next(self._numbers), blob))
+        self.priorities[blob] = priority
+        heapq.heappush(self._heap, (priority, next(self._numbers), blob))
 
     def evict(self) -> float:
-        """Let the least worthy go until there is no less than no room; return the worth of the last."""
-        worth = 0.0
+        """Evict blobs until the rest fits; return the priority of the last one."""
+        priority = 0.0
         while self.free < 0:
-            worth, _, blob = heapq.heappop(self._heap)
-            if self.worth.get(blob) == worth:
-                del self.worth[blob]
+            priority, _, blob = heapq.heappop(self._heap)
+            if self.priorities.get(blob) == priority:
+                del self.priorities[blob]
                 self.free += blob.size
-        return worth
+        return priority
 
 
 def lru(day: Sequence[Pull], capacity: int) -> int:
-    """Evict what was asked for longest ago."""
-    return _least_recent(day, capacity, lambda pull: ())
+    """Evict the blob whose last request is oldest (least recently used)."""
+    return _least_recently_used(day, capacity, lambda pull: ())
 
 
 def lru_of_images(day: Sequence[Pull], capacity: int) -> int:
-    """Evict what was used longest ago, as pullcache does: a manifest's use is one of all that it names."""
-    return _least_recent(day, capacity, lambda pull: pull.image.blobs)
+    """Evict the least recently used blob, as pullcache does: a manifest's use counts for all its blobs."""
+    return _least_recently_used(day, capacity, lambda pull: pull.image.blobs)
 
 
-def _least_recent(
-    day: Sequence[Pull], capacity: int, also: Callable[[Pull], Iterable[Blob]]
+def _least_recently_used(
+    day: Sequence[Pull], capacity: int, also_used: Callable[[Pull], Iterable[Blob]]
 ) -> int:
     stored: OrderedDict[Blob, None] = OrderedDict()
     missed, free = 0, capacity
@@ -63,72 +63,72 @@ def _least_recent(
             stored.move_to_end(blob)
             while free < 0:
                 free += stored.popitem(last=False)[0].size
-        for blob in also(pull):
+        for blob in also_used(pull):
             if blob in stored:
                 stored.move_to_end(blob)
     return missed
 
 
 def midpoint(day: Sequence[Pull], capacity: int) -> int:
-    """The same, but what is new comes in near the end that goes, at a tenth of the ages that there are."""
-    heap, oldest, now, missed = Heap(capacity), 0.0, 0.0, 0
+    """As LRU of images, but a new blob is inserted at the recency of the oldest tenth."""
+    store, oldest, now, missed = PriorityStore(capacity), 0.0, 0.0, 0
     for pull in day:
         for blob in pull.requests():
             now += 1
-            if blob in heap.worth:
-                heap.put(blob, now)
+            if blob in store.priorities:
+                store.set_priority(blob, now)
             else:
                 missed += blob.size
-                heap.put(blob, oldest + (now - oldest) / 10)
-            oldest = max(oldest, heap.evict())
-        for blob in set(pull.image.blobs).difference(pull.wanted):
-            if blob in heap.worth:
+                store.set_priority(blob, oldest + (now - oldest) / 10)
+            oldest = max(oldest, store.evict())
+        for blob in set(pull.image.blobs).difference(pull.requested):
+            if blob in store.priorities:
                 now += 1
-                heap.put(blob, now)
+                store.set_priority(blob, now)
     return missed
 
 
 def lfu_aging(day: Sequence[Pull], capacity: int) -> int:
-    """Evict what was asked for least often, where what is new begins at the worth of what went last (LFU-DA)."""
-    return _aging(day, capacity, lambda uses, _: uses)
+    """Evict the least frequently used blob; new blobs start at the priority of the last eviction (LFU-DA)."""
+    return _with_aging(day, capacity, lambda uses, _: uses)
 
 
 def gdsf(day: Sequence[Pull], capacity: int) -> int:
-    """The same, but what is small is worth more (Greedy-Dual-Size-Frequency)."""
-    return _aging(day, capacity, lambda uses, size: uses / size)
+    """As LFU-DA, but small blobs have a higher priority (Greedy-Dual-Size-Frequency)."""
+    return _with_aging(day, capacity, lambda uses, size: uses / size)
 
 
-def _aging(day: Sequence[Pull], capacity: int, worth: Callable[[int, int], float]) -> int:
-    heap, uses, age, missed = Heap(capacity), Counter[Blob](), 0.0, 0
+def _with_aging(day: Sequence[Pull], capacity: int, priority: Callable[[int, int], float]) -> int:
+    store, uses, age, missed = PriorityStore(capacity), Counter[Blob](), 0.0, 0
     for blob in _requests(day):
-        if blob not in heap.worth:
+        if blob not in store.priorities:
             missed += blob.size
             uses[blob] = 0
         uses[blob] += 1
-        heap.put(blob, age + worth(uses[blob], blob.size))
-        age = max(age, heap.evict())
+        store.set_priority(blob, age + priority(uses[blob], blob.size))
+        age = max(age, store.evict())
     return missed
 
 
 def s3_fifo(day: Sequence[Pull], capacity: int) -> int:
-    """A tenth of the store is on probation: what is asked for no more there does not reach the rest."""
-    store = _Fifos(capacity)
-    return sum(blob.size for blob in _requests(day) if not store.ask(blob))
+    """Evict by S3-FIFO: a new blob enters a small queue, and leaves the store if it is not used again there."""
+    store = _S3Fifo(capacity)
+    return sum(blob.size for blob in _requests(day) if not store.request(blob))
 
 
-class _Fifos:
-    """Two queues with counts of uses, and the names of what left the first of them lately."""
+class _S3Fifo:
+    """A small and a main queue with counts of uses, and a ghost queue of blobs evicted from the small one."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._new: OrderedDict[Blob, int] = OrderedDict()
+        self._small: OrderedDict[Blob, int] = OrderedDict()
         self._main: OrderedDict[Blob, int] = OrderedDict()
         self._ghosts: OrderedDict[Blob, None] = OrderedDict()
-        self._new_bytes = self._bytes = 0  # of the first, and of both
+        self._small_bytes = self._bytes = 0  # of the small queue, and of both
 
-    def ask(self, blob: Blob) -> bool:
-        """Tell whether the blob is here; it is from now on."""
-        for queue in (self._new, self._main):
+    def request(self, blob: Blob) -> bool:
+        """Return whether the blob is stored, and store it."""
+        for queue in (self._small, self._main):
             if blob in queue:
                 queue[blob] = min(3, queue[blob] + 1)
                 return True
@@ -137,18 +137,18 @@ class _Fifos:
             del self._ghosts[blob]
             self._main[blob] = 0
         else:
-            self._new[blob] = 0
-            self._new_bytes += blob.size
+            self._small[blob] = 0
+            self._small_bytes += blob.size
         while self._bytes > self._capacity:
-            if self._new_bytes > self._capacity // 10 or not self._main:
-                self._judge_new()
+            if self._small_bytes > self._capacity // 10 or not self._main:
+                self._evict_from_small()
             else:
-                self._judge_old()
+                self._evict_from_main()
         return False
 
-    def _judge_new(self) -> None:
-        blob, uses = self._new.popitem(last=False)
-        self._new_bytes -= blob.size
+    def _evict_from_small(self) -> None:
+        blob, uses = self._small.popitem(last=False)
+        self._small_bytes -= blob.size
         if uses > 1:
             self._main[blob] = 0
             return
@@ -157,7 +157,7 @@ class _Fifos:
         while len(self._ghosts) > len(self._main):
             self._ghosts.popitem(last=False)
 
-    def _judge_old(self) -> None:
+    def _evict_from_main(self) -> None:
         blob, uses = self._main.popitem(last=False)
         if uses:
             self._main[blob] = uses - 1
@@ -166,19 +166,19 @@ class _Fifos:
 
 
 def belady(day: Sequence[Pull], capacity: int) -> int:
-    """Evict what will be asked for last, be it what just came."""
+    """Evict the blob whose next request is farthest in the future, which may be the new one."""
     requests = _requests(day)
-    heap, missed = Heap(capacity), 0
-    upcoming: dict[Blob, float] = {}
-    following = [0.0] * len(requests)
-    for place in reversed(range(len(requests))):
-        following[place] = upcoming.get(requests[place], float("inf"))
-        upcoming[requests[place]] = place
-    for blob, following_use in zip(requests, following, strict=True):
-        if blob not in heap.worth:
+    store, missed = PriorityStore(capacity), 0
+    next_position: dict[Blob, float] = {}
+    next_uses = [0.0] * len(requests)
+    for position in reversed(range(len(requests))):
+        next_uses[position] = next_position.get(requests[position], float("inf"))
+        next_position[requests[position]] = position
+    for blob, next_use in zip(requests, next_uses, strict=True):
+        if blob not in store.priorities:
             missed += blob.size
-        heap.put(blob, -following_use)
-        heap.evict()
+        store.set_priority(blob, -next_use)
+        store.evict()
     return missed
 
 

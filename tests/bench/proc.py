@@ -1,4 +1,4 @@
-"""What a process has spent and holds, as /proc tells."""
+"""CPU time and memory of a process, from /proc."""
 
 import os
 import re
@@ -10,35 +10,35 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the seconds of all its threads, in user and kernel mode; none for no process (0)."""
+    """Return the CPU seconds of all threads, in user and kernel mode. For `pid` 0, return 0."""
     if not pid:
         return 0.0
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICK
 
 
-def await_idle(pids: Iterable[int], patience: float = 2.0) -> None:
-    """Wait until these have nothing to do for a moment, or so many seconds."""
+def wait_until_idle(pids: Iterable[int], timeout: float = 2.0) -> None:
+    """Wait until the processes use no CPU for five clock ticks, or until the timeout."""
     pids = [*pids]
-    end = time.monotonic() + patience
+    timeout = time.monotonic() + timeout
     spent, before = sum(map(cpu_seconds, pids)), -1.0
-    while spent != before and time.monotonic() < end:
+    while spent != before and time.monotonic() < timeout:
         time.sleep(5 / _TICK)
         spent, before = sum(map(cpu_seconds, pids)), spent
 
 
-def memory(pid: int) -> int:
-    """Return the bytes of memory it holds just now, shared libraries included."""
+def resident_bytes(pid: int) -> int:
+    """Return the resident memory, shared libraries included."""
     return _status(pid, "VmRSS")
 
 
-def peak(pid: int) -> int:
-    """Return the most bytes it has held since `forget_peak`."""
+def peak_bytes(pid: int) -> int:
+    """Return the peak of the resident memory since `reset_peak`."""
     return _status(pid, "VmHWM")
 
 
-def forget_peak(pid: int) -> None:
-    """Let the peak begin anew from what is held now."""
+def reset_peak(pid: int) -> None:
+    """Set the peak to the present resident memory."""
     if pid:
         Path(f"/proc/{pid}/clear_refs").write_text("5")
 
@@ -46,8 +46,7 @@ def forget_peak(pid: int) -> None:
 def _status(pid: int, field: str) -> int:
     if not pid:
         return 0
-    found = re.search(
-        rf"^{field}:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE
-    )
-    assert found, f"{pid} has no {field}"
-    return int(found[1]) << 10
+    status = Path(f"/proc/{pid}/status").read_text()
+    match = re.search(rf"^{field}:\s+(\d+) kB$", status, re.MULTILINE)
+    assert match, f"{pid} has no {field}"
+    return int(match[1]) << 10

@@ -1,14 +1,14 @@
-"""The table: one line a figure, printed as soon as it is known; and at the end what became of the goals."""
+"""The table of figures, printed line by line as they are measured, and the summary of the goals."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from tests.bench.figures import Row
-from tests.bench.stage import PULLCACHE
+from tests.bench.testbed import PULLCACHE
 
 
 class Table:
-    """Absolute medians in columns, then pullcache's ratio to each other, and the goal."""
+    """Columns: the absolute medians, the ratios of pullcache to each peer, and the goal."""
 
     def __init__(self, stream: TextIO, columns: Sequence[str]) -> None:
         self._stream = stream
@@ -23,11 +23,11 @@ class Table:
         ]
         others = [name for name in self._columns if name != PULLCACHE]
         shares = [f"{ratios[name]:.2f}" if name in ratios else "-" for name in others]
-        mark = {None: "", True: "met", False: "NOT MET"}[row.is_reached]
+        mark = {None: "", True: "met", False: "NOT MET"}[row.is_met]
         self._line(row.work, row.unit, cells, shares, str(row.goal or ""), mark)
 
-    def fail(self, what: str, error: Exception) -> None:
-        """Say that a measure could not be had."""
+    def add_failure(self, what: str, error: Exception) -> None:
+        """Report a measurement that failed."""
         self._stream.write(f"{what} FAILED: {type(error).__name__}: {error}\n"[:2000])
         self._stream.flush()
 
@@ -46,8 +46,11 @@ class Table:
         self._stream.flush()
 
 
-def named(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield with each row the work that it is of, and what of it, if it is not the first figure."""
+def with_names(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield each row with its work and the name of its figure, which is empty for the first of a work.
+
+    Further figures of a work are rows whose own `work` is indented.
+    """
     work = ""
     for row in rows:
         is_first = not row["work"].startswith(" ")
@@ -55,17 +58,17 @@ def named(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, 
         yield work, "" if is_first else row["work"].strip(), row
 
 
-def tell_goals(stream: TextIO, found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Say how many goals were met, and which were not."""
+def write_goals(stream: TextIO, measured: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write how many goals were met, and a line for each that was not."""
     goals = [
-        (f"{part}: {work}{', ' if what else ''}{what}", row)
-        for part, result in found.items()
-        for work, what, row in named(result["rows"])
+        (f"{part}: {work}{', ' if figure else ''}{figure}", row)
+        for part, result in measured.items()
+        for work, figure, row in with_names(result["rows"])
         if "goal" in row
     ]
     missed = [(name, row) for name, row in goals if not row["goal"]["reached"]]
     stream.write(f"\n{len(goals) - len(missed)} of {len(goals)} goals met\n")
     for name, row in missed:
         ours, goal = row["median"][PULLCACHE], row["goal"]
-        says = f"{ours:,.4g} {row['unit']}; goal {goal['says']} ({goal['bound']:,.4g})"
-        stream.write(f"  not met: {name}: {says}\n")
+        figures = f"{ours:,.4g} {row['unit']}; goal {goal['says']} ({goal['bound']:,.4g})"
+        stream.write(f"  not met: {name}: {figures}\n")

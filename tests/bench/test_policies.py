@@ -1,61 +1,61 @@
-"""The policies that pullcache's is compared with, over days that can be reckoned by hand."""
+"""The simulated eviction policies, over days whose misses can be counted by hand."""
 
 import pytest
 
 from tests.bench import policies
-from tests.bench.fleet import TRIED
+from tests.bench.fleet import POLICIES
 from tests.bench.trace import Blob, Fleet, Image, Pull
 
 MANIFEST = Blob(0, 1)
 
 
-def day(*asked: str, also: str = "") -> list[Pull]:
-    """Return pulls of blobs of one byte, a letter each; `also` is in every image, and with its node."""
-    letters = {letter: Blob(ord(letter), 1) for pull in (*asked, also) for letter in pull}
-    base = tuple(letters[letter] for letter in also)
+def day(*pulls: str, base: str = "") -> list[Pull]:
+    """Return pulls in which each letter is a blob of one byte that the node requests.
+
+    The images also contain the blobs of `base`, which the nodes have already.
+    """
+    letters = {letter: Blob(ord(letter), 1) for pull in (*pulls, base) for letter in pull}
+    base_blobs = tuple(letters[letter] for letter in base)
     return [
-        Pull(Image(0, 0, MANIFEST, base + wanted), wanted)
-        for wanted in (tuple(letters[letter] for letter in pull) for pull in asked)
+        Pull(Image(0, 0, MANIFEST, base_blobs + requested), requested)
+        for requested in (tuple(letters[letter] for letter in pull) for pull in pulls)
     ]
 
 
-def test_the_least_recently_used_goes_first():
-    # With the manifest there is room for two: b and c are gone when they come again, a is not.
+def test_lru_evicts_the_least_recently_used_blob():
+    # Beside the manifest there is room for two blobs: the second request for b is a miss, for a not.
     assert policies.lru(day("a", "b", "a", "c", "a", "b"), 3) == 1 + 3 + 1
 
 
-def test_who_knows_the_future_keeps_what_comes_again_first():
+def test_belady_keeps_the_blob_that_is_requested_again_first():
     assert policies.belady(day("a", "b", "c", "b", "a"), 3) == 1 + 3
     assert policies.lru(day("a", "b", "c", "b", "a"), 3) == 1 + 3 + 1
 
 
-def test_a_manifest_is_a_use_of_what_the_node_has_already():
-    base = day("x", also="")[0]
-    later = day("a", "b", "c", also="x")
-    again = day("x")
-    pulls = [base, *later, *again]
+def test_lru_of_images_counts_a_pull_as_a_use_of_blobs_that_the_node_has():
+    pulls = [*day("x"), *day("a", "b", "c", base="x"), *day("x")]
     assert policies.lru(pulls, 4) == 1 + 5
     assert policies.lru_of_images(pulls, 4) == 1 + 4
 
 
-def test_what_was_asked_for_once_leaves_the_probation_of_s3_fifo():
+def test_s3_fifo_evicts_blobs_that_were_requested_once():
     scan = day("a", "a", "a", *"bcdefghijklmn", "a")
     assert policies.s3_fifo(scan, 6) == 1 + 14
     assert policies.lru(scan, 6) == 1 + 15
 
 
-@pytest.mark.parametrize("name", TRIED)
-def test_nobody_does_better_than_who_knows_the_future_or_worse_than_no_store(name: str):
+@pytest.mark.parametrize("name", POLICIES)
+def test_no_policy_is_better_than_belady_or_worse_than_no_store(name: str):
     fleet = Fleet(300)
-    asked = sum(blob.size for pull in fleet.day for blob in pull.requests())
+    requested = sum(blob.size for pull in fleet.day for blob in pull.requests())
     capacity = fleet.total // 10
-    missed = TRIED[name](fleet.day, capacity)
-    assert policies.belady(fleet.day, capacity) <= missed < asked
-    assert TRIED[name](fleet.day, 2 * fleet.total) == fleet.total
+    missed = POLICIES[name](fleet.day, capacity)
+    assert policies.belady(fleet.day, capacity) <= missed < requested
+    assert POLICIES[name](fleet.day, 2 * fleet.total) == fleet.total
 
 
-def test_a_day_is_the_same_each_time_and_nodes_ask_for_what_they_lack():
+def test_a_day_is_reproducible_and_nodes_request_only_blobs_that_they_lack():
     fleet = Fleet(300)
     assert fleet.day == Fleet(300).day
-    assert all(set(pull.wanted) <= set(pull.image.blobs) for pull in fleet.day)
-    assert any(len(pull.wanted) < len(pull.image.blobs) for pull in fleet.day)
+    assert all(set(pull.requested) <= set(pull.image.blobs) for pull in fleet.day)
+    assert any(len(pull.requested) < len(pull.image.blobs) for pull in fleet.day)

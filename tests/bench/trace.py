@@ -1,8 +1,8 @@
-"""A day of a fleet: which node pulls which image when, and so what is asked of a cache.
+"""A simulated day of a fleet: the pulls of its nodes, in order, and the requests that they send to a cache.
 
-Popularity follows Zipf's law, of base images, of repositories, and of versions from the newest back; new
-versions come out all day. A node asks for a manifest each time, and for those layers that it does not have.
-Sizes are a thousandth of what they are in life, so that a day fits into minutes and a small disk.
+The popularity of base images, of repositories, and of versions from the newest to the oldest follows Zipf's law. New
+versions are released all day. A node requests the manifest in each pull, and the blobs that it does not have. Sizes
+are a thousandth of real ones, so that a day takes minutes and fits on a small disk.
 """
 
 import random
@@ -12,18 +12,18 @@ from itertools import accumulate, count
 
 from tests.bench.content import KIB, MIB
 
-CLIENTS = 500
+NODES = 500
 REPOSITORIES = 120
 VERSIONS = 12
 BASES = 10
 ZIPF = 0.9
-BLOCK = 4 * KIB  # sizes are whole blocks, so that a store counts what is counted here
+BLOCK = 4 * KIB  # sizes are multiples of it, because a store counts allocated blocks
 LARGEST = MIB
 
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """Something of a size. The first of an image's is its configuration."""
+    """A blob. The first blob of an image is its config."""
 
     number: int
     size: int
@@ -31,7 +31,7 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A version of a repository: its manifest, and what that names."""
+    """A version in a repository: its manifest and the blobs that this names."""
 
     repository: int
     version: int
@@ -41,19 +41,19 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """An image that a node pulls, and those of its blobs that it asks for."""
+    """A node's pull of an image. `requested` are the blobs that the node does not have."""
 
     image: Image
-    wanted: tuple[Blob, ...]
+    requested: tuple[Blob, ...]
 
     def requests(self) -> Iterator[Blob]:
-        """Yield what is asked for, in order."""
+        """Yield the manifest and the requested blobs, in order."""
         yield self.image.manifest
-        yield from self.wanted
+        yield from self.requested
 
 
 class Fleet:
-    """The images that there are, and a day of pulls of them. The same for the same seed."""
+    """The images of all repositories, and a day of pulls. Both depend only on the arguments."""
 
     def __init__(self, pulls: int, seed: int = 1) -> None:
         self._random = random.Random(seed)
@@ -64,12 +64,12 @@ class Fleet:
 
     @property
     def total(self) -> int:
-        """Return the bytes of everything that is pulled at least once."""
+        """Return the bytes of all images that are pulled at least once."""
         pulled = {blob for pull in self.day for blob in (pull.image.manifest, *pull.image.blobs)}
         return sum(blob.size for blob in pulled)
 
     def _repository(self, number: int, bases: Sequence[list[Blob]]) -> list[Image]:
-        """Make the versions of one: some layers are a base image's, some its own, some of the version."""
+        """Make the versions of a repository: they share the layers of a base image and some more."""
         (base,) = self._random.choices(bases, zipf(BASES))
         own = [*base, *self._layers(3)]
         return [self._image(number, version, own) for version in range(VERSIONS)]
@@ -79,28 +79,28 @@ class Fleet:
         manifest = Blob(next(self._numbers), BLOCK)
         return Image(repository, version, manifest, (config, *own, *self._layers(3)))
 
-    def _layers(self, many: int) -> list[Blob]:
+    def _layers(self, number: int) -> list[Blob]:
         """Make layers; half of them are below 20 KiB, and some are very large."""
-        sizes = (int(self._random.lognormvariate(10, 1.5)) for _ in range(many))
+        sizes = (int(self._random.lognormvariate(10, 1.5)) for _ in range(number))
         return [
             Blob(next(self._numbers), min(LARGEST, size // BLOCK * BLOCK + BLOCK)) for size in sizes
         ]
 
-    def _pulls(self, many: int) -> Iterator[Pull]:
-        has: list[set[Blob]] = [set() for _ in range(CLIENTS)]
-        repositories = list(accumulate(zipf(REPOSITORIES)))
-        # A quarter of the versions are out in the morning.
-        out = VERSIONS // 4
-        for number in range(many):
-            node = self._random.choice(has)
-            (versions,) = self._random.choices(self.images, cum_weights=repositories)
-            newest = out + (VERSIONS - out) * number // many
+    def _pulls(self, pulls: int) -> Iterator[Pull]:
+        nodes: list[set[Blob]] = [set() for _ in range(NODES)]  # the blobs that each node has
+        popularity = list(accumulate(zipf(REPOSITORIES)))
+        # A quarter of the versions have been released before the day.
+        released = VERSIONS // 4
+        for number in range(pulls):
+            node = self._random.choice(nodes)
+            (versions,) = self._random.choices(self.images, cum_weights=popularity)
+            newest = released + (VERSIONS - released) * number // pulls
             (age,) = self._random.choices(range(newest), zipf(newest))
             image = versions[newest - 1 - age]
             yield Pull(image, tuple(blob for blob in image.blobs if blob not in node))
             node.update(image.blobs)
 
 
-def zipf(many: int) -> list[float]:
-    """Return how often each of so many is drawn, the first the most."""
-    return [1 / rank**ZIPF for rank in range(1, many + 1)]
+def zipf(number: int) -> list[float]:
+    """Return the relative frequencies of `number` items by Zipf's law, the most frequent first."""
+    return [1 / rank**ZIPF for rank in range(1, number + 1)]

@@ -253,11 +253,11 @@ class Churn:
             found = re.search(r"http://127\.0\.0\.1:[1-9]\d*", said.read_text()[before:])
             return found[0] if found else ""
 
-        self._url = self._process.wait_until(announced, "its announcement", deadline=60)
+        self._url = self._process.wait_until(announced, "its announcement", timeout=60)
         self._is_up.set()
 
     def _stop(self) -> None:
-        if self._process and self._process.running() and self._process.stop(60) != 0:
+        if self._process and self._process.is_running() and self._process.stop(60) != 0:
             self.found.errors.append("the daemon did not end well")
 
     # What it is asked.

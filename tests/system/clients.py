@@ -1,7 +1,7 @@
-"""The container clients of Debian, each with a root, a state and a socket of its own.
+"""Debian's container clients, each with its own root, state and socket.
 
-Every one is configured to use the cache as a mirror by what `pullcache client-config` says, as its users
-would. What they fall back to when the mirror fails them is a port where nothing listens.
+Each uses the cache as a mirror, with the configuration that `pullcache client-config` writes. When the mirror
+fails, a client falls back to a port where nothing listens.
 """
 
 import json
@@ -12,9 +12,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from tests.system.images import Image
-from tests.system.processes import NOWHERE, Process, run
+from tests.system.processes import UNREACHABLE, Process, run
 
-DOCKER = "/usr/bin/docker"  # Debian's, whatever else is on the PATH
+DOCKER = "/usr/bin/docker"  # Debian's, even if PATH has another one first
 CONTAINERD = """\
 version = 2
 root = "{root}"
@@ -23,46 +23,48 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [grpc]
   address = "{socket}"
 """
-# The registries that clients ask the cache for.
-NAMES = ("docker.io", "private.test")
+# The registries that clients pull from through the cache.
+UPSTREAMS = ("docker.io", "private.test")
 
 
 def configure(client: str, mirror: str, target: Path) -> None:
-    """Write what `pullcache client-config` says of the cache at `host:port` below `target`."""
+    """Write the files of `pullcache client-config` for the cache at `host:port` below `target`."""
     config = target.parent / f"{target.name}.toml"
-    config.write_text("".join(f'[upstreams."{name}"]\nurl = "{NOWHERE}"\n' for name in NAMES))
+    config.write_text(
+        "".join(f'[upstreams."{name}"]\nurl = "{UNREACHABLE}"\n' for name in UPSTREAMS)
+    )
     command = (sys.executable, "-m", "proxy", "client-config", client)
     run(*command, "--config", config, "--address", f"http://{mirror}", "--output", target)
 
 
 class Client(ABC):
-    """A client that pulls docker.io's images through the mirror at `host:port`."""
+    """A client that pulls images of docker.io through the mirror at `host:port`."""
 
     def __init__(self, directory: Path, mirror: str) -> None:
         self.directory = directory
         self.mirror = mirror
         directory.mkdir(parents=True)
 
-    def start(self) -> None:  # most have no daemon  # noqa: B027
-        """Start what the client needs to run."""
+    def start(self) -> None:  # most clients have no daemon  # noqa: B027
+        """Start the client's daemon, if it has one, and write the client's configuration."""
 
-    def stop(self) -> None:  # most have no daemon  # noqa: B027
-        """End what `start` started."""
+    def stop(self) -> None:  # most clients have no daemon  # noqa: B027
+        """Stop the client's daemon."""
 
     @abstractmethod
     def pull(self, image: Image) -> None: ...
 
     def load(self, bundle: Path) -> None:
-        """Take the images of a bundle without any registry."""
-        raise AssertionError(f"{type(self).__name__} loads no bundles")
+        """Load the images of a bundle from a file."""
+        raise AssertionError(f"{type(self).__name__} cannot load bundles")
 
     @abstractmethod
     def run(self, image: Image) -> str:
-        """Run the image's own command and return what it printed."""
+        """Run the image's command and return its output."""
 
     @abstractmethod
     def remove(self, image: Image) -> None:
-        """Forget the image, so that the next pull asks for everything again."""
+        """Remove the image, so that the next pull requests all of it again."""
 
 
 class Containerd(Client):
@@ -82,7 +84,7 @@ class Containerd(Client):
         argv: list[str | Path] = ["containerd", "--config", config]
         self._process = process = Process(self.directory, "containerd", argv)
         booted = "containerd successfully booted"
-        process.wait_until(lambda: booted in process.err.read_text(), booted)
+        process.wait_until(lambda: booted in process.stderr_log.read_text(), booted)
 
     def stop(self) -> None:
         if self._process:
@@ -132,7 +134,7 @@ class Docker(Client):
         ]
         self._process = process = Process(self.directory, "dockerd", argv)
         listening = "API listen on"
-        process.wait_until(lambda: listening in process.err.read_text(), listening)
+        process.wait_until(lambda: listening in process.stderr_log.read_text(), listening)
 
     def stop(self) -> None:
         if self._process:
@@ -159,14 +161,14 @@ class Docker(Client):
         assert not self._docker("images", "--quiet")
 
     def search(self, words: str, *options: str) -> list[dict[str, str]]:
-        """Return what the mirror finds, when it is named itself: a row a repository."""
+        """Search the mirror itself, by its address, and return one row per repository."""
         term = f"{self.mirror}/{words}"
         rows = self._docker("search", "--no-trunc", "--format", "{{json .}}", *options, term)
         return [json.loads(row) for row in rows.splitlines()]
 
 
-class _Libimage(Client):
-    """podman, buildah and skopeo: one library, one registries.conf, no daemon."""
+class _ContainersImage(Client):
+    """podman, buildah and skopeo: they share the library containers/image, and have no daemon."""
 
     def start(self) -> None:
         configure("podman", self.mirror, self.directory / "etc")
@@ -183,7 +185,7 @@ class _Libimage(Client):
         return run(program, *store, *arguments, env=env)
 
 
-class Podman(_Libimage):
+class Podman(_ContainersImage):
     def _podman(self, *arguments: str) -> str:
         directories: list[str | Path] = ["--tmpdir", self.directory / "tmp"]
         directories += ["--network-config-dir", self.directory / "networks"]
@@ -205,7 +207,7 @@ class Podman(_Libimage):
         assert not self._podman("images", "--quiet")
 
     def search(self, words: str, *options: str) -> list[dict[str, str]]:
-        """Return what the mirror finds, when it is named itself: a row a repository."""
+        """Search the mirror itself, by its address, and return one row per repository."""
         term = f"{self.mirror}/{words}"
         row = "{{.Name}}\t{{.Description}}\t{{.Stars}}\t{{.Official}}"
         plain = ["--tls-verify=false", "--no-trunc", "--format", row]
@@ -214,19 +216,19 @@ class Podman(_Libimage):
         return [dict(zip(names, one.split("\t"), strict=True)) for one in rows.splitlines()]
 
 
-class Buildah(_Libimage):
+class Buildah(_ContainersImage):
     def pull(self, image: Image) -> None:
         self._with_store("buildah", "pull", "--quiet", "--policy", "always", image.reference)
 
     def run(self, image: Image) -> str:
         container = self._with_store("buildah", "from", "--pull-never", image.reference).strip()
-        # Through a file: this buildah may end before it has copied all of a command's output.
-        script = f"/bin/busybox echo {image.prints} >/said"
+        # Through a file, because this buildah may exit before it has copied all of a command's output.
+        script = f"/bin/busybox echo {image.prints} >/output"
         command = ["--isolation", "chroot", container, "--", "/bin/busybox", "sh", "-c", script]
         try:
             self._with_store("buildah", "run", *command)
             root = Path(self._with_store("buildah", "mount", container).strip())
-            return (root / "said").read_text()
+            return (root / "output").read_text()
         finally:
             self._with_store("buildah", "rm", container)
 
@@ -235,8 +237,8 @@ class Buildah(_Libimage):
         assert not self._with_store("buildah", "images", "--quiet")
 
 
-class Skopeo(_Libimage):
-    """Copies to an OCI layout, which umoci checks and unpacks; chroot then runs it."""
+class Skopeo(_ContainersImage):
+    """Copies to an OCI layout, which umoci verifies and unpacks; chroot then runs the command."""
 
     @property
     def _layout(self) -> Path:
@@ -262,7 +264,7 @@ class Skopeo(_Libimage):
 
 
 class SkopeoDirect(Skopeo):
-    """Names the cache itself as the registry, which needs no mirror configuration."""
+    """Pulls from the cache's own address, which needs no mirror configuration."""
 
     def _source(self, image: Image) -> tuple[str, ...]:
         source = f"docker://{self.mirror}/{image.repository}:{image.tag}"

@@ -1,4 +1,4 @@
-"""Fixtures with real parts: the daemon as a process, Debian's registry and clients around it."""
+"""Fixtures: the daemon as a process, with Debian's docker-registry and container clients."""
 
 import shutil
 from collections.abc import Callable, Generator, Iterator
@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from tests.system.blobserver import BlobServer
+from tests.system.blob_server import BlobServer
 from tests.system.clients import Client
 from tests.system.images import Image, make_image
-from tests.system.processes import run, short_directory
+from tests.system.processes import make_short_directory, run
 from tests.system.servers import Daemon, Registry
 
-PLACE = pytest.StashKey[Path]()
-FAILED = pytest.StashKey[bool]()
-TAIL = 3000
+DIRECTORY = pytest.StashKey[Path]()
+HAS_FAILED = pytest.StashKey[bool]()
+SHOWN_CHARACTERS = 3000
 
 
 @pytest.hookimpl(wrapper=True)
@@ -27,31 +27,31 @@ def pytest_runtest_makereport(
     """Show the end of every server's log with a failure."""
     report = yield
     if report.failed:
-        item.stash[FAILED] = True
-        place = item.stash.get(PLACE, None)
-        for log in sorted(place.rglob("*.log")) if place else ():
+        item.stash[HAS_FAILED] = True
+        directory = item.stash.get(DIRECTORY, None)
+        for log in sorted(directory.rglob("*.log")) if directory else ():
             if text := log.read_text(errors="replace"):
-                report.sections.append((f"{log.parent.name}/{log.name}", text[-TAIL:]))
+                report.sections.append((f"{log.parent.name}/{log.name}", text[-SHOWN_CHARACTERS:]))
     return report
 
 
 @pytest.fixture
-def place(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A directory of the test's own; kept only when the test failed."""
-    path = short_directory()
-    request.node.stash[PLACE] = path
+def directory(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A directory for the test, kept only if the test fails."""
+    path = make_short_directory()
+    request.node.stash[DIRECTORY] = path
     yield path
     unmount_below(path)
-    if not request.node.stash.get(FAILED, False):
+    if not request.node.stash.get(HAS_FAILED, False):
         shutil.rmtree(path)
 
 
 def unmount_below(path: Path) -> None:
-    """Undo what a client left mounted: dockerd binds its data root, and may end with it bound."""
-    points = [Path(line.split()[1]) for line in Path("/proc/mounts").read_text().splitlines()]
-    for point in sorted(points, reverse=True):
-        if point.is_relative_to(path):
-            run("umount", "--lazy", point)
+    """Unmount everything below `path`: dockerd bind-mounts its data root, and may leave it mounted."""
+    mounts = [Path(line.split()[1]) for line in Path("/proc/mounts").read_text().splitlines()]
+    for mount in sorted(mounts, reverse=True):
+        if mount.is_relative_to(path):
+            run("umount", "--lazy", mount)
 
 
 @pytest.fixture(scope="session")
@@ -60,9 +60,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
 
 
 @pytest.fixture
-def registry(place: Path) -> Iterator[Registry]:
+def registry(directory: Path) -> Iterator[Registry]:
     """Debian's docker-registry, empty."""
-    server = Registry(place / "registry")
+    server = Registry(directory / "registry")
     server.start()
     yield server
     server.stop()
@@ -70,14 +70,14 @@ def registry(place: Path) -> Iterator[Registry]:
 
 @pytest.fixture
 def upstream(registry: Registry, image: Image) -> Registry:
-    """Debian's docker-registry with `image` in it."""
+    """Debian's docker-registry with `image`."""
     image.push(registry.address)
     return registry
 
 
 @pytest.fixture
 def blobs() -> Iterator[BlobServer]:
-    """An upstream whose pace the test sets."""
+    """An upstream that sends blobs only as far as the test allows."""
     server = BlobServer()
     server.start()
     yield server
@@ -85,12 +85,12 @@ def blobs() -> Iterator[BlobServer]:
 
 
 @pytest.fixture
-def make_daemon(place: Path) -> Iterator[Callable[..., Daemon]]:
-    """Start a daemon with a store of its own; each must end well."""
+def make_daemon(directory: Path) -> Iterator[Callable[..., Daemon]]:
+    """Start a daemon with a new store. Each must exit with 0 and without a traceback."""
     numbers = count()
 
     def make(upstream: str, **options: Any) -> Daemon:
-        daemon = Daemon(place / f"daemon{next(numbers)}", upstream, **options)
+        daemon = Daemon(directory / f"daemon{next(numbers)}", upstream, **options)
         stack.callback(daemon.finish)
         daemon.start()
         return daemon
@@ -101,16 +101,16 @@ def make_daemon(place: Path) -> Iterator[Callable[..., Daemon]]:
 
 @pytest.fixture
 def daemon(upstream: Registry, make_daemon: Callable[..., Daemon]) -> Daemon:
-    """pullcache in front of `upstream`."""
+    """A daemon with `upstream` as docker.io."""
     return make_daemon(upstream.url)
 
 
 @pytest.fixture
-def make_client(place: Path) -> Iterator[Callable[[type[Client], str], Client]]:
+def make_client(directory: Path) -> Iterator[Callable[[type[Client], str], Client]]:
     numbers = count()
 
     def make(kind: type[Client], mirror: str) -> Client:
-        client = kind(place / f"c{next(numbers)}", mirror)
+        client = kind(directory / f"c{next(numbers)}", mirror)
         stack.callback(client.stop)
         client.start()
         return client

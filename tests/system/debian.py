@@ -1,4 +1,4 @@
-"""A small Debian, copied out of this machine's own: the files of some packages and of what they need."""
+"""Makes a small Debian root from this machine's: the files of some packages and of their dependencies."""
 
 import re
 import shutil
@@ -9,15 +9,24 @@ from tests.system.processes import run
 
 STATUS = Path("/var/lib/dpkg/status")
 INFO = Path("/var/lib/dpkg/info")
-LEFT_OUT = ("/usr/share/doc/", "/usr/share/locale/", "/usr/share/man/", "/usr/share/info/")
-MERGED = ("bin", "lib", "lib64", "sbin")  # names of directories in /usr
-SCRATCH = ("dev", "etc", "proc", "run", "sys", "tmp", "var/lib/dpkg/info", "var/lib/dpkg/updates")
-# Files that belong to no package. Who builds in there trusts whom this machine trusts.
-SHARED = ("/etc/nsswitch.conf", "/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt")
+EXCLUDED = ("/usr/share/doc/", "/usr/share/locale/", "/usr/share/man/", "/usr/share/info/")
+MERGED_USR = ("bin", "lib", "lib64", "sbin")  # links to these directories of /usr
+EMPTY_DIRECTORIES = (
+    "dev",
+    "etc",
+    "proc",
+    "run",
+    "sys",
+    "tmp",
+    "var/lib/dpkg/info",
+    "var/lib/dpkg/updates",
+)
+# Files that belong to no package. Builds in the root trust the same authorities as this machine.
+EXTRA_FILES = ("/etc/nsswitch.conf", "/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt")
 
 
-def installed() -> dict[str, str]:
-    """Return what dpkg says of each installed package."""
+def installed_packages() -> dict[str, str]:
+    """Return the stanza of each installed package in dpkg's status file, by name."""
     stanzas = STATUS.read_text().split("\n\n")
     return {
         stanza.splitlines()[0].removeprefix("Package: "): stanza
@@ -26,47 +35,47 @@ def installed() -> dict[str, str]:
     }
 
 
-def names_in(stanza: str, *fields: str) -> Iterator[list[str]]:
-    """Yield the names of each clause of such fields, without versions and architectures."""
+def alternatives_in(stanza: str, *fields: str) -> Iterator[list[str]]:
+    """Yield the alternative packages of each clause of these fields, without versions."""
     for value in re.findall(rf"^(?:{'|'.join(fields)}): (.*)$", stanza, re.MULTILINE):
         for clause in value.split(","):
             yield [re.split(r"[ (:]", name.strip())[0] for name in clause.split("|")]
 
 
-def closure(*packages: str) -> dict[str, str]:
-    """Return what dpkg says of these packages and of all that they depend on."""
-    known = installed()
+def with_dependencies(*packages: str) -> dict[str, str]:
+    """Return the stanzas of these packages and of all that they depend on, by name."""
+    installed = installed_packages()
     providers = {
         virtual: name
-        for name, stanza in known.items()
-        for (virtual,) in names_in(stanza, "Provides")
+        for name, stanza in installed.items()
+        for (virtual,) in alternatives_in(stanza, "Provides")
     }
-    found: dict[str, str] = {}
-    waiting = list(packages)
-    while waiting:
-        name = waiting.pop()
-        if name in found:
+    stanzas: dict[str, str] = {}
+    pending = list(packages)
+    while pending:
+        name = pending.pop()
+        if name in stanzas:
             continue
-        found[name] = known[name]
-        for alternatives in names_in(known[name], "Pre-Depends", "Depends"):
-            one = [name if name in known else providers.get(name) for name in alternatives]
-            waiting += [name for name in one if name][:1]
-    return found
+        stanzas[name] = installed[name]
+        for alternatives in alternatives_in(installed[name], "Pre-Depends", "Depends"):
+            real = [name if name in installed else providers.get(name) for name in alternatives]
+            pending += [name for name in real if name][:1]
+    return stanzas
 
 
 def make_root(target: Path, *packages: str) -> None:
-    """Make a root directory in which these packages are installed, for dpkg too.
+    """Make a root directory in which these packages are installed, also according to its dpkg.
 
-    Nothing in it is linked to this machine's files.
+    All files are copies, so that nothing in the root can change this machine's files.
     """
-    for name in MERGED:
+    for name in MERGED_USR:
         (target / "usr" / name).mkdir(parents=True)
         (target / name).symlink_to(f"usr/{name}")
-    for name in SCRATCH:
+    for name in EMPTY_DIRECTORIES:
         (target / name).mkdir(parents=True, exist_ok=True)
-    chosen = closure("base-passwd", *packages)
-    files = {file for name in chosen for file in files_of(name)}
-    files |= {Path(name) for name in SHARED if Path(name).exists()}
+    stanzas = with_dependencies("base-passwd", *packages)
+    files = {file for name in stanzas for file in files_of(name)}
+    files |= {Path(name) for name in EXTRA_FILES if Path(name).exists()}
     listing = target / "tmp" / "files"
     listing.write_text("\n".join(sorted(str(file).lstrip("/") for file in files)))
     archive = target / "tmp" / "files.tar"
@@ -81,21 +90,21 @@ def make_root(target: Path, *packages: str) -> None:
             target / "usr" / "share" / "base-passwd" / f"{name}.master", target / "etc" / name
         )
     database = target / "var" / "lib" / "dpkg"
-    (database / "status").write_text("\n\n".join(chosen.values()) + "\n")
-    for name in chosen:
-        shutil.copy(list_of(name), database / "info")
+    (database / "status").write_text("\n\n".join(stanzas.values()) + "\n")
+    for name in stanzas:
+        shutil.copy(file_list_of(name), database / "info")
 
 
-def list_of(package: str) -> Path:
-    """Return the file in which dpkg lists a package's files."""
-    (listed,) = [*INFO.glob(f"{package}.list"), *INFO.glob(f"{package}:*.list")]
-    return listed
+def file_list_of(package: str) -> Path:
+    """Return dpkg's file with the list of a package's files."""
+    (file_list,) = [*INFO.glob(f"{package}.list"), *INFO.glob(f"{package}:*.list")]
+    return file_list
 
 
 def files_of(package: str) -> Iterator[Path]:
-    """Yield where a package's files really are, but for those that only people read."""
-    for line in list_of(package).read_text().splitlines():
-        if line.startswith("/") and line != "/." and not line.startswith(LEFT_OUT):
+    """Yield the resolved paths of a package's files, without documentation and translations."""
+    for line in file_list_of(package).read_text().splitlines():
+        if line.startswith("/") and line != "/." and not line.startswith(EXCLUDED):
             path = Path(line)
             real = path.parent.resolve() / path.name
             if real.is_symlink() or real.exists():

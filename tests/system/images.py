@@ -1,4 +1,4 @@
-"""Images that run, made from Debian's static busybox: OCI layouts on disk."""
+"""Makes images that run Debian's static busybox, as OCI layouts on disk."""
 
 import gzip
 import hashlib
@@ -22,13 +22,13 @@ LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 
 @dataclass(frozen=True)
 class Image:
-    """An image index in an OCI layout, and what running it prints."""
+    """An image index in an OCI layout. Its command prints `prints`."""
 
     layout: Path
     repository: str
     tag: str
     prints: str
-    index: str  # digests from here on
+    index: str  # this and the following fields are digests
     manifest: str
     config: str
     layers: tuple[str, ...]
@@ -39,7 +39,7 @@ class Image:
         return f"{self.registry}/{self.repository}:{self.tag}"
 
     def push(self, registry: str, tag: str = "") -> None:
-        """Copy the index and all it names to a registry at `host:port`, perhaps as another tag."""
+        """Copy the index and its content to the registry at `host:port`, optionally as another tag."""
         target = f"docker://{registry}/{self.repository}:{tag or self.tag}"
         source = f"oci:{self.layout}:{self.tag}"
         run("skopeo", "copy", "--all", "--quiet", "--dest-tls-verify=false", source, target)
@@ -55,26 +55,27 @@ class _Layout:
         (path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
 
     def add(self, media_type: str, content: bytes | dict[str, Any]) -> dict[str, Any]:
+        """Add a blob and return its descriptor."""
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         hexadecimal = hashlib.sha256(data).hexdigest()
         (self.path / "blobs" / "sha256" / hexadecimal).write_bytes(data)
         return {"mediaType": media_type, "digest": f"sha256:{hexadecimal}", "size": len(data)}
 
-    def add_manifest(self, arch: str, layers: Sequence[bytes], command: list[str]) -> Any:
+    def add_manifest(
+        self, arch: str, diff_ids: list[str], layers: list[dict[str, Any]], command: list[str]
+    ) -> Any:
+        """Add an image of one platform; return its manifest and that manifest's descriptor."""
         config = {
             "architecture": arch,
             "os": "linux",
             "config": {"Cmd": command},
-            "rootfs": {
-                "type": "layers",
-                "diff_ids": ["sha256:" + hashlib.sha256(layer).hexdigest() for layer in layers],
-            },
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
         }
         manifest = {
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": self.add(CONFIG, config),
-            "layers": [self.add(LAYER, gzip.compress(layer, 1, mtime=0)) for layer in layers],
+            "layers": layers,
         }
         platform = {"architecture": arch, "os": "linux"}
         return manifest, {**self.add(MANIFEST, manifest), "platform": platform}
@@ -99,16 +100,18 @@ def make_image(
     prints: str = "",
     layer_sizes: Sequence[int] = (1 << 10, 300 << 10, 3 << 20),
 ) -> Image:
-    """Write an index for two platforms whose images share incompressible layers and say hello."""
+    """Write an index of two platforms whose images share incompressible layers and print `prints`."""
     prints = prints or f"hello from {repository}:{tag}"
-    seeded = random.Random(prints)
-    layers = [_tar({"bin/busybox": BUSYBOX.read_bytes()})]
-    layers += [_tar({f"data/{n}": seeded.randbytes(size)}) for n, size in enumerate(layer_sizes)]
+    rng = random.Random(prints)
+    archives = [_tar({"bin/busybox": BUSYBOX.read_bytes()})]
+    archives += [_tar({f"data/{n}": rng.randbytes(size)}) for n, size in enumerate(layer_sizes)]
     target = _Layout(layout)
+    diff_ids = ["sha256:" + hashlib.sha256(archive).hexdigest() for archive in archives]
+    layers = [target.add(LAYER, gzip.compress(archive, 1, mtime=0)) for archive in archives]
     command = ["/bin/busybox", "echo", prints]
-    manifest, described = target.add_manifest("amd64", layers, command)
-    _, foreign = target.add_manifest("arm64", layers, command)
-    manifests = [described, foreign]
+    manifest, amd64 = target.add_manifest("amd64", diff_ids, layers, command)
+    _, arm64 = target.add_manifest("arm64", diff_ids, layers, command)
+    manifests = [amd64, arm64]
     index = target.add(INDEX, {"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests})
     index["annotations"] = {"org.opencontainers.image.ref.name": tag}
     (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [index]}))
@@ -118,7 +121,7 @@ def make_image(
         tag=tag,
         prints=prints,
         index=index["digest"],
-        manifest=described["digest"],
+        manifest=amd64["digest"],
         config=manifest["config"]["digest"],
         layers=tuple(layer["digest"] for layer in manifest["layers"]),
     )

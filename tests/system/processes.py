@@ -1,4 +1,4 @@
-"""Programs as the tests run them: each in a directory of its own, watched, and ended by its pid."""
+"""Runs programs for tests: commands to their end, and servers with their logs in a directory."""
 
 import os
 import signal
@@ -11,46 +11,47 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens, so a way out ends on loopback
+# The discard port of loopback: nothing listens there, so connections are refused at once.
+UNREACHABLE = "http://127.0.0.1:9"
 
-PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
+PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
 
 
-def short_directory() -> Path:
-    """Return a new directory; its path leaves room for sockets, and for podman, which takes 50 characters."""
+def make_short_directory() -> Path:
+    """Create a directory with a path short enough for Unix sockets, and for podman's limit of 50 characters."""
     return Path(tempfile.mkdtemp(prefix="test-"))
 
 
-def eventually(condition: Callable[[], T], what: str, *, deadline: float = 20) -> T:
-    """Return the first true value of `condition`; fail, naming `what`, when none comes in time."""
-    end = time.monotonic() + deadline
+def eventually(condition: Callable[[], T], what: str, *, timeout: float = 20) -> T:
+    """Return the first true value of `condition`; after `timeout` seconds, fail with `what`."""
+    timeout = time.monotonic() + timeout
     while not (value := condition()):
-        assert time.monotonic() < end, f"waited {deadline:g} s in vain: {what}"
+        assert time.monotonic() < timeout, f"not within {timeout:g} s: {what}"
         time.sleep(0.02)
     return value
 
 
-def fenced(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return our environment with every way off this machine closed.
+def isolated_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return our environment with HTTP proxies that refuse all connections beyond loopback.
 
-    Clients that give up on a mirror go to Docker Hub; here they must fail instead.
+    A client whose mirror fails asks Docker Hub next: in the tests it must fail instead.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PULLCACHE_")}
-    proxies = dict.fromkeys(PROXIES, NOWHERE)
+    proxies = dict.fromkeys(PROXY_VARIABLES, UNREACHABLE)
     loopback = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
     return {**inherited, **proxies, **loopback, **(extra or {})}
 
 
-def open_to_pip() -> dict[str, str]:
-    """Return what opens the fence again for pip, which asks what it asks on this machine anyway."""
-    return {name: os.environ.get(name, "") for name in (*PROXIES, "NO_PROXY", "no_proxy")}
+def network_environment() -> dict[str, str]:
+    """Return the variables that give a command the network access of this process, for pip."""
+    return {name: os.environ.get(name, "") for name in (*PROXY_VARIABLES, "NO_PROXY", "no_proxy")}
 
 
 def run(*argv: str | Path, env: Mapping[str, str] | None = None, timeout: float = 60) -> str:
-    """Run a command to its end and return what it printed; a failure shows both its streams."""
+    """Run a command and return its stdout. If it fails, the assertion shows both streams."""
     done = subprocess.run(
-        [str(part) for part in argv],
-        env=fenced(env),
+        [str(argument) for argument in argv],
+        env=isolated_environment(env),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -58,13 +59,13 @@ def run(*argv: str | Path, env: Mapping[str, str] | None = None, timeout: float 
         check=False,
     )
     assert done.returncode == 0, (
-        f"{argv[0]} ended with {done.returncode}: {argv}\n{done.stdout}\n{done.stderr}"
+        f"{argv[0]} exited with {done.returncode}: {argv}\n{done.stdout}\n{done.stderr}"
     )
     return done.stdout
 
 
 class Process:
-    """A server: its streams go to `NAME.out.log` and `NAME.err.log` in its directory."""
+    """A running server. Its streams go to `NAME.out.log` and `NAME.err.log` in its directory."""
 
     def __init__(
         self,
@@ -76,17 +77,17 @@ class Process:
         pass_fds: Sequence[int] = (),
     ) -> None:
         self.name = name
-        self.argv = [str(part) for part in argv]
-        self.out = directory / f"{name}.out.log"
-        self.err = directory / f"{name}.err.log"
+        self.argv = [str(argument) for argument in argv]
+        self.stdout_log = directory / f"{name}.out.log"
+        self.stderr_log = directory / f"{name}.err.log"
         directory.mkdir(parents=True, exist_ok=True)
-        with self.out.open("ab") as out, self.err.open("ab") as err:
+        with self.stdout_log.open("ab") as stdout, self.stderr_log.open("ab") as stderr:
             self._popen = subprocess.Popen(
                 self.argv,
-                env=fenced(env),
+                env=isolated_environment(env),
                 stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
+                stdout=stdout,
+                stderr=stderr,
                 pass_fds=pass_fds,
             )
 
@@ -94,39 +95,42 @@ class Process:
     def pid(self) -> int:
         return self._popen.pid
 
-    def running(self) -> bool:
+    def is_running(self) -> bool:
         return self._popen.poll() is None
 
-    def wait_until(self, condition: Callable[[], T], what: str, *, deadline: float = 20) -> T:
-        """Wait for a true `condition`; a process that ends meanwhile fails at once, with its log."""
+    def wait_until(self, condition: Callable[[], T], what: str, *, timeout: float = 20) -> T:
+        """Return the first true value of `condition`; fail at once, with the log, if the process exits."""
 
-        def step() -> T | None:
+        def check() -> T | None:
             value = condition()
             if not value:
-                assert self.running(), f"{self.name} ended, {what}: {self.err.read_text()[-4000:]}"
+                assert self.is_running(), (
+                    f"{self.name} exited before {what}: {self.stderr_log.read_text()[-4000:]}"
+                )
             return value or None
 
-        value = eventually(step, f"{self.name}: {what}", deadline=deadline)
+        value = eventually(check, f"{self.name}: {what}", timeout=timeout)
         assert value is not None
         return value
 
-    def wait(self, deadline: float = 20) -> int:
-        return self._popen.wait(timeout=deadline)
+    def wait(self, timeout: float = 20) -> int:
+        """Wait for the process to exit and return its exit code."""
+        return self._popen.wait(timeout=timeout)
 
     def signal(self, signum: signal.Signals) -> None:
         self._popen.send_signal(signum)
 
-    def stop(self, deadline: float = 20) -> int:
-        """End it by SIGTERM and return its exit code; what does not end in time is killed."""
-        if self.running():
+    def stop(self, timeout: float = 20) -> int:
+        """Send SIGTERM and return the exit code. If the process does not exit in time, kill it and raise."""
+        if self.is_running():
             self._popen.terminate()
         try:
-            return self.wait(deadline)
+            return self.wait(timeout)
         except subprocess.TimeoutExpired:
             self.kill()
             raise
 
     def kill(self) -> None:
-        """End it as a crash or the OOM killer does."""
+        """Send SIGKILL, as the OOM killer does."""
         self._popen.kill()
         self._popen.wait()

@@ -1,4 +1,4 @@
-"""A slow wire: a TCP relay to a server, of so many bytes a second, that counts what came back."""
+"""A TCP relay with a limited rate, which counts the bytes that come back from its server."""
 
 import socket
 import socketserver
@@ -8,11 +8,11 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-CHUNK = 1 << 16
+CHUNK_SIZE = 1 << 16
 
 
 class Relay:
-    """Relays connections to `host:port`; `rate` is bytes a second for each, 0 for as fast as can be."""
+    """Relays connections to `host:port`. `rate` is in bytes per second and connection; 0 is unlimited."""
 
     def __init__(self, target: str, rate: int) -> None:
         host, _, port = target.rpartition(":")
@@ -23,10 +23,10 @@ class Relay:
         class Handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
                 with suppress(OSError), socket.create_connection((host, int(port))) as server:
-                    pump = threading.Thread(target=_pump, args=(self.request, server))
-                    pump.start()
-                    relay._return(server, self.request)
-                    pump.join()
+                    requests = threading.Thread(target=_copy, args=(self.request, server))
+                    requests.start()
+                    relay._copy_responses(server, self.request)
+                    requests.join()
 
         self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -37,9 +37,9 @@ class Relay:
         host, port = self._server.server_address[:2]
         return f"http://{host!s}:{port}"
 
-    def _return(self, server: socket.socket, client: socket.socket) -> None:
+    def _copy_responses(self, server: socket.socket, client: socket.socket) -> None:
         try:
-            while data := server.recv(CHUNK):
+            while data := server.recv(CHUNK_SIZE):
                 client.sendall(data)
                 self.received += len(data)
                 time.sleep(len(data) / self.rate if self.rate else 0)
@@ -61,9 +61,9 @@ class Relay:
         self._thread.join()
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
+def _copy(source: socket.socket, target: socket.socket) -> None:
     with suppress(OSError):
-        while data := source.recv(CHUNK):
+        while data := source.recv(CHUNK_SIZE):
             target.sendall(data)
     with suppress(OSError):
         target.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""The daemon under test, and Debian's docker-registry as the upstream it asks."""
+"""The daemon under test, and Debian's docker-registry as its upstream."""
 
 import re
 import signal
@@ -7,8 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.system.http_client import has_status, send_request
 from tests.system.processes import Process, eventually, run
-from tests.system.wire import answers, ask
 
 REGISTRY_CONFIG = """\
 version: 0.1
@@ -16,14 +16,15 @@ log: {{accesslog: {{disabled: false}}}}
 storage: {{filesystem: {{rootdirectory: {root}}}}}
 http: {{addr: "127.0.0.1:{port}"}}
 """
-# What the user `puller` logs in with is `pull me`, by bcrypt.
+# The password of `puller` is `pull me`.
 HTPASSWD = "puller:$2b$05$LoRoyS1ljn49pPORqadrnergzPbl1kHJfGSiEUvEB2uwzb18fd2kS\n"
 
 
 class Registry:
-    """docker-registry on a port of its own, which it keeps when it is stopped and started again.
+    """docker-registry on a free port, which it keeps when it is restarted.
 
-    From the next start on it wants a login, or a token, if `auth` says so: that part of its configuration.
+    `auth` is the part of its configuration that requires a login or a token. A change of it applies from the
+    next start.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -48,13 +49,13 @@ class Registry:
         process = Process(self._directory, "registry", ["docker-registry", "serve", config])
         self._process = process
 
-        def bound() -> str:
-            found = re.findall(r"listening on 127\.0\.0\.1:(\d+)", process.err.read_text())
-            return found[-1] if found else ""
+        def find_port() -> str:
+            ports = re.findall(r"listening on 127\.0\.0\.1:(\d+)", process.stderr_log.read_text())
+            return ports[-1] if ports else ""
 
-        self._port = int(process.wait_until(bound, "its address"))
+        self._port = int(process.wait_until(find_port, "its address"))
         status = 401 if self.auth else 200
-        process.wait_until(lambda: answers(self.url, "/v2/", status), "an answer")
+        process.wait_until(lambda: has_status(self.url, "/v2/", status), "a response")
 
     def stop(self) -> None:
         if self._process:
@@ -62,20 +63,20 @@ class Registry:
             self._process = None
 
     def requests(self) -> list[str]:
-        """Return what its access log says it was asked to serve, oldest first."""
+        """Return the requests of its access log, as `METHOD PATH`, oldest first."""
         log = (self._directory / "registry.out.log").read_text()
         return re.findall(r'"((?:GET|HEAD) /v2/\S+) HTTP', log)
 
 
-def by_password(directory: Path) -> str:
-    """Return the `auth` of a registry that only `puller` reads."""
-    logins = directory / "htpasswd"
-    logins.write_text(HTPASSWD)
-    return f"auth: {{htpasswd: {{realm: here, path: {logins}}}}}\n"
+def htpasswd_auth(directory: Path) -> str:
+    """Return the `auth` of a registry that only `puller` can pull from."""
+    htpasswd = directory / "htpasswd"
+    htpasswd.write_text(HTPASSWD)
+    return f"auth: {{htpasswd: {{realm: here, path: {htpasswd}}}}}\n"
 
 
 class Daemon:
-    """`pullcache serve` as a process; it keeps its address and its store over restarts."""
+    """`pullcache serve` as a process, which keeps its address and its store over restarts."""
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class Daemon:
         self._max_size = max_size
         self._env = dict(env or {})
         self._listen = "127.0.0.1:0"
-        self._said = 0  # how much of stdout earlier starts wrote
+        self._stdout_offset = 0  # earlier starts wrote the stdout before it
         self._process: Process | None = None
 
     @property
@@ -109,23 +110,23 @@ class Daemon:
         return self._process
 
     @property
-    def announcement(self) -> str:
-        """Return what the last start printed."""
-        return self.process.out.read_text()[self._said :]
+    def startup_output(self) -> str:
+        """Return the stdout since the last start."""
+        return self.process.stdout_log.read_text()[self._stdout_offset :]
 
     @property
     def log(self) -> str:
         return (self._directory / "daemon.err.log").read_text()
 
     @property
-    def python(self) -> Sequence[str]:
-        """Return the command line that any sub-command follows."""
+    def program(self) -> Sequence[str]:
+        """Return the command line of pullcache, without a command."""
         return [sys.executable, "-m", "proxy"]
 
-    def command(self, listen: str | None = None, store: Path | None = None) -> Sequence[str]:
-        """Return the command line that serves, perhaps elsewhere than this daemon does."""
+    def serve_command(self, listen: str | None = None, store: Path | None = None) -> Sequence[str]:
+        """Return the command line of `serve`, optionally with another address or store."""
         return [
-            *self.python,
+            *self.program,
             "serve",
             *("--listen", listen or self._listen),
             *("--store", str(store or self.store)),
@@ -134,24 +135,26 @@ class Daemon:
         ]
 
     def start(self) -> None:
-        earlier = self._directory / "daemon.out.log"
-        self._said = len(earlier.read_text()) if earlier.exists() else 0
-        self._process = process = Process(self._directory, "daemon", self.command(), env=self._env)
+        """Start the daemon and wait until it is ready."""
+        stdout_log = self._directory / "daemon.out.log"
+        self._stdout_offset = len(stdout_log.read_text()) if stdout_log.exists() else 0
+        command = self.serve_command()
+        self._process = process = Process(self._directory, "daemon", command, env=self._env)
 
-        def announced() -> str:
-            found = re.search(r"https?://(127\.0\.0\.1:[1-9]\d*)", self.announcement)
-            return found[1] if found else ""
+        def find_address() -> str:
+            match = re.search(r"https?://(127\.0\.0\.1:[1-9]\d*)", self.startup_output)
+            return match[1] if match else ""
 
-        self._listen = process.wait_until(announced, "its announcement")
-        process.wait_until(lambda: answers(self.url, "/readyz"), "readiness")
+        self._listen = process.wait_until(find_address, "its address")
+        process.wait_until(lambda: has_status(self.url, "/readyz"), "readiness")
 
-    def ask_to_stop(self) -> None:
-        """Send SIGTERM and do not wait."""
+    def send_sigterm(self) -> None:
+        """Send SIGTERM and do not wait for the exit."""
         self.process.signal(signal.SIGTERM)
 
-    def stop(self, deadline: float = 30) -> int:
-        """End it by SIGTERM and return its exit code."""
-        code = self.process.stop(deadline)
+    def stop(self, timeout: float = 30) -> int:
+        """Stop the daemon with SIGTERM and return its exit code."""
+        code = self.process.stop(timeout)
         self._process = None
         return code
 
@@ -160,25 +163,25 @@ class Daemon:
         self._process = None
 
     def metric(self, name: str, **labels: str) -> float:
-        """Return the sum of a metric's samples that carry all the given labels."""
-        return sum_samples(ask(self.url, "/metrics").body.decode(), name, labels)
+        """Return the sum of the metric's samples that have all the given labels."""
+        return sum_samples(send_request(self.url, "/metrics").body.decode(), name, labels)
 
     def upstream_bytes(self) -> float:
         return self.metric("pullcache_upstream_bytes_total")
 
     def run(self, *arguments: str | Path, timeout: float = 60) -> str:
-        """Run a command on the daemon's store to its end; return what it printed."""
+        """Run a command of pullcache on the daemon's store and return its stdout."""
         name, *rest = arguments
-        return run(*self.python, name, "--store", self.store, *rest, timeout=timeout)
+        return run(*self.program, name, "--store", self.store, *rest, timeout=timeout)
 
     def manifest_digest(self, repository: str, tag: str) -> str:
-        """Return what it serves a tag as, without asking for the manifest itself."""
-        answer = ask(self.url, f"/v2/{repository}/manifests/{tag}")
-        assert answer.status == 200, answer
-        return answer.headers["Docker-Content-Digest"]
+        """Return the digest of the manifest that the daemon serves for a tag."""
+        response = send_request(self.url, f"/v2/{repository}/manifests/{tag}")
+        assert response.status == 200, response
+        return response.headers["Docker-Content-Digest"]
 
     def finish(self) -> None:
-        """End what still runs and check that no start left a traceback or a bad exit code."""
+        """Stop a running daemon; check that it exits with 0 and that no start logged a traceback."""
         if self._process:
             assert self.stop() == 0, self.log[-4000:]
         log = self.log
@@ -186,31 +189,32 @@ class Daemon:
 
 
 def sum_samples(exposition: str, name: str, labels: Mapping[str, str]) -> float:
-    wanted = [f'{key}="{value}"' for key, value in labels.items()]
+    """Return the sum of a metric's samples that have all the given labels."""
+    expected = [f'{key}="{value}"' for key, value in labels.items()]
     samples = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)", exposition, re.MULTILINE)
-    return sum(float(value) for tags, value in samples if all(want in tags for want in wanted))
+    return sum(float(value) for tags, value in samples if all(label in tags for label in expected))
 
 
-def run_to_end(command: Sequence[str], directory: Path, deadline: float = 20) -> tuple[int, str]:
-    """Run a command that should refuse to go on; return its exit code and its stderr."""
-    process = Process(directory, "refused", command)
+def run_until_exit(command: Sequence[str], directory: Path, timeout: float = 20) -> tuple[int, str]:
+    """Run a command that should fail; return its exit code and its stderr."""
+    process = Process(directory, "failing", command)
     try:
-        return process.wait(deadline), process.err.read_text()
+        return process.wait(timeout), process.stderr_log.read_text()
     except subprocess.TimeoutExpired:
         process.kill()
         raise
 
 
-def wait_until_refused(url: str, deadline: float = 20) -> None:
-    """Wait until nothing accepts connections at `url` any more."""
+def wait_until_refused(url: str, timeout: float = 20) -> None:
+    """Wait until connections to `url` are refused."""
 
-    def refused() -> bool:
+    def is_refused() -> bool:
         try:
-            ask(url, "/healthz", timeout=5)
+            send_request(url, "/healthz", timeout=5)
         except ConnectionRefusedError:
             return True
         except OSError:
             return False
         return False
 
-    eventually(refused, f"{url} stops listening", deadline=deadline)
+    eventually(is_refused, f"{url} refuses connections", timeout=timeout)

@@ -8,7 +8,7 @@ from tests.system.churn import Options, churn
 
 
 @pytest.mark.parametrize("options", [Options(10), Options(10, mixed=True, faults=True, kill=True)])
-def test_the_account_is_the_disk_and_the_cap_holds(place: Path, options: Options):
-    found = churn(place, options)
+def test_the_account_is_the_disk_and_the_cap_holds(directory: Path, options: Options):
+    found = churn(directory, options)
     assert found.errors == []
     assert found.done["pulls"] > 10

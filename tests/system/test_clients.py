@@ -1,4 +1,4 @@
-"""Real clients pull and run an image through the cache, then again without its upstream."""
+"""Real clients pull and run an image through the cache, with and without its upstream."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,48 +10,48 @@ from tests.system.images import Image, make_image
 from tests.system.servers import Daemon, Registry
 
 MakeClient = Callable[[type[Client], str], Client]
-ALWAYS_ASK = {"PULLCACHE_MANIFESTS_TTL": "0s"}  # but for `latest`, which has a TTL of its own
+ALWAYS_REVALIDATE = {"PULLCACHE_MANIFESTS_TTL": "0s"}  # not for `latest`, whose TTL is another key
 each_client = pytest.mark.parametrize("kind", CLIENTS, ids=lambda kind: kind.__name__)
 
 
 @each_client
-def test_the_image_runs_without_us(
+def test_the_image_runs_without_the_cache(
     kind: type[Client], upstream: Registry, image: Image, make_client: MakeClient
 ):
-    """The control: when this fails, the machine's client or registry is at fault."""
+    """The control: if this fails, the client or the registry of this machine is at fault."""
     client = make_client(kind, upstream.address)
     client.pull(image)
     assert client.run(image).strip() == image.prints
 
 
 @each_client
-def test_a_pulled_image_runs_again_after_the_upstream_is_gone(
+def test_a_cached_image_is_pulled_and_run_again_without_the_upstream(
     kind: type[Client], upstream: Registry, daemon: Daemon, image: Image, make_client: MakeClient
 ):
     client = make_client(kind, daemon.address)
     client.pull(image)
     assert client.run(image).strip() == image.prints
-    asked, fetched = upstream.requests(), daemon.upstream_bytes()
+    requests, fetched = upstream.requests(), daemon.upstream_bytes()
     assert fetched > sum(len(image.bytes_of(layer)) for layer in image.layers)
     client.remove(image)
     upstream.stop()
     client.pull(image)
     assert client.run(image).strip() == image.prints
     assert daemon.upstream_bytes() == fetched
-    assert upstream.requests() == asked
+    assert upstream.requests() == requests
 
 
 @pytest.mark.parametrize("kind", [Docker, Containerd, Podman], ids=lambda kind: kind.__name__)
-def test_a_tag_that_expired_is_served_while_the_upstream_is_gone(
+def test_an_expired_tag_is_served_stale_without_the_upstream(
     kind: type[Client],
     registry: Registry,
     make_daemon: Callable[..., Daemon],
     make_client: MakeClient,
-    place: Path,
+    directory: Path,
 ):
-    image = make_image(place / "stable", tag="stable")
+    image = make_image(directory / "stable", tag="stable")
     image.push(registry.address)
-    daemon = make_daemon(registry.url, env=ALWAYS_ASK)
+    daemon = make_daemon(registry.url, env=ALWAYS_REVALIDATE)
     client = make_client(kind, daemon.address)
     client.pull(image)
     client.remove(image)
@@ -61,16 +61,16 @@ def test_a_tag_that_expired_is_served_while_the_upstream_is_gone(
     assert daemon.metric("pullcache_requests_total", kind="manifest", cache="stale") >= 1
 
 
-def test_a_tag_that_moved_is_pulled_anew(
+def test_a_moved_tag_is_pulled_again(
     registry: Registry,
     make_daemon: Callable[..., Daemon],
     make_client: MakeClient,
-    place: Path,
+    directory: Path,
 ):
-    daemon = make_daemon(registry.url, env=ALWAYS_ASK)
+    daemon = make_daemon(registry.url, env=ALWAYS_REVALIDATE)
     client = make_client(Docker, daemon.address)
     for version in ("first", "second"):
-        image = make_image(place / version, tag="stable", prints=version)
+        image = make_image(directory / version, tag="stable", prints=version)
         image.push(registry.address)
         client.pull(image)
         assert client.run(image).strip() == version

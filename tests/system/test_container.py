@@ -1,6 +1,7 @@
-"""The container image: built of config/container/Dockerfile by buildah, run by podman as its users would.
+"""The container image: built from config/container/Dockerfile by buildah, run by podman.
 
-Docker Hub's Python is not to be had here, so it stands on a small Debian made of this machine's packages.
+The tests do not depend on Docker Hub: the base is a small Debian with this machine's packages, not the image
+of Python.
 """
 
 import json
@@ -14,43 +15,46 @@ import pytest
 from tests.system.clients import Podman
 from tests.system.conftest import unmount_below
 from tests.system.debian import make_root
+from tests.system.http_client import has_status, send_request
 from tests.system.images import Image
-from tests.system.processes import eventually, open_to_pip, run, short_directory
+from tests.system.processes import eventually, make_short_directory, network_environment, run
 from tests.system.servers import Registry
-from tests.system.wire import answers, ask
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "config" / "container" / "Dockerfile"
-PYTHON = ("python3-venv", "dash", "coreutils", "findutils", "sed")
+BASE_PACKAGES = ("python3-venv", "dash", "coreutils", "findutils", "sed")
 BASE, IMAGE = "localhost/debian", "localhost/pullcache"
 STORE = "/var/cache/pullcache"
 
-pytestmark = pytest.mark.timeout(900)  # pip fetches what the image carries
+pytestmark = pytest.mark.timeout(900)  # pip downloads the packages of the image
 
 
 class Engine:
-    """buildah and podman on a storage of their own."""
+    """buildah and podman with a storage in `directory`."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        root, runs = directory / "root", directory / "run"
-        self._storage = ("--storage-driver", "vfs", "--root", str(root), "--runroot", str(runs))
+        root, runroot = directory / "root", directory / "run"
+        self._storage = ("--storage-driver", "vfs", "--root", str(root), "--runroot", str(runroot))
 
     def buildah(self, *arguments: str | Path) -> str:
-        env = open_to_pip()
+        env = network_environment()
         return run("buildah", *self._storage, *arguments, env=env, timeout=600).strip()
 
     def podman(self, *arguments: str | Path) -> str:
-        places: list[str | Path] = ["--tmpdir", self._directory / "tmp"]
-        places += ["--network-config-dir", self._directory / "networks"]
+        directories: list[str | Path] = ["--tmpdir", self._directory / "tmp"]
+        directories += ["--network-config-dir", self._directory / "networks"]
         runtime = ("--runtime", "runc", "--cgroup-manager", "cgroupfs", "--events-backend", "none")
-        return run("podman", *self._storage, *places, *runtime, *arguments, timeout=120).strip()
+        return run(
+            "podman", *self._storage, *directories, *runtime, *arguments, timeout=120
+        ).strip()
 
-    def build(self, scratch: Path) -> None:
-        make_root(scratch, *PYTHON)
+    def build(self, root: Path) -> None:
+        """Build the base from a Debian root, made at `root`, and the image from the base."""
+        make_root(root, *BASE_PACKAGES)
         base = self.buildah("from", "scratch")
-        self.buildah("add", base, scratch, "/")
-        # A certificate authority of this machine's network, if it has one, is the base's business.
+        self.buildah("add", base, root, "/")
+        # pip may need this machine's own certificate authority; the base has it, the Dockerfile does not.
         self.buildah("config", "--env", "PIP_CERT=/etc/ssl/certs/ca-certificates.crt", base)
         self.buildah("commit", "--quiet", "--rm", base, BASE)
         self.buildah(
@@ -62,8 +66,8 @@ class Engine:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    """An engine that has the image."""
-    directory = short_directory()
+    """An engine with the image."""
+    directory = make_short_directory()
     engine = Engine(directory)
     engine.build(directory / "debian")
     yield engine
@@ -73,7 +77,7 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture
 def container(engine: Engine, upstream: Registry) -> Iterator[str]:
-    """The cache in a container in which nothing but its volume can be written."""
+    """The cache in a container that can write only to its volume."""
     name = "cache"
     engine.podman(
         *("run", "--detach", "--name", name, "--network", "host"),
@@ -89,25 +93,25 @@ def container(engine: Engine, upstream: Registry) -> Iterator[str]:
     engine.podman("rm", "--force", "--volumes", name)
 
 
-def test_the_image_serves_pulls_with_a_read_only_root_and_ends_well(
-    engine: Engine, container: str, upstream: Registry, image: Image, place: Path
+def test_the_image_serves_pulls_with_a_read_only_root_and_stops_cleanly(
+    engine: Engine, container: str, upstream: Registry, image: Image, directory: Path
 ):
-    def listening() -> str:
-        found = re.search(r"http://(127\.0\.0\.1:[1-9]\d*)", engine.podman("logs", container))
-        return found[1] if found else ""
+    def find_address() -> str:
+        match = re.search(r"http://(127\.0\.0\.1:[1-9]\d*)", engine.podman("logs", container))
+        return match[1] if match else ""
 
-    address = eventually(listening, "the address of the container", deadline=120)
+    address = eventually(find_address, "the address of the container", timeout=120)
     url = f"http://{address}"
-    eventually(lambda: answers(url, "/readyz"), "readiness")
+    eventually(lambda: has_status(url, "/readyz"), "readiness")
 
-    client = Podman(place / "client", address)
+    client = Podman(directory / "client", address)
     client.start()
     client.pull(image)
     assert client.run(image).strip() == image.prints
-    asked = upstream.requests()
+    requests = upstream.requests()
     path = f"/v2/{image.repository}/blobs/{image.layers[-1]}"
-    assert ask(url, path).sha256 == image.layers[-1]
-    assert upstream.requests() == asked
+    assert send_request(url, path).sha256 == image.layers[-1]
+    assert upstream.requests() == requests
 
     engine.podman("healthcheck", "run", container)
     assert image.repository.rpartition("/")[2] in engine.podman(
@@ -120,18 +124,18 @@ def test_the_image_serves_pulls_with_a_read_only_root_and_ends_well(
     assert engine.podman("wait", container) == "0"
 
 
-def test_the_image_says_how_it_is_run_and_carries_no_build_tools(engine: Engine):
-    (described,) = json.loads(engine.podman("image", "inspect", IMAGE))
-    config = described["Config"]
+def test_the_image_has_the_documented_configuration_and_no_build_tools(engine: Engine):
+    (details,) = json.loads(engine.podman("image", "inspect", IMAGE))
+    config = details["Config"]
     assert config["User"] == "65532:65532"
     assert config["StopSignal"] in {"SIGTERM", "15"}
     assert config["Volumes"] == {STORE: {}}
     assert config["ExposedPorts"] == {"5000/tcp": {}}
-    assert described["Healthcheck"]["Test"] == [*("CMD", "pullcache", "status", "--probe")]
-    listed = engine.podman(
+    assert details["Healthcheck"]["Test"] == ["CMD", "pullcache", "status", "--probe"]
+    files = engine.podman(
         *("run", "--rm", "--network", "none", "--entrypoint", "ls"),
         *("--ulimit", "nofile=4096:4096", "--ulimit", "nproc=1024:1024"),
         *(IMAGE, "/opt/pullcache/bin", "/opt/pullcache/lib/python3.11/site-packages"),
     ).split()
-    assert {"pullcache", "proxy", "aiohttp"} <= set(listed)
-    assert not {"pip", "setuptools", "mypy", "pytest"} & set(listed)
+    assert {"pullcache", "proxy", "aiohttp"} <= set(files)
+    assert not {"pip", "setuptools", "mypy", "pytest"} & set(files)

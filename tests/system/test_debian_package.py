@@ -1,4 +1,4 @@
-"""The Debian package in a small Debian of its own: built, installed, used, removed, purged."""
+"""The Debian package: built, then installed, used, removed and purged in a small Debian root."""
 
 import re
 from pathlib import Path
@@ -8,76 +8,79 @@ import pytest
 from proxy import __version__
 from tests.support.markdown import DOCUMENTS
 from tests.system.debian import make_root
-from tests.system.processes import open_to_pip, run
+from tests.system.processes import network_environment, run
 
 ROOT = Path(__file__).parents[2]
-NEEDED = ("python3", "dash", "dpkg", "systemd", "init-system-helpers", "ca-certificates")
+DEPENDENCIES = ("python3", "dash", "dpkg", "systemd", "init-system-helpers", "ca-certificates")
 TOOLS = ("coreutils", "diffutils", "findutils", "grep", "sed", "perl-base")
 PATH = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 CONFIG = "etc/pullcache/pullcache.toml"
 STORE = "var/cache/pullcache"
-# What the user is written into, who stays.
+# The files that a new user changes. A purge keeps the user.
 ACCOUNTS = {"passwd", "passwd-", "group", "group-", "shadow", "shadow-", "gshadow", "gshadow-"}
-# What systemd would be told. It answers that every unit is enabled.
+# A systemctl that logs its arguments and reports every unit as enabled.
 SYSTEMCTL = """\
 #!/bin/sh
-echo "$*" >>/told
+echo "$*" >>/systemctl.log
 case "$*" in *is-enabled*) echo enabled ;; esac
 """
 
-pytestmark = pytest.mark.timeout(900)  # pip fetches what the package carries
+pytestmark = pytest.mark.timeout(900)  # pip downloads the packages that are packaged
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("deb")
-    run(ROOT / "config" / "debian" / "build", output, env=open_to_pip(), timeout=600)
+    run(ROOT / "config" / "debian" / "build", output, env=network_environment(), timeout=600)
     (built,) = output.iterdir()
     return built
 
 
 @pytest.fixture
-def debian(place: Path) -> Path:
-    """A root with all that the package depends on; no systemd runs there."""
-    root = place / "root"
-    make_root(root, *NEEDED, *TOOLS)
+def debian(directory: Path) -> Path:
+    """A root with the package's dependencies, in which systemd does not run."""
+    root = directory / "root"
+    make_root(root, *DEPENDENCIES, *TOOLS)
     return root
 
 
 def dpkg(root: Path, *arguments: str | Path) -> str:
-    """Run dpkg on a root; the scripts of packages run inside it."""
+    """Run dpkg on a root; it runs the packages' scripts inside the root."""
     return run("dpkg", f"--root={root}", *arguments, env=PATH, timeout=300)
 
 
-def inside(root: Path, *argv: str) -> str:
+def run_inside(root: Path, *argv: str) -> str:
     return run("chroot", root, *argv, env=PATH, timeout=120)
 
 
 def files_in(root: Path) -> set[str]:
-    """Return all that lies in a root, but for dpkg's own books."""
-    found = (path.relative_to(root) for path in root.rglob("*"))
-    return {str(path) for path in found if not path.is_relative_to("var/lib/dpkg")}
+    """Return all paths in a root but those of dpkg's database."""
+    paths = (path.relative_to(root) for path in root.rglob("*"))
+    return {str(path) for path in paths if not path.is_relative_to("var/lib/dpkg")}
 
 
-def enabled_in(root: Path) -> set[str]:
+def enabled_units(root: Path) -> set[str]:
     return {path.name for path in root.glob("etc/systemd/system/*.wants/pullcache*")}
 
 
-def told(root: Path) -> list[str]:
-    """Return what systemd was told to start and stop since the last time."""
-    log = root / "told"
+def take_systemctl_log(root: Path) -> list[str]:
+    """Return the reloads, starts, restarts and stops that systemctl has logged, and clear its log."""
+    log = root / "systemctl.log"
     lines = [line.split() for line in log.read_text().splitlines()]
     log.unlink()
-    said = [" ".join(word for word in line if not word.startswith("-")) for line in lines]
-    return [line for line in said if line.startswith(("daemon-reload", "start", "restart", "stop"))]
+    commands = [" ".join(word for word in line if not word.startswith("-")) for line in lines]
+    actions = ("daemon-reload", "start", "restart", "stop")
+    return [command for command in commands if command.startswith(actions)]
 
 
-def test_without_systemd_it_is_installed_used_removed_and_purged(package: Path, debian: Path):
+def test_without_systemd_the_package_is_installed_used_removed_and_purged(
+    package: Path, debian: Path
+):
     before = files_in(debian)
     dpkg(debian, "--install", package)
-    assert inside(debian, "pullcache", "--version") == f"pullcache, version {__version__}\n"
-    inside(debian, "pullcache", "config", "check", "--config", f"/{CONFIG}")
-    assert enabled_in(debian) == {"pullcache.service", "pullcache.socket"}
+    assert run_inside(debian, "pullcache", "--version") == f"pullcache, version {__version__}\n"
+    run_inside(debian, "pullcache", "config", "check", "--config", f"/{CONFIG}")
+    assert enabled_units(debian) == {"pullcache.service", "pullcache.socket"}
     assert "pullcache:x:" in (debian / "etc" / "passwd").read_text()
     assert run("dpkg", f"--root={debian}", "--verify", "pullcache") == ""
     documents = debian / "usr" / "share" / "doc" / "pullcache"
@@ -98,14 +101,15 @@ def test_without_systemd_it_is_installed_used_removed_and_purged(package: Path, 
     assert not (debian / "usr" / "lib" / "pullcache").exists()
 
     dpkg(debian, "--purge", "pullcache")
-    left = files_in(debian) - before
-    assert {Path(name).name for name in left} <= {*ACCOUNTS, ".pwd.lock"}
+    remaining = files_in(debian) - before
+    assert {Path(name).name for name in remaining} <= {*ACCOUNTS, ".pwd.lock"}
     assert before - files_in(debian) == set()
 
 
-def test_a_running_systemd_starts_it_restarts_it_after_an_upgrade_and_stops_it(
+def test_with_systemd_the_service_is_started_restarted_by_an_upgrade_and_stopped(
     package: Path, debian: Path
 ):
+    # Maintainer scripts take this directory as the sign that systemd runs, sd_booted(3).
     (debian / "run" / "systemd" / "system").mkdir(parents=True)
     systemctl = debian / "usr" / "bin" / "systemctl"
     systemctl.unlink()
@@ -114,13 +118,13 @@ def test_a_running_systemd_starts_it_restarts_it_after_an_upgrade_and_stops_it(
 
     dpkg(debian, "--install", package)
     started = ["daemon-reload", "start pullcache.socket", "start pullcache.service"]
-    assert told(debian) == started
+    assert take_systemctl_log(debian) == started
 
     (debian / CONFIG).write_text("offline = true\n")
     dpkg(debian, "--force-confold", "--install", package)
-    assert told(debian) == [*started[:2], "restart pullcache.service"]
+    assert take_systemctl_log(debian) == [*started[:2], "restart pullcache.service"]
     assert (debian / CONFIG).read_text() == "offline = true\n"
 
     dpkg(debian, "--purge", "pullcache")
     stopped = "stop pullcache.socket pullcache-admin.socket pullcache.service"
-    assert told(debian) == [stopped, "daemon-reload"]
+    assert take_systemctl_log(debian) == [stopped, "daemon-reload"]

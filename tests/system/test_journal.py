@@ -1,10 +1,10 @@
-"""A real journald, in a mount namespace of its own, that reads the daemon's stderr."""
+"""A real journald, in a separate mount namespace, reads the daemon's stderr."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.system.processes import fenced
+from tests.system.processes import isolated_environment
 
 # As systemd starts a service: stderr is journald's stream socket, and JOURNAL_STREAM names it.
 SCRIPT = """
@@ -22,12 +22,12 @@ done
 """
 
 
-def test_journalctl_finds_by_priority_what_the_daemon_logs(place: Path):
-    root = place / "journal"
-    broken = root / "pullcache.toml"
+def test_journalctl_finds_the_daemon_s_log_lines_by_priority(directory: Path):
+    root = directory / "journal"
+    invalid = root / "pullcache.toml"
     root.mkdir()
-    broken.write_text("[store]\nmax_size = 'much'\n")
-    # Listening everywhere without a login is a warning, a file that cannot be used an error.
+    invalid.write_text("[store]\nmax_size = 'much'\n")
+    # A listener for other machines without a login logs a warning, an invalid configuration an error.
     daemon = """
 "$0" -m proxy serve --listen '[::]:0' --store "$1" --offline &
 for _ in $(seq 400); do [ -S "$1/admin.sock" ] && break; sleep 0.05; done
@@ -37,16 +37,17 @@ kill "$!"; wait "$!"
     subprocess.run(
         [
             *("unshare", "--mount", "--propagation", "private", "sh", "-c", SCRIPT),
-            *(root / "found", "sh", "-c", daemon, sys.executable, root / "store", broken),
+            *(root / "lines", "sh", "-c", daemon, sys.executable, root / "store", invalid),
         ],
-        env=fenced(),
+        env=isolated_environment(),
         timeout=50,
         check=True,
     )
-    found = {level: (root / f"found.{level}").read_text() for level in ("info", "warning", "err")}
-    assert '"event":"daemon_started"' in found["info"]
-    assert '"event":"daemon_started"' not in found["warning"]
-    assert '"event":"listener_without_auth"' in found["warning"]
-    assert '"event":"listener_without_auth"' not in found["err"]
-    assert "store.max_size" in found["err"]
-    assert "<" not in "".join(line[:1] for line in found["info"].splitlines())
+    lines = {level: (root / f"lines.{level}").read_text() for level in ("info", "warning", "err")}
+    assert '"event":"daemon_started"' in lines["info"]
+    assert '"event":"daemon_started"' not in lines["warning"]
+    assert '"event":"listener_without_auth"' in lines["warning"]
+    assert '"event":"listener_without_auth"' not in lines["err"]
+    assert "store.max_size" in lines["err"]
+    # journald has removed the priority prefixes, as in "<6>".
+    assert "<" not in "".join(line[:1] for line in lines["info"].splitlines())

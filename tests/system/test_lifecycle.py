@@ -1,4 +1,4 @@
-"""Starting, ending and refusing to start, seen from outside."""
+"""Starts, stops and failed starts of the daemon, seen from outside."""
 
 import json
 import re
@@ -7,89 +7,93 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.system.blobserver import CHUNK, BlobServer
+from tests.system.blob_server import CHUNK_SIZE, BlobServer
+from tests.system.http_client import DownloadThread, send_request
 from tests.system.images import Image
 from tests.system.processes import eventually
-from tests.system.servers import Daemon, Registry, run_to_end, wait_until_refused
-from tests.system.wire import Reader, ask
+from tests.system.servers import Daemon, Registry, run_until_exit, wait_until_refused
 
 MIB = 1 << 20
 PATH = "/v2/library/big/blobs/"
 MakeDaemon = Callable[..., Daemon]
 
 
-def test_the_start_says_what_a_newcomer_needs(daemon: Daemon, upstream: Registry):
-    said = daemon.announcement
+def test_the_startup_output_shows_the_settings_and_the_line_for_docker(
+    daemon: Daemon, upstream: Registry
+):
+    output = daemon.startup_output
     for fact in (daemon.url, str(daemon.store), "1 GB", "docker.io", upstream.url):
-        assert fact in said
-    assert re.search(r"\d+\.\d+", said.splitlines()[0]), "its version"
-    found = re.search(r'"registry-mirrors": *\[[^\]]*\]', said)
-    assert found, "the line for daemon.json"
-    assert json.loads("{" + found[0] + "}") == {"registry-mirrors": [daemon.url]}
+        assert fact in output
+    assert re.search(r"\d+\.\d+", output.splitlines()[0]), "its version"
+    match = re.search(r'"registry-mirrors": *\[[^\]]*\]', output)
+    assert match, "the line for daemon.json"
+    assert json.loads("{" + match[0] + "}") == {"registry-mirrors": [daemon.url]}
 
 
-def test_a_response_under_way_is_finished_at_sigterm(blobs: BlobServer, make_daemon: MakeDaemon):
+def test_a_running_response_is_finished_after_sigterm(blobs: BlobServer, make_daemon: MakeDaemon):
     digest = blobs.add(bytes(8 * MIB), hold_at=4 * MIB)
     daemon = make_daemon(blobs.url)
-    reader = Reader(daemon.url, PATH + digest)
-    eventually(lambda: reader.received > MIB, "the middle of a pull")
+    download = DownloadThread(daemon.url, PATH + digest)
+    eventually(lambda: download.received > MIB, "the middle of a pull")
     process = daemon.process
-    daemon.ask_to_stop()
+    daemon.send_sigterm()
     wait_until_refused(daemon.url)
-    assert process.running()
+    assert process.is_running()
     blobs.release(digest)
-    assert (reader.finish().digest, reader.error) == (digest, None)
-    assert daemon.stop() == 0
+    assert (download.finish().digest, download.error) == (digest, None)
+    assert process.wait(30) == 0
 
 
-def test_sigterm_ends_the_daemon_although_a_pull_hangs(blobs: BlobServer, make_daemon: MakeDaemon):
-    digest = blobs.add(bytes(8 * MIB), hold_at=2 * CHUNK)
+def test_sigterm_stops_the_daemon_although_a_pull_hangs(blobs: BlobServer, make_daemon: MakeDaemon):
+    digest = blobs.add(bytes(8 * MIB), hold_at=2 * CHUNK_SIZE)
     daemon = make_daemon(blobs.url)
-    reader = Reader(daemon.url, PATH + digest)
-    eventually(reader.first_byte.is_set, "the middle of a pull")
-    assert daemon.stop(deadline=20) == 0
-    assert not reader.finish().complete
+    download = DownloadThread(daemon.url, PATH + digest)
+    eventually(download.first_byte.is_set, "the middle of a pull")
+    assert daemon.stop(timeout=20) == 0
+    assert not download.finish().is_complete
 
 
-def test_a_second_daemon_leaves_the_store_to_the_first(daemon: Daemon, place: Path, image: Image):
-    code, said = run_to_end(daemon.command(listen="127.0.0.1:0"), place)
-    assert code == 1, said
-    assert str(daemon.store) in said
-    assert str(daemon.process.pid) in said
-    assert "Traceback" not in said
+def test_a_second_daemon_on_the_same_store_exits(daemon: Daemon, directory: Path, image: Image):
+    code, errors = run_until_exit(daemon.serve_command(listen="127.0.0.1:0"), directory)
+    assert code == 1, errors
+    assert str(daemon.store) in errors
+    assert str(daemon.process.pid) in errors
+    assert "Traceback" not in errors
     path = f"/v2/{image.repository}/manifests/{image.tag}"
-    assert ask(daemon.url, path).sha256 == image.index
+    assert send_request(daemon.url, path).sha256 == image.index
 
 
-def test_p13_a_port_in_use_is_named(daemon: Daemon, place: Path):
+def test_p13_a_start_on_a_port_in_use_fails_with_the_address(daemon: Daemon, directory: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = "{}:{}".format(*taken.getsockname())
-        code, said = run_to_end(daemon.command(listen=address, store=place / "other"), place)
-    assert code == 2, said
-    assert address in said
-    assert "Traceback" not in said
+        code, errors = run_until_exit(
+            daemon.serve_command(listen=address, store=directory / "other"), directory
+        )
+    assert code == 2, errors
+    assert address in errors
+    assert "Traceback" not in errors
 
 
-def test_an_address_passes_to_the_next_daemon_at_once(daemon: Daemon, image: Image):
+def test_a_new_daemon_can_bind_the_address_of_the_last_at_once(daemon: Daemon, image: Image):
     path = f"/v2/{image.repository}/blobs/{image.layers[-1]}"
     for _ in range(3):
-        assert ask(daemon.url, path).sha256 == image.layers[-1]
+        assert send_request(daemon.url, path).sha256 == image.layers[-1]
         before = daemon.address
         assert daemon.stop() == 0
         daemon.start()
         assert daemon.address == before
 
 
-def test_promtool_finds_nothing_wrong_with_the_metrics(daemon: Daemon, image: Image):
-    ask(daemon.url, f"/v2/{image.repository}/manifests/{image.tag}")
-    ask(daemon.url, f"/v2/{image.repository}/blobs/{image.layers[0]}")
-    ask(daemon.url, "/v2/library/none/manifests/latest")
-    answer = ask(daemon.url, "/metrics")
-    checked = subprocess.run(
+def test_promtool_accepts_the_metrics(daemon: Daemon, image: Image):
+    send_request(daemon.url, f"/v2/{image.repository}/manifests/{image.tag}")
+    send_request(daemon.url, f"/v2/{image.repository}/blobs/{image.layers[0]}")
+    send_request(daemon.url, "/v2/library/none/manifests/latest")
+    response = send_request(daemon.url, "/metrics")
+    promtool = subprocess.run(
         ["promtool", "check", "metrics"],
-        input=answer.body,
+        input=response.body,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         check=False,
     )
-    assert (checked.returncode, checked.stdout) == (0, b"")
+    assert (promtool.returncode, promtool.stdout) == (0, b"")

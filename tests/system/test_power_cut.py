@@ -1,4 +1,4 @@
-"""Power cuts (D12, D13): a file system that ends at once, with all that was not synced to it."""
+"""Power cuts (D12, D13): a file system that is shut down and loses everything not synced to it."""
 
 import fcntl
 import hashlib
@@ -11,23 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.blobserver import BlobServer
+from tests.system.blob_server import BlobServer
+from tests.system.http_client import send_request
 from tests.system.images import INDEX, MANIFEST, Image
 from tests.system.processes import eventually, run
 from tests.system.servers import Daemon, Registry
-from tests.system.wire import ask
 
-WANTED = {"Accept": f"{INDEX}, {MANIFEST}"}
+ACCEPT = {"Accept": f"{INDEX}, {MANIFEST}"}
 
-# The disk has less room than a daemon usually leaves free.
-SMALL = {"PULLCACHE_STORE_MIN_FREE": "0"}
+# The disk is smaller than the default of store.min_free.
+NO_MIN_FREE = {"PULLCACHE_STORE_MIN_FREE": "0"}
 
-# Linux's EXT4_IOC_SHUTDOWN and its EXT4_GOING_FLAGS_NOLOGFLUSH: nothing is written any more, the journal neither.
-_SHUTDOWN, _AT_ONCE = 0x8004587D, 2
+# Linux's EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH: writes stop at once, also those of the journal.
+_SHUTDOWN, _WITHOUT_LOG_FLUSH = 0x8004587D, 2
 
 
 class Disk:
-    """A file system of its own at `path`, in a file."""
+    """An ext4 file system in the file `file`, mounted at `path`."""
 
     def __init__(self, file: Path, path: Path) -> None:
         self._file = file
@@ -42,103 +42,103 @@ class Disk:
         run("mount", "-o", "loop", self._file, self._path)
 
     def cut_power(self, daemon: Daemon) -> None:
-        """End the file system, and the daemon with it, and mount what is left."""
-        # It does not live to see the disk fail.
+        """Shut down the file system, kill the daemon, and mount what is on the disk."""
+        # Stopped first, so that the daemon does not see the disk fail.
         daemon.process.signal(signal.SIGSTOP)
         state = Path(f"/proc/{daemon.process.pid}/status")
-        eventually(lambda: "\nState:\tT" in state.read_text(), "that it stands still")
-        folder = os.open(self._path, os.O_RDONLY)
-        fcntl.ioctl(folder, _SHUTDOWN, struct.pack("I", _AT_ONCE))
-        os.close(folder)
+        eventually(lambda: "\nState:\tT" in state.read_text(), "the daemon is stopped")
+        fd = os.open(self._path, os.O_RDONLY)
+        fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", _WITHOUT_LOG_FLUSH))
+        os.close(fd)
         daemon.kill()
         run("umount", self._path)
         self._mount()
 
 
 @pytest.fixture
-def disk(place: Path) -> Disk:
-    return Disk(place / "disk", place / "daemon" / "store")
+def disk(directory: Path) -> Disk:
+    return Disk(directory / "disk", directory / "daemon" / "store")
 
 
 @pytest.fixture
-def daemon(place: Path, disk: Disk, upstream: Registry) -> Iterator[Daemon]:
-    """A daemon in front of `upstream` whose store is the disk."""
-    daemon = Daemon(place / "daemon", upstream.url, env=SMALL)
+def daemon(directory: Path, disk: Disk, upstream: Registry) -> Iterator[Daemon]:
+    """A daemon with `upstream` as docker.io and its store on the disk."""
+    daemon = Daemon(directory / "daemon", upstream.url, env=NO_MIN_FREE)
     daemon.start()
     yield daemon
     daemon.finish()
 
 
-def settle(daemon: Daemon) -> None:
-    """Wait until no download runs: what was sent is then in the store."""
+def wait_for_commits(daemon: Daemon) -> None:
+    """Wait until no download runs; all blobs are then in the store."""
     eventually(lambda: not daemon.metric("pullcache_downloads_in_progress"), "all commits")
 
 
-def check(daemon: Daemon) -> float:
-    """Look whether each file in the store is what its name says, and all of them are counted.
+def check_store(daemon: Daemon) -> float:
+    """Check that each file matches its digest, and that the daemon counts the bytes of all files.
 
-    Return how many bytes are counted that no file has: of what was evicted the index may still know.
+    Return how many more bytes the daemon counts: the index may still list evicted blobs after a power cut.
     """
-    taken = 0
+    used = 0
     for path in daemon.store.glob("blobs/sha256/*"):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
-        taken += path.stat().st_blocks * 512
+        used += path.stat().st_blocks * 512
     counted = daemon.metric("pullcache_store_bytes")
-    assert taken <= counted <= daemon.metric("pullcache_store_limit_bytes")
-    return counted - taken
+    assert used <= counted <= daemon.metric("pullcache_store_limit_bytes")
+    return counted - used
 
 
 def test_d12_a_power_cut_loses_no_blob_no_tag_and_no_pin(
     disk: Disk, daemon: Daemon, upstream: Registry, image: Image
 ):
-    assert ask(daemon.url, f"/v2/{image.repository}/blobs/{image.config}").status == 200
-    settle(daemon)
-    # An index that has nothing is made anew from the files, and would hide what it has lost.
+    assert send_request(daemon.url, f"/v2/{image.repository}/blobs/{image.config}").status == 200
+    wait_for_commits(daemon)
+    # With one blob in the index: an empty index is rebuilt from the files, which would hide a loss.
     daemon.stop()
     daemon.start()
-    pulled = f"/v2/{image.repository}/manifests/{image.tag}"
-    parts = [f"/v2/{image.repository}/manifests/{image.manifest}"]
-    parts += [f"/v2/{image.repository}/blobs/{one}" for one in (image.config, *image.layers)]
-    for path in (pulled, *parts):
-        assert ask(daemon.url, path, headers=WANTED).status == 200
-    settle(daemon)
+    by_tag = f"/v2/{image.repository}/manifests/{image.tag}"
+    by_digest = [f"/v2/{image.repository}/manifests/{image.manifest}"]
+    by_digest += [f"/v2/{image.repository}/blobs/{one}" for one in (image.config, *image.layers)]
+    for path in (by_tag, *by_digest):
+        assert send_request(daemon.url, path, headers=ACCEPT).status == 200
+    wait_for_commits(daemon)
     daemon.run("pin", image.reference)
     disk.cut_power(daemon)
     upstream.stop()
     daemon.start()
-    assert check(daemon) == 0
-    assert ask(daemon.url, pulled, headers=WANTED).sha256 == image.index
-    for path in parts:
-        answer = ask(daemon.url, path, headers=WANTED)
-        assert (answer.status, answer.sha256) == (200, f"sha256:{path.rpartition(':')[2]}")
-    (kept,) = json.loads(daemon.run("images", "--json"))
-    assert kept["pinned"]
+    assert check_store(daemon) == 0
+    assert send_request(daemon.url, by_tag, headers=ACCEPT).sha256 == image.index
+    for path in by_digest:
+        response = send_request(daemon.url, path, headers=ACCEPT)
+        assert (response.status, response.sha256) == (200, f"sha256:{path.rpartition(':')[2]}")
+    (listed,) = json.loads(daemon.run("images", "--json"))
+    assert listed["pinned"]
 
 
-@pytest.mark.parametrize("room", ["1GB", "2MB"])
-def test_d13_after_power_cuts_while_blobs_come_and_go_each_file_is_whole_and_counted(
-    disk: Disk, place: Path, blobs: BlobServer, room: str
+@pytest.mark.parametrize("max_size", ["1GB", "2MB"])
+def test_d13_after_power_cuts_during_commits_and_evictions_each_file_is_intact_and_counted(
+    disk: Disk, directory: Path, blobs: BlobServer, max_size: str
 ):
-    daemon = Daemon(place / "daemon", blobs.url, env=SMALL, max_size=room)
+    daemon = Daemon(directory / "daemon", blobs.url, env=NO_MIN_FREE, max_size=max_size)
     daemon.start()
     pull(daemon, blobs.add(os.urandom(200_000)))
-    # An index that has nothing is made anew from the files, and would hide what it has lost.
+    # With one blob in the index: an empty index is rebuilt from the files, which would hide a loss.
     daemon.stop()
-    for stop in range(1, 6):
+    for pulls in range(1, 6):
         daemon.start()
-        assert check(daemon) == 0 or room == "2MB"
-        for _ in range(stop):
+        assert check_store(daemon) == 0 or max_size == "2MB"
+        for _ in range(pulls):
             pull(daemon, blobs.add(os.urandom(200_000)))
-        # Of the last nobody knows how far its commit has come.
+        # The commit of the last blob may still be running.
         disk.cut_power(daemon)
     daemon.start()
     for digest in blobs.blobs:
         pull(daemon, digest)
-    settle(daemon)
-    assert check(daemon) == 0
-    assert (daemon.metric("pullcache_store_blobs") < len(blobs.blobs)) == (room == "2MB")
+    wait_for_commits(daemon)
+    assert check_store(daemon) == 0
+    assert (daemon.metric("pullcache_store_blobs") < len(blobs.blobs)) == (max_size == "2MB")
     daemon.finish()
 
 
 def pull(daemon: Daemon, digest: str) -> None:
-    assert ask(daemon.url, f"/v2/library/app/blobs/{digest}").sha256 == digest
+    assert send_request(daemon.url, f"/v2/library/app/blobs/{digest}").sha256 == digest

@@ -1,4 +1,4 @@
-"""Preload with a real registry, the real command, and a kill in its midst."""
+"""Preloads with a real registry and the real command, also after a kill."""
 
 import json
 import sys
@@ -19,19 +19,19 @@ MakeDaemon = Callable[..., Daemon]
 
 
 @pytest.fixture
-def large(registry: Registry, place: Path) -> Image:
-    """An image of 33 MB, most of it one layer."""
-    made = make_image(place / "large", repository="me/large", layer_sizes=(2 * MB, 30 * MB))
-    made.push(registry.address)
-    return made
+def large_image(registry: Registry, directory: Path) -> Image:
+    """An image of 33 MB, most of it in one layer."""
+    image = make_image(directory / "large", repository="me/large", layer_sizes=(2 * MB, 30 * MB))
+    image.push(registry.address)
+    return image
 
 
 @pytest.fixture
-def config(place: Path) -> Callable[[str], Path]:
+def write_config(directory: Path) -> Callable[[str], Path]:
     def write(url: str) -> Path:
-        path = place / "pullcache.toml"
+        path = directory / "pullcache.toml"
         path.write_text(
-            f'store = {{path = "{place}/store", min_free = "0B"}}\n'
+            f'store = {{path = "{directory}/store", min_free = "0B"}}\n'
             f'upstreams."docker.io".url = "{url}"\n'
         )
         return path
@@ -39,62 +39,74 @@ def config(place: Path) -> Callable[[str], Path]:
     return write
 
 
-def arriving(store: Path) -> int:
-    """Return how many bytes of the largest unfinished download a process that goes on could use."""
-    found = [0]
+def resumable_bytes(store: Path) -> int:
+    """Return how many bytes of the largest partial download can be resumed."""
+    sizes = [0]
     for path in (store / "ingest").glob("*.state"):
         try:
             state = json.loads(path.read_bytes().rstrip(b"\0 "))
         except ValueError:
             continue  # it is being written
-        found.append(state["have"] + sum(stop - start for start, stop in state["ahead"]))
-    return max(found)
+        sizes.append(state["have"] + sum(stop - start for start, stop in state["ahead"]))
+    return max(sizes)
 
 
-def test_after_a_kill_only_the_rest_comes(
-    registry: Registry, large: Image, place: Path, config: Callable[[str], Path]
+def test_a_preload_after_a_kill_fetches_only_the_missing_bytes(
+    registry: Registry,
+    large_image: Image,
+    directory: Path,
+    write_config: Callable[[str], Path],
 ):
     command = [sys.executable, "-m", "proxy", "preload", "me/large:latest"]
     with Relay(registry.address, 5 * MB) as relay:
-        argv = [*command, "-c", str(config(relay.url))]
-        process = Process(place, "preload", argv)
-        process.wait_until(lambda: arriving(place / "store") > 10 * MB, "the middle of a layer")
+        argv = [*command, "-c", str(write_config(relay.url))]
+        process = Process(directory, "preload", argv)
+        process.wait_until(
+            lambda: resumable_bytes(directory / "store") > 10 * MB, "the middle of a layer"
+        )
         process.kill()
-        kept = arriving(place / "store")
+        kept = resumable_bytes(directory / "store")
         assert 10 * MB < kept < 30 * MB
         relay.rate = 0
         before = relay.received
         lines = run(*argv, "--json").splitlines()
-        came = relay.received - before
+        fetched = relay.received - before
         again = json.loads(run(*argv, "--json").splitlines()[-1])
-        cost = relay.received - before - came
+        fetched_again = relay.received - before - fetched
     totals = json.loads(lines[-1])
     assert (totals["event"], totals["fetched_images"], totals["failed"]) == ("totals", 1, 0)
-    assert came < 34 * MB - kept
-    assert totals["fetched"] <= came
+    assert fetched < 34 * MB - kept
+    assert totals["fetched"] <= fetched
     assert (again["up_to_date"], again["fetched"]) == (1, 0)
-    assert cost < 20_000
-    blobs = place / "store" / "blobs" / "sha256"
+    assert fetched_again < 20_000
+    blobs = directory / "store" / "blobs" / "sha256"
     run("sh", "-c", f'cd {blobs} && for file in *; do echo "$file  $file"; done | sha256sum -c')
 
 
-def test_a_compose_file_of_two_platforms_is_pulled_without_the_registry(
-    upstream: Registry, daemon: Daemon, image: Image, place: Path
+def test_a_preloaded_compose_file_is_pulled_for_two_platforms_without_the_registry(
+    upstream: Registry, daemon: Daemon, image: Image, directory: Path
 ):
-    second = make_image(place / "second", repository="me/second", tag="v2")
+    second = make_image(directory / "second", repository="me/second", tag="v2")
     second.push(upstream.address)
-    compose = place / "compose.yaml"
+    compose = directory / "compose.yaml"
     compose.write_text(
         f"services:\n  one: {{image: {image.reference}}}\n  two: {{image: me/second:v2}}\n"
     )
     platforms = ["--platform", "linux/amd64", "--platform", "linux/arm64"]
-    said = daemon.run("preload", "-f", compose, *platforms, "--lock", place / "images.lock")
-    assert said.count("Pull complete") == 2
+    output = daemon.run("preload", "-f", compose, *platforms, "--lock", directory / "images.lock")
+    assert output.count("Pull complete") == 2
     daemon.run("check-offline", "-f", compose, *platforms)
-    daemon.run("check-offline", "-f", place / "images.lock")
+    daemon.run("check-offline", "-f", directory / "images.lock")
     upstream.stop()
     for one in (image, second):
         source = f"docker://{daemon.address}/{one.repository}:{one.tag}"
-        run("skopeo", "copy", "--all", "--src-tls-verify=false", source, f"dir:{place}/{one.tag}")
-        manifest = json.loads((place / one.tag / "manifest.json").read_text())
+        run(
+            "skopeo",
+            "copy",
+            "--all",
+            "--src-tls-verify=false",
+            source,
+            f"dir:{directory}/{one.tag}",
+        )
+        manifest = json.loads((directory / one.tag / "manifest.json").read_text())
         assert len(manifest["manifests"]) == 2

@@ -1,4 +1,4 @@
-"""`docker search` and `podman search` of the cache itself and `pullcache search`, with Docker Hub's search and without."""
+"""`docker search`, `podman search` and `pullcache search`, with and without Docker Hub's search."""
 
 import json
 import threading
@@ -12,7 +12,7 @@ from tests.system.images import Image
 from tests.system.servers import Daemon, Registry
 
 MakeClient = Callable[[type[Client], str], Client]
-FOUND = [
+RESULTS = [
     {
         "name": "hello",
         "description": "An official one.",
@@ -26,14 +26,14 @@ FOUND = [
 
 
 class Hub(ThreadingHTTPServer):
-    """Finds always the same, and keeps a log of what it was asked."""
+    """Docker Hub's search: it always returns `RESULTS`, and records the paths of its requests."""
 
     daemon_threads = True
     block_on_close = False
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.asked: list[str] = []
+        self.paths: list[str] = []
 
     @property
     def url(self) -> str:
@@ -44,8 +44,8 @@ class _Handler(BaseHTTPRequestHandler):
     server: Hub
 
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        body = json.dumps({"num_results": len(FOUND), "results": FOUND}).encode()
+        self.server.paths.append(self.path)
+        body = json.dumps({"num_results": len(RESULTS), "results": RESULTS}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -71,8 +71,8 @@ def kind(request: pytest.FixtureRequest) -> type[Docker | Podman]:
     return client
 
 
-def rows(client: Client, words: str, *options: str) -> list[list[str]]:
-    """Return what `client` shows of each repository; podman puts the registry before the name."""
+def search(client: Client, words: str, *options: str) -> list[list[str]]:
+    """Return the client's row for each repository, without the registry that podman puts before the name."""
     assert isinstance(client, Docker | Podman)
     return [
         [
@@ -85,7 +85,7 @@ def rows(client: Client, words: str, *options: str) -> list[list[str]]:
     ]
 
 
-def test_a_client_finds_what_docker_hub_finds_and_asks_it_once(
+def test_clients_get_docker_hub_s_results_with_one_request_to_it(
     kind: type[Client],
     registry: Registry,
     hub: Hub,
@@ -95,14 +95,14 @@ def test_a_client_finds_what_docker_hub_finds_and_asks_it_once(
     daemon = make_daemon(registry.url, env={"PULLCACHE_UPSTREAMS_DOCKER_IO_SEARCH_URL": hub.url})
     client = make_client(kind, daemon.address)
     expected = [["hello", "An official one.", "21000", "[OK]"], ["me/hello", "[31mMine", "3", ""]]
-    assert rows(client, "hello") == expected
-    assert rows(client, "hello") == expected
-    assert hub.asked == ["/v1/search?q=hello&n=25&page=1"]
-    assert rows(client, "hello", "--filter", "is-official=true") == expected[:1]
-    assert rows(client, "hello", "--limit", "1") == expected[:1]
+    assert search(client, "hello") == expected
+    assert search(client, "hello") == expected
+    assert hub.paths == ["/v1/search?q=hello&n=25&page=1"]
+    assert search(client, "hello", "--filter", "is-official=true") == expected[:1]
+    assert search(client, "hello", "--limit", "1") == expected[:1]
 
 
-def test_without_its_upstream_a_client_finds_what_is_cached(
+def test_without_the_upstream_clients_find_cached_images(
     kind: type[Client],
     upstream: Registry,
     daemon: Daemon,
@@ -111,27 +111,27 @@ def test_without_its_upstream_a_client_finds_what_is_cached(
 ):
     client = make_client(kind, daemon.address)
     name = image.repository.removeprefix("library/")
-    assert rows(client, name[1:]) == []  # its upstream has no search, and nothing is cached
+    assert search(client, name[1:]) == []  # the upstream has no search, and the store is empty
     client.pull(image)
     cached = [[name, "in this cache", "0", "[OK]"]]
-    assert rows(client, name[1:]) == cached
+    assert search(client, name[1:]) == cached
     upstream.stop()
-    assert rows(client, name[1:]) == cached
-    # Without a word docker lists what is cached, podman the catalog.
-    assert rows(client, "") == (cached if kind is Docker else [[image.repository, "", "0", ""]])
+    assert search(client, name[1:]) == cached
+    # For an empty search, docker lists the cached images, podman the catalog.
+    assert search(client, "") == (cached if kind is Docker else [[image.repository, "", "0", ""]])
     assert daemon.metric("pullcache_requests_total", kind="search", cache="stale") >= 3
 
 
-def test_the_command_finds_what_clients_find(
+def test_the_command_finds_the_same_as_clients(
     registry: Registry, hub: Hub, make_daemon: Callable[..., Daemon]
 ):
     daemon = make_daemon(registry.url, env={"PULLCACHE_UPSTREAMS_DOCKER_IO_SEARCH_URL": hub.url})
-    _, *found = [line.split() for line in daemon.run("search", "hello").splitlines()]
-    assert found == [
+    _, *rows = [line.split() for line in daemon.run("search", "hello").splitlines()]
+    assert rows == [
         ["hello", "An", "official", "one.", "21000", "[OK]"],
         ["me/hello", "[31mMine", "3"],
     ]
     daemon.run("offline", "on")
-    assert [line.split() for line in daemon.run("search", "hello").splitlines()][1:] == found
+    assert [line.split() for line in daemon.run("search", "hello").splitlines()][1:] == rows
     assert json.loads(daemon.run("search", "other", "--json"))["source"] == "store"
-    assert hub.asked == ["/v1/search?q=hello&n=25&page=1"]
+    assert hub.paths == ["/v1/search?q=hello&n=25&page=1"]

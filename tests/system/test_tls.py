@@ -1,4 +1,4 @@
-"""Real clients over TLS with a private authority and a login; what stalled ones cost."""
+"""Real clients over TLS, with a private certificate authority and a login."""
 
 import re
 import sys
@@ -14,15 +14,15 @@ from tests.system.servers import Registry
 
 
 @pytest.fixture
-def authority(place: Path) -> Authority:
-    return Authority(place / "certs.d")
+def authority(directory: Path) -> Authority:
+    return Authority(directory / "certs.d")
 
 
 @pytest.fixture
-def address(upstream: Registry, authority: Authority, place: Path) -> Iterator[str]:
-    """A daemon that speaks https and knows amy, whose password is `secret`."""
+def address(upstream: Registry, authority: Authority, directory: Path) -> Iterator[str]:
+    """The address of a daemon with TLS and the user amy, whose password is `secret`."""
     certificate, key = authority.issue("local", "IP:127.0.0.1")
-    users = place / "users"
+    users = directory / "users"
     run("htpasswd", "-B", "-b", "-c", users, "amy", "secret")
     env = {
         "PULLCACHE_SERVER_TLS_CERTIFICATE": certificate,
@@ -30,23 +30,23 @@ def address(upstream: Registry, authority: Authority, place: Path) -> Iterator[s
         "PULLCACHE_SERVER_HTPASSWD": str(users),
     }
     command = [sys.executable, "-m", "proxy", "serve", "--listen", "127.0.0.1:0"]
-    options = ["--store", str(place / "store"), "--upstream", f"docker.io={upstream.url}"]
-    process = Process(place, "daemon", [*command, *options], env=env)
+    options = ["--store", str(directory / "store"), "--upstream", f"docker.io={upstream.url}"]
+    process = Process(directory, "daemon", [*command, *options], env=env)
 
-    def announced() -> str:
-        found = re.search(r"https://(127\.0\.0\.1:[1-9]\d*)", process.out.read_text())
-        return found[1] if found else ""
+    def find_address() -> str:
+        match = re.search(r"https://(127\.0\.0\.1:[1-9]\d*)", process.stdout_log.read_text())
+        return match[1] if match else ""
 
-    yield process.wait_until(announced, "its announcement")
+    yield process.wait_until(find_address, "its address")
     assert process.stop() == 0
 
 
-def test_skopeo_pulls_over_tls_with_a_login_and_not_without(
-    address: str, image: Image, authority: Authority, place: Path
+def test_skopeo_pulls_over_tls_only_with_login_and_trusted_certificate(
+    address: str, image: Image, authority: Authority, directory: Path
 ):
     source = f"docker://{address}/{image.repository}:{image.tag}"
     options: list[str | Path] = ["--src-cert-dir", authority.certs]
-    target = f"oci:{place}/out"
+    target = f"oci:{directory}/out"
     with pytest.raises(AssertionError, match=r"unauthorized|authentication required"):
         run("skopeo", "copy", *options, source, target)
     run("skopeo", "copy", *options, "--src-creds", "amy:secret", source, target)
@@ -55,17 +55,22 @@ def test_skopeo_pulls_over_tls_with_a_login_and_not_without(
 
 
 def test_podman_logs_in_and_pulls_over_tls(
-    address: str, image: Image, authority: Authority, place: Path
+    address: str, image: Image, authority: Authority, directory: Path
 ):
     podman: list[str | Path] = [
         "podman",
         "--root",
-        place / "p",
+        directory / "p",
         "--runroot",
-        place / "r",
+        directory / "r",
         "--storage-driver",
         "vfs",
     ]
-    options: list[str | Path] = ["--cert-dir", authority.certs, "--authfile", place / "auth.json"]
+    options: list[str | Path] = [
+        "--cert-dir",
+        authority.certs,
+        "--authfile",
+        directory / "auth.json",
+    ]
     run(*podman, "login", *options, "-u", "amy", "-p", "secret", address)
     run(*podman, "pull", *options, f"{address}/{image.repository}:{image.tag}")

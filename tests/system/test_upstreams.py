@@ -1,4 +1,4 @@
-"""Two real registries at once, one of them private, behind one address."""
+"""Two real registries, one of them private, behind one cache."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.system.clients import Buildah, Client, Containerd, Docker, Podman, Skopeo
+from tests.system.http_client import has_status, send_request
 from tests.system.images import Image, make_image
-from tests.system.servers import Daemon, Registry, by_password
-from tests.system.wire import ask
+from tests.system.processes import eventually
+from tests.system.servers import Daemon, Registry, htpasswd_auth
 
 NAME = "private.test"
 UPSTREAMS = """\
@@ -23,14 +24,14 @@ password_file = "{password}"
 
 
 @pytest.fixture
-def private(place: Path) -> Iterator[tuple[Registry, Image]]:
-    """A registry that nobody reads without a login, and an image in it."""
-    server = Registry(place / "private")
+def private_registry(directory: Path) -> Iterator[tuple[Registry, Image]]:
+    """A registry that requires a login, and an image in it."""
+    server = Registry(directory / "private")
     server.start()
-    image = make_image(place / "secret", prints="for those who may")
+    image = make_image(directory / "secret", prints="a private image")
     image.push(server.address)
     server.stop()
-    server.auth = by_password(place)
+    server.auth = htpasswd_auth(directory)
     server.start()
     yield server, image
     server.stop()
@@ -38,67 +39,70 @@ def private(place: Path) -> Iterator[tuple[Registry, Image]]:
 
 @pytest.fixture
 def both(
-    place: Path,
+    directory: Path,
     upstream: Registry,
-    private: tuple[Registry, Image],
+    private_registry: tuple[Registry, Image],
     make_daemon: Callable[..., Daemon],
 ) -> Daemon:
-    """pullcache before both registries."""
-    password, config = place / "password", place / "pullcache.toml"
+    """A daemon with both registries as upstreams."""
+    password, config = directory / "password", directory / "pullcache.toml"
     password.write_text("pull me\n")
-    server, _ = private
+    server, _ = private_registry
     config.write_text(UPSTREAMS.format(public=upstream.url, private=server.url, password=password))
     return make_daemon(upstream.url, env={"PULLCACHE_CONFIG": str(config)})
 
 
-def test_a_private_registry_refuses_who_has_no_login(private: tuple[Registry, Image]):
-    """The control: without the cache's login nobody gets the image."""
-    server, image = private
-    path = f"/v2/{image.repository}/manifests/{image.tag}"
-    assert ask(server.url, path).status == 401
-
-
-def test_two_registries_are_served_at_once_each_with_its_own_login(
-    both: Daemon, image: Image, private: tuple[Registry, Image]
+def test_the_private_registry_denies_access_without_a_login(
+    private_registry: tuple[Registry, Image],
 ):
-    _, secret = private
-    for path, wanted in (
+    """The control: the image needs the cache's credentials."""
+    server, image = private_registry
+    path = f"/v2/{image.repository}/manifests/{image.tag}"
+    assert send_request(server.url, path).status == 401
+
+
+def test_two_registries_are_served_each_with_its_own_credentials(
+    both: Daemon, image: Image, private_registry: tuple[Registry, Image]
+):
+    _, secret = private_registry
+    for path, expected in (
         (f"/v2/{image.repository}/manifests/{image.tag}", image),
         (f"/v2/{NAME}/{secret.repository}/manifests/{secret.tag}", secret),
         (f"/v2/{secret.repository}/manifests/{secret.tag}?ns={NAME}", secret),
     ):
-        answer = ask(both.url, path)
-        assert answer.status == 200
-        assert answer.headers["Docker-Content-Digest"] == wanted.index
+        response = send_request(both.url, path)
+        assert response.status == 200
+        assert response.headers["Docker-Content-Digest"] == expected.index
     assert "pull me" not in both.log
 
 
 def test_a_private_layer_is_not_served_under_a_public_name(
-    both: Daemon, image: Image, private: tuple[Registry, Image]
+    both: Daemon, image: Image, private_registry: tuple[Registry, Image]
 ):
-    _, secret = private
+    _, secret = private_registry
     layer = max({secret.config, *secret.layers} - set(image.layers))
-    theirs = f"/v2/{NAME}/{secret.repository}/blobs/{layer}"
+    private_path = f"/v2/{NAME}/{secret.repository}/blobs/{layer}"
     assert (
-        ask(both.url, f"/v2/{NAME}/{secret.repository}/manifests/{secret.manifest}").status == 200
+        send_request(both.url, f"/v2/{NAME}/{secret.repository}/manifests/{secret.manifest}").status
+        == 200
     )
-    assert ask(both.url, theirs).status == 200
+    assert send_request(both.url, private_path).status == 200
     for method in ("GET", "HEAD"):
-        ours = f"/v2/{image.repository}/blobs/{layer}"
-        assert ask(both.url, ours, method=method).status == 404
+        public_path = f"/v2/{image.repository}/blobs/{layer}"
+        assert send_request(both.url, public_path, method=method).status == 404
 
 
 @pytest.mark.parametrize(
     "kind", [Containerd, Podman, Buildah, Skopeo], ids=lambda kind: kind.__name__
 )
-def test_a_client_of_a_second_registry_gets_its_image(
+def test_clients_pull_from_the_second_registry(
     kind: type[Client],
     both: Daemon,
-    private: tuple[Registry, Image],
+    private_registry: tuple[Registry, Image],
     make_client: Callable[[type[Client], str], Client],
 ):
-    """containerd names the registry by `ns=`, the others by the path."""
-    server, secret = private
+    """containerd names the upstream by `ns=`, the other clients by the path."""
+    server, secret = private_registry
     secret = replace(secret, registry=NAME)
     client = make_client(kind, both.address)
     for _ in range(2):
@@ -110,7 +114,7 @@ def test_a_client_of_a_second_registry_gets_its_image(
 
 
 @pytest.mark.parametrize("kind", [Docker, Podman], ids=lambda kind: kind.__name__)
-def test_a_client_whose_mirror_has_no_upstream_is_told_at_once(
+def test_a_pull_fails_at_once_while_the_upstream_is_down_and_then_works_again(
     kind: type[Client],
     upstream: Registry,
     daemon: Daemon,
@@ -123,7 +127,7 @@ def test_a_client_whose_mirror_has_no_upstream_is_told_at_once(
         client.pull(image)
     assert daemon.metric("pullcache_requests_total", kind="manifest", status="503") >= 1
     upstream.start()
-    while ask(daemon.url, f"/v2/{image.repository}/manifests/{image.tag}").status != 200:
-        pass
+    path = f"/v2/{image.repository}/manifests/{image.tag}"
+    eventually(lambda: has_status(daemon.url, path), "the daemon notices that upstream is up")
     client.pull(image)
     assert client.run(image).strip() == image.prints

@@ -1,7 +1,8 @@
-"""A token server for docker-registry, as "Token Authentication Specification" of distribution has it.
+"""A token server for docker-registry, after distribution's "Token Authentication Specification".
 
-The tokens are JWTs that the `openssl` program signs; docker-registry trusts the certificate in their `x5c` header. It
-takes a token for another minute after its `exp` (libtrust's leeway in its version 2.8), so times are set that much back.
+The tokens are JWTs, signed by the `openssl` program; docker-registry trusts the certificate in their `x5c`
+header. Its version 2.8 accepts a token for a minute after its `exp` (the leeway of libtrust), so all times are
+set back by a minute.
 """
 
 import base64
@@ -22,8 +23,8 @@ LEEWAY = 60
 
 
 @dataclass(frozen=True)
-class Request:
-    """What was asked for, by whom (None for a wrong password), and the token that was given."""
+class TokenRequest:
+    """A request: its scope and user ("" is anonymous, None a wrong password), and the issued token."""
 
     scope: str
     user: str | None
@@ -31,9 +32,9 @@ class Request:
 
 
 class TokenServer(ThreadingHTTPServer):
-    """Lets `USER` pull from `repositories`, and nobody else anything; tokens are good for `lifetime` seconds.
+    """Grants `USER`, and no other user, pulls from `repositories`. Tokens expire after `lifetime` seconds.
 
-    Like Docker Hub's, it has a token for everybody: one that opens nothing.
+    Like Docker Hub's token server it also issues tokens to anonymous clients; they grant nothing.
     """
 
     daemon_threads = True
@@ -43,10 +44,10 @@ class TokenServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.lifetime = 300
         self.repositories: set[str] = set()
-        self.requests: list[Request] = []
+        self.requests: list[TokenRequest] = []
         self._key, self._certificate = directory / "token.key", directory / "token.pem"
-        new = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=tokens.test"]
-        _openssl(*new, "-keyout", str(self._key), "-out", str(self._certificate))
+        request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=tokens.test"]
+        _openssl(*request, "-keyout", str(self._key), "-out", str(self._certificate))
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,))
 
     def __enter__(self) -> Self:
@@ -60,7 +61,7 @@ class TokenServer(ThreadingHTTPServer):
 
     @property
     def auth(self) -> str:
-        """What docker-registry's configuration has to say."""
+        """Return the part of docker-registry's configuration that requires these tokens."""
         realm = f"http://127.0.0.1:{self.server_port}/token"
         return (
             f"auth: {{token: {{realm: {realm}, service: {SERVICE}, issuer: {ISSUER}, "
@@ -68,7 +69,7 @@ class TokenServer(ThreadingHTTPServer):
         )
 
     def issue(self, scope: str, user: str) -> str:
-        """Return a token for as much of the scope as the user may have."""
+        """Return a token that grants the scope if the user has access to it, and otherwise nothing."""
         kind, _, rest = scope.partition(":")
         name, _, actions = rest.rpartition(":")
         is_granted = user == USER and kind == "repository" and name in self.repositories
@@ -85,9 +86,9 @@ class TokenServer(ThreadingHTTPServer):
             "jti": uuid.uuid4().hex,
             "access": granted if is_granted else [],
         }
-        signed = ".".join(_encoded(json.dumps(part).encode()) for part in (header, claims))
+        signed = ".".join(_base64url(json.dumps(part).encode()) for part in (header, claims))
         signature = _openssl("dgst", "-sha256", "-sign", str(self._key), data=signed.encode())
-        return f"{signed}.{_encoded(signature)}"
+        return f"{signed}.{_base64url(signature)}"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -102,10 +103,10 @@ class _Handler(BaseHTTPRequestHandler):
             if user is None or query.get("service") != [SERVICE]
             else self.server.issue(scope, user)
         )
-        self.server.requests.append(Request(scope, user, token))
-        refusal = {"errors": [{"code": "UNAUTHORIZED", "message": "incorrect password"}]}
-        answer = {"token": token, "expires_in": self.server.lifetime} if token else refusal
-        body = json.dumps(answer).encode()
+        self.server.requests.append(TokenRequest(scope, user, token))
+        error = {"errors": [{"code": "UNAUTHORIZED", "message": "incorrect password"}]}
+        document = {"token": token, "expires_in": self.server.lifetime} if token else error
+        body = json.dumps(document).encode()
         self.send_response(200 if token else 401)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -117,14 +118,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _user(authorization: str) -> str | None:
-    """Return who asks: "" is anybody, None who only says that he is somebody."""
+    """Return the user of an Authorization header: "" without one, None for a wrong password."""
     if not authorization:
         return ""
-    login = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-    return USER if authorization == f"Basic {login}" else None
+    credentials = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    return USER if authorization == f"Basic {credentials}" else None
 
 
-def _encoded(data: bytes) -> str:
+def _base64url(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 

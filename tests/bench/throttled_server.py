@@ -1,9 +1,9 @@
-"""An upstream whose every connection has the same rate, as at most CDNs: static files of a directory.
+"""A server of static files that limits the rate of each connection, as most CDNs do.
 
-    python -m tests.bench.throttled DIRECTORY BYTES_A_SECOND
+    python -m tests.bench.throttled_server DIRECTORY BYTES_PER_SECOND
 
-It prints its port. No server at hand does this: nginx's limit_rate counts in whole seconds and for each
-request anew, so that pieces of a few MiB would pass unthrottled.
+It prints its port. nginx cannot replace it: its limit_rate counts whole seconds, separately for each request, so
+that requests for pieces of a few MiB would not be throttled.
 """
 
 import os
@@ -17,12 +17,12 @@ from typing import ClassVar
 
 from tests.system.images import MANIFEST
 
-TURN = 64 << 10
+CHUNK_SIZE = 64 << 10
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection. It sends at once, and then nothing until so many bytes are due."""
+    """One connection. It sends a chunk at once and then waits until the next one is due."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -37,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: a line a request would be measured too."""
+        """Print nothing: writing a line per request would affect the measurement."""
 
     def _answer(self) -> None:
         file = self.root / self.path.partition("?")[0].strip("/")
@@ -49,16 +49,16 @@ class Handler(BaseHTTPRequestHandler):
             return
         size = file.stat().st_size
         start, stop, status = 0, size, HTTPStatus.OK
-        if wanted := RANGE.fullmatch(self.headers.get("Range", "")):
-            start = int(wanted[1]) if wanted[1] else size - int(wanted[2])
-            stop = min(size, int(wanted[2]) + 1) if wanted[1] and wanted[2] else size
+        if requested := RANGE.fullmatch(self.headers.get("Range", "")):
+            start = int(requested[1]) if requested[1] else size - int(requested[2])
+            stop = min(size, int(requested[2]) + 1) if requested[1] and requested[2] else size
             status = HTTPStatus.PARTIAL_CONTENT
         is_manifest = file.parent.name == "manifests"
         self._head(
             status,
             stop - start,
             ("Content-Type", MANIFEST if is_manifest else "application/octet-stream"),
-            *([("Content-Range", f"bytes {start}-{stop - 1}/{size}")] if wanted else []),
+            *([("Content-Range", f"bytes {start}-{stop - 1}/{size}")] if requested else []),
         )
         if self.command == "GET":
             self._body(file, start, stop)
@@ -76,12 +76,11 @@ class Handler(BaseHTTPRequestHandler):
                 wait = self.due - time.monotonic()
                 if wait > 0:
                     time.sleep(wait)
-                # A connection that was idle, or behind, earns nothing by it.
-                self.due = max(self.due, time.monotonic() - TURN / self.rate)
+                # A connection that was idle or slow may not catch up by sending faster.
+                self.due = max(self.due, time.monotonic() - CHUNK_SIZE / self.rate)
+                count = min(CHUNK_SIZE, stop - start)
                 try:
-                    sent = os.sendfile(
-                        self.connection.fileno(), source.fileno(), start, min(TURN, stop - start)
-                    )
+                    sent = os.sendfile(self.connection.fileno(), source.fileno(), start, count)
                 except OSError:
                     self.close_connection = True
                     return

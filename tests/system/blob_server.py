@@ -1,4 +1,4 @@
-"""An upstream that serves blobs as far as a test lets it, and keeps a log of what it sent."""
+"""An upstream that sends a blob only as far as a test allows, and records its responses."""
 
 import hashlib
 import re
@@ -8,14 +8,14 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import cast
 
-CHUNK = 16 << 10
-BLOB = re.compile(r"/v2/.+/blobs/(sha256:[0-9a-f]{64})(?:\?.*)?")
+CHUNK_SIZE = 16 << 10
+BLOB_PATH = re.compile(r"/v2/.+/blobs/(sha256:[0-9a-f]{64})(?:\?.*)?")
 RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
 @dataclass
-class Transfer:
-    """One answered request for a blob; `sent` grows while the body leaves."""
+class BlobResponse:
+    """A response to one request for a blob; `sent` grows while the body is sent."""
 
     method: str
     digest: str
@@ -27,16 +27,16 @@ class Transfer:
 @dataclass
 class Blob:
     data: bytes
-    hold_at: int | None = None  # bodies stop here, open, until released
+    hold_at: int | None = None  # bodies pause at this offset until `released` is set
     released: threading.Event = field(default_factory=threading.Event)
 
 
 class BlobServer:
-    """A read-only registry of blobs, under any repository's name."""
+    """A read-only registry that serves its blobs in every repository."""
 
     def __init__(self) -> None:
         self.blobs: dict[str, Blob] = {}
-        self.transfers: list[Transfer] = []
+        self.responses: list[BlobResponse] = []
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.owner = self
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
@@ -56,13 +56,13 @@ class BlobServer:
         self._thread.join()
 
     def add(self, data: bytes, *, hold_at: int | None = None) -> str:
-        """Offer `data`; with `hold_at`, no body goes beyond that offset before `release`."""
+        """Serve `data` and return its digest. Bodies pause at the offset `hold_at` until `release`."""
         digest = "sha256:" + hashlib.sha256(data).hexdigest()
         self.blobs[digest] = Blob(data, hold_at)
         return digest
 
     def corrupt(self, digest: str) -> None:
-        """Flip one bit in the middle of what is sent under `digest` from now on."""
+        """Flip one bit in the middle of the blob's data from now on."""
         blob = self.blobs[digest]
         middle = len(blob.data) // 2
         flipped = bytes([blob.data[middle] ^ 1])
@@ -71,12 +71,12 @@ class BlobServer:
     def release(self, digest: str) -> None:
         self.blobs[digest].released.set()
 
-    def gets(self, digest: str) -> list[Transfer]:
-        return [t for t in self.transfers if (t.method, t.digest) == ("GET", digest)]
+    def responses_to_get(self, digest: str) -> list[BlobResponse]:
+        return [one for one in self.responses if (one.method, one.digest) == ("GET", digest)]
 
-    def sent(self) -> int:
-        """Return how many bytes of bodies have left so far."""
-        return sum(transfer.sent for transfer in self.transfers)
+    def bytes_sent(self) -> int:
+        """Return how many bytes of bodies have been sent so far."""
+        return sum(response.sent for response in self.responses)
 
 
 class _Server(ThreadingHTTPServer):
@@ -88,52 +88,52 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
-        self._answer()
+        self._respond()
 
     def do_GET(self) -> None:
-        self._answer()
+        self._respond()
 
     def log_message(self, *args: object) -> None:
-        """Keep the test's output to itself: the transfers are the log."""
+        """Print nothing: tests read `BlobServer.responses`."""
 
-    def _answer(self) -> None:
+    def _respond(self) -> None:
         owner = cast("_Server", self.server).owner
-        match = BLOB.fullmatch(self.path)
+        match = BLOB_PATH.fullmatch(self.path)
         blob = owner.blobs.get(match[1]) if match else None
         if not match or not blob:
-            found = self.path == "/v2/"
-            self._headers(HTTPStatus.OK if found else HTTPStatus.NOT_FOUND, 0)
+            is_base = self.path == "/v2/"
+            self._send_head(HTTPStatus.OK if is_base else HTTPStatus.NOT_FOUND, 0)
             return
-        transfer = Transfer(self.command, match[1], self.headers.get("Range", ""))
-        owner.transfers.append(transfer)
+        response = BlobResponse(self.command, match[1], self.headers.get("Range", ""))
+        owner.responses.append(response)
         try:
-            self._send(blob, transfer)
+            self._send(blob, response)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
-    def _send(self, blob: Blob, transfer: Transfer) -> None:
-        total = len(blob.data)
-        start, stop = 0, total
-        if wanted := RANGE.fullmatch(transfer.range):
-            start = int(wanted[1])
-            stop = min(int(wanted[2]) + 1 if wanted[2] else total, total)
-        transfer.status = HTTPStatus.PARTIAL_CONTENT if wanted else HTTPStatus.OK
-        extra = {"Content-Range": f"bytes {start}-{stop - 1}/{total}"} if wanted else {}
-        self._headers(transfer.status, stop - start, extra)
+    def _send(self, blob: Blob, response: BlobResponse) -> None:
+        size = len(blob.data)
+        start, stop = 0, size
+        if requested := RANGE.fullmatch(response.range):
+            start = int(requested[1])
+            stop = min(int(requested[2]) + 1 if requested[2] else size, size)
+        response.status = HTTPStatus.PARTIAL_CONTENT if requested else HTTPStatus.OK
+        extra = {"Content-Range": f"bytes {start}-{stop - 1}/{size}"} if requested else {}
+        self._send_head(response.status, stop - start, extra)
         if self.command == "GET":
-            self._send_body(blob, transfer, start, stop)
+            self._send_body(blob, response, start, stop)
 
-    def _send_body(self, blob: Blob, transfer: Transfer, start: int, stop: int) -> None:
+    def _send_body(self, blob: Blob, response: BlobResponse, start: int, stop: int) -> None:
         offset = start
         while offset < stop:
-            end = min(offset + CHUNK, stop)
+            end = min(offset + CHUNK_SIZE, stop)
             if blob.hold_at is not None and end > blob.hold_at:
                 blob.released.wait()
             self.wfile.write(blob.data[offset:end])
-            transfer.sent += end - offset
+            response.sent += end - offset
             offset = end
 
-    def _headers(self, status: int, length: int, extra: dict[str, str] | None = None) -> None:
+    def _send_head(self, status: int, length: int, extra: dict[str, str] | None = None) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/octet-stream")
         self.send_header("Content-Length", str(length))

@@ -1,18 +1,18 @@
-"""A plain HTTP/1.1 client: nothing is retried, decoded or followed."""
+"""A plain HTTP/1.1 client that does not retry, decode or follow redirects."""
 
 import hashlib
 import http.client
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-PIECE = 64 << 10
+CHUNK_SIZE = 64 << 10
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     status: int
     headers: http.client.HTTPMessage
     body: bytes
@@ -23,7 +23,7 @@ class Answer:
 
 
 def connect(url: str, timeout: float) -> http.client.HTTPConnection:
-    """Return a connection to a server; over TLS it is believed whatever it shows."""
+    """Return a connection to a server. Over TLS, its certificate is not verified."""
     parts = urlsplit(url)
     assert parts.hostname
     if parts.scheme == "https":
@@ -34,52 +34,51 @@ def connect(url: str, timeout: float) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
 
 
-def ask(
+def send_request(
     url: str,
     path: str,
     *,
     method: str = "GET",
     headers: Mapping[str, str] | None = None,
     timeout: float = 30,
-) -> Answer:
-    """Send one request on a connection of its own and read the whole answer."""
+) -> Response:
+    """Send one request on a new connection and read the whole response."""
     connection = connect(url, timeout)
     try:
         connection.request(method, path, headers=dict(headers or {}))
         response = connection.getresponse()
-        return Answer(response.status, response.msg, _read(response))
+        return Response(response.status, response.msg, _read_body(response))
     finally:
         connection.close()
 
 
-def _read(response: http.client.HTTPResponse) -> bytes:
-    """Return the body, or what there is of one that ends before its Content-Length."""
+def _read_body(response: http.client.HTTPResponse) -> bytes:
+    """Return the body, or the received part of one that ends before its Content-Length."""
     try:
         return response.read()
-    except http.client.IncompleteRead as short:
-        return short.partial
+    except http.client.IncompleteRead as error:
+        return error.partial
 
 
-def answers(url: str, path: str, status: int = 200) -> bool:
-    """Tell whether a GET is answered with this status just now."""
+def has_status(url: str, path: str, status: int = 200) -> bool:
+    """Return whether a GET of `path` returns this status now."""
     try:
-        return ask(url, path, timeout=5).status == status
+        return send_request(url, path, timeout=5).status == status
     except OSError:
         return False
 
 
 @dataclass(eq=False)
-class Reader(threading.Thread):
-    """Downloads one path in a thread, so that a test can watch how far it has come."""
+class DownloadThread(threading.Thread):
+    """Downloads one path in a thread, so that a test can watch its progress."""
 
     url: str
     path: str
     timeout: float = 60
-    go_on: Callable[[int], None] = lambda received: None  # called between pieces
     status: int = 0
     received: int = 0
     digest: str = ""
-    complete: bool = False
+    is_complete: bool = False
     error: Exception | None = None
     first_byte: threading.Event = field(default_factory=threading.Event)
 
@@ -90,27 +89,27 @@ class Reader(threading.Thread):
     def run(self) -> None:
         connection = connect(self.url, self.timeout)
         try:
-            self._read(connection)
+            self._download(connection)
         except (OSError, http.client.HTTPException) as error:
             self.error = error
         finally:
             connection.close()
 
-    def _read(self, connection: http.client.HTTPConnection) -> None:
+    def _download(self, connection: http.client.HTTPConnection) -> None:
         connection.request("GET", self.path)
         response = connection.getresponse()
         self.status = response.status
-        seen = hashlib.sha256()
-        while piece := response.read1(PIECE):
-            seen.update(piece)
-            self.received += len(piece)
+        hasher = hashlib.sha256()
+        while chunk := response.read1(CHUNK_SIZE):
+            hasher.update(chunk)
+            self.received += len(chunk)
             self.first_byte.set()
-            self.go_on(self.received)
-        self.digest = "sha256:" + seen.hexdigest()
+        self.digest = "sha256:" + hasher.hexdigest()
         length = response.getheader("Content-Length")
-        self.complete = length is None or self.received == int(length)
+        self.is_complete = length is None or self.received == int(length)
 
-    def finish(self, deadline: float = 60) -> "Reader":
-        self.join(deadline)
-        assert not self.is_alive(), f"{self.path}: {self.received} bytes, then nothing"
+    def finish(self, timeout: float = 60) -> "DownloadThread":
+        """Wait for the end of the download and return the thread."""
+        self.join(timeout)
+        assert not self.is_alive(), f"{self.path}: stalled after {self.received} bytes"
         return self

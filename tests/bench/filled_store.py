@@ -1,6 +1,6 @@
-"""A store as a daemon leaves it that has run for long: an index of many blobs, and a file for each.
+"""Makes the store of a daemon that has run for long: an index of many blobs, and a file for each.
 
-The files of layers are sparse: what they hold is never read here.
+The files of layers are sparse, because their content is never read.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from tests.system.images import CONFIG, LAYER, MANIFEST
 LAYERS = 10
 REPOSITORIES = 500
 LAYER_SIZE = MIB
-_BATCH = 1000  # images that are entered at a time
+_BATCH = 1000  # images inserted per transaction
 
 _INSERT = {
     "blobs": "INSERT INTO blobs (digest, size, media_type, used) VALUES (?, ?, ?, ?)",
@@ -32,7 +32,7 @@ _INSERT = {
 
 
 def fill(root: Path, blobs: int) -> str:
-    """Make a store of images that come to so many blobs; return the path of the newest one's manifest."""
+    """Make a store with about `blobs` blobs; return the URL path of the newest image's manifest."""
     store = BlobStore(root)
     folder = root / "blobs" / "sha256"
     images = blobs // (LAYERS + 2)
@@ -41,46 +41,48 @@ def fill(root: Path, blobs: int) -> str:
         connection.execute("PRAGMA cache_size = -1000000")
         connection.execute("PRAGMA synchronous = OFF")
         with connection:
-            names = [(number, "docker.io", f"team/app{number}") for number in range(REPOSITORIES)]
+            rows = [(number, "docker.io", f"team/app{number}") for number in range(REPOSITORIES)]
             query = "INSERT INTO repositories (id, upstream, name) VALUES (?, ?, ?)"
-            connection.executemany(query, names)
-        every = (_image(folder, number, now - images + number) for number in range(images))
-        while batch := list(islice(every, _BATCH)):
+            connection.executemany(query, rows)
+        all_rows = (_write_image(folder, number, now - images + number) for number in range(images))
+        while batch := list(islice(all_rows, _BATCH)):
             with connection:
-                _enter(connection, batch)
+                _insert(connection, batch)
     store.close()
     last = images - 1
     return f"/v2/team/app{last % REPOSITORIES}/manifests/v{last}"
 
 
-def _enter(connection: sqlite3.Connection, images: list[dict[str, list[Any]]]) -> None:
+def _insert(connection: sqlite3.Connection, images: list[dict[str, list[Any]]]) -> None:
     for table, query in _INSERT.items():
         connection.executemany(query, [row for image in images for row in image[table]])
 
 
-def _image(folder: Path, number: int, used: float) -> dict[str, list[Any]]:
-    """Write the files of one image; return its rows of each table."""
-    parts = [_sparse(folder, f"{number} {layer}", LAYER_SIZE) for layer in range(LAYERS)]
-    config = {**_sparse(folder, f"{number} config", 4000), "mediaType": CONFIG}
-    document = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": parts}
+def _write_image(folder: Path, number: int, used: float) -> dict[str, list[Any]]:
+    """Write the files of one image; return its rows by table."""
+    layers = [_write_sparse(folder, f"{number} {layer}", LAYER_SIZE) for layer in range(LAYERS)]
+    config = {**_write_sparse(folder, f"{number} config", 4000), "mediaType": CONFIG}
+    document = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers}
     content = json.dumps(document).encode()
     name = hashlib.sha256(content).hexdigest()
     (folder / name).write_bytes(content)
-    top = f"sha256:{name}"
-    children = [(part["digest"], part["size"]) for part in (config, *parts)]
+    manifest = f"sha256:{name}"
+    children = [(blob["digest"], blob["size"]) for blob in (config, *layers)]
+    digests = [manifest, *(digest for digest, _ in children)]
     repository = number % REPOSITORIES
     return {
         "blobs": [
-            (top, len(content), MANIFEST, used),
+            (manifest, len(content), MANIFEST, used),
             *((digest, size, None, used) for digest, size in children),
         ],
-        "edges": [(top, digest, size) for digest, size in children],
-        "links": [(repository, digest) for digest in (top, *(digest for digest, _ in children))],
-        "tags": [(repository, f"v{number}", top, used)],
+        "edges": [(manifest, digest, size) for digest, size in children],
+        "links": [(repository, digest) for digest in digests],
+        "tags": [(repository, f"v{number}", manifest, used)],
     }
 
 
-def _sparse(folder: Path, seed: str, size: int) -> dict[str, Any]:
+def _write_sparse(folder: Path, seed: str, size: int) -> dict[str, Any]:
+    """Write a sparse file of `size` bytes, named after the digest of `seed`; return its descriptor."""
     name = hashlib.sha256(seed.encode()).hexdigest()
     fd = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     os.ftruncate(fd, size)
