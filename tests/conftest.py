@@ -16,7 +16,7 @@ from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import settings
 
 from tests.fakes.content import Image
-from tests.fakes.peer import close_all
+from tests.fakes.raw_client import close_all
 from tests.fakes.registry import FakeRegistry
 from tests.support.program import Program
 
@@ -155,6 +155,6 @@ async def expired_image(registry: FakeRegistry, program: Program) -> Image:
     """An image that was pulled an hour ago, so that its cached tag has expired."""
     image = registry.add_image()
     await program.manifest(image)
-    program.clock.turn(HOUR)
+    program.clock.advance(HOUR)
     registry.requests.clear()
     return image

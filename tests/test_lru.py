@@ -45,7 +45,7 @@ def test_values_have_an_age_and_the_oldest_are_dropped():
     clock = Clock()
     values: TTLCache[str, int] = TTLCache(2, clock)
     values.set("a", 1)
-    clock.turn(5)
+    clock.advance(5)
     values.set("b", 2)
     assert values.get_with_age("a") == (5, 1)
     values.set("a", 3)

@@ -52,7 +52,7 @@ async def test_a_running_download_keeps_its_upstream(registry, program):
         gc.collect()
         release.set()
         assert beginning + await response.content.read() == LAYER
-        await program.settled()
+        await program.wait_for_downloads()
         assert image.layers[0] in program.stored()
         assert other.count("blobs") == 0
 
@@ -72,7 +72,7 @@ async def test_the_sessions_of_a_replaced_upstream_are_closed_after_its_last_use
             assert before in sessions, "its download is still running"
             release.set()
             await response.content.read()
-        await program.settled()
+        await program.wait_for_downloads()
         async with asyncio.timeout(10):
             while before in sessions:
                 gc.collect()
@@ -85,12 +85,12 @@ async def test_an_unchanged_upstream_keeps_its_tokens(registry, program):
     await program.pull(image)
     tokens = registry.count("/token")
     assert tokens
-    program.clock.turn(3600)
+    program.clock.advance(3600)
     assert await program.reload(manifests={"ttl": "1m"})
     assert (await program.manifest(image)).status == 200
     assert registry.count("/token") == tokens
     assert await program.reload(upstreams=docker_hub(registry, deny=["none"]))
-    program.clock.turn(3600)
+    program.clock.advance(3600)
     assert (await program.manifest(image)).status == 200
     assert registry.count("/token") == tokens + 1
 
@@ -117,7 +117,7 @@ def server_tls(authority: trustme.CA) -> Any:
 async def test_ttls_change(registry, program):
     image = registry.add_image()
     await program.manifest(image)
-    program.clock.turn(60)
+    program.clock.advance(60)
     assert (await program.manifest(image)).headers["Cache-Status"] == "pullcache; hit"
     assert await program.reload(manifests={"ttl": "30s"})
     answer = await program.manifest(image)
@@ -170,9 +170,9 @@ async def test_a_running_request_finishes_with_the_old_upstream(registry, progra
 async def test_a_smaller_limit_evicts_at_once(registry, program):
     for number in range(4):
         await program.blob(registry.add_blob(bytes([number]) * 1_000_000))
-    await program.settled()
+    await program.wait_for_downloads()
     assert await program.reload(store={"max_size": "3MB"})
-    assert program.on_disk() <= 3_000_000
+    assert program.disk_usage() <= 3_000_000
     assert await program.metric("pullcache_store_limit_bytes") == 3_000_000
 
 

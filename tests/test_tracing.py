@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from proxy.errors import ConfigError
-from tests.fakes.collector import Collector, attributes, collecting
+from tests.fakes.collector import Collector, attributes, run_collector
 from tests.fakes.faults import Fault
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -23,7 +23,7 @@ BLOB = "/v2/{name}/blobs/{reference}"
 
 @pytest.fixture
 async def collector(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Collector]:
-    async with collecting() as collector:
+    async with run_collector() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         yield collector
@@ -33,7 +33,7 @@ async def test_the_spans_of_a_cold_pull_show_what_it_waited_for(make_program, re
     image = registry.add_image(layers=[b"x" * 100_000])
     program = await make_program(**ON)
     await program.pull(image)
-    await program.settled()
+    await program.wait_for_downloads()
     await program.pull(image)
     await program.stop()
 
@@ -87,7 +87,7 @@ async def test_errors_are_recorded_by_class_and_secrets_are_not_exported(
     program = await make_program(**ON)
     await program.manifest(image)
     assert (await program.blob(image.config)).status == 404
-    await program.settled()
+    await program.wait_for_downloads()
     await program.stop()
 
     assert attributes(collector.named("download")[0])["error.type"] == "UpstreamUnauthorizedError"

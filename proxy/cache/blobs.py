@@ -12,6 +12,7 @@ from proxy.config import FetchSettings
 from proxy.download.download import Download
 from proxy.download.manager import DownloadManager
 from proxy.download.reader import DownloadReader
+from proxy.errors import StorageError
 from proxy.metrics import CacheState
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
@@ -54,7 +55,11 @@ class BlobCache:
     def lookup_cached_blob(self, repository: Repository, digest: Digest) -> OpenBlob | None:
         """Open a stored blob if that needs neither waiting nor upstream; the caller closes it."""
         row = self._access.get_linked(repository, digest)
-        opened = self._store.open(digest, row.size) if row else None
+        try:
+            opened = self._store.open(digest, row.size) if row else None
+        except StorageError:
+            # `open_blob` logs the error, and fetches the blob again.
+            return None
         if opened:
             self._index.touch(digest)
         return opened

@@ -19,6 +19,8 @@ from proxy.upstream.errors import map_errors
 BATCH_SIZE = 512 << 10
 # How long a slow link may delay what has arrived, in seconds, for the sake of a larger batch.
 BATCH_DELAY = 0.005
+# Bytes taken from a transport that was to be paused (`DirectReader.get_buffer`).
+_OVERFLOW_SIZE = 4 << 10
 # The first bytes that a mirror has to send in time.
 _FIRST_SIZE = 64 << 10
 
@@ -135,6 +137,10 @@ class DirectReader(asyncio.BufferedProtocol):
         self._bytes_left = bytes_left
         self._buffer: memoryview | None = None
         self._count = 0
+        # Bytes that arrived although no caller waits: aiohttp resumes the transport when an earlier body of
+        # this connection, received whole, is taken out of its memory.
+        self._overflow = bytearray()
+        self._overflow_buffer = memoryview(bytearray(_OVERFLOW_SIZE))
         self._is_connection_lost = False
         self._is_first = not early
         self._data_available = asyncio.Event()
@@ -148,14 +154,19 @@ class DirectReader(asyncio.BufferedProtocol):
             count = min(len(self._early), len(buffer))
             buffer[:count], self._early = self._early[:count], self._early[count:]
             return count
-        if not self._bytes_left:
+        if self._overflow:
+            count = min(len(self._overflow), len(buffer))
+            buffer[:count] = self._overflow[:count]
+            del self._overflow[:count]
+        elif not self._bytes_left:
             return 0
-        if not self._is_connection_lost:
-            await self._fill(buffer[: self._bytes_left])
-        count, self._count = self._count, 0
-        if not count:
-            raise self._content.exception() or ServerDisconnectedError
-        if not self._bytes_left and not self._is_connection_lost:
+        else:
+            if not self._is_connection_lost:
+                await self._fill(buffer[: self._bytes_left])
+            count, self._count = self._count, 0
+            if not count:
+                raise self._content.exception() or ServerDisconnectedError
+        if not (self._bytes_left or self._overflow or self._is_connection_lost):
             # The connection may be used again.
             self._transport.set_protocol(self._aiohttp_protocol)
             self._content.feed_eof()
@@ -187,17 +198,20 @@ class DirectReader(asyncio.BufferedProtocol):
     def get_buffer(self, _sizehint: int) -> memoryview:
         """Return where to read into: never beyond the end of the body, and never an empty buffer."""
         if self._buffer is None or self._count == len(self._buffer):
-            # Bytes that nothing asked for: `buffer_updated` gives the connection up.
-            return memoryview(bytearray(1))
+            return self._overflow_buffer[: max(1, self._bytes_left)]
         return self._buffer[self._count :]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Count what was read."""
+        if nbytes > self._bytes_left:
+            self._transport.abort()  # bytes beyond the body, which no request asked for
+            return
+        self._bytes_left -= nbytes
         if self._buffer is None or self._count == len(self._buffer):
-            self._transport.abort()
+            self._overflow += self._overflow_buffer[:nbytes]
+            self._transport.pause_reading()
             return
         self._count += nbytes
-        self._bytes_left -= nbytes
         self._data_available.set()
         is_full = self._count == len(self._buffer)
         if self._count >= BATCH_SIZE or is_full:

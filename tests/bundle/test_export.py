@@ -18,7 +18,7 @@ from proxy.errors import (
 )
 from tests.fakes.content import digest_of
 from tests.fakes.faults import flip
-from tests.fakes.gallery import parts_of, push_index, push_manifest
+from tests.fakes.images import blobs_of, push_index, push_manifest
 from tests.support.admin_api import APP, pull_parts
 from tests.support.bundles import (
     APP_FULL_NAME,
@@ -73,7 +73,7 @@ async def test_the_same_images_in_another_order_make_the_same_bytes(registry, pr
     for name in ("library/one", "library/two"):
         await pull_all_platforms(program, registry.add_image(name, layers=LAYERS, index=True))
     first = await export_bundle(program, "one", "two:latest")
-    program.clock.turn(1000)
+    program.clock.advance(1000)
     await program.restart()
     assert await export_bundle(program, "docker.io/library/two", "one", "one:latest") == first
 
@@ -100,7 +100,7 @@ async def test_an_image_by_digest_has_no_tag(registry, program):
 async def test_platforms_that_were_not_pulled_are_skipped_and_reported(registry, program):
     image = registry.add_image(layers=LAYERS, index=True)
     await program.pull(image)
-    await program.settled()
+    await program.wait_for_downloads()
     bundle = await export_bundle(program, "app")
     assert blob_digests(bundle) == {image.digest, image.manifest, *image.blobs}
     (exported,) = (await plan_export(program, "app"))["images"]
@@ -136,10 +136,10 @@ async def test_a_platform_selects_the_manifest_that_its_clients_take(
     }
     index = push_index(registry, APP, "latest", manifests)
     for digest in manifests.values():
-        await pull_parts(program, APP, "latest", digest, *parts_of(registry, APP, digest))
+        await pull_parts(program, APP, "latest", digest, *blobs_of(registry, APP, digest))
     exported = blob_digests(await export_bundle(program, "app", platforms=[requested]))
     manifest = manifests[expected]
-    assert exported == {index, manifest, *parts_of(registry, APP, manifest)}
+    assert exported == {index, manifest, *blobs_of(registry, APP, manifest)}
 
 
 async def test_a_plain_image_for_another_platform_than_requested_is_an_error(registry, program):
@@ -158,7 +158,7 @@ async def test_an_attestation_that_was_not_pulled_is_not_a_skipped_platform(regi
     }
     push_index(registry, APP, "latest", manifests)
     digest = manifests["linux/amd64"]
-    await pull_parts(program, APP, "latest", digest, *parts_of(registry, APP, digest))
+    await pull_parts(program, APP, "latest", digest, *blobs_of(registry, APP, digest))
     (exported,) = (await plan_export(program, "app"))["images"]
     assert (exported["platforms"], exported["skipped_platforms"]) == (["linux/amd64"], [])
 
@@ -176,7 +176,7 @@ async def test_docker_loads_amd64_if_there_are_several_platforms(registry, progr
 async def test_a_requested_platform_that_is_not_stored_is_an_error(registry, program, platforms):
     image = registry.add_image(index=True)
     await program.pull(image)
-    await program.settled()
+    await program.wait_for_downloads()
     with pytest.raises(UnknownManifestError, match="app:latest"):
         await export_bundle(program, "app", platforms=platforms)
 
@@ -249,7 +249,7 @@ async def test_names_too_long_for_a_plain_header_are_kept(registry, program):
     await program.manifest(image)
     for blob in (document["config"], *document["layers"]):
         assert (await program.blob(blob["digest"])).status == 200
-    await program.settled()
+    await program.wait_for_downloads()
     bundle = await export_bundle(program, "app")
     assert digest in blob_digests(bundle)
 

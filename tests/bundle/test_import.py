@@ -70,7 +70,7 @@ async def test_an_imported_tag_is_revalidated_after_its_ttl(registry, make_progr
     await import_bundle(program, layout.to_tar())
     assert (await program.manifest("library/app")).digest != image.digest
     assert not registry.requests
-    program.clock.turn(3600)
+    program.clock.advance(3600)
     assert (await program.manifest("library/app")).digest == image.digest
 
 
@@ -316,10 +316,10 @@ async def test_an_import_evicts_older_content_and_nothing_of_its_own(registry, m
     program = await make_program(store={"max_size": "20MB"})
     old = registry.add_image("library/old", layers=(b"o" * 8 * MIB,))
     await program.pull(old)
-    await program.settled()
+    await program.wait_for_downloads()
     layout, _ = build_layout(*(bytes([n]) * 5 * MIB for n in range(3)))
     await import_bundle(program, layout.to_tar())
-    assert program.on_disk() <= 20_000_000
+    assert program.disk_usage() <= 20_000_000
     assert old.layers[0] not in program.stored()
     for n in range(3):
         assert (await program.blob(digest_of(bytes([n]) * 5 * MIB))).status == 200
@@ -339,7 +339,7 @@ async def test_a_delta_does_not_evict_the_blobs_of_its_base(registry, make_progr
     # Used more recently than the base, but the delta needs the base.
     other = registry.add_blob(b"o" * 12 * MIB)
     await program.blob(other)
-    await program.settled()
+    await program.wait_for_downloads()
     (image,) = (await import_bundle(program, delta))["images"]
     assert image["missing"] == []
     assert other not in program.stored()

@@ -206,7 +206,7 @@ async def test_a_decompression_bomb_is_rejected(make_program, tmp_path, pack):
         await import_bundle(program, pack(make_tar({"zeros": blob})))
     with pytest.raises(BundleError, match="unexpected data after the end"):
         await import_bundle(program, pack(blob))
-    assert program.on_disk() < 2_000_000
+    assert program.disk_usage() < 2_000_000
 
 
 async def test_a_blob_that_claims_a_petabyte_is_rejected_at_once(program_with_image):
@@ -239,7 +239,7 @@ async def test_a_bundle_larger_than_the_store_fails_and_leaves_nothing_behind(
     layout, _ = build_layout(*(bytes([n]) * 6 * MIB for n in range(4)))
     with pytest.raises(NoSpaceError, match="max_size"):
         await import_bundle(program, layout.to_tar())
-    assert program.on_disk() <= 20_000_000
+    assert program.disk_usage() <= 20_000_000
     assert not list((program.root / "ingest").iterdir())
     # The blobs of the bundle were removed; what was evicted for them is not restored.
     assert program.stored() <= {digest_of(data) for data in small.files.values()}
@@ -319,7 +319,7 @@ async def test_m15_a_sparse_terabyte_is_rejected_before_it_uses_space(program):
     header = tarfile.TarInfo(blob_path(digest_of(b"x")))
     header.size = 1 << 40
     header.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.realsize": str(1 << 40)}
-    before = program.on_disk()
+    before = program.disk_usage()
     with pytest.raises(BundleError):
         await import_bundle(program, header.tobuf(tarfile.PAX_FORMAT) + bytes(1 * MIB))
-    assert program.on_disk() - before < MIB
+    assert program.disk_usage() - before < MIB

@@ -15,7 +15,7 @@ async def secret(registry, program):
     image = registry.add_image("me/secret", layers=[b"secret layer"])
     registry.add_image("me/public", layers=[b"public layer"])
     await program.pull(image)
-    await program.settled()
+    await program.wait_for_downloads()
     registry.requests.clear()
     return image
 
@@ -114,7 +114,7 @@ async def test_the_same_name_at_another_registry_is_another_repository(registry,
 async def test_a_blob_that_no_manifest_names_is_linked_when_it_is_fetched(registry, program):
     digest = registry.add_blob(b"loose")
     assert (await program.blob(digest)).status == 200
-    await program.settled()
+    await program.wait_for_downloads()
     async with registry.down():
         assert (await program.blob(digest)).status == 200
         assert (await program.blob(digest_of(b"other"))).status == 404

@@ -25,11 +25,11 @@ async def test_a_cold_pull_of_four_blobs_makes_at_most_twelve_requests(registry,
 async def test_a_warm_pull_makes_no_request_and_one_after_the_ttl_makes_one(registry, program):
     image = registry.add_image(layers=LAYERS, index=True)
     await program.pull(image)
-    await program.settled()
+    await program.wait_for_downloads()
     registry.requests.clear()
     await program.pull(image)
     assert registry.requests == []
-    program.clock.turn(3600)
+    program.clock.advance(3600)
     await program.pull(image)
     assert [seen.method for seen in registry.requests] == ["HEAD"]
 
@@ -44,7 +44,7 @@ async def test_twenty_concurrent_clients_cost_as_much_as_one(registry, program):
 
 async def test_layers_that_another_image_has_brought_are_not_fetched_again(registry, program):
     await program.pull(registry.add_image(layers=LAYERS))
-    await program.settled()
+    await program.wait_for_downloads()
     registry.requests.clear()
     newer = registry.add_image(tag="newer", layers=[*LAYERS, b"new"])
     await program.pull(newer)
@@ -71,7 +71,7 @@ async def test_u27_a_new_signed_url_is_requested_after_one_has_expired(registry,
 async def test_a_docker_schema_2_image_is_pulled_like_any_other(registry, program):
     image = registry.add_image(layers=LAYERS, index=True, docker=True)
     await program.pull(image)
-    await program.settled()
+    await program.wait_for_downloads()
     async with registry.down():
         await program.pull(image)
 
@@ -94,7 +94,7 @@ async def test_upstream_is_asked_while_the_ingest_file_is_being_created(registry
         assert not any(future.done() for future in busy)
         is_requested.set()
     assert pulling.result().is_whole
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == {digest}
 
 
@@ -103,9 +103,9 @@ async def test_a_pull_succeeds_uncached_if_the_ingest_file_cannot_be_created(reg
     ingests = (program.root / "ingest").rename(program.root / "elsewhere")
     for _ in range(2):
         assert (await program.blob(digest)).is_whole
-        await program.settled()
+        await program.wait_for_downloads()
     assert await program.metric("pullcache_uncached_total", reason="disk_error") == 2
     ingests.rename(program.root / "ingest")
     assert (await program.blob(digest)).is_whole
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == {digest}

@@ -31,8 +31,8 @@ async def fill_cache(program: Program) -> Image:
     registry.add_image("me/stale")
     await program.pull(image)
     await program.manifest("me/stale")
-    await program.settled()
-    program.clock.turn(3600)
+    await program.wait_for_downloads()
+    program.clock.advance(3600)
     registry.tokens.revoke()
     return image
 

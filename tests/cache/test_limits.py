@@ -22,7 +22,7 @@ async def test_u19_a_limit_is_remembered_and_reported_with_the_remaining_time(
     registry.fail(PULLS, rate_limit(), times=None)
     first = await program.manifest("library/other")
     requests = registry.count("/manifests/")
-    program.clock.turn(10)
+    program.clock.advance(10)
     answers = await asyncio.gather(
         *(program.manifest("library/other", reference) for reference in ("latest", "a", "b"))
     )
@@ -31,7 +31,7 @@ async def test_u19_a_limit_is_remembered_and_reported_with_the_remaining_time(
         assert answer.headers["Retry-After"] == remaining
     assert registry.count("/manifests/") == requests
     registry.heal()
-    program.clock.turn(20)
+    program.clock.advance(20)
     assert (await program.manifest("library/other")).status == 200
 
 
@@ -65,13 +65,13 @@ async def test_while_pulls_are_limited_a_cached_tag_is_still_revalidated(
     assert "Warning" not in same.headers
     assert [seen.method for seen in registry.requests] == ["HEAD"]
     moved = registry.add_image(layers=[b"new"])
-    program.clock.turn(10)
+    program.clock.advance(10)
     # Fresh since that HEAD.
     unchanged = await program.manifest(expired_image)
     assert unchanged.digest == expired_image.digest
     assert registry.count(PULLS) == 0
     registry.heal()
-    program.clock.turn(HOUR)
+    program.clock.advance(HOUR)
     assert (await program.manifest(expired_image)).digest == moved.digest
 
 
@@ -111,7 +111,7 @@ async def test_limits_do_not_open_the_breaker(registry, program):
     registry.fail("/manifests/", rate_limit(1), times=None)
     for _ in range(10):
         assert (await program.manifest("library/app")).status == 429
-        program.clock.turn(2)
+        program.clock.advance(2)
     assert await program.metric("pullcache_upstream_up") == 1
 
 
@@ -139,7 +139,7 @@ class TestScarcity:
         self, registry, program, expired_image, moved
     ):
         await program.manifest(expired_image)
-        program.clock.turn(HOUR)
+        program.clock.advance(HOUR)
         registry.pulls = 0
         assert (await program.manifest(expired_image)).digest == moved.digest
 
@@ -159,7 +159,7 @@ class TestScarcity:
     async def test_a_copy_that_is_too_old_to_be_served_is_replaced(
         self, registry, program, expired_image, moved
     ):
-        program.clock.turn(31 * 24 * HOUR)
+        program.clock.advance(31 * 24 * HOUR)
         assert (await program.manifest(expired_image)).digest == moved.digest
 
     async def test_an_account_without_a_limit_is_never_short_of_pulls(
@@ -167,7 +167,7 @@ class TestScarcity:
     ):
         await program.manifest(expired_image)
         registry.pull_limit = None
-        program.clock.turn(HOUR)
+        program.clock.advance(HOUR)
         assert (await program.manifest(expired_image)).digest == moved.digest
 
 

@@ -22,7 +22,7 @@ from tests.fakes.content import (
     digest_of,
 )
 from tests.fakes.faults import Fault
-from tests.fakes.raw import RawUpstream, RecvUntil
+from tests.fakes.raw_server import RawUpstream, RecvUntil
 from tests.support.program import Program
 
 APP = "library/app"
@@ -169,7 +169,7 @@ async def test_m05_a_wrong_size_in_the_manifest_does_not_change_the_blob(program
     digest = program.registry.add_blob(layer)
     answer = await program.blob(digest)
     assert (answer.status, answer.is_whole, answer.body) == (200, True, layer)
-    await program.settled()
+    await program.wait_for_downloads()
     assert (await program.blob(digest, method="HEAD")).headers["Content-Length"] == "5000"
 
 
@@ -308,7 +308,7 @@ async def test_m13_a_huge_config_is_served_like_any_other_blob(registry, make_pr
     manifest = await assert_unchanged(program, image(config=descriptor(bomb, OCI_CONFIG)))
     answer = await program.blob(config)
     assert (answer.status, answer.digest, answer.is_whole) == (200, config, True)
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == {manifest}
 
 
@@ -322,6 +322,6 @@ async def test_m14_a_layer_is_never_decompressed(registry, make_program, encodin
         answer = await program.blob(digest, Accept_Encoding="gzip")
         assert (answer.status, answer.body) == (200, bomb)
         assert "Content-Encoding" not in answer.headers
-        await program.settled()
+        await program.wait_for_downloads()
     assert program.stored() == {digest}
     assert await program.metric("pullcache_upstream_bytes_total") < 2 * len(bomb)

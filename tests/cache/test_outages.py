@@ -17,8 +17,8 @@ async def cached(registry, program):
     image = registry.add_image(layers=[b"layer"])
     registry.add_image("library/other")
     await program.pull(image)
-    await program.settled()
-    program.clock.turn(HOUR)
+    await program.wait_for_downloads()
+    program.clock.advance(HOUR)
     await registry.stop()
     while await program.metric("pullcache_upstream_up", upstream="docker.io"):
         assert (await program.manifest("library/other")).status == 503

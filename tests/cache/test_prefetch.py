@@ -18,7 +18,7 @@ async def test_a_get_of_a_manifest_downloads_its_missing_layers(registry, progra
     image = registry.add_image()
     await program.manifest(image)
     await program.manifest(image, image.manifest)
-    await program.settled()
+    await program.wait_for_downloads()
     assert set(image.blobs) <= program.stored()
 
 
@@ -29,7 +29,7 @@ async def test_a_head_or_an_index_downloads_nothing(registry, program, method):
     await program.manifest(image, method=method)
     if method == "HEAD":
         await program.manifest(image, image.manifest, method="HEAD")
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored().isdisjoint(image.blobs)
 
 
@@ -37,7 +37,7 @@ async def test_with_prefetch_off_nothing_is_downloaded(registry, make_program):
     program = await make_program(fetch={"prefetch": "off"})
     image = registry.add_image()
     await program.manifest(image, image.manifest)
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == {image.manifest}
 
 
@@ -59,7 +59,7 @@ async def test_a_clients_download_does_not_wait_for_prefetched_ones(registry, ma
     async with asyncio.timeout(10):
         assert (await program.blob(other, image.repository)).body == b"urgent"
     release.set()
-    await program.settled()
+    await program.wait_for_downloads()
 
 
 async def test_a_failed_prefetch_is_not_repeated_at_every_pull(registry, program):
@@ -68,6 +68,6 @@ async def test_a_failed_prefetch_is_not_repeated_at_every_pull(registry, program
         registry.fail(registry.body_of(digest), Fault(status=404, body=b""), times=None)
     for _ in range(5):
         await program.manifest(image, image.manifest)
-    await program.settled()
+    await program.wait_for_downloads()
     for digest in image.blobs:
         assert registry.count(registry.body_of(digest)) <= 1

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes.content import OCI_MANIFEST, digest_of
 from tests.fakes.faults import Fault
-from tests.fakes.peer import Peer
+from tests.fakes.raw_client import RawClient
 from tests.support.program import read
 
 MIB = 1 << 20
@@ -47,10 +47,10 @@ async def test_a_slow_client_slows_no_other_and_a_client_that_leaves_stops_nothi
     content = bytes(16 * MIB)
     digest = registry.add_blob(content)
     target = f"/v2/library/app/blobs/{digest}"
-    slow = await Peer.connect(program.url, receive_buffer=4096)
+    slow = await RawClient.connect(program.url, receive_buffer=4096)
     slow.send(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     await slow.read(1)
-    leaving = await Peer.connect(program.url)
+    leaving = await RawClient.connect(program.url)
     leaving.send(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     await leaving.read(1)
     await leaving.close()
@@ -71,10 +71,10 @@ async def test_no_client_ever_receives_a_complete_blob_whose_digest_was_not_veri
         assert answer.digest == digest or not answer.is_whole or answer.status >= 400
         assert answer.status >= 400 or len(answer.body) < len(BLOB) or answer.digest == digest
     registry.heal()
-    await program.recovered()
+    await program.wait_for_upstream()
     again = await program.blob(digest)
     assert (again.status, again.digest) == (200, digest)
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == {digest}
 
 
@@ -133,7 +133,7 @@ async def test_bytes_and_digests_are_never_rewritten(registry, program):
 async def test_cached_digests_are_served_without_asking_upstream(registry, program):
     image = registry.add_image(index=True, layers=[b"one", b"two"])
     await program.pull(image)
-    await program.settled()
+    await program.wait_for_downloads()
     before = len(registry.requests)
     await program.pull(image)
     async with registry.down():
@@ -144,11 +144,11 @@ async def test_cached_digests_are_served_without_asking_upstream(registry, progr
 async def test_a_tag_is_revalidated_only_after_its_ttl_and_by_head(registry, program):
     image = registry.add_image()
     await program.manifest(image)
-    program.clock.turn(599)
+    program.clock.advance(599)
     before = len(registry.requests)
     assert (await program.manifest(image)).digest == image.digest
     assert len(registry.requests) == before
-    program.clock.turn(2)
+    program.clock.advance(2)
     assert (await program.manifest(image)).digest == image.digest
     assert [seen.method for seen in registry.requests[before:]] == ["HEAD"]
     assert registry.pulls == 1
@@ -157,7 +157,7 @@ async def test_a_tag_is_revalidated_only_after_its_ttl_and_by_head(registry, pro
 async def test_a_stale_manifest_is_served_while_upstream_fails(registry, program):
     image = registry.add_image()
     await program.manifest(image)
-    program.clock.turn(100_000)
+    program.clock.advance(100_000)
     async with registry.down():
         answer = await program.manifest(image)
     assert (answer.status, answer.digest) == (200, image.digest)
@@ -167,10 +167,10 @@ async def test_a_stale_manifest_is_served_while_upstream_fails(registry, program
 async def test_the_start_needs_no_network(registry, program):
     image = registry.add_image(index=True, layers=[b"one", b"two"])
     await program.pull(image)
-    await program.settled()
+    await program.wait_for_downloads()
     await registry.stop()
     await program.restart()
-    program.clock.turn(100_000)
+    program.clock.advance(100_000)
     await program.pull(image)
 
 
@@ -217,5 +217,5 @@ async def test_every_response_has_a_cache_status(registry, program):
         status = answer.headers["Cache-Status"]
         assert re.fullmatch(r"pullcache(; ?[a-z]+(=[\w\"%/:. -]+)?)*", status), status
     assert "fwd=miss" in (await program.blob(image.layers[0])).headers["Cache-Status"]
-    await program.settled()
+    await program.wait_for_downloads()
     assert "hit" in (await program.blob(image.layers[0])).headers["Cache-Status"]

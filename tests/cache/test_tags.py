@@ -28,7 +28,7 @@ async def test_a_hundred_requests_for_a_new_tag_cause_one_get(registry, program)
 
 async def test_a_tag_that_did_not_move_is_fresh_again(registry, program, expired_image):
     first = await program.manifest(expired_image)
-    program.clock.turn(100)
+    program.clock.advance(100)
     second = await program.manifest(expired_image)
     assert len(registry.requests) == 1
     assert "fwd=stale" in first.headers["Cache-Status"]
@@ -109,7 +109,7 @@ async def test_however_upstream_fails_the_stale_copy_is_served(
     if fault is None:
         await registry.start()
     # Retry-After of upstream, or an open breaker, must pass first.
-    program.clock.turn(61)
+    program.clock.advance(61)
     while "Warning" in (answer := await program.manifest(expired_image)).headers:
         pass
     assert (answer.status, answer.digest) == (200, expired_image.digest)
@@ -124,12 +124,12 @@ async def test_a_tag_that_moved_to_wrong_bytes_serves_the_old_manifest(
     assert (answer.status, answer.digest) == (200, expired_image.digest)
     assert "fwd=stale" in answer.headers["Cache-Status"]
     registry.heal()
-    await program.recovered()
+    await program.wait_for_upstream()
     assert (await program.manifest(expired_image)).digest == moved.digest
 
 
 async def test_a_copy_that_is_too_old_is_not_served(registry, program, expired_image):
-    program.clock.turn(31 * 24 * HOUR)
+    program.clock.advance(31 * 24 * HOUR)
     async with registry.down():
         answer = await program.manifest(expired_image)
     assert (answer.status, answer.code) == (503, "UNAVAILABLE")
@@ -137,7 +137,7 @@ async def test_a_copy_that_is_too_old_is_not_served(registry, program, expired_i
 
 
 async def test_p10_after_the_clock_was_set_back_upstream_is_asked(registry, program, expired_image):
-    program.clock.turn(-3 * HOUR)
+    program.clock.advance(-3 * HOUR)
     assert (await program.manifest(expired_image)).status == 200
     assert registry.count("HEAD") == 1
 
@@ -147,7 +147,7 @@ async def test_globs_set_the_ttl_of_tags(registry, make_program):
     for tag in ("v1", "latest"):
         image = registry.add_image(tag=tag)
         assert (await program.manifest(image, tag)).status == 200
-    program.clock.turn(HOUR)
+    program.clock.advance(HOUR)
     registry.requests.clear()
     for tag in ("v1", "latest"):
         await program.manifest("library/app", tag)
@@ -158,7 +158,7 @@ async def test_with_stale_while_revalidate_an_expired_tag_is_served_at_once(regi
     program = await make_program(manifests={"stale_while_revalidate": "1d"})
     image = registry.add_image()
     await program.manifest(image)
-    program.clock.turn(HOUR)
+    program.clock.advance(HOUR)
     release = asyncio.Event()
     moved = registry.add_image(layers=[b"new"])
     registry.fail("HEAD", Fault(until_headers=release))
@@ -179,7 +179,7 @@ class TestMissing:
         for _ in range(3):
             assert (await program.manifest("library/app", "none")).code == "MANIFEST_UNKNOWN"
         assert registry.count("/manifests/none") == 2  # once without a token
-        program.clock.turn(31)
+        program.clock.advance(31)
         await program.manifest("library/app", "none")
         assert registry.count("/manifests/none") == 3
 
@@ -187,7 +187,7 @@ class TestMissing:
         image = registry.add_image()
         await program.manifest("library/app", "new")
         registry.move_tag("library/app", "new", image.digest)
-        program.clock.turn(31)
+        program.clock.advance(31)
         assert (await program.manifest("library/app", "new")).digest == image.digest
 
     @pytest.mark.parametrize("status", [429, 500, 503])
@@ -196,7 +196,7 @@ class TestMissing:
         registry.fail("/manifests/", Fault(status=status), times=3)
         assert (await program.manifest(image)).status in (429, 503)
         registry.heal()
-        program.clock.turn(61)
+        program.clock.advance(61)
         assert (await program.manifest(image)).status == 200
 
     async def test_a_repository_that_upstream_does_not_show_is_404_without_a_challenge(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.fakes.content import digest_of
-from tests.fakes.gallery import parts_of, push_index, push_manifest
+from tests.fakes.images import blobs_of, push_index, push_manifest
 from tests.support.admin_api import APP, BASE, FOREIGN, NATIVE, OWN, pull_parts
 from tests.support.commands import run, run_on, run_on_terminal
 
@@ -21,7 +21,7 @@ async def app(registry, program):
         FOREIGN: push_manifest(registry, APP, [b"other"], platform=FOREIGN),
     }
     index = push_index(registry, APP, "v1", made)
-    await pull_parts(program, APP, "v1", made[NATIVE], *parts_of(registry, APP, made[NATIVE]))
+    await pull_parts(program, APP, "v1", made[NATIVE], *blobs_of(registry, APP, made[NATIVE]))
     return made | {"index": index}
 
 

@@ -10,7 +10,7 @@ import pytest
 from proxy.cli.display import preload_progress
 from proxy.cli.display.preload_progress import ProgressTracker
 from tests.fakes.content import digest_of
-from tests.fakes.gallery import push_index, push_manifest
+from tests.fakes.images import push_index, push_manifest
 from tests.support.admin_api import APP, BASE, FOREIGN, NATIVE, OWN, check_images
 from tests.support.commands import run, run_on, run_on_terminal
 

@@ -8,7 +8,7 @@ import pytest
 from proxy.cache.search import SEARCH_TTL
 from proxy.errors import InvalidRequestError
 from tests.fakes.faults import HTML
-from tests.fakes.search import Listed
+from tests.fakes.search import ListedRepository
 from tests.support.admin_api import call
 from tests.support.commands import run_on, run_on_terminal
 from tests.support.openapi import validate
@@ -22,8 +22,8 @@ CLEAN = "A web server, a reverse proxy, [31ma mail proxy and much more besides"
 def hub(registry):
     """A registry with a search of its own, as a mirror of Docker Hub at another URL has."""
     registry.catalogue = [
-        Listed("me/nginx", LONG, 20),
-        Listed("nginx", "Official build of Nginx.", 21000, official=True),
+        ListedRepository("me/nginx", LONG, 20),
+        ListedRepository("nginx", "Official build of Nginx.", 21000, official=True),
     ]
     return registry
 
@@ -80,7 +80,7 @@ async def test_offline_cached_images_are_found_and_stderr_says_so(program, hub):
 
 async def test_if_upstream_fails_earlier_results_are_shown_as_such(program, hub):
     await run_on(program, "search", "nginx")
-    program.clock.turn(SEARCH_TTL)
+    program.clock.advance(SEARCH_TTL)
     hub.fail("/v1/search", HTML, times=None)
     done = await run_on(program, "search", "nginx")
     assert done.exit_code == 0

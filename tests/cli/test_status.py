@@ -8,7 +8,7 @@ import sys
 
 from proxy import __version__
 from tests.fakes.content import digest_of
-from tests.fakes.gallery import push_manifest
+from tests.fakes.images import push_manifest
 from tests.support.admin_api import APP, pull_parts
 from tests.support.commands import run, run_on
 
@@ -16,7 +16,7 @@ from tests.support.commands import run, run_on
 async def test_status_fits_on_one_screen(registry, program):
     image = registry.add_image(layers=[b"x" * 100_000])
     await program.pull(image)
-    await program.settled()
+    await program.wait_for_downloads()
     await program.blob(image.layers[0])
     done = await run_on(program, "status")
     assert (done.exit_code, done.stderr) == (0, "")
@@ -51,7 +51,7 @@ async def test_status_warns_when_pins_take_nearly_all_space(registry, make_progr
     await run_on(program, "pin", "app:v1")
     assert "too little space left" not in (await run_on(program, "status")).stdout
     await program.blob(digest_of(layer))
-    await program.settled()
+    await program.wait_for_downloads()
     text = (await run_on(program, "status")).stdout
     assert re.search(
         r"^pinned     7\.\d+ MB; too little space left to store other", text, re.MULTILINE

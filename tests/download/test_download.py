@@ -6,7 +6,7 @@ import pytest
 
 from tests.fakes.content import digest_of
 from tests.fakes.faults import HTML, Fault
-from tests.fakes.peer import Peer
+from tests.fakes.raw_client import RawClient
 from tests.support.program import SETTINGS, Program, read
 
 MIB = 1 << 20
@@ -43,7 +43,7 @@ def resumed_at(registry, body: str) -> list[str | None]:
 
 async def test_a_hit_is_one_file_and_no_request(registry, program, blob):
     assert whole(await program.blob(blob))
-    await program.settled()
+    await program.wait_for_downloads()
     before = len(registry.requests)
     assert whole(await program.blob(blob))
     assert len(registry.requests) == before
@@ -57,7 +57,7 @@ async def test_e07_a_fill_goes_on_when_its_clients_are_gone(registry, program, b
         await response.content.readexactly(1000)
         response.close()
     release.set()
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == {blob}
 
 
@@ -156,7 +156,7 @@ async def test_u08_a_part_that_was_not_asked_for_is_never_spliced(program, body,
     got, is_whole = await broken(program, body, wrong)
     assert (got, is_whole) == (BLOB[:MIB], False)
     program.registry.heal()
-    await program.recovered()
+    await program.wait_for_upstream()
     assert whole(await program.blob(DIGEST))
 
 
@@ -171,7 +171,7 @@ async def test_a_blob_of_unknown_length_is_stored(registry, program, blob, body)
     answers = await asyncio.gather(*(program.blob(blob) for _ in range(5)))
     for answer in answers:
         assert whole(answer)
-    await program.settled()
+    await program.wait_for_downloads()
     again = await program.blob(blob)
     assert whole(again)
     assert again.headers["Content-Length"] == str(SIZE)
@@ -205,13 +205,13 @@ async def test_u10_nobody_gets_a_complete_wrong_blob_and_the_next_pull_is_right(
     for answer in answers:
         assert answer.status >= 400 or not answer.is_whole
         assert answer.status >= 400 or len(answer.body) < SIZE
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == set()
     assert list((program.root / "ingest").iterdir()) == []
     assert await program.metric("pullcache_digest_mismatches_total") >= 1
     registry.heal()
-    program.clock.turn(60)
-    await program.recovered()
+    program.clock.advance(60)
+    await program.wait_for_upstream()
     assert whole(await program.blob(DIGEST))
 
 
@@ -229,7 +229,7 @@ async def test_u11_more_bytes_than_the_blob_has_are_refused(program, body, extra
     registry.fail(body, Fault(body=BLOB + extra, ignore_range=True), times=None)
     answer = await program.blob(DIGEST)
     assert answer.status >= 400 or not answer.is_whole or answer.digest != DIGEST
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == set()
 
 
@@ -267,7 +267,7 @@ async def test_a_blob_that_cannot_be_had_is_404_so_that_docker_falls_back_at_onc
         assert not answer.is_whole
     else:
         assert (answer.status, answer.code) == (404, "BLOB_UNKNOWN")
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == set()
 
 
@@ -275,15 +275,15 @@ async def test_an_upstream_that_is_down_is_a_404_for_a_blob(registry, program, b
     async with registry.down():
         answer = await program.blob(blob)
     assert (answer.status, answer.code) == (404, "BLOB_UNKNOWN")
-    await program.recovered()
+    await program.wait_for_upstream()
     assert whole(await program.blob(blob))
 
 
 async def test_a_body_that_stays_short_ends_with_fin(registry, program, blob, body):
     registry.fail(body, Fault(flip_at=SIZE - 1), times=None)
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
     peer.send(f"GET /v2/library/app/blobs/{blob} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    answer = await peer.until_end()
+    answer = await peer.read_to_end()
     await peer.close()
     assert answer.status == 200
     assert answer.headers["content-length"] == str(SIZE)
@@ -304,11 +304,11 @@ async def test_a_reader_of_a_running_download_keeps_reading_after_its_commit(
 ):
     content = bytes(20 * MIB)
     large = registry.add_blob(content)
-    peer = await Peer.connect(program.url, receive_buffer=4096)
+    peer = await RawClient.connect(program.url, receive_buffer=4096)
     peer.send(f"GET /v2/library/app/blobs/{large} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     await peer.read(1)
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == {large}
-    answer = await peer.until_answer()
+    answer = await peer.read_response()
     await peer.close()
     assert digest_of(answer.body) == large

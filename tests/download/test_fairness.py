@@ -113,7 +113,7 @@ async def test_only_a_404_is_remembered(registry, program, status):
     registry.fail(registry.body_of(digest), Fault(status=status, body=b""), times=10)
     assert (await program.blob(digest)).status == 404
     registry.heal()
-    await program.recovered()
+    await program.wait_for_upstream()
     assert (await program.blob(digest)).digest == digest
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
-from tests.fakes.raw import HEAD_END, RawUpstream, RecvUntil, Reset, Send, SendForever, Step
+from tests.fakes.raw_server import HEAD_END, RawUpstream, RecvUntil, Reset, Send, SendForever, Step
 
 MIB = 1 << 20
 BLOB = bytes(range(256)) * (2 * MIB // 256)
@@ -23,7 +23,7 @@ async def test_u09_a_body_that_only_its_end_ends_is_not_believed_to_be_whole(mak
         answer = await program.blob(DIGEST)
         assert answer.status == 404 or not answer.is_whole
         assert len(answer.body) < len(BLOB)
-        await program.settled()
+        await program.wait_for_downloads()
         assert program.stored() == set()
 
 
@@ -36,11 +36,11 @@ async def test_u11_what_comes_after_the_promised_length_goes_nowhere(make_progra
         program = await make_program(upstreams={"docker.io": {"url": raw.url}})
         answer = await program.blob(DIGEST)
         assert (answer.status, answer.digest, answer.is_whole) == (200, DIGEST, True)
-        await program.settled()
+        await program.wait_for_downloads()
         assert program.stored() == {DIGEST}
         other = await program.blob(digest_of(b"other"))
         assert b"smuggled" not in other.body
-        await program.settled()
+        await program.wait_for_downloads()
         assert program.stored() == {DIGEST}
 
 
@@ -55,9 +55,9 @@ async def test_u12_a_body_without_end_ends_with_its_reader_and_takes_no_more_tha
         async with program.opened(f"/v2/library/app/blobs/{DIGEST}") as response:
             for _ in range(30):
                 await response.content.readexactly(MIB)
-            assert program.on_disk() <= 20_000_000
+            assert program.disk_usage() <= 20_000_000
             response.close()
-        await program.settled()
+        await program.wait_for_downloads()
         await raw.until_left()
         assert program.stored() == set()
 

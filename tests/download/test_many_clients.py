@@ -7,7 +7,7 @@ import pytest
 
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
-from tests.fakes.peer import Peer
+from tests.fakes.raw_client import RawClient
 from tests.fakes.registry import FakeRegistry
 from tests.support.program import Program, read
 
@@ -47,7 +47,7 @@ async def test_e07_when_the_first_client_leaves_the_others_get_all_of_it(registr
     digest = registry.add_blob(BLOB)
     hold = asyncio.Event()
     registry.fail(registry.body_of(digest), Fault(stall_at=MIB, until=hold))
-    first = await Peer.connect(program.url)
+    first = await RawClient.connect(program.url)
     first.send(f"GET {target(digest)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     await first.read(1000)
     async with program.opened(target(digest)) as response:
@@ -63,7 +63,7 @@ async def test_e07_when_the_first_client_leaves_the_others_get_all_of_it(registr
 async def test_e08_the_slowest_of_ten_holds_up_none_of_the_others(registry, program):
     content = bytes(32 * MIB)  # more than the sockets between take
     digest = registry.add_blob(content)
-    slowest = await Peer.connect(program.url, receive_buffer=4096)
+    slowest = await RawClient.connect(program.url, receive_buffer=4096)
     slowest.send(f"GET {target(digest)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     await slowest.read(1)
     answers = await asyncio.gather(*(program.blob(digest) for _ in range(9)))
@@ -132,7 +132,7 @@ async def test_e11_a_digest_that_two_upstreams_send_at_once_comes_from_each_and_
     for task in asked:
         answer = task.result()
         assert (answer.status, answer.digest, answer.is_whole) == (200, digest, True)
-    await both.settled()
+    await both.wait_for_downloads()
     assert both.stored() == {digest}
     assert list((both.root / "ingest").iterdir()) == []
     size = await both.metric("pullcache_store_bytes")
@@ -143,7 +143,7 @@ async def test_e11_once_committed_a_blob_is_shared_across_upstreams(registry, ot
     digest = registry.add_blob(BLOB)
     other.add_blob(BLOB)
     assert (await both.blob(digest)).is_whole
-    await both.settled()
+    await both.wait_for_downloads()
     answer = await both.blob(digest, THERE)
     assert (answer.status, answer.digest) == (200, digest)
     assert other.bytes_sent(other.body_of(digest)) == 0
@@ -160,7 +160,7 @@ async def test_e11_a_blob_is_not_shown_to_clients_of_an_upstream_that_does_not_h
         assert (await both.blob(digest, THERE)).code == "BLOB_UNKNOWN"
         hold.set()
         await response.read()
-    await both.settled()
+    await both.wait_for_downloads()
     for method in ("GET", "HEAD"):
         assert (await both.blob(digest, THERE, method=method)).status == 404
         assert (await both.blob(digest, method=method)).status == 200
@@ -199,7 +199,7 @@ async def test_a_blob_that_came_while_another_repository_was_checked_is_not_fetc
             there = group.create_task(program.blob(digest, ANOTHER))
             await registry.until(lambda: registry.count("HEAD") > 0)
             came.set()
-            await program.settled()
+            await program.wait_for_downloads()
             proven.set()
     answer = there.result()
     assert (answer.status, answer.digest, answer.is_whole) == (200, digest, True)
@@ -236,6 +236,6 @@ async def test_e11_wrong_bytes_from_one_upstream_keep_it_from_no_other_client(
     other.fail(other.body_of(digest), Fault(flip_at=5), times=None)
     for _ in range(3):
         assert (await both.blob(digest, THERE)).digest != digest
-        await both.settled()
+        await both.wait_for_downloads()
     answer = await both.blob(digest)
     assert (answer.status, answer.digest, answer.is_whole) == (200, digest, True)

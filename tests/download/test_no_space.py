@@ -6,7 +6,7 @@ import pytest
 
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
-from tests.fakes.peer import Peer
+from tests.fakes.raw_client import RawClient
 from tests.support.program import read
 
 MIB = 1 << 20
@@ -33,7 +33,7 @@ async def test_a_blob_larger_than_the_store_is_passed_through(registry, small):
         answer = await small.blob(digest)
         assert (answer.status, answer.digest, answer.is_whole) == (200, digest, True)
         assert "stored" not in answer.headers["Cache-Status"]
-    await small.settled()
+    await small.wait_for_downloads()
     assert small.stored() == {kept}
     assert await small.metric("pullcache_uncached_total", reason="too_large") == 2
     assert registry.bytes_sent(registry.body_of(digest)) < 3 * len(LARGE)
@@ -69,21 +69,21 @@ async def test_a_blob_of_unknown_length_that_turns_out_too_large_is_passed_throu
     answers = await asyncio.gather(*(small.blob(digest) for _ in range(3)))
     for answer in answers:
         assert (answer.status, answer.digest, answer.is_whole) == (200, digest, True)
-    await small.settled()
+    await small.wait_for_downloads()
     assert small.stored() == set()
-    assert small.on_disk() < 20_000_000
+    assert small.disk_usage() < 20_000_000
 
 
 async def test_a_full_disk_does_not_fail_a_client(registry, full):
     digest = registry.add_blob(LARGE)
     answer = await full.blob(digest)
     assert (answer.status, answer.digest, answer.is_whole) == (200, digest, True)
-    await full.settled()
+    await full.wait_for_downloads()
     assert await full.metric("pullcache_uncached_total", reason="no_space") >= 1
     assert list((full.root / "ingest").iterdir()) == []
     fitting = registry.add_blob(b"fits")
     assert (await full.blob(fitting)).status == 200
-    await full.settled()
+    await full.wait_for_downloads()
     assert full.stored() == {fitting}
 
 
@@ -113,7 +113,7 @@ async def test_what_is_there_makes_room_for_what_comes(registry, full):
     for digest in digests:
         answer = await full.blob(digest)
         assert (answer.status, answer.digest) == (200, digest)
-        await full.settled()
+        await full.wait_for_downloads()
     assert digests[-1] in full.stored()
     assert await full.metric("pullcache_evictions_total") >= 4
 
@@ -122,15 +122,15 @@ async def test_a_reader_of_a_blob_that_is_evicted_gets_all_of_it(registry, small
     content = LARGE[: 12 * MIB]
     digest = registry.add_blob(content)
     await small.blob(digest)
-    await small.settled()
-    peer = await Peer.connect(small.url, receive_buffer=4096)
+    await small.wait_for_downloads()
+    peer = await RawClient.connect(small.url, receive_buffer=4096)
     peer.send(f"GET /v2/library/app/blobs/{digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     await peer.read(100)
     other = registry.add_blob(b"y" * 12 * MIB)
     await small.blob(other)
-    await small.settled()
+    await small.wait_for_downloads()
     assert small.stored() == {other}
-    answer = await peer.until_answer()
+    answer = await peer.read_response()
     await peer.close()
     assert digest_of(answer.body) == digest
 
@@ -142,11 +142,11 @@ async def test_a_layer_that_two_repositories_share_is_refetched_for_both_after_i
     images = [registry.add_image(name, layers=[content]) for name in ("me/a", "me/b")]
     for image in images:
         await small.pull(image)
-        await small.settled()
+        await small.wait_for_downloads()
     assert registry.count(registry.body_of(images[0].layers[0])) == 1
     for n in range(3):
         await small.blob(registry.add_blob(bytes([n]) * 6 * MIB))
-        await small.settled()
+        await small.wait_for_downloads()
     assert images[0].layers[0] not in small.stored()
     for image in images:
         await small.pull(image)
@@ -155,19 +155,19 @@ async def test_a_layer_that_two_repositories_share_is_refetched_for_both_after_i
 async def test_the_use_of_a_manifest_is_a_use_of_its_layers(registry, small):
     image = registry.add_image(index=True, layers=[LARGE[: 5 * MIB]])
     await small.pull(image)
-    await small.settled()
+    await small.wait_for_downloads()
     others = [registry.add_blob(bytes([n]) * (5 * MIB)) for n in range(2)]
     for digest in others:
-        small.clock.turn(1)
+        small.clock.advance(1)
         await small.blob(digest)
-        await small.settled()
-    small.clock.turn(1)
+        await small.wait_for_downloads()
+    small.clock.advance(1)
     # A client that has the layers already asks for no more than this.
     await small.manifest(image, image.digest)
     await small.manifest(image, image.manifest)
     newest = registry.add_blob(b"z" * 5 * MIB)
     await small.blob(newest)
-    await small.settled()
+    await small.wait_for_downloads()
     assert image.layers[0] in small.stored()
     assert others[0] not in small.stored()
 
@@ -177,15 +177,15 @@ async def test_a_claimed_length_evicts_only_for_what_has_come(registry, small):
     kept = {registry.add_blob(bytes([n]) * 6_000_000) for n in (1, 2)}
     for digest in kept:
         assert (await small.blob(digest)).digest == digest
-        await small.settled()
+        await small.wait_for_downloads()
     claimed = registry.add_blob(LARGE[:15_000_000])
     release = asyncio.Event()
     registry.fail(registry.body_of(claimed), Fault(stall_at=MIB, until=release))
     async with small.opened(f"/v2/library/app/blobs/{claimed}") as response:
         await response.content.readexactly(MIB)
         assert small.stored() == kept
-        assert small.on_disk() <= 20_000_000
+        assert small.disk_usage() <= 20_000_000
         response.close()
     release.set()
-    await small.settled()
+    await small.wait_for_downloads()
     assert claimed in small.stored()

@@ -44,7 +44,7 @@ async def test_a_large_blob_comes_over_several_connections_and_no_byte_twice(
     answer = await asking
     assert (answer.status, answer.is_whole, answer.digest) == (200, True, blob)
     assert registry.bytes_sent(body) == len(BLOB)
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == {blob}
     assert await program.metric("pullcache_downloads_total", result="stored") == 1
 
@@ -109,7 +109,7 @@ async def test_an_empty_blob_has_no_range_and_comes_all_the_same(registry, progr
     digest = registry.add_blob(b"")
     answer = await program.blob(digest)
     assert (answer.status, answer.body) == (200, b"")
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == {digest}
 
 
@@ -137,7 +137,7 @@ async def test_the_end_of_a_wrong_blob_is_withheld_from_a_client_that_reads_on(
     )
     for answer in answers:
         assert answer.status >= 400 or not answer.is_whole
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == set()
 
 
@@ -161,7 +161,7 @@ async def test_whatever_befalls_one_connection_the_blob_comes_whole(
     registry.fail(body, fault, times=2)
     answer = await program.blob(blob)
     assert (answer.status, answer.is_whole, answer.digest) == (200, True, blob)
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == {blob}
 
 
@@ -196,5 +196,5 @@ async def test_a_stop_keeps_what_came_ahead_and_the_next_start_goes_on_from_ther
     await program.start()
     assert (await program.blob(blob)).digest == blob
     assert registry.bytes_sent(body) - before <= len(BLOB) - 2 * MIB
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == {blob}

@@ -71,5 +71,5 @@ async def test_random_ranges_of_growing_blobs_are_right_whatever_breaks(registry
     assert checked > (RANGE_COUNT - left) * 0.9
     for digest in digests:
         assert (await program.blob(digest)).digest == digest
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == set(digests)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault, flip
-from tests.fakes.peer import Peer
+from tests.fakes.raw_client import RawClient
 
 MIB = 1 << 20
 BLOB = bytes(range(256)) * (4 * MIB // 256)
@@ -37,7 +37,7 @@ async def test_an_interrupted_download_is_resumed_by_the_next_request(registry, 
     first, second = registry.seen(registry.body_of(digest))
     assert second.headers["Range"] == f"bytes={2 * MIB}-"
     assert second.bytes_sent == 2 * MIB
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == {digest}
     assert list((program.root / "ingest").iterdir()) == []
     assert first.bytes_sent == 2 * MIB
@@ -67,7 +67,7 @@ async def test_an_interrupted_download_that_rotted_is_thrown_away(registry, prog
     assert first.digest == digest or not first.is_whole
     second = await program.blob(digest)
     assert (second.status, second.digest, second.is_whole) == (200, digest, True)
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == {digest}
 
 
@@ -97,13 +97,13 @@ async def test_the_order_of_use_survives_a_restart(registry, make_program):
     for digest in blobs:
         await program.blob(digest)
         # A blob's first use is when it is committed.
-        await program.settled()
-        program.clock.turn(1)
+        await program.wait_for_downloads()
+        program.clock.advance(1)
     await program.blob(blobs[0])
     await program.restart()
     newest = registry.add_blob(b"x" * 5 * MIB)
     await program.blob(newest)
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == {blobs[0], blobs[2], newest}
 
 
@@ -111,14 +111,14 @@ async def test_a_running_answer_is_finished_before_the_end(registry, program):
     digest = registry.add_blob(BLOB)
     release = asyncio.Event()
     registry.fail(registry.body_of(digest), Fault(stall_at=MIB, until=release))
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
     peer.send(f"GET /v2/library/app/blobs/{digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     await peer.read(MIB // 2)
     async with asyncio.TaskGroup() as group:
         group.create_task(program.stop())
         await refused(program.url)
         release.set()
-    answer = await peer.until_end()
+    answer = await peer.read_to_end()
     await peer.close()
     assert digest_of(answer.body) == digest
 
@@ -128,7 +128,7 @@ async def refused(url: str) -> None:
     async with asyncio.timeout(5):
         while True:
             try:
-                peer = await Peer.connect(url)
+                peer = await RawClient.connect(url)
             except ConnectionRefusedError:
                 return
             await peer.close()
@@ -137,8 +137,8 @@ async def refused(url: str) -> None:
 async def test_tags_and_their_times_survive_a_restart(registry, program):
     image = registry.add_image(index=True)
     await program.pull(image)
-    await program.settled()
-    program.clock.turn(500)
+    await program.wait_for_downloads()
+    program.clock.advance(500)
     await program.restart()
     registry.requests.clear()
     answer = await program.manifest(image)
@@ -150,7 +150,7 @@ async def test_tags_and_their_times_survive_a_restart(registry, program):
 async def test_a_blob_that_was_damaged_on_the_disk_is_fetched_again(registry, program, how):
     image = registry.add_image(layers=[BLOB])
     await program.pull(image)
-    await program.settled()
+    await program.wait_for_downloads()
     layer = image.layers[0]
     path = program.root / "blobs" / "sha256" / layer[7:]
     if how == "truncated":
@@ -167,7 +167,7 @@ async def test_a_blob_that_was_damaged_on_the_disk_is_fetched_again(registry, pr
             path.symlink_to("/etc/passwd")
     answer = await program.blob(layer)
     assert (answer.status, answer.digest, answer.is_whole) == (200, layer, True)
-    await program.settled()
+    await program.wait_for_downloads()
     if how != "a directory":
         assert layer in program.stored()
         before = len(registry.requests)
@@ -184,7 +184,7 @@ async def test_a_manifest_that_rotted_on_the_disk_is_never_served(registry, prog
     async with registry.down():
         assert (await program.manifest(image)).status >= 400
         assert (await program.manifest(image, image.digest)).status >= 400
-    await program.recovered()
+    await program.wait_for_upstream()
     for reference in (image.digest, "latest"):
         while (answer := await program.manifest(image, reference)).status == 503:
             pass  # upstream was left alone, and is asked again in a moment
@@ -195,7 +195,7 @@ async def test_a_lost_index_does_not_make_the_store_larger_than_allowed(registry
     program = await make_program(store={"max_size": "20MB"})
     for n in range(3):
         await program.blob(registry.add_blob(bytes([n]) * 5 * MIB))
-    await program.settled()
+    await program.wait_for_downloads()
     await program.stop()
     for path in program.root.glob("index.sqlite*"):
         path.unlink()
@@ -203,8 +203,8 @@ async def test_a_lost_index_does_not_make_the_store_larger_than_allowed(registry
     for n in range(3, 6):
         digest = registry.add_blob(bytes([n]) * 5 * MIB)
         assert (await program.blob(digest)).digest == digest
-        await program.settled()
-        assert program.on_disk() <= 20_000_000
+        await program.wait_for_downloads()
+        assert program.disk_usage() <= 20_000_000
 
 
 async def test_a_blob_that_a_kill_left_out_of_the_index_is_counted_or_gone(registry, make_program):
@@ -216,8 +216,8 @@ async def test_a_blob_that_a_kill_left_out_of_the_index_is_counted_or_gone(regis
     await program.start()
     digest = registry.add_blob(b"x" * 10 * MIB)
     assert (await program.blob(digest)).digest == digest
-    await program.settled()
-    assert program.on_disk() <= 20_000_000
+    await program.wait_for_downloads()
+    assert program.disk_usage() <= 20_000_000
 
 
 async def test_what_a_kill_left_half_written_of_a_manifest_does_not_stay(program):
@@ -254,12 +254,12 @@ async def test_what_cannot_be_opened_stays_and_is_fetched_anew(
         patch.setattr(os, "open", os_open)
         patch.setattr("aiofiles.threadpool.sync_open", io_open)
         await program.pull(image)
-        await program.settled()
+        await program.wait_for_downloads()
         async with registry.down():
             assert (await program.blob(image.layers[0])).status >= 400
-        await program.settled()
+        await program.wait_for_downloads()
     assert program.stored() == before
-    await program.recovered()
+    await program.wait_for_upstream()
     registry.requests.clear()
     await program.pull(image)
     assert not registry.requests

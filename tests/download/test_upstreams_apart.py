@@ -7,7 +7,7 @@ import pytest
 
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault, flip
-from tests.fakes.raw import HEAD_END, RawUpstream, RecvUntil, Wait
+from tests.fakes.raw_server import HEAD_END, RawUpstream, RecvUntil, Wait
 from tests.fakes.registry import FakeRegistry
 from tests.support.program import Program, read
 
@@ -71,7 +71,7 @@ async def test_wrong_bytes_that_one_upstream_left_are_not_resumed_for_another(
     hostile.fail(hostile.body_of(DIGEST), Fault(status=403, body=b""), times=None)
     answer = await both.blob(DIGEST, THERE)
     assert not answer.is_whole
-    await both.settled()
+    await both.wait_for_downloads()
     await expect_right(both)
     assert registry.bytes_sent(registry.body_of(DIGEST)) == len(BLOB)
 
@@ -84,7 +84,7 @@ async def test_wrong_bytes_from_one_upstream_however_often_are_not_blamed_on_ano
         async with asyncio.TaskGroup() as group:
             group.create_task(both.blob(DIGEST, THERE))
             group.create_task(expect_right(both))
-        await both.settled()
+        await both.wait_for_downloads()
         (both.root / "blobs" / "sha256" / DIGEST[7:]).unlink()
     assert await both.metric("pullcache_digest_mismatches_total", upstream="docker.io") == 0
 
@@ -150,7 +150,7 @@ async def test_wrong_bytes_of_several_transfers_are_fetched_once_more_and_in_one
         _, is_whole = await read(early)
         assert not is_whole
     assert (last.result().status, last.result().body) == (206, BLOB[-1:])
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == {digest}
     requests = registry.seen(registry.body_of(digest))
     assert [one.headers.get("Range") for one in requests[1:]] == ["bytes=2097152-", None]
@@ -162,7 +162,7 @@ async def test_a_blob_is_fetched_once_more_only_once(registry, program):
     registry.fail(registry.body_of(digest), Fault(flip_at=7), times=None)
     answer = await program.blob(digest, Range="bytes=-1")
     assert answer.status >= 400 or not answer.is_whole
-    await program.settled()
+    await program.wait_for_downloads()
     assert registry.count(registry.body_of(digest)) == 3
     assert program.stored() == set()
 
@@ -178,5 +178,5 @@ async def test_a_mirror_that_spoils_the_beginning_costs_a_second_fetch_and_no_pu
     hostile.fail(hostile.body_of(DIGEST), Fault(status=404, body=b""), times=None)
     answer = await program.blob(DIGEST, Range="bytes=-1")
     assert (answer.status, answer.body) == (206, BLOB[-1:])
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == {DIGEST}

@@ -23,7 +23,7 @@ from tests.fakes.content import (
     digest_of,
 )
 from tests.fakes.faults import Reply
-from tests.fakes.search import Listed, search
+from tests.fakes.search import ListedRepository, search
 from tests.fakes.tokens import SERVICE, TokenService, error
 
 _RESOURCE = re.compile(r"/v2/(?P<name>.+)/(?P<kind>blobs|manifests|referrers)/(?P<ref>[^/]+)")
@@ -43,7 +43,7 @@ class RegistryApi(Content, ABC):
         self.tags_page: int | None = None
         self.pull_limit: int | None = 100
         self.pulls = 0
-        self.catalogue: list[Listed] | None = None
+        self.catalogue: list[ListedRepository] | None = None
         self.tokens = TokenService()
         self._signed: dict[str, bytes] = {}
 

@@ -2,7 +2,7 @@
 
 
 class Clock:
-    """A Unix clock for the `clock` parameters of the program; it moves only by `turn`."""
+    """A Unix clock for the `clock` parameters of the program; it moves only by `advance`."""
 
     def __init__(self, now: float = 1_700_000_000.0) -> None:
         self.now = now
@@ -11,6 +11,6 @@ class Clock:
         """Return the time."""
         return self.now
 
-    def turn(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         """Advance the time, or set it back if negative."""
         self.now += seconds

@@ -57,7 +57,7 @@ def attributes(thing: Any) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def collecting() -> AsyncIterator[Collector]:
+async def run_collector() -> AsyncIterator[Collector]:
     """Yield a collector that listens on loopback."""
     collector = Collector()
     runner = web.ServerRunner(web.Server(collector.handle_export))

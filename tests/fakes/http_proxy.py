@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from tests.fakes.raw import HEAD_END
+from tests.fakes.raw_server import HEAD_END
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from tests.fakes.faults import Reply
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ListedRepository:
     """A repository in the search index. Official images are listed without `library/`."""
 
     name: str
@@ -19,7 +19,7 @@ class Listed:
     official: bool = False
 
 
-def search(catalogue: Sequence[Listed], request: web.BaseRequest) -> Reply:
+def search(catalogue: Sequence[ListedRepository], request: web.BaseRequest) -> Reply:
     """Respond to GET /v1/search: names that contain the query, the most stars first."""
     terms, page = request.query.get("q", ""), int(request.query.get("page", 1))
     size = int(request.query.get("n", 25))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fakes.gallery import push_index, push_manifest
+from tests.fakes.images import push_index, push_manifest
 from tests.support.admin_api import APP, BASE, FOREIGN, NATIVE, OTHER, OWN
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from proxy.errors import InvalidReferenceError, InvalidRequestError, NotFoundError
-from tests.fakes.gallery import parts_of, push_manifest
+from tests.fakes.images import blobs_of, push_manifest
 from tests.support.admin_api import (
     APP,
     BASE,
@@ -33,8 +33,8 @@ async def test_layers_have_their_commands_and_the_images_that_share_them(registr
     }
     digest = push_manifest(registry, APP, [BASE, OWN], tag="v1", history=history, run=run)
     other = push_manifest(registry, "me/other", [BASE, OTHER], tag="v2")
-    await pull_parts(program, APP, "v1", *parts_of(registry, APP, digest)[:2])
-    await pull_parts(program, "me/other", "v2", *parts_of(registry, "me/other", other))
+    await pull_parts(program, APP, "v1", *blobs_of(registry, APP, digest)[:2])
+    await pull_parts(program, "me/other", "v2", *blobs_of(registry, "me/other", other))
     detail = await inspect_image(program, "app:v1")
     (platform,) = detail["platforms"]
     assert platform["state"]["state"] == "partial"
@@ -66,7 +66,7 @@ async def test_referrers_are_listed(registry, program):
 
 
 async def test_an_image_is_found_by_digest(registry, program, app):
-    await pull_parts(program, APP, "v1", app[NATIVE], *parts_of(registry, APP, app[NATIVE]))
+    await pull_parts(program, APP, "v1", app[NATIVE], *blobs_of(registry, APP, app[NATIVE]))
     detail = await inspect_image(program, f"app@{app[NATIVE]}")
     assert detail["names"] == []
     assert detail["platforms"][0]["state"]["platform"] == NATIVE

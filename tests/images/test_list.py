@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fakes.gallery import parts_of, push_manifest
+from tests.fakes.images import blobs_of, push_manifest
 from tests.support.admin_api import (
     APP,
     BASE,
@@ -21,7 +21,7 @@ async def test_an_empty_store_has_no_images(program):
 
 
 async def test_a_platform_is_complete_when_all_its_blobs_are_stored(registry, program, app):
-    config, base, own = parts_of(registry, APP, app[NATIVE])
+    config, base, own = blobs_of(registry, APP, app[NATIVE])
     await pull_parts(program, APP, "v1", app[NATIVE], config, base)
     (image,) = (await list_images(program)).values()
     native, foreign = image["platforms"]
@@ -42,11 +42,11 @@ async def test_sizes_are_the_stored_bytes_and_those_of_this_image_alone(registry
     push_manifest(registry, "me/other", [BASE, OTHER], tag="v1")
     for repository, tag in ((APP, "v1"), ("me/other", "v1")):
         digest = registry.repository(repository).tags[tag]
-        await pull_parts(program, repository, tag, *parts_of(registry, repository, digest))
+        await pull_parts(program, repository, tag, *blobs_of(registry, repository, digest))
     images = await list_images(program)
     assert set(images) == {"app:v1", "me/other:v1"}
     image, other = images["app:v1"], images["me/other:v1"]
-    config, *layers = parts_of(registry, APP, manifest)
+    config, *layers = blobs_of(registry, APP, manifest)
     on_disk = sum(
         (program.root / blob_path(digest)).stat().st_size for digest in (manifest, config, *layers)
     )
@@ -62,7 +62,7 @@ async def test_a_plain_manifest_has_the_platform_of_its_config(registry, program
     await pull_parts(program, APP, "arm")
     (image,) = (await list_images(program)).values()
     assert [platform["platform"] for platform in image["platforms"]] == [""]
-    await pull_parts(program, APP, "arm", *parts_of(registry, APP, digest))
+    await pull_parts(program, APP, "arm", *blobs_of(registry, APP, digest))
     (image,) = (await list_images(program)).values()
     assert [platform["platform"] for platform in image["platforms"]] == ["linux/arm/v6"]
 
@@ -76,7 +76,7 @@ async def test_an_image_pulled_by_digest_is_listed_by_digest(registry, program):
 async def test_times_are_of_the_commit_and_of_the_last_use(registry, program):
     push_manifest(registry, APP, [OWN], tag="v1")
     await pull_parts(program, APP, "v1")
-    program.clock.turn(5000)
+    program.clock.advance(5000)
     before = (await list_images(program))["app:v1"]
     await pull_parts(program, APP, "v1")
     after = (await list_images(program))["app:v1"]
@@ -109,6 +109,6 @@ async def test_sizes_are_the_same_in_a_long_list_as_in_a_short_one(registry, pro
 
 async def test_an_image_is_complete_without_its_foreign_layers(registry, program):
     digest = push_manifest(registry, APP, [OWN], tag="v1", foreign=[OTHER])
-    config, own, _ = parts_of(registry, APP, digest)
+    config, own, _ = blobs_of(registry, APP, digest)
     await pull_parts(program, APP, "v1", config, own)
     assert (await list_images(program))["app:v1"]["state"] == "complete"

@@ -3,7 +3,7 @@
 import pytest
 
 from proxy.errors import DeniedError, InvalidReferenceError
-from tests.fakes.gallery import parts_of, push_manifest
+from tests.fakes.images import blobs_of, push_manifest
 from tests.support.admin_api import (
     APP,
     OTHER,
@@ -24,15 +24,15 @@ async def test_pinned_images_survive_eviction_and_the_limit_holds(registry, make
     assert (image["digest"], image["state"], image["pinned"]) == (None, "absent", True)
     layers = [bytes([number]) * 900_000 for number in range(3)]
     digest = push_manifest(registry, APP, layers, tag="v1")
-    blobs = parts_of(registry, APP, digest)
+    blobs = blobs_of(registry, APP, digest)
     await pull_parts(program, APP, "v1", *blobs)
     peak = 0
     for number in range(10):
         other = registry.add_blob(bytes([100 + number]) * 1_500_000, "me/other")
         answer = await program.blob(other, "me/other")
         assert (answer.status, answer.digest) == (200, other)
-        peak = max(peak, program.on_disk())
-        await program.settled()
+        peak = max(peak, program.disk_usage())
+        await program.wait_for_downloads()
     assert peak <= 8_000_000
     assert {digest, *blobs} <= program.stored()
     assert await program.metric("pullcache_store_pinned_bytes") > 2_700_000
@@ -44,14 +44,14 @@ async def test_a_store_full_of_pins_passes_other_content_through_and_reports_it(
 ):
     program = await make_program(store={"max_size": "4MB"})
     digest = push_manifest(registry, APP, [bytes(1_400_000), b"1" * 1_400_000], tag="v1")
-    await pull_parts(program, APP, "v1", *parts_of(registry, APP, digest))
+    await pull_parts(program, APP, "v1", *blobs_of(registry, APP, digest))
     await call(program, "post", "/api/v1/images/pin", {"images": ["app:v1"]})
     before = program.stored()
     other = registry.add_blob(b"2" * 1_500_000, "me/other")
     for _ in range(2):
         answer = await program.blob(other, "me/other")
         assert (answer.status, answer.digest) == (200, other)
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == before
     assert await program.metric("pullcache_uncached_total", reason="pinned") == 2
     status = await call(program, "get", "/api/v1/status")
@@ -59,17 +59,17 @@ async def test_a_store_full_of_pins_passes_other_content_through_and_reports_it(
     unpinned = await call(program, "post", "/api/v1/images/unpin", {"images": ["app:v1", "app"]})
     assert unpinned == {"images": ["app:v1"]}
     assert (await program.blob(other, "me/other")).status == 200
-    await program.settled()
+    await program.wait_for_downloads()
     assert other in program.stored()
 
 
 async def test_a_pin_follows_its_tag(registry, program):
     old = push_manifest(registry, APP, [OWN], tag="v1")
-    await pull_parts(program, APP, "v1", *parts_of(registry, APP, old))
+    await pull_parts(program, APP, "v1", *blobs_of(registry, APP, old))
     await call(program, "post", "/api/v1/images/pin", {"images": ["app:v1"]})
     new = push_manifest(registry, APP, [OTHER], tag="v1")
-    program.clock.turn(10_000)
-    await pull_parts(program, APP, "v1", *parts_of(registry, APP, new))
+    program.clock.advance(10_000)
+    await pull_parts(program, APP, "v1", *blobs_of(registry, APP, new))
     images = await list_images(program)
     assert {name: image["pinned"] for name, image in images.items()} == {
         "app:v1": True,

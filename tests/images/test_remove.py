@@ -4,7 +4,7 @@ import pytest
 
 from proxy.errors import DeniedError, NotFoundError
 from tests.fakes.content import digest_of
-from tests.fakes.gallery import parts_of, push_manifest
+from tests.fakes.images import blobs_of, push_manifest
 from tests.support.admin_api import (
     APP,
     BASE,
@@ -22,7 +22,7 @@ async def two_images(registry, program):
     """Pull `app:v1` and `me/other:v1`, which share one layer and the config."""
     for repository, own in ((APP, OWN), ("me/other", OTHER)):
         digest = push_manifest(registry, repository, [BASE, own], tag="v1")
-        await pull_parts(program, repository, "v1", *parts_of(registry, repository, digest))
+        await pull_parts(program, repository, "v1", *blobs_of(registry, repository, digest))
 
 
 async def test_blobs_that_other_images_use_stay(program, two_images):
@@ -53,7 +53,7 @@ async def test_a_removed_image_is_pulled_again(registry, program, two_images):
     await remove_images(program, "app:v1")
     registry.requests.clear()
     digest = registry.repository(APP).tags["v1"]
-    await pull_parts(program, APP, "v1", *parts_of(registry, APP, digest))
+    await pull_parts(program, APP, "v1", *blobs_of(registry, APP, digest))
     assert registry.seen("manifests/v1")
     assert (await list_images(program))["app:v1"]["state"] == "complete"
 
@@ -82,7 +82,7 @@ async def test_removing_one_of_two_tags_frees_nothing_and_a_digest_stands_for_bo
 async def test_a_signature_is_removed_with_its_subject(registry, program, two_images):
     subject = registry.repository(APP).tags["v1"]
     signature = push_manifest(registry, APP, [b"signature"], subject=subject)
-    await pull_parts(program, APP, signature, *parts_of(registry, APP, signature))
+    await pull_parts(program, APP, signature, *blobs_of(registry, APP, signature))
     await remove_images(program, "app:v1")
     assert signature not in program.stored()
     assert digest_of(b"signature") not in program.stored()

@@ -1,7 +1,7 @@
 """Images that the tests of preloads push to the fake registry."""
 
 from tests.fakes.content import Content
-from tests.fakes.gallery import push_index, push_manifest
+from tests.fakes.images import push_index, push_manifest
 from tests.support.admin_api import APP, BASE, FOREIGN, NATIVE, OTHER, OWN
 
 

@@ -2,7 +2,7 @@
 
 from proxy.preload.backoff import OUTAGE_TIMEOUT, RATE_LIMIT_TIMEOUT
 from tests.fakes.faults import Fault
-from tests.fakes.gallery import push_manifest
+from tests.fakes.images import push_manifest
 from tests.fakes.registry import FakeRegistry
 from tests.preload.images import push_app
 from tests.support.admin_api import BASE, NATIVE, check_images
@@ -15,7 +15,7 @@ async def run_to_end(program, run, seconds: float) -> None:
     """Read all events, and let this much time pass at each wait."""
     while not run.events_of("totals"):
         if run.events[-1]["event"] == "waiting":
-            program.clock.turn(seconds)
+            program.clock.advance(seconds)
         await run.next_event()
 
 
@@ -32,7 +32,7 @@ async def test_a_429_is_waited_out_until_retry_after(registry, program):
         assert 590 < waiting["until"] - program.clock() <= 601
         assert "rate limit exceeded" in waiting["reason"]
         rule.times = 0
-        program.clock.turn(602)
+        program.clock.advance(602)
         await run.wait_for("totals")
     assert len(run.events_of("resumed")) == 1
     assert run.events_of("done")
@@ -48,11 +48,11 @@ async def test_the_last_pulls_of_a_quota_are_left_to_clients(registry, program):
         assert registry.pulls == 96
         assert waiting["reason"] == "docker.io allows 4 more of 100 pulls, reserved for clients"
         assert waiting["until"] == program.clock() + 900
-        program.clock.turn(901)
+        program.clock.advance(901)
         await run.wait_for("waiting")
         assert registry.pulls == 96
         registry.pulls = 10
-        program.clock.turn(901)
+        program.clock.advance(901)
         await run.wait_for("totals")
     assert run.events_of("done")
     assert registry.pulls == 11
@@ -95,7 +95,7 @@ async def test_a_rate_limit_that_lasts_longer_than_the_timeout_fails_the_image(r
     registry.fail(PULLS, Fault(status=429), times=None)
     async with start_preload(program, "app:v1") as run:
         await run.wait_for("waiting")
-        program.clock.turn(RATE_LIMIT_TIMEOUT + 1)
+        program.clock.advance(RATE_LIMIT_TIMEOUT + 1)
         failed = await run.wait_for("failed")
     assert failed["code"] == "rate_limited"
 
@@ -115,7 +115,7 @@ async def test_an_outage_that_lasts_longer_than_the_timeout_fails_the_image(regi
     registry.fail("/v2/library/app", Fault(status=503), times=None)
     async with start_preload(program, "app:v1") as run:
         await run.wait_for("waiting")
-        program.clock.turn(OUTAGE_TIMEOUT + 1)
+        program.clock.advance(OUTAGE_TIMEOUT + 1)
         failed = await run.wait_for("failed")
     assert failed["code"] in ("upstream_unavailable", "upstream_down")
 

@@ -4,7 +4,7 @@ import asyncio
 
 from tests.fakes.content import OCI_MANIFEST, digest_of
 from tests.fakes.faults import Fault
-from tests.fakes.gallery import push_manifest
+from tests.fakes.images import push_manifest
 from tests.preload.images import push_app
 from tests.support.admin_api import (
     APP,
@@ -69,7 +69,7 @@ async def test_disconnecting_stops_a_preload_and_the_next_one_resumes_its_downlo
     registry.fail(body, Fault(stall_at=len(layer) // 2, until=release), times=1)
     async with start_preload(program, "app:v1") as run:
         await run.wait_for("layer", digest=digest_of(layer), offset=len(layer) // 2)
-    await program.settled()
+    await program.wait_for_downloads()
     release.set()
     run = await run_preload(program, "app:v1")
     assert run.events[-1]["fetched"] == len(layer) // 2

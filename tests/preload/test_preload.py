@@ -4,7 +4,7 @@ import pytest
 
 from proxy.errors import InvalidRequestError
 from tests.fakes.content import digest_of
-from tests.fakes.gallery import push_manifest
+from tests.fakes.images import push_manifest
 from tests.preload.images import push_app
 from tests.support.admin_api import (
     APP,

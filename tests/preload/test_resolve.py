@@ -4,7 +4,7 @@ import json
 
 from tests.fakes.content import OCI_INDEX, digest_of
 from tests.fakes.faults import Fault
-from tests.fakes.gallery import push_index, push_manifest
+from tests.fakes.images import push_index, push_manifest
 from tests.preload.images import push_app
 from tests.support.admin_api import APP, BASE, FOREIGN, NATIVE, OTHER, OWN, check_images
 from tests.support.preload_api import run_preload

@@ -4,7 +4,7 @@ import asyncio
 
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
-from tests.fakes.gallery import push_manifest
+from tests.fakes.images import push_manifest
 from tests.support.admin_api import APP, NATIVE, check_images, list_images
 
 
@@ -31,10 +31,10 @@ async def test_images_are_preloaded_at_startup_and_at_each_interval(registry, ma
     program = await make_program(preload=[{"images": ["app:v1"], "every": "6h", "pin": True}])
     await wait_until_complete(program)
     moved = push_native_app(registry, b"newer")
-    program.clock.turn(5 * 3600)
+    program.clock.advance(5 * 3600)
     await let_tasks_run(program)
     assert moved not in program.stored()
-    program.clock.turn(2 * 3600)
+    program.clock.advance(2 * 3600)
     async with asyncio.timeout(20):
         while digest_of(b"newer") not in program.stored():
             await program.metric("pullcache_store_blobs")
@@ -49,7 +49,7 @@ async def test_the_list_file_is_read_for_each_run(registry, make_program, tmp_pa
     program = await make_program(preload=[{"file": str(path)}])
     await wait_until_complete(program)
     path.write_text("me/other:v1\n")
-    program.clock.turn(7 * 3600)
+    program.clock.advance(7 * 3600)
     await wait_until_complete(program, "me/other:v1")
 
 
@@ -64,7 +64,7 @@ async def test_a_failed_preload_is_tried_again_at_the_next_interval(
     push_native_app(registry)
     push_manifest(registry, "me/other", [b"other"], tag="v1", platform=NATIVE)
     path.write_text("me/other:v1\n")
-    program.clock.turn(7 * 3600)
+    program.clock.advance(7 * 3600)
     await wait_until_complete(program)
     await wait_until_complete(program, "me/other:v1")
 
@@ -76,7 +76,7 @@ async def test_a_running_preload_is_not_started_again(registry, make_program):
     program = await make_program(preload=[{"images": ["app:v1"], "every": "1h"}])
     await registry.until(lambda: registry.count("GET /registry-v2/") > 0)
     tag_requests = registry.count("/manifests/v1$")
-    program.clock.turn(7200)
+    program.clock.advance(7200)
     await let_tasks_run(program)
     assert registry.count("/manifests/v1$") == tag_requests
     release.set()

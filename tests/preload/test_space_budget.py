@@ -4,7 +4,7 @@ import asyncio
 
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
-from tests.fakes.gallery import push_manifest
+from tests.fakes.images import push_manifest
 from tests.support.admin_api import (
     APP,
     NATIVE,

@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 
 from proxy.server import http
 from tests.fakes.content import digest_of
-from tests.fakes.peer import Peer, RawAnswer, exchange
+from tests.fakes.raw_client import RawClient, RawResponse, exchange
 
 MANIFEST = "/v2/library/app/manifests/latest"
 BLOB = f"/v2/library/app/blobs/{digest_of(b'layer')}"
@@ -130,11 +130,11 @@ async def target(registry, program):
     """The program, with an image in it."""
     image = registry.add_image()
     await program.pull(image)
-    await program.settled()
+    await program.wait_for_downloads()
     return program
 
 
-def check_error(answer: RawAnswer) -> None:
+def check_error(answer: RawResponse) -> None:
     """Check that an answer of 400 and more is one of ours, and repeats nothing."""
     assert 400 <= answer.status < 500
     document = json.loads(answer.body)
@@ -149,10 +149,10 @@ def no_tracebacks(logged, caplog) -> None:
 
 @pytest.mark.parametrize("name", SMUGGLED)
 async def test_c05_what_two_parsers_may_disagree_about_is_refused_and_closed(target, caplog, name):
-    peer = await Peer.connect(target.url)
+    peer = await RawClient.connect(target.url)
     with capture_logs() as logged:
         peer.send(SMUGGLED[name])
-        answer = await peer.until_end()
+        answer = await peer.read_to_end()
     await peer.close()
     check_error(answer)
     assert b"xchunked" not in answer.body
@@ -200,21 +200,21 @@ async def test_c14_no_method_but_get_and_head_does_anything(target, caplog, meth
 
 async def test_c06_a_hundred_requests_in_one_go_are_answered_in_order(target, registry):
     registry.pull_limit = None
-    peer = await Peer.connect(target.url)
+    peer = await RawClient.connect(target.url)
     peer.send(b"".join(get(f"/v2/library/app/manifests/none{n}") for n in range(100)))
     peer.send(get("/v2/", "Connection: close"))
-    answer = await peer.until_end()
+    answer = await peer.read_to_end()
     await peer.close()
     assert answer.data.count(b"HTTP/1.1 404") == 100
     assert answer.data.endswith(b"{}")
 
 
 async def test_a_get_with_a_body_is_answered_and_the_next_request_is_not_confused(target):
-    peer = await Peer.connect(target.url)
+    peer = await RawClient.connect(target.url)
     inner = get("/v2/library/evil/manifests/x")
     peer.send(get("/v2/", f"Content-Length: {len(inner)}") + inner)
     peer.send(get("/v2/", "Connection: close"))
-    answer = await peer.until_end()
+    answer = await peer.read_to_end()
     await peer.close()
     assert b"404" not in answer.data
 
@@ -224,7 +224,7 @@ async def test_c20_clients_that_leave_in_the_middle_leave_no_trace(target, regis
     await target.blob(digest)
     with capture_logs() as logged:
         for _ in range(20):
-            peer = await Peer.connect(target.url, receive_buffer=4096)
+            peer = await RawClient.connect(target.url, receive_buffer=4096)
             peer.send(get(f"/v2/library/app/blobs/{digest}"))
             await peer.read(1000)
             await peer.close()

@@ -8,7 +8,7 @@ import pytest
 
 from proxy.server import http
 from tests.fakes.faults import Fault
-from tests.fakes.peer import Peer
+from tests.fakes.raw_client import RawClient
 from tests.support.htpasswd import basic_auth, write_htpasswd
 
 OCI = "application/vnd.oci.image.manifest.v1+json"
@@ -34,7 +34,7 @@ async def image(registry, program):
 @pytest.fixture
 async def ask(program, image) -> Ask:
     """Ask on one connection that stays; return the status and all of the answer."""
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
 
     async def ask(asked: bytes) -> tuple[int, bytes]:
         peer.received.clear()
@@ -69,12 +69,12 @@ async def test_the_answer_is_the_same_byte_for_byte(program, ask, image, method,
 
 
 async def test_many_at_once_are_answered_in_order(program, image):
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
     digest = request(f"/v2/library/app/manifests/{image.digest}")
     ping = request("/v2/")
     for asked in (LATEST, digest):
         peer.send(asked)
-        await peer.until_answer()
+        await peer.read_response()
     peer.received.clear()
     # In one piece, in several, and behind one that takes a task.
     peer.send(LATEST + digest)
@@ -83,7 +83,7 @@ async def test_many_at_once_are_answered_in_order(program, image):
     peer.send(LATEST[20:])
     peer.send(digest)
     peer.send(request("/v2/", "Connection: close"))
-    answer = await peer.until_end()
+    answer = await peer.read_to_end()
     lengths = [int(found) for found in re.findall(rb"Content-Length: (\d+)", answer.data)]
     length = len((await program.manifest("library/app")).body)
     assert lengths == [length, length, 2, length, length, length, 2]
@@ -97,7 +97,7 @@ async def test_a_tag_that_expired_is_asked_again(registry, program, ask):
     registry.requests.clear()
     assert moved.digest.encode() not in (await ask(LATEST))[1]
     assert not registry.requests
-    program.clock.turn(601)
+    program.clock.advance(601)
     assert moved.digest.encode() in (await ask(LATEST))[1]
     assert registry.requests
     # And its age begins anew, even within one second.
@@ -107,7 +107,7 @@ async def test_a_tag_that_expired_is_asked_again(registry, program, ask):
 async def test_age_grows(program, ask):
     await ask(LATEST)
     await ask(LATEST)
-    program.clock.turn(100)
+    program.clock.advance(100)
     assert b"\r\nAge: 100\r\n" in (await ask(LATEST))[1]
 
 
@@ -140,10 +140,10 @@ async def test_logins_are_asked_for(program, ask, image, tmp_path):
 
 
 async def test_they_are_counted_and_logged(registry, program, image, logged):
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
     for _ in range(3):
         peer.send(LATEST)
-        await peer.until_answer()
+        await peer.read_response()
         peer.received.clear()
     miss, *hits = logged
     assert (miss["cache"], [line["cache"] for line in hits]) == ("miss", ["hit", "hit"])
@@ -190,9 +190,9 @@ async def test_a_use_counts(program, image, ask):
     ],
 )
 async def test_a_request_after_which_nothing_is_read_ends_the_connection(program, asked, statuses):
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
     peer.send(asked + request("/second", "Connection: close"))
-    answer = await peer.until_end()
+    answer = await peer.read_to_end()
     assert [int(one) for one in re.findall(rb"HTTP/1.1 (\d+)", answer.data)] == statuses
     assert answer.end == "fin"
 
@@ -207,15 +207,15 @@ async def test_a_head_may_have_64_kib_and_no_byte_more(program, is_slow):
     for size, status in [(http.MAX_HEAD_SIZE, 200), (http.MAX_HEAD_SIZE + 1, 431)]:
         asked = padded(size)
         assert len(asked) == size
-        peer = await Peer.connect(program.url)
+        peer = await RawClient.connect(program.url)
         # Behind another request a head begins anywhere in what is read.
         peer.send(request("/v2/") + asked[:100])
-        await peer.until_answer()
+        await peer.read_response()
         peer.received.clear()
         for start in range(100, size, 1000 if is_slow else size):
             peer.send(asked[start : start + (1000 if is_slow else size)])
             await asyncio.sleep(0)
-        assert (await peer.until_answer()).status == status
+        assert (await peer.read_response()).status == status
         await peer.close()
 
 
@@ -223,26 +223,26 @@ async def test_a_head_may_have_64_kib_and_no_byte_more(program, is_slow):
     "begin", [b"0\r\nT: ", b"1;"], ids=["a trailer", "an extension of a chunk"]
 )
 async def test_what_frames_a_body_is_bounded(program, begin):
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
     peer.send(request("/v2/", "Transfer-Encoding: chunked") + begin)
     await program.ask("/v2/")
     peer.send(b"x" * (http.MAX_REQUEST_SIZE + 1))
-    assert (await peer.until_end()).status == 413
+    assert (await peer.read_to_end()).status == 413
 
 
 async def test_the_number_of_headers_is_bounded(program):
     for count, status in [(http.MAX_HEADERS - 1, 200), (http.MAX_HEADERS, 431)]:
-        peer = await Peer.connect(program.url)
+        peer = await RawClient.connect(program.url)
         peer.send(request("/v2/", *(f"X-{n}: y" for n in range(count))))
-        assert (await peer.until_answer()).status == status
+        assert (await peer.read_response()).status == status
         await peer.close()
 
 
 async def test_requests_sent_ahead_are_bounded_and_none_is_lost(registry, program):
     digest = registry.add_blob(bytes(20 << 20))
     assert (await program.blob(digest)).is_whole
-    await program.settled()
-    peer = await Peer.connect(program.url, receive_buffer=4096)
+    await program.wait_for_downloads()
+    peer = await RawClient.connect(program.url, receive_buffer=4096)
     peer.send(request(f"/v2/library/app/blobs/{digest}"))
     await peer.read(10)
     (connection,) = [one for one in program.running.listener._server._open_connections if one._task]
@@ -251,7 +251,7 @@ async def test_requests_sent_ahead_are_bounded_and_none_is_lost(registry, progra
         while not connection._is_reading_paused:
             await program.ask("/v2/")
     assert len(connection._unparsed) < http.MAX_PIPELINED_SIZE + (256 << 10)
-    answer = await peer.until_end()
+    answer = await peer.read_to_end()
     assert answer.data.count(b"HTTP/1.1 200") == 20_002
 
 
@@ -264,7 +264,7 @@ async def test_accept_on_several_lines_is_one_list(program, ask, image):
 
 async def test_a_client_that_leaves_ends_its_request(registry, program, logged):
     registry.fail("GET /v2/library/app/manifests", Fault(until_headers=asyncio.Event()))
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
     peer.send(LATEST)
     await registry.until(lambda: registry.count("GET /v2/library/app/manifests") == 1)
     assert program.running.middleware.in_flight == 1

@@ -49,7 +49,7 @@ async def test_requests_and_bytes_are_counted_by_where_they_came_from(registry, 
     digest = registry.add_blob(BLOB)
     for _ in range(3):
         await program.blob(digest)
-        await program.settled()
+        await program.wait_for_downloads()
     count = "pullcache_requests_total"
     assert await program.metric(count, kind="blob", cache="miss", status="200") == 1
     assert await program.metric(count, kind="blob", cache="hit", status="200") == 2
@@ -69,7 +69,7 @@ async def test_distributions_names_are_switched_on_by_a_reload_with_what_was_cou
     image = registry.add_image(layers=[BLOB])
     for _ in range(2):
         await program.pull(image)
-        await program.settled()
+        await program.wait_for_downloads()
     assert b"registry_proxy" not in (await program.ask("/metrics")).body
     assert await program.reload(server={"registry_proxy_metrics": True})
     blobs = len(image.layers) + 1
@@ -135,7 +135,7 @@ async def test_what_is_nowhere_is_404(program):
 async def test_a_request_is_logged_once_with_what_matters(registry, program, logged):
     digest = registry.add_blob(BLOB)
     await program.blob(digest)
-    await program.settled()
+    await program.wait_for_downloads()
     logged.clear()
     await program.blob(digest)
     await program.blob(digest_of(b"none"))
@@ -188,5 +188,5 @@ async def test_a_scrape_during_a_download_shows_it(registry, program):
         assert await program.metric("pullcache_store_reserved_bytes") >= len(BLOB)
         release.set()
         await response.read()
-    await program.settled()
+    await program.wait_for_downloads()
     assert await program.metric("pullcache_store_reserved_bytes") == 0

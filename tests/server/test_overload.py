@@ -15,15 +15,15 @@ from structlog.testing import capture_logs
 
 from proxy.errors import ConfigError
 from proxy.server import connection_limit, http, sendfile
-from tests.fakes.peer import Peer, exchange
+from tests.fakes.raw_client import RawClient, exchange
 
 MIB = 1 << 20
 PING = b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-async def ended(peer: Peer) -> bytes:
+async def ended(peer: RawClient) -> bytes:
     """Return what came until the server ended the connection, in whatever way."""
-    return (await peer.until_end()).data
+    return (await peer.read_to_end()).data
 
 
 async def until(program, connections: int) -> None:
@@ -39,11 +39,11 @@ async def until(program, connections: int) -> None:
 @pytest.mark.parametrize("before", [b"", PING], ids=["first", "second"])
 async def test_c01_a_head_that_comes_slowly_is_not_waited_for(program, monkeypatch, before):
     monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.3)
-    slow = [await Peer.connect(program.url) for _ in range(20)]
+    slow = [await RawClient.connect(program.url) for _ in range(20)]
     for peer in slow:
         peer.send(before)
         if before:
-            assert (await peer.until_answer()).status == 200
+            assert (await peer.read_response()).status == 200
         peer.send(b"GET /v2/ HTTP/1.1\r\n")
     answers = asyncio.gather(*map(ended, slow))
     while not answers.done():
@@ -57,21 +57,21 @@ async def test_c01_a_head_that_comes_slowly_is_not_waited_for(program, monkeypat
 
 async def test_c01_a_head_in_pieces_is_a_request_and_its_connection_lives_on(program, monkeypatch):
     monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.5)
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
     for _ in range(3):
         peer.received.clear()
         peer.send(PING[:10])
         await program.ask("/v2/")
         peer.send(PING[10:])
-        assert (await peer.until_answer()).status == 200
+        assert (await peer.read_response()).status == 200
 
 
 async def test_c01_a_connection_that_says_nothing_is_closed(program, monkeypatch):
     monkeypatch.setattr(http, "KEEPALIVE_TIMEOUT", 0.3)
-    silent = await Peer.connect(program.url)
-    asked = await Peer.connect(program.url)
+    silent = await RawClient.connect(program.url)
+    asked = await RawClient.connect(program.url)
     asked.send(PING)
-    assert (await asked.until_answer()).status == 200
+    assert (await asked.read_response()).status == 200
     assert await ended(silent) == b""
     assert (await ended(asked)).count(b"HTTP/1.1") == 1
 
@@ -81,10 +81,10 @@ async def test_c02_a_body_is_not_read_its_sender_told_and_the_connection_closed(
 ):
     monkeypatch.setattr(http, "LINGERING_TIME", 0.2)
     for method in ("POST", "PUT", "PATCH"):
-        peer = await Peer.connect(program.url)
+        peer = await RawClient.connect(program.url)
         head = f"{method} /v2/library/app/blobs/uploads/ HTTP/1.1\r\nHost: x\r\n"
         peer.send(f"{head}Content-Length: 1000000000\r\n\r\nbegins".encode())
-        answer = await peer.until_end()
+        answer = await peer.read_to_end()
         assert (answer.status, answer.headers["connection"]) == (405, "close")
     await until(program, 1)
 
@@ -117,7 +117,7 @@ async def test_c03_a_client_that_reads_slowly_is_not_dropped(registry, program, 
     monkeypatch.setattr(sendfile, "STALL_TIMEOUT", 1.0)
     digest = registry.add_blob(bytes(16 * MIB))
     await program.blob(digest)
-    await program.settled()
+    await program.wait_for_downloads()
     path = f"/v2/library/app/blobs/{digest}"
     # For many times what silence may last.
     assert await asyncio.to_thread(read_slowly, program.url, path, 4 * sendfile.STALL_TIMEOUT)
@@ -125,7 +125,7 @@ async def test_c03_a_client_that_reads_slowly_is_not_dropped(registry, program, 
 
 async def test_c03_a_client_that_takes_no_small_answers_is_dropped_too(program, monkeypatch):
     monkeypatch.setattr(sendfile, "STALL_TIMEOUT", 0.3)
-    peer = await Peer.connect(program.url, receive_buffer=4096)
+    peer = await RawClient.connect(program.url, receive_buffer=4096)
     peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
     peer.send(PING.replace(b"/v2/", b"/metrics") * 400)
     with capture_logs() as logged:
@@ -142,7 +142,7 @@ async def test_c04_one_client_more_than_may_be_is_told_at_once_and_the_others_ar
     make_program,
 ):
     program = await make_program(server={"max_connections": 5})
-    peers = [await Peer.connect(program.url) for _ in range(4)]
+    peers = [await RawClient.connect(program.url) for _ in range(4)]
     await until(program, 5)
     for _ in range(3):
         answer = await exchange(program.url, PING)
@@ -152,7 +152,7 @@ async def test_c04_one_client_more_than_may_be_is_told_at_once_and_the_others_ar
         assert answer.headers["connection"] == "close"
     for peer in peers:
         peer.send(PING)
-        assert (await peer.until_answer()).status == 200
+        assert (await peer.read_response()).status == 200
     assert await program.metric("pullcache_connections_refused_total") == 3
     await peers[0].close()
     await until(program, 4)
@@ -183,12 +183,12 @@ async def test_c04_those_who_are_too_many_are_themselves_few(make_program, monke
     monkeypatch.setattr(http, "REJECTED_TIMEOUT", 0.3)
     program = await make_program(server={"max_connections": 1})
     assert (await program.ask("/v2/")).status == 200
-    silent = [await Peer.connect(program.url) for _ in range(3)]
+    silent = [await RawClient.connect(program.url) for _ in range(3)]
     async with asyncio.timeout(10):
         while await program.metric("pullcache_connections_refused_total") < 3:
             pass
     # There is no room even for being told so.
-    hung_up_on = await Peer.connect(program.url)
+    hung_up_on = await RawClient.connect(program.url)
     assert await ended(hung_up_on) == b""
     # Nobody keeps that room for long.
     assert {await ended(peer) for peer in silent} == {b""}
@@ -196,7 +196,7 @@ async def test_c04_those_who_are_too_many_are_themselves_few(make_program, monke
 
 
 async def test_c04_a_thousand_that_say_nothing_hold_nobody_up(program):
-    peers = [await Peer.connect(program.url) for _ in range(1000)]
+    peers = [await RawClient.connect(program.url) for _ in range(1000)]
     await until(program, 1001)
     assert (await program.ask("/v2/")).status == 200
     for peer in peers:
@@ -244,7 +244,7 @@ async def test_d10_clients_leave_the_store_its_descriptors(make_program, few_fil
     (said,) = [line for line in logged if line["event"] == "file_limit_too_low"]
     assert said["limit"] == 3
     image = registry.add_image()
-    peers = [await Peer.connect(program.url) for _ in range(2)]
+    peers = [await RawClient.connect(program.url) for _ in range(2)]
     assert (await program.manifest(image)).status == 200
     await until(program, 3)
     assert (await exchange(program.url, PING)).status == 429
@@ -260,22 +260,22 @@ async def test_d10_the_limit_on_files_is_raised_as_far_as_the_system_allows(few_
 
 
 async def test_d10_a_system_without_descriptors_is_asked_again_in_a_while(program, few_files):
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
     peer.send(PING)
-    assert (await peer.until_answer()).status == 200
-    waiting = await Peer.connect(program.url)
+    assert (await peer.read_response()).status == 200
+    waiting = await RawClient.connect(program.url)
     highest = os.dup(0)
     os.close(highest)
     with capture_logs() as logged:
-        late = await Peer.connect(program.url)
+        late = await RawClient.connect(program.url)
         few_files(highest + 1)
         late.send(PING)
         waiting.send(PING)
         peer.received.clear()
         peer.send(PING)
-        assert (await peer.until_answer()).status == 200
+        assert (await peer.read_response()).status == 200
         few_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        assert (await late.until_answer()).status == 200
+        assert (await late.read_response()).status == 200
     assert len([line for line in logged if line["event"] == "accept_failed"]) < 10
 
 

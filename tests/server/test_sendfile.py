@@ -15,7 +15,7 @@ import pytest
 from proxy.server import sendfile
 from proxy.server.registry.blobs import INLINE_BLOB_SIZE
 from tests.fakes.content import digest_of
-from tests.fakes.peer import Peer
+from tests.fakes.raw_client import RawClient
 from tests.server.test_http import LATEST, TIMES, request
 
 MIB = 1 << 20
@@ -31,7 +31,7 @@ async def stored(registry, program) -> dict[int, str]:
         digest = registry.add_blob(LARGE[:size])
         assert (await program.blob(digest)).is_whole
         paths[size] = f"/v2/library/app/blobs/{digest}"
-    await program.settled()
+    await program.wait_for_downloads()
     return paths
 
 
@@ -43,9 +43,9 @@ def get(path: str) -> bytes:
 async def test_the_answer_is_the_same_byte_for_byte(program, stored, size):
     answers = []
     for _ in range(3):
-        peer = await Peer.connect(program.url)
+        peer = await RawClient.connect(program.url)
         peer.send(get(stored[size]))
-        answers.append((await peer.until_answer()).data)
+        answers.append((await peer.read_response()).data)
         await peer.close()
     assert answers[0].endswith(b"\r\n\r\n" + LARGE[:size])
     assert len({TIMES.sub(b"", answer) for answer in answers}) == 1
@@ -54,7 +54,7 @@ async def test_the_answer_is_the_same_byte_for_byte(program, stored, size):
 
 async def test_what_is_asked_behind_a_blob_comes_behind_it(program, stored):
     path = stored[8 * MIB]
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
     last = request("/v2/", "Connection: close")
     peer.send(get(path))
     peer.send(get(path) + request("/v2/"))
@@ -62,7 +62,7 @@ async def test_what_is_asked_behind_a_blob_comes_behind_it(program, stored):
     peer.send(get(path)[30:])
     peer.send(b"".join([get(stored[4096])] * 2000))
     peer.send(last)
-    answer = await peer.until_end()
+    answer = await peer.read_to_end()
     rest = answer.data
     bodies = [LARGE, LARGE, b"{}", LARGE, *[LARGE[:4096]] * 2000, b"{}"]
     for body in bodies:
@@ -98,7 +98,7 @@ async def test_a_client_that_leaves_frees_everything(monkeypatch, program, store
     path = stored[8 * MIB]
     middleware = program.running.middleware
     for _ in range(5):
-        peer = await Peer.connect(program.url, receive_buffer=4096)
+        peer = await RawClient.connect(program.url, receive_buffer=4096)
         peer.send(get(path))
         await peer.read(100)
         assert middleware.in_flight == 1
@@ -113,14 +113,14 @@ async def test_a_client_that_leaves_frees_everything(monkeypatch, program, store
 async def test_a_client_that_reads_nothing_is_dropped(monkeypatch, program, stored):
     path = stored[8 * MIB]
     monkeypatch.setattr(sendfile, "STALL_TIMEOUT", 0.2)
-    peer = await Peer.connect(program.url, receive_buffer=4096)
+    peer = await RawClient.connect(program.url, receive_buffer=4096)
     peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
     peer.send(get(path))
     async with asyncio.timeout(10):
         while not await program.metric("pullcache_requests_total", kind="blob", status="499"):
             pass
     peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
-    answer = await peer.until_end()
+    answer = await peer.read_to_end()
     assert len(answer.body) < len(LARGE)
 
 
@@ -128,15 +128,15 @@ async def test_a_file_that_is_shorter_than_it_was_stays_short_and_is_not_served_
     program, stored
 ):
     path = stored[8 * MIB]
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
     await peer.close()
-    peer = await Peer.connect(program.url, receive_buffer=4096)
+    peer = await RawClient.connect(program.url, receive_buffer=4096)
     peer.send(get(path))
     await peer.read(100)
     file = next((program.root / "blobs" / "sha256").glob(digest_of(LARGE).partition(":")[2]))
     with file.open("r+b") as opened:
         opened.truncate(7 * MIB)
-    answer = await peer.until_end()
+    answer = await peer.read_to_end()
     assert (answer.end, len(answer.body)) == ("fin", 7 * MIB)
     # Of another size it is no blob of the store any more.
     again = await program.ask(path)
@@ -152,12 +152,12 @@ async def test_what_is_not_in_memory_is_read_by_a_thread(monkeypatch, program, s
         loaded.append((offset, count))
         load(fd, offset, count)
 
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
     monkeypatch.setattr(sendfile, "is_resident", lambda *_: False)
     monkeypatch.setattr(sendfile, "READAHEAD_SIZE", 2 * MIB)
     monkeypatch.setattr(sendfile, "_load_and_close", loading)
     peer.send(get(stored[8 * MIB]))
-    assert (await peer.until_answer()).body == LARGE
+    assert (await peer.read_response()).body == LARGE
     assert loaded == [(offset * MIB, 2 * MIB) for offset in (0, 2, 4, 6)]
 
 
@@ -172,13 +172,13 @@ async def test_what_is_in_memory_in_part_is_read_by_a_thread_too(
         loaded.append((offset, count))
         load(fd, offset, count)
 
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
     monkeypatch.setattr(
         sendfile, "is_resident", lambda fd, offset: offset != lacking and is_resident(fd, offset)
     )
     monkeypatch.setattr(sendfile, "_load_and_close", loading)
     peer.send(get(stored[8 * MIB]))
-    assert (await peer.until_answer()).body == LARGE
+    assert (await peer.read_response()).body == LARGE
     assert loaded == [(0, 8 * MIB)]
 
 
@@ -187,7 +187,7 @@ async def test_what_is_in_memory_in_part_is_read_by_a_thread_too(
 async def test_a_disk_that_fails_cuts_the_body(monkeypatch, program, stored, is_cached, number):
     monkeypatch.setattr(sendfile, "is_resident", lambda *_: is_cached)
     path = stored[8 * MIB]
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
     kernel_sendfile = os.sendfile
 
     def broken(out: int, fd: int, offset: int, count: int) -> int:
@@ -197,7 +197,7 @@ async def test_a_disk_that_fails_cuts_the_body(monkeypatch, program, stored, is_
 
     monkeypatch.setattr(os, "sendfile", broken)
     peer.send(get(path))
-    answer = await peer.until_end()
+    answer = await peer.read_to_end()
     assert (answer.end, answer.body) == ("fin", LARGE[: 4 * MIB])
     monkeypatch.undo()
     status = {"kind": "blob", "status": "502"}
@@ -208,14 +208,14 @@ async def test_without_a_descriptor_to_spare_it_goes_through_the_transport(
     monkeypatch, program, stored
 ):
     path = stored[8 * MIB]
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
 
     def exhausted(fd: int) -> int:
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(os, "dup", exhausted)
     peer.send(get(path))
-    assert (await peer.until_answer()).body == LARGE
+    assert (await peer.read_response()).body == LARGE
 
 
 async def test_a_head_that_the_kernel_takes_in_parts_comes_whole_before_the_blob(
@@ -232,10 +232,10 @@ async def test_a_head_that_the_kernel_takes_in_parts_comes_whole_before_the_blob
         return copy
 
     path = stored[8 * MIB]
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
     monkeypatch.setattr(sendfile, "duplicate_socket", duplicate)
     peer.send(get(path))
-    answer = await peer.until_answer()
+    answer = await peer.read_response()
     assert (answer.status, answer.body) == (200, LARGE)
 
 
@@ -253,12 +253,12 @@ async def test_segments_are_full_while_more_follows_and_nothing_is_held_back_in_
         return sent_on[-1].getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
 
     path = stored[8 * MIB]
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
     monkeypatch.setattr(sendfile, "duplicate_socket", duplicate)
     peer.send(get(path))
     await peer.read(100)
     assert is_corked()
-    assert (await peer.until_answer()).body == LARGE
+    assert (await peer.read_response()).body == LARGE
     assert not is_corked()
 
 
@@ -273,9 +273,9 @@ async def test_a_bug_in_a_handler_is_500_and_frees_everything(monkeypatch, progr
     monkeypatch.setattr("proxy.server.registry.blobs.blob_headers", broken)
     descriptors = count_descriptors()
     for path in [stored[4096], stored[8 * MIB]] * 5:
-        peer = await Peer.connect(program.url)
+        peer = await RawClient.connect(program.url)
         peer.send(get(path))
-        answer = await peer.until_answer()
+        answer = await peer.read_response()
         assert (answer.status, b"see the daemon's log" in answer.body) == (500, True)
         await peer.close()
         program.expected_internal_errors += 1
@@ -286,28 +286,28 @@ async def test_a_bug_in_a_handler_is_500_and_frees_everything(monkeypatch, progr
 
 async def test_a_stop_lets_it_end_and_closes_the_connection(program, stored):
     path = stored[8 * MIB]
-    peer = await Peer.connect(program.url, receive_buffer=4096)
+    peer = await RawClient.connect(program.url, receive_buffer=4096)
     peer.send(get(path))
     await peer.read(100)
     async with asyncio.TaskGroup() as group:
         stopping = group.create_task(program.stop())
-        answer = await peer.until_end()
+        answer = await peer.read_to_end()
         assert answer.body == LARGE
         await stopping
 
 
 async def test_manifests_and_blobs_take_turns_on_one_connection(registry, program, stored):
     registry.add_image()
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
     asked = [LATEST, get(stored[8 * MIB]), get(stored[4096]), LATEST]
     first = []
     for one in asked:
         peer.received.clear()
         peer.send(one)
-        first.append(TIMES.sub(b"", (await peer.until_answer()).data))
+        first.append(TIMES.sub(b"", (await peer.read_response()).data))
     for _ in range(3):
         for one, expected in zip(asked, first, strict=True):
             peer.received.clear()
             peer.send(one)
-            got = TIMES.sub(b"", (await peer.until_answer()).data)
+            got = TIMES.sub(b"", (await peer.read_response()).data)
             assert re.sub(rb"fwd=miss; stored", b"hit", expected) == got

@@ -17,14 +17,14 @@ async def test_a_blob_of_any_size_is_sent_whole(registry, secure, authority, siz
         head = await reader.readuntil(b"\r\n\r\n")
         assert f"Content-Length: {size}\r\n".encode() in head
         assert digest_of(await reader.readexactly(size)) == digest
-        await secure.settled()
+        await secure.wait_for_downloads()
     writer.close()
 
 
 async def test_what_is_asked_behind_a_blob_comes_behind_it(registry, secure, authority):
     digest = registry.add_blob(BLOB)
     await secure.blob(digest)
-    await secure.settled()
+    await secure.wait_for_downloads()
     reader, writer = await connect(secure, authority.trust(), limit=1 << 16)
     writer.write(request(digest))
     await reader.readuntil(b"\r\n\r\n")
@@ -49,7 +49,7 @@ async def test_a_blob_that_is_not_in_memory_is_read_in_a_thread(
         writer.write(request(digest))
         await reader.readuntil(b"\r\n\r\n")
         assert await reader.readexactly(len(BLOB)) == BLOB
-        await secure.settled()
+        await secure.wait_for_downloads()
         if count == 1:
             monkeypatch.setattr(sendfile, "is_resident", lambda fd, offset: False)
     writer.close()

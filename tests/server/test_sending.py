@@ -8,7 +8,7 @@ import pytest
 from proxy.server import sendfile
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
-from tests.fakes.peer import Peer, exchange
+from tests.fakes.raw_client import RawClient, exchange
 
 MIB = 1 << 20
 BLOB = bytes(range(256)) * (6 * MIB // 256)
@@ -24,7 +24,7 @@ async def blob(registry, program) -> str:
     """A blob in the store."""
     digest: str = registry.add_blob(BLOB)
     assert (await program.blob(digest)).is_whole
-    await program.settled()
+    await program.wait_for_downloads()
     return f"/v2/library/app/blobs/{digest}"
 
 
@@ -44,7 +44,7 @@ async def test_a_file_never_overtakes_what_was_answered_before_it(registry, prog
         return int(seen)
 
     # How many answers fit into the buffers of a connection whose client does not read?
-    peer = await Peer.connect(program.url, receive_buffer=4096)
+    peer = await RawClient.connect(program.url, receive_buffer=4096)
     peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
     before = await answered(1)
     peer.send(ask * 2000)
@@ -53,13 +53,13 @@ async def test_a_file_never_overtakes_what_was_answered_before_it(registry, prog
     assert 0 < room < 2000
     # So the headers of the file come when the buffers are almost full, full, or over.
     for count in range(room - 2, room + 2):
-        peer = await Peer.connect(program.url, receive_buffer=4096)
+        peer = await RawClient.connect(program.url, receive_buffer=4096)
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
         before = await answered(1)
         peer.send(ask * count + get(blob) + get("/v2/", "Connection: close"))
         await answered(before + count)
         peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
-        answer = await peer.until_end()
+        answer = await peer.read_to_end()
         await peer.close()
         rest = memoryview(answer.data)
         for body in [manifest.body] * count + [BLOB, b"{}"]:
@@ -72,14 +72,14 @@ async def test_a_file_never_overtakes_what_was_answered_before_it(registry, prog
 
 
 async def test_many_slow_clients_do_not_hold_up_a_quick_one(program, blob):
-    slow = [await Peer.connect(program.url, receive_buffer=4096) for _ in range(50)]
+    slow = [await RawClient.connect(program.url, receive_buffer=4096) for _ in range(50)]
     for peer in slow:
         peer.send(get(blob))
         await peer.read(10)
     async with asyncio.timeout(5):
         assert (await program.ask(blob)).body == BLOB
         assert (await program.ask("/v2/")).status == 200
-    answers = [await slow[n].until_answer() for n in (0, 49)]
+    answers = [await slow[n].read_response() for n in (0, 49)]
     assert {digest_of(answer.body) for answer in answers} == {digest_of(BLOB)}
     for peer in slow:
         await peer.close()
@@ -108,9 +108,9 @@ async def test_c21_clients_of_http_1_0_get_a_hit_a_miss_and_a_miss_of_unknown_le
         answer = await exchange(program.url, get(target, version="HTTP/1.0"))
         assert (answer.status, answer.body) == (200, expected)
     registry.edge.send_length = False
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
     peer.send(get(f"/v2/library/app/blobs/{unsized}", version="HTTP/1.0"))
-    answer = await peer.until_end()
+    answer = await peer.read_to_end()
     await peer.close()
     assert (answer.status, answer.body) == (200, b"unsized" * 1000)
 
@@ -123,10 +123,10 @@ async def test_c03_a_client_that_reads_nothing_is_dropped(registry, make_program
     digest = registry.add_blob(bytes(30 * MIB))
     if how == "hit":
         await program.blob(digest)
-        await program.settled()
+        await program.wait_for_downloads()
     if how == "unsized":
         registry.edge.send_length = False
-    peer = await Peer.connect(program.url, receive_buffer=4096)
+    peer = await RawClient.connect(program.url, receive_buffer=4096)
     peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
     peer.send(get(f"/v2/library/app/blobs/{digest}"))
     async with asyncio.timeout(10):
@@ -139,7 +139,7 @@ async def test_c03_a_client_that_reads_nothing_is_dropped(registry, make_program
 async def test_a_client_that_leaves_a_stalled_download_is_let_go_at_once(registry, program):
     digest = registry.add_blob(BLOB)
     registry.fail(registry.body_of(digest), Fault(stall_at=MIB, until=asyncio.Event()))
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
     peer.send(get(f"/v2/library/app/blobs/{digest}"))
     await peer.read(MIB // 2)
     await peer.close()
@@ -149,11 +149,11 @@ async def test_a_client_that_leaves_a_stalled_download_is_let_go_at_once(registr
 
 
 async def test_a_file_that_shrinks_while_it_is_sent_ends_short_and_not_with_rubbish(program, blob):
-    peer = await Peer.connect(program.url, receive_buffer=4096)
+    peer = await RawClient.connect(program.url, receive_buffer=4096)
     peer.send(get(blob))
     await peer.read(1000)
     os.truncate(program.root / "blobs" / "sha256" / blob.rpartition(":")[2], 5 * MIB)
-    answer = await peer.until_end()
+    answer = await peer.read_to_end()
     await peer.close()
     assert answer.end == "fin"
     assert len(answer.body) <= 5 * MIB

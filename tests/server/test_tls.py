@@ -60,7 +60,7 @@ def request(digest: str, method: str = "GET") -> bytes:
 async def test_an_image_is_pulled_over_tls_on_a_miss_and_on_a_hit(registry, secure):
     image = registry.add_image(layers=[BLOB, b"small"])
     await secure.pull(image)
-    await secure.settled()
+    await secure.wait_for_downloads()
     await secure.pull(image)
     assert secure.url.startswith("https://")
 
@@ -68,7 +68,7 @@ async def test_an_image_is_pulled_over_tls_on_a_miss_and_on_a_hit(registry, secu
 async def test_ranges_and_uncached_pages_are_sent_correctly(registry, secure):
     digest = registry.add_blob(BLOB)
     await secure.blob(digest)
-    await secure.settled()
+    await secure.wait_for_downloads()
     fd = os.open(secure.root / "blobs" / "sha256" / digest.partition(":")[2], os.O_RDONLY)
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -119,7 +119,7 @@ async def test_a_client_that_reads_nothing_is_disconnected(
     digest = registry.add_blob(bytes(30 * MIB))
     if state in ("hit", "again"):
         await secure.blob(digest)
-        await secure.settled()
+        await secure.wait_for_downloads()
     if state == "again":
         reader, writer = await connect(secure, authority.trust(), limit=1 << 16)
         writer.write(request(digest))

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from proxy.config import load
 from proxy.errors import ConfigError
 from proxy.server import access, users
-from tests.fakes.peer import exchange
+from tests.fakes.raw_client import exchange
 from tests.support.htpasswd import basic_auth, write_htpasswd
 
 PASSWORD = "CANARY pass:word é"

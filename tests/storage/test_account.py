@@ -129,7 +129,7 @@ class Load:
         return len(sizes), sum(sizes)
 
     async def check_at_rest(self) -> None:
-        await self.program.settled()
+        await self.program.wait_for_downloads()
         core = self.program.running._core
         account = (core.space.blob_count, core.space.stored_bytes)
         assert account == await asyncio.to_thread(self._allocated, "blobs")
@@ -164,7 +164,7 @@ async def test_at_rest_the_account_is_the_index_and_the_files(tmp_path_factory, 
             for batch in batches:
                 async with load.watched():
                     await asyncio.gather(*(load.run(*work) for work in batch))
-                    await program.settled()
+                    await program.wait_for_downloads()
                 await load.check_at_rest()
                 await program.restart()
                 await load.check_at_rest()

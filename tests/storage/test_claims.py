@@ -12,7 +12,7 @@ async def test_a_claimed_length_evicts_for_no_more_than_has_come(registry, make_
     kept = [registry.add_blob(bytes([number]) * MIB) for number in range(10)]
     for digest in kept:
         assert (await program.blob(digest)).digest == digest
-    await program.settled()
+    await program.wait_for_downloads()
     claimed = registry.add_blob(b"x" * 18 * MIB)
     go_on = asyncio.Event()
     registry.fail(registry.body_of(claimed), Fault(stall_at=2 * MIB, until=go_on), times=None)
@@ -22,6 +22,6 @@ async def test_a_claimed_length_evicts_for_no_more_than_has_come(registry, make_
         assert await program.metric("pullcache_store_reserved_bytes") < 5 * MIB
         go_on.set()
         assert len(await response.content.read()) == 16 * MIB + 1
-    await program.settled()
+    await program.wait_for_downloads()
     assert claimed in program.stored()
-    assert program.on_disk() <= 20_000_000
+    assert program.disk_usage() <= 20_000_000

@@ -96,7 +96,7 @@ async def test_a_tag_is_what_upstream_said_last(index, clock):
     assert index.tag(APP, LATEST) is None
     await index.set_tag(APP, LATEST, BLOB)
     assert index.tag(APP, LATEST) == TagRow(BLOB, clock())
-    clock.turn(100)
+    clock.advance(100)
     newer = digest()
     await index.set_tag(APP, LATEST, newer)
     assert index.tag(APP, LATEST) == TagRow(newer, clock())
@@ -127,7 +127,7 @@ async def test_what_was_used_longest_ago_comes_first(index, clock):
     first, second, third = digest(), digest(), digest()
     for blob in (first, second, third):
         await index.add_blob(APP, blob, 10)
-        clock.turn(1)
+        clock.advance(1)
     assert await order(index) == [first, second, third]
     index.touch(first)
     assert await order(index) == [second, third, first]
@@ -178,7 +178,7 @@ async def test_a_clock_that_goes_back_does_not_turn_the_order(tmp_path, clock):
     index = await asyncio.to_thread(Index, path, clock)
     first, second, third = digest(), digest(), digest()
     await index.add_blob(APP, first, 1)
-    clock.turn(-1_000_000)
+    clock.advance(-1_000_000)
     await index.add_blob(APP, second, 1)
     await asyncio.to_thread(index.close)
     again = await asyncio.to_thread(Index, path, clock)

@@ -91,7 +91,7 @@ class IndexAgainstModel(RuleBasedStateMachine):
 
     @rule(seconds=st.floats(-1e6, 1e6))
     def turn_the_clock(self, seconds: float) -> None:
-        self.clock.turn(seconds)
+        self.clock.advance(seconds)
 
     @rule()
     def flush(self) -> None:

@@ -17,7 +17,7 @@ async def rig(tmp_path):
 
 async def test_what_is_held_is_never_idle(rig):
     held, other = await rig.fetch(KIB), await rig.fetch(KIB)
-    rig.clock.turn(10_000)
+    rig.clock.advance(10_000)
     with rig.space.lease() as hold:
         hold.digests.add(held)
         await rig.space.sweep(max_idle=1000, ingest_ttl=1000)

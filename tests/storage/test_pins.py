@@ -88,7 +88,7 @@ async def test_what_is_pinned_is_never_idle(rig):
     image = await put_image(rig, V1, KIB)
     await rig.index.pin([(APP, V1)])
     other = await rig.fetch(KIB)
-    rig.clock.turn(10_000)
+    rig.clock.advance(10_000)
     await rig.space.sweep(max_idle=1000, ingest_ttl=1000)
     assert not rig.holds(other)
     assert all(map(rig.holds, image))

@@ -199,7 +199,7 @@ async def test_leftovers_of_a_killed_daemon_are_counted(tmp_path):
 
 async def test_old_leftovers_and_idle_blobs_are_swept(rig):
     old = await rig.fetch(KIB)
-    rig.clock.turn(1000)
+    rig.clock.advance(1000)
     new = await rig.fetch(KIB)
     left = await rig.break_off(KIB)
     path = rig.store.root / "ingest" / f"sha256-{left.hex}"

@@ -67,4 +67,4 @@ async def pull_parts(program, repository: str, reference: str, *digests: str) ->
         else:
             answer = await program.manifest(repository, part)
         assert (answer.status, answer.is_whole) == (200, True)
-    await program.settled()
+    await program.wait_for_downloads()

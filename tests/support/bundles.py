@@ -28,7 +28,7 @@ async def pull_all_platforms(program: Program, image: Image) -> None:
         manifest = (await program.manifest(image, digest)).json
         for part in (manifest["config"], *manifest["layers"]):
             await program.blob(part["digest"], image.repository)
-    await program.settled()
+    await program.wait_for_downloads()
 
 
 async def export_bundle(

@@ -152,7 +152,7 @@ class Program:
             digests.add(digest)
         return digests
 
-    def on_disk(self) -> int:
+    def disk_usage(self) -> int:
         """Return the bytes that the store takes on disk, as `du` counts them."""
         sizes: dict[int, int] = {}
         for path in self.root.rglob("*"):
@@ -204,13 +204,13 @@ class Program:
         for digest, answer in zip(blobs, answers, strict=True):
             assert (answer.status, answer.is_whole, answer.digest) == (200, True, digest)
 
-    async def settled(self) -> None:
+    async def wait_for_downloads(self) -> None:
         """Wait until no download is running: all that was sent is then committed."""
         async with asyncio.timeout(30):
             while await self.metric("pullcache_downloads_in_progress"):
                 pass
 
-    async def recovered(self) -> None:
+    async def wait_for_upstream(self) -> None:
         """Wait until the program sends requests upstream again, which it stops after failures."""
         async with asyncio.timeout(10):
             while (await self.manifest("me/probe")).status != 404:

@@ -12,7 +12,7 @@ from proxy.errors import UpstreamUnavailableError
 from proxy.oci.digest import Digest
 from proxy.upstream.body import BATCH_SIZE
 from proxy.upstream.client import Upstream
-from tests.fakes.raw import HEAD_END, RawUpstream, RecvUntil, Reset, Send
+from tests.fakes.raw_server import HEAD_END, RawUpstream, RecvUntil, Reset, Send
 from tests.fakes.registry import FakeRegistry
 
 BUFFER_SIZE = 1 << 20
@@ -128,12 +128,13 @@ async def test_a_body_that_came_whole_disturbs_none_that_follows_on_its_connecti
             upstream.open_blob("library/app", Digest.from_content(b"whole")) as first,
             upstream.open_blob("library/app", DIGEST) as second,
         ):
-            chunks = second.iter_chunks()
-            body = bytearray(await anext(chunks))
-            await asyncio.sleep(0.1)  # what follows fills the buffer
-            assert [bytes(chunk) async for chunk in first.iter_chunks()] == [b"whole"]
+            buffer = memoryview(bytearray(64 << 10))
+            body = bytearray(buffer[: await second.read_into(buffer)])
+            await asyncio.sleep(0.1)  # what follows fills the socket
+            small = memoryview(bytearray(10))
+            assert bytes(small[: await first.read_into(small)]) == b"whole"
             await asyncio.sleep(0.1)
-            async for chunk in chunks:
-                body += chunk
+            while count := await second.read_into(buffer):
+                body += buffer[:count]
         assert body == BLOB
         assert raw.connections == 1

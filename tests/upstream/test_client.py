@@ -20,7 +20,7 @@ from proxy.upstream.client import Upstream
 from proxy.upstream.registry_client import RegistryTimeouts
 from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of
 from tests.fakes.faults import Fault
-from tests.fakes.raw import HEAD_END, RawUpstream, RecvUntil, Reset, Send, Step
+from tests.fakes.raw_server import HEAD_END, RawUpstream, RecvUntil, Reset, Send, Step
 
 APP = "library/app"
 LATEST = Tag("latest")
@@ -234,7 +234,7 @@ async def test_a_429_is_reported_with_the_time_to_wait(registry, upstream):
     with pytest.raises(RateLimitedError, match="pull rate limit") as caught:
         await upstream.fetch_manifest(APP, LATEST)
     assert caught.value.retry_after == 60
-    upstream._registry._clock.turn(61)
+    upstream._registry._clock.advance(61)
     registry.fail("/manifests/", Fault(status=429, headers={"Retry-After": "7"}))
     with pytest.raises(RateLimitedError) as caught:
         await upstream.fetch_manifest(APP, LATEST)

@@ -133,10 +133,10 @@ async def test_a_helper_runs_once_for_concurrent_requests_and_for_minutes(
     clock = Clock()
     source = make_source(clock, credential_helper="test")
     assert await asyncio.gather(*(source.get() for _ in range(20))) == [BOB] * 20
-    clock.turn(HELPER_TTL - 1)
+    clock.advance(HELPER_TTL - 1)
     assert await source.get() == BOB
     assert runs.read_text() == "get ghcr.io\n"
-    clock.turn(2)
+    clock.advance(2)
     assert await source.get() == BOB
     assert runs.read_text() == "get ghcr.io\n" * 2
 
@@ -152,7 +152,7 @@ async def test_a_failed_helper_is_not_run_again_for_a_moment(write_helper, make_
             await source.get()
     assert len(runs.read_text().splitlines()) == 1
     write_helper()
-    clock.turn(HELPER_FAILURE_TTL + 1)
+    clock.advance(HELPER_FAILURE_TTL + 1)
     assert await source.get() == BOB
 
 

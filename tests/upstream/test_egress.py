@@ -14,9 +14,9 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Tag
 from proxy.upstream.egress import AddressScope, EgressGuard, classify_address
 from tests.fakes.faults import Fault
-from tests.fakes.names import PUBLIC, Names, RoutedGuard
-from tests.fakes.raw import RawUpstream, RecvUntil, Send
+from tests.fakes.raw_server import RawUpstream, RecvUntil, Send
 from tests.fakes.registry import FakeRegistry
+from tests.fakes.resolver import PUBLIC, FakeResolver, LoopbackGuard
 
 APP = "library/app"
 LATEST = Tag("latest")
@@ -99,8 +99,8 @@ async def internet(registry: FakeRegistry, internal_server: RawUpstream, connect
 
     async def connect_to(names: dict[str, list[list[str]]] | None = None, url: str | None = None):
         url = url or f"http://registry.test:{registry.front.port}"
-        resolver = Names({"registry.test": [[PUBLIC]], **(names or {})})
-        return await connect(url, guard=RoutedGuard(URL(url), resolver))
+        resolver = FakeResolver({"registry.test": [[PUBLIC]], **(names or {})})
+        return await connect(url, guard=LoopbackGuard(URL(url), resolver))
 
     return SimpleNamespace(connect=connect_to, registry=registry, internal_server=internal_server)
 
@@ -192,7 +192,7 @@ async def test_u25_a_name_rebound_to_a_private_address_is_rejected_when_connecti
 
 async def test_only_the_public_addresses_of_a_name_are_used(internet):
     guard = EgressGuard(
-        URL("http://registry.test"), Names({"cdn.test": [["10.0.0.1", PUBLIC, "127.0.0.1"]]})
+        URL("http://registry.test"), FakeResolver({"cdn.test": [["10.0.0.1", PUBLIC, "127.0.0.1"]]})
     )
     assert [result["host"] for result in await guard.resolve("cdn.test", 443)] == [PUBLIC]
 
@@ -233,7 +233,7 @@ async def test_a01_a_token_server_with_a_private_address_gets_no_request(interne
 async def test_an_upstream_leads_to_addresses_no_closer_than_its_own(
     upstream_address, other_address, allowed
 ):
-    names = Names({"registry.test": [[upstream_address]], "other.test": [[other_address]]})
+    names = FakeResolver({"registry.test": [[upstream_address]], "other.test": [[other_address]]})
     guard = EgressGuard(URL("http://registry.test"), names)
     assert await guard.resolve("registry.test", 80)
     if allowed:
@@ -244,7 +244,9 @@ async def test_an_upstream_leads_to_addresses_no_closer_than_its_own(
 
 
 async def test_the_configured_host_may_have_any_address_except_reserved_ones():
-    names = Names({"registry.test": [["10.0.0.1"], [PUBLIC, "10.0.0.1"], ["169.254.169.254"]]})
+    names = FakeResolver(
+        {"registry.test": [["10.0.0.1"], [PUBLIC, "10.0.0.1"], ["169.254.169.254"]]}
+    )
     guard = EgressGuard(URL("http://Registry.test"), names)
     assert [result["host"] for result in await guard.resolve("registry.test", 80)] == ["10.0.0.1"]
     assert len(await guard.resolve("registry.test", 80)) == 2
@@ -253,7 +255,7 @@ async def test_the_configured_host_may_have_any_address_except_reserved_ones():
 
 
 async def test_an_upstream_that_was_public_once_stays_public():
-    names = Names(
+    names = FakeResolver(
         {"registry.test": [[PUBLIC], ["10.0.0.1"]], "other.test": [["10.0.0.2"]], "x.test": [[]]}
     )
     guard = EgressGuard(URL("http://registry.test"), names)
@@ -265,7 +267,7 @@ async def test_an_upstream_that_was_public_once_stays_public():
 
 
 async def test_an_upstream_counts_as_public_until_its_name_is_resolved():
-    guard = EgressGuard(URL("http://registry.test"), Names({"other.test": [["10.0.0.2"]]}))
+    guard = EgressGuard(URL("http://registry.test"), FakeResolver({"other.test": [["10.0.0.2"]]}))
     with pytest.raises(UpstreamError):
         await guard.resolve("other.test", 80)
 
@@ -284,7 +286,7 @@ async def test_an_upstream_counts_as_public_until_its_name_is_resolved():
 async def test_an_upstream_configured_by_address_has_the_scope_of_the_address(
     url, other_address, allowed
 ):
-    guard = EgressGuard(URL(url), Names({"other.test": [[other_address]]}))
+    guard = EgressGuard(URL(url), FakeResolver({"other.test": [[other_address]]}))
     if allowed:
         assert await guard.resolve("other.test", 80)
     else:
@@ -304,7 +306,7 @@ async def test_a_registry_on_loopback_may_use_other_loopback_hosts(connect):
 
 async def test_an_unknown_name_means_an_upstream_that_cannot_be_reached(connect):
     url = "http://registry.test"
-    upstream = await connect(url, guard=EgressGuard(URL(url), Names({})))
+    upstream = await connect(url, guard=EgressGuard(URL(url), FakeResolver({})))
     with pytest.raises(UpstreamUnavailableError, match="cannot be reached"):
         await upstream.resolve(APP, LATEST)
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.fakes.content import OCI_MANIFEST, digest_of
 from tests.fakes.faults import HTML, Fault
-from tests.fakes.raw import HEAD_END, RawUpstream, RecvUntil, Send, Step
+from tests.fakes.raw_server import HEAD_END, RawUpstream, RecvUntil, Send, Step
 from tests.support.program import Program
 
 MakeProgram = Callable[..., Awaitable[Program]]
@@ -77,7 +77,7 @@ async def test_u21_a_refusal_is_passed_on_and_removes_no_cached_digest(registry,
     for request in (program.manifest(image, "other"), program.blob(digest_of(b"none"))):
         response = await request
         assert (response.status, response.code[-8:]) == (404, "_UNKNOWN")
-    program.clock.turn(3600)
+    program.clock.advance(3600)
     await program.manifest(image)
     assert (await program.manifest(image, image.digest)).status == 200
 
@@ -85,7 +85,7 @@ async def test_u21_a_refusal_is_passed_on_and_removes_no_cached_digest(registry,
 async def test_u23_a_manifest_with_another_digest_is_fetched_once_more(registry, program):
     image = registry.add_image()
     await program.manifest(image)
-    program.clock.turn(3600)
+    program.clock.advance(3600)
     moved = registry.add_image(layers=[b"new"])
     registry.fail(f"^GET .*{moved.digest}", Fault(flip_at=30))
     response = await program.manifest(image)
@@ -121,7 +121,7 @@ async def assert_no_content_is_stored(
     assert (await program.manifest(image, image.digest)).status == 502
     blob = await program.blob(image.config)
     assert not blob.is_whole or (blob.status, blob.code) == (404, "BLOB_UNKNOWN")
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == set()
 
 
@@ -130,7 +130,7 @@ async def test_u22_a_tag_that_moves_during_a_pull_does_not_mix_images(registry, 
     head = await program.manifest(old, method="HEAD")
     assert head.headers["Docker-Content-Digest"] == old.digest
     new = registry.add_image(index=True, layers=[b"new"])
-    program.clock.turn(3600)
+    program.clock.advance(3600)
     moved = await program.manifest(new)
     assert moved.digest == moved.headers["Docker-Content-Digest"] == new.digest
     # A client that began with the old image continues with it, by digest.
@@ -177,7 +177,7 @@ async def test_u28_invalid_chunks_are_an_error_and_nothing_is_stored(make_progra
         assert (manifest.status, manifest.code) in {(502, "UNKNOWN"), (503, "UNAVAILABLE")}
         blob = await program.blob(digest_of(b"hello!"))
         assert blob.status == 404 or not blob.is_whole
-        await program.settled()
+        await program.wait_for_downloads()
         assert program.stored() == set()
 
 
@@ -245,5 +245,5 @@ async def test_u31_responses_to_other_requests_are_errors_and_nothing_is_stored(
         assert manifest.status in (502, 503)
         blob = await program.blob(digest_of(b"hello"))
         assert (blob.status, blob.code) == (404, "BLOB_UNKNOWN")
-        await program.settled()
+        await program.wait_for_downloads()
         assert program.stored() == set()

@@ -15,7 +15,7 @@ from proxy.upstream.errors import map_errors
 from proxy.upstream.registry_client import RegistryTimeouts
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
-from tests.fakes.names import Names
+from tests.fakes.resolver import FakeResolver
 from tests.support.program import Answer
 
 
@@ -38,8 +38,8 @@ def black_hole() -> Iterator[str]:
 async def test_u01_a_refused_connection_affects_only_content_that_is_not_cached(registry, program):
     image = registry.add_image(index=True)
     await program.pull(image)
-    await program.settled()
-    program.clock.turn(3600)
+    await program.wait_for_downloads()
+    program.clock.advance(3600)
     async with registry.down():
         await program.pull(image)  # its tag has expired
         manifest = await program.manifest(image, "other")
@@ -53,14 +53,14 @@ async def test_u01_a_refused_connection_affects_only_content_that_is_not_cached(
 
 async def test_u02_an_upstream_whose_name_does_not_resolve_is_unavailable(connect):
     url = "http://registry.test"
-    names = Names({})
+    names = FakeResolver({})
     upstream = await connect(url, guard=EgressGuard(URL(url), names))
     with pytest.raises(UpstreamUnavailableError, match="fake cannot be reached"):
         await upstream.resolve("library/app", Tag("latest"))
     assert len(names.asked) == 3
 
 
-class SlowNames(Names):
+class SlowNames(FakeResolver):
     """A name server that does not respond."""
 
     async def resolve(self, *args, **kwargs):

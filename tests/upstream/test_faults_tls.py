@@ -10,9 +10,9 @@ import pytest
 import trustme
 
 from tests.fakes.content import digest_of
-from tests.fakes.names import Names
-from tests.fakes.raw import RawUpstream, RecvUntil
+from tests.fakes.raw_server import RawUpstream, RecvUntil
 from tests.fakes.registry import FakeRegistry
+from tests.fakes.resolver import FakeResolver
 from tests.support.program import Answer, Program
 
 DAY = dt.timedelta(days=1)
@@ -99,7 +99,7 @@ async def test_u32_a_changed_certificate_is_verified_again(make_program, tmp_pat
         assert (await program.manifest("library/app", "other")).status == 503
         assert registry.requests == []
         authority.issue_cert("127.0.0.1").configure_cert(tls)
-        await program.recovered()
+        await program.wait_for_upstream()
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def dead_address(registry) -> Iterator[str]:
 async def test_u34_of_several_addresses_the_live_one_is_used_before_a_timeout(
     registry, make_program, monkeypatch, dead_address, dead_addresses
 ):
-    names = Names({"registry.test": [[*dead_addresses, "127.0.0.1"]]})
+    names = FakeResolver({"registry.test": [[*dead_addresses, "127.0.0.1"]]})
     monkeypatch.setattr("proxy.upstream.factory.DefaultResolver", lambda: names)
     program = await make_program(
         upstreams={"docker.io": {"url": f"http://registry.test:{registry.front.port}"}},

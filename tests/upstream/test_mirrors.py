@@ -54,7 +54,7 @@ async def test_content_of_a_mirror_is_not_requested_from_the_registry(
     program = await start_program(mirror)
     await program.pull(image)
     assert registry.requests == []
-    program.clock.turn(3600)
+    program.clock.advance(3600)
     before = len(mirror.requests)
     assert (await program.manifest(image)).status == 200
     assert [seen.method for seen in mirror.requests[before:]] == ["HEAD"]
@@ -241,7 +241,7 @@ async def test_wrong_bytes_from_a_mirror_lead_to_a_clean_fetch_without_it(
     program = await start_program(mirror)
     mixed = await program.blob(DIGEST)
     assert not mixed.is_whole
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == {DIGEST}
     rest, clean = registry.seen(registry.body_of(DIGEST))
     assert rest.headers["Range"].startswith(f"bytes={HALF}-")
@@ -258,12 +258,12 @@ async def test_a_mirror_that_sent_wrong_bytes_is_not_asked_for_the_blob_again(
     mirror.fail(mirror.body_of(DIGEST), Fault(flip_at=7), times=None)
     program = await start_program(mirror)
     assert not (await program.blob(DIGEST)).is_whole
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == set()
     requests_before = mirror.count(DIGEST[7:])
     async with registry.down():
         assert (await program.blob(DIGEST)).status == 404
-    await program.recovered()
+    await program.wait_for_upstream()
     response = await program.blob(DIGEST)
     assert (response.is_whole, response.digest) == (True, DIGEST)
     assert mirror.count(DIGEST[7:]) == requests_before
@@ -280,7 +280,7 @@ async def test_a_large_blob_is_complete_whatever_a_mirror_does_to_its_pieces(
     program = await start_program(mirror, fetch={"parallel_above": "1MB"})
     mirror.fail(mirror.body_of(digest_of(large)), fault, times=None)
     answers = [await program.blob(digest_of(large)) for _ in range(2)]
-    await program.settled()
+    await program.wait_for_downloads()
     assert (answers[1].is_whole, answers[1].digest) == (True, digest_of(large))
     assert answers[0].is_whole == (fault.flip_at is None)
 
@@ -299,13 +299,13 @@ async def test_a_mirror_cannot_prove_that_a_repository_holds_cached_content(
             await registry.stop()
         assert (await program.blob(secret.layers[0], "me/evil")).status == 404
         assert (await program.manifest("me/evil", secret.digest)).status in (404, 503)
-        await program.settled()
+        await program.wait_for_downloads()
 
 
 async def test_a_manifest_from_a_mirror_links_its_blobs(registry, mirror, start_program):
     program = await start_program(mirror)
     await program.pull(add_image(registry))
-    await program.settled()
+    await program.wait_for_downloads()
     other = mirror.add_image("library/other", layers=[BLOB], docker=True)
     await registry.stop()
     await program.pull(other)
@@ -327,7 +327,7 @@ async def test_the_quota_of_a_mirror_is_not_that_of_the_upstream(registry, mirro
     registry.pull_limit = 1000
     program = await start_program(mirror)
     await program.pull(image)
-    program.clock.turn(3600)
+    program.clock.advance(3600)
     moved = add_image(registry, mirror, layers=(b"moved",))
     assert (await program.manifest(image)).digest == moved.digest
     assert await program.metric("pullcache_upstream_ratelimit_limit") in (0, 1000)

@@ -19,8 +19,8 @@ from proxy.upstream.proxies import ProxySelector
 from proxy.upstream.registry_client import RegistryTimeouts
 from tests.fakes.faults import Fault
 from tests.fakes.http_proxy import FakeProxy
-from tests.fakes.names import PUBLIC, Names
 from tests.fakes.registry import FakeRegistry
+from tests.fakes.resolver import PUBLIC, FakeResolver
 from tests.support.program import Program
 
 LATEST = Tag("latest")
@@ -162,7 +162,7 @@ async def test_a_proxy_that_is_down_opens_the_breaker_until_it_recovers(
     while await program.metric("pullcache_upstream_up"):
         assert (await program.manifest(image)).status == 503
     await proxy.start()
-    await program.recovered()
+    await program.wait_for_upstream()
     await program.pull(image)
 
 
@@ -247,7 +247,7 @@ async def test_a_redirect_to_a_private_address_is_rejected_behind_a_proxy_too(
     if named_registry.front.tls:
         location = location.replace("http:", "https:")
     proxies = ProxySelector({"ALL_PROXY": proxy.url})
-    names = Names({name: [["127.0.0.1"]] for name in ("localhost", "x.localhost")})
+    names = FakeResolver({name: [["127.0.0.1"]] for name in ("localhost", "x.localhost")})
     tls = ssl.create_default_context(cafile=tmp_path / "ca.pem")
     guard = EgressGuard(URL(named_registry.url), names, proxies)
     upstream = await connect(named_registry.url, proxies=proxies, guard=guard, tls=tls)
@@ -265,7 +265,7 @@ async def test_a_redirect_to_a_private_address_is_rejected_behind_a_proxy_too(
 async def test_a_proxy_may_have_a_private_address_and_other_hosts_may_not():
     environ = {"ALL_PROXY": "http://proxy.test:3128"}
     names = {"proxy.test": [["10.0.0.1"]], "other.test": [["10.0.0.2"]], "hub.test": [[PUBLIC]]}
-    guard = EgressGuard(URL("http://hub.test"), Names(names), ProxySelector(environ))
+    guard = EgressGuard(URL("http://hub.test"), FakeResolver(names), ProxySelector(environ))
     assert await guard.resolve("proxy.test", 3128)
     for host, port in (("proxy.test", 80), ("other.test", 3128)):
         with pytest.raises(UpstreamError, match="a private"):
@@ -275,7 +275,7 @@ async def test_a_proxy_may_have_a_private_address_and_other_hosts_may_not():
 async def test_a_redirect_to_the_proxy_itself_is_rejected(proxy, connect):
     address = proxy.url.replace("127.0.0.1", "proxy.test")
     proxies = ProxySelector({"ALL_PROXY": address, "NO_PROXY": "proxy.test"})
-    names = Names({"proxy.test": [["127.0.0.1"]]})
+    names = FakeResolver({"proxy.test": [["127.0.0.1"]]})
     url = "http://registry.test"
     async with NamedRegistry(auth=False) as registry:
         url = registry.url

@@ -17,9 +17,9 @@ from proxy.upstream.search import (
     parse_search_page,
 )
 from tests.fakes.faults import HTML, Fault
-from tests.fakes.search import Listed
+from tests.fakes.search import ListedRepository
 
-NGINX = Listed("nginx", "Official build of Nginx.", 21000, official=True)
+NGINX = ListedRepository("nginx", "Official build of Nginx.", 21000, official=True)
 
 RESULTS = st.fixed_dictionaries(
     {"name": st.text() | st.from_regex(r"[a-z]+(/[a-z]+)?", fullmatch=True)},

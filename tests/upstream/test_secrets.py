@@ -184,7 +184,7 @@ async def test_a03_private_content_is_served_to_every_client_and_under_no_other_
                 f"/v2/{PRIVATE}/{kind}/{digest}", Authorization=authorization
             )
             assert (response.status, response.digest) == (200, digest)
-            await program.settled()
+            await program.wait_for_downloads()
             for method in ("GET", "HEAD"):
                 other = await program.ask(
                     f"/v2/me/public/{kind}/{digest}", method, Authorization=authorization

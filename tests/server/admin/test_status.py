@@ -38,7 +38,7 @@ async def test_a_new_daemon_is_serving_and_has_served_nothing(registry, program)
 async def test_hits_and_saved_bytes_are_counted(registry, program):
     image = registry.add_image(layers=[b"x" * 100_000])
     await program.pull(image)
-    await program.settled()
+    await program.wait_for_downloads()
     first = await get_json(program)
     layer = await program.blob(image.layers[0])
     assert (layer.status, layer.headers["Cache-Status"]) == (200, "pullcache; hit")
@@ -53,7 +53,7 @@ async def test_hits_and_saved_bytes_are_counted(registry, program):
 async def test_a_first_pull_saves_nothing_even_if_its_layers_are_prefetched(registry, make_program):
     program = await make_program(fetch={"prefetch": "layers"})
     await program.pull(registry.add_image(layers=[b"x" * 100_000]))
-    await program.settled()
+    await program.wait_for_downloads()
     status = await get_json(program)
     assert (status["hit_ratio"], status["saved_bytes"]) == (0, 0)
 
@@ -91,7 +91,7 @@ async def test_offline_upstreams_get_no_requests_and_online_they_do_again(regist
     image = registry.add_image(layers=[b"x" * 1000])
     other = registry.add_image("me/other", layers=[b"y" * 1000])
     await program.pull(image)
-    await program.settled()
+    await program.wait_for_downloads()
     await set_offline(program, is_offline=True)
     requests_before = len(registry.requests)
     await program.pull(image)
@@ -116,7 +116,7 @@ async def test_a_running_download_is_aborted_offline_and_resumed_online(registry
         await response.content.readexactly(1_000_000)
         await set_offline(program, is_offline=True)
         async with asyncio.timeout(1.5):  # shorter than stall_timeout, which would also end it
-            await program.settled()
+            await program.wait_for_downloads()
     requests_before = len(registry.requests)
     assert not (await program.blob(image.layers[0])).is_whole
     assert len(registry.requests) == requests_before

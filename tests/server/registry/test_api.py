@@ -3,7 +3,7 @@
 import pytest
 
 from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of
-from tests.fakes.peer import Peer, exchange
+from tests.fakes.raw_client import RawClient, exchange
 
 LAYER = bytes(range(256)) * 4096
 
@@ -160,9 +160,9 @@ async def test_a_push_with_a_body_gets_a_response_and_its_connection_is_closed(p
         b"PUT /v2/library/app/manifests/latest HTTP/1.1\r\nHost: x\r\n"
         b"Content-Length: 50000000\r\n\r\n" + bytes(100_000)
     )
-    peer = await Peer.connect(program.url)
+    peer = await RawClient.connect(program.url)
     peer.send(request)
-    response = await peer.until_end()
+    response = await peer.read_to_end()
     assert (response.status, response.end) == (405, "fin")
     assert b"UNSUPPORTED" in response.body
     await peer.close()

@@ -141,7 +141,7 @@ async def test_a_range_of_a_miss_stores_the_whole_blob(program, registry):
     assert (await program.blob(digest)).body == LAYER
     assert registry.count(registry.body_of(digest)) == 1
     assert registry.seen(registry.body_of(digest))[0].headers["Range"] == "bytes=0-4194303"
-    await program.settled()
+    await program.wait_for_downloads()
     assert program.stored() == {digest}
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.fakes.content import digest_of
-from tests.fakes.peer import exchange
+from tests.fakes.raw_client import exchange
 from tests.fakes.registry import FakeRegistry
 
 
@@ -98,9 +98,9 @@ class TestOffline:
     async def offline(self, registry, program):
         image = registry.add_image("me/app", layers=[b"x"], index=True)
         await program.pull(image)
-        await program.settled()
+        await program.wait_for_downloads()
         await program.restart(offline=True)
-        program.clock.turn(100 * 24 * 3600)
+        program.clock.advance(100 * 24 * 3600)
         registry.requests.clear()
         return image
 

@@ -9,13 +9,13 @@ from structlog.testing import capture_logs
 
 from proxy.cache.search import MAX_CACHED_PAGES, SEARCH_TTL
 from tests.fakes.faults import HTML, Fault
-from tests.fakes.peer import exchange
+from tests.fakes.raw_client import exchange
 from tests.fakes.registry import FakeRegistry
-from tests.fakes.search import Listed
+from tests.fakes.search import ListedRepository
 from tests.support.program import Answer, Program
 
-NGINX = Listed("nginx", "Official build of Nginx.", 21000, official=True)
-BITNAMI = Listed("bitnami/nginx", "Bitnami's nginx", 200)
+NGINX = ListedRepository("nginx", "Official build of Nginx.", 21000, official=True)
+BITNAMI = ListedRepository("bitnami/nginx", "Bitnami's nginx", 200)
 FIELDS = {"num_pages", "num_results", "page", "page_size", "query", "results"}
 
 
@@ -144,13 +144,13 @@ async def test_nothing_is_pushed_there(program, hub):
 
 async def test_an_answer_is_given_again_for_minutes(program, hub):
     await search(program)
-    program.clock.turn(SEARCH_TTL - 1)
+    program.clock.advance(SEARCH_TTL - 1)
     again = await search(program)
     assert names(again) == ["nginx", "bitnami/nginx"]
     assert again.headers["Cache-Status"] == "pullcache; hit"
     assert names(await search(program, "q=+nginx++")) == ["nginx", "bitnami/nginx"]
     assert hub.count("search") == 1
-    program.clock.turn(2)
+    program.clock.advance(2)
     await search(program)
     assert hub.count("search") == 2
 
@@ -192,7 +192,7 @@ async def test_no_more_than_so_many_answers_are_remembered(program, hub):
 )
 async def test_an_older_answer_beats_a_failure(program, hub, fault):
     await search(program)
-    program.clock.turn(100_000)
+    program.clock.advance(100_000)
     hub.fail("/v1/search", fault, times=None)
     answer = await search(program)
     assert names(answer) == ["nginx", "bitnami/nginx"]
@@ -222,7 +222,7 @@ async def test_an_upstream_that_fails_is_not_taken_for_one_that_found_nothing(pr
     async with hub.down():
         answer = await search(program)
         assert (answer.status, answer.code) == (503, "UNAVAILABLE")
-    await program.recovered()
+    await program.wait_for_upstream()
     assert names(await search(program)) == ["nginx", "bitnami/nginx"]
 
 
@@ -272,7 +272,7 @@ async def test_a_registry_in_front_of_the_words_is_that_upstream(make_program, h
 
 
 async def test_another_upstream_is_searched_where_its_search_url_says(make_program, index_host):
-    index_host.catalogue = [Listed("owner/nginx", stars=3)]
+    index_host.catalogue = [ListedRepository("owner/nginx", stars=3)]
     async with FakeRegistry() as github:
         ghcr = {"url": github.url, "search_url": index_host.url}
         program = await make_program(upstreams={"ghcr.io": ghcr})

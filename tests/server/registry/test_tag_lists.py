@@ -91,7 +91,7 @@ async def test_a_list_is_asked_once_and_stays_when_upstream_is_gone(program, tag
     before = len(tagged.requests)
     await program.ask("/v2/library/app/tags/list")
     assert len(tagged.requests) == before
-    program.clock.turn(100_000)
+    program.clock.advance(100_000)
     async with tagged.down():
         answer = await program.ask("/v2/library/app/tags/list")
         assert answer.json["tags"] == NAMES
@@ -198,7 +198,7 @@ async def test_a_list_of_referrers_is_asked_once_and_stays_when_upstream_is_gone
     before = len(registry.requests)
     await program.ask(target)
     assert len(registry.requests) == before
-    program.clock.turn(100_000)
+    program.clock.advance(100_000)
     async with registry.down():
         answer = await program.ask(target)
     assert [one["digest"] for one in answer.json["manifests"]] == [sbom]

@@ -10,7 +10,7 @@ TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class RawAnswer:
+class RawResponse:
     """Everything received on one connection. `end` is None while it is open."""
 
     data: bytes
@@ -34,11 +34,11 @@ class RawAnswer:
         return self.data.partition(b"\r\n\r\n")[2]
 
 
-_open: list["Peer"] = []
+_open: list["RawClient"] = []
 
 
 @dataclass(slots=True)
-class Peer:
+class RawClient:
     """One connection."""
 
     reader: asyncio.StreamReader
@@ -46,7 +46,7 @@ class Peer:
     received: bytearray = field(default_factory=bytearray)
 
     @classmethod
-    async def connect(cls, url: str, *, receive_buffer: int | None = None) -> "Peer":
+    async def connect(cls, url: str, *, receive_buffer: int | None = None) -> "RawClient":
         """Connect to the server at `url`; a small `receive_buffer` makes a slow client."""
         host, _, port = url.removeprefix("http://").rpartition(":")
         connection = socket.socket()
@@ -74,30 +74,30 @@ class Peer:
         self.received += data
         return data
 
-    async def until_end(self) -> RawAnswer:
+    async def read_to_end(self) -> RawResponse:
         """Read until the server closes the connection."""
         try:
             async with asyncio.timeout(TIMEOUT):
                 while data := await self.reader.read(1 << 16):
                     self.received += data
         except ConnectionResetError:
-            return RawAnswer(bytes(self.received), "reset")
-        return RawAnswer(bytes(self.received), "fin")
+            return RawResponse(bytes(self.received), "reset")
+        return RawResponse(bytes(self.received), "fin")
 
-    async def until_answer(self) -> RawAnswer:
+    async def read_response(self) -> RawResponse:
         """Read one response that states its length, or until the server closes."""
         async with asyncio.timeout(TIMEOUT):
             try:
                 self.received += await self.reader.readuntil(b"\r\n\r\n")
             except asyncio.IncompleteReadError as error:
-                return RawAnswer(bytes(self.received) + error.partial, "fin")
-            answer = RawAnswer(bytes(self.received), None)
+                return RawResponse(bytes(self.received) + error.partial, "fin")
+            answer = RawResponse(bytes(self.received), None)
             if answer.headers.get("transfer-encoding"):
                 self.received += await self.reader.readuntil(b"0\r\n\r\n")
             else:
                 length = int(answer.headers.get("content-length", "0"))
                 self.received += await self.reader.readexactly(length)
-        return RawAnswer(bytes(self.received), None)
+        return RawResponse(bytes(self.received), None)
 
     async def close(self) -> None:
         """Close the connection; closing it again does nothing."""
@@ -105,12 +105,12 @@ class Peer:
         await asyncio.sleep(0)
 
 
-async def exchange(url: str, request: bytes) -> RawAnswer:
+async def exchange(url: str, request: bytes) -> RawResponse:
     """Send `request` on a new connection and return the first response."""
-    peer = await Peer.connect(url)
+    peer = await RawClient.connect(url)
     try:
         peer.send(request)
-        return await peer.until_answer()
+        return await peer.read_response()
     finally:
         await peer.close()
 

@@ -12,7 +12,7 @@ PUBLIC = "93.184.215.14"
 _LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1", "::ffff:7f00:1")
 
 
-class Names(AbstractResolver):
+class FakeResolver(AbstractResolver):
     """Resolves each name to one list of addresses after another; the last one is repeated."""
 
     def __init__(self, names: Mapping[str, list[list[str]]]) -> None:
@@ -34,7 +34,7 @@ class Names(AbstractResolver):
         """Do nothing."""
 
 
-class RoutedGuard(EgressGuard):
+class LoopbackGuard(EgressGuard):
     """The program's egress guard, with every name that it allows resolved to loopback.
 
     A connection that it should have refused therefore reaches a listener of the test, which counts

@@ -73,7 +73,7 @@ def push_index(
     return content.add_manifest(repository, tag, json.dumps(document).encode(), OCI_INDEX)
 
 
-def parts_of(content: Content, repository: str, digest: str) -> list[str]:
+def blobs_of(content: Content, repository: str, digest: str) -> list[str]:
     """Return the digests of a manifest's config and layers."""
     document = content.repository(repository).manifests[digest].document
     return [document["config"]["digest"], *(layer["digest"] for layer in document["layers"])]
