@@ -67,6 +67,9 @@ _HEADERS: Mapping[bytes, str] = {
     )
     for spelling in (name, name.title())
 }
+# Requests that are remembered with the bytes they were parsed from, and the longest of them.
+MAX_REPEATED_REQUESTS = 4096
+MAX_REPEATED_SIZE = 2 << 10
 # With one of these a request has a body, or may have one.
 _BODY_HEADERS = frozenset(("content-length", "transfer-encoding"))
 _HEAD_END = b"\r\n\r\n"
@@ -166,7 +169,13 @@ class HttpConnection(asyncio.Protocol):
             self._unparsed += data
             self._continue()
             return
-        self._parse(data)
+        if self._is_reading_request or self._requests:
+            self._parse(data)
+        elif (repeated := self._server.find_repeated(data)) is not None:
+            self._requests.append(repeated.for_client(self._client, self._scheme))
+        else:
+            self._parse(data)
+            self._remember(data)
         self._answer_parsed()
 
     def pause_writing(self) -> None:
@@ -301,6 +310,10 @@ class HttpConnection(asyncio.Protocol):
             self._request_size = self._head_size
             self._head_tail = data[-3:]
             self._set_deadline(min(HEAD_TIMEOUT, self._keepalive_timeout))
+
+    def _remember(self, data: bytes) -> None:
+        if len(self._requests) == 1 and not (self._is_reading_request or self._error_status):
+            self._server.remember(data, self._requests[0])
 
     def _on_parser_error(self, error: httptools.HttpParserError) -> None:
         if self._is_parsing_over:
@@ -585,6 +598,24 @@ class HttpServer:
         self._drain_timeout: float | None = None
         self._malformed_count = 0
         self._minute_start = 0.0
+        self._repeated: dict[bytes, Request] = {}
+
+    def find_repeated(self, data: bytes) -> Request | None:
+        """Return the request that exactly these bytes were parsed to before, if it is remembered."""
+        return self._repeated.get(data)
+
+    def remember(self, data: bytes, request: Request) -> None:
+        """Remember a request that arrived alone in one read: the nodes of a fleet send the same bytes.
+
+        Only a request without a body is remembered, on a connection that stays open after it.
+        """
+        if len(data) > MAX_REPEATED_SIZE or not request.keep_alive:
+            return
+        if not (data.endswith(_HEAD_END) and _BODY_HEADERS.isdisjoint(request.headers)):
+            return
+        if len(self._repeated) >= MAX_REPEATED_REQUESTS:
+            del self._repeated[next(iter(self._repeated))]
+        self._repeated[data] = request
 
     def __call__(self, slot: ConnectionSlot | None = None) -> HttpConnection:
         """Return the protocol of a new connection."""

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from proxy.metrics import CacheState, RequestKind
 from proxy.oci.digest import Digest
 from proxy.server.request import Request
-from proxy.server.responses import API_VERSION
+from proxy.server.responses import API_VERSION, SharedHeaders
 
 IMMUTABLE_CACHE_CONTROL = "public, max-age=31536000, immutable"
 
@@ -62,10 +63,21 @@ def digest_headers(cache_state: CacheState, namespace: str, digest: Digest) -> d
     return headers
 
 
+# The nodes of a fleet ask for the same few blobs again and again.
+@lru_cache(maxsize=4096)
+def hit_headers(namespace: str, digest: Digest) -> SharedHeaders:
+    """Return the headers of a response with the whole of a stored blob."""
+    return SharedHeaders.of(_blob_headers("hit", namespace, digest))
+
+
 def blob_headers(context: RequestContext, digest: Digest) -> dict[str, str]:
     """Return the headers of every response about a blob."""
+    return _blob_headers(context.cache_state, context.namespace, digest)
+
+
+def _blob_headers(cache_state: CacheState, namespace: str, digest: Digest) -> dict[str, str]:
     return {
-        **digest_headers(context.cache_state, context.namespace, digest),
+        **digest_headers(cache_state, namespace, digest),
         "Content-Type": "application/octet-stream",
         "Accept-Ranges": "bytes",
         "Cache-Control": IMMUTABLE_CACHE_CONTROL,

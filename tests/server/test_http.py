@@ -273,3 +273,19 @@ async def test_a_client_that_leaves_ends_its_request(registry, program, logged):
         while program.running.middleware.in_flight:  # noqa: ASYNC110 (the event is the middleware's)
             await asyncio.sleep(0)
     assert [line["status"] for line in logged] == [499]
+
+
+async def test_a_repeated_request_gets_the_same_response_on_any_connection(program):
+    """Requests that are the same byte for byte are parsed once."""
+    request = b"GET /v2/ HTTP/1.1\r\nHost: cache\r\n\r\n"
+    closing = b"GET /v2/ HTTP/1.1\r\nHost: cache\r\nConnection: close\r\n\r\n"
+    bodies = set()
+    for _ in range(2):
+        client = await RawClient.connect(program.url)
+        for sent in (request, request, closing, request):
+            client.send(sent)
+        response = await client.read_to_end()
+        assert response.data.count(b"HTTP/1.1 200 OK\r\n") == 3
+        assert response.end == "fin"
+        bodies.add(response.data.count(b"Connection: close\r\n"))
+    assert bodies == {1}

@@ -270,7 +270,8 @@ async def test_a_bug_in_a_handler_is_500_and_frees_everything(monkeypatch, progr
     def broken(*args: Any) -> Any:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("proxy.server.registry.blobs.blob_headers", broken)
+    for name in ("blob_headers", "hit_headers"):
+        monkeypatch.setattr(f"proxy.server.registry.blobs.{name}", broken)
     descriptors = count_descriptors()
     for path in [stored[4096], stored[8 * MIB]] * 5:
         peer = await RawClient.connect(program.url)

@@ -15,7 +15,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.server import ranges
 from proxy.server.ranges import ByteRange, RangeNotSatisfiableError
-from proxy.server.request_context import RequestContext, blob_headers
+from proxy.server.request_context import RequestContext, blob_headers, hit_headers
 from proxy.server.responses import Body, BodySource, Response
 from proxy.storage.blobs import FileRange, OpenBlob
 
@@ -46,7 +46,7 @@ class BlobHandler:
                 resources = AsyncExitStack()
                 resources.callback(blob.close)
                 return _respond(context, digest, blob.size, _StoredBlob(blob.fd), resources)
-            response = Response(200, blob_headers(context, digest), content)
+            response = Response(200, hit_headers(context.namespace, digest), content)
         except BaseException:
             blob.close()
             raise
