@@ -40,10 +40,17 @@ def pytest_asyncio_loop_factories(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """End tests that hang: uvloop swallows what pytest-timeout raises in a signal handler."""
+    """End tests that hang, and mark those that need root.
+
+    uvloop swallows what pytest-timeout raises in a signal handler.
+    """
     for item in items:
-        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+        if not isinstance(item, pytest.Function):
+            continue
+        if inspect.iscoroutinefunction(item.obj):
             item.obj = _with_timeout(item.obj)
+        if "tiny_disk" in item.fixturenames:
+            item.add_marker(pytest.mark.system)
 
 
 def _with_timeout(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:

@@ -179,6 +179,7 @@ def test_distributions_metrics_distinguish_hits_from_misses(metrics):
     assert found["registry_proxy_pulled_bytes_total,type=blob"] == 500
 
 
+@pytest.mark.system
 def test_promtool_has_no_complaints(metrics):
     set_all_metrics(metrics)
     metrics.enable_registry_proxy(is_on=True)

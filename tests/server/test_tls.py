@@ -27,6 +27,10 @@ def port_of(program) -> str:
     return str(program.addresses[0]).rpartition(":")[2]
 
 
+# openssl and curl are the clients.
+pytestmark = pytest.mark.system
+
+
 async def run(*command: str, stdin: bytes = b"") -> tuple[int, str]:
     """Run a client program; return its exit code and its output."""
     process = await asyncio.create_subprocess_exec(
@@ -233,7 +237,7 @@ async def test_a_reload_uses_the_new_certificate_and_closes_no_connection(
     reader, writer = await connect(program, authority.trust(), limit=1 << 14)
     writer.write(request(digest))
     await reader.readuntil(b"\r\n\r\n")
-    new = authority.issue("new", "IP:127.0.0.1", options=("-newkey", "rsa:2048", "-nodes"))
+    new = authority.issue("new", "IP:127.0.0.1", rsa_bits=2048)
     assert await program.reload(server=settings(new))
     assert "subject=CN = new\n" in await s_client(program)
     assert await reader.readexactly(len(BLOB)) == BLOB
@@ -289,11 +293,11 @@ async def test_the_expiry_of_each_certificate_is_a_metric_that_a_reload_updates(
 
 
 def test_errors_in_certificate_files_name_the_file_and_the_reason(authority, local, tmp_path):
-    weak = authority.issue("weak", "DNS:x", options=("-newkey", "rsa:1024", "-nodes", "-sha256"))
+    weak = authority.issue("weak", "DNS:x", rsa_bits=1024)
     secret = authority.issue(
         "secret",
         "DNS:x",
-        options=("-newkey", "rsa:2048", "-passout", "pass:CANARY"),
+        passphrase="CANARY",
     )
     other = authority.issue("second", "DNS:x")
     empty = tmp_path / "empty.pem"
