@@ -21,7 +21,7 @@ from tests.fakes.registry import FakeRegistry
 from tests.support.program import Program
 
 # What tests/unit runs with; CI runs with more examples.
-settings.register_profile("quick", max_examples=20)
+settings.register_profile("quick", max_examples=10)
 
 # Seconds after which an asynchronous test fails.
 TEST_TIMEOUT = 45.0

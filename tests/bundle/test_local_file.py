@@ -115,6 +115,7 @@ def shared_socket() -> Iterator[socket.socket]:
         yield bound
 
 
+@pytest.mark.system  # it changes its user
 @pytest.mark.parametrize("user", [0, 65534])
 async def test_files_can_be_named_by_root_and_the_user_of_the_daemon_only(
     program, tmp_path, shared_socket: socket.socket, user: int
