@@ -1,4 +1,4 @@
-"""Makes the store of a daemon that has run for long: an index of many blobs, and a file for each.
+"""Makes the store of a daemon that has run for a long time: an index of many blobs, and a file for each.
 
 The files of layers are sparse, because their content is never read.
 """

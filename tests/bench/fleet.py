@@ -30,7 +30,7 @@ SHARE = 10  # the store has room for a tenth of the content pulled in the day
 SHARED_MEMORY = Path("/dev/shm")
 INDEX_SIZE = 2 * MIB  # unlike the blobs, the index is as large as in production
 
-LRU, BEST, BELADY, COMPARED = "LRU", "best", "Belady", "tried"
+LRU, BEST, BELADY, COMPARED = "LRU", "best", "Belady", "policy"
 # The goal is to come close to the best of these. Belady's policy, which knows the future, is not among them.
 POLICIES = {
     "LRU": policies.lru,

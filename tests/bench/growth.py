@@ -50,7 +50,7 @@ def _start(size: Size, home: Path, path: str, blobs: int) -> Iterator[Row]:
             daemon.finish()
     work = f"{blobs:,} blobs: start to first hit"
     yield Row(work, "s", {PULLCACHE: seconds}, Goal("<=", 2), digits=2)
-    yield Row("  its CPU", "s", {PULLCACHE: cpu}, digits=2)
+    yield Row("  CPU", "s", {PULLCACHE: cpu}, digits=2)
     yield Row(f"{blobs:,} blobs: idle memory", "MiB", {PULLCACHE: memory}, Goal("<=", 80))
 
 

@@ -133,8 +133,8 @@ def _read_slowly(server: Server, path: str, count: int, seconds: float) -> None:
             clients.append(client)
         buffer = bytearray(int(READ_RATE * READ_INTERVAL))
         received = [0] * count
-        timeout = time.monotonic() + seconds
-        while time.monotonic() < timeout:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
             started = time.monotonic()
             for number, client in enumerate(clients):
                 with suppress(BlockingIOError):

@@ -124,8 +124,8 @@ def _fleet(rows: Sequence[_Row]) -> Figure:
         "Belady (knows the future)": first["Belady"],
     }
     for row in rows:
-        if "tried" in row["median"]:
-            ratios[row["work"].removeprefix("  against ")] = row["median"]["tried"]
+        if "policy" in row["median"]:
+            ratios[row["work"].removeprefix("  against ")] = row["median"]["policy"]
     ordered = sorted(ratios, key=lambda name: ratios[name])
     figure, axis = plt.subplots(figsize=(6.5, 3))
     colours = [_OURS if name.startswith(PULLCACHE) else "#9db8cc" for name in ordered]

@@ -70,7 +70,7 @@ def _least_recently_used(
 
 
 def midpoint(day: Sequence[Pull], capacity: int) -> int:
-    """As LRU of images, but a new blob is inserted at the recency of the oldest tenth."""
+    """As `lru_of_images`, but insert a new blob near the eviction end, at a tenth of the range of ages."""
     store, oldest, now, missed = PriorityStore(capacity), 0.0, 0.0, 0
     for pull in day:
         for blob in pull.requests():

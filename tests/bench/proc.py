@@ -20,9 +20,9 @@ def cpu_seconds(pid: int) -> float:
 def wait_until_idle(pids: Iterable[int], timeout: float = 2.0) -> None:
     """Wait until the processes use no CPU for five clock ticks, or until the timeout."""
     pids = [*pids]
-    timeout = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout
     spent, before = sum(map(cpu_seconds, pids)), -1.0
-    while spent != before and time.monotonic() < timeout:
+    while spent != before and time.monotonic() < deadline:
         time.sleep(5 / _TICK)
         spent, before = sum(map(cpu_seconds, pids)), spent
 

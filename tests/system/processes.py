@@ -24,9 +24,9 @@ def make_short_directory() -> Path:
 
 def eventually(condition: Callable[[], T], what: str, *, timeout: float = 20) -> T:
     """Return the first true value of `condition`; after `timeout` seconds, fail with `what`."""
-    timeout = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout
     while not (value := condition()):
-        assert time.monotonic() < timeout, f"not within {timeout:g} s: {what}"
+        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
         time.sleep(0.02)
     return value
 

@@ -1,5 +1,6 @@
 """The daemon under test, and Debian's docker-registry as its upstream."""
 
+import json
 import re
 import signal
 import subprocess
@@ -193,6 +194,18 @@ def sum_samples(exposition: str, name: str, labels: Mapping[str, str]) -> float:
     expected = [f'{key}="{value}"' for key, value in labels.items()]
     samples = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)", exposition, re.MULTILINE)
     return sum(float(value) for tags, value in samples if all(label in tags for label in expected))
+
+
+def resumable_bytes(store: Path) -> int:
+    """Return how many bytes of the largest partial download can be resumed."""
+    sizes = [0]
+    for path in (store / "ingest").glob("*.state"):
+        try:
+            state = json.loads(path.read_bytes().rstrip(b"\0 "))
+        except ValueError:
+            continue  # it is being written
+        sizes.append(state["have"] + sum(stop - start for start, stop in state["ahead"]))
+    return max(sizes)
 
 
 def run_until_exit(command: Sequence[str], directory: Path, timeout: float = 20) -> tuple[int, str]:

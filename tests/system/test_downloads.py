@@ -11,7 +11,7 @@ import pytest
 from tests.system.blob_server import CHUNK_SIZE, BlobServer
 from tests.system.http_client import DownloadThread, send_request
 from tests.system.processes import eventually, run
-from tests.system.servers import Daemon
+from tests.system.servers import Daemon, resumable_bytes
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -55,6 +55,8 @@ def test_a_killed_daemon_resumes_its_download(blobs: BlobServer, make_daemon: Ma
     daemon = make_daemon(blobs.url)
     interrupted = DownloadThread(daemon.url, blob_path(digest))
     eventually(lambda: interrupted.received > 0.45 * size, "nearly half of the blob at the client")
+    # The client gets bytes from memory before they are written; a kill loses those in memory.
+    eventually(lambda: resumable_bytes(daemon.store) > 0.45 * size, "nearly half on the disk")
     daemon.kill()
     assert not interrupted.finish().is_complete
     blobs.release(digest)
@@ -76,6 +78,8 @@ def test_a_daemon_killed_during_a_download_keeps_its_stored_blobs(
     digest = blobs.add(random_bytes(8 * MIB), hold_at=4 * MIB)
     daemon = make_daemon(blobs.url)
     assert send_request(daemon.url, blob_path(stored)).sha256 == stored
+    # The client has the blob before it is committed.
+    eventually(lambda: daemon.metric("pullcache_store_blobs") == 1, "the commit of the first blob")
     for _ in range(3):
         client = DownloadThread(daemon.url, blob_path(digest))
         client.first_byte.wait(20)

@@ -10,7 +10,7 @@ import pytest
 from tests.system.images import Image, make_image
 from tests.system.processes import Process, run
 from tests.system.relay import Relay
-from tests.system.servers import Daemon, Registry
+from tests.system.servers import Daemon, Registry, resumable_bytes
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -37,18 +37,6 @@ def write_config(directory: Path) -> Callable[[str], Path]:
         return path
 
     return write
-
-
-def resumable_bytes(store: Path) -> int:
-    """Return how many bytes of the largest partial download can be resumed."""
-    sizes = [0]
-    for path in (store / "ingest").glob("*.state"):
-        try:
-            state = json.loads(path.read_bytes().rstrip(b"\0 "))
-        except ValueError:
-            continue  # it is being written
-        sizes.append(state["have"] + sum(stop - start for start, stop in state["ahead"]))
-    return max(sizes)
 
 
 def test_a_preload_after_a_kill_fetches_only_the_missing_bytes(

@@ -96,7 +96,7 @@ def test_the_daemon_makes_no_system_call_that_the_unit_forbids(
     manager = ServiceManager(directory / "managed", upstream.url, watchdog=1)
     trace = directory / "trace"
     try:
-        # -D: strace is the child and the daemon the parent, so that LISTEN_PID is the daemon's PID.
+        # -D: strace runs as a grandchild, so that LISTEN_PID is the daemon's PID.
         manager.start("strace", "-D", "-f", "-qq", "-o", str(trace))
         path = f"/v2/{image.repository}"
         assert send_request(manager.url, f"{path}/manifests/{image.tag}").status == 200
