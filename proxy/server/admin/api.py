@@ -4,7 +4,7 @@ To add an operation:
 
 1. Write its handler in a module of this package, and list its `Route` in the `routes()` of that
    module. A path is `/api/v1/<noun>` with parameters in braces. Image references contain slashes
-   and colons, so they belong into the query or the body.
+   and colons, so they belong in the query or the body.
 2. The handler takes an `AdminRequest`. It reads the query, the JSON body (both into a
    `RequestModel`), a path parameter, or the body as a stream. A request that does not fit becomes a
    400 that names the field.
