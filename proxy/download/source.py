@@ -59,4 +59,4 @@ class BlobSource:
         """Count wrong bytes and return the error; later requests for the blob skip the mirrors."""
         self._metrics.count_digest_mismatch(self.upstream_name)
         self._upstream.mark_suspect(self.digest)
-        return DigestMismatchError(f"{self.upstream_name} sent other content for {self.digest}")
+        return DigestMismatchError(f"{self.upstream_name} sent wrong content for {self.digest}")
