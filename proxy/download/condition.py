@@ -1,4 +1,4 @@
-"""A condition that wakes its waiters in batches, so that a thousand of them do not stop the loop."""
+"""A condition that wakes its waiters in batches, so that a thousand of them do not block the loop."""
 
 import asyncio
 from collections import deque
@@ -8,7 +8,7 @@ WAKE_BATCH = 32
 
 
 class BatchedCondition:
-    """Wakes waiters in the order in which they came, `WAKE_BATCH` in each turn of the loop."""
+    """Wakes waiters in the order of their `wait` calls, `WAKE_BATCH` in each turn of the loop."""
 
     def __init__(self) -> None:
         self._waiters: dict[asyncio.Future[None], None] = {}
@@ -24,7 +24,7 @@ class BatchedCondition:
             self._waiters.pop(waiter, None)
 
     def notify_all(self) -> None:
-        """Wake all that wait now."""
+        """Wake all current waiters; later ones wait for the next notification."""
         if not self._waiters:
             return
         is_idle = not self._notified

@@ -1,11 +1,11 @@
-"""One fetch, many readers: all that is known of a running download is here.
+"""The state of one running download, which has one fetch and many readers.
 
-A download belongs to the cache, not to the request that caused it: it goes on when that client leaves. Two
-workers act on it: the `Fetcher` asks upstream and lets bytes arrive, the `BlobWriter` writes and hashes them.
-Readers follow, each at its own pace, from memory at the frontier and from the file behind it.
+A download belongs to the cache, not to the request that started it: it continues when that client
+disconnects. It has two workers: the `Fetcher` receives the bytes from upstream, the `BlobWriter` writes
+and hashes them. Each reader follows at its own pace, from memory at the frontier and from the file behind it.
 
-Where there is no room, or the disk fails, the download stops storing: its readers keep what they have and
-fetch the rest from upstream, each for itself, under the same rules.
+If the store has no space or the disk fails, the download stops storing. Its readers then keep the bytes
+they have, and each fetches the rest from upstream under the same rules.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from proxy.concurrency import run_uncancelled
 from proxy.config import FetchSettings
+from proxy.download.buffers import BufferPool, Chunk
 from proxy.download.condition import BatchedCondition
 from proxy.download.fetcher import Fetcher
-from proxy.download.memory import BufferPool, Chunk
 from proxy.download.pieces import Piece, PieceMap, RangeSet
 from proxy.download.queue import Ticket
 from proxy.download.reader import DownloadReader
@@ -40,8 +40,8 @@ from proxy.oci.reference import Repository
 from proxy.storage.blobs import FileRange
 from proxy.tracing import span
 
-# A range of at most this size that lies ahead may end with the blob's last byte before the digest is
-# known: the footers and tables of contents that lazy pullers read.
+# A range ahead of the frontier that is no larger than this may include the blob's last byte before the
+# digest is verified: lazy pullers read the footer and table of contents first.
 MAX_READ_AHEAD = 1 << 20
 
 log = get_logger(__name__)
@@ -49,7 +49,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DownloadDeps:
-    """What every download works with."""
+    """The dependencies that all downloads share."""
 
     storage: StorageDeps
     pool: BufferPool
@@ -60,15 +60,15 @@ class Download:
 
     At any time, in the event loop:
 
-    - `hashed` bytes from the beginning on are written and hashed; `written` are in the file, and all
-      bytes that are in the file have been received (`pieces.received`).
+    - The first `hashed` bytes are written and hashed. `written` holds the ranges in the file, all of
+      which have been received (`pieces.received`).
     - Each received byte is in the file or in one of `chunks`. A chunk's buffer goes back to the pool when
       no connection appends to it, all of it is written, and the hash has passed it or is not near.
-    - No byte is received twice, and none beyond `size`. `is_verified` means that all of them are hashed and
-      that the digest is right; only then may the last byte be sent.
-    - `generation` counts the attempts: bytes that were discarded because the digest was wrong belong to an
-      earlier one, and a reader that was given any of them is given nothing more.
-    - `error` is what ended a download that failed; `has_stopped_storing` says that readers fetch the
+    - No byte is received twice, and none beyond `size`. `is_verified` means that all bytes are hashed and
+      match the digest; only then may the last byte be sent.
+    - `generation` counts the attempts. Bytes discarded after a digest mismatch belong to an earlier
+      generation, and a reader that has sent any of them gets no more bytes.
+    - `error` is the error of a failed download; `has_stopped_storing` means that readers fetch the
       bytes beyond `hashed` themselves.
     """
 
@@ -78,7 +78,7 @@ class Download:
         self.source = source
         self.settings = settings
         self.ticket = ticket
-        # What was fetched.
+        # The bytes.
         self.size: int | None = None
         self.pieces = PieceMap()
         self.chunks: list[Chunk] = []
@@ -86,7 +86,7 @@ class Download:
         self.hashed = 0
         self.bytes_resumed = 0
         self.transfer_count = 0
-        # How long connections have waited for memory, which is to say for the disk.
+        # Seconds that connections have waited for buffers, because the disk is slower than upstream.
         self.seconds_held_up = 0.0
         self.generation = 0
         # The outcome.
@@ -94,7 +94,7 @@ class Download:
         self.has_stopped_storing = False
         self.error: ProxyError | None = None
         self._is_running = True
-        # Those who wait: readers for bytes, workers for each other.
+        # Readers wait for `readable`, the workers for `progress` of each other.
         self.readable = BatchedCondition()
         self.progress = BatchedCondition()
         self.reader_count = 0
@@ -105,34 +105,34 @@ class Download:
 
     @property
     def digest(self) -> Digest:
-        """The blob's name."""
+        """The digest of the blob."""
         return self.source.digest
 
     @property
     def repository(self) -> Repository:
-        """The repository that it is fetched from."""
+        """The repository that the blob is fetched from."""
         return self.source.repository
 
     @property
     def bytes_present(self) -> int:
-        """How many bytes have arrived, in whatever order."""
+        """How many bytes have arrived, in any order."""
         return self.pieces.received.total
 
     @property
     def is_requested(self) -> bool:
-        """Whether a client has asked for it."""
+        """Whether a client has requested the blob."""
         return self.ticket.is_urgent
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it waits for upstream's first answer, or for its turn."""
+        """Whether the download waits for upstream's first response, or for a slot."""
         return self._is_running and not self.ticket.is_running
 
     # For readers.
 
     @asynccontextmanager
     async def attach(self) -> AsyncIterator[DownloadReader]:
-        """Yield a reader; the file stays open until the context ends."""
+        """Yield a reader; the file stays open for it until the context ends."""
         self.reader_count += 1
         reader = DownloadReader(self)
         try:
@@ -143,7 +143,7 @@ class Download:
             await reader.close()
 
     async def wait_started(self) -> None:
-        """Wait until the first bytes may be sent, or it stores no more, or has ended."""
+        """Wait until the first bytes may be sent, or the download has ended or stopped storing."""
         while not (
             self.has_stopped_storing
             or self.is_verified
@@ -153,21 +153,24 @@ class Download:
             await self.readable.wait()
 
     async def wait_finished(self) -> None:
-        """Wait until it is in the store, or not being stored. Raises what ended it."""
+        """Wait until the download has ended, stored or not. Raises the error that ended it."""
         while self._is_running:
             await self.readable.wait()
         if self.error:
             raise copy(self.error)
 
     def is_read_ahead(self, start: int, stop: int) -> bool:
-        """Tell whether reading this range now is reading ahead, not completing what was read."""
+        """Tell whether a small range lies ahead of the frontier, so that its reader reads ahead."""
         is_ahead = self._fetcher.is_parallel and start > self.hashed
         return is_ahead and stop - start <= MAX_READ_AHEAD
 
     def readable_part(
         self, offset: int, stop: int, *, may_include_last: bool
     ) -> memoryview | FileRange | None:
-        """Return bytes from `offset` on that may be sent; None if there are none yet."""
+        """Return bytes from `offset` up to `stop` at most that may be sent; None if there are none yet.
+
+        The blob's last byte is left out until the digest is verified, unless `may_include_last`.
+        """
         end = min(stop, self.pieces.received.contiguous_end(offset))
         if self.has_stopped_storing:
             end = min(end, self.hashed)
@@ -184,15 +187,15 @@ class Download:
         in_file = self.written.contiguous_end(offset)
         if in_file > offset:
             return FileRange(self._writer.fd, offset, min(end, in_file))
-        return None  # a failed download has dropped it
+        return None  # a failed download has dropped the chunk
 
     def prioritize(self, offset: int, stop: int) -> None:
-        """Have a range fetched before its turn, if a reader waits for it and connections allow."""
+        """Fetch a range that a reader waits for before its turn, if the connections allow it."""
         if stop != sys.maxsize and self.size is not None:
             self._fetcher.prioritize(offset, min(stop, self.size))
 
     def copy_hasher(self) -> Hasher:
-        """Return a hash of the first `hashed` bytes, to go on elsewhere."""
+        """Return a copy of the hasher of the first `hashed` bytes."""
         return self._writer.copy_hasher()
 
     # For the workers.
@@ -203,7 +206,11 @@ class Download:
         return self.pieces.is_complete
 
     def set_size(self, size: int) -> None:
-        """Note what upstream states. Raises `NoSpaceError`, and `DigestMismatchError` if it contradicts itself."""
+        """Record the blob's size as upstream states it.
+
+        Raises `DigestMismatchError` if it contradicts what upstream has sent before, `NoSpaceError` if
+        the store cannot hold the blob.
+        """
         if self.size is not None:
             if size != self.size:
                 raise self.source.record_mismatch()
@@ -212,19 +219,19 @@ class Download:
             raise self.source.record_mismatch()
         self.size = size
         self.pieces.set_size(size)
-        # A manifest may state less than upstream claims.
+        # A manifest may state a smaller size than upstream claims.
         expected = self._expected_size if self._expected_size is not None else size
         if not self._deps.storage.space.could_make_room(min(size, expected)):
-            raise NoSpaceError("larger than what the store can hold")
+            raise NoSpaceError("the blob is larger than the store can hold")
         self._notify()
 
     async def open_chunk(self, piece: Piece) -> Chunk:
-        """Return memory for the next bytes of a piece; wait for it while the disk is slower than upstream."""
+        """Return a chunk for the next bytes of a piece; wait for a buffer while the disk is slower."""
         pool, size = self._deps.pool, piece.stop - piece.start
         began = asyncio.get_running_loop().time()
         while (buffer := pool.take(size, self._bytes_held)) is None:
             if all(chunk.is_open for chunk in self.chunks):
-                # Only connections hold memory, and this one may be what a reader waits for.
+                # Only connections hold buffers, and a reader may wait for this connection.
                 buffer = pool.take_small(size)
                 break
             await pool.changed.wait()
@@ -238,26 +245,26 @@ class Download:
         return sum(len(chunk.buffer) for chunk in self.chunks)
 
     def append(self, piece: Piece, chunk: Chunk, count: int) -> None:
-        """Note that the next bytes of a piece have arrived, at the end of a chunk."""
+        """Record that the next `count` bytes of a piece have arrived, at the end of a chunk."""
         self.pieces.advance(piece, count)
         chunk.stop += count
         self._notify()
 
     def close_chunk(self, chunk: Chunk) -> None:
-        """Note that no connection appends to a chunk any more."""
+        """Record that no connection appends to a chunk any more."""
         chunk.is_open = False
         self._release_chunks()
         self._notify_workers()
 
     def mark_written(self, chunk: Chunk, stop: int) -> None:
-        """Note that a chunk is in the file up to `stop`."""
+        """Record that a chunk is in the file up to `stop`."""
         self.written.add(chunk.written, stop)
         chunk.written = stop
         self._release_chunks()
         self._notify_workers()
 
     def mark_hashed(self, end: int, *, is_verified: bool = False) -> None:
-        """Note that the bytes before `end` are hashed, and perhaps that they are the blob."""
+        """Record that the bytes before `end` are hashed; `is_verified` if they are the whole blob."""
         self.hashed = end
         self.is_verified = is_verified
         self._release_chunks()
@@ -268,7 +275,10 @@ class Download:
     def mark_resumed(
         self, ranges: list[tuple[int, int]], hashed: int, size: int | None, *, is_whole: bool
     ) -> None:
-        """Note what an earlier download has left in the file, and what upstream had stated as the size."""
+        """Record the ranges that an earlier download left in the file, and the size it knew.
+
+        `is_whole` means that the first `hashed` bytes match the digest.
+        """
         for start, stop in ranges:
             self.pieces.received.add(start, stop)
             self.written.add(start, stop)
@@ -303,9 +313,9 @@ class Download:
     # The task.
 
     async def run(self, predecessor: "asyncio.Task[None] | None" = None) -> None:
-        """Fetch, verify and commit. What goes wrong is `error` afterwards; nothing is raised.
+        """Fetch, verify and commit. Errors are set as `error`, not raised.
 
-        `predecessor` is waited for first: an abandoned download of the same blob that closes its files.
+        Wait first for `predecessor`, an abandoned download of the same blob that still closes its files.
         """
         result: DownloadResult = "failed"
         ended: ProxyError | None = UpstreamUnavailableError("the cache is shutting down; try again")
@@ -328,7 +338,7 @@ class Download:
             try:
                 await self._release(is_worth_keeping=result == "failed")
             finally:
-                # Readers are told last: what they then start may use the same files.
+                # Readers are notified last: they may start a download that uses the same files.
                 self.error = ended
                 self.readable.notify_all()
 
@@ -340,7 +350,7 @@ class Download:
         self._close_if_unused()
 
     async def _fetch_and_write(self) -> None:
-        """Get all bytes into the file, verified, or stop storing."""
+        """Write all bytes to the file and verify them, or stop storing."""
         try:
             await self._writer.resume()
             while not self.is_verified:
@@ -349,13 +359,13 @@ class Download:
                 except DigestMismatchError:
                     if self.generation or self.transfer_count <= 1:
                         raise
-                    # The parts may be right each, and of different blobs.
+                    # Transfers may have sent parts of different blobs.
                     await self._start_over()
         except StorageError as error:
             self._stop_storing(error)
 
     async def _start_over(self) -> None:
-        """Discard all bytes and fetch the blob once more, in one transfer from the upstream itself."""
+        """Discard all bytes and fetch the blob once more, in one transfer and from no mirror."""
         log.info("download_restarted", digest=str(self.digest), upstream=self.source.upstream_name)
         self._drop_chunks()
         self.size = None

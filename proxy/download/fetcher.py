@@ -1,8 +1,8 @@
-"""The worker that gets a download's bytes from upstream, over one connection or several.
+"""The worker that receives a download's bytes from upstream, over one connection or several.
 
-Each connection takes the next bytes that no other has taken, until all have arrived. The first one learns how
-large the blob is and whether upstream does ranges; if it is large, and the link not fast, others join. What a
-connection cannot get, those that are left take over; the error of the last one ends the download.
+Each connection claims the next unclaimed bytes until all have arrived. The first connection learns the size
+of the blob and whether upstream supports ranges; if the blob is large and the link is not fast, others join.
+The remaining connections take over the piece of one that fails; the error of the last one ends the download.
 """
 
 import asyncio
@@ -29,29 +29,30 @@ from proxy.upstream.body import BlobBody
 if TYPE_CHECKING:
     from proxy.download.download import Download
 
-# Less than this is no progress: a drip must not make a download last for ever.
+# Fewer bytes than this do not count as progress: an upstream that drips must not keep a download for ever.
 MIN_PROGRESS = 16 << 10
-# Upstream is waited for no longer than this at a time, whatever it asks for, in seconds.
+# Upper bound on a wait before a retry, in seconds, whatever Retry-After upstream sends.
 MAX_RETRY_AFTER = 60.0
-# A range that a reader waits for is fetched with what follows it, if it is smaller than this.
+# A smaller range that a reader waits for is extended to this size.
 MIN_PRIORITY_PIECE = 256 << 10
 # How often the speed of a single connection is measured, in seconds.
 SPEED_INTERVAL = 0.1
 
 
 class _RangeNotSupportedError(UpstreamError):
-    """Upstream sends the whole blob where a part was asked for, and another connection fetches the rest."""
+    """Upstream sends the whole blob in response to a range while other connections fetch the rest."""
 
 
 class Fetcher:
-    """Lets the bytes of a download arrive. A manifest may state their number, `expected_size`."""
+    """Receives the bytes of a download. `expected_size` is the size that a manifest states, or None."""
 
     def __init__(self, download: "Download", expected_size: int | None) -> None:
         self._download = download
         self._source = download.source
         self._settings = settings = download.settings
         is_small = expected_size is not None and expected_size <= settings.parallel_above
-        # Before upstream has answered one connection asks, for all or for a piece, which shows what it can do.
+        # Until upstream has responded there is one connection. Its request for the blob or the first piece
+        # shows whether upstream supports ranges.
         self._max_connections = 1 if is_small else settings.connections_per_blob
         self.is_parallel = False
         self._has_extra_connections = False
@@ -65,7 +66,7 @@ class Fetcher:
         self._failure: ProxyError | None = None
 
     async def run(self) -> None:
-        """Return when all bytes have arrived. Raises what ends the download."""
+        """Return when all bytes have arrived. Raises the `ProxyError` that ends the download."""
         tasks = []
         async with asyncio.TaskGroup() as group:
 
@@ -87,7 +88,10 @@ class Fetcher:
             raise self._failure
 
     def prioritize(self, offset: int, stop: int) -> None:
-        """Fetch the bytes from `offset` on before their turn, if other connections go on meanwhile."""
+        """Fetch the bytes from `offset` up to `stop` before their turn, on a connection added for them.
+
+        This does nothing before the blob is fetched in parallel, or if all such connections are in use.
+        """
         if not self.is_parallel or not self._start_connection:
             return
         if self._priority_count < self._settings.connections_per_blob:
@@ -102,7 +106,7 @@ class Fetcher:
             if priority_piece:
                 await self._fetch_piece(priority_piece)
                 self._priority_count -= 1
-            # After a priority piece, go on only if no other connection is left to.
+            # After a priority piece, continue only if no other connection is left.
             while not self._download.is_received and (
                 not priority_piece or self._active_connections == 1
             ):
@@ -123,7 +127,7 @@ class Fetcher:
     def _claim_piece(self) -> Piece | None:
         pieces = self._download.pieces
         if self.is_parallel and not self._has_extra_connections:
-            # As much again as has arrived: few requests, and if it becomes slow, others have the rest.
+            # As many bytes as have arrived: few requests, and others can join if the connection slows down.
             return pieces.claim_up_to(max(MAX_PIECE, self._bytes_received))
         return pieces.claim_next(self._max_connections)
 
@@ -132,7 +136,7 @@ class Fetcher:
         self._finished.set()
 
     async def _fetch_piece(self, piece: Piece) -> None:
-        """Fetch a piece; what of it does not come may be claimed again."""
+        """Fetch a piece; bytes of it that do not arrive may be claimed again."""
         try:
             await self._fetch_with_retries(piece)
         finally:
@@ -141,7 +145,7 @@ class Fetcher:
             self._piece_released.clear()
 
     async def _fetch_with_retries(self, piece: Piece) -> None:
-        """Make transfers until all of a piece has arrived; wait between them; give up without progress."""
+        """Make transfers, with pauses, until all of a piece has arrived; give up without progress."""
         pauses: Iterator[float] = iter(())
         reached = -MIN_PROGRESS
         while piece.start < piece.stop and not self._download.is_received:
@@ -151,7 +155,7 @@ class Fetcher:
                 self._handle_unsatisfiable_range(piece, error)
             except (UpstreamError, UnknownBlobError) as error:
                 if piece.start >= reached + MIN_PROGRESS:
-                    # Progress makes a fetch worth as many attempts as a new one.
+                    # After progress, a transfer gets as many attempts as a new one.
                     pauses = retry.backoff_delays(
                         self._settings.attempts, iter(random.random, None)
                     )
@@ -165,21 +169,21 @@ class Fetcher:
                 await asyncio.sleep(pause)
 
     def _is_permanent(self, error: ProxyError) -> bool:
-        """Tell whether asking again is of no use.
+        """Tell whether a retry is useless.
 
-        Before the first byte upstream's no is an answer. Later it is a broken transfer, for instance a
-        signed URL that has expired; or a limit on connections, where others go on.
+        Before the first byte, a refusal by upstream is final. Later it means a broken transfer, such as
+        a signed URL that has expired, or a limit on connections, and then the other connections continue.
         """
-        is_no = not isinstance(error, UpstreamUnavailableError) or isinstance(
+        is_refusal = not isinstance(error, UpstreamUnavailableError) or isinstance(
             error, UpstreamDownError
         )
         is_first = not self._download.pieces.received
         return isinstance(error, OfflineError) or (
-            is_no and (is_first or self._active_connections > 1)
+            is_refusal and (is_first or self._active_connections > 1)
         )
 
     async def _fetch_once(self, piece: Piece) -> None:
-        """Make one transfer of what is missing of a piece."""
+        """Make one transfer of the missing bytes of a piece."""
         download = self._download
         stop = None if piece.stop >= download.pieces.size else piece.stop
         await download.ticket.admit_request()
@@ -187,7 +191,7 @@ class Fetcher:
             async with self._source.open(piece.start, stop) as body:
                 await download.ticket.admit_download()
                 download.transfer_count += 1
-                self._note_answer(body, piece)
+                self._handle_response_head(body, piece)
                 await self._receive(body, piece)
         finally:
             download.ticket.end_request()
@@ -196,14 +200,14 @@ class Fetcher:
         elif piece.start < piece.stop and not download.is_received:
             raise UpstreamUnavailableError(f"{self._source.upstream_name} broke off a transfer")
 
-    def _note_answer(self, body: BlobBody, piece: Piece) -> None:
-        """Learn from the head of an answer how large the blob is, and whether upstream does ranges."""
+    def _handle_response_head(self, body: BlobBody, piece: Piece) -> None:
+        """Take the blob's size from a response head, and whether upstream supports ranges."""
         if body.size is not None:
             self._download.set_size(body.size)
         if body.is_partial and body.size is not None:
             self._add_connections(body.size)
         elif self._active_connections > 1:
-            raise _RangeNotSupportedError(f"{self._source.upstream_name} does not do ranges")
+            raise _RangeNotSupportedError(f"{self._source.upstream_name} does not support ranges")
         else:
             self._max_connections = 1
             if not body.is_partial:
@@ -221,7 +225,7 @@ class Fetcher:
                     count = await self._source.read_into(body, room[: piece.stop - piece.start])
                     if not count:
                         return
-                    # A reader's range may have been taken from the piece meanwhile.
+                    # The piece may have become shorter during the read: see `PieceMap.claim_at`.
                     count = min(count, piece.stop - piece.start)
                     self._bytes_received += count
                     download.append(piece, chunk, count)
@@ -229,7 +233,7 @@ class Fetcher:
                 download.close_chunk(chunk)
 
     def _add_connections(self, size: int) -> None:
-        """Let others join once upstream has shown that it does ranges, if the blob is worth it."""
+        """Add connections if the blob is large enough, now that upstream has sent a range."""
         if size <= self._settings.parallel_above:
             self._max_connections = 1
         elif self._max_connections > 1 and not self.is_parallel:
@@ -246,7 +250,7 @@ class Fetcher:
         )
 
     def _measure_speed(self, started: float, bytes_before: int) -> None:
-        """Start others, unless one is so fast that more would cost work and bring nothing."""
+        """Start the other connections, unless one is so fast that more would not be faster."""
         seconds = asyncio.get_running_loop().time() - started
         if self._bytes_received - bytes_before < self._settings.parallel_max_rate * seconds:
             self._start_remaining_connections()
@@ -260,16 +264,16 @@ class Fetcher:
                 self._start_connection(None)
 
     def _handle_unsatisfiable_range(self, piece: Piece, error: ProxyError) -> None:
-        """Upstream has nothing at this offset: the blob is empty, at its end, or another one."""
+        """Handle a 416: the blob is empty, ends at this offset, or upstream sends another blob."""
         if self._download.size is not None:
             raise self._source.record_mismatch() from error
         if piece.start == 0 and self._max_connections > 1:
-            # No range of an empty blob can be had.
+            # An empty blob has no satisfiable range.
             self._max_connections = 1
             self._download.pieces.extend_to_end(piece)
         else:
             self._end_at_frontier()
 
     def _end_at_frontier(self) -> None:
-        """Take what has arrived for the whole blob: upstream stated no size, only the digest can tell."""
+        """Treat the received bytes as the whole blob: without a size, only the digest can tell."""
         self._download.set_size(self._download.pieces.received.contiguous_end(0))

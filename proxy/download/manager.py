@@ -1,7 +1,6 @@
-"""The downloads that run, at most one for each upstream and digest.
+"""The running downloads, at most one for each upstream and digest.
 
-Across upstreams only what is committed is shared: what one upstream sends is not given to the clients of
-another before it is verified.
+Upstreams share only committed blobs: clients of one upstream get no unverified bytes of another.
 """
 
 import asyncio
@@ -11,8 +10,8 @@ from contextlib import asynccontextmanager
 
 from proxy.concurrency import run_uncancelled
 from proxy.config import FetchSettings
+from proxy.download.buffers import BufferPool
 from proxy.download.download import Download, DownloadDeps
-from proxy.download.memory import BufferPool
 from proxy.download.queue import Ticket, UpstreamQueue
 from proxy.download.source import BlobSource
 from proxy.download.writer import StorageDeps
@@ -27,9 +26,9 @@ from proxy.oci.reference import Repository
 from proxy.tracing import span
 from proxy.upstream.client import Upstream
 
-# A blob that came wrong twice in a row is not asked for again for this long, in seconds.
+# After two digest mismatches in a row, a blob is not requested again for this long, in seconds.
 MISMATCH_BACKOFF = 10.0
-# How long, in seconds, and of how many blobs it is remembered that upstream does not have them.
+# How long, in seconds, and for how many blobs the manager remembers that upstream does not have them.
 ABSENT_TTL = 3.0
 MAX_ABSENT_BLOBS = 10_000
 
@@ -37,7 +36,7 @@ _Key = tuple[str, Digest]
 
 
 class DownloadManager:
-    """Starts downloads and finds those that run. They are tasks of `group`, not of a request.
+    """Starts downloads and finds running ones. They are tasks of `group`, not of a request.
 
     Limits apply to all downloads and change with a reload; a download keeps the other settings that it was
     started with.
@@ -54,7 +53,7 @@ class DownloadManager:
         self._running: dict[_Key, Download] = {}
         self._tasks: dict[_Key, asyncio.Task[None]] = {}
         self._attached_counts: Counter[Download] = Counter()
-        # Downloads by the client address that has started them.
+        # Downloads by the client address that started them.
         self._started_by: dict[str, set[Download]] = {}
         now = asyncio.get_running_loop().time
         self._mismatch_counts: TTLCache[tuple[Repository, Digest], int] = TTLCache(1000, now)
@@ -65,30 +64,31 @@ class DownloadManager:
         self._limits = settings
         self._pool.configure(settings)
         for queue in self._queues.values():
-            queue.slots.resize(settings.max_downloads)
+            queue.downloads.resize(settings.max_downloads)
 
     def __len__(self) -> int:
         return len(self._running)
 
     def get(self, upstream_name: str, digest: Digest) -> Download | None:
-        """Return the download of `digest` from an upstream if one runs."""
+        """Return the running download of `digest` from an upstream, or None."""
         return self._running.get((upstream_name, digest))
 
     async def join(self, upstream_name: str, digest: Digest, client: str) -> Download | None:
-        """Return the running download of a blob once it has bytes; None if none runs, or none gets so far.
+        """Wait until the running download of a blob has bytes, and return it; None if it ends before.
 
-        Another repository's download may be of what that repository does not hold.
+        Callers that may read from another repository's download need this: that repository may not
+        have the blob.
         """
         while download := self.get(upstream_name, digest):
             self.add_client(download, client)
             await download.wait_started()
-            # While it runs its file is open, for a reader that attaches before anything else happens.
+            # The file of a running download is open for a reader that attaches before the next await.
             if self.get(upstream_name, digest) is download:
                 return download
         return None
 
     def add_client(self, download: Download, client: str) -> None:
-        """Make a download urgent, and let it have its turn with this client's, too."""
+        """Make a download urgent, and let it use this client's turns too."""
         download.ticket.add_client(client)
 
     def start(
@@ -100,11 +100,11 @@ class DownloadManager:
         *,
         client: str | None = None,
     ) -> Download:
-        """Start the download of a blob that none runs for; without a `client` it is not urgent.
+        """Start the download of a blob that has no running one; without a `client` it is not urgent.
 
-        Raises `UnknownBlobError` and `DigestMismatchError` if upstream has just said that it does not have
-        the blob, or has sent wrong bytes for it twice; `TooManyRequestsError` if too many downloads wait
-        that this client alone has asked for.
+        Raises `UnknownBlobError` if upstream has just answered that it does not have the blob,
+        `DigestMismatchError` if it has just sent wrong bytes for it twice, and `TooManyRequestsError` if
+        too many downloads wait that this client alone has requested.
         """
         self._check_remembered(repository, digest)
         if client is not None:
@@ -118,9 +118,9 @@ class DownloadManager:
             self._started_by.setdefault(client, set()).add(download)
         key = (upstream.name, digest)
         self._running[key] = download
-        # What was abandoned may still be closing its files, which are the same.
-        before = self._tasks.get(key)
-        self._tasks[key] = self._group.create_task(self._run(key, download, client, before))
+        # An abandoned download of the same blob may still be closing the files.
+        predecessor = self._tasks.get(key)
+        self._tasks[key] = self._group.create_task(self._run(key, download, client, predecessor))
         return download
 
     def _check_remembered(self, repository: Repository, digest: Digest) -> None:
@@ -141,7 +141,7 @@ class DownloadManager:
         alone = sum(one.is_waiting and one.ticket.client_count == 1 for one in started)
         if alone >= limit:
             raise TooManyRequestsError(
-                f"{limit} downloads wait that {client or 'this client'} has asked for; try again in a "
+                f"{client or 'this client'} already has {limit} downloads waiting; try again in a "
                 "moment, or raise fetch.max_waiting_per_client"
             )
 
@@ -153,10 +153,10 @@ class DownloadManager:
         digest: Digest,
         settings: FetchSettings,
     ) -> AsyncIterator[Download]:
-        """Yield the download of a blob; one that is started for this comes behind what clients wait for.
+        """Yield the running download of a blob, or start one that is not urgent.
 
-        It is abandoned, to be resumed, when the last one that follows it leaves and no client has asked
-        for it. Raises what `start` raises.
+        A download started here is abandoned when its last context ends, unless a client has requested
+        it; its bytes are kept and resumed later. Raises the errors of `start`.
         """
         download = self.get(upstream.name, digest)
         if download is None:
@@ -175,15 +175,15 @@ class DownloadManager:
                     await self._abandon((upstream.name, digest), download)
 
     async def _abandon(self, key: _Key, download: Download) -> None:
-        """End a download that no client waits for, and wait until what it has is kept."""
+        """End a download that no client has requested, and wait until its bytes are kept."""
         if self._running.get(key) is not download or download.is_requested:
             return
-        # From now on it is not found: the next request begins anew, behind it.
+        # The next request starts another download, which waits for the end of this one.
         del self._running[key]
         task = self._tasks[key]
         task.cancel()
         await run_uncancelled(asyncio.wait((task,)))
-        if self._tasks.get(key) is task:  # it had not even begun
+        if self._tasks.get(key) is task:  # it was cancelled before its first step
             del self._tasks[key]
 
     async def _run(
@@ -194,12 +194,12 @@ class DownloadManager:
         predecessor: asyncio.Task[None] | None,
     ) -> None:
         try:
-            with span("download") as noted:
-                noted["pullcache.digest"] = str(download.digest)
+            with span("download") as attributes:
+                attributes["pullcache.digest"] = str(download.digest)
                 await download.run(predecessor)
-                noted["pullcache.bytes"] = download.bytes_present
+                attributes["pullcache.bytes"] = download.bytes_present
                 if download.error:
-                    noted["error.type"] = type(download.error).__qualname__
+                    attributes["error.type"] = type(download.error).__qualname__
         finally:
             if self._running.get(key) is download:
                 del self._running[key]

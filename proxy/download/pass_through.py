@@ -1,4 +1,4 @@
-"""A blob that cannot be stored: each reader fetches the rest for itself, under the same rules."""
+"""Passing through a blob that cannot be stored: each reader fetches the rest in its own transfer."""
 
 import sys
 from collections.abc import AsyncGenerator
@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from proxy.download.download import Download
 
-# There may be thousands of these.
+# Small, as there may be thousands of readers, each with a buffer.
 _BUFFER_SIZE = 64 << 10
 
 
 class PassThrough:
-    """The bytes from `start` up to `stop`, hashed as they come; the blob's last byte waits for the digest."""
+    """The bytes from `start` up to `stop`, hashed as they arrive.
+
+    The last byte of the blob is withheld until the digest is verified.
+    """
 
     def __init__(self, download: "Download", start: int, stop: int) -> None:
         self._parts = _fetch(download, start, stop)
@@ -20,9 +23,9 @@ class PassThrough:
         self._offset = start
 
     async def next(self, offset: int) -> memoryview:
-        """Return the bytes at `offset`, which goes forward only; an empty view at the end.
+        """Return the bytes at `offset`, which only moves forward; an empty view at the end.
 
-        It is valid until the next call. Raises `DigestMismatchError` and `UpstreamError`.
+        The view is valid until the next call. Raises `DigestMismatchError` and `UpstreamError`.
         """
         self._part = self._part[offset - self._offset :]
         self._offset = offset
@@ -38,7 +41,7 @@ class PassThrough:
 async def _fetch(download: "Download", start: int, stop: int) -> AsyncGenerator[memoryview, None]:
     """Yield the bytes from `start` up to `stop`; each part is valid until the next step."""
     source = download.source
-    # All bytes that the hash lacks are fetched, also those before `start`.
+    # All unhashed bytes are fetched, including any before `start`.
     hasher, position = download.copy_hasher(), download.hashed
     buffer = memoryview(bytearray(_BUFFER_SIZE))
     withheld = b""

@@ -1,14 +1,14 @@
-"""Which bytes of a blob have arrived, and which connection fetches which of the rest. PURE."""
+"""The ranges of a blob that have arrived, and the pieces that connections fetch. PURE."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# A request costs a redirect and a round trip or two; this much is worth them.
+# A request costs a redirect and a round trip or two, so a piece has at least this many bytes.
 MIN_PIECE = 4 << 20
 # With larger pieces, a reader from the beginning would wait for one slow connection.
 MAX_PIECE = 16 << 20
-# A connection will have fetched this many bytes before another one could begin.
+# A connection fetches this many bytes before a new one could send its first.
 MIN_SPLIT_DISTANCE = 512 << 10
 
 OPEN_END = 1 << 63
@@ -18,7 +18,7 @@ class RangeSet:
     """A set of byte offsets, kept as disjoint ascending ranges."""
 
     def __init__(self) -> None:
-        # Starts and stops by turns, ascending.
+        # Alternating starts and stops, ascending.
         self._boundaries: list[int] = []
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -53,7 +53,7 @@ class RangeSet:
 
 @dataclass(eq=False, slots=True)
 class Piece:
-    """Bytes that one connection fetches: those before `start` have arrived."""
+    """The bytes that one connection still has to fetch; `start` advances as they arrive."""
 
     start: int
     stop: int
@@ -76,9 +76,9 @@ class PieceMap:
         return self.received.contiguous_end(0) == self.size
 
     def claim_next(self, connections: int) -> Piece | None:
-        """Claim the first missing bytes: an even share of all that are missing and unclaimed.
+        """Claim the first missing bytes: one of `connections` even shares of the unclaimed bytes.
 
-        With one connection that is all of them. Returns None if there is nothing to claim.
+        With one connection, that is the whole first gap. Returns None if there is nothing to claim.
         """
         gaps = self._unclaimed_ranges()
         if not gaps:
@@ -101,8 +101,7 @@ class PieceMap:
     def claim_at(self, offset: int, stop: int) -> Piece | None:
         """Claim bytes from `offset` up to `stop` at most, before their turn.
 
-        They are taken from a connection that would reach them later. Returns None if they have arrived
-        or will soon.
+        A piece that would reach them later is shortened. Returns None if they have arrived or will soon.
         """
         for piece in self._claimed:
             if piece.start + MIN_SPLIT_DISTANCE < offset < piece.stop:
@@ -119,11 +118,11 @@ class PieceMap:
         piece.start += count
 
     def release(self, piece: Piece) -> None:
-        """Give up a piece; what is missing of it may be claimed again."""
+        """Give up a piece; its missing bytes may be claimed again."""
         self._claimed.remove(piece)
 
     def extend_to_end(self, piece: Piece) -> None:
-        """Let a piece, the only one, reach to the end of the blob."""
+        """Extend the only claimed piece to the end of the blob."""
         piece.stop = self.size
 
     def set_size(self, size: int) -> None:

@@ -1,9 +1,9 @@
-"""Who may ask an upstream for a blob next, and whose download runs next.
+"""The order of requests for blobs to one upstream, and of the downloads that follow them.
 
-Each upstream has a line of its own, so a slow one delays no other. A download first needs a place among
-the requests that upstream has not answered, then, once upstream has answered 200, one of the slots for
-downloads. A blob that upstream does not have therefore costs no slot. In both lines, blobs that clients
-wait for go before those that are only prefetched, and client addresses take turns.
+Each upstream has its own queues, so a slow one does not delay the others. A download first needs a slot
+for its request, which upstream has not answered, and after a 200 one of the slots for downloads. A blob
+that upstream does not have therefore takes no download slot. In both queues, blobs that clients wait for
+precede those that are only prefetched, and client addresses take turns.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ from collections import Counter, OrderedDict, deque
 MAX_REQUESTS = 32
 
 
-class Place:
-    """A place in a line, for downloads that `clients` have asked for; without clients it is not urgent."""
+class QueueSlot:
+    """A slot that one download waits for or holds, for `clients`; without clients it is not urgent."""
 
     def __init__(self) -> None:
         self.clients: dict[str, None] = {}
@@ -23,100 +23,101 @@ class Place:
         self.charged_to: str | None = None
 
 
-class FairLine:
-    """`limit` places; client addresses take turns, and what is not urgent waits for what is.
+class FairQueue:
+    """Grants `limit` slots: urgent ones first, and client addresses in turn.
 
-    What is not urgent leaves a quarter of the places free, at least one (of a single place it leaves
-    none). With `is_shared_out`, an address gets no more places than are left for the others.
+    Slots that are not urgent leave a quarter of the limit free, at least one (with a limit of one they
+    leave none). With `is_shared_out`, an address gets no more slots than are left for the others.
     """
 
     def __init__(self, limit: int, *, is_shared_out: bool = False) -> None:
         self._limit = self._free = limit
         self._is_shared_out = is_shared_out
-        self._lines: OrderedDict[str, deque[Place]] = OrderedDict()
-        self._background: deque[Place] = deque()
-        self._held: Counter[str] = Counter()
+        self._waiting: OrderedDict[str, deque[QueueSlot]] = OrderedDict()
+        self._background: deque[QueueSlot] = deque()
+        self._granted_counts: Counter[str] = Counter()
 
     def __len__(self) -> int:
-        """Return how many places are taken or waited for."""
-        waiting = {id(place) for line in self._lines.values() for place in line}
+        """Return how many slots are granted or waited for."""
+        waiting = {id(slot) for slots in self._waiting.values() for slot in slots}
         waiting.update(map(id, self._background))
         return self._limit - self._free + len(waiting)
 
     def resize(self, limit: int) -> None:
-        """Change the limit. Places that are taken stay taken, also beyond it."""
+        """Change the limit. Slots that are granted stay granted, also beyond it."""
         self._free += limit - self._limit
         self._limit = limit
         self.dispatch()
 
-    async def acquire(self, place: Place) -> None:
-        """Wait until the place is granted. The caller gives it back with `release`, in any case."""
-        place.granted = asyncio.get_running_loop().create_future()
-        for client in place.clients:
-            self._lines.setdefault(client, deque()).append(place)
-        if not place.is_urgent:
-            self._background.append(place)
+    async def acquire(self, slot: QueueSlot) -> None:
+        """Wait until the slot is granted. The caller must `release` it, even if it is cancelled."""
+        slot.granted = asyncio.get_running_loop().create_future()
+        for client in slot.clients:
+            self._waiting.setdefault(client, deque()).append(slot)
+        if not slot.is_urgent:
+            self._background.append(slot)
         self.dispatch()
-        await place.granted
+        await slot.granted
 
-    def add_client(self, place: Place, client: str) -> None:
-        """Let a place that is waited for be granted at this client's turn, too."""
-        if client in place.clients:
+    def add_client(self, slot: QueueSlot, client: str) -> None:
+        """Let a slot that is waited for be granted at this client's turn, too."""
+        if client in slot.clients:
             return
-        place.clients[client] = None
-        if place.granted and not place.granted.done():
-            self._lines.setdefault(client, deque()).append(place)
+        slot.clients[client] = None
+        if slot.granted and not slot.granted.done():
+            self._waiting.setdefault(client, deque()).append(slot)
             self.dispatch()
 
-    def release(self, place: Place) -> None:
-        """Give back a place, or leave the line."""
-        granted, place.granted = place.granted, None
+    def release(self, slot: QueueSlot) -> None:
+        """Give back a slot that was granted, or stop waiting for it."""
+        granted, slot.granted = slot.granted, None
         if granted is None:
             return
-        if place.charged_to is not None:
-            self._held[place.charged_to] -= 1
-            self._held += Counter()  # drops zeros
-            place.charged_to = None
+        if slot.charged_to is not None:
+            self._granted_counts[slot.charged_to] -= 1
+            self._granted_counts += Counter()  # drops zeros
+            slot.charged_to = None
             self._free += 1
         else:
             granted.cancel()
-            for client in place.clients:
-                self._remove(client, place)
-            if place in self._background:
-                self._background.remove(place)
+            for client in slot.clients:
+                self._remove(client, slot)
+            if slot in self._background:
+                self._background.remove(slot)
         self.dispatch()
 
-    def _remove(self, client: str, place: Place) -> None:
-        line = self._lines.get(client)
-        if line and place in line:
-            line.remove(place)
-        if line is not None and not line:
-            del self._lines[client]
+    def _remove(self, client: str, slot: QueueSlot) -> None:
+        waiting = self._waiting.get(client)
+        if waiting and slot in waiting:
+            waiting.remove(slot)
+        if waiting is not None and not waiting:
+            del self._waiting[client]
 
     def dispatch(self) -> None:
-        """Grant free places."""
-        while self._free > 0 and (found := self._next_place()):
-            client, place = found
-            for other in place.clients:
-                self._remove(other, place)
-            if place in self._background:
-                self._background.remove(place)
+        """Grant free slots."""
+        while self._free > 0 and (found := self._next_slot()):
+            client, slot = found
+            for other in slot.clients:
+                self._remove(other, slot)
+            if slot in self._background:
+                self._background.remove(slot)
             self._free -= 1
-            self._held[client] += 1
-            place.charged_to = client
-            assert place.granted is not None
-            if not place.granted.done():
-                place.granted.set_result(None)
+            self._granted_counts[client] += 1
+            slot.charged_to = client
+            assert slot.granted is not None
+            if not slot.granted.done():
+                slot.granted.set_result(None)
 
-    def _next_place(self) -> tuple[str, Place] | None:
-        for client in self._lines:
-            held = self._held[client]
-            if self._is_shared_out and held and held >= self._free:
+    def _next_slot(self) -> tuple[str, QueueSlot] | None:
+        """Return the slot to grant next and the client that it is charged to."""
+        for client in self._waiting:
+            granted = self._granted_counts[client]
+            if self._is_shared_out and granted and granted >= self._free:
                 continue
-            self._lines.move_to_end(client)
-            return client, self._lines[client][0]
-        if self._lines:
-            # What is not urgent does not overtake a client whose share is used up.
+            self._waiting.move_to_end(client)
+            return client, self._waiting[client][0]
+        if self._waiting:
+            # Background slots do not overtake a client whose share is used up.
             return None
         reserve = max(1, self._limit // 4) if self._limit > 1 else 0
         if self._background and self._free > reserve:
@@ -125,60 +126,60 @@ class FairLine:
 
 
 class UpstreamQueue:
-    """The two lines before one upstream."""
+    """The two queues of one upstream: `requests` without an answer, and running `downloads`."""
 
     def __init__(self, max_downloads: int) -> None:
-        self.requests = FairLine(MAX_REQUESTS, is_shared_out=True)
-        self.slots = FairLine(max_downloads)
+        self.requests = FairQueue(MAX_REQUESTS, is_shared_out=True)
+        self.downloads = FairQueue(max_downloads)
 
 
 class Ticket:
-    """One download's way through the lines of its upstream."""
+    """The slots of one download in the queues of its upstream."""
 
     def __init__(self, queue: UpstreamQueue, client: str | None) -> None:
         self.is_running = False
         self._queue = queue
-        self._request, self._slot = Place(), Place()
+        self._request_slot, self._download_slot = QueueSlot(), QueueSlot()
         if client is not None:
             self.add_client(client)
 
     @property
     def is_urgent(self) -> bool:
-        """Whether a client has asked for the download."""
-        return self._slot.is_urgent
+        """Whether a client has requested the download."""
+        return self._download_slot.is_urgent
 
     @property
     def client_count(self) -> int:
-        """How many client addresses have asked for the download."""
-        return len(self._slot.clients)
+        """How many client addresses have requested the download."""
+        return len(self._download_slot.clients)
 
     def add_client(self, client: str) -> None:
-        """Make the download urgent, for this client too."""
-        for line, place in self._lines():
-            place.is_urgent = True
-            line.add_client(place, client)
-
-    def _lines(self) -> tuple[tuple[FairLine, Place], ...]:
-        return (self._queue.requests, self._request), (self._queue.slots, self._slot)
+        """Make the download urgent, and let it use this client's turns too."""
+        for queue, slot in (
+            (self._queue.requests, self._request_slot),
+            (self._queue.downloads, self._download_slot),
+        ):
+            slot.is_urgent = True
+            queue.add_client(slot, client)
 
     async def admit_request(self) -> None:
-        """Wait until upstream may be asked. Returns at once for a download that has a slot."""
+        """Wait until a request may be sent. Returns at once for a download that has a slot."""
         if not self.is_running:
-            await self._queue.requests.acquire(self._request)
+            await self._queue.requests.acquire(self._request_slot)
 
     async def admit_download(self) -> None:
-        """Wait for a slot, after upstream's answer."""
+        """Wait for a download slot, after upstream has answered; give back the request slot."""
         if not self.is_running:
-            await self._queue.slots.acquire(self._slot)
+            await self._queue.downloads.acquire(self._download_slot)
             self.is_running = True
         self.end_request()
 
     def end_request(self) -> None:
-        """Give back the place among the requests, if it is held."""
-        self._queue.requests.release(self._request)
+        """Give back the request slot, if the download has one."""
+        self._queue.requests.release(self._request_slot)
 
     def release(self) -> None:
-        """Give back everything."""
+        """Give back both slots."""
         self.is_running = False
         self.end_request()
-        self._queue.slots.release(self._slot)
+        self._queue.downloads.release(self._download_slot)

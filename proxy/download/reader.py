@@ -1,22 +1,22 @@
-"""What an answer reads a running download with.
+"""The reader through which a response gets the bytes of a running download.
 
     async with download.attach() as reader:
-        await reader.wait_ready()          # upstream has answered; raises its no
+        await reader.wait_ready()          # upstream has answered; raises its error
         while offset < stop:
             part = await reader.next(offset, stop)
             ...                            # send as much of it as the client takes now
             offset += sent
 
-`next` returns what may be sent from `offset` on, as one of two things:
+`next` returns bytes from `offset` on that may be sent, in one of two forms:
 
 - a `memoryview`: bytes that have arrived and are not in the file yet. **It is valid until the caller
-  awaits anything**: send from it what the kernel takes at once, or copy it; then call `next` again
-  from where the sending has stopped (by then the bytes may be in the file).
+  awaits anything**: send as much of it as the kernel takes at once, or copy it; then call `next` again
+  at the first unsent byte (by then the bytes may be in the file).
 - a `FileRange(fd, start, stop)`: bytes of the file, `start == offset`. It is valid until `attach` ends.
 
-Neither ever goes beyond what may be sent: the last byte of the blob is withheld until the digest is
-verified. An empty `memoryview` is the end of a blob of unknown size. `next` raises the download's error;
-the body then stays short. A blob that cannot be stored comes through the same calls.
+The last byte of the blob is withheld until the digest is verified. An empty `memoryview` marks the end of
+a blob of unknown size. `next` raises the download's error, and the response body is then cut short. The
+same calls read a blob that cannot be stored.
 """
 
 import sys
@@ -38,7 +38,7 @@ class DownloadReader:
 
     def __init__(self, download: "Download") -> None:
         self._download = download
-        # The attempt whose bytes this reader has been given.
+        # The attempt whose bytes this reader has returned.
         self._generation: int | None = None
         self._may_read_ahead: bool | None = None
         self._pass_through: PassThrough | None = None
@@ -60,43 +60,47 @@ class DownloadReader:
         return self._download.has_stopped_storing
 
     async def wait_ready(self) -> None:
-        """Wait until upstream has sent the first bytes. Raises what ended the download before."""
+        """Wait until upstream has sent the first bytes. Raises the error of a download that failed before."""
         download = self._download
         await download.wait_started()
         if download.error:
             raise copy(download.error)
 
     async def wait_verified(self) -> None:
-        """Wait until the digest is verified, and the size known."""
+        """Wait until the digest is verified, and the size known.
+
+        Raises the download's error, and `UpstreamUnavailableError` if the blob is not being stored.
+        """
         download = self._download
         while not download.is_verified:
             if download.error:
                 raise copy(download.error)
             if download.has_stopped_storing:
                 raise UpstreamUnavailableError(
-                    "its size is not known and it is not stored; ask for it by HTTP/1.1"
+                    "the size of this blob is unknown and it is not stored; request it with HTTP/1.1"
                 )
             await download.readable.wait()
 
     def require_stored(self) -> None:
-        """Read several ranges: none of them ahead, and none by a transfer of its own.
+        """Disable reading ahead and passing through, for a response with several ranges.
 
-        Each range of a blob that is not stored would cost upstream a transfer.
+        Without the store, each range would cost a transfer from upstream. `next` then raises
+        `UpstreamUnavailableError` if the download stops storing.
         """
         self._must_be_stored = True
         self._may_read_ahead = False
 
     async def next(self, offset: int, stop: int = sys.maxsize) -> memoryview | FileRange:
-        """Return what may be sent from `offset` on, and before `stop`; see the module's docstring.
+        """Return bytes from `offset` up to `stop` at most; see the module's docstring.
 
-        A range that connections would reach only later is fetched before its turn.
+        Wait until there are any. A range that the connections would reach later is fetched before its turn.
         """
         download = self._download
         if self._may_read_ahead is None:
             self._may_read_ahead = download.is_read_ahead(offset, stop)
         while self._pass_through is None:
             if self._generation not in (None, download.generation):
-                raise DigestMismatchError(f"{self.upstream_name} sent other content before")
+                raise DigestMismatchError(f"{self.upstream_name} sent wrong bytes before")
             part = download.readable_part(offset, stop, may_include_last=self._may_read_ahead)
             if part:
                 self._generation = download.generation
@@ -104,7 +108,7 @@ class DownloadReader:
             if download.is_verified:
                 return END
             if download.error:
-                # Each reader raises its own: tracebacks and contexts are not for sharing.
+                # Each reader raises a copy, since exceptions collect tracebacks and contexts.
                 raise copy(download.error)
             if download.has_stopped_storing:
                 self._pass_through = self._begin_pass_through(offset, stop)
@@ -116,11 +120,11 @@ class DownloadReader:
     def _begin_pass_through(self, offset: int, stop: int) -> PassThrough:
         if self._must_be_stored:
             raise UpstreamUnavailableError(
-                "it is not stored, so only one range at a time can be had; ask for each"
+                "this blob is not stored, so request its ranges one at a time"
             )
         return PassThrough(self._download, offset, stop)
 
     async def close(self) -> None:
-        """End a transfer of the reader's own."""
+        """End the reader's own transfer, if it has one."""
         if self._pass_through:
             await self._pass_through.close()

@@ -1,4 +1,4 @@
-"""Where a download's bytes come from: one blob under one repository of an upstream."""
+"""The source of a download's bytes: one blob in one repository of an upstream."""
 
 from contextlib import AbstractAsyncContextManager
 
@@ -16,7 +16,7 @@ log = get_logger(__name__)
 
 
 class BlobSource:
-    """One blob under one repository of an upstream."""
+    """One blob in one repository of an upstream, with metrics and logs for its transfers."""
 
     def __init__(
         self, upstream: Upstream, repository: Repository, digest: Digest, metrics: Metrics
@@ -28,11 +28,14 @@ class BlobSource:
         self._metrics = metrics
 
     def open(self, start: int, stop: int | None = None) -> AbstractAsyncContextManager[BlobBody]:
-        """Open the blob at `start`, for the bytes before `stop` if upstream does ranges."""
+        """Request the blob from `start` on, up to `stop` if upstream supports ranges.
+
+        The context raises `UnknownBlobError` and `UpstreamError`.
+        """
         return self._upstream.open_blob(self.repository.name, self.digest, start, stop)
 
     async def skip_to(self, body: BlobBody, offset: int) -> None:
-        """Read and drop what an upstream without ranges sends before `offset`."""
+        """Read and discard the bytes that an upstream without ranges sends before `offset`."""
         left = offset - body.offset
         scratch = memoryview(bytearray(min(left, _SKIP_SIZE))) if left > 0 else None
         while scratch and left > 0:
@@ -42,18 +45,18 @@ class BlobSource:
             left -= count
 
     async def read_into(self, body: BlobBody, buffer: memoryview) -> int:
-        """Read the next bytes into `buffer`; return how many, 0 at the end. Raises `UpstreamError`."""
+        """Read the next bytes into `buffer`; return their number, 0 at the end. Raises `UpstreamError`."""
         count = await body.read_into(buffer)
         self._metrics.count_upstream_bytes(self.upstream_name, "blob", count)
         return count
 
     def record_retry(self, offset: int, error: ProxyError) -> None:
-        """Count and log that a transfer is tried again."""
+        """Count and log the retry of a transfer at `offset`."""
         self._metrics.count_upstream_retry(self.upstream_name, "transfer")
         log.info("download_retried", digest=str(self.digest), offset=offset, reason=str(error))
 
     def record_mismatch(self) -> DigestMismatchError:
-        """Return the error for wrong bytes, and count it; from now on the registry is asked, no mirror."""
+        """Count wrong bytes and return the error; later requests for the blob skip the mirrors."""
         self._metrics.count_digest_mismatch(self.upstream_name)
         self._upstream.mark_suspect(self.digest)
-        return DigestMismatchError(f"{self.upstream_name} sent other content for {self.digest}")
+        return DigestMismatchError(f"{self.upstream_name} sent wrong content for {self.digest}")

@@ -1,4 +1,4 @@
-"""Work that is done together, or not at all."""
+"""Running several awaitables to completion, or none of them."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -8,7 +8,7 @@ from proxy.concurrency import background
 
 
 async def run_all(*works: Awaitable[None]) -> None:
-    """Run all to their ends; the first error cancels the others and is raised."""
+    """Run all `works` to completion; the first error cancels the others and is raised."""
     async with AsyncExitStack() as stack:
         pending = {await stack.enter_async_context(background(work)) for work in works}
         while pending:

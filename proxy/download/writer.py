@@ -1,6 +1,6 @@
-"""The worker that gets a download's bytes into the store: writes them, hashes them, commits the blob.
+"""The worker that stores a download's bytes: it writes and hashes them, and commits the blob.
 
-One thread writes while another hashes what was just written, from memory.
+One thread writes while another hashes the bytes just written, from memory.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from proxy.concurrency import run_in_thread
-from proxy.download.memory import BUFFER_SIZE, Chunk
+from proxy.download.buffers import BUFFER_SIZE, Chunk
 from proxy.download.tasks import run_all
 from proxy.errors import NoSpaceError, StorageError
 from proxy.log import get_logger
@@ -28,15 +28,15 @@ from proxy.tracing import record_span
 if TYPE_CHECKING:
     from proxy.download.download import Download
 
-# What was written ahead is hashed in steps of this size, so that readers see it come.
+# Bytes written ahead are hashed in steps of this size, so that readers get them gradually.
 HASH_STEP = 4 << 20
 # Blobs from this size on are written past the page cache, as long as the disk keeps up.
 MIN_DIRECT_SIZE = 64 << 20
-# The disk is slower than upstream when it has held up a download for this long in all, in seconds.
+# The disk counts as slower than upstream once it has held up a download for this long in total, in seconds.
 MAX_HOLD_UP = 0.5
-# How long, in seconds, bytes wait for the rest of their buffer, to be written past the page cache.
+# How long bytes wait for their buffer to fill, so that it can be written past the page cache, in seconds.
 PARTIAL_DELAY = 0.1
-# Chunks written in one call of a thread: the hash of these waits for the last of them.
+# Chunks written in one call in a thread. The hash waits for the last of them.
 MAX_CHUNKS_PER_WRITE = 4
 
 log = get_logger(__name__)
@@ -44,7 +44,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StorageDeps:
-    """What content is written with. `open_ingests` are those that a download writes just now."""
+    """The parts of the store that downloads write with. `open_ingests` are being written right now."""
 
     store: BlobStore
     index: Index
@@ -55,44 +55,44 @@ class StorageDeps:
 
 
 class BlobWriter:
-    """Writes and hashes a download's chunks. Methods raise `StorageError` where the store cannot go on."""
+    """Writes and hashes a download's chunks. Methods raise `StorageError` if the disk fails or is full."""
 
     def __init__(self, download: "Download", storage: StorageDeps) -> None:
         self._download = download
         self._storage = storage
         self._ingest: Ingest | None = None
         self._reservation: Reservation | None = None
-        # Set where another upstream's download of the same digest has the usual place.
+        # Set if another upstream's download of the same digest uses the shared ingest.
         self._private_directory: Path | None = None
-        self._has_usual_place = False
+        self._has_shared_ingest = False
         self._hash_seconds = 0.0
 
     @property
     def fd(self) -> int:
-        """The file, once bytes are written."""
+        """The descriptor of the file, once bytes are written."""
         assert self._ingest is not None
         return self._ingest.fd
 
     @property
     def frontier(self) -> int:
-        """How many bytes are written and hashed."""
+        """The number of bytes from the beginning that are written and hashed."""
         return self._ingest.frontier if self._ingest else 0
 
     def copy_hasher(self) -> Hasher:
-        """Return a hash of the bytes up to the frontier, to go on elsewhere."""
+        """Return a copy of the hasher of the bytes up to the frontier."""
         return self._ingest.copy_hasher() if self._ingest else self._download.digest.new_hasher()
 
     async def resume(self) -> None:
-        """Take over what an earlier download from this upstream has left."""
+        """Resume from the bytes that an earlier download from this upstream left."""
         digest, storage = self._download.digest, self._storage
         if digest in storage.open_ingests:
             self._reservation = await storage.space.reserve(0)
         else:
-            self._has_usual_place = True
+            self._has_shared_ingest = True
             storage.open_ingests.add(digest)
             self._reservation = await storage.space.resume_partial(digest)
         assert self._reservation is not None
-        if self._reservation.size and self._has_usual_place:
+        if self._reservation.size and self._has_shared_ingest:
             await self._open(has_partial=True)
 
     async def _open(self, *, has_partial: bool) -> None:
@@ -109,9 +109,9 @@ class BlobWriter:
         log.info("download_resumed", digest=str(ingest.digest), offset=ingest.frontier)
 
     def _open_ingest(self, *, has_partial: bool) -> None:
-        # Kept at once: also a task that is cancelled closes it.
+        # Assigned before anything else can fail, so that a cancelled task closes it.
         store = self._storage.store
-        if not self._has_usual_place:
+        if not self._has_shared_ingest:
             self._private_directory = store.make_import_directory()
             ingest = store.open_ingest(self._download.digest, self._private_directory)
         else:
@@ -122,14 +122,14 @@ class BlobWriter:
             ingest.resume()
 
     async def run(self) -> None:
-        """Write and hash what arrives; return when the digest is verified.
+        """Write and hash bytes as they arrive; return when the digest is verified.
 
         Raises `StorageError`, and `DigestMismatchError` if the bytes are not the blob.
         """
         download = self._download
         while download.size is None and not download.chunks:
             await download.progress.wait()
-        # Not before upstream has answered: what it does not have costs no file.
+        # After upstream has answered, so that a blob it does not have costs no file.
         if self._ingest is None:
             await self._open(has_partial=False)
         await run_all(self._write(), self._hash())
@@ -151,8 +151,8 @@ class BlobWriter:
         """Tell whether to write past the page cache.
 
         That takes a fifth less CPU, and the blob is durable as soon as it is whole (measured, 1 GiB: 1.8
-        instead of 2.2 s; 0.01 instead of 0.6 s after the last byte). But what is then read from the file
-        comes from the disk: not where the disk is slower than upstream, nor where several clients read.
+        instead of 2.2 s; 0.01 instead of 0.6 s after the last byte). But reads of the file then go to the
+        disk, so the page cache is used if the disk is slower than upstream or several clients read.
         """
         download = self._download
         is_large = download.size is not None and download.size >= MIN_DIRECT_SIZE
@@ -160,10 +160,9 @@ class BlobWriter:
         return is_large and is_disk_fast and download.reader_count <= 1
 
     async def _write_due(self, *, direct: bool = False) -> bool:
-        """Write some of what has arrived; return whether there was any.
+        """Write some of the bytes that have arrived; return whether there were any.
 
-        With `direct`, only what can be written past the page cache: buffers that follow each other, filled
-        and unwritten; or what no connection will fill.
+        With `direct`, write past the page cache, and only full buffers that follow each other.
         """
         download, ingest = self._download, self._ingest
         assert ingest is not None
@@ -205,7 +204,7 @@ class BlobWriter:
                 await run_in_thread(self._storage.executor, ingest.hash_up_to, stop)
             self._hash_seconds += perf_counter() - began
             if ingest.frontier == start:
-                raise StorageError("cannot read an ingest: it is shorter than it was")
+                raise StorageError("cannot read an ingest: its file was truncated")
             if ingest.frontier != download.size:
                 download.mark_hashed(ingest.frontier)
         if not ingest.matches_digest():
@@ -214,7 +213,7 @@ class BlobWriter:
         download.mark_hashed(ingest.frontier, is_verified=True)
 
     def _parts_in_memory(self, start: int, stop: int) -> list[memoryview]:
-        """Return the bytes from `start` on that are in memory still, up to `stop` at most."""
+        """Return the bytes from `start` on that are still in memory, up to `stop` at most."""
         parts = []
         for chunk in sorted(self._download.chunks, key=lambda chunk: chunk.start):
             if chunk.start <= start < chunk.written:
@@ -224,9 +223,9 @@ class BlobWriter:
         return parts
 
     async def _reserve(self, count: int) -> None:
-        """See that the reservation holds `count` bytes more than are written, or raise `NoSpaceError`.
+        """Grow the reservation to `count` bytes more than are written, or raise `NoSpaceError`.
 
-        Room is taken as bytes come: a length that upstream only claims evicts nothing.
+        It grows as bytes arrive, so that a length that upstream only claims evicts nothing.
         """
         written, size = self._download.written, self._download.size
         assert self._reservation is not None
@@ -235,15 +234,15 @@ class BlobWriter:
         if size is not None:
             needed = min(needed, size)
         if not await self._storage.space.grow(self._reservation, needed, limit=size):
-            raise NoSpaceError("no room can be made")
+            raise NoSpaceError("the store cannot free enough space")
 
     async def reset(self) -> None:
-        """Forget all bytes."""
+        """Discard all bytes that were written."""
         if self._ingest:
             await run_in_thread(self._storage.executor, self._ingest.reset)
 
     async def commit(self) -> bool:
-        """Make the blob a part of the store. False if the disk fails: that fails no reader."""
+        """Commit the blob to the store. Returns False if the disk fails; readers continue."""
         download, storage = self._download, self._storage
         assert self._ingest is not None
         assert self._reservation is not None
@@ -258,13 +257,13 @@ class BlobWriter:
         return True
 
     async def release(self, *, keep_partial: bool) -> None:
-        """Keep what has arrived to be resumed, or remove it; give back the room that is left."""
+        """Keep the bytes that have arrived for a later download, or remove them; free the reservation."""
         try:
             if self._reservation is not None:
-                await self._release(keep_partial=keep_partial and self._has_usual_place)
+                await self._release(keep_partial=keep_partial and self._has_shared_ingest)
         finally:
             self._reservation = None
-            if self._has_usual_place:
+            if self._has_shared_ingest:
                 self._storage.open_ingests.discard(self._download.digest)
             if self._private_directory:
                 await run_in_thread(
@@ -291,14 +290,14 @@ class BlobWriter:
         space.release(self._reservation)
 
     def close(self) -> None:
-        """Close the file. Nothing is written or read any more."""
+        """Close the file. The caller neither reads nor writes it any more."""
         if self._ingest:
             self._ingest.close()
             self._ingest = None
 
 
 def _direct_run(chunks: list[Chunk]) -> list[Chunk]:
-    """Return chunks that follow each other in the file and can be written past the page cache at once."""
+    """Return adjacent chunks of the file that one call can write past the page cache."""
     run: list[Chunk] = []
     for chunk in chunks:
         is_whole = len(chunk.buffer) == BUFFER_SIZE and chunk.is_full

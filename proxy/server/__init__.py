@@ -1,4 +1,4 @@
-"""What clients connect to: HTTP/1.1, TLS, limits and logins.
+"""The HTTP/1.1 server for clients, with TLS, connection limits and logins.
 
-`registry` answers pulls, `admin` the operator.
+`registry` answers pulls, and `admin` answers the operator's commands.
 """

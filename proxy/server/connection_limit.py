@@ -1,4 +1,4 @@
-"""Limits on connections, in all and per client, and slots for rejected ones."""
+"""Limits on connections, in total and per client, and slots for rejected connections."""
 
 import resource
 from collections import Counter
@@ -9,14 +9,17 @@ from proxy.config import ServerSettings
 
 # Descriptors for everything but clients: the store, the index, the log, upstream connections and growing blobs.
 RESERVED_DESCRIPTORS = 512
-# What a client needs while it is sent a blob: its connection, a duplicate of that, and the file.
+# Descriptors of a client that receives a blob: its connection, a duplicate of that, and the file.
 DESCRIPTORS_PER_CLIENT = 3
 # At most this many rejected clients get a 429 at a time; further ones are closed.
 MAX_REJECTED = 64
 
 
 class ConnectionLimiter:
-    """Counts connections. Limits may change at any time; accepted connections stay."""
+    """Counts connections and rejects the ones over a limit. A lower limit closes no connection.
+
+    Calls `on_reject` for each rejected connection.
+    """
 
     def __init__(self, settings: ServerSettings, on_reject: Callable[[], None]) -> None:
         self._on_reject = on_reject
@@ -31,7 +34,7 @@ class ConnectionLimiter:
         return self._connected
 
     def update_limits(self, settings: ServerSettings) -> None:
-        """Take over the limits of `settings`, as far as this process may open files."""
+        """Apply the limits of `settings`, bounded by the number of files that this process may open."""
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.max_connections = settings.max_connections
         if files != resource.RLIM_INFINITY:
@@ -40,12 +43,14 @@ class ConnectionLimiter:
         self._max_per_client = settings.max_connections_per_client
 
     def acquire(self, address: str) -> "ConnectionSlot | None":
-        """Return a slot, which may be one of a rejected client; None if those are used up too."""
+        """Return a slot, one with `is_rejected` over a limit; None if `MAX_REJECTED` are taken."""
         client = client_key(address)
         # A Unix socket has no client address.
-        is_greedy = client and self._connections_by_client[client] >= self._max_per_client
-        is_refused = bool(is_greedy) or self._connected >= self.max_connections
-        if is_refused:
+        is_over_client_limit = (
+            client and self._connections_by_client[client] >= self._max_per_client
+        )
+        is_rejected = bool(is_over_client_limit) or self._connected >= self.max_connections
+        if is_rejected:
             self._on_reject()
             if self._rejected >= MAX_REJECTED:
                 return None
@@ -53,10 +58,10 @@ class ConnectionLimiter:
         else:
             self._connected += 1
             self._connections_by_client[client] += 1
-        return ConnectionSlot(self, client, is_rejected=is_refused)
+        return ConnectionSlot(self, client, is_rejected=is_rejected)
 
     def release(self, client: str, *, is_rejected: bool) -> None:
-        """Stop counting a connection."""
+        """Subtract a connection that has ended."""
         if is_rejected:
             self._rejected -= 1
             return
@@ -67,7 +72,7 @@ class ConnectionLimiter:
 
 
 class ConnectionSlot:
-    """The place of one connection; releasing it again does nothing."""
+    """The slot of one connection. A second release does nothing."""
 
     __slots__ = ("_client", "_is_released", "_limiter", "is_rejected")
 
@@ -85,7 +90,7 @@ class ConnectionSlot:
 
 
 def client_key(address: str) -> str:
-    """Return what counts as one client: an IPv4 address, or an IPv6 network of 64 bits."""
+    """Return the key of a client: its IPv4 address, or the /64 network of its IPv6 address."""
     try:
         parsed = ip_address(address.partition("%")[0])
     except ValueError:

@@ -1,8 +1,8 @@
-"""HTTP/1.1 for `server.listen`: one protocol for each connection, on the parser llhttp (RFC 9112).
+"""HTTP/1.1 for `server.listen`: one protocol object per connection, with the parser llhttp (RFC 9112).
 
-A connection answers its requests in order, one at a time. What the parser does not take, and what two
-parsers could understand differently, is answered with an error in the form of the distribution
-specification, and the connection is closed.
+A connection answers its requests in order, one at a time. Invalid requests, and requests that two parsers
+could understand differently, get an error in the form of the distribution specification, and the
+connection is closed.
 """
 
 import asyncio
@@ -23,31 +23,31 @@ from proxy.server.responses import Body, Response, json_response, serialize_head
 
 # How long a connection may be idle, before its first request and between two, in seconds.
 KEEPALIVE_TIMEOUT = 75.0
-# Timeouts for reading a request, and for the request of a rejected connection.
+# Time limits for reading a request, and for the request of a rejected connection, in seconds.
 HEAD_TIMEOUT = 30.0
 REJECTED_TIMEOUT = 5.0
-# How long a connection that the server ends is read on, so that the client gets the response and no reset.
+# How long the server keeps reading after its last response, so that the client gets no reset, in seconds.
 LINGERING_TIME = 2.0
-# Request line and headers of one request, in bytes; and how many headers.
+# The size limit of request line and headers, in bytes, and the limit on the number of headers.
 MAX_HEAD_SIZE = 64 << 10
 MAX_HEADERS = 128
 # The body of a GET or HEAD is read and discarded up to this size, in bytes.
 MAX_DISCARDED_BODY = 64 << 10
-# Everything of one request, with the framing and the trailer of its body, in bytes.
+# The size limit of a request with the framing and the trailer of its body, in bytes.
 MAX_REQUEST_SIZE = 256 << 10
-# What a client may send ahead while a response is sent, in bytes, before the server stops reading.
+# Bytes that a client may send ahead during a response before the server stops reading.
 MAX_PIPELINED_SIZE = 64 << 10
-# Parsed at a time: requests that are parsed and wait for their turn take many times this.
+# Bytes parsed at a time: parsed requests that wait take many times their size.
 PARSE_SIZE = 16 << 10
-# A body up to this size is sent with its head; a longer one in pieces, as the client takes it.
+# A body up to this size is sent with its head, in bytes; a longer one in pieces, as the client takes it.
 INLINE_BODY_SIZE = 64 << 10
-# Beyond this, malformed requests are counted and not logged.
+# Further malformed requests are counted, but not logged.
 MAX_MALFORMED_LOGS_PER_MINUTE = 10
 # Seconds after which a rejected client may try again.
 RETRY_AFTER = 5
 
 _METHODS = {b"GET": "GET", b"HEAD": "HEAD"}
-# Headers that mean something here; all others are dropped as they are read.
+# The headers that the cache uses; all others are dropped during parsing.
 _HEADERS: Mapping[bytes, str] = {
     spelling: name.decode()
     for name in (
@@ -70,7 +70,7 @@ _HEADERS: Mapping[bytes, str] = {
 # Requests that are remembered with the bytes they were parsed from, and the longest of them.
 MAX_REPEATED_REQUESTS = 4096
 MAX_REPEATED_SIZE = 2 << 10
-# With one of these a request has a body, or may have one.
+# A request with one of these headers has a body, or may have one.
 _BODY_HEADERS = frozenset(("content-length", "transfer-encoding"))
 _HEAD_END = b"\r\n\r\n"
 _BLANKS = frozenset(" \t")
@@ -80,13 +80,13 @@ _NOT_HTTP = "the request is not valid HTTP"
 log = get_logger(__name__)
 
 
-# Returns a response that takes no waiting, and what waits for every other one.
+# Returns the response, or an awaitable of it if the handler must wait.
 RequestHandler = Callable[[Request], Response | Awaitable[Response]]
 AsyncHandler = Callable[[Request], Awaitable[Response]]
 
 
 class _RefusedError(Exception):
-    """Ends the parsing of a connection, from within a callback of the parser."""
+    """Raised in a callback of the parser to end the parsing of a connection."""
 
 
 class HttpConnection(asyncio.Protocol):
@@ -113,10 +113,10 @@ class HttpConnection(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._header_count = self._body_size = self._head_size = self._request_size = 0
         self._head_tail = b""
-        # After these, nothing more is parsed.
+        # Once set, nothing more is parsed.
         self._is_parsing_over = False
         self._error_status = 0
-        # Parsed and not answered; received and not parsed.
+        # Requests parsed but not answered, and bytes received but not parsed.
         self._requests: deque[Request] = deque()
         self._unparsed = bytearray()
         self._is_reading_paused = False
@@ -128,11 +128,11 @@ class HttpConnection(asyncio.Protocol):
         self._is_last = False
         self._is_draining = False
         self._is_lingering = False
-        # When the connection is closed unless something happens; the timer fires then, or earlier.
+        # The time at which an idle connection is closed; the timer fires then or earlier.
         self._deadline = self._timer_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    # The transport's calls.
+    # Called by the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the first request."""
@@ -162,7 +162,7 @@ class HttpConnection(asyncio.Protocol):
             self._slot.release()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has come and answer it, or keep it until it is its turn."""
+        """Parse and answer the received bytes, or keep them until earlier requests are answered."""
         if self._is_parsing_over:
             return
         if self._unparsed or self._is_busy or len(data) > PARSE_SIZE:
@@ -179,13 +179,13 @@ class HttpConnection(asyncio.Protocol):
         self._answer_parsed()
 
     def pause_writing(self) -> None:
-        """Start to watch a client that has not taken what was sent."""
+        """Start the stall timer of a client that does not take the sent bytes."""
         self._is_writing_paused = True
         if self._slot and self.transport:
             self._stall_timer = sendfile.StallTimer(self.transport, self._abort_stalled)
 
     def resume_writing(self) -> None:
-        """Go on: the client takes more."""
+        """Continue, as the client takes more bytes."""
         self._is_writing_paused = False
         if self._stall_timer:
             self._stall_timer.cancel()
@@ -193,7 +193,7 @@ class HttpConnection(asyncio.Protocol):
         if self._drained and not self._drained.done():
             self._drained.set_result(None)
         elif self._task is None:
-            # Not within the transport's call.
+            # Not inside this callback of the transport.
             self._loop.call_soon(self._continue)
 
     # The end of a connection.
@@ -208,16 +208,16 @@ class HttpConnection(asyncio.Protocol):
             self._set_deadline(drain_timeout)
 
     def abort(self) -> None:
-        """Close now; a response that is being sent stays short."""
+        """Close now; a response that is being sent is cut short."""
         if self._task:
             self._task.cancel()
         if self.transport:
             self.transport.close()
 
     def _close_lingering(self) -> None:
-        """End the connection, but read on for a moment.
+        """End the connection, but keep reading for `LINGERING_TIME`.
 
-        Unread data would make the kernel reset the connection, and clients do not resume after that.
+        Unread data would make the kernel reset the connection, and clients do not resume after a reset.
         """
         transport = self.transport
         if transport is None:
@@ -240,7 +240,7 @@ class HttpConnection(asyncio.Protocol):
     # Time.
 
     def _set_deadline(self, seconds: float) -> None:
-        """Close the connection in `seconds`. Most deadlines move on, so the timer is moved lazily."""
+        """Close the connection in `seconds`. The timer is moved lazily, as most deadlines are extended."""
         self._deadline = deadline = self._loop.time() + seconds
         if self._timer is None or self._timer_at > deadline:
             self._start_timer()
@@ -280,7 +280,7 @@ class HttpConnection(asyncio.Protocol):
             self.transport.resume_reading()
 
     def _continue(self) -> None:
-        """Answer what was parsed, then parse on, until a response takes time."""
+        """Answer parsed requests and parse more bytes, until a response must wait."""
         self._answer_parsed()
         while self._unparsed and not (self._is_busy or self._is_parsing_over):
             data = bytes(self._unparsed[:PARSE_SIZE])
@@ -300,12 +300,12 @@ class HttpConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            # Nothing is upgraded here; what follows the request is not HTTP/1.1.
+            # The server upgrades no connection; the bytes after the request are not HTTP/1.1.
             self._end_parsing()
         except httptools.HttpParserError as error:
             self._on_parser_error(error)
         if self._is_reading_request and not was_reading:
-            # The head begins behind the end of the request before it.
+            # The head begins after the end of the previous request.
             self._head_size = len(data) - (data.rfind(_HEAD_END) + 4 if _HEAD_END in data else 0)
             self._request_size = self._head_size
             self._head_tail = data[-3:]
@@ -317,16 +317,16 @@ class HttpConnection(asyncio.Protocol):
 
     def _on_parser_error(self, error: httptools.HttpParserError) -> None:
         if self._is_parsing_over:
-            return  # after the last request of a connection the parser takes nothing more
+            return  # the parser rejects bytes after the last request of a connection
         is_bug = isinstance(error, httptools.HttpParserCallbackError) and not self._error_status
         if is_bug:
             log.error("request_failed", exc_info=error.__context__)
         self._end_parsing(self._error_status or (500 if is_bug else 400))
 
     def _check_size(self, data: bytes) -> int:
-        """Count what continues a request; return a status if it is too long, or 0.
+        """Count bytes that continue a request; return an error status if it is too long, else 0.
 
-        A request that comes in a single read is shorter than any limit.
+        A request that arrives in a single read is shorter than any limit.
         """
         self._request_size += len(data)
         if self._is_head_complete:
@@ -346,18 +346,18 @@ class HttpConnection(asyncio.Protocol):
         self._error_status = status
         raise _RefusedError
 
-    # The parser's calls.
+    # Called by the parser.
 
     def on_message_begin(self) -> None:
-        """Begin a request."""
+        """Start a request."""
         self._is_reading_request = True
 
     def on_url(self, url: bytes) -> None:
-        """Take the target, or a piece of it."""
+        """Append a piece of the target."""
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header of the head, or of the trailer, where it means nothing."""
+        """Store a header of the head; headers of a trailer are ignored."""
         self._header_count += 1
         known = _HEADERS.get(name)
         if known is None:
@@ -376,12 +376,15 @@ class HttpConnection(asyncio.Protocol):
             headers[known] += f", {text}"
 
     def on_headers_complete(self) -> None:
-        """End a head, and refuse what the parser accepts (RFC 9112 sections 2.3, 3.2, 6.1 and 6.3)."""
+        """Check a complete head for errors that the parser accepts.
+
+        See RFC 9112 sections 2.3, 3.2, 6.1 and 6.3.
+        """
         headers = self._headers
         if self._header_count > MAX_HEADERS:
             self._refuse(431)
         if "connection" in headers or not self._parser.should_keep_alive():
-            # All other requests are of HTTP/1.1.
+            # All other requests are HTTP/1.1.
             version = self._parser.get_http_version()
             self._is_http_1_0 = version == "1.0"
             if version not in ("1.1", "1.0"):
@@ -404,7 +407,7 @@ class HttpConnection(asyncio.Protocol):
             and int(length) <= MAX_DISCARDED_BODY
         )
         if (coding is not None or int(length)) and not is_discarded:
-            # The client is told before it has sent its body, which is not read.
+            # The client gets its response before it has sent its body, which is not read.
             self._add_request(keep_alive=False, has_unread_body=True)
             self._end_parsing()
             raise _RefusedError
@@ -444,10 +447,10 @@ class HttpConnection(asyncio.Protocol):
         self._headers = {}
         self._header_count = self._body_size = 0
 
-    # Answering.
+    # Responses.
 
     def _answer_parsed(self) -> None:
-        """Answer the requests that were parsed, as far as that takes no waiting."""
+        """Answer parsed requests until a response must wait."""
         requests = self._requests
         while requests and self._task is None and not self._is_writing_paused:
             self._answer(requests.popleft())
@@ -489,19 +492,19 @@ class HttpConnection(asyncio.Protocol):
         elif self.transport:
             self.transport.close()
 
-    # Responses that take time, each in a task of its own.
+    # Responses that must wait, each in its own task.
 
     def _start_task(self, request: Request, responding: Awaitable[Response]) -> None:
         self._task = self._server.start_task(self._run(request, responding))
 
     async def _run(self, request: Request, responding: Awaitable[Response]) -> None:
-        """Send a response, and go on with the next request. A body that is cut ends the connection."""
+        """Send a response and continue with the next request. A body cut short ends the connection."""
         is_complete = False
         try:
             await responding
             is_complete = True
         except (ConnectionError, ProxyError):
-            pass  # reported by the response
+            pass  # `Response.end` reports them
         except Exception:
             log.exception("request_failed", path=request.target[:200])
         finally:
@@ -519,9 +522,9 @@ class HttpConnection(asyncio.Protocol):
     async def _respond(
         self, request: Request, answer: Response | Awaitable[Response] | None = None
     ) -> Response:
-        """Answer a request; return the response when all of it is sent.
+        """Answer a request; return the response when it is sent completely.
 
-        Raises `ConnectionError` and `ProxyError` for a body that was cut.
+        Raises `ConnectionError` and `ProxyError` if the body was cut short.
         """
         answer = answer or self._handler(request)
         response = answer if isinstance(answer, Response) else await answer
@@ -555,7 +558,7 @@ class HttpConnection(asyncio.Protocol):
         return response
 
     async def _drain(self) -> None:
-        """Return when the transport takes more. Raises `ConnectionError` if the client has left."""
+        """Wait until the transport takes more. Raises `ConnectionError` if the client has disconnected."""
         if self.transport is None or self.transport.is_closing():
             raise ConnectionResetError(sendfile.CLIENT_DISCONNECTED)
         if self._is_writing_paused:
@@ -579,7 +582,7 @@ class HttpConnection(asyncio.Protocol):
 
 
 class HttpServer:
-    """Makes the protocol of each connection, and ends them all."""
+    """Creates the protocol of each connection, and closes all connections."""
 
     def __init__(
         self,
@@ -588,7 +591,11 @@ class HttpServer:
         group: asyncio.TaskGroup,
         trace_requests: Callable[[AsyncHandler], AsyncHandler] | None = None,
     ) -> None:
-        """`threads` read what is not in memory; `group` owns the tasks of responses that take time."""
+        """Initialize the server.
+
+        `threads` read bytes that are not in memory; `group` owns the tasks of responses that must wait.
+        `trace_requests` wraps the handling of each request in a span.
+        """
         self.handler = handler
         self.threads = threads
         self.trace_requests = trace_requests
@@ -624,11 +631,11 @@ class HttpServer:
         return connection
 
     def start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run what a connection waits for."""
+        """Run a response in a task of the group."""
         return self._group.create_task(work)
 
     def on_connected(self, connection: HttpConnection) -> None:
-        """Let a connection that was accepted before the drain began take part in it."""
+        """Close a new connection gracefully if the drain has already begun."""
         if self._drain_timeout is not None:
             connection.close_gracefully(self._drain_timeout)
 
@@ -640,9 +647,9 @@ class HttpServer:
             self.all_closed.set()
 
     def close_gracefully(self, drain_timeout: float) -> None:
-        """Answer what is asked now, or begins to be asked within `drain_timeout` seconds.
+        """Close each connection after its current request, or one begun within `drain_timeout` seconds.
 
-        `all_closed` is set when all connections are closed.
+        `all_closed` is set when all connections are closed. A second call does nothing.
         """
         if self._drain_timeout is not None:
             return
@@ -653,12 +660,12 @@ class HttpServer:
             self.all_closed.set()
 
     async def close(self) -> None:
-        """Close all connections now; responses that are being sent stay short."""
+        """Close all connections now; responses that are being sent are cut short."""
         for connection in list(self._open_connections):
             connection.abort()
 
     def log_malformed(self, client: str | None, status: int) -> None:
-        """Log a request that did not parse, unless there are too many of them."""
+        """Log a malformed request, unless this minute had too many."""
         now = asyncio.get_running_loop().time()
         if now - self._minute_start >= 60:
             left_out = max(0, self._malformed_count - MAX_MALFORMED_LOGS_PER_MINUTE)
@@ -671,7 +678,7 @@ class HttpServer:
 
 
 def closing_error_response(status: int, code: str, message: str) -> Response:
-    """Return an error in the form of the specification, after which the connection is closed."""
+    """Return an error in the form of the specification that closes the connection."""
     document = {"errors": [{"code": code, "message": message}]}
     response = json_response(document, status=status)
     response.should_close = True
@@ -679,7 +686,7 @@ def closing_error_response(status: int, code: str, message: str) -> Response:
 
 
 def _reject(_: Request) -> Response:
-    """Refuse a connection over the limit, in the way that makes docker ask elsewhere at once."""
+    """Answer 429 to a connection over the limit, so that docker turns to another host at once."""
     response = closing_error_response(
         429, "TOOMANYREQUESTS", "too many connections to this cache; try again soon"
     )

@@ -1,4 +1,4 @@
-"""Listening sockets, bound here or passed: limits apply before a byte is read, then TLS."""
+"""Listening sockets, bound here or passed in. Limits apply before TLS and before a byte is read."""
 
 import asyncio
 import errno
@@ -14,15 +14,15 @@ from proxy.server.connection_limit import ConnectionLimiter, ConnectionSlot
 from proxy.server.tls import TlsContext
 
 BACKLOG = 1024
+# Time limits for a TLS handshake, and for the client to confirm the end of a TLS connection, in seconds.
 TLS_HANDSHAKE_TIMEOUT = 10.0
-# How long a client may take to confirm the end of a TLS connection, in seconds.
 TLS_SHUTDOWN_TIMEOUT = 5.0
 # On shutdown, idle connections get this many seconds to send one more request: one that was just
 # accepted may already have a request in flight.
 IDLE_DRAIN_TIMEOUT = 1.0
-# Connections accepted before the loop serves others.
+# Connections accepted in one callback, before the loop serves others.
 ACCEPTS_PER_CALLBACK = 64
-# How long accepting pauses after the system had no descriptor or memory for a connection, in seconds.
+# The pause in accepting when the system has no descriptor or memory for a connection, in seconds.
 ACCEPT_PAUSE = 0.5
 
 _EXHAUSTED_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -31,29 +31,29 @@ log = get_logger(__name__)
 
 
 class ConnectionServer(Protocol):
-    """Makes the protocol of each connection, and ends them all."""
+    """Creates the protocol of each connection, and closes all connections."""
 
     all_closed: asyncio.Event
-    """Is set when the last connection has closed, after `close_gracefully` was called."""
+    """Set when the last connection has closed after `close_gracefully`."""
 
     def __call__(self, slot: ConnectionSlot | None = None) -> asyncio.BaseProtocol:
-        """Return the protocol of a new connection, which releases the slot in the end."""
+        """Return the protocol of a new connection, which releases the slot when it closes."""
 
     def discard(self, connection: asyncio.BaseProtocol) -> None:
         """Remove a connection that was never established."""
 
     def close_gracefully(self, drain_timeout: float) -> None:
-        """Close each connection after the request it has, or begins within `drain_timeout` seconds."""
+        """Close each connection after its current request, or one begun within `drain_timeout` seconds."""
 
     async def close(self) -> None:
         """Close all connections now."""
 
 
 class Acceptor:
-    """Accepts connections at one socket, which it closes in the end.
+    """Accepts connections on one listening socket, and owns the socket.
 
-    It replaces asyncio's server, which reports a client only after its TLS handshake: until then any
-    number of clients could hold descriptors.
+    It replaces asyncio's server, which reports a client only after its TLS handshake: until then, any
+    number of clients could occupy descriptors.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Acceptor:
         self._loop.add_reader(listening_socket, self._accept)
 
     def close(self) -> None:
-        """Stop accepting."""
+        """Stop accepting and close the socket."""
         if self._listening_socket.fileno() < 0:
             return
         if self._resume_timer:
@@ -101,12 +101,12 @@ class Acceptor:
                 if error.errno in _EXHAUSTED_ERRNOS:
                     self._pause_accepting(error)
                     return
-                # The client has left already.
+                # The client has already disconnected.
                 continue
             self._start_connection(connection, peer)
 
     def _pause_accepting(self, error: OSError) -> None:
-        """Stop accepting for a moment: the loop would report the waiting clients again and again."""
+        """Stop accepting for a moment, as the loop would report the waiting clients again and again."""
         log.warning("accept_failed", reason=error.strerror)
         self._loop.remove_reader(self._listening_socket)
         self._resume_timer = self._loop.call_later(
@@ -114,14 +114,14 @@ class Acceptor:
         )
 
     def _start_connection(self, connection: socket.socket, peer: Any) -> None:
-        place = None
+        slot = None
         if self._limiter:
-            place = self._limiter.acquire(peer[0] if isinstance(peer, tuple) else "")
-            if place is None:
+            slot = self._limiter.acquire(peer[0] if isinstance(peer, tuple) else "")
+            if slot is None:
                 connection.close()
                 return
         connection.setblocking(False)
-        self._group.create_task(self._connect(connection, self._server(place), place))
+        self._group.create_task(self._connect(connection, self._server(slot), slot))
 
     async def _connect(
         self, connection: socket.socket, protocol: asyncio.BaseProtocol, slot: ConnectionSlot | None
@@ -136,13 +136,13 @@ class Acceptor:
                 slot.release()
             if not isinstance(error, Exception):
                 raise
-            # A handshake that failed (an ssl.SSLError is an OSError) or took too long: no response can be sent.
+            # After a failed or slow handshake (an ssl.SSLError is an OSError), no response can be sent.
             if not isinstance(error, OSError):
                 log.warning("connection_failed", reason=repr(error))
 
 
 class Listener:
-    """Serves at the addresses of `config_key` in the configuration, and at sockets that are bound."""
+    """Listens on the addresses of the configuration key `config_key`, and on sockets bound elsewhere."""
 
     def __init__(
         self,
@@ -164,7 +164,10 @@ class Listener:
         sockets: Sequence[socket.socket] = (),
         tls: TlsContext | None = None,
     ) -> list[str]:
-        """Accept clients until the stack ends; return the addresses as bound. Raises `ConfigError`."""
+        """Accept clients until the stack closes; return the bound addresses.
+
+        Raises `ConfigError` if an address cannot be bound.
+        """
         stack.push_async_callback(self._force_close)
         bound = list(sockets)
         for address in addresses:
@@ -183,40 +186,40 @@ class Listener:
     async def close(self) -> None:
         """Stop accepting, and close each connection after at most one more request.
 
-        A client that connects to a passed socket waits there for the next daemon.
+        A client that connects to a socket passed in waits there for the next daemon.
         """
         for acceptor in self._acceptors:
             acceptor.close()
         self._server.close_gracefully(IDLE_DRAIN_TIMEOUT)
 
     async def drain(self, seconds: float) -> None:
-        """Wait until all connections have closed or `end_drain` is called, at most `seconds`."""
+        """Wait at most `seconds` until all connections have closed or `end_drain` is called."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._server.all_closed.wait()
 
     def end_drain(self) -> None:
-        """End the drain, now or when it begins."""
+        """End the current or next `drain` at once."""
         self._server.all_closed.set()
 
     async def _force_close(self) -> None:
-        """End what is still open."""
+        """Close all sockets and connections now."""
         for acceptor in self._acceptors:
             acceptor.close()
         await self._server.close()
 
 
 async def _bind_address(address: Address) -> list[socket.socket]:
-    """Return sockets bound to all addresses that a host name stands for. Raises `OSError`."""
+    """Return sockets bound to all addresses of a host name. Raises `OSError`."""
     found = await asyncio.get_running_loop().getaddrinfo(
         address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
     bound: list[socket.socket] = []
-    problem = OSError(errno.EADDRNOTAVAIL, "it has no address")
-    for family, kind, protocol, _, where in dict.fromkeys(found):
+    problem = OSError(errno.EADDRNOTAVAIL, "the host has no address")
+    for family, kind, protocol, _, socket_address in dict.fromkeys(found):
         try:
             one = socket.socket(family, kind, protocol)
-        except OSError as error:  # the system has no IPv6, say
+        except OSError as error:  # for example, the system has no IPv6
             problem = error
             continue
         bound.append(one)
@@ -224,7 +227,7 @@ async def _bind_address(address: Address) -> list[socket.socket]:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            one.bind(where)
+            one.bind(socket_address)
         except OSError:
             for other in bound:
                 other.close()

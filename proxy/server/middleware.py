@@ -1,4 +1,4 @@
-"""Around every request: an id, the login, errors as responses, one log line, the counts."""
+"""The handling of every request: its id, the login, errors as responses, one log line, and metrics."""
 
 import asyncio
 import time
@@ -17,14 +17,14 @@ from proxy.server.request import Request
 from proxy.server.request_context import RequestContext
 from proxy.server.responses import Body, Response
 
-# The status in log and metrics of a request whose client has left, as nginx has it.
+# The status in log and metrics if the client disconnects before the end (nginx's code).
 CLIENT_CLOSED_REQUEST = 499
 
 log = get_logger(__name__)
 
 
 class Middleware:
-    """The handler of the HTTP server."""
+    """The request handler of the HTTP server: checks logins, routes requests, and records them."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Middleware:
         access_log: LogWriter | None,
     ) -> None:
         self._access = access
-        # Replaced by a reload; a request goes on with the handler that it began with.
+        # A reload replaces it; a running request keeps the old handler.
         self.registry_handler = registry_handler
         self._health = health
         self._metrics = metrics
@@ -45,7 +45,7 @@ class Middleware:
         self._request_ended = asyncio.Event()
 
     def __call__(self, request: Request) -> Response | Awaitable[Response]:
-        """Return the response, at once if that takes no waiting. Raises nothing."""
+        """Return the response, or an awaitable of it if it must wait. Raises nothing."""
         context = RequestContext(request, time.perf_counter(), str(next(self._request_ids)))
         request_id.set(context.request_id)
         if self._access.needs_login(request):
@@ -64,7 +64,7 @@ class Middleware:
         self._record(context, answer.status)
         return answer
 
-    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 (reaching it is no error)
+    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 (a timeout is not an error here)
         """Wait until no response is being sent, at most `timeout` seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
@@ -81,7 +81,7 @@ class Middleware:
         except Exception as error:  # noqa: BLE001 (bugs are logged and counted)
             response = self._to_response(error, context)
         except BaseException:
-            # The client has left, and its connection has cancelled the request.
+            # The client has disconnected, and its connection has cancelled the request.
             self._record(context, CLIENT_CLOSED_REQUEST)
             raise
         finally:
@@ -116,7 +116,7 @@ class Middleware:
         return error_response(500, "UNKNOWN", "internal error; see the daemon's log")
 
     def _record_at_end(self, context: RequestContext, response: Response) -> None:
-        """Record the request when all of the response is sent, or the client has left."""
+        """Record the request when the whole response is sent, or the client has disconnected."""
         self.in_flight += 1
 
         def on_end(sent: int, error: Exception | None) -> None:
@@ -126,7 +126,7 @@ class Middleware:
             if error:
                 context.problem = str(error)
                 status = 502 if isinstance(error, ProxyError) else CLIENT_CLOSED_REQUEST
-            # The log names the request whatever runs now.
+            # The caller may run in the context of another request.
             request_id.set(context.request_id)
             self._record(context, status)
 

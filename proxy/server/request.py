@@ -1,10 +1,10 @@
-"""A request as its connection hands it to a handler."""
+"""A parsed request, as a connection passes it to the handlers."""
 
 from collections.abc import Mapping
 from functools import lru_cache
 from urllib.parse import parse_qsl
 
-# Parsed queries that are kept, and the length of one: clients repeat `ns=docker.io`.
+# The number of cached queries, and the length of the longest: clients repeat `ns=docker.io`.
 _MAX_CACHED_QUERIES = 1024
 _MAX_CACHED_QUERY_LENGTH = 256
 

@@ -1,4 +1,4 @@
-"""What is known of a request while it is answered, and the headers that say so."""
+"""The state of a request while it is answered, and the response headers that depend on it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from proxy.server.responses import API_VERSION, SharedHeaders
 
 IMMUTABLE_CACHE_CONTROL = "public, max-age=31536000, immutable"
 
-# RFC 9211. What upstream was asked for is `fwd`, whether it was shared is `collapsed`.
+# RFC 9211: `fwd` is the reason for a request to upstream, `collapsed` means that requests shared it.
 CACHE_STATUS: Mapping[CacheState, str] = {
     "hit": "pullcache; hit",
     "miss": "pullcache; fwd=miss; stored",
@@ -25,9 +25,9 @@ CACHE_STATUS: Mapping[CacheState, str] = {
 
 @dataclass(slots=True)
 class RequestContext:
-    """A request and what becomes of it, until it is logged and counted.
+    """A request and its outcome, until it is logged and counted.
 
-    `started_at` is by `time.perf_counter`.
+    `started_at` is a time of `time.perf_counter`, in seconds.
     """
 
     request: Request
@@ -39,11 +39,11 @@ class RequestContext:
     bytes_sent: int = 0
     problem: str = ""
     namespace: str = ""
-    """The upstream, if the client has named it by `?ns=`."""
+    """The upstream, if the client has named it with `?ns=`."""
 
     @property
     def shared_headers(self) -> dict[str, str]:
-        """The headers of every response: how the cache was used, and the namespace if it was asked for."""
+        """The headers of every response: the cache status, and the namespace if the client named one."""
         headers = {"Cache-Status": CACHE_STATUS[self.cache_state]}
         if self.namespace:
             headers["OCI-Namespace"] = self.namespace

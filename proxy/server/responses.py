@@ -23,22 +23,22 @@ _STATUS_LINES: Mapping[int, bytes] = {
 
 
 class BodySource(Protocol):
-    """Where the bytes of a blob come from."""
+    """The source of a blob's bytes."""
 
     async def next(self, offset: int, stop: int = sys.maxsize) -> memoryview | FileRange:
-        """Return what may be sent from `offset` on, and before `stop`.
+        """Return bytes from `offset` up to `stop` at most that may be sent; wait until there are any.
 
-        Memory is valid until the caller awaits anything; none is the end of a blob of unknown size.
-        Raises `ProxyError` where the body has to stay short.
+        A `memoryview` is valid until the caller awaits anything; an empty one marks the end of a blob of
+        unknown size. Raises `ProxyError` if the body must be cut short.
         """
 
 
 @dataclass(slots=True)
 class Body:
-    """A body that is sent as it comes: ranges of `source`, and bytes between them.
+    """A body that is sent as it arrives: ranges of `source`, and bytes between them.
 
-    `length` is None if it is not known; the body is then all of the source, in chunks. `resources`
-    are closed in the end.
+    `length` is None if unknown; the body is then the whole source, in chunks. `resources` are closed
+    after the response.
     """
 
     length: int | None
@@ -49,9 +49,9 @@ class Body:
 
 @dataclass(slots=True)
 class Response:
-    """What a handler answers.
+    """A response of a handler.
 
-    `on_end` is called once: with the bytes of the body that were sent, and with the error that cut it.
+    `on_end` is called once, with the number of body bytes sent and the error that cut the body, or None.
     """
 
     status: int = 200
@@ -68,9 +68,9 @@ class Response:
 
 
 class SharedHeaders(dict[str, str]):
-    """Headers of many responses, which are not changed after the first of these was sent.
+    """Headers shared by many responses. They must not change after the first of these was sent.
 
-    `encoded` is None, or these headers as they are sent.
+    `encoded` holds the encoded header lines, None until they are first sent.
     """
 
     __slots__ = ("encoded",)
@@ -85,9 +85,9 @@ class SharedHeaders(dict[str, str]):
 
 
 def serialize_head(request: Request | None, response: Response, *, is_last: bool) -> bytes:
-    """Return status line and headers, of the response to a request that did not parse if it is None.
+    """Return status line and headers of a response; `request` is None if it did not parse.
 
-    Raises `ValueError` if a header holds a line break.
+    Raises `ValueError` if a header contains a line break.
     """
     headers = response.headers
     encoded = headers.encoded if isinstance(headers, SharedHeaders) else None
@@ -102,7 +102,7 @@ def serialize_head(request: Request | None, response: Response, *, is_last: bool
         if length is None:
             length_line = b"Transfer-Encoding: chunked\r\n"
         elif length or request is None or request.method != "HEAD":
-            # To HEAD an empty body says nothing of the length that GET would have.
+            # For HEAD, an empty body does not give the length that GET would have.
             length_line = b"Content-Length: %d\r\n" % length
     connection = b""
     if is_last:
@@ -117,7 +117,7 @@ def _encode_headers(headers: Mapping[str, str]) -> bytes:
     lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
     text = "".join(lines)
     if text.count("\n") != len(lines) or text.count("\r") != len(lines):
-        raise ValueError("a header of a response holds a line break")
+        raise ValueError("a response header contains a line break")
     return text.encode("latin-1")
 
 
@@ -142,7 +142,7 @@ def json_response(
     content_type: str = "application/json",
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Return a JSON response with the headers that every response of the registry has."""
+    """Return a JSON response with the headers of every registry response."""
     return Response(
         status,
         {

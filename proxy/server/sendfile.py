@@ -1,9 +1,9 @@
-"""Sending the body of a response: memory and ranges of files, as fast as the client takes them.
+"""Sending the body of a response, from memory and ranges of files, as fast as the client takes it.
 
 On a plain connection the kernel takes the bytes from the file (`os.sendfile`) or from memory, on a
-duplicate of the connection's socket, because uvloop has no sendfile of its own and does not lend its
-socket. Over TLS, in chunks of unknown length, and where no descriptor is left for the duplicate, the
-bytes are copied through the transport.
+duplicate of the connection's socket, because uvloop does not implement sendfile and does not expose its
+socket. For TLS and bodies of unknown length, and if no descriptor is left for the duplicate, the bytes
+are copied through the transport.
 """
 
 import asyncio
@@ -23,33 +23,33 @@ from proxy.storage.blobs import FileRange
 
 # The most that one connection sends before the loop serves others.
 SEND_SIZE = 2 << 20
-# Residency in memory is asked once per this many bytes: asking for each turn costs a tenth of the
-# sending. What is not resident is read by a thread, this much at a time.
+# The page cache is checked once per this many bytes: a check per turn would cost a tenth of the sending.
+# A thread reads non-resident bytes, this many at a time.
 READAHEAD_SIZE = 4 * SEND_SIZE
-# What is read and encrypted at a time: it stays in the processor's cache, and a client that does not
-# read holds two of them.
+# Bytes read and encrypted at a time: they stay in the processor's cache, and a client that does not read
+# occupies two such chunks of memory.
 COPY_CHUNK_SIZE = 64 << 10
-# Copied before the loop serves others.
+# Bytes copied before the loop serves others.
 COPY_SIZE = 4 * COPY_CHUNK_SIZE
-# A client that takes nothing for this long is dropped, in seconds.
+# A client that takes no bytes for this long is disconnected, in seconds.
 STALL_TIMEOUT = 60.0
 
-# The errors of a file system; every other one is the connection's.
+# Errors of the file system in sendfile(2); all others are of the connection.
 _DISK_ERRNOS = (errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ESTALE, errno.ENODATA)
 
 DISK_UNREADABLE = "the disk cannot be read"
 FILE_TRUNCATED = "a file in the store is shorter than it was"
-CLIENT_DISCONNECTED = "the client has left"
+CLIENT_DISCONNECTED = "the client has disconnected"
 CLIENT_STALLED = "the client has read nothing for a minute"
 
 _TCP_INFO_BYTES_ACKED = struct.Struct("=120xQ")  # tcpi_bytes_acked in Linux's struct tcp_info
 
 
 class StallTimer:
-    """Calls `on_stall` if a client takes nothing for `STALL_TIMEOUT`, unless it is cancelled before.
+    """Calls `on_stall` once a client has taken no bytes for `STALL_TIMEOUT`, unless cancelled before.
 
-    A full buffer alone does not tell: a client that reads a megabyte in two minutes leaves it full for
-    that long. So the timer compares what the client has acknowledged.
+    A full buffer does not prove a stall: a client that reads a megabyte in two minutes leaves it full for
+    that long. So the timer compares the bytes that the client has acknowledged.
     """
 
     __slots__ = ("_last_acked", "_on_stall", "_timer", "_transport")
@@ -57,7 +57,7 @@ class StallTimer:
     def __init__(self, transport: asyncio.BaseTransport, on_stall: Callable[[], object]) -> None:
         self._transport = transport
         self._on_stall = on_stall
-        # Most waits end at once, so the kernel is asked only after half of the time.
+        # Most waits are short, so the acknowledged bytes are read only after half of the time.
         self._last_acked = -1
         self._schedule()
 
@@ -100,18 +100,18 @@ class BodySender:
         drain: Callable[[], Awaitable[None]],
         threads: Executor,
     ) -> None:
-        """`drain` returns when the transport takes more, and raises `ConnectionError` if it is closed."""
+        """`drain` waits until the transport takes more, and raises `ConnectionError` if it is closed."""
         self.bytes_sent = 0
         self._transport = transport
         self._drain = drain
         self._threads = threads
-        # Up to where the current file was found to be in memory.
+        # The offset up to which the current file was found in memory.
         self._resident_end = 0
 
     async def send(self, head: bytes, body: Body) -> None:
-        """Send the head of a response, and its body as it comes.
+        """Send the head of a response, and its body as it arrives.
 
-        Raises `ConnectionError` if the client leaves or stalls, `ProxyError` where the body ends short.
+        Raises `ConnectionError` if the client disconnects or stalls, `ProxyError` if the body is cut short.
         """
         if body.length is None:
             await self._send_in_chunks(head, body.source)
@@ -126,12 +126,15 @@ class BodySender:
             connection.close()
 
     async def send_copied(self, head: bytes, content: bytes) -> None:
-        """Send the head of a response and a body in memory, which slow clients share."""
+        """Send the head of a response and a body in memory, which several slow clients may share.
+
+        Raises `ConnectionError`.
+        """
         self._transport.write(head)
         await self._copy_memory(content)
 
     def _duplicate_socket(self) -> socket.socket | None:
-        """Return the connection's socket once more, if the kernel can send on it."""
+        """Return a duplicate of the connection's socket if the kernel can send on it, else None."""
         if self._transport.get_extra_info("sslcontext"):
             return None
         with suppress(OSError):  # no descriptor is left
@@ -158,7 +161,7 @@ class BodySender:
     ) -> None:
         offset = byte_range.start
         while offset < byte_range.stop:
-            # The source may take long: nothing is held back, and the client does not stall.
+            # The source may take long: the kernel must send its last segment, and this is no stall.
             writer.stop_waiting()
             part = await source.next(offset, byte_range.stop)
             if isinstance(part, FileRange):
@@ -189,7 +192,7 @@ class BodySender:
                 await writer.wait_writable()
 
     async def _flush_transport(self) -> None:
-        """Wait until the kernel has everything that was written to the transport before."""
+        """Wait until the kernel has all bytes written to the transport before."""
         transport = self._transport
         if not transport.get_write_buffer_size():
             return
@@ -218,7 +221,10 @@ class BodySender:
                 offset += await self._copy_part(part)
 
     async def _send_in_chunks(self, head: bytes, source: BodySource) -> None:
-        """Send a body of unknown length (RFC 9112 section 7.1); it ends only if its source does."""
+        """Send a body of unknown length in chunks (RFC 9112 section 7.1).
+
+        The last chunk is sent only if the source ends without an error.
+        """
         transport = self._transport
         transport.set_write_buffer_limits(COPY_CHUNK_SIZE)
         transport.write(head)
@@ -238,11 +244,11 @@ class BodySender:
         transport.write(b"0\r\n\r\n")
 
     async def _copy_part(self, part: memoryview | FileRange) -> int:
-        """Send a part, or the beginning of one in memory; return how much was sent."""
+        """Send a part, or the beginning of one in memory; return the number of bytes sent."""
         if isinstance(part, FileRange):
             await self._copy_file(part)
             return part.stop - part.start
-        # A copy: what the transport cannot send yet it keeps, and the source reuses its memory.
+        # A copy, because the transport keeps unsent bytes and the source reuses its memory.
         piece = bytes(part[:COPY_CHUNK_SIZE])
         await self._write(piece)
         await asyncio.sleep(0)
@@ -277,7 +283,7 @@ class BodySender:
     # The disk.
 
     def _count_resident(self, fd: int, offset: int, stop: int) -> int:
-        """Return how many of the next bytes are in memory, one turn at most; 0 if a thread must read."""
+        """Return how many next bytes are in memory, `SEND_SIZE` at most; 0 if a thread must read."""
         if offset >= self._resident_end:
             ahead = min(stop, offset + READAHEAD_SIZE)
             if not (is_resident(fd, offset) and is_resident(fd, ahead - 1)):
@@ -286,7 +292,7 @@ class BodySender:
         return min(self._resident_end - offset, SEND_SIZE)
 
     async def _load(self, fd: int, offset: int, stop: int) -> None:
-        """Have a thread bring the next bytes into memory. The event loop does not wait for the disk."""
+        """Read the next bytes into memory in a thread. Raises `StorageError`."""
         count = min(stop - offset, READAHEAD_SIZE)
         # The file may be closed before the thread is done, if the client leaves.
         copy = os.dup(fd)
@@ -298,7 +304,7 @@ class BodySender:
 
 
 class _SocketWriter:
-    """Sends on a socket that does not block, and waits until it takes more."""
+    """Sends on a non-blocking socket, and waits until it takes more."""
 
     def __init__(self, connection: socket.socket, transport: asyncio.Transport) -> None:
         self._connection = connection
@@ -316,7 +322,7 @@ class _SocketWriter:
                 await self.wait_writable()
 
     def send_now(self, data: memoryview, flags: int) -> int:
-        """Return how many bytes the kernel has taken now. Raises `ConnectionError`."""
+        """Send without waiting; return how many bytes the kernel took. Raises `ConnectionError`."""
         try:
             return self._connection.send(data[:SEND_SIZE], flags)
         except BlockingIOError:
@@ -325,7 +331,10 @@ class _SocketWriter:
             raise ConnectionResetError(CLIENT_DISCONNECTED) from error
 
     def sendfile(self, fd: int, offset: int, count: int) -> int:
-        """Return how many bytes the kernel has taken now. Raises `ConnectionError`, `StorageError`."""
+        """Send bytes of a file without waiting; return how many bytes the kernel took.
+
+        Raises `ConnectionError`, and `StorageError` if the file cannot be read or is too short.
+        """
         try:
             sent = os.sendfile(self._connection.fileno(), fd, offset, count)
         except BlockingIOError:
@@ -339,7 +348,7 @@ class _SocketWriter:
         return sent
 
     async def wait_writable(self) -> None:
-        """Return when the socket takes more. Raises `ConnectionError` if the client stalls."""
+        """Wait until the socket takes more. Raises `ConnectionError` if the client stalls."""
         if self._stall_timer is None:
             self._set_cork(True)
             self._loop.add_writer(self._connection, self._on_writable)
@@ -348,7 +357,7 @@ class _SocketWriter:
         await self._waiter
 
     def stop_waiting(self) -> None:
-        """Let the kernel send what it holds back, and stop watching the client."""
+        """Let the kernel send a partial last segment, and stop watching the client."""
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
@@ -364,17 +373,17 @@ class _SocketWriter:
             self._waiter.set_exception(ConnectionAbortedError(CLIENT_STALLED))
 
     def _set_cork(self, is_corked: bool) -> None:
-        """Have the kernel send full segments only, or also what is left (tcp(7), TCP_CORK).
+        """Let the kernel send only full segments, or again partial ones too (tcp(7), TCP_CORK).
 
-        The end of each turn would be a segment of its own, which costs a single client a seventh of
-        its speed.
+        Without it, each turn would end in a partial segment, which costs a single client a seventh of its
+        speed.
         """
         with suppress(OSError):  # the connection may be gone
             self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, is_corked)
 
 
 def duplicate_socket(transport: asyncio.Transport) -> socket.socket:
-    """Return the socket of a connection once more. Raises `OSError` if no descriptor is left."""
+    """Return a duplicate of a connection's socket. Raises `OSError` if no descriptor is left."""
     own = transport.get_extra_info("socket")
     copy = socket.socket(own.family, own.type, own.proto, fileno=os.dup(own.fileno()))
     copy.setblocking(False)
@@ -382,7 +391,7 @@ def duplicate_socket(transport: asyncio.Transport) -> socket.socket:
 
 
 def is_resident(fd: int, offset: int) -> bool:
-    """Tell whether the byte at `offset` is in memory; True where the file system cannot tell."""
+    """Tell whether the byte at `offset` is in memory; True if the file system cannot tell."""
     try:
         return bool(os.preadv(fd, (bytearray(1),), offset, os.RWF_NOWAIT))
     except BlockingIOError:
@@ -402,7 +411,7 @@ def _read(fd: int, count: int, offset: int) -> bytes:
 
 
 def _load_and_close(fd: int, offset: int, count: int) -> None:
-    """Bring a part of a file into memory, and close the descriptor. Blocks."""
+    """Read a part of a file into the page cache, and close the descriptor. Blocks."""
     try:
         # One request of this size instead of the kernel's steps of 128 KiB.
         os.posix_fadvise(fd, offset, count, os.POSIX_FADV_WILLNEED)

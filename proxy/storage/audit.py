@@ -9,16 +9,16 @@ from proxy.oci.digest import Digest
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
 
-# So many blobs and files are compared in a batch: 30 ms of a thread. A larger store takes several.
+# Blobs and files compared in a batch, which takes 30 ms in a thread. A larger store takes several batches.
 BATCH_SIZE = 4096
-# What one look at the index in the event loop, or one call of a thread, takes of them.
+# Blobs and files per query of the index in the event loop, and per call in a thread.
 _SLICE_SIZE = 256
 
 
 class Auditor:
-    """Goes round the blobs of a store, again and again. What it reports may just be in progress.
+    """Compares index and files in endless rounds. A difference may come from a running commit or removal.
 
-    In the first round it finds what a kill has left: files that went while their rows stayed.
+    The first round finds the differences that a kill has left, such as rows of deleted files.
     """
 
     def __init__(self, store: BlobStore, index: Index) -> None:
@@ -34,7 +34,7 @@ class Auditor:
         return not self._last_row
 
     async def find_missing(self) -> list[Digest]:
-        """Return blobs of the index that have no file of their size. Raises `StorageError`."""
+        """Return blobs of the next batch that have no file of their size. Raises `StorageError`."""
         missing: list[Digest] = []
         for _ in range(BATCH_SIZE // _SLICE_SIZE):
             rows = self._index.blobs_after(self._last_row, _SLICE_SIZE)
@@ -45,7 +45,7 @@ class Auditor:
         return missing
 
     async def find_unknown(self) -> list[Digest]:
-        """Return blobs that have a file and are not in the index. Raises `StorageError`."""
+        """Return blobs of the next batch of files that are not in the index. Raises `StorageError`."""
         unknown: list[Digest] = []
         for _ in range(BATCH_SIZE // _SLICE_SIZE):
             digests = await asyncio.to_thread(self._next_files)

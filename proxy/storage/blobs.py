@@ -69,7 +69,7 @@ class OpenBlob:
 
 @dataclass(frozen=True, slots=True)
 class FileRange:
-    """Bytes of an open file, from `start` up to `stop`. Whoever gave it keeps the file open."""
+    """Bytes of an open file, from `start` up to `stop`. Its creator keeps the file open."""
 
     fd: int
     start: int
@@ -95,12 +95,12 @@ class BlobStore:
             ) from error
 
     def _remove_abandoned_files(self) -> None:
-        """Remove what a killed process left of small commits and imports."""
-        for left in self._ingest_directory.glob("put-*"):
-            digest = _parse_put_name(left.name)
+        """Remove files that a killed process left of small commits and imports."""
+        for put in self._ingest_directory.glob("put-*"):
+            digest = _parse_put_name(put.name)
             # If its blob exists, it marks a commit that the index may not know.
             if not digest or not Path(self.blob_path(digest)).exists():
-                left.unlink()
+                put.unlink()
         for folder in self._ingest_directory.glob("import-*"):
             for state in folder.glob("*.state"):
                 # A state without data marks a commit that the index may not know.
@@ -120,8 +120,8 @@ class BlobStore:
     def open(self, digest: Digest, size: int) -> OpenBlob | None:
         """Open a committed blob, or return None if there is no regular file of `size` bytes.
 
-        It follows no symbolic link and waits for no pipe, so that nothing put in a blob's place is
-        served. Raises `StorageError` if the file may exist but cannot be opened.
+        Symbolic links are not followed and pipes not waited for, so that nothing put in a blob's place
+        is served. Raises `StorageError` if the file may exist but cannot be opened.
         """
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
@@ -172,8 +172,8 @@ class BlobStore:
     def commit_bytes(self, digest: Digest, content: bytes) -> None:
         """Make small content durable and visible; the caller has verified it.
 
-        A second name in `ingest/` stays until `settle_bytes`: after a kill it tells of a blob that
-        the index does not know. Raises `StorageError`.
+        A second name in `ingest/` stays until `settle_bytes`: after a kill it marks a blob that the
+        index may not know. Raises `StorageError`.
         """
         try:
             write_atomically(self._put_path(digest), Path(self.blob_path(digest)), content)
@@ -191,19 +191,19 @@ class BlobStore:
     def open_ingest(self, digest: Digest, directory: Path | None = None) -> Ingest:
         """Open the ingest of `digest`, new or interrupted. Raises `StorageError`.
 
-        An import has a directory of its own, as it may bring a blob that is being downloaded.
+        An import uses its own directory, as it may contain a blob that is being downloaded.
         """
         return Ingest(directory or self._ingest_directory, digest, Path(self.blob_path(digest)))
 
     def make_import_directory(self) -> Path:
-        """Return a new directory for the ingests of an import. Raises `StorageError`."""
+        """Create and return a directory for the ingests of an import. Raises `StorageError`."""
         try:
             return Path(mkdtemp(dir=self._ingest_directory, prefix="import-"))
         except OSError as error:
             raise storage_error("create", error) from error
 
     def remove_import_directory(self, directory: Path) -> None:
-        """Remove the directory of an import; the next start removes what could not be removed now."""
+        """Remove the directory of an import; the next start removes files that could not be removed."""
         shutil.rmtree(directory, ignore_errors=True)
 
     def delete(self, digest: Digest) -> None:
@@ -219,7 +219,7 @@ class BlobStore:
             with os.scandir(self.root / "blobs" / algorithm) as entries:
                 for entry in entries:
                     digest = _parse_digest(algorithm, entry.name)
-                    with suppress(FileNotFoundError):  # it was evicted since it was listed
+                    with suppress(FileNotFoundError):  # evicted after it was listed
                         if digest and entry.is_file(follow_symlinks=False):
                             yield digest, entry.stat(follow_symlinks=False).st_size
 
@@ -233,7 +233,7 @@ class BlobStore:
             with os.scandir(self._ingest_directory) as entries:
                 for entry in entries:
                     digest = _parse_ingest_name(entry.name)
-                    with suppress(FileNotFoundError):  # it was committed since it was listed
+                    with suppress(FileNotFoundError):  # committed after it was listed
                         if digest and entry.is_file(follow_symlinks=False):
                             status = entry.stat(follow_symlinks=False)
                             size = status.st_blocks * 512 + STATE_FILE_SIZE
@@ -243,7 +243,7 @@ class BlobStore:
         return found
 
     def list_committed_ingests(self) -> list[Digest]:
-        """Return digests that were committed and perhaps not indexed, because a kill came between.
+        """Return digests that were committed but may not be indexed, because a kill came in between.
 
         Raises `StorageError`.
         """

@@ -1,6 +1,6 @@
-"""The one way into the store: verified content becomes durable, visible, indexed and counted.
+"""The only way to add content to the store: it becomes durable, visible, indexed and counted.
 
-Or none of it: what the index does not know after a commit that failed is no longer there.
+A commit that fails removes the file again, unless the blob was stored before.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class Committer:
     async def commit_ingest(
         self, ingest: Ingest, reservation: Reservation, repository: Repository | None
     ) -> bool:
-        """Commit an ingest whose bytes up to the frontier are the blob, and link the repository to it.
+        """Commit an ingest whose bytes up to the frontier are verified, and link the repository to it.
 
         Return whether the blob is new. Raises `StorageError`; the caller then discards the ingest.
         """
@@ -66,7 +66,7 @@ class Committer:
         manifest: Manifest,
         reservation: Reservation,
     ) -> bool:
-        """Commit a manifest, `content` parsed, and link the repository to all that it names.
+        """Commit a manifest, parsed from `content`, and link the repository to every digest it names.
 
         Return whether it is new. Raises `StorageError`.
         """
@@ -109,7 +109,7 @@ class Committer:
             return not was_stored
 
     async def _undo(self, digest: Digest, size: int) -> None:
-        """Remove the file, if it became visible; one that cannot be removed stays in the account."""
+        """Remove the file if it became visible; count it as a stray if it cannot be removed."""
         try:
             await run_in_thread(self._executor, self._store.delete, digest)
         except StorageError as error:

@@ -1,8 +1,8 @@
 """`pullcache fsck`: read every blob, remove what does not match its digest, rebuild the index.
 
 Tags, pins, links and times of use are in the index only, and are kept if it can be read. If it
-cannot, upstream is asked again for tags and, by one HEAD each, for what a repository holds; pins
-are kept if their table can be read.
+cannot, the daemon requests tags from upstream again, and checks each blob of a repository with one HEAD;
+pins are kept if their table can be read.
 """
 
 import os
@@ -46,8 +46,8 @@ def check_store(
 ) -> FsckReport:
     """Verify every blob of the store at `root` and rebuild its index.
 
-    Call `on_progress(files_done, files_total)` as it goes. With `dry_run` nothing is changed. Raises
-    `StorageError` if a daemon uses the store, or the disk fails.
+    Calls `on_progress(files_done, files_total)` before each file. With `dry_run`, nothing is changed.
+    Raises `StorageError` if a daemon uses the store, or the disk fails.
     """
     if not root.is_dir():
         raise StorageError(f"there is no store at {root}; name it with --store")
@@ -66,7 +66,7 @@ def _check_blobs(
     good: dict[Digest, tuple[int, oci.Manifest | None]] = {}
     corrupt: list[CorruptFile] = []
     total_bytes = 0
-    # Files that are not named like a blob are not ours, and stay.
+    # Files that are not named like a blob are not ours, so they stay.
     paths = [path for path in sorted(store.root.glob("blobs/*/*")) if _parse_path(path)]
     for done, path in enumerate(paths):
         on_progress(done, len(paths))
@@ -119,7 +119,7 @@ def _rebuild_index(path: Path, valid_blobs: dict[Digest, tuple[int, oci.Manifest
     try:
         _update_index(path, valid_blobs)
     except (sqlite3.DatabaseError, StorageError):
-        # It is damaged, or of a newer version: set it aside and create a new one.
+        # The index is damaged or of a newer version: rename it and create a new one.
         pins = _read_pins(path)
         for suffix in ("", "-wal", "-shm"):
             old = Path(f"{path}{suffix}")

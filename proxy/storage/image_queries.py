@@ -1,7 +1,7 @@
-"""Which images the store has, and what removing one frees: long reads on a connection of their own.
+"""Queries for the images of the store and the bytes that removing one frees: long reads, on their own connection.
 
 An image is a root (schema.sql): a tag, a pin, or a manifest that was pulled by digest. It has the
-blobs that it reaches (pins.py); those that no other root reaches are removed with it.
+blobs that it reaches (pins.py); blobs that no other root reaches are removed with it.
 """
 
 import json
@@ -41,7 +41,7 @@ class StoredBlob:
 
 @dataclass(frozen=True, slots=True)
 class RemovalPlan:
-    """What is removed with images: blobs with sizes, tags and pins, and links of their repositories."""
+    """The rows to remove with images: blobs with sizes, tags and pins, and links of their repositories."""
 
     blobs: list[tuple[Digest, int]]
     references: Collection[tuple[int, str]]

@@ -1,4 +1,4 @@
-"""The index: which blobs the store has, for which repositories, and when they were last used.
+"""The index: the blobs of the store, the repositories linked to them, and the times of their last use.
 
 Reads are single indexed rows on a read-only connection in the event loop, cached until the next
 write. Writes run one after another in a thread, each in one transaction. Uses are collected in memory
@@ -41,14 +41,14 @@ class BlobRow:
 
 @dataclass(frozen=True, slots=True)
 class TagRow:
-    """The digest of a tag as upstream gave it last, at Unix time `checked_at`."""
+    """The digest of a tag, as upstream stated it at Unix time `checked_at`."""
 
     digest: Digest
     checked_at: float
 
 
 class StoreTotals(NamedTuple):
-    """How many blobs the index holds, and the bytes that they take on disk."""
+    """The number of blobs in the index, and the bytes that they take on disk."""
 
     blobs: int
     bytes: int
@@ -57,8 +57,8 @@ class StoreTotals(NamedTuple):
 class Index:
     """The index of one store. `close` writes the uses that are still in memory.
 
-    `totals` are those of the last transaction. They change in the event loop, together with what the
-    write's `on_commit` changes, so that no reader of both sees one without the other.
+    `totals` are those of the last transaction. They change in the event loop, in the same step that calls
+    the write's `on_commit`, so that readers in the loop see both changes or neither.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
@@ -98,7 +98,7 @@ class Index:
     # Reads, in the loop.
 
     def blob(self, repository: Repository, digest: Digest) -> BlobRow | None:
-        """Return a committed blob, and whether the repository is linked to it."""
+        """Return a committed blob, and whether the repository is linked to it; None if it is not stored."""
         return self._cached_row(
             ("blob", repository, digest),
             "SELECT size, media_type, EXISTS (SELECT 1 FROM links l"
@@ -126,7 +126,7 @@ class Index:
         )
 
     def is_linked(self, repository: Repository, digest: Digest) -> bool:
-        """Tell whether the repository was seen to hold the digest, stored here or not."""
+        """Tell whether the repository is known to have the digest, stored here or not."""
         found = self._cached_row(
             ("link", repository, digest),
             f"SELECT 1 FROM links WHERE repository = {_REPOSITORY_ID_SQL} AND digest = ?",
@@ -138,7 +138,7 @@ class Index:
     def declared_size(self, repository: Repository, digest: Digest) -> int | None:
         """Return the size that a stored manifest of this repository states for the digest.
 
-        Manifests of other repositories are not believed: they may state anything.
+        Manifests of other repositories are not trusted: they may state any size.
         """
         return self._cached_row(
             ("size", repository, digest),
@@ -154,7 +154,7 @@ class Index:
         return [Digest.parse(row[0]) for row in rows]
 
     def tag(self, repository: Repository, tag: Tag) -> TagRow | None:
-        """Return the digest of a tag as upstream gave it last."""
+        """Return the last known digest of a tag, or None."""
         return self._cached_row(
             ("tag", repository, tag),
             f"SELECT digest, checked FROM tags WHERE repository = {_REPOSITORY_ID_SQL} AND tag = ?",
@@ -186,7 +186,7 @@ class Index:
         return [(Digest.parse(row[0]), BlobRow(row[1], row[2], is_linked=True)) for row in rows]
 
     def oldest_use(self) -> float:
-        """Return the time of use of the blob that is evicted next: Unix time, 0 if there is none."""
+        """Return the last use of the blob to be evicted next, in Unix time; 0 if there is none."""
         query = "SELECT coalesce(min(used), 0) FROM blobs WHERE NOT pinned"
         used: float = self._reader.execute(query).fetchone()[0]
         return used
@@ -209,19 +209,19 @@ class Index:
         return [(Digest.parse(row[0]), row[1]) for row in rows]
 
     def unknown_blobs(self, digests: Collection[Digest]) -> list[Digest]:
-        """Return those of the digests that are no blob of the index."""
+        """Return those of the digests that are not in the index."""
         query = "SELECT value FROM json_each(?) WHERE value NOT IN (SELECT digest FROM blobs)"
         rows = self._reader.execute(query, (json.dumps([*map(str, digests)]),)).fetchall()
         return [Digest.parse(row[0]) for row in rows]
 
     def touch(self, digest: Digest) -> None:
-        """Record a use of a blob; a use of a manifest is one of everything below it."""
+        """Record a use of a blob; a use of a manifest counts for everything below it."""
         self._pending_uses[str(digest)] = self._next_use_time()
 
     # Writes, in the thread.
 
     async def flush(self) -> None:
-        """Write the uses that were recorded since the last flush."""
+        """Write the uses recorded since the last flush. Raises `StorageError` and keeps them."""
         uses, self._pending_uses = self._pending_uses, {}
         try:
             if uses:
@@ -261,7 +261,7 @@ class Index:
         *,
         on_commit: Callable[[], None] | None = None,
     ) -> bool:
-        """Add a committed manifest and link the repository to all that it names.
+        """Add a committed manifest and link the repository to every digest it names.
 
         Return whether it is new.
         """
@@ -284,7 +284,7 @@ class Index:
     ) -> None:
         """Add the committed manifests of an image with their links, and its tag as checked now.
 
-        All or nothing; survives a power cut.
+        All rows are added, or none. Survives a power cut.
         """
         await self._write(
             queries.add_image,
@@ -310,11 +310,11 @@ class Index:
         )
 
     async def link(self, repository: Repository, digest: Digest) -> None:
-        """Link the repository to a digest that it was seen to hold."""
+        """Link the repository to a digest that it is known to have."""
         await self._write(queries.add_links, repository, [digest])
 
     async def set_tag(self, repository: Repository, tag: Tag, digest: Digest) -> None:
-        """Set the digest that upstream gives for a tag now; a new digest survives a power cut."""
+        """Set the digest that upstream states for a tag now; a new digest survives a power cut."""
         known = self.tag(repository, tag)
         is_new = known is None or known.digest != digest
         await self._write(
@@ -332,7 +332,7 @@ class Index:
     async def unpin(
         self, images: Sequence[tuple[Repository, Reference]]
     ) -> list[tuple[Repository, Reference]]:
-        """Unpin images; return those that were pinned."""
+        """Unpin images; return the ones that were pinned."""
         return await self._write(queries.unpin, images, is_durable=True)
 
     async def delete_images(
@@ -340,16 +340,16 @@ class Index:
     ) -> list[tuple[Digest, int]]:
         """Delete images with their tags and pins; return, with sizes, the blobs that no other image has.
 
-        The blobs stay, for `remove_blobs`. Raises `BusyError`, without changes, if one is leased.
+        The blobs stay for `remove_blobs`. Raises `BusyError`, without changes, if a blob is leased.
         """
         return await self._write(delete_images, images, leased, is_durable=True)
 
     async def unlinked_blobs(self, digests: Sequence[Digest]) -> list[tuple[Digest, int]]:
-        """Return, with sizes, those blobs that are neither linked to a repository nor pinned."""
+        """Return, with sizes, the blobs that are neither linked to a repository nor pinned."""
         return await self._write(queries.unlinked_blobs, digests)
 
     async def unpinned_bytes(self, digests: Collection[Digest]) -> int:
-        """Return the allocated bytes of those blobs that are stored and not pinned."""
+        """Return the allocated bytes of the blobs that are stored and not pinned."""
         return await self._write(queries.unpinned_bytes, digests)
 
     async def least_recently_used(
@@ -359,7 +359,7 @@ class Index:
 
         Pinned and excluded blobs are left out.
         """
-        # A full disk takes no writes, and that is when victims are needed.
+        # The flush fails on a full disk, which is when victims are needed.
         with suppress(StorageError):
             await self.flush()
         spared = self._pending_uses.keys() | set(map(str, excluded))
@@ -377,12 +377,12 @@ class Index:
     ) -> list[tuple[Digest, int]]:
         """Call `delete_file` for each blob, then delete its row; return the rows, with sizes.
 
-        In this order, because a full disk takes no writes until a file is deleted.
+        Files go first, because a full disk accepts no writes until a file is deleted.
         """
         return await self._write(queries.remove_blobs, digests, delete_file, on_commit=on_commit)
 
     async def recount(self) -> tuple[int, int]:
-        """Count the blobs anew; return by how many blobs and bytes `totals` were wrong until now."""
+        """Recount the blobs and correct `totals`; return the corrections, in blobs and bytes."""
         return await self._write(queries.recount_totals)
 
     def bytes_on_disk(self) -> int:
@@ -400,7 +400,7 @@ class Index:
         is_durable: bool = False,
         on_commit: Callable[[], None] | None = None,
     ) -> R:
-        """Return what `work` returns, run in one transaction. Raises `StorageError`, all undone.
+        """Run `work` in one transaction and return its result; roll back and raise `StorageError` if it fails.
 
         `on_commit` is called in the event loop after the commit, also if the caller was cancelled.
         """
@@ -443,7 +443,7 @@ class Index:
         parameters: tuple[str, ...],
         build: Callable[[tuple[Any, ...]], R],
     ) -> R | None:
-        """Return `build(row)`, None if there is no row; cached until the next write.
+        """Return `build(row)`, or None without a row; cached until the next write.
 
         SQLite takes 30 µs for a row, as much as everything else in serving a manifest.
         """

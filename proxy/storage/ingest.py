@@ -1,9 +1,9 @@
 """An ingest: a blob being written, resumable, invisible until it is committed.
 
-The data file may be preallocated, so its length says nothing. The state file beside it says how many
-bytes from the beginning are written, and which ranges beyond them. State is written after data, so
-after a kill the data file has at least what the state says. After a power cut it may have less: then
-the digest does not match, and the bytes are discarded.
+The data file may be preallocated, so its length does not show how much is written. The state file beside
+it records the length of the written prefix and the ranges written beyond it. State is written after data,
+so after a kill the data file has at least the bytes that the state records. After a power cut it may have
+less: then the digest does not match, and the bytes are discarded.
 """
 
 import errno
@@ -53,13 +53,13 @@ class Ingest:
         self.ranges_ahead: Sequence[tuple[int, int]] = ()
         # Where the written bytes from the beginning on end; the hash may be behind.
         self.written_end = 0
-        # Whose bytes these are: those of another origin are not resumed.
+        # The upstream that sent the bytes. `resume` discards bytes of another origin.
         self.origin = ""
         self._path = directory / f"{digest.algorithm}-{digest.hex}"
         self._state_path = self._path.with_suffix(".state")
         self._blob_path = blob_path
         self._hasher = digest.new_hasher()
-        # The blob's, if upstream has stated it.
+        # The size of the blob, if upstream has stated it.
         self.size: int | None = None
         self._writeback_offset = 0
         self._direct_fd: int | None = None
@@ -71,7 +71,10 @@ class Ingest:
             raise storage_error("create", error) from error
 
     def resume(self) -> None:
-        """Hash the bytes that an earlier process wrote, and go on behind them."""
+        """Hash the bytes that an earlier process wrote, and continue after them.
+
+        Bytes of another origin, and bytes that cannot be read, are discarded.
+        """
         try:
             state = msgspec.json.decode(os.pread(self._state_fd, _STATE_SIZE, 0), type=_IngestState)
         except msgspec.MsgspecError:
@@ -104,7 +107,7 @@ class Ingest:
             os.ftruncate(self.fd, 0)
 
     def preallocate(self, size: int) -> None:
-        """Allocate `size` bytes, so that a full disk shows before they are written. Keeps what is written."""
+        """Allocate `size` bytes, so that a full disk fails before the writes. Written bytes stay."""
         self.size = size
         try:
             if size:
@@ -118,8 +121,8 @@ class Ingest:
     def append(self, chunks: Iterable[bytes | memoryview]) -> None:
         """Write and hash `chunks` at the frontier, and move it.
 
-        In slices that stay in the processor's cache between write and hash: a third faster than
-        whole chunks (measured with 256 MiB, five alternate runs).
+        It works in slices that stay in the processor's cache between write and hash: a third faster
+        than whole chunks (measured with 256 MiB, five alternating runs).
         """
         for chunk in chunks:
             rest = memoryview(chunk)
@@ -145,9 +148,9 @@ class Ingest:
         self.save_state()
 
     def write_direct(self, offset: int, parts: list[memoryview]) -> None:
-        """Write past the page cache: whole pages of memory, at an offset that is a multiple of a page.
+        """Write `parts` past the page cache: whole pages, at an offset that is a multiple of the page size.
 
-        Where the file system does not do that, it is an ordinary write.
+        If the file system does not support that, write as `write_at` does.
         """
         size = sum(map(len, parts))
         try:
@@ -169,7 +172,7 @@ class Ingest:
         return self._direct_fd
 
     def hash_written(self, parts: Iterable[memoryview]) -> None:
-        """Move the frontier over bytes that are in the file, and still in memory."""
+        """Hash bytes that are in the file and still in memory, and advance the frontier."""
         for part in parts:
             self._hasher.update(part)
             self.frontier += len(part)
@@ -187,7 +190,7 @@ class Ingest:
         return os.fstat(self.fd).st_blocks * 512 + STATE_FILE_SIZE
 
     def matches_digest(self) -> bool:
-        """Tell whether the bytes up to the frontier are the blob."""
+        """Tell whether the bytes up to the frontier match the digest."""
         return self.digest.matches(self._hasher)
 
     def copy_hasher(self) -> Hasher:
@@ -231,7 +234,7 @@ class Ingest:
             self._direct_fd = None
 
     def save_state(self) -> None:
-        """Record which bytes are written. A failure only costs what could have been resumed."""
+        """Record which bytes are written. After a failure, fewer bytes can be resumed."""
         state = msgspec.json.encode(
             _IngestState(
                 max(self.frontier, self.written_end),
@@ -262,7 +265,7 @@ class Ingest:
 def start_writeback(fd: int, offset: int, size: int) -> None:
     """Start writeback of bytes that were just written, so that an fsync waits less.
 
-    Linux takes POSIX_FADV_DONTNEED so: it drops clean pages and starts to write dirty ones.
+    On Linux, POSIX_FADV_DONTNEED drops clean pages and starts to write dirty ones.
     """
     with suppress(OSError):
         os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)

@@ -52,7 +52,7 @@ _CHECKPOINT_PAGES = 256
 def open_connection(path: Path) -> sqlite3.Connection:
     """Open the index for writing; create it if it is missing, upgrade it if it is older.
 
-    Raises `StorageError` if it is newer, `sqlite3.DatabaseError` if it is no database.
+    Raises `StorageError` if it is newer, `sqlite3.DatabaseError` if it is not a database.
     """
     connection = sqlite3.connect(path, timeout=5, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
@@ -103,7 +103,7 @@ def add_manifest(
     manifest: Manifest,
     used_at: float,
 ) -> bool:
-    """Add a committed manifest and its edges, link the repository to all that it names.
+    """Add a committed manifest and its edges, link the repository to every digest it names.
 
     Return whether it is new.
     """
@@ -157,7 +157,7 @@ def add_unlinked_blobs(
 def add_links(
     connection: sqlite3.Connection, repository: Repository, digests: Iterable[Digest]
 ) -> None:
-    """Link the repository to digests that it was seen to hold."""
+    """Link the repository to digests that it is known to have."""
     number = _repository_id(connection, repository)
     connection.executemany(
         "INSERT OR IGNORE INTO links (repository, digest) VALUES (?, ?)",
@@ -196,7 +196,7 @@ def pin(connection: sqlite3.Connection, images: Iterable[tuple[Repository, Refer
 def unpin(
     connection: sqlite3.Connection, images: Iterable[tuple[Repository, Reference]]
 ) -> list[tuple[Repository, Reference]]:
-    """Unpin images; return those that were pinned."""
+    """Unpin images; return the ones that were pinned."""
     found = [
         (repository, reference)
         for repository, reference in images
@@ -217,14 +217,14 @@ def restore_pins(connection: sqlite3.Connection, rows: Iterable[tuple[str, ...]]
 
 
 def record_uses(connection: sqlite3.Connection, uses: dict[str, float]) -> None:
-    """Set the time of use of blobs, and of everything below those that are manifests.
+    """Set the time of use of blobs, and of everything below manifests among them.
 
     So the layers of an image stay as fresh as its manifest when clients have most layers already.
     """
     connection.executemany(
         "WITH RECURSIVE below (digest) AS (SELECT ? UNION SELECT e.child FROM edges e"
         " JOIN below b ON e.parent = b.digest)"
-        # A blob may have been added after the use that waits here: it stays as fresh as it is.
+        # A blob may have been added after this use was recorded: its later time stays.
         " UPDATE blobs SET used = ? WHERE digest IN (SELECT digest FROM below) AND used < ?",
         [(digest, used, used) for digest, used in sorted(uses.items(), key=itemgetter(1))],
     )
@@ -235,7 +235,7 @@ def remove_blobs(
 ) -> list[tuple[Digest, int]]:
     """Call `delete_file` for each blob, then delete its row with the tags, edges and links of it.
 
-    Return the blobs whose rows were there, with sizes.
+    Return the blobs that had rows, with sizes.
     """
     for digest in digests:
         delete_file(digest)
@@ -265,7 +265,7 @@ def _delete_row(connection: sqlite3.Connection, digest: Digest) -> int | None:
 def unlinked_blobs(
     connection: sqlite3.Connection, digests: Iterable[Digest]
 ) -> list[tuple[Digest, int]]:
-    """Return, with sizes, those blobs that are neither linked to a repository nor pinned."""
+    """Return, with sizes, the blobs that are neither linked to a repository nor pinned."""
     query = """
         SELECT size FROM blobs b WHERE digest = ? AND NOT pinned
         AND NOT EXISTS (SELECT 1 FROM links l WHERE l.digest = b.digest)
@@ -275,7 +275,7 @@ def unlinked_blobs(
 
 
 def unpinned_bytes(connection: sqlite3.Connection, digests: Iterable[Digest]) -> int:
-    """Return the allocated bytes of those blobs that are stored and not pinned."""
+    """Return the allocated bytes of the blobs that are stored and not pinned."""
     query = f"SELECT {ALLOCATED_SIZE_SUM} FROM json_each(?) JOIN blobs ON digest = value WHERE NOT pinned"
     row: tuple[int] = connection.execute(query, (json.dumps([*map(str, digests)]),)).fetchone()
     return row[0]
@@ -298,7 +298,7 @@ def tracked_totals(connection: sqlite3.Connection) -> tuple[int, int]:
 
 
 def recount_totals(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Count the blobs anew, correct the totals if they differ, and return by how much they did."""
+    """Recount the blobs and correct the totals; return the corrections, in blobs and bytes."""
     before, counted = tracked_totals(connection), count_totals(connection)
     connection.execute("UPDATE totals SET blobs = ?, bytes = ?", counted)
     return counted[0] - before[0], counted[1] - before[1]

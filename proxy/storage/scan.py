@@ -1,4 +1,4 @@
-"""Reading blob files that the index does not know: their sizes, and their manifests if they are any."""
+"""Reading blob files that the index does not know: their sizes, and manifests if they are manifests."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -15,7 +15,7 @@ def scan_blobs(
 ) -> list[tuple[Digest, int, oci.Manifest | None]]:
     """Return digest, size and manifest of these blobs, or of all blobs, that have a file.
 
-    A file is believed to be what its name says, but a manifest is verified before it is parsed.
+    File names are trusted, but a manifest is verified before it is parsed.
     Blocks. Raises `StorageError`.
     """
     found = []
@@ -32,7 +32,7 @@ def scan_blobs(
 
 
 def parse_manifest(content: bytes) -> oci.Manifest | None:
-    """Return the manifest that a blob is, if its own `mediaType` says that it is one."""
+    """Return the manifest in a blob, if its `mediaType` says that it is one; else None."""
     if not content.startswith(b"{"):
         return None
     try:

@@ -1,10 +1,10 @@
-"""The account of a store: what is on its disk, what is promised, and what is evicted to stay below the cap.
+"""The space account of a store: bytes on disk and reserved bytes, and the evictions that keep its limits.
 
 `max_size` bounds everything under the store's directory: blobs, running and interrupted downloads,
-and the index. `min_free` is what the file system keeps free. Sizes are those of allocated blocks.
+and the index. `min_free` is the space that stays free on the file system. Sizes are of allocated blocks.
 
-Blobs are counted by the index alone, inside the transaction that adds or removes their rows
-(`queries.track_totals`); what is not a row yet, or not any more, is counted here.
+The index counts blobs, inside the transaction that adds or removes their rows (`queries.track_totals`);
+files without a row and rows without a file are counted here.
 Pinned and leased blobs are never evicted, and nothing is evicted for content that cannot fit anyway.
 """
 
@@ -28,10 +28,10 @@ from proxy.storage.ingest import STATE_FILE_SIZE, Ingest
 from proxy.storage.locks import DigestLocks
 from proxy.storage.scan import scan_blobs
 
-# Room for the index to grow between two looks at it: its log is cut at 1 MiB (queries.py).
+# Space for the index to grow between two checks of its size: its log is cut at 1 MiB (queries.py).
 INDEX_MARGIN = 1 << 19
 # A reservation grows by at least 1 and at most 16 MiB at a time, and by no more than this share of
-# the store: many downloads at once must not divide a small store among themselves.
+# the store: many simultaneous downloads must not use up a small store with reservations.
 MIN_STEP = 1 << 20
 MAX_STEP = 16 << 20
 STEP_SHARE = 64
@@ -51,10 +51,9 @@ class Lease:
 
 @dataclass(eq=False, slots=True)
 class Reservation:
-    """Room for content that is being written: `size` bytes, `written` of them on the disk already.
+    """Space for content that is being written: `size` bytes, `written` of them on the disk already.
 
-    The block of the state file beside an ingest is counted, too. `digest` is set for an ingest that
-    can be resumed.
+    `digest` is set for an ingest that can be resumed.
     """
 
     size: int = 0
@@ -63,18 +62,18 @@ class Reservation:
 
     @property
     def total(self) -> int:
-        """What the account counts for it."""
+        """The bytes that the account counts for it, with the block of the ingest's state file."""
         return self.size + STATE_FILE_SIZE
 
 
 class SpaceManager:
-    """Keeps the account of one store, and makes room. `await open()` before anything else.
+    """Keeps the space account of one store, and evicts. `await open()` before anything else.
 
-    A download reserves as its bytes come: `resume_partial`, then `grow` before each write, then
-    `Committer.commit_ingest`, `keep_partial` or `release`. `reserve` is for content whose size is
-    known and near: a manifest, a file of a bundle.
+    A download reserves space as its bytes arrive: `resume_partial`, then `grow` before each write, then
+    `Committer.commit_ingest`, `keep_partial` or `release`. `reserve` is for content of known size that
+    is written at once: a manifest, a file of a bundle.
 
-    `locks` are held by whatever adds or removes the file of a blob.
+    Code that adds or removes the file of a blob must hold its lock in `locks`.
     """
 
     def __init__(
@@ -97,7 +96,7 @@ class SpaceManager:
         self._reservations: set[Reservation] = set()
         self._partials: dict[Digest, int] = {}
         self._partial_locks = DigestLocks()
-        # Blobs without a file that the index could not be made to forget, with allocated sizes.
+        # Blobs without a file whose rows could not be deleted, with allocated sizes.
         self._unindexed_deletes: dict[Digest, int] = {}
         # Files that the index does not know and that could not be deleted, with allocated sizes.
         self._strays: dict[Digest, int] = {}
@@ -108,7 +107,7 @@ class SpaceManager:
         self._sweep_lock = asyncio.Lock()
 
     async def open(self) -> None:
-        """Count what is there, and index blobs that a kill or a lost index left out."""
+        """Count the files, and index blobs that a kill or a lost index left out. Raises `StorageError`."""
         unsettled = await asyncio.to_thread(self._store.list_committed_ingests)
         unknown = await asyncio.to_thread(
             scan_blobs, self._store, unsettled if self._index.totals.blobs else None
@@ -116,7 +115,7 @@ class SpaceManager:
         if unknown:
             log.warning("index_repaired", blobs=len(unknown))
             await self._index.add_unlinked_blobs(unknown)
-        # Not before the index knows them.
+        # Only once the index knows them.
         await asyncio.to_thread(self._delete_ingests, unsettled)
         for digest, size, _ in await asyncio.to_thread(self._store.list_ingests):
             self._partials[digest] = size
@@ -127,20 +126,20 @@ class SpaceManager:
             self._store.delete_ingest(digest)
 
     async def resize(self, max_size: int, min_free: int) -> None:
-        """Apply other limits from now on, and evict what exceeds them."""
+        """Apply new limits, in bytes, and evict blobs until the store keeps them."""
         self.max_size, self._min_free = max_size, min_free
         await self._shrink_to_limits()
 
-    # What the account says.
+    # Totals.
 
     @property
     def blob_count(self) -> int:
-        """Blobs on the disk."""
+        """The number of blobs on the disk."""
         return self._index.totals.blobs - len(self._unindexed_deletes) + len(self._strays)
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of the blobs on the disk."""
+        """Allocated bytes of the blobs on the disk."""
         gone, strays = sum(self._unindexed_deletes.values()), sum(self._strays.values())
         return self._index.totals.bytes - gone + strays
 
@@ -151,12 +150,12 @@ class SpaceManager:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes on the disk or promised, the index included."""
+        """Bytes on the disk or reserved, the index included."""
         return self.stored_bytes + self.reserved_bytes + self._index.bytes_on_disk()
 
     @property
     def pinned_bytes(self) -> int:
-        """Bytes of blobs that no eviction takes."""
+        """Bytes of pinned blobs, which are never evicted."""
         return self._index.pinned_bytes()
 
     def fits(self, size: int) -> bool:
@@ -165,34 +164,34 @@ class SpaceManager:
         return allocated_size(size) + index <= self.max_size
 
     def could_make_room(self, size: int) -> bool:
-        """Tell whether `size` bytes would fit if all went that can go: no eviction is worth more.
+        """Tell whether `size` bytes would fit if every unpinned blob were evicted.
 
-        For a blob whose size is known: the smaller of what upstream claims and a manifest states.
+        For the known size of a blob, pass the smaller of upstream's claim and a manifest's.
         """
         return self.fits(size) and allocated_size(size) <= self.unpinned_capacity()
 
     def uncached_reason(self, size: int) -> UncachedReason:
-        """Return why a blob of `size` bytes could not be stored just now."""
+        """Return why a blob of `size` bytes could not be stored now."""
         if not self.fits(size):
             return "too_large"
         unevictable = self.used_bytes - self.stored_bytes + self.pinned_bytes + INDEX_MARGIN
         return "pinned" if allocated_size(size) + unevictable > self.max_size else "no_space"
 
     def unpinned_capacity(self) -> int:
-        """Return how many bytes of blobs fit beside the pinned ones, if all others went."""
+        """Return how many bytes of blobs fit beside the pinned ones, with all others evicted."""
         free = self._store.free_bytes()
         partial = sum(self._partials.values()) + sum(item.written for item in self._reservations)
         most = self.max_size - self._index.bytes_on_disk() - INDEX_MARGIN
         return min(most, self.stored_bytes + partial + free - self._min_free) - self.pinned_bytes
 
     def is_stored(self, digest: Digest) -> bool:
-        """Tell whether the index has the blob, and no deletion of its file is left to be indexed."""
+        """Tell whether the index has the blob and its file was not deleted."""
         return digest not in self._unindexed_deletes and self._index.blob_size(digest) is not None
 
     # Reservations.
 
     async def reserve(self, size: int) -> Reservation | None:
-        """Take room for `size` bytes, evicting for it, or return None if it cannot be had."""
+        """Reserve `size` bytes, evicting blobs for them; return None if the space cannot be freed."""
         reservation = Reservation()
         self._reservations.add(reservation)
         try:
@@ -209,9 +208,9 @@ class SpaceManager:
     ) -> bool:
         """Make the reservation hold `needed` bytes, or return False and leave it as it was.
 
-        `needed` counts what is written and what is about to be: call it before each write, and write
-        only after True. It evicts for these bytes alone. Where room is free it takes a step more, up
-        to `limit` (the blob's size, if known), so that most calls find the room taken already.
+        `needed` counts the bytes written and about to be written: call this before each write, and write
+        only after True. It evicts for these bytes alone. If more space is free, it reserves a step more,
+        up to `limit` (the blob's size, if known), so that most calls find enough bytes reserved.
         """
         if needed <= reservation.size:
             return True
@@ -221,7 +220,7 @@ class SpaceManager:
         if limit is not None:
             ahead = max(needed, min(ahead, allocated_size(limit)))
         async with self._eviction_lock:
-            if needed <= reservation.size:  # by another connection of the same download
+            if needed <= reservation.size:  # grown by another call of the same download
                 return True
             for size in (ahead, needed):
                 more = size - reservation.size
@@ -231,22 +230,22 @@ class SpaceManager:
         return False
 
     def release(self, reservation: Reservation) -> None:
-        """Give back room. What was written into it has been removed."""
+        """Give back a reservation. The caller has removed the bytes written into it."""
         self._reservations.discard(reservation)
 
     def convert_reservation(self, reservation: Reservation, digest: Digest) -> None:
-        """Let go of a reservation whose content has just become a blob of the index."""
+        """Drop a reservation whose content has just become a blob of the index."""
         self._reservations.discard(reservation)
         self._unindexed_deletes.pop(digest, None)
         self._strays.pop(digest, None)
 
     def keep_partial(self, reservation: Reservation, ingest: Ingest) -> None:
-        """Account for an ingest that is kept to be resumed, by what it takes on the disk."""
+        """Count an ingest that is kept to be resumed by its bytes on disk, instead of a reservation."""
         self._partials[ingest.digest] = ingest.allocated_bytes()
         self._reservations.discard(reservation)
 
     async def resume_partial(self, digest: Digest) -> Reservation:
-        """Return a reservation for the ingest of `digest`, of the size that an earlier one has left."""
+        """Return a reservation for the ingest of `digest`, with the size of an interrupted one or 0."""
         async with self._partial_locks.hold(digest):
             size = max(0, self._partials.pop(digest, 0) - STATE_FILE_SIZE)
             reservation = Reservation(size, size, digest)
@@ -262,7 +261,7 @@ class SpaceManager:
 
     @contextmanager
     def lease(self) -> Iterator[Lease]:
-        """Yield a lease; the blobs that are put into it stay in the store until the context ends."""
+        """Yield a lease; blobs added to it stay in the store until the context ends."""
         lease = Lease()
         self._leases.append(lease)
         try:
@@ -278,8 +277,8 @@ class SpaceManager:
     async def open_blob(self, digest: Digest, size: int) -> OpenBlob | None:
         """Open a blob of the index; return None if its file is gone, or cannot be read.
 
-        A blob without a file is forgotten. One that cannot be read may be right, so it stays until it
-        is fetched again.
+        A blob without a file is removed from the index. An unreadable file may be intact, so it stays
+        until the blob is fetched again.
         """
         try:
             opened = self._store.open(digest, size)
@@ -291,9 +290,9 @@ class SpaceManager:
         return opened
 
     async def _forget_if_missing(self, digest: Digest, reason: EvictionReason = "corrupt") -> int:
-        """Forget a blob without a file and return its size on disk; 0 if all is well with it.
+        """Remove a blob without a file from the index and return its allocated size; 0 if it has its file.
 
-        An eviction or a commit of the same blob may have been under way: its end is waited for.
+        Wait first for a commit or an eviction of the same blob.
         """
         async with self.locks.hold(digest):
             if not self.is_stored(digest) or await asyncio.to_thread(self._has_file, digest):
@@ -313,13 +312,13 @@ class SpaceManager:
         return opened is not None
 
     async def remove_corrupt(self, digest: Digest) -> None:
-        """Remove a blob that the caller has found damaged, or gone."""
+        """Remove a blob that the caller has found damaged or missing."""
         await run_uncancelled(self._remove_corrupt(digest))
 
     async def _remove_corrupt(self, digest: Digest) -> None:
         async with self.locks.hold(digest):
             size = self._index.blob_size(digest)
-            # What is small is read again: a commit may have replaced it.
+            # Small blobs are verified again, as a commit may have replaced the file.
             if size is None or (size <= MAX_MANIFEST_SIZE and await self._is_intact(digest)):
                 return
             await self._remove_locked([digest], "corrupt")
@@ -331,20 +330,20 @@ class SpaceManager:
             return True
 
     async def remove_unlinked(self, digests: Iterable[Digest]) -> None:
-        """Remove those of the blobs that no repository is linked to and no operation has leased."""
+        """Remove the blobs that are neither linked to a repository nor leased by an operation."""
         unlinked = await self._index.unlinked_blobs([*digests])
         await self._remove([digest for digest, _ in unlinked], "removed")
 
     async def remove_images(
         self, images: Sequence[tuple[Repository, Reference]]
     ) -> list[tuple[Digest, int]]:
-        """Remove images and the blobs that no other image holds; return those blobs with sizes.
+        """Remove images and the blobs that no other image has; return the blobs with sizes.
 
-        Raises `BusyError` if a preload, export or import works with any of them, and `StorageError`.
+        Raises `BusyError` if a preload, export or import uses any of them, and `StorageError`.
         """
         async with self._eviction_lock:
             blobs = await self._index.delete_images(images, self._leased_digests())
-            # What was leased since then stays, and is evicted in its turn.
+            # Blobs leased since then stay, and can be evicted later.
             return await self._remove([digest for digest, _ in blobs], "removed")
 
     async def sweep(self, *, max_idle: float, ingest_ttl: float) -> None:
@@ -366,7 +365,7 @@ class SpaceManager:
                 return
 
     async def _sweep_ingests(self, oldest: float) -> None:
-        """Remove ingests last written before `oldest`, and count any that the account has missed."""
+        """Remove ingests last written before `oldest`, and count the ones missing from the account."""
         known = self._ingests_in_account()
         for digest, size, modified in await asyncio.to_thread(self._store.list_ingests):
             if digest in self._partials:
@@ -396,7 +395,7 @@ class SpaceManager:
         await self._shrink_to_limits()
 
     async def _index_if_unknown(self, digest: Digest) -> int:
-        """Enter a blob whose file is there; return its size unless the account had it."""
+        """Index a blob that has a file; return the allocated bytes that the account had missed."""
         async with self.locks.hold(digest):
             found = await asyncio.to_thread(scan_blobs, self._store, [digest])
             if not found or self._index.blob_size(digest) is not None:
@@ -411,20 +410,20 @@ class SpaceManager:
         self._strays.pop(digest, None)
 
     def _report_drift(self, blobs: int, size: int, *, is_repair: bool = False) -> None:
-        """Report a difference that was corrected; after a start it is what a kill has left."""
+        """Log a corrected difference; the first audit after a start repairs what a kill has left."""
         if is_repair and blobs:
             log.warning("index_repaired", blobs=blobs, bytes=size)
         elif blobs or size:
             log.warning("account_drift_found", blobs=blobs, bytes=size, corrected=True)
             self._metrics.count_drift()
 
-    # Making room. `_shortage` decides, synchronously; what follows acts on it, and asks it again.
+    # Making room. `_shortage` decides synchronously; the eviction acts on it and calls it again.
 
     def _shortage(self, more: int) -> tuple[int, EvictionReason]:
-        """Return how many bytes must go before `more` bytes can be promised, and why."""
+        """Return how many bytes must be freed before `more` bytes can be reserved, and which limit needs it."""
         over = self.used_bytes + more + INDEX_MARGIN - self.max_size
         pending = sum(item.size - item.written for item in self._reservations)
-        # In the loop, as what a hit asks of the file system: a thread would take longer.
+        # statvfs runs in the loop, like the file system calls of a hit: a thread would take longer.
         lacking = self._min_free + pending + more - self._store.free_bytes()
         return max(over, lacking), "size" if over > 0 else "min_free"
 
@@ -433,15 +432,15 @@ class SpaceManager:
             await self._make_room(0)
 
     async def _make_room(self, more: int) -> bool:
-        """Evict until `more` bytes can be promised, or return False if that cannot be reached.
+        """Evict until `more` bytes can be reserved, or return False if that is impossible.
 
         The caller has the eviction lock.
         """
         fixed = self.used_bytes - self.stored_bytes - sum(self._partials.values())
         if more and fixed + more + INDEX_MARGIN > self.max_size:
             return False
-        # The account is exact; what the file system says is not: a file that is still read keeps its
-        # blocks. So the rounds are bounded.
+        # The account is exact, but free space is not: a file that is still read keeps its blocks. So the
+        # rounds are bounded.
         for _ in range(_MAX_ROUNDS):
             while self._shortage(more)[0] > 0 and await self._drop_oldest_partial():
                 pass
@@ -450,14 +449,14 @@ class SpaceManager:
                 return True
             leased = self._leased_digests()
             kept = self.pinned_bytes + (await self._index.unpinned_bytes(leased) if leased else 0)
-            # With nothing to promise (at the start, and when a cap is lowered) all that can go goes.
+            # With nothing to reserve (at the start, and after a lower limit) everything evictable goes.
             if more and needed > self.stored_bytes - kept:
                 return False
             await self._evict(needed, reason)
         return self._shortage(more)[0] <= 0
 
     async def _evict(self, bytes_needed: int, reason: EvictionReason) -> None:
-        """Remove the least recently used blobs, `bytes_needed` of them if there are as many."""
+        """Remove the least recently used blobs, at least `bytes_needed` bytes of them if possible."""
         while bytes_needed > 0:
             victims = []
             chosen_bytes = 0
@@ -478,9 +477,9 @@ class SpaceManager:
     async def _remove(
         self, digests: Collection[Digest], reason: EvictionReason
     ) -> list[tuple[Digest, int]]:
-        """Remove blobs, except those that are leased or being committed; return what went, with sizes.
+        """Remove blobs, except leased ones and ones being committed; return the removed, with sizes.
 
-        A client that leaves may cancel the caller, not the removal.
+        A client that disconnects may cancel the caller, but not the removal.
         """
         leased = self._leased_digests()
         locked = self.locks.acquire_free(digest for digest in digests if digest not in leased)
@@ -497,7 +496,7 @@ class SpaceManager:
     async def _remove_locked(
         self, digests: Sequence[Digest], reason: EvictionReason
     ) -> list[tuple[Digest, int]]:
-        """Remove files and rows of blobs whose locks the caller has; return what went, with sizes."""
+        """Remove files and rows of blobs whose locks the caller has; return the removed, with sizes."""
         if not (digests or self._unindexed_deletes):
             return []
         deleted: list[Digest] = []
@@ -528,7 +527,7 @@ class SpaceManager:
             self._unindexed_deletes.pop(digest, None)
 
     def _note_unindexed(self, digests: Iterable[Digest]) -> list[tuple[Digest, int]]:
-        """Note files that went while their rows stayed; return those that were not noted before."""
+        """Record deleted files whose rows stayed; return the ones not recorded before."""
         noted = []
         for digest in digests:
             size = self._index.blob_size(digest)
@@ -538,14 +537,14 @@ class SpaceManager:
         return noted
 
     async def _drop_oldest_partial(self) -> bool:
-        """Remove the ingest that was interrupted first; False if there is none."""
+        """Remove the oldest interrupted ingest; return False if there is none."""
         digest = next((one for one in self._partials if one not in self._partial_locks), None)
         if digest:
             await self._drop_partial(digest)
         return digest is not None
 
     async def _drop_partial(self, digest: Digest) -> None:
-        """Remove an interrupted ingest, unless it was resumed. It counts until its file is gone."""
+        """Remove an interrupted ingest, unless it was resumed. It is counted until its file is deleted."""
         if digest in self._partials and self._partial_locks.acquire_free([digest]):
             await run_uncancelled(self._delete_partial(digest))
 

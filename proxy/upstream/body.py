@@ -1,8 +1,8 @@
-"""The bytes of a blob as upstream sends them, read straight into the reader's memory.
+"""The bytes of a blob as upstream sends them, read directly into the caller's buffer.
 
-aiohttp reads the head of an answer, and its reader of bodies makes an object of every read of the
-socket. Where the length of a body is known we therefore take its place at the connection, let the
-kernel (or OpenSSL) fill the caller's buffer, and give the connection back at the end.
+aiohttp reads the head of a response, but its body reader creates an object for each read of the socket.
+If the length of a body is known, `DirectReader` therefore replaces aiohttp's protocol on the connection,
+lets the kernel (or OpenSSL) fill the caller's buffer, and gives the connection back at the end.
 """
 
 import asyncio
@@ -14,21 +14,21 @@ from proxy.errors import UpstreamTimeoutError
 from proxy.upstream import retry
 from proxy.upstream.errors import map_errors
 
-# A read ends when this much is in, since each costs a turn of the loop; and at once at the beginning, since a
-# client may wait for the first bytes.
+# A read collects this many bytes, as each read costs a turn of the loop. The first read returns at once, as
+# a client may wait for the first bytes.
 BATCH_SIZE = 512 << 10
-# How long a slow link may delay what has arrived, in seconds, for the sake of a larger batch.
+# How long bytes that have arrived may wait for a full batch, in seconds.
 BATCH_DELAY = 0.005
-# Bytes taken from a transport that was to be paused (`DirectReader.get_buffer`).
+# The buffer for bytes that arrive while no caller reads (`DirectReader.get_buffer`).
 _OVERFLOW_SIZE = 4 << 10
-# The first bytes that a mirror has to send in time.
+# The most that a mirror's first read takes (`BlobBody.read_first_bytes`).
 _FIRST_SIZE = 64 << 10
 
 
 class BlobBody:
-    """The bytes of a blob, from `offset` on. `size` is the whole blob's, None if upstream does not state it.
+    """The bytes of a blob from `offset` on. `size` is that of the whole blob, None if unknown.
 
-    `is_partial` says that upstream sends the part that was asked for, not the whole.
+    `is_partial` means that upstream sends the requested range, not the whole blob.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class BlobBody:
                 self._first = bytes(buffer[: await self._read(buffer)])
 
     async def read_into(self, buffer: memoryview) -> int:
-        """Read what arrives next into `buffer`, which is not empty; return how many bytes, 0 at the end.
+        """Read the next bytes into `buffer`, which is not empty; return their number, 0 at the end.
 
-        Raises `UpstreamError` when the transfer breaks, stands still, or drips. Only the time that we
-        wait for upstream counts: our own slowness is not its fault.
+        Raises `UpstreamError` if the transfer breaks, stalls, or falls below the minimum rate. Only time
+        spent waiting for upstream counts towards the rate.
         """
         if self._first:
             count = min(len(self._first), len(buffer))
@@ -83,9 +83,9 @@ class BlobBody:
 
 
 class StreamBodyReader:
-    """A body as aiohttp reads it: one that came with its head, or whose length is not known.
+    """Reads a body through aiohttp: one that arrived with its head, or whose length is unknown.
 
-    `early` bytes have been read of it already.
+    `early` holds the bytes that have been read already.
     """
 
     def __init__(self, content: StreamReader, early: bytes) -> None:
@@ -94,7 +94,7 @@ class StreamBodyReader:
         self._is_first = not early
 
     async def read_into(self, buffer: memoryview) -> int:
-        """Read what has arrived; return how many bytes, 0 at the end. Raises what aiohttp raises."""
+        """Read bytes that have arrived; return their number, 0 at the end. Raises aiohttp's errors."""
         if not self._unread:
             self._unread = memoryview(await self._read_batch())
         count = min(len(self._unread), len(buffer))
@@ -114,7 +114,7 @@ class StreamBodyReader:
 
 
 class DirectReader(asyncio.BufferedProtocol):
-    """A body, of which `bytes_left` are still to come, read in the place of aiohttp's protocol.
+    """Reads the last `bytes_left` of a body in place of aiohttp's protocol; `early` were read before.
 
     The transport reads only while a caller waits in `read_into`, into that caller's buffer.
     """
@@ -131,25 +131,25 @@ class DirectReader(asyncio.BufferedProtocol):
         assert connection.protocol is not None
         self._content = content
         self._transport = transport = connection.transport
-        self._aiohttp_protocol = handler = connection.protocol
+        self._aiohttp_protocol = connection.protocol
         self._stall_timeout = stall_timeout
         self._early = memoryview(early)
         self._bytes_left = bytes_left
         self._buffer: memoryview | None = None
         self._count = 0
-        # Bytes that arrived although no caller waits: aiohttp resumes the transport when an earlier body of
-        # this connection, received whole, is taken out of its memory.
+        # Bytes that arrived while no caller was waiting: aiohttp resumes the transport when it releases an
+        # earlier body of this connection that it has received completely.
         self._overflow = bytearray()
         self._overflow_buffer = memoryview(bytearray(_OVERFLOW_SIZE))
         self._is_connection_lost = False
         self._is_first = not early
         self._data_available = asyncio.Event()
         self._batch_ready = asyncio.Event()
-        handler.pause_reading()  # which ends its own timeout, too
+        self._aiohttp_protocol.pause_reading()  # also stops aiohttp's own read timeout
         transport.set_protocol(self)
 
     async def read_into(self, buffer: memoryview) -> int:
-        """Read what has arrived; return how many bytes, 0 at the end. Raises what aiohttp raises."""
+        """Read bytes that have arrived; return their number, 0 at the end. Raises aiohttp's errors."""
         if self._early:
             count = min(len(self._early), len(buffer))
             buffer[:count], self._early = self._early[:count], self._early[count:]
@@ -167,13 +167,13 @@ class DirectReader(asyncio.BufferedProtocol):
             if not count:
                 raise self._content.exception() or ServerDisconnectedError
         if not (self._bytes_left or self._overflow or self._is_connection_lost):
-            # The connection may be used again.
+            # aiohttp may reuse the connection.
             self._transport.set_protocol(self._aiohttp_protocol)
             self._content.feed_eof()
         return count
 
     async def _fill(self, buffer: memoryview) -> None:
-        """Let the transport read into `buffer` until a batch is in, or nothing comes for a while."""
+        """Let the transport read into `buffer` until a batch has arrived or `BATCH_DELAY` is over."""
         self._buffer = buffer
         self._data_available.clear()
         self._batch_ready.clear()
@@ -196,13 +196,13 @@ class DirectReader(asyncio.BufferedProtocol):
     # Called by the transport.
 
     def get_buffer(self, _sizehint: int) -> memoryview:
-        """Return where to read into: never beyond the end of the body, and never an empty buffer."""
+        """Return the buffer to read into: never empty, and with no room beyond the end of the body."""
         if self._buffer is None or self._count == len(self._buffer):
             return self._overflow_buffer[: max(1, self._bytes_left)]
         return self._buffer[self._count :]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Count what was read."""
+        """Count the bytes that were read; close the connection if they exceed the body."""
         if nbytes > self._bytes_left:
             self._transport.abort()  # bytes beyond the body, which no request asked for
             return
@@ -220,7 +220,7 @@ class DirectReader(asyncio.BufferedProtocol):
             self._transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell aiohttp, which then knows what to call it."""
+        """Pass the event to aiohttp, which sets the exception that `read_into` raises."""
         self._aiohttp_protocol.connection_lost(exc)
         self._is_connection_lost = True
         self._data_available.set()
@@ -232,7 +232,7 @@ def _create_reader(
 ) -> StreamBodyReader | DirectReader:
     content, length = response.content, response.content_length
     early = b"".join(iter(content.read_nowait, b""))
-    # A connection that has been let go has delivered everything.
+    # aiohttp releases a connection when the body is complete.
     connection = response.connection
     is_chunked = length is None or hdrs.TRANSFER_ENCODING in response.headers
     if length is None or is_chunked or not connection or length <= len(early):

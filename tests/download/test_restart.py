@@ -233,6 +233,7 @@ async def test_what_cannot_be_opened_stays_and_is_fetched_anew(
 ):
     image = registry.add_image(layers=[BLOB])
     await program.pull(image)
+    await program.wait_for_downloads()
     await program.restart()
     before = program.stored()
     blobs = str(program.root / "blobs")

@@ -1,4 +1,4 @@
-"""Blobs on `/v2/`: from the store, or from a download as it grows; whole, or ranges of them."""
+"""Blobs on `/v2/`, whole or in ranges, from the store or from a running download."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ from proxy.server.request_context import RequestContext, blob_headers, hit_heade
 from proxy.server.responses import Body, BodySource, Response
 from proxy.storage.blobs import FileRange, OpenBlob
 
-# A stored blob up to this size is sent with its head, if it is in memory.
+# A stored blob up to this size, in bytes, is sent with its head if it is in memory.
 INLINE_BLOB_SIZE = 64 << 10
 
 
@@ -32,7 +32,10 @@ class BlobHandler:
     def handle(
         self, context: RequestContext, repository: Repository, digest: Digest
     ) -> Response | Awaitable[Response]:
-        """Answer a GET or HEAD, at once if the blob is stored and upstream need not be asked."""
+        """Answer a GET or HEAD, at once if the blob is stored and needs no request to upstream.
+
+        Raises `ProxyError`, also from the awaitable.
+        """
         request = context.request
         if request.method == "HEAD" or "if-none-match" in request.headers:
             return self._answer_without_body(context, repository, digest)
@@ -84,7 +87,7 @@ class BlobHandler:
                 return _respond(context, digest, source.size, stored, stack.pop_all())
             await _wait_for_start(source, deadline)
             if source.size is None and context.request.is_http_1_0:
-                # No chunks there: a body without a length could not be told from a whole one.
+                # HTTP/1.0 has no chunks: a client could not tell a body cut short from a whole one.
                 await source.wait_verified()
             if source.is_uncached:
                 context.cache_state = "bypass"
@@ -92,27 +95,27 @@ class BlobHandler:
 
 
 async def _wait_for_start(reader: DownloadReader, deadline: float) -> None:
-    """Wait for upstream's first bytes or its error, so that an error has a status of its own."""
+    """Wait for upstream's first bytes or its error, so that the response has the error's status."""
     try:
         async with asyncio.timeout_at(deadline):
             await reader.wait_ready()
     except TimeoutError:
-        # Upstream has promised a size, but sends nothing yet: the headers cannot wait longer.
+        # If upstream has stated a size, the headers are sent now; without a size they cannot be.
         if reader.size is None:
             raise UpstreamTimeoutError(
                 f"{reader.upstream_name} has sent nothing for {RESPONSE_TIMEOUT:.0f} s; "
-                "try again, the download goes on"
+                "try again, the download continues"
             ) from None
 
 
 class _StoredBlob:
-    """The bytes of a stored blob, all of which may be sent."""
+    """The source of a stored blob, all of whose bytes may be sent."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
     async def next(self, offset: int, stop: int = sys.maxsize) -> FileRange:
-        """Return the range."""
+        """Return the range from `offset` up to `stop`."""
         return FileRange(self._fd, offset, stop)
 
 
@@ -126,9 +129,9 @@ def _respond(
     source: BodySource,
     resources: AsyncExitStack,
 ) -> Response:
-    """Return the response with a blob or the ranges of it that the request asks for.
+    """Return the response with a blob, or with the ranges that the request selects.
 
-    It closes `resources` in the end.
+    The response owns `resources` and closes them at its end.
     """
     headers = blob_headers(context, digest)
     try:
@@ -138,7 +141,7 @@ def _respond(
         return Response(416, headers, Body(0, (), source, resources))
     if len(selected) > 1 and isinstance(source, DownloadReader):
         if source.is_uncached:
-            # A transfer from upstream each would be too much: all of it is one.
+            # Each range would cost a transfer from upstream, and the whole blob costs one.
             selected = []
         else:
             source.require_stored()
@@ -153,12 +156,12 @@ def _respond(
 
 def _select_ranges(context: RequestContext, etag: str, size: int | None) -> list[ByteRange]:
     request_headers = context.request.headers
-    asked = request_headers.get("range")
-    if asked is None or size is None:
+    range_header = request_headers.get("range")
+    if range_header is None or size is None:
         return []
     if not ranges.is_if_range_match(request_headers.get("if-range"), etag):
         return []
-    return ranges.parse_ranges(asked, size)
+    return ranges.parse_ranges(range_header, size)
 
 
 def _respond_multipart(
@@ -188,7 +191,7 @@ def _content_range(one: ByteRange, size: int) -> str:
 
 
 def _read_small(context: RequestContext, blob: OpenBlob) -> bytes | None:
-    """Return all of a blob, if it is small and in memory, and all of it is asked for."""
+    """Return the whole blob if it is small and in memory and the request has no range, else None."""
     if blob.size > INLINE_BLOB_SIZE or "range" in context.request.headers:
         return None
     content = bytearray(blob.size)

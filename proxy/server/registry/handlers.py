@@ -1,4 +1,4 @@
-"""`/v2/*`: the read side of the distribution specification; and `/v1/search`."""
+"""The requests under `/v2/`, the read side of the distribution specification, and `/v1/search`."""
 
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
@@ -22,6 +22,7 @@ from proxy.server.request import Request
 from proxy.server.request_context import CACHE_STATUS, RequestContext
 from proxy.server.responses import Response, json_response
 
+# The largest page of tags or repositories, in entries.
 MAX_PAGE_SIZE = 10_000
 
 
@@ -44,7 +45,10 @@ class RegistryHandler:
         self._search = search
 
     def handle(self, request: Request, context: RequestContext) -> Response | Awaitable[Response]:
-        """Answer a GET or HEAD, at once if that takes no waiting. Raises `ProxyError`."""
+        """Answer a GET or HEAD: return the response, or an awaitable of it if it must wait.
+
+        Raises `ProxyError`, also from the awaitable.
+        """
         path = request.path
         if path in ("/v2/", "/v2"):
             context.kind = "ping"
@@ -118,30 +122,30 @@ class RegistryHandler:
         path, query = request.path, request.query
         if path == "/v1/_ping":
             context.kind = "ping"
-            # Without this docker takes us for a private registry, and sends its password to search.
+            # Without this, docker treats the cache as a private registry and sends its password with searches.
             headers = {
                 "X-Docker-Registry-Standalone": "false",
                 "Cache-Status": CACHE_STATUS["none"],
             }
             return json_response({"standalone": False}, headers=headers)
         if path != "/v1/search":
-            raise UnknownNameError("of version 1 there is only /v1/search; images are under /v2/")
+            raise UnknownNameError("only /v1/search exists in version 1; images are under /v2/")
         context.kind = "search"
-        wanted = self._search.parse_query(
+        search_query = self._search.parse_query(
             query.get("q", ""),
             upstream=self._router.find_upstream(request.headers.get("host")),
             limit=_query_int(query, "n", DEFAULT_LIMIT),
             page=_query_int(query, "page", 1),
         )
-        context.upstream = wanted.upstream
-        answer = await self._search.search(wanted)
-        context.cache_state = answer.cache_state
+        context.upstream = search_query.upstream
+        result = await self._search.search(search_query)
+        context.cache_state = result.cache_state
         document = {
-            "query": wanted.terms,
-            "num_results": answer.page.total,
-            "num_pages": -(-answer.page.total // wanted.limit),
-            "page": wanted.page,
-            "page_size": wanted.limit,
+            "query": search_query.terms,
+            "num_results": result.page.total,
+            "num_pages": -(-result.page.total // search_query.limit),
+            "page": search_query.page,
+            "page_size": search_query.limit,
             "results": [
                 {
                     "name": one.name,
@@ -150,10 +154,10 @@ class RegistryHandler:
                     "is_official": one.is_official,
                     "is_automated": False,
                 }
-                for one in answer.page.results
+                for one in result.page.results
             ],
         }
-        return json_response(document, headers={"Cache-Status": CACHE_STATUS[answer.cache_state]})
+        return json_response(document, headers={"Cache-Status": CACHE_STATUS[result.cache_state]})
 
 
 def _pull_name(repository: Repository) -> str:
@@ -166,7 +170,7 @@ def _pull_name(repository: Repository) -> str:
 def _paginate(
     items: list[str], query: Mapping[str, str], path: str
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the page that `n` and `last` ask for, and the `Link` to the next one.
+    """Return the page selected by `n` and `last`, and the `Link` header of the next one.
 
     An invalid number is ignored; a huge one is capped (CVE-2023-2253).
     """
@@ -187,7 +191,7 @@ def _paginate(
 
 
 def _query_int(query: Mapping[str, str], name: str, default: int) -> int:
-    """Return a number of the query; `default` if it is absent or invalid."""
+    """Return an integer parameter of the query; `default` if it is absent or invalid."""
     try:
         return int(query.get(name, ""))
     except ValueError:

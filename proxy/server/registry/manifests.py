@@ -24,7 +24,10 @@ class ManifestHandler:
     def handle(
         self, context: RequestContext, repository: Repository, reference: Reference
     ) -> Response | Awaitable[Response]:
-        """Answer a GET or HEAD, at once if the manifest is in memory and upstream need not be asked."""
+        """Answer a GET or HEAD, at once if the manifest is in memory and needs no request to upstream.
+
+        Raises `ProxyError`, also from the awaitable.
+        """
         accept = accept_values(context.request)
         result = self._manifests.lookup_cached_manifest(repository, reference, accept)
         if result is None:
@@ -51,13 +54,13 @@ class ManifestHandler:
 
 
 def accept_values(request: Request) -> tuple[str, ...]:
-    """Return the header Accept, if the request has one."""
+    """Return the value of the request's Accept header in a tuple; an empty tuple without one."""
     accept = request.headers.get("accept")
     return () if accept is None else (accept,)
 
 
 def build_manifest_response(context: RequestContext, result: ManifestResult) -> Response:
-    """Return the response with a manifest."""
+    """Return the response with a manifest, or 304 if the client has it."""
     manifest = result.manifest
     ttl = None if result.ttl is None else int(result.ttl)
     headers = _manifest_headers(
@@ -75,7 +78,7 @@ def build_manifest_response(context: RequestContext, result: ManifestResult) -> 
     return Response(200, headers, manifest.content)
 
 
-# The nodes of a fleet ask for the same few manifests again and again.
+# The nodes of a fleet request the same few manifests again and again.
 @lru_cache(maxsize=4096)
 def _manifest_headers(
     digest: Digest,
@@ -93,7 +96,7 @@ def _manifest_headers(
         headers["Cache-Control"] = f"public, max-age={ttl}"
         headers["Age"] = str(age)
     if warning:
-        # distribution-spec, "Warnings": this form exactly, and clients print it.
+        # distribution-spec, "Warnings", requires exactly this form. Clients print the text.
         text = warning.replace("\\", "").replace('"', "'")
         headers["Warning"] = f'299 - "{_printable(text)}"'
     headers["Content-Type"] = media_type

@@ -1,9 +1,9 @@
-"""Parses the path of a request once, into values that are valid by construction.
+"""Parsing the path of a request into values that are valid by construction.
 
 The raw path is matched from the right, since a repository may have parts named `blobs` or
-`manifests`, and against the grammars, so that nothing percent-encoded, empty or upward gets through.
-Which upstream is meant: the first part of the path, else `?ns=`, else the `Host` header, else
-Docker Hub (`proxy/names.py`).
+`manifests`, and against the grammars, which reject percent-encoded and empty parts and `..`. The upstream
+is named by the first part of the path, else by `?ns=`, else by the `Host` header; the default is Docker
+Hub (`proxy/names.py`).
 """
 
 import re
@@ -59,7 +59,7 @@ class Router:
     def _parse(self, path: str, namespace: str | None, host_upstream: str | None) -> TargetResource:
         match = _PATH.fullmatch(path)
         if match is None:
-            raise UnknownNameError("there is nothing here; images are under /v2/<name>/")
+            raise UnknownNameError("there is nothing at this path; images are under /v2/<name>/")
         name, collection, text = match.groups()
         kind = _KIND_BY_COLLECTION[collection]
         upstream = namespace.lower() if namespace else host_upstream or ""

@@ -1,6 +1,6 @@
-"""The memory that bytes arrive in: buffers of 1 MiB, bounded for each download and for all of them.
+"""Receive buffers of 1 MiB, with a limit per download and one for all downloads.
 
-A buffer is filled from the network, sent to readers, written and hashed, and then used again. A slow disk
+A buffer is filled from the network, sent to readers, written and hashed, and then reused. A slow disk
 thereby slows the transfer: the connection waits for a buffer, and upstream waits for the connection.
 """
 
@@ -11,17 +11,18 @@ from proxy.config import FetchSettings
 from proxy.download.condition import BatchedCondition
 
 BUFFER_SIZE = 1 << 20
-# What a connection gets when all memory is in use and none of it will be free without this connection.
+# The buffer of a connection when all memory is in use and none can be freed without this connection.
 SMALL_BUFFER_SIZE = 64 << 10
-# Buffers that are kept for the next download when none runs.
+# Buffers kept for the next download when no download runs.
 _SPARE_BUFFERS = 4
 
 
 @dataclass(eq=False, slots=True)
 class Chunk:
-    """Bytes of a blob in memory: from `start` up to `stop`; those before `written` are in the file too.
+    """Bytes of a blob in memory, from `start` up to `stop`. Bytes before `written` are in the file too.
 
-    While `is_open`, a connection appends to it. `is_in_page_cache` says how its bytes were written.
+    While `is_open`, a connection appends to it. `is_in_page_cache` is False if the bytes were written
+    past the page cache.
     """
 
     start: int
@@ -54,27 +55,29 @@ class BufferPool:
         self.configure(settings)
 
     def configure(self, settings: FetchSettings) -> None:
-        """Apply the limits of a configuration to buffers that are taken from now on."""
+        """Apply the limits of a configuration, in bytes, to buffers taken from now on."""
         self._limit = settings.memory
         self._limit_per_download = settings.memory_per_download
         self.changed.notify_all()
 
     @property
     def bytes_in_use(self) -> int:
-        """Bytes that downloads have taken."""
+        """Bytes in the buffers that downloads have taken."""
         return self._bytes_in_use
 
-    def take(self, size: int, held: int) -> memoryview | None:
-        """Return a buffer of up to `size` bytes to a download that holds `held` bytes.
+    def take(self, size: int, bytes_held: int) -> memoryview | None:
+        """Return a buffer of up to `size` bytes for a download that already has `bytes_held`.
 
         Returns None if a limit is reached.
         """
         size = min(size, BUFFER_SIZE)
-        is_over = held + size > self._limit_per_download or self._bytes_in_use + size > self._limit
-        return None if is_over else self._allocate(size)
+        is_over_limit = (
+            bytes_held + size > self._limit_per_download or self._bytes_in_use + size > self._limit
+        )
+        return None if is_over_limit else self._allocate(size)
 
     def take_small(self, size: int) -> memoryview:
-        """Return a small buffer beyond the limits, for a connection that has no other way to go on."""
+        """Return a small buffer regardless of the limits, for a connection that cannot wait for one."""
         return self._allocate(min(size, SMALL_BUFFER_SIZE))
 
     def _allocate(self, size: int) -> memoryview:
@@ -83,14 +86,14 @@ class BufferPool:
         elif self._spare:
             buffer = self._spare.pop()
         else:
-            # It takes memory only as far as it is filled.
+            # A mapping takes memory only for the pages that are filled.
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
             buffer = memoryview(mmap.mmap(-1, BUFFER_SIZE, flags=flags))
         self._bytes_in_use += len(buffer)
         return buffer
 
     def give_back(self, buffer: memoryview) -> None:
-        """Take back a buffer; nothing reads or writes it any more."""
+        """Take back a buffer that nothing reads or writes any more."""
         self._bytes_in_use -= len(buffer)
         if len(buffer) == BUFFER_SIZE:
             self._spare.append(buffer)
