@@ -36,6 +36,8 @@ MIN_DIRECT_SIZE = 64 << 20
 MAX_HOLD_UP = 0.5
 # How long bytes wait for their buffer to fill, so that it can be written past the page cache, in seconds.
 PARTIAL_DELAY = 0.1
+# Seconds without bytes after which the state of the written ones is saved.
+STATE_DELAY = 0.1
 # Chunks written in one call in a thread. The hash waits for the last of them.
 MAX_CHUNKS_PER_WRITE = 4
 
@@ -65,6 +67,7 @@ class BlobWriter:
         # Set if another upstream's download of the same digest uses the shared ingest.
         self._private_directory: Path | None = None
         self._has_shared_ingest = False
+        self._is_state_saved = True
         self._hash_seconds = 0.0
 
     @property
@@ -145,7 +148,27 @@ class BlobWriter:
                         await download.progress.wait()
                         continue
             if not await self._write_due():
-                await download.progress.wait()
+                await self._wait_for_bytes()
+
+    async def _wait_for_bytes(self) -> None:
+        """Wait for progress. In a pause, save the state, so that a kill costs no written bytes.
+
+        What each write saves is the state before it.
+        """
+        if not self._is_state_saved:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STATE_DELAY):
+                    await self._download.progress.wait()
+                    return
+            await self._save_state()
+            return
+        await self._download.progress.wait()
+
+    async def _save_state(self) -> None:
+        assert self._ingest is not None
+        self._ingest.ranges_ahead = self._download.written.ranges_after(self._ingest.written_end)
+        self._is_state_saved = True
+        await run_in_thread(self._storage.executor, self._ingest.save_state)
 
     def _may_write_direct(self) -> bool:
         """Tell whether to write past the page cache.
@@ -184,6 +207,7 @@ class BlobWriter:
             chunk.is_in_page_cache = not direct
             download.mark_written(chunk, stop)
         ingest.written_end = download.written.contiguous_end(0)
+        self._is_state_saved = False
         assert self._reservation is not None
         self._reservation.written = min(download.written.total, self._reservation.size)
         return True
@@ -281,8 +305,7 @@ class BlobWriter:
                     pass
             except StorageError:
                 log.info("partial_write_failed", digest=str(ingest.digest))
-            ingest.ranges_ahead = self._download.written.ranges_after(ingest.written_end)
-            await run_in_thread(self._storage.executor, ingest.save_state)
+            await self._save_state()
             space.keep_partial(self._reservation, ingest)
             return
         if ingest:

@@ -71,6 +71,20 @@ async def test_an_interrupted_download_that_rotted_is_thrown_away(registry, prog
     assert program.stored() == {digest}
 
 
+async def test_while_upstream_pauses_the_state_on_disk_has_all_bytes(registry, program):
+    """So that a kill then costs none of them."""
+    digest = registry.add_blob(BLOB)
+    half = len(BLOB) // 2
+    registry.fail(registry.body_of(digest), Fault(stall_at=half, until=asyncio.Event()))
+    state = program.root / "ingest" / f"{digest.replace(':', '-')}.state"
+    async with program.opened(f"/v2/library/app/blobs/{digest}") as response:
+        await response.content.readexactly(half)
+        async with asyncio.timeout(5):
+            while not state.exists() or f'"have":{half},' not in state.read_text():  # noqa: ASYNC110 (a file has no event)
+                await asyncio.sleep(0.01)
+        response.close()
+
+
 async def test_interrupted_downloads_count_until_they_are_too_old(registry, make_program):
     program = await make_program(fetch={"ingest_ttl": "1h"})
     digest = await interrupted(registry, program)
