@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -22,13 +24,26 @@ def make_short_directory() -> Path:
     return Path(tempfile.mkdtemp(prefix="test-"))
 
 
-def eventually(condition: Callable[[], T], what: str, *, timeout: float = 20) -> T:
+def eventually(condition: Callable[[], T], what: str, *, timeout: float = 40) -> T:
     """Return the first true value of `condition`; after `timeout` seconds, fail with `what`."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
         time.sleep(0.02)
     return value
+
+
+def reserve_port(owner: object) -> int:
+    """Return a free port of 127.0.0.1 that only servers can bind as long as `owner` exists.
+
+    While a server restarts, the kernel could give its port to an outgoing connection of another test.
+    It does not give away a port to which a socket is bound. With SO_REUSEADDR, servers bind it as well.
+    """
+    reservation = socket.socket()
+    weakref.finalize(owner, reservation.close)
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reservation.bind(("127.0.0.1", 0))
+    return int(reservation.getsockname()[1])
 
 
 def isolated_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -98,7 +113,7 @@ class Process:
     def is_running(self) -> bool:
         return self._popen.poll() is None
 
-    def wait_until(self, condition: Callable[[], T], what: str, *, timeout: float = 20) -> T:
+    def wait_until(self, condition: Callable[[], T], what: str, *, timeout: float = 40) -> T:
         """Return the first true value of `condition`; fail at once, with the log, if the process exits."""
 
         def check() -> T | None:

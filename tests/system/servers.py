@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.system.http_client import has_status, send_request
-from tests.system.processes import Process, eventually, run
+from tests.system.processes import Process, eventually, reserve_port, run
 
 REGISTRY_CONFIG = """\
 version: 0.1
@@ -31,7 +31,7 @@ class Registry:
     def __init__(self, directory: Path) -> None:
         self.auth = ""
         self._directory = directory
-        self._port = 0
+        self._port = reserve_port(self)
         self._process: Process | None = None
 
     @property
@@ -49,12 +49,6 @@ class Registry:
         config.write_text(REGISTRY_CONFIG.format(root=root, port=self._port) + self.auth)
         process = Process(self._directory, "registry", ["docker-registry", "serve", config])
         self._process = process
-
-        def find_port() -> str:
-            ports = re.findall(r"listening on 127\.0\.0\.1:(\d+)", process.stderr_log.read_text())
-            return ports[-1] if ports else ""
-
-        self._port = int(process.wait_until(find_port, "its address"))
         status = 401 if self.auth else 200
         process.wait_until(lambda: has_status(self.url, "/v2/", status), "a response")
 
@@ -92,7 +86,7 @@ class Daemon:
         self._upstream = upstream
         self._max_size = max_size
         self._env = dict(env or {})
-        self._listen = "127.0.0.1:0"
+        self._listen = f"127.0.0.1:{reserve_port(self)}"
         self._stdout_offset = 0  # earlier starts wrote the stdout before it
         self._process: Process | None = None
 
@@ -141,12 +135,7 @@ class Daemon:
         self._stdout_offset = len(stdout_log.read_text()) if stdout_log.exists() else 0
         command = self.serve_command()
         self._process = process = Process(self._directory, "daemon", command, env=self._env)
-
-        def find_address() -> str:
-            match = re.search(r"https?://(127\.0\.0\.1:[1-9]\d*)", self.startup_output)
-            return match[1] if match else ""
-
-        self._listen = process.wait_until(find_address, "its address")
+        process.wait_until(lambda: self.url in self.startup_output, "its address")
         process.wait_until(lambda: has_status(self.url, "/readyz"), "readiness")
 
     def send_sigterm(self) -> None:
@@ -202,8 +191,8 @@ def resumable_bytes(store: Path) -> int:
     for path in (store / "ingest").glob("*.state"):
         try:
             state = json.loads(path.read_bytes().rstrip(b"\0 "))
-        except ValueError:
-            continue  # it is being written
+        except (ValueError, FileNotFoundError):
+            continue  # it is being written, or its blob has just been committed
         sizes.append(state["have"] + sum(stop - start for start, stop in state["ahead"]))
     return max(sizes)
 

@@ -17,6 +17,8 @@ from tests.system.images import INDEX, MANIFEST, Image
 from tests.system.processes import eventually, run
 from tests.system.servers import Daemon, Registry
 
+pytestmark = pytest.mark.timeout(180)
+
 ACCEPT = {"Accept": f"{INDEX}, {MANIFEST}"}
 
 # The disk is smaller than the default of store.min_free.

@@ -49,10 +49,12 @@ def test_a_preload_after_a_kill_fetches_only_the_missing_bytes(
     with Relay(registry.address, 5 * MB) as relay:
         argv = [*command, "-c", str(write_config(relay.url))]
         process = Process(directory, "preload", argv)
-        process.wait_until(
-            lambda: resumable_bytes(directory / "store") > 10 * MB, "the middle of a layer"
-        )
-        process.kill()
+        try:
+            process.wait_until(
+                lambda: resumable_bytes(directory / "store") > 10 * MB, "the middle of a layer"
+            )
+        finally:
+            process.kill()
         kept = resumable_bytes(directory / "store")
         assert 10 * MB < kept < 30 * MB
         relay.rate = 0
