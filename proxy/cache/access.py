@@ -1,9 +1,9 @@
-"""The rule of access: which content a repository may be served by its digest.
+"""Access to stored content: which digests the cache serves under which repository.
 
-A digest alone grants nothing, because the content may come from a private repository. A repository
-is served a digest if the index links the two, or if upstream confirms, when asked about that
-repository, that it has the digest. The index links a repository to the content that upstream has
-sent for it, to what the manifests in that content name, and to what upstream has confirmed.
+Knowing a digest is not enough, because the content may come from a private repository. A digest is
+served under a repository if the index links the two, or if upstream, asked about that repository,
+confirms that it has the digest. The index links a repository to the content that upstream has sent
+for it, to the digests that manifests in that content name, and to the digests upstream has confirmed.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ log = get_logger(__name__)
 
 
 class RepositoryAccess:
-    """Decides which stored or arriving content a repository may be served.
+    """Decides which stored or arriving content may be served under a repository.
 
     Methods that may ask upstream take a `deadline` of the event loop's clock. They raise
     `NotFoundError` if upstream does not have the digest in that repository, and `UpstreamError` if
@@ -47,7 +47,7 @@ class RepositoryAccess:
     async def get_blob(
         self, repository: Repository, digest: Digest, deadline: float
     ) -> BlobRow | None:
-        """Return a stored blob that the repository may be served; None if it is not stored."""
+        """Return a stored blob that may be served under the repository; None if it is not stored."""
         row = self._index.blob(repository, digest)
         if row and not row.is_linked:
             await self._ask_upstream(repository, digest, deadline, is_manifest=False)
@@ -56,7 +56,7 @@ class RepositoryAccess:
     async def get_manifest(
         self, repository: Repository, digest: Digest, deadline: float
     ) -> BlobRow | None:
-        """Return a stored manifest that the repository may be served; None if it is not stored."""
+        """Return a stored manifest that may be served under the repository; None if it is not stored."""
         row = self._index.blob(repository, digest)
         if row is None or row.media_type is None:
             return None
@@ -65,7 +65,7 @@ class RepositoryAccess:
         return row
 
     async def check_download(self, repository: Repository, digest: Digest, deadline: float) -> None:
-        """Return if the repository may be served a download that another repository has started."""
+        """Check that a download started for another repository may be served under this one."""
         if not self.is_linked(repository, digest):
             await self._ask_upstream(repository, digest, deadline, is_manifest=False)
 
@@ -84,7 +84,7 @@ class RepositoryAccess:
     async def _ask_upstream(
         self, repository: Repository, digest: Digest, deadline: float, *, is_manifest: bool
     ) -> None:
-        """Ask upstream by one HEAD, shared by concurrent requests, whether it has the digest."""
+        """Ask upstream with one HEAD, shared by concurrent requests, whether it has the digest."""
 
         async def ask() -> None:
             upstream = self._upstreams[repository.upstream]

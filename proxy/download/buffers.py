@@ -1,7 +1,7 @@
 """Receive buffers of 1 MiB, with a limit per download and one for all downloads.
 
-A buffer is filled from the network, sent to readers, written and hashed, and then reused. A slow disk
-thereby slows the transfer: the connection waits for a buffer, and upstream waits for the connection.
+A buffer is filled from the network, sent to readers, written and hashed, and then reused. If the disk is
+slow, the transfer slows down with it: the connection waits for a buffer, and upstream for the connection.
 """
 
 import mmap
@@ -11,7 +11,7 @@ from proxy.config import FetchSettings
 from proxy.download.condition import BatchedCondition
 
 BUFFER_SIZE = 1 << 20
-# The buffer of a connection when all memory is in use and none can be freed without this connection.
+# The buffer that a connection gets if all memory is in use and this connection holds it up.
 SMALL_BUFFER_SIZE = 64 << 10
 # Buffers kept for the next download when no download runs.
 _SPARE_BUFFERS = 4
@@ -19,7 +19,7 @@ _SPARE_BUFFERS = 4
 
 @dataclass(eq=False, slots=True)
 class Chunk:
-    """Bytes of a blob in memory, from `start` up to `stop`. Bytes before `written` are in the file too.
+    """Bytes of a blob in memory, from `start` up to `stop`. Those before `written` are in the file too.
 
     While `is_open`, a connection appends to it. `is_in_page_cache` is False if the bytes were written
     past the page cache.
@@ -37,7 +37,7 @@ class Chunk:
 
     @property
     def is_full(self) -> bool:
-        """Whether the buffer has no room."""
+        """Whether the buffer has no room left."""
         return self.stop - self.start == len(self.buffer)
 
     def view(self, start: int, stop: int) -> memoryview:
@@ -93,7 +93,7 @@ class BufferPool:
         return buffer
 
     def give_back(self, buffer: memoryview) -> None:
-        """Take back a buffer that nothing reads or writes any more."""
+        """Take back a buffer that is no longer read or written."""
         self._bytes_in_use -= len(buffer)
         if len(buffer) == BUFFER_SIZE:
             self._spare.append(buffer)

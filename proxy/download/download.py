@@ -1,11 +1,11 @@
-"""The state of one running download, which has one fetch and many readers.
+"""The state of one running download: one transfer from upstream, many readers.
 
 A download belongs to the cache, not to the request that started it: it continues when that client
 disconnects. It has two workers: the `Fetcher` receives the bytes from upstream, the `BlobWriter` writes
-and hashes them. Each reader follows at its own pace, from memory at the frontier and from the file behind it.
+and hashes them. Each reader has its own pace: it gets recent bytes from memory, older ones from the file.
 
-If the store has no space or the disk fails, the download stops storing. Its readers then keep the bytes
-they have, and each fetches the rest from upstream under the same rules.
+If the store has no space or the disk fails, the download stops storing. Each reader then fetches the
+bytes that it has not sent yet from upstream itself, under the same rules.
 """
 
 import asyncio
@@ -58,12 +58,12 @@ class DownloadDeps:
 class Download:
     """The download of one blob from one repository. `run` is its task; readers `attach`.
 
-    At any time, in the event loop:
+    These hold at any time, seen from the event loop:
 
     - The first `hashed` bytes are written and hashed. `written` holds the ranges in the file, all of
       which have been received (`pieces.received`).
     - Each received byte is in the file or in one of `chunks`. A chunk's buffer goes back to the pool when
-      no connection appends to it, all of it is written, and the hash has passed it or is not near.
+      no connection appends to it, all of it is written, and the hash is past it or far behind it.
     - No byte is received twice, and none beyond `size`. `is_verified` means that all bytes are hashed and
       match the digest; only then may the last byte be sent.
     - `generation` counts the attempts. Bytes discarded after a digest mismatch belong to an earlier
@@ -167,7 +167,7 @@ class Download:
     def readable_part(
         self, offset: int, stop: int, *, may_include_last: bool
     ) -> memoryview | FileRange | None:
-        """Return bytes from `offset` up to `stop` at most that may be sent; None if there are none yet.
+        """Return bytes that may be sent, from `offset` up to `stop` at most; None if there are none yet.
 
         The blob's last byte is left out until the digest is verified, unless `may_include_last`.
         """
@@ -175,7 +175,7 @@ class Download:
         if self.has_stopped_storing:
             end = min(end, self.hashed)
         if not (self.is_verified or may_include_last):
-            # Of a blob of unknown size, any byte may be the last one.
+            # If the size is unknown, any byte may be the last one.
             last = self.size if self.size is not None else self.pieces.received.contiguous_end(0)
             end = min(end, last - 1)
         if end <= offset:
@@ -190,7 +190,7 @@ class Download:
         return None  # a failed download has dropped the chunk
 
     def prioritize(self, offset: int, stop: int) -> None:
-        """Fetch a range that a reader waits for before its turn, if the connections allow it."""
+        """Fetch a range out of turn, because a reader waits for it, if the connections allow it."""
         if stop != sys.maxsize and self.size is not None:
             self._fetcher.prioritize(offset, min(stop, self.size))
 
@@ -226,12 +226,12 @@ class Download:
         self._notify()
 
     async def open_chunk(self, piece: Piece) -> Chunk:
-        """Return a chunk for the next bytes of a piece; wait for a buffer while the disk is slower."""
+        """Return a chunk for the next bytes of a piece. Waits for a buffer if the disk is too slow."""
         pool, size = self._deps.pool, piece.stop - piece.start
         began = asyncio.get_running_loop().time()
         while (buffer := pool.take(size, self._bytes_held)) is None:
             if all(chunk.is_open for chunk in self.chunks):
-                # Only connections hold buffers, and a reader may wait for this connection.
+                # No buffer can be freed by a write, and a reader may wait for this connection.
                 buffer = pool.take_small(size)
                 break
             await pool.changed.wait()
@@ -315,7 +315,7 @@ class Download:
     async def run(self, predecessor: "asyncio.Task[None] | None" = None) -> None:
         """Fetch, verify and commit. Errors are set as `error`, not raised.
 
-        Wait first for `predecessor`, an abandoned download of the same blob that still closes its files.
+        Waits first for `predecessor`, an abandoned download of the same blob that is still closing files.
         """
         result: DownloadResult = "failed"
         ended: ProxyError | None = UpstreamUnavailableError("the cache is shutting down; try again")
@@ -359,13 +359,13 @@ class Download:
                 except DigestMismatchError:
                     if self.generation or self.transfer_count <= 1:
                         raise
-                    # Transfers may have sent parts of different blobs.
+                    # The transfers may have delivered parts of different blobs.
                     await self._start_over()
         except StorageError as error:
             self._stop_storing(error)
 
     async def _start_over(self) -> None:
-        """Discard all bytes and fetch the blob once more, in one transfer and from no mirror."""
+        """Discard all bytes and fetch the blob once more, in one transfer, bypassing the mirrors."""
         log.info("download_restarted", digest=str(self.digest), upstream=self.source.upstream_name)
         self._drop_chunks()
         self.size = None

@@ -1,8 +1,8 @@
-"""The worker that receives a download's bytes from upstream, over one connection or several.
+"""The worker that receives a download's bytes from upstream, over one or more connections.
 
-Each connection claims the next unclaimed bytes until all have arrived. The first connection learns the size
-of the blob and whether upstream supports ranges; if the blob is large and the link is not fast, others join.
-The remaining connections take over the piece of one that fails; the error of the last one ends the download.
+Each connection claims the next unclaimed bytes until all have arrived. The first one learns the blob's size
+and whether upstream supports ranges; more are added if the blob is large and one connection is not fast.
+If a connection fails, the others take over its piece; if the last one fails, its error ends the download.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from proxy.upstream.body import BlobBody
 if TYPE_CHECKING:
     from proxy.download.download import Download
 
-# Fewer bytes than this do not count as progress: an upstream that drips must not keep a download for ever.
+# Fewer bytes than this are not progress: a few bytes per attempt must not keep a download alive forever.
 MIN_PROGRESS = 16 << 10
 # Upper bound on a wait before a retry, in seconds, whatever Retry-After upstream sends.
 MAX_RETRY_AFTER = 60.0
@@ -51,8 +51,8 @@ class Fetcher:
         self._source = download.source
         self._settings = settings = download.settings
         is_small = expected_size is not None and expected_size <= settings.parallel_above
-        # Until upstream has responded there is one connection. Its request for the blob or the first piece
-        # shows whether upstream supports ranges.
+        # There is one connection until upstream has responded. The response to its request, for the blob or
+        # for the first piece, shows whether upstream supports ranges.
         self._max_connections = 1 if is_small else settings.connections_per_blob
         self.is_parallel = False
         self._has_extra_connections = False
@@ -145,7 +145,7 @@ class Fetcher:
             self._piece_released.clear()
 
     async def _fetch_with_retries(self, piece: Piece) -> None:
-        """Make transfers, with pauses, until all of a piece has arrived; give up without progress."""
+        """Repeat transfers, with pauses, until a piece is complete. Gives up if there is no progress."""
         pauses: Iterator[float] = iter(())
         reached = -MIN_PROGRESS
         while piece.start < piece.stop and not self._download.is_received:
@@ -169,10 +169,10 @@ class Fetcher:
                 await asyncio.sleep(pause)
 
     def _is_permanent(self, error: ProxyError) -> bool:
-        """Tell whether a retry is useless.
+        """Tell whether a retry is pointless.
 
-        Before the first byte, a refusal by upstream is final. Later it means a broken transfer, such as
-        a signed URL that has expired, or a limit on connections, and then the other connections continue.
+        Before the first byte, a refusal by upstream is final. Later the cause may be temporary, such as an
+        expired signed URL, or a limit on connections, in which case the other connections continue.
         """
         is_refusal = not isinstance(error, UpstreamUnavailableError) or isinstance(
             error, UpstreamDownError
@@ -201,7 +201,7 @@ class Fetcher:
             raise UpstreamUnavailableError(f"{self._source.upstream_name} broke off a transfer")
 
     def _handle_response_head(self, body: BlobBody, piece: Piece) -> None:
-        """Take the blob's size from a response head, and whether upstream supports ranges."""
+        """Learn the blob's size from a response head, and whether upstream supports ranges."""
         if body.size is not None:
             self._download.set_size(body.size)
         if body.is_partial and body.size is not None:
@@ -250,7 +250,7 @@ class Fetcher:
         )
 
     def _measure_speed(self, started: float, bytes_before: int) -> None:
-        """Start the other connections, unless one is so fast that more would not be faster."""
+        """Start the other connections, unless one is so fast that more would not help."""
         seconds = asyncio.get_running_loop().time() - started
         if self._bytes_received - bytes_before < self._settings.parallel_max_rate * seconds:
             self._start_remaining_connections()

@@ -74,7 +74,7 @@ class DownloadManager:
         return self._running.get((upstream_name, digest))
 
     async def join(self, upstream_name: str, digest: Digest, client: str) -> Download | None:
-        """Wait until the running download of a blob has bytes, and return it; None if it ends before.
+        """Wait until the running download of a blob has bytes, and return it; None if it ends first.
 
         Callers that may read from another repository's download need this: that repository may not
         have the blob.
@@ -104,7 +104,7 @@ class DownloadManager:
 
         Raises `UnknownBlobError` if upstream has just answered that it does not have the blob,
         `DigestMismatchError` if it has just sent wrong bytes for it twice, and `TooManyRequestsError` if
-        too many downloads wait that this client alone has requested.
+        too many downloads that only this client has requested are waiting.
         """
         self._check_remembered(repository, digest)
         if client is not None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 # A request costs a redirect and a round trip or two, so a piece has at least this many bytes.
 MIN_PIECE = 4 << 20
-# With larger pieces, a reader from the beginning would wait for one slow connection.
+# With larger pieces, a slow connection could hold up a reader at the beginning of the blob.
 MAX_PIECE = 16 << 20
-# A connection fetches this many bytes before a new one could send its first.
+# A connection receives this many bytes in the time that a new one takes to deliver its first.
 MIN_SPLIT_DISTANCE = 512 << 10
 
 OPEN_END = 1 << 63
@@ -60,7 +60,7 @@ class Piece:
 
 
 class PieceMap:
-    """The bytes of one blob. A byte that has arrived, or that a connection fetches, is not claimed again.
+    """Which bytes of a blob have arrived or are being fetched. None of these can be claimed again.
 
     `size` is `OPEN_END` until upstream states it.
     """
@@ -76,7 +76,7 @@ class PieceMap:
         return self.received.contiguous_end(0) == self.size
 
     def claim_next(self, connections: int) -> Piece | None:
-        """Claim the first missing bytes: one of `connections` even shares of the unclaimed bytes.
+        """Claim the first unclaimed bytes: an even share of all of them for one of `connections`.
 
         With one connection, that is the whole first gap. Returns None if there is nothing to claim.
         """
@@ -91,7 +91,7 @@ class PieceMap:
         return self._claim(start, stop)
 
     def claim_up_to(self, length: int) -> Piece | None:
-        """Claim the first missing bytes, `length` at most. Returns None if there is nothing to claim."""
+        """Claim the first unclaimed bytes, `length` at most. Returns None if there are none."""
         gaps = self._unclaimed_ranges()
         if not gaps:
             return None
@@ -99,7 +99,7 @@ class PieceMap:
         return self._claim(start, min(stop, start + length))
 
     def claim_at(self, offset: int, stop: int) -> Piece | None:
-        """Claim bytes from `offset` up to `stop` at most, before their turn.
+        """Claim bytes from `offset` up to `stop` at most, out of turn.
 
         A piece that would reach them later is shortened. Returns None if they have arrived or will soon.
         """

@@ -1,9 +1,9 @@
 """The order of requests for blobs to one upstream, and of the downloads that follow them.
 
-Each upstream has its own queues, so a slow one does not delay the others. A download first needs a slot
-for its request, which upstream has not answered, and after a 200 one of the slots for downloads. A blob
-that upstream does not have therefore takes no download slot. In both queues, blobs that clients wait for
-precede those that are only prefetched, and client addresses take turns.
+Each upstream has its own queues, so a slow one does not delay the others. A download first holds a request
+slot, until upstream answers; after a 200 it takes a download slot instead. So a blob that upstream does
+not have never takes a download slot. In both queues, blobs that clients wait for precede those that are
+only prefetched, and client addresses take turns.
 """
 
 import asyncio
@@ -26,8 +26,8 @@ class QueueSlot:
 class FairQueue:
     """Grants `limit` slots: urgent ones first, and client addresses in turn.
 
-    Slots that are not urgent leave a quarter of the limit free, at least one (with a limit of one they
-    leave none). With `is_shared_out`, an address gets no more slots than are left for the others.
+    Slots that are not urgent leave a quarter of the limit free: at least one, unless the limit is one.
+    With `is_shared_out`, an address gets no more slots than are left for the others.
     """
 
     def __init__(self, limit: int, *, is_shared_out: bool = False) -> None:
@@ -44,7 +44,7 @@ class FairQueue:
         return self._limit - self._free + len(waiting)
 
     def resize(self, limit: int) -> None:
-        """Change the limit. Slots that are granted stay granted, also beyond it."""
+        """Change the limit. Granted slots stay granted, even beyond it."""
         self._free += limit - self._limit
         self._limit = limit
         self.dispatch()
@@ -60,7 +60,7 @@ class FairQueue:
         await slot.granted
 
     def add_client(self, slot: QueueSlot, client: str) -> None:
-        """Let a slot that is waited for be granted at this client's turn, too."""
+        """Let a waiting slot be granted at this client's turn too."""
         if client in slot.clients:
             return
         slot.clients[client] = None

@@ -93,7 +93,7 @@ class DownloadReader:
     async def next(self, offset: int, stop: int = sys.maxsize) -> memoryview | FileRange:
         """Return bytes from `offset` up to `stop` at most; see the module's docstring.
 
-        Wait until there are any. A range that the connections would reach later is fetched before its turn.
+        Waits until there are any. A range that the connections would reach later is fetched out of turn.
         """
         download = self._download
         if self._may_read_ahead is None:

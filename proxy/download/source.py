@@ -56,7 +56,7 @@ class BlobSource:
         log.info("download_retried", digest=str(self.digest), offset=offset, reason=str(error))
 
     def record_mismatch(self) -> DigestMismatchError:
-        """Count wrong bytes and return the error; later requests for the blob skip the mirrors."""
+        """Count a digest mismatch and return the error; later requests for the blob skip the mirrors."""
         self._metrics.count_digest_mismatch(self.upstream_name)
         self._upstream.mark_suspect(self.digest)
         return DigestMismatchError(f"{self.upstream_name} sent wrong content for {self.digest}")

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 # Bytes written ahead are hashed in steps of this size, so that readers get them gradually.
 HASH_STEP = 4 << 20
-# Blobs from this size on are written past the page cache, as long as the disk keeps up.
+# Blobs of at least this size are written past the page cache if the disk keeps up.
 MIN_DIRECT_SIZE = 64 << 20
 # The disk counts as slower than upstream once it has held up a download for this long in total, in seconds.
 MAX_HOLD_UP = 0.5
 # How long bytes wait for their buffer to fill, so that it can be written past the page cache, in seconds.
 PARTIAL_DELAY = 0.1
-# Seconds without bytes after which the state of the written ones is saved.
+# After this many seconds without new bytes, the state of the written ones is saved.
 STATE_DELAY = 0.1
 # Chunks written in one call in a thread. The hash waits for the last of them.
 MAX_CHUNKS_PER_WRITE = 4
@@ -46,7 +46,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StorageDeps:
-    """The parts of the store that downloads write with. `open_ingests` are being written right now."""
+    """The storage that downloads write to. `open_ingests` are the digests being written now."""
 
     store: BlobStore
     index: Index
@@ -132,7 +132,7 @@ class BlobWriter:
         download = self._download
         while download.size is None and not download.chunks:
             await download.progress.wait()
-        # After upstream has answered, so that a blob it does not have costs no file.
+        # Opened after upstream has answered, so that a blob it does not have leaves no file.
         if self._ingest is None:
             await self._open(has_partial=False)
         await run_all(self._write(), self._hash())
@@ -151,9 +151,9 @@ class BlobWriter:
                 await self._wait_for_bytes()
 
     async def _wait_for_bytes(self) -> None:
-        """Wait for progress. In a pause, save the state, so that a kill costs no written bytes.
+        """Wait for progress. In a pause, save the state, so that a kill loses no written bytes.
 
-        What each write saves is the state before it.
+        Each write saves the state of the writes before it, but not its own.
         """
         if not self._is_state_saved:
             with suppress(TimeoutError):
@@ -249,7 +249,7 @@ class BlobWriter:
     async def _reserve(self, count: int) -> None:
         """Grow the reservation to `count` bytes more than are written, or raise `NoSpaceError`.
 
-        It grows as bytes arrive, so that a length that upstream only claims evicts nothing.
+        It grows as bytes arrive, so that a large size that upstream merely claims evicts nothing.
         """
         written, size = self._download.written, self._download.size
         assert self._reservation is not None
@@ -313,7 +313,7 @@ class BlobWriter:
         space.release(self._reservation)
 
     def close(self) -> None:
-        """Close the file. The caller neither reads nor writes it any more."""
+        """Close the file, which must not be used afterwards."""
         if self._ingest:
             self._ingest.close()
             self._ingest = None

@@ -61,7 +61,7 @@ class ConnectionLimiter:
         return ConnectionSlot(self, client, is_rejected=is_rejected)
 
     def release(self, client: str, *, is_rejected: bool) -> None:
-        """Subtract a connection that has ended."""
+        """Remove a connection that has ended from the counts."""
         if is_rejected:
             self._rejected -= 1
             return

@@ -14,10 +14,10 @@ _CHALLENGE = 'Basic realm="pullcache"'
 
 
 def oci_error_response(error: errors.ProxyError, kind: RequestKind = "other") -> Response:
-    """Return the response for `error`, which a request of `kind` has met."""
+    """Return the response to a request of `kind` that failed with `error`."""
     status, code, _, _ = errors.error_outcome(error)
     if kind == "blob" and status >= 500:
-        # A 5xx makes docker stall for a minute a blob, 404 makes it fall back at once.
+        # After a 5xx, docker stalls for a minute per blob; after a 404 it falls back at once.
         status, code = 404, "BLOB_UNKNOWN"
     elif kind == "blob" and isinstance(error, errors.UpstreamUnauthorizedError):
         code = "BLOB_UNKNOWN"

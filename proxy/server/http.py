@@ -1,7 +1,7 @@
-"""HTTP/1.1 for `server.listen`: one protocol object per connection, with the parser llhttp (RFC 9112).
+"""HTTP/1.1 (RFC 9112) for `server.listen`: one protocol object per connection; llhttp parses the requests.
 
-A connection answers its requests in order, one at a time. Invalid requests, and requests that two parsers
-could understand differently, get an error in the form of the distribution specification, and the
+A connection answers its requests in order, one at a time. A request that is invalid, or that two parsers
+could understand differently, gets an error in the form of the distribution specification, and its
 connection is closed.
 """
 
@@ -21,7 +21,7 @@ from proxy.server.connection_limit import ConnectionSlot
 from proxy.server.request import Request
 from proxy.server.responses import Body, Response, json_response, serialize_head
 
-# How long a connection may be idle, before its first request and between two, in seconds.
+# How long a connection may be idle, before its first request and between requests, in seconds.
 KEEPALIVE_TIMEOUT = 75.0
 # Time limits for reading a request, and for the request of a rejected connection, in seconds.
 HEAD_TIMEOUT = 30.0
@@ -33,13 +33,13 @@ MAX_HEAD_SIZE = 64 << 10
 MAX_HEADERS = 128
 # The body of a GET or HEAD is read and discarded up to this size, in bytes.
 MAX_DISCARDED_BODY = 64 << 10
-# The size limit of a request with the framing and the trailer of its body, in bytes.
+# The size limit of a request, including the framing and the trailer of its body, in bytes.
 MAX_REQUEST_SIZE = 256 << 10
 # Bytes that a client may send ahead during a response before the server stops reading.
 MAX_PIPELINED_SIZE = 64 << 10
-# Bytes parsed at a time: parsed requests that wait take many times their size.
+# Bytes parsed at a time: a parsed request takes many times as much memory as its bytes.
 PARSE_SIZE = 16 << 10
-# A body up to this size is sent with its head, in bytes; a longer one in pieces, as the client takes it.
+# A body up to this size, in bytes, is sent with its head; a longer one in pieces, as the client reads it.
 INLINE_BODY_SIZE = 64 << 10
 # Further malformed requests are counted, but not logged.
 MAX_MALFORMED_LOGS_PER_MINUTE = 10
@@ -67,7 +67,7 @@ _HEADERS: Mapping[bytes, str] = {
     )
     for spelling in (name, name.title())
 }
-# Requests that are remembered with the bytes they were parsed from, and the longest of them.
+# The number of requests that are remembered with their bytes, and the size of the longest, in bytes.
 MAX_REPEATED_REQUESTS = 4096
 MAX_REPEATED_SIZE = 2 << 10
 # A request with one of these headers has a body, or may have one.
@@ -179,13 +179,13 @@ class HttpConnection(asyncio.Protocol):
         self._answer_parsed()
 
     def pause_writing(self) -> None:
-        """Start the stall timer of a client that does not take the sent bytes."""
+        """Start the stall timer: the client reads more slowly than the server sends."""
         self._is_writing_paused = True
         if self._slot and self.transport:
             self._stall_timer = sendfile.StallTimer(self.transport, self._abort_stalled)
 
     def resume_writing(self) -> None:
-        """Continue, as the client takes more bytes."""
+        """Stop the stall timer and continue."""
         self._is_writing_paused = False
         if self._stall_timer:
             self._stall_timer.cancel()
@@ -193,7 +193,7 @@ class HttpConnection(asyncio.Protocol):
         if self._drained and not self._drained.done():
             self._drained.set_result(None)
         elif self._task is None:
-            # Not inside this callback of the transport.
+            # Later, because the transport is still inside this callback.
             self._loop.call_soon(self._continue)
 
     # The end of a connection.
@@ -300,7 +300,7 @@ class HttpConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            # The server upgrades no connection; the bytes after the request are not HTTP/1.1.
+            # The server supports no upgrade; the bytes after the request are not HTTP/1.1.
             self._end_parsing()
         except httptools.HttpParserError as error:
             self._on_parser_error(error)
@@ -407,7 +407,7 @@ class HttpConnection(asyncio.Protocol):
             and int(length) <= MAX_DISCARDED_BODY
         )
         if (coding is not None or int(length)) and not is_discarded:
-            # The client gets its response before it has sent its body, which is not read.
+            # Respond without reading the body, which the client may still be sending.
             self._add_request(keep_alive=False, has_unread_body=True)
             self._end_parsing()
             raise _RefusedError
@@ -423,7 +423,7 @@ class HttpConnection(asyncio.Protocol):
         parser = self._parser
         keep_alive = parser.should_keep_alive() and not parser.should_upgrade()
         if "connection" in self._headers:
-            # RFC 9112 section 9.3; the parser prefers keep-alive in HTTP/1.0.
+            # RFC 9112 section 9.3: `close` wins. With HTTP/1.0, the parser lets keep-alive win.
             keep_alive &= _CLOSE.search(self._headers["connection"]) is None
         self._add_request(keep_alive)
         if not keep_alive:
@@ -665,7 +665,7 @@ class HttpServer:
             connection.abort()
 
     def log_malformed(self, client: str | None, status: int) -> None:
-        """Log a malformed request, unless this minute had too many."""
+        """Log a malformed request, unless there were too many in this minute."""
         now = asyncio.get_running_loop().time()
         if now - self._minute_start >= 60:
             left_out = max(0, self._malformed_count - MAX_MALFORMED_LOGS_PER_MINUTE)

@@ -106,7 +106,7 @@ class Acceptor:
             self._start_connection(connection, peer)
 
     def _pause_accepting(self, error: OSError) -> None:
-        """Stop accepting for a moment, as the loop would report the waiting clients again and again."""
+        """Stop accepting for a moment; the loop would report the waiting clients again and again."""
         log.warning("accept_failed", reason=error.strerror)
         self._loop.remove_reader(self._listening_socket)
         self._resume_timer = self._loop.call_later(

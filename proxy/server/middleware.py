@@ -1,4 +1,4 @@
-"""The handling of every request: its id, the login, errors as responses, one log line, and metrics."""
+"""What every request goes through: an id, the login, errors as responses, one log line, and metrics."""
 
 import asyncio
 import time
@@ -45,7 +45,7 @@ class Middleware:
         self._request_ended = asyncio.Event()
 
     def __call__(self, request: Request) -> Response | Awaitable[Response]:
-        """Return the response, or an awaitable of it if it must wait. Raises nothing."""
+        """Return the response, or an awaitable of it if it must wait. Neither raises an `Exception`."""
         context = RequestContext(request, time.perf_counter(), str(next(self._request_ids)))
         request_id.set(context.request_id)
         if self._access.needs_login(request):

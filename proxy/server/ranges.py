@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-# More ranges in one request give the whole content. podman asks for up to 1024 missing chunks of a layer at once.
+# A request for more ranges gets the whole content. podman requests up to 1024 chunks of a layer at once.
 MAX_RANGES = 1024
 
 _UNIT = re.compile(r"[ \t]*bytes=", re.IGNORECASE)
@@ -20,12 +20,12 @@ class ByteRange:
 
     @property
     def length(self) -> int:
-        """How many bytes these are."""
+        """The number of bytes in the range."""
         return self.stop - self.start
 
 
 class RangeNotSatisfiableError(Exception):
-    """No byte of the content lies in a range: 416."""
+    """None of the ranges has a byte of the content: 416."""
 
 
 def parse_ranges(value: str | None, size: int) -> list[ByteRange]:
@@ -70,7 +70,7 @@ def is_if_range_match(if_range: str | None, etag: str) -> bool:
 def is_not_modified(if_none_match: str | None, etag: str) -> bool:
     """Tell whether `If-None-Match` names `etag` (weak comparison), so that 304 is the answer.
 
-    An unquoted digest matches too, as in distribution. Lists of any length cost one pass.
+    An unquoted digest matches too, as in distribution. A list of any length takes one pass.
     """
     if if_none_match is None:
         return False

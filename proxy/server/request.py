@@ -54,14 +54,14 @@ class Request:
         self.has_unread_body = has_unread_body
 
     def for_client(self, client: str | None, scheme: str) -> "Request":
-        """Return the same request as another connection has sent it."""
+        """Return the same request, as sent by another connection."""
         if client == self.client and scheme == self.scheme:
             return self
         return Request(self.method, self.target, self.headers, client, scheme, self.is_http_1_0)
 
     @property
     def query(self) -> Mapping[str, str]:
-        """The decoded query; of a repeated name the first value."""
+        """The decoded query, with the first value of a repeated name."""
         text = self.query_string
         if not text:
             return NO_QUERY

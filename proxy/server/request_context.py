@@ -63,7 +63,7 @@ def digest_headers(cache_state: CacheState, namespace: str, digest: Digest) -> d
     return headers
 
 
-# The nodes of a fleet ask for the same few blobs again and again.
+# The nodes of a fleet request the same few blobs again and again.
 @lru_cache(maxsize=4096)
 def hit_headers(namespace: str, digest: Digest) -> SharedHeaders:
     """Return the headers of a response with the whole of a stored blob."""

@@ -57,7 +57,7 @@ class StallTimer:
     def __init__(self, transport: asyncio.BaseTransport, on_stall: Callable[[], object]) -> None:
         self._transport = transport
         self._on_stall = on_stall
-        # Most waits are short, so the acknowledged bytes are read only after half of the time.
+        # Most waits are short, so the acknowledged bytes are first read after half the timeout.
         self._last_acked = -1
         self._schedule()
 
@@ -105,7 +105,7 @@ class BodySender:
         self._transport = transport
         self._drain = drain
         self._threads = threads
-        # The offset up to which the current file was found in memory.
+        # Up to this offset, the current file was found in memory.
         self._resident_end = 0
 
     async def send(self, head: bytes, body: Body) -> None:

@@ -28,7 +28,7 @@ from proxy.log import get_logger
 MAX_VERIFIED = 4096
 # Seconds between two checks whether the file has changed.
 FILE_CHECK_INTERVAL = 2.0
-# Passwords waiting for their hash, in all and per client address.
+# The number of passwords that may wait to be hashed, in total and per client address.
 MAX_WAITING = 64
 MAX_WAITING_PER_CLIENT = 4
 

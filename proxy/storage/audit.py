@@ -1,4 +1,4 @@
-"""Comparing the index with the files of the blobs, a batch at a time, in both directions."""
+"""Comparing the index with the files of the blobs, in both directions, a batch at a time."""
 
 import asyncio
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ _SLICE_SIZE = 256
 
 
 class Auditor:
-    """Compares index and files in endless rounds. A difference may come from a running commit or removal.
+    """Compares index and files, round after round. A commit or removal in progress may cause a difference.
 
     The first round finds the differences that a kill has left, such as rows of deleted files.
     """

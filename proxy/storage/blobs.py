@@ -32,8 +32,8 @@ from proxy.storage.ingest import STATE_FILE_SIZE, Ingest, storage_error, write_a
 
 BLOCK_SIZE = 4096
 
-# Errors that mean that the file does not exist. Others (no permission, no descriptor, a failing disk)
-# leave it open.
+# Errors that mean that the file does not exist. With others (no permission, no descriptor, a failing
+# disk) it may exist.
 _ABSENT_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 
 
@@ -120,8 +120,8 @@ class BlobStore:
     def open(self, digest: Digest, size: int) -> OpenBlob | None:
         """Open a committed blob, or return None if there is no regular file of `size` bytes.
 
-        Symbolic links are not followed and pipes not waited for, so that nothing put in a blob's place
-        is served. Raises `StorageError` if the file may exist but cannot be opened.
+        Does not follow symbolic links or wait for pipes, so that nothing put in a blob's place is
+        served. Raises `StorageError` if the file may exist but cannot be opened.
         """
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:

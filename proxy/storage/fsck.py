@@ -1,7 +1,7 @@
 """`pullcache fsck`: read every blob, remove what does not match its digest, rebuild the index.
 
-Tags, pins, links and times of use are in the index only, and are kept if it can be read. If it
-cannot, the daemon requests tags from upstream again, and checks each blob of a repository with one HEAD;
+Tags, pins, links and times of use exist only in the index, and are kept if it can be read. If it cannot
+be read, the daemon requests tags from upstream again, and checks each blob of a repository with one HEAD;
 pins are kept if their table can be read.
 """
 
@@ -33,7 +33,7 @@ class CorruptFile:
 
 @dataclass(frozen=True, slots=True)
 class FsckReport:
-    """The result: `bytes_read` in `checked` files, of which `indexed` are intact."""
+    """The result of a check: `checked` files with `bytes_read` bytes, of which `indexed` are intact."""
 
     checked: int
     bytes_read: int
@@ -66,7 +66,7 @@ def _check_blobs(
     good: dict[Digest, tuple[int, oci.Manifest | None]] = {}
     corrupt: list[CorruptFile] = []
     total_bytes = 0
-    # Files that are not named like a blob are not ours, so they stay.
+    # Only files that are named like a blob belong to the store; others stay.
     paths = [path for path in sorted(store.root.glob("blobs/*/*")) if _parse_path(path)]
     for done, path in enumerate(paths):
         on_progress(done, len(paths))
@@ -97,11 +97,11 @@ def _verify_file(path: Path) -> tuple[str | None, int, oci.Manifest | None]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except PermissionError:
-        # It may be intact: the owner of the store can check it.
+        # It may be intact: the user who owns the store can check it.
         raise
     except OSError as error:
         return f"cannot be opened: {error.strerror}", 0, None
-    with open(fd, "rb", buffering=0) as file:  # noqa: PTH123 (the descriptor was opened with care)
+    with open(fd, "rb", buffering=0) as file:  # noqa: PTH123 (opens a descriptor, not a path)
         if not path.is_file():
             return "not a regular file", 0, None
         hasher, head, size = digest.new_hasher(), b"", 0

@@ -1,7 +1,8 @@
-"""Queries for the images of the store and the bytes that removing one frees: long reads, on their own connection.
+"""Queries for the images in the store and for the bytes that removing one frees.
 
-An image is a root (schema.sql): a tag, a pin, or a manifest that was pulled by digest. It has the
-blobs that it reaches (pins.py); blobs that no other root reaches are removed with it.
+They read much of the index, so they have a connection of their own. An image is a root (schema.sql): a
+tag, a pin, or a manifest that was pulled by digest. It consists of the blobs that it reaches (pins.py);
+removing it removes the ones that no other root reaches.
 """
 
 import json
@@ -92,7 +93,7 @@ def delete_images(
 
 
 class ImageQueries:
-    """Reads on a connection, which may be the writer of the index."""
+    """Queries on a connection, which may be the one that writes the index."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -116,7 +117,7 @@ class ImageQueries:
             )
 
     def sizes_by_digest(self) -> dict[str, tuple[int, int]]:
-        """Return for the digest of each image its size and the part that only it has, in bytes.
+        """Return, for the digest of each image, its size and the part that only it has, in bytes.
 
         SQLite uses a temporary file for this, not memory.
         """
@@ -209,7 +210,7 @@ class ImageQueries:
         return [(self._repository(number), parse_reference(text)) for number, text in found]
 
     def plan_removal(self, images: Collection[tuple[Repository, Reference]]) -> RemovalPlan:
-        """Return what removing these images removes: everything that no other image reaches."""
+        """Return the rows to remove with these images: everything that no other image reaches."""
         return self._plan_removal([entry for image in images for entry in self._root_rows(*image)])
 
     def _plan_removal(self, root_rows: Collection[_RootRow]) -> RemovalPlan:
@@ -253,7 +254,7 @@ class ImageQueries:
         return [row[0] for row in self._connection.execute(query, (digest,))]
 
     def _ancestors(self, digest: str, repository: int | None = None) -> Iterator[str]:
-        """Yield the digest and all that reach it, lazily: a base layer has very many.
+        """Yield the digest and all digests that reach it; lazily, because a base layer has very many.
 
         With a repository, follow only digests that it is linked to.
         """

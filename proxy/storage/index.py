@@ -1,8 +1,8 @@
 """The index: the blobs of the store, the repositories linked to them, and the times of their last use.
 
-Reads are single indexed rows on a read-only connection in the event loop, cached until the next
+Reads in the event loop look up single rows on a read-only connection, and are cached until the next
 write. Writes run one after another in a thread, each in one transaction. Uses are collected in memory
-and written every few seconds, so that a hit writes no SQL.
+and written every few seconds, so that a hit writes nothing.
 """
 
 import asyncio
@@ -359,7 +359,7 @@ class Index:
 
         Pinned and excluded blobs are left out.
         """
-        # The flush fails on a full disk, which is when victims are needed.
+        # A full disk makes the flush fail, and needs evictions all the same.
         with suppress(StorageError):
             await self.flush()
         spared = self._pending_uses.keys() | set(map(str, excluded))

@@ -51,7 +51,7 @@ class Ingest:
         self.frontier = 0
         self.bytes_resumed = 0
         self.ranges_ahead: Sequence[tuple[int, int]] = ()
-        # Where the written bytes from the beginning on end; the hash may be behind.
+        # The length of the written prefix; the hash may be behind it.
         self.written_end = 0
         # The upstream that sent the bytes. `resume` discards bytes of another origin.
         self.origin = ""
@@ -121,7 +121,7 @@ class Ingest:
     def append(self, chunks: Iterable[bytes | memoryview]) -> None:
         """Write and hash `chunks` at the frontier, and move it.
 
-        It works in slices that stay in the processor's cache between write and hash: a third faster
+        Works in slices that stay in the processor's cache between write and hash, which is a third faster
         than whole chunks (measured with 256 MiB, five alternating runs).
         """
         for chunk in chunks:
@@ -140,7 +140,7 @@ class Ingest:
             self._writeback_offset = self.frontier
 
     def write_at(self, offset: int, data: memoryview) -> None:
-        """Write bytes ahead of the frontier; `hash_up_to` hashes them when it gets there."""
+        """Write bytes ahead of the frontier; `hash_up_to` hashes them when it reaches them."""
         while data:
             written = self._pwrite(data, offset)
             offset += written
@@ -278,7 +278,7 @@ def write_atomically(temporary: Path, path: Path, content: bytes) -> None:
     """
     try:
         fd = os.open(temporary, _WRITE_FLAGS | os.O_TRUNC, 0o600)
-        with open(fd, "wb") as file:  # noqa: PTH123 (the descriptor was opened with care)
+        with open(fd, "wb") as file:  # noqa: PTH123 (opens a descriptor, not a path)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Locks on digests: one commit or removal of a blob at a time, as all of them share its file."""
+"""Locks on digests: one commit or removal of a blob at a time, because they change the same file."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable

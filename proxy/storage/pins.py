@@ -1,9 +1,9 @@
 """Pins: images that are never evicted.
 
 A blob is pinned if a pin names it, if a pinned manifest in the store names it, or if its subject is
-pinned. Each row of `blobs` says so, so that an eviction has nothing to compute. Additions follow the
-new edges only; when a tag moves or a pin goes, all pins are evaluated again.
-A blob keeps its pin when a manifest above it is found damaged.
+pinned. The column `blobs.pinned` records this, so that an eviction need not compute it. New pins and new
+content update only what they reach; moving a tag and removing a pin recompute all rows.
+When a damaged manifest is removed, the blobs that it names stay pinned until then.
 """
 
 import sqlite3
@@ -11,7 +11,7 @@ import sqlite3
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Tag
 
-# Extends `reached` by everything that its manifests name, and by referrers of any of it.
+# Extends `reached` by everything that its manifests name, and by the referrers of all that.
 REACHABLE_SQL = """
     UNION SELECT e.child FROM edges e JOIN reached r ON e.parent = r.digest
     UNION SELECT b.digest FROM blobs b JOIN reached r ON b.subject = r.digest
@@ -41,10 +41,10 @@ def add(connection: sqlite3.Connection, repository_id: int, reference: Reference
 
 def remove(connection: sqlite3.Connection, repository_id: int, reference: Reference) -> bool:
     """Delete a pin; return whether there was one. `recompute` must follow."""
-    gone = connection.execute(
+    deleted = connection.execute(
         "DELETE FROM pins WHERE repository = ? AND reference = ?", (repository_id, str(reference))
     )
-    return gone.rowcount > 0
+    return deleted.rowcount > 0
 
 
 def update_tag(

@@ -30,8 +30,8 @@ def _allocated_size(size: str) -> str:
 # The bytes that blobs take on disk.
 ALLOCATED_SIZE_SUM = f"coalesce(sum({_allocated_size('size')}), 0)"
 
-# Kept by SQLite itself on the one connection that writes: whatever adds, resizes or removes a row of
-# `blobs` moves the totals in the same transaction, and a rollback moves them back.
+# SQLite itself keeps the totals, on the one connection that writes: a transaction that adds, resizes or
+# removes rows of `blobs` also changes the totals, and a rollback restores them.
 _TOTALS_SCHEMA = f"""
     CREATE TEMP TABLE totals (blobs INTEGER NOT NULL, bytes INTEGER NOT NULL);
     CREATE TEMP TRIGGER count_added AFTER INSERT ON main.blobs BEGIN
@@ -217,9 +217,9 @@ def restore_pins(connection: sqlite3.Connection, rows: Iterable[tuple[str, ...]]
 
 
 def record_uses(connection: sqlite3.Connection, uses: dict[str, float]) -> None:
-    """Set the time of use of blobs, and of everything below manifests among them.
+    """Set the time of use of blobs, and of everything below the manifests among them.
 
-    So the layers of an image stay as fresh as its manifest when clients have most layers already.
+    So the layers of an image are as recently used as its manifest, even if clients already have them.
     """
     connection.executemany(
         "WITH RECURSIVE below (digest) AS (SELECT ? UNION SELECT e.child FROM edges e"
@@ -233,7 +233,7 @@ def record_uses(connection: sqlite3.Connection, uses: dict[str, float]) -> None:
 def remove_blobs(
     connection: sqlite3.Connection, digests: Sequence[Digest], delete_file: Callable[[Digest], None]
 ) -> list[tuple[Digest, int]]:
-    """Call `delete_file` for each blob, then delete its row with the tags, edges and links of it.
+    """Call `delete_file` for each blob, then delete its row with its tags, edges and links.
 
     Return the blobs that had rows, with sizes.
     """
@@ -252,7 +252,7 @@ def _delete_row(connection: sqlite3.Connection, digest: Digest) -> int | None:
         "DELETE FROM blobs WHERE digest = ? RETURNING size", (name,)
     ).fetchall()
     connection.execute("DELETE FROM tags WHERE digest = ?", (name,))
-    # Links to children that the manifest announced and no client fetched go with the manifest.
+    # With a manifest, delete the links to its children that were never stored.
     connection.execute(
         "DELETE FROM links WHERE digest = ? OR digest IN (SELECT child FROM edges"
         " WHERE parent = ? AND child NOT IN (SELECT digest FROM blobs))",
@@ -306,7 +306,7 @@ def recount_totals(connection: sqlite3.Connection) -> tuple[int, int]:
 
 def count_totals(connection: sqlite3.Connection) -> tuple[int, int]:
     """Count the blobs, and the bytes that they take on disk."""
-    # Each half reads only its index; the table is three times as large.
+    # Each half reads only an index; the table is three times as large.
     query = f"""
         SELECT sum(blobs), sum(bytes) FROM (
             SELECT count(*) AS blobs, {ALLOCATED_SIZE_SUM} AS bytes FROM blobs WHERE NOT pinned

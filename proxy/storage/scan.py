@@ -1,4 +1,4 @@
-"""Reading blob files that the index does not know: their sizes, and manifests if they are manifests."""
+"""Reading blob files that are missing from the index: their sizes, and the manifests among them."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -13,7 +13,7 @@ from proxy.storage.blobs import BlobStore
 def scan_blobs(
     store: BlobStore, digests: Iterable[Digest] | None = None
 ) -> list[tuple[Digest, int, oci.Manifest | None]]:
-    """Return digest, size and manifest of these blobs, or of all blobs, that have a file.
+    """Return digest, size and manifest (or None) of those of these blobs, or of all, that have a file.
 
     File names are trusted, but a manifest is verified before it is parsed.
     Blocks. Raises `StorageError`.

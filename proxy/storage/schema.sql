@@ -7,8 +7,8 @@ CREATE TABLE IF NOT EXISTS repositories (
 ) STRICT;
 
 -- Committed blobs. A manifest is a blob with a media type; `subject` is the digest it refers to.
--- `used` orders evictions: Unix seconds, strictly ascending. Blobs of pinned images are `pinned`;
--- the index that evictions read leaves them out.
+-- `used` is the time of the last use in Unix seconds, unique, and orders evictions. Blobs of pinned
+-- images are `pinned`; `blobs_by_use`, which evictions read, leaves them out.
 CREATE TABLE IF NOT EXISTS blobs (
     digest     TEXT PRIMARY KEY,
     size       INTEGER NOT NULL,
@@ -22,7 +22,7 @@ CREATE INDEX IF NOT EXISTS blobs_pinned ON blobs (used, size, pinned) WHERE pinn
 CREATE INDEX IF NOT EXISTS blobs_manifests ON blobs (digest) WHERE media_type IS NOT NULL;
 CREATE INDEX IF NOT EXISTS blobs_by_subject ON blobs (subject) WHERE subject IS NOT NULL;
 
--- Repositories that were seen to hold a digest, stored here or not.
+-- The digests that each repository is known to have, stored here or not.
 CREATE TABLE IF NOT EXISTS links (
     repository INTEGER NOT NULL,
     digest     TEXT NOT NULL,
@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS links (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS links_by_digest ON links (digest);
 
--- What stored manifests name.
+-- The digests that each stored manifest names.
 CREATE TABLE IF NOT EXISTS edges (
     parent TEXT NOT NULL,
     child  TEXT NOT NULL,
@@ -48,7 +48,7 @@ CREATE TABLE IF NOT EXISTS tags (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS tags_by_digest ON tags (digest);
 
--- Pinned images, by tag or digest. `digest` is the last known one of the tag; null before the first pull.
+-- Pinned images, by tag or digest. `digest` is the tag's last known one; null before the first pull.
 CREATE TABLE IF NOT EXISTS pins (
     repository INTEGER NOT NULL,
     reference  TEXT NOT NULL,
@@ -57,8 +57,8 @@ CREATE TABLE IF NOT EXISTS pins (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS pins_by_digest ON pins (digest);
 
--- Images: tags, pins, and manifests that were pulled by digest alone, which no index and no subject
--- in the same repository has.
+-- Images: tags, pins, and manifests that were pulled by digest only. Manifests that belong to an index
+-- or to a subject in the same repository are not images.
 CREATE VIEW IF NOT EXISTS roots AS
     SELECT repository, tag AS reference, digest FROM tags
     UNION ALL

@@ -30,8 +30,8 @@ from proxy.storage.scan import scan_blobs
 
 # Space for the index to grow between two checks of its size: its log is cut at 1 MiB (queries.py).
 INDEX_MARGIN = 1 << 19
-# A reservation grows by at least 1 and at most 16 MiB at a time, and by no more than this share of
-# the store: many simultaneous downloads must not use up a small store with reservations.
+# A reservation grows by at least 1 and at most 16 MiB at a time, and by no more than this fraction of
+# the store: the reservations of many simultaneous downloads must not fill a small store.
 MIN_STEP = 1 << 20
 MAX_STEP = 16 << 20
 STEP_SHARE = 64
@@ -51,7 +51,7 @@ class Lease:
 
 @dataclass(eq=False, slots=True)
 class Reservation:
-    """Space for content that is being written: `size` bytes, `written` of them on the disk already.
+    """Space for content that is being written: `size` bytes, of which `written` are already on disk.
 
     `digest` is set for an ingest that can be resumed.
     """
@@ -62,7 +62,7 @@ class Reservation:
 
     @property
     def total(self) -> int:
-        """The bytes that the account counts for it, with the block of the ingest's state file."""
+        """The bytes that the account counts for it, including the ingest's state file."""
         return self.size + STATE_FILE_SIZE
 
 
@@ -107,7 +107,10 @@ class SpaceManager:
         self._sweep_lock = asyncio.Lock()
 
     async def open(self) -> None:
-        """Count the files, and index blobs that a kill or a lost index left out. Raises `StorageError`."""
+        """Count the files, and index blobs that a kill or a lost index left out.
+
+        Evicts blobs until the store is within its limits. Raises `StorageError`.
+        """
         unsettled = await asyncio.to_thread(self._store.list_committed_ingests)
         unknown = await asyncio.to_thread(
             scan_blobs, self._store, unsettled if self._index.totals.blobs else None
@@ -115,7 +118,7 @@ class SpaceManager:
         if unknown:
             log.warning("index_repaired", blobs=len(unknown))
             await self._index.add_unlinked_blobs(unknown)
-        # Only once the index knows them.
+        # Only now, because they mark the blobs that the index may not know.
         await asyncio.to_thread(self._delete_ingests, unsettled)
         for digest, size, _ in await asyncio.to_thread(self._store.list_ingests):
             self._partials[digest] = size
@@ -126,7 +129,7 @@ class SpaceManager:
             self._store.delete_ingest(digest)
 
     async def resize(self, max_size: int, min_free: int) -> None:
-        """Apply new limits, in bytes, and evict blobs until the store keeps them."""
+        """Apply new limits, in bytes, and evict blobs until the store is within them."""
         self.max_size, self._min_free = max_size, min_free
         await self._shrink_to_limits()
 
@@ -240,7 +243,7 @@ class SpaceManager:
         self._strays.pop(digest, None)
 
     def keep_partial(self, reservation: Reservation, ingest: Ingest) -> None:
-        """Count an ingest that is kept to be resumed by its bytes on disk, instead of a reservation."""
+        """Drop the reservation of an ingest that is kept to be resumed; count its bytes on disk instead."""
         self._partials[ingest.digest] = ingest.allocated_bytes()
         self._reservations.discard(reservation)
 
@@ -420,7 +423,7 @@ class SpaceManager:
     # Making room. `_shortage` decides synchronously; the eviction acts on it and calls it again.
 
     def _shortage(self, more: int) -> tuple[int, EvictionReason]:
-        """Return how many bytes must be freed before `more` bytes can be reserved, and which limit needs it."""
+        """Return how many bytes to free before `more` bytes can be reserved, and which limit requires it."""
         over = self.used_bytes + more + INDEX_MARGIN - self.max_size
         pending = sum(item.size - item.written for item in self._reservations)
         # statvfs runs in the loop, like the file system calls of a hit: a thread would take longer.
@@ -449,7 +452,7 @@ class SpaceManager:
                 return True
             leased = self._leased_digests()
             kept = self.pinned_bytes + (await self._index.unpinned_bytes(leased) if leased else 0)
-            # With nothing to reserve (at the start, and after a lower limit) everything evictable goes.
+            # With nothing to reserve (at the start, and after a lower limit), evict as much as possible.
             if more and needed > self.stored_bytes - kept:
                 return False
             await self._evict(needed, reason)
