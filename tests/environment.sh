@@ -1,6 +1,9 @@
 # Sourced by tests/unit and tests/run, in the root of the checkout: installs the packages that
 # config/requirements/development.txt pins into .venv, unless they are installed.
 
+# Without compiled modules every worker and every daemon compiles all of them anew, for seconds.
+unset PYTHONDONTWRITEBYTECODE
+
 # Runs a command and prints its output only if it fails.
 quietly() {
   local output status=0

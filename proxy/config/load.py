@@ -129,12 +129,17 @@ def _environ_tables(
     environ: Mapping[str, str], upstreams: Collection[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each `PULLCACHE_*` variable with the table that it stands for."""
+    variables = {
+        name: text
+        for name, text in environ.items()
+        if name.startswith(_ENV_PREFIX) and not _IGNORED_VARIABLE.fullmatch(name)
+    }
+    if not variables:
+        return
     known: dict[str, list[tuple[tuple[str, ...], FieldInfo]]] = {}
     for path, key in _environ_keys(upstreams):
         known.setdefault(_variable_name(*path, key.name), []).append((path, key))
-    for name, text in environ.items():
-        if not name.startswith(_ENV_PREFIX) or _IGNORED_VARIABLE.fullmatch(name):
-            continue
+    for name, text in variables.items():
         if name not in known:
             renamed = {
                 _variable_name(old): _variable_name(new) for old, new in RENAMED_KEYS.items()

@@ -18,6 +18,7 @@ from tests.support.bundles import (
     build_layout,
     import_bundle,
 )
+from tests.support.examples import scaled
 
 MIB = 1 << 20
 
@@ -67,7 +68,9 @@ def mutate(bundle: bytes, mutation: str, rng: random.Random) -> bytes:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=scaled(60),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(mutation=st.sampled_from(MUTATIONS), seed=st.integers(0, 1 << 32))
 async def test_m15_a_mutated_bundle_is_rejected_or_harmless(program, mutation, seed):

@@ -4,10 +4,11 @@ import asyncio
 import random
 
 from tests.fakes.faults import Fault
+from tests.support.examples import scaled
 
 MIB = 1 << 20
 BLOB_COUNT = 12
-RANGE_COUNT = 3000
+RANGE_COUNT = scaled(3000)
 # A busy machine gets through fewer of them, in seconds.
 TIME_LIMIT = 12.0
 CLIENTS = 24

@@ -273,7 +273,7 @@ async def test_a_bug_in_a_handler_is_500_and_frees_everything(monkeypatch, progr
     for name in ("blob_headers", "hit_headers"):
         monkeypatch.setattr(f"proxy.server.registry.blobs.{name}", broken)
     descriptors = count_descriptors()
-    for path in [stored[4096], stored[8 * MIB]] * 5:
+    for path in [stored[4096], stored[8 * MIB]] * 2:
         peer = await RawClient.connect(program.url)
         peer.send(get(path))
         answer = await peer.read_response()

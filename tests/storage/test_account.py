@@ -15,6 +15,7 @@ from proxy.cli.api_client import AdminClient
 from proxy.errors import ProxyError
 from tests.fakes.faults import Fault
 from tests.fakes.registry import FakeRegistry
+from tests.support.examples import scaled
 from tests.support.program import Program
 
 CAP = 4_000_000
@@ -148,7 +149,7 @@ class Load:
             return blobs, size
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=scaled(6), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(batches=batches)
 async def test_at_rest_the_account_is_the_index_and_the_files(tmp_path_factory, batches):
     async with FakeRegistry(auth=False) as registry:

@@ -14,6 +14,7 @@ from proxy.oci.reference import Reference, Repository, Tag
 from proxy.storage.image_queries import ImageQueries, open_image_queries
 from proxy.storage.index import Index
 from tests.fakes.clock import Clock
+from tests.support.examples import scaled
 
 REPOSITORIES = [Repository("docker.io", "library/a"), Repository("ghcr.io", "me/b")]
 TAGS = [Tag("v1"), Tag("v2")]
@@ -120,7 +121,7 @@ def read(path: Path, ask):
         return ask(catalogue)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=scaled(60), deadline=None)
 @given(made=stores())
 async def test_sizes_and_removals_are_what_looking_at_everything_says(tmp_path_factory, made):
     events, layers, chosen = made

@@ -15,6 +15,7 @@ from proxy.oci.reference import Repository, Tag
 from proxy.storage.blobs import allocated_size
 from proxy.storage.index import Index
 from tests.fakes.clock import Clock
+from tests.support.examples import scaled
 
 DIGESTS = [Digest.from_content(bytes([number])) for number in range(6)]
 REPOSITORIES = [Repository("docker.io", "a/b"), Repository("docker.io", "c"), Repository("x", "c")]
@@ -137,6 +138,6 @@ class IndexAgainstModel(RuleBasedStateMachine):
 
 
 IndexAgainstModel.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=25, deadline=None
+    max_examples=scaled(40), stateful_step_count=25, deadline=None
 )
 TestIndexAgainstModel = IndexAgainstModel.TestCase

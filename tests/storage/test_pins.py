@@ -13,6 +13,7 @@ from proxy.oci.reference import Tag
 from proxy.storage.space import SpaceManager
 from tests.fakes.content import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, descriptor
 from tests.storage.test_space import APP, CAP, KIB, StoreRig, open_rig
+from tests.support.examples import scaled
 
 V1 = Tag("v1")
 
@@ -115,7 +116,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=scaled(20), deadline=None)
 @given(steps=steps)
 async def test_whatever_happens_pins_and_cap_hold(tmp_path_factory, steps):
     async with open_rig(tmp_path_factory.mktemp("rig") / "store") as rig:

@@ -23,6 +23,7 @@ from proxy.storage.index import Index
 from proxy.storage.ingest import STATE_FILE_SIZE, Ingest
 from proxy.storage.space import Reservation, SpaceManager
 from tests.fakes.clock import Clock
+from tests.support.examples import scaled
 
 APP = Repository("docker.io", "library/app")
 CAP = 4 << 20
@@ -257,7 +258,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=scaled(25), deadline=None)
 @given(steps=steps)
 async def test_whatever_happens_the_cap_holds_on_the_disk(tmp_path_factory, steps):
     async with open_rig(tmp_path_factory.mktemp("rig") / "store") as rig:

@@ -35,6 +35,11 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.fixture(autouse=True)
+def _no_system_certificates() -> None:
+    """Leave the certificates of the system to the real programs, of which pip needs the network."""
+
+
 @pytest.fixture
 def directory(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A directory for the test, kept only if the test fails."""

@@ -5,10 +5,10 @@ from itertools import pairwise
 import pytest
 from hypothesis import example, given, strategies as st
 
-from proxy.preload.lists import ImageList, parse_list
+from proxy.preload.lists import ImageList, parse_list, yaml_documents
 from proxy.preload.lists.formats import MAX_CHARACTERS, MAX_LINES
 from proxy.preload.lists.result import MAX_PROBLEMS
-from proxy.preload.lists.yaml_documents import MAX_DOCUMENTS, MAX_MERGES, MAX_NESTING, MAX_NODES
+from proxy.preload.lists.yaml_documents import MAX_MERGES, MAX_NESTING
 from tests.preload.lists.test_compose import COMPOSE
 from tests.preload.lists.test_dockerfile import DOCKERFILE
 from tests.preload.lists.test_kubernetes import HAULER, HELM
@@ -89,9 +89,11 @@ def test_problems_beyond_the_limit_are_counted():
     assert problems[-1].message == "7 more problems not shown"
 
 
-def test_documents_and_values_are_limited_over_the_whole_stream():
-    assert "documents" in only(errors("---\n" * (MAX_DOCUMENTS + 5)))[1]
-    half = f"---\n{{a: [{'a,' * (MAX_NODES // 2)}]}}\n"
+def test_documents_and_values_are_limited_over_the_whole_stream(monkeypatch):
+    monkeypatch.setattr(yaml_documents, "MAX_DOCUMENTS", 100)
+    monkeypatch.setattr(yaml_documents, "MAX_NODES", 1000)
+    assert "documents" in only(errors("---\n" * 105))[1]
+    half = f"---\n{{a: [{'a,' * 500}]}}\n"
     line, message = errors(half * 3)[-1]
     assert line == 3
     assert "values" in message
