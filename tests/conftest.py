@@ -63,12 +63,22 @@ def _with_timeout(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitab
     return run
 
 
+# The tests log as structlog does by default, but without Rich's tracebacks, which take long to render.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
+
+
 @pytest.fixture
 def restore_logging() -> Iterator[None]:
     """Undo after the test what `configure_logging` has changed."""
     level = logging.getLogger().level
+    before = structlog.get_config()
     yield
-    structlog.reset_defaults()
+    structlog.configure(**before)
     logging.getLogger().setLevel(level)
 
 

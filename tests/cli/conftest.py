@@ -13,6 +13,7 @@ def _quiet_log() -> Iterator[None]:
 
     A command that embeds a daemon configures the log for its own stderr, which ends with it.
     """
+    before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     yield
-    structlog.reset_defaults()
+    structlog.configure(**before)

@@ -3,10 +3,9 @@
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from tests.fakes.raw_server import HEAD_END
+from tests.fakes.startable import Startable
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +17,7 @@ class ProxyRequest:
     headers: dict[str, str]
 
 
-class FakeProxy:
+class FakeProxy(Startable):
     """Forwards the requests whose Proxy-Authorization is `login`.
 
     With a `status` it sends that instead; if `is_silent` it does not respond.
@@ -54,18 +53,6 @@ class FakeProxy:
         for writer in self._writers:
             writer.transport.abort()
         await self._server.wait_closed()
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.stop()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)

@@ -8,13 +8,13 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
 from tests.fakes.faults import CHUNK, Fault, Reply, Rule
+from tests.fakes.startable import Startable
 
 # Seconds to wait for the program.
 TIMEOUT: Final = 20.0
@@ -73,7 +73,7 @@ class RequestLog:
         return sum(one.bytes_sent for one in self.seen(match))
 
 
-class FakeServer:
+class FakeServer(Startable):
     """A server on one port. `answer` makes correct responses, to which it applies the faults."""
 
     def __init__(
@@ -115,18 +115,6 @@ class FakeServer:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.stop()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         assert request.transport is not None

@@ -4,15 +4,14 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from types import TracebackType
-from typing import Self
 
 from tests.fakes.api import RegistryApi
 from tests.fakes.faults import Fault, Rule
 from tests.fakes.http_server import FakeServer, ReceivedRequest, RequestLog
+from tests.fakes.startable import Startable
 
 
-class FakeRegistry(RegistryApi):
+class FakeRegistry(Startable, RegistryApi):
     """Push to it with the methods of `Content`, use `url` as upstream, and inspect `requests`.
 
     These attributes may be changed at any time: `auth` (a token is needed), `cdn` (blobs are
@@ -119,16 +118,7 @@ class FakeRegistry(RegistryApi):
         finally:
             await self.start()
 
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        failure: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.stop()
+    async def __aexit__(self, *error: object) -> None:
+        await super().__aexit__(*error)
         if self.log.errors:
             raise ExceptionGroup("the fake registry is broken", self.log.errors)

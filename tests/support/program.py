@@ -207,8 +207,8 @@ class Program:
     async def wait_for_downloads(self) -> None:
         """Wait until no download is running: all that was sent is then committed."""
         async with asyncio.timeout(30):
-            while await self.metric("pullcache_downloads_in_progress"):
-                pass
+            while await self.metric("pullcache_downloads_in_progress"):  # noqa: ASYNC110 (no event)
+                await asyncio.sleep(0.005)
 
     async def wait_for_upstream(self) -> None:
         """Wait until the program sends requests upstream again, which it stops after failures."""

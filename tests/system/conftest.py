@@ -12,7 +12,7 @@ import pytest
 from tests.system.blob_server import BlobServer
 from tests.system.clients import Client
 from tests.system.images import Image, make_image
-from tests.system.processes import make_short_directory, run
+from tests.system.processes import kill_servers, make_short_directory, run
 from tests.system.servers import Daemon, Registry
 
 DIRECTORY = pytest.StashKey[Path]()
@@ -38,6 +38,14 @@ def pytest_runtest_makereport(
 @pytest.fixture(autouse=True)
 def _no_system_certificates() -> None:
     """Leave the certificates of the system to the real programs, of which pip needs the network."""
+
+
+@pytest.fixture(autouse=True)
+def _no_process_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Kill the servers that a failed test has left running. A test that passes must leave none."""
+    yield
+    left = kill_servers()
+    assert not left or request.node.stash.get(HAS_FAILED, False), f"left running: {left}"
 
 
 @pytest.fixture

@@ -79,6 +79,19 @@ def run(*argv: str | Path, env: Mapping[str, str] | None = None, timeout: float 
     return done.stdout
 
 
+# The servers that were started since the last `kill_servers`.
+_started: list["Process"] = []
+
+
+def kill_servers() -> list[str]:
+    """Kill every `Process` that is still running; return the names of those processes."""
+    running = [process for process in _started if process.is_running()]
+    _started.clear()
+    for process in running:
+        process.kill()
+    return [process.name for process in running]
+
+
 class Process:
     """A running server. Its streams go to `NAME.out.log` and `NAME.err.log` in its directory."""
 
@@ -105,6 +118,7 @@ class Process:
                 stderr=stderr,
                 pass_fds=pass_fds,
             )
+        _started.append(self)
 
     @property
     def pid(self) -> int:

@@ -1,0 +1,23 @@
+"""What all fake servers have in common: as context managers they run during the block."""
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+
+class Startable(ABC):
+    """A server that is started and stopped, also by `async with`."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Listen: the first time on a free port, later on the same port."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Stop listening, and close every connection."""
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.stop()
