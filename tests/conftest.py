@@ -33,6 +33,14 @@ HOUR = 3600
 _ALLOWED_BLOCKING_CALLS = ("os.stat", "os.statvfs", "os.sendfile")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--client-root",
+        type=Path,
+        help="run the container clients that are installed in this root directory",
+    )
+
+
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -1,9 +1,11 @@
-"""Debian's container clients, each with its own root, state and socket.
+"""Debian's container clients, each with its own storage, state and socket.
 
 Each uses the cache as a mirror, with the configuration that `pullcache client-config` writes. When the mirror
-fails, a client falls back to a port where nothing listens.
+fails, a client falls back to `fallback`, by default a port where nothing listens. With a root directory, a client is the one that is
+installed there (tests/newer-clients), and runs in it by chroot; the root shares /tmp with this machine.
 """
 
+import fcntl
 import json
 import shutil
 import sys
@@ -11,7 +13,7 @@ import uuid
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from tests.system.images import Image
+from tests.system.images import MANIFEST, Image
 from tests.system.processes import UNREACHABLE, Process, run
 
 DOCKER = "/usr/bin/docker"  # Debian's, even if PATH has another one first
@@ -22,17 +24,24 @@ state = "{state}"
 disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [grpc]
   address = "{socket}"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/amd64"
+  snapshotter = "native"
+  differ = "walking"
 """
+# The name of an image in the OCI layouts that clients write.
+LAYOUT_TAG = "pulled"
 # The registries that clients pull from through the cache.
 UPSTREAMS = ("docker.io", "private.test")
 
 
-def configure(client: str, mirror: str, target: Path) -> None:
-    """Write the files of `pullcache client-config` for the cache at `host:port` below `target`."""
+def configure(client: str, mirror: str, target: Path, fallback: str) -> None:
+    """Write the files of `pullcache client-config` for the cache at `host:port` below `target`.
+
+    `fallback` is the URL of all registries: clients ask it when the cache fails.
+    """
     config = target.parent / f"{target.name}.toml"
-    config.write_text(
-        "".join(f'[upstreams."{name}"]\nurl = "{UNREACHABLE}"\n' for name in UPSTREAMS)
-    )
+    config.write_text("".join(f'[upstreams."{name}"]\nurl = "{fallback}"\n' for name in UPSTREAMS))
     command = (sys.executable, "-m", "proxy", "client-config", client)
     run(*command, "--config", config, "--address", f"http://{mirror}", "--output", target)
 
@@ -40,10 +49,16 @@ def configure(client: str, mirror: str, target: Path) -> None:
 class Client(ABC):
     """A client that pulls images of docker.io through the mirror at `host:port`."""
 
-    def __init__(self, directory: Path, mirror: str) -> None:
+    def __init__(self, directory: Path, mirror: str, root: Path | None = None) -> None:
         self.directory = directory
         self.mirror = mirror
+        self.fallback = UNREACHABLE
+        self.root = root
         directory.mkdir(parents=True)
+
+    def _argv(self, *argv: str | Path) -> list[str | Path]:
+        """Return the command line that runs the client's program, in the client's root."""
+        return ["chroot", self.root, *argv] if self.root else [*argv]
 
     def start(self) -> None:  # most clients have no daemon  # noqa: B027
         """Start the client's daemon, if it has one, and write the client's configuration."""
@@ -68,20 +83,20 @@ class Client(ABC):
 
 
 class Containerd(Client):
-    def __init__(self, directory: Path, mirror: str) -> None:
-        super().__init__(directory, mirror)
+    def __init__(self, directory: Path, mirror: str, root: Path | None = None) -> None:
+        super().__init__(directory, mirror, root)
         self.socket = directory / "sock"
         self._process: Process | None = None
 
     def _ctr(self, *arguments: str | Path) -> str:
-        return run("ctr", "--address", self.socket, *arguments)
+        return run(*self._argv("ctr", "--address", self.socket, *arguments))
 
     def start(self) -> None:
         config = self.directory / "config.toml"
         root, state = self.directory / "root", self.directory / "state"
         config.write_text(CONTAINERD.format(root=root, state=state, socket=self.socket))
-        configure("containerd", self.mirror, self.directory / "hosts")
-        argv: list[str | Path] = ["containerd", "--config", config]
+        configure("containerd", self.mirror, self.directory / "hosts", self.fallback)
+        argv = self._argv("containerd", "--config", config)
         self._process = process = Process(self.directory, "containerd", argv)
         booted = "containerd successfully booted"
         process.wait_until(lambda: booted in process.stderr_log.read_text(), booted)
@@ -111,30 +126,36 @@ class Containerd(Client):
 
 
 class Docker(Client):
-    def __init__(self, directory: Path, mirror: str) -> None:
-        super().__init__(directory, mirror)
-        self._containerd = Containerd(directory / "c", mirror)
+    def __init__(self, directory: Path, mirror: str, root: Path | None = None) -> None:
+        super().__init__(directory, mirror, root)
+        self._containerd = Containerd(directory / "c", mirror, root)
         self._socket = directory / "sock"
         self._process: Process | None = None
 
     def _docker(self, *arguments: str) -> str:
         config = self.directory / "cli"
-        return run(DOCKER, "--config", config, "--host", f"unix://{self._socket}", *arguments)
+        host = f"unix://{self._socket}"
+        return run(*self._argv(DOCKER, "--config", config, "--host", host, *arguments))
 
     def start(self) -> None:
         self._containerd.start()
-        configure("docker", self.mirror, self.directory / "etc")
-        config = self.directory / "etc" / "daemon.json"
-        argv: list[str | Path] = [
-            *("dockerd", "--config-file", config, "--host", f"unix://{self._socket}"),
+        configure("docker", self.mirror, self.directory / "etc", self.fallback)
+        argv = self._argv(
+            *("dockerd", "--config-file", self._make_config(), "--host", f"unix://{self._socket}"),
             *("--containerd", self._containerd.socket),
             *("--data-root", self.directory / "data", "--exec-root", self.directory / "exec"),
-            *("--pidfile", self.directory / "pid", "--storage-driver", "vfs"),
+            *("--pidfile", self.directory / "pid"),
             *("--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"),
-        ]
+        )
         self._process = process = Process(self.directory, "dockerd", argv)
         listening = "API listen on"
         process.wait_until(lambda: listening in process.stderr_log.read_text(), listening)
+
+    def _make_config(self) -> Path:
+        """Return dockerd's configuration file: the printed one, and the storage driver of these tests."""
+        path = self.directory / "etc" / "daemon.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "storage-driver": "vfs"}))
+        return path
 
     def stop(self) -> None:
         if self._process:
@@ -142,7 +163,7 @@ class Docker(Client):
         self._containerd.stop()
 
     def _name(self, image: Image) -> str:
-        return f"{image.repository.removeprefix('library/')}:{image.tag}"
+        return image.reference.removeprefix("docker.io/").removeprefix("library/")
 
     def load(self, bundle: Path) -> None:
         self._docker("load", "--input", str(bundle))
@@ -167,11 +188,35 @@ class Docker(Client):
         return [json.loads(row) for row in rows.splitlines()]
 
 
+class DockerWithContainerdStore(Docker):
+    """dockerd with the containerd image store: docker 28 reads `hosts.toml`, docker 26 `registry-mirrors`.
+
+    dockerd reads /etc/docker/certs.d and knows no other place. One client at a time uses that of its root.
+    """
+
+    def _make_config(self) -> Path:
+        assert self.root, "the docker of Debian 12 has no containerd image store"
+        certs = self.root / "etc" / "docker" / "certs.d"
+        certs.parent.mkdir(exist_ok=True)
+        self._lock = certs.with_name("lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        shutil.rmtree(certs, ignore_errors=True)
+        shutil.copytree(self.directory / "etc" / "certs.d", certs)
+        path = self.directory / "etc" / "daemon.json"
+        store = {"features": {"containerd-snapshotter": True}, "storage-driver": "native"}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **store}))
+        return path
+
+    def stop(self) -> None:
+        super().stop()
+        self._lock.close()
+
+
 class _ContainersImage(Client):
     """podman, buildah and skopeo: they share the library containers/image, and have no daemon."""
 
     def start(self) -> None:
-        configure("podman", self.mirror, self.directory / "etc")
+        configure("podman", self.mirror, self.directory / "etc", self.fallback)
 
     @property
     def registries(self) -> Path:
@@ -182,7 +227,7 @@ class _ContainersImage(Client):
         store: list[str | Path] = ["--storage-driver", "vfs", "--root", self.directory / "root"]
         store += ["--runroot", self.directory / "run"]
         env = {"CONTAINERS_REGISTRIES_CONF": str(self.registries)}
-        return run(program, *store, *arguments, env=env)
+        return run(*self._argv(program, *store, *arguments), env=env)
 
 
 class Podman(_ContainersImage):
@@ -221,7 +266,9 @@ class Buildah(_ContainersImage):
         self._with_store("buildah", "pull", "--quiet", "--policy", "always", image.reference)
 
     def run(self, image: Image) -> str:
-        container = self._with_store("buildah", "from", "--pull-never", image.reference).strip()
+        # Newer versions raise the limits to those of a machine's PID 1, which a container may not.
+        options = ("--pull-never", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024")
+        container = self._with_store("buildah", "from", *options, image.reference).strip()
         # Through a file, because this buildah may exit before it has copied all of a command's output.
         script = f"/bin/busybox echo {image.prints} >/output"
         command = ["--isolation", "chroot", container, "--", "/bin/busybox", "sh", "-c", script]
@@ -248,11 +295,12 @@ class Skopeo(_ContainersImage):
         return "--registries-conf", str(self.registries), "copy", f"docker://{image.reference}"
 
     def pull(self, image: Image) -> None:
-        run("skopeo", *self._source(image), f"oci:{self._layout}:{image.tag}")
+        target = f"oci:{self._layout}:{LAYOUT_TAG}"
+        run(*self._argv("skopeo", *self._source(image), target))
 
     def run(self, image: Image) -> str:
         bundle = self.directory / "bundle"
-        run("umoci", "unpack", "--image", f"{self._layout}:{image.tag}", bundle)
+        run("umoci", "unpack", "--image", f"{self._layout}:{LAYOUT_TAG}", bundle)
         try:
             config = json.loads((bundle / "config.json").read_text())
             return run("chroot", bundle / "rootfs", *config["process"]["args"])
@@ -266,9 +314,50 @@ class Skopeo(_ContainersImage):
 class SkopeoDirect(Skopeo):
     """Pulls from the cache's own address, which needs no mirror configuration."""
 
+    def _address(self, image: Image) -> str:
+        return image.reference.replace(image.registry, self.mirror, 1)
+
     def _source(self, image: Image) -> tuple[str, ...]:
-        source = f"docker://{self.mirror}/{image.repository}:{image.tag}"
-        return "copy", "--src-tls-verify=false", source
+        return "copy", "--src-tls-verify=false", f"docker://{self._address(image)}"
+
+
+class Crane(SkopeoDirect):
+    """go-containerregistry's command, which pulls from the cache's own address."""
+
+    def pull(self, image: Image) -> None:
+        shutil.rmtree(self._layout, ignore_errors=True)  # crane adds to a layout
+        platform = ("--platform", "linux/amd64", "--insecure")
+        argv = ("crane", "pull", *platform, "--format", "oci", self._address(image), self._layout)
+        run(*self._argv(*argv))
+        name_image(self._layout, image)
+
+
+class Oras(SkopeoDirect):
+    """ORAS, which copies all platforms from the cache's own address."""
+
+    def pull(self, image: Image) -> None:
+        target = f"{self._layout}:{LAYOUT_TAG}"
+        options = ("--from-plain-http", "--to-oci-layout")
+        run(*self._argv("oras", "copy", *options, self._address(image), target))
+        name_image(self._layout, image)
+
+
+def name_image(layout: Path, image: Image) -> None:
+    """Make the image of this platform the only one of an OCI layout, with the name that umoci looks for."""
+    descriptor = {
+        "mediaType": MANIFEST,
+        "digest": image.manifest,
+        "size": (layout / "blobs" / image.manifest.replace(":", "/")).stat().st_size,
+        "annotations": {"org.opencontainers.image.ref.name": LAYOUT_TAG},
+    }
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [descriptor]}))
 
 
 CLIENTS: list[type[Client]] = [Docker, Containerd, Podman, Buildah, Skopeo, SkopeoDirect]
+
+
+def newer_clients(root: Path) -> list[type[Client]]:
+    """Return the clients that are installed in this root. Debian 13 has neither ORAS nor crane."""
+    packaged = {"oras": Oras, "crane": Crane}
+    installed = [kind for name, kind in packaged.items() if (root / "usr" / "bin" / name).exists()]
+    return [*CLIENTS, DockerWithContainerdStore, *installed]

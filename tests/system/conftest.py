@@ -10,14 +10,23 @@ from typing import Any
 import pytest
 
 from tests.system.blob_server import BlobServer
-from tests.system.clients import Client
+from tests.system.clients import CLIENTS, Client, newer_clients
 from tests.system.images import Image, make_image
-from tests.system.processes import kill_servers, make_short_directory, run
+from tests.system.processes import UNREACHABLE, kill_servers, make_short_directory, run
 from tests.system.servers import Daemon, Registry
 
 DIRECTORY = pytest.StashKey[Path]()
 HAS_FAILED = pytest.StashKey[bool]()
 SHOWN_CHARACTERS = 3000
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests marked `each_client` with each client, or with those of the kinds that the mark names."""
+    if mark := metafunc.definition.get_closest_marker("each_client"):
+        root = metafunc.config.getoption("client_root", None)
+        kinds = newer_clients(root) if root else CLIENTS
+        kinds = [kind for kind in kinds if not mark.args or issubclass(kind, mark.args)]
+        metafunc.parametrize("kind", kinds, ids=lambda kind: kind.__name__)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -119,11 +128,13 @@ def daemon(upstream: Registry, make_daemon: Callable[..., Daemon]) -> Daemon:
 
 
 @pytest.fixture
-def make_client(directory: Path) -> Iterator[Callable[[type[Client], str], Client]]:
+def make_client(directory: Path, pytestconfig: pytest.Config) -> Iterator[Callable[..., Client]]:
     numbers = count()
+    root = pytestconfig.getoption("client_root", None)
 
-    def make(kind: type[Client], mirror: str) -> Client:
-        client = kind(directory / f"c{next(numbers)}", mirror)
+    def make(kind: type[Client], mirror: str, *, fallback: str = UNREACHABLE) -> Client:
+        client = kind(directory / f"c{next(numbers)}", mirror, root)
+        client.fallback = fallback
         stack.callback(client.stop)
         client.start()
         return client

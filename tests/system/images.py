@@ -36,7 +36,9 @@ class Image:
 
     @property
     def reference(self) -> str:
-        return f"{self.registry}/{self.repository}:{self.tag}"
+        """The image's name with its tag, or with its digest if the tag is empty."""
+        version = f":{self.tag}" if self.tag else f"@{self.index}"
+        return f"{self.registry}/{self.repository}{version}"
 
     def push(self, registry: str, tag: str = "") -> None:
         """Copy the index and its content to the registry at `host:port`, optionally as another tag."""

@@ -5,16 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.clients import CLIENTS, Client, Containerd, Docker, Podman
+from tests.system.clients import Client, Containerd, Docker, Podman
 from tests.system.images import Image, make_image
 from tests.system.servers import Daemon, Registry
 
 MakeClient = Callable[[type[Client], str], Client]
 ALWAYS_REVALIDATE = {"PULLCACHE_MANIFESTS_TTL": "0s"}  # not for `latest`, whose TTL is another key
-each_client = pytest.mark.parametrize("kind", CLIENTS, ids=lambda kind: kind.__name__)
 
 
-@each_client
+@pytest.mark.each_client
 def test_the_image_runs_without_the_cache(
     kind: type[Client], upstream: Registry, image: Image, make_client: MakeClient
 ):
@@ -24,7 +23,7 @@ def test_the_image_runs_without_the_cache(
     assert client.run(image).strip() == image.prints
 
 
-@each_client
+@pytest.mark.each_client
 def test_a_cached_image_is_pulled_and_run_again_without_the_upstream(
     kind: type[Client], upstream: Registry, daemon: Daemon, image: Image, make_client: MakeClient
 ):
@@ -41,7 +40,7 @@ def test_a_cached_image_is_pulled_and_run_again_without_the_upstream(
     assert upstream.requests() == requests
 
 
-@pytest.mark.parametrize("kind", [Docker, Containerd, Podman], ids=lambda kind: kind.__name__)
+@pytest.mark.each_client(Docker, Containerd, Podman)
 def test_an_expired_tag_is_served_stale_without_the_upstream(
     kind: type[Client],
     registry: Registry,

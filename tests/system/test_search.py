@@ -65,12 +65,6 @@ def hub() -> Iterator[Hub]:
         thread.join()
 
 
-@pytest.fixture(params=[Docker, Podman], ids=lambda kind: kind.__name__)
-def kind(request: pytest.FixtureRequest) -> type[Docker | Podman]:
-    client: type[Docker | Podman] = request.param
-    return client
-
-
 def search(client: Client, words: str, *options: str) -> list[list[str]]:
     """Return the client's row for each repository, without the registry that podman puts before the name."""
     assert isinstance(client, Docker | Podman)
@@ -85,6 +79,7 @@ def search(client: Client, words: str, *options: str) -> list[list[str]]:
     ]
 
 
+@pytest.mark.each_client(Docker, Podman)
 def test_clients_get_docker_hub_s_results_with_one_request_to_it(
     kind: type[Client],
     registry: Registry,
@@ -102,6 +97,7 @@ def test_clients_get_docker_hub_s_results_with_one_request_to_it(
     assert search(client, "hello", "--limit", "1") == expected[:1]
 
 
+@pytest.mark.each_client(Docker, Podman)
 def test_without_the_upstream_clients_find_cached_images(
     kind: type[Client],
     upstream: Registry,
@@ -118,7 +114,9 @@ def test_without_the_upstream_clients_find_cached_images(
     upstream.stop()
     assert search(client, name[1:]) == cached
     # For an empty search, docker lists the cached images, podman the catalog.
-    assert search(client, "") == (cached if kind is Docker else [[image.repository, "", "0", ""]])
+    assert search(client, "") == (
+        cached if issubclass(kind, Docker) else [[image.repository, "", "0", ""]]
+    )
     assert daemon.metric("pullcache_requests_total", kind="search", cache="stale") >= 3
 
 
