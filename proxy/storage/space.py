@@ -159,7 +159,7 @@ class SpaceManager:
     @property
     def pinned_bytes(self) -> int:
         """Bytes of pinned blobs, which are never evicted."""
-        return self._index.pinned_bytes()
+        return self._index.totals.pinned_bytes
 
     def fits(self, size: int) -> bool:
         """Tell whether a blob of `size` bytes could ever be stored here."""

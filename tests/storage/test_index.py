@@ -224,12 +224,12 @@ async def test_what_cannot_be_deleted_stays_known(index):
 
 
 async def test_totals_are_over_all_blobs(index):
-    assert index.totals == (0, 0)
+    assert index.totals == (0, 0, 0)
     await index.add_blob(APP, digest(), 5)
     await index.add_blob(OTHER, BLOB, 4097)
     await index.pin([(OTHER, BLOB)])
     assert index.is_pinned(BLOB)
-    assert index.totals == (2, 3 * 4096)
+    assert index.totals == (2, 3 * 4096, 2 * 4096)
     assert index.bytes_on_disk() > 0
 
 
