@@ -362,7 +362,7 @@ class Index:
 
         Pinned and excluded blobs are left out.
         """
-        # A full disk makes the flush fail, and needs evictions all the same.
+        # On a full disk the flush fails, and evictions are needed even more.
         with suppress(StorageError):
             await self.flush()
         spared = self._pending_uses.keys() | set(map(str, excluded))
@@ -460,6 +460,6 @@ class Index:
         return found
 
     def _next_use_time(self) -> float:
-        # Strictly ascending: setting the clock must not change the order of uses.
+        # Strictly increasing, so that setting the clock does not change the order of uses.
         self._last_use = max(self._clock(), self._last_use + 1e-6)
         return self._last_use
