@@ -81,6 +81,10 @@ class GaugeSource(Protocol):
         """Last use of the next blob to be evicted, in Unix seconds; 0 if the store is empty."""
 
     @property
+    def index_damaged(self) -> int:
+        """1 if the index is damaged, else 0."""
+
+    @property
     def downloads_in_progress(self) -> int:
         """Running downloads."""
 
@@ -99,6 +103,7 @@ class GaugeCollector(Collector):
             ("store_blobs", "Blobs in the store."),
             ("store_reserved_bytes", "Bytes reserved for running downloads."),
             ("store_pinned_bytes", "Bytes of blobs held by pinned images."),
+            ("index_damaged", "1 if the index of the store is damaged, else 0."),
             ("downloads_in_progress", "Running downloads."),
         ):
             yield _gauge_family(name, text, getattr(self._source, name))

@@ -103,11 +103,12 @@ class ManifestStore:
         self, repository: Repository, fetched: FetchedManifest, manifest: oci.Manifest
     ) -> None:
         size = len(fetched.content)
-        reservation = await self._space.reserve(size)
-        if reservation is None:
-            self._metrics.count_uncached(self._space.uncached_reason(size))
-            return
+        reservation = None
         try:
+            reservation = await self._space.reserve(size)
+            if reservation is None:
+                self._metrics.count_uncached(self._space.uncached_reason(size))
+                return
             await self._committer.commit_manifest(
                 repository, fetched.digest, fetched.content, manifest, reservation
             )
@@ -117,4 +118,5 @@ class ManifestStore:
             )
             log.warning("commit_failed", digest=str(fetched.digest), reason=str(error))
         finally:
-            self._space.release(reservation)
+            if reservation is not None:
+                self._space.release(reservation)

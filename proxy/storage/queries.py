@@ -81,6 +81,11 @@ def open_connection(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def check_writable(connection: sqlite3.Connection) -> None:
+    """Take the lock of writers; the end of the transaction releases it."""
+    connection.execute("BEGIN IMMEDIATE")
+
+
 def add_blob(
     connection: sqlite3.Connection,
     repository: Repository | None,

@@ -253,7 +253,6 @@ async def test_an_index_that_cannot_be_written_is_a_storage_error_and_loses_no_u
     blocker = sqlite3.connect(index.path, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
     index.touch(BLOB)
-    index._writer.execute("PRAGMA busy_timeout = 0")
     with pytest.raises(StorageError, match="cannot be written"):
         await index.flush()
     blocker.execute("ROLLBACK")
