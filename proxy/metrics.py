@@ -38,7 +38,7 @@ UncachedReason = Literal["too_large", "no_space", "pinned", "disk_error"]
 
 # Series that exist from the start, so that a rate over them has a first value.
 _INITIAL_SERIES: tuple[tuple[RequestKind, tuple[CacheState, ...]], ...] = (
-    ("manifest", ("hit", "miss", "collapsed", "revalidated", "stale")),
+    ("manifest", ("hit", "miss", "collapsed", "revalidated", "stale", "bypass")),
     ("blob", ("hit", "miss", "collapsed", "bypass")),
 )
 _DOWNLOAD_RESULTS: tuple[DownloadResult, ...] = ("stored", "failed", "mismatch", "bypass")

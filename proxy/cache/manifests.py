@@ -321,4 +321,5 @@ class ManifestCache:
     ) -> tuple[CachedManifest, CacheState]:
         upstream = self._upstreams[repository.upstream]
         fetched = await upstream.fetch_manifest(repository.name, reference)
-        return await self._store.add(repository, fetched), "miss"
+        manifest, is_stored = await self._store.add(repository, fetched)
+        return manifest, "miss" if is_stored else "bypass"

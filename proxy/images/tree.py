@@ -13,6 +13,7 @@ from proxy.oci.manifest import Descriptor, Manifest
 from proxy.oci.platform import Platform, is_runnable
 from proxy.oci.reference import Reference, Repository
 from proxy.storage.image_queries import ImageQueries, StoredBlob
+from proxy.storage.queries import MAX_CHILDREN
 
 ImageState = Literal["complete", "partial", "absent"]
 
@@ -165,6 +166,9 @@ class _TreeBuilder:
             manifest = self._image_store.load_manifest(node.digest, node.size, media_type)
         except InvalidManifestError as error:
             node.problem = str(error)
+            return
+        if (count := manifest.child_count) > MAX_CHILDREN:
+            node.problem = f"the manifest names {count} blobs, more than {MAX_CHILDREN}"
             return
         node.manifest = manifest
         if manifest.is_index:

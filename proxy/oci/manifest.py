@@ -82,6 +82,11 @@ class Manifest:
         """Whether this is an index, whose children are manifests."""
         return self.media_type in INDEX_TYPES
 
+    @property
+    def child_count(self) -> int:
+        """The number of different blobs that it names."""
+        return len({child.digest for child in self.children})
+
     def select_platform(self, os: str, architecture: str) -> Digest | None:
         """Return the first manifest of an index for a platform; Docker Hub selects the same."""
         for child in self.children:

@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 
 from proxy.cache.listings import ListingCache
 from proxy.concurrency import run_in_thread
-from proxy.errors import InvalidDigestError, NotFoundError, ProxyError, UnknownManifestError
+from proxy.errors import (
+    InvalidDigestError,
+    InvalidManifestError,
+    NotFoundError,
+    ProxyError,
+    UnknownManifestError,
+)
 from proxy.images.selection import ALL_PLATFORMS
 from proxy.images.tree import MAX_INDEX_DEPTH
 from proxy.log import get_logger
@@ -18,6 +24,7 @@ from proxy.oci.manifest import Descriptor, Manifest
 from proxy.oci.platform import Platform, choose_platform, is_runnable
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.preload.request import RequestedImage
+from proxy.storage.queries import MAX_CHILDREN
 from proxy.upstream.client import Upstream
 
 # Referrers of one manifest. Years of hourly signatures are more, and are of no use to a client.
@@ -208,9 +215,15 @@ class ImageResolver:
         return True
 
     async def _parse(self, cached: CachedManifest) -> Manifest:
-        return await run_in_thread(
+        manifest = await run_in_thread(
             self._executor, oci.parse_manifest, cached.content, cached.media_type
         )
+        if manifest.child_count > MAX_CHILDREN:
+            raise InvalidManifestError(
+                f"{cached.digest} names {manifest.child_count} blobs; the cache passes such a "
+                f"manifest through, and stores those with up to {MAX_CHILDREN}"
+            )
+        return manifest
 
 
 def _choose_manifests(

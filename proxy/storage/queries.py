@@ -16,6 +16,10 @@ from proxy.storage.blobs import BLOCK_SIZE
 
 SCHEMA_VERSION = 2
 
+# Manifests that name more blobs are served, but neither stored nor indexed: each blob takes half a kilobyte
+# of the index, and a manifest of 4 MiB could name 36,000.
+MAX_CHILDREN = 2000
+
 # Changes to a store of that version before the schema is applied to it.
 _MIGRATIONS = {
     1: "ALTER TABLE blobs ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0; DROP INDEX blobs_by_use;"
