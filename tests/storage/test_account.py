@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, closing, suppress
 from typing import Any
 
 import aiohttp
+import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from proxy.cli.api_client import AdminClient
@@ -140,6 +141,7 @@ class Load:
             return blobs, size
 
 
+@pytest.mark.timeout(180)  # several programs, each started twice or more
 @settings(max_examples=scaled(6), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(batches=batches)
 async def test_at_rest_the_account_is_the_index_and_the_files(tmp_path_factory, batches):
