@@ -251,7 +251,7 @@ def _platform_names(nodes: Iterable[ManifestNode]) -> list[str]:
 
 
 def _incomplete_error(image: _BundleImage, missing: Sequence[MissingBlob]) -> UnknownManifestError:
-    reason = "nothing of it is stored; pull or preload it first"
+    reason = "none of it is stored; pull or preload it first"
     if missing:
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
         reason = f"it lacks {missing[0].digest}{more}; preload it first"

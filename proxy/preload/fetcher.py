@@ -157,7 +157,7 @@ class PreloadFetcher:
         finally:
             self._active.pop(digest, None)
         if download.has_stopped_storing:
-            raise NoSpaceError(f"the store has no space for {digest}, or its disk fails")
+            raise NoSpaceError(f"the store has no space for {digest}, or its disk has errors")
         fetched = download.bytes_present - download.bytes_resumed
         # Two images may wait for the same download.
         self.fetched_bytes += fetched if is_first else 0

@@ -137,7 +137,7 @@ class ImageResolver:
             image.platforms = [ALL_PLATFORMS]
         if not selected:
             raise UnknownManifestError(
-                image.missing_platforms_error or "the image index lists no manifest"
+                image.missing_platforms_error or "the image index lists no manifests"
             )
         for cached in nested:
             image.add_manifest(cached, await self._parse(cached))

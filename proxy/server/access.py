@@ -79,7 +79,7 @@ class AccessControl:
             log.warning(
                 "listener_without_auth",
                 addresses=exposed,
-                reason="anyone who can reach these addresses can pull all that this cache can",
+                reason="anyone who can reach these addresses can pull every image that this cache can",
                 help="restrict access with a firewall, or set server.htpasswd",
             )
         if exposed and settings.htpasswd and not settings.tls_certificate:

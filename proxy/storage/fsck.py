@@ -50,7 +50,7 @@ def check_store(
     Raises `StorageError` if a daemon uses the store, or the disk fails.
     """
     if not root.is_dir():
-        raise StorageError(f"there is no store at {root}; name it with --store")
+        raise StorageError(f"there is no store at {root}; pass its directory with --store")
     store = BlobStore(root)
     try:
         return _check_blobs(store, dry_run=dry_run, on_progress=on_progress)
