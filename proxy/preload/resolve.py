@@ -1,4 +1,4 @@
-"""What an image consists of upstream now: manifests, their blobs, and what refers to them."""
+"""Resolve an image upstream: its manifests, their blobs, and its referrers."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -20,7 +20,7 @@ from proxy.oci.reference import Reference, Repository, Tag
 from proxy.preload.request import RequestedImage
 from proxy.upstream.client import Upstream
 
-# Referrers of one manifest. Years of hourly signatures are more, and are of no use to a client.
+# Referrers of one manifest. Years of hourly signatures would be more, and clients do not need them.
 MAX_REFERRERS = 64
 # cosign before 3.0 adds these to `sha256-<hex>`, the fallback tag of the distribution-spec.
 COSIGN_TAG_SUFFIXES = (".sig", ".att", ".sbom")
@@ -104,7 +104,7 @@ class ImageResolver:
     async def resolve(
         self, image: RequestedImage, platforms: Sequence[Platform], fetch_manifest: FetchManifest
     ) -> ResolvedImage:
-        """Return what clients of the platforms take of an image; without platforms, all of it.
+        """Return the content for these platforms; without platforms, the whole image.
 
         Raises `UnknownError`, `UpstreamError` and `InvalidManifestError`.
         """
@@ -227,7 +227,7 @@ def _choose_manifests(
 
 
 def _registry_blobs(manifest: Manifest) -> dict[Digest, int]:
-    """Return the blobs that a registry serves; foreign layers are elsewhere."""
+    """Return the blobs that a registry serves; foreign layers are on other servers."""
     return {child.digest: child.size for child in manifest.children if not child.is_foreign}
 
 
