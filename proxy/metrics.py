@@ -1,8 +1,8 @@
 """All metrics of the program, and their text format.
 
-The values of labels are bounded: upstreams come from the configuration, all else from the types
-below, and repositories are never labels. Children of hot counters are cached, because `labels()`
-costs more than counting.
+The values of labels are bounded: upstreams come from the configuration, all other labels have the
+types below, and repositories are never labels. Children of hot counters are cached, because
+`labels()` costs more than counting.
 """
 
 from bisect import bisect_left
@@ -36,7 +36,7 @@ DownloadResult = Literal["stored", "failed", "mismatch", "bypass"]
 EvictionReason = Literal["size", "min_free", "idle", "corrupt", "removed"]
 UncachedReason = Literal["too_large", "no_space", "pinned", "disk_error"]
 
-# Series that exist from the start, so that a rate over them has a first value.
+# Series that exist from the start, so that `rate()` sees the first increment.
 _INITIAL_SERIES: tuple[tuple[RequestKind, tuple[CacheState, ...]], ...] = (
     ("manifest", ("hit", "miss", "collapsed", "revalidated", "stale")),
     ("blob", ("hit", "miss", "collapsed", "bypass")),
@@ -311,7 +311,7 @@ class Metrics:
         seconds: float,
         sent: int,
     ) -> None:
-        """Count a request that was answered; `upstream` is "none" if it concerned none."""
+        """Count an answered request; `upstream` is "none" for requests without an upstream."""
         self._requests.record((upstream, kind, status, cache), seconds, sent)
 
     def served_totals(self) -> dict[CacheState, tuple[int, int]]:
@@ -425,7 +425,7 @@ class Metrics:
 class RequestCollector(Collector):
     """Counts client requests in plain lists, and builds the metrics at each scrape.
 
-    The library's counters and histogram, each with a lock, would take a third of the time of a
+    The library's counters and histogram, each with a lock, would add a third to the time of a
     request.
     """
 
@@ -434,7 +434,7 @@ class RequestCollector(Collector):
         self._tallies: dict[_RequestLabels, list[float]] = {}
 
     def create_tally(self, labels: _RequestLabels) -> list[float]:
-        """Return the tally of these labels, made at zero if it does not exist."""
+        """Return the tally of these labels; create it if it does not exist."""
         return self._tallies.setdefault(labels, [0] * (4 + len(_REQUEST_BUCKETS)))
 
     def record(self, labels: _RequestLabels, seconds: float, sent: int) -> None:

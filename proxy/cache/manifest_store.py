@@ -54,7 +54,7 @@ class ManifestStore:
     async def load(self, digest: Digest) -> CachedManifest | None:
         """Return a stored manifest, verified, and count the use.
 
-        None if it is missing, damaged or unreadable; then it is to be fetched from upstream.
+        None if it is missing, damaged or unreadable; the caller then fetches it from upstream.
         """
         manifest = self._lru.get(digest)
         if manifest is None:
@@ -78,8 +78,8 @@ class ManifestStore:
     async def add(self, repository: Repository, fetched: FetchedManifest) -> CachedManifest:
         """Commit a manifest that upstream has sent, linked to the repository.
 
-        If it cannot be stored it is returned all the same. Raises `UpstreamError` if it is not a
-        valid manifest.
+        If it cannot be stored, it is returned anyway. Raises `UpstreamError` if it is not a valid
+        manifest.
         """
         try:
             manifest = await self.parse(fetched.content, fetched.content_type)

@@ -1,4 +1,4 @@
-"""What the configuration requires of clients: a limit on connections, TLS, and a login."""
+"""Access control for clients, as configured: a limit on connections, TLS, and a login."""
 
 import asyncio
 from collections.abc import Callable, Sequence

@@ -115,7 +115,7 @@ def _verify_file(path: Path) -> tuple[str | None, int, oci.Manifest | None]:
 
 
 def _rebuild_index(path: Path, valid_blobs: dict[Digest, tuple[int, oci.Manifest | None]]) -> None:
-    """Make the index match the files, and keep what only the index knows."""
+    """Make the index match the files, and keep the data that only the index has."""
     try:
         _update_index(path, valid_blobs)
     except (sqlite3.DatabaseError, StorageError):

@@ -359,7 +359,7 @@ class Index:
 
         Pinned and excluded blobs are left out.
         """
-        # A full disk makes the flush fail, and needs evictions all the same.
+        # On a full disk the flush fails, but evictions are still needed.
         with suppress(StorageError):
             await self.flush()
         spared = self._pending_uses.keys() | set(map(str, excluded))
