@@ -1,4 +1,4 @@
-"""Image names: which repository of which upstream a name means, and how people write it. Pure.
+"""Image names: parsing them into repositories of upstreams, and displaying repositories. Pure.
 
 Upstreams that are not configured are refused; the cache never connects to them.
 """

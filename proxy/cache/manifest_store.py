@@ -55,7 +55,7 @@ class ManifestStore:
     async def load(self, digest: Digest) -> CachedManifest | None:
         """Return a stored manifest, verified, and count the use.
 
-        None if it is missing, damaged or unreadable; then it is to be fetched from upstream.
+        None if it is missing, damaged or unreadable; the caller then fetches it from upstream.
         """
         manifest = self._lru.get(digest)
         if manifest is None:

@@ -1,4 +1,4 @@
-"""`inspect`: everything the store knows of one image.
+"""`inspect`: everything that the store knows about one image.
 
 Platforms, layers with the commands that made them, other images that share them, and referrers.
 """

@@ -30,7 +30,7 @@ class MissingBlob(msgspec.Struct, frozen=True):
 
 
 class PlatformState(msgspec.Struct, frozen=True):
-    """What the store has of an image for one platform: `size` bytes.
+    """The stored part of an image for one platform: `size` bytes.
 
     The platform is "" if the image does not state it.
     """
@@ -81,7 +81,7 @@ class ManifestNode:
             yield from (child for child in self.manifest.children if not child.is_foreign)
 
     def all_missing(self) -> list[MissingBlob]:
-        """Return what the store lacks of this node and all below it, without duplicates."""
+        """Return the missing blobs of this node and all below it, without duplicates."""
         return list(dict.fromkeys(blob for node in self.walk() for blob in node.missing))
 
     def all_problems(self) -> list[str]:

@@ -1,8 +1,8 @@
 """Manifests and image indexes (image-spec, manifest.md and image-index.md).
 
-Parsing changes no byte: they are stored and served as received. A document that two parsers could
-read differently is rejected, because clients use other parsers than ours (CVE-2021-41190: a
-document that is both an index and a manifest).
+Manifests are stored and served exactly as received. A document that two parsers could read
+differently is rejected, because clients use other parsers than ours (CVE-2021-41190: a document
+that is both an index and a manifest).
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What an image consists of upstream now: manifests, their blobs, and what refers to them."""
+"""Resolve an image upstream: its manifests, their blobs, and its referrers."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -27,7 +27,7 @@ from proxy.preload.request import RequestedImage
 from proxy.storage.queries import MAX_CHILDREN
 from proxy.upstream.client import Upstream
 
-# Referrers of one manifest. Years of hourly signatures are more, and are of no use to a client.
+# Referrers of one manifest. Years of hourly signatures would be more, and clients do not need them.
 MAX_REFERRERS = 64
 # cosign before 3.0 adds these to `sha256-<hex>`, the fallback tag of the distribution-spec.
 COSIGN_TAG_SUFFIXES = (".sig", ".att", ".sbom")
@@ -111,7 +111,7 @@ class ImageResolver:
     async def resolve(
         self, image: RequestedImage, platforms: Sequence[Platform], fetch_manifest: FetchManifest
     ) -> ResolvedImage:
-        """Return what clients of the platforms take of an image; without platforms, all of it.
+        """Return the content for these platforms; without platforms, the whole image.
 
         Raises `UnknownError`, `UpstreamError` and `InvalidManifestError`.
         """
@@ -144,7 +144,7 @@ class ImageResolver:
             image.platforms = [ALL_PLATFORMS]
         if not selected:
             raise UnknownManifestError(
-                image.missing_platforms_error or "the image index lists no manifest"
+                image.missing_platforms_error or "the image index lists no manifests"
             )
         for cached in nested:
             image.add_manifest(cached, await self._parse(cached))
@@ -240,7 +240,7 @@ def _choose_manifests(
 
 
 def _registry_blobs(manifest: Manifest) -> dict[Digest, int]:
-    """Return the blobs that a registry serves; foreign layers are elsewhere."""
+    """Return the blobs that a registry serves; foreign layers are on other servers."""
     return {child.digest: child.size for child in manifest.children if not child.is_foreign}
 
 

@@ -136,7 +136,8 @@ def add_manifest(
     if pins.is_reachable(connection, str(digest), subject):
         pins.mark_reachable(connection, str(digest))
     if repository:
-        # A registry has checked that it holds what a manifest names, except foreign layers.
+        # The registry has checked that it has everything that a manifest names, except foreign
+        # layers.
         held = [child.digest for child in manifest.children if not child.is_foreign]
         add_links(connection, repository, [digest, *held])
     return is_new
