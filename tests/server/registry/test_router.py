@@ -1,4 +1,4 @@
-"""Which registry is meant, which repositories are allowed, and what being offline means."""
+"""The upstream of a request, the allowed repositories, and offline mode."""
 
 import pytest
 
@@ -15,7 +15,7 @@ async def github():
 
 @pytest.fixture
 async def both(registry, github, make_program):
-    """A program before two registries that have the same name in them."""
+    """A program with two registries that contain the same repository name."""
     registry.add_image("me/app", layers=[b"of docker hub"])
     github.add_image("me/app", layers=[b"of github"])
     settings = {"url": github.url, "hosts": ["ghcr.local"]}
@@ -44,7 +44,7 @@ async def ask(program, target: str, host: str) -> str:
         ("/v2/ghcr.io/me/app/manifests/latest?ns=docker.io", "127.0.0.1"),
     ],
 )
-async def test_a_registry_is_named_by_path_by_namespace_or_by_host(both, github, target, host):
+async def test_a_registry_is_selected_by_path_by_namespace_or_by_host(both, github, target, host):
     assert await ask(both, target, host) == digests(github)
 
 
@@ -57,11 +57,11 @@ async def test_a_registry_is_named_by_path_by_namespace_or_by_host(both, github,
         ("/v2/me/app/manifests/latest?ns=docker.io", "ghcr.local"),
     ],
 )
-async def test_what_names_no_other_is_docker_hub(both, registry, target, host):
+async def test_the_default_registry_is_docker_hub(both, registry, target, host):
     assert await ask(both, target, host) == digests(registry)
 
 
-async def test_only_docker_hub_has_a_library(both, registry, github):
+async def test_only_docker_hub_names_get_the_namespace_library(both, registry, github):
     registry.add_image("library/app")
     assert (await both.ask("/v2/app/manifests/latest")).status == 200
     assert (await both.ask("/v2/ghcr.io/app/manifests/latest")).status == 404
@@ -69,13 +69,13 @@ async def test_only_docker_hub_has_a_library(both, registry, github):
     assert not github.seen("library")
 
 
-async def test_a_part_of_a_name_may_be_called_like_a_part_of_the_api(program, registry):
+async def test_a_part_of_a_name_may_equal_a_word_of_the_api(program, registry):
     image = registry.add_image("me/blobs/manifests/tags", layers=[b"x"])
     await program.pull(image)
     assert (await program.ask("/v2/me/blobs/manifests/tags/tags/list")).json["tags"] == ["latest"]
 
 
-async def test_rules_of_the_configuration_are_obeyed(registry, make_program):
+async def test_allow_and_deny_rules_apply(registry, make_program):
     rules = {"url": registry.url, "allow": ["library/*", "me/*"], "deny": ["me/secret*"]}
     program = await make_program(upstreams={"docker.io": rules})
     for name in ("library/app", "me/app", "me/secret", "you/app"):
@@ -92,7 +92,7 @@ async def test_rules_of_the_configuration_are_obeyed(registry, make_program):
 
 
 class TestOffline:
-    """Offline: never dial out, serve what is cached and nothing else."""
+    """Offline: no connections to upstreams, only cached content."""
 
     @pytest.fixture
     async def offline(self, registry, program):
@@ -104,11 +104,11 @@ class TestOffline:
         registry.requests.clear()
         return image
 
-    async def test_what_is_cached_is_served_however_old_it_is(self, registry, program, offline):
+    async def test_cached_content_is_served_whatever_its_age(self, registry, program, offline):
         await program.pull(offline)
         assert registry.requests == []
 
-    async def test_what_is_not_cached_is_refused_at_once_and_nobody_is_asked(
+    async def test_content_that_is_not_cached_fails_at_once_without_a_request(
         self, registry, program, offline
     ):
         registry.add_image("me/other")
