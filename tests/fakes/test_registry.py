@@ -242,7 +242,7 @@ class TestFaults:
         registry.auth = registry.cdn = False
         self.path = f"/v2/library/app/blobs/{registry.add_blob(LAYER)}"
 
-    async def test_a_fault_applies_as_often_as_it_says(self, registry, client):
+    async def test_a_fault_applies_as_often_as_specified(self, registry, client):
         registry.fail("GET .*/blobs/", Fault(status=503, body=b"no"), times=2)
         seen = [(await client.ask(self.path))[0] for _ in range(3)]
         assert seen == [503, 503, 200]

@@ -1,4 +1,4 @@
-"""The account under random concurrent work: at rest it is the index and the files, and never over the cap."""
+"""The account under random concurrent work: it equals index and files, and stays within the limit."""
 
 import asyncio
 import io
@@ -22,7 +22,8 @@ CAP = 4_000_000
 IMAGE_COUNT = 8
 REPOSITORIES = [f"team/app{number}" for number in range(IMAGE_COUNT)]
 
-# Images whose layers take twice the store; every second one shares a layer with the one before.
+# Images with layers of twice the store's size; every second one shares a layer with the previous
+# one.
 _rng = random.Random(5)
 _LAYERS = [_rng.randbytes(_rng.randint(50_000, 600_000)) for _ in range(3 * IMAGE_COUNT)]
 LAYERS = [[*_LAYERS[3 * n : 3 * n + 3], _LAYERS[3 * (n // 2)]] for n in range(IMAGE_COUNT)]
@@ -33,7 +34,7 @@ batches = st.lists(st.lists(works, min_size=8, max_size=24), min_size=2, max_siz
 
 
 class Load:
-    """What clients and operators do, all at once."""
+    """Simultaneous operations of clients and operators."""
 
     def __init__(self, program: Program, registry: FakeRegistry) -> None:
         self.program = program
@@ -58,7 +59,7 @@ class Load:
             await self._works[what](number)
 
     async def _pull(self, number: int) -> None:
-        """Pull an image; what upstream breaks off may come short, but never wrong."""
+        """Pull an image; a transfer that upstream breaks off may be incomplete, but never wrong."""
         image = self.images[number]
         await self.program.manifest(image)
         await self.program.manifest(image, image.digest)
@@ -68,13 +69,13 @@ class Load:
                 assert answer.digest == answer.headers["Docker-Content-Digest"]
 
     async def _leave(self, number: int) -> None:
-        """Pull, and be gone in the middle of it."""
+        """Pull, and disconnect in the middle."""
         with suppress(TimeoutError):
             async with asyncio.timeout(0.01 * (number + 1)):
                 await self._pull(number)
 
     async def _break_off(self, number: int) -> None:
-        """Let upstream break off a layer once."""
+        """Let upstream break off the transfer of a layer once."""
         digest = self.images[number].layers[0]
         self.registry.fail(self.registry.body_of(digest), Fault(cut_at=40_000))
 
@@ -97,11 +98,11 @@ class Load:
         space = self.program.running._core.space
         await space.sweep(max_idle=0, ingest_ttl=1000)
 
-    # What it is measured by.
+    # Measurements.
 
     @asynccontextmanager
     async def watched(self):
-        """Look at the disk again and again while the block runs."""
+        """Measure the disk repeatedly while the block runs."""
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(self._watch())
             yield
@@ -116,8 +117,8 @@ class Load:
     def _allocated(self, *directories: str) -> tuple[int, int]:
         """Return the number of files in these directories, and the bytes of their blocks.
 
-        Only of files that are still there at the end: an eviction during the walk makes room for bytes
-        that the walk meets later, and the two were never on the disk together.
+        Only files that still exist at the end are counted: an eviction during the walk frees space
+        for bytes that the walk finds later, and both were never on the disk together.
         """
         found = {}
         for directory in directories:
@@ -151,7 +152,7 @@ class Load:
 
 @settings(max_examples=scaled(6), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(batches=batches)
-async def test_at_rest_the_account_is_the_index_and_the_files(tmp_path_factory, batches):
+async def test_without_running_work_the_account_equals_index_and_files(tmp_path_factory, batches):
     async with FakeRegistry(auth=False) as registry:
         program = Program(
             tmp_path_factory.mktemp("account") / "store",
