@@ -16,7 +16,7 @@ def absent(number: int) -> str:
     return f"sha256:{number:064x}"
 
 
-class Client:
+class AddressedClient:
     """A client with its own address."""
 
     def __init__(self, program: Program, address: str) -> None:
@@ -34,7 +34,7 @@ class Client:
 @pytest.fixture
 async def greedy(program):
     """A client that requests blobs that do not exist."""
-    client = Client(program, GREEDY)
+    client = AddressedClient(program, GREEDY)
     yield client
     await client.session.close()
 
@@ -54,7 +54,7 @@ async def test_slow_answers_about_missing_blobs_delay_no_other_client(registry, 
 
 async def test_the_waiting_downloads_of_one_address_are_limited(registry, make_program):
     program = await make_program(fetch={"max_waiting_per_client": 10})
-    client = Client(program, GREEDY)
+    client = AddressedClient(program, GREEDY)
     digest = registry.add_blob(b"healthy" * 10_000)
     hold = asyncio.Event()
     registry.fail("blobs/sha256:0000", Fault(until_headers=hold), times=None)
@@ -79,7 +79,7 @@ async def test_the_waiting_downloads_of_one_address_are_limited(registry, make_p
 
 async def test_a_download_that_two_clients_wait_for_counts_for_neither(registry, make_program):
     program = await make_program(fetch={"max_waiting_per_client": 2})
-    client = Client(program, GREEDY)
+    client = AddressedClient(program, GREEDY)
     hold = asyncio.Event()
     registry.fail("blobs/sha256:0000", Fault(until_headers=hold), times=None)
     async with asyncio.TaskGroup() as group:
@@ -125,7 +125,7 @@ async def test_a_client_with_one_blob_does_not_wait_for_all_blobs_of_another(
     registry, make_program
 ):
     program = await make_program(fetch={"max_downloads": 2})
-    client = Client(program, GREEDY)
+    client = AddressedClient(program, GREEDY)
     registry.throttle(200_000)
     many = [registry.add_blob(bytes([n]) * 60_000) for n in range(30)]
     one = registry.add_blob(b"x" * 60_000)

@@ -24,7 +24,7 @@ LAYER = bytes(range(256)) * 2048
 
 
 @dataclass
-class Client:
+class TokenClient:
     """A registry client that follows no redirect and decodes no body."""
 
     session: aiohttp.ClientSession
@@ -50,9 +50,9 @@ class Client:
 
 
 @pytest.fixture
-async def client(registry: FakeRegistry) -> AsyncIterator[Client]:
+async def client(registry: FakeRegistry) -> AsyncIterator[TokenClient]:
     async with aiohttp.ClientSession(requote_redirect_url=False, auto_decompress=False) as session:
-        yield Client(session, registry)
+        yield TokenClient(session, registry)
 
 
 async def test_every_request_needs_a_token_for_its_repository(registry, client):

@@ -11,7 +11,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest, parse_manifest
 from proxy.oci.reference import Repository, Tag
 from proxy.storage.index import BlobRow, Index, TagRow
-from tests.fakes.content import Content, Image
+from tests.fakes.content import FakeContent, FakeImage
 
 APP = Repository("docker.io", "library/app")
 OTHER = Repository("docker.io", "library/other")
@@ -26,9 +26,9 @@ def digest() -> Digest:
     return Digest.from_content(str(next(_numbers)).encode())
 
 
-async def add_image(index: Index, repository: Repository = APP) -> tuple[Image, Manifest]:
+async def add_image(index: Index, repository: Repository = APP) -> tuple[FakeImage, Manifest]:
     """Add an image with two layers, all of them committed."""
-    content = Content()
+    content = FakeContent()
     layers = [str(next(_numbers)).encode() for _ in range(2)]
     image = content.add_image(layers=layers)
     raw = content.repository("library/app").manifests[image.digest]
@@ -73,7 +73,7 @@ async def test_a_manifest_links_everything_that_it_names_and_states_sizes(index)
 
 async def test_a_foreign_layer_is_not_linked(index):
     foreign = {"mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"}
-    content = Content()
+    content = FakeContent()
     image = content.add_image(layers=[b"foreign"])
     document = content.repository("library/app").manifests[image.digest].document
     document["layers"][0] |= foreign

@@ -27,7 +27,7 @@ FIRST_SOCKET_FD = 3  # SD_LISTEN_FDS_START
 Message = dict[str, str]
 
 
-class ServiceManager:
+class FakeServiceManager:
     """Runs one daemon at a time on one store, behind a socket that stays open between the daemons."""
 
     def __init__(self, directory: Path, upstream: str, *, watchdog: float = 0.0) -> None:
@@ -140,4 +140,4 @@ class ServiceManager:
         assert "Traceback" not in self.log, self.log[-8000:]
 
 
-MakeServiceManager = Callable[..., ServiceManager]
+MakeServiceManager = Callable[..., FakeServiceManager]

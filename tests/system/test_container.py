@@ -16,7 +16,7 @@ from tests.system.clients import Podman
 from tests.system.conftest import unmount_below
 from tests.system.debian import make_root
 from tests.system.http_client import has_status, send_request
-from tests.system.images import Image
+from tests.system.images import BuiltImage
 from tests.system.processes import eventually, make_short_directory, network_environment, run
 from tests.system.servers import Registry
 
@@ -94,7 +94,7 @@ def container(engine: Engine, upstream: Registry) -> Iterator[str]:
 
 
 def test_the_image_serves_pulls_with_a_read_only_root_and_stops_cleanly(
-    engine: Engine, container: str, upstream: Registry, image: Image, directory: Path
+    engine: Engine, container: str, upstream: Registry, image: BuiltImage, directory: Path
 ):
     def find_address() -> str:
         match = re.search(r"http://(127\.0\.0\.1:[1-9]\d*)", engine.podman("logs", container))

@@ -13,7 +13,7 @@ import pytest
 
 from tests.system.blob_server import BlobServer
 from tests.system.http_client import send_request
-from tests.system.images import INDEX, MANIFEST, Image
+from tests.system.images import INDEX, MANIFEST, BuiltImage
 from tests.system.processes import eventually, run
 from tests.system.servers import Daemon, Registry
 
@@ -91,7 +91,7 @@ def check_store(daemon: Daemon) -> float:
 
 
 def test_d12_a_power_cut_loses_no_blob_no_tag_and_no_pin(
-    disk: Disk, daemon: Daemon, upstream: Registry, image: Image
+    disk: Disk, daemon: Daemon, upstream: Registry, image: BuiltImage
 ):
     assert send_request(daemon.url, f"/v2/{image.repository}/blobs/{image.config}").status == 200
     wait_for_commits(daemon)

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.system.http_client import Response, send_request
-from tests.system.images import Image
+from tests.system.http_client import HttpResponse, send_request
+from tests.system.images import BuiltImage
 from tests.system.processes import Process, eventually, run
 from tests.system.servers import Daemon, Registry
 
@@ -75,7 +75,7 @@ def trace_connections(directory: Path, port: int, *options: str) -> str:
     return trace.read_text()
 
 
-def request_uncached_content(url: str) -> list[Response]:
+def request_uncached_content(url: str) -> list[HttpResponse]:
     """Request manifests, blobs and tags that only an upstream could have."""
     digest = f"sha256:{'0' * 64}"
     paths = [
@@ -87,7 +87,7 @@ def request_uncached_content(url: str) -> list[Response]:
 
 
 def test_p19_health_readiness_and_status_report_different_faults(
-    daemon: Daemon, upstream: Registry, image: Image
+    daemon: Daemon, upstream: Registry, image: BuiltImage
 ):
     path = f"/v2/{image.repository}/manifests/{image.tag}"
     assert send_request(daemon.url, path).sha256 == image.index

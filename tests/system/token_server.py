@@ -41,7 +41,7 @@ class TokenServer(ThreadingHTTPServer):
     block_on_close = False
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), _TokenHandler)
         self.lifetime = 300
         self.repositories: set[str] = set()
         self.requests: list[TokenRequest] = []
@@ -91,7 +91,7 @@ class TokenServer(ThreadingHTTPServer):
         return f"{signed}.{_base64url(signature)}"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _TokenHandler(BaseHTTPRequestHandler):
     server: TokenServer
 
     def do_GET(self) -> None:
