@@ -85,13 +85,13 @@ class BlobBody:
 class StreamBodyReader:
     """Reads a body through aiohttp: one that arrived with its head, or whose length is unknown.
 
-    `early` holds the bytes that have been read already.
+    `buffered` holds the bytes that have been read already.
     """
 
-    def __init__(self, content: StreamReader, early: bytes) -> None:
+    def __init__(self, content: StreamReader, buffered: bytes) -> None:
         self._content = content
-        self._unread = memoryview(early)
-        self._is_first = not early
+        self._unread = memoryview(buffered)
+        self._is_first = not buffered
 
     async def read_into(self, buffer: memoryview) -> int:
         """Read bytes that have arrived; return their number, 0 at the end. Raises aiohttp's errors."""
@@ -114,7 +114,7 @@ class StreamBodyReader:
 
 
 class DirectReader(asyncio.BufferedProtocol):
-    """Reads the last `bytes_left` of a body in place of aiohttp's protocol; `early` were read before.
+    """Reads the last `bytes_left` of a body in place of aiohttp's protocol, after `buffered`.
 
     The transport reads only while a caller waits in `read_into`, into that caller's buffer.
     """
@@ -123,7 +123,7 @@ class DirectReader(asyncio.BufferedProtocol):
         self,
         connection: Connection,
         content: StreamReader,
-        early: bytes,
+        buffered: bytes,
         bytes_left: int,
         stall_timeout: float,
     ) -> None:
@@ -133,7 +133,7 @@ class DirectReader(asyncio.BufferedProtocol):
         self._transport = transport = connection.transport
         self._aiohttp_protocol = connection.protocol
         self._stall_timeout = stall_timeout
-        self._early = memoryview(early)
+        self._buffered = memoryview(buffered)
         self._bytes_left = bytes_left
         self._buffer: memoryview | None = None
         self._count = 0
@@ -142,7 +142,7 @@ class DirectReader(asyncio.BufferedProtocol):
         self._overflow = bytearray()
         self._overflow_buffer = memoryview(bytearray(_OVERFLOW_SIZE))
         self._is_connection_lost = False
-        self._is_first = not early
+        self._is_first = not buffered
         self._data_available = asyncio.Event()
         self._batch_ready = asyncio.Event()
         self._aiohttp_protocol.pause_reading()  # also stops aiohttp's own read timeout
@@ -150,9 +150,9 @@ class DirectReader(asyncio.BufferedProtocol):
 
     async def read_into(self, buffer: memoryview) -> int:
         """Read bytes that have arrived; return their number, 0 at the end. Raises aiohttp's errors."""
-        if self._early:
-            count = min(len(self._early), len(buffer))
-            buffer[:count], self._early = self._early[:count], self._early[count:]
+        if self._buffered:
+            count = min(len(self._buffered), len(buffer))
+            buffer[:count], self._buffered = self._buffered[:count], self._buffered[count:]
             return count
         if self._overflow:
             count = min(len(self._overflow), len(buffer))
@@ -231,10 +231,10 @@ def _create_reader(
     response: ClientResponse, stall_timeout: float
 ) -> StreamBodyReader | DirectReader:
     content, length = response.content, response.content_length
-    early = b"".join(iter(content.read_nowait, b""))
+    buffered = b"".join(iter(content.read_nowait, b""))
     # aiohttp releases a connection when the body is complete.
     connection = response.connection
     is_chunked = length is None or hdrs.TRANSFER_ENCODING in response.headers
-    if length is None or is_chunked or not connection or length <= len(early):
-        return StreamBodyReader(content, early)
-    return DirectReader(connection, content, early, length - len(early), stall_timeout)
+    if length is None or is_chunked or not connection or length <= len(buffered):
+        return StreamBodyReader(content, buffered)
+    return DirectReader(connection, content, buffered, length - len(buffered), stall_timeout)

@@ -46,7 +46,7 @@ class Load:
         self.most_on_disk = 0
         self._works: dict[str, Callable[[int], Coroutine[Any, Any, None]]] = {
             "pull": self._pull,
-            "leave": self._leave,
+            "leave": self._disconnect,
             "break_off": self._break_off,
             "preload": self._preload,
             "remove": self._remove,
@@ -68,7 +68,7 @@ class Load:
             if not isinstance(answer, BaseException) and answer.status == 200 and answer.is_whole:
                 assert answer.digest == answer.headers["Docker-Content-Digest"]
 
-    async def _leave(self, number: int) -> None:
+    async def _disconnect(self, number: int) -> None:
         """Pull, and disconnect in the middle."""
         with suppress(TimeoutError):
             async with asyncio.timeout(0.01 * (number + 1)):
@@ -104,11 +104,11 @@ class Load:
     async def watched(self):
         """Measure the disk repeatedly while the block runs."""
         async with asyncio.TaskGroup() as group:
-            watching = group.create_task(self._watch())
+            watching = group.create_task(self._measure())
             yield
             watching.cancel()
 
-    async def _watch(self) -> None:
+    async def _measure(self) -> None:
         while True:
             on_disk = await asyncio.to_thread(self._allocated, "blobs", "ingest")
             self.most_on_disk = max(self.most_on_disk, on_disk[1])

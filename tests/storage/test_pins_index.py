@@ -35,7 +35,9 @@ def manifest(*children: Digest, media_type: str = OCI_MANIFEST, subject: Digest 
     return Manifest(media_type, named, subject, "", {})
 
 
-async def enter(index: Index, *children: Digest, repository: Repository = APP, **kw) -> Digest:
+async def add_manifest(
+    index: Index, *children: Digest, repository: Repository = APP, **kw
+) -> Digest:
     """Add a manifest that names the children, and return its digest."""
     made = digest()
     await index.add_manifest(repository, made, SIZE, manifest(*children, **kw))
@@ -55,13 +57,13 @@ async def victims(index: Index) -> set[Digest]:
 
 async def test_a_pinned_tag_protects_its_image_and_its_referrers(index):
     config, layer, other, signature = await blobs(index, 4)
-    image = await enter(index, config, layer)
+    image = await add_manifest(index, config, layer)
     await index.set_tag(APP, V1, image)
-    referrer = await enter(index, signature, subject=image)
+    referrer = await add_manifest(index, signature, subject=image)
     await index.pin([(APP, V1)])
     assert await victims(index) == {other}
     assert index.pinned_bytes() == 5 * allocated_size(SIZE)
-    late = await enter(index, other, subject=referrer)
+    late = await add_manifest(index, other, subject=referrer)
     assert await victims(index) == set()
     await index.unpin([(APP, V1)])
     assert await victims(index) == {config, layer, other, image, signature, referrer, late}
@@ -93,18 +95,18 @@ async def test_a_digest_may_be_pinned_before_it_is_stored(index):
 
 async def test_a_pin_follows_its_tag_and_shared_layers_stay(index):
     shared, old_layer, new_layer = await blobs(index, 3)
-    old = await enter(index, shared, old_layer)
+    old = await add_manifest(index, shared, old_layer)
     await index.set_tag(APP, V1, old)
     await index.pin([(APP, V1)])
-    new = await enter(index, shared, new_layer)
+    new = await add_manifest(index, shared, new_layer)
     assert await victims(index) == {new, new_layer}
     await index.set_tag(APP, V1, new)
     assert await victims(index) == {old, old_layer}
 
 
 async def test_a_pin_applies_to_one_repository_and_one_tag(index):
-    image = await enter(index)
-    other = await enter(index, repository=OTHER)
+    image = await add_manifest(index)
+    other = await add_manifest(index, repository=OTHER)
     await index.set_tag(APP, V1, image)
     await index.set_tag(OTHER, V1, other)
     await index.pin([(APP, V1)])
@@ -114,7 +116,7 @@ async def test_a_pin_applies_to_one_repository_and_one_tag(index):
 
 
 async def test_a_tag_that_upstream_has_deleted_keeps_its_pinned_image(index):
-    image = await enter(index)
+    image = await add_manifest(index)
     await index.set_tag(APP, V1, image)
     await index.pin([(APP, V1)])
     await index.delete_tag(APP, V1)
@@ -123,7 +125,7 @@ async def test_a_tag_that_upstream_has_deleted_keeps_its_pinned_image(index):
 
 async def test_a_damaged_manifest_does_not_unpin_its_layers(index):
     (layer,) = await blobs(index, 1)
-    image = await enter(index, layer)
+    image = await add_manifest(index, layer)
     await index.pin([(APP, image)])
     await index.remove_blobs([image], lambda _: None)
     assert await victims(index) == set()
@@ -136,9 +138,9 @@ async def test_pins_survive_a_restart(tmp_path):
     for _ in range(2):
         index = await asyncio.to_thread(Index, path, Clock())
         if not await victims(index):
-            image = await enter(index)
+            image = await add_manifest(index)
             await index.pin([(APP, image)])
-            await enter(index)
+            await add_manifest(index)
         assert len(await victims(index)) == 1
         assert index.pinned_bytes() == allocated_size(SIZE)
         await asyncio.to_thread(index.close)

@@ -78,7 +78,7 @@ class StoreRig:
         ingest.close()
         return digest
 
-    async def leftovers(self) -> list[Digest]:
+    async def partials(self) -> list[Digest]:
         return [left for left, _, _ in await asyncio.to_thread(self.store.list_ingests)]
 
     def holds(self, digest: Digest | None) -> bool:
@@ -169,7 +169,7 @@ async def test_interrupted_downloads_are_counted_and_evicted_before_blobs(rig):
     assert rig.holds(await rig.fetch(1500 * KIB))
     assert rig.holds(blob)
     assert rig.space.reserved_bytes == 0
-    assert await rig.leftovers() == []
+    assert await rig.partials() == []
 
 
 async def test_an_interrupted_download_that_is_resumed_is_not_counted_twice(rig):
@@ -179,7 +179,7 @@ async def test_an_interrupted_download_that_is_resumed_is_not_counted_twice(rig)
     assert reservation is not None
     assert rig.space.used_bytes == used
     assert await rig.space.grow(reservation, 3000 * KIB)
-    assert await rig.leftovers() == [digest]
+    assert await rig.partials() == [digest]
     rig.space.release(reservation)
 
 
@@ -206,10 +206,10 @@ async def test_old_ingests_and_idle_blobs_are_removed_by_a_sweep(rig):
     path = rig.store.root / "ingest" / f"sha256-{left.hex}"
     os.utime(path, (rig.clock() - 500, rig.clock() - 500))
     await rig.space.sweep(max_idle=0, ingest_ttl=501)
-    assert await rig.leftovers() == [left]
+    assert await rig.partials() == [left]
     assert rig.holds(old)
     await rig.space.sweep(max_idle=999, ingest_ttl=499)
-    assert await rig.leftovers() == []
+    assert await rig.partials() == []
     assert (rig.holds(old), rig.holds(new)) == (False, True)
     assert rig.space.reserved_bytes == 0
 
