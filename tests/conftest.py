@@ -71,7 +71,8 @@ def _with_timeout(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitab
     return run
 
 
-# The tests log as structlog does by default, but without Rich's tracebacks, which take long to render.
+# The tests log as structlog does by default, but without Rich's tracebacks, which take long to
+# render.
 structlog.configure(
     processors=[
         *structlog.get_config()["processors"][:-1],

@@ -1,4 +1,4 @@
-"""Rules of the source tree: imports point downward, pure modules do no I/O, class names are unique."""
+"""Rules of the source tree: imports point downward, class names are unique."""
 
 import ast
 import subprocess

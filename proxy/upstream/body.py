@@ -1,8 +1,9 @@
 """The bytes of a blob as upstream sends them, read directly into the caller's buffer.
 
-aiohttp reads the head of a response, but its body reader creates an object for each read of the socket.
-If the length of a body is known, `DirectReader` therefore replaces aiohttp's protocol on the connection,
-lets the kernel (or OpenSSL) fill the caller's buffer, and gives the connection back at the end.
+aiohttp reads the head of a response, but its body reader creates an object for each read of the
+socket. If the length of a body is known, `DirectReader` therefore replaces aiohttp's protocol on
+the connection, lets the kernel (or OpenSSL) fill the caller's buffer, and gives the connection back
+at the end.
 """
 
 import asyncio
@@ -61,8 +62,8 @@ class BlobBody:
     async def read_into(self, buffer: memoryview) -> int:
         """Read the next bytes into `buffer`, which is not empty; return their number, 0 at the end.
 
-        Raises `UpstreamError` if the transfer breaks, stalls, or falls below the minimum rate. Only time
-        spent waiting for upstream counts towards the rate.
+        Raises `UpstreamError` if the transfer breaks, stalls, or falls below the minimum rate. Only
+        time spent waiting for upstream counts towards the rate.
         """
         if self._first:
             count = min(len(self._first), len(buffer))
@@ -137,8 +138,8 @@ class DirectReader(asyncio.BufferedProtocol):
         self._bytes_left = bytes_left
         self._buffer: memoryview | None = None
         self._count = 0
-        # Bytes that arrived while no caller was waiting: aiohttp resumes the transport when it releases an
-        # earlier body of this connection that it has received completely.
+        # Bytes that arrived while no caller was waiting: aiohttp resumes the transport when it
+        # releases an earlier body of this connection that it has received completely.
         self._overflow = bytearray()
         self._overflow_buffer = memoryview(bytearray(_OVERFLOW_SIZE))
         self._is_connection_lost = False
@@ -173,7 +174,7 @@ class DirectReader(asyncio.BufferedProtocol):
         return count
 
     async def _fill(self, buffer: memoryview) -> None:
-        """Let the transport read into `buffer` until a batch has arrived or `BATCH_DELAY` is over."""
+        """Let the transport fill `buffer` until a batch has arrived or `BATCH_DELAY` is over."""
         self._buffer = buffer
         self._data_available.clear()
         self._batch_ready.clear()

@@ -1,4 +1,4 @@
-"""Downloads: read while they arrive, resumed after failures, complete only if the digest matches."""
+"""Downloads: read while they arrive, resumed after failures, verified at the end."""
 
 import asyncio
 

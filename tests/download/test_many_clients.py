@@ -1,4 +1,4 @@
-"""Many clients of one blob at the same time (faults, table E: E6 to E11; E9 is in `test_ranges`)."""
+"""Many simultaneous clients of one blob (faults E6 to E11; E9 is in `test_ranges`)."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -116,7 +116,7 @@ async def both(registry, other, make_program) -> Program:
 THERE = "other.test/library/app"
 
 
-async def test_e11_a_digest_requested_from_two_upstreams_at_once_is_fetched_from_each_and_stored_once(
+async def test_e11_a_digest_of_two_upstreams_is_fetched_from_each_and_stored_once(
     registry, other, both
 ):
     digest = registry.add_blob(BLOB)

@@ -1,4 +1,4 @@
-"""Large blobs over several connections: correct, in order, requested ranges first, nothing twice."""
+"""Large blobs over several connections: correct, in order, requested ranges first."""
 
 import asyncio
 import random

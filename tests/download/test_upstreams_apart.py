@@ -134,7 +134,7 @@ async def interrupt(registry, program: Program) -> str:
     return digest
 
 
-async def test_after_wrong_bytes_of_several_transfers_the_blob_is_fetched_once_more_in_a_single_transfer(
+async def test_after_wrong_bytes_of_several_transfers_the_blob_is_fetched_in_a_single_one(
     registry, program
 ):
     digest = await interrupt(registry, program)

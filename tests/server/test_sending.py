@@ -35,7 +35,7 @@ async def test_a_file_never_overtakes_earlier_responses(registry, program, blob)
     ask = get("/v2/library/app/manifests/latest")
 
     async def answered(expected: int) -> int:
-        """Wait until `expected` manifests were sent, or no further ones are; return their number."""
+        """Wait until `expected` manifests were sent, or no more are; return their number."""
         seen, unchanged = -1.0, 0
         while unchanged < 50 and seen < expected:
             count = await program.metric("pullcache_requests_total", kind="manifest", status="200")

@@ -1,4 +1,4 @@
-"""The account under random concurrent work: it equals index and files, and stays within the limit."""
+"""The account under random concurrent work: equal to index and files, within the limit."""
 
 import asyncio
 import io

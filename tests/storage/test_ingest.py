@@ -1,4 +1,4 @@
-"""Ingests: bytes are hashed as they are written, survive a kill, and become visible only if right."""
+"""Ingests: hashed as they are written, resumable after a kill, visible only if right."""
 
 import os
 import subprocess

@@ -48,7 +48,7 @@ async def test_an_image_whose_blobs_belong_to_another_one_too_is_removed_while_t
 
 
 async def test_a_blob_that_is_being_committed_is_counted_once(rig):
-    """A blob that is leased before it is counted must not reduce the space that evictions can free."""
+    """A lease on an uncounted blob must not reduce the space that evictions can free."""
     old = await rig.fetch(1000 * KIB)
     assert await rig.space.reserve(1000 * KIB)
     with rig.space.lease() as hold:

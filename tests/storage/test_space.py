@@ -45,7 +45,7 @@ class StoreRig:
     clock: Clock
 
     async def fetch(self, size: int, repository: Repository | None = APP) -> Digest | None:
-        """Store a new blob of `size` bytes as a download would; return None if there is no space."""
+        """Store a new blob of `size` bytes as a download would; None if there is no space."""
         content = os.urandom(8) + bytes(size - 8)
         digest = Digest.from_content(content)
         reservation = await self.space.resume_partial(digest)

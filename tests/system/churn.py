@@ -3,8 +3,9 @@
     python -m tests.system.churn --seconds 30
     python -m tests.system.churn --seconds 600 --faults --kill
 
-Sixteen clients pull 60 images of 687 MB together, by a Pareto law, through a store of 120 MB. The blocks on
-the disk may never exceed the cap, and at the end /metrics must tell what is there. Exits 1 otherwise.
+Sixteen clients pull 60 images of 687 MB together, by a Pareto law, through a store of 120 MB. The
+blocks on the disk may never exceed the cap, and at the end /metrics must tell what is there. Exits
+1 otherwise.
 """
 
 import argparse
@@ -366,8 +367,8 @@ class Churn:
     def allocated(self) -> dict[Path, int]:
         """Return the allocated bytes of the files in `blobs/` and `ingest/`, each inode once.
 
-        Only of files that are still there at the end: an eviction during the walk makes room for bytes
-        that the walk meets later, and the two were never on the disk together.
+        Only of files that are still there at the end: an eviction during the walk makes room for
+        bytes that the walk meets later, and the two were never on the disk together.
         """
         found: dict[int, tuple[Path, int]] = {}
         for directory in ("blobs", "ingest"):

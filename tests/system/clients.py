@@ -1,8 +1,9 @@
 """Debian's container clients, each with its own storage, state and socket.
 
-Each uses the cache as a mirror, with the configuration that `pullcache client-config` writes. When the mirror
-fails, a client falls back to `fallback`, by default a port where nothing listens. With a root directory, a client is the one that is
-installed there (tests/newer-clients), and runs in it by chroot; the root shares /tmp with this machine.
+Each uses the cache as a mirror, with the configuration that `pullcache client-config` writes. When
+the mirror fails, a client falls back to `fallback`, by default a port where nothing listens. With a
+root directory, a client is the one that is installed there (tests/newer-clients), and runs in it by
+chroot; the root shares /tmp with this machine.
 """
 
 import fcntl
@@ -191,7 +192,8 @@ class Docker(Client):
 class DockerWithContainerdStore(Docker):
     """dockerd with the containerd image store: docker 28 reads `hosts.toml`, docker 26 `registry-mirrors`.
 
-    dockerd reads /etc/docker/certs.d and knows no other place. One client at a time uses that of its root.
+    dockerd reads /etc/docker/certs.d and knows no other place. One client at a time uses that of
+    its root.
     """
 
     def _make_config(self) -> Path:
@@ -269,7 +271,8 @@ class Buildah(_ContainersImage):
         # Newer versions raise the limits to those of a machine's PID 1, which a container may not.
         options = ("--pull-never", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024")
         container = self._with_store("buildah", "from", *options, image.reference).strip()
-        # Through a file, because this buildah may exit before it has copied all of a command's output.
+        # Through a file, because this buildah may exit before it has copied all of a command's
+        # output.
         script = f"/bin/busybox echo {image.prints} >/output"
         command = ["--isolation", "chroot", container, "--", "/bin/busybox", "sh", "-c", script]
         try:

@@ -36,8 +36,9 @@ def eventually(condition: Callable[[], T], what: str, *, timeout: float = 40) ->
 def reserve_port(owner: object) -> int:
     """Return a free port of 127.0.0.1 that only servers can bind as long as `owner` exists.
 
-    While a server restarts, the kernel could give its port to an outgoing connection of another test.
-    It does not give away a port to which a socket is bound. With SO_REUSEADDR, servers bind it as well.
+    While a server restarts, the kernel could give its port to an outgoing connection of another
+    test. It does not give away a port to which a socket is bound. With SO_REUSEADDR, servers bind
+    it as well.
     """
     reservation = socket.socket()
     weakref.finalize(owner, reservation.close)

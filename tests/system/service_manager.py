@@ -1,6 +1,7 @@
 """A small service manager: it holds the sockets, starts the daemon with them and receives its messages.
 
-It does what systemd does for a service with `Type=notify` and sockets: sd_notify(3), sd_listen_fds(3).
+It does what systemd does for a service with `Type=notify` and sockets: sd_notify(3),
+sd_listen_fds(3).
 """
 
 import select

@@ -118,7 +118,8 @@ def test_after_a_kill_of_the_cache_in_mid_pull_a_pull_goes_on_where_it_was(
         received = relay.received
     assert client.run(large_image).strip() == large_image.prints
     size = sum(len(large_image.bytes_of(layer)) for layer in large_image.layers)
-    # The kill costs each blob what was in memory and on the way; beginning anew would cost more than 75 MiB.
+    # The kill costs each blob what was in memory and on the way; beginning anew would cost more
+    # than 75 MiB.
     assert received < size + 60 * MIB
     daemon.finish()
 

@@ -1,7 +1,7 @@
 """The container image: built from config/container/Dockerfile by buildah, run by podman.
 
-The tests do not depend on Docker Hub: the base is a small Debian with this machine's packages, not the image
-of Python.
+The tests do not depend on Docker Hub: the base is a small Debian with this machine's packages, not
+the image of Python.
 """
 
 import json
@@ -54,7 +54,8 @@ class Engine:
         make_root(root, *BASE_PACKAGES)
         base = self.buildah("from", "scratch")
         self.buildah("add", base, root, "/")
-        # pip may need this machine's own certificate authority; the base has it, the Dockerfile does not.
+        # pip may need this machine's own certificate authority; the base has it, the Dockerfile
+        # does not.
         self.buildah("config", "--env", "PIP_CERT=/etc/ssl/certs/ca-certificates.crt", base)
         self.buildah("commit", "--quiet", "--rm", base, BASE)
         self.buildah(

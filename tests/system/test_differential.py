@@ -76,7 +76,8 @@ EQUAL_ERRORS = [  # the same status and error code; messages and details differ
 class Difference:
     """A request to which pullcache responds differently than docker-registry 2.8.2, and why.
 
-    `theirs` and `ours` are statuses; our response must have `code` in its JSON body, if given, and `headers`.
+    `theirs` and `ours` are statuses; our response must have `code` in its JSON body, if given, and
+    `headers`.
     """
 
     request: ComparedRequest

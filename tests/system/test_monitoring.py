@@ -17,7 +17,8 @@ from tests.test_dashboard import queries
 # The values of Grafana's variables. The test takes less time than the range.
 VARIABLES = {"$instance": ".*", "$__range": "5m", "$__rate_interval": "1m"}
 
-# Panels without data: docker-registry sends no rate limit, no request was retried, and there is no TLS.
+# Panels without data: docker-registry sends no rate limit, no request was retried, and there is no
+# TLS.
 EMPTY = {"Pulls left", "Retries", "Certificate ends in"}
 
 

@@ -24,7 +24,8 @@ ACCEPT = {"Accept": f"{INDEX}, {MANIFEST}"}
 # The disk is smaller than the default of store.min_free.
 NO_MIN_FREE = {"PULLCACHE_STORE_MIN_FREE": "0"}
 
-# Linux's EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH: writes stop at once, also those of the journal.
+# Linux's EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH: writes stop at once, also those of the
+# journal.
 _SHUTDOWN, _WITHOUT_LOG_FLUSH = 0x8004587D, 2
 
 
@@ -79,7 +80,8 @@ def wait_for_commits(daemon: Daemon) -> None:
 def check_store(daemon: Daemon) -> float:
     """Check that each file matches its digest, and that the daemon counts the bytes of all files.
 
-    Return how many more bytes the daemon counts: the index may still list evicted blobs after a power cut.
+    Return how many more bytes the daemon counts: the index may still list evicted blobs after a
+    power cut.
     """
     used = 0
     for path in daemon.store.glob("blobs/sha256/*"):

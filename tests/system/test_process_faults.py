@@ -48,7 +48,8 @@ def trace_connections(directory: Path, port: int, *options: str) -> str:
     """Return strace's log of the connections that a daemon opens when asked for content that it lacks."""
     trace, config = directory / "trace", directory / "pullcache.toml"
     directory.mkdir()
-    # The name would be resolved by a name server. The online control must not query one: it uses an address.
+    # The name would be resolved by a name server. The online control must not query one: it uses an
+    # address.
     name = "registry.invalid" if options else "127.0.0.1"
     config.write_text(
         f'[upstreams."docker.io"]\nurl = "http://127.0.0.1:{port}"\nsearch_url = "http://127.0.0.1:{port}"\n'
@@ -107,7 +108,8 @@ def test_p19_health_readiness_and_status_report_different_faults(
         "the daemon notices that upstream is up",
     )
     assert health(daemon) == (200, 200, "serving")
-    # A daemon that cannot write its store is not ready, but it stays healthy: a restart would not help.
+    # A daemon that cannot write its store is not ready, but it stays healthy: a restart would not
+    # help.
     ingest = daemon.store / "ingest"
     run("mount", "--bind", ingest, ingest)
     run("mount", "-o", "remount,bind,ro", ingest)

@@ -97,8 +97,8 @@ async def test_p06_many_stalled_clients_of_a_large_manifest_share_its_bytes(
 
 # P7.
 
-# A user with no other threads: RLIMIT_NPROC counts all threads of a user and does not apply to root.
-# The capability lets it read root's files.
+# A user with no other threads: RLIMIT_NPROC counts all threads of a user and does not apply to
+# root. The capability lets it read root's files.
 USER_ID = 64999
 AS_USER = [
     *("setpriv", f"--reuid={USER_ID}", f"--regid={USER_ID}", "--clear-groups"),

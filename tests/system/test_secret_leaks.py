@@ -1,8 +1,9 @@
 """A daemon never shows its secrets (fault A4).
 
-Every secret is a canary: a unique value. After the whole life of a daemon the test searches for it, plain and in
-base64, in everything that the daemon has written: log, stdout, responses, output of commands, metrics, store,
-command line. Core dumps are not searched: the process has to have its passwords in memory.
+Every secret is a canary: a unique value. After the whole life of a daemon the test searches for it,
+plain and in base64, in everything that the daemon has written: log, stdout, responses, output of
+commands, metrics, store, command line. Core dumps are not searched: the process has to have its
+passwords in memory.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """A token server for docker-registry, after distribution's "Token Authentication Specification".
 
-The tokens are JWTs, signed by the `openssl` program; docker-registry trusts the certificate in their `x5c`
-header. Its version 2.8 accepts a token for a minute after its `exp` (the leeway of libtrust), so all times are
-set back by a minute.
+The tokens are JWTs, signed by the `openssl` program; docker-registry trusts the certificate in
+their `x5c` header. Its version 2.8 accepts a token for a minute after its `exp` (the leeway of
+libtrust), so all times are set back by a minute.
 """
 
 import base64

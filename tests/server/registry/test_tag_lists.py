@@ -1,4 +1,4 @@
-"""Lists of tags and referrers: paged and filtered by the cache, and served while upstream is down."""
+"""Lists of tags and referrers: paged, filtered, and served while upstream is down."""
 
 import json
 import re
