@@ -26,8 +26,8 @@ from proxy.storage.space import Lease, Reservation
 MAX_UNKNOWN_SIZE = 64 << 20
 
 _NOT_A_LAYOUT = (
-    "not an OCI image layout, the only format that preserves digests: make it with pullcache export, "
-    "with skopeo copy … oci-archive:FILE, or with docker save of docker 25 or later"
+    "not an OCI image layout, the only format that preserves digests: make it with pullcache "
+    "export, with skopeo copy … oci-archive:FILE, or with docker save of docker 25 or later"
 )
 
 

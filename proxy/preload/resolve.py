@@ -233,9 +233,11 @@ def _choose_manifests(
     candidates = [(one.platform, one) for one in manifests if is_runnable(one.platform)]
     chosen = {platform: choose_platform(candidates, platform) for platform in platforms}
     error = ""
-    if lacking := ", ".join(str(platform) for platform, one in chosen.items() if one is None):
+    if unavailable := ", ".join(str(platform) for platform, one in chosen.items() if one is None):
         offered = dict.fromkeys(str(platform) for platform, _ in candidates if platform)
-        error = f"the image is for {', '.join(offered) or 'no platform'} only, not for {lacking}"
+        error = (
+            f"the image is for {', '.join(offered) or 'no platform'} only, not for {unavailable}"
+        )
     return [one for one in chosen.values() if one], error
 
 

@@ -17,7 +17,7 @@ from tests.fakes.content import (
     OCI_INDEX,
     OCI_LAYER,
     OCI_MANIFEST,
-    Manifest,
+    FakeManifest,
     descriptor,
     digest_of,
 )
@@ -52,7 +52,7 @@ def push(program: Program, content: bytes, media_type: str = OCI_MANIFEST) -> st
     """Push `content` to upstream as a manifest, valid or not."""
     digest = digest_of(content)
     repository = program.registry.repository(APP)
-    repository.manifests[digest] = Manifest(content, media_type)
+    repository.manifests[digest] = FakeManifest(content, media_type)
     repository.tags[tag_of(digest)] = digest
     return digest
 

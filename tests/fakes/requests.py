@@ -1,11 +1,12 @@
-"""Requests as clients, attackers and broken programs send them, each with the outcome that RFC 9112 asks for."""
+"""Requests of clients, attackers and broken programs, with the outcome that RFC 9112 demands."""
 
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-# `keep`: answered, and the connection goes on; `close`: answered, then closed; `refuse`: an error, then closed.
+# `keep`: answered, and the connection goes on; `close`: answered, then closed; `refuse`: an error,
+# then closed.
 Outcome = Literal["keep", "close", "refuse"]
 Verdict = tuple[str, Outcome]
 

@@ -20,7 +20,7 @@ from proxy.oci.manifest import (
     parse_manifest,
 )
 from proxy.oci.platform import Platform
-from tests.fakes.content import Content, digest_of
+from tests.fakes.content import FakeContent, digest_of
 
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -52,7 +52,7 @@ def parse(document: object, content_type: str = OCI_MANIFEST) -> Manifest:
 
 @pytest.mark.parametrize("docker", [True, False])
 def test_the_children_of_an_image_are_its_config_and_its_layers(docker):
-    content = Content()
+    content = FakeContent()
     made = content.add_image(layers=[b"one", b"two"], docker=docker)
     raw = content.repository("library/app").manifests[made.digest]
     manifest = parse_manifest(raw.content, raw.media_type)
@@ -65,7 +65,7 @@ def test_the_children_of_an_image_are_its_config_and_its_layers(docker):
 
 @pytest.mark.parametrize("docker", [True, False])
 def test_the_children_of_an_index_are_manifests_with_their_platforms(docker):
-    content = Content()
+    content = FakeContent()
     made = content.add_image(index=True, docker=docker)
     raw = content.repository("library/app").manifests[made.digest]
     manifest = parse_manifest(raw.content, raw.media_type)
