@@ -136,14 +136,15 @@ class Index:
         return found is not None
 
     def declared_size(self, repository: Repository, digest: Digest) -> int | None:
-        """Return the size that a stored manifest of this repository states for the digest.
+        """Return the size that a stored manifest of this repository states for the digest, or None.
 
         Manifests of other repositories are not trusted: they may state any size.
         """
         return self._cached_row(
             ("size", repository, digest),
             "SELECT e.size FROM edges e JOIN links l ON l.digest = e.parent"
-            f" WHERE e.child = ? AND l.repository = {_REPOSITORY_ID_SQL} LIMIT 1",
+            f" WHERE e.child = ? AND l.repository = {_REPOSITORY_ID_SQL}"
+            f" AND e.size != {queries.UNKNOWN_SIZE} LIMIT 1",
             (str(digest), repository.upstream, repository.name),
             lambda row: int(row[0]),
         )

@@ -16,6 +16,9 @@ from proxy.storage.blobs import BLOCK_SIZE
 
 SCHEMA_VERSION = 2
 
+# The size in an edge whose manifest states none.
+UNKNOWN_SIZE = -1
+
 # Changes to a store of that version before the schema is applied to it.
 _MIGRATIONS = {
     1: "ALTER TABLE blobs ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0; DROP INDEX blobs_by_use;"
@@ -117,7 +120,10 @@ def add_manifest(
     )
     connection.executemany(
         "INSERT OR IGNORE INTO edges (parent, child, size) VALUES (?, ?, ?)",
-        [(str(digest), str(child.digest), child.size) for child in manifest.children],
+        [
+            (str(digest), str(child.digest), UNKNOWN_SIZE if child.size is None else child.size)
+            for child in manifest.children
+        ],
     )
     if pins.is_reachable(connection, str(digest), subject):
         pins.mark_reachable(connection, str(digest))

@@ -36,9 +36,10 @@ def parse_manifest(content: bytes) -> oci.Manifest | None:
     if not content.startswith(b"{"):
         return None
     try:
-        return oci.parse_manifest(content, "")
+        manifest = oci.parse_manifest(content, "")
     except InvalidManifestError:
         return None
+    return None if manifest.doubt else manifest
 
 
 def _stat_blobs(store: BlobStore, digests: Iterable[Digest]) -> Iterator[tuple[Digest, int]]:

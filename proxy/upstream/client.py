@@ -34,11 +34,15 @@ MAX_PAGES = 100
 
 @dataclass(frozen=True, slots=True)
 class FetchedManifest:
-    """A manifest as upstream sent it; `digest` was computed from `content`."""
+    """A manifest as upstream sent it; `digest` was computed from `content`.
+
+    `is_verified` says that it was requested by this digest.
+    """
 
     content: bytes
     content_type: str
     digest: Digest
+    is_verified: bool
 
 
 class Upstream:
@@ -233,7 +237,7 @@ class Upstream:
     ) -> FetchedManifest:
         content, content_type = await registry.request(request, responses.read_manifest, deadline)
         self._metrics.count_upstream_bytes(self.name, "manifest", len(content))
-        digest = Digest.from_content(content)
+        digest, is_verified = Digest.from_content(content), isinstance(reference, Digest)
         if isinstance(reference, Digest):
             digest = Digest.from_content(content, reference.algorithm)
             if digest != reference:
@@ -241,10 +245,13 @@ class Upstream:
                 raise DigestMismatchError(
                     f"{registry.label} sent content that does not match {reference}"
                 )
-        if registry.is_mirror:
-            # Raises if a mirror sent anything but a manifest; the next one may have it.
-            parse_manifest(content, content_type)
-        return FetchedManifest(content, content_type, digest)
+        if (
+            registry.is_mirror
+            and not is_verified
+            and (doubt := parse_manifest(content, content_type).doubt)
+        ):
+            raise UpstreamError(f"{registry.label} did not send a manifest: {doubt}")
+        return FetchedManifest(content, content_type, digest, is_verified)
 
     @asynccontextmanager
     async def _open_blob_at(
