@@ -28,8 +28,8 @@ from proxy.upstream.responses import MAX_LIST_SIZE
 from proxy.upstream.search import SearchPage
 
 # A list of tags or referrers with more pages, or larger in all than `MAX_LIST_SIZE`, is an error
-# (CVE-2023-2253).
-MAX_PAGES = 100
+# (CVE-2023-2253). Quay has 100 tags in a page.
+MAX_PAGES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,8 +280,9 @@ class Upstream:
     async def _fetch_pages(
         self, repository: str, path: str, kind: RequestKind
     ) -> AsyncIterator[bytes]:
-        total_size = 0
+        total_size, seen = 0, set()
         for _ in range(MAX_PAGES):
+            seen.add(path)
             content, next_query = await self._registry.request(
                 ApiRequest("GET", repository, path, kind), responses.read_list_page
             )
@@ -293,4 +294,6 @@ class Upstream:
             if next_query is None:
                 return
             path = f"{path.partition('?')[0]}?{next_query}"
+            if path in seen or not next_query:
+                raise UpstreamError(f"{self.name} sent a list whose pages do not lead to an end")
         raise UpstreamError(f"{self.name} sent a list of more than {MAX_PAGES} pages")

@@ -13,6 +13,7 @@ import pytest
 
 from proxy.oci import manifest as oci
 from proxy.oci.manifest import MAX_MANIFEST_SIZE
+from proxy.upstream import client
 from tests.fakes.content import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -291,22 +292,38 @@ async def test_m09_markup_in_annotations_and_data_is_not_interpreted(program):
         assert answer.headers["Content-Type"].startswith(OCI_INDEX)
 
 
-def serve_endless_list(program: Program, path: str, page: bytes) -> None:
-    """Let upstream respond to each page of a list with `page` and a link to the next one."""
-    link = {"Link": f'</v2/{APP}/{path}?last=x>; rel="next"', "Content-Type": OCI_INDEX}
+def serve_endless_list(program: Program, path: str, page: bytes, *, loop: int) -> None:
+    """Let upstream answer each page of a list with a link to the next, in a loop of so many pages."""
     program.registry.repository(APP)
-    program.registry.fail(path, Fault(status=200, body=page, headers=link), times=None)
+    for number in [*range(loop), -1]:
+        link = f'</v2/{APP}/{path}?last={(number + 1) % loop}>; rel="next"'
+        fault = Fault(status=200, body=page, headers={"Link": link, "Content-Type": OCI_INDEX})
+        query = rf"\?last={number}$" if number >= 0 else ""
+        program.registry.fail(f"{path}{query}", fault, times=None)
 
 
-@pytest.mark.parametrize(("size", "pages"), [(100, 100), (MIB, 9)])
+@pytest.fixture(autouse=True)
+def _few_pages(monkeypatch):
+    monkeypatch.setattr(client, "MAX_PAGES", 20)
+
+
+ENDLESS = [
+    (100, 30, 20, "a list of more than 20 pages"),
+    (MIB, 30, 9, "a list of more than 8388608 bytes"),
+    (100, 1, 2, "whose pages do not lead to an end"),
+    (100, 5, 6, "whose pages do not lead to an end"),
+]
+
+
+@pytest.mark.parametrize(("size", "loop", "pages", "reason"), ENDLESS)
 async def test_m11_an_endless_referrers_list_is_an_error_after_some_pages_or_bytes(
-    program, size, pages
+    program, size, loop, pages, reason
 ):
     path = f"referrers/{digest_of(b'x')}"
-    serve_endless_list(program, path, padded(b'{"manifests":[]}', size))
+    serve_endless_list(program, path, padded(b'{"manifests":[]}', size), loop=loop)
     answer = await program.ask(f"/v2/{APP}/{path}")
     assert (answer.status, answer.code) == (502, "UNKNOWN")
-    assert "a list of more than" in answer.json["errors"][0]["message"]
+    assert reason in answer.json["errors"][0]["message"]
     assert program.registry.count("/referrers/") <= pages
 
 
@@ -333,12 +350,14 @@ async def test_m11_a_link_to_another_host_is_followed_at_the_registry_instead(pr
         assert program.registry.count(f"{path}.page=2") == 1
 
 
-@pytest.mark.parametrize(("size", "pages"), [(100, 100), (MIB, 9)])
-async def test_m12_an_endless_tags_list_is_an_error_after_some_pages_or_bytes(program, size, pages):
-    serve_endless_list(program, "tags/list", padded(b'{"tags":["x"]}', size))
+@pytest.mark.parametrize(("size", "loop", "pages", "reason"), ENDLESS)
+async def test_m12_an_endless_tags_list_is_an_error_after_some_pages_or_bytes(
+    program, size, loop, pages, reason
+):
+    serve_endless_list(program, "tags/list", padded(b'{"tags":["x"]}', size), loop=loop)
     answer = await program.ask(f"/v2/{APP}/tags/list")
     assert (answer.status, answer.code) == (502, "UNKNOWN")
-    assert "a list of more than" in answer.json["errors"][0]["message"]
+    assert reason in answer.json["errors"][0]["message"]
     assert program.registry.count("tags/list") <= pages
 
 

@@ -103,6 +103,7 @@ def test_subject_artifact_type_and_annotations_are_parsed():
     assert manifest.artifact_type == "a/b"
     assert manifest.annotations == {"k": "v"}
     plain = parse(image())
+    assert plain.manifests == ()
     assert (plain.subject, plain.artifact_type, plain.annotations) == (None, CONFIG, {})
     assert parse({"manifests": []}, OCI_INDEX).artifact_type == ""
 
