@@ -93,7 +93,7 @@ async def test_a_download_that_two_clients_wait_for_counts_for_neither(registry,
     await client.session.close()
 
 
-async def _status_once_accepted(client: Client, digest: str) -> int:
+async def _status_once_accepted(client: AddressedClient, digest: str) -> int:
     """Repeat a request until it is not refused, because the other client's request has arrived."""
     while (status := await client.status(digest)) == 429:
         pass

@@ -35,6 +35,7 @@ async def add_image(index: Index, repository: Repository = APP) -> tuple[FakeIma
     manifest = parse_manifest(raw.content, raw.media_type)
     await index.add_manifest(repository, Digest.parse(image.digest), len(raw.content), manifest)
     for child in manifest.children:
+        assert child.size
         await index.add_blob(repository, child.digest, child.size)
     return image, manifest
 

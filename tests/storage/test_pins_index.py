@@ -63,7 +63,7 @@ async def test_a_pinned_tag_protects_its_image_and_its_referrers(index):
     await index.pin([(APP, V1)])
     assert await victims(index) == {other}
     assert index.totals.pinned_bytes == 5 * allocated_size(SIZE)
-    late = await enter(index, other, subject=referrer)
+    late = await add_manifest(index, other, subject=referrer)
     assert await victims(index) == set()
     await index.unpin([(APP, V1)])
     assert await victims(index) == {config, layer, other, image, signature, referrer, late}
