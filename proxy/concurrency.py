@@ -85,6 +85,9 @@ class SingleFlight(Generic[K, V]):
     def __contains__(self, key: K) -> bool:
         return key in self._running
 
+    def __len__(self) -> int:
+        return len(self._running)
+
 
 async def _capture_error(work: Callable[[], Awaitable[V]]) -> V | Exception:
     # An exception that leaves the task would end its group, and with it the daemon.

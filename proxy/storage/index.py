@@ -53,7 +53,10 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BlobRow:
-    """A committed blob. `media_type` is None unless the blob is a manifest."""
+    """A committed blob. `media_type` is None unless the blob is a manifest.
+
+    `is_linked` tells whether the repository that was asked about may be served the blob.
+    """
 
     size: int
     media_type: str | None
@@ -62,10 +65,14 @@ class BlobRow:
 
 @dataclass(frozen=True, slots=True)
 class TagRow:
-    """The digest of a tag, as upstream stated it at Unix time `checked_at`."""
+    """The digest of a tag, as upstream stated it at Unix time `checked_at`.
+
+    `media_type` is that of the manifest in this repository; None if it is not stored.
+    """
 
     digest: Digest
     checked_at: float
+    media_type: str | None = None
 
 
 class StoreTotals(NamedTuple):
@@ -132,8 +139,9 @@ class Index:
         """Return a committed blob, and whether the repository is linked to it; None if it is not stored."""
         return self._cached_row(
             ("blob", repository, digest),
-            "SELECT size, media_type, EXISTS (SELECT 1 FROM links l"
-            f" WHERE l.repository = {_REPOSITORY_ID_SQL} AND l.digest = b.digest) FROM blobs b WHERE digest = ?",
+            "SELECT size, coalesce(l.media_type, b.media_type), l.repository IS NOT NULL FROM blobs b"
+            f" LEFT JOIN links l ON l.repository = {_REPOSITORY_ID_SQL} AND l.digest = b.digest"
+            " WHERE b.digest = ?",
             (repository.upstream, repository.name, str(digest)),
             lambda row: BlobRow(int(row[0]), row[1], bool(row[2])),
         )
@@ -156,18 +164,18 @@ class Index:
             lambda row: int(row[0]),
         )
 
-    def is_linked(self, repository: Repository, digest: Digest) -> bool:
-        """Tell whether the repository is known to have the digest, stored here or not."""
+    def has_sent(self, upstream: str, digest: Digest) -> bool:
+        """Tell whether the upstream has sent all bytes of a stored blob, under any repository."""
         found = self._cached_row(
-            ("link", repository, digest),
-            f"SELECT 1 FROM links WHERE repository = {_REPOSITORY_ID_SQL} AND digest = ?",
-            (repository.upstream, repository.name, str(digest)),
+            ("sender", upstream, digest),
+            "SELECT 1 FROM senders WHERE digest = ? AND upstream = ?",
+            (str(digest), upstream),
             bool,
         )
         return found is not None
 
     def declared_size(self, repository: Repository, digest: Digest) -> int | None:
-        """Return the size that a stored manifest of this repository states for the digest, or None.
+        """Return the size that a stored manifest of this repository states for a blob of the registry.
 
         Manifests of other repositories are not trusted: they may state any size. None also if the
         statement is not among the first `MAX_PARENTS` of all repositories.
@@ -175,16 +183,17 @@ class Index:
         return self._cached_row(
             ("size", repository, digest),
             # CROSS JOIN fixes the order: a repository may have any number of links.
-            "SELECT e.size FROM (SELECT parent, size FROM edges WHERE child = ?"
-            f" AND size != {queries.UNKNOWN_SIZE} LIMIT {MAX_PARENTS}) e CROSS JOIN links l ON l.digest = e.parent"
-            f" AND l.repository = {_REPOSITORY_ID_SQL} LIMIT 1",
+            "SELECT e.size FROM (SELECT parent, size, is_foreign FROM edges WHERE child = ?"
+            f" AND size != {queries.UNKNOWN_SIZE} LIMIT {MAX_PARENTS}) e CROSS JOIN links l"
+            f" ON l.digest = e.parent AND l.repository = {_REPOSITORY_ID_SQL}"
+            " WHERE NOT e.is_foreign LIMIT 1",
             (str(digest), repository.upstream, repository.name),
             lambda row: int(row[0]),
         )
 
     def children(self, parent: Digest, count: int) -> list[Digest]:
-        """Return up to `count` digests that a stored manifest names, in no particular order."""
-        query = "SELECT child FROM edges WHERE parent = ? LIMIT ?"
+        """Return up to `count` digests that a stored manifest names, without foreign layers."""
+        query = "SELECT child FROM edges WHERE parent = ? AND NOT is_foreign LIMIT ?"
         with suppress(StorageError):
             return self._read_rows(query, (str(parent), count), lambda row: Digest.parse(row[0]))
         return []
@@ -193,9 +202,12 @@ class Index:
         """Return the last known digest of a tag, or None."""
         return self._cached_row(
             ("tag", repository, tag),
-            f"SELECT digest, checked FROM tags WHERE repository = {_REPOSITORY_ID_SQL} AND tag = ?",
+            "SELECT t.digest, t.checked, coalesce(l.media_type, b.media_type) FROM tags t"
+            " LEFT JOIN links l ON l.repository = t.repository AND l.digest = t.digest"
+            " LEFT JOIN blobs b ON b.digest = t.digest"
+            f" WHERE t.repository = {_REPOSITORY_ID_SQL} AND t.tag = ?",
             (repository.upstream, repository.name, tag),
-            lambda row: TagRow(Digest.parse(row[0]), float(row[1])),
+            lambda row: TagRow(Digest.parse(row[0]), float(row[1]), row[2]),
         )
 
     def tags(self, repository: Repository) -> list[str]:
@@ -217,13 +229,13 @@ class Index:
     def referrers(self, repository: Repository, subject: Digest) -> list[tuple[Digest, BlobRow]]:
         """Return the stored manifests of the repository whose subject is `subject`."""
         query = (
-            "SELECT digest, size, media_type FROM blobs b WHERE subject = ? AND EXISTS"
-            f" (SELECT 1 FROM links l WHERE l.repository = {_REPOSITORY_ID_SQL} AND l.digest = b.digest)"
+            "SELECT b.digest, b.size, coalesce(l.media_type, b.media_type) FROM blobs b CROSS JOIN links l"
+            f" ON l.repository = {_REPOSITORY_ID_SQL} AND l.digest = b.digest WHERE b.subject = ?"
         )
         with suppress(StorageError):
             return self._read_rows(
                 query,
-                (str(subject), repository.upstream, repository.name),
+                (repository.upstream, repository.name, str(subject)),
                 lambda row: (Digest.parse(row[0]), BlobRow(int(row[1]), row[2], is_linked=True)),
             )
         return []
@@ -304,10 +316,7 @@ class Index:
         *,
         on_commit: Callable[[], None] | None = None,
     ) -> bool:
-        """Add a committed manifest and link the repository to every digest it names.
-
-        Return whether it is new.
-        """
+        """Add a committed manifest and link the repository to it; return whether it is new."""
         return await self._write(
             queries.add_manifest,
             repository,
@@ -325,9 +334,9 @@ class Index:
         digest: Digest,
         manifests: Sequence[tuple[Digest, int, Manifest]],
     ) -> None:
-        """Add the committed manifests of an image with their links, and its tag as checked now.
+        """Add the committed manifests of an image, link the repository to all of it, set its tag.
 
-        All rows are added, or none. Survives a power cut.
+        The tag counts as checked now. All rows are added, or none. Survives a power cut.
         """
         await self._write(
             queries.add_image,
@@ -355,8 +364,11 @@ class Index:
         )
 
     async def link(self, repository: Repository, digest: Digest) -> None:
-        """Link the repository to a digest that it is known to have."""
-        await self._write(queries.add_links, repository, [digest])
+        """Link the repository to a blob that it was proven to have.
+
+        Does nothing unless the blob is stored and the repository's upstream has sent it.
+        """
+        await self._write(queries.add_proven_link, repository, digest)
 
     async def set_tag(self, repository: Repository, tag: Tag, digest: Digest) -> None:
         """Set the digest that upstream states for a tag now; a new digest survives a power cut."""

@@ -14,7 +14,7 @@ from proxy.oci.reference import Reference, Repository, Tag
 from proxy.storage import pins
 from proxy.storage.blobs import BLOCK_SIZE
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # Manifests that name more blobs are served, but neither stored nor indexed: each blob takes half a kilobyte
 # of the index, and a manifest of 4 MiB could name 36,000.
@@ -24,7 +24,19 @@ UNKNOWN_SIZE = -1
 
 # Changes to a store of that version before the schema is applied to it.
 _MIGRATIONS = {
-    1: "ALTER TABLE blobs ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0; DROP INDEX blobs_by_use;"
+    1: "ALTER TABLE blobs ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0; DROP INDEX blobs_by_use;",
+    # Up to version 2 a repository was linked to all that its manifests named, except foreign layers.
+    2: """
+        ALTER TABLE links ADD COLUMN media_type TEXT;
+        ALTER TABLE edges ADD COLUMN is_foreign INTEGER NOT NULL DEFAULT 0;
+        UPDATE edges SET is_foreign = 1 WHERE child NOT IN (SELECT digest FROM links);
+        DELETE FROM links WHERE digest NOT IN (SELECT digest FROM blobs);
+        CREATE TABLE senders (
+            digest TEXT NOT NULL, upstream TEXT NOT NULL, PRIMARY KEY (digest, upstream)
+        ) STRICT, WITHOUT ROWID;
+        INSERT INTO senders SELECT DISTINCT l.digest, r.upstream
+            FROM links l JOIN repositories r ON r.id = l.repository;
+    """,
 }
 
 
@@ -119,32 +131,44 @@ def add_manifest(
     manifest: Manifest,
     used_at: float,
 ) -> bool:
-    """Add a committed manifest and its edges, link the repository to every digest it names.
+    """Add a committed manifest and its edges, link the repository to it; return whether it is new.
 
-    Return whether it is new.
+    The media type of a manifest that is known stays: another one is kept with the link.
     """
     is_new = not _has_blob(connection, digest)
     subject = str(manifest.subject) if manifest.subject else None
     connection.execute(
         "INSERT INTO blobs (digest, size, media_type, subject, used) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (digest) DO UPDATE SET size = excluded.size, used = excluded.used,"
-        " media_type = excluded.media_type, subject = excluded.subject",
+        " media_type = coalesce(media_type, excluded.media_type), subject = excluded.subject",
         (str(digest), size, manifest.media_type, subject, used_at),
     )
     connection.executemany(
-        "INSERT OR IGNORE INTO edges (parent, child, size) VALUES (?, ?, ?)",
+        "INSERT OR IGNORE INTO edges (parent, child, size, is_foreign) VALUES (?, ?, ?, ?)",
         [
-            (str(digest), str(child.digest), UNKNOWN_SIZE if child.size is None else child.size)
+            (
+                str(digest),
+                str(child.digest),
+                UNKNOWN_SIZE if child.size is None else child.size,
+                child.is_foreign,
+            )
             for child in manifest.children
         ],
     )
     if pins.is_reachable(connection, str(digest), subject):
         pins.mark_reachable(connection, str(digest))
     if repository:
-        # The registry has checked that it has everything that a manifest names, except foreign
-        # layers.
-        held = [child.digest for child in manifest.children if not child.is_foreign]
-        add_links(connection, repository, [digest, *held])
+        add_links(connection, repository, [digest])
+        connection.execute(
+            "UPDATE links SET media_type = nullif(?, (SELECT media_type FROM blobs WHERE digest = ?))"
+            " WHERE repository = ? AND digest = ?",
+            (
+                manifest.media_type,
+                str(digest),
+                _repository_id(connection, repository),
+                str(digest),
+            ),
+        )
     return is_new
 
 
@@ -154,9 +178,11 @@ def add_image(
     tag: tuple[Tag, Digest, float] | None,
     manifests: Iterable[tuple[Digest, int, Manifest, float]],
 ) -> None:
-    """Add committed manifests with edges and links, and set the tag."""
-    for manifest in manifests:
-        add_manifest(connection, repository, *manifest)
+    """Add committed manifests with their edges, link the repository to the whole image, set the tag."""
+    for digest, size, manifest, used_at in manifests:
+        add_manifest(connection, repository, digest, size, manifest, used_at)
+        held = [child.digest for child in manifest.children if not child.is_foreign]
+        add_links(connection, repository, held)
     if tag:
         set_tag(connection, repository, *tag)
 
@@ -177,11 +203,38 @@ def add_unlinked_blobs(
 def add_links(
     connection: sqlite3.Connection, repository: Repository, digests: Iterable[Digest]
 ) -> None:
-    """Link the repository to digests that it is known to have."""
+    """Link the repository to those of the digests that are stored; its upstream has sent them."""
     number = _repository_id(connection, repository)
+    stored = [digest for digest in digests if _has_blob(connection, digest)]
     connection.executemany(
         "INSERT OR IGNORE INTO links (repository, digest) VALUES (?, ?)",
-        [(number, str(digest)) for digest in digests],
+        [(number, str(digest)) for digest in stored],
+    )
+    connection.executemany(
+        "INSERT OR IGNORE INTO senders (digest, upstream) VALUES (?, ?)",
+        [(str(digest), repository.upstream) for digest in stored],
+    )
+
+
+def add_proven_link(connection: sqlite3.Connection, repository: Repository, digest: Digest) -> None:
+    """Link the repository to a stored blob that its upstream has sent.
+
+    A manifest has the media type that upstream has stated under another repository.
+    """
+    query = "SELECT 1 FROM senders WHERE digest = ? AND upstream = ?"
+    if not connection.execute(query, (str(digest), repository.upstream)).fetchone():
+        return
+    add_links(connection, repository, [digest])
+    connection.execute(
+        "UPDATE links SET media_type = (SELECT l.media_type FROM links l"
+        " JOIN repositories r ON r.id = l.repository WHERE l.digest = :digest AND r.upstream = :upstream"
+        " AND l.media_type IS NOT NULL LIMIT 1) WHERE repository = :repository AND digest = :digest"
+        " AND EXISTS (SELECT 1 FROM blobs b WHERE b.digest = :digest AND b.media_type IS NOT NULL)",
+        {
+            "digest": str(digest),
+            "upstream": repository.upstream,
+            "repository": _repository_id(connection, repository),
+        },
     )
 
 
@@ -236,6 +289,15 @@ def restore_pins(connection: sqlite3.Connection, rows: Iterable[tuple[str, ...]]
     pins.recompute(connection)
 
 
+def restore_senders(connection: sqlite3.Connection, rows: Iterable[tuple[str, ...]]) -> None:
+    """Add senders (digest, upstream) of another index, for blobs that are stored."""
+    connection.executemany(
+        "INSERT OR IGNORE INTO senders (digest, upstream)"
+        " SELECT digest, :upstream FROM blobs WHERE digest = :digest",
+        [{"digest": digest, "upstream": upstream} for digest, upstream in rows],
+    )
+
+
 def record_uses(connection: sqlite3.Connection, uses: dict[str, float]) -> None:
     """Set the time of use of blobs, and of everything below the manifests among them.
 
@@ -253,7 +315,7 @@ def record_uses(connection: sqlite3.Connection, uses: dict[str, float]) -> None:
 def remove_blobs(
     connection: sqlite3.Connection, digests: Sequence[Digest], delete_file: Callable[[Digest], None]
 ) -> list[tuple[Digest, int]]:
-    """Call `delete_file` for each blob, then delete its row with its tags, edges and links.
+    """Call `delete_file` for each blob, then delete its row with its tags, edges, links and senders.
 
     Return the blobs that had rows, with sizes.
     """
@@ -272,12 +334,8 @@ def _delete_row(connection: sqlite3.Connection, digest: Digest) -> int | None:
         "DELETE FROM blobs WHERE digest = ? RETURNING size", (name,)
     ).fetchall()
     connection.execute("DELETE FROM tags WHERE digest = ?", (name,))
-    # With a manifest, delete the links to its children that were never stored.
-    connection.execute(
-        "DELETE FROM links WHERE digest = ? OR digest IN (SELECT child FROM edges"
-        " WHERE parent = ? AND child NOT IN (SELECT digest FROM blobs))",
-        (name, name),
-    )
+    connection.execute("DELETE FROM links WHERE digest = ?", (name,))
+    connection.execute("DELETE FROM senders WHERE digest = ?", (name,))
     connection.execute("DELETE FROM edges WHERE parent = ?", (name,))
     return rows[0][0] if rows else None
 

@@ -103,7 +103,7 @@ async def build(index: Index, events, layers) -> Model:
         manifest = Manifest(media_type, tuple(children), subject, "", {})
         for repository in where:
             await index.add_manifest(repository, digest, size_of(digest), manifest)
-            model.links |= {(repository, one) for one in (digest, *below)}
+            model.links.add((repository, digest))
         model.blobs.add(digest)
         model.children[digest] = below
         if subject:
@@ -180,7 +180,7 @@ async def test_a_shared_layer_belongs_to_every_image_that_names_it(index):
         manifest = Manifest(OCI_MANIFEST, named, None, "", {})
         await index.add_manifest(repository, MANIFESTS[number], 3, manifest)
         await index.set_tag(repository, TAGS[number], MANIFESTS[number])
-    await index.add_blob(REPOSITORIES[0], layer, 7)
+        await index.add_blob(repository, layer, 7)
     found = await asyncio.to_thread(read, index.path, lambda c: c.images_containing(layer, 10))
     assert set(found) == set(zip(REPOSITORIES, TAGS, strict=True))
     assert (
