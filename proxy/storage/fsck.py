@@ -152,3 +152,5 @@ def _update_index(
         queries.restore_pins(connection, pins)
         if connection.execute("PRAGMA integrity_check").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("damaged")
+        connection.commit()
+        queries.vacuum(connection)
