@@ -156,3 +156,5 @@ def _update_index(
         queries.restore_senders(connection, senders)
         if connection.execute("PRAGMA integrity_check").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("damaged")
+        connection.commit()
+        queries.vacuum(connection)

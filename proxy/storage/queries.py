@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from operator import itemgetter
 from pathlib import Path
@@ -14,7 +15,7 @@ from proxy.oci.reference import Reference, Repository, Tag
 from proxy.storage import pins
 from proxy.storage.blobs import BLOCK_SIZE
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 # Manifests that name more blobs are served, but neither stored nor indexed: each blob takes half a kilobyte
 # of the index, and a manifest of 4 MiB could name 36,000.
@@ -36,6 +37,14 @@ _MIGRATIONS = {
         ) STRICT, WITHOUT ROWID;
         INSERT INTO senders SELECT DISTINCT l.digest, r.upstream
             FROM links l JOIN repositories r ON r.id = l.repository;
+    """,
+    # Earlier versions indexed manifests of any number of children; these are fetched again if requested.
+    3: f"""
+        CREATE TEMP TABLE oversized AS
+            SELECT parent FROM edges GROUP BY parent HAVING count(*) > {MAX_CHILDREN};
+        UPDATE blobs SET media_type = NULL, subject = NULL WHERE digest IN (SELECT parent FROM oversized);
+        DELETE FROM edges WHERE parent IN (SELECT parent FROM oversized);
+        DROP TABLE oversized;
     """,
 }
 
@@ -68,6 +77,8 @@ _TOTALS_SCHEMA = f"""
     END;
 """
 
+# Bytes of a page of the index: SQLite's default.
+PAGE_SIZE = 4096
 # SQLite's default of 1,000 pages lets the log grow to 4 MB: much for a store of 20 MB.
 _CHECKPOINT_PAGES = 256
 
@@ -78,9 +89,11 @@ def open_connection(path: Path) -> sqlite3.Connection:
     Raises `StorageError` if it is newer, `sqlite3.DatabaseError` if it is not a database.
     """
     connection = sqlite3.connect(path, timeout=5, check_same_thread=False)
+    # Takes effect in a new index, and in an older one at the next VACUUM.
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-    connection.execute(f"PRAGMA journal_size_limit = {_CHECKPOINT_PAGES * 4096}")
+    connection.execute(f"PRAGMA journal_size_limit = {_CHECKPOINT_PAGES * PAGE_SIZE}")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version < SCHEMA_VERSION:
         upgrades = "".join(
@@ -90,6 +103,8 @@ def open_connection(path: Path) -> sqlite3.Connection:
         connection.executescript(
             f"BEGIN; {upgrades} {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
         )
+        if version:
+            vacuum(connection)
     elif version > SCHEMA_VERSION:
         connection.close()
         raise StorageError(
@@ -102,6 +117,26 @@ def open_connection(path: Path) -> sqlite3.Connection:
 def check_writable(connection: sqlite3.Connection) -> None:
     """Take the lock of writers; the end of the transaction releases it."""
     connection.execute("BEGIN IMMEDIATE")
+
+
+def vacuum(connection: sqlite3.Connection) -> None:
+    """Write the index anew, without free pages, if the disk has room for a copy. Not in a transaction."""
+    with suppress(sqlite3.OperationalError):
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def release_pages(connection: sqlite3.Connection, count: int) -> None:
+    """Give up to `count` free pages back to the file system. Not in a transaction."""
+    # The checkpoint makes the file shorter.
+    connection.executescript(f"PRAGMA incremental_vacuum({count}); PRAGMA wal_checkpoint")
+
+
+def count_pages(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Return the number of pages that the index uses, and of those that are free."""
+    (total,) = connection.execute("PRAGMA page_count").fetchone()
+    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+    return total - free, free
 
 
 def add_blob(

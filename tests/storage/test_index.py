@@ -254,7 +254,7 @@ async def test_totals_are_over_all_blobs(index):
     await index.pin([(OTHER, BLOB)])
     assert index.is_pinned(BLOB)
     assert index.totals == (2, 3 * 4096, 2 * 4096)
-    assert index.bytes_on_disk() > 0
+    assert index.used_bytes() > 0
 
 
 async def test_a_hit_writes_nothing(index):
