@@ -77,14 +77,17 @@ class FileRange:
 
 
 class BlobStore:
-    """The directory of a store. The constructor takes its lock, `close` releases it."""
+    """The directory of a store. The constructor takes its lock, `close` releases it.
+
+    `was_unclean` tells that the last process did not get to `close`: it was killed, or power was cut.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._ingest_directory = root / "ingest"
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock_fd = _acquire_lock(root)
+            self._lock_fd, self.was_unclean = _acquire_lock(root)
             for algorithm in ("sha256", "sha512"):
                 (root / "blobs" / algorithm).mkdir(mode=0o700, parents=True, exist_ok=True)
             self._ingest_directory.mkdir(mode=0o700, exist_ok=True)
@@ -111,6 +114,8 @@ class BlobStore:
 
     def close(self) -> None:
         """Release the lock of the store."""
+        with suppress(OSError):
+            os.ftruncate(self._lock_fd, 0)
         os.close(self._lock_fd)
 
     def blob_path(self, digest: Digest) -> str:
@@ -168,6 +173,13 @@ class BlobStore:
             return Path(self.blob_path(digest)).stat(follow_symlinks=False).st_mtime
         except OSError:
             return None
+
+    def blob_inode(self, digest: Digest) -> int:
+        """Return the inode of the blob's file; 0 if there is none. A new file has another one."""
+        try:
+            return Path(self.blob_path(digest)).stat(follow_symlinks=False).st_ino
+        except OSError:
+            return 0
 
     def commit_bytes(self, digest: Digest, content: bytes) -> None:
         """Make small content durable and visible; the caller has verified it.
@@ -292,7 +304,8 @@ def _unreadable_error(digest: Digest, error: OSError) -> StorageError:
     return StorageError(f"cannot read {digest}: {error.strerror}")
 
 
-def _acquire_lock(root: Path) -> int:
+def _acquire_lock(root: Path) -> tuple[int, bool]:
+    """Return the descriptor of the locked file, and whether its last owner left it in use."""
     fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -302,9 +315,11 @@ def _acquire_lock(root: Path) -> int:
         raise StoreInUseError(
             f"the store {root} is in use by process {owner or 'unknown'}; stop it first"
         ) from None
+    was_unclean = os.fstat(fd).st_size > 0
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd
+    os.fsync(fd)  # a power cut must not make it look clean
+    return fd, was_unclean
 
 
 def _parse_ingest_name(name: str) -> Digest | None:

@@ -286,6 +286,22 @@ def unpinned_bytes(connection: sqlite3.Connection, digests: Iterable[Digest]) ->
     return row[0]
 
 
+def recently_used(connection: sqlite3.Connection, count: int) -> list[tuple[Digest, int]]:
+    """Return digests and sizes of the `count` blobs used last, the last one first."""
+    # Each half reads an index from its end.
+    query = """
+        SELECT digest, size FROM (
+            SELECT * FROM (SELECT digest, size, used FROM blobs WHERE NOT pinned
+                           ORDER BY used DESC LIMIT :count)
+            UNION ALL
+            SELECT * FROM (SELECT digest, size, used FROM blobs WHERE pinned
+                           ORDER BY used DESC LIMIT :count))
+        ORDER BY used DESC LIMIT :count
+    """
+    rows = connection.execute(query, {"count": count})
+    return [(Digest.parse(row[0]), row[1]) for row in rows]
+
+
 def track_totals(connection: sqlite3.Connection) -> tuple[int, int]:
     """Keep the totals on this connection from now on, and return them. Once per connection."""
     connection.execute("PRAGMA temp_store = MEMORY")  # a full disk must not stop the counting
