@@ -29,6 +29,7 @@ import aiofiles
 from proxy.errors import InvalidDigestError, StorageError, StoreInUseError
 from proxy.oci.digest import Digest
 from proxy.storage.ingest import STATE_FILE_SIZE, Ingest, storage_error, write_atomically
+from proxy.storage.permissions import secure_store
 
 BLOCK_SIZE = 4096
 
@@ -86,10 +87,11 @@ class BlobStore:
         self.root = root
         self._ingest_directory = root / "ingest"
         try:
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_private_directory(root)
+            secure_store(root)
             self._lock_fd, self.was_unclean = _acquire_lock(root)
-            for algorithm in ("sha256", "sha512"):
-                (root / "blobs" / algorithm).mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name in ("blobs", "blobs/sha256", "blobs/sha512"):
+                (root / name).mkdir(mode=0o700, exist_ok=True)
             self._ingest_directory.mkdir(mode=0o700, exist_ok=True)
             self._remove_abandoned_files()
         except OSError as error:
@@ -304,9 +306,18 @@ def _unreadable_error(digest: Digest, error: OSError) -> StorageError:
     return StorageError(f"cannot read {digest}: {error.strerror}")
 
 
+def _make_private_directory(path: Path) -> None:
+    """Create a directory for this user alone, and its parents so that no other may write to them."""
+    for parent in reversed(path.parents):
+        if not parent.exists():
+            parent.mkdir(mode=0o755, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
 def _acquire_lock(root: Path) -> tuple[int, bool]:
     """Return the descriptor of the locked file, and whether its last owner left it in use."""
-    fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(root / "lock", flags, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

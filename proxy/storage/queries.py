@@ -13,6 +13,7 @@ from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.storage import pins
 from proxy.storage.blobs import BLOCK_SIZE
+from proxy.storage.permissions import create_private_file
 
 SCHEMA_VERSION = 2
 
@@ -52,8 +53,12 @@ _CHECKPOINT_PAGES = 256
 def open_connection(path: Path) -> sqlite3.Connection:
     """Open the index for writing; create it if it is missing, upgrade it if it is older.
 
-    Raises `StorageError` if it is newer, `sqlite3.DatabaseError` if it is not a database.
+    Raises `StorageError` if it is newer or no regular file, `sqlite3.DatabaseError` if it is not a database.
     """
+    try:
+        create_private_file(path)
+    except OSError as error:
+        raise StorageError(f"the index {path} cannot be opened: {error.strerror}") from error
     connection = sqlite3.connect(path, timeout=5, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
