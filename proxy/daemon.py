@@ -30,9 +30,9 @@ EXTENSION_INTERVAL = 5.0
 EXTENSION_SECONDS = 60.0
 
 # Threads of the event loop's default executor, and of the whole process: these and those of the
-# disk, the log, the index, password checks and libuv.
+# disk, the log, the index, the scrub, password checks and libuv.
 LOOP_THREADS = 8
-THREAD_LIMIT = LOOP_THREADS + DISK_THREADS + 7
+THREAD_LIMIT = LOOP_THREADS + DISK_THREADS + 8
 
 _STDERR = 2
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)

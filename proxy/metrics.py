@@ -35,6 +35,7 @@ CacheState = Literal["hit", "miss", "collapsed", "stale", "revalidated", "bypass
 DownloadResult = Literal["stored", "failed", "mismatch", "bypass"]
 EvictionReason = Literal["size", "min_free", "idle", "corrupt", "removed"]
 UncachedReason = Literal["too_large", "no_space", "pinned", "disk_error"]
+ScrubResult = Literal["intact", "corrupt", "missing", "unreadable"]
 
 # Series that exist from the start, so that `rate()` sees the first increment.
 _INITIAL_SERIES: tuple[tuple[RequestKind, tuple[CacheState, ...]], ...] = (
@@ -44,6 +45,7 @@ _INITIAL_SERIES: tuple[tuple[RequestKind, tuple[CacheState, ...]], ...] = (
 _DOWNLOAD_RESULTS: tuple[DownloadResult, ...] = ("stored", "failed", "mismatch", "bypass")
 _EVICTION_REASONS: tuple[EvictionReason, ...] = ("size", "min_free", "idle", "corrupt", "removed")
 _UNCACHED_REASONS: tuple[UncachedReason, ...] = ("too_large", "no_space", "pinned", "disk_error")
+_SCRUB_RESULTS: tuple[ScrubResult, ...] = ("intact", "corrupt", "missing", "unreadable")
 _REQUEST_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 30, 120, 600)
 _FIRST_BYTE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -81,6 +83,10 @@ class GaugeSource(Protocol):
         """Last use of the blob that is evicted next, in Unix seconds; 0 if the store is empty."""
 
     @property
+    def scrub_late_seconds(self) -> float:
+        """Seconds that the scrub is behind its schedule."""
+
+    @property
     def index_damaged(self) -> int:
         """1 if the index is damaged, else 0."""
 
@@ -111,6 +117,7 @@ class GaugeCollector(Collector):
             ("store_blobs", "Blobs in the store."),
             ("store_reserved_bytes", "Bytes reserved for running downloads."),
             ("store_pinned_bytes", "Bytes of blobs of pinned images."),
+            ("scrub_late_seconds", "How far the scrub is behind its schedule."),
             ("index_damaged", "1 if the index of the store is damaged, else 0."),
             ("downloads_in_progress", "Running downloads."),
         ):
@@ -272,6 +279,12 @@ class Metrics:
         self._preloaded = self._counter(
             "preloaded_images", "Preloaded images, by result.", "result"
         )
+        self._scrubbed = self._counter(
+            "scrubbed_blobs", "Blobs that the scrub has read, by result.", "result"
+        )
+        self._scrubbed_bytes = self._counter(
+            "scrubbed_bytes", "Bytes of the blobs that the scrub has read."
+        )
         for download_result in _DOWNLOAD_RESULTS:
             self._downloads.labels(download_result)
         for eviction_reason in _EVICTION_REASONS:
@@ -279,6 +292,8 @@ class Metrics:
             self._evicted_bytes.labels(eviction_reason)
         for uncached_reason in _UNCACHED_REASONS:
             self._uncached.labels(uncached_reason)
+        for scrub_result in _SCRUB_RESULTS:
+            self._scrubbed.labels(scrub_result)
         for preload_result in ("complete", "failed"):
             self._preloaded.labels(preload_result)
 
@@ -404,6 +419,11 @@ class Metrics:
     def count_uncached(self, reason: UncachedReason) -> None:
         """Count a blob that was served without being stored."""
         self._uncached.labels(reason).inc()
+
+    def count_scrubbed(self, result: ScrubResult, size: int) -> None:
+        """Count a blob of `size` bytes that the scrub has read."""
+        self._scrubbed.labels(result).inc()
+        self._scrubbed_bytes.inc(size)
 
     def count_preloaded(self, *, has_failed: bool) -> None:
         """Count a preloaded image."""

@@ -22,6 +22,7 @@ class Gauges:
     store_reserved_bytes: int = 0
     store_pinned_bytes: int = 0
     store_oldest_use: float = 0
+    scrub_late_seconds: float = 0
     index_damaged: int = 0
     downloads_in_progress: int = 0
 
@@ -59,6 +60,7 @@ def set_all_metrics(metrics: Metrics) -> None:
     metrics.count_digest_mismatch("docker.io")
     metrics.count_evicted("size", 3, 3000)
     metrics.count_uncached("too_large")
+    metrics.count_scrubbed("intact", 500)
     metrics.count_rejected_connection()
     metrics.set_certificate_expiries({"/etc/pullcache/cache.pem": 2_000_000_000})
     metrics.count_internal_error()
@@ -99,6 +101,8 @@ def test_events_of_the_store_are_counted_by_reason(metrics):
     assert found["pullcache_evictions_total,reason=size"] == 3
     assert found["pullcache_evicted_bytes_total,reason=size"] == 3000
     assert found["pullcache_uncached_total,reason=too_large"] == 1
+    assert found["pullcache_scrubbed_blobs_total,result=intact"] == 1
+    assert found["pullcache_scrubbed_bytes_total"] == 500
     assert found["pullcache_internal_errors_total"] == 1
 
 

@@ -269,6 +269,16 @@ class Index:
             query, (digest, count), lambda row: (Digest.parse(row[0]), int(row[1]))
         )
 
+    def linked_repositories(self, digest: Digest, count: int) -> list[Repository]:
+        """Return up to `count` repositories that are linked to the digest. Raises `StorageError`."""
+        query = (
+            "SELECT upstream, name FROM links JOIN repositories ON id = repository"
+            " WHERE digest = ? LIMIT ?"
+        )
+        return self._read_rows(
+            query, (str(digest), count), lambda row: Repository(str(row[0]), str(row[1]))
+        )
+
     def unknown_blobs(self, digests: Collection[Digest]) -> list[Digest]:
         """Return those of the digests that are not in the index. Raises `StorageError`."""
         query = "SELECT value FROM json_each(?) WHERE value NOT IN (SELECT digest FROM blobs)"
@@ -440,6 +450,13 @@ class Index:
         except _READ_ERRORS as error:
             raise self._to_storage_error("read", error) from error
 
+    async def recently_used(self, count: int) -> list[tuple[Digest, int]]:
+        """Return digests and sizes of the `count` blobs used last, the last one first.
+
+        Raises `StorageError`.
+        """
+        return await self._write(queries.recently_used, count)
+
     async def remove_blobs(
         self,
         digests: Sequence[Digest],
@@ -489,14 +506,8 @@ class Index:
         except sqlite3.Error:
             return  # `check_usable` reports it
         with closing(reader):
-            loop = asyncio.get_running_loop()
-            checking = loop.run_in_executor(executor, _quick_check, reader)
-            try:
-                await asyncio.wait((checking,))
-            finally:
-                reader.interrupt()  # if the daemon stops meanwhile
-                await run_uncancelled(asyncio.wait((checking,)))
-            if problem := checking.result():
+            checking = asyncio.get_running_loop().run_in_executor(executor, _quick_check, reader)
+            if problem := await run_uncancelled(checking, on_cancel=reader.interrupt):
                 self._note_damage(problem)
 
     def _note_damage(self, reason: str) -> None:

@@ -14,6 +14,7 @@ from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.storage import pins
 from proxy.storage.blobs import BLOCK_SIZE
+from proxy.storage.permissions import create_private_file
 
 SCHEMA_VERSION = 4
 
@@ -86,8 +87,12 @@ _CHECKPOINT_PAGES = 256
 def open_connection(path: Path) -> sqlite3.Connection:
     """Open the index for writing; create it if it is missing, upgrade it if it is older.
 
-    Raises `StorageError` if it is newer, `sqlite3.DatabaseError` if it is not a database.
+    Raises `StorageError` if it is newer or no regular file, `sqlite3.DatabaseError` if it is not a database.
     """
+    try:
+        create_private_file(path)
+    except OSError as error:
+        raise StorageError(f"the index {path} cannot be opened: {error.strerror}") from error
     connection = sqlite3.connect(path, timeout=5, check_same_thread=False)
     # Takes effect in a new index, and in an older one at the next VACUUM.
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -392,6 +397,22 @@ def unpinned_bytes(connection: sqlite3.Connection, digests: Iterable[Digest]) ->
     query = f"SELECT {ALLOCATED_SIZE_SUM} FROM json_each(?) JOIN blobs ON digest = value WHERE NOT pinned"
     row: tuple[int] = connection.execute(query, (json.dumps([*map(str, digests)]),)).fetchone()
     return row[0]
+
+
+def recently_used(connection: sqlite3.Connection, count: int) -> list[tuple[Digest, int]]:
+    """Return digests and sizes of the `count` blobs used last, the last one first."""
+    # Each half reads an index from its end.
+    query = """
+        SELECT digest, size FROM (
+            SELECT * FROM (SELECT digest, size, used FROM blobs WHERE NOT pinned
+                           ORDER BY used DESC LIMIT :count)
+            UNION ALL
+            SELECT * FROM (SELECT digest, size, used FROM blobs WHERE pinned
+                           ORDER BY used DESC LIMIT :count))
+        ORDER BY used DESC LIMIT :count
+    """
+    rows = connection.execute(query, {"count": count})
+    return [(Digest.parse(row[0]), row[1]) for row in rows]
 
 
 def track_totals(connection: sqlite3.Connection) -> tuple[int, int, int]:

@@ -326,6 +326,19 @@ class SpaceManager:
                 return
             await self._remove_locked([digest], "corrupt")
 
+    async def remove_damaged(self, digest: Digest, inode: int) -> bool:
+        """Remove a blob whose file, known by its inode (0: it has none), the caller has found damaged.
+
+        Return False if a commit has replaced the file.
+        """
+        return await run_uncancelled(self._remove_damaged(digest, inode))
+
+    async def _remove_damaged(self, digest: Digest, inode: int) -> bool:
+        async with self.locks.hold(digest):
+            if await asyncio.to_thread(self._store.blob_inode, digest) != inode:
+                return False
+            return bool(await self._remove_locked([digest], "corrupt"))
+
     async def _is_intact(self, digest: Digest) -> bool:
         try:
             return await self._store.read(digest) is not None
