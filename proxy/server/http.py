@@ -78,6 +78,9 @@ _CLOSE = re.compile(r"(?:^|,)[ \t]*close[ \t]*(?:,|$)", re.IGNORECASE)
 # uri-host [":" port], RFC 9112 section 3.2. It is empty if the target has no host.
 _HOST = re.compile(r"(?:\[[\w.:~%-]+\]|[\w.~!$&'()*+,;=%-]*)(?::\d*)?", re.ASCII)
 _NOT_HTTP = "the request is not valid HTTP"
+_NOT_TLS = "the request is not valid HTTP but TLS; this port speaks plain HTTP"
+# The type of the record that opens a TLS connection (RFC 8446 section 5.1).
+_TLS_HANDSHAKE = b"\x16"
 
 log = get_logger(__name__)
 
@@ -118,6 +121,7 @@ class HttpConnection(asyncio.Protocol):
         # Once set, nothing more is parsed.
         self._is_parsing_over = False
         self._error_status = 0
+        self._is_tls_hello = False
         # Requests parsed but not answered, and bytes received but not parsed.
         self._requests: deque[Request] = deque()
         self._unparsed = bytearray()
@@ -305,6 +309,7 @@ class HttpConnection(asyncio.Protocol):
             # The server supports no upgrade; the bytes after the request are not HTTP/1.1.
             self._end_parsing()
         except httptools.HttpParserError as error:
+            self._is_tls_hello = not was_reading and data.startswith(_TLS_HANDSHAKE)
             self._on_parser_error(error)
         if self._is_reading_request and not was_reading:
             # The head begins after the end of the previous request.
@@ -577,8 +582,13 @@ class HttpConnection(asyncio.Protocol):
         transport = self.transport
         if transport is None or transport.is_closing():
             return
-        self._server.log_malformed(self._client, status)
-        response = closing_error_response(status, "UNSUPPORTED", _NOT_HTTP)
+        if self._is_tls_hello:
+            # podman and skopeo try TLS first wherever plain HTTP is allowed.
+            log.debug("tls_on_plain_port", client=self._client)
+        else:
+            self._server.log_malformed(self._client, status)
+        message = _NOT_TLS if self._is_tls_hello else _NOT_HTTP
+        response = closing_error_response(status, "UNSUPPORTED", message)
         head = serialize_head(None, response, is_last=True)
         assert isinstance(response.body, bytes)
         transport.write(head + response.body)

@@ -96,7 +96,7 @@ class Middleware:
 
     def _route(self, context: RequestContext) -> Response | Awaitable[Response]:
         request = context.request
-        if not request.target.startswith(("/v2", "/v1/")):
+        if not request.path.startswith(("/v2", "/v1/")):
             return self._health.handle(request.method, request.path)
         if request.method not in ("GET", "HEAD"):
             response = error_response(

@@ -21,6 +21,7 @@ from proxy.oci.manifest import ACCEPT, parse_manifest
 from proxy.oci.reference import Reference
 from proxy.upstream import responses, retry, search
 from proxy.upstream.body import BlobBody
+from proxy.upstream.encoding import is_gzip_encoded
 from proxy.upstream.mirrors import MirrorSet
 from proxy.upstream.registry_client import REQUEST_TIMEOUT, ApiRequest, RegistryClient
 from proxy.upstream.responses import MAX_LIST_SIZE, Evidence
@@ -184,7 +185,7 @@ class Upstream:
         async with AsyncExitStack() as stack:
 
             async def open_at(registry: RegistryClient) -> tuple[RegistryClient, BlobBody]:
-                opened = self._open_blob_at(registry, request, offset)
+                opened = self._open_blob_at(registry, request, digest, offset)
                 return registry, await stack.enter_async_context(opened)
 
             registry, body = await self._mirror_set.try_each(open_at, digest)
@@ -257,7 +258,7 @@ class Upstream:
 
     @asynccontextmanager
     async def _open_blob_at(
-        self, registry: RegistryClient, request: ApiRequest, offset: int
+        self, registry: RegistryClient, request: ApiRequest, digest: Digest, offset: int
     ) -> AsyncIterator[BlobBody]:
         async with registry.stream(request) as response:
             if response.status == 206:
@@ -274,7 +275,9 @@ class Upstream:
                 stall_timeout=registry.timeouts.stall,
                 rate_monitor=retry.MinRateMonitor(self._min_rate, self._min_rate_window),
             )
-            if registry.is_mirror:
+            if start == 0 and is_gzip_encoded(response.headers):
+                await body.undo_encoding(digest)
+            elif registry.is_mirror:
                 # A mirror that sends headers and then nothing is replaced before the stall timeout.
                 await body.read_first_bytes(registry.timeouts.response)
             yield body
