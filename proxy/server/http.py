@@ -20,6 +20,7 @@ from proxy.server import sendfile
 from proxy.server.connection_limit import ConnectionSlot
 from proxy.server.request import Request
 from proxy.server.responses import Body, Response, json_response, serialize_head
+from proxy.server.send_turns import SendTurns
 
 # How long a connection may be idle, before its first request and between requests, in seconds.
 KEEPALIVE_TIMEOUT = 75.0
@@ -537,7 +538,8 @@ class HttpConnection(asyncio.Protocol):
             transport = self.transport
             if transport is None:
                 raise gone
-            sender = sendfile.BodySender(transport, self._drain, self._server.threads)
+            server = self._server
+            sender = sendfile.BodySender(transport, self._drain, server.threads, server.turns)
             try:
                 if request.method == "HEAD":
                     transport.write(head)
@@ -599,6 +601,7 @@ class HttpServer:
         self.handler = handler
         self.threads = threads
         self.trace_requests = trace_requests
+        self.turns = SendTurns()
         self.all_closed = asyncio.Event()
         self._group = group
         self._open_connections: set[HttpConnection] = set()
