@@ -172,8 +172,9 @@ class HttpConnection(asyncio.Protocol):
             return
         if self._is_reading_request or self._requests:
             self._parse(data)
-        elif (repeated := self._server.find_repeated(data)) is not None:
-            self._requests.append(repeated.for_client(self._client, self._scheme))
+        elif repeated := self._server.find_repeated(data):
+            self._answer(repeated.for_client(self._client, self._scheme))
+            return
         else:
             self._parse(data)
             self._remember(data)

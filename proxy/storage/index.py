@@ -32,6 +32,7 @@ from proxy.storage.image_queries import delete_images
 R = TypeVar("R")
 
 _MAX_CACHED_ROWS = 10_000
+_NOT_CACHED: Any = object()
 # How long a commit waits for another process to unlock the index, and how often it tries, in seconds.
 LOCK_TIMEOUT = 5.0
 LOCK_POLL_INTERVAL = 0.05
@@ -46,7 +47,19 @@ _DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 # layer may be in all; the loop reads 256 in less than a millisecond.
 MAX_PARENTS = 256
 
+# Queries of single rows; the parameters are the names in the order of `_cached_row`.
 _REPOSITORY_ID_SQL = "(SELECT id FROM repositories WHERE upstream = ? AND name = ?)"
+_BLOB_SQL = (
+    f"SELECT size, media_type, EXISTS (SELECT 1 FROM links l WHERE l.repository = {_REPOSITORY_ID_SQL}"
+    " AND l.digest = b.digest) FROM blobs b WHERE digest = ?"
+)
+_LINK_SQL = f"SELECT 1 FROM links WHERE repository = {_REPOSITORY_ID_SQL} AND digest = ?"
+# CROSS JOIN fixes the order: a repository may have any number of links.
+_DECLARED_SIZE_SQL = (
+    f"SELECT e.size FROM (SELECT parent, size FROM edges WHERE child = ? LIMIT {MAX_PARENTS}) e"
+    f" CROSS JOIN links l ON l.digest = e.parent AND l.repository = {_REPOSITORY_ID_SQL} LIMIT 1"
+)
+_TAG_SQL = f"SELECT digest, checked FROM tags WHERE repository = {_REPOSITORY_ID_SQL} AND tag = ?"
 
 log = get_logger(__name__)
 
@@ -86,8 +99,8 @@ class Index:
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self.path = path
         self._clock = clock
-        self._pending_uses: dict[str, float] = {}
-        self._row_cache: dict[tuple[object, ...], Any] = {}
+        self._pending_uses: dict[Digest, float] = {}
+        self._row_cache: dict[tuple[str, tuple[Repository | Reference, ...]], Any] = {}
         # The error message, once damage was found; it lasts until the next start.
         self._damage = ""
         try:
@@ -131,40 +144,29 @@ class Index:
     def blob(self, repository: Repository, digest: Digest) -> BlobRow | None:
         """Return a committed blob, and whether the repository is linked to it; None if it is not stored."""
         return self._cached_row(
-            ("blob", repository, digest),
-            "SELECT size, media_type, EXISTS (SELECT 1 FROM links l"
-            f" WHERE l.repository = {_REPOSITORY_ID_SQL} AND l.digest = b.digest) FROM blobs b WHERE digest = ?",
-            (repository.upstream, repository.name, str(digest)),
+            _BLOB_SQL,
             lambda row: BlobRow(int(row[0]), row[1], bool(row[2])),
+            repository,
+            digest,
         )
 
     def manifest(self, digest: Digest) -> BlobRow | None:
         """Return a committed manifest. The caller checks access."""
         return self._cached_row(
-            ("manifest", digest),
             "SELECT size, media_type FROM blobs WHERE digest = ? AND media_type IS NOT NULL",
-            (str(digest),),
             lambda row: BlobRow(int(row[0]), row[1], is_linked=False),
+            digest,
         )
 
     def blob_size(self, digest: Digest) -> int | None:
         """Return the size of a committed blob. The caller checks access."""
         return self._cached_row(
-            ("stored", digest),
-            "SELECT size FROM blobs WHERE digest = ?",
-            (str(digest),),
-            lambda row: int(row[0]),
+            "SELECT size FROM blobs WHERE digest = ?", lambda row: int(row[0]), digest
         )
 
     def is_linked(self, repository: Repository, digest: Digest) -> bool:
         """Tell whether the repository is known to have the digest, stored here or not."""
-        found = self._cached_row(
-            ("link", repository, digest),
-            f"SELECT 1 FROM links WHERE repository = {_REPOSITORY_ID_SQL} AND digest = ?",
-            (repository.upstream, repository.name, str(digest)),
-            bool,
-        )
-        return found is not None
+        return self._cached_row(_LINK_SQL, bool, repository, digest) is not None
 
     def declared_size(self, repository: Repository, digest: Digest) -> int | None:
         """Return the size that a stored manifest of this repository states for the digest.
@@ -172,15 +174,7 @@ class Index:
         Manifests of other repositories are not trusted: they may state any size. None also if the
         statement is not among the first `MAX_PARENTS` of all repositories.
         """
-        return self._cached_row(
-            ("size", repository, digest),
-            # CROSS JOIN fixes the order: a repository may have any number of links.
-            "SELECT e.size FROM (SELECT parent, size FROM edges WHERE child = ?"
-            f" LIMIT {MAX_PARENTS}) e CROSS JOIN links l ON l.digest = e.parent"
-            f" AND l.repository = {_REPOSITORY_ID_SQL} LIMIT 1",
-            (str(digest), repository.upstream, repository.name),
-            lambda row: int(row[0]),
-        )
+        return self._cached_row(_DECLARED_SIZE_SQL, lambda row: int(row[0]), digest, repository)
 
     def children(self, parent: Digest, count: int) -> list[Digest]:
         """Return up to `count` digests that a stored manifest names, in no particular order."""
@@ -192,10 +186,7 @@ class Index:
     def tag(self, repository: Repository, tag: Tag) -> TagRow | None:
         """Return the last known digest of a tag, or None."""
         return self._cached_row(
-            ("tag", repository, tag),
-            f"SELECT digest, checked FROM tags WHERE repository = {_REPOSITORY_ID_SQL} AND tag = ?",
-            (repository.upstream, repository.name, tag),
-            lambda row: TagRow(Digest.parse(row[0]), float(row[1])),
+            _TAG_SQL, lambda row: TagRow(Digest.parse(row[0]), float(row[1])), repository, tag
         )
 
     def tags(self, repository: Repository) -> list[str]:
@@ -258,7 +249,7 @@ class Index:
 
     def touch(self, digest: Digest) -> None:
         """Record a use of a blob; a use of a manifest counts for everything below it."""
-        self._pending_uses[str(digest)] = self._next_use_time()
+        self._pending_uses[digest] = self._next_use_time()
 
     # Writes, in the thread.
 
@@ -409,7 +400,7 @@ class Index:
         # On a full disk the flush fails, and evictions are needed even more.
         with suppress(StorageError):
             await self.flush()
-        spared = self._pending_uses.keys() | set(map(str, excluded))
+        spared = {*map(str, self._pending_uses), *map(str, excluded)}
         query = "SELECT digest, size, used FROM blobs WHERE NOT pinned ORDER BY used"
         try:
             with closing(self._reader.execute(query)) as rows:
@@ -548,26 +539,33 @@ class Index:
 
     def _cached_row(
         self,
-        key: tuple[object, ...],
         query: str,
-        parameters: tuple[str, ...],
         build: Callable[[tuple[Any, ...]], R],
+        *names: Repository | Reference,
     ) -> R | None:
         """Return `build(row)`, or None without a row; cached until the next write.
 
-        SQLite takes 30 µs for a row, as much as everything else in serving a manifest.
+        SQLite takes 30 µs for a row, several times as much as everything else in serving a manifest.
         """
-        rows = self._row_cache
-        if key not in rows:
-            if len(rows) >= _MAX_CACHED_ROWS:
-                rows.clear()
-            try:
-                row = self._reader.execute(query, parameters).fetchone()
-                rows[key] = None if row is None else build(row)
-            except _READ_ERRORS as error:
-                self._to_storage_error("read", error)
-                return None
-        found: R | None = rows[key]
+        rows, key = self._row_cache, (query, names)
+        found: R | None = rows.get(key, _NOT_CACHED)
+        if found is not _NOT_CACHED:
+            return found
+        parameters: list[str] = []
+        for name in names:
+            if isinstance(name, Repository):
+                parameters += (name.upstream, name.name)
+            else:
+                parameters.append(str(name))
+        try:
+            row = self._reader.execute(query, parameters).fetchone()
+            found = None if row is None else build(row)
+        except _READ_ERRORS as error:
+            self._to_storage_error("read", error)
+            return None
+        if len(rows) >= _MAX_CACHED_ROWS:
+            rows.clear()
+        rows[key] = found
         return found
 
     def _read_rows(
