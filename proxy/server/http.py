@@ -103,7 +103,7 @@ class HttpConnection(asyncio.Protocol):
             self._handler = _reject
             self._keepalive_timeout = REJECTED_TIMEOUT
         self._loop = asyncio.get_running_loop()
-        self._client: str | None = None
+        self._client = slot.address or None if slot else None
         self._scheme = "http"
         self._parser = httptools.HttpRequestParser(self)
         # The request that is being parsed.
@@ -139,8 +139,6 @@ class HttpConnection(asyncio.Protocol):
         """Wait for the first request."""
         transport = cast("asyncio.Transport", transport)  # uvloop's class is not registered as one
         self.transport = transport
-        peer = transport.get_extra_info("peername")
-        self._client = peer[0] if isinstance(peer, tuple) else None
         if transport.get_extra_info("sslcontext"):
             self._scheme = "https"
         self._set_deadline(self._keepalive_timeout)
@@ -157,7 +155,11 @@ class HttpConnection(asyncio.Protocol):
             self._stall_timer.cancel()
         if self._drained and not self._drained.done():
             self._drained.set_exception(ConnectionResetError(sendfile.CLIENT_DISCONNECTED))
+        self._end_parsing()
         self._requests.clear()
+        # They refer to this object: without them it is freed now, and not by the garbage collector.
+        del self._parser
+        self._timer = None
         self._server.discard(self)
         if self._slot:
             self._slot.release()
