@@ -101,13 +101,15 @@ class ManifestCache:
             manifest = self._store.lookup_cached(reference, row.media_type)
             return ManifestResult(manifest, "hit") if manifest else None
         tag_row = self._index.tag(repository, reference)
-        if tag_row is None or self._tag_freshness(reference, tag_row) is not Freshness.FRESH:
+        if tag_row is None:
+            return None
+        age, ttl = self._clock() - tag_row.checked_at, self._tag_ttl(reference)
+        if not freshness.is_fresh(age, ttl):
             return None
         manifest = self._store.lookup_cached(tag_row.digest, tag_row.media_type)
         if manifest is None or not self._accepts(accept, manifest.media_type):
             return None
-        age = self._clock() - tag_row.checked_at
-        return ManifestResult(manifest, "hit", age, self._tag_ttl(reference))
+        return ManifestResult(manifest, "hit", age, ttl)
 
     async def get_manifest(
         self, repository: Repository, reference: Reference, accept: tuple[str, ...]

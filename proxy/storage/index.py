@@ -32,6 +32,7 @@ from proxy.storage.image_queries import delete_images
 R = TypeVar("R")
 
 _MAX_CACHED_ROWS = 10_000
+_NOT_CACHED: Any = object()
 # How long a commit waits for another process to unlock the index, and how often it tries, in seconds.
 LOCK_TIMEOUT = 5.0
 LOCK_POLL_INTERVAL = 0.05
@@ -51,7 +52,27 @@ _MAX_RELEASED_PAGES = 256
 # layer may be in all; the loop reads 256 in less than a millisecond.
 MAX_PARENTS = 256
 
+# Queries of single rows; the parameters are the names in the order of `_cached_row`.
 _REPOSITORY_ID_SQL = "(SELECT id FROM repositories WHERE upstream = ? AND name = ?)"
+_BLOB_SQL = (
+    "SELECT size, coalesce(l.media_type, b.media_type), l.repository IS NOT NULL FROM blobs b"
+    f" LEFT JOIN links l ON l.repository = {_REPOSITORY_ID_SQL} AND l.digest = b.digest"
+    " WHERE b.digest = ?"
+)
+_SENDER_SQL = "SELECT 1 FROM senders WHERE upstream = ? AND digest = ?"
+# CROSS JOIN fixes the order: a repository may have any number of links.
+_DECLARED_SIZE_SQL = (
+    "SELECT e.size FROM (SELECT parent, size, is_foreign FROM edges WHERE child = ?"
+    f" AND size != {queries.UNKNOWN_SIZE} LIMIT {MAX_PARENTS}) e CROSS JOIN links l"
+    f" ON l.digest = e.parent AND l.repository = {_REPOSITORY_ID_SQL}"
+    " WHERE NOT e.is_foreign LIMIT 1"
+)
+_TAG_SQL = (
+    "SELECT t.digest, t.checked, coalesce(l.media_type, b.media_type) FROM tags t"
+    " LEFT JOIN links l ON l.repository = t.repository AND l.digest = t.digest"
+    " LEFT JOIN blobs b ON b.digest = t.digest"
+    f" WHERE t.repository = {_REPOSITORY_ID_SQL} AND t.tag = ?"
+)
 
 log = get_logger(__name__)
 
@@ -98,8 +119,8 @@ class Index:
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self.path = path
         self._clock = clock
-        self._pending_uses: dict[str, float] = {}
-        self._row_cache: dict[tuple[object, ...], Any] = {}
+        self._pending_uses: dict[Digest, float] = {}
+        self._row_cache: dict[tuple[str, tuple[Repository | Digest | str, ...]], Any] = {}
         # The error message, once damage was found; it lasts until the next start.
         self._damage = ""
         self._used_pages = 0
@@ -145,41 +166,29 @@ class Index:
     def blob(self, repository: Repository, digest: Digest) -> BlobRow | None:
         """Return a committed blob, and whether the repository is linked to it; None if it is not stored."""
         return self._cached_row(
-            ("blob", repository, digest),
-            "SELECT size, coalesce(l.media_type, b.media_type), l.repository IS NOT NULL FROM blobs b"
-            f" LEFT JOIN links l ON l.repository = {_REPOSITORY_ID_SQL} AND l.digest = b.digest"
-            " WHERE b.digest = ?",
-            (repository.upstream, repository.name, str(digest)),
+            _BLOB_SQL,
             lambda row: BlobRow(int(row[0]), row[1], bool(row[2])),
+            repository,
+            digest,
         )
 
     def manifest(self, digest: Digest) -> BlobRow | None:
         """Return a committed manifest. The caller checks access."""
         return self._cached_row(
-            ("manifest", digest),
             "SELECT size, media_type FROM blobs WHERE digest = ? AND media_type IS NOT NULL",
-            (str(digest),),
             lambda row: BlobRow(int(row[0]), row[1], is_linked=False),
+            digest,
         )
 
     def blob_size(self, digest: Digest) -> int | None:
         """Return the size of a committed blob. The caller checks access."""
         return self._cached_row(
-            ("stored", digest),
-            "SELECT size FROM blobs WHERE digest = ?",
-            (str(digest),),
-            lambda row: int(row[0]),
+            "SELECT size FROM blobs WHERE digest = ?", lambda row: int(row[0]), digest
         )
 
     def has_sent(self, upstream: str, digest: Digest) -> bool:
         """Tell whether the upstream has sent all bytes of a stored blob, under any repository."""
-        found = self._cached_row(
-            ("sender", upstream, digest),
-            "SELECT 1 FROM senders WHERE digest = ? AND upstream = ?",
-            (str(digest), upstream),
-            bool,
-        )
-        return found is not None
+        return self._cached_row(_SENDER_SQL, bool, upstream, digest) is not None
 
     def declared_size(self, repository: Repository, digest: Digest) -> int | None:
         """Return the size that a stored manifest of this repository states for a blob of the registry.
@@ -187,16 +196,7 @@ class Index:
         Manifests of other repositories are not trusted: they may state any size. None also if the
         statement is not among the first `MAX_PARENTS` of all repositories.
         """
-        return self._cached_row(
-            ("size", repository, digest),
-            # CROSS JOIN fixes the order: a repository may have any number of links.
-            "SELECT e.size FROM (SELECT parent, size, is_foreign FROM edges WHERE child = ?"
-            f" AND size != {queries.UNKNOWN_SIZE} LIMIT {MAX_PARENTS}) e CROSS JOIN links l"
-            f" ON l.digest = e.parent AND l.repository = {_REPOSITORY_ID_SQL}"
-            " WHERE NOT e.is_foreign LIMIT 1",
-            (str(digest), repository.upstream, repository.name),
-            lambda row: int(row[0]),
-        )
+        return self._cached_row(_DECLARED_SIZE_SQL, lambda row: int(row[0]), digest, repository)
 
     def children(self, parent: Digest, count: int) -> list[Digest]:
         """Return up to `count` digests that a stored manifest names, without foreign layers."""
@@ -208,13 +208,10 @@ class Index:
     def tag(self, repository: Repository, tag: Tag) -> TagRow | None:
         """Return the last known digest of a tag, or None."""
         return self._cached_row(
-            ("tag", repository, tag),
-            "SELECT t.digest, t.checked, coalesce(l.media_type, b.media_type) FROM tags t"
-            " LEFT JOIN links l ON l.repository = t.repository AND l.digest = t.digest"
-            " LEFT JOIN blobs b ON b.digest = t.digest"
-            f" WHERE t.repository = {_REPOSITORY_ID_SQL} AND t.tag = ?",
-            (repository.upstream, repository.name, tag),
+            _TAG_SQL,
             lambda row: TagRow(Digest.parse(row[0]), float(row[1]), row[2]),
+            repository,
+            tag,
         )
 
     def tags(self, repository: Repository) -> list[str]:
@@ -287,7 +284,7 @@ class Index:
 
     def touch(self, digest: Digest) -> None:
         """Record a use of a blob; a use of a manifest counts for everything below it."""
-        self._pending_uses[str(digest)] = self._next_use_time()
+        self._pending_uses[digest] = self._next_use_time()
 
     # Writes, in the thread.
 
@@ -438,7 +435,7 @@ class Index:
         # On a full disk the flush fails, and evictions are needed even more.
         with suppress(StorageError):
             await self.flush()
-        spared = self._pending_uses.keys() | set(map(str, excluded))
+        spared = {*map(str, self._pending_uses), *map(str, excluded)}
         query = "SELECT digest, size, used FROM blobs WHERE NOT pinned ORDER BY used"
         try:
             with closing(self._reader.execute(query)) as rows:
@@ -591,26 +588,33 @@ class Index:
 
     def _cached_row(
         self,
-        key: tuple[object, ...],
         query: str,
-        parameters: tuple[str, ...],
         build: Callable[[tuple[Any, ...]], R],
+        *names: Repository | Digest | str,
     ) -> R | None:
         """Return `build(row)`, or None without a row; cached until the next write.
 
-        SQLite takes 30 µs for a row, as much as everything else in serving a manifest.
+        SQLite takes 30 µs for a row, several times as much as everything else in serving a manifest.
         """
-        rows = self._row_cache
-        if key not in rows:
-            if len(rows) >= _MAX_CACHED_ROWS:
-                rows.clear()
-            try:
-                row = self._reader.execute(query, parameters).fetchone()
-                rows[key] = None if row is None else build(row)
-            except _READ_ERRORS as error:
-                self._to_storage_error("read", error)
-                return None
-        found: R | None = rows[key]
+        rows, key = self._row_cache, (query, names)
+        found: R | None = rows.get(key, _NOT_CACHED)
+        if found is not _NOT_CACHED:
+            return found
+        parameters: list[str] = []
+        for name in names:
+            if isinstance(name, Repository):
+                parameters += (name.upstream, name.name)
+            else:
+                parameters.append(str(name))
+        try:
+            row = self._reader.execute(query, parameters).fetchone()
+            found = None if row is None else build(row)
+        except _READ_ERRORS as error:
+            self._to_storage_error("read", error)
+            return None
+        if len(rows) >= _MAX_CACHED_ROWS:
+            rows.clear()
+        rows[key] = found
         return found
 
     def _read_rows(

@@ -338,7 +338,7 @@ def restore_senders(connection: sqlite3.Connection, rows: Iterable[tuple[str, ..
     )
 
 
-def record_uses(connection: sqlite3.Connection, uses: dict[str, float]) -> None:
+def record_uses(connection: sqlite3.Connection, uses: dict[Digest, float]) -> None:
     """Set the time of use of blobs, and of everything below the manifests among them.
 
     So the layers of an image are as recently used as its manifest, even if clients already have them.
@@ -348,7 +348,7 @@ def record_uses(connection: sqlite3.Connection, uses: dict[str, float]) -> None:
         " JOIN below b ON e.parent = b.digest)"
         # A blob may have been added after this use was recorded: its later time stays.
         " UPDATE blobs SET used = ? WHERE digest IN (SELECT digest FROM below) AND used < ?",
-        [(digest, used, used) for digest, used in sorted(uses.items(), key=itemgetter(1))],
+        [(str(digest), used, used) for digest, used in sorted(uses.items(), key=itemgetter(1))],
     )
 
 
