@@ -1,4 +1,4 @@
-"""Access: a repository is served what upstream has for it, and nothing by its digest alone."""
+"""Access: content is served only in repositories that have it upstream; a digest is not enough."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ from tests.fakes.registry import FakeRegistry
 
 @pytest.fixture
 async def secret(registry, program):
-    """A private image that is cached; beside it there is a public repository."""
+    """A cached private image, and a public repository."""
     image = registry.add_image("me/secret", layers=[b"secret layer"])
     registry.add_image("me/public", layers=[b"public layer"])
     await program.pull(image)

@@ -1,6 +1,4 @@
-"""The HTTP protocol: requests in order, their limits, and identical responses to identical
-requests.
-"""
+"""The HTTP protocol: requests in order, their limits, and repeated requests."""
 
 import asyncio
 import re

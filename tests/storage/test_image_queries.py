@@ -203,9 +203,7 @@ async def test_a_shared_layer_belongs_to_every_image_that_names_it(index):
 
 
 async def test_an_edge_of_another_repository_does_not_keep_an_image(index):
-    """An index in another repository that names one image and refers to the other does not belong
-    to them.
-    """
+    """An index of another repository that names and refers to these images is not theirs."""
     one, other, above = MANIFESTS[:3]
     named = (Descriptor(LAYERS[0], 7, "", None, is_foreign=False),)
     for digest in (one, other):

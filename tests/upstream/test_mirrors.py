@@ -1,4 +1,4 @@
-"""A mirror never does harm: if anything goes wrong with it, the next one is tried."""
+"""Mirrors: if one fails in any way, the next one is tried."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
