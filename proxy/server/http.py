@@ -20,6 +20,7 @@ from proxy.server import sendfile
 from proxy.server.connection_limit import ConnectionSlot
 from proxy.server.request import Request
 from proxy.server.responses import Body, Response, json_response, serialize_head
+from proxy.server.send_turns import SendTurns
 
 # How long a connection may be idle, before its first request and between requests, in seconds.
 KEEPALIVE_TIMEOUT = 75.0
@@ -107,7 +108,7 @@ class HttpConnection(asyncio.Protocol):
             self._handler = _reject
             self._keepalive_timeout = REJECTED_TIMEOUT
         self._loop = asyncio.get_running_loop()
-        self._client: str | None = None
+        self._client = slot.address or None if slot else None
         self._scheme = "http"
         self._parser = httptools.HttpRequestParser(self)
         # The request that is being parsed.
@@ -144,8 +145,6 @@ class HttpConnection(asyncio.Protocol):
         """Wait for the first request."""
         transport = cast("asyncio.Transport", transport)  # uvloop's class is not registered as one
         self.transport = transport
-        peer = transport.get_extra_info("peername")
-        self._client = peer[0] if isinstance(peer, tuple) else None
         if transport.get_extra_info("sslcontext"):
             self._scheme = "https"
         self._set_deadline(self._keepalive_timeout)
@@ -162,7 +161,11 @@ class HttpConnection(asyncio.Protocol):
             self._stall_timer.cancel()
         if self._drained and not self._drained.done():
             self._drained.set_exception(ConnectionResetError(sendfile.CLIENT_DISCONNECTED))
+        self._end_parsing()
         self._requests.clear()
+        # They refer to this object: without them it is freed now, and not by the garbage collector.
+        del self._parser
+        self._timer = None
         self._server.discard(self)
         if self._slot:
             self._slot.release()
@@ -177,8 +180,9 @@ class HttpConnection(asyncio.Protocol):
             return
         if self._is_reading_request or self._requests:
             self._parse(data)
-        elif (repeated := self._server.find_repeated(data)) is not None:
-            self._requests.append(repeated.for_client(self._client, self._scheme))
+        elif repeated := self._server.find_repeated(data):
+            self._answer(repeated.for_client(self._client, self._scheme))
+            return
         else:
             self._parse(data)
             self._remember(data)
@@ -546,7 +550,8 @@ class HttpConnection(asyncio.Protocol):
             transport = self.transport
             if transport is None:
                 raise gone
-            sender = sendfile.BodySender(transport, self._drain, self._server.threads)
+            server = self._server
+            sender = sendfile.BodySender(transport, self._drain, server.threads, server.turns)
             try:
                 if request.method == "HEAD":
                     transport.write(head)
@@ -613,6 +618,7 @@ class HttpServer:
         self.handler = handler
         self.threads = threads
         self.trace_requests = trace_requests
+        self.turns = SendTurns()
         self.all_closed = asyncio.Event()
         self._group = group
         self._open_connections: set[HttpConnection] = set()

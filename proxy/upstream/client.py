@@ -13,9 +13,7 @@ from urllib.parse import urlencode
 
 from proxy.errors import (
     DigestMismatchError,
-    NotFoundError,
     UpstreamError,
-    UpstreamUnauthorizedError,
 )
 from proxy.metrics import Metrics, RequestKind
 from proxy.oci.digest import Digest
@@ -26,7 +24,7 @@ from proxy.upstream.body import BlobBody
 from proxy.upstream.encoding import is_gzip_encoded
 from proxy.upstream.mirrors import MirrorSet
 from proxy.upstream.registry_client import REQUEST_TIMEOUT, ApiRequest, RegistryClient
-from proxy.upstream.responses import MAX_LIST_SIZE
+from proxy.upstream.responses import MAX_LIST_SIZE, Evidence
 from proxy.upstream.search import SearchPage
 
 # A list of tags or referrers with more pages, or larger in all than `MAX_LIST_SIZE`, is an error
@@ -79,6 +77,11 @@ class Upstream:
         if not quota.is_scarce:
             return ""
         return f"{self.name} allows {quota.remaining} more of {quota.limit} pulls"
+
+    @property
+    def has_mirrors(self) -> bool:
+        """Whether others than the registry are asked for content."""
+        return self._mirror_set.has_mirrors
 
     @property
     def is_up(self) -> bool:
@@ -138,18 +141,16 @@ class Upstream:
 
         return await self._mirror_set.try_each(fetch_at)
 
-    async def has_blob(self, repository: str, digest: Digest) -> bool:
-        """Tell whether upstream holds the blob in this repository, by HEAD.
+    async def probe_blob(self, repository: str, digest: Digest) -> Evidence:
+        """Ask for the first byte of a blob, and return what the response states about the blob.
 
-        Only the registry is asked: many mirrors serve a digest under any name, and some answer 200
-        to every HEAD. A redirect means yes and is not followed: a signed URL works for GET only.
+        Only the registry is asked: many mirrors serve a digest under any name. Redirects are followed,
+        because some registries redirect every request, without looking whether the blob exists.
+        Raises `UnknownBlobError`, `UpstreamError`, and `UnsatisfiableRangeError` if it is empty.
         """
-        request = ApiRequest("HEAD", repository, f"blobs/{digest}", "blob", follow_redirects=False)
-        try:
-            await self._registry.request(request, responses.read_blob_size)
-        except (NotFoundError, UpstreamUnauthorizedError):
-            return False
-        return True
+        one_byte = {"Range": "bytes=0-0"}
+        request = ApiRequest("GET", repository, f"blobs/{digest}", "blob", one_byte)
+        return await self._registry.request(request, responses.read_evidence)
 
     async def fetch_blob_size(self, repository: str, digest: Digest) -> int | None:
         """Return the size of a blob, or None if upstream does not send it.

@@ -1,6 +1,7 @@
 """Read registries' responses: bodies up to a limit, headers only if they are valid."""
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -16,6 +17,15 @@ MAX_LIST_SIZE = 8 << 20
 MAX_SEARCH_SIZE = 1 << 20
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a response states about the content that was requested; None where it states nothing."""
+
+    size: int | None
+    digest: Digest | None
+    is_html: bool
 
 
 class _TagsPage(msgspec.Struct):
@@ -59,6 +69,16 @@ async def read_blob_size(response: ClientResponse) -> tuple[int, int | None]:
     if response.status == 206:
         return 206, parse_content_range(response)[1]
     return response.status, response.content_length
+
+
+async def read_evidence(response: ClientResponse) -> Evidence:
+    """Return what the response to a GET of a blob's first byte states about the blob."""
+    size = response.content_length
+    if response.status == 206:
+        size = parse_content_range(response)[1]
+        await response.content.read(1)  # with its body read, the connection can be used again
+    is_html = response.content_type == "text/html"
+    return Evidence(size, await read_digest(response), is_html)
 
 
 async def read_list_page(response: ClientResponse) -> tuple[bytes, str | None]:

@@ -1,6 +1,4 @@
-"""Raw hostile requests: they get a 4xx in the form of the specification, never a 500 or a
-traceback.
-"""
+"""Raw hostile requests: they get a 4xx of the specification, never a 500 or a traceback."""
 
 import json
 
