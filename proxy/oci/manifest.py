@@ -26,7 +26,8 @@ ORAS_ARTIFACT = "application/vnd.cncf.oras.artifact.manifest.v1+json"
 
 INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_MANIFEST_LIST})
 ARTIFACT_TYPES = frozenset({OCI_ARTIFACT, ORAS_ARTIFACT})
-MANIFEST_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST}) | INDEX_TYPES | ARTIFACT_TYPES
+IMAGE_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST}) | INDEX_TYPES
+MANIFEST_TYPES = IMAGE_TYPES | ARTIFACT_TYPES
 
 # Registries match exact types, and some respond 404 unless all of them are listed.
 ACCEPT = (

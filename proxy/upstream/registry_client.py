@@ -34,6 +34,12 @@ from proxy.upstream.offline import OfflineSwitch
 from proxy.upstream.quota import Cooldown, Quota, parse_ratelimit, parse_retry_after
 from proxy.upstream.redirects import MAX_REDIRECTS, REDIRECT_STATUSES, redirect_target
 
+# A CDN sends these for a signed URL that has expired, or that its clock does not accept.
+EXPIRED_URL_STATUSES = frozenset({400, 401, 403, 410})
+
+# Repositories of other registries, reached by redirects, whose anonymous tokens are kept.
+MAX_REDIRECT_TOKENS = 100
+
 # Seconds for one API request with its token, redirects and retries. Clients wait 15 s for a
 # response, and some responses need two such requests.
 REQUEST_TIMEOUT = 12.0
@@ -133,6 +139,7 @@ class RegistryClient:
         self.label = f"{name}'s mirror {self._base_url.authority}" if is_mirror else name
         self._session = session
         self._authenticator = authenticator
+        self._redirect_authenticators: dict[tuple[URL, str], Authenticator] = {}
         self._metrics = metrics
         self._offline = offline
         self.timeouts = timeouts
@@ -213,22 +220,9 @@ class RegistryClient:
         Returns a successful response, or a redirect if the request does not follow redirects.
         """
         url = URL(f"{str(self._base_url).rstrip('/')}/{request.target}", encoded=True)
-        repository, deadline = request.repository, limits.deadline
-        authorization = await self._await_authorization(
-            self._authenticator.get_authorization(repository), deadline
-        )
-        response = await self._send(request, url, limits, authorization)
+        authorization = await self._get_authorization(request, url, limits)
+        response, authorization = await self._send_and_renew(request, url, limits, authorization)
         try:
-            if response.status == 401:
-                challenges = challenge.parse(response.headers.getall(hdrs.WWW_AUTHENTICATE, ()))
-                renewed = await self._await_authorization(
-                    self._authenticator.handle_challenges(challenges, repository, authorization),
-                    deadline,
-                )
-                if renewed:
-                    response.release()
-                    response = await self._send(request, url, limits, renewed)
-                    authorization = renewed
             for _ in range(MAX_REDIRECTS):
                 if response.status not in REDIRECT_STATUSES or not request.follow_redirects:
                     break
@@ -236,14 +230,65 @@ class RegistryClient:
                 response.release()
                 # Credentials stay at their origin: CDNs reject them, and others could keep them.
                 if target.origin() != url.origin():
-                    authorization = None
+                    authorization = await self._get_authorization(request, target, limits)
                 url = target
-                response = await self._send(request, url, limits, authorization)
+                response, authorization = await self._send_and_renew(
+                    request, url, limits, authorization
+                )
             await self._raise_for_status(response, request, authorization)
         except BaseException:
             _close_response(response)
             raise
         return response
+
+    async def _get_authorization(
+        self, request: ApiRequest, url: URL, limits: _AttemptLimits
+    ) -> str | None:
+        """Return what the registry at this URL, or one that it redirected to, has asked for before."""
+        authenticator = self._redirect_authenticators.get((url.origin(), request.repository))
+        if url.origin() == self._base_url.origin():
+            authenticator = self._authenticator
+        if authenticator is None:
+            return None
+        return await self._await_authorization(
+            authenticator.get_authorization(request.repository), limits.deadline
+        )
+
+    async def _send_and_renew(
+        self, request: ApiRequest, url: URL, limits: _AttemptLimits, authorization: str | None
+    ) -> tuple[ClientResponse, str | None]:
+        """Send the request, and once more if it is challenged; return the authorization used."""
+        response = await self._send(request, url, limits, authorization)
+        if response.status != 401:
+            return response, authorization
+        try:
+            challenges = challenge.parse(response.headers.getall(hdrs.WWW_AUTHENTICATE, ()))
+            authenticator = self._find_authenticator(url.origin(), request.repository)
+            renewed = await self._await_authorization(
+                authenticator.handle_challenges(challenges, request.repository, authorization),
+                limits.deadline,
+            )
+        except BaseException:
+            _close_response(response)
+            raise
+        if renewed is None:
+            return response, authorization
+        response.release()
+        return await self._send(request, url, limits, renewed), renewed
+
+    def _find_authenticator(self, origin: URL, repository: str) -> Authenticator:
+        """Return the authenticator of the registry, or of another one that it has redirected to.
+
+        The other one gets no credentials.
+        """
+        if origin == self._base_url.origin():
+            return self._authenticator
+        others = self._redirect_authenticators
+        other = others.pop((origin, repository), None)
+        others[origin, repository] = other or self._authenticator.create_anonymous(origin)
+        if len(others) > MAX_REDIRECT_TOKENS:
+            del others[next(iter(others))]
+        return others[origin, repository]
 
     async def _await_authorization(self, authorization: Awaitable[T], deadline: float) -> T:
         try:
@@ -319,6 +364,12 @@ class RegistryClient:
         if status in REDIRECT_STATUSES and not request.follow_redirects:
             return
         reason = await errors.read_error_reason(response)
+        is_redirected = response.url.origin() != self._base_url.origin()
+        if is_redirected and request.kind == "blob" and status in EXPIRED_URL_STATUSES:
+            # The registry has the blob: it may redirect to another URL next time.
+            raise UpstreamUnavailableError(
+                f"{self.label} redirected to {response.url.host}, which responded with status {status}"
+            )
         if status == 401 and authorization and authorization.startswith("Basic "):
             raise errors.invalid_credentials_error(self.label, reason)
         if status != 429:

@@ -182,6 +182,11 @@ class Docker(Client):
         self._docker("rmi", self._name(image))
         assert not self._docker("images", "--quiet")
 
+    def pull_name(self, *arguments: str) -> str:
+        """Pull with the arguments of `docker pull`; return the tags and digests of all images."""
+        self._docker("pull", *arguments)
+        return self._docker("images", "--digests", "--format", "{{.Tag}} {{.Digest}}")
+
     def search(self, words: str, *options: str) -> list[dict[str, str]]:
         """Search the mirror itself, by its address, and return one row per repository."""
         term = f"{self.mirror}/{words}"
