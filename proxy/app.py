@@ -119,13 +119,16 @@ async def run_maintenance(app: "RunningApp", core: Core) -> None:
         config = app.config
         try:
             await core.index.flush()
-            if loop.time() - swept_at > SWEEP_INTERVAL:
-                swept_at = loop.time()
+        except StorageError as error:
+            log.warning("maintenance_failed", reason=str(error))
+        if loop.time() - swept_at > SWEEP_INTERVAL:
+            swept_at = loop.time()
+            try:
                 await core.space.sweep(
                     max_idle=config.store.max_idle, ingest_ttl=config.fetch.ingest_ttl
                 )
-        except StorageError as error:
-            log.warning("maintenance_failed", reason=str(error))
+            except StorageError as error:
+                log.warning("maintenance_failed", reason=str(error))
         await asyncio.sleep(FLUSH_INTERVAL)
 
 

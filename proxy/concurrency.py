@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from copy import copy
 from functools import partial
 from typing import Generic, ParamSpec, TypeVar
@@ -119,6 +119,16 @@ async def background(work: Awaitable[R]) -> AsyncIterator["asyncio.Future[R]"]:
         await run_uncancelled(asyncio.wait((future,)))
         if not future.cancelled():
             future.exception()  # marks it as retrieved; the block had the chance to await it
+
+
+async def run_all(*works: Awaitable[None]) -> None:
+    """Run all `works` to completion; the first error cancels the others and is raised."""
+    async with AsyncExitStack() as stack:
+        pending = {await stack.enter_async_context(background(work)) for work in works}
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for future in done:
+                future.result()
 
 
 async def read_ahead(items: Iterator[R], executor: Executor) -> AsyncGenerator[R, None]:

@@ -49,9 +49,9 @@ class Core:
     started_at: float = field(default_factory=time.monotonic)
 
     async def check_store(self) -> None:
-        """Raise `StorageError` if the store cannot be written or its index cannot be read."""
+        """Raise `StorageError` if the store or its index cannot be used."""
         await run_in_thread(self.disk_threads, self.store.check_writable)
-        self.index.oldest_use()
+        await self.index.check_usable()
 
 
 async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], float]) -> Core:
@@ -82,6 +82,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     upstream_factory = UpstreamFactory(metrics, offline, group, clock)
     sessions.push_async_callback(upstream_factory.close)
     group.create_task(upstream_factory.close_unused())
+    group.create_task(index.check_integrity(threads))
     storage = StorageDeps(store, index, space, metrics, threads, open_ingests=set())
     downloads = DownloadManager(storage, config.fetch, group)
     metrics.register_gauges(_LiveGauges(space, index, downloads))
@@ -156,6 +157,10 @@ class _LiveGauges:
     @property
     def store_oldest_use(self) -> float:
         return self.index.oldest_use()
+
+    @property
+    def index_damaged(self) -> int:
+        return self.index.is_damaged
 
     @property
     def downloads_in_progress(self) -> int:

@@ -38,7 +38,7 @@ UncachedReason = Literal["too_large", "no_space", "pinned", "disk_error"]
 
 # Series that exist from the start, so that `rate()` sees the first increment.
 _INITIAL_SERIES: tuple[tuple[RequestKind, tuple[CacheState, ...]], ...] = (
-    ("manifest", ("hit", "miss", "collapsed", "revalidated", "stale")),
+    ("manifest", ("hit", "miss", "collapsed", "revalidated", "stale", "bypass")),
     ("blob", ("hit", "miss", "collapsed", "bypass")),
 )
 _DOWNLOAD_RESULTS: tuple[DownloadResult, ...] = ("stored", "failed", "mismatch", "bypass")
@@ -81,6 +81,10 @@ class GaugeSource(Protocol):
         """Last use of the blob that is evicted next, in Unix seconds; 0 if the store is empty."""
 
     @property
+    def index_damaged(self) -> int:
+        """1 if the index is damaged, else 0."""
+
+    @property
     def downloads_in_progress(self) -> int:
         """Running downloads."""
 
@@ -99,6 +103,7 @@ class GaugeCollector(Collector):
             ("store_blobs", "Blobs in the store."),
             ("store_reserved_bytes", "Bytes reserved for running downloads."),
             ("store_pinned_bytes", "Bytes of blobs of pinned images."),
+            ("index_damaged", "1 if the index of the store is damaged, else 0."),
             ("downloads_in_progress", "Running downloads."),
         ):
             yield _gauge_family(name, text, getattr(self._source, name))

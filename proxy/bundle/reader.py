@@ -105,10 +105,10 @@ class BundleReader:
             content = await self._image_store.blob_store.read(digest)
             with suppress(InvalidManifestError):  # reported when the image is added
                 manifest = oci.parse_manifest(content or b"", media_type)
-                for child in manifest.children:
-                    if manifest.is_index and child.digest not in self._lease.digests:
+                for child in manifest.manifests:
+                    if child.digest not in self._lease.digests:
                         self._announced_manifests[child.digest] = child.media_type
-                    queue.append(child.digest)
+                queue += [child.digest for child in manifest.children]
 
     def _parse_documents(self) -> None:
         documents = self._documents

@@ -214,15 +214,21 @@ class ManifestCache:
         except NotFoundError as error:
             self._missing_tags.set((repository, tag), error)
             if tag_row:
-                await self._index.delete_tag(repository, tag)
+                await self._update_tag(repository, tag, None)
             raise
         self._missing_tags.discard((repository, tag))
-        try:
-            await self._index.set_tag(repository, tag, manifest.digest)
-        except StorageError as error:
-            # The next request asks upstream again; this answer is still right.
-            log.warning("index_write_failed", reason=str(error))
+        await self._update_tag(repository, tag, manifest.digest)
         return manifest, state
+
+    async def _update_tag(self, repository: Repository, tag: Tag, digest: Digest | None) -> None:
+        """Set what the tag names, or delete it; if that fails, the next request asks upstream again."""
+        try:
+            if digest is None:
+                await self._index.delete_tag(repository, tag)
+            else:
+                await self._index.set_tag(repository, tag, digest)
+        except StorageError as error:
+            log.warning("index_write_failed", reason=str(error))
 
     async def _revalidate(
         self, repository: Repository, tag: Tag, tag_row: TagRow
@@ -315,4 +321,5 @@ class ManifestCache:
     ) -> tuple[CachedManifest, CacheState]:
         upstream = self._upstreams[repository.upstream]
         fetched = await upstream.fetch_manifest(repository.name, reference)
-        return await self._store.add(repository, fetched), "miss"
+        manifest, is_stored = await self._store.add(repository, fetched)
+        return manifest, "miss" if is_stored else "bypass"

@@ -49,7 +49,7 @@ class Prefetcher:
             return
         self._recently_prefetched.set(key, None)
         upstream = self._upstreams[repository.upstream]
-        for digest in self._index.children(manifest.digest)[:MAX_BLOBS]:
+        for digest in self._index.children(manifest.digest, MAX_BLOBS):
             is_known = self._index.blob(repository, digest) or self._downloads.get(
                 upstream.name, digest
             )

@@ -16,7 +16,6 @@ from proxy.concurrency import RESPONSE_TIMEOUT, SingleFlight, enforce_deadline
 from proxy.config import Config
 from proxy.config.schema import DEFAULT_UPSTREAM
 from proxy.errors import (
-    DeniedError,
     InvalidReferenceError,
     NotFoundError,
     OfflineError,
@@ -145,7 +144,7 @@ class RepositorySearch:
         # Some registries ignore `limit` and send everything.
         for hit in answer.results[: query.limit]:
             repository = normalize_repository(query.upstream, hit.name)
-            if self._is_allowed(repository):
+            if self._names.is_allowed(repository):
                 results.append(msgspec.structs.replace(hit, name=display_name(repository)))
         page = SearchPage(results, answer.total)
         self._page_cache.set(query, page)
@@ -163,20 +162,12 @@ class RepositorySearch:
                 for repository in self._index.repositories()
                 if query.upstream in (DEFAULT_UPSTREAM, repository.upstream)
                 and all(term in display_name(repository) for term in terms)
-                and self._is_allowed(repository)
+                and self._names.is_allowed(repository)
             ),
             key=lambda hit: (not hit.is_official, hit.name),
         )
         start = (query.page - 1) * query.limit
         return SearchPage(hits[start : start + query.limit], len(hits))
-
-    def _is_allowed(self, repository: Repository) -> bool:
-        """Tell whether clients may pull the repository; a stored one may be denied now."""
-        try:
-            self._names.check_allowed(repository)
-        except DeniedError:
-            return False
-        return True
 
 
 def _stored_hit(repository: Repository) -> SearchHit:

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import msgspec
 
-from proxy.errors import InvalidManifestError, UnknownManifestError
+from proxy.errors import InvalidManifestError, StorageError, UnknownManifestError
 from proxy.images.store import ImageStore
 from proxy.images.tree import ManifestNode, PlatformState, build_tree
 from proxy.names import display_name
@@ -86,7 +86,8 @@ class ImageInspector:
         `StorageError`.
         """
         repository, reference = self._image_store.names.to_repository(parse_image(image))
-        await self._image_store.index.flush()
+        with suppress(StorageError):  # then the times of use are older
+            await self._image_store.index.flush()
         return await self._image_store.query(
             lambda queries: self._describe_image(queries, repository, reference)
         )
@@ -135,10 +136,10 @@ class ImageInspector:
         reference: Reference,
         node: ManifestNode,
     ) -> PlatformDetail:
-        if node.manifest is None or not node.manifest.children:
+        if node.manifest is None:
             return PlatformDetail(node.platform_state(), None, ())
-        config = self._image_store.load_config(node.manifest)
-        layers = node.manifest.children[1:]
+        config = self._image_store.load_config(node.manifest, node.stored)
+        layers = node.manifest.layers
         commands = config.commands_for_layers(len(layers)) if config else [""] * len(layers)
         return PlatformDetail(
             node.platform_state(),
@@ -146,7 +147,7 @@ class ImageInspector:
             [
                 LayerDetail(
                     str(layer.digest),
-                    layer.size,
+                    node.stored.get(layer.digest, layer.size or 0),
                     layer.media_type,
                     layer.digest in node.stored,
                     command,
@@ -159,9 +160,7 @@ class ImageInspector:
     def _describe_referrer(self, blob: StoredBlob, subject: Digest) -> Referrer:
         manifest = None
         with suppress(InvalidManifestError):
-            manifest = self._image_store.load_manifest(
-                blob.digest, blob.size, blob.media_type or ""
-            )
+            manifest = self._image_store.load_manifest(blob.digest, blob.size)
         return Referrer(
             str(blob.digest),
             str(subject),

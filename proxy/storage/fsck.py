@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy.errors import InvalidDigestError, StorageError
+from proxy.errors import InvalidDigestError, InvalidReferenceError, StorageError
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from proxy.storage import queries
@@ -118,7 +118,7 @@ def _rebuild_index(path: Path, valid_blobs: dict[Digest, tuple[int, oci.Manifest
     """Make the index match the files, and keep the data that only the index has."""
     try:
         _update_index(path, valid_blobs)
-    except (sqlite3.DatabaseError, StorageError):
+    except (sqlite3.DatabaseError, StorageError, InvalidReferenceError):
         # The index is damaged or of a newer version: rename it and create a new one.
         pins = _read_pins(path)
         for suffix in ("", "-wal", "-shm"):

@@ -28,6 +28,7 @@ from tests.fakes.tokens import SERVICE, TokenService, error
 
 _RESOURCE = re.compile(r"/v2/(?P<name>.+)/(?P<kind>blobs|manifests|referrers)/(?P<ref>[^/]+)")
 _TAGS = re.compile(r"/v2/(?P<name>.+)/tags/list")
+_STORED_TYPES = ("application/vnd.oci.image.", "application/vnd.docker.distribution.")
 _SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 
 
@@ -187,9 +188,10 @@ class RegistryApi(FakeContent, ABC):
         wanted = request.query.get("artifactType")
         entries = []
         for own_digest, manifest in repository.manifests.items():
-            document = manifest.document
-            kind = document.get("artifactType")
-            if document.get("subject", {}).get("digest") == digest and wanted in (None, kind):
+            if manifest.subject != digest:
+                continue
+            kind = manifest.document.get("artifactType")
+            if wanted in (None, kind):
                 entry = {
                     "mediaType": manifest.media_type,
                     "digest": own_digest,
@@ -257,7 +259,8 @@ def _convert(
     manifest: FakeManifest, repository: FakeRepository, types: set[str]
 ) -> FakeManifest | Reply:
     """Return what a tag that names `manifest` serves to a client that accepts `types`."""
-    if manifest.media_type in types:
+    media_type = manifest.media_type.partition(";")[0]
+    if media_type in types or not media_type.startswith(_STORED_TYPES):
         return manifest
     if manifest.media_type in (OCI_INDEX, OCI_MANIFEST):
         kind = "index" if manifest.media_type == OCI_INDEX else "manifest"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -35,6 +36,13 @@ class FakeManifest:
         """The parsed body."""
         document: dict[str, Any] = json.loads(self.content)
         return document
+
+    @property
+    def subject(self) -> str | None:
+        """The digest of the subject; None if there is none that can be read."""
+        with suppress(ValueError, TypeError, KeyError):
+            return str(self.document["subject"]["digest"])
+        return None
 
 
 @dataclass(slots=True)

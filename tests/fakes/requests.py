@@ -35,6 +35,15 @@ HOSTS: list[Verdict] = [
     ("", "refuse"),  # section 3.2; in HTTP/1.0 there is none
     ("Host: x\r\nHost: x\r\n", "refuse"),
     ("Host: x\n", "refuse"),
+    ("Host:\r\n", "keep"),
+    ("Host: my_cache:5000\r\n", "keep"),
+    ("Host: [::1]:5000\r\n", "keep"),
+    ("Host: a b\r\n", "refuse"),
+    ("Host: a/b\r\n", "refuse"),
+    ("Host: a@b\r\n", "refuse"),
+    ("Host: a:b\r\n", "refuse"),
+    ("Host: \xe4\r\n", "refuse"),
+    ("Host: [::1\r\n", "refuse"),
 ]
 HEADERS: list[Verdict] = [
     ("", "keep"),

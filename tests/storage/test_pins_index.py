@@ -62,12 +62,12 @@ async def test_a_pinned_tag_protects_its_image_and_its_referrers(index):
     referrer = await add_manifest(index, signature, subject=image)
     await index.pin([(APP, V1)])
     assert await victims(index) == {other}
-    assert index.pinned_bytes() == 5 * allocated_size(SIZE)
+    assert index.totals.pinned_bytes == 5 * allocated_size(SIZE)
     late = await add_manifest(index, other, subject=referrer)
     assert await victims(index) == set()
     await index.unpin([(APP, V1)])
     assert await victims(index) == {config, layer, other, image, signature, referrer, late}
-    assert index.pinned_bytes() == 0
+    assert index.totals.pinned_bytes == 0
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)])
@@ -142,7 +142,7 @@ async def test_pins_survive_a_restart(tmp_path):
             await index.pin([(APP, image)])
             await add_manifest(index)
         assert len(await victims(index)) == 1
-        assert index.pinned_bytes() == allocated_size(SIZE)
+        assert index.totals.pinned_bytes == allocated_size(SIZE)
         await asyncio.to_thread(index.close)
 
 
