@@ -47,9 +47,9 @@ class NameParser:
     def parse_repository(self, path: str, upstream: str = "") -> Repository:
         """Return the repository of a path, without checking whether it is allowed.
 
-        `upstream` is the one that the request names outside the path, if any: then the whole path is
-        the repository. Otherwise the first part of the path is the upstream if it is configured or
-        looks like a host; else Docker Hub is meant.
+        `upstream` is the one that the request names outside the path, if any: then the whole path
+        is the repository. Otherwise the first part of the path is the upstream if it is configured
+        or looks like a host; the default is Docker Hub.
         """
         if upstream:
             return normalize_repository(upstream, path)
@@ -61,8 +61,8 @@ class NameParser:
     def check_allowed(self, repository: Repository) -> None:
         """Raise `DeniedError` unless the upstream is configured and allows the repository.
 
-        Docker Hub has no namespace that looks like a host. A cache that plays Docker Hub would take
-        it for another registry, and undo its `deny`, so such names are refused.
+        Docker Hub has no namespace that looks like a host. A second cache that is configured as
+        Docker Hub would take it for another registry and bypass `deny`, so such names are rejected.
         """
         rules = self._upstreams.get(repository.upstream)
         if rules is None:
@@ -79,7 +79,7 @@ class NameParser:
         check_allowed(repository.name, allow=rules.allow, deny=rules.deny)
 
     def is_allowed(self, repository: Repository) -> bool:
-        """Tell whether clients may pull the repository; what is stored may be denied since."""
+        """Tell whether clients may pull the repository; a stored one may be denied now."""
         try:
             self.check_allowed(repository)
         except DeniedError:
