@@ -41,9 +41,9 @@ class Ingest:
     """The files of an ingest. Bytes are appended and hashed at the frontier, or written ahead unhashed.
 
     `frontier` is the length of the prefix that is written and hashed, `bytes_resumed` how much of it
-    an earlier process wrote. `ranges_ahead` are the ranges beyond it; the caller of `write_at` sets
-    them. Methods block and raise `StorageError` (`NoSpaceError` if the disk is full). Only `write_at`
-    may run at the same time as another method.
+    an earlier process wrote. `written_end` is the length of the written prefix, which the hash may be
+    behind, and `ranges_ahead` are the ranges written beyond it. Methods block and raise `StorageError`
+    (`NoSpaceError` if the disk is full). One thread may write while another hashes.
     """
 
     def __init__(self, directory: Path, digest: Digest, blob_path: Path) -> None:
@@ -51,7 +51,6 @@ class Ingest:
         self.frontier = 0
         self.bytes_resumed = 0
         self.ranges_ahead: Sequence[tuple[int, int]] = ()
-        # The length of the written prefix; the hash may be behind it.
         self.written_end = 0
         # The upstream and repository that sent the bytes. `resume` discards bytes of another origin:
         # they are readable at once, and this repository may not have the blob.
@@ -141,11 +140,19 @@ class Ingest:
             self._writeback_offset = self.frontier
 
     def write_at(self, offset: int, data: memoryview) -> None:
-        """Write bytes ahead of the frontier; `hash_up_to` hashes them when it reaches them."""
+        """Write bytes ahead of the frontier, which are hashed when it reaches them.
+
+        The caller then calls `record_written`.
+        """
         while data:
             written = self._pwrite(data, offset)
             offset += written
             data = data[written:]
+
+    def record_written(self, end: int, ranges_ahead: Sequence[tuple[int, int]]) -> None:
+        """Record in the state that the bytes before `end`, and these ranges beyond it, are in the file."""
+        self.written_end = end
+        self.ranges_ahead = ranges_ahead
         self.save_state()
 
     def write_direct(self, offset: int, parts: list[memoryview]) -> None:
@@ -156,7 +163,6 @@ class Ingest:
         size = sum(map(len, parts))
         try:
             if self._can_write_direct and os.pwritev(self._open_direct(), parts, offset) == size:
-                self.save_state()
                 return
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
@@ -184,7 +190,6 @@ class Ingest:
             self._hash_file(stop)
         except OSError as error:
             raise storage_error("read", error) from error
-        self.save_state()
 
     def allocated_bytes(self) -> int:
         """Return the bytes that the ingest takes on disk, its state included."""
