@@ -17,7 +17,7 @@ import msgspec
 from proxy.errors import NoSpaceError, StorageError
 from proxy.oci.digest import Digest, Hasher
 
-# Writeback of appended bytes is started in portions of this size.
+# Writeback of written bytes is started in portions of this size.
 WRITEBACK_SIZE = 8 << 20
 _READ_SIZE = 1 << 20
 _APPEND_SLICE_SIZE = 32 << 10
@@ -61,7 +61,9 @@ class Ingest:
         self._hasher = digest.new_hasher()
         # The size of the blob, if upstream has stated it.
         self.size: int | None = None
-        self._writeback_offset = 0
+        # Ranges in the page cache whose writeback was not started, as starts by stops; and their total size.
+        self._dirty: dict[int, int] = {}
+        self._dirty_size = 0
         self._direct_fd: int | None = None
         self._can_write_direct = True
         try:
@@ -101,7 +103,6 @@ class Ingest:
         self.ranges_ahead = ()
         self.size = None
         self._hasher = self.digest.new_hasher()
-        self._writeback_offset = 0
         self.save_state()
         with suppress(OSError):
             os.ftruncate(self.fd, 0)
@@ -132,12 +133,6 @@ class Ingest:
                 self.frontier += written
                 rest = rest[written:]
         self.save_state()
-
-    def start_writeback(self) -> None:
-        """Start writeback of appended bytes, so that `commit` waits less for its fsync."""
-        if self.frontier - self._writeback_offset >= WRITEBACK_SIZE:
-            start_writeback(self.fd, self._writeback_offset, self.frontier - self._writeback_offset)
-            self._writeback_offset = self.frontier
 
     def write_at(self, offset: int, data: memoryview) -> None:
         """Write bytes ahead of the frontier, which are hashed when it reaches them.
@@ -253,10 +248,19 @@ class Ingest:
             os.pwrite(self._state_fd, state.ljust(_STATE_SIZE), 0)
 
     def _pwrite(self, data: memoryview, offset: int) -> int:
+        """Write to the page cache. Now and then, start writeback, so that `commit` waits less."""
         try:
-            return os.pwrite(self.fd, data, offset)
+            written = os.pwrite(self.fd, data, offset)
         except OSError as error:
             raise storage_error("write", error) from error
+        self._dirty[offset + written] = self._dirty.pop(offset, offset)
+        self._dirty_size += written
+        if self._dirty_size >= WRITEBACK_SIZE:
+            for stop, start in self._dirty.items():
+                start_writeback(self.fd, start, stop - start)
+            self._dirty.clear()
+            self._dirty_size = 0
+        return written
 
     def _hash_file(self, stop: int) -> None:
         """Hash the file from the frontier up to `stop`, or to its end."""
