@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.bench import bundles, fleet, growth, hits, many_clients, misses, neighbours, slow_links
-from tests.bench.content import GIB, KIB, MIB, BenchContent
+from tests.bench.content import DISK_BLOBS, GIB, KIB, MIB, BenchContent
 from tests.bench.figures import LoadSize, Row
 from tests.bench.testbed import CACHE, MIRROR, NGINX, PULLCACHE, UPSTREAM, Testbed
 
@@ -71,7 +71,7 @@ class BenchmarkPart:
 @contextmanager
 def _hits(setup: Setup) -> Iterator[dict[str, Measurement]]:
     size = setup.size
-    with _testbed(setup, hits=size.hits) as testbed:
+    with _testbed(setup, hits=(*size.hits, *DISK_BLOBS)) as testbed:
         yield {
             "plain": partial(hits.plain, testbed, size),
             "disk": partial(hits.from_disk, testbed, size),
