@@ -1,4 +1,4 @@
-"""The core: what lasts from the start of the daemon to its end, across reloads.
+"""The core: the objects that live as long as the daemon, across reloads.
 
 It is the store with its index, the downloads, the factory of upstreams, the metrics and the group
 of all background tasks.
@@ -30,7 +30,7 @@ DISK_THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """The lasting objects. The addresses are added once the servers listen.
+    """The objects of the core. The addresses are added once the servers listen.
 
     `clock` returns Unix time; `started_at` is by the monotonic clock.
     """
@@ -57,7 +57,7 @@ class Core:
 
 
 async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], float]) -> Core:
-    """Open the store and all that works on it; the stack closes them in reverse order.
+    """Open the store and the objects that use it; the stack closes them in reverse order.
 
     Raises `StorageError` and `ConfigError`.
     """
@@ -105,7 +105,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     )
 
 
-class _Shutdown(Exception):  # noqa: N818 (it is no error: it cancels the tasks of the group)
+class _Shutdown(Exception):  # noqa: N818 (not an error: it cancels the tasks of the group)
     """Ends the group of background tasks."""
 
 
@@ -133,7 +133,7 @@ async def _background_tasks() -> AsyncIterator[asyncio.TaskGroup]:
 
 @dataclass(frozen=True, slots=True)
 class _LiveGauges:
-    """Reads the gauges of the metrics from the objects that know them."""
+    """Reads the gauges of the metrics from the objects of the core."""
 
     space: SpaceManager
     index: Index

@@ -1,8 +1,8 @@
 """All metrics of the program, and their text format.
 
-The values of labels are bounded: upstreams come from the configuration, all else from the types
-below, and repositories are never labels. Children of hot counters are cached, because `labels()`
-costs more than counting.
+The values of labels are bounded: upstreams come from the configuration, all other labels have the
+types below, and repositories are never labels. Children of hot counters are cached, because
+`labels()` costs more than counting.
 """
 
 from bisect import bisect_left
@@ -37,9 +37,9 @@ EvictionReason = Literal["size", "min_free", "idle", "corrupt", "removed"]
 UncachedReason = Literal["too_large", "no_space", "pinned", "disk_error"]
 ScrubResult = Literal["intact", "corrupt", "missing", "unreadable"]
 
-# Series that exist from the start, so that a rate over them has a first value.
+# Series that exist from the start, so that `rate()` sees the first increment.
 _INITIAL_SERIES: tuple[tuple[RequestKind, tuple[CacheState, ...]], ...] = (
-    ("manifest", ("hit", "miss", "collapsed", "revalidated", "stale")),
+    ("manifest", ("hit", "miss", "collapsed", "revalidated", "stale", "bypass")),
     ("blob", ("hit", "miss", "collapsed", "bypass")),
 )
 _DOWNLOAD_RESULTS: tuple[DownloadResult, ...] = ("stored", "failed", "mismatch", "bypass")
@@ -76,11 +76,11 @@ class GaugeSource(Protocol):
 
     @property
     def store_pinned_bytes(self) -> int:
-        """Bytes of blobs held by pinned images."""
+        """Bytes of blobs of pinned images."""
 
     @property
     def store_oldest_use(self) -> float:
-        """Last use of the next blob to be evicted, in Unix seconds; 0 if the store is empty."""
+        """Last use of the blob that is evicted next, in Unix seconds; 0 if the store is empty."""
 
     @property
     def scrub_late_seconds(self) -> float:
@@ -108,7 +108,7 @@ class GaugeCollector(Collector):
             ("store_limit_bytes", "Maximum size of the store."),
             ("store_blobs", "Blobs in the store."),
             ("store_reserved_bytes", "Bytes reserved for running downloads."),
-            ("store_pinned_bytes", "Bytes of blobs held by pinned images."),
+            ("store_pinned_bytes", "Bytes of blobs of pinned images."),
             ("scrub_late_seconds", "How far the scrub is behind its schedule."),
             ("index_damaged", "1 if the index of the store is damaged, else 0."),
             ("downloads_in_progress", "Running downloads."),
@@ -116,7 +116,7 @@ class GaugeCollector(Collector):
             yield _gauge_family(name, text, getattr(self._source, name))
         yield _gauge_family(
             "store_oldest_use_timestamp_seconds",
-            "Last use of the next blob to be evicted; 0 if the store is empty.",
+            "Time of the last use of the blob that is evicted next; 0 if the store is empty.",
             self._source.store_oldest_use,
         )
 
@@ -189,11 +189,11 @@ class Metrics:
         self._declare_store()
         self._connections = self._gauge("connections", "Open client connections.")
         self._connections_rejected = self._counter(
-            "connections_refused", "Client connections rejected over the limit."
+            "connections_refused", "Client connections rejected because of a limit."
         )
         self._certificate_expiries = self._gauge(
             "tls_certificate_expiry_timestamp_seconds",
-            "Expiry of the certificate served to clients.",
+            "Time when the certificate for clients expires.",
             "certificate",
         )
         self._internal_errors = self._counter("internal_errors", "Unexpected internal errors.")
@@ -241,8 +241,8 @@ class Metrics:
         self._upstream_up = self._gauge(
             "upstream_up",
             (
-                "1 if upstream or one of its mirrors is used, 0 while the circuit breakers "
-                "of all are open."
+                "1 while upstream or a mirror is used; 0 while all of their circuit breakers are "
+                "open."
             ),
             "upstream",
         )
@@ -253,18 +253,22 @@ class Metrics:
         )
 
     def _declare_store(self) -> None:
-        self._downloads = self._counter("downloads", "Finished downloads by result.", "result")
+        self._downloads = self._counter("downloads", "Finished downloads, by result.", "result")
         self._evictions = self._counter(
-            "evictions", "Blobs removed from the store by reason.", "reason"
+            "evictions", "Blobs removed from the store, by reason.", "reason"
         )
         self._evicted_bytes = self._counter(
-            "evicted_bytes", "Bytes of blobs removed from the store by reason.", "reason"
+            "evicted_bytes", "Bytes of blobs removed from the store, by reason.", "reason"
         )
         self._uncached = self._counter(
             "uncached", "Blobs served without being stored, by reason.", "reason"
         )
         self._drift = self._counter(
-            "store_drift", "Differences found, and corrected, between the account and the files."
+            "store_drift",
+            "Differences between the account of the store and its files, found and corrected.",
+        )
+        self._preloaded = self._counter(
+            "preloaded_images", "Preloaded images, by result.", "result"
         )
         self._scrubbed = self._counter(
             "scrubbed_blobs", "Blobs that the scrub has read, by result.", "result"
@@ -272,7 +276,6 @@ class Metrics:
         self._scrubbed_bytes = self._counter(
             "scrubbed_bytes", "Bytes of the blobs that the scrub has read."
         )
-        self._preloaded = self._counter("preloaded_images", "Preloaded images by result.", "result")
         for download_result in _DOWNLOAD_RESULTS:
             self._downloads.labels(download_result)
         for eviction_reason in _EVICTION_REASONS:
@@ -287,14 +290,14 @@ class Metrics:
 
     def _declare_reloads(self) -> None:
         self._reloads = self._counter(
-            "config_reloads", "Configuration reloads by result.", "result"
+            "config_reloads", "Configuration reloads, by result.", "result"
         )
         self._last_reload_successful = self._gauge(
             "config_last_reload_successful", "1 if the last configuration reload succeeded."
         )
         self._last_reload_time = self._gauge(
             "config_last_reload_success_timestamp_seconds",
-            "Time of the last successful configuration load.",
+            "Time when the configuration was last loaded successfully.",
         )
         for result in ("success", "failure"):
             self._reloads.labels(result)
@@ -328,7 +331,7 @@ class Metrics:
         seconds: float,
         sent: int,
     ) -> None:
-        """Count a request that was answered; `upstream` is "none" if it concerned none."""
+        """Count an answered request; `upstream` is "none" for requests without an upstream."""
         self._requests.record((upstream, kind, status, cache), seconds, sent)
 
     def served_totals(self) -> dict[CacheState, tuple[int, int]]:
@@ -401,7 +404,7 @@ class Metrics:
         self._evicted_bytes.labels(reason).inc(size)
 
     def count_drift(self) -> None:
-        """Count a difference between the account of the store and its files: a bug, or a lost write."""
+        """Count a difference between the store's account and its files: a bug, or a lost write."""
         self._drift.inc()
 
     def count_uncached(self, reason: UncachedReason) -> None:
@@ -447,7 +450,7 @@ class Metrics:
 class RequestCollector(Collector):
     """Counts client requests in plain lists, and builds the metrics at each scrape.
 
-    The library's counters and histogram, each with a lock, would take a third of the time of a
+    The library's counters and histogram, each with a lock, would add a third to the time of a
     request.
     """
 
@@ -456,7 +459,7 @@ class RequestCollector(Collector):
         self._tallies: dict[_RequestLabels, list[float]] = {}
 
     def create_tally(self, labels: _RequestLabels) -> list[float]:
-        """Return the tally of these labels, made at zero if it does not exist."""
+        """Return the tally of these labels; create it if it does not exist."""
         return self._tallies.setdefault(labels, [0] * (4 + len(_REQUEST_BUCKETS)))
 
     def record(self, labels: _RequestLabels, seconds: float, sent: int) -> None:
@@ -480,7 +483,7 @@ class RequestCollector(Collector):
         """Yield the counters of requests and bytes, and the histogram of durations."""
         requests = CounterMetricFamily(
             "pullcache_requests",
-            "Requests served by cache status.",
+            "Client requests, by cache status.",
             labels=("upstream", "kind", "status", "cache"),
         )
         sent = CounterMetricFamily(

@@ -44,7 +44,7 @@ class ImageSummary(msgspec.Struct, frozen=True):
 
 
 class RemovedImages(msgspec.Struct, frozen=True):
-    """The names of removed images, and how many blobs and bytes went with them."""
+    """The names of removed images, and the numbers of blobs and bytes that were freed."""
 
     images: Sequence[str]
     blobs: int

@@ -1,7 +1,8 @@
 """Authentication at an upstream: Basic, or a Bearer token from the token server that it names.
 
 Sources: distribution's "Token Authentication Specification", RFC 6750, RFC 7617. Token servers
-issue tokens for anything, even for repositories that do not exist, so a token proves nothing.
+issue tokens for anything, even for repositories that do not exist, so a token does not prove
+access.
 """
 
 import asyncio
@@ -99,7 +100,8 @@ class Authenticator:
                 work = partial(self._fetch_token, challenge, repository)
                 token = await self._token_fetches.run(repository, work)
             except UpstreamError:
-                # The next request is sent without a token; its challenge names the token server anew.
+                # The next request is sent without a token; its challenge names the token server
+                # anew.
                 self._challenge = None
                 raise
         return token.authorization

@@ -1,7 +1,8 @@
 """The operations on one upstream: resolve a tag, fetch a manifest, open a blob, list, search.
 
-Requests are spent sparingly: HEAD where only a digest is needed (free at Docker Hub), one token per
-repository, redirects followed but never remembered. Upstream's headers are never passed on.
+It sends few requests: HEAD where only a digest is needed (free at Docker Hub), and one token
+request per repository. Redirects are followed but never remembered. Upstream's headers are never
+passed on.
 """
 
 import asyncio
@@ -28,17 +29,21 @@ from proxy.upstream.responses import MAX_LIST_SIZE
 from proxy.upstream.search import SearchPage
 
 # A list of tags or referrers with more pages, or larger in all than `MAX_LIST_SIZE`, is an error
-# (CVE-2023-2253).
-MAX_PAGES = 100
+# (CVE-2023-2253). Quay has 100 tags in a page.
+MAX_PAGES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class FetchedManifest:
-    """A manifest as upstream sent it; `digest` was computed from `content`."""
+    """A manifest as upstream sent it; `digest` was computed from `content`.
+
+    `is_verified` says that it was requested by this digest.
+    """
 
     content: bytes
     content_type: str
     digest: Digest
+    is_verified: bool
 
 
 class Upstream:
@@ -135,8 +140,8 @@ class Upstream:
     async def has_blob(self, repository: str, digest: Digest) -> bool:
         """Tell whether upstream holds the blob in this repository, by HEAD.
 
-        Only the registry is asked: many mirrors serve a digest under any name, and some affirm
-        everything. A redirect means yes and is not followed: a signed URL works for GET only.
+        Only the registry is asked: many mirrors serve a digest under any name, and some answer 200
+        to every HEAD. A redirect means yes and is not followed: a signed URL works for GET only.
         """
         request = ApiRequest("HEAD", repository, f"blobs/{digest}", "blob", follow_redirects=False)
         try:
@@ -190,7 +195,7 @@ class Upstream:
                 raise
 
     def mark_suspect(self, digest: Digest) -> None:
-        """Record that a blob arrived with another digest: for a while no mirror is asked for it."""
+        """Record that a blob had a wrong digest: for a while no mirror is asked for it."""
         self._mirror_set.mark_suspect(digest, is_corrupt=True)
 
     async def fetch_tags(self, repository: str) -> list[str]:
@@ -233,7 +238,7 @@ class Upstream:
     ) -> FetchedManifest:
         content, content_type = await registry.request(request, responses.read_manifest, deadline)
         self._metrics.count_upstream_bytes(self.name, "manifest", len(content))
-        digest = Digest.from_content(content)
+        digest, is_verified = Digest.from_content(content), isinstance(reference, Digest)
         if isinstance(reference, Digest):
             digest = Digest.from_content(content, reference.algorithm)
             if digest != reference:
@@ -241,10 +246,13 @@ class Upstream:
                 raise DigestMismatchError(
                     f"{registry.label} sent content that does not match {reference}"
                 )
-        if registry.is_mirror:
-            # Raises if a mirror sent anything but a manifest; the next one may have it.
-            parse_manifest(content, content_type)
-        return FetchedManifest(content, content_type, digest)
+        if (
+            registry.is_mirror
+            and not is_verified
+            and (doubt := parse_manifest(content, content_type).doubt)
+        ):
+            raise UpstreamError(f"{registry.label} did not send a manifest: {doubt}")
+        return FetchedManifest(content, content_type, digest, is_verified)
 
     @asynccontextmanager
     async def _open_blob_at(
@@ -273,8 +281,9 @@ class Upstream:
     async def _fetch_pages(
         self, repository: str, path: str, kind: RequestKind
     ) -> AsyncIterator[bytes]:
-        total_size = 0
+        total_size, seen = 0, set()
         for _ in range(MAX_PAGES):
+            seen.add(path)
             content, next_query = await self._registry.request(
                 ApiRequest("GET", repository, path, kind), responses.read_list_page
             )
@@ -286,4 +295,6 @@ class Upstream:
             if next_query is None:
                 return
             path = f"{path.partition('?')[0]}?{next_query}"
+            if path in seen or not next_query:
+                raise UpstreamError(f"{self.name} sent a list whose pages do not lead to an end")
         raise UpstreamError(f"{self.name} sent a list of more than {MAX_PAGES} pages")

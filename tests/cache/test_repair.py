@@ -10,7 +10,7 @@ import pytest
 
 from proxy.cache import repair
 from proxy.storage import scrub
-from tests.fakes.content import Image
+from tests.fakes.content import FakeImage
 from tests.support.commands import run_on
 from tests.support.program import Program
 
@@ -62,7 +62,7 @@ async def wait_until_removed(program: Program, digest: str) -> None:
         await asyncio.sleep(0.01)
 
 
-async def pull(program: Program, **image: Any) -> Image:
+async def pull(program: Program, **image: Any) -> FakeImage:
     pushed = program.registry.add_image(**image)
     await program.pull(pushed)
     await program.wait_for_downloads()

@@ -3,8 +3,9 @@
     python -m tests.system.churn --seconds 30
     python -m tests.system.churn --seconds 600 --faults --kill
 
-Sixteen clients pull 60 images of 687 MB together, by a Pareto law, through a store of 120 MB. The blocks on
-the disk may never exceed the cap, and at the end /metrics must tell what is there. Exits 1 otherwise.
+Sixteen clients pull 60 images of 687 MB together, by a Pareto law, through a store of 120 MB. The
+blocks on the disk may never exceed the cap, and at the end /metrics must tell what is there. Exits
+1 otherwise.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from aiohttp import web
 from proxy.cli.api_client import AdminClient
 from proxy.errors import ProxyError
 from tests.fakes.content import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
+from tests.support.disk_usage import allocated, allocated_at_once
 from tests.system.processes import Process
 from tests.system.servers import sum_samples
 
@@ -59,7 +61,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Image:
+class ChurnImage:
     """An image in the upstream: its name, and digests of all that it consists of."""
 
     name: str
@@ -67,7 +69,7 @@ class Image:
     blobs: list[str]
 
 
-class Upstream:
+class ChurnUpstream:
     """A registry whose layers are slices of one random buffer, each with a head of its own."""
 
     def __init__(self, rng: random.Random) -> None:
@@ -86,7 +88,7 @@ class Upstream:
             for number, count in enumerate(counts)
         ]
 
-    def _add_image(self, name: str, sizes: list[int]) -> Image:
+    def _add_image(self, name: str, sizes: list[int]) -> ChurnImage:
         config = json.dumps({"architecture": "amd64", "os": "linux", "name": name}).encode()
         layers = [(f"{name}/{number}".encode(), size) for number, size in enumerate(sizes)]
         named = [self._add_blob(config, 0), *(self._add_blob(*layer) for layer in layers)]
@@ -106,7 +108,7 @@ class Upstream:
         digest = f"sha256:{hashlib.sha256(manifest).hexdigest()}"
         self.manifests[digest] = manifest
         self.tags[name] = digest
-        return Image(name, digest, named)
+        return ChurnImage(name, digest, named)
 
     def _add_blob(self, head: bytes, size: int) -> str:
         rest = self._pool[: max(0, size - len(head))]
@@ -189,7 +191,7 @@ class Churn:
         self._place = place
         self._options = options
         self._rng = random.Random(options.seed)
-        self._upstream = Upstream(random.Random(7))
+        self._upstream = ChurnUpstream(random.Random(7))
         self._upstream.fault_rate = 0.03 if options.faults else 0.0
         self._upstream_port = 0
         self._cap = CAP
@@ -273,7 +275,9 @@ class Churn:
                 self.found.done["broken"] += 1
                 await asyncio.sleep(0.05)
 
-    async def _pull(self, session: aiohttp.ClientSession, image: Image, rng: random.Random) -> None:
+    async def _pull(
+        self, session: aiohttp.ClientSession, image: ChurnImage, rng: random.Random
+    ) -> None:
         path = f"{self._url}/v2/{image.name}/manifests/latest"
         async with session.get(path, headers={"Accept": OCI_MANIFEST}) as response:
             await response.read()
@@ -282,7 +286,7 @@ class Churn:
         self.found.done["pulls"] += 1
 
     async def _fetch(
-        self, session: aiohttp.ClientSession, image: Image, digest: str, rng: random.Random
+        self, session: aiohttp.ClientSession, image: ChurnImage, digest: str, rng: random.Random
     ) -> None:
         headers, size = {}, self._upstream.size(digest)
         if self._options.mixed and rng.random() < 0.1:
@@ -355,26 +359,11 @@ class Churn:
     async def _sample(self) -> None:
         while True:
             cap = self._cap if time.monotonic() > self._strict_from else CAP
-            taken = sum((await asyncio.to_thread(self.allocated)).values())
+            taken = await asyncio.to_thread(allocated_at_once, self.store, "blobs", "ingest")
             self.found.most = max(self.found.most, taken)
             if taken > cap:
                 self.found.errors.append(f"{taken} bytes on the disk, {cap} allowed")
             await asyncio.sleep(SAMPLE_INTERVAL)
-
-    def allocated(self) -> dict[Path, int]:
-        """Return the allocated bytes of the files in `blobs/` and `ingest/`, each inode once.
-
-        Only of files that are still there at the end: an eviction during the walk makes room for bytes
-        that the walk meets later, and the two were never on the disk together.
-        """
-        found: dict[int, tuple[Path, int]] = {}
-        for directory in ("blobs", "ingest"):
-            for path in (self.store / directory).rglob("*"):
-                with contextlib.suppress(FileNotFoundError):
-                    status = path.stat()
-                    if path.is_file():
-                        found[status.st_ino] = (path, status.st_blocks * 512)
-        return {path: size for path, size in found.values() if path.exists()}
 
     async def _compare(self, session: aiohttp.ClientSession) -> None:
         metrics = ""
@@ -387,9 +376,8 @@ class Churn:
         await asyncio.sleep(1)
         async with session.get(f"{self._url}/metrics") as response:
             metrics = await response.text()
-        files = await asyncio.to_thread(self.allocated)
-        blobs = {path: size for path, size in files.items() if "blobs" in path.parts}
-        ingests = sum(files.values()) - sum(blobs.values())
+        blobs = await asyncio.to_thread(allocated, self.store, "blobs")
+        ingests = await asyncio.to_thread(allocated, self.store, "ingest")
         told: Any = {
             name: int(sum_samples(metrics, f"pullcache_{name}", {}))
             for name in ("store_blobs", "store_bytes", "store_reserved_bytes", "store_drift_total")
@@ -397,7 +385,7 @@ class Churn:
         found = {
             "store_blobs": len(blobs),
             "store_bytes": sum(blobs.values()),
-            "store_reserved_bytes": ingests,
+            "store_reserved_bytes": sum(ingests.values()),
             "store_drift_total": 0,
         }
         if told != found:

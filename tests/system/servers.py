@@ -8,8 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.support.ports import reserve_port
 from tests.system.http_client import has_status, send_request
-from tests.system.processes import Process, eventually, reserve_port, run
+from tests.system.processes import Process, eventually, run
 
 REGISTRY_CONFIG = """\
 version: 0.1
@@ -24,8 +25,8 @@ HTPASSWD = "puller:$2b$05$LoRoyS1ljn49pPORqadrnergzPbl1kHJfGSiEUvEB2uwzb18fd2kS\
 class Registry:
     """docker-registry on a free port, which it keeps when it is restarted.
 
-    `auth` is the part of its configuration that requires a login or a token. A change of it applies from the
-    next start.
+    `auth` is the part of its configuration that requires a login or a token. A change of it applies
+    from the next start.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -1,10 +1,11 @@
-"""Which registry is meant, which repositories are allowed, and what being offline means."""
+"""The upstream of a request, the allowed repositories, and offline mode."""
 
 import pytest
 
 from tests.fakes.content import digest_of
 from tests.fakes.raw_client import exchange
 from tests.fakes.registry import FakeRegistry
+from tests.support.program import Program
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ async def github():
 
 @pytest.fixture
 async def both(registry, github, make_program):
-    """A program before two registries that have the same name in them."""
+    """A program with two registries that contain the same repository name."""
     registry.add_image("me/app", layers=[b"of docker hub"])
     github.add_image("me/app", layers=[b"of github"])
     settings = {"url": github.url, "hosts": ["ghcr.local"]}
@@ -41,10 +42,9 @@ async def ask(program, target: str, host: str) -> str:
         ("/v2/me/app/manifests/latest?ns=GHCR.IO", "127.0.0.1"),
         ("/v2/me/app/manifests/latest", "ghcr.local"),
         ("/v2/me/app/manifests/latest", "GHCR.local:5000"),
-        ("/v2/ghcr.io/me/app/manifests/latest?ns=docker.io", "127.0.0.1"),
     ],
 )
-async def test_a_registry_is_named_by_path_by_namespace_or_by_host(both, github, target, host):
+async def test_a_registry_is_named_by_namespace_by_host_or_by_path(both, github, target, host):
     assert await ask(both, target, host) == digests(github)
 
 
@@ -53,12 +53,36 @@ async def test_a_registry_is_named_by_path_by_namespace_or_by_host(both, github,
     [
         ("/v2/me/app/manifests/latest", "127.0.0.1"),
         ("/v2/me/app/manifests/latest", "elsewhere.local"),
-        ("/v2/docker.io/me/app/manifests/latest", "ghcr.local"),
+        ("/v2/docker.io/me/app/manifests/latest", "127.0.0.1"),
         ("/v2/me/app/manifests/latest?ns=docker.io", "ghcr.local"),
     ],
 )
-async def test_what_names_no_other_is_docker_hub(both, registry, target, host):
+async def test_the_default_registry_is_docker_hub(both, registry, target, host):
     assert await ask(both, target, host) == digests(registry)
+
+
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        ("/v2/docker.io/me/app/manifests/latest?ns=ghcr.io", "127.0.0.1"),
+        ("/v2/docker.io/me/app/manifests/latest?ns=ghcr.io", "ghcr.local"),
+        ("/v2/docker.io/me/app/manifests/latest", "ghcr.local"),
+    ],
+)
+async def test_where_the_registry_is_named_the_whole_path_is_the_repository(
+    both, registry, github, target, host
+):
+    image = github.add_image("docker.io/me/app", layers=[b"a project called docker.io"])
+    assert await ask(both, target, host) == image.digest
+    assert registry.requests == []
+
+
+async def test_a_registry_that_is_named_twice_is_refused(both, registry, github):
+    target = "/v2/me/app/manifests/latest?ns=ghcr.io&n=1&%6es=docker.io"
+    answer = await both.ask(target)
+    assert (answer.status, answer.code) == (400, "NAME_INVALID")
+    assert not registry.requests
+    assert not github.requests
 
 
 async def test_only_docker_hub_has_a_library(both, registry, github):
@@ -69,13 +93,13 @@ async def test_only_docker_hub_has_a_library(both, registry, github):
     assert not github.seen("library")
 
 
-async def test_a_part_of_a_name_may_be_called_like_a_part_of_the_api(program, registry):
+async def test_a_part_of_a_name_may_equal_a_word_of_the_api(program, registry):
     image = registry.add_image("me/blobs/manifests/tags", layers=[b"x"])
     await program.pull(image)
     assert (await program.ask("/v2/me/blobs/manifests/tags/tags/list")).json["tags"] == ["latest"]
 
 
-async def test_rules_of_the_configuration_are_obeyed(registry, make_program):
+async def test_allow_and_deny_rules_apply(registry, make_program):
     rules = {"url": registry.url, "allow": ["library/*", "me/*"], "deny": ["me/secret*"]}
     program = await make_program(upstreams={"docker.io": rules})
     for name in ("library/app", "me/app", "me/secret", "you/app"):
@@ -91,8 +115,31 @@ async def test_rules_of_the_configuration_are_obeyed(registry, make_program):
     assert not registry.seen("secret|you")
 
 
+async def test_a_cache_in_between_does_not_undo_a_denial(registry, make_program, tmp_path):
+    registry.add_image("corp/secret")
+    upper = await make_program()
+    rules = {"url": upper.url, "deny": ["corp/secret"]}
+    lower = Program(tmp_path / "lower", registry, upstreams={"docker.io": rules})
+    await lower.start()
+    try:
+        for name in ("corp/secret", "docker.io/corp/secret", "docker.io/docker.io/corp/secret"):
+            answer = await lower.manifest(name)
+            assert (answer.status, answer.code) == (403, "DENIED")
+        assert registry.requests == []
+    finally:
+        await lower.stop()
+
+
+async def test_the_catalog_leaves_out_what_is_denied_now(registry, program):
+    for name in ("me/app", "me/secret"):
+        await program.pull(registry.add_image(name))
+    program.upstreams["docker.io"]["deny"] = ["me/secret"]
+    await program.restart()
+    assert (await program.ask("/v2/_catalog")).json == {"repositories": ["me/app"]}
+
+
 class TestOffline:
-    """Offline: never dial out, serve what is cached and nothing else."""
+    """Offline: no connections to upstreams, only cached content."""
 
     @pytest.fixture
     async def offline(self, registry, program):
@@ -104,11 +151,11 @@ class TestOffline:
         registry.requests.clear()
         return image
 
-    async def test_what_is_cached_is_served_however_old_it_is(self, registry, program, offline):
+    async def test_cached_content_is_served_whatever_its_age(self, registry, program, offline):
         await program.pull(offline)
         assert registry.requests == []
 
-    async def test_what_is_not_cached_is_refused_at_once_and_nobody_is_asked(
+    async def test_content_that_is_not_cached_fails_at_once_without_a_request(
         self, registry, program, offline
     ):
         registry.add_image("me/other")
