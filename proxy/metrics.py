@@ -96,13 +96,21 @@ class GaugeSource(Protocol):
 
 
 class GaugeCollector(Collector):
-    """Exports the gauges of a `GaugeSource`."""
+    """Exports the gauges of a `GaugeSource` as they were at the last `read`."""
 
     def __init__(self, source: GaugeSource) -> None:
         self._source = source
+        self._families: list[Metric] = []
 
-    def collect(self) -> Iterator[Metric]:
-        """Yield the gauges with their current values."""
+    def read(self) -> None:
+        """Read the current values. To be called in the event loop, where they change."""
+        self._families = [*self._read()]
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the gauges."""
+        return self._families
+
+    def _read(self) -> Iterator[Metric]:
         for name, text in (
             ("store_bytes", "Bytes of all blobs in the store."),
             ("store_limit_bytes", "Maximum size of the store."),
@@ -179,6 +187,7 @@ class Metrics:
         # The `_created` series would be half of all, and nothing uses them.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
+        self._gauges: GaugeCollector | None = None
         self._requests = RequestCollector()
         self._registry.register(self._requests)
         self._declare_upstream()
@@ -440,10 +449,16 @@ class Metrics:
 
     def register_gauges(self, source: GaugeSource) -> None:
         """Export the gauges of `source`; to be called once."""
-        self._registry.register(GaugeCollector(source))
+        self._gauges = GaugeCollector(source)
+        self._registry.register(self._gauges)
+
+    def read_gauges(self) -> None:
+        """Read the gauges for the next `render`. To be called in the event loop, where they change."""
+        if self._gauges:
+            self._gauges.read()
 
     def render(self) -> bytes:
-        """Return all metrics in the text format of Prometheus."""
+        """Return all metrics in the text format of Prometheus. May be called in a thread."""
         return generate_latest(self._registry)
 
 
@@ -473,7 +488,7 @@ class RequestCollector(Collector):
     def totals(self, *kinds: str) -> dict[CacheState, tuple[int, int]]:
         """Return the successful requests of these kinds and their bytes, by cache state."""
         sums: dict[CacheState, tuple[int, int]] = {}
-        for (_, kind, status, state), tally in self._tallies.items():
+        for (_, kind, status, state), tally in list(self._tallies.items()):
             if kind in kinds and status < 400:
                 count, sent = sums.get(state, (0, 0))
                 sums[state] = (count + int(tally[0]), sent + int(tally[1]))

@@ -129,7 +129,7 @@ async def configure_app(
         settings=config.fetch,
     )
     prefetch = (
-        Prefetcher(core.downloads, core.index, upstreams, config.fetch)
+        Prefetcher(core.downloads, core.index, access, upstreams, config.fetch)
         if config.fetch.prefetch == "layers"
         else None
     )

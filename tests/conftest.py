@@ -83,7 +83,7 @@ structlog.configure(
 
 @pytest.fixture
 def restore_logging() -> Iterator[None]:
-    """Undo after the test what `configure_logging` has changed."""
+    """Restore after the test the settings that `configure_logging` has changed."""
     level = logging.getLogger().level
     before = structlog.get_config()
     yield

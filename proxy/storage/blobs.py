@@ -18,13 +18,13 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
 from types import TracebackType
 from typing import Self
 
 import aiofiles
+import msgspec
 
 from proxy.concurrency import run_uncancelled
 from proxy.errors import InvalidDigestError, StorageError, StoreInUseError
@@ -69,8 +69,7 @@ class OpenBlob:
         self.close()
 
 
-@dataclass(frozen=True, slots=True)
-class FileRange:
+class FileRange(msgspec.Struct, frozen=True):
     """Bytes of an open file, from `start` up to `stop`. Its creator keeps the file open."""
 
     fd: int
