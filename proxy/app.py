@@ -176,7 +176,7 @@ class RunningApp:
         self._has_failed_reload = False
         self.health = HealthEndpoints(core.metrics, core.check_store, core.disk_threads)
         self.middleware = Middleware(
-            access, configured.registry, self.health, core.metrics, access_log
+            access, configured.registry, self.health, core.metrics, access_log, core.daemon_id
         )
         self.api = AdminApiHandler(configured.routes, core.metrics, access_log)
         server = HttpServer(self.middleware, core.disk_threads, core.group, trace_requests)

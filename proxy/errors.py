@@ -89,6 +89,14 @@ class UpstreamDownError(UpstreamUnavailableError):
         self.retry_after = retry_after
 
 
+class LoopDetectedError(UpstreamError):
+    """A request has come back: caches name each other as upstream or mirror."""
+
+
+class NoDescriptorsError(UpstreamError):
+    """No descriptor is left for a connection to upstream."""
+
+
 class UpstreamUnauthorizedError(UpstreamError):
     """Upstream rejects the configured credentials, or requires some."""
 
@@ -171,6 +179,8 @@ OUTCOMES: Mapping[type[ProxyError], ErrorOutcome] = {
     OfflineError: ErrorOutcome(503, "UNAVAILABLE", 503),
     UpstreamTimeoutError: ErrorOutcome(504, "UNAVAILABLE", 504),
     UpstreamDownError: ErrorOutcome(503, "UNAVAILABLE", 503),
+    LoopDetectedError: ErrorOutcome(508, "UNKNOWN", 502),
+    NoDescriptorsError: ErrorOutcome(429, "TOOMANYREQUESTS", 503),
     # Docker Hub answers 401 for repositories that do not exist; a challenged client sends its
     # password.
     UpstreamUnauthorizedError: ErrorOutcome(404, "NAME_UNKNOWN", 502),

@@ -117,9 +117,7 @@ class BlobCache:
         if opened := await self._open_stored(repository, digest, deadline):
             with opened:
                 return opened.size, "hit"
-        size = self._index.declared_size(repository, digest)
-        if size is not None:
-            return size, "miss"
+        # Not the size in a manifest, which may be wrong: GET would send what upstream has.
         async with enforce_deadline(deadline, repository.upstream):
             upstream = self._upstreams[repository.upstream]
             return await upstream.fetch_blob_size(repository.name, digest), "miss"

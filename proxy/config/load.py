@@ -30,7 +30,7 @@ from proxy.errors import ConfigError
 
 # Keys of objects that are opened once, at the start: listeners, the log, the store.
 RESTART_ONLY_KEYS = {
-    "server": ("listen", "admin_listen", "admin_token_file", "tracing"),
+    "server": ("listen", "admin_listen", "admin_hosts", "admin_token_file", "tracing"),
     "log": ("format",),
     "store": ("path",),
 }

@@ -116,6 +116,15 @@ class ServerSettings(Section, frozen=True):
             )
         ),
     ] = ""
+    admin_hosts: Annotated[
+        tuple[str, ...],
+        Meta(
+            description=(
+                "Names under which `/metrics` may be requested on admin_listen, in addition to "
+                "IP addresses, localhost and the names in admin_listen."
+            )
+        ),
+    ] = ()
     registry_proxy_metrics: Annotated[
         bool,
         Meta(

@@ -66,6 +66,7 @@ _HEADERS: Mapping[bytes, str] = {
         b"tracestate",
         b"transfer-encoding",
         b"user-agent",
+        b"via",
     )
     for spelling in (name, name.title())
 }

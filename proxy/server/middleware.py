@@ -7,6 +7,7 @@ from contextlib import suppress
 from itertools import count
 
 from proxy.errors import ProxyError
+from proxy.hops import enter_hop
 from proxy.log import LogWriter, get_logger, request_id
 from proxy.metrics import Metrics
 from proxy.server.access import AccessControl
@@ -33,8 +34,10 @@ class Middleware:
         health: HealthEndpoints,
         metrics: Metrics,
         access_log: LogWriter | None,
+        daemon_id: str,
     ) -> None:
         self._access = access
+        self._daemon_id = daemon_id
         # A reload replaces it; a running request keeps the old handler.
         self.registry_handler = registry_handler
         self._health = health
@@ -104,6 +107,7 @@ class Middleware:
             )
             response.headers["Allow"] = "GET, HEAD"
             return response
+        enter_hop(request.headers.get("via"), self._daemon_id)
         return self.registry_handler.handle(request, context)
 
     def _to_response(self, error: Exception, context: RequestContext) -> Response:

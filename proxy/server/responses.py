@@ -145,12 +145,15 @@ _date_second = 0
 
 
 def _date_and_server() -> bytes:
-    """Return the lines `Date` and `Server`; the date is formatted once a second."""
+    """Return the lines that every response has; the date is formatted once a second."""
     global _date_lines, _date_second  # noqa: PLW0603 (a cache of one value)
     now = int(time.time())
     if now != _date_second:
         _date_second = now
-        _date_lines = f"Date: {formatdate(now, usegmt=True)}\r\nServer: pullcache\r\n".encode()
+        _date_lines = (
+            f"Date: {formatdate(now, usegmt=True)}\r\nServer: pullcache\r\n"
+            "X-Content-Type-Options: nosniff\r\n"
+        ).encode()
     return _date_lines
 
 

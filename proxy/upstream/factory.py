@@ -36,8 +36,10 @@ class UpstreamFactory:
         offline: OfflineSwitch,
         group: asyncio.TaskGroup,
         clock: Callable[[], float],
+        daemon_id: str,
     ) -> None:
         self._metrics = metrics
+        self._daemon_id = daemon_id
         self._offline = offline
         self._group = group
         self._clock = clock
@@ -102,6 +104,7 @@ class UpstreamFactory:
                 timeouts=timeouts,
                 attempts=attempts,
                 clock=self._clock,
+                daemon_id=self._daemon_id,
                 is_mirror=is_mirror,
             )
 

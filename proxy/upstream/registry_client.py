@@ -24,6 +24,7 @@ from proxy.errors import (
     UpstreamTimeoutError,
     UpstreamUnavailableError,
 )
+from proxy.hops import via_header
 from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.upstream import challenge, errors, retry
@@ -130,9 +131,11 @@ class RegistryClient:
         timeouts: RegistryTimeouts,
         attempts: int,
         clock: Callable[[], float],
+        daemon_id: str,
         is_mirror: bool = False,
     ) -> None:
         self.name = name
+        self._daemon_id = daemon_id
         self.is_mirror = is_mirror
         self.quota = Quota()
         self._base_url = URL(url)
@@ -307,8 +310,11 @@ class RegistryClient:
         headers = dict(request.headers)
         if authorization:
             headers[hdrs.AUTHORIZATION] = authorization
+        is_same_origin = url.origin() == self._base_url.origin()
+        if is_same_origin:
+            headers[hdrs.VIA] = via_header(self._daemon_id)
         # Responses of CDNs and mirrors do not count: see the class.
-        targets_registry = url.origin() == self._base_url.origin() and not self.is_mirror
+        targets_registry = is_same_origin and not self.is_mirror
         began = self._now()
         try:
             with map_errors(self.label, lambda status: self._record_status(kind, status)):
@@ -336,7 +342,7 @@ class RegistryClient:
         self._metrics.count_upstream_request(self.name, kind, status)
 
     def _record_health(self, status: int) -> None:
-        if status >= 500:
+        if status >= 500 and status != errors.LOOP_DETECTED:
             message = f"{self.label} responded with status {status}"
             self.health.record_failure(UpstreamUnavailableError(message))
         else:
