@@ -16,6 +16,7 @@ from proxy.cache.listings import ListingCache
 from proxy.cache.manifest_store import ManifestStore
 from proxy.cache.manifests import ManifestCache
 from proxy.cache.prefetch import Prefetcher
+from proxy.cache.repair import BlobRepairer
 from proxy.cache.search import RepositorySearch
 from proxy.config import Config
 from proxy.core import Core
@@ -43,12 +44,13 @@ from proxy.upstream.factory import is_unchanged
 
 @dataclass(frozen=True, slots=True)
 class ConfiguredApp:
-    """The objects made from one configuration: its upstreams, handlers and preloader."""
+    """The objects made from one configuration: its upstreams and handlers, preloader and repairer."""
 
     config: Config
     upstreams: Mapping[str, Upstream]
     registry: RegistryHandler
     preloader: Preloader
+    repairer: BlobRepairer
     routes: Sequence[Route]
 
 
@@ -118,8 +120,16 @@ async def configure_app(
             clock=core.clock,
         )
     )
+    repairer = BlobRepairer(
+        upstreams=upstreams,
+        names=names,
+        manifests=manifests,
+        downloads=core.downloads,
+        index=core.index,
+        settings=config.fetch,
+    )
     prefetch = (
-        Prefetcher(core.downloads, core.index, upstreams, config.fetch)
+        Prefetcher(core.downloads, core.index, access, upstreams, config.fetch)
         if config.fetch.prefetch == "layers"
         else None
     )
@@ -137,7 +147,7 @@ async def configure_app(
         *admin_preload.PreloadHandlers(preloader).routes(),
         *admin_search.routes(search),
     ]
-    return ConfiguredApp(config, upstreams, registry, preloader, routes)
+    return ConfiguredApp(config, upstreams, registry, preloader, repairer, routes)
 
 
 def _status_handlers(
@@ -147,6 +157,7 @@ def _status_handlers(
         config,
         upstreams,
         core.space,
+        core.scrubber,
         core.downloads,
         core.metrics,
         core.offline,
