@@ -28,11 +28,10 @@ from proxy.metrics import CacheState
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
-from proxy.oci.referrers import fallback_tag, parse_descriptor_digest
+from proxy.oci.referrers import RawDescriptor, fallback_tag, parse_descriptor_digest
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
 from proxy.upstream.client import Upstream
-from proxy.upstream.responses import RawDescriptor
 
 # Lists of tags and, separately, of referrers that are cached.
 MAX_CACHED_LISTS = 1000

@@ -6,14 +6,39 @@ Registries without the referrers API have an index of the referrers under the fa
 
 import re
 from collections.abc import Mapping
+from typing import Any, Self
+
+import msgspec
 
 from proxy.errors import InvalidDigestError
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Tag
 
+# A descriptor as upstream sent it; fields unknown to us are passed on.
+RawDescriptor = dict[str, Any]
+
 COSIGN_SUFFIXES = (".sig", ".att", ".sbom")
 
 _REFERRERS_TAG = re.compile(r"sha256-([a-f0-9]{64})(?:\.[a-z]+)?")
+
+
+class ReferrerRecord(msgspec.Struct, frozen=True):
+    """All that upstream had of referrers of one manifest: the descriptors in its list, and the tags."""
+
+    descriptors: list[RawDescriptor]
+    tags: list[str]
+
+    def encode(self) -> str:
+        """Return the record as JSON."""
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def decode(cls, content: str) -> Self:
+        """Return the record from JSON. Raises `ValueError`."""
+        try:
+            return msgspec.json.decode(content, type=cls)
+        except msgspec.MsgspecError as error:
+            raise ValueError("not a record of referrers") from error
 
 
 def fallback_tag(subject: Digest) -> Tag:

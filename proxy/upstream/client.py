@@ -35,13 +35,14 @@ from proxy.metrics import Metrics, RequestKind
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import ACCEPT, parse_manifest
 from proxy.oci.reference import Reference, Tag
+from proxy.oci.referrers import RawDescriptor
 from proxy.upstream import responses, retry, search
 from proxy.upstream.body import BlobBody
 from proxy.upstream.encoding import is_gzip_encoded
 from proxy.upstream.features import Feature, MissingFeature
 from proxy.upstream.mirrors import MirrorSet
 from proxy.upstream.registry_client import REQUEST_TIMEOUT, ApiRequest, RegistryClient
-from proxy.upstream.responses import MAX_LIST_SIZE, Evidence, ListPage, RawDescriptor
+from proxy.upstream.responses import MAX_LIST_SIZE, Evidence, ListPage
 from proxy.upstream.search import SearchPage
 
 # A list of tags or referrers with more pages, or larger in all than `MAX_LIST_SIZE`, is an error

@@ -10,6 +10,7 @@ from aiohttp import ClientResponse, hdrs
 from proxy.errors import InvalidDigestError, UpstreamError
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import MAX_MANIFEST_SIZE, OCI_INDEX
+from proxy.oci.referrers import RawDescriptor
 from proxy.upstream.encoding import gunzip, is_gzip_encoded
 from proxy.upstream.link import find_link
 
@@ -26,10 +27,6 @@ class Evidence:
     size: int | None
     digest: Digest | None
     is_html: bool
-
-
-# A descriptor as upstream sent it; fields unknown to us are passed on.
-RawDescriptor = dict[str, Any]
 
 
 class _TagsPage(msgspec.Struct):
