@@ -18,7 +18,6 @@ from proxy.errors import (
     NotFoundError,
     OfflineError,
     ProxyError,
-    RateLimitedError,
     UnknownManifestError,
     UnsatisfiableRangeError,
     UpstreamDownError,
@@ -495,13 +494,7 @@ async def _request_first_byte(
 
 def _is_refusal(error: ProxyError) -> bool:
     """Tell whether a failed HEAD may be a matter of the method."""
-    if isinstance(error, UpstreamUnauthorizedError):
-        return isinstance(error, UpstreamForbiddenError)
-    others = (
-        OfflineError,
-        RateLimitedError,
-        UpstreamDownError,
-        UpstreamTimeoutError,
-        UpstreamUnreachableError,
-    )
-    return not isinstance(error, others)
+    if isinstance(error, UpstreamUnavailableError):
+        others = (OfflineError, UpstreamDownError, UpstreamTimeoutError, UpstreamUnreachableError)
+        return not isinstance(error, others)
+    return isinstance(error, (NotFoundError, UpstreamForbiddenError, UpstreamRefusedError))
