@@ -49,6 +49,10 @@ class UnknownManifestError(NotFoundError):
     """The manifest or tag does not exist."""
 
 
+class NoReferrersApiError(UnknownManifestError):
+    """Upstream has no referrers API; clients then ask for the fallback tag."""
+
+
 class UnknownBlobError(NotFoundError):
     """The blob does not exist in the repository."""
 
@@ -77,6 +81,10 @@ class OfflineError(UpstreamUnavailableError):
     """The cache is offline: no upstream may be asked."""
 
 
+class UpstreamUnreachableError(UpstreamUnavailableError):
+    """No connection to upstream can be established."""
+
+
 class UpstreamTimeoutError(UpstreamUnavailableError):
     """Upstream did not respond in time."""
 
@@ -99,6 +107,14 @@ class NoDescriptorsError(UpstreamError):
 
 class UpstreamUnauthorizedError(UpstreamError):
     """Upstream rejects the configured credentials, or requires some."""
+
+
+class UpstreamForbiddenError(UpstreamUnauthorizedError):
+    """Upstream refuses a request that is authenticated as well as it can be."""
+
+
+class UpstreamRefusedError(UpstreamError):
+    """Upstream answers with an error status that a retry does not change."""
 
 
 class UnsatisfiableRangeError(UpstreamError):
@@ -171,12 +187,14 @@ OUTCOMES: Mapping[type[ProxyError], ErrorOutcome] = {
     NotFoundError: ErrorOutcome(404, "MANIFEST_UNKNOWN", 404),
     UnknownNameError: ErrorOutcome(404, "NAME_UNKNOWN", 404),
     UnknownManifestError: ErrorOutcome(404, "MANIFEST_UNKNOWN", 404),
+    NoReferrersApiError: ErrorOutcome(404, "MANIFEST_UNKNOWN", 404),
     UnknownBlobError: ErrorOutcome(404, "BLOB_UNKNOWN", 404),
     InvalidManifestError: ErrorOutcome(502, "MANIFEST_INVALID", 500),
     UpstreamError: ErrorOutcome(502, "UNKNOWN", 502),
     RateLimitedError: ErrorOutcome(429, "TOOMANYREQUESTS", 429),
     UpstreamUnavailableError: ErrorOutcome(503, "UNAVAILABLE", 503),
     OfflineError: ErrorOutcome(503, "UNAVAILABLE", 503),
+    UpstreamUnreachableError: ErrorOutcome(503, "UNAVAILABLE", 503),
     UpstreamTimeoutError: ErrorOutcome(504, "UNAVAILABLE", 504),
     UpstreamDownError: ErrorOutcome(503, "UNAVAILABLE", 503),
     LoopDetectedError: ErrorOutcome(508, "UNKNOWN", 502),
@@ -184,6 +202,8 @@ OUTCOMES: Mapping[type[ProxyError], ErrorOutcome] = {
     # Docker Hub answers 401 for repositories that do not exist; a challenged client sends its
     # password.
     UpstreamUnauthorizedError: ErrorOutcome(404, "NAME_UNKNOWN", 502),
+    UpstreamForbiddenError: ErrorOutcome(404, "NAME_UNKNOWN", 502),
+    UpstreamRefusedError: ErrorOutcome(502, "UNKNOWN", 502),
     UnsatisfiableRangeError: ErrorOutcome(502, "UNKNOWN", 502),
     DigestMismatchError: ErrorOutcome(502, "DIGEST_INVALID", 502, 3),
     BusyError: ErrorOutcome(503, "UNAVAILABLE", 409),

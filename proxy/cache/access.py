@@ -189,7 +189,7 @@ class RepositoryAccess:
 
         async def probe() -> Evidence:
             if is_manifest:
-                named = await upstream.resolve(repository.name, digest)
+                named = (await upstream.resolve(repository.name, digest)).digest
                 return Evidence(size=None, digest=named, is_html=False)
             return await upstream.probe_blob(repository.name, digest)
 

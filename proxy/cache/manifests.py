@@ -34,7 +34,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.manifest import INDEX_TYPES
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.storage.index import Index, TagRow
-from proxy.upstream.client import Upstream
+from proxy.upstream.client import FetchedManifest, Upstream
 
 # Maximum of remembered missing tags and, separately, of tags that were not pulled to save quota.
 MAX_CACHED_ERRORS = 10_000
@@ -257,11 +257,14 @@ class ManifestCache:
             refused = self._quota_errors.get_with_age(key)
             if refused and 0 <= refused[0] < self._tag_ttl(tag):
                 raise copy(refused[1])
-        digest = await upstream.resolve(repository.name, tag)
+        resolved = await upstream.resolve(repository.name, tag)
+        digest = resolved.digest
         # A mirror may have named the digest, so this alone links nothing.
         deadline = self._now() + RESPONSE_TIMEOUT
         if digest and (stored := await self._load_permitted(repository, digest, deadline)):
             return stored, "revalidated"
+        if resolved.manifest:
+            return await self._store_fetched(repository, resolved.manifest)
         if upstream.scarce_quota_reason and await self._has_servable_copy(tag, tag_row):
             error = RateLimitedError(
                 f"{upstream.scarce_quota_reason}, reserved for content that is not cached"
@@ -272,12 +275,11 @@ class ManifestCache:
             return await self._fetch_and_store(repository, tag)
         try:
             return await self._fetch_and_store(repository, digest)
-        except NotFoundError as error:
-            # The HEAD showed that the tag exists: upstream contradicts itself.
-            raise UpstreamError(
-                f"{repository.upstream} resolves the tag to {digest} "
-                "but does not have that manifest"
-            ) from error
+        except NotFoundError:
+            # Upstream contradicts its HEAD, so the tag itself decides.
+            fetched = await self._fetch_and_store(repository, tag)
+            upstream.record_unreliable_head(repository.name)
+            return fetched
 
     async def _has_servable_copy(self, tag: Tag, tag_row: TagRow) -> bool:
         is_too_old = self._tag_freshness(tag, tag_row) is Freshness.EXPIRED
@@ -326,5 +328,10 @@ class ManifestCache:
     ) -> tuple[CachedManifest, CacheState]:
         upstream = self._upstreams[repository.upstream]
         fetched = await upstream.fetch_manifest(repository.name, reference)
+        return await self._store_fetched(repository, fetched)
+
+    async def _store_fetched(
+        self, repository: Repository, fetched: FetchedManifest
+    ) -> tuple[CachedManifest, CacheState]:
         manifest, is_stored = await self._store.add(repository, fetched)
         return manifest, "miss" if is_stored else "bypass"

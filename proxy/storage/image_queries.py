@@ -87,6 +87,16 @@ def delete_images(
     connection.executemany(
         "DELETE FROM pins WHERE repository = ? AND reference = ?", removal.references
     )
+    # Tags that were no images because of their subject do not become images without it.
+    connection.executemany(
+        "DELETE FROM tags WHERE repository = ? AND subject = ? AND subject <> digest AND EXISTS"
+        " (SELECT 1 FROM links s JOIN blobs USING (digest)"
+        " WHERE s.digest = tags.subject AND s.repository = tags.repository)",
+        removal.links,
+    )
+    connection.executemany(
+        "DELETE FROM referrer_records WHERE repository = ? AND subject = ?", removal.links
+    )
     connection.executemany("DELETE FROM links WHERE repository = ? AND digest = ?", removal.links)
     pins.recompute(connection)
     return removal.blobs
@@ -128,7 +138,8 @@ class ImageQueries:
         rows = self._connection.execute(
             "WITH RECURSIVE held (root, digest) AS (SELECT rowid, digest FROM top"
             " UNION SELECT h.root, e.child FROM edges e JOIN held h ON e.parent = h.digest"
-            " UNION SELECT h.root, b.digest FROM blobs b JOIN held h ON b.subject = h.digest),"
+            " UNION SELECT h.root, b.digest FROM blobs b JOIN held h ON b.subject = h.digest"
+            " UNION SELECT h.root, t.digest FROM tags t JOIN held h ON t.subject = h.digest),"
             " shared AS (SELECT h.root, b.size, count(*) OVER (PARTITION BY h.digest) AS roots"
             " FROM held h JOIN blobs b USING (digest))"
             " SELECT top.digest, sum(s.size),"
@@ -263,7 +274,9 @@ class ImageQueries:
         for current in waiting:
             above = self._connection.execute(
                 "SELECT above FROM (SELECT parent AS above FROM edges WHERE child = :digest"
-                " UNION ALL SELECT subject FROM blobs WHERE digest = :digest AND subject IS NOT NULL)"
+                " UNION ALL SELECT subject FROM blobs WHERE digest = :digest AND subject IS NOT NULL"
+                " UNION ALL SELECT subject FROM tags WHERE digest = :digest AND subject IS NOT NULL"
+                " AND (:repository IS NULL OR repository = :repository))"
                 " WHERE :repository IS NULL OR EXISTS"
                 " (SELECT 1 FROM links l WHERE l.repository = :repository AND l.digest = above)",
                 {"digest": current, "repository": repository},

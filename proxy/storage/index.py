@@ -26,6 +26,7 @@ from proxy.log import get_logger
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
+from proxy.oci.referrers import ReferrerRecord
 from proxy.storage import queries
 from proxy.storage.image_queries import delete_images
 
@@ -244,6 +245,17 @@ class Index:
             )
         return []
 
+    def referrer_record(self, repository: Repository, subject: Digest) -> ReferrerRecord | None:
+        """Return what upstream had of referrers of a manifest when a preload asked, or None."""
+        query = f"SELECT record FROM referrer_records WHERE repository = {_REPOSITORY_ID_SQL} AND subject = ?"
+        parameters = (repository.upstream, repository.name, str(subject))
+        with suppress(StorageError):
+            for record in self._read_rows(
+                query, parameters, lambda row: ReferrerRecord.decode(row[0])
+            ):
+                return record
+        return None
+
     def oldest_use(self) -> float:
         """Return the last use of the blob to be evicted next, in Unix time; 0 if there is none."""
         query = "SELECT coalesce(min(used), 0) FROM blobs WHERE NOT pinned"
@@ -395,6 +407,14 @@ class Index:
     async def delete_tag(self, repository: Repository, tag: Tag) -> None:
         """Delete a tag; its content stays."""
         await self._write(queries.delete_tag, repository, tag)
+
+    async def set_referrer_record(
+        self, repository: Repository, subject: Digest, record: ReferrerRecord
+    ) -> None:
+        """Record what upstream has of referrers of a stored manifest. Survives a power cut."""
+        await self._write(
+            queries.set_referrer_record, repository, subject, record.encode(), is_durable=True
+        )
 
     async def pin(self, images: Sequence[tuple[Repository, Reference]]) -> None:
         """Pin images, whether they are in the store or not. Survives a power cut."""

@@ -12,11 +12,12 @@ from proxy.errors import StorageError
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
+from proxy.oci.referrers import subject_of_tag
 from proxy.storage import pins
 from proxy.storage.blobs import BLOCK_SIZE
 from proxy.storage.permissions import create_private_file
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 # Manifests that name more blobs are served, but neither stored nor indexed: each blob takes half a kilobyte
 # of the index, and a manifest of 4 MiB could name 36,000.
@@ -46,6 +47,12 @@ _MIGRATIONS = {
         UPDATE blobs SET media_type = NULL, subject = NULL WHERE digest IN (SELECT parent FROM oversized);
         DELETE FROM edges WHERE parent IN (SELECT parent FROM oversized);
         DROP TABLE oversized;
+    """,
+    4: f"""
+        ALTER TABLE tags ADD COLUMN subject TEXT;
+        UPDATE tags SET subject = 'sha256:' || substr(tag, 8, 64)
+            WHERE tag GLOB 'sha256-{"[0-9a-f]" * 64}' OR tag GLOB 'sha256-{"[0-9a-f]" * 64}.[a-z]*';
+        DROP VIEW IF EXISTS roots;
     """,
 }
 
@@ -286,18 +293,32 @@ def set_tag(
     checked_at: float,
 ) -> None:
     """Set the digest of a tag; a pin of the tag moves with it."""
-    number = _repository_id(connection, repository)
+    number, subject = _repository_id(connection, repository), subject_of_tag(tag)
     connection.execute(
-        "INSERT OR REPLACE INTO tags (repository, tag, digest, checked) VALUES (?, ?, ?, ?)",
-        (number, tag, str(digest), checked_at),
+        "INSERT OR REPLACE INTO tags (repository, tag, digest, checked, subject)"
+        " VALUES (?, ?, ?, ?, ?)",
+        (number, tag, str(digest), checked_at, subject and str(subject)),
     )
     pins.update_tag(connection, number, tag, digest)
+    if subject:
+        pins.update_referrer(connection, subject, digest)
 
 
 def delete_tag(connection: sqlite3.Connection, repository: Repository, tag: Tag) -> None:
     """Delete a tag; its content stays."""
     number = _repository_id(connection, repository)
     connection.execute("DELETE FROM tags WHERE repository = ? AND tag = ?", (number, tag))
+
+
+def set_referrer_record(
+    connection: sqlite3.Connection, repository: Repository, subject: Digest, record: str
+) -> None:
+    """Set what upstream had of referrers of a manifest, unless the manifest is not stored."""
+    connection.execute(
+        "INSERT OR REPLACE INTO referrer_records (repository, subject, record)"
+        " SELECT ?, digest, ? FROM blobs WHERE digest = ?",
+        (_repository_id(connection, repository), record, str(subject)),
+    )
 
 
 def pin(connection: sqlite3.Connection, images: Iterable[tuple[Repository, Reference]]) -> None:
@@ -374,6 +395,7 @@ def _delete_row(connection: sqlite3.Connection, digest: Digest) -> int | None:
         "DELETE FROM blobs WHERE digest = ? RETURNING size", (name,)
     ).fetchall()
     connection.execute("DELETE FROM tags WHERE digest = ?", (name,))
+    connection.execute("DELETE FROM referrer_records WHERE subject = ?", (name,))
     connection.execute("DELETE FROM links WHERE digest = ?", (name,))
     connection.execute("DELETE FROM senders WHERE digest = ?", (name,))
     connection.execute("DELETE FROM edges WHERE parent = ?", (name,))

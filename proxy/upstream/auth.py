@@ -230,7 +230,7 @@ async def _token_server_error(
 ) -> UpstreamError:
     status, label = response.status, f"the token server {realm.host}"
     if status in (401, 403):
-        reason = await errors.read_error_reason(response)
+        reason = (await errors.read_error(response)).reason
         if sent_password and status == 401:
             return errors.invalid_credentials_error(label, reason)
         # ghcr.io refuses the token where other registries issue one without any access.
