@@ -85,8 +85,8 @@ class Descriptor:
 class Manifest:
     """A parsed manifest or index. `children` are in the order of the document; a config is the first.
 
-    `unread` says which children could not be read, `doubt` why the document may be no manifest at all;
-    both are empty if all is well.
+    `is_stated` means that the document itself states its type. `unread` says which children could not be
+    read, `doubt` why the document may be no manifest at all; both are empty if all is well.
     """
 
     media_type: str
@@ -95,6 +95,7 @@ class Manifest:
     artifact_type: str
     annotations: dict[str, str]
     has_config: bool = False
+    is_stated: bool = False
     unread: str = ""
     doubt: str = ""
 
@@ -198,7 +199,7 @@ class _Reader:
         ]
         stated_type = self._find_stated_type(header, stated)
         media_type = stated_type or self._derive_type(config) or _valid_type(header)
-        is_known = bool(stated_type) or header in MANIFEST_TYPES
+        is_known = stated_type or header in MANIFEST_TYPES or children
         return Manifest(
             media_type,
             tuple(children),
@@ -207,6 +208,7 @@ class _Reader:
             _last_text(self._fields, "artifacttype") or (config.media_type if config else ""),
             self._read_annotations(),
             config is not None,
+            bool(stated_type),
             self._unread,
             "" if is_known else f"not a manifest: sent as {header[:80] or 'no type'}",
         )

@@ -171,6 +171,12 @@ ODD_IMAGES = {
     "sent as text": OddManifest(encode(IMAGE), "text/plain; charset=utf-8"),
     "sent with a charset": OddManifest(encode(IMAGE), f"{OCI_MANIFEST}; charset=utf-8"),
     "sent in capitals": OddManifest(encode(IMAGE), OCI_MANIFEST.upper()),
+    "sent as JSON": OddManifest(encode(IMAGE), "application/json"),
+    "sent without a type": OddManifest(encode(IMAGE), ""),
+    "of no type": OddManifest(encode(without(IMAGE, "mediaType")), ""),
+    "of no type and sent as bytes": OddManifest(
+        encode(without(IMAGE, "mediaType")), "application/octet-stream"
+    ),
     "OCI artifact": artifact(OCI_ARTIFACT),
     "ORAS artifact": artifact(ORAS_ARTIFACT),
     "unknown manifest": OddManifest(
