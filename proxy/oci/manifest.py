@@ -315,8 +315,10 @@ def _read_size(fields: _Fields) -> int | None:
 
 def _read_platform(fields: _Fields) -> Platform | None:
     found = _fold_fields(next(iter(fields.get("platform", ())), None))
-    os, architecture = _last_text(found, "os"), _last_text(found, "architecture")
-    return Platform(os, architecture, _last_text(found, "variant")) if os and architecture else None
+    architecture = _last_text(found, "architecture")
+    # Without an operating system, docker and containerd take that of their host.
+    os = _last_text(found, "os") or "linux"
+    return Platform(os, architecture, _last_text(found, "variant")) if architecture else None
 
 
 def _valid_type(header: str) -> str:
