@@ -85,8 +85,8 @@ class Descriptor:
 class Manifest:
     """A parsed manifest or index. `children` are in the order of the document; a config is the first.
 
-    `unread` says which children could not be parsed, `doubt` why the document may not be a
-    manifest; both are empty for a valid manifest.
+    `is_stated` means that the document itself states its type. `unread` says which children could not be
+    parsed, `doubt` why the document may not be a manifest; both are empty for a valid manifest.
     """
 
     media_type: str
@@ -95,6 +95,7 @@ class Manifest:
     artifact_type: str
     annotations: dict[str, str]
     has_config: bool = False
+    is_stated: bool = False
     unread: str = ""
     doubt: str = ""
 
@@ -198,7 +199,7 @@ class _Reader:
         ]
         stated_type = self._find_stated_type(header, stated)
         media_type = stated_type or self._derive_type(config) or _valid_type(header)
-        is_known = bool(stated_type) or header in MANIFEST_TYPES
+        is_known = stated_type or header in MANIFEST_TYPES or children
         return Manifest(
             media_type,
             tuple(children),
@@ -207,6 +208,7 @@ class _Reader:
             _last_text(self._fields, "artifacttype") or (config.media_type if config else ""),
             self._read_annotations(),
             config is not None,
+            bool(stated_type),
             self._unread,
             "" if is_known else f"not a manifest: sent as {header[:80] or 'no type'}",
         )
@@ -313,8 +315,10 @@ def _read_size(fields: _Fields) -> int | None:
 
 def _read_platform(fields: _Fields) -> Platform | None:
     found = _fold_fields(next(iter(fields.get("platform", ())), None))
-    os, architecture = _last_text(found, "os"), _last_text(found, "architecture")
-    return Platform(os, architecture, _last_text(found, "variant")) if os and architecture else None
+    architecture = _last_text(found, "architecture")
+    # Without an operating system, docker and containerd take that of their host.
+    os = _last_text(found, "os") or "linux"
+    return Platform(os, architecture, _last_text(found, "variant")) if architecture else None
 
 
 def _valid_type(header: str) -> str:

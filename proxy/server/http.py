@@ -32,7 +32,7 @@ REJECTED_TIMEOUT = 5.0
 LINGERING_TIME = 2.0
 # The size limit of request line and headers, in bytes, and the limit on the number of headers.
 MAX_HEAD_SIZE = 64 << 10
-MAX_HEADERS = 128
+MAX_HEADERS = 1024
 # The body of a GET or HEAD is read and discarded up to this size, in bytes.
 MAX_DISCARDED_BODY = 64 << 10
 # The size limit of a request, including the framing and the trailer of its body, in bytes.

@@ -133,10 +133,14 @@ class Docker(Client):
         self._socket = directory / "sock"
         self._process: Process | None = None
 
-    def _docker(self, *arguments: str) -> str:
+    def command(self, *arguments: str) -> list[str | Path]:
+        """Return the command line of docker with these arguments."""
         config = self.directory / "cli"
         host = f"unix://{self._socket}"
-        return run(*self._argv(DOCKER, "--config", config, "--host", host, *arguments))
+        return self._argv(DOCKER, "--config", config, "--host", host, *arguments)
+
+    def _docker(self, *arguments: str) -> str:
+        return run(*self.command(*arguments))
 
     def start(self) -> None:
         self._containerd.start()

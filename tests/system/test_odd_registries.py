@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.fakes.faults import Fault
 from tests.fakes.odd_manifests import ODD_MANIFESTS, OddManifest, image
 from tests.fakes.registry import FakeRegistry
 from tests.support.program import Program
-from tests.system.clients import Containerd
+from tests.system.clients import Containerd, Docker
 from tests.system.processes import isolated_environment
 
 APP = "library/app"
@@ -191,7 +192,7 @@ async def test_skopeo_gets_through_the_cache_what_it_gets_directly(
     assert warm == cold
 
 
-# containerd takes long to start, and a test may take 45 s.
+# The daemons of clients take long to start, and a test may take 45 s.
 @pytest.mark.parametrize("part", range(4))
 async def test_containerd_fetches_through_the_cache_what_it_fetches_directly(
     odd_registry: FakeRegistry, cache: Program, directory: Path, part: int
@@ -220,3 +221,33 @@ async def fetch_content(client: Containerd, namespace: str, url: str) -> set[str
     if not (await run_command(*ctr, *fetch)).has_succeeded:
         return set()
     return set((await run_command(*ctr, "ls", "--quiet")).output.split())
+
+
+@pytest.mark.parametrize("part", range(6))
+async def test_docker_pulls_through_the_cache_what_it_pulls_directly(
+    odd_registry: FakeRegistry, cache: Program, directory: Path, part: int
+):
+    client = Docker(directory / "docker", "127.0.0.1:1")
+    await asyncio.to_thread(client.start)
+    pulled = []
+    try:
+        for number, name in enumerate([*ODD_MANIFESTS][part::6]):
+            ODD_MANIFESTS[name].push(odd_registry, f"library/app{number}", TAG)
+            direct, through = [
+                await pull_image(client, f"{url}/library/app{number}:{TAG}")
+                for url in (odd_registry.url, cache.url)
+            ]
+            assert through == direct or not direct, name
+            pulled.append(direct)
+    finally:
+        await asyncio.to_thread(client.stop)
+    assert any(pulled)
+
+
+async def pull_image(client: Docker, url: str) -> set[str]:
+    """Pull an image and remove it; return the digests of what it consisted of, none if it fails."""
+    reference = url.removeprefix("http://")
+    if not (await run_command(*client.command("pull", "--quiet", reference))).has_succeeded:
+        return set()
+    removed = await run_command(*client.command("rmi", reference))
+    return set(re.findall(r"Deleted: (\S+)", removed.output))

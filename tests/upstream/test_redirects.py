@@ -35,6 +35,16 @@ async def test_a_url_that_the_cdn_refuses_is_replaced_by_a_new_one(
     assert len(urls) == len(set(urls)) == 3
 
 
+async def test_a_blob_that_is_passed_through_gets_a_new_url_too(registry, make_program):
+    program = await make_program(store={"max_size": "20MB"})
+    large = registry.add_blob(b"large" * 5_000_000)
+    registry.fail(registry.body_of(large), Fault())
+    registry.fail(registry.body_of(large), Fault(status=403, body=DENIED))
+    answer = await program.blob(large)
+    assert (answer.status, answer.digest, answer.is_whole) == (200, large, True)
+    assert registry.count(registry.body_of(large)) == 3
+
+
 async def test_a_cdn_that_always_refuses_is_asked_a_few_times(registry, program, layer):
     fault = Fault(status=403, body=DENIED)
     registry.fail(registry.body_of(layer), fault, times=None)
