@@ -28,7 +28,7 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([0-9]{3})")
 
 
 @dataclass
-class Findings:
+class FuzzFindings:
     """What a run has seen. `longest_probe` is in seconds, sizes are bytes."""
 
     seed: int
@@ -54,9 +54,9 @@ class Findings:
         )
 
 
-async def fuzz_clients(directory: Path, count: int, seed: int) -> Findings:
+async def fuzz_clients(directory: Path, count: int, seed: int) -> FuzzFindings:
     """Send `count` random requests to a daemon whose upstream is a good one."""
-    findings = Findings(seed)
+    findings = FuzzFindings(seed)
     async with FakeRegistry() as registry:
         registry.pull_limit = None
         images = [
@@ -75,9 +75,9 @@ async def fuzz_clients(directory: Path, count: int, seed: int) -> Findings:
     return findings
 
 
-async def fuzz_upstreams(directory: Path, count: int, seed: int) -> Findings:
+async def fuzz_upstreams(directory: Path, count: int, seed: int) -> FuzzFindings:
     """Send `count` good requests to a daemon whose upstream responds at random."""
-    findings = Findings(seed)
+    findings = FuzzFindings(seed)
     source = FakeRegistry()
     images = [source.add_image(f"library/app{n}", layers=[b"%d" % n * 5000]) for n in range(20)]
     contents = {
@@ -128,7 +128,9 @@ async def fuzz_upstreams(directory: Path, count: int, seed: int) -> Findings:
 
 
 @asynccontextmanager
-async def _run_daemon(directory: Path, upstream: str, findings: Findings) -> AsyncIterator[Daemon]:
+async def _run_daemon(
+    directory: Path, upstream: str, findings: FuzzFindings
+) -> AsyncIterator[Daemon]:
     env = {
         "PULLCACHE_LOG_LEVEL": "warning",
         "PULLCACHE_FETCH_ATTEMPTS": "1",
@@ -152,7 +154,7 @@ async def _run_daemon(directory: Path, upstream: str, findings: Findings) -> Asy
         await asyncio.to_thread(daemon.finish)
 
 
-async def _probe(daemon: Daemon, findings: Findings) -> None:
+async def _probe(daemon: Daemon, findings: FuzzFindings) -> None:
     """Measure how long `/healthz` takes, and the daemon's memory, until cancelled."""
     status = Path(f"/proc/{daemon.process.pid}/statm")
     host, _, port = daemon.address.rpartition(":")
@@ -171,7 +173,7 @@ async def _probe(daemon: Daemon, findings: Findings) -> None:
 
 
 async def _send_all(
-    address: str, work: Iterator[int], maker: RequestMaker, findings: Findings
+    address: str, work: Iterator[int], maker: RequestMaker, findings: FuzzFindings
 ) -> None:
     """Send random requests, each over a connection of its own, until the work is done."""
     host, _, port = address.rpartition(":")
@@ -199,7 +201,11 @@ async def _send_all(
 
 
 async def _send_good(
-    address: str, work: Iterator[int], rng: random.Random, targets: list[str], findings: Findings
+    address: str,
+    work: Iterator[int],
+    rng: random.Random,
+    targets: list[str],
+    findings: FuzzFindings,
 ) -> None:
     """Send good requests, each over a connection of its own, until the work is done."""
     host, _, port = address.rpartition(":")

@@ -7,13 +7,7 @@ from proxy.upstream.features import (
     MissingFeature,
     RegistryFeatures,
 )
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.fakes.clock import Clock
 
 
 def test_a_missing_feature_is_remembered_for_its_repository_until_its_time_is_over():
