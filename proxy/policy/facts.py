@@ -1,0 +1,62 @@
+"""What can be known about an image when a policy judges it. Pure."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+# Docker Hub's namespace of official images, with the name of its upstream.
+OFFICIAL_GLOB_PREFIX = "docker.io/library/"
+
+
+class Badge(StrEnum):
+    """What Docker Hub says about the publisher of a repository.
+
+    `OFFICIAL` is a fact of the name. The others are what Docker Hub said at a time: a badge is lost
+    when a contract ends. `NOT_ASKED` and `NO_ANSWER` are not statements of Docker Hub.
+    """
+
+    OFFICIAL = "official"
+    VERIFIED_PUBLISHER = "verified_publisher"
+    SPONSORED = "sponsored"
+    COMMUNITY = "community"
+    NOT_ASKED = "not_asked"
+    NO_ANSWER = "no_answer"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the badge is a fact."""
+        return self not in (Badge.NOT_ASKED, Badge.NO_ANSWER)
+
+
+@dataclass(frozen=True, slots=True)
+class ContentAge:
+    """Since when the content exists, in Unix seconds, and where that is known from.
+
+    `is_first_sight` means that the cache sees the image for the first time now, so that `since` says
+    nothing about its age.
+    """
+
+    since: float
+    source: str
+    is_first_sight: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What is known about one manifest of a repository.
+
+    `name` is `UPSTREAM/REPOSITORY`, `tag` the tag that was asked for, None by digest. `has_badges`
+    says whether its registry is one about which Docker Hub's facts can be had. `age` is None if a
+    rule without `min_age` judges.
+    """
+
+    name: str
+    tag: str | None
+    badge: Badge = Badge.NOT_ASKED
+    has_badges: bool = False
+    age: ContentAge | None = None
+    is_ripe: bool = False
+
+
+def is_official(name: str) -> bool:
+    """Tell whether `UPSTREAM/REPOSITORY` is one of Docker Hub's official images, by its name."""
+    return name.startswith(OFFICIAL_GLOB_PREFIX) and "/" not in name[len(OFFICIAL_GLOB_PREFIX) :]
