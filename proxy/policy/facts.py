@@ -28,6 +28,23 @@ class Badge(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class RepositoryFacts:
+    """What `source` said about a repository at the Unix time `asked_at`.
+
+    `source` is `Docker Hub`, or the bundle that carried the facts here.
+    """
+
+    badge: Badge
+    publisher: str = ""
+    description: str = ""
+    stars: int = 0
+    pulls: int = 0
+    is_archived: bool = False
+    asked_at: float = 0.0
+    source: str = "Docker Hub"
+
+
+@dataclass(frozen=True, slots=True)
 class ContentAge:
     """Since when the content exists, in Unix seconds, and where that is known from.
 
