@@ -30,7 +30,9 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-RequestKind = Literal["manifest", "blob", "tags", "referrers", "search", "catalog", "ping", "other"]
+RequestKind = Literal[
+    "manifest", "blob", "tags", "referrers", "search", "facts", "catalog", "ping", "other"
+]
 CacheState = Literal["hit", "miss", "collapsed", "stale", "revalidated", "bypass", "none"]
 DownloadResult = Literal["stored", "failed", "mismatch", "bypass"]
 EvictionReason = Literal["size", "min_free", "idle", "corrupt", "removed"]

@@ -19,6 +19,8 @@ from proxy.config.dump import to_toml_value
 from proxy.config.keys import key_default, table_array_item, unwrap_annotated
 from proxy.config.schema import (
     DEFAULT_UPSTREAM,
+    DOCKER_HUB_FACTS_URL,
+    DOCKER_HUB_URL,
     KNOWN_REGISTRIES,
     RENAMED_KEYS,
     Config,
@@ -71,6 +73,8 @@ def load(
     _merge(values, overrides, COMMAND_LINE)
     for name in values["upstreams"].keys() & KNOWN_REGISTRIES.keys():
         values["upstreams"][name].setdefault("url", KNOWN_REGISTRIES[name])
+    if values["upstreams"][DEFAULT_UPSTREAM]["url"] == DOCKER_HUB_URL:
+        values["upstreams"][DEFAULT_UPSTREAM].setdefault("facts_url", DOCKER_HUB_FACTS_URL)
     config: Config = _build(Config, values, str(path) if path else COMMAND_LINE, "")
     return config
 

@@ -26,6 +26,8 @@ DEFAULT_UPSTREAM = "docker.io"
 DOCKER_HUB_URL = RegistryUrl("https://registry-1.docker.io")
 # Docker Hub has a separate host for searching.
 DOCKER_HUB_SEARCH_URL = OptionalUrl("https://index.docker.io")
+# Another one says who publishes a repository.
+DOCKER_HUB_FACTS_URL = OptionalUrl("https://hub.docker.com")
 
 # URLs of registries that are known by name: their tables need no url.
 KNOWN_REGISTRIES = {
@@ -362,6 +364,16 @@ class UpstreamSettings(Section, frozen=True):
                 "Registry for `docker search` (/v1/search). Defaults to "
                 "https://index.docker.io for docker.io, or to url if that is changed; other "
                 "upstreams search the store."
+            )
+        ),
+    ] = OptionalUrl("")
+    facts_url: Annotated[
+        OptionalUrl,
+        Meta(
+            description=(
+                "Docker Hub's own API, which says who publishes a repository and when a tag was "
+                "pushed. https://hub.docker.com for docker.io, unless url is changed; empty asks "
+                "nothing."
             )
         ),
     ] = OptionalUrl("")
