@@ -8,23 +8,35 @@ OFFICIAL_GLOB_PREFIX = "docker.io/library/"
 
 
 class Badge(StrEnum):
-    """What Docker Hub says about the publisher of a repository.
+    """What is known about the publisher of a repository.
 
-    `OFFICIAL` is a fact of the name. The others are what Docker Hub said at a time: a badge is lost
-    when a contract ends. `NOT_ASKED` and `NO_ANSWER` are not statements of Docker Hub.
+    `OFFICIAL` is a fact of the name. `VERIFIED_PUBLISHER`, `SPONSORED` and `COMMUNITY` are what Docker
+    Hub said at a time: a badge is lost when a contract ends. The others are no facts: Docker Hub's
+    search does not list the repository, which proves nothing; it is private, and not asked about; it
+    was not asked about yet; or Docker Hub did not answer.
     """
 
     OFFICIAL = "official"
     VERIFIED_PUBLISHER = "verified_publisher"
     SPONSORED = "sponsored"
     COMMUNITY = "community"
+    NOT_LISTED = "not_listed"
+    PRIVATE = "private"
     NOT_ASKED = "not_asked"
     NO_ANSWER = "no_answer"
 
     @property
-    def is_known(self) -> bool:
-        """Whether the badge is a fact."""
-        return self not in (Badge.NOT_ASKED, Badge.NO_ANSWER)
+    def is_fact(self) -> bool:
+        """Whether Docker Hub, or the name, says it."""
+        return self in _FACTS
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a fact may be known later."""
+        return self in (Badge.NOT_ASKED, Badge.NO_ANSWER)
+
+
+_FACTS = frozenset({Badge.OFFICIAL, Badge.VERIFIED_PUBLISHER, Badge.SPONSORED, Badge.COMMUNITY})
 
 
 @dataclass(frozen=True, slots=True)

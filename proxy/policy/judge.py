@@ -68,11 +68,13 @@ def _judge_trust(rule: PolicySettings, facts: ImageFacts) -> Verdict:
     badge = Badge.OFFICIAL if is_official(facts.name) else facts.badge
     if badge in rule.trusted:
         return ALLOWED
-    can_be_known_later = facts.has_badges and not badge.is_known
+    can_be_known_later = facts.has_badges and badge.is_open
     if can_be_known_later and set(rule.trusted) - {"official"}:
         said = "was not asked" if badge is Badge.NOT_ASKED else "did not answer"
         reason = f"Docker Hub {said} whether it is trusted"
         return Verdict(Decision.ALLOW if rule.unknown == "allow" else Decision.UNKNOWN, reason)
+    if badge is Badge.NOT_LISTED and not rule.allow:
+        return Verdict(Decision.DENY, "Docker Hub's search does not list it")
     wanted = [_BADGE_NAMES[name] for name in rule.trusted] + ["in the list"] * bool(rule.allow)
     return Verdict(Decision.DENY, f"it is {_neither(wanted)}")
 

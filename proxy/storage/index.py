@@ -214,6 +214,23 @@ class Index:
         rows = self._reader.execute(query, (json.dumps([*map(str, digests)]),)).fetchall()
         return [Digest.parse(row[0]) for row in rows]
 
+    def lookup(
+        self,
+        key: tuple[object, ...],
+        query: str,
+        parameters: tuple[str, ...],
+        build: Callable[[tuple[Any, ...]], R],
+    ) -> R | None:
+        """Return `build(row)` for the row of a query, None without one; cached until the next write.
+
+        The caller chooses a `key` that no other query has.
+        """
+        return self._cached_row(key, query, parameters, build)
+
+    def select(self, query: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Return all rows of a query that reads few of them."""
+        return self._reader.execute(query, parameters).fetchall()
+
     def touch(self, digest: Digest) -> None:
         """Record a use of a blob; a use of a manifest counts for everything below it."""
         self._pending_uses[str(digest)] = self._next_use_time()
@@ -380,6 +397,13 @@ class Index:
         Files go first, because a full disk accepts no writes until a file is deleted.
         """
         return await self._write(queries.remove_blobs, digests, delete_file, on_commit=on_commit)
+
+    async def transact(self, work: Callable[..., R], *args: Any, is_durable: bool = False) -> R:
+        """Run `work` with a connection and `args` in a transaction of its own.
+
+        With `is_durable` it survives a power cut. Raises `StorageError`, with nothing changed.
+        """
+        return await self._write(work, *args, is_durable=is_durable)
 
     async def recount(self) -> tuple[int, int]:
         """Recount the blobs and correct `totals`; return the corrections, in blobs and bytes."""

@@ -11,7 +11,7 @@ from proxy.errors import StorageError
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
-from proxy.storage import pins
+from proxy.storage import pins, tag_history
 from proxy.storage.blobs import BLOCK_SIZE
 
 SCHEMA_VERSION = 2
@@ -158,7 +158,7 @@ def add_links(
     connection: sqlite3.Connection, repository: Repository, digests: Iterable[Digest]
 ) -> None:
     """Link the repository to digests that it is known to have."""
-    number = _repository_id(connection, repository)
+    number = repository_id(connection, repository)
     connection.executemany(
         "INSERT OR IGNORE INTO links (repository, digest) VALUES (?, ?)",
         [(number, str(digest)) for digest in digests],
@@ -173,24 +173,25 @@ def set_tag(
     checked_at: float,
 ) -> None:
     """Set the digest of a tag; a pin of the tag moves with it."""
-    number = _repository_id(connection, repository)
+    number = repository_id(connection, repository)
     connection.execute(
         "INSERT OR REPLACE INTO tags (repository, tag, digest, checked) VALUES (?, ?, ?, ?)",
         (number, tag, str(digest), checked_at),
     )
     pins.update_tag(connection, number, tag, digest)
+    tag_history.record(connection, number, tag, digest, checked_at)
 
 
 def delete_tag(connection: sqlite3.Connection, repository: Repository, tag: Tag) -> None:
     """Delete a tag; its content stays."""
-    number = _repository_id(connection, repository)
+    number = repository_id(connection, repository)
     connection.execute("DELETE FROM tags WHERE repository = ? AND tag = ?", (number, tag))
 
 
 def pin(connection: sqlite3.Connection, images: Iterable[tuple[Repository, Reference]]) -> None:
     """Pin images, whether they are in the store or not."""
     for repository, reference in images:
-        pins.add(connection, _repository_id(connection, repository), reference)
+        pins.add(connection, repository_id(connection, repository), reference)
 
 
 def unpin(
@@ -200,7 +201,7 @@ def unpin(
     found = [
         (repository, reference)
         for repository, reference in images
-        if pins.remove(connection, _repository_id(connection, repository), reference)
+        if pins.remove(connection, repository_id(connection, repository), reference)
     ]
     pins.recompute(connection)
     return found
@@ -211,7 +212,7 @@ def restore_pins(connection: sqlite3.Connection, rows: Iterable[tuple[str, ...]]
     for upstream, name, reference, digest in rows:
         connection.execute(
             "INSERT OR REPLACE INTO pins (repository, reference, digest) VALUES (?, ?, ?)",
-            (_repository_id(connection, Repository(upstream, name)), reference, digest),
+            (repository_id(connection, Repository(upstream, name)), reference, digest),
         )
     pins.recompute(connection)
 
@@ -321,7 +322,8 @@ def _has_blob(connection: sqlite3.Connection, digest: Digest) -> bool:
     return connection.execute(query, (str(digest),)).fetchone() is not None
 
 
-def _repository_id(connection: sqlite3.Connection, repository: Repository) -> int:
+def repository_id(connection: sqlite3.Connection, repository: Repository) -> int:
+    """Return the number of the repository; add it if it is new."""
     names = (repository.upstream, repository.name)
     connection.execute("INSERT OR IGNORE INTO repositories (upstream, name) VALUES (?, ?)", names)
     row: tuple[int] = connection.execute(
