@@ -19,6 +19,7 @@ from proxy.download.writer import StorageDeps
 from proxy.metrics import Metrics
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
+from proxy.storage.policy_records import PolicyRecords
 from proxy.storage.space import SpaceManager
 from proxy.upstream.factory import UpstreamFactory
 from proxy.upstream.offline import OfflineSwitch
@@ -36,6 +37,7 @@ class Core:
 
     store: BlobStore
     index: Index
+    policy_records: PolicyRecords
     space: SpaceManager
     metrics: Metrics
     offline: OfflineSwitch
@@ -88,6 +90,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     return Core(
         store=store,
         index=index,
+        policy_records=PolicyRecords(index),
         space=space,
         metrics=metrics,
         offline=offline,

@@ -250,6 +250,12 @@ class Metrics:
         self._evicted_bytes = self._counter(
             "evicted_bytes", "Bytes of blobs removed from the store by reason.", "reason"
         )
+        self._policy_decisions = self._counter(
+            "policy_decisions",
+            "Decisions of policies about images that were not decided already, by policy.",
+            "policy",
+            "decision",
+        )
         self._uncached = self._counter(
             "uncached", "Blobs served without being stored, by reason.", "reason"
         )
@@ -385,6 +391,10 @@ class Metrics:
     def count_drift(self) -> None:
         """Count a difference between the account of the store and its files: a bug, or a lost write."""
         self._drift.inc()
+
+    def count_policy_decision(self, policy: int, decision: str) -> None:
+        """Count a decision of the policy with this number."""
+        self._policy_decisions.labels(str(policy), decision).inc()
 
     def count_uncached(self, reason: UncachedReason) -> None:
         """Count a blob that was served without being stored."""

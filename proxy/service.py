@@ -12,9 +12,11 @@ from proxy.bundle.export import BundleExporter
 from proxy.bundle.import_ import BundleImporter
 from proxy.cache.access import RepositoryAccess
 from proxy.cache.blobs import BlobCache
+from proxy.cache.facts import FactsCache
 from proxy.cache.listings import ListingCache
 from proxy.cache.manifest_store import ManifestStore
 from proxy.cache.manifests import ManifestCache
+from proxy.cache.policy import PolicyGate
 from proxy.cache.prefetch import Prefetcher
 from proxy.cache.search import RepositorySearch
 from proxy.config import Config
@@ -25,6 +27,7 @@ from proxy.images.manage import ImageManager
 from proxy.images.store import ImageStore
 from proxy.names import NameParser
 from proxy.oci.platform import machine_platform
+from proxy.policy.rules import RuleSet
 from proxy.preload.preload import PreloadDeps, Preloader
 from proxy.preload.resolve import ImageResolver
 from proxy.server.admin import (
@@ -66,11 +69,27 @@ async def configure_app(
         for name in config.upstreams
     }
     access = RepositoryAccess(upstreams=upstreams, index=core.index, group=core.group)
+    facts = FactsCache(
+        upstreams=upstreams,
+        records=core.policy_records,
+        offline=core.offline,
+        group=core.group,
+        clock=core.clock,
+    )
+    policy = PolicyGate(
+        RuleSet(config.policy),
+        index=core.index,
+        records=core.policy_records,
+        facts=facts,
+        metrics=core.metrics,
+        clock=core.clock,
+    )
     manifests = ManifestCache(
         upstreams=upstreams,
         store=ManifestStore(core.store, core.index, core.space, core.metrics, core.disk_threads),
         index=core.index,
         access=access,
+        policy=policy if config.policy else None,
         settings=config.manifests,
         group=core.group,
         clock=core.clock,

@@ -15,6 +15,7 @@ from proxy.cache import freshness
 from proxy.cache.access import RepositoryAccess
 from proxy.cache.freshness import Freshness
 from proxy.cache.manifest_store import ManifestStore
+from proxy.cache.policy import PolicyGate
 from proxy.concurrency import RESPONSE_TIMEOUT, SingleFlight, enforce_deadline
 from proxy.config import ManifestsSettings
 from proxy.errors import (
@@ -65,6 +66,7 @@ class ManifestCache:
         store: ManifestStore,
         index: Index,
         access: RepositoryAccess,
+        policy: PolicyGate | None,
         settings: ManifestsSettings,
         group: asyncio.TaskGroup,
         clock: Callable[[], float],
@@ -73,6 +75,7 @@ class ManifestCache:
         self._store = store
         self._index = index
         self._access = access
+        self._policy = policy
         self._settings = settings
         self._clock = clock
         self._now = asyncio.get_running_loop().time
@@ -97,15 +100,21 @@ class ManifestCache:
         if isinstance(reference, Digest):
             row = self._access.get_linked(repository, reference)
             manifest = self._store.lookup_cached(reference) if row and row.media_type else None
-            return ManifestResult(manifest, "hit") if manifest else None
+            if manifest is None:
+                return None
+            warning = self._find_policy_warning(repository, reference, manifest)
+            return None if warning is None else ManifestResult(manifest, "hit", warning=warning)
         tag_row = self._index.tag(repository, reference)
         if tag_row is None or self._tag_freshness(reference, tag_row) is not Freshness.FRESH:
             return None
         manifest = self._store.lookup_cached(tag_row.digest)
         if manifest is None or not self._accepts(accept, manifest.media_type):
             return None
+        warning = self._find_policy_warning(repository, reference, manifest)
+        if warning is None:
+            return None
         age = self._clock() - tag_row.checked_at
-        return ManifestResult(manifest, "hit", age, self._tag_ttl(reference))
+        return ManifestResult(manifest, "hit", age, self._tag_ttl(reference), warning)
 
     async def get_manifest(
         self, repository: Repository, reference: Reference, accept: tuple[str, ...]
@@ -117,8 +126,12 @@ class ManifestCache:
         """
         deadline = self._now() + RESPONSE_TIMEOUT
         if isinstance(reference, Digest):
-            return await self._get_by_digest(repository, reference, deadline)
+            result = await self._get_by_digest(repository, reference, deadline)
+            return await self._apply_policy(repository, reference, result, deadline)
+        if self._policy:
+            self._policy.raise_if_refused(repository, reference, self._tag_ttl(reference))
         result = await self._get_by_tag(repository, reference, deadline - STALE_MARGIN)
+        result = await self._apply_policy(repository, reference, result, deadline)
         if self._accepts(accept, result.manifest.media_type):
             return result
         return await self._select_platform_manifest(repository, result, accept, deadline)
@@ -132,10 +145,54 @@ class ManifestCache:
         """
         deadline = self._now() + RESPONSE_TIMEOUT
         if isinstance(reference, Digest):
-            return (await self._get_by_digest(repository, reference, deadline)).manifest
-        tag_row = self._index.tag(repository, reference)
-        manifest, _ = await self._refresh_once(repository, reference, tag_row, deadline)
-        return manifest
+            result = await self._get_by_digest(repository, reference, deadline)
+        else:
+            tag_row = self._index.tag(repository, reference)
+            manifest, state = await self._refresh_once(repository, reference, tag_row, deadline)
+            result = ManifestResult(manifest, state)
+        return (await self._apply_policy(repository, reference, result, deadline)).manifest
+
+    # Policies.
+
+    def _find_policy_warning(
+        self, repository: Repository, reference: Reference, manifest: CachedManifest
+    ) -> str | None:
+        """Return the warning with which the manifest may be served; None if that must be decided."""
+        if self._policy is None:
+            return ""
+        permission = self._policy.find_permission(repository, reference)
+        if permission is None or permission.digest != manifest.digest:
+            return None
+        return permission.warning
+
+    async def _apply_policy(
+        self,
+        repository: Repository,
+        reference: Reference,
+        result: ManifestResult,
+        deadline: float,
+    ) -> ManifestResult:
+        """Return what the policies let the reference mean, with their warning.
+
+        Raises `PolicyDeniedError` and `PolicyUndecidedError`.
+        """
+        if self._policy is None:
+            return result
+        permission = await self._policy.admit(repository, reference, result.manifest)
+        manifest, digest = result.manifest, permission.digest
+        if digest != manifest.digest:
+            manifest = (await self._get_by_digest(repository, digest, deadline)).manifest
+            if not isinstance(reference, Digest):
+                await self._write_tag(self._index.move_tag(repository, reference, digest))
+        warning = "; ".join(filter(None, (result.warning, permission.warning)))
+        return msgspec.structs.replace(result, manifest=manifest, warning=warning)
+
+    async def _write_tag(self, write: Awaitable[None]) -> None:
+        """Write a tag. If that fails this answer is right all the same; the next request asks again."""
+        try:
+            await write
+        except StorageError as error:
+            log.warning("index_write_failed", reason=str(error))
 
     # By digest.
 
@@ -217,11 +274,11 @@ class ManifestCache:
                 await self._index.delete_tag(repository, tag)
             raise
         self._missing_tags.discard((repository, tag))
-        try:
-            await self._index.set_tag(repository, tag, manifest.digest)
-        except StorageError as error:
-            # The next request asks upstream again; this answer is right all the same.
-            log.warning("index_write_failed", reason=str(error))
+        served = manifest.digest
+        if self._policy:
+            permission = await self._policy.admit(repository, tag, manifest, is_current=True)
+            served = permission.digest
+        await self._write_tag(self._index.set_tag(repository, tag, served, stated=manifest.digest))
         return manifest, state
 
     async def _revalidate(

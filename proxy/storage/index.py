@@ -26,6 +26,8 @@ from proxy.storage.image_queries import delete_images
 R = TypeVar("R")
 
 _MAX_CACHED_ROWS = 10_000
+# Indexes of one manifest that are looked at.
+_MAX_PARENTS = 64
 
 _REPOSITORY_ID_SQL = "(SELECT id FROM repositories WHERE upstream = ? AND name = ?)"
 
@@ -151,6 +153,15 @@ class Index:
     def children(self, parent: Digest) -> list[Digest]:
         """Return the digests that a stored manifest names, in no particular order."""
         rows = self._reader.execute("SELECT child FROM edges WHERE parent = ?", (str(parent),))
+        return [Digest.parse(row[0]) for row in rows]
+
+    def parents(self, repository: Repository, child: Digest) -> list[Digest]:
+        """Return the stored manifests of the repository that name the digest."""
+        rows = self._reader.execute(
+            "SELECT parent FROM edges e WHERE child = ? AND EXISTS (SELECT 1 FROM links l"
+            f" WHERE l.repository = {_REPOSITORY_ID_SQL} AND l.digest = e.parent) LIMIT ?",
+            (str(child), repository.upstream, repository.name, _MAX_PARENTS),
+        )
         return [Digest.parse(row[0]) for row in rows]
 
     def tag(self, repository: Repository, tag: Tag) -> TagRow | None:
@@ -330,13 +341,22 @@ class Index:
         """Link the repository to a digest that it is known to have."""
         await self._write(queries.add_links, repository, [digest])
 
-    async def set_tag(self, repository: Repository, tag: Tag, digest: Digest) -> None:
-        """Set the digest that upstream states for a tag now; a new digest survives a power cut."""
+    async def set_tag(
+        self, repository: Repository, tag: Tag, digest: Digest, *, stated: Digest | None = None
+    ) -> None:
+        """Set the digest that upstream states for a tag now; a new digest survives a power cut.
+
+        `stated` is what upstream states if `digest` stands in for it.
+        """
         known = self.tag(repository, tag)
         is_new = known is None or known.digest != digest
         await self._write(
-            queries.set_tag, repository, tag, digest, self._clock(), is_durable=is_new
+            queries.set_tag, repository, tag, digest, self._clock(), stated, is_durable=is_new
         )
+
+    async def move_tag(self, repository: Repository, tag: Tag, digest: Digest) -> None:
+        """Set the digest of a known tag, without upstream having been asked. Survives a power cut."""
+        await self._write(queries.move_tag, repository, tag, digest, is_durable=True)
 
     async def delete_tag(self, repository: Repository, tag: Tag) -> None:
         """Delete a tag; its content stays."""

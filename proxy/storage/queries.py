@@ -171,15 +171,27 @@ def set_tag(
     tag: Tag,
     digest: Digest,
     checked_at: float,
+    stated: Digest | None = None,
 ) -> None:
-    """Set the digest of a tag; a pin of the tag moves with it."""
+    """Set the digest of a tag; a pin of the tag moves with it. `stated` is what upstream states."""
     number = repository_id(connection, repository)
     connection.execute(
         "INSERT OR REPLACE INTO tags (repository, tag, digest, checked) VALUES (?, ?, ?, ?)",
         (number, tag, str(digest), checked_at),
     )
     pins.update_tag(connection, number, tag, digest)
-    tag_history.record(connection, number, tag, digest, checked_at)
+    tag_history.record(connection, number, tag, stated or digest, checked_at)
+
+
+def move_tag(
+    connection: sqlite3.Connection, repository: Repository, tag: Tag, digest: Digest
+) -> None:
+    """Set the digest of a known tag and leave the time of its check; a pin moves with it."""
+    number = repository_id(connection, repository)
+    connection.execute(
+        "UPDATE tags SET digest = ? WHERE repository = ? AND tag = ?", (str(digest), number, tag)
+    )
+    pins.update_tag(connection, number, tag, digest)
 
 
 def delete_tag(connection: sqlite3.Connection, repository: Repository, tag: Tag) -> None:
