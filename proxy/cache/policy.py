@@ -32,7 +32,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.manifest import parse_manifest
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.policy.exemption import is_exempt
-from proxy.policy.facts import ContentAge, ImageFacts
+from proxy.policy.facts import ContentAge, ImageFacts, is_official
 from proxy.policy.judge import ALLOWED, Decision, Verdict, judge
 from proxy.policy.rules import Rule, RuleSet
 from proxy.storage.index import Index
@@ -245,7 +245,7 @@ class PolicyGate:
         facts = ImageFacts(
             _policy_name(repository), tag, has_badges=self._facts.has_facts(repository)
         )
-        if settings.trusted:
+        if settings.trusted and not is_official(facts.name):
             badge = (await self._facts.get(repository, digest)).badge
             facts = replace(facts, badge=badge)
         if settings.min_age:
