@@ -367,7 +367,8 @@ def _content_age(meaning: TagMeaning) -> ContentAge:
 def _refusal(
     rule: Rule, repository: Repository, reference: Reference, verdict: Verdict
 ) -> PolicyDeniedError | PolicyUndecidedError:
-    image = display_name(repository, reference)
+    # Messages have 200 characters, and the reason is what the client needs.
+    image = display_name(repository, reference)[:90]
     if verdict.decision is Decision.UNKNOWN:
         return PolicyUndecidedError(
             f"{rule.name} cannot decide about {image} now: {verdict.reason}; try again later",
