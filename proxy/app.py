@@ -8,7 +8,7 @@ replaces), and starts the servers in front.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -75,6 +75,7 @@ async def open_cache(
             trace_requests=trace_requests,
         )
         await _listen(app, core, stack, sockets)
+        stack.push_async_callback(app.write_last_policy_decisions)
         core.group.create_task(run_maintenance(app, core))
         app.start_preloads()
         # A shutdown begins here: /readyz fails, and no new connections are accepted.
@@ -119,6 +120,7 @@ async def run_maintenance(app: "RunningApp", core: Core) -> None:
         config = app.config
         try:
             await core.index.flush()
+            await app.write_policy_decisions()
             if loop.time() - swept_at > SWEEP_INTERVAL:
                 swept_at = loop.time()
                 await core.space.sweep(
@@ -214,6 +216,15 @@ class RunningApp:
             f"{'; offline' if core.offline else ''}"
             f"{'; last reload failed' if self._has_failed_reload else ''}"
         )
+
+    async def write_policy_decisions(self) -> None:
+        """Write what policies have decided to the index. Raises `StorageError`."""
+        await self._configured.policy.write_decisions()
+
+    async def write_last_policy_decisions(self) -> None:
+        """Write them at the end of the daemon; without space for them they are lost."""
+        with suppress(StorageError):
+            await self.write_policy_decisions()
 
     def start_preloads(self) -> None:
         """Start the preloads that the configuration schedules, in place of those before."""

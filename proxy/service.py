@@ -33,6 +33,7 @@ from proxy.preload.resolve import ImageResolver
 from proxy.server.admin import (
     bundles as admin_bundles,
     images as admin_images,
+    policy as admin_policy,
     preload as admin_preload,
     schema as admin_schema,
     search as admin_search,
@@ -52,6 +53,7 @@ class ConfiguredApp:
     upstreams: Mapping[str, Upstream]
     registry: RegistryHandler
     preloader: Preloader
+    policy: PolicyGate
     routes: Sequence[Route]
 
 
@@ -154,9 +156,12 @@ async def configure_app(
             ImageManager(image_store), checker, ImageInspector(image_store)
         ).routes(),
         *admin_preload.PreloadHandlers(preloader).routes(),
+        *admin_policy.PolicyHandlers(
+            config, names, manifests, policy, core.policy_records, core.clock
+        ).routes(),
         *admin_search.routes(search),
     ]
-    return ConfiguredApp(config, upstreams, registry, preloader, routes)
+    return ConfiguredApp(config, upstreams, registry, preloader, policy, routes)
 
 
 def _status_handlers(

@@ -152,6 +152,30 @@ class ManifestCache:
             result = ManifestResult(manifest, state)
         return (await self._apply_policy(repository, reference, result, deadline)).manifest
 
+    async def get_unjudged_manifest(
+        self, repository: Repository, reference: Reference
+    ) -> CachedManifest:
+        """Return the manifest that `reference` names, without applying policies or moving the tag.
+
+        Upstream is asked about a tag; while it fails, the newest content that the tag is known to
+        have meant is returned. Raises as `get_manifest` does.
+        """
+        deadline = self._now() + RESPONSE_TIMEOUT
+        if isinstance(reference, Digest):
+            return (await self._get_by_digest(repository, reference, deadline)).manifest
+        try:
+            async with enforce_deadline(deadline, repository.upstream):
+                manifest, _ = await self._fetch_and_store(repository, reference)
+        except UpstreamError:
+            meanings = self._policy.known_meanings(repository, reference) if self._policy else []
+            tag_row = self._index.tag(repository, reference)
+            known = meanings[0] if meanings else tag_row and tag_row.digest
+            stored = await self._store.load(known) if known else None
+            if stored is None:
+                raise
+            return stored
+        return manifest
+
     # Policies.
 
     def _find_policy_warning(

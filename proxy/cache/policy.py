@@ -36,7 +36,12 @@ from proxy.policy.facts import ContentAge, ImageFacts, is_official
 from proxy.policy.judge import ALLOWED, Decision, Verdict, judge
 from proxy.policy.rules import Rule, RuleSet
 from proxy.storage.index import Index
-from proxy.storage.policy_records import DecisionRecord, PolicyRecords, TagMeaning
+from proxy.storage.policy_records import (
+    DecisionRecord,
+    PolicyException,
+    PolicyRecords,
+    TagMeaning,
+)
 
 # Permissions that are kept in memory.
 MAX_REMEMBERED_PERMISSIONS = 20_000
@@ -72,6 +77,11 @@ class Judgement:
 
     verdict: Verdict
     rule: Rule | None = None
+
+    @property
+    def is_allowed(self) -> bool:
+        """Whether clients get the image: it is allowed, or its rule only audits."""
+        return self.verdict.decision is Decision.ALLOW or not self.is_enforced
 
     @property
     def is_enforced(self) -> bool:
@@ -156,6 +166,27 @@ class PolicyGate:
             return Judgement(ALLOWED)
         return Judgement(await self._judge(rule, repository, reference, manifest), rule)
 
+    def report_exception(self, exception: PolicyException) -> None:
+        """Log an exception that was made, and keep it among the decisions."""
+        image = full_name(exception.repository, exception.digest)
+        until = _format_time(exception.until)
+        log.info("policy_exception_added", image=image, until=until, reason=exception.reason)
+        self._unwritten.append(
+            DecisionRecord(
+                exception.made_at,
+                0,
+                "exception",
+                image,
+                str(exception.digest),
+                f"until {until}: {exception.reason}",
+                request_id.get(),
+            )
+        )
+
+    def known_meanings(self, repository: Repository, tag: Tag) -> list[Digest]:
+        """Return the digests that a tag is known to have meant, the most recent first."""
+        return [meaning.digest for meaning in self._records.meanings(repository, tag)]
+
     async def write_decisions(self) -> None:
         """Write the decisions since the last call to the index. Raises `StorageError`."""
         if self._unwritten:
@@ -175,7 +206,7 @@ class PolicyGate:
         now = self._clock()
         digest = manifest.digest
         if isinstance(reference, Tag) and not is_current:
-            digest = self._newest_meaning(repository, reference) or digest
+            digest = next(iter(self.known_meanings(repository, reference)), digest)
         verdict = await self._judge(rule, repository, reference, manifest, digest)
         expires_at = now + PERMISSION_TTL
         if verdict.decision is Decision.ALLOW:
@@ -271,10 +302,6 @@ class PolicyGate:
             return ContentAge(pushed_at, _PUSHED), False
         first_seen = meaning.first_seen if meaning else now
         return ContentAge(first_seen, _FIRST_SEEN, is_first_sight), False
-
-    def _newest_meaning(self, repository: Repository, tag: Tag) -> Digest | None:
-        meanings = self._records.meanings(repository, tag)
-        return meanings[0].digest if meanings else None
 
     def _find_earlier(
         self, rule: Rule, repository: Repository, tag: Tag, newest: Digest, now: float

@@ -50,7 +50,7 @@ class PolicyException:
 
 @dataclass(frozen=True, slots=True)
 class DecisionRecord:
-    """A decision of a policy about an image that was asked for."""
+    """A decision of a policy about an image; `request` is its number in the log."""
 
     at: float
     policy: int
@@ -58,7 +58,7 @@ class DecisionRecord:
     image: str
     digest: str
     reason: str
-    client: str
+    request: str
 
 
 class PolicyRecords:
@@ -164,7 +164,7 @@ class PolicyRecords:
     def decisions(self, since: float, decision: str, limit: int) -> list[DecisionRecord]:
         """Return up to `limit` decisions from `since` on, the latest first; all kinds if empty."""
         rows = self._index.select(
-            "SELECT at, policy, decision, image, digest, reason, client FROM policy_decisions"
+            "SELECT at, policy, decision, image, digest, reason, request FROM policy_decisions"
             " WHERE at >= ? AND (? = '' OR decision = ?) ORDER BY id DESC LIMIT ?",
             (since, decision, decision, limit),
         )
@@ -236,7 +236,7 @@ def _add_exception(connection: sqlite3.Connection, exception: PolicyException) -
 
 def _add_decisions(connection: sqlite3.Connection, decisions: list[DecisionRecord]) -> None:
     connection.executemany(
-        "INSERT INTO policy_decisions (at, policy, decision, image, digest, reason, client)"
+        "INSERT INTO policy_decisions (at, policy, decision, image, digest, reason, request)"
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
         [astuple(decision) for decision in decisions],
     )

@@ -95,7 +95,7 @@ CREATE TABLE IF NOT EXISTS policy_decisions (
     image    TEXT NOT NULL,
     digest   TEXT NOT NULL,
     reason   TEXT NOT NULL,
-    client   TEXT NOT NULL
+    request  TEXT NOT NULL
 ) STRICT;
 
 -- Pinned images, by tag or digest. `digest` is the tag's last known one; null before the first pull.
