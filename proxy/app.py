@@ -1,8 +1,8 @@
-"""The program: built from a configuration, served, reloaded and ended in order.
+"""The program: built from a configuration, served, reloaded and shut down in order.
 
 `open_cache` is the only way to build it, for the daemon, for commands and for tests. It opens the
-core (`core.py`, what lasts), builds the configured part on it (`service.py`, what a reload
-replaces), and starts the servers in front.
+core (`core.py`), builds the configured part (`service.py`), which a reload replaces, and starts the
+servers.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from proxy.tracing import HttpHandler, open_tracing
 FLUSH_INTERVAL = 5.0
 SWEEP_INTERVAL = 60.0
 
-# Seconds in which the handlers of aborted responses must end at a shutdown.
+# Seconds that handlers of aborted responses have to end at a shutdown.
 ABORT_TIMEOUT = 1.0
 
 log = get_logger(__name__)
@@ -67,7 +67,7 @@ async def open_cache(
         access = AccessControl(config.server, core.group, core.metrics)
         stack.callback(access.close)
         app = RunningApp(
-            # Not in a variable, which would keep the upstreams open that a reload replaces.
+            # Not in a variable, because that would keep replaced upstreams open after a reload.
             configured=await configure_app(core, config),
             core=core,
             access=access,
@@ -89,7 +89,7 @@ async def _listen(
 ) -> None:
     """Open the registry's and the admin API's listeners; the stack drains and closes them."""
     server, tls = app.config.server, app.access.tls
-    # Handlers whose connection was aborted still have to notice it.
+    # Handlers of aborted connections still have to end.
     stack.push_async_callback(app.middleware.drain, ABORT_TIMEOUT)
     passed = sockets.get(REGISTRY_SOCKET, ())
     core.addresses.extend(
@@ -121,13 +121,16 @@ async def run_maintenance(app: "RunningApp", core: Core) -> None:
         try:
             await core.index.flush()
             await app.write_policy_decisions()
-            if loop.time() - swept_at > SWEEP_INTERVAL:
-                swept_at = loop.time()
+        except StorageError as error:
+            log.warning("maintenance_failed", reason=str(error))
+        if loop.time() - swept_at > SWEEP_INTERVAL:
+            swept_at = loop.time()
+            try:
                 await core.space.sweep(
                     max_idle=config.store.max_idle, ingest_ttl=config.fetch.ingest_ttl
                 )
-        except StorageError as error:
-            log.warning("maintenance_failed", reason=str(error))
+            except StorageError as error:
+                log.warning("maintenance_failed", reason=str(error))
         await asyncio.sleep(FLUSH_INTERVAL)
 
 
@@ -192,7 +195,7 @@ class RunningApp:
 
     @property
     def info(self) -> DaemonInfo:
-        """Where and what it serves."""
+        """The addresses, the store and the upstreams."""
         core = self._core
         return DaemonInfo(
             core.addresses,
@@ -227,7 +230,7 @@ class RunningApp:
             await self.write_policy_decisions()
 
     def start_preloads(self) -> None:
-        """Start the preloads that the configuration schedules, in place of those before."""
+        """Start the scheduled preloads of the configuration, in place of the previous ones."""
         self._scheduler.start(self._core.group, self.config.preload)
 
     def skip_drain(self) -> None:
@@ -244,7 +247,7 @@ class RunningApp:
         Returns whether it was applied. Keys that need a restart keep their values, with a warning.
         """
         core, before = self._core, self._configured
-        # All that can fail comes first, and changes nothing that is in use.
+        # All steps that can fail come first, and change nothing that is in use.
         try:
             config, kept_keys = keep_restart_only_keys(before.config, await asyncio.to_thread(load))
             configured = await configure_app(core, config, before)
@@ -253,7 +256,7 @@ class RunningApp:
         except Exception as error:  # noqa: BLE001 (a bug must not end the daemon either)
             self._report_failed_reload(error)
             return False
-        # The rest cannot fail, and happens between two turns of the loop.
+        # The rest cannot fail, and runs in one turn of the loop.
         self._switch_to(configured)
         apply_access()
         self._apply_core_settings(before.config)
@@ -281,7 +284,7 @@ class RunningApp:
         log.error("config_reload_failed", reason=str(error))
 
     def _switch_to(self, configured: ConfiguredApp) -> None:
-        """Replace the configured part; requests and operations finish with the one before."""
+        """Replace the configured part; running requests and operations finish with the old one."""
         before, self._configured = self._configured, configured
         self.middleware.registry_handler = configured.registry
         self.api.routes = tuple(configured.routes)

@@ -1,10 +1,10 @@
-"""Helpers for asyncio: single flight, deadlines, threads, and work that must not be cut short."""
+"""Helpers for asyncio: single flight, deadlines, threads, and work that must be completed."""
 
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from copy import copy
 from functools import partial
 from typing import Generic, ParamSpec, TypeVar
@@ -19,7 +19,7 @@ R = TypeVar("R")
 # Seconds within which the head of every response is sent, an error if upstream is silent. Clients
 # give up on a mirror that is silent for 30 s (containerd 2.3, Docker 29).
 RESPONSE_TIMEOUT = 14.0
-# Seconds between two readings of a clock that may be set at any time.
+# Seconds between two readings of a clock that may be changed at any time.
 CLOCK_POLL_INTERVAL = 0.5
 
 
@@ -27,7 +27,7 @@ CLOCK_POLL_INTERVAL = 0.5
 async def enforce_deadline(when: float, upstream: str) -> AsyncIterator[None]:
     """Cancel the block at the time `when` of the loop's clock, and raise `UpstreamTimeoutError`.
 
-    Work that has an owner of its own, as single flights and downloads have, goes on.
+    Work owned by other tasks, such as single flights and downloads, continues.
     """
     try:
         async with asyncio.timeout_at(when):
@@ -39,7 +39,7 @@ async def enforce_deadline(when: float, upstream: str) -> AsyncIterator[None]:
 
 
 async def sleep_until(when: float, clock: Callable[[], float]) -> None:
-    """Wait until the Unix time `when`, also if the clock is set or the machine sleeps meanwhile."""
+    """Wait until the Unix time `when`, even if the clock is changed or the machine is suspended."""
     while (left := when - clock()) > 0:  # noqa: ASYNC110 (a clock does not signal that it was set)
         await asyncio.sleep(min(left, CLOCK_POLL_INTERVAL))
 
@@ -121,6 +121,16 @@ async def background(work: Awaitable[R]) -> AsyncIterator["asyncio.Future[R]"]:
             future.exception()  # marks it as retrieved; the block had the chance to await it
 
 
+async def run_all(*works: Awaitable[None]) -> None:
+    """Run all `works` to completion; the first error cancels the others and is raised."""
+    async with AsyncExitStack() as stack:
+        pending = {await stack.enter_async_context(background(work)) for work in works}
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for future in done:
+                future.result()
+
+
 async def read_ahead(items: Iterator[R], executor: Executor) -> AsyncGenerator[R, None]:
     """Yield the items, each produced in a thread while the consumer handles the one before."""
     loop = asyncio.get_running_loop()
@@ -136,7 +146,7 @@ async def read_ahead(items: Iterator[R], executor: Executor) -> AsyncGenerator[R
             yield item
     finally:
         await run_uncancelled(asyncio.wait((upcoming,)))
-        upcoming.exception()  # marks it as retrieved; the consumer has left
+        upcoming.exception()  # marks it as retrieved; the consumer has stopped
 
 
 def start_threads(count: int, thread_name_prefix: str) -> ThreadPoolExecutor:

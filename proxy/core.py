@@ -1,4 +1,4 @@
-"""The core: what lasts from the start of the daemon to its end, across reloads.
+"""The core: the objects that live as long as the daemon, across reloads.
 
 It is the store with its index, the downloads, the factory of upstreams, the metrics and the group
 of all background tasks.
@@ -30,7 +30,7 @@ DISK_THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """The lasting objects. The addresses are added once the servers listen.
+    """The objects of the core. The addresses are added once the servers listen.
 
     `clock` returns Unix time; `started_at` is by the monotonic clock.
     """
@@ -51,13 +51,13 @@ class Core:
     started_at: float = field(default_factory=time.monotonic)
 
     async def check_store(self) -> None:
-        """Raise `StorageError` if the store cannot be written or its index cannot be read."""
+        """Raise `StorageError` if the store or its index cannot be used."""
         await run_in_thread(self.disk_threads, self.store.check_writable)
-        self.index.oldest_use()
+        await self.index.check_usable()
 
 
 async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], float]) -> Core:
-    """Open the store and all that works on it; the stack closes them in reverse order.
+    """Open the store and the objects that use it; the stack closes them in reverse order.
 
     Raises `StorageError` and `ConfigError`.
     """
@@ -84,6 +84,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     upstream_factory = UpstreamFactory(metrics, offline, group, clock)
     sessions.push_async_callback(upstream_factory.close)
     group.create_task(upstream_factory.close_unused())
+    group.create_task(index.check_integrity(threads))
     storage = StorageDeps(store, index, space, metrics, threads, open_ingests=set())
     downloads = DownloadManager(storage, config.fetch, group)
     metrics.register_gauges(_LiveGauges(space, index, downloads))
@@ -102,7 +103,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     )
 
 
-class _Shutdown(Exception):  # noqa: N818 (it is no error: it cancels the tasks of the group)
+class _Shutdown(Exception):  # noqa: N818 (not an error: it cancels the tasks of the group)
     """Ends the group of background tasks."""
 
 
@@ -130,7 +131,7 @@ async def _background_tasks() -> AsyncIterator[asyncio.TaskGroup]:
 
 @dataclass(frozen=True, slots=True)
 class _LiveGauges:
-    """Reads the gauges of the metrics from the objects that know them."""
+    """Reads the gauges of the metrics from the objects of the core."""
 
     space: SpaceManager
     index: Index
@@ -159,6 +160,10 @@ class _LiveGauges:
     @property
     def store_oldest_use(self) -> float:
         return self.index.oldest_use()
+
+    @property
+    def index_damaged(self) -> int:
+        return self.index.is_damaged
 
     @property
     def downloads_in_progress(self) -> int:

@@ -1,8 +1,8 @@
-"""All errors that the program raises on purpose.
+"""The errors that the program raises on purpose.
 
-The classes hold facts, not HTTP: one table, `OUTCOMES`, says what becomes of each at `/v2/`, at the
-admin API and as the exit code of a command. A message says what happened and what helps, in at most
-200 characters, because docker prints it as it is.
+The classes know nothing of HTTP: the table `OUTCOMES` maps each to a status at `/v2/`, a status of
+the admin API and the exit code of a command. A message says what happened and what to do, in at
+most 200 characters, because docker prints it unchanged.
 """
 
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ class PolicyUndecidedError(ProxyError):
 
 
 class NotFoundError(ProxyError):
-    """Upstream does not have it, or does not show it with the configured credentials."""
+    """Upstream does not have the content, or denies it with the configured credentials."""
 
 
 class UnknownNameError(NotFoundError):
@@ -150,11 +150,11 @@ class TooManyRequestsError(ProxyError):
 
 
 class DaemonUnavailableError(ProxyError):
-    """No daemon answers for the store, or it stopped before the end of its response."""
+    """No daemon runs on the store, or it stopped before the end of its response."""
 
 
 class ErrorOutcome(NamedTuple):
-    """What becomes of an error: `status` and `code` at `/v2/`, `admin_status` at the admin API."""
+    """The outcome of an error: `status` and `code` at `/v2/`, `admin_status` at the admin API."""
 
     status: int
     code: str
@@ -162,8 +162,8 @@ class ErrorOutcome(NamedTuple):
     exit_code: int = 1
 
 
-# A registry client retries what has a code it does not know as if it were a 5xx, so `code` is always
-# one that the distribution specification registers, or UNKNOWN or UNAVAILABLE of Docker's.
+# Registry clients retry an error with an unknown code as if it were a 5xx, so `code` is always one
+# from the distribution specification, or Docker's UNKNOWN or UNAVAILABLE.
 OUTCOMES: Mapping[type[ProxyError], ErrorOutcome] = {
     ProxyError: ErrorOutcome(500, "UNKNOWN", 500),
     ConfigError: ErrorOutcome(500, "UNKNOWN", 500, 2),
@@ -185,7 +185,8 @@ OUTCOMES: Mapping[type[ProxyError], ErrorOutcome] = {
     OfflineError: ErrorOutcome(503, "UNAVAILABLE", 503),
     UpstreamTimeoutError: ErrorOutcome(504, "UNAVAILABLE", 504),
     UpstreamDownError: ErrorOutcome(503, "UNAVAILABLE", 503),
-    # Docker Hub says 401 of what does not exist; a client that is challenged sends its password.
+    # Docker Hub answers 401 for repositories that do not exist; a challenged client sends its
+    # password.
     UpstreamUnauthorizedError: ErrorOutcome(404, "NAME_UNKNOWN", 502),
     UnsatisfiableRangeError: ErrorOutcome(502, "UNKNOWN", 502),
     DigestMismatchError: ErrorOutcome(502, "DIGEST_INVALID", 502, 3),
@@ -203,7 +204,7 @@ OUTCOMES: Mapping[type[ProxyError], ErrorOutcome] = {
 
 
 def error_outcome(error: ProxyError) -> ErrorOutcome:
-    """Return what becomes of `error`: the row of its class, or of the nearest class above it."""
+    """Return the outcome of `error`: the row of its class, or of its nearest base class."""
     return next(OUTCOMES[kind] for kind in type(error).__mro__ if kind in OUTCOMES)
 
 

@@ -1,4 +1,4 @@
-"""The log: structured lines on stderr, as JSON or for a console, written by a thread of their own.
+"""The log: structured lines on stderr, as JSON or for a console, written by a separate thread.
 
 stdout is for data, so nothing is logged there. Callers only put lines into a bounded queue: if the
 reader of stderr stops reading, lines are dropped and counted, but the event loop never blocks.
@@ -32,7 +32,7 @@ _QUEUE_SIZE = 20_000
 _BATCH_SIZE = 50
 # Seconds between two writes: a busy daemon wakes the thread ten times a second, not a thousand.
 _BATCH_DELAY = 0.1
-# Seconds that the end waits for the queue to be written.
+# Seconds that `close` waits for the queue to be written.
 _CLOSE_TIMEOUT = 2.0
 _NOT_PRINTABLE_ASCII = re.compile(r"[^\x20-\x7e]")
 
@@ -142,8 +142,8 @@ class LogWriter:
     def _enqueue(self, line: Fields) -> None:
         """Queue a line, and render the batch that it completes.
 
-        If the thread rendered them all, it would hold the interpreter for milliseconds, in which a
-        busy event loop waits.
+        If the thread rendered all lines, it would hold the interpreter lock for milliseconds and
+        block a busy event loop.
         """
         if self._closing.is_set() and not self._thread.is_alive():
             self._write(self._render_lines([line]))
@@ -239,7 +239,7 @@ def render_json(fields: Mapping[str, Any]) -> bytes:
     try:
         line = _encode(fields)
     except (ValueError, TypeError, OverflowError):
-        # Most likely a lone surrogate: so aiohttp decodes bytes of a header that are not UTF-8.
+        # Most likely a lone surrogate: aiohttp decodes header bytes that are not UTF-8 to these.
         line = json.dumps(fields, default=str, skipkeys=True, separators=(",", ":")).encode()
     if not line.isascii() or b"\x7f" in line:
         line = _escape(line.decode()).encode()
@@ -257,7 +257,7 @@ def _add_priorities(render: Callable[[list[Fields]], bytes]) -> Callable[[list[F
     def prioritize(lines: list[Fields]) -> bytes:
         texts = render(lines).splitlines(keepends=True)
         if len(texts) != len(lines):
-            # On a console one record may take many lines, by its traceback.
+            # On a console a record with a traceback has many lines.
             return b"".join(add_priority(line["level"], render([line])) for line in lines)
         prefixes = [priority_prefix(line["level"]) for line in lines]
         return b"".join(chain.from_iterable(zip(prefixes, texts, strict=True)))
@@ -302,6 +302,6 @@ def _make_writer(stream: TextIO) -> Callable[[bytes], None]:
             except BlockingIOError:
                 select.select([], [descriptor], [])  # another process made our stderr non-blocking
             except OSError:
-                return  # stderr has no reader any more, and the error cannot be reported elsewhere
+                return  # nothing reads stderr any more, so the error cannot be reported
 
     return write

@@ -1,4 +1,4 @@
-"""Bounded caches in memory: recently used manifests by their size, answers with their age."""
+"""Bounded caches in memory: recently used manifests, limited by size, and values with an age."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -49,7 +49,7 @@ class ManifestLRUCache:
 class TTLCache(Generic[K, V]):
     """Values with the time they were set; beyond `capacity` entries the oldest are dropped.
 
-    The caller judges the age, because each value may be kept for a time of its own.
+    The caller checks the age, because the allowed age may differ by value.
     """
 
     def __init__(self, capacity: int, clock: Callable[[], float]) -> None:
@@ -58,7 +58,7 @@ class TTLCache(Generic[K, V]):
         self._entries: OrderedDict[K, tuple[float, V]] = OrderedDict()
 
     def get_with_age(self, key: K) -> tuple[float, V] | None:
-        """Return the age in seconds and the value, however old it is."""
+        """Return the age in seconds and the value, whatever its age."""
         entry = self._entries.get(key)
         return entry and (self._clock() - entry[0], entry[1])
 

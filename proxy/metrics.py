@@ -1,8 +1,8 @@
 """All metrics of the program, and their text format.
 
-The values of labels are bounded: upstreams come from the configuration, all else from the types
-below, and repositories are never labels. Children of hot counters are cached, because `labels()`
-costs more than counting.
+The values of labels are bounded: upstreams come from the configuration, all other labels have the
+types below, and repositories are never labels. Children of hot counters are cached, because
+`labels()` costs more than counting.
 """
 
 from bisect import bisect_left
@@ -38,9 +38,9 @@ DownloadResult = Literal["stored", "failed", "mismatch", "bypass"]
 EvictionReason = Literal["size", "min_free", "idle", "corrupt", "removed"]
 UncachedReason = Literal["too_large", "no_space", "pinned", "disk_error"]
 
-# Series that exist from the start, so that a rate over them has a first value.
+# Series that exist from the start, so that `rate()` sees the first increment.
 _INITIAL_SERIES: tuple[tuple[RequestKind, tuple[CacheState, ...]], ...] = (
-    ("manifest", ("hit", "miss", "collapsed", "revalidated", "stale")),
+    ("manifest", ("hit", "miss", "collapsed", "revalidated", "stale", "bypass")),
     ("blob", ("hit", "miss", "collapsed", "bypass")),
 )
 _DOWNLOAD_RESULTS: tuple[DownloadResult, ...] = ("stored", "failed", "mismatch", "bypass")
@@ -76,11 +76,15 @@ class GaugeSource(Protocol):
 
     @property
     def store_pinned_bytes(self) -> int:
-        """Bytes of blobs held by pinned images."""
+        """Bytes of blobs of pinned images."""
 
     @property
     def store_oldest_use(self) -> float:
-        """Last use of the next blob to be evicted, in Unix seconds; 0 if the store is empty."""
+        """Last use of the blob that is evicted next, in Unix seconds; 0 if the store is empty."""
+
+    @property
+    def index_damaged(self) -> int:
+        """1 if the index is damaged, else 0."""
 
     @property
     def downloads_in_progress(self) -> int:
@@ -100,13 +104,14 @@ class GaugeCollector(Collector):
             ("store_limit_bytes", "Maximum size of the store."),
             ("store_blobs", "Blobs in the store."),
             ("store_reserved_bytes", "Bytes reserved for running downloads."),
-            ("store_pinned_bytes", "Bytes of blobs held by pinned images."),
+            ("store_pinned_bytes", "Bytes of blobs of pinned images."),
+            ("index_damaged", "1 if the index of the store is damaged, else 0."),
             ("downloads_in_progress", "Running downloads."),
         ):
             yield _gauge_family(name, text, getattr(self._source, name))
         yield _gauge_family(
             "store_oldest_use_timestamp_seconds",
-            "Last use of the next blob to be evicted; 0 if the store is empty.",
+            "Time of the last use of the blob that is evicted next; 0 if the store is empty.",
             self._source.store_oldest_use,
         )
 
@@ -179,11 +184,11 @@ class Metrics:
         self._declare_store()
         self._connections = self._gauge("connections", "Open client connections.")
         self._connections_rejected = self._counter(
-            "connections_refused", "Client connections rejected over the limit."
+            "connections_refused", "Client connections rejected because of a limit."
         )
         self._certificate_expiries = self._gauge(
             "tls_certificate_expiry_timestamp_seconds",
-            "Expiry of the certificate served to clients.",
+            "Time when the certificate for clients expires.",
             "certificate",
         )
         self._internal_errors = self._counter("internal_errors", "Unexpected internal errors.")
@@ -231,8 +236,8 @@ class Metrics:
         self._upstream_up = self._gauge(
             "upstream_up",
             (
-                "1 if upstream or one of its mirrors is used, 0 while the circuit breakers "
-                "of all are open."
+                "1 while upstream or a mirror is used; 0 while all of their circuit breakers are "
+                "open."
             ),
             "upstream",
         )
@@ -243,12 +248,12 @@ class Metrics:
         )
 
     def _declare_store(self) -> None:
-        self._downloads = self._counter("downloads", "Finished downloads by result.", "result")
+        self._downloads = self._counter("downloads", "Finished downloads, by result.", "result")
         self._evictions = self._counter(
-            "evictions", "Blobs removed from the store by reason.", "reason"
+            "evictions", "Blobs removed from the store, by reason.", "reason"
         )
         self._evicted_bytes = self._counter(
-            "evicted_bytes", "Bytes of blobs removed from the store by reason.", "reason"
+            "evicted_bytes", "Bytes of blobs removed from the store, by reason.", "reason"
         )
         self._policy_decisions = self._counter(
             "policy_decisions",
@@ -260,9 +265,12 @@ class Metrics:
             "uncached", "Blobs served without being stored, by reason.", "reason"
         )
         self._drift = self._counter(
-            "store_drift", "Differences found, and corrected, between the account and the files."
+            "store_drift",
+            "Differences between the account of the store and its files, found and corrected.",
         )
-        self._preloaded = self._counter("preloaded_images", "Preloaded images by result.", "result")
+        self._preloaded = self._counter(
+            "preloaded_images", "Preloaded images, by result.", "result"
+        )
         for download_result in _DOWNLOAD_RESULTS:
             self._downloads.labels(download_result)
         for eviction_reason in _EVICTION_REASONS:
@@ -275,14 +283,14 @@ class Metrics:
 
     def _declare_reloads(self) -> None:
         self._reloads = self._counter(
-            "config_reloads", "Configuration reloads by result.", "result"
+            "config_reloads", "Configuration reloads, by result.", "result"
         )
         self._last_reload_successful = self._gauge(
             "config_last_reload_successful", "1 if the last configuration reload succeeded."
         )
         self._last_reload_time = self._gauge(
             "config_last_reload_success_timestamp_seconds",
-            "Time of the last successful configuration load.",
+            "Time when the configuration was last loaded successfully.",
         )
         for result in ("success", "failure"):
             self._reloads.labels(result)
@@ -316,7 +324,7 @@ class Metrics:
         seconds: float,
         sent: int,
     ) -> None:
-        """Count a request that was answered; `upstream` is "none" if it concerned none."""
+        """Count an answered request; `upstream` is "none" for requests without an upstream."""
         self._requests.record((upstream, kind, status, cache), seconds, sent)
 
     def served_totals(self) -> dict[CacheState, tuple[int, int]]:
@@ -434,7 +442,7 @@ class Metrics:
 class RequestCollector(Collector):
     """Counts client requests in plain lists, and builds the metrics at each scrape.
 
-    The library's counters and histogram, each with a lock, would take a third of the time of a
+    The library's counters and histogram, each with a lock, would add a third to the time of a
     request.
     """
 
@@ -443,7 +451,7 @@ class RequestCollector(Collector):
         self._tallies: dict[_RequestLabels, list[float]] = {}
 
     def create_tally(self, labels: _RequestLabels) -> list[float]:
-        """Return the tally of these labels, made at zero if it does not exist."""
+        """Return the tally of these labels; create it if it does not exist."""
         return self._tallies.setdefault(labels, [0] * (4 + len(_REQUEST_BUCKETS)))
 
     def record(self, labels: _RequestLabels, seconds: float, sent: int) -> None:
@@ -467,7 +475,7 @@ class RequestCollector(Collector):
         """Yield the counters of requests and bytes, and the histogram of durations."""
         requests = CounterMetricFamily(
             "pullcache_requests",
-            "Requests served by cache status.",
+            "Client requests, by cache status.",
             labels=("upstream", "kind", "status", "cache"),
         )
         sent = CounterMetricFamily(

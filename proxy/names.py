@@ -1,4 +1,4 @@
-"""Image names: which repository of which upstream a name means, and how people write it. Pure.
+"""Image names: parsing them into repositories of upstreams, and displaying repositories. Pure.
 
 Upstreams that are not configured are refused; the cache never connects to them.
 """
@@ -47,24 +47,44 @@ class NameParser:
     def parse_repository(self, path: str, upstream: str = "") -> Repository:
         """Return the repository of a path, without checking whether it is allowed.
 
-        Its upstream is the first part of the path if that is configured, else `upstream`, else the
-        first part if it looks like a host, else Docker Hub.
+        `upstream` is the one that the request names outside the path, if any: then the whole path is
+        the repository. Otherwise the first part of the path is the upstream if it is configured or
+        looks like a host; else Docker Hub is meant.
         """
+        if upstream:
+            return normalize_repository(upstream, path)
         first, slash, rest = path.partition("/")
-        is_configured = slash and _HOST_ALIASES.get(first, first) in self._upstreams
-        if is_configured or (slash and not upstream and is_host(first)):
+        if slash and (_HOST_ALIASES.get(first, first) in self._upstreams or is_host(first)):
             return normalize_repository(first, rest)
-        return normalize_repository(upstream or DEFAULT_UPSTREAM, path)
+        return normalize_repository(DEFAULT_UPSTREAM, path)
 
     def check_allowed(self, repository: Repository) -> None:
-        """Raise `DeniedError` unless the upstream is configured and allows the repository."""
+        """Raise `DeniedError` unless the upstream is configured and allows the repository.
+
+        Docker Hub has no namespace that looks like a host. A cache that plays Docker Hub would take
+        it for another registry, and undo its `deny`, so such names are refused.
+        """
         rules = self._upstreams.get(repository.upstream)
         if rules is None:
             raise DeniedError(
                 f"{repository.upstream[:100]!r} is not configured in this cache; "
                 "add it to its upstreams or pull from elsewhere"
             )
+        first, slash, _ = repository.name.partition("/")
+        if repository.upstream == DEFAULT_UPSTREAM and slash and is_host(first):
+            raise DeniedError(
+                f"docker.io has no repository {repository.name[:60]!r}; "
+                f"if you mean the registry {first[:40]!r}, name it without docker.io"
+            )
         check_allowed(repository.name, allow=rules.allow, deny=rules.deny)
+
+    def is_allowed(self, repository: Repository) -> bool:
+        """Tell whether clients may pull the repository; what is stored may be denied since."""
+        try:
+            self.check_allowed(repository)
+        except DeniedError:
+            return False
+        return True
 
 
 def normalize_repository(upstream: str, name: str) -> Repository:

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-# Seconds that the end waits for the collector to take the remaining spans.
+# Seconds that `close` waits for the collector to accept the remaining spans.
 FLUSH_TIMEOUT = 2.0
 
 # The SDK's name for a service that the environment does not name.
@@ -66,7 +66,7 @@ class OtelTracer:
         return self._start_span(name, SpanKind.CLIENT, attributes)
 
     def internal_span(self, name: str) -> OpenSpan:
-        """Record a step of the daemon itself."""
+        """Record a step inside the daemon."""
         return self._start_span(name, SpanKind.INTERNAL, {})
 
     @contextmanager

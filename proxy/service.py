@@ -1,7 +1,7 @@
-"""The configured part of the program: everything that a configuration decides.
+"""The configured part of the program: everything that depends on the configuration.
 
-It stands on the core and never changes. A reload builds another one and puts it in its place, while
-requests, downloads and operations finish with the one they began with.
+It uses the core and never changes. A reload builds a new one and replaces the old one; running
+requests, downloads and operations finish with the old one.
 """
 
 import platform
@@ -60,7 +60,7 @@ class ConfiguredApp:
 async def configure_app(
     core: Core, config: Config, previous: ConfiguredApp | None = None
 ) -> ConfiguredApp:
-    """Build what `config` decides; unchanged upstreams are taken over from `previous`.
+    """Build the configured part; unchanged upstreams are taken over from `previous`.
 
     Raises `ConfigError`, with nothing changed.
     """

@@ -1,8 +1,8 @@
 """The service manager's protocol: state notifications, watchdog and passed sockets.
 
 sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3). The variables are removed from the
-environment, so that credential helpers we start do not take themselves for the service. Without a
-service manager, all of this does nothing.
+environment, so that credential helpers do not send notifications as the service. Without a service
+manager, all of this does nothing.
 """
 
 import os

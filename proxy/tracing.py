@@ -1,7 +1,7 @@
-"""Tracing: spans of what each client's request waited for. Off, it costs and imports nothing.
+"""Tracing: spans for the steps that each client's request waits for. If off, it imports nothing.
 
-The spans of a request belong together by its context, which the tasks that it starts inherit: a
-download, its upstream requests, its commit. Work that no traced request started has no span.
+The spans of a request are connected by its context, which its tasks inherit: a download, its
+upstream requests, its commit. Work that no traced request started has no span.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ from proxy.log import request_id
 if TYPE_CHECKING:
     from proxy.otel import OtelTracer
 
-# Takes the server's request and returns its response, when all of it is sent. The server's types are
-# of a layer above.
+# Takes the server's request and returns its response, once it is sent completely. The server's
+# types belong to a layer above.
 HttpHandler = Callable[[Any], Awaitable[Any]]
 
 _PROTOCOL_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _REGISTRY_ROUTE = re.compile(r"/v2/.+/(manifests|blobs|tags|referrers)/[^/]+")
-# Monitoring requests these every few seconds.
+# Monitoring systems request these every few seconds.
 _UNTRACED_PATHS = ("/healthz", "/readyz", "/metrics")
 
 _tracer: ContextVar["OtelTracer | None"] = ContextVar("tracer", default=None)
@@ -98,8 +98,8 @@ async def trace_upstream_request(
 ) -> ClientResponse:
     """Record an upstream request until its response begins; a middleware of aiohttp's client.
 
-    The query is left out, since signed URLs are secrets. Upstream is sent only the `traceparent` of
-    the trace, which identifies nobody.
+    The query is left out, since signed URLs are secrets. Only `traceparent` is sent upstream,
+    because it does not identify the client.
     """
     tracer = _tracer.get()
     if tracer is None:

@@ -19,6 +19,7 @@ class Gauges:
     store_reserved_bytes: int = 0
     store_pinned_bytes: int = 0
     store_oldest_use: float = 0
+    index_damaged: int = 0
     downloads_in_progress: int = 0
 
 

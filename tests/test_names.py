@@ -40,6 +40,14 @@ def test_a11_an_upstream_that_is_not_configured_is_refused_by_name(text):
         NAMES.parse_allowed(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["docker.io/ghcr.io/me/app", "docker.io/docker.io/me/app", "docker.io/localhost/app"]
+)
+def test_a_name_at_docker_hub_that_begins_with_a_registry_is_refused(text):
+    with pytest.raises(DeniedError, match="no repository"):
+        NAMES.parse_allowed(text)
+
+
 def test_a_denied_repository_is_refused():
     with pytest.raises(DeniedError, match="does not allow me/secret"):
         NAMES.parse_allowed("me/secret:1")
@@ -94,4 +102,5 @@ def test_a_displayed_name_means_the_same_repository(upstream, path, reference):
     known = NameParser({"docker.io": HUB, "ghcr.io": OTHER, "quay.io": OTHER})
     reference = Tag(reference) if isinstance(reference, str) else reference
     repository = NameParser({}).to_repository(parse_image(f"{upstream}/{path}"))[0]
-    assert known.parse_allowed(display_name(repository, reference)) == (repository, reference)
+    image = parse_image(display_name(repository, reference))
+    assert known.to_repository(image) == (repository, reference)

@@ -1,7 +1,7 @@
 """Decompression of bundles: zstd or gzip, recognised by their first bytes, or neither.
 
 Each step runs in a thread and returns at most `CHUNK_SIZE`, so a decompression bomb cannot fill the
-memory; the consumer decides when the total is too much.
+memory; the consumer limits the total.
 """
 
 import zlib

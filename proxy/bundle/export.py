@@ -1,7 +1,7 @@
 """Export a bundle: stored images as a tar of an OCI image layout that `docker load` takes too.
 
-Blobs are copied unchanged and hashed on the way, so that a blob damaged on disk never completes a
-bundle. The same images make the same bytes, and the size is known before the first of them.
+Blobs are copied unchanged and hashed, so that a blob damaged on disk never completes a bundle. The
+same images produce the same bytes, and the size is known before the first byte.
 """
 
 import os
@@ -198,7 +198,7 @@ class _DamagedBlobError(Exception):
         self.digest = digest
 
 
-# Which manifests of an image the bundle has.
+# The choice of manifests.
 
 
 def _select_platforms(
@@ -251,7 +251,7 @@ def _platform_names(nodes: Iterable[ManifestNode]) -> list[str]:
 
 
 def _incomplete_error(image: _BundleImage, missing: Sequence[MissingBlob]) -> UnknownManifestError:
-    reason = "nothing of it is stored; pull or preload it first"
+    reason = "none of it is stored; pull or preload it first"
     if missing:
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
         reason = f"it lacks {missing[0].digest}{more}; preload it first"
@@ -265,13 +265,13 @@ def _not_exportable_error(
     return UnknownManifestError(f"{name} cannot be exported: {reason}")
 
 
-# What the tar contains.
+# The content of the tar.
 
 
 def _order_blobs(images: Iterable[_BundleImage]) -> dict[Digest, int]:
     """Return the blobs with their sizes: manifests first, then configs, then layers.
 
-    So the reader of a stream knows what the layers belong to before they arrive.
+    So the reader of a stream knows which image layers belong to before they arrive.
     """
     nodes = [node for image in images for node in image.node.walk()]
     blobs_of_nodes = [list(node.blobs()) for node in nodes]
@@ -311,7 +311,7 @@ def _to_index_entry(image: _BundleImage) -> LayoutImage:
 
 
 def _docker_images(images: Iterable[_BundleImage], blobs: Collection[Digest]) -> list[DockerImage]:
-    """Return what docker can load without the containerd image store: one platform per name."""
+    """Return images for docker's classic image store, which loads one platform per name."""
     docker_images: dict[Digest, DockerImage] = {}
     for image in images:
         nodes = [

@@ -2,9 +2,9 @@
 
 1. Blobs are verified and stored as they arrive, in any order. They are linked to no repository, so
    no client can pull them yet.
-2. When the archive has ended well, each image that passes its checks is added in one transaction.
-   Blobs stored earlier count, so a bundle may be a delta.
-3. Blobs that no image needed are removed.
+2. When the archive is complete and valid, each image that passes its checks is added in one
+   transaction. Blobs stored earlier count, so a bundle may be a delta.
+3. Blobs that no image needs are removed.
 
 An import that breaks off keeps its complete blobs, and a repeated one skips them.
 """
@@ -122,7 +122,7 @@ class BundleImporter:
     async def _remove_unneeded(
         self, bundle: BundleReader, needed: set[Digest], lease: Lease
     ) -> None:
-        """Remove the blobs that the import has stored and no image of the bundle needs."""
+        """Remove the blobs that the import has added and that no image of the bundle needs."""
         unneeded = bundle.added_blobs.keys() - needed
         lease.digests -= unneeded
         await self._image_store.space.remove_unlinked(unneeded)

@@ -81,7 +81,7 @@ def _open_all(files: Sequence[LocalFile], flags: int, fds: list[int]) -> None:
         status = os.fstat(fds[-1])
         is_same = (status.st_dev, status.st_ino) == (file.device, file.inode)
         if not is_same or not stat.S_ISREG(status.st_mode):
-            raise FileUnreachableError(f"the daemon sees another file at {file.path[:100]}")
+            raise FileUnreachableError(f"the daemon sees a different file at {file.path[:100]}")
 
 
 def _read_chunks(fds: Sequence[int]) -> Iterator[bytes]:

@@ -26,7 +26,7 @@ from proxy.storage.space import Lease, Reservation
 MAX_UNKNOWN_SIZE = 64 << 20
 
 _NOT_A_LAYOUT = (
-    "not an OCI image layout, the one format that keeps digests: make it with pullcache export, "
+    "not an OCI image layout, the only format that preserves digests: make it with pullcache export, "
     "with skopeo copy … oci-archive:FILE, or with docker save of docker 25 or later"
 )
 
@@ -118,7 +118,7 @@ class BundleReader:
             layout.check_layout(documents[layout.LAYOUT_FILE])
         self.images = layout.parse_index(documents[layout.INDEX_FILE])
         if not self.images:
-            raise BundleError("the bundle lists no image")
+            raise BundleError("the bundle lists no images")
         if layout.EXPECTED_FILE in documents:
             self.expected_manifests = layout.parse_expected(documents[layout.EXPECTED_FILE])
         if layout.DOCKER_MANIFEST_FILE in documents:

@@ -1,4 +1,6 @@
-"""The pull-through cache: decides whether a request is answered from the store or by upstream.
+"""The pull-through cache: decides whether the store or upstream answers a request.
 
-It reads `storage`, and leaves all fetching to `download` and `upstream`.
+`blobs` handles hits and misses of blobs, `manifests` handles manifests and tags, `freshness` says how
+long a tag stays fresh, and `access` which digests a repository may serve. Fetching and storing are
+left to `download`, `upstream` and `storage`.
 """

@@ -70,7 +70,7 @@ class RepositoryAccess:
             await self._ask_upstream(repository, digest, deadline, is_manifest=False)
 
     async def link(self, repository: Repository, digest: Digest) -> None:
-        """Remember that upstream has the digest in the repository.
+        """Record that upstream has the digest in the repository.
 
         If the index cannot be written, the next request asks upstream again.
         """

@@ -70,7 +70,7 @@ class BlobCache:
     ) -> AsyncIterator[BlobResult]:
         """Open a blob; one that is not stored is downloaded while it is read.
 
-        `client` is the address that asks: downloads start in turns by client. Raises
+        `client` is the client's address: client addresses take turns in the download queue. Raises
         `UnknownBlobError`, `UpstreamError`, `DigestMismatchError` and `TooManyRequestsError`.
         """
         deadline = self._now() + RESPONSE_TIMEOUT
@@ -80,7 +80,7 @@ class BlobCache:
         if download and download.repository != repository:
             download = await self._share_download(repository, digest, deadline, client)
             if download is None:
-                # It failed, or it has just been committed.
+                # The download failed, or the blob has just been committed.
                 opened = await self._open_stored(repository, digest, deadline)
         if opened:
             with opened:
@@ -130,7 +130,8 @@ class BlobCache:
     ) -> Download | None:
         """Return a download that another repository has started, once upstream has sent a byte.
 
-        Whether it succeeds depends on the other repository; None if it ends before the first byte.
+        Whether it succeeds depends on the other repository. Returns None if it ends before the
+        first byte.
         """
         await self._access.check_download(repository, digest, deadline)
         async with enforce_deadline(deadline, repository.upstream):

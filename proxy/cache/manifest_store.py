@@ -13,6 +13,7 @@ from proxy.oci.reference import Repository
 from proxy.storage.blobs import BlobStore
 from proxy.storage.commit import Committer
 from proxy.storage.index import Index
+from proxy.storage.queries import MAX_CHILDREN
 from proxy.storage.space import SpaceManager
 from proxy.tracing import span
 from proxy.upstream.client import FetchedManifest
@@ -54,7 +55,7 @@ class ManifestStore:
     async def load(self, digest: Digest) -> CachedManifest | None:
         """Return a stored manifest, verified, and count the use.
 
-        None if it is missing, damaged or unreadable; then it is to be fetched from upstream.
+        None if it is missing, damaged or unreadable; the caller then fetches it from upstream.
         """
         manifest = self._lru.get(digest)
         if manifest is None:
@@ -75,11 +76,12 @@ class ManifestStore:
         self._index.touch(digest)
         return manifest
 
-    async def add(self, repository: Repository, fetched: FetchedManifest) -> CachedManifest:
+    async def add(
+        self, repository: Repository, fetched: FetchedManifest
+    ) -> tuple[CachedManifest, bool]:
         """Commit a manifest that upstream has sent, linked to the repository.
 
-        If it cannot be stored it is returned all the same. Raises `UpstreamError` if it is not a
-        valid manifest.
+        Return it, and whether it is stored. Raises `UpstreamError` if it is not a valid manifest.
         """
         try:
             manifest = await self.parse(fetched.content, fetched.content_type)
@@ -90,8 +92,7 @@ class ManifestStore:
         cached = CachedManifest(fetched.digest, manifest.media_type, fetched.content)
         self._lru.add(cached)
         with span("commit"):
-            await self._commit(repository, fetched, manifest)
-        return cached
+            return cached, await self._commit(repository, fetched, manifest)
 
     async def parse(self, content: bytes, content_type: str) -> oci.Manifest:
         """Parse a manifest, in a thread if it is large. Raises `InvalidManifestError`."""
@@ -101,13 +102,17 @@ class ManifestStore:
 
     async def _commit(
         self, repository: Repository, fetched: FetchedManifest, manifest: oci.Manifest
-    ) -> None:
+    ) -> bool:
+        if manifest.child_count > MAX_CHILDREN:
+            self._metrics.count_uncached("too_large")
+            return False
         size = len(fetched.content)
-        reservation = await self._space.reserve(size)
-        if reservation is None:
-            self._metrics.count_uncached(self._space.uncached_reason(size))
-            return
+        reservation = None
         try:
+            reservation = await self._space.reserve(size)
+            if reservation is None:
+                self._metrics.count_uncached(self._space.uncached_reason(size))
+                return False
             await self._committer.commit_manifest(
                 repository, fetched.digest, fetched.content, manifest, reservation
             )
@@ -116,5 +121,8 @@ class ManifestStore:
                 "no_space" if isinstance(error, NoSpaceError) else "disk_error"
             )
             log.warning("commit_failed", digest=str(fetched.digest), reason=str(error))
+            return False
         finally:
-            self._space.release(reservation)
+            if reservation is not None:
+                self._space.release(reservation)
+        return True

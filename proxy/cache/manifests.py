@@ -1,7 +1,7 @@
 """Manifests by tag and by digest: fresh ones from the store, expired tags revalidated upstream.
 
-A tag is asked about by HEAD when its TTL has ended, once for all clients that wait; if upstream
-fails, a stale copy is served instead. `freshness.py` holds the rule of what is fresh and stale.
+When the TTL of a tag has expired, one HEAD request revalidates it for all waiting clients. If
+upstream fails, a stale copy is served instead. `freshness.py` has the rules for fresh and stale.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from proxy.oci.reference import Reference, Repository, Tag
 from proxy.storage.index import Index, TagRow
 from proxy.upstream.client import Upstream
 
-# Bounds the missing tags and, separately, the tags not pulled to save quota that are remembered.
+# Maximum of remembered missing tags and, separately, of tags that were not pulled to save quota.
 MAX_CACHED_ERRORS = 10_000
 # Seconds before the deadline of the response at which the revalidation of a tag ends, so that the
 # stale copy can still be served.
@@ -121,8 +121,8 @@ class ManifestCache:
     ) -> ManifestResult:
         """Return the manifest that `reference` names.
 
-        By tag it is one that the client's `Accept` lines allow; by digest they are ignored.
-        Raises `NotFoundError`, `UpstreamError` and `DigestMismatchError`.
+        By tag, the client's `Accept` lines must allow it; by digest, they are ignored. Raises
+        `NotFoundError`, `UpstreamError` and `DigestMismatchError`.
         """
         deadline = self._now() + RESPONSE_TIMEOUT
         if isinstance(reference, Digest):
@@ -286,7 +286,7 @@ class ManifestCache:
     async def _refresh(
         self, repository: Repository, tag: Tag, tag_row: TagRow | None
     ) -> tuple[CachedManifest, CacheState]:
-        """Ask upstream what the tag names, and remember the answer."""
+        """Ask upstream which digest the tag names, and remember the answer."""
         try:
             if tag_row is None:
                 manifest, state = await self._fetch_and_store(repository, tag)
@@ -295,7 +295,7 @@ class ManifestCache:
         except NotFoundError as error:
             self._missing_tags.set((repository, tag), error)
             if tag_row:
-                await self._index.delete_tag(repository, tag)
+                await self._write_tag(self._index.delete_tag(repository, tag))
             raise
         self._missing_tags.discard((repository, tag))
         served = manifest.digest
@@ -308,7 +308,7 @@ class ManifestCache:
     async def _revalidate(
         self, repository: Repository, tag: Tag, tag_row: TagRow
     ) -> tuple[CachedManifest, CacheState]:
-        """Return what a cached tag names now: by a HEAD, and by a GET only if the tag has moved.
+        """Return what a cached tag names now: by HEAD, and by GET only if the tag has moved.
 
         Raises `RateLimitedError` if the GET would spend one of the last pulls of upstream's quota
         although a stale copy can be served.
@@ -333,7 +333,7 @@ class ManifestCache:
         try:
             return await self._fetch_and_store(repository, digest)
         except NotFoundError as error:
-            # The tag exists, as the HEAD was answered: upstream contradicts itself.
+            # The HEAD showed that the tag exists: upstream contradicts itself.
             raise UpstreamError(
                 f"{repository.upstream} resolves the tag to {digest} "
                 "but does not have that manifest"
@@ -384,7 +384,7 @@ class ManifestCache:
         work: Callable[[], Awaitable[tuple[CachedManifest, CacheState]]],
         deadline: float,
     ) -> tuple[CachedManifest, CacheState]:
-        """Run the work once for all requests that wait for it, each until its own `deadline`."""
+        """Run the work once for all requests that need it; each waits until its own `deadline`."""
         key = (repository, reference)
         is_joining = key in self._fetches
         async with enforce_deadline(deadline, repository.upstream):
@@ -396,4 +396,5 @@ class ManifestCache:
     ) -> tuple[CachedManifest, CacheState]:
         upstream = self._upstreams[repository.upstream]
         fetched = await upstream.fetch_manifest(repository.name, reference)
-        return await self._store.add(repository, fetched), "miss"
+        manifest, is_stored = await self._store.add(repository, fetched)
+        return manifest, "miss" if is_stored else "bypass"

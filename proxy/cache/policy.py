@@ -153,7 +153,10 @@ class PolicyGate:
         if rule is None:
             permission = Permission(manifest.digest, math.inf)
         else:
-            permission = await self._decide(rule, repository, reference, manifest, is_current)
+            try:
+                permission = await self._decide(rule, repository, reference, manifest, is_current)
+            except StorageError as error:
+                raise PolicyUndecidedError(f"{rule.name} cannot decide now: {error}") from error
         self._permissions.set((repository, reference), permission)
         return permission
 

@@ -13,16 +13,16 @@ from proxy.oci.reference import Repository
 from proxy.storage.index import Index
 from proxy.upstream.client import Upstream
 
-# Seconds in which a manifest that is served again does not start its downloads again.
+# Seconds during which serving the same manifest again starts no downloads.
 REPEAT_INTERVAL = 60.0
-# Manifests that are remembered for that long.
+# Maximum of manifests that are remembered during that time.
 MAX_REMEMBERED = 10_000
 # More blobs than any real image has; a manifest of 4 MiB could name tens of thousands.
 MAX_BLOBS = 256
 
 
 class Prefetcher:
-    """Starts the downloads of what an image manifest names and the store lacks."""
+    """Starts downloads of the blobs that an image manifest names and the store lacks."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Prefetcher:
             return
         self._recently_prefetched.set(key, None)
         upstream = self._upstreams[repository.upstream]
-        for digest in self._index.children(manifest.digest)[:MAX_BLOBS]:
+        for digest in self._index.children(manifest.digest, MAX_BLOBS):
             is_known = self._index.blob(repository, digest) or self._downloads.get(
                 upstream.name, digest
             )

@@ -1,7 +1,7 @@
-"""Search: upstream's results, cached for some minutes; while upstream fails, what is stored.
+"""Search: upstream's results, cached for some minutes; while upstream fails, stored images.
 
-Results are what clients can pull through this cache: each name is the one to pull by, and names
-that the configuration denies are left out.
+Each result can be pulled through this cache by its name; names that the configuration denies are
+left out.
 """
 
 import asyncio
@@ -16,7 +16,6 @@ from proxy.concurrency import RESPONSE_TIMEOUT, SingleFlight, enforce_deadline
 from proxy.config import Config
 from proxy.config.schema import DEFAULT_UPSTREAM
 from proxy.errors import (
-    DeniedError,
     InvalidReferenceError,
     NotFoundError,
     OfflineError,
@@ -58,7 +57,7 @@ class SearchQuery:
 class SearchResult:
     """Results, and whether upstream sent them or they were found in the store.
 
-    `problem` says why upstream did not answer a query that it should have; otherwise it is empty.
+    `problem` says why upstream did not answer; it is empty otherwise.
     """
 
     page: SearchPage
@@ -90,7 +89,7 @@ class RepositorySearch:
     def parse_query(
         self, text: str, *, upstream: str | None = None, limit: int = DEFAULT_LIMIT, page: int = 1
     ) -> SearchQuery:
-        """Parse what a user searches for; `limit` and `page` are clamped to their bounds.
+        """Parse the text of a search; `limit` and `page` are clamped to their bounds.
 
         `ghcr.io/app` searches that upstream, if it is configured, for `app`; without a registry in
         `text`, `upstream` is searched, or Docker Hub. Raises `InvalidReferenceError`.
@@ -112,8 +111,8 @@ class RepositorySearch:
     async def search(self, query: SearchQuery) -> SearchResult:
         """Return upstream's results; stored images if it fails, has no search, or is offline.
 
-        A query without terms lists what is stored. Raises `UpstreamError` if upstream fails and
-        nothing stored matches.
+        A query without terms lists the stored images. Raises `UpstreamError` if upstream fails and
+        no stored image matches.
         """
         cached = self._page_cache.get_with_age(query)
         if cached and 0 <= cached[0] < SEARCH_TTL:
@@ -145,7 +144,7 @@ class RepositorySearch:
         # Some registries ignore `limit` and send everything.
         for hit in answer.results[: query.limit]:
             repository = normalize_repository(query.upstream, hit.name)
-            if self._is_allowed(repository):
+            if self._names.is_allowed(repository):
                 results.append(msgspec.structs.replace(hit, name=display_name(repository)))
         page = SearchPage(results, answer.total)
         self._page_cache.set(query, page)
@@ -163,20 +162,12 @@ class RepositorySearch:
                 for repository in self._index.repositories()
                 if query.upstream in (DEFAULT_UPSTREAM, repository.upstream)
                 and all(term in display_name(repository) for term in terms)
-                and self._is_allowed(repository)
+                and self._names.is_allowed(repository)
             ),
             key=lambda hit: (not hit.is_official, hit.name),
         )
         start = (query.page - 1) * query.limit
         return SearchPage(hits[start : start + query.limit], len(hits))
-
-    def _is_allowed(self, repository: Repository) -> bool:
-        """Tell whether clients may pull the repository; what is stored may be denied since."""
-        try:
-            self._names.check_allowed(repository)
-        except DeniedError:
-            return False
-        return True
 
 
 def _stored_hit(repository: Repository) -> SearchHit:

@@ -1,4 +1,4 @@
-"""Client of the admin API, through which every command but `serve`, `config` and `fsck` works.
+"""The client of the admin API, which every command except `serve`, `config` and `fsck` uses.
 
     with open_admin_client(load_config(path, store)) as api:
         print(api.get("/api/v1/status")["state"])
@@ -138,7 +138,7 @@ class AdminClient:
             try:
                 with _map_errors():
                     response = http.client.HTTPResponse(connection, method=method)
-                    # It holds the connection open until it is closed itself.
+                    # The response keeps the connection open until it is closed.
                     stack.callback(response.close)
                     response.begin()
                 if response.status >= 400:

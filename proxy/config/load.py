@@ -1,6 +1,6 @@
 """Load the configuration: merge its sources into plain tables and build one checked `Config`.
 
-Also here: which keys a reload leaves as they are, and which secret files are world-readable.
+Also here: the keys that a reload cannot change, and the check for world-readable secret files.
 """
 
 import difflib
@@ -30,7 +30,7 @@ from proxy.config.schema import (
 from proxy.config.values import expand_path, parse_value
 from proxy.errors import ConfigError
 
-# Keys of things that are opened once at start: listeners, the log, the store.
+# Keys of objects that are opened once, at the start: listeners, the log, the store.
 RESTART_ONLY_KEYS = {
     "server": ("listen", "admin_listen", "admin_token_file", "tracing"),
     "log": ("format",),
@@ -218,7 +218,7 @@ def _merge_section(
 
 
 def _unknown_key(place: str, name: str, known: Iterable[str], new_name: str | None) -> ConfigError:
-    """Return the error for a key that does not exist, with the one that is probably meant."""
+    """Return the error for a key that does not exist, with a suggestion."""
     known = sorted(known)
     if new_name:
         return ConfigError(f"{place}: was renamed to {new_name}")

@@ -204,7 +204,8 @@ class StoreSettings(Section, frozen=True):
         Size, Meta(description="Free space to keep on the file system, regardless of max_size.")
     ] = Size.parse("1GB")
     max_idle: Annotated[
-        Duration, Meta(description="Evict blobs unused for this long; 0s disables.")
+        Duration,
+        Meta(description="Evict blobs that were not used for this long; 0s disables this."),
     ] = Duration.parse("0s")
 
 
@@ -278,8 +279,8 @@ class FetchSettings(Section, frozen=True):
         int,
         Meta(
             description=(
-                "Maximum waiting downloads that one client address alone has asked for; "
-                "more get 429."
+                "Maximum waiting downloads that only one client address has requested; "
+                "further requests get 429."
             ),
             ge=1,
             le=10_000,
@@ -287,35 +288,33 @@ class FetchSettings(Section, frozen=True):
     ] = 64
     memory_per_download: Annotated[
         Size,
-        Meta(description="Memory for bytes of one download that are not yet on the disk."),
+        Meta(description="Memory for the bytes of one download that are not on disk yet."),
     ] = Size.parse("16MiB")
     memory: Annotated[
         Size,
-        Meta(description="Memory for bytes of all downloads that are not yet on the disk."),
+        Meta(description="Memory for the bytes of all downloads that are not on disk yet."),
     ] = Size.parse("128MiB")
     connect_timeout: Annotated[
         PositiveDuration, Meta(description="Timeout for connecting to upstream.")
     ] = PositiveDuration.parse("10s")
     stall_timeout: Annotated[
         PositiveDuration,
-        Meta(
-            description=(
-                "Timeout for receiving nothing from upstream; a download has no total timeout."
-            )
-        ),
+        Meta(description=("How long upstream may send nothing; a download has no total timeout.")),
     ] = PositiveDuration.parse("30s")
     min_rate: Annotated[
         Size,
         Meta(
             description=(
-                "Minimum rate in bytes a second over twice stall_timeout; slower fetches "
-                "count as stalled; 0B disables."
+                "Minimum rate in bytes a second over twice stall_timeout; slower transfers "
+                "count as stalled; 0B disables the check."
             )
         ),
     ] = Size.parse("1KiB")
     attempts: Annotated[
         int,
-        Meta(description="Attempts before a request fails; progress resets them.", ge=1, le=100),
+        Meta(
+            description="Attempts before a request fails; progress resets the count.", ge=1, le=100
+        ),
     ] = 5
     ingest_ttl: Annotated[
         Duration, Meta(description="How long to keep a partial download for resuming.")
@@ -542,7 +541,7 @@ class Config(Section, frozen=True):
     fetch: FetchSettings = FetchSettings()
     upstreams: Annotated[
         dict[str, UpstreamSettings],
-        Meta(description="Registries that may be pulled from; no others are contacted."),
+        Meta(description="Registries that clients may pull from; no others are contacted."),
     ] = field(default_factory=lambda: {DEFAULT_UPSTREAM: UpstreamSettings(url=DOCKER_HUB_URL)})
 
     preload: Annotated[

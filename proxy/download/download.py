@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass
 
-from proxy.concurrency import run_uncancelled
+from proxy.concurrency import run_all, run_uncancelled
 from proxy.config import FetchSettings
 from proxy.download.buffers import BufferPool, Chunk
 from proxy.download.condition import BatchedCondition
@@ -24,7 +24,6 @@ from proxy.download.pieces import Piece, PieceMap, RangeSet
 from proxy.download.queue import Ticket
 from proxy.download.reader import DownloadReader
 from proxy.download.source import BlobSource
-from proxy.download.tasks import run_all
 from proxy.download.writer import BlobWriter, StorageDeps
 from proxy.errors import (
     DigestMismatchError,

@@ -198,7 +198,9 @@ class Fetcher:
         if piece.stop == OPEN_END:
             self._end_at_frontier()
         elif piece.start < piece.stop and not download.is_received:
-            raise UpstreamUnavailableError(f"{self._source.upstream_name} broke off a transfer")
+            raise UpstreamUnavailableError(
+                f"{self._source.upstream_name} ended a response before its last byte"
+            )
 
     def _handle_response_head(self, body: BlobBody, piece: Piece) -> None:
         """Learn the blob's size from a response head, and whether upstream supports ranges."""

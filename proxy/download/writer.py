@@ -11,9 +11,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from proxy.concurrency import run_in_thread
+from proxy.concurrency import run_all, run_in_thread
 from proxy.download.buffers import BUFFER_SIZE, Chunk
-from proxy.download.tasks import run_all
 from proxy.errors import NoSpaceError, StorageError
 from proxy.log import get_logger
 from proxy.metrics import Metrics

@@ -1,4 +1,4 @@
-"""Images in the store: list, inspect, check, pin and remove them.
+"""Images in the store: list, inspect, check, pin and remove them, without contacting an upstream.
 
-Nothing here contacts an upstream; all answers come from the store and its index.
+`tree` computes what an image consists of; `manage`, `inspect` and `check` are the operations.
 """

@@ -1,4 +1,4 @@
-"""`inspect`: everything the store knows of one image.
+"""`inspect`: everything that the store knows about one image.
 
 Platforms, layers with the commands that made them, other images that share them, and referrers.
 """
@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import msgspec
 
-from proxy.errors import InvalidManifestError, UnknownManifestError
+from proxy.errors import InvalidManifestError, StorageError, UnknownManifestError
 from proxy.images.store import ImageStore
 from proxy.images.tree import ManifestNode, PlatformState, build_tree
 from proxy.names import display_name
@@ -86,7 +86,8 @@ class ImageInspector:
         `StorageError`.
         """
         repository, reference = self._image_store.names.to_repository(parse_image(image))
-        await self._image_store.index.flush()
+        with suppress(StorageError):  # then the times of use are older
+            await self._image_store.index.flush()
         return await self._image_store.query(
             lambda queries: self._describe_image(queries, repository, reference)
         )

@@ -4,14 +4,14 @@ Listing, removing and unpinning work for upstreams that are no longer configured
 """
 
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from fnmatch import fnmatchcase
 from itertools import islice
 
 import msgspec
 
 from proxy.concurrency import run_in_thread
-from proxy.errors import DeniedError, UnknownManifestError
+from proxy.errors import DeniedError, StorageError, UnknownManifestError
 from proxy.images.store import ImageStore
 from proxy.images.tree import ImageState, PlatformState, build_tree
 from proxy.names import display_name
@@ -44,7 +44,7 @@ class ImageSummary(msgspec.Struct, frozen=True):
 
 
 class RemovedImages(msgspec.Struct, frozen=True):
-    """The names of removed images, and how many blobs and bytes went with them."""
+    """The names of removed images, and the numbers of blobs and bytes that were freed."""
 
     images: Sequence[str]
     blobs: int
@@ -62,7 +62,8 @@ class ImageManager:
 
         Raises `StorageError`.
         """
-        await self._image_store.index.flush()
+        with suppress(StorageError):  # then the times of use are older
+            await self._image_store.index.flush()
         with closing(self._iterate_summaries(pattern)) as summaries:
             executor = self._image_store.executor
             while batch := await run_in_thread(

@@ -13,6 +13,7 @@ from proxy.oci.manifest import Descriptor, Manifest
 from proxy.oci.platform import Platform, is_runnable
 from proxy.oci.reference import Reference, Repository
 from proxy.storage.image_queries import ImageQueries, StoredBlob
+from proxy.storage.queries import MAX_CHILDREN
 
 ImageState = Literal["complete", "partial", "absent"]
 
@@ -29,7 +30,7 @@ class MissingBlob(msgspec.Struct, frozen=True):
 
 
 class PlatformState(msgspec.Struct, frozen=True):
-    """What the store has of an image for one platform: `size` bytes.
+    """The stored part of an image for one platform: `size` bytes.
 
     The platform is "" if the image does not state it.
     """
@@ -80,7 +81,7 @@ class ManifestNode:
             yield from (child for child in self.manifest.children if not child.is_foreign)
 
     def all_missing(self) -> list[MissingBlob]:
-        """Return what the store lacks of this node and all below it, without duplicates."""
+        """Return the missing blobs of this node and all below it, without duplicates."""
         return list(dict.fromkeys(blob for node in self.walk() for blob in node.missing))
 
     def all_problems(self) -> list[str]:
@@ -165,6 +166,9 @@ class _TreeBuilder:
             manifest = self._image_store.load_manifest(node.digest, node.size, media_type)
         except InvalidManifestError as error:
             node.problem = str(error)
+            return
+        if (count := manifest.child_count) > MAX_CHILDREN:
+            node.problem = f"the manifest names {count} blobs, more than {MAX_CHILDREN}"
             return
         node.manifest = manifest
         if manifest.is_index:

@@ -1,4 +1,4 @@
-"""Image configurations: what an image runs, and what created its layers (image-spec, config.md).
+"""Image configurations: an image's command and its layers' history (image-spec, config.md).
 
 They are parsed for display only, so missing fields are left empty.
 """

@@ -18,7 +18,8 @@ LAYOUT_FILE = "oci-layout"
 INDEX_FILE = "index.json"
 DOCKER_MANIFEST_FILE = "manifest.json"
 # Our own: the manifests of each index that this bundle or an earlier one contains. They are not in
-# an annotation, because containerd keeps annotations when it exports less than it has loaded.
+# an annotation, because containerd keeps annotations even when it exports fewer platforms than it
+# loaded.
 EXPECTED_FILE = "pullcache.json"
 LAYOUT_FILES = frozenset({LAYOUT_FILE, INDEX_FILE, DOCKER_MANIFEST_FILE, EXPECTED_FILE})
 

@@ -1,8 +1,8 @@
 """Manifests and image indexes (image-spec, manifest.md and image-index.md).
 
-Parsing changes no byte: they are stored and served as received. A document that two parsers could
-read differently is rejected, because clients use other parsers than ours (CVE-2021-41190: a
-document that is both an index and a manifest).
+Manifests are stored and served exactly as received. A document that two parsers could read
+differently is rejected, because clients use other parsers than ours (CVE-2021-41190: a document
+that is both an index and a manifest).
 """
 
 import json
@@ -81,6 +81,11 @@ class Manifest:
     def is_index(self) -> bool:
         """Whether this is an index, whose children are manifests."""
         return self.media_type in INDEX_TYPES
+
+    @property
+    def child_count(self) -> int:
+        """The number of different blobs that it names."""
+        return len({child.digest for child in self.children})
 
     def select_platform(self, os: str, architecture: str) -> Digest | None:
         """Return the first manifest of an index for a platform; Docker Hub selects the same."""

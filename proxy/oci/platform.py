@@ -1,7 +1,7 @@
 """Platforms (image-spec, image-index.md): parsing, and choosing the best match from an index.
 
 Follows containerd's `platforms` package: `arm64` is `arm64/v8`, `arm` is `arm/v7`, and ARM v7 also
-runs images for v6 and v5 if there is nothing better.
+runs images for v6 and v5 if there is no better match.
 """
 
 import re

@@ -17,7 +17,7 @@ MAX_NAME_LENGTH = 255
 
 
 class Tag(str):
-    """A tag, which upstream may move. A type of its own, so that text is never taken for one."""
+    """A tag, which upstream may move. A separate type, so that other text is never passed as a tag."""
 
     __slots__ = ()
 

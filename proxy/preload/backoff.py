@@ -1,6 +1,6 @@
 """Waiting for an upstream that is down or has reached its rate limit.
 
-Clients get an error at once; a preload has time.
+Clients get an error at once, but a preload can wait.
 """
 
 from collections import Counter

@@ -31,7 +31,7 @@ class ResolveStarted(_EventBase, frozen=True, tag="resolving"):
 
 
 class ResolveFinished(_EventBase, frozen=True, tag="resolved"):
-    """What an image consists of for the chosen platforms.
+    """The content of an image for the chosen platforms.
 
     `name` is the full name, for a lock file; the store lacks `missing` bytes; `referrers` counts
     signatures, SBOMs and the like.
@@ -61,7 +61,7 @@ class PreloadPlan(_EventBase, frozen=True, tag="plan"):
 
 
 class LayerProgress(_EventBase, frozen=True, tag="layer"):
-    """How far a layer is. Of the `offset` bytes present, `resumed` are from an earlier download."""
+    """Progress of a layer: `offset` bytes are stored, `resumed` of them by an earlier download."""
 
     digest: str
     state: LayerState

@@ -18,7 +18,7 @@ from proxy.preload.events import LayerProgress, LayerState
 from proxy.storage.space import Lease
 from proxy.upstream.client import Upstream
 
-# A download that a client started may fail for a reason of its repository, or its blob be evicted.
+# A download that a client started may fail because of its repository, or its blob may be evicted.
 MAX_ATTEMPTS = 3
 # Registries do not say when a quota resets; retry after this many seconds (the value regsync uses).
 QUOTA_RETRY_AFTER = 900.0
@@ -63,7 +63,7 @@ class PreloadFetcher:
     async def fetch_manifest(self, repository: Repository, reference: Reference) -> CachedManifest:
         """Return the current manifest, stored and leased.
 
-        Raises `RateLimitedError` instead of using the last pulls of a quota, which are left to
+        Raises `RateLimitedError` instead of using the last pulls of a quota, which are reserved for
         clients, and the errors of `ManifestCache.get_current_manifest`.
         """
         upstream = self._upstreams[repository.upstream]
@@ -104,7 +104,7 @@ class PreloadFetcher:
         """
 
         async def fetch_once() -> int:
-            # Not held while waiting for an upstream, so that blobs of others are fetched.
+            # Released while waiting for an upstream, so that blobs of other upstreams are fetched.
             async with self._semaphore:
                 return await self._ensure_stored(repository, digest, size)
 
@@ -157,7 +157,7 @@ class PreloadFetcher:
         finally:
             self._active.pop(digest, None)
         if download.has_stopped_storing:
-            raise NoSpaceError(f"the store has no space for {digest}, or its disk fails")
+            raise NoSpaceError(f"the store has no space for {digest}, or its disk has errors")
         fetched = download.bytes_present - download.bytes_resumed
         # Two images may wait for the same download.
         self.fetched_bytes += fetched if is_first else 0

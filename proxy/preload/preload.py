@@ -1,10 +1,10 @@
-"""Preloads: resolve images, fetch what the store lacks of them, verify and pin them.
+"""Preloads: resolve images, fetch their missing content, verify and pin them.
 
 All images are resolved before the first layer is fetched, so that the plan is known and an image
 that does not fit fails early. An image whose upstream is unavailable at first is resolved and
-fetched later, beside the others. Content that a preload needs is not evicted while it runs. When
-its client disconnects it stops: complete content stays, and the downloads that only it has started
-are kept to be resumed.
+fetched later, beside the others. Content that a preload needs is not evicted while it runs. A
+preload stops when its client disconnects: complete content stays, and partial downloads that only
+the preload requested are kept for resuming.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from proxy.preload.space_budget import SpaceBudget
 from proxy.storage.space import Lease
 from proxy.upstream.client import Upstream
 
-# Seconds between two reports of how far the running downloads are.
+# Seconds between two progress reports of running downloads.
 PROGRESS_INTERVAL = 0.2
 # Images of one upstream in parallel after a wait for it: few, to not exhaust its limit again.
 DEFERRED_CONCURRENCY = 4
@@ -81,7 +81,7 @@ class Preloader:
         dry_run: bool = False,
         jobs: int | None = None,
     ) -> AsyncGenerator[PreloadEvent, None]:
-        """Fetch images, up to `jobs` layers at once, and yield what happens; `PreloadTotals` last.
+        """Fetch images, up to `jobs` layers at once, and yield events; `PreloadTotals` last.
 
         An error fails only the image that it concerns. `pin` pins the images that are complete at
         the end; a `dry_run` fetches manifests only.
@@ -224,7 +224,7 @@ class _PreloadRun:
         )
 
     def _admit_or_fail(self, image: ResolvedImage) -> bool:
-        """Tell whether the image fits into the store; if not, it has failed."""
+        """Tell whether the image fits into the store; if it does not, report its failure."""
         if self._dry_run:
             return True
         try:
@@ -237,7 +237,7 @@ class _PreloadRun:
     # Fetching.
 
     async def _fetch(self, image: ResolvedImage) -> None:
-        """Fetch what the store lacks of an image, verify it, pin it, and report the outcome."""
+        """Fetch the missing content of an image, verify it, pin it, and report the outcome."""
         is_fetched = image.is_changed or bool(self._missing(image.blobs))
         try:
             fetched_bytes = 0 if self._dry_run else await self._fetch_blobs(image)
@@ -266,7 +266,8 @@ class _PreloadRun:
     async def _fetch_blobs(self, image: ResolvedImage) -> int:
         """Fetch all blobs of an image, and return how many bytes came from upstream.
 
-        If some fail, the others are still fetched. A failed blob of a referrer fails nothing.
+        If some fail, the others are still fetched. A failed blob of a referrer does not fail the
+        image.
         """
         blobs = [*image.blobs.items(), *image.referrer_blobs.items()]
         outcomes = await asyncio.gather(

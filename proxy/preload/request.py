@@ -24,7 +24,7 @@ class RequestedImage:
         return display_name(self.repository, self.reference)
 
     def selection(self, native_platform: Platform) -> ImageSelection:
-        """Return what the offline check must find complete.
+        """Return the selection that the offline check must find complete.
 
         If no platform was requested, the selection has none either, so that an image for one
         platform passes whatever that platform is.

@@ -1,4 +1,4 @@
-"""What an image consists of upstream now: manifests, their blobs, and what refers to them."""
+"""Resolve an image upstream: its manifests, their blobs, and its referrers."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 
 from proxy.cache.listings import ListingCache
 from proxy.concurrency import run_in_thread
-from proxy.errors import InvalidDigestError, NotFoundError, ProxyError, UnknownManifestError
+from proxy.errors import (
+    InvalidDigestError,
+    InvalidManifestError,
+    NotFoundError,
+    ProxyError,
+    UnknownManifestError,
+)
 from proxy.images.selection import ALL_PLATFORMS
 from proxy.images.tree import MAX_INDEX_DEPTH
 from proxy.log import get_logger
@@ -18,9 +24,10 @@ from proxy.oci.manifest import Descriptor, Manifest
 from proxy.oci.platform import Platform, choose_platform, is_runnable
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.preload.request import RequestedImage
+from proxy.storage.queries import MAX_CHILDREN
 from proxy.upstream.client import Upstream
 
-# Referrers of one manifest. Years of hourly signatures are more, and are of no use to a client.
+# Referrers of one manifest. Years of hourly signatures would be more, and clients do not need them.
 MAX_REFERRERS = 64
 # cosign before 3.0 adds these to `sha256-<hex>`, the fallback tag of the distribution-spec.
 COSIGN_TAG_SUFFIXES = (".sig", ".att", ".sbom")
@@ -104,7 +111,7 @@ class ImageResolver:
     async def resolve(
         self, image: RequestedImage, platforms: Sequence[Platform], fetch_manifest: FetchManifest
     ) -> ResolvedImage:
-        """Return what clients of the platforms take of an image; without platforms, all of it.
+        """Return the content for these platforms; without platforms, the whole image.
 
         Raises `UnknownError`, `UpstreamError` and `InvalidManifestError`.
         """
@@ -137,7 +144,7 @@ class ImageResolver:
             image.platforms = [ALL_PLATFORMS]
         if not selected:
             raise UnknownManifestError(
-                image.missing_platforms_error or "the image index lists no manifest"
+                image.missing_platforms_error or "the image index lists no manifests"
             )
         for cached in nested:
             image.add_manifest(cached, await self._parse(cached))
@@ -208,9 +215,15 @@ class ImageResolver:
         return True
 
     async def _parse(self, cached: CachedManifest) -> Manifest:
-        return await run_in_thread(
+        manifest = await run_in_thread(
             self._executor, oci.parse_manifest, cached.content, cached.media_type
         )
+        if manifest.child_count > MAX_CHILDREN:
+            raise InvalidManifestError(
+                f"{cached.digest} names {manifest.child_count} blobs; the cache passes such a "
+                f"manifest through, and stores those with up to {MAX_CHILDREN}"
+            )
+        return manifest
 
 
 def _choose_manifests(
@@ -227,7 +240,7 @@ def _choose_manifests(
 
 
 def _registry_blobs(manifest: Manifest) -> dict[Digest, int]:
-    """Return the blobs that a registry serves; foreign layers are elsewhere."""
+    """Return the blobs that a registry serves; foreign layers are on other servers."""
     return {child.digest: child.size for child in manifest.children if not child.is_foreign}
 
 

@@ -1,4 +1,5 @@
 """The HTTP/1.1 server for clients, with TLS, connection limits and logins.
 
-`registry` answers pulls, and `admin` answers the operator's commands.
+`http` is the server, and `middleware` has the steps of every request. `registry` answers pulls, and
+`admin` answers the operator's commands.
 """

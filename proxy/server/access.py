@@ -1,4 +1,4 @@
-"""What the configuration requires of clients: a limit on connections, TLS, and a login."""
+"""Access control for clients, as configured: a limit on connections, TLS, and a login."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -79,7 +79,7 @@ class AccessControl:
             log.warning(
                 "listener_without_auth",
                 addresses=exposed,
-                reason="anyone who can reach these addresses can pull all that this cache can",
+                reason="anyone who can reach these addresses can pull every image that this cache can",
                 help="restrict access with a firewall, or set server.htpasswd",
             )
         if exposed and settings.htpasswd and not settings.tls_certificate:

@@ -1,4 +1,4 @@
-"""What every request goes through: an id, the login, errors as responses, one log line, and metrics."""
+"""The steps of every request: an id, the login, errors as responses, one log line, and metrics."""
 
 import asyncio
 import time

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from urllib.parse import parse_qsl
 
+from proxy.errors import InvalidReferenceError
+
 # The number of cached queries, and the length of the longest: clients repeat `ns=docker.io`.
 _MAX_CACHED_QUERIES = 1024
 _MAX_CACHED_QUERY_LENGTH = 256
@@ -61,7 +63,10 @@ class Request:
 
     @property
     def query(self) -> Mapping[str, str]:
-        """The decoded query, with the first value of a repeated name."""
+        """The decoded query, with the first value of a repeated name.
+
+        Raises `InvalidReferenceError` if it names the upstream (`ns`) more than once.
+        """
         text = self.query_string
         if not text:
             return NO_QUERY
@@ -71,6 +76,8 @@ class Request:
 def _parse_query(text: str) -> Mapping[str, str]:
     values: dict[str, str] = {}
     for name, value in parse_qsl(text, keep_blank_values=True):
+        if name == "ns" and name in values:
+            raise InvalidReferenceError("the query names a registry (ns) more than once")
         values.setdefault(name, value)
     return values
 

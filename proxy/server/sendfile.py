@@ -373,10 +373,9 @@ class _SocketWriter:
             self._waiter.set_exception(ConnectionAbortedError(CLIENT_STALLED))
 
     def _set_cork(self, is_corked: bool) -> None:
-        """Let the kernel send only full segments, or again partial ones too (tcp(7), TCP_CORK).
+        """Set TCP_CORK (tcp(7)): while it is set, the kernel sends only full segments.
 
-        Without it, each turn would end in a partial segment, which costs a single client a seventh of its
-        speed.
+        Otherwise each turn ends in a partial segment, which costs a single client a seventh of its speed.
         """
         with suppress(OSError):  # the connection may be gone
             self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, is_corked)

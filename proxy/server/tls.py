@@ -115,7 +115,7 @@ def _read_names_and_expiry(path: Path, context: ssl.SSLContext) -> tuple[list[st
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    # An expired certificate is served all the same: clients check the dates themselves.
+    # An expired certificate is served anyway: clients check the dates themselves.
     client.verify_flags |= _NO_CHECK_TIME
     client.load_verify_locations(path)
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()

@@ -26,6 +26,7 @@ from typing import Self
 
 import aiofiles
 
+from proxy.concurrency import run_uncancelled
 from proxy.errors import InvalidDigestError, StorageError, StoreInUseError
 from proxy.oci.digest import Digest
 from proxy.storage.ingest import STATE_FILE_SIZE, Ingest, storage_error, write_atomically
@@ -120,12 +121,10 @@ class BlobStore:
     def open(self, digest: Digest, size: int) -> OpenBlob | None:
         """Open a committed blob, or return None if there is no regular file of `size` bytes.
 
-        Does not follow symbolic links or wait for pipes, so that nothing put in a blob's place is
-        served. Raises `StorageError` if the file may exist but cannot be opened.
+        Raises `StorageError` if the file may exist but cannot be opened.
         """
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            fd = os.open(self.blob_path(digest), flags)
+            fd = _open_for_reading(self.blob_path(digest))
         except OSError as error:
             if error.errno in _ABSENT_ERRNOS:
                 return None
@@ -142,13 +141,18 @@ class BlobStore:
         Raises `StorageError` if the file may exist but cannot be read.
         """
         try:
-            async with aiofiles.open(self.blob_path(digest), "rb") as file:
-                content = await file.read()
+            content = await run_uncancelled(self._read(digest))
         except OSError as error:
             if error.errno in _ABSENT_ERRNOS:
                 return None
             raise _unreadable_error(digest, error) from error
         return content if Digest.from_content(content, digest.algorithm) == digest else None
+
+    async def _read(self, digest: Digest) -> bytes:
+        # If `open` were cancelled, its thread would open the file all the same.
+        async with aiofiles.open(self.blob_path(digest), "rb", opener=_open_for_reading) as file:
+            content: bytes = await file.read()
+            return content
 
     def read_sync(self, digest: Digest, size: int) -> bytes | None:
         """Return the verified content of a small blob; None if it is gone, damaged or unreadable. Blocks."""
@@ -286,6 +290,14 @@ class BlobStore:
         """Return the size of the file system."""
         status = os.statvfs(self.root)
         return status.f_blocks * status.f_frsize
+
+
+def _open_for_reading(path: str, _flags: int = 0) -> int:
+    """Open a file, without following symbolic links or waiting for pipes.
+
+    So nothing that was put in a blob's place is served.
+    """
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _unreadable_error(digest: Digest, error: OSError) -> StorageError:

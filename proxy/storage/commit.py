@@ -1,6 +1,6 @@
 """The only way to add content to the store: it becomes durable, visible, indexed and counted.
 
-A commit that fails removes the file again, unless the blob was stored before.
+A commit that fails removes the file again, unless the blob had a file before.
 """
 
 from collections.abc import Callable
@@ -95,13 +95,15 @@ class Committer:
     ) -> bool:
         async with self._space.locks.hold(digest):
             was_stored = self._space.is_stored(digest)
+            # A damaged index may not know a file that is intact.
+            had_file = was_stored or self._store.committed_at(digest) is not None
             try:
                 await run_in_thread(self._executor, write)
                 await add_to_index(
                     on_commit=partial(self._space.convert_reservation, reservation, digest)
                 )
             except StorageError:
-                if not was_stored:
+                if not had_file:
                     await self._undo(digest, size)
                 await run_in_thread(self._executor, settle)
                 raise

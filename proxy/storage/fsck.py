@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy.errors import InvalidDigestError, StorageError
+from proxy.errors import InvalidDigestError, InvalidReferenceError, StorageError
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from proxy.storage import queries
@@ -50,7 +50,7 @@ def check_store(
     Raises `StorageError` if a daemon uses the store, or the disk fails.
     """
     if not root.is_dir():
-        raise StorageError(f"there is no store at {root}; name it with --store")
+        raise StorageError(f"there is no store at {root}; pass its directory with --store")
     store = BlobStore(root)
     try:
         return _check_blobs(store, dry_run=dry_run, on_progress=on_progress)
@@ -115,10 +115,10 @@ def _verify_file(path: Path) -> tuple[str | None, int, oci.Manifest | None]:
 
 
 def _rebuild_index(path: Path, valid_blobs: dict[Digest, tuple[int, oci.Manifest | None]]) -> None:
-    """Make the index match the files, and keep what only the index knows."""
+    """Make the index match the files, and keep the data that only the index has."""
     try:
         _update_index(path, valid_blobs)
-    except (sqlite3.DatabaseError, StorageError):
+    except (sqlite3.DatabaseError, StorageError, InvalidReferenceError):
         # The index is damaged or of a newer version: rename it and create a new one.
         pins = _read_pins(path)
         for suffix in ("", "-wal", "-shm"):

@@ -3,20 +3,26 @@
 Reads in the event loop look up single rows on a read-only connection, and are cached until the next
 write. Writes run one after another in a thread, each in one transaction. Uses are collected in memory
 and written every few seconds, so that a hit writes nothing.
+
+A row that cannot be read, because the index is damaged or locked, counts as absent, so that requests
+pass through to upstream. If another process locks the index, writes on the way of a response fail at
+once; the others wait up to `LOCK_TIMEOUT`.
 """
 
 import asyncio
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Executor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from proxy.concurrency import start_threads
-from proxy.errors import StorageError
+from proxy.concurrency import run_uncancelled, start_threads
+from proxy.errors import InvalidDigestError, StorageError
+from proxy.log import get_logger
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
@@ -26,10 +32,23 @@ from proxy.storage.image_queries import delete_images
 R = TypeVar("R")
 
 _MAX_CACHED_ROWS = 10_000
-# Indexes of one manifest that are looked at.
-_MAX_PARENTS = 64
+# How long a commit waits for another process to unlock the index, and how often it tries, in seconds.
+LOCK_TIMEOUT = 5.0
+LOCK_POLL_INTERVAL = 0.05
+
+# Errors of a read. Damage that SQLite does not notice turns into values of the wrong form.
+_READ_ERRORS = (sqlite3.Error, InvalidDigestError, TypeError, ValueError)
+_WRITE_ERRORS = (sqlite3.Error, InvalidDigestError)
+_LOCK_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+# Manifests that name one blob and whose statements about the size of one blob are looked at. Most blobs are in few, a base
+# layer may be in all; the loop reads 256 in less than a millisecond.
+MAX_PARENTS = 256
 
 _REPOSITORY_ID_SQL = "(SELECT id FROM repositories WHERE upstream = ? AND name = ?)"
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +69,11 @@ class TagRow:
 
 
 class StoreTotals(NamedTuple):
-    """The number of blobs in the index, and the bytes that they take on disk."""
+    """The number of blobs in the index, the bytes that they take on disk, and those of pinned blobs."""
 
     blobs: int
     bytes: int
+    pinned_bytes: int
 
 
 class Index:
@@ -68,26 +88,35 @@ class Index:
         self._clock = clock
         self._pending_uses: dict[str, float] = {}
         self._row_cache: dict[tuple[object, ...], Any] = {}
+        # The error message, once damage was found; it lasts until the next start.
+        self._damage = ""
         try:
             self._writer = queries.open_connection(path)
             self.totals = StoreTotals(*queries.track_totals(self._writer))
-            self._reader = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode=ro",
-                uri=True,
-                timeout=0,
-                check_same_thread=False,
-                isolation_level=None,
-            )
+            # `_write` waits for a lock itself, so that one write does not hold up the others.
+            self._writer.execute("PRAGMA busy_timeout = 0")
+            self._reader = self._connect_reader()
             query = (
                 "SELECT max(coalesce((SELECT max(used) FROM blobs WHERE pinned), 0),"
                 " coalesce((SELECT max(used) FROM blobs WHERE NOT pinned), 0))"
             )
             self._last_use: float = self._reader.execute(query).fetchone()[0]
         except sqlite3.DatabaseError as error:
+            if _has_code(error, _LOCK_CODES):
+                raise _locked_error(path, "opened") from error
             raise StorageError(
                 f"the index {path} cannot be read ({error}); rebuild it with pullcache fsck"
             ) from error
         self._executor = start_threads(1, "index")
+
+    def _connect_reader(self) -> sqlite3.Connection:
+        return sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode=ro",
+            uri=True,
+            timeout=0,
+            check_same_thread=False,
+            isolation_level=None,
+        )
 
     def close(self) -> None:
         """Write the uses that are still in memory and close the index. Blocks."""
@@ -106,7 +135,7 @@ class Index:
             "SELECT size, media_type, EXISTS (SELECT 1 FROM links l"
             f" WHERE l.repository = {_REPOSITORY_ID_SQL} AND l.digest = b.digest) FROM blobs b WHERE digest = ?",
             (repository.upstream, repository.name, str(digest)),
-            lambda row: BlobRow(row[0], row[1], bool(row[2])),
+            lambda row: BlobRow(int(row[0]), row[1], bool(row[2])),
         )
 
     def manifest(self, digest: Digest) -> BlobRow | None:
@@ -115,7 +144,7 @@ class Index:
             ("manifest", digest),
             "SELECT size, media_type FROM blobs WHERE digest = ? AND media_type IS NOT NULL",
             (str(digest),),
-            lambda row: BlobRow(row[0], row[1], is_linked=False),
+            lambda row: BlobRow(int(row[0]), row[1], is_linked=False),
         )
 
     def blob_size(self, digest: Digest) -> int | None:
@@ -140,29 +169,37 @@ class Index:
     def declared_size(self, repository: Repository, digest: Digest) -> int | None:
         """Return the size that a stored manifest of this repository states for the digest.
 
-        Manifests of other repositories are not trusted: they may state any size.
+        Manifests of other repositories are not trusted: they may state any size. None also if the
+        statement is not among the first `MAX_PARENTS` of all repositories.
         """
         return self._cached_row(
             ("size", repository, digest),
-            "SELECT e.size FROM edges e JOIN links l ON l.digest = e.parent"
-            f" WHERE e.child = ? AND l.repository = {_REPOSITORY_ID_SQL} LIMIT 1",
+            # CROSS JOIN fixes the order: a repository may have any number of links.
+            "SELECT e.size FROM (SELECT parent, size FROM edges WHERE child = ?"
+            f" LIMIT {MAX_PARENTS}) e CROSS JOIN links l ON l.digest = e.parent"
+            f" AND l.repository = {_REPOSITORY_ID_SQL} LIMIT 1",
             (str(digest), repository.upstream, repository.name),
             lambda row: int(row[0]),
         )
 
-    def children(self, parent: Digest) -> list[Digest]:
-        """Return the digests that a stored manifest names, in no particular order."""
-        rows = self._reader.execute("SELECT child FROM edges WHERE parent = ?", (str(parent),))
-        return [Digest.parse(row[0]) for row in rows]
+    def children(self, parent: Digest, count: int) -> list[Digest]:
+        """Return up to `count` digests that a stored manifest names, in no particular order."""
+        query = "SELECT child FROM edges WHERE parent = ? LIMIT ?"
+        with suppress(StorageError):
+            return self._read_rows(query, (str(parent), count), lambda row: Digest.parse(row[0]))
+        return []
 
     def parents(self, repository: Repository, child: Digest) -> list[Digest]:
-        """Return the stored manifests of the repository that name the digest."""
-        rows = self._reader.execute(
+        """Return up to `MAX_PARENTS` stored manifests of the repository that name the digest.
+
+        Raises `StorageError`.
+        """
+        query = (
             "SELECT parent FROM edges e WHERE child = ? AND EXISTS (SELECT 1 FROM links l"
-            f" WHERE l.repository = {_REPOSITORY_ID_SQL} AND l.digest = e.parent) LIMIT ?",
-            (str(child), repository.upstream, repository.name, _MAX_PARENTS),
+            f" WHERE l.repository = {_REPOSITORY_ID_SQL} AND l.digest = e.parent) LIMIT ?"
         )
-        return [Digest.parse(row[0]) for row in rows]
+        parameters = (str(child), repository.upstream, repository.name, MAX_PARENTS)
+        return self._read_rows(query, parameters, lambda row: Digest.parse(row[0]))
 
     def tag(self, repository: Repository, tag: Tag) -> TagRow | None:
         """Return the last known digest of a tag, or None."""
@@ -170,60 +207,66 @@ class Index:
             ("tag", repository, tag),
             f"SELECT digest, checked FROM tags WHERE repository = {_REPOSITORY_ID_SQL} AND tag = ?",
             (repository.upstream, repository.name, tag),
-            lambda row: TagRow(Digest.parse(row[0]), row[1]),
+            lambda row: TagRow(Digest.parse(row[0]), float(row[1])),
         )
 
     def tags(self, repository: Repository) -> list[str]:
         """Return the cached tags of the repository."""
         query = f"SELECT tag FROM tags WHERE repository = {_REPOSITORY_ID_SQL}"
-        rows = self._reader.execute(query, (repository.upstream, repository.name))
-        return [row[0] for row in rows]
+        with suppress(StorageError):
+            names = (repository.upstream, repository.name)
+            return self._read_rows(query, names, lambda row: str(row[0]))
+        return []
 
     def repositories(self) -> list[Repository]:
-        """Return the repositories that have a manifest in the store."""
-        rows = self._reader.execute(
+        """Return the repositories that have a manifest in the store. Raises `StorageError`."""
+        query = (
             "SELECT upstream, name FROM repositories r WHERE EXISTS (SELECT 1 FROM links l"
             " JOIN blobs b USING (digest) WHERE l.repository = r.id AND b.media_type IS NOT NULL)"
         )
-        return [Repository(*row) for row in rows]
+        return self._read_rows(query, (), lambda row: Repository(str(row[0]), str(row[1])))
 
     def referrers(self, repository: Repository, subject: Digest) -> list[tuple[Digest, BlobRow]]:
         """Return the stored manifests of the repository whose subject is `subject`."""
-        rows = self._reader.execute(
+        query = (
             "SELECT digest, size, media_type FROM blobs b WHERE subject = ? AND EXISTS"
-            f" (SELECT 1 FROM links l WHERE l.repository = {_REPOSITORY_ID_SQL} AND l.digest = b.digest)",
-            (str(subject), repository.upstream, repository.name),
+            f" (SELECT 1 FROM links l WHERE l.repository = {_REPOSITORY_ID_SQL} AND l.digest = b.digest)"
         )
-        return [(Digest.parse(row[0]), BlobRow(row[1], row[2], is_linked=True)) for row in rows]
+        with suppress(StorageError):
+            return self._read_rows(
+                query,
+                (str(subject), repository.upstream, repository.name),
+                lambda row: (Digest.parse(row[0]), BlobRow(int(row[1]), row[2], is_linked=True)),
+            )
+        return []
 
     def oldest_use(self) -> float:
         """Return the last use of the blob to be evicted next, in Unix time; 0 if there is none."""
         query = "SELECT coalesce(min(used), 0) FROM blobs WHERE NOT pinned"
-        used: float = self._reader.execute(query).fetchone()[0]
-        return used
-
-    def pinned_bytes(self) -> int:
-        """Return the allocated bytes of pinned blobs."""
-        # 60,000 pinned blobs take 4 ms.
-        query = f"SELECT {queries.ALLOCATED_SIZE_SUM} FROM blobs WHERE pinned"
-        return self._cached_row(("pinned",), query, (), lambda row: int(row[0])) or 0
+        with suppress(StorageError):
+            return self._read_rows(query, (), lambda row: float(row[0]))[0]
+        return 0.0
 
     def is_pinned(self, digest: Digest) -> bool:
-        """Tell whether the blob is pinned."""
+        """Tell whether the blob is pinned. Raises `StorageError`."""
         query = "SELECT 1 FROM blobs WHERE digest = ? AND pinned"
-        return self._reader.execute(query, (str(digest),)).fetchone() is not None
+        return bool(self._read_rows(query, (str(digest),), bool))
 
     def blobs_after(self, digest: str, count: int) -> list[tuple[Digest, int]]:
-        """Return digests and sizes of up to `count` blobs that follow `digest` in the index."""
+        """Return digests and sizes of up to `count` blobs that follow `digest` in the index.
+
+        Raises `StorageError`.
+        """
         query = "SELECT digest, size FROM blobs WHERE digest > ? ORDER BY digest LIMIT ?"
-        rows = self._reader.execute(query, (digest, count)).fetchall()
-        return [(Digest.parse(row[0]), row[1]) for row in rows]
+        return self._read_rows(
+            query, (digest, count), lambda row: (Digest.parse(row[0]), int(row[1]))
+        )
 
     def unknown_blobs(self, digests: Collection[Digest]) -> list[Digest]:
-        """Return those of the digests that are not in the index."""
+        """Return those of the digests that are not in the index. Raises `StorageError`."""
         query = "SELECT value FROM json_each(?) WHERE value NOT IN (SELECT digest FROM blobs)"
-        rows = self._reader.execute(query, (json.dumps([*map(str, digests)]),)).fetchall()
-        return [Digest.parse(row[0]) for row in rows]
+        parameters = (json.dumps([*map(str, digests)]),)
+        return self._read_rows(query, parameters, lambda row: Digest.parse(row[0]))
 
     def lookup(
         self,
@@ -239,8 +282,8 @@ class Index:
         return self._cached_row(key, query, parameters, build)
 
     def select(self, query: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """Return all rows of a query that reads few of them."""
-        return self._reader.execute(query, parameters).fetchall()
+        """Return all rows of a query that reads few of them. Raises `StorageError`."""
+        return self._read_rows(query, tuple(parameters), tuple)
 
     def touch(self, digest: Digest) -> None:
         """Record a use of a blob; a use of a manifest counts for everything below it."""
@@ -277,6 +320,7 @@ class Index:
             size,
             self._next_use_time(),
             is_durable=True,
+            waits_for_lock=True,
             on_commit=on_commit,
         )
 
@@ -320,6 +364,7 @@ class Index:
             tag and (tag, digest, self._clock()),
             [(*manifest, self._next_use_time()) for manifest in manifests],
             is_durable=True,
+            waits_for_lock=True,
         )
 
     async def add_unlinked_blobs(
@@ -334,6 +379,7 @@ class Index:
             files,
             self._next_use_time(),
             is_durable=True,
+            waits_for_lock=True,
             on_commit=on_commit,
         )
 
@@ -364,13 +410,13 @@ class Index:
 
     async def pin(self, images: Sequence[tuple[Repository, Reference]]) -> None:
         """Pin images, whether they are in the store or not. Survives a power cut."""
-        await self._write(queries.pin, images, is_durable=True)
+        await self._write(queries.pin, images, is_durable=True, waits_for_lock=True)
 
     async def unpin(
         self, images: Sequence[tuple[Repository, Reference]]
     ) -> list[tuple[Repository, Reference]]:
         """Unpin images; return the ones that were pinned."""
-        return await self._write(queries.unpin, images, is_durable=True)
+        return await self._write(queries.unpin, images, is_durable=True, waits_for_lock=True)
 
     async def delete_images(
         self, images: Sequence[tuple[Repository, Reference]], leased: Collection[Digest] = ()
@@ -379,7 +425,9 @@ class Index:
 
         The blobs stay for `remove_blobs`. Raises `BusyError`, without changes, if a blob is leased.
         """
-        return await self._write(delete_images, images, leased, is_durable=True)
+        return await self._write(
+            delete_images, images, leased, is_durable=True, waits_for_lock=True
+        )
 
     async def unlinked_blobs(self, digests: Sequence[Digest]) -> list[tuple[Digest, int]]:
         """Return, with sizes, the blobs that are neither linked to a repository nor pinned."""
@@ -394,16 +442,22 @@ class Index:
     ) -> list[tuple[Digest, int, float]]:
         """Return digest, size and time of use of up to `count` blobs, least recently used first.
 
-        Pinned and excluded blobs are left out.
+        Pinned and excluded blobs are left out. Raises `StorageError`.
         """
-        # A full disk makes the flush fail, and needs evictions all the same.
+        # On a full disk the flush fails, and evictions are needed even more.
         with suppress(StorageError):
             await self.flush()
         spared = self._pending_uses.keys() | set(map(str, excluded))
         query = "SELECT digest, size, used FROM blobs WHERE NOT pinned ORDER BY used"
-        with closing(self._reader.execute(query)) as rows:
-            oldest = (row for row in rows if row[0] not in spared)
-            return [(Digest.parse(row[0]), row[1], row[2]) for row in islice(oldest, count)]
+        try:
+            with closing(self._reader.execute(query)) as rows:
+                oldest = (row for row in rows if row[0] not in spared)
+                return [
+                    (Digest.parse(row[0]), int(row[1]), float(row[2]))
+                    for row in islice(oldest, count)
+                ]
+        except _READ_ERRORS as error:
+            raise self._to_storage_error("read", error) from error
 
     async def remove_blobs(
         self,
@@ -437,28 +491,85 @@ class Index:
                 total += Path(f"{self.path}{suffix}").stat().st_size
         return total
 
+    # Whether the index can be used.
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether damage was found since the start."""
+        return bool(self._damage)
+
+    async def check_usable(self) -> None:
+        """Raise `StorageError`, with what helps, if the index is damaged or cannot be read or written."""
+        if self._damage:
+            raise StorageError(self._damage)
+        self._read_rows("SELECT min(used) FROM blobs WHERE NOT pinned", (), bool)
+        await self._write(queries.check_writable)
+
+    async def check_integrity(self, executor: Executor) -> None:
+        """Read the whole index in a thread, and note damage. It takes 0.1 s for 100,000 blobs."""
+        try:
+            reader = self._connect_reader()
+        except sqlite3.Error:
+            return  # `check_usable` reports it
+        with closing(reader):
+            loop = asyncio.get_running_loop()
+            checking = loop.run_in_executor(executor, _quick_check, reader)
+            try:
+                await asyncio.wait((checking,))
+            finally:
+                reader.interrupt()  # if the daemon stops meanwhile
+                await run_uncancelled(asyncio.wait((checking,)))
+            if problem := checking.result():
+                self._note_damage(problem)
+
+    def _note_damage(self, reason: str) -> None:
+        if not self._damage:
+            self._damage = f"the index {self.path} is damaged ({reason}): stop the daemon and run pullcache fsck"
+            log.error(
+                "index_damaged",
+                file=str(self.path),
+                reason=reason,
+                help="stop the daemon and run pullcache fsck",
+            )
+
+    def _to_storage_error(self, participle: str, error: Exception) -> StorageError:
+        """Return the error to raise when a read or write has failed; note damage."""
+        if _has_code(error, _LOCK_CODES):
+            return _locked_error(self.path, participle)
+        if not isinstance(error, sqlite3.Error) or _has_code(error, _DAMAGE_CODES):
+            self._note_damage(str(error))
+        return StorageError(f"the index cannot be {participle}: {error}")
+
     async def _write(
         self,
         work: Callable[..., R],
         *args: Any,
         is_durable: bool = False,
+        waits_for_lock: bool = False,
         on_commit: Callable[[], None] | None = None,
     ) -> R:
         """Run `work` in one transaction and return its result; roll back and raise `StorageError` if it fails.
 
         `on_commit` is called in the event loop after the commit, also if the caller was cancelled.
+        With `waits_for_lock`, it waits while another process has locked the index; other writes go
+        ahead in between.
         """
         loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + LOCK_TIMEOUT
 
         def run() -> R:
             result, totals = self._run_transaction(is_durable, work, args)
             loop.call_soon_threadsafe(self._publish, totals, on_commit)
             return result
 
-        try:
-            return await loop.run_in_executor(self._executor, run)
-        except sqlite3.Error as error:
-            raise StorageError(f"the index cannot be written: {error}") from error
+        while True:
+            try:
+                return await loop.run_in_executor(self._executor, run)
+            except _WRITE_ERRORS as error:
+                is_locked = waits_for_lock and _has_code(error, _LOCK_CODES)
+                if not (is_locked and loop.time() < give_up_at):
+                    raise self._to_storage_error("written", error) from error
+            await asyncio.sleep(LOCK_POLL_INTERVAL)
 
     def _publish(self, totals: StoreTotals, on_commit: Callable[[], None] | None) -> None:
         self.totals = totals
@@ -495,12 +606,46 @@ class Index:
         if key not in rows:
             if len(rows) >= _MAX_CACHED_ROWS:
                 rows.clear()
-            row = self._reader.execute(query, parameters).fetchone()
-            rows[key] = None if row is None else build(row)
+            try:
+                row = self._reader.execute(query, parameters).fetchone()
+                rows[key] = None if row is None else build(row)
+            except _READ_ERRORS as error:
+                self._to_storage_error("read", error)
+                return None
         found: R | None = rows[key]
         return found
 
+    def _read_rows(
+        self, query: str, parameters: tuple[object, ...], build: Callable[[tuple[Any, ...]], R]
+    ) -> list[R]:
+        """Return `build(row)` of each row. Raises `StorageError`."""
+        try:
+            return [build(row) for row in self._reader.execute(query, parameters)]
+        except _READ_ERRORS as error:
+            raise self._to_storage_error("read", error) from error
+
     def _next_use_time(self) -> float:
-        # Strictly ascending: setting the clock must not change the order of uses.
+        # Strictly increasing, so that setting the clock does not change the order of uses.
         self._last_use = max(self._clock(), self._last_use + 1e-6)
         return self._last_use
+
+
+def _locked_error(path: Path, participle: str) -> StorageError:
+    return StorageError(
+        f"the index cannot be {participle}: another process has locked it; find it with fuser {path}"
+    )
+
+
+def _has_code(error: Exception, codes: Collection[int]) -> bool:
+    """Tell whether SQLite has raised the error with one of these codes."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in codes  # the rest is an extended code
+
+
+def _quick_check(connection: sqlite3.Connection) -> str:
+    """Return the first damage that SQLite finds in the index; empty if there is none. Blocks."""
+    try:
+        row = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.Error as error:
+        return str(error) if _has_code(error, _DAMAGE_CODES) else ""
+    return "" if row[0] == "ok" else str(row[0]).splitlines()[-1]

@@ -16,6 +16,10 @@ from proxy.storage.blobs import BLOCK_SIZE
 
 SCHEMA_VERSION = 2
 
+# Manifests that name more blobs are served, but neither stored nor indexed: each blob takes half a kilobyte
+# of the index, and a manifest of 4 MiB could name 36,000.
+MAX_CHILDREN = 2000
+
 # Changes to a store of that version before the schema is applied to it.
 _MIGRATIONS = {
     1: "ALTER TABLE blobs ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0; DROP INDEX blobs_by_use;"
@@ -30,18 +34,23 @@ def _allocated_size(size: str) -> str:
 # The bytes that blobs take on disk.
 ALLOCATED_SIZE_SUM = f"coalesce(sum({_allocated_size('size')}), 0)"
 
-# SQLite itself keeps the totals, on the one connection that writes: a transaction that adds, resizes or
-# removes rows of `blobs` also changes the totals, and a rollback restores them.
+# SQLite itself keeps the totals, on the one connection that writes: a transaction that adds, resizes, pins
+# or removes rows of `blobs` also changes the totals, and a rollback restores them.
 _TOTALS_SCHEMA = f"""
-    CREATE TEMP TABLE totals (blobs INTEGER NOT NULL, bytes INTEGER NOT NULL);
+    CREATE TEMP TABLE totals (blobs INTEGER, bytes INTEGER, pinned_bytes INTEGER);
     CREATE TEMP TRIGGER count_added AFTER INSERT ON main.blobs BEGIN
-        UPDATE totals SET blobs = blobs + 1, bytes = bytes + {_allocated_size("new.size")};
+        UPDATE totals SET blobs = blobs + 1, bytes = bytes + {_allocated_size("new.size")},
+            pinned_bytes = pinned_bytes + {_allocated_size("new.size")} * new.pinned;
     END;
     CREATE TEMP TRIGGER count_removed AFTER DELETE ON main.blobs BEGIN
-        UPDATE totals SET blobs = blobs - 1, bytes = bytes - {_allocated_size("old.size")};
+        UPDATE totals SET blobs = blobs - 1, bytes = bytes - {_allocated_size("old.size")},
+            pinned_bytes = pinned_bytes - {_allocated_size("old.size")} * old.pinned;
     END;
-    CREATE TEMP TRIGGER count_resized AFTER UPDATE OF size ON main.blobs BEGIN
-        UPDATE totals SET bytes = bytes + {_allocated_size("new.size")} - {_allocated_size("old.size")};
+    CREATE TEMP TRIGGER count_changed AFTER UPDATE OF size, pinned ON main.blobs BEGIN
+        UPDATE totals SET
+            bytes = bytes + {_allocated_size("new.size")} - {_allocated_size("old.size")},
+            pinned_bytes = pinned_bytes + {_allocated_size("new.size")} * new.pinned
+                - {_allocated_size("old.size")} * old.pinned;
     END;
 """
 
@@ -74,6 +83,11 @@ def open_connection(path: Path) -> sqlite3.Connection:
             "use the pullcache that wrote it, or another store"
         )
     return connection
+
+
+def check_writable(connection: sqlite3.Connection) -> None:
+    """Take the lock of writers; the end of the transaction releases it."""
+    connection.execute("BEGIN IMMEDIATE")
 
 
 def add_blob(
@@ -122,7 +136,8 @@ def add_manifest(
     if pins.is_reachable(connection, str(digest), subject):
         pins.mark_reachable(connection, str(digest))
     if repository:
-        # A registry has checked that it holds what a manifest names, except foreign layers.
+        # The registry has checked that it has everything that a manifest names, except foreign
+        # layers.
         held = [child.digest for child in manifest.children if not child.is_foreign]
         add_links(connection, repository, [digest, *held])
     return is_new
@@ -294,38 +309,43 @@ def unpinned_bytes(connection: sqlite3.Connection, digests: Iterable[Digest]) ->
     return row[0]
 
 
-def track_totals(connection: sqlite3.Connection) -> tuple[int, int]:
+def track_totals(connection: sqlite3.Connection) -> tuple[int, int, int]:
     """Keep the totals on this connection from now on, and return them. Once per connection."""
     connection.execute("PRAGMA temp_store = MEMORY")  # a full disk must not stop the counting
     connection.executescript(_TOTALS_SCHEMA)
     counted = count_totals(connection)
     with connection:
-        connection.execute("INSERT INTO totals (blobs, bytes) VALUES (?, ?)", counted)
+        connection.execute(
+            "INSERT INTO totals (blobs, bytes, pinned_bytes) VALUES (?, ?, ?)", counted
+        )
     return counted
 
 
-def tracked_totals(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Return the number of blobs and the bytes that they take on disk, as the triggers keep them."""
-    row: tuple[int, int] = connection.execute("SELECT blobs, bytes FROM totals").fetchone()
+def tracked_totals(connection: sqlite3.Connection) -> tuple[int, int, int]:
+    """Return the fields of `StoreTotals` as the triggers keep them."""
+    query = "SELECT blobs, bytes, pinned_bytes FROM totals"
+    row: tuple[int, int, int] = connection.execute(query).fetchone()
     return row
 
 
 def recount_totals(connection: sqlite3.Connection) -> tuple[int, int]:
     """Recount the blobs and correct the totals; return the corrections, in blobs and bytes."""
     before, counted = tracked_totals(connection), count_totals(connection)
-    connection.execute("UPDATE totals SET blobs = ?, bytes = ?", counted)
+    connection.execute("UPDATE totals SET blobs = ?, bytes = ?, pinned_bytes = ?", counted)
     return counted[0] - before[0], counted[1] - before[1]
 
 
-def count_totals(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Count the blobs, and the bytes that they take on disk."""
+def count_totals(connection: sqlite3.Connection) -> tuple[int, int, int]:
+    """Count the fields of `StoreTotals`."""
     # Each half reads only an index; the table is three times as large.
     query = f"""
-        SELECT sum(blobs), sum(bytes) FROM (
-            SELECT count(*) AS blobs, {ALLOCATED_SIZE_SUM} AS bytes FROM blobs WHERE NOT pinned
-            UNION ALL SELECT count(*), {ALLOCATED_SIZE_SUM} FROM blobs WHERE pinned)
+        SELECT sum(blobs), sum(bytes), sum(pinned) FROM (
+            SELECT count(*) AS blobs, {ALLOCATED_SIZE_SUM} AS bytes, 0 AS pinned
+                FROM blobs WHERE NOT pinned
+            UNION ALL SELECT count(*), {ALLOCATED_SIZE_SUM}, {ALLOCATED_SIZE_SUM}
+                FROM blobs WHERE pinned)
     """
-    row: tuple[int, int] = connection.execute(query).fetchone()
+    row: tuple[int, int, int] = connection.execute(query).fetchone()
     return row
 
 

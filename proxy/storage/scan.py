@@ -8,6 +8,7 @@ from proxy.errors import InvalidManifestError, StorageError
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from proxy.storage.blobs import BlobStore
+from proxy.storage.queries import MAX_CHILDREN
 
 
 def scan_blobs(
@@ -32,13 +33,14 @@ def scan_blobs(
 
 
 def parse_manifest(content: bytes) -> oci.Manifest | None:
-    """Return the manifest in a blob, if its `mediaType` says that it is one; else None."""
+    """Return the manifest in a blob, if its `mediaType` says that it is one and it may be indexed."""
     if not content.startswith(b"{"):
         return None
     try:
-        return oci.parse_manifest(content, "")
+        manifest = oci.parse_manifest(content, "")
     except InvalidManifestError:
         return None
+    return manifest if manifest.child_count <= MAX_CHILDREN else None
 
 
 def _stat_blobs(store: BlobStore, digests: Iterable[Digest]) -> Iterator[tuple[Digest, int]]:

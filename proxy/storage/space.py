@@ -28,7 +28,7 @@ from proxy.storage.ingest import STATE_FILE_SIZE, Ingest
 from proxy.storage.locks import DigestLocks
 from proxy.storage.scan import scan_blobs
 
-# Space for the index to grow between two checks of its size: its log is cut at 1 MiB (queries.py).
+# Space for the index to grow between two checks of its size. A transaction adds a few pages to its log.
 INDEX_MARGIN = 1 << 19
 # A reservation grows by at least 1 and at most 16 MiB at a time, and by no more than this fraction of
 # the store: the reservations of many simultaneous downloads must not fill a small store.
@@ -159,7 +159,7 @@ class SpaceManager:
     @property
     def pinned_bytes(self) -> int:
         """Bytes of pinned blobs, which are never evicted."""
-        return self._index.pinned_bytes()
+        return self._index.totals.pinned_bytes
 
     def fits(self, size: int) -> bool:
         """Tell whether a blob of `size` bytes could ever be stored here."""

@@ -1,4 +1,5 @@
-"""Requests to upstream registries, to their mirrors and token servers.
+"""The client for upstream registries, their mirrors and their token servers.
 
-Only this package connects to registries, and it knows nothing of the store.
+`client` has the operations, and `registry_client` sends the requests of one registry or mirror. Only
+this package connects to registries, and it does not use the store.
 """

@@ -1,7 +1,8 @@
 """Authentication at an upstream: Basic, or a Bearer token from the token server that it names.
 
 Sources: distribution's "Token Authentication Specification", RFC 6750, RFC 7617. Token servers
-issue tokens for anything, even for repositories that do not exist, so a token proves nothing.
+issue tokens for anything, even for repositories that do not exist, so a token does not prove
+access.
 """
 
 import asyncio

@@ -14,8 +14,8 @@ from proxy.errors import UpstreamTimeoutError
 from proxy.upstream import retry
 from proxy.upstream.errors import map_errors
 
-# A read collects this many bytes, as each read costs a turn of the loop. The first read returns at once, as
-# a client may wait for the first bytes.
+# A read collects this many bytes, as each read costs a turn of the loop. The first read returns at
+# once, because a client may be waiting for the first bytes.
 BATCH_SIZE = 512 << 10
 # How long bytes that have arrived may wait for a full batch, in seconds.
 BATCH_DELAY = 0.005
@@ -196,7 +196,7 @@ class DirectReader(asyncio.BufferedProtocol):
     # Called by the transport.
 
     def get_buffer(self, _sizehint: int) -> memoryview:
-        """Return the buffer to read into: never empty, and with no room beyond the end of the body."""
+        """Return the buffer to read into: never empty, and not larger than the rest of the body."""
         if self._buffer is None or self._count == len(self._buffer):
             return self._overflow_buffer[: max(1, self._bytes_left)]
         return self._buffer[self._count :]

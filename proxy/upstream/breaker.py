@@ -21,7 +21,7 @@ class FailureWeight(IntEnum):
     """How much a failure counts: the longer clients wait for it, the more."""
 
     IMMEDIATE_ERROR = 1
-    """A 5xx, or a connection that is refused or breaks: known at once, and often short-lived."""
+    """A 5xx, or a connection that is refused or breaks: noticed at once, and often short-lived."""
     RESPONSE_TIMEOUT = 2
     """Connected, but no response in time."""
     CONNECT_TIMEOUT = FAILURE_THRESHOLD

@@ -1,7 +1,8 @@
 """The operations on one upstream: resolve a tag, fetch a manifest, open a blob, list, search.
 
-Requests are spent sparingly: HEAD where only a digest is needed (free at Docker Hub), one token per
-repository, redirects followed but never remembered. Upstream's headers are never passed on.
+It sends few requests: HEAD where only a digest is needed (free at Docker Hub), and one token
+request per repository. Redirects are followed but never remembered. Upstream's headers are never
+passed on.
 """
 
 import asyncio
@@ -139,8 +140,8 @@ class Upstream:
     async def has_blob(self, repository: str, digest: Digest) -> bool:
         """Tell whether upstream holds the blob in this repository, by HEAD.
 
-        Only the registry is asked: many mirrors serve a digest under any name, and some affirm
-        everything. A redirect means yes and is not followed: a signed URL works for GET only.
+        Only the registry is asked: many mirrors serve a digest under any name, and some answer 200
+        to every HEAD. A redirect means yes and is not followed: a signed URL works for GET only.
         """
         request = ApiRequest("HEAD", repository, f"blobs/{digest}", "blob", follow_redirects=False)
         try:
@@ -194,7 +195,7 @@ class Upstream:
                 raise
 
     def mark_suspect(self, digest: Digest) -> None:
-        """Record that a blob arrived with another digest: for a while no mirror is asked for it."""
+        """Record that a blob had a wrong digest: for a while no mirror is asked for it."""
         self._mirror_set.mark_suspect(digest, is_corrupt=True)
 
     async def fetch_tags(self, repository: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Where an upstream's credentials come from: the configuration, docker's config.json, or a helper.
 
-A credential helper is a foreign program. It gets ten seconds, bounded output, no shell, and none of
-our own environment variables, which may contain passwords of other upstreams.
+A credential helper is a program of another vendor. It gets ten seconds, bounded output, no shell,
+and none of our own environment variables, which may contain passwords of other upstreams.
 """
 
 import asyncio
@@ -237,7 +237,8 @@ def run_credential_helper(
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     if status != 0:
-        # Its output may contain anything, so the operator has to run it by hand to see the reason.
+        # The output may contain secrets, so the operator has to run the helper by hand to see the
+        # reason.
         raise ConfigError(f"{program} has no credentials for {server} (exit code {status})")
     return parse_helper_output(output, program)
 

@@ -32,7 +32,7 @@ class AddressScope(IntEnum):
     PRIVATE = 1
     LOOPBACK = 2
     RESERVED = 3
-    """No registry is here: link-local (cloud metadata services), multicast, unspecified."""
+    """Never a registry: link-local (cloud metadata services), multicast, unspecified."""
 
 
 # IANA's registries of special-purpose addresses (RFC 6890), by scope. Listed here because the

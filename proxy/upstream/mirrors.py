@@ -1,7 +1,7 @@
 """An upstream's mirrors, tried in order before the registry itself.
 
-A mirror must never do harm: if anything goes wrong with one, the next is asked, and the error that
-the client sees is the registry's.
+A mirror must never make a request fail: if it fails in any way, the next one is asked, and the
+client gets the registry's error.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from proxy.metrics import Metrics
 from proxy.oci.digest import Digest
 from proxy.upstream.registry_client import RegistryClient
 
-# How long, in seconds, and for how many blobs a mirror's failure is remembered.
+# How long, in seconds, and for how many blobs failures of mirrors are remembered.
 SUSPECT_TTL = 600.0
 MAX_SUSPECT_BLOBS = 1000
 

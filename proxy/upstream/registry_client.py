@@ -1,7 +1,7 @@
 """Requests to one registry or mirror: authentication, redirects, retries, limits.
 
 An API request (`request`) is small and is retried after transient failures. A blob (`stream`) is
-opened once, because its download knows better how to resume. Each ends within a bounded time in a
+opened once, because its download decides how to resume. Each ends within a bounded time in a
 successful response or an error of `proxy.errors`.
 """
 
@@ -109,9 +109,9 @@ class RegistryClient:
     `url` is its root, `url/v2/` its API. `name` is the name of the upstream; `label` names the
     registry in errors, a mirror with its address.
 
-    A registry's health depends on its own responses only: it is not to blame for a failing token
-    server or CDN. A mirror's health is recorded by `MirrorSet` for the operation as a whole,
-    because there is an alternative.
+    A registry's health depends on its own responses only: failures of a token server or CDN do not
+    count. A mirror's health is recorded by `MirrorSet` for the operation as a whole, because there
+    is an alternative.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class RegistryClient:
         read_response: Callable[[ClientResponse], Awaitable[T]],
         deadline: float = math.inf,
     ) -> T:
-        """Return what `read_response` makes of a successful response; retry transient failures.
+        """Return the result of `read_response` for a successful response; retry transient failures.
 
         It takes no longer than `timeouts.request`, and not beyond `deadline` (loop time).
         Raises `NotFoundError`, `UpstreamError`, and what `read_response` raises.
@@ -264,7 +264,7 @@ class RegistryClient:
         headers = dict(request.headers)
         if authorization:
             headers[hdrs.AUTHORIZATION] = authorization
-        # Not a CDN, nor a mirror: see the class.
+        # Responses of CDNs and mirrors do not count: see the class.
         targets_registry = url.origin() == self._base_url.origin() and not self.is_mirror
         began = self._now()
         try:

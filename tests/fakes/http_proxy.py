@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tests.fakes.raw_server import HEAD_END
 from tests.fakes.startable import Startable
+from tests.support.ports import reserve_port
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class FakeProxy(Startable):
         self.status = 0
         self.is_silent = False
         self.asked: list[ProxyRequest] = []
-        self.port = 0
+        self.port = reserve_port(self)
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -42,9 +43,8 @@ class FakeProxy(Startable):
         return {one.target for one in self.asked if one.method == (method or one.method)}
 
     async def start(self) -> None:
-        """Listen: the first time on a free port, later on the same port."""
+        """Listen, always on the same port."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
         """Stop listening, and close every connection."""

@@ -15,6 +15,7 @@ from multidict import CIMultiDictProxy
 
 from tests.fakes.faults import CHUNK, Fault, Reply, Rule
 from tests.fakes.startable import Startable
+from tests.support.ports import reserve_port
 
 # Seconds to wait for the program.
 TIMEOUT: Final = 20.0
@@ -85,7 +86,7 @@ class FakeServer(Startable):
         self.rate: int | None = None
         self.send_length = True
         self.accept_ranges = True
-        self.port = 0
+        self.port = reserve_port(self)
         self.tls: ssl.SSLContext | None = None
         self._answer = answer
         self._runner: web.ServerRunner | None = None
@@ -96,7 +97,7 @@ class FakeServer(Startable):
         return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        """Listen: the first time on a free port, later on the same port."""
+        """Listen, always on the same port."""
         server = web.Server(
             self._handle,
             handler_cancellation=True,
@@ -107,7 +108,6 @@ class FakeServer(Startable):
         self._runner = web.ServerRunner(server, shutdown_timeout=0.01)
         await self._runner.setup()
         listener = socket.create_server(("127.0.0.1", self.port), backlog=1024)
-        self.port = listener.getsockname()[1]
         await web.SockSite(self._runner, listener, ssl_context=self.tls).start()
 
     async def stop(self) -> None:

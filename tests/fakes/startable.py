@@ -9,7 +9,7 @@ class Startable(ABC):
 
     @abstractmethod
     async def start(self) -> None:
-        """Listen: the first time on a free port, later on the same port."""
+        """Listen, always on the same port."""
 
     @abstractmethod
     async def stop(self) -> None:

@@ -9,12 +9,14 @@ from contextlib import asynccontextmanager, closing, suppress
 from typing import Any
 
 import aiohttp
+import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from proxy.cli.api_client import AdminClient
 from proxy.errors import ProxyError
 from tests.fakes.faults import Fault
 from tests.fakes.registry import FakeRegistry
+from tests.support.disk_usage import allocated, allocated_at_once
 from tests.support.examples import scaled
 from tests.support.program import Program
 
@@ -109,24 +111,14 @@ class Load:
 
     async def _watch(self) -> None:
         while True:
-            on_disk = await asyncio.to_thread(self._allocated, "blobs", "ingest")
-            self.most_on_disk = max(self.most_on_disk, on_disk[1])
+            on_disk = await asyncio.to_thread(
+                allocated_at_once, self.program.root, "blobs", "ingest"
+            )
+            self.most_on_disk = max(self.most_on_disk, on_disk)
             await asyncio.sleep(0.005)
 
-    def _allocated(self, *directories: str) -> tuple[int, int]:
-        """Return the number of files in these directories, and the bytes of their blocks.
-
-        Only of files that are still there at the end: an eviction during the walk makes room for bytes
-        that the walk meets later, and the two were never on the disk together.
-        """
-        found = {}
-        for directory in directories:
-            for path in (self.program.root / directory).rglob("*"):
-                with suppress(FileNotFoundError):
-                    status = path.stat()
-                    if path.is_file():
-                        found[status.st_ino] = (path, status.st_blocks * 512)
-        sizes = [size for path, size in found.values() if path.exists()]
+    def _allocated(self, directory: str) -> tuple[int, int]:
+        sizes = allocated(self.program.root, directory).values()
         return len(sizes), sum(sizes)
 
     async def check_at_rest(self) -> None:
@@ -149,6 +141,7 @@ class Load:
             return blobs, size
 
 
+@pytest.mark.timeout(180)  # several programs, each started twice or more
 @settings(max_examples=scaled(6), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(batches=batches)
 async def test_at_rest_the_account_is_the_index_and_the_files(tmp_path_factory, batches):

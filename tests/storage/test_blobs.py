@@ -1,6 +1,7 @@
 """The store on disk: what is under a digest's name is whole, regular and ours."""
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -102,6 +103,7 @@ def test_what_is_not_the_regular_file_of_that_size_is_a_miss(store, how):
     store.commit_bytes(DIGEST, CONTENT)
     damaged(store, how)
     assert store.open(DIGEST, len(CONTENT)) is None
+    assert read(store) is None
 
 
 def test_a_pipe_in_a_blobs_place_does_not_stop_the_daemon(store):
@@ -114,9 +116,31 @@ def test_a_pipe_in_a_blobs_place_does_not_stop_the_daemon(store):
     timer.start()
     start = time.monotonic()
     assert store.open(DIGEST, 0) is None
+    assert read(store) is None
     assert time.monotonic() - start < 0.9
     timer.cancel()
     timer.join()
+
+
+async def test_a_read_that_is_cancelled_leaves_no_file_open(store, monkeypatch):
+    """The file would be closed when it is collected, with a warning that fails the tests."""
+    await asyncio.to_thread(store.commit_bytes, DIGEST, CONTENT)
+    is_opening, may_open = threading.Event(), threading.Event()
+
+    def open_late(*args: Any, **options: Any) -> Any:
+        is_opening.set()
+        may_open.wait()
+        return open(*args, **options)  # noqa: PTH123 (as aiofiles calls it)
+
+    monkeypatch.setattr("aiofiles.threadpool.sync_open", open_late)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(store.read(DIGEST))
+        await asyncio.to_thread(is_opening.wait)
+        task.cancel()
+        await asyncio.sleep(0)
+        may_open.set()
+    assert task.cancelled()
+    gc.collect()
 
 
 def test_a_flipped_bit_is_seen_when_a_manifest_is_read(store):

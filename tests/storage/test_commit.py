@@ -12,6 +12,7 @@ import pytest
 from proxy.errors import StorageError
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
+from proxy.storage import index
 from tests.fakes.content import OCI_CONFIG, OCI_MANIFEST, descriptor
 from tests.storage.test_space import APP, CAP, KIB, StoreRig, open_rig
 
@@ -37,12 +38,13 @@ async def rig(tmp_path):
 @contextmanager
 def index_locked(rig: StoreRig) -> Iterator[None]:
     """Let another process lock the index, so that nothing can be written to it."""
-    rig.index._writer.execute("PRAGMA busy_timeout = 0")
     blocker = sqlite3.connect(rig.index.path, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
+    before, index.LOCK_TIMEOUT = index.LOCK_TIMEOUT, 0.0
     try:
         yield
     finally:
+        index.LOCK_TIMEOUT = before
         blocker.execute("ROLLBACK")
         blocker.close()
 
@@ -97,7 +99,7 @@ BOTH = pytest.mark.parametrize(
 
 @BOTH
 async def test_a_commit_that_the_index_refuses_leaves_nothing(rig, commit, digest):
-    with index_locked(rig), pytest.raises(StorageError, match="database is locked"):
+    with index_locked(rig), pytest.raises(StorageError, match="another process has locked it"):
         await commit(rig)
     assert not rig.holds(digest)
     assert list((rig.store.root / "ingest").iterdir()) == []
@@ -111,7 +113,7 @@ async def test_a_commit_that_the_index_refuses_leaves_nothing(rig, commit, diges
 @BOTH
 async def test_a_commit_that_fails_leaves_what_was_there_before(rig, commit, digest):
     assert await commit(rig)
-    with index_locked(rig), pytest.raises(StorageError, match="database is locked"):
+    with index_locked(rig), pytest.raises(StorageError, match="another process has locked it"):
         await commit(rig)
     assert rig.holds(digest)
     assert rig.is_right()
@@ -135,7 +137,7 @@ async def test_a_commit_that_cannot_be_undone_stays_in_the_account(
 
     with monkeypatch.context() as patch:
         patch.setattr(rig.store, "delete", fail)
-        with index_locked(rig), pytest.raises(StorageError, match="database is locked"):
+        with index_locked(rig), pytest.raises(StorageError, match="another process has locked it"):
             await commit(rig)
     assert (rig.space.blob_count, rig.space.stored_bytes) == (1, rig.on_disk("blobs/*/*"))
     assert await commit(rig)

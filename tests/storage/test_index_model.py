@@ -113,7 +113,7 @@ class IndexAgainstModel(RuleBasedStateMachine):
             held = {tag for (owner, tag) in self.tags if owner == repository}
             assert set(self.index.tags(repository)) == held
         stored = sum(map(allocated_size, self.sizes.values()))
-        assert self.index.totals == (len(self.sizes), stored)
+        assert self.index.totals == (len(self.sizes), stored, 0)
 
     def _check(self, repository: Repository, digest: Digest) -> None:
         row = self.index.blob(repository, digest)

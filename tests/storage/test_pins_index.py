@@ -60,12 +60,12 @@ async def test_a_pinned_tag_keeps_its_image_and_what_refers_to_it(index):
     referrer = await enter(index, signature, subject=image)
     await index.pin([(APP, V1)])
     assert await victims(index) == {other}
-    assert index.pinned_bytes() == 5 * allocated_size(SIZE)
+    assert index.totals.pinned_bytes == 5 * allocated_size(SIZE)
     late = await enter(index, other, subject=referrer)
     assert await victims(index) == set()
     await index.unpin([(APP, V1)])
     assert await victims(index) == {config, layer, other, image, signature, referrer, late}
-    assert index.pinned_bytes() == 0
+    assert index.totals.pinned_bytes == 0
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)])
@@ -140,7 +140,7 @@ async def test_pins_survive_a_restart(tmp_path):
             await index.pin([(APP, image)])
             await enter(index)
         assert len(await victims(index)) == 1
-        assert index.pinned_bytes() == allocated_size(SIZE)
+        assert index.totals.pinned_bytes == allocated_size(SIZE)
         await asyncio.to_thread(index.close)
 
 

@@ -61,7 +61,7 @@ class StoreRig:
         """Whether the account, the index and the files agree."""
         counted = (self.space.blob_count, self.space.stored_bytes)
         names = list(self.store.root.glob("blobs/*/*"))
-        return counted == self.index.totals == (len(names), self.on_disk("blobs/*/*"))
+        return counted == self.index.totals[:2] == (len(names), self.on_disk("blobs/*/*"))
 
     def write(self, digest: Digest, content: bytes) -> Ingest:
         ingest = self.store.open_ingest(digest)
@@ -283,7 +283,6 @@ async def test_whatever_happens_the_cap_holds_on_the_disk(tmp_path_factory, step
 async def test_an_index_that_cannot_be_written_for_a_while_does_not_spoil_the_account(rig):
     for _ in range(3):
         await rig.fetch(1000 * KIB)
-    rig.index._writer.execute("PRAGMA busy_timeout = 0")
     blocker = sqlite3.connect(rig.index.path, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
     for _ in range(2):

@@ -32,6 +32,7 @@ from aiohttp import web
 from proxy.cli.api_client import AdminClient
 from proxy.errors import ProxyError
 from tests.fakes.content import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
+from tests.support.disk_usage import allocated, allocated_at_once
 from tests.system.processes import Process
 from tests.system.servers import sum_samples
 
@@ -355,26 +356,11 @@ class Churn:
     async def _sample(self) -> None:
         while True:
             cap = self._cap if time.monotonic() > self._strict_from else CAP
-            taken = sum((await asyncio.to_thread(self.allocated)).values())
+            taken = await asyncio.to_thread(allocated_at_once, self.store, "blobs", "ingest")
             self.found.most = max(self.found.most, taken)
             if taken > cap:
                 self.found.errors.append(f"{taken} bytes on the disk, {cap} allowed")
             await asyncio.sleep(SAMPLE_INTERVAL)
-
-    def allocated(self) -> dict[Path, int]:
-        """Return the allocated bytes of the files in `blobs/` and `ingest/`, each inode once.
-
-        Only of files that are still there at the end: an eviction during the walk makes room for bytes
-        that the walk meets later, and the two were never on the disk together.
-        """
-        found: dict[int, tuple[Path, int]] = {}
-        for directory in ("blobs", "ingest"):
-            for path in (self.store / directory).rglob("*"):
-                with contextlib.suppress(FileNotFoundError):
-                    status = path.stat()
-                    if path.is_file():
-                        found[status.st_ino] = (path, status.st_blocks * 512)
-        return {path: size for path, size in found.values() if path.exists()}
 
     async def _compare(self, session: aiohttp.ClientSession) -> None:
         metrics = ""
@@ -387,9 +373,8 @@ class Churn:
         await asyncio.sleep(1)
         async with session.get(f"{self._url}/metrics") as response:
             metrics = await response.text()
-        files = await asyncio.to_thread(self.allocated)
-        blobs = {path: size for path, size in files.items() if "blobs" in path.parts}
-        ingests = sum(files.values()) - sum(blobs.values())
+        blobs = await asyncio.to_thread(allocated, self.store, "blobs")
+        ingests = await asyncio.to_thread(allocated, self.store, "ingest")
         told: Any = {
             name: int(sum_samples(metrics, f"pullcache_{name}", {}))
             for name in ("store_blobs", "store_bytes", "store_reserved_bytes", "store_drift_total")
@@ -397,7 +382,7 @@ class Churn:
         found = {
             "store_blobs": len(blobs),
             "store_bytes": sum(blobs.values()),
-            "store_reserved_bytes": ingests,
+            "store_reserved_bytes": sum(ingests.values()),
             "store_drift_total": 0,
         }
         if told != found:

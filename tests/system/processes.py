@@ -2,11 +2,9 @@
 
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -31,19 +29,6 @@ def eventually(condition: Callable[[], T], what: str, *, timeout: float = 40) ->
         assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
         time.sleep(0.02)
     return value
-
-
-def reserve_port(owner: object) -> int:
-    """Return a free port of 127.0.0.1 that only servers can bind as long as `owner` exists.
-
-    While a server restarts, the kernel could give its port to an outgoing connection of another test.
-    It does not give away a port to which a socket is bound. With SO_REUSEADDR, servers bind it as well.
-    """
-    reservation = socket.socket()
-    weakref.finalize(owner, reservation.close)
-    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reservation.bind(("127.0.0.1", 0))
-    return int(reservation.getsockname()[1])
 
 
 def isolated_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.support.ports import reserve_port
 from tests.system.http_client import has_status, send_request
-from tests.system.processes import Process, eventually, reserve_port, run
+from tests.system.processes import Process, eventually, run
 
 REGISTRY_CONFIG = """\
 version: 0.1

@@ -38,13 +38,14 @@ class Disk:
             image.truncate(256 << 20)
         run("mkfs.ext4", "-q", "-b", "4096", file)
         path.mkdir(parents=True)
-        self._mount()
-
-    def _mount(self) -> None:
-        run("mount", "-o", "loop", self._file, self._path)
+        run("mount", "-o", "loop", file, path)
 
     def cut_power(self, daemon: Daemon) -> None:
-        """Shut down the file system, kill the daemon, and mount what is on the disk."""
+        """Shut down the file system, kill the daemon, and mount a copy of what is on the disk.
+
+        Unmounting does not release the disk while a process of another test has a copy of our mounts in its own
+        mount namespace. To mount the same disk would then show the file system that has been shut down.
+        """
         # Stopped first, so that the daemon does not see the disk fail.
         daemon.process.signal(signal.SIGSTOP)
         state = Path(f"/proc/{daemon.process.pid}/status")
@@ -52,9 +53,13 @@ class Disk:
         fd = os.open(self._path, os.O_RDONLY)
         fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", _WITHOUT_LOG_FLUSH))
         os.close(fd)
+        copy = self._file.with_name(f"{self._file.name}+")
+        run("cp", "--sparse=always", self._file, copy)
         daemon.kill()
         run("umount", self._path)
-        self._mount()
+        self._file.unlink()
+        self._file = copy
+        run("mount", "-o", "loop", copy, self._path)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.processes import reserve_port
+from tests.support.ports import reserve_port
 from tests.system.servers import resumable_bytes
 
 

@@ -130,7 +130,7 @@ def _write_bundle(
     output: BundleOutput,
     advance: Callable[[int], None],
 ) -> None:
-    """Let the daemon write the file if it can open it; else write what it sends."""
+    """Let the daemon write the file if it can open it; else write the response to the file."""
     if output.plain_path:
         file = {"file": bundle_input.describe_file(output.plain_path)}
         with suppress(FileUnreachableError):

@@ -27,7 +27,7 @@ def fsck(*, path: Path | None, store: str | None, dry_run: bool, as_json: bool) 
     if there are any.
     """
     config = load_config(path, store)
-    # --help does without SQLite and structlog.
+    # Imported late, because --help needs neither SQLite nor structlog.
     from proxy.log import configure_logging  # noqa: PLC0415
     from proxy.storage.fsck import check_store  # noqa: PLC0415
 

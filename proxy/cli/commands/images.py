@@ -173,7 +173,7 @@ def unpin(*, path: Path | None, store: str | None, images: tuple[str, ...]) -> N
 
 
 def _format_name(image: dict[str, Any], truncator: Truncator) -> str:
-    """Return the name as the commands accept it, though a truncated digest is only for reading."""
+    """Return the name in the form that commands accept; a truncated digest is for display only."""
     separator = "@" if ":" in image["reference"] else ":"
     return f"{image['repository']}{separator}{truncator.digest(image['reference'])}"
 
@@ -262,7 +262,7 @@ def _print_referrers(document: dict[str, Any], truncator: Truncator) -> None:
                 truncator.digest(referrer["digest"]),
                 referrer["artifact_type"] or "-",
                 format_bytes(referrer["size"]),
-                # What is not attached to a platform is attached to the index.
+                # Referrers that belong to no platform belong to the index.
                 platforms.get(referrer["subject"]) or "image",
             )
             for referrer in document["referrers"]

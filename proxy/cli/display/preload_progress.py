@@ -1,7 +1,7 @@
 """Progress of a preload, from its events: bars on a terminal, lines elsewhere, or JSON.
 
-`ProgressTracker` adds up the events; the views below `open_view` show what it knows. The wording
-follows `docker pull`.
+`ProgressTracker` adds up the events; the views below `open_view` show them. The wording follows
+`docker pull`.
 """
 
 import json
@@ -264,7 +264,7 @@ def _format_outcome(event: dict[str, Any]) -> str:
 
 
 def _summary_lines(event: dict[str, Any]) -> list[str]:
-    """Return what an event says about the whole preload."""
+    """Return lines for an event that concerns the whole preload."""
     if event["event"] == "plan":
         return _format_plan(event)
     return [_format_totals(event)] if event["event"] == "totals" else []

@@ -36,7 +36,7 @@ class BundleOutput:
 
     @property
     def plain_path(self) -> Path | None:
-        """The file for the daemon to write, None if it must be split, compressed, or a pipe."""
+        """The file that the daemon can write itself; None if it is split, compressed or a pipe."""
         if self._part_size or self._compressor or not self.file_names:
             return None
         return Path(self.file_names[0] + _PARTIAL_SUFFIX)

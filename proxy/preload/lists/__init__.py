@@ -1,4 +1,4 @@
-"""Image lists: the formats in which people keep lists of images, one module for each format.
+"""The formats of image lists, one module for each format.
 
 `formats` recognises the format of a text by its content. PURE: no I/O, no clock, no event loop.
 """

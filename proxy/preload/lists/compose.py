@@ -53,5 +53,5 @@ def _explain_missing_image(service: MappingNode) -> str:
     if service.get("build") is not None:
         return "is built, not pulled: pass its Dockerfile for the images it is built from"
     if service.get("extends") is not None:
-        return "extends another service and has its image, perhaps from another file"
+        return "extends another service, whose image may be in another file"
     return "has neither image nor build: nothing to pull"

@@ -44,7 +44,7 @@ _MAPPING_FORMATS = (
 )
 _UNKNOWN_FORMAT = (
     "this YAML is none of: docker compose, Kubernetes, skopeo sync, regsync, hauler, zot, "
-    "a list of images; for a chart give the output of helm template"
+    "a list of images; for a chart pass the output of helm template"
 )
 
 # The first line of a YAML or JSON document, as opposed to that of a plain list.
@@ -82,7 +82,7 @@ def _read_lines(lines: list[str], result: ParseResult) -> None:
     elif first:
         read_plain(lines, result)
     if result.is_empty:
-        result.add_problem(1, "the list names no image")
+        result.add_problem(1, "the list contains no images")
 
 
 def _split_lines(text: str) -> list[str]:

@@ -90,7 +90,7 @@ def _add_image(image: YamlNode, result: ParseResult, *, in_containers: bool) -> 
 
 
 def _add_split_image(image: MappingNode, result: ParseResult) -> None:
-    """Add `{registry, repository, tag, digest}`; the operator alone knows a default tag."""
+    """Add `{registry, repository, tag, digest}`; without tag or digest, the version is unknown."""
     registry, tag, digest = (image.get_text(key) for key in ("registry", "tag", "digest"))
     name = (
         f"{registry}/{image.get_text('repository')}" if registry else image.get_text("repository")

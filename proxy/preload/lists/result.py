@@ -17,7 +17,7 @@ MAX_REFERENCE_LENGTH = 1024
 
 _PLATFORM = re.compile(r"all|[a-z0-9]+/[a-z0-9_]+(?:/[a-z0-9.]+)?")
 
-# An error makes a command fail. A note tells of an entry that has nothing to pull.
+# An error makes a command fail. A note reports an entry that has nothing to pull.
 ProblemKind = Literal["error", "note"]
 
 
@@ -35,7 +35,7 @@ class ListEntry:
 
 @dataclass(frozen=True, slots=True)
 class ListProblem:
-    """An entry that is not an image: why, and what helps."""
+    """An entry that is not an image: the reason, and what to do."""
 
     line: int
     message: str

@@ -1,4 +1,4 @@
-"""What an operation of the admin API is made of: its route, its request, its response.
+"""The parts of an operation of the admin API: its route, its request, its response.
 
 To add an operation:
 

@@ -53,7 +53,7 @@ class ImportFilesRequest(RequestModel, frozen=True):
 
 
 class ExportPlan(msgspec.Struct, frozen=True):
-    """What an export would contain; `size` is the exact size of the bundle in bytes."""
+    """The content that an export would have; `size` is the exact size of the bundle in bytes."""
 
     size: int
     blobs: int
@@ -85,7 +85,7 @@ class BundleHandlers:
         ]
 
     async def plan_export(self, request: AdminRequest) -> ExportPlan:
-        """Return what an export would contain, and its size."""
+        """Return the content and the size that an export would have."""
         async with self._open_bundle(await request.read_json(ExportRequest)) as (bundle, images):
             return ExportPlan(bundle.size, len(bundle.blobs), images)
 

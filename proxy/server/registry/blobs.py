@@ -15,7 +15,12 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.server import ranges
 from proxy.server.ranges import ByteRange, RangeNotSatisfiableError
-from proxy.server.request_context import RequestContext, blob_headers, hit_headers
+from proxy.server.request_context import (
+    CACHE_STATUS,
+    RequestContext,
+    blob_headers,
+    hit_headers,
+)
 from proxy.server.responses import Body, BodySource, Response
 from proxy.storage.blobs import FileRange, OpenBlob
 
@@ -134,6 +139,9 @@ def _respond(
     The response owns `resources` and closes them at its end.
     """
     headers = blob_headers(context, digest)
+    if size is None:
+        # It may turn out to be larger than the store.
+        headers["Cache-Status"] = CACHE_STATUS["bypass"]
     try:
         selected = _select_ranges(context, headers["ETag"], size)
     except RangeNotSatisfiableError:

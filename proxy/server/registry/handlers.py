@@ -12,6 +12,7 @@ from proxy.cache.search import DEFAULT_LIMIT, RepositorySearch
 from proxy.config import UpstreamSettings
 from proxy.config.schema import DEFAULT_UPSTREAM
 from proxy.errors import UnknownNameError
+from proxy.names import NameParser
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import OCI_INDEX
 from proxy.oci.reference import Repository
@@ -39,6 +40,7 @@ class RegistryHandler:
         search: RepositorySearch,
     ) -> None:
         self._router = Router(upstreams)
+        self._names = NameParser(upstreams)
         self._manifest_handler = ManifestHandler(manifests, prefetch)
         self._blob_handler = BlobHandler(blobs)
         self._listings = listings
@@ -111,7 +113,8 @@ class RegistryHandler:
         return json_response(document, content_type=OCI_INDEX, headers=headers)
 
     def _handle_catalog(self, query: Mapping[str, str]) -> Response:
-        names = sorted(map(_pull_name, self._listings.list_repositories()))
+        repositories = filter(self._names.is_allowed, self._listings.list_repositories())
+        names = sorted(map(_pull_name, repositories))
         page, link = _paginate(names, query, "/v2/_catalog")
         headers = {"Cache-Status": CACHE_STATUS["hit"], **link}
         return json_response({"repositories": page}, headers=headers)

@@ -1,9 +1,9 @@
 """Parsing the path of a request into values that are valid by construction.
 
 The raw path is matched from the right, since a repository may have parts named `blobs` or
-`manifests`, and against the grammars, which reject percent-encoded and empty parts and `..`. The upstream
-is named by the first part of the path, else by `?ns=`, else by the `Host` header; the default is Docker
-Hub (`proxy/names.py`).
+`manifests`, and against the grammars, which reject percent-encoded and empty parts and `..`. `?ns=` names
+the upstream, else a `Host` header that an upstream lists; then the whole path is the repository. Else the
+first part of the path may name it; the default is Docker Hub (`proxy/names.py`).
 """
 
 import re

@@ -74,8 +74,8 @@ def test_an_unreadable_document_is_an_error_and_the_next_is_read(text, line):
 
 
 def test_a_list_without_images_is_an_error():
-    assert errors("---\n# nothing\n---\n") == [(1, "the list names no image")]
-    assert errors(f"{POD}spec: {{}}\n") == [(1, "the list names no image")]
+    assert errors("---\n# nothing\n---\n") == [(1, "the list contains no images")]
+    assert errors(f"{POD}spec: {{}}\n") == [(1, "the list contains no images")]
 
 
 def test_a_text_that_is_too_large_is_an_error():

@@ -89,7 +89,7 @@ def test_windows_line_ends_and_a_byte_order_mark_are_accepted():
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# nothing yet\n", "\ufeff", " \t\r\n"])
 def test_an_empty_list_is_an_error(text):
-    assert errors(text) == [(1, "the list names no image")]
+    assert errors(text) == [(1, "the list contains no images")]
     assert parse_list(text).format == ""
 
 

@@ -5,6 +5,7 @@ import pytest
 from tests.fakes.content import digest_of
 from tests.fakes.raw_client import exchange
 from tests.fakes.registry import FakeRegistry
+from tests.support.program import Program
 
 
 @pytest.fixture
@@ -41,10 +42,9 @@ async def ask(program, target: str, host: str) -> str:
         ("/v2/me/app/manifests/latest?ns=GHCR.IO", "127.0.0.1"),
         ("/v2/me/app/manifests/latest", "ghcr.local"),
         ("/v2/me/app/manifests/latest", "GHCR.local:5000"),
-        ("/v2/ghcr.io/me/app/manifests/latest?ns=docker.io", "127.0.0.1"),
     ],
 )
-async def test_a_registry_is_named_by_path_by_namespace_or_by_host(both, github, target, host):
+async def test_a_registry_is_named_by_namespace_by_host_or_by_path(both, github, target, host):
     assert await ask(both, target, host) == digests(github)
 
 
@@ -53,12 +53,36 @@ async def test_a_registry_is_named_by_path_by_namespace_or_by_host(both, github,
     [
         ("/v2/me/app/manifests/latest", "127.0.0.1"),
         ("/v2/me/app/manifests/latest", "elsewhere.local"),
-        ("/v2/docker.io/me/app/manifests/latest", "ghcr.local"),
+        ("/v2/docker.io/me/app/manifests/latest", "127.0.0.1"),
         ("/v2/me/app/manifests/latest?ns=docker.io", "ghcr.local"),
     ],
 )
 async def test_what_names_no_other_is_docker_hub(both, registry, target, host):
     assert await ask(both, target, host) == digests(registry)
+
+
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        ("/v2/docker.io/me/app/manifests/latest?ns=ghcr.io", "127.0.0.1"),
+        ("/v2/docker.io/me/app/manifests/latest?ns=ghcr.io", "ghcr.local"),
+        ("/v2/docker.io/me/app/manifests/latest", "ghcr.local"),
+    ],
+)
+async def test_where_the_registry_is_named_the_whole_path_is_the_repository(
+    both, registry, github, target, host
+):
+    image = github.add_image("docker.io/me/app", layers=[b"a project called docker.io"])
+    assert await ask(both, target, host) == image.digest
+    assert registry.requests == []
+
+
+async def test_a_registry_that_is_named_twice_is_refused(both, registry, github):
+    target = "/v2/me/app/manifests/latest?ns=ghcr.io&n=1&%6es=docker.io"
+    answer = await both.ask(target)
+    assert (answer.status, answer.code) == (400, "NAME_INVALID")
+    assert not registry.requests
+    assert not github.requests
 
 
 async def test_only_docker_hub_has_a_library(both, registry, github):
@@ -89,6 +113,29 @@ async def test_rules_of_the_configuration_are_obeyed(registry, make_program):
             assert {one.code for one in (answer, blob, tags)} == {"DENIED"}
             assert {one.status for one in (answer, blob, tags)} == {403}
     assert not registry.seen("secret|you")
+
+
+async def test_a_cache_in_between_does_not_undo_a_denial(registry, make_program, tmp_path):
+    registry.add_image("corp/secret")
+    upper = await make_program()
+    rules = {"url": upper.url, "deny": ["corp/secret"]}
+    lower = Program(tmp_path / "lower", registry, upstreams={"docker.io": rules})
+    await lower.start()
+    try:
+        for name in ("corp/secret", "docker.io/corp/secret", "docker.io/docker.io/corp/secret"):
+            answer = await lower.manifest(name)
+            assert (answer.status, answer.code) == (403, "DENIED")
+        assert registry.requests == []
+    finally:
+        await lower.stop()
+
+
+async def test_the_catalog_leaves_out_what_is_denied_now(registry, program):
+    for name in ("me/app", "me/secret"):
+        await program.pull(registry.add_image(name))
+    program.upstreams["docker.io"]["deny"] = ["me/secret"]
+    await program.restart()
+    assert (await program.ask("/v2/_catalog")).json == {"repositories": ["me/app"]}
 
 
 class TestOffline:

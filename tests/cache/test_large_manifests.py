@@ -1,0 +1,111 @@
+"""Manifests that name very many blobs are served like others, and take no room in the index."""
+
+import json
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from proxy.storage.queries import MAX_CHILDREN
+from tests.fakes.content import (
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_LAYER,
+    OCI_MANIFEST,
+    Content,
+    descriptor,
+    digest_of,
+)
+from tests.support.bundles import build_layout, import_bundle
+from tests.support.preload_api import run_preload
+
+BYPASS = "pullcache; fwd=miss"
+CONFIG = b'{"os":"linux","architecture":"amd64"}'
+
+
+def push_large(content: Content, layers: int, *, tag: str = "latest") -> str:
+    """Push a manifest of that many layers, the first of which the registry has; return its digest."""
+    blobs = [str(number).encode() for number in range(layers)]
+    content.add_blob(CONFIG)
+    content.add_blob(blobs[0])
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": descriptor(CONFIG, OCI_CONFIG),
+        "layers": [descriptor(blob, OCI_LAYER) for blob in blobs],
+    }
+    return content.add_manifest("library/app", tag, json.dumps(document).encode(), OCI_MANIFEST)
+
+
+def edges(program) -> int:
+    with closing(sqlite3.connect(program.root / "index.sqlite")) as connection:
+        return int(connection.execute("SELECT count(*) FROM edges").fetchone()[0])
+
+
+@pytest.mark.parametrize("reference", ["latest", "digest"])
+async def test_a_manifest_of_too_many_layers_is_served_and_not_stored(registry, program, reference):
+    digest = push_large(registry, MAX_CHILDREN)  # and a config
+    for _ in range(2):
+        answer = await program.manifest(
+            "library/app", digest if reference == "digest" else reference
+        )
+        assert (answer.status, answer.digest) == (200, digest)
+    first = await program.manifest("library/app", digest)
+    assert first.headers["Cache-Status"] == BYPASS
+    assert program.stored() == set()
+    assert edges(program) == 0
+    assert await program.metric("pullcache_uncached_total", reason="too_large") > 0
+
+
+async def test_the_blobs_of_such_a_manifest_are_cached(registry, program):
+    push_large(registry, MAX_CHILDREN)
+    await program.manifest("library/app")
+    layer = digest_of(b"0")
+    for _ in range(2):
+        assert (await program.blob(layer)).digest == layer
+    await program.wait_for_downloads()
+    assert registry.count(registry.body_of(layer)) == 1
+    assert program.stored() == {layer}
+
+
+async def test_a_manifest_at_the_bound_is_stored(registry, program):
+    digest = push_large(registry, MAX_CHILDREN - 1)
+    answer = await program.manifest("library/app")
+    assert answer.headers["Cache-Status"] == "pullcache; fwd=miss; stored"
+    assert program.stored() == {digest}
+    assert edges(program) == MAX_CHILDREN
+
+
+async def test_an_index_of_too_many_manifests_is_served_and_not_stored(registry, program):
+    entries = [descriptor(str(number).encode(), OCI_MANIFEST) for number in range(MAX_CHILDREN + 1)]
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+    content = json.dumps(document).encode()
+    digest = registry.add_manifest("library/app", "latest", content, OCI_INDEX)
+    answer = await program.manifest("library/app")
+    assert (answer.digest, answer.headers["Cache-Status"]) == (digest, BYPASS)
+    assert program.stored() == set()
+
+
+async def test_a_preload_says_that_such_an_image_cannot_be_stored(registry, program):
+    push_large(registry, MAX_CHILDREN)
+    run = await run_preload(program, "app")
+    (failed,) = run.events_of("failed")
+    assert f"names {MAX_CHILDREN + 1} blobs" in failed["reason"]
+
+
+async def test_an_import_rejects_such_an_image(program):
+    layout, _ = build_layout(*(b"%d" % number for number in range(MAX_CHILDREN)))
+    report = await import_bundle(program, layout.to_tar())
+    assert f"names {MAX_CHILDREN + 1} blobs" in report["images"][0]["reason"]
+    assert program.stored() == set()
+
+
+async def test_a_manifest_that_the_full_store_cannot_take_is_not_called_stored(
+    registry, make_program
+):
+    program = await make_program(store={"max_size": "800KB"})
+    digest = registry.add_image(layers=[b"x"] * 1500).digest
+    assert len(registry.repository("library/app").manifests[digest].content) > 290_000
+    answer = await program.manifest("library/app")
+    assert (answer.digest, answer.headers["Cache-Status"]) == (digest, BYPASS)
+    assert program.stored() == set()
