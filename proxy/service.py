@@ -92,6 +92,7 @@ async def configure_app(
         index=core.index,
         access=access,
         policy=policy if config.policy else None,
+        facts=facts,
         settings=config.manifests,
         group=core.group,
         clock=core.clock,
@@ -117,6 +118,7 @@ async def configure_app(
         config=config,
         upstreams=upstreams,
         index=core.index,
+        facts=facts,
         group=core.group,
         clock=core.clock,
     )

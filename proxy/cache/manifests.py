@@ -13,6 +13,7 @@ import msgspec
 
 from proxy.cache import freshness
 from proxy.cache.access import RepositoryAccess
+from proxy.cache.facts import FactsCache
 from proxy.cache.freshness import Freshness
 from proxy.cache.manifest_store import ManifestStore
 from proxy.cache.policy import PolicyGate
@@ -67,6 +68,7 @@ class ManifestCache:
         index: Index,
         access: RepositoryAccess,
         policy: PolicyGate | None,
+        facts: FactsCache,
         settings: ManifestsSettings,
         group: asyncio.TaskGroup,
         clock: Callable[[], float],
@@ -76,6 +78,7 @@ class ManifestCache:
         self._index = index
         self._access = access
         self._policy = policy
+        self._facts = facts
         self._settings = settings
         self._clock = clock
         self._now = asyncio.get_running_loop().time
@@ -127,10 +130,12 @@ class ManifestCache:
         deadline = self._now() + RESPONSE_TIMEOUT
         if isinstance(reference, Digest):
             result = await self._get_by_digest(repository, reference, deadline)
+            self._facts.note_pull(repository, result.manifest.digest)
             return await self._apply_policy(repository, reference, result, deadline)
         if self._policy:
             self._policy.raise_if_refused(repository, reference, self._tag_ttl(reference))
         result = await self._get_by_tag(repository, reference, deadline - STALE_MARGIN)
+        self._facts.note_pull(repository, result.manifest.digest)
         result = await self._apply_policy(repository, reference, result, deadline)
         if self._accepts(accept, result.manifest.media_type):
             return result

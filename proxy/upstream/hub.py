@@ -16,10 +16,13 @@ from proxy.oci.digest import Digest
 from proxy.policy.facts import Badge
 from proxy.upstream.search import SearchHit, SearchPage, clamp_count, is_valid_name, sanitize_text
 
-_BADGES = {
-    "official": Badge.OFFICIAL,
-    "verified_publisher": Badge.VERIFIED_PUBLISHER,
-    "open_source": Badge.SPONSORED,
+# Docker Hub's own names of the badges.
+BADGE_NAMES = {
+    Badge.OFFICIAL: "official",
+    Badge.VERIFIED_PUBLISHER: "verified_publisher",
+    Badge.SPONSORED: "open_source",
+}
+_BADGES = {name: badge for badge, name in BADGE_NAMES.items()} | {
     "none": Badge.COMMUNITY,
     "": Badge.COMMUNITY,
     None: Badge.COMMUNITY,

@@ -1,5 +1,6 @@
 """Requests to Docker Hub's own API: who publishes a repository, and when a tag was pushed."""
 
+from collections.abc import Collection
 from urllib.parse import quote, urlencode
 
 from proxy.errors import NotFoundError, UpstreamUnauthorizedError
@@ -7,6 +8,7 @@ from proxy.metrics import Metrics
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import ACCEPT
 from proxy.oci.reference import Tag
+from proxy.policy.facts import Badge
 from proxy.upstream import hub, responses
 from proxy.upstream.registry_client import ApiRequest, RegistryClient
 from proxy.upstream.search import SearchHit, SearchPage
@@ -41,16 +43,16 @@ class HubClient:
         return True
 
     async def search(
-        self, terms: str, *, limit: int, page: int, badges: tuple[str, ...] = ()
+        self, terms: str, *, limit: int, page: int, badges: Collection[Badge] = ()
     ) -> SearchPage:
         """Return one page of the images that match `terms`; the first page is 1.
 
-        `badges` are Docker Hub's own names; empty finds all. Raises `NotFoundError` and
+        With `badges` only those that have one of them. Raises `NotFoundError` and
         `UpstreamError`.
         """
         query = {"query": terms, "from": (page - 1) * limit, "size": limit, "type": "image"}
         if badges:
-            query["badges"] = ",".join(badges)
+            query["badges"] = ",".join(hub.BADGE_NAMES[badge] for badge in badges)
         return hub.parse_search(await self._get(f"api/search/v4?{urlencode(query)}"))
 
     async def find_repository(self, repository: str) -> SearchHit | None:

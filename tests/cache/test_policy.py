@@ -437,3 +437,40 @@ async def test_hits_of_allowed_images_ask_neither_the_hub_nor_the_registry(regis
     await asyncio.gather(*(program.manifest(image) for _ in range(50)))
     assert not registry.requests
     assert not hub.requests
+
+
+# Facts.
+
+
+async def test_a_public_repository_that_was_pulled_is_asked_about_once_a_day(
+    registry, hub, make_program
+):
+    program = await make_program(
+        upstreams={"docker.io": {"url": registry.url, "facts_url": hub.url}}
+    )
+    image = registry.add_image("grafana/grafana")
+    for _ in range(3):
+        await program.pull(image)
+        program.clock.advance(3600)
+    await hub.log.until(lambda: hub.log.count("search"))
+    await program.pull(image)
+    assert hub.log.count("search") == 1
+    program.clock.advance(2 * DAY)
+    await program.pull(image)
+    await hub.log.until(lambda: hub.log.count("search") == 2)
+
+
+async def test_without_facts_url_nothing_is_asked(registry, program):
+    await program.pull(registry.add_image("grafana/grafana"))
+    assert not registry.seen("api/search")
+
+
+async def test_docker_hub_is_never_asked_while_offline(registry, hub, start):
+    program = await start(trusted=TRUSTED)
+    image = registry.add_image("grafana/grafana")
+    await program.pull(image)
+    hub.log.requests.clear()
+    await program.restart(offline=True)
+    program.clock.advance(9 * DAY)
+    await program.pull(image)
+    assert not hub.requests
