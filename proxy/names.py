@@ -121,3 +121,8 @@ def full_name(repository: Repository, reference: Reference) -> str:
     """Return the name with registry and namespace: `docker.io/library/nginx:1.25`."""
     mark = "@" if isinstance(reference, Digest) else ":"
     return f"{repository.upstream}/{repository.name}{mark}{reference}"
+
+
+def policy_name(repository: Repository) -> str:
+    """Return the name that the globs of policies match: `docker.io/library/nginx`."""
+    return f"{repository.upstream}/{repository.name}"

@@ -78,8 +78,9 @@ async def configure_app(
         group=core.group,
         clock=core.clock,
     )
+    rules = RuleSet(config.policy)
     policy = PolicyGate(
-        RuleSet(config.policy),
+        rules,
         index=core.index,
         records=core.policy_records,
         facts=facts,
@@ -155,7 +156,9 @@ async def configure_app(
             BundleExporter(image_store), BundleImporter(image_store), core.disk_threads
         ).routes(),
         *admin_images.ImageHandlers(
-            ImageManager(image_store), checker, ImageInspector(image_store)
+            ImageManager(image_store, rules, core.clock),
+            checker,
+            ImageInspector(image_store, rules, core.clock),
         ).routes(),
         *admin_preload.PreloadHandlers(preloader).routes(),
         *admin_policy.PolicyHandlers(

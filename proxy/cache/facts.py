@@ -13,6 +13,7 @@ from proxy.concurrency import SingleFlight
 from proxy.errors import ProxyError, StorageError
 from proxy.log import get_logger
 from proxy.lru import TTLCache
+from proxy.names import policy_name
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
 from proxy.policy.facts import Badge, RepositoryFacts, is_official
@@ -68,7 +69,7 @@ class FactsCache:
     def get_known(self, repository: Repository) -> RepositoryFacts:
         """Return what is known without asking; `official` is a fact of the name."""
         stored = self._records.facts(repository)
-        if is_official(f"{repository.upstream}/{repository.name}"):
+        if is_official(policy_name(repository)):
             return stored or RepositoryFacts(Badge.OFFICIAL, source="its name")
         if stored:
             return stored

@@ -27,21 +27,17 @@ from proxy.errors import (
 from proxy.log import get_logger, request_id
 from proxy.lru import CachedManifest, TTLCache
 from proxy.metrics import Metrics
-from proxy.names import display_name, full_name
+from proxy.names import display_name, full_name, policy_name
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import parse_manifest
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.policy.exemption import is_exempt
-from proxy.policy.facts import ContentAge, ImageFacts, is_official
+from proxy.policy.facts import FIRST_SEEN, PUSHED, ContentAge, ImageFacts, is_official
 from proxy.policy.judge import ALLOWED, Decision, Verdict, judge
 from proxy.policy.rules import Rule, RuleSet
 from proxy.storage.index import Index
-from proxy.storage.policy_records import (
-    DecisionRecord,
-    PolicyException,
-    PolicyRecords,
-    TagMeaning,
-)
+from proxy.storage.policy_records import PolicyRecords
+from proxy.storage.policy_rows import DecisionRecord, PolicyException
 
 # Permissions that are kept in memory.
 MAX_REMEMBERED_PERMISSIONS = 20_000
@@ -51,9 +47,6 @@ PERMISSION_TTL = 3600.0
 MAX_UNWRITTEN_DECISIONS = 1_000
 # Seconds after which a client may ask again for what could not be decided.
 UNDECIDED_RETRY_AFTER = 60.0
-
-_FIRST_SEEN = "first seen here"
-_PUSHED = "pushed, says Docker Hub"
 
 log = get_logger(__name__)
 
@@ -149,7 +142,7 @@ class PolicyGate:
         kept = None if is_current else self.find_permission(repository, reference)
         if kept:
             return kept
-        rule = self._rules.find(_policy_name(repository))
+        rule = self._rules.find(policy_name(repository))
         if rule is None:
             permission = Permission(manifest.digest, math.inf)
         else:
@@ -164,7 +157,7 @@ class PolicyGate:
         self, repository: Repository, reference: Reference, manifest: CachedManifest
     ) -> Judgement:
         """Return what the policies say about an image, without serving or recording anything."""
-        rule = self._rules.find(_policy_name(repository))
+        rule = self._rules.find(policy_name(repository))
         if rule is None:
             return Judgement(ALLOWED)
         return Judgement(await self._judge(rule, repository, reference, manifest), rule)
@@ -277,7 +270,7 @@ class PolicyGate:
         settings = rule.settings
         tag = reference if isinstance(reference, Tag) else None
         facts = ImageFacts(
-            _policy_name(repository), tag, has_badges=self._facts.has_facts(repository)
+            policy_name(repository), tag, has_badges=self._facts.has_facts(repository)
         )
         if settings.trusted and not is_official(facts.name):
             badge = (await self._facts.get(repository, digest)).badge
@@ -293,7 +286,7 @@ class PolicyGate:
         """Return the age of the content, None if it cannot be had now, and whether it was ripe before."""
         meaning = self._records.meaning(repository, digest)
         if meaning and (meaning.is_ripe or meaning.pushed_at is not None):
-            return _content_age(meaning), meaning.is_ripe
+            return meaning.age, meaning.is_ripe
         is_first_sight = meaning is None and not self._records.has_history(repository, tag)
         try:
             pushed_at = await self._facts.get_push_time(repository, tag, digest) if tag else None
@@ -302,17 +295,17 @@ class PolicyGate:
                 return None, False
             pushed_at = None
         if pushed_at is not None:
-            return ContentAge(pushed_at, _PUSHED), False
+            return ContentAge(pushed_at, PUSHED), False
         first_seen = meaning.first_seen if meaning else now
-        return ContentAge(first_seen, _FIRST_SEEN, is_first_sight), False
+        return ContentAge(first_seen, FIRST_SEEN, is_first_sight), False
 
     def _find_earlier(
         self, rule: Rule, repository: Repository, tag: Tag, newest: Digest, now: float
     ) -> Digest | None:
         """Return the newest content that the tag meant before and that is old enough."""
-        name = _policy_name(repository)
+        name = policy_name(repository)
         for meaning in self._records.meanings(repository, tag):
-            facts = ImageFacts(name, None, age=_content_age(meaning), is_ripe=meaning.is_ripe)
+            facts = ImageFacts(name, None, age=meaning.age, is_ripe=meaning.is_ripe)
             only_age = msgspec.structs.replace(rule.settings, trusted=(), allow=(), deny_tags=())
             if meaning.digest != newest and judge(only_age, facts, now).decision is Decision.ALLOW:
                 return meaning.digest
@@ -381,17 +374,6 @@ class PolicyGate:
                 request_id.get(),
             )
         )
-
-
-def _policy_name(repository: Repository) -> str:
-    """Return the name that the globs of policies are about."""
-    return f"{repository.upstream}/{repository.name}"
-
-
-def _content_age(meaning: TagMeaning) -> ContentAge:
-    if meaning.pushed_at is not None:
-        return ContentAge(meaning.pushed_at, _PUSHED)
-    return ContentAge(meaning.first_seen, _FIRST_SEEN)
 
 
 def _refusal(

@@ -69,6 +69,10 @@ class ContentAge:
     is_first_sight: bool = False
 
 
+FIRST_SEEN = "first seen here"
+PUSHED = "pushed, says Docker Hub"
+
+
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
     """What is known about one manifest of a repository.

@@ -6,13 +6,24 @@ when one is added.
 
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
-from proxy.policy.facts import Badge, RepositoryFacts
+from proxy.policy.facts import RepositoryFacts
 from proxy.storage import queries, tag_history
 from proxy.storage.index import Index
+from proxy.storage.policy_rows import (
+    EXCEPTION_SQL,
+    FACTS_SQL,
+    MEANING_SQL,
+    MEANINGS_SQL,
+    DecisionRecord,
+    PolicyException,
+    TagMeaning,
+    to_facts,
+    to_meaning,
+)
 
 # Decisions that are kept.
 MAX_DECISIONS = 10_000
@@ -20,45 +31,6 @@ MAX_DECISIONS = 10_000
 MAX_EXCEPTIONS = 1_000
 
 _REPOSITORY = "(SELECT id FROM repositories WHERE upstream = ? AND name = ?)"
-
-
-@dataclass(frozen=True, slots=True)
-class TagMeaning:
-    """A digest that a tag meant, from `first_seen` to `last_seen` as far as the cache knows.
-
-    Times are Unix seconds. `pushed_at` is when Docker Hub says that it was pushed. `is_ripe` means that
-    its minimum age has been reached once, whatever the clock says later.
-    """
-
-    digest: Digest
-    first_seen: float
-    last_seen: float
-    pushed_at: float | None
-    is_ripe: bool
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyException:
-    """An image that is allowed until a time, whatever the policies say, and why."""
-
-    repository: Repository
-    digest: Digest
-    made_at: float
-    until: float
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class DecisionRecord:
-    """A decision of a policy about an image; `request` is its number in the log."""
-
-    at: float
-    policy: int
-    decision: str
-    image: str
-    digest: str
-    reason: str
-    request: str
 
 
 class PolicyRecords:
@@ -71,12 +43,9 @@ class PolicyRecords:
         """Return the facts that were last said about a repository."""
         return self._index.lookup(
             ("facts", repository),
-            "SELECT badge, publisher, description, stars, pulls, archived, asked, source FROM facts"
-            f" WHERE repository = {_REPOSITORY}",
+            FACTS_SQL,
             (repository.upstream, repository.name),
-            lambda row: RepositoryFacts(
-                Badge(row[0]), row[1], row[2], row[3], row[4], bool(row[5]), row[6], row[7]
-            ),
+            to_facts,
         )
 
     async def set_facts(self, said: Iterable[tuple[Repository, RepositoryFacts]]) -> None:
@@ -85,23 +54,14 @@ class PolicyRecords:
 
     def meanings(self, repository: Repository, tag: Tag | None) -> list[TagMeaning]:
         """Return what a tag meant, the most recent first; for None what was asked for by digest."""
-        rows = self._index.select(
-            "SELECT digest, first_seen, last_seen, pushed, ripe FROM tag_history"
-            f" WHERE repository = {_REPOSITORY} AND tag = ? ORDER BY last_seen DESC",
-            (repository.upstream, repository.name, tag or tag_history.BY_DIGEST),
-        )
-        return [
-            TagMeaning(Digest.parse(row[0]), row[1], row[2], row[3], bool(row[4])) for row in rows
-        ]
+        parameters = (repository.upstream, repository.name, tag or tag_history.BY_DIGEST)
+        return [to_meaning(row) for row in self._index.select(MEANINGS_SQL, parameters)]
 
     def meaning(self, repository: Repository, digest: Digest) -> TagMeaning | None:
         """Return since when the repository is known to hold the digest, under any tag."""
-        (row,) = self._index.select(
-            "SELECT min(first_seen), max(last_seen), min(pushed), max(ripe) FROM tag_history"
-            f" WHERE repository = {_REPOSITORY} AND digest = ?",
-            (repository.upstream, repository.name, str(digest)),
-        )
-        return None if row[0] is None else TagMeaning(digest, row[0], row[1], row[2], bool(row[3]))
+        parameters = (repository.upstream, repository.name, str(digest))
+        rows = self._index.select(MEANING_SQL, parameters)
+        return to_meaning(rows[0]) if rows else None
 
     def has_history(self, repository: Repository, tag: Tag | None) -> bool:
         """Tell whether the cache has seen the tag before; for None, anything of the repository."""
@@ -136,8 +96,7 @@ class PolicyRecords:
         """Return the exception for an image that has not ended at the time `now`."""
         found = self._index.lookup(
             ("exception", repository, digest),
-            "SELECT made, until, reason FROM policy_exceptions"
-            f" WHERE repository = {_REPOSITORY} AND digest = ?",
+            EXCEPTION_SQL,
             (repository.upstream, repository.name, str(digest)),
             lambda row: PolicyException(repository, digest, *row),
         )

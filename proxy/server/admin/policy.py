@@ -15,7 +15,8 @@ from proxy.errors import InvalidReferenceError, ProxyError, error_code
 from proxy.names import NameParser, full_name
 from proxy.oci.digest import Digest
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
-from proxy.storage.policy_records import DecisionRecord, PolicyException, PolicyRecords
+from proxy.storage.policy_records import PolicyRecords
+from proxy.storage.policy_rows import DecisionRecord, PolicyException
 
 MAX_CHECKED_IMAGES = 1_000
 # An exception ends; one that never does belongs into the rule.
