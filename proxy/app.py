@@ -64,6 +64,12 @@ async def open_cache(
             log.warning(
                 "secret_file_exposed", file=file, help=f"it holds a secret: chmod o-r {file}"
             )
+        if any(rule.mode == "enforce" for rule in config.policy):
+            log.info(
+                "policy_avoidable",
+                help="clients that ask a registry for what this cache refuses avoid the policies; "
+                "see pullcache client-config --only",
+            )
         access = AccessControl(config.server, core.group, core.metrics)
         stack.callback(access.close)
         app = RunningApp(
