@@ -285,9 +285,7 @@ def test_only_puts_the_cache_in_the_place_of_the_registry_for_podman_and_crio(cl
 def test_only_sends_k3s_to_the_cache_for_all_registries(tmp_path):
     found = only("k3s", tmp_path)
     mirrors = yaml.safe_load(found["registries.yaml"])["mirrors"]
-    assert {name: one["endpoint"] for name, one in mirrors.items()} == dict.fromkeys(
-        [*NAMES, "*"], [PLAIN]
-    )
+    assert mirrors == {name: {"endpoint": [PLAIN]} for name in [*NAMES, "*"]}
     assert "--disable-default-registry-endpoint" in found["registries.yaml"]
 
 
