@@ -397,7 +397,7 @@ class Metrics:
         self._evicted_bytes.labels(reason).inc(size)
 
     def count_drift(self) -> None:
-        """Count a difference between the account of the store and its files: a bug, or a lost write."""
+        """Count a difference between the store's account and its files: a bug, or a lost write."""
         self._drift.inc()
 
     def count_policy_decision(self, policy: int, decision: str) -> None:

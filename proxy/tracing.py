@@ -42,7 +42,7 @@ def check_tracing(*, is_on: bool) -> None:
 async def open_tracing(
     version: str, *, is_on: bool
 ) -> AsyncIterator[Callable[[HttpHandler], HttpHandler] | None]:
-    """Yield a function that wraps a request handler so that its requests are traced; None if not `is_on`.
+    """Yield a function that wraps a handler to trace its requests; None if not `is_on`.
 
     Raises `ConfigError`.
     """

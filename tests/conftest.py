@@ -16,7 +16,7 @@ import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import settings
 
-from tests.fakes.content import Image
+from tests.fakes.content import FakeImage
 from tests.fakes.raw_client import close_all
 from tests.fakes.registry import FakeRegistry
 from tests.support.program import Program
@@ -71,7 +71,8 @@ def _with_timeout(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitab
     return run
 
 
-# The tests log as structlog does by default, but without Rich's tracebacks, which take long to render.
+# The tests log as structlog does by default, but without Rich's tracebacks, which take long to
+# render.
 structlog.configure(
     processors=[
         *structlog.get_config()["processors"][:-1],
@@ -186,7 +187,7 @@ async def program(make_program: Callable[..., Awaitable[Program]]) -> Program:
 
 
 @pytest.fixture
-async def expired_image(registry: FakeRegistry, program: Program) -> Image:
+async def expired_image(registry: FakeRegistry, program: Program) -> FakeImage:
     """An image that was pulled an hour ago, so that its cached tag has expired."""
     image = registry.add_image()
     await program.manifest(image)

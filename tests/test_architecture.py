@@ -1,7 +1,9 @@
-"""Rules of the source tree: imports point downward, and pure modules do no I/O."""
+"""Rules of the source tree: imports point downward, class names are unique."""
 
+import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -18,3 +20,14 @@ def test_the_command_line_starts_without_the_daemon():
     """`pullcache --help` must not wait for the import of aiohttp."""
     script = "import sys, proxy.cli; sys.exit('aiohttp' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_no_two_classes_have_the_same_name():
+    names = Counter(
+        node.name
+        for directory in ("proxy", "tests")
+        for path in (ROOT / directory).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in names.items() if count > 1] == []

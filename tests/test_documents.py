@@ -201,7 +201,7 @@ MESSAGES = [
 ]
 
 
-def test_there_are_messages_to_look_for():
+def test_the_troubleshooting_page_lists_messages():
     assert len(MESSAGES) > 60
 
 

@@ -48,6 +48,6 @@ def test_a_class_without_a_row_has_that_of_the_class_above_it():
     assert error_outcome(SpecialError("x")) == OUTCOMES[errors.UnknownBlobError]
 
 
-def test_a_blob_that_cannot_be_had_is_never_a_server_error():
+def test_a_blob_that_cannot_be_fetched_is_never_a_server_error():
     for kind in classes():
         assert oci_error_response(kind("x"), "blob").status < 500

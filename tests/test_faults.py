@@ -1,4 +1,4 @@
-"""Every row of the tables of faults has a test that is named after it, or a reason in the decisions."""
+"""Every row of the fault tables has a test named after it, or a reason in the decisions."""
 
 import ast
 import re

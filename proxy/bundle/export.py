@@ -23,7 +23,7 @@ from proxy.bundle.local_file import LocalFile
 from proxy.concurrency import read_ahead
 from proxy.errors import StorageError, UnknownManifestError
 from proxy.images.store import ImageStore
-from proxy.images.tree import ManifestNode, MissingBlob, load_image
+from proxy.images.tree import ManifestNode, load_image
 from proxy.names import display_name, full_name
 from proxy.oci import layout, tar
 from proxy.oci.digest import Digest
@@ -217,12 +217,11 @@ def _select_platforms(
             for child in requested
             if any(manifest.digest in chosen for manifest in child.platform_manifests())
         ]
-    complete = [child for child in requested if not child.all_missing()]
+    complete = [child for child in requested if child.is_complete]
     exported = _platform_names(complete)
     skipped = _platform_names(child for child in requested if child not in complete)
-    if not exported or (platforms and skipped):
-        missing = [blob for child in requested for blob in child.all_missing()]
-        raise _incomplete_error(image, missing)
+    if not exported or (platforms and skipped) or top.missing:
+        raise _incomplete_error(image, [top, *requested])
     if top.children:
         image = replace(image, node=replace(top, children=complete))
     return image, ExportedImage(image.full_name, str(top.digest), exported, skipped)
@@ -250,9 +249,12 @@ def _platform_names(nodes: Iterable[ManifestNode]) -> list[str]:
     ]
 
 
-def _incomplete_error(image: _BundleImage, missing: Sequence[MissingBlob]) -> UnknownManifestError:
-    reason = "none of it is stored; pull or preload it first"
-    if missing:
+def _incomplete_error(image: _BundleImage, nodes: Sequence[ManifestNode]) -> UnknownManifestError:
+    reason = "nothing of it is stored; pull or preload it first"
+    missing = [*dict.fromkeys(blob for node in nodes for blob in node.all_missing())]
+    if problems := [problem for node in nodes for problem in node.all_problems()]:
+        reason = problems[0][:120]
+    elif missing:
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
         reason = f"it lacks {missing[0].digest}{more}; preload it first"
     return _not_exportable_error(image.repository, image.reference, reason)
@@ -274,11 +276,12 @@ def _order_blobs(images: Iterable[_BundleImage]) -> dict[Digest, int]:
     So the reader of a stream knows which image layers belong to before they arrive.
     """
     nodes = [node for image in images for node in image.node.walk()]
-    blobs_of_nodes = [list(node.blobs()) for node in nodes]
-    manifests = {node.digest: node.size for node in nodes}
-    configs = {blob.digest: blob.size for blobs in blobs_of_nodes for blob in blobs[:1]}
-    layers = {blob.digest: blob.size for blobs in blobs_of_nodes for blob in blobs[1:]}
-    return manifests | configs | layers
+    sizes = {digest: size for node in nodes for digest, size in node.stored.items()}
+    blobs_of_nodes = [[blob.digest for blob in node.blobs()] for node in nodes]
+    configs = [digest for digests in blobs_of_nodes for digest in digests[:1]]
+    layers = [digest for digests in blobs_of_nodes for digest in digests[1:]]
+    order = [*(node.digest for node in nodes), *configs, *layers]
+    return {digest: sizes[digest] for digest in order}
 
 
 def _documents(images: Sequence[_BundleImage], blobs: Collection[Digest]) -> dict[str, bytes]:
@@ -330,9 +333,10 @@ def _docker_images(images: Iterable[_BundleImage], blobs: Collection[Digest]) ->
 
 
 def _is_docker_loadable(manifest: Manifest, blobs: Collection[Digest]) -> bool:
-    children = manifest.children
-    return children[0].media_type in layout.IMAGE_CONFIG_TYPES and all(
-        child.digest in blobs for child in children
+    return (
+        manifest.config is not None
+        and manifest.config.media_type in layout.IMAGE_CONFIG_TYPES
+        and all(blob.digest in blobs for blob in manifest.blobs)
     )
 
 

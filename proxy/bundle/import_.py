@@ -91,9 +91,9 @@ class BundleImporter:
         """Import a bundle, compressed or not.
 
         `default_name` names the image of a bundle that does not; `on_progress` is called with the
-        number of bytes read so far, before decompression. Raises `BundleError`, `DigestMismatchError` and
-        `StorageError`, and then removes what it added. Any other exception, such as a cancellation,
-        leaves complete blobs for the next attempt.
+        number of bytes read so far, before decompression. Raises `BundleError`,
+        `DigestMismatchError` and `StorageError`, and then removes what it added. Any other
+        exception, such as a cancellation, leaves complete blobs for the next attempt.
         """
         with self._image_store.space.lease() as lease:
             counted = _count_bytes(chunks, on_progress)

@@ -26,8 +26,8 @@ from proxy.storage.space import Lease, Reservation
 MAX_UNKNOWN_SIZE = 64 << 20
 
 _NOT_A_LAYOUT = (
-    "not an OCI image layout, the only format that preserves digests: make it with pullcache export, "
-    "with skopeo copy … oci-archive:FILE, or with docker save of docker 25 or later"
+    "not an OCI image layout, the only format that preserves digests: make it with pullcache "
+    "export, with skopeo copy … oci-archive:FILE, or with docker save of docker 25 or later"
 )
 
 
@@ -105,10 +105,10 @@ class BundleReader:
             content = await self._image_store.blob_store.read(digest)
             with suppress(InvalidManifestError):  # reported when the image is added
                 manifest = oci.parse_manifest(content or b"", media_type)
-                for child in manifest.children:
-                    if manifest.is_index and child.digest not in self._lease.digests:
+                for child in manifest.manifests:
+                    if child.digest not in self._lease.digests:
                         self._announced_manifests[child.digest] = child.media_type
-                    queue.append(child.digest)
+                queue += [child.digest for child in manifest.children]
 
     def _parse_documents(self) -> None:
         documents = self._documents

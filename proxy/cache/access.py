@@ -3,7 +3,8 @@
 Knowing a digest is not enough, because the content may come from a private repository. A digest is
 served under a repository if the index links the two, or if upstream, asked about that repository,
 confirms that it has the digest. The index links a repository to the content that upstream has sent
-for it, to the digests that manifests in that content name, and to the digests upstream has confirmed.
+for it, to the digests that manifests in that content name, and to the digests upstream has
+confirmed.
 """
 
 import asyncio
@@ -47,7 +48,7 @@ class RepositoryAccess:
     async def get_blob(
         self, repository: Repository, digest: Digest, deadline: float
     ) -> BlobRow | None:
-        """Return a stored blob that may be served under the repository; None if it is not stored."""
+        """Return a stored blob that the repository may serve; None if it is not stored."""
         row = self._index.blob(repository, digest)
         if row and not row.is_linked:
             await self._ask_upstream(repository, digest, deadline, is_manifest=False)
@@ -56,7 +57,7 @@ class RepositoryAccess:
     async def get_manifest(
         self, repository: Repository, digest: Digest, deadline: float
     ) -> BlobRow | None:
-        """Return a stored manifest that may be served under the repository; None if it is not stored."""
+        """Return a stored manifest that the repository may serve; None if it is not stored."""
         row = self._index.blob(repository, digest)
         if row is None or row.media_type is None:
             return None

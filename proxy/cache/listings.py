@@ -134,6 +134,8 @@ class ListingCache:
                 manifest = oci.parse_manifest(content or b"", row.media_type or "")
             except (InvalidManifestError, StorageError):
                 continue
+            if manifest.doubt:
+                continue
             descriptor: RawDescriptor = {
                 "mediaType": manifest.media_type,
                 "digest": str(digest),

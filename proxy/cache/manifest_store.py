@@ -81,21 +81,26 @@ class ManifestStore:
     ) -> tuple[CachedManifest, bool]:
         """Commit a manifest that upstream has sent, linked to the repository.
 
-        Return it, and whether it is stored. Raises `UpstreamError` if it is not a valid manifest.
+        Return it, and whether it is stored. Content that a digest has verified may be
+        anything but ambiguous, as it is up to the client what to make of it. Raises `UpstreamError`
+        for other content that is no manifest, such as a login page.
         """
+        problem = f"{repository.upstream} did not send a manifest"
         try:
             manifest = await self.parse(fetched.content, fetched.content_type)
         except InvalidManifestError as error:
-            raise UpstreamError(
-                f"{repository.upstream} did not send a manifest: {error}"
-            ) from error
+            raise UpstreamError(f"{problem}: {error}") from error
+        if manifest.doubt and not fetched.is_verified:
+            raise UpstreamError(f"{problem}: {manifest.doubt}")
+        if manifest.unread:
+            log.info("manifest_partly_read", digest=str(fetched.digest), reason=manifest.unread)
         cached = CachedManifest(fetched.digest, manifest.media_type, fetched.content)
         self._lru.add(cached)
         with span("commit"):
             return cached, await self._commit(repository, fetched, manifest)
 
     async def parse(self, content: bytes, content_type: str) -> oci.Manifest:
-        """Parse a manifest, in a thread if it is large. Raises `InvalidManifestError`."""
+        """Parse a manifest, in a thread if it is large. Raises as `oci.parse_manifest` does."""
         if len(content) <= INLINE_PARSE_LIMIT:
             return oci.parse_manifest(content, content_type)
         return await run_in_thread(self._executor, oci.parse_manifest, content, content_type)

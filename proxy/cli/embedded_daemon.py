@@ -35,11 +35,13 @@ def embedded_daemon(config: Config) -> Iterator[None]:
         "tls_key": (),
         "htpasswd": "",
     }
-    private = replace(config, server=replace(config.server, **no_listeners), preload=())
+    daemon_config = replace(config, server=replace(config.server, **no_listeners), preload=())
     level = "error" if config.log.level == "error" else "warning"
     with closing(configure_logging(level, config.log.format)), _exit_on_sigterm():
         started: Future[_StopHandle] = Future()
-        thread = threading.Thread(target=_run, args=(private, started), name="daemon", daemon=True)
+        thread = threading.Thread(
+            target=_run, args=(daemon_config, started), name="daemon", daemon=True
+        )
         thread.start()
         try:
             started.result()

@@ -1,8 +1,8 @@
 """The configuration: a schema of frozen structs with defaults and descriptions, loaded and checked.
 
 `schema` has every key. `load` takes each value from the last of default, TOML file, environment
-(`PULLCACHE_<SECTION>_<KEY>`) and command line, and parses it there, so that an error names source, key
-and remedy, and the rest of the program gets bytes and seconds, never "50GB".
+(`PULLCACHE_<SECTION>_<KEY>`) and command line, and parses it there, so that an error names source,
+key and remedy, and the rest of the program gets bytes and seconds, never "50GB".
 """
 
 from proxy.config.dump import dump, to_toml

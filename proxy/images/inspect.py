@@ -156,10 +156,10 @@ class ImageInspector:
         reference: Reference,
         node: ManifestNode,
     ) -> PlatformDetail:
-        if node.manifest is None or not node.manifest.children:
+        if node.manifest is None:
             return PlatformDetail(node.platform_state(), None, ())
-        config = self._image_store.load_config(node.manifest)
-        layers = node.manifest.children[1:]
+        config = self._image_store.load_config(node.manifest, node.stored)
+        layers = node.manifest.layers
         commands = config.commands_for_layers(len(layers)) if config else [""] * len(layers)
         return PlatformDetail(
             node.platform_state(),
@@ -167,7 +167,7 @@ class ImageInspector:
             [
                 LayerDetail(
                     str(layer.digest),
-                    layer.size,
+                    node.stored.get(layer.digest, layer.size or 0),
                     layer.media_type,
                     layer.digest in node.stored,
                     command,
@@ -180,9 +180,7 @@ class ImageInspector:
     def _describe_referrer(self, blob: StoredBlob, subject: Digest) -> Referrer:
         manifest = None
         with suppress(InvalidManifestError):
-            manifest = self._image_store.load_manifest(
-                blob.digest, blob.size, blob.media_type or ""
-            )
+            manifest = self._image_store.load_manifest(blob.digest, blob.size)
         return Referrer(
             str(blob.digest),
             str(subject),

@@ -1,6 +1,6 @@
 """`ImageStore`: the blob store and its index, read as manifests and image configurations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -53,22 +53,24 @@ class ImageStore:
                 return True
         return False
 
-    def load_manifest(self, digest: Digest, size: int, media_type: str) -> Manifest:
+    def load_manifest(self, digest: Digest, size: int) -> Manifest:
         """Return a stored manifest.
 
-        Raises `InvalidManifestError` if its file is missing, damaged or not a manifest.
+        Raises `InvalidManifestError` if its file is missing or damaged.
         """
         content = self.blob_store.read_sync(digest, size) if size <= oci.MAX_MANIFEST_SIZE else None
         if content is None:
             raise InvalidManifestError(f"{digest} is missing, damaged or too large for a manifest")
-        return oci.parse_manifest(content, media_type)
+        # What an index calls it is only a hint, and a document says itself what it is.
+        return oci.parse_manifest(content, "")
 
-    def load_config(self, manifest: Manifest) -> ImageConfig | None:
-        """Return the manifest's image configuration; None if not stored or of another kind."""
-        config = next(iter(manifest.children), None)
-        if config is None or config.size > oci.MAX_MANIFEST_SIZE:
+    def load_config(self, manifest: Manifest, stored: Mapping[Digest, int]) -> ImageConfig | None:
+        """Return the manifest's image configuration; None if not `stored` or of another kind."""
+        config = manifest.config
+        size = stored.get(config.digest) if config else None
+        if config is None or size is None or size > oci.MAX_MANIFEST_SIZE:
             return None
-        content = self.blob_store.read_sync(config.digest, config.size)
+        content = self.blob_store.read_sync(config.digest, size)
         try:
             return parse_config(content) if content else None
         except InvalidManifestError:

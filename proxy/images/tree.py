@@ -23,7 +23,7 @@ MAX_MANIFESTS = 2000
 
 
 class MissingBlob(msgspec.Struct, frozen=True):
-    """A blob that the store lacks."""
+    """A blob that the store lacks; `size` is 0 if no manifest states it."""
 
     digest: str
     size: int
@@ -76,9 +76,14 @@ class ManifestNode:
         return [node for node in self.walk() if not node.is_index and is_runnable(node.platform)]
 
     def blobs(self) -> Iterator[Descriptor]:
-        """Yield config and layers, except foreign layers; nothing for an index."""
-        if self.manifest and not self.manifest.is_index:
-            yield from (child for child in self.manifest.children if not child.is_foreign)
+        """Yield the blobs that the manifest names, except foreign layers."""
+        if self.manifest:
+            yield from (blob for blob in self.manifest.blobs if not blob.is_foreign)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether this node and all below it are stored and could be read."""
+        return not (self.all_missing() or self.all_problems())
 
     def all_missing(self) -> list[MissingBlob]:
         """Return the missing blobs of this node and all below it, without duplicates."""
@@ -90,7 +95,7 @@ class ManifestNode:
 
     def platform_state(self) -> PlatformState:
         """Return the state of this manifest and its blobs, without the manifests below it."""
-        state: ImageState = "partial" if self.missing else "complete"
+        state: ImageState = "partial" if self.missing or self.problem else "complete"
         return PlatformState(
             str(self.platform or ""),
             str(self.digest),
@@ -150,20 +155,21 @@ class _TreeBuilder:
         self._remaining_manifests = MAX_MANIFESTS
 
     def build(self, descriptor: Descriptor, platform: Platform | None, depth: int) -> ManifestNode:
-        node = ManifestNode(descriptor.digest, descriptor.size, platform)
+        node = ManifestNode(descriptor.digest, descriptor.size or 0, platform)
         self._remaining_manifests -= 1
         self._record_blobs(node, [descriptor])
         if self._remaining_manifests < 0 or not depth:
             node.problem = "the image index names too many manifests or is nested too deeply"
         elif node.stored:
-            self._fill_from_manifest(node, descriptor.media_type, depth)
+            node.size = node.stored[node.digest]
+            self._fill_from_manifest(node, depth)
         if node.manifest is None and not node.missing:
             node.missing.append(MissingBlob(str(node.digest), node.size))
         return node
 
-    def _fill_from_manifest(self, node: ManifestNode, media_type: str, depth: int) -> None:
+    def _fill_from_manifest(self, node: ManifestNode, depth: int) -> None:
         try:
-            manifest = self._image_store.load_manifest(node.digest, node.size, media_type)
+            manifest = self._image_store.load_manifest(node.digest, node.size)
         except InvalidManifestError as error:
             node.problem = str(error)
             return
@@ -171,15 +177,15 @@ class _TreeBuilder:
             node.problem = f"the manifest names {count} blobs, more than {MAX_CHILDREN}"
             return
         node.manifest = manifest
-        if manifest.is_index:
-            node.children = [
-                self.build(child, child.platform or node.platform, depth - 1)
-                for child in manifest.children
-            ]
-            return
-        self._record_blobs(node, manifest.children)
-        if node.platform is None:
-            config = self._image_store.load_config(manifest)
+        if manifest.unread:
+            node.problem = f"the manifest cannot be read: {manifest.unread}"
+        node.children = [
+            self.build(child, child.platform or node.platform, depth - 1)
+            for child in manifest.manifests
+        ]
+        self._record_blobs(node, manifest.blobs)
+        if node.platform is None and not manifest.is_index:
+            config = self._image_store.load_config(manifest, node.stored)
             node.platform = config.platform if config else None
 
     def _record_blobs(self, node: ManifestNode, descriptors: Iterable[Descriptor]) -> None:
@@ -188,7 +194,7 @@ class _TreeBuilder:
         stored_sizes = self._queries.stored_sizes(blobs, self._repository)
         for digest, blob in blobs.items():
             size = stored_sizes.get(digest)
-            if size not in (None, blob.size):
+            if size is not None and blob.size not in (None, size):
                 node.problem = (
                     f"{digest} has {size} bytes, not {blob.size} as its descriptor states"
                 )
@@ -198,4 +204,4 @@ class _TreeBuilder:
                 node.stored[digest] = size
                 continue
             if not blob.is_foreign:
-                node.missing.append(MissingBlob(str(digest), blob.size))
+                node.missing.append(MissingBlob(str(digest), blob.size or 0))

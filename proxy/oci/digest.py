@@ -32,7 +32,7 @@ _PATTERN = re.compile(r"(sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128})")
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """A well-formed digest. Create one with `parse` or `from_content`; it is safe to use in a path."""
+    """A well-formed digest, made by `parse` or `from_content`; it is safe to use in a path."""
 
     algorithm: str
     hex: str

@@ -17,7 +17,7 @@ MAX_NAME_LENGTH = 255
 
 
 class Tag(str):
-    """A tag, which upstream may move. A separate type, so that other text is never passed as a tag."""
+    """A tag, which upstream may move. Its own type, so that other text is never passed as one."""
 
     __slots__ = ()
 

@@ -51,7 +51,8 @@ log = get_logger(__name__)
 class PreloadDeps:
     """The parts of the program that preloads use.
 
-    `native_platform` is fetched where no platform is requested; `fetch_settings.max_downloads` bounds `jobs`.
+    `native_platform` is fetched where no platform is requested; `fetch_settings.max_downloads`
+    bounds `jobs`.
     """
 
     manifests: ManifestCache

@@ -32,6 +32,8 @@ MAX_REFERRERS = 64
 # cosign before 3.0 adds these to `sha256-<hex>`, the fallback tag of the distribution-spec.
 COSIGN_TAG_SUFFIXES = (".sig", ".att", ".sbom")
 
+_UNKNOWN_SIZE = -1
+
 # Fetches a manifest through the cache, which stores it.
 FetchManifest = Callable[[Repository, Reference], Awaitable[CachedManifest]]
 
@@ -86,16 +88,14 @@ class ResolvedImage:
         return self.manifests | self.referrers | self.blobs | self.referrer_blobs
 
     def add_manifest(self, cached: CachedManifest, manifest: Manifest) -> None:
-        """Add a manifest and, unless it is an index, its blobs."""
+        """Add a manifest and its blobs."""
         self.manifests[cached.digest] = len(cached.content)
-        if not manifest.is_index:
-            self.blobs |= _registry_blobs(manifest)
+        self.blobs |= _registry_blobs(manifest)
 
     def add_referrer(self, cached: CachedManifest, manifest: Manifest) -> None:
-        """Add a referrer and, unless it is an index, its blobs."""
+        """Add a referrer and its blobs."""
         self.referrers[cached.digest] = len(cached.content)
-        if not manifest.is_index:
-            self.referrer_blobs |= _registry_blobs(manifest)
+        self.referrer_blobs |= _registry_blobs(manifest)
 
 
 class ImageResolver:
@@ -123,7 +123,20 @@ class ImageResolver:
         if manifest.is_index:
             await self._add_platforms(resolved, manifest, platforms, fetch_manifest)
         await self._add_referrers(resolved, fetch_manifest)
+        await self._ask_unknown_sizes(resolved)
         return resolved
+
+    async def _ask_unknown_sizes(self, image: ResolvedImage) -> None:
+        """Ask upstream for the sizes that no manifest states."""
+        upstream = self._upstreams[image.repository.upstream]
+        for blobs in (image.blobs, image.referrer_blobs):
+            for digest in [digest for digest, size in blobs.items() if size == _UNKNOWN_SIZE]:
+                size = await upstream.fetch_blob_size(image.repository.name, digest)
+                if size is None:
+                    raise InvalidManifestError(
+                        f"neither manifest nor upstream states the size of {digest}"
+                    )
+                blobs[digest] = size
 
     # Image indexes.
 
@@ -142,10 +155,8 @@ class ImageResolver:
             selected, image.missing_platforms_error = _choose_manifests(selected, platforms)
         else:
             image.platforms = [ALL_PLATFORMS]
-        if not selected:
-            raise UnknownManifestError(
-                image.missing_platforms_error or "the image index lists no manifests"
-            )
+        if platforms and not selected:
+            raise UnknownManifestError(image.missing_platforms_error)
         for cached in nested:
             image.add_manifest(cached, await self._parse(cached))
         for descriptor in dict.fromkeys(selected):
@@ -160,16 +171,19 @@ class ImageResolver:
         """Return the indexes nested in an index, and the descriptors of all other manifests."""
         nested: list[CachedManifest] = []
         manifests: list[Descriptor] = []
-        for child in index.children:
-            if depth and child.media_type in oci.INDEX_TYPES:
+        for child in index.manifests:
+            # A child whose type is not stated may be either.
+            if depth and child.media_type in {*oci.INDEX_TYPES, ""}:
                 cached = await fetch_manifest(repository, child.digest)
-                below = await self._expand_index(
-                    repository, await self._parse(cached), fetch_manifest, depth - 1
-                )
-                nested += [cached, *below[0]]
-                manifests += below[1]
-            else:
-                manifests.append(child)
+                manifest = await self._parse(cached)
+                if manifest.is_index:
+                    below = await self._expand_index(
+                        repository, manifest, fetch_manifest, depth - 1
+                    )
+                    nested += [cached, *below[0]]
+                    manifests += below[1]
+                    continue
+            manifests.append(child)
         return nested, manifests
 
     # Referrers.
@@ -233,15 +247,21 @@ def _choose_manifests(
     candidates = [(one.platform, one) for one in manifests if is_runnable(one.platform)]
     chosen = {platform: choose_platform(candidates, platform) for platform in platforms}
     error = ""
-    if lacking := ", ".join(str(platform) for platform, one in chosen.items() if one is None):
+    if unavailable := ", ".join(str(platform) for platform, one in chosen.items() if one is None):
         offered = dict.fromkeys(str(platform) for platform, _ in candidates if platform)
-        error = f"the image is for {', '.join(offered) or 'no platform'} only, not for {lacking}"
+        error = (
+            f"the image is for {', '.join(offered) or 'no platform'} only, not for {unavailable}"
+        )
     return [one for one in chosen.values() if one], error
 
 
 def _registry_blobs(manifest: Manifest) -> dict[Digest, int]:
-    """Return the blobs that a registry serves; foreign layers are on other servers."""
-    return {child.digest: child.size for child in manifest.children if not child.is_foreign}
+    """Return the blobs that a registry serves, with their sizes; foreign layers are elsewhere."""
+    return {
+        blob.digest: _UNKNOWN_SIZE if blob.size is None else blob.size
+        for blob in manifest.blobs
+        if not blob.is_foreign
+    }
 
 
 def _parse_digests(descriptors: Sequence[Mapping[str, object]]) -> list[Digest]:

@@ -75,6 +75,8 @@ _BODY_HEADERS = frozenset(("content-length", "transfer-encoding"))
 _HEAD_END = b"\r\n\r\n"
 _BLANKS = frozenset(" \t")
 _CLOSE = re.compile(r"(?:^|,)[ \t]*close[ \t]*(?:,|$)", re.IGNORECASE)
+# uri-host [":" port], RFC 9112 section 3.2. It is empty if the target has no host.
+_HOST = re.compile(r"(?:\[[\w.:~%-]+\]|[\w.~!$&'()*+,;=%-]*)(?::\d*)?", re.ASCII)
 _NOT_HTTP = "the request is not valid HTTP"
 
 log = get_logger(__name__)
@@ -389,7 +391,9 @@ class HttpConnection(asyncio.Protocol):
             self._is_http_1_0 = version == "1.0"
             if version not in ("1.1", "1.0"):
                 self._refuse(400)
-        if "host" not in headers and not self._is_http_1_0:
+        host = headers.get("host")
+        is_valid = self._is_http_1_0 if host is None else _HOST.fullmatch(host)
+        if not is_valid:
             self._refuse(400)
         if not _BODY_HEADERS.isdisjoint(headers):
             self._begin_body(headers)

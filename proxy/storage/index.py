@@ -167,7 +167,7 @@ class Index:
         return found is not None
 
     def declared_size(self, repository: Repository, digest: Digest) -> int | None:
-        """Return the size that a stored manifest of this repository states for the digest.
+        """Return the size that a stored manifest of this repository states for the digest, or None.
 
         Manifests of other repositories are not trusted: they may state any size. None also if the
         statement is not among the first `MAX_PARENTS` of all repositories.
@@ -176,7 +176,7 @@ class Index:
             ("size", repository, digest),
             # CROSS JOIN fixes the order: a repository may have any number of links.
             "SELECT e.size FROM (SELECT parent, size FROM edges WHERE child = ?"
-            f" LIMIT {MAX_PARENTS}) e CROSS JOIN links l ON l.digest = e.parent"
+            f" AND size != {queries.UNKNOWN_SIZE} LIMIT {MAX_PARENTS}) e CROSS JOIN links l ON l.digest = e.parent"
             f" AND l.repository = {_REPOSITORY_ID_SQL} LIMIT 1",
             (str(digest), repository.upstream, repository.name),
             lambda row: int(row[0]),

@@ -19,6 +19,8 @@ SCHEMA_VERSION = 2
 # Manifests that name more blobs are served, but neither stored nor indexed: each blob takes half a kilobyte
 # of the index, and a manifest of 4 MiB could name 36,000.
 MAX_CHILDREN = 2000
+# The size in an edge whose manifest states none.
+UNKNOWN_SIZE = -1
 
 # Changes to a store of that version before the schema is applied to it.
 _MIGRATIONS = {
@@ -131,7 +133,10 @@ def add_manifest(
     )
     connection.executemany(
         "INSERT OR IGNORE INTO edges (parent, child, size) VALUES (?, ?, ?)",
-        [(str(digest), str(child.digest), child.size) for child in manifest.children],
+        [
+            (str(digest), str(child.digest), UNKNOWN_SIZE if child.size is None else child.size)
+            for child in manifest.children
+        ],
     )
     if pins.is_reachable(connection, str(digest), subject):
         pins.mark_reachable(connection, str(digest))

@@ -40,7 +40,8 @@ def parse_manifest(content: bytes) -> oci.Manifest | None:
         manifest = oci.parse_manifest(content, "")
     except InvalidManifestError:
         return None
-    return manifest if manifest.child_count <= MAX_CHILDREN else None
+    is_indexed = not manifest.doubt and manifest.child_count <= MAX_CHILDREN
+    return manifest if is_indexed else None
 
 
 def _stat_blobs(store: BlobStore, digests: Iterable[Digest]) -> Iterator[tuple[Digest, int]]:

@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS links (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS links_by_digest ON links (digest);
 
--- The digests that each stored manifest names.
+-- The digests that each stored manifest names. `size` is -1 if the manifest states none.
 CREATE TABLE IF NOT EXISTS edges (
     parent TEXT NOT NULL,
     child  TEXT NOT NULL,

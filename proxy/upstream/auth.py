@@ -100,7 +100,8 @@ class Authenticator:
                 work = partial(self._fetch_token, challenge, repository)
                 token = await self._token_fetches.run(repository, work)
             except UpstreamError:
-                # The next request is sent without a token; its challenge names the token server anew.
+                # The next request is sent without a token; its challenge names the token server
+                # anew.
                 self._challenge = None
                 raise
         return token.authorization

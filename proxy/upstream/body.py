@@ -1,8 +1,9 @@
 """The bytes of a blob as upstream sends them, read directly into the caller's buffer.
 
-aiohttp reads the head of a response, but its body reader creates an object for each read of the socket.
-If the length of a body is known, `DirectReader` therefore replaces aiohttp's protocol on the connection,
-lets the kernel (or OpenSSL) fill the caller's buffer, and gives the connection back at the end.
+aiohttp reads the head of a response, but its body reader creates an object for each read of the
+socket. If the length of a body is known, `DirectReader` therefore replaces aiohttp's protocol on
+the connection, lets the kernel (or OpenSSL) fill the caller's buffer, and gives the connection back
+at the end.
 """
 
 import asyncio
@@ -61,8 +62,8 @@ class BlobBody:
     async def read_into(self, buffer: memoryview) -> int:
         """Read the next bytes into `buffer`, which is not empty; return their number, 0 at the end.
 
-        Raises `UpstreamError` if the transfer breaks, stalls, or falls below the minimum rate. Only time
-        spent waiting for upstream counts towards the rate.
+        Raises `UpstreamError` if the transfer breaks, stalls, or falls below the minimum rate. Only
+        time spent waiting for upstream counts towards the rate.
         """
         if self._first:
             count = min(len(self._first), len(buffer))
@@ -85,13 +86,13 @@ class BlobBody:
 class StreamBodyReader:
     """Reads a body through aiohttp: one that arrived with its head, or whose length is unknown.
 
-    `early` holds the bytes that have been read already.
+    `buffered` holds the bytes that have been read already.
     """
 
-    def __init__(self, content: StreamReader, early: bytes) -> None:
+    def __init__(self, content: StreamReader, buffered: bytes) -> None:
         self._content = content
-        self._unread = memoryview(early)
-        self._is_first = not early
+        self._unread = memoryview(buffered)
+        self._is_first = not buffered
 
     async def read_into(self, buffer: memoryview) -> int:
         """Read bytes that have arrived; return their number, 0 at the end. Raises aiohttp's errors."""
@@ -114,7 +115,7 @@ class StreamBodyReader:
 
 
 class DirectReader(asyncio.BufferedProtocol):
-    """Reads the last `bytes_left` of a body in place of aiohttp's protocol; `early` were read before.
+    """Reads the last `bytes_left` of a body in place of aiohttp's protocol, after `buffered`.
 
     The transport reads only while a caller waits in `read_into`, into that caller's buffer.
     """
@@ -123,7 +124,7 @@ class DirectReader(asyncio.BufferedProtocol):
         self,
         connection: Connection,
         content: StreamReader,
-        early: bytes,
+        buffered: bytes,
         bytes_left: int,
         stall_timeout: float,
     ) -> None:
@@ -133,16 +134,16 @@ class DirectReader(asyncio.BufferedProtocol):
         self._transport = transport = connection.transport
         self._aiohttp_protocol = connection.protocol
         self._stall_timeout = stall_timeout
-        self._early = memoryview(early)
+        self._buffered = memoryview(buffered)
         self._bytes_left = bytes_left
         self._buffer: memoryview | None = None
         self._count = 0
-        # Bytes that arrived while no caller was waiting: aiohttp resumes the transport when it releases an
-        # earlier body of this connection that it has received completely.
+        # Bytes that arrived while no caller was waiting: aiohttp resumes the transport when it
+        # releases an earlier body of this connection that it has received completely.
         self._overflow = bytearray()
         self._overflow_buffer = memoryview(bytearray(_OVERFLOW_SIZE))
         self._is_connection_lost = False
-        self._is_first = not early
+        self._is_first = not buffered
         self._data_available = asyncio.Event()
         self._batch_ready = asyncio.Event()
         self._aiohttp_protocol.pause_reading()  # also stops aiohttp's own read timeout
@@ -150,9 +151,9 @@ class DirectReader(asyncio.BufferedProtocol):
 
     async def read_into(self, buffer: memoryview) -> int:
         """Read bytes that have arrived; return their number, 0 at the end. Raises aiohttp's errors."""
-        if self._early:
-            count = min(len(self._early), len(buffer))
-            buffer[:count], self._early = self._early[:count], self._early[count:]
+        if self._buffered:
+            count = min(len(self._buffered), len(buffer))
+            buffer[:count], self._buffered = self._buffered[:count], self._buffered[count:]
             return count
         if self._overflow:
             count = min(len(self._overflow), len(buffer))
@@ -173,7 +174,7 @@ class DirectReader(asyncio.BufferedProtocol):
         return count
 
     async def _fill(self, buffer: memoryview) -> None:
-        """Let the transport read into `buffer` until a batch has arrived or `BATCH_DELAY` is over."""
+        """Let the transport fill `buffer` until a batch has arrived or `BATCH_DELAY` is over."""
         self._buffer = buffer
         self._data_available.clear()
         self._batch_ready.clear()
@@ -231,10 +232,10 @@ def _create_reader(
     response: ClientResponse, stall_timeout: float
 ) -> StreamBodyReader | DirectReader:
     content, length = response.content, response.content_length
-    early = b"".join(iter(content.read_nowait, b""))
+    buffered = b"".join(iter(content.read_nowait, b""))
     # aiohttp releases a connection when the body is complete.
     connection = response.connection
     is_chunked = length is None or hdrs.TRANSFER_ENCODING in response.headers
-    if length is None or is_chunked or not connection or length <= len(early):
-        return StreamBodyReader(content, early)
-    return DirectReader(connection, content, early, length - len(early), stall_timeout)
+    if length is None or is_chunked or not connection or length <= len(buffered):
+        return StreamBodyReader(content, buffered)
+    return DirectReader(connection, content, buffered, length - len(buffered), stall_timeout)

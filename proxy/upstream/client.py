@@ -30,17 +30,21 @@ from proxy.upstream.responses import MAX_LIST_SIZE
 from proxy.upstream.search import SearchPage
 
 # A list of tags or referrers with more pages, or larger in all than `MAX_LIST_SIZE`, is an error
-# (CVE-2023-2253).
-MAX_PAGES = 100
+# (CVE-2023-2253). Quay has 100 tags in a page.
+MAX_PAGES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class FetchedManifest:
-    """A manifest as upstream sent it; `digest` was computed from `content`."""
+    """A manifest as upstream sent it; `digest` was computed from `content`.
+
+    `is_verified` says that it was requested by this digest.
+    """
 
     content: bytes
     content_type: str
     digest: Digest
+    is_verified: bool
 
 
 class Upstream:
@@ -238,7 +242,7 @@ class Upstream:
     ) -> FetchedManifest:
         content, content_type = await registry.request(request, responses.read_manifest, deadline)
         self._metrics.count_upstream_bytes(self.name, "manifest", len(content))
-        digest = Digest.from_content(content)
+        digest, is_verified = Digest.from_content(content), isinstance(reference, Digest)
         if isinstance(reference, Digest):
             digest = Digest.from_content(content, reference.algorithm)
             if digest != reference:
@@ -246,10 +250,13 @@ class Upstream:
                 raise DigestMismatchError(
                     f"{registry.label} sent content that does not match {reference}"
                 )
-        if registry.is_mirror:
-            # Raises if a mirror sent anything but a manifest; the next one may have it.
-            parse_manifest(content, content_type)
-        return FetchedManifest(content, content_type, digest)
+        if (
+            registry.is_mirror
+            and not is_verified
+            and (doubt := parse_manifest(content, content_type).doubt)
+        ):
+            raise UpstreamError(f"{registry.label} did not send a manifest: {doubt}")
+        return FetchedManifest(content, content_type, digest, is_verified)
 
     @asynccontextmanager
     async def _open_blob_at(
@@ -278,8 +285,9 @@ class Upstream:
     async def _fetch_pages(
         self, repository: str, path: str, kind: RequestKind
     ) -> AsyncIterator[bytes]:
-        total_size = 0
+        total_size, seen = 0, set()
         for _ in range(MAX_PAGES):
+            seen.add(path)
             content, next_query = await self._registry.request(
                 ApiRequest("GET", repository, path, kind), responses.read_list_page
             )
@@ -291,4 +299,6 @@ class Upstream:
             if next_query is None:
                 return
             path = f"{path.partition('?')[0]}?{next_query}"
+            if path in seen or not next_query:
+                raise UpstreamError(f"{self.name} sent a list whose pages do not lead to an end")
         raise UpstreamError(f"{self.name} sent a list of more than {MAX_PAGES} pages")

@@ -1,6 +1,7 @@
 """Read registries' responses: bodies up to a limit, headers only if they are valid."""
 
 import re
+from typing import Any
 
 import msgspec
 from aiohttp import ClientResponse, hdrs
@@ -8,16 +9,16 @@ from aiohttp import ClientResponse, hdrs
 from proxy.errors import InvalidDigestError, UpstreamError
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import MAX_MANIFEST_SIZE
+from proxy.upstream.link import find_link
 
 MAX_LIST_SIZE = 8 << 20
 MAX_SEARCH_SIZE = 1 << 20
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
-_NEXT_LINK = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next"?')
 
 
 class _TagsPage(msgspec.Struct):
-    tags: list[str] | None
+    tags: list[Any] | None = None
 
 
 async def read_bounded(response: ClientResponse, limit: int) -> bytes:
@@ -62,8 +63,8 @@ async def read_list_page(response: ClientResponse) -> tuple[bytes, str | None]:
     path (CVE-2026-85732).
     """
     content = await read_bounded(response, MAX_LIST_SIZE)
-    link = _NEXT_LINK.search(response.headers.get(hdrs.LINK, ""))
-    return content, link[1].partition("?")[2] if link else None
+    link = find_link(response.headers.getall(hdrs.LINK, ()), "next")
+    return content, None if link is None else link.partition("#")[0].partition("?")[2]
 
 
 async def read_search_page(response: ClientResponse) -> bytes:
@@ -72,9 +73,13 @@ async def read_search_page(response: ClientResponse) -> bytes:
 
 
 def parse_tags(content: bytes) -> list[str]:
-    """Return the tags of one page (distribution-spec, "Listing Tags"). Raises `UpstreamError`."""
+    """Return the tags of one page (distribution-spec, "Listing Tags"). Raises `UpstreamError`.
+
+    A list that is absent or null is empty, and what is not a text in it is left out.
+    """
     try:
-        return msgspec.json.decode(content, type=_TagsPage).tags or []
+        page = msgspec.json.decode(content, type=_TagsPage | None)
+        return [tag for tag in (page and page.tags) or () if isinstance(tag, str)]
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise UpstreamError("upstream sent an invalid tag list") from error
 

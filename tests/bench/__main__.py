@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.bench.figures import Size
+from tests.bench.figures import LoadSize
 from tests.bench.parts import LONG, PARTS, SHORT, Setup
 from tests.bench.plots import draw
 from tests.bench.report import Table, write_goals
@@ -68,7 +68,7 @@ def main() -> int:
     return int(any(part["failures"] for part in measured.values()))
 
 
-def _run(name: str, size: Size, other: Path | None) -> dict[str, Any]:
+def _run(name: str, size: LoadSize, other: Path | None) -> dict[str, Any]:
     """Run the measurements of one part. After a failed one the others still run."""
     part = PARTS[name]
     started = time.monotonic()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.content import MIB
-from tests.bench.figures import Goal, Row, Size
+from tests.bench.figures import Goal, LoadSize, Row
 from tests.bench.testbed import PULLCACHE, STORE_SIZE
 from tests.fakes.content import descriptor
 from tests.system.images import CONFIG, LAYER, MANIFEST
@@ -26,7 +26,7 @@ NAME = "docker.io/library/bundled:latest"
 LAYER_SIZE = 64 * MIB
 
 
-def measure(size: Size, directory: Path) -> Iterator[Row]:
+def measure(size: LoadSize, directory: Path) -> Iterator[Row]:
     """Measure exports and imports of a bundle with the size of the cold blob."""
     directory.mkdir()
     names = ("bundle.tar", "copy.tar", "exported.tar")

@@ -18,7 +18,7 @@ TAG = "latest"
 SMALL_LAYERS = range(1024, 1034)
 
 
-class Content:
+class BenchContent:
     """Blobs, and the manifest of an image; each is in the file below `root` that its URL's path names."""
 
     def __init__(self, root: Path, *, hits: Sequence[int], cold: int, shared: int) -> None:

@@ -10,7 +10,7 @@ from tests.bench.testbed import PULLCACHE
 
 
 @dataclass(frozen=True)
-class Size:
+class LoadSize:
     """How much the benchmark measures. Sizes of blobs are in bytes."""
 
     rounds: int

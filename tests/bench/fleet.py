@@ -18,9 +18,9 @@ from typing import Any
 from proxy.storage.space import INDEX_MARGIN
 from tests.bench import peers, policies
 from tests.bench.content import MIB
-from tests.bench.figures import Goal, Row, Size
+from tests.bench.figures import Goal, LoadSize, Row
 from tests.bench.testbed import PULLCACHE, pullcache
-from tests.bench.trace import BLOCK, Blob, Fleet, Image
+from tests.bench.trace import BLOCK, Fleet, SimulatedBlob, SimulatedImage
 from tests.system.http_client import connect, has_status
 from tests.system.images import CONFIG, LAYER, MANIFEST
 from tests.system.processes import Process
@@ -42,7 +42,7 @@ POLICIES = {
 }
 
 
-def measure(size: Size, directory: Path) -> Iterator[Row]:
+def measure(size: LoadSize, directory: Path) -> Iterator[Row]:
     """Measure the daemon with and without prefetch, and simulate the other policies."""
     fleet = Fleet(size.pulls)
     requested = sum(blob.size for pull in fleet.day for blob in pull.requests())
@@ -69,7 +69,7 @@ def measure(size: Size, directory: Path) -> Iterator[Row]:
 
 
 def _serve(
-    fleet: Fleet, digests: dict[Blob, str], directory: Path, prefetch: str
+    fleet: Fleet, digests: dict[SimulatedBlob, str], directory: Path, prefetch: str
 ) -> tuple[float, int]:
     """Let the daemon serve the day; return the bytes from upstream and the store's room for blobs."""
     nginx = directory / f"nginx-{prefetch}"
@@ -95,7 +95,7 @@ def _serve(
         upstream.stop()
 
 
-def _pull(daemon: Daemon, fleet: Fleet, digests: dict[Blob, str]) -> None:
+def _pull(daemon: Daemon, fleet: Fleet, digests: dict[SimulatedBlob, str]) -> None:
     connection = connect(daemon.url, timeout=60)
     for pull in fleet.day:
         base = f"/v2/{_name(pull.image)}"
@@ -113,9 +113,9 @@ def _get(connection: http.client.HTTPConnection, path: str, size: int) -> None:
     assert (response.status, len(body)) == (200, size), problem
 
 
-def _publish(fleet: Fleet, root: Path) -> dict[Blob, str]:
+def _publish(fleet: Fleet, root: Path) -> dict[SimulatedBlob, str]:
     """Write all pulled content as files for nginx; return the digests of configs and layers."""
-    digests: dict[Blob, str] = {}
+    digests: dict[SimulatedBlob, str] = {}
     for image in {pull.image: None for pull in fleet.day}:
         repository = root / "v2" / _name(image)
         for kind in ("blobs", "manifests"):
@@ -130,11 +130,11 @@ def _publish(fleet: Fleet, root: Path) -> dict[Blob, str]:
     return digests
 
 
-def _name(image: Image) -> str:
+def _name(image: SimulatedImage) -> str:
     return f"team/app{image.repository}"
 
 
-def _manifest(image: Image, digests: dict[Blob, str]) -> bytes:
+def _manifest(image: SimulatedImage, digests: dict[SimulatedBlob, str]) -> bytes:
     """Return the manifest of an image, padded to the size that the trace gives it."""
     config, *layers = (
         {"mediaType": LAYER, "digest": digests[blob], "size": blob.size} for blob in image.blobs

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.bench import proc
 from tests.bench.content import MIB
-from tests.bench.figures import Goal, Row, Size
+from tests.bench.figures import Goal, LoadSize, Row
 from tests.bench.filled_store import fill
 from tests.bench.probe import probing
 from tests.bench.testbed import PULLCACHE
@@ -23,7 +23,7 @@ MAX_SIZE = "100TB"  # more than the disk has; the files of layers are sparse
 BATCH = 64  # blobs that a larger eviction removes
 
 
-def measure(size: Size, directory: Path, blobs: int) -> Iterator[Row]:
+def measure(size: LoadSize, directory: Path, blobs: int) -> Iterator[Row]:
     """Fill a store, start a daemon on it in each round, list its images, evict."""
     home = directory / f"store{blobs}"
     path = fill(home / "store", blobs)
@@ -35,7 +35,7 @@ def measure(size: Size, directory: Path, blobs: int) -> Iterator[Row]:
         shutil.rmtree(home)
 
 
-def _start(size: Size, home: Path, path: str, blobs: int) -> Iterator[Row]:
+def _start(size: LoadSize, home: Path, path: str, blobs: int) -> Iterator[Row]:
     seconds, cpu, memory = [], [], []
     for _ in range(size.rounds):
         daemon = Daemon(home, UNREACHABLE, max_size=MAX_SIZE)
@@ -71,7 +71,7 @@ def _list(home: Path, path: str, blobs: int) -> Iterator[Row]:
     yield Row("  peak memory", "MiB", {PULLCACHE: [peak]})
 
 
-def _evict(size: Size, home: Path, blobs: int) -> Iterator[Row]:
+def _evict(size: LoadSize, home: Path, blobs: int) -> Iterator[Row]:
     """Evict one blob, and many at once, several times: the first eviction finds cold caches."""
     times = str(2 * size.rounds + 1)
     for count in (1, BATCH):

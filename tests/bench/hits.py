@@ -7,18 +7,18 @@ from functools import partial
 
 from tests.bench import load, proc
 from tests.bench.content import GIB, KIB, MIB
-from tests.bench.figures import Goal, Row, Runs, Size
+from tests.bench.figures import Goal, LoadSize, Row, Runs
 from tests.bench.load import Run
-from tests.bench.testbed import CACHE, MIRROR, NGINX, OTHER, PULLCACHE, Server, Testbed
+from tests.bench.testbed import CACHE, MIRROR, NGINX, OTHER, PULLCACHE, ServerProcess, Testbed
 
 PLAIN, SECURED = (PULLCACHE, NGINX, CACHE, MIRROR), (PULLCACHE, NGINX)
 OURS = (PULLCACHE, OTHER)
 MANIFESTS = 20_000
 
-Once = Callable[[Server], Run]
+Once = Callable[[ServerProcess], Run]
 
 
-def plain(testbed: Testbed, size: Size) -> Iterator[Row]:
+def plain(testbed: Testbed, size: LoadSize) -> Iterator[Row]:
     """Measure manifests and blobs with all peers."""
     with testbed.running_with_content(*PLAIN) as servers:
         # Manifests first, because the page cache after large blobs increases latencies.
@@ -26,7 +26,7 @@ def plain(testbed: Testbed, size: Size) -> Iterator[Row]:
         yield from _blobs(testbed, servers, size, "")
 
 
-def from_disk(testbed: Testbed, size: Size) -> Iterator[Row]:
+def from_disk(testbed: Testbed, size: LoadSize) -> Iterator[Row]:
     """Measure blobs that are not in the page cache, as is usual if the store is larger than the memory."""
     length = max(size.hits)
     path = testbed.content.blobs[length]
@@ -46,14 +46,14 @@ def from_disk(testbed: Testbed, size: Size) -> Iterator[Row]:
             yield Row("  server's CPU", "s/GiB", spent, digits=3)
 
 
-def secured(testbed: Testbed, size: Size) -> Iterator[Row]:
+def secured(testbed: Testbed, size: LoadSize) -> Iterator[Row]:
     """Measure manifests and blobs over TLS with nginx, which does not use sendfile there either."""
     with testbed.running_with_content(*SECURED, tls=True) as servers:
         yield from _manifests(testbed, servers, size, ", TLS")
         yield from _blobs(testbed, servers, size, ", TLS")
 
 
-def _seconds(size: Size, length: int, clients: int) -> float:
+def _seconds(size: LoadSize, length: int, clients: int) -> float:
     """Return the seconds of load: more if no client gets a whole blob in one second.
 
     Otherwise the time to connect would be a large part.
@@ -61,7 +61,9 @@ def _seconds(size: Size, length: int, clients: int) -> float:
     return size.seconds * (4 if clients * length > 8 * GIB else 1)
 
 
-def _blobs(testbed: Testbed, servers: list[Server], size: Size, how: str) -> Iterator[Row]:
+def _blobs(
+    testbed: Testbed, servers: list[ServerProcess], size: LoadSize, how: str
+) -> Iterator[Row]:
     for length in size.hits:
         path = testbed.content.blobs[length]
         for clients in size.connections:
@@ -87,7 +89,9 @@ def _blobs(testbed: Testbed, servers: list[Server], size: Size, how: str) -> Ite
             yield _peak(runs)
 
 
-def _manifests(testbed: Testbed, servers: list[Server], size: Size, how: str) -> Iterator[Row]:
+def _manifests(
+    testbed: Testbed, servers: list[ServerProcess], size: LoadSize, how: str
+) -> Iterator[Row]:
     for what, path in (("tag", testbed.content.by_tag), ("digest", testbed.content.by_digest)):
         for clients in size.connections:
             once = partial(load.wrk, path=path, seconds=size.seconds, clients=clients)
@@ -116,7 +120,7 @@ def _peak(runs: Runs) -> Row:
     return Row("  peak memory", "MiB", runs.figures(lambda run: run.peak / MIB))
 
 
-def _alternately(servers: list[Server], size: Size, path: str, once: Once) -> Runs:
+def _alternately(servers: list[ServerProcess], size: LoadSize, path: str, once: Once) -> Runs:
     """Run the load on each server in turn, with the content of `path` in memory.
 
     A peer that fails is reported and left out. docker-registry works on after its clients have disconnected, so

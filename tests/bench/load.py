@@ -12,7 +12,7 @@ from itertools import repeat
 from urllib.parse import urlsplit
 
 from tests.bench import proc
-from tests.bench.testbed import Server
+from tests.bench.testbed import ServerProcess
 from tests.system.http_client import connect, send_request
 from tests.system.images import MANIFEST
 from tests.system.processes import run
@@ -44,7 +44,7 @@ class Run:
 
 
 @contextmanager
-def measured(server: Server) -> Iterator[Run]:
+def measured(server: ServerProcess) -> Iterator[Run]:
     """Yield a `Run`, and at the end fill in the time, the server's CPU time and its memory."""
     done = Run()
     proc.reset_peak(server.pid)
@@ -57,7 +57,7 @@ def measured(server: Server) -> Iterator[Run]:
         done.p50, done.p99 = (percentile(done.latencies, share) for share in (0.5, 0.99))
 
 
-def load_into_memory(server: Server, path: str) -> None:
+def load_into_memory(server: ServerProcess, path: str) -> None:
     """Request `path` once, so that its file is in the page cache when the measurement starts."""
     buffer = bytearray(PIECE)
     with closing(connect(server.url, SILENCE)) as connection:
@@ -74,7 +74,7 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def wrk(server: Server, path: str, seconds: float, clients: int) -> Run:
+def wrk(server: ServerProcess, path: str, seconds: float, clients: int) -> Run:
     """Request `path` repeatedly on keep-alive connections; fail on any error.
 
     If no response arrives, repeat with twice the time.
@@ -85,7 +85,7 @@ def wrk(server: Server, path: str, seconds: float, clients: int) -> Run:
     return done
 
 
-def _wrk(server: Server, path: str, seconds: float, clients: int) -> Run:
+def _wrk(server: ServerProcess, path: str, seconds: float, clients: int) -> Run:
     options = [f"-c{clients}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "60s"]
     with measured(server) as done:
         said = run("wrk", "-t1", *options, "-H", f"Accept: {MANIFEST}", server.url + path)
@@ -105,7 +105,7 @@ def _percentile(said: str, share: str) -> float:
     return float(found[1]) * _TIMES[found[2]]
 
 
-def blobs(server: Server, path: str, size: int, *, seconds: float, clients: int) -> Run:
+def blobs(server: ServerProcess, path: str, size: int, *, seconds: float, clients: int) -> Run:
     """Fetch a blob repeatedly for `seconds`, or longer until bytes arrive; fail on any error.
 
     Bytes of incomplete bodies count too. With `seconds` 0 each client fetches the blob once. The kernel
@@ -118,7 +118,9 @@ def blobs(server: Server, path: str, size: int, *, seconds: float, clients: int)
     return done
 
 
-def pull(server: Server, manifest: str, blobs: Iterable[tuple[str, int]], *, clients: int) -> Run:
+def pull(
+    server: ServerProcess, manifest: str, blobs: Iterable[tuple[str, int]], *, clients: int
+) -> Run:
     """Fetch a manifest and then these blobs (paths, sizes) with `clients` connections."""
     with measured(server) as done:
         answer = send_request(server.url, manifest, headers={"Accept": MANIFEST})
@@ -139,7 +141,9 @@ class _Client:
 class _Sink:
     """Keep-alive clients in one thread that fetch `wanted`, an iterator of paths and sizes."""
 
-    def __init__(self, server: Server, wanted: Iterator[tuple[str, int]], seconds: float) -> None:
+    def __init__(
+        self, server: ServerProcess, wanted: Iterator[tuple[str, int]], seconds: float
+    ) -> None:
         parts = urlsplit(server.url)
         self._name = server.name
         self._host = parts.netloc

@@ -11,10 +11,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tests.bench import load, proc
-from tests.bench.content import MIB, Content
-from tests.bench.figures import Goal, Row, Size
+from tests.bench.content import MIB, BenchContent
+from tests.bench.figures import Goal, LoadSize, Row
 from tests.bench.probe import probing
-from tests.bench.testbed import MIRROR, NGINX, PULLCACHE, Server, Testbed, metric
+from tests.bench.testbed import MIRROR, NGINX, PULLCACHE, ServerProcess, Testbed, metric
 from tests.system.images import MANIFEST
 from tests.system.processes import eventually
 
@@ -26,9 +26,9 @@ READ_INTERVAL = 0.25  # seconds between two reads of a slow client
 _UPSTREAM_BYTES = "pullcache_upstream_bytes_total"
 
 
-def followers(testbed: Testbed, size: Size, directory: Path) -> Iterator[Row]:
+def followers(testbed: Testbed, size: LoadSize, directory: Path) -> Iterator[Row]:
     """Measure many clients of one blob that upstream sends slowly."""
-    content = Content(directory / "growing", hits=[], cold=MIB, shared=size.growing)
+    content = BenchContent(directory / "growing", hits=[], cold=MIB, shared=size.growing)
     with (
         testbed.throttled(content, UPSTREAM_RATE) as url,
         testbed.running(PULLCACHE, url) as server,
@@ -53,7 +53,7 @@ def followers(testbed: Testbed, size: Size, directory: Path) -> Iterator[Row]:
     yield Row("  manifest's 99th percentile", "ms", {PULLCACHE: [latency]}, Goal("<=", 50), 1)
 
 
-def idle(testbed: Testbed, size: Size) -> Iterator[Row]:
+def idle(testbed: Testbed, size: LoadSize) -> Iterator[Row]:
     """Measure connections that send one request and then stay idle."""
     memory: dict[str, list[float]] = {}
     request_cpu: dict[str, list[float]] = {}
@@ -76,7 +76,7 @@ def idle(testbed: Testbed, size: Size) -> Iterator[Row]:
     yield Row("  CPU while they are idle", "ms/s", idle_cpu, digits=1)
 
 
-def slow_readers(testbed: Testbed, size: Size) -> Iterator[Row]:
+def slow_readers(testbed: Testbed, size: LoadSize) -> Iterator[Row]:
     """Measure hundreds of clients that read one blob slowly, and a healthy client beside them."""
     blob = testbed.content.blobs[max(testbed.content.blobs)]
     with testbed.running(PULLCACHE) as server:
@@ -95,7 +95,7 @@ def slow_readers(testbed: Testbed, size: Size) -> Iterator[Row]:
 
 
 @contextmanager
-def stalled(server: Server, path: str) -> Iterator[None]:
+def stalled(server: ServerProcess, path: str) -> Iterator[None]:
     """Keep a connection open that has requested a blob and stops reading after its first bytes."""
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, READ_RATE)
@@ -107,7 +107,7 @@ def stalled(server: Server, path: str) -> Iterator[None]:
 
 
 @contextmanager
-def _connections(server: Server, path: str, count: int) -> Iterator[None]:
+def _connections(server: ServerProcess, path: str, count: int) -> Iterator[None]:
     """Open `count` connections one after the other, and request `path` on each."""
     request = _request(server, path)
     with ExitStack() as stack:
@@ -120,7 +120,7 @@ def _connections(server: Server, path: str, count: int) -> Iterator[None]:
         yield
 
 
-def _read_slowly(server: Server, path: str, count: int, seconds: float) -> None:
+def _read_slowly(server: ServerProcess, path: str, count: int, seconds: float) -> None:
     """Let `count` clients read one blob at `READ_RATE` each. None may be disconnected."""
     with ExitStack() as stack:
         clients = []
@@ -145,11 +145,11 @@ def _read_slowly(server: Server, path: str, count: int, seconds: float) -> None:
         assert min(received), f"{server.name}: a slow reader got nothing"
 
 
-def _address(server: Server) -> tuple[str, int]:
+def _address(server: ServerProcess) -> tuple[str, int]:
     parts = urlsplit(server.url)
     return parts.hostname or "", parts.port or 0
 
 
-def _request(server: Server, path: str) -> bytes:
+def _request(server: ServerProcess, path: str) -> bytes:
     host = urlsplit(server.url).netloc
     return f"GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: {MANIFEST}\r\n\r\n".encode()

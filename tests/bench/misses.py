@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from tests.bench import load, proc
-from tests.bench.content import GIB, MIB, Content
-from tests.bench.figures import Goal, Row, Runs, Size
+from tests.bench.content import GIB, MIB, BenchContent
+from tests.bench.figures import Goal, LoadSize, Row, Runs
 from tests.bench.load import Run
 from tests.bench.many_clients import stalled
-from tests.bench.testbed import CACHE, MIRROR, PULLCACHE, UPSTREAM, Server, Testbed
+from tests.bench.testbed import CACHE, MIRROR, PULLCACHE, UPSTREAM, ServerProcess, Testbed
 from tests.system.http_client import DownloadThread
 from tests.system.images import make_image
 from tests.system.processes import eventually, run
@@ -23,7 +23,7 @@ LAYERS = 40
 LAYER_SIZE = 512 << 10
 
 
-def cold(testbed: Testbed, size: Size, place: Path) -> Iterator[Row]:
+def cold(testbed: Testbed, size: LoadSize, place: Path) -> Iterator[Row]:
     """Fetch one large blob, until the client has it and until the server's store has it."""
     path = testbed.content.cold
     runs = Runs()
@@ -52,7 +52,7 @@ def cold(testbed: Testbed, size: Size, place: Path) -> Iterator[Row]:
     yield Row("  bytes from upstream", "blobs", moved, Goal("<=", 1), digits=2)
 
 
-def many_clients(testbed: Testbed, size: Size) -> Iterator[Row]:
+def many_clients(testbed: Testbed, size: LoadSize) -> Iterator[Row]:
     """Let many clients ask at once for one blob."""
     path = testbed.content.shared
     moved: dict[str, list[float]] = {}
@@ -71,7 +71,7 @@ def many_clients(testbed: Testbed, size: Size) -> Iterator[Row]:
     yield Row("  bytes from upstream", "blobs", moved, Goal("<=", 1), digits=2)
 
 
-def beside_slow(testbed: Testbed, size: Size) -> Iterator[Row]:
+def beside_slow(testbed: Testbed, size: LoadSize) -> Iterator[Row]:
     """Let some clients fetch a blob that one asked for before them who has stopped reading."""
     path = testbed.content.shared
     runs: dict[str, Runs] = {"": Runs(), "  beside one that stalls": Runs()}
@@ -89,7 +89,7 @@ def beside_slow(testbed: Testbed, size: Size) -> Iterator[Row]:
         yield Row(work, "s", taken, Goal("<=", 1.0, MIRROR), digits=2)
 
 
-def image(testbed: Testbed, size: Size, place: Path) -> Iterator[Row]:
+def image(testbed: Testbed, size: LoadSize, place: Path) -> Iterator[Row]:
     """Let skopeo pull an image of many layers."""
     made = make_image(place / "image", repository="library/many", layer_sizes=[LAYER_SIZE] * LAYERS)
     made.push(testbed.address)
@@ -109,7 +109,7 @@ def image(testbed: Testbed, size: Size, place: Path) -> Iterator[Row]:
     yield Row("  requests to upstream", "", asked, Goal("<=", 1.0, UPSTREAM, plus=4))
 
 
-def _skopeo(server: Server, name: str, target: Path) -> None:
+def _skopeo(server: ServerProcess, name: str, target: Path) -> None:
     source = f"docker://{server.url.rpartition('/')[2]}/{name}"
     run("skopeo", "copy", "--quiet", "--src-tls-verify=false", source, f"dir:{target}")
     shutil.rmtree(target)
@@ -124,14 +124,14 @@ def _recall(testbed: Testbed, path: str) -> int:
     return len(testbed.transfers(path))
 
 
-def _begin(testbed: Testbed, server: Server) -> None:
+def _begin(testbed: Testbed, server: ServerProcess) -> None:
     """Have a server do what it does once in its life: who asks first pays for that."""
     for path in testbed.content.hits:
         load.load_into_memory(server, path)
     proc.wait_until_idle([server.pid])
 
 
-def _until_stored(testbed: Testbed, server: Server, path: str, size: int) -> Run:
+def _until_stored(testbed: Testbed, server: ServerProcess, path: str, size: int) -> Run:
     began, spent = time.perf_counter(), proc.cpu_seconds(server.pid)
     done = load.blobs(server, path, size, seconds=0, clients=1)
     testbed.wait_until_stored(server, path)
@@ -153,7 +153,7 @@ def _since(testbed: Testbed, path: str, before: int) -> list[int]:
     return testbed.transfers(path)[before:]
 
 
-def _all_at_once(server: Server, path: str, content: Content) -> Run:
+def _all_at_once(server: ServerProcess, path: str, content: BenchContent) -> Run:
     with load.measured(server) as done:
         readers = [DownloadThread(server.url, path) for _ in range(CLIENTS)]
         for reader in readers:

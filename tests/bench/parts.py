@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from tests.bench import bundles, fleet, growth, hits, many_clients, misses, slow_links
-from tests.bench.content import GIB, KIB, MIB, Content
-from tests.bench.figures import Row, Size
+from tests.bench.content import GIB, KIB, MIB, BenchContent
+from tests.bench.figures import LoadSize, Row
 from tests.bench.testbed import CACHE, MIRROR, NGINX, PULLCACHE, UPSTREAM, Testbed
 
-SHORT = Size(
+SHORT = LoadSize(
     rounds=1,
     seconds=1,
     connections=(32,),
@@ -28,7 +28,7 @@ SHORT = Size(
     slow_seconds=3,
     pulls=100,
 )
-LONG = Size(
+LONG = LoadSize(
     rounds=3,
     seconds=1,
     connections=(1, 32, 256),
@@ -53,7 +53,7 @@ Measurement = Callable[[], Iterator[Row]]
 class Setup:
     """The input of a part: sizes, an empty directory, and optionally another checkout to compare with."""
 
-    size: Size
+    size: LoadSize
     directory: Path
     other: Path | None
 
@@ -119,7 +119,7 @@ def _bundles(setup: Setup) -> Iterator[dict[str, Measurement]]:
 def _testbed(
     setup: Setup, *, hits: Sequence[int], cold: int = 1, shared: int = 2
 ) -> Iterator[Testbed]:
-    content = Content(setup.directory / "files", hits=hits, cold=cold, shared=shared)
+    content = BenchContent(setup.directory / "files", hits=hits, cold=cold, shared=shared)
     with Testbed(setup.directory, content, setup.other) as testbed:
         yield testbed
 

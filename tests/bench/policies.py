@@ -9,19 +9,19 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 
-from tests.bench.trace import Blob, Pull
+from tests.bench.trace import Pull, SimulatedBlob
 
 
 class PriorityStore:
     """Blobs with priorities that can change. The blob with the lowest priority is evicted first."""
 
     def __init__(self, capacity: int) -> None:
-        self.priorities: dict[Blob, float] = {}
+        self.priorities: dict[SimulatedBlob, float] = {}
         self.free = capacity
-        self._heap: list[tuple[float, int, Blob]] = []
+        self._heap: list[tuple[float, int, SimulatedBlob]] = []
         self._numbers = count()
 
-    def set_priority(self, blob: Blob, priority: float) -> None:
+    def set_priority(self, blob: SimulatedBlob, priority: float) -> None:
         """Set the priority of a blob, and add the blob if it is not stored."""
         if blob not in self.priorities:
             self.free -= blob.size
@@ -50,9 +50,9 @@ def lru_of_images(day: Sequence[Pull], capacity: int) -> int:
 
 
 def _least_recently_used(
-    day: Sequence[Pull], capacity: int, also_used: Callable[[Pull], Iterable[Blob]]
+    day: Sequence[Pull], capacity: int, also_used: Callable[[Pull], Iterable[SimulatedBlob]]
 ) -> int:
-    stored: OrderedDict[Blob, None] = OrderedDict()
+    stored: OrderedDict[SimulatedBlob, None] = OrderedDict()
     missed, free = 0, capacity
     for pull in day:
         for blob in pull.requests():
@@ -99,7 +99,7 @@ def gdsf(day: Sequence[Pull], capacity: int) -> int:
 
 
 def _with_aging(day: Sequence[Pull], capacity: int, priority: Callable[[int, int], float]) -> int:
-    store, uses, age, missed = PriorityStore(capacity), Counter[Blob](), 0.0, 0
+    store, uses, age, missed = PriorityStore(capacity), Counter[SimulatedBlob](), 0.0, 0
     for blob in _requests(day):
         if blob not in store.priorities:
             missed += blob.size
@@ -121,12 +121,12 @@ class _S3Fifo:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._small: OrderedDict[Blob, int] = OrderedDict()
-        self._main: OrderedDict[Blob, int] = OrderedDict()
-        self._ghosts: OrderedDict[Blob, None] = OrderedDict()
+        self._small: OrderedDict[SimulatedBlob, int] = OrderedDict()
+        self._main: OrderedDict[SimulatedBlob, int] = OrderedDict()
+        self._ghosts: OrderedDict[SimulatedBlob, None] = OrderedDict()
         self._small_bytes = self._bytes = 0  # of the small queue, and of both
 
-    def request(self, blob: Blob) -> bool:
+    def request(self, blob: SimulatedBlob) -> bool:
         """Return whether the blob is stored, and store it."""
         for queue in (self._small, self._main):
             if blob in queue:
@@ -169,7 +169,7 @@ def belady(day: Sequence[Pull], capacity: int) -> int:
     """Evict the blob whose next request is farthest in the future, which may be the new one."""
     requests = _requests(day)
     store, missed = PriorityStore(capacity), 0
-    next_position: dict[Blob, float] = {}
+    next_position: dict[SimulatedBlob, float] = {}
     next_uses = [0.0] * len(requests)
     for position in reversed(range(len(requests))):
         next_uses[position] = next_position.get(requests[position], float("inf"))
@@ -182,5 +182,5 @@ def belady(day: Sequence[Pull], capacity: int) -> int:
     return missed
 
 
-def _requests(day: Sequence[Pull]) -> list[Blob]:
+def _requests(day: Sequence[Pull]) -> list[SimulatedBlob]:
     return [blob for pull in day for blob in pull.requests()]

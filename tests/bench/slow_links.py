@@ -9,10 +9,10 @@ from http import HTTPStatus
 from pathlib import Path
 
 from tests.bench import load
-from tests.bench.content import MIB, Content
-from tests.bench.figures import Goal, Row, Runs, Size
+from tests.bench.content import MIB, BenchContent
+from tests.bench.figures import Goal, LoadSize, Row, Runs
 from tests.bench.load import Run
-from tests.bench.testbed import MIRROR, PULLCACHE, UPSTREAM, Server, Testbed
+from tests.bench.testbed import MIRROR, PULLCACHE, UPSTREAM, ServerProcess, Testbed
 from tests.system.http_client import send_request
 
 MB = 10**6
@@ -23,10 +23,10 @@ TAIL_SIZE = 64 << 10
 TAIL_RATE = 4 * MB
 
 
-def measure(testbed: Testbed, size: Size, directory: Path) -> Iterator[Row]:
+def measure(testbed: Testbed, size: LoadSize, directory: Path) -> Iterator[Row]:
     """Measure a pull of many layers, one large blob, and a range at the end of a blob."""
     layers = [size.throttled * 3 // 10 + number for number in range(LAYERS)]
-    content = Content(directory, hits=layers, cold=size.throttled, shared=size.throttled + 1)
+    content = BenchContent(directory, hits=layers, cold=size.throttled, shared=size.throttled + 1)
     pulls, blobs, tails = Runs(), Runs(), Runs()
     for _ in range(size.slow_rounds):
         for name in (*testbed.with_other(PULLCACHE, MIRROR), UPSTREAM):
@@ -53,12 +53,12 @@ def measure(testbed: Testbed, size: Size, directory: Path) -> Iterator[Row]:
     yield Row(work, "s", seconds, Goal("<=", 2.5), digits=2)
 
 
-def _pull(server: Server, content: Content, layers: list[int]) -> Run:
+def _pull(server: ServerProcess, content: BenchContent, layers: list[int]) -> Run:
     blobs = [(content.blobs[size], size) for size in layers]
     return load.pull(server, content.by_tag, blobs, clients=CONCURRENT_LAYERS)
 
 
-def _fetch_tail(server: Server, content: Content) -> Run:
+def _fetch_tail(server: ServerProcess, content: BenchContent) -> Run:
     """Request the end of a blob, as lazy-pulling clients do for its table of contents."""
     started = time.perf_counter()
     response = send_request(server.url, content.shared, headers={"Range": f"bytes=-{TAIL_SIZE}"})

@@ -4,9 +4,9 @@ import pytest
 
 from tests.bench import policies
 from tests.bench.fleet import POLICIES
-from tests.bench.trace import Blob, Fleet, Image, Pull
+from tests.bench.trace import Fleet, Pull, SimulatedBlob, SimulatedImage
 
-MANIFEST = Blob(0, 1)
+MANIFEST = SimulatedBlob(0, 1)
 
 
 def day(*pulls: str, base: str = "") -> list[Pull]:
@@ -14,10 +14,10 @@ def day(*pulls: str, base: str = "") -> list[Pull]:
 
     The images also contain the blobs of `base`, which the nodes have already.
     """
-    letters = {letter: Blob(ord(letter), 1) for pull in (*pulls, base) for letter in pull}
+    letters = {letter: SimulatedBlob(ord(letter), 1) for pull in (*pulls, base) for letter in pull}
     base_blobs = tuple(letters[letter] for letter in base)
     return [
-        Pull(Image(0, 0, MANIFEST, base_blobs + requested), requested)
+        Pull(SimulatedImage(0, 0, MANIFEST, base_blobs + requested), requested)
         for requested in (tuple(letters[letter] for letter in pull) for pull in pulls)
     ]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from tests.bench import peers
-from tests.bench.content import Content
+from tests.bench.content import BenchContent
 from tests.support.certificates import Authority
 from tests.system.http_client import has_status, send_request
 from tests.system.images import MANIFEST
@@ -27,7 +27,7 @@ STORE_SIZE = "20GB"
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerProcess:
     """A running program, by the name of its column in the table; `home` is its directory."""
 
     name: str
@@ -42,7 +42,7 @@ class Testbed:
     `other` is another checkout of pullcache, which is measured wherever this one is.
     """
 
-    def __init__(self, directory: Path, content: Content, other: Path | None) -> None:
+    def __init__(self, directory: Path, content: BenchContent, other: Path | None) -> None:
         self.content = content
         self._directory = directory
         self._other = other
@@ -66,7 +66,7 @@ class Testbed:
         return [*names, *([OTHER] if self._other and PULLCACHE in names else [])]
 
     @contextmanager
-    def running_with_content(self, *names: str, tls: bool = False) -> Iterator[list[Server]]:
+    def running_with_content(self, *names: str, tls: bool = False) -> Iterator[list[ServerProcess]]:
         """Run these servers, each with the content for hits in its store."""
         with ExitStack() as stack:
             servers = []
@@ -80,36 +80,40 @@ class Testbed:
                 _drop_from_page_cache(file)
             yield servers
 
-    def fill(self, server: Server) -> None:
+    def fill(self, server: ServerProcess) -> None:
         """Request the content for hits, check it, and wait until the server has stored it."""
         for path in self.content.hits:
             self.check(server, path)
             self.wait_until_stored(server, path)
 
-    def check(self, server: Server, path: str, content: Content | None = None) -> None:
+    def check(self, server: ServerProcess, path: str, content: BenchContent | None = None) -> None:
         """Request `path` and check the digest of the body."""
         response = send_request(server.url, path, headers={"Accept": MANIFEST}, timeout=120)
         assert response.status == 200, f"{server.name}: {response.status} for {path}"
         expected = (content or self.content).digest(path)
         assert response.sha256 == expected, f"{server.name}: wrong bytes for {path}"
 
-    def wait_until_stored(self, server: Server, path: str, content: Content | None = None) -> None:
+    def wait_until_stored(
+        self, server: ServerProcess, path: str, content: BenchContent | None = None
+    ) -> None:
         """Wait until the server has stored all of `path`; docker-registry fetches it twice for that."""
         is_stored = partial(_is_stored, server, path, content or self.content)
         eventually(is_stored, f"{server.name} stores {path}", timeout=120)
 
-    def drop_from_memory(self, server: Server, path: str) -> None:
+    def drop_from_memory(self, server: ServerProcess, path: str) -> None:
         """Drop a file that nginx or pullcache serves from the page cache."""
         file = self.content.file(path) if server.name == NGINX else _blob_file(server, path)
         _drop_from_page_cache(file)
 
     @contextmanager
-    def running(self, name: str, upstream: str = "", *, tls: bool = False) -> Iterator[Server]:
+    def running(
+        self, name: str, upstream: str = "", *, tls: bool = False
+    ) -> Iterator[ServerProcess]:
         """Run one server with an empty store. Its upstream is the testbed's, or the given URL."""
         upstream = upstream or self._upstream.url
         home = self._directory / f"{name}{next(self._numbers)}"
         if name == UPSTREAM:
-            yield Server(name, upstream, 0, home)
+            yield ServerProcess(name, upstream, 0, home)
         elif name in (PULLCACHE, OTHER):
             # Without PYTHONSAFEPATH the working directory, which is this checkout, would come first.
             other = {"PYTHONPATH": str(self._other), "PYTHONSAFEPATH": "1"}
@@ -119,7 +123,7 @@ class Testbed:
                 env["PULLCACHE_SERVER_TLS_CERTIFICATE"] = certificate
                 env["PULLCACHE_SERVER_TLS_KEY"] = key
             with pullcache(home, upstream, env) as daemon:
-                yield Server(name, daemon.url, daemon.process.pid, home)
+                yield ServerProcess(name, daemon.url, daemon.process.pid, home)
         else:
             port = peers.free_port()
             home.mkdir()
@@ -128,13 +132,13 @@ class Testbed:
                 url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
                 path = self.content.by_tag if name == NGINX else "/v2/"
                 process.wait_until(lambda: has_status(url, path), "a response")
-                yield Server(name, url, process.pid, home)
+                yield ServerProcess(name, url, process.pid, home)
             finally:
                 process.stop()
                 shutil.rmtree(home)
 
     @contextmanager
-    def throttled(self, content: Content, rate: int) -> Iterator[str]:
+    def throttled(self, content: BenchContent, rate: int) -> Iterator[str]:
         """Serve this content at `rate` bytes per second and connection; yield the URL."""
         home = self._directory / f"throttled{next(self._numbers)}"
         argv = [sys.executable, "-m", "tests.bench.throttled_server", str(content.root), str(rate)]
@@ -184,7 +188,7 @@ def pullcache(
         shutil.rmtree(home)
 
 
-def metric(server: Server, name: str) -> float:
+def metric(server: ServerProcess, name: str) -> float:
     """Return the sum of the samples of a metric of pullcache."""
     return sum_samples(send_request(server.url, "/metrics").body.decode(), name, {})
 
@@ -194,7 +198,7 @@ def _drop_from_page_cache(file: Path) -> None:
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _is_stored(server: Server, path: str, content: Content) -> bool:
+def _is_stored(server: ServerProcess, path: str, content: BenchContent) -> bool:
     """Return whether a server has stored all of `path`."""
     hexadecimal, size = content.digest(path).partition(":")[2], content.size(path)
     if server.name == MIRROR:
@@ -210,5 +214,5 @@ def _is_stored(server: Server, path: str, content: Content) -> bool:
     return True
 
 
-def _blob_file(server: Server, path: str) -> Path:
+def _blob_file(server: ServerProcess, path: str) -> Path:
     return server.home / "store" / "blobs" / "sha256" / path.rpartition(":")[2]

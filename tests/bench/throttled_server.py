@@ -21,7 +21,7 @@ CHUNK_SIZE = 64 << 10
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
-class Handler(BaseHTTPRequestHandler):
+class ThrottledHandler(BaseHTTPRequestHandler):
     """One connection. It sends a chunk at once and then waits until the next one is due."""
 
     protocol_version = "HTTP/1.1"
@@ -88,15 +88,15 @@ class Handler(BaseHTTPRequestHandler):
                 self.due += sent / self.rate
 
 
-class Server(ThreadingHTTPServer):
+class ThrottledServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
 
 def main() -> None:
-    Handler.root = Path(sys.argv[1])
-    Handler.rate = float(sys.argv[2])
-    server = Server(("127.0.0.1", 0), Handler)
+    ThrottledHandler.root = Path(sys.argv[1])
+    ThrottledHandler.rate = float(sys.argv[2])
+    server = ThrottledServer(("127.0.0.1", 0), ThrottledHandler)
     sys.stdout.write(f"{server.server_port}\n")
     sys.stdout.flush()
     server.serve_forever()

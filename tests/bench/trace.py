@@ -22,7 +22,7 @@ LARGEST = MIB
 
 
 @dataclass(frozen=True, slots=True)
-class Blob:
+class SimulatedBlob:
     """A blob. The first blob of an image is its config."""
 
     number: int
@@ -30,23 +30,23 @@ class Blob:
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
+class SimulatedImage:
     """A version in a repository: its manifest and the blobs that this names."""
 
     repository: int
     version: int
-    manifest: Blob
-    blobs: tuple[Blob, ...]
+    manifest: SimulatedBlob
+    blobs: tuple[SimulatedBlob, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Pull:
     """A node's pull of an image. `requested` are the blobs that the node does not have."""
 
-    image: Image
-    requested: tuple[Blob, ...]
+    image: SimulatedImage
+    requested: tuple[SimulatedBlob, ...]
 
-    def requests(self) -> Iterator[Blob]:
+    def requests(self) -> Iterator[SimulatedBlob]:
         """Yield the manifest and the requested blobs, in order."""
         yield self.image.manifest
         yield from self.requested
@@ -68,26 +68,31 @@ class Fleet:
         pulled = {blob for pull in self.day for blob in (pull.image.manifest, *pull.image.blobs)}
         return sum(blob.size for blob in pulled)
 
-    def _repository(self, number: int, bases: Sequence[list[Blob]]) -> list[Image]:
+    def _repository(
+        self, number: int, bases: Sequence[list[SimulatedBlob]]
+    ) -> list[SimulatedImage]:
         """Make the versions of a repository: they share the layers of a base image and some more."""
         (base,) = self._random.choices(bases, zipf(BASES))
         own = [*base, *self._layers(3)]
         return [self._image(number, version, own) for version in range(VERSIONS)]
 
-    def _image(self, repository: int, version: int, own: list[Blob]) -> Image:
-        config = Blob(next(self._numbers), BLOCK)
-        manifest = Blob(next(self._numbers), BLOCK)
-        return Image(repository, version, manifest, (config, *own, *self._layers(3)))
+    def _image(self, repository: int, version: int, own: list[SimulatedBlob]) -> SimulatedImage:
+        config = SimulatedBlob(next(self._numbers), BLOCK)
+        manifest = SimulatedBlob(next(self._numbers), BLOCK)
+        return SimulatedImage(repository, version, manifest, (config, *own, *self._layers(3)))
 
-    def _layers(self, number: int) -> list[Blob]:
+    def _layers(self, number: int) -> list[SimulatedBlob]:
         """Make layers; half of them are below 20 KiB, and some are very large."""
         sizes = (int(self._random.lognormvariate(10, 1.5)) for _ in range(number))
         return [
-            Blob(next(self._numbers), min(LARGEST, size // BLOCK * BLOCK + BLOCK)) for size in sizes
+            SimulatedBlob(next(self._numbers), min(LARGEST, size // BLOCK * BLOCK + BLOCK))
+            for size in sizes
         ]
 
     def _pulls(self, pulls: int) -> Iterator[Pull]:
-        nodes: list[set[Blob]] = [set() for _ in range(NODES)]  # the blobs that each node has
+        nodes: list[set[SimulatedBlob]] = [
+            set() for _ in range(NODES)
+        ]  # the blobs that each node has
         popularity = list(accumulate(zipf(REPOSITORIES)))
         # A quarter of the versions have been released before the day.
         released = VERSIONS // 4

@@ -260,7 +260,7 @@ async def test_an_image_that_is_being_exported_is_not_removed(registry, program)
     api, bundle = AdminClient(program.root), io.BytesIO()
     errors: list[str] = []
 
-    class Target(io.BytesIO):
+    class RemovingOutput(io.BytesIO):
         def write(self, data: Any) -> int:
             if not errors:
                 with pytest.raises(BusyError, match="export or import is using it") as raised:
@@ -268,7 +268,9 @@ async def test_an_image_that_is_being_exported_is_not_removed(registry, program)
                 errors.append(str(raised.value))
             return bundle.write(data)
 
-    await asyncio.to_thread(api.post_to_file, "/api/v1/export", {"images": ["app"]}, Target())
+    await asyncio.to_thread(
+        api.post_to_file, "/api/v1/export", {"images": ["app"]}, RemovingOutput()
+    )
     assert blob_digests(bundle.getvalue()) == program.stored()
     assert errors
     await asyncio.to_thread(api.post, "/api/v1/images/remove", {"images": ["app"]})

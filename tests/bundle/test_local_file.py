@@ -75,7 +75,7 @@ def make_pipe(file: Path) -> None:
 
 @pytest.mark.parametrize("change", [delete, replace_file, make_pipe])
 @pytest.mark.parametrize("path", ["/api/v1/import/files", "/api/v1/export/file"])
-async def test_a_file_that_is_another_one_to_the_daemon_is_not_touched(
+async def test_a_file_that_differs_from_the_one_the_daemon_sees_is_not_touched(
     registry, program, tmp_path, path, change: Callable[[Path], None]
 ):
     await pull_all_platforms(program, registry.add_image())

@@ -42,7 +42,7 @@ async def test_twenty_concurrent_clients_cost_as_much_as_one(registry, program):
         assert registry.count(registry.body_of(digest)) == 1
 
 
-async def test_layers_that_another_image_has_brought_are_not_fetched_again(registry, program):
+async def test_layers_of_an_earlier_image_are_not_fetched_again(registry, program):
     await program.pull(registry.add_image(layers=LAYERS))
     await program.wait_for_downloads()
     registry.requests.clear()

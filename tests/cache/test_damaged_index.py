@@ -15,7 +15,7 @@ import pytest
 from proxy.errors import StorageError
 from proxy.storage import index as storage_index
 from proxy.storage.fsck import check_store
-from tests.fakes.content import Image
+from tests.fakes.content import FakeImage
 from tests.support.program import Program
 
 PAGE_SIZE = 4096
@@ -38,7 +38,7 @@ async def fsck(program: Program) -> None:
     await asyncio.to_thread(check_store, program.root, dry_run=False, on_progress=lambda *_: None)
 
 
-async def add_images(program: Program) -> list[Image]:
+async def add_images(program: Program) -> list[FakeImage]:
     registry = program.registry
     images = [
         registry.add_image(f"library/app{n}", layers=[b"%d" % n * 50], index=True) for n in range(4)

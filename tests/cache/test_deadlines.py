@@ -5,7 +5,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-from tests.fakes.content import Image, digest_of
+from tests.fakes.content import FakeImage, digest_of
 from tests.fakes.faults import Fault
 from tests.fakes.registry import FakeRegistry
 from tests.support.program import Answer, Program
@@ -23,7 +23,7 @@ async def timed(request: Coroutine[Any, Any, Answer]) -> tuple[int, float]:
     return answer.status, time.monotonic() - start
 
 
-async def fill_cache(program: Program) -> Image:
+async def fill_cache(program: Program) -> FakeImage:
     """Cache content about which upstream must be asked again; return a private image."""
     registry = program.registry
     image = registry.add_image("me/secret", layers=[b"secret"])
@@ -37,7 +37,7 @@ async def fill_cache(program: Program) -> Image:
     return image
 
 
-def upstream_requests(program: Program, image: Image) -> dict[str, Coroutine[Any, Any, Answer]]:
+def upstream_requests(program: Program, image: FakeImage) -> dict[str, Coroutine[Any, Any, Answer]]:
     """Return by name one request of each kind that cannot be answered without upstream."""
     return {
         "a tag": program.manifest("me/public"),

@@ -12,7 +12,7 @@ from tests.fakes.content import (
     OCI_INDEX,
     OCI_LAYER,
     OCI_MANIFEST,
-    Content,
+    FakeContent,
     descriptor,
     digest_of,
 )
@@ -23,7 +23,7 @@ BYPASS = "pullcache; fwd=miss"
 CONFIG = b'{"os":"linux","architecture":"amd64"}'
 
 
-def push_large(content: Content, layers: int, *, tag: str = "latest") -> str:
+def push_large(content: FakeContent, layers: int, *, tag: str = "latest") -> str:
     """Push a manifest of that many layers, the first of which the registry has; return its digest."""
     blobs = [str(number).encode() for number in range(layers)]
     content.add_blob(CONFIG)

@@ -6,18 +6,20 @@
 import gzip
 import json
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
 from proxy.oci import manifest as oci
 from proxy.oci.manifest import MAX_MANIFEST_SIZE
+from proxy.upstream import client
 from tests.fakes.content import (
     OCI_CONFIG,
     OCI_INDEX,
     OCI_LAYER,
     OCI_MANIFEST,
-    Manifest,
+    FakeManifest,
     descriptor,
     digest_of,
 )
@@ -52,7 +54,7 @@ def push(program: Program, content: bytes, media_type: str = OCI_MANIFEST) -> st
     """Push `content` to upstream as a manifest, valid or not."""
     digest = digest_of(content)
     repository = program.registry.repository(APP)
-    repository.manifests[digest] = Manifest(content, media_type)
+    repository.manifests[digest] = FakeManifest(content, media_type)
     repository.tags[tag_of(digest)] = digest
     return digest
 
@@ -74,12 +76,19 @@ async def assert_refused(
 async def assert_unchanged(program: Program, content: bytes, media_type: str = OCI_MANIFEST) -> str:
     """Check that a manifest is served unchanged, also from the store; return its digest."""
     digest = push(program, content, media_type)
-    for reference in (tag_of(digest), digest, digest):
+    await assert_served(program, digest, (tag_of(digest), digest, digest), media_type)
+    return digest
+
+
+async def assert_served(
+    program: Program, digest: str, references: Iterable[str], media_type: str = OCI_MANIFEST
+) -> None:
+    """Check that upstream's bytes are served under each reference, and stored."""
+    for reference in references:
         answer = await program.manifest(APP, reference, Accept=f"{OCI_MANIFEST}, {OCI_INDEX}")
         assert (answer.status, answer.digest) == (200, digest)
         assert answer.headers["Content-Type"] == media_type
     assert digest in program.stored()
-    return digest
 
 
 @pytest.mark.parametrize("send_length", [True, False])
@@ -119,7 +128,11 @@ async def test_m02_a_json_bomb_is_parsed_in_a_thread_and_causes_no_internal_erro
 
     monkeypatch.setattr(oci, "parse_manifest", parse_and_record)
     if name.startswith("deep"):
-        await assert_refused(program, BOMBS[name], "not a manifest")
+        digest = push(program, BOMBS[name])
+        answer = await program.manifest(APP, tag_of(digest))
+        assert (answer.status, answer.code) == (502, "UNKNOWN")
+        assert "not a manifest" in answer.json["errors"][0]["message"]
+        await assert_served(program, digest, (digest, digest))
     else:
         kind = OCI_INDEX if name == "many children" else OCI_MANIFEST
         digest = await assert_unchanged(program, BOMBS[name], kind)
@@ -129,36 +142,63 @@ async def test_m02_a_json_bomb_is_parsed_in_a_thread_and_causes_no_internal_erro
     assert threading.main_thread().name not in parsed_in
 
 
-AMBIGUOUS = {
-    "duplicate": image()[:-1] + b',"layers":[]}',
-    "other case": image()[:-1] + b',"MediaType":"%s"}' % OCI_INDEX.encode(),
+UNREADABLE = {
     "byte order mark": b"\xef\xbb\xbf" + image(),
     "NaN": image()[:-1] + b',"x":NaN}',
+    "trailing data": image() + b"{}",
+    "HTML": b"<!doctype html>",
+    "nothing": b"",
+    "binary": gzip.compress(b"layer"),
+}
+ODD = {
+    "duplicate": image()[:-1] + b',"layers":[]}',
+    "another list": image()[:-1] + b',"layers":[%s]}' % json.dumps(EMPTY).encode(),
+    "unknown in other case": image()[:-1] + b',"x":1,"X":2}',
     "lone surrogate": image()[:-1] + b',"x":"\\ud800"}',
     "not UTF-8": image()[:-1] + b',"x":"\xff"}',
-    "trailing data": image() + b"{}",
 }
 
 
-@pytest.mark.parametrize("name", AMBIGUOUS)
-async def test_m03_a_document_that_parsers_may_read_differently_is_refused(program, name):
-    await assert_refused(program, AMBIGUOUS[name], "not a manifest")
+@pytest.mark.parametrize("name", UNREADABLE)
+async def test_m03_bytes_that_no_client_can_read_are_served_by_digest_only(program, name):
+    content = UNREADABLE[name]
+    digest = push(program, content)
+    answer = await program.manifest(APP, tag_of(digest))
+    assert (answer.status, answer.code) == (502, "UNKNOWN")
+    assert "not a manifest" in answer.json["errors"][0]["message"]
+    assert program.stored() == set()
+    await assert_served(program, digest, (digest, digest))
+
+
+@pytest.mark.parametrize("name", ODD)
+async def test_m03_a_document_that_clients_read_is_served(program, name):
+    await assert_unchanged(program, ODD[name])
 
 
 async def test_m04_a_document_of_two_kinds_is_refused(program):
     layer = descriptor(b"x", OCI_LAYER)
     both = image(manifests=[descriptor(b"{}", OCI_MANIFEST)], layers=[layer])
-    await assert_refused(program, both, "no manifests")
-    await assert_refused(program, image(mediaType=OCI_INDEX), "but its mediaType is")
-    await assert_refused(
-        program, both.replace(OCI_MANIFEST.encode(), OCI_INDEX.encode(), 1), "sent as"
-    )
-    await assert_refused(program, image(), "but its mediaType is", OCI_INDEX)
+    two_types = image()[:-1] + b',"MediaType":"%s"}' % OCI_INDEX.encode()
+    for content, header in (
+        (both, OCI_MANIFEST),
+        (both.replace(OCI_MANIFEST.encode(), OCI_INDEX.encode(), 1), OCI_INDEX),
+        (image(mediaType=OCI_INDEX), OCI_MANIFEST),
+        (image(), OCI_INDEX),
+        (two_types, OCI_MANIFEST),
+    ):
+        await assert_refused(program, content, "both an image index and a manifest", header)
 
 
 @pytest.mark.parametrize("size", [-1, 2**70, 1.5, "1", None])
-async def test_m05_an_invalid_size_is_refused(program, size):
-    await assert_refused(program, image(layers=[{**descriptor(b"x", OCI_LAYER), "size": size}]))
+async def test_m05_an_invalid_size_counts_as_none(program, size):
+    layer = b"layer" * 1000
+    await assert_unchanged(program, image(layers=[{**descriptor(layer, OCI_LAYER), "size": size}]))
+    digest = program.registry.add_blob(layer)
+    for _ in range(2):
+        assert (await program.blob(digest, method="HEAD")).headers["Content-Length"] == "5000"
+        answer = await program.blob(digest)
+        assert (answer.status, answer.is_whole, answer.body) == (200, True, layer)
+        await program.wait_for_downloads()
 
 
 @pytest.mark.parametrize("size", [0, 5, 10_000_000_000])
@@ -221,9 +261,11 @@ async def test_m07_the_urls_of_a_foreign_layer_are_passed_on_but_never_followed(
 async def test_m08_an_invalid_digest_never_becomes_a_path(program, digest):
     files = {path for path in program.root.rglob("*") if path.is_file()}
     bad = {**descriptor(b"x", OCI_LAYER), "digest": digest}
-    await assert_refused(program, image(layers=[bad]), "not a digest")
-    await assert_refused(program, image(subject=bad), "not a digest")
-    assert {path for path in program.root.rglob("*") if path.is_file()} == files
+    stored = {
+        program.root / "blobs/sha256" / (await assert_unchanged(program, content))[7:]
+        for content in (image(layers=[bad]), image(subject=bad))
+    }
+    assert {path for path in program.root.rglob("*") if path.is_file()} == files | stored
 
 
 async def test_m08_a_digest_of_an_unknown_algorithm_is_passed_on_but_never_cached(program):
@@ -250,22 +292,38 @@ async def test_m09_markup_in_annotations_and_data_is_not_interpreted(program):
         assert answer.headers["Content-Type"].startswith(OCI_INDEX)
 
 
-def serve_endless_list(program: Program, path: str, page: bytes) -> None:
-    """Let upstream respond to each page of a list with `page` and a link to the next one."""
-    link = {"Link": f'</v2/{APP}/{path}?last=x>; rel="next"', "Content-Type": OCI_INDEX}
+def serve_endless_list(program: Program, path: str, page: bytes, *, loop: int) -> None:
+    """Let upstream answer each page of a list with a link to the next, in a loop of so many pages."""
     program.registry.repository(APP)
-    program.registry.fail(path, Fault(status=200, body=page, headers=link), times=None)
+    for number in [*range(loop), -1]:
+        link = f'</v2/{APP}/{path}?last={(number + 1) % loop}>; rel="next"'
+        fault = Fault(status=200, body=page, headers={"Link": link, "Content-Type": OCI_INDEX})
+        query = rf"\?last={number}$" if number >= 0 else ""
+        program.registry.fail(f"{path}{query}", fault, times=None)
 
 
-@pytest.mark.parametrize(("size", "pages"), [(100, 100), (MIB, 9)])
+@pytest.fixture(autouse=True)
+def _few_pages(monkeypatch):
+    monkeypatch.setattr(client, "MAX_PAGES", 20)
+
+
+ENDLESS = [
+    (100, 30, 20, "a list of more than 20 pages"),
+    (MIB, 30, 9, "a list of more than 8388608 bytes"),
+    (100, 1, 2, "whose pages do not lead to an end"),
+    (100, 5, 6, "whose pages do not lead to an end"),
+]
+
+
+@pytest.mark.parametrize(("size", "loop", "pages", "reason"), ENDLESS)
 async def test_m11_an_endless_referrers_list_is_an_error_after_some_pages_or_bytes(
-    program, size, pages
+    program, size, loop, pages, reason
 ):
     path = f"referrers/{digest_of(b'x')}"
-    serve_endless_list(program, path, padded(b'{"manifests":[]}', size))
+    serve_endless_list(program, path, padded(b'{"manifests":[]}', size), loop=loop)
     answer = await program.ask(f"/v2/{APP}/{path}")
     assert (answer.status, answer.code) == (502, "UNKNOWN")
-    assert "a list of more than" in answer.json["errors"][0]["message"]
+    assert reason in answer.json["errors"][0]["message"]
     assert program.registry.count("/referrers/") <= pages
 
 
@@ -292,12 +350,14 @@ async def test_m11_a_link_to_another_host_is_followed_at_the_registry_instead(pr
         assert program.registry.count(f"{path}.page=2") == 1
 
 
-@pytest.mark.parametrize(("size", "pages"), [(100, 100), (MIB, 9)])
-async def test_m12_an_endless_tags_list_is_an_error_after_some_pages_or_bytes(program, size, pages):
-    serve_endless_list(program, "tags/list", padded(b'{"tags":["x"]}', size))
+@pytest.mark.parametrize(("size", "loop", "pages", "reason"), ENDLESS)
+async def test_m12_an_endless_tags_list_is_an_error_after_some_pages_or_bytes(
+    program, size, loop, pages, reason
+):
+    serve_endless_list(program, "tags/list", padded(b'{"tags":["x"]}', size), loop=loop)
     answer = await program.ask(f"/v2/{APP}/tags/list")
     assert (answer.status, answer.code) == (502, "UNKNOWN")
-    assert "a list of more than" in answer.json["errors"][0]["message"]
+    assert reason in answer.json["errors"][0]["message"]
     assert program.registry.count("tags/list") <= pages
 
 

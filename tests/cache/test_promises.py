@@ -41,7 +41,7 @@ async def test_many_clients_share_one_upstream_transfer(registry, program):
     assert registry.count(f"GET /v2/.*{digest}") == 2  # with and without a token
 
 
-async def test_a_slow_client_slows_no_other_and_a_client_that_leaves_stops_nothing(
+async def test_a_slow_client_slows_no_other_and_a_client_that_disconnects_stops_nothing(
     registry, program
 ):
     content = bytes(16 * MIB)

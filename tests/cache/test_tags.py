@@ -199,7 +199,7 @@ class TestMissing:
         program.clock.advance(61)
         assert (await program.manifest(image)).status == 200
 
-    async def test_a_repository_that_upstream_does_not_show_is_404_without_a_challenge(
+    async def test_a_repository_that_upstream_denies_is_404_without_a_challenge(
         self, registry, program
     ):
         answer = await program.manifest("library/private")
@@ -215,9 +215,7 @@ async def test_a_rate_limit_is_passed_on_with_its_retry_after(registry, program)
     assert answer.headers["Retry-After"] == "17"
 
 
-async def test_what_upstream_sends_instead_of_a_manifest_is_neither_served_nor_stored(
-    registry, program
-):
+async def test_a_response_that_is_not_a_manifest_is_neither_served_nor_stored(registry, program):
     image = registry.add_image()
     registry.fail("GET .*/manifests/", HTML, times=None)
     answer = await program.manifest(image)

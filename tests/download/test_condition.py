@@ -10,7 +10,7 @@ async def settle() -> None:
     await asyncio.sleep(0)
 
 
-async def test_many_are_woken_in_order_with_turns_of_the_loop_between():
+async def test_waiters_are_woken_in_order_and_in_batches():
     condition, woken, seen = BatchedCondition(), [], []
 
     async def follow(number: int) -> None:
@@ -31,7 +31,7 @@ async def test_many_are_woken_in_order_with_turns_of_the_loop_between():
     assert len([step for step in steps if step]) == 5
 
 
-async def test_a_waiter_that_comes_after_a_notification_waits_for_the_next_one():
+async def test_a_waiter_after_a_notification_waits_for_the_next_one():
     condition = BatchedCondition()
     async with asyncio.TaskGroup() as group:
         first = group.create_task(condition.wait())
@@ -44,7 +44,7 @@ async def test_a_waiter_that_comes_after_a_notification_waits_for_the_next_one()
         condition.notify_all()
 
 
-async def test_a_cancelled_waiter_keeps_no_other_from_being_woken():
+async def test_a_cancelled_waiter_does_not_keep_others_from_being_woken():
     condition = BatchedCondition()
     async with asyncio.TaskGroup() as group:
         waiting = [group.create_task(condition.wait()) for _ in range(2 * WAKE_BATCH)]
@@ -56,7 +56,7 @@ async def test_a_cancelled_waiter_keeps_no_other_from_being_woken():
         waiting[-1].cancel()
 
 
-async def test_a_notification_may_come_while_an_earlier_one_still_wakes():
+async def test_a_notification_may_arrive_while_an_earlier_one_still_wakes_waiters():
     condition, rounds = BatchedCondition(), 3
 
     async def follow() -> None:

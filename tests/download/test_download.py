@@ -1,4 +1,4 @@
-"""Downloads: followed while they grow, resumed when they break, ended only when they are right."""
+"""Downloads: read while they arrive, resumed after failures, verified at the end."""
 
 import asyncio
 
@@ -13,13 +13,13 @@ MIB = 1 << 20
 BLOB = bytes(range(256)) * (3 * MIB // 256) + b"the end"
 SIZE = len(BLOB)
 DIGEST = digest_of(BLOB)
-# What is asked of a blob of which nobody has said yet how large it is.
+# The range that is requested first of a blob of unknown size.
 FIRST = "bytes=0-4194303"
 
 
 @pytest.fixture(params=["cdn", "no cdn"])
 def blob(request, registry) -> str:
-    """A blob upstream, with or without a redirect before it."""
+    """A blob at upstream, with or without a redirect."""
     registry.cdn = registry.auth = request.param == "cdn"
     digest: str = registry.add_blob(BLOB)
     return digest
@@ -41,7 +41,7 @@ def resumed_at(registry, body: str) -> list[str | None]:
     return [seen.headers.get("Range") for seen in registry.seen(body) if seen.status != 401]
 
 
-async def test_a_hit_is_one_file_and_no_request(registry, program, blob):
+async def test_a_hit_opens_one_file_and_sends_no_request_upstream(registry, program, blob):
     assert whole(await program.blob(blob))
     await program.wait_for_downloads()
     before = len(registry.requests)
@@ -50,7 +50,7 @@ async def test_a_hit_is_one_file_and_no_request(registry, program, blob):
     assert program.stored() == {blob}
 
 
-async def test_e07_a_fill_goes_on_when_its_clients_are_gone(registry, program, blob, body):
+async def test_e07_a_download_continues_when_its_clients_disconnect(registry, program, blob, body):
     release = asyncio.Event()
     registry.fail(body, Fault(stall_at=MIB, until=release))
     async with program.opened(f"/v2/library/app/blobs/{blob}") as response:
@@ -61,7 +61,7 @@ async def test_e07_a_fill_goes_on_when_its_clients_are_gone(registry, program, b
     assert program.stored() == {blob}
 
 
-async def test_a_late_client_gets_the_beginning_too(registry, program, blob, body):
+async def test_a_client_that_attaches_late_gets_the_whole_blob(registry, program, blob, body):
     release = asyncio.Event()
     registry.fail(body, Fault(stall_at=2 * MIB, until=release))
     async with program.opened(f"/v2/library/app/blobs/{blob}") as early:
@@ -76,7 +76,9 @@ async def test_a_late_client_gets_the_beginning_too(registry, program, blob, bod
     assert registry.bytes_sent(body) == SIZE
 
 
-async def test_the_last_byte_is_withheld_until_the_digest_is_right(registry, program, blob, body):
+async def test_the_last_byte_is_withheld_until_the_digest_is_verified(
+    registry, program, blob, body
+):
     release = asyncio.Event()
     registry.fail(body, Fault(stall_at=SIZE - 1, until=release))
     async with program.opened(f"/v2/library/app/blobs/{blob}") as response:
@@ -88,7 +90,7 @@ async def test_the_last_byte_is_withheld_until_the_digest_is_right(registry, pro
 async def broken(program: Program, body: str, fault: Fault) -> tuple[bytes, bool]:
     """Fetch the blob over a transfer that breaks when the client has its first MiB.
 
-    `fault` spoils all transfers after that.
+    `fault` applies to all transfers after that.
     """
     now = asyncio.Event()
     program.registry.fail(body, Fault(stall_at=MIB, until=now, cut_at=MIB))
@@ -100,13 +102,15 @@ async def broken(program: Program, body: str, fault: Fault) -> tuple[bytes, bool
     return begun + rest, is_whole
 
 
-async def test_u06_a_broken_transfer_is_resumed_where_it_broke(registry, program, blob, body):
+async def test_u06_a_broken_transfer_is_resumed_at_the_first_missing_byte(
+    registry, program, blob, body
+):
     assert await broken(program, body, Fault()) == (BLOB, True)
     assert resumed_at(registry, body) == [FIRST, f"bytes={MIB}-"]
     assert registry.bytes_sent(body) == SIZE
 
 
-async def test_u06_a_transfer_that_gets_no_further_is_given_up(registry, program, blob, body):
+async def test_u06_a_transfer_without_progress_is_given_up(registry, program, blob, body):
     assert await broken(program, body, Fault(cut_at=0, reset=True)) == (BLOB[:MIB], False)
     attempts = SETTINGS["fetch"]["attempts"]
     assert resumed_at(registry, body) == [FIRST] + [f"bytes={MIB}-"] * (attempts - 1)
@@ -115,13 +119,13 @@ async def test_u06_a_transfer_that_gets_no_further_is_given_up(registry, program
 
 @pytest.mark.parametrize("cut_at", [0, 1, 64 * 1024, MIB, SIZE - 1])
 @pytest.mark.parametrize("reset", [False, True])
-async def test_wherever_a_transfer_breaks_the_blob_comes_whole(program, body, cut_at, reset):
+async def test_wherever_a_transfer_breaks_the_blob_is_complete(program, body, cut_at, reset):
     program.registry.fail(body, Fault(cut_at=cut_at, reset=reset))
     assert whole(await program.blob(DIGEST))
     assert program.registry.bytes_sent(body) <= SIZE + cut_at
 
 
-async def test_an_upstream_that_cuts_every_64_kib_is_worn_down(registry, program):
+async def test_a_blob_is_complete_although_upstream_breaks_off_every_64_kib(registry, program):
     digest = registry.add_blob(BLOB[: MIB // 2])
     registry.fail(registry.body_of(digest), Fault(cut_at=64 * 1024), times=None)
     assert (await program.blob(digest)).digest == digest
@@ -135,7 +139,7 @@ async def test_each_attempt_makes_a_new_request_to_the_registry(registry, progra
     assert len(set(fetched)) == 2
 
 
-async def test_a_transfer_that_breaks_again_and_again_goes_on_while_it_gets_further(
+async def test_a_transfer_that_breaks_repeatedly_continues_while_it_makes_progress(
     registry, program, blob, body
 ):
     registry.fail(body, Fault(cut_at=400_000), times=7)
@@ -151,7 +155,7 @@ async def test_u07_an_upstream_that_ignores_range_is_read_from_the_start(
 
 
 @pytest.mark.parametrize("value", ["bytes 0-9/10", "bytes 5-100/200", None, "bytes */5"])
-async def test_u08_a_part_that_was_not_asked_for_is_never_spliced(program, body, value):
+async def test_u08_a_range_that_was_not_requested_is_never_used(program, body, value):
     wrong = Fault(headers={"Content-Range": value})
     got, is_whole = await broken(program, body, wrong)
     assert (got, is_whole) == (BLOB[:MIB], False)
@@ -160,7 +164,7 @@ async def test_u08_a_part_that_was_not_asked_for_is_never_spliced(program, body,
     assert whole(await program.blob(DIGEST))
 
 
-async def test_a_transfer_that_stalls_is_begun_anew(registry, program, blob, body):
+async def test_a_stalled_transfer_is_restarted(registry, program, blob, body):
     registry.fail(body, Fault(stall_at=MIB, until=asyncio.Event()))
     assert whole(await program.blob(blob))
     assert len(resumed_at(registry, body)) >= 2
@@ -195,7 +199,7 @@ async def test_a_blob_of_unknown_length_that_breaks_is_resumed(registry, program
         Fault(keep=10, ignore_range=True),
     ],
 )
-async def test_u10_nobody_gets_a_complete_wrong_blob_and_the_next_pull_is_right(
+async def test_u10_no_client_gets_a_complete_wrong_blob_and_the_next_pull_is_right(
     program, body, fault, send_length
 ):
     registry = program.registry
@@ -224,7 +228,7 @@ async def test_wrong_bytes_are_not_fetched_for_ever(registry, program, blob, bod
 
 
 @pytest.mark.parametrize("extra", [b"x", b"x" * 100_000])
-async def test_u11_more_bytes_than_the_blob_has_are_refused(program, body, extra):
+async def test_u11_bytes_beyond_the_size_of_the_blob_are_rejected(program, body, extra):
     registry = program.registry
     registry.fail(body, Fault(body=BLOB + extra, ignore_range=True), times=None)
     answer = await program.blob(DIGEST)
@@ -233,7 +237,7 @@ async def test_u11_more_bytes_than_the_blob_has_are_refused(program, body, extra
     assert program.stored() == set()
 
 
-async def test_a_size_that_upstream_contradicts_is_refused(registry, program):
+async def test_contradicting_sizes_from_upstream_are_rejected(registry, program):
     image = registry.add_image(layers=[BLOB])
     await program.manifest(image)
     registry.fail(registry.body_of(DIGEST), Fault(keep=1000), times=None)
@@ -257,13 +261,13 @@ async def test_a_size_that_upstream_contradicts_is_refused(registry, program):
         Fault(status=416, body=b""),
     ],
 )
-async def test_a_blob_that_cannot_be_had_is_404_so_that_docker_falls_back_at_once(
+async def test_a_blob_that_cannot_be_fetched_is_404_so_that_docker_falls_back_at_once(
     program, body, fault
 ):
     program.registry.fail(body, fault, times=None)
     answer = await program.blob(DIGEST)
     if answer.status == 200:
-        # What was sent by then cannot be taken back, but it does not end well.
+        # Bytes that were sent by then cannot be taken back, but the body stays incomplete.
         assert not answer.is_whole
     else:
         assert (answer.status, answer.code) == (404, "BLOB_UNKNOWN")
@@ -279,7 +283,7 @@ async def test_an_upstream_that_is_down_is_a_404_for_a_blob(registry, program, b
     assert whole(await program.blob(blob))
 
 
-async def test_a_body_that_stays_short_ends_with_fin(registry, program, blob, body):
+async def test_an_incomplete_body_ends_with_fin(registry, program, blob, body):
     registry.fail(body, Fault(flip_at=SIZE - 1), times=None)
     peer = await RawClient.connect(program.url)
     peer.send(f"GET /v2/library/app/blobs/{blob} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
@@ -291,7 +295,7 @@ async def test_a_body_that_stays_short_ends_with_fin(registry, program, blob, bo
     assert len(answer.body) < SIZE
 
 
-async def test_a_hundred_blobs_at_once_all_come(registry, make_program):
+async def test_a_hundred_simultaneous_blobs_are_complete(registry, make_program):
     program = await make_program(fetch={"max_waiting_per_client": 100})
     digests = [registry.add_blob(bytes([n]) * 50_000) for n in range(100)]
     answers = await asyncio.gather(*(program.blob(digest) for digest in digests))

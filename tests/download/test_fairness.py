@@ -1,4 +1,4 @@
-"""One client cannot take the downloads from the others: turns by address, and bounds on what waits."""
+"""Fairness: client addresses take turns, and the waiting downloads of each are limited."""
 
 import asyncio
 
@@ -15,8 +15,8 @@ def absent(number: int) -> str:
     return f"sha256:{number:064x}"
 
 
-class Client:
-    """A client with an address of its own."""
+class AddressedClient:
+    """A client with its own address."""
 
     def __init__(self, program: Program, address: str) -> None:
         self._program = program
@@ -32,15 +32,13 @@ class Client:
 
 @pytest.fixture
 async def greedy(program):
-    """A client that asks for what does not exist."""
-    client = Client(program, GREEDY)
+    """A client that requests blobs that do not exist."""
+    client = AddressedClient(program, GREEDY)
     yield client
     await client.session.close()
 
 
-async def test_requests_for_absent_blobs_that_upstream_answers_late_delay_no_other_client(
-    registry, program, greedy
-):
+async def test_slow_answers_about_missing_blobs_delay_no_other_client(registry, program, greedy):
     digest = registry.add_blob(b"healthy" * 10_000)
     hold = asyncio.Event()
     registry.fail("blobs/sha256:0000", Fault(until_headers=hold), times=None)
@@ -53,9 +51,9 @@ async def test_requests_for_absent_blobs_that_upstream_answers_late_delay_no_oth
     assert {task.result() for task in flood} == {404}
 
 
-async def test_one_address_may_let_only_so_many_downloads_wait(registry, make_program):
+async def test_the_waiting_downloads_of_one_address_are_limited(registry, make_program):
     program = await make_program(fetch={"max_waiting_per_client": 10})
-    client = Client(program, GREEDY)
+    client = AddressedClient(program, GREEDY)
     digest = registry.add_blob(b"healthy" * 10_000)
     hold = asyncio.Event()
     registry.fail("blobs/sha256:0000", Fault(until_headers=hold), times=None)
@@ -69,7 +67,7 @@ async def test_one_address_may_let_only_so_many_downloads_wait(registry, make_pr
             assert response.status == 429
             assert int(response.headers["Retry-After"]) > 0
             assert "max_waiting_per_client" in await response.text()
-        # A download that runs already, or that another client has asked for, is joined.
+        # The client joins a running download, and one that another client has requested.
         joined = group.create_task(client.status(absent(0)))
         assert (await program.blob(digest)).digest == digest
         hold.set()
@@ -78,9 +76,9 @@ async def test_one_address_may_let_only_so_many_downloads_wait(registry, make_pr
     await client.session.close()
 
 
-async def test_what_two_clients_wait_for_counts_for_neither(registry, make_program):
+async def test_a_download_that_two_clients_wait_for_counts_for_neither(registry, make_program):
     program = await make_program(fetch={"max_waiting_per_client": 2})
-    client = Client(program, GREEDY)
+    client = AddressedClient(program, GREEDY)
     hold = asyncio.Event()
     registry.fail("blobs/sha256:0000", Fault(until_headers=hold), times=None)
     async with asyncio.TaskGroup() as group:
@@ -95,7 +93,7 @@ async def test_what_two_clients_wait_for_counts_for_neither(registry, make_progr
     await client.session.close()
 
 
-async def _status_once_accepted(client: Client, digest: str) -> int:
+async def _status_once_accepted(client: AddressedClient, digest: str) -> int:
     """Repeat a request until it is not refused, because the other client's request has arrived."""
     while (status := await client.status(digest)) == 429:
         pass
@@ -106,7 +104,7 @@ async def test_an_absent_blob_is_asked_for_once_in_a_few_seconds(monkeypatch, re
     registry.repository("library/app")
     monkeypatch.setattr("proxy.download.manager.ABSENT_TTL", 60.0)
     assert [(await program.blob(absent(1))).status for _ in range(5)] == [404] * 5
-    assert registry.count(absent(1)) <= 2  # the first is told to log in
+    assert registry.count(absent(1)) <= 2  # the first request gets a 401
     monkeypatch.setattr("proxy.download.manager.ABSENT_TTL", 0.0)
     before = registry.count(absent(1))
     assert (await program.blob(absent(1))).status == 404
@@ -123,15 +121,17 @@ async def test_only_a_404_is_remembered(registry, program, status):
     assert (await program.blob(digest)).digest == digest
 
 
-async def test_absence_in_one_repository_says_nothing_of_another(registry, program):
+async def test_a_blob_missing_in_one_repository_may_exist_in_another(registry, program):
     digest = registry.add_blob(b"elsewhere", "library/other")
     assert (await program.blob(digest)).status == 404
     assert (await program.blob(digest, "library/other")).digest == digest
 
 
-async def test_a_client_with_one_blob_does_not_wait_for_all_of_anothers(registry, make_program):
+async def test_a_client_with_one_blob_does_not_wait_for_all_blobs_of_another(
+    registry, make_program
+):
     program = await make_program(fetch={"max_downloads": 2})
-    client = Client(program, GREEDY)
+    client = AddressedClient(program, GREEDY)
     registry.throttle(200_000)
     many = [registry.add_blob(bytes([n]) * 60_000) for n in range(30)]
     one = registry.add_blob(b"x" * 60_000)

@@ -1,4 +1,4 @@
-"""Transfers that go wrong (faults, table U); those that are resumed are in `test_download`."""
+"""Failing transfers (faults, table U); tests of resumed ones are in `test_download`."""
 
 import asyncio
 
@@ -16,7 +16,9 @@ SIZED = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BLOB)
 
 
 @pytest.mark.parametrize("end", [[], [Reset()]], ids=["fin", "rst"])
-async def test_u09_a_body_that_only_its_end_ends_is_not_believed_to_be_whole(make_program, end):
+async def test_u09_a_body_without_a_length_is_complete_only_if_its_digest_matches(
+    make_program, end
+):
     cut: list[Step] = [RecvUntil(HEAD_END), Send(UNSIZED + BLOB[:-1]), *end]
     async with RawUpstream(cut) as raw:
         program = await make_program(upstreams={"docker.io": {"url": raw.url}})
@@ -27,7 +29,7 @@ async def test_u09_a_body_that_only_its_end_ends_is_not_believed_to_be_whole(mak
         assert program.stored() == set()
 
 
-async def test_u11_what_comes_after_the_promised_length_goes_nowhere(make_program):
+async def test_u11_bytes_after_the_stated_length_are_discarded(make_program):
     script: list[Step] = [
         RecvUntil(HEAD_END),
         Send(SIZED + BLOB + b"HTTP/1.1 200 OK\r\n\r\nsmuggled" * 100),
@@ -44,7 +46,7 @@ async def test_u11_what_comes_after_the_promised_length_goes_nowhere(make_progra
         assert program.stored() == {DIGEST}
 
 
-async def test_u12_a_body_without_end_ends_with_its_reader_and_takes_no_more_than_the_store(
+async def test_u12_an_endless_body_stops_with_its_reader_and_stays_within_the_store(
     make_program,
 ):
     forever: list[Step] = [RecvUntil(HEAD_END), Send(UNSIZED), SendForever(bytes(256 << 10))]
@@ -62,7 +64,7 @@ async def test_u12_a_body_without_end_ends_with_its_reader_and_takes_no_more_tha
         assert program.stored() == set()
 
 
-async def test_u13_a_drip_counts_as_a_stall_and_the_transfer_is_made_anew(registry, make_program):
+async def test_u13_a_very_slow_transfer_counts_as_stalled_and_is_restarted(registry, make_program):
     program = await make_program(fetch={"stall_timeout": "1s", "min_rate": "1KB"})
     digest = registry.add_blob(BLOB)
     registry.fail(registry.body_of(digest), Fault(rate=200))
@@ -72,7 +74,7 @@ async def test_u13_a_drip_counts_as_a_stall_and_the_transfer_is_made_anew(regist
     assert await program.metric("pullcache_upstream_retries_total", reason="transfer") == 1
 
 
-async def test_u13_a_drip_that_does_not_end_is_given_up(registry, make_program):
+async def test_u13_a_transfer_that_stays_very_slow_is_given_up(registry, make_program):
     program = await make_program(fetch={"stall_timeout": "200ms", "min_rate": "1KB", "attempts": 2})
     digest = registry.add_blob(BLOB)
     registry.fail(registry.body_of(digest), Fault(rate=200), times=None)
@@ -81,7 +83,9 @@ async def test_u13_a_drip_that_does_not_end_is_given_up(registry, make_program):
     assert registry.count(registry.body_of(digest)) == 2
 
 
-async def test_u18_a_token_that_expires_in_mid_transfer_is_renewed_for_the_rest(registry, program):
+async def test_u18_a_token_that_expires_during_a_transfer_is_renewed_for_the_rest(
+    registry, program
+):
     digest = registry.add_blob(BLOB)
     now = asyncio.Event()
     registry.fail(registry.body_of(digest), Fault(stall_at=MIB, until=now, cut_at=MIB))
@@ -94,7 +98,7 @@ async def test_u18_a_token_that_expires_in_mid_transfer_is_renewed_for_the_rest(
     assert registry.bytes_sent(registry.body_of(digest)) == len(BLOB)
 
 
-async def test_an_outage_in_mid_transfer_is_waited_out(registry, make_program):
+async def test_an_outage_during_a_transfer_is_waited_out(registry, make_program):
     program = await make_program(fetch={"attempts": 10})
     digest = registry.add_blob(BLOB)
     now = asyncio.Event()

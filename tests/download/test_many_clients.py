@@ -1,4 +1,4 @@
-"""Many clients that want one blob at once (faults, table E: E6 to E11; E9 is in `test_ranges_http`)."""
+"""Many simultaneous clients of one blob (faults E6 to E11; E9 is in `test_ranges`)."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,9 +19,7 @@ def target(digest: str) -> str:
     return f"/v2/library/app/blobs/{digest}"
 
 
-async def test_e06_two_hundred_clients_that_ask_for_one_missing_blob_cost_one_get(
-    registry, program
-):
+async def test_e06_two_hundred_clients_of_one_missing_blob_cost_one_get(registry, program):
     digest = registry.add_blob(BLOB[:MIB])
     hold = asyncio.Event()
     registry.fail(registry.body_of(digest), Fault(stall_at=MIB // 2, until=hold))
@@ -43,7 +41,9 @@ async def test_e06_two_hundred_clients_that_ask_for_one_missing_blob_cost_one_ge
     assert registry.count("/token") == 1
 
 
-async def test_e07_when_the_first_client_leaves_the_others_get_all_of_it(registry, program):
+async def test_e07_when_the_first_client_disconnects_the_others_get_the_whole_blob(
+    registry, program
+):
     digest = registry.add_blob(BLOB)
     hold = asyncio.Event()
     registry.fail(registry.body_of(digest), Fault(stall_at=MIB, until=hold))
@@ -60,15 +60,15 @@ async def test_e07_when_the_first_client_leaves_the_others_get_all_of_it(registr
     assert registry.bytes_sent(registry.body_of(digest)) == len(BLOB)
 
 
-async def test_e08_the_slowest_of_ten_holds_up_none_of_the_others(registry, program):
-    content = bytes(32 * MIB)  # more than the sockets between take
+async def test_e08_the_slowest_of_ten_clients_delays_none_of_the_others(registry, program):
+    content = bytes(32 * MIB)  # more than the socket buffers hold
     digest = registry.add_blob(content)
     slowest = await RawClient.connect(program.url, receive_buffer=4096)
     slowest.send(f"GET {target(digest)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     await slowest.read(1)
     answers = await asyncio.gather(*(program.blob(digest) for _ in range(9)))
     assert {(answer.digest, answer.is_whole) for answer in answers} == {(digest, True)}
-    # It is still served, from where it is.
+    # Its response continues at its own pace.
     await slowest.read(2000)
     await slowest.close()
     assert registry.bytes_sent(registry.body_of(digest)) == len(content)
@@ -100,7 +100,7 @@ async def test_e10_a_transfer_that_fails_near_its_end_is_resumed_once_for_all(
 
 @pytest.fixture
 async def other() -> AsyncIterator[FakeRegistry]:
-    """Another upstream, that holds nothing yet."""
+    """Another upstream, which is still empty."""
     async with FakeRegistry() as other:
         other.repository("library/app")
         yield other
@@ -108,7 +108,7 @@ async def other() -> AsyncIterator[FakeRegistry]:
 
 @pytest.fixture
 async def both(registry, other, make_program) -> Program:
-    """The program before two upstreams."""
+    """The program with two upstreams."""
     program: Program = await make_program(upstreams={"other.test": {"url": other.url}})
     return program
 
@@ -116,7 +116,7 @@ async def both(registry, other, make_program) -> Program:
 THERE = "other.test/library/app"
 
 
-async def test_e11_a_digest_that_two_upstreams_send_at_once_comes_from_each_and_is_kept_once(
+async def test_e11_a_digest_of_two_upstreams_is_fetched_from_each_and_stored_once(
     registry, other, both
 ):
     digest = registry.add_blob(BLOB)
@@ -139,7 +139,7 @@ async def test_e11_a_digest_that_two_upstreams_send_at_once_comes_from_each_and_
     assert size == len(BLOB)
 
 
-async def test_e11_once_committed_a_blob_is_shared_across_upstreams(registry, other, both):
+async def test_e11_a_committed_blob_is_shared_by_upstreams(registry, other, both):
     digest = registry.add_blob(BLOB)
     other.add_blob(BLOB)
     assert (await both.blob(digest)).is_whole
@@ -149,7 +149,7 @@ async def test_e11_once_committed_a_blob_is_shared_across_upstreams(registry, ot
     assert other.bytes_sent(other.body_of(digest)) == 0
 
 
-async def test_e11_a_blob_is_not_shown_to_clients_of_an_upstream_that_does_not_hold_it(
+async def test_e11_a_blob_is_not_served_to_clients_of_an_upstream_that_does_not_have_it(
     registry, other, both
 ):
     digest = registry.add_blob(BLOB)
@@ -169,7 +169,9 @@ async def test_e11_a_blob_is_not_shown_to_clients_of_an_upstream_that_does_not_h
 ANOTHER = "library/another"
 
 
-async def test_a_repository_that_does_not_hold_it_keeps_it_from_no_other(registry, program):
+async def test_a_request_in_a_repository_without_the_blob_does_not_affect_other_clients(
+    registry, program
+):
     digest = registry.add_blob(BLOB)
     registry.repository(ANOTHER)
     hold = asyncio.Event()
@@ -185,7 +187,7 @@ async def test_a_repository_that_does_not_hold_it_keeps_it_from_no_other(registr
     assert (answer.status, answer.digest, answer.is_whole) == (200, digest, True)
 
 
-async def test_a_blob_that_came_while_another_repository_was_checked_is_not_fetched_again(
+async def test_a_blob_that_arrives_while_another_repository_is_checked_is_not_fetched_again(
     registry, program
 ):
     digest = registry.add_blob(BLOB)
@@ -207,7 +209,7 @@ async def test_a_blob_that_came_while_another_repository_was_checked_is_not_fetc
 
 
 @pytest.mark.parametrize("content", [b"", b"x", bytes(24 * MIB)], ids=["empty", "1", "too large"])
-async def test_a_client_that_joins_another_repositorys_download_gets_all_of_it(
+async def test_a_client_that_joins_another_repositorys_download_gets_the_whole_blob(
     registry, make_program, content
 ):
     program = await make_program(store={"max_size": "20MB"})
@@ -228,7 +230,7 @@ async def test_a_client_that_joins_another_repositorys_download_gets_all_of_it(
         assert (answer.status, answer.digest, answer.is_whole) == (200, digest, True)
 
 
-async def test_e11_wrong_bytes_from_one_upstream_keep_it_from_no_other_client(
+async def test_e11_wrong_bytes_from_one_upstream_do_not_affect_clients_of_another(
     registry, other, both
 ):
     digest = registry.add_blob(BLOB)

@@ -1,4 +1,4 @@
-"""No room: clients get their blob all the same, checked to the last byte, and nothing breaks."""
+"""No space: clients still get their blob, verified to the last byte."""
 
 import asyncio
 
@@ -21,7 +21,7 @@ async def small(make_program):
 
 @pytest.fixture
 async def full(make_program, tiny_disk):
-    """A program whose disk is smaller than its store may be."""
+    """A program whose disk is smaller than `store.max_size`."""
     return await make_program(tiny_disk(8 * MIB) / "store")
 
 
@@ -39,7 +39,7 @@ async def test_a_blob_larger_than_the_store_is_passed_through(registry, small):
     assert registry.bytes_sent(registry.body_of(digest)) < 3 * len(LARGE)
 
 
-async def test_the_end_of_what_is_passed_through_is_withheld_too(registry, small):
+async def test_the_last_byte_of_a_blob_that_is_passed_through_is_withheld_too(registry, small):
     digest = registry.add_blob(LARGE)
     registry.fail(registry.body_of(digest), Fault(flip_at=0), times=None)
     answer = await small.blob(digest)
@@ -55,7 +55,9 @@ async def test_the_end_of_what_is_passed_through_is_withheld_too(registry, small
         ("bytes=20000000-", 20_000_000, len(LARGE)),
     ],
 )
-async def test_ranges_of_what_is_passed_through(registry, small, asked, start, stop):
+async def test_ranges_of_a_blob_that_is_passed_through_are_right(
+    registry, small, asked, start, stop
+):
     digest = registry.add_blob(LARGE)
     answer = await small.blob(digest, Range=asked)
     assert answer.status == 206
@@ -87,7 +89,7 @@ async def test_a_full_disk_does_not_fail_a_client(registry, full):
     assert full.stored() == {fitting}
 
 
-async def test_a_disk_that_fills_up_in_the_middle_does_not_fail_a_client(registry, full):
+async def test_a_disk_that_fills_up_during_a_download_does_not_fail_a_client(registry, full):
     registry.edge.send_length = False
     digest = registry.add_blob(LARGE)
     release = asyncio.Event()
@@ -108,7 +110,7 @@ async def test_a_manifest_is_served_although_the_disk_is_full(registry, full):
     await full.pull(image)
 
 
-async def test_what_is_there_makes_room_for_what_comes(registry, full):
+async def test_stored_blobs_are_evicted_for_a_new_one(registry, full):
     digests = [registry.add_blob(bytes([n]) * (3 * MIB)) for n in range(6)]
     for digest in digests:
         answer = await full.blob(digest)
@@ -118,7 +120,7 @@ async def test_what_is_there_makes_room_for_what_comes(registry, full):
     assert await full.metric("pullcache_evictions_total") >= 4
 
 
-async def test_a_reader_of_a_blob_that_is_evicted_gets_all_of_it(registry, small):
+async def test_a_reader_of_an_evicted_blob_gets_the_whole_blob(registry, small):
     content = LARGE[: 12 * MIB]
     digest = registry.add_blob(content)
     await small.blob(digest)
@@ -135,7 +137,7 @@ async def test_a_reader_of_a_blob_that_is_evicted_gets_all_of_it(registry, small
     assert digest_of(answer.body) == digest
 
 
-async def test_a_layer_that_two_repositories_share_is_refetched_for_both_after_its_eviction(
+async def test_a_shared_layer_is_fetched_again_for_both_repositories_after_its_eviction(
     registry, small
 ):
     content = LARGE[: 6 * MIB]
@@ -152,7 +154,7 @@ async def test_a_layer_that_two_repositories_share_is_refetched_for_both_after_i
         await small.pull(image)
 
 
-async def test_the_use_of_a_manifest_is_a_use_of_its_layers(registry, small):
+async def test_the_use_of_a_manifest_counts_as_a_use_of_its_layers(registry, small):
     image = registry.add_image(index=True, layers=[LARGE[: 5 * MIB]])
     await small.pull(image)
     await small.wait_for_downloads()
@@ -162,7 +164,7 @@ async def test_the_use_of_a_manifest_is_a_use_of_its_layers(registry, small):
         await small.blob(digest)
         await small.wait_for_downloads()
     small.clock.advance(1)
-    # A client that has the layers already asks for no more than this.
+    # A client that already has the layers requests only this.
     await small.manifest(image, image.digest)
     await small.manifest(image, image.manifest)
     newest = registry.add_blob(b"z" * 5 * MIB)
@@ -172,8 +174,8 @@ async def test_the_use_of_a_manifest_is_a_use_of_its_layers(registry, small):
     assert others[0] not in small.stored()
 
 
-async def test_a_claimed_length_evicts_only_for_what_has_come(registry, small):
-    """`small` holds 20 MB: two blobs of 6 MB stay while 1 MiB of a claimed 15 MB has come."""
+async def test_a_claimed_length_evicts_only_for_bytes_that_have_arrived(registry, small):
+    """`small` holds 20 MB: two blobs of 6 MB stay while 1 MiB of a claimed 15 MB has arrived."""
     kept = {registry.add_blob(bytes([n]) * 6_000_000) for n in (1, 2)}
     for digest in kept:
         assert (await small.blob(digest)).digest == digest

@@ -1,4 +1,4 @@
-"""Large blobs over several connections: right, in order, ranges first, and nothing fetched twice."""
+"""Large blobs over several connections: correct, in order, requested ranges first."""
 
 import asyncio
 import random
@@ -29,11 +29,11 @@ def parts(registry: FakeRegistry, body: str) -> list[str | None]:
 
 
 async def begun(registry, body: str, count: int) -> None:
-    """Wait until so many requests for the blob's bytes are there."""
+    """Wait until this many requests for the blob's bytes have arrived."""
     await registry.until(lambda: registry.count(body) >= count)
 
 
-async def test_a_large_blob_comes_over_several_connections_and_no_byte_twice(
+async def test_a_large_blob_is_fetched_over_several_connections_and_no_byte_twice(
     registry, program, blob, body
 ):
     held = asyncio.Event()
@@ -49,16 +49,16 @@ async def test_a_large_blob_comes_over_several_connections_and_no_byte_twice(
     assert await program.metric("pullcache_downloads_total", result="stored") == 1
 
 
-async def test_a_connection_that_is_fast_enough_gets_no_company(registry, make_program, blob, body):
+async def test_a_fast_connection_stays_the_only_one(registry, make_program, blob, body):
     program = await make_program(fetch={"parallel_max_rate": "0B"})
     assert (await program.blob(blob)).digest == blob
     assert len({seen.peer for seen in registry.seen(body)}) == 1
     assert registry.bytes_sent(body) == len(BLOB)
-    # One piece to learn what upstream can do, and then longer ones.
+    # One piece to learn whether upstream supports ranges, then longer ones.
     assert len(parts(registry, body)) == 3
 
 
-async def test_a_connection_that_was_fast_and_stands_still_gets_company(
+async def test_further_connections_join_one_that_was_fast_and_stalls(
     registry, make_program, blob, body
 ):
     program = await make_program(fetch={"parallel_max_rate": "64MB"})
@@ -69,14 +69,14 @@ async def test_a_connection_that_was_fast_and_stands_still_gets_company(
     await begun(registry, body, 1)
     registry.fail(body, Fault(stall_at=2 * MIB, until=held), times=1)
     first.set()
-    # The second piece stands still, and another fetches what follows it.
+    # The second piece stalls, and another connection fetches the bytes after it.
     await begun(registry, body, 3)
     held.set()
     assert (await asking).digest == blob
     assert registry.bytes_sent(body) == len(BLOB)
 
 
-async def test_a_connection_that_stands_still_gets_company(registry, make_program, blob, body):
+async def test_further_connections_join_one_that_stalls(registry, make_program, blob, body):
     program = await make_program(fetch={"parallel_max_rate": "64MB"})
     held = asyncio.Event()
     registry.fail(body, Fault(stall_at=MIB, until=held), times=1)
@@ -89,7 +89,9 @@ async def test_a_connection_that_stands_still_gets_company(registry, make_progra
 @pytest.mark.parametrize(
     "fetch", [{"parallel_above": "64MB"}, {"connections_per_blob": 1}], ids=["small", "one"]
 )
-async def test_a_small_blob_or_one_connection_is_one_after_another(registry, make_program, fetch):
+async def test_a_small_blob_and_a_single_connection_are_fetched_sequentially(
+    registry, make_program, fetch
+):
     program = await make_program(fetch=fetch)
     digest = registry.add_blob(BLOB)
     assert (await program.blob(digest)).digest == digest
@@ -98,14 +100,14 @@ async def test_a_small_blob_or_one_connection_is_one_after_another(registry, mak
     assert registry.bytes_sent(body) == len(BLOB)
 
 
-async def test_a_blob_whose_manifest_says_that_it_is_small_is_asked_for_plainly(registry, program):
+async def test_a_blob_with_a_small_stated_size_is_requested_without_a_range(registry, program):
     image = registry.add_image(layers=[b"x" * 5 * MIB])
     await program.pull(image)
     for digest in image.blobs:
         assert parts(registry, registry.body_of(digest)) == [None]
 
 
-async def test_an_empty_blob_has_no_range_and_comes_all_the_same(registry, program):
+async def test_an_empty_blob_is_fetched_although_it_has_no_satisfiable_range(registry, program):
     digest = registry.add_blob(b"")
     answer = await program.blob(digest)
     assert (answer.status, answer.body) == (200, b"")
@@ -113,7 +115,7 @@ async def test_an_empty_blob_has_no_range_and_comes_all_the_same(registry, progr
     assert program.stored() == {digest}
 
 
-async def test_the_end_of_a_cold_blob_is_served_before_its_middle(registry, program, blob, body):
+async def test_the_end_of_a_missing_blob_is_served_before_its_middle(registry, program, blob, body):
     held = asyncio.Event()
     registry.fail(body, Fault(stall_at=64 * 1024, until=held), times=4)
     asking = asyncio.ensure_future(program.blob(blob))  # noqa: TID251
@@ -154,7 +156,7 @@ async def test_the_end_of_a_wrong_blob_is_withheld_from_a_client_that_reads_on(
     ids=["cut", "reset", "403", "503", "whole", "refused"],
 )
 @pytest.mark.parametrize("after", [1, 2, 3])
-async def test_whatever_befalls_one_connection_the_blob_comes_whole(
+async def test_whatever_happens_to_one_connection_the_blob_is_complete(
     registry, program, blob, body, fault, after
 ):
     registry.fail(body, Fault(), times=after)
@@ -165,9 +167,7 @@ async def test_whatever_befalls_one_connection_the_blob_comes_whole(
     assert program.stored() == {blob}
 
 
-async def test_an_upstream_that_allows_one_connection_is_asked_by_one(
-    registry, program, blob, body
-):
+async def test_an_upstream_that_allows_one_connection_gets_one(registry, program, blob, body):
     registry.fail(body, Fault(), times=1)
     registry.fail(body, Fault(status=429, body=b"", headers={"Retry-After": "1"}), times=3)
     answer = await program.blob(blob)
@@ -181,11 +181,11 @@ async def test_an_upstream_without_ranges_sends_the_blob_once(registry, program,
     assert registry.bytes_sent(body) == len(BLOB)
 
 
-async def test_a_stop_keeps_what_came_ahead_and_the_next_start_goes_on_from_there(
+async def test_a_stop_keeps_ranges_received_ahead_and_the_next_start_continues_from_there(
     registry, program, blob, body
 ):
     held = asyncio.Event()
-    # The first piece stands still at half; the others are in.
+    # The first piece stalls halfway; the others have arrived.
     registry.fail(body, Fault(stall_at=2 * MIB, until=held), times=1)
     async with program.opened(f"/v2/library/app/blobs/{blob}") as response:
         await response.content.readexactly(2 * MIB)

@@ -30,12 +30,12 @@ def arrive(found: PieceMap, span: Piece, count: int) -> None:
     found.advance(span, count)
 
 
-def test_one_connection_takes_all():
+def test_a_single_connection_claims_the_whole_blob():
     assert took(pieces(100).claim_next(1)) == (0, 100)
     assert took(pieces().claim_next(1)) == (0, OPEN_END)
 
 
-def test_of_a_blob_of_unknown_size_a_piece_is_tried_first():
+def test_a_single_piece_of_a_blob_of_unknown_size_is_claimed_first():
     found = pieces()
     first = found.claim_next(4)
     assert took(first) == (0, MIN_PIECE)
@@ -43,7 +43,7 @@ def test_of_a_blob_of_unknown_size_a_piece_is_tried_first():
     assert took(first) == (0, MIN_PIECE // 2)
 
 
-def test_connections_take_even_shares_in_order():
+def test_connections_claim_even_shares_in_order():
     found = pieces(64 * MIB)
     assert [took(found.claim_next(4)) for _ in range(3)] == [
         (0, 16 * MIB),
@@ -52,12 +52,12 @@ def test_connections_take_even_shares_in_order():
     ]
 
 
-def test_no_piece_is_larger_or_smaller_than_is_worth_a_request():
+def test_the_size_of_a_piece_stays_within_its_bounds():
     assert took(pieces(10 << 30).claim_next(4)) == (0, MAX_PIECE)
     assert took(pieces(6 * MIB).claim_next(4)) == (0, MIN_PIECE)
 
 
-def test_a_single_connection_takes_a_piece_of_the_length_it_is_given():
+def test_a_single_connection_claims_a_piece_of_the_given_length():
     found = pieces(100 * MIB)
     assert took(found.claim_up_to(60 * MIB)) == (0, 60 * MIB)
     assert took(found.claim_up_to(60 * MIB)) == (60 * MIB, 100 * MIB)
@@ -80,14 +80,14 @@ def test_a_range_that_a_reader_waits_for_is_claimed_before_its_turn():
     assert took(found.claim_at(40 * MIB, 41 * MIB)) == (40 * MIB, 41 * MIB)
 
 
-def test_a_range_that_a_connection_would_reach_late_is_taken_from_it():
+def test_a_range_can_be_claimed_from_the_end_of_a_running_piece():
     found = pieces(64 * MIB)
     first = found.claim_next(4)
     assert took(found.claim_at(8 * MIB, 9 * MIB)) == (8 * MIB, 9 * MIB)
     assert took(first) == (0, 8 * MIB)
 
 
-def test_bytes_that_have_arrived_or_will_soon_are_not_claimed_again():
+def test_bytes_that_have_arrived_or_soon_will_are_not_claimed_again():
     found = pieces(64 * MIB)
     found.received.add(20 * MIB, 30 * MIB)
     assert found.claim_at(25 * MIB, 26 * MIB) is None
@@ -95,7 +95,7 @@ def test_bytes_that_have_arrived_or_will_soon_are_not_claimed_again():
     assert found.claim_at(MIN_SPLIT_DISTANCE // 2, MIB) is None
 
 
-def test_a_transfer_that_starts_over_takes_all_that_follows():
+def test_a_transfer_that_starts_over_claims_all_following_bytes():
     found = pieces(64 * MIB)
     span = found.claim_next(4)
     assert span is not None
@@ -105,7 +105,7 @@ def test_a_transfer_that_starts_over_takes_all_that_follows():
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=12))
-def test_a_range_set_is_the_set_of_what_was_added(runs):
+def test_a_range_set_contains_the_ranges_that_were_added(runs):
     found, model = RangeSet(), set()
     assert not found
     for start, stop in map(sorted, runs):

@@ -61,7 +61,7 @@ async def test_urgent_slots_are_granted_first_and_the_rest_in_order():
         assert order == ["first", "urgent", "early", "late"]
 
 
-async def test_client_addresses_take_turns_however_many_slots_one_waits_for():
+async def test_client_addresses_take_turns_whatever_the_number_of_their_waiting_slots():
     async with asyncio.TaskGroup() as group:
         holders = Holders(1, group)
         await holders.add("running", "greedy")
@@ -90,7 +90,7 @@ async def test_background_slots_leave_a_quarter_and_at_least_one_slot_free():
             await holders.cancel(*holders.tasks)
 
 
-async def test_no_address_gets_more_slots_of_a_shared_queue_than_it_leaves_to_others():
+async def test_no_address_gets_more_slots_of_a_shared_queue_than_it_leaves_for_others():
     async with asyncio.TaskGroup() as group:
         holders = Holders(8, group, is_shared_out=True)
         for number in range(20):

@@ -1,4 +1,6 @@
-"""Thousands of random ranges on cold and growing blobs, while transfers break: every byte is right."""
+"""Thousands of random ranges of missing and growing blobs, while transfers break: every byte is
+right.
+"""
 
 import asyncio
 import random
@@ -9,7 +11,7 @@ from tests.support.examples import scaled
 MIB = 1 << 20
 BLOB_COUNT = 12
 RANGE_COUNT = scaled(3000)
-# A busy machine gets through fewer of them, in seconds.
+# Seconds; a busy machine completes fewer ranges in this time.
 TIME_LIMIT = 12.0
 CLIENTS = 24
 
@@ -27,7 +29,7 @@ def random_fault(dice: random.Random) -> Fault:
     )
 
 
-async def test_random_ranges_of_growing_blobs_are_right_whatever_breaks(registry, make_program):
+async def test_random_ranges_of_growing_blobs_are_right_whatever_fails(registry, make_program):
     program = await make_program(
         fetch={"parallel_above": "2MB", "attempts": 10, "max_waiting_per_client": 1000}
     )
@@ -46,14 +48,14 @@ async def test_random_ranges_of_growing_blobs_are_right_whatever_breaks(registry
         own = random.Random(number)
         while left > 0 and now() < began + TIME_LIMIT:
             left -= 1
-            # New blobs begin all the time: the later the range, the more of them.
+            # New blobs are added all the time: later ranges choose among more blobs.
             known = 1 + (RANGE_COUNT - left) * BLOB_COUNT // (RANGE_COUNT + 1)
             index = max(own.randrange(known), own.randrange(known))
             content = blobs[index]
             start = own.randrange(len(content))
             stop = min(len(content), start + own.choice([1, 100, 70_000, MIB]))
             if own.random() < 0.02:
-                # A client that leaves in the middle.
+                # A client that disconnects in the middle.
                 async with program.opened(f"/v2/library/app/blobs/{digests[index]}") as response:
                     await response.content.read(1000)
                     response.close()

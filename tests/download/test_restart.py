@@ -1,4 +1,4 @@
-"""What is on the disk when the daemon ends is there when it starts: content, order, half a blob."""
+"""Content, order of uses and partial downloads survive a restart."""
 
 import asyncio
 import errno
@@ -18,7 +18,7 @@ BLOB = bytes(range(256)) * (4 * MIB // 256)
 
 
 async def interrupted(registry, program, content: bytes = BLOB) -> str:
-    """Stop the daemon when half of a blob is in; return its digest."""
+    """Stop the daemon when half of a blob has arrived; return its digest."""
     digest: str = registry.add_blob(content)
     half = len(content) // 2
     registry.fail(registry.body_of(digest), Fault(stall_at=half, until=asyncio.Event()))
@@ -43,7 +43,7 @@ async def test_an_interrupted_download_is_resumed_by_the_next_request(registry, 
     assert first.bytes_sent == 2 * MIB
 
 
-async def test_what_an_interrupted_download_has_left_is_served_before_upstream_answers(
+async def test_bytes_of_an_interrupted_download_are_served_before_upstream_answers(
     registry, program
 ):
     digest = await interrupted(registry, program)
@@ -58,7 +58,7 @@ async def test_what_an_interrupted_download_has_left_is_served_before_upstream_a
         await response.read()
 
 
-async def test_an_interrupted_download_that_rotted_is_thrown_away(registry, program):
+async def test_a_damaged_interrupted_download_is_discarded(registry, program):
     digest = await interrupted(registry, program)
     path = program.root / "ingest" / digest.replace(":", "-")
     path.write_bytes(flip(path.read_bytes(), 3))
@@ -71,8 +71,8 @@ async def test_an_interrupted_download_that_rotted_is_thrown_away(registry, prog
     assert program.stored() == {digest}
 
 
-async def test_while_upstream_pauses_the_state_on_disk_has_all_bytes(registry, program):
-    """So that a kill then costs none of them."""
+async def test_the_state_on_disk_covers_all_bytes_while_upstream_pauses(registry, program):
+    """So a kill then loses none of them."""
     digest = registry.add_blob(BLOB)
     half = len(BLOB) // 2
     registry.fail(registry.body_of(digest), Fault(stall_at=half, until=asyncio.Event()))
@@ -85,7 +85,7 @@ async def test_while_upstream_pauses_the_state_on_disk_has_all_bytes(registry, p
         response.close()
 
 
-async def test_interrupted_downloads_count_until_they_are_too_old(registry, make_program):
+async def test_interrupted_downloads_are_counted_until_they_are_too_old(registry, make_program):
     program = await make_program(fetch={"ingest_ttl": "1h"})
     digest = await interrupted(registry, program)
     path = program.root / "ingest" / digest.replace(":", "-")
@@ -95,7 +95,7 @@ async def test_interrupted_downloads_count_until_they_are_too_old(registry, make
     assert path.exists()
 
 
-async def test_a_blob_that_was_served_whole_survives_a_stop_at_once(registry, program):
+async def test_a_blob_that_was_served_completely_survives_an_immediate_stop(registry, program):
     digest = registry.add_blob(BLOB)
     assert (await program.blob(digest)).is_whole
     await program.stop()
@@ -105,12 +105,12 @@ async def test_a_blob_that_was_served_whole_survives_a_stop_at_once(registry, pr
     assert (answer.status, answer.digest) == (200, digest)
 
 
-async def test_the_order_of_use_survives_a_restart(registry, make_program):
+async def test_the_order_of_uses_survives_a_restart(registry, make_program):
     program = await make_program(store={"max_size": "20MB"})
     blobs = [registry.add_blob(bytes([n]) * (5 * MIB)) for n in range(3)]
     for digest in blobs:
         await program.blob(digest)
-        # A blob's first use is when it is committed.
+        # The commit of a blob is its first use.
         await program.wait_for_downloads()
         program.clock.advance(1)
     await program.blob(blobs[0])
@@ -121,7 +121,7 @@ async def test_the_order_of_use_survives_a_restart(registry, make_program):
     assert program.stored() == {blobs[0], blobs[2], newest}
 
 
-async def test_a_running_answer_is_finished_before_the_end(registry, program):
+async def test_a_running_response_is_finished_before_the_daemon_ends(registry, program):
     digest = registry.add_blob(BLOB)
     release = asyncio.Event()
     registry.fail(registry.body_of(digest), Fault(stall_at=MIB, until=release))
@@ -138,7 +138,7 @@ async def test_a_running_answer_is_finished_before_the_end(registry, program):
 
 
 async def refused(url: str) -> None:
-    """Wait until nobody listens at `url`."""
+    """Wait until no socket listens at `url`."""
     async with asyncio.timeout(5):
         while True:
             try:
@@ -189,7 +189,7 @@ async def test_a_blob_that_was_damaged_on_the_disk_is_fetched_again(registry, pr
         assert len(registry.requests) == before
 
 
-async def test_a_manifest_that_rotted_on_the_disk_is_never_served(registry, program):
+async def test_a_manifest_that_was_damaged_on_the_disk_is_never_served(registry, program):
     image = registry.add_image()
     await program.pull(image)
     await program.restart()
@@ -201,7 +201,7 @@ async def test_a_manifest_that_rotted_on_the_disk_is_never_served(registry, prog
     await program.wait_for_upstream()
     for reference in (image.digest, "latest"):
         while (answer := await program.manifest(image, reference)).status == 503:
-            pass  # upstream was left alone, and is asked again in a moment
+            pass  # the breaker is open, and upstream is tried again in a moment
         assert (answer.status, answer.digest) == (200, image.digest)
 
 
@@ -221,7 +221,9 @@ async def test_a_lost_index_does_not_make_the_store_larger_than_allowed(registry
         assert program.disk_usage() <= 20_000_000
 
 
-async def test_a_blob_that_a_kill_left_out_of_the_index_is_counted_or_gone(registry, make_program):
+async def test_a_blob_that_a_kill_left_out_of_the_index_is_counted_or_removed(
+    registry, make_program
+):
     program = await make_program(store={"max_size": "20MB"})
     await program.stop()
     orphan = bytes(15 * MIB)
@@ -234,7 +236,7 @@ async def test_a_blob_that_a_kill_left_out_of_the_index_is_counted_or_gone(regis
     assert program.disk_usage() <= 20_000_000
 
 
-async def test_what_a_kill_left_half_written_of_a_manifest_does_not_stay(program):
+async def test_a_manifest_that_a_kill_left_half_written_is_removed(program):
     left = program.root / "ingest" / "put-abcdefgh"
     left.write_bytes(b"half a manifest")
     await program.restart()
@@ -242,7 +244,7 @@ async def test_what_a_kill_left_half_written_of_a_manifest_does_not_stay(program
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.EIO])
-async def test_what_cannot_be_opened_stays_and_is_fetched_anew(
+async def test_a_file_that_cannot_be_opened_stays_and_is_fetched_again(
     monkeypatch, registry, program, number
 ):
     image = registry.add_image(layers=[BLOB])

@@ -1,4 +1,4 @@
-"""Upstreams do not disturb each other: bytes, partial downloads and slots belong to one of them."""
+"""Upstreams do not affect each other: bytes, partial downloads and slots belong to one of them."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ THERE = "hostile.test/library/app"
 
 @pytest.fixture
 async def hostile() -> AsyncIterator[FakeRegistry]:
-    """An upstream that is configured and lies."""
+    """A configured upstream that sends wrong bytes."""
     async with FakeRegistry() as hostile:
         hostile.add_blob(BLOB)
         yield hostile
@@ -26,7 +26,7 @@ async def hostile() -> AsyncIterator[FakeRegistry]:
 
 @pytest.fixture
 async def both(registry, hostile, make_program) -> Program:
-    """The program before an honest upstream, docker.io, and a hostile one."""
+    """The program with an honest upstream, docker.io, and a hostile one."""
     registry.add_blob(BLOB)
     program: Program = await make_program(
         upstreams={"hostile.test": {"url": hostile.url}}, fetch={"stall_timeout": "20s"}
@@ -44,7 +44,7 @@ async def expect_right(program: Program, seconds: float = 5) -> None:
     assert (answer.status, answer.digest, answer.is_whole) == (200, DIGEST, True)
 
 
-async def test_an_upstream_that_drips_wrong_bytes_holds_up_no_other(hostile, both):
+async def test_an_upstream_that_sends_wrong_bytes_slowly_delays_no_other(hostile, both):
     never = asyncio.Event()
     hostile.fail(hostile.body_of(DIGEST), Fault(body=WRONG, stall_at=200_000, until=never))
     async with both.opened(f"/v2/{THERE}/blobs/{DIGEST}") as response:
@@ -52,7 +52,7 @@ async def test_an_upstream_that_drips_wrong_bytes_holds_up_no_other(hostile, bot
         await expect_right(both)
 
 
-async def test_an_upstream_that_does_not_answer_holds_up_no_other(hostile, both):
+async def test_an_upstream_that_does_not_answer_delays_no_other(hostile, both):
     never = asyncio.Event()
     hostile.fail(hostile.body_of(DIGEST), Fault(until_headers=never))
     async with asyncio.TaskGroup() as group:
@@ -63,9 +63,7 @@ async def test_an_upstream_that_does_not_answer_holds_up_no_other(hostile, both)
     assert there.result().is_whole
 
 
-async def test_wrong_bytes_that_one_upstream_left_are_not_resumed_for_another(
-    registry, hostile, both
-):
+async def test_wrong_bytes_from_one_upstream_are_not_resumed_for_another(registry, hostile, both):
     cut = len(BLOB) * 9 // 10
     hostile.fail(hostile.body_of(DIGEST), Fault(body=WRONG, cut_at=cut))
     hostile.fail(hostile.body_of(DIGEST), Fault(status=403, body=b""), times=None)
@@ -76,7 +74,7 @@ async def test_wrong_bytes_that_one_upstream_left_are_not_resumed_for_another(
     assert registry.bytes_sent(registry.body_of(DIGEST)) == len(BLOB)
 
 
-async def test_wrong_bytes_from_one_upstream_however_often_are_not_blamed_on_another(hostile, both):
+async def test_repeated_wrong_bytes_from_one_upstream_are_not_blamed_on_another(hostile, both):
     cut = len(BLOB) * 9 // 10
     for _ in range(5):
         hostile.fail(hostile.body_of(DIGEST), Fault(body=WRONG, cut_at=cut))
@@ -99,7 +97,7 @@ async def test_a_partial_download_is_resumed_from_its_own_upstream_only(registry
     assert registry.bytes_sent(registry.body_of(DIGEST)) == len(BLOB)
 
 
-async def test_an_upstream_that_hangs_delays_no_other_upstreams_blobs(registry, make_program):
+async def test_an_upstream_that_hangs_delays_no_blobs_of_others(registry, make_program):
     never = asyncio.Event()
     async with RawUpstream([RecvUntil(HEAD_END), Wait(never)]) as raw:
         program = await make_program(upstreams={"hanging.test": {"url": raw.url}})
@@ -122,7 +120,7 @@ async def test_an_upstream_that_hangs_delays_no_other_upstreams_blobs(registry, 
 
 
 async def interrupt(registry, program: Program) -> str:
-    """Stop the daemon when half of the blob is in, and spoil what it has on the disk."""
+    """Stop the daemon when half of the blob has arrived, and change the bytes on the disk."""
     digest: str = registry.add_blob(BLOB)
     registry.fail(registry.body_of(digest), Fault(stall_at=2 * MIB, until=asyncio.Event()))
     async with program.opened(f"/v2/library/app/blobs/{digest}") as response:
@@ -136,14 +134,16 @@ async def interrupt(registry, program: Program) -> str:
     return digest
 
 
-async def test_wrong_bytes_of_several_transfers_are_fetched_once_more_and_in_one(registry, program):
+async def test_after_wrong_bytes_of_several_transfers_the_blob_is_fetched_in_a_single_one(
+    registry, program
+):
     digest = await interrupt(registry, program)
     hold = asyncio.Event()
     registry.fail(registry.body_of(digest), Fault(stall_at=MIB, until=hold))
     async with program.opened(f"/v2/library/app/blobs/{digest}") as early:
         await early.content.readexactly(MIB)
         async with asyncio.TaskGroup() as group:
-            # It waits for the last byte, and has none of those that are discarded.
+            # The client waits for the last byte, and has received none of the discarded bytes.
             last = group.create_task(program.blob(digest, Range="bytes=-1"))
             await asyncio.sleep(0.1)
             hold.set()
@@ -157,7 +157,7 @@ async def test_wrong_bytes_of_several_transfers_are_fetched_once_more_and_in_one
     assert await program.metric("pullcache_digest_mismatches_total") == 1
 
 
-async def test_a_blob_is_fetched_once_more_only_once(registry, program):
+async def test_a_blob_is_fetched_a_second_time_but_not_a_third_time(registry, program):
     digest = await interrupt(registry, program)
     registry.fail(registry.body_of(digest), Fault(flip_at=7), times=None)
     answer = await program.blob(digest, Range="bytes=-1")
@@ -167,7 +167,7 @@ async def test_a_blob_is_fetched_once_more_only_once(registry, program):
     assert program.stored() == set()
 
 
-async def test_a_mirror_that_spoils_the_beginning_costs_a_second_fetch_and_no_pull(
+async def test_a_mirror_that_sends_wrong_first_bytes_costs_a_second_fetch_and_no_pull(
     registry, hostile, make_program
 ):
     program = await make_program(

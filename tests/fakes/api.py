@@ -17,9 +17,9 @@ from tests.fakes.content import (
     DOCKER_MANIFEST,
     OCI_INDEX,
     OCI_MANIFEST,
-    Content,
-    Manifest,
-    Repository,
+    FakeContent,
+    FakeManifest,
+    FakeRepository,
     digest_of,
 )
 from tests.fakes.faults import Reply
@@ -28,10 +28,11 @@ from tests.fakes.tokens import SERVICE, TokenService, error
 
 _RESOURCE = re.compile(r"/v2/(?P<name>.+)/(?P<kind>blobs|manifests|referrers)/(?P<ref>[^/]+)")
 _TAGS = re.compile(r"/v2/(?P<name>.+)/tags/list")
+_STORED_TYPES = ("application/vnd.oci.image.", "application/vnd.docker.distribution.")
 _SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 
 
-class RegistryApi(Content, ABC):
+class RegistryApi(FakeContent, ABC):
     """Responds as a registry with this content. Its attributes may be changed at any time."""
 
     def __init__(self) -> None:
@@ -124,7 +125,9 @@ class RegistryApi(Content, ABC):
             Docker_Distribution_Api_Version="registry/2.0",
         )
 
-    def _manifest(self, request: web.BaseRequest, repository: Repository, reference: str) -> Reply:
+    def _manifest(
+        self, request: web.BaseRequest, repository: FakeRepository, reference: str
+    ) -> Reply:
         limit = self._limit_headers()
         if request.method == "GET" and self.pull_limit is not None:
             if self.pulls >= self.pull_limit:
@@ -162,7 +165,7 @@ class RegistryApi(Content, ABC):
             "docker_ratelimit_source": "192.0.2.1",
         }
 
-    def _blob(self, request: web.BaseRequest, repository: Repository, digest: str) -> Reply:
+    def _blob(self, request: web.BaseRequest, repository: FakeRepository, digest: str) -> Reply:
         content = repository.blobs.get(digest)
         if content is None:
             return error(404, "BLOB_UNKNOWN", "blob unknown to registry")
@@ -177,15 +180,18 @@ class RegistryApi(Content, ABC):
         }
         return Reply(200, headers, content)
 
-    def _referrers(self, request: web.BaseRequest, repository: Repository, digest: str) -> Reply:
+    def _referrers(
+        self, request: web.BaseRequest, repository: FakeRepository, digest: str
+    ) -> Reply:
         if not self.referrers:
             return Reply(404, {"Content-Type": "text/plain"}, b"404 page not found\n")
         wanted = request.query.get("artifactType")
         entries = []
         for own_digest, manifest in repository.manifests.items():
-            document = manifest.document
-            kind = document.get("artifactType")
-            if document.get("subject", {}).get("digest") == digest and wanted in (None, kind):
+            if manifest.subject != digest:
+                continue
+            kind = manifest.document.get("artifactType")
+            if wanted in (None, kind):
                 entry = {
                     "mediaType": manifest.media_type,
                     "digest": own_digest,
@@ -196,7 +202,7 @@ class RegistryApi(Content, ABC):
         applied = {"OCI-Filters-Applied": "artifactType"} if wanted else {}
         return Reply(200, {"Content-Type": OCI_INDEX, **applied}, reply.body)
 
-    def _tags(self, request: web.BaseRequest, name: str, repository: Repository) -> Reply:
+    def _tags(self, request: web.BaseRequest, name: str, repository: FakeRepository) -> Reply:
         last = request.query.get("last", "")
         tags = sorted(tag for tag in repository.tags if tag > last)
         limits = [int(request.query["n"])] if "n" in request.query else []
@@ -249,9 +255,12 @@ def accepted_types(request: web.BaseRequest) -> set[str]:
     return {part.partition(";")[0].strip() for part in lines.split(",")}
 
 
-def _convert(manifest: Manifest, repository: Repository, types: set[str]) -> Manifest | Reply:
+def _convert(
+    manifest: FakeManifest, repository: FakeRepository, types: set[str]
+) -> FakeManifest | Reply:
     """Return what a tag that names `manifest` serves to a client that accepts `types`."""
-    if manifest.media_type in types:
+    media_type = manifest.media_type.partition(";")[0]
+    if media_type in types or not media_type.startswith(_STORED_TYPES):
         return manifest
     if manifest.media_type in (OCI_INDEX, OCI_MANIFEST):
         kind = "index" if manifest.media_type == OCI_INDEX else "manifest"
@@ -261,7 +270,7 @@ def _convert(manifest: Manifest, repository: Repository, types: set[str]) -> Man
         for entry in manifest.document["manifests"]:
             if entry["platform"] == {"os": "linux", "architecture": "amd64"}:
                 return repository.manifests[entry["digest"]]
-    return Manifest(b'{"schemaVersion":1,"name":"converted","fsLayers":[]}', _SCHEMA1)
+    return FakeManifest(b'{"schemaVersion":1,"name":"converted","fsLayers":[]}', _SCHEMA1)
 
 
 def _xml(status: int, code: str, message: str) -> Reply:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ def digest_of(content: bytes, algorithm: str = "sha256") -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class FakeManifest:
     """A manifest as a registry stores it."""
 
     content: bytes
@@ -36,19 +37,26 @@ class Manifest:
         document: dict[str, Any] = json.loads(self.content)
         return document
 
+    @property
+    def subject(self) -> str | None:
+        """The digest of the subject; None if there is none that can be read."""
+        with suppress(ValueError, TypeError, KeyError):
+            return str(self.document["subject"]["digest"])
+        return None
+
 
 @dataclass(slots=True)
-class Repository:
+class FakeRepository:
     """A repository and everything that was pushed to it."""
 
     private: bool = False
     blobs: dict[str, bytes] = field(default_factory=dict)
-    manifests: dict[str, Manifest] = field(default_factory=dict)
+    manifests: dict[str, FakeManifest] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
+class FakeImage:
     """An image made by `add_image`. `digest` is what the tag names: the index if there is one."""
 
     repository: str
@@ -67,15 +75,15 @@ class Image:
         return (self.config, *self.layers)
 
 
-class Content:
+class FakeContent:
     """Repositories by name, and methods to push to them."""
 
     def __init__(self) -> None:
-        self.repositories: dict[str, Repository] = {}
+        self.repositories: dict[str, FakeRepository] = {}
 
-    def repository(self, name: str) -> Repository:
+    def repository(self, name: str) -> FakeRepository:
         """Return the repository of that name, created if it does not exist."""
-        return self.repositories.setdefault(name, Repository())
+        return self.repositories.setdefault(name, FakeRepository())
 
     def add_blob(
         self, content: bytes, repository: str = REPOSITORY, *, algorithm: str = "sha256"
@@ -91,7 +99,7 @@ class Content:
         """Push a manifest, point `tag` at it if given, and return its digest."""
         digest = digest_of(content)
         target = self.repository(repository)
-        target.manifests[digest] = Manifest(content, media_type)
+        target.manifests[digest] = FakeManifest(content, media_type)
         if tag is not None:
             target.tags[tag] = digest
         return digest
@@ -113,7 +121,7 @@ class Content:
         index: bool = False,
         docker: bool = False,
         platforms: Sequence[str] = ("linux/amd64", "linux/arm64"),
-    ) -> Image:
+    ) -> FakeImage:
         """Push an image: a manifest of the first platform, or an index of all `platforms`.
 
         The platforms have different configs and the same layers.
@@ -138,7 +146,7 @@ class Content:
         if tag is not None:
             target.tags[tag] = digest
         first = manifests[wanted[0]]
-        return Image(
+        return FakeImage(
             repository=repository,
             tag=tag,
             digest=digest,
@@ -175,7 +183,7 @@ class Content:
         return self.add_manifest(repository, None, _encode(document), media_type)
 
     @staticmethod
-    def _index_entry(repository: Repository, platform: str, digest: str) -> dict[str, Any]:
+    def _index_entry(repository: FakeRepository, platform: str, digest: str) -> dict[str, Any]:
         os, architecture = platform.split("/")[:2]
         manifest = repository.manifests[digest]
         return {

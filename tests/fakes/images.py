@@ -9,13 +9,13 @@ from tests.fakes.content import (
     OCI_INDEX,
     OCI_LAYER,
     OCI_MANIFEST,
-    Content,
+    FakeContent,
     descriptor,
 )
 
 
 def push_manifest(
-    content: Content,
+    content: FakeContent,
     repository: str,
     layers: Sequence[bytes],
     *,
@@ -58,7 +58,7 @@ def push_manifest(
 
 
 def push_index(
-    content: Content, repository: str, tag: str | None, manifests: Mapping[str, str]
+    content: FakeContent, repository: str, tag: str | None, manifests: Mapping[str, str]
 ) -> str:
     """Push an index of manifests by platform, and return its digest."""
     pushed = content.repository(repository).manifests
@@ -73,7 +73,7 @@ def push_index(
     return content.add_manifest(repository, tag, json.dumps(document).encode(), OCI_INDEX)
 
 
-def blobs_of(content: Content, repository: str, digest: str) -> list[str]:
+def blobs_of(content: FakeContent, repository: str, digest: str) -> list[str]:
     """Return the digests of a manifest's config and layers."""
     document = content.repository(repository).manifests[digest].document
     return [document["config"]["digest"], *(layer["digest"] for layer in document["layers"])]

@@ -1,11 +1,12 @@
-"""Requests as clients, attackers and broken programs send them, each with the outcome that RFC 9112 asks for."""
+"""Requests of clients, attackers and broken programs, with the outcome that RFC 9112 demands."""
 
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-# `keep`: answered, and the connection goes on; `close`: answered, then closed; `refuse`: an error, then closed.
+# `keep`: answered, and the connection goes on; `close`: answered, then closed; `refuse`: an error,
+# then closed.
 Outcome = Literal["keep", "close", "refuse"]
 Verdict = tuple[str, Outcome]
 
@@ -34,6 +35,15 @@ HOSTS: list[Verdict] = [
     ("", "refuse"),  # section 3.2; in HTTP/1.0 there is none
     ("Host: x\r\nHost: x\r\n", "refuse"),
     ("Host: x\n", "refuse"),
+    ("Host:\r\n", "keep"),
+    ("Host: my_cache:5000\r\n", "keep"),
+    ("Host: [::1]:5000\r\n", "keep"),
+    ("Host: a b\r\n", "refuse"),
+    ("Host: a/b\r\n", "refuse"),
+    ("Host: a@b\r\n", "refuse"),
+    ("Host: a:b\r\n", "refuse"),
+    ("Host: \xe4\r\n", "refuse"),
+    ("Host: [::1\r\n", "refuse"),
 ]
 HEADERS: list[Verdict] = [
     ("", "keep"),

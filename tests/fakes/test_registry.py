@@ -24,7 +24,7 @@ LAYER = bytes(range(256)) * 2048
 
 
 @dataclass
-class Client:
+class TokenClient:
     """A registry client that follows no redirect and decodes no body."""
 
     session: aiohttp.ClientSession
@@ -50,9 +50,9 @@ class Client:
 
 
 @pytest.fixture
-async def client(registry: FakeRegistry) -> AsyncIterator[Client]:
+async def client(registry: FakeRegistry) -> AsyncIterator[TokenClient]:
     async with aiohttp.ClientSession(requote_redirect_url=False, auto_decompress=False) as session:
-        yield Client(session, registry)
+        yield TokenClient(session, registry)
 
 
 async def test_every_request_needs_a_token_for_its_repository(registry, client):
@@ -242,7 +242,7 @@ class TestFaults:
         registry.auth = registry.cdn = False
         self.path = f"/v2/library/app/blobs/{registry.add_blob(LAYER)}"
 
-    async def test_a_fault_applies_as_often_as_it_says(self, registry, client):
+    async def test_a_fault_applies_as_often_as_specified(self, registry, client):
         registry.fail("GET .*/blobs/", Fault(status=503, body=b"no"), times=2)
         seen = [(await client.ask(self.path))[0] for _ in range(3)]
         assert seen == [503, 503, 200]

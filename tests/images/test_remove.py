@@ -88,7 +88,7 @@ async def test_a_signature_is_removed_with_its_subject(registry, program, two_im
     assert digest_of(b"signature") not in program.stored()
 
 
-async def test_one_unknown_or_pinned_image_keeps_all_from_being_removed(program, two_images):
+async def test_with_one_unknown_or_pinned_image_none_is_removed(program, two_images):
     with pytest.raises(NotFoundError, match="app:none is not in the store"):
         await remove_images(program, "app:v1", "app:none")
     await call(program, "post", "/api/v1/images/pin", {"images": ["me/other:v1"]})

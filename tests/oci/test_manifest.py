@@ -1,4 +1,4 @@
-"""Manifests are parsed; what two parsers could read differently is rejected."""
+"""Manifests are parsed as leniently as clients do; only a document of two kinds is rejected."""
 
 import json
 from typing import Any
@@ -14,13 +14,15 @@ from proxy.oci.manifest import (
     DOCKER_MANIFEST_LIST,
     MANIFEST_TYPES,
     MAX_MANIFEST_SIZE,
+    OCI_ARTIFACT,
     OCI_INDEX,
     OCI_MANIFEST,
+    ORAS_ARTIFACT,
     Manifest,
     parse_manifest,
 )
 from proxy.oci.platform import Platform
-from tests.fakes.content import Content, digest_of
+from tests.fakes.content import FakeContent, digest_of
 
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -52,7 +54,7 @@ def parse(document: object, content_type: str = OCI_MANIFEST) -> Manifest:
 
 @pytest.mark.parametrize("docker", [True, False])
 def test_the_children_of_an_image_are_its_config_and_its_layers(docker):
-    content = Content()
+    content = FakeContent()
     made = content.add_image(layers=[b"one", b"two"], docker=docker)
     raw = content.repository("library/app").manifests[made.digest]
     manifest = parse_manifest(raw.content, raw.media_type)
@@ -65,7 +67,7 @@ def test_the_children_of_an_image_are_its_config_and_its_layers(docker):
 
 @pytest.mark.parametrize("docker", [True, False])
 def test_the_children_of_an_index_are_manifests_with_their_platforms(docker):
-    content = Content()
+    content = FakeContent()
     made = content.add_image(index=True, docker=docker)
     raw = content.repository("library/app").manifests[made.digest]
     manifest = parse_manifest(raw.content, raw.media_type)
@@ -101,6 +103,7 @@ def test_subject_artifact_type_and_annotations_are_parsed():
     assert manifest.artifact_type == "a/b"
     assert manifest.annotations == {"k": "v"}
     plain = parse(image())
+    assert plain.manifests == ()
     assert (plain.subject, plain.artifact_type, plain.annotations) == (None, CONFIG, {})
     assert parse({"manifests": []}, OCI_INDEX).artifact_type == ""
 
@@ -118,73 +121,269 @@ def test_m07_foreign_layers_are_marked(layer, foreign):
     assert parse(image(layers=[layer])).children[1].is_foreign is foreign
 
 
-def test_a_child_with_an_unknown_algorithm_is_left_out():
-    unknown = descriptor() | {"digest": "blake3:" + "a" * 64}
-    assert [child.digest for child in parse(image(layers=[unknown, descriptor()])).children] == [
-        Digest.from_content(b"config"),
-        Digest.from_content(b""),
-    ]
-
-
 @pytest.mark.parametrize(
     ("field", "header", "result"),
     [
         (OCI_MANIFEST, OCI_MANIFEST, OCI_MANIFEST),
-        (None, OCI_MANIFEST, OCI_MANIFEST),
-        ("", DOCKER_MANIFEST, DOCKER_MANIFEST),
         (OCI_MANIFEST, f"{OCI_MANIFEST}; charset=utf-8", OCI_MANIFEST),
         (OCI_MANIFEST, OCI_MANIFEST.upper(), OCI_MANIFEST),
+        (OCI_MANIFEST.upper(), OCI_MANIFEST, OCI_MANIFEST),
         (OCI_MANIFEST, "text/plain", OCI_MANIFEST),
         (OCI_MANIFEST, "", OCI_MANIFEST),
-        (DOCKER_MANIFEST, OCI_MANIFEST, None),
-        (None, "text/html", None),
-        (None, "", None),
-        ("application/vnd.docker.distribution.manifest.v1+prettyjws", "application/json", None),
+        (DOCKER_MANIFEST, OCI_MANIFEST, DOCKER_MANIFEST),
+        (OCI_MANIFEST, DOCKER_MANIFEST, OCI_MANIFEST),
+        # Without the field, the other fields tell, not the header.
+        (None, OCI_MANIFEST, OCI_MANIFEST),
+        (None, DOCKER_MANIFEST, OCI_MANIFEST),
+        ("", OCI_MANIFEST, OCI_MANIFEST),
+        (5, OCI_MANIFEST, OCI_MANIFEST),
+        ("a/b", OCI_MANIFEST, OCI_MANIFEST),
+        ("a/b", "application/vnd.acme.manifest", OCI_MANIFEST),
+        ("application/vnd.acme.manifest", "application/vnd.acme.manifest", None),
     ],
 )
-def test_the_header_and_the_media_type_field_must_agree(field, header, result):
-    if result is None:
-        with pytest.raises(InvalidManifestError):
-            parse(image(mediaType=field), header)
-    else:
-        assert parse(image(mediaType=field), header).media_type == result
+def test_the_media_type_is_what_the_document_states(field, header, result):
+    manifest = parse(image(mediaType=field), header)
+    assert manifest.media_type == (result or header)
+    assert len(manifest.children) == 3
+    assert not manifest.unread
+    assert not manifest.is_index
+
+
+def test_a_document_without_a_media_type_is_recognised_by_its_fields():
+    config = descriptor(b"config", "application/vnd.docker.container.image.v1+json")
+    assert parse(image(mediaType=None, config=config)).media_type == DOCKER_MANIFEST
+    for header in (OCI_INDEX, DOCKER_MANIFEST_LIST, "text/plain"):
+        assert parse({"manifests": []}, header).media_type == OCI_INDEX
+    assert parse({}, DOCKER_MANIFEST).media_type == DOCKER_MANIFEST
+    for header in ("", "not a type", "x" * 300 + "/y"):
+        assert parse({}, header).media_type == "application/octet-stream"
+
+
+SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("document", "header"),
     [
-        {"manifests": []},
-        {"manifests": [descriptor(b"m", OCI_MANIFEST)]},
-        {"config": None},
-        {"layers": None},
-        {"layers": {}},
-        {"layers": [{}]},
-        {"layers": [descriptor(size=-1)]},
-        {"layers": [descriptor(size=1.5)]},
-        {"layers": [descriptor(size="1")]},
-        {"layers": [descriptor(size=2**70)]},
-        {"layers": [descriptor(digest="sha256:../../x")]},
-        {"layers": [descriptor(digest="sha256:" + "A" * 64)]},
-        {"layers": [descriptor(digest="nonsense")]},
-        {"subject": descriptor(digest="sha256:1")},
-        {"annotations": {"k": 1}},
-        {"mediaType": 5},
+        (image(mediaType=None), "text/html"),
+        (image(mediaType=None), ""),
+        (image(mediaType="application/json"), "application/json"),
+        ({}, "application/json"),
+        ({"errors": []}, "application/json"),
+        ({"schemaVersion": 1, "fsLayers": [], "signatures": []}, SCHEMA_1),
     ],
 )
-def test_an_invalid_manifest_is_rejected(changes):
-    with pytest.raises(InvalidManifestError):
-        parse(image(**changes))
+def test_a_document_that_nothing_calls_a_manifest_is_doubtful(document, header):
+    assert parse(document, header).doubt.startswith("not a manifest: sent as ")
+    assert parse(image(), header).doubt == ""
+
+
+@pytest.mark.parametrize("media_type", [OCI_ARTIFACT, ORAS_ARTIFACT])
+def test_the_children_of_an_artifact_manifest_are_its_blobs(media_type):
+    document = {
+        "mediaType": media_type,
+        "artifactType": "application/x",
+        "blobs": [descriptor(b"a"), descriptor(b"b")],
+        "subject": descriptor(b"subject"),
+    }
+    for body, header in ((document, media_type), (document, "application/json")):
+        manifest = parse(body, header)
+        assert [child.size for child in manifest.blobs] == [1, 1]
+        assert manifest.layers == manifest.blobs
+        assert manifest.config is None
+        assert manifest.subject == Digest.from_content(b"subject")
+        assert (manifest.media_type, manifest.doubt, manifest.unread) == (media_type, "", "")
+    assert parse({"blobs": [descriptor(b"a")]}, OCI_MANIFEST).children == ()
+
+
+def test_an_index_of_blobs_is_no_index_of_manifests():
+    layer, manifest = descriptor(b"layer"), descriptor(b"manifest", OCI_MANIFEST)
+    config = descriptor(b"config", "application/vnd.buildkit.cacheconfig.v0")
+    cache = parse({"manifests": [layer, config]}, OCI_INDEX)
+    assert not cache.is_index
+    assert cache.blobs == cache.layers == cache.children
+    assert len(cache.children) == 2
+    assert cache.manifests == ()
+    mixed = parse({"manifests": [layer, manifest, descriptor(b"x", "")]}, OCI_INDEX)
+    assert mixed.is_index
+    assert [child.size for child in mixed.manifests] == [8, 1]
+    assert [child.size for child in mixed.blobs] == [5]
+    assert parse({}, OCI_INDEX).is_index
+
+
+ABSENT: Any = object()
+
+
+@pytest.mark.parametrize("value", [ABSENT, None, 5, "text", [], {}, [None], [5], [[]], True])
+@pytest.mark.parametrize(
+    "name",
+    ["schemaVersion", "mediaType", "config", "layers", "subject", "artifactType", "annotations"],
+)
+def test_any_field_may_be_absent_or_of_another_type(name, value):
+    document = image() | {name: value}
+    if value is ABSENT:
+        del document[name]
+    manifest = parse(document)
+    children = [child.media_type for child in manifest.children]
+    is_right = value in (ABSENT, None) or (name, value) == ("layers", [])
+    if name == "config":
+        assert children == [LAYER, LAYER]
+        assert manifest.config is None
+        assert bool(manifest.unread) is not is_right
+    elif name == "layers":
+        assert children == [CONFIG]
+        assert bool(manifest.unread) is not is_right
+    else:
+        assert children == [CONFIG, LAYER, LAYER]
+        assert manifest.unread == ""
+    assert (manifest.media_type, manifest.doubt) == (OCI_MANIFEST, "")
+    assert len(manifest.unread) <= 100
+
+
+@pytest.mark.parametrize("value", [ABSENT, None, 5, "text", {}, [None], [{}]])
+def test_the_manifests_of_an_index_may_be_absent_or_of_another_type(value):
+    document = {"mediaType": OCI_INDEX} | ({} if value is ABSENT else {"manifests": value})
+    manifest = parse(document, OCI_INDEX)
+    assert manifest.children == ()
+    assert manifest.is_index
+    assert bool(manifest.unread) is (value not in (ABSENT, None))
 
 
 @pytest.mark.parametrize(
-    "document", [{}, {"manifests": [], "layers": []}, {"manifests": [], "config": descriptor()}]
+    "size", ["null", "-1", "1.5", "1.0", '"1"', str(2**70), "true", "[]", "1" * 5000]
 )
-def test_an_invalid_index_is_rejected(document):
-    with pytest.raises(InvalidManifestError, match="an index must have manifests"):
-        parse(document, OCI_INDEX)
+def test_a_child_may_state_no_size(size):
+    document = json.dumps(image(layers=[descriptor() | {"size": "SIZE"}, descriptor(b"bc")]))
+    for text in (document.replace('"SIZE"', size), document.replace(', "size": "SIZE"', "")):
+        manifest = parse_manifest(text.encode(), OCI_MANIFEST)
+        assert [child.size for child in manifest.layers] == [None, 2]
+        assert manifest.unread == ""
+
+
+@pytest.mark.parametrize("name", ["mediaType", "urls", "platform", "annotations", "data"])
+@pytest.mark.parametrize("value", [ABSENT, None, 5, "", [], {}, False])
+def test_the_other_fields_of_a_child_may_be_absent_or_of_another_type(name, value):
+    layer = descriptor() | {name: value}
+    if value is ABSENT:
+        del layer[name]
+    manifest = parse(image(layers=[layer]))
+    (child,) = manifest.layers
+    assert child.digest == Digest.from_content(b"")
+    assert child.media_type == ("" if name == "mediaType" else LAYER)
+    assert child.platform is None
+    assert child.is_foreign is ((name, value) == ("urls", 5))
+    assert manifest.unread == ""
+
+
+@pytest.mark.parametrize(
+    "digest",
+    [
+        *(ABSENT, None, 5, "", "nonsense", "sha256:../../x", "sha256:" + "A" * 64),
+        *("sha256:" + "a" * 63, "sha512:" + "a" * 64, "sha256:" + "a" * 64 + "\x00"),
+        "blake3:" + "a" * 64,
+    ],
+)
+def test_a_child_whose_digest_cannot_be_verified_is_left_out_and_said(digest):
+    bad = descriptor() | {"digest": digest}
+    if digest is ABSENT:
+        del bad["digest"]
+    manifest = parse(image(layers=[bad, descriptor(b"bc")]))
+    assert [child.size for child in manifest.layers] == [2]
+    assert manifest.unread.endswith("is not a digest that can be verified")
+    subject = parse(image(subject=bad))
+    assert (subject.subject, subject.unread) == (None, "")
+
+
+@pytest.mark.parametrize(
+    ("platform", "result"),
+    [
+        ({}, None),
+        ({"architecture": "amd64"}, None),
+        ({"os": "linux"}, None),
+        ({"os": None, "architecture": None}, None),
+        ({"os": 1, "architecture": "amd64"}, None),
+        ({"os": "linux", "architecture": "arm", "variant": None}, Platform("linux", "arm")),
+        ({"OS": "linux", "Architecture": "arm"}, Platform("linux", "arm")),
+    ],
+)
+def test_a_platform_needs_an_operating_system_and_an_architecture(platform, result):
+    index = parse({"manifests": [descriptor(b"x", OCI_MANIFEST, platform=platform)]}, OCI_INDEX)
+    assert index.manifests[0].platform == result
+
+
+def test_annotations_that_are_no_texts_are_left_out():
+    annotations = {"Maintainer": "A", "maintainer": "B", "null": None, "number": 1, "s": "\ud800"}
+    assert parse(image(annotations=annotations)).annotations == {
+        "Maintainer": "A",
+        "maintainer": "B",
+        "null": "",
+        "s": "\ufffd",
+    }
 
 
 GOOD = json.dumps(image()).encode()
+AGAIN = json.dumps([descriptor(b"other")]).encode()
+
+
+@pytest.mark.parametrize("name", [b"layers", b"Layers", b"LAYERS", "layer\u017f".encode()])
+def test_a_name_may_differ_by_case_only_and_occur_twice(name):
+    only = parse_manifest(GOOD.replace(b"layers", name), OCI_MANIFEST)
+    assert [child.size for child in only.layers] == [1, 2]
+    for again in (b"null", json.dumps(image()["layers"]).encode()):
+        manifest = parse_manifest(GOOD[:-1] + b',"%s":%s}' % (name, again), OCI_MANIFEST)
+        assert [child.size for child in manifest.layers] == [1, 2]
+        assert manifest.unread == ""
+    # Parsers take the first or the last, so neither is indexed.
+    manifest = parse_manifest(GOOD[:-1] + b',"%s":%s}' % (name, AGAIN), OCI_MANIFEST)
+    assert manifest.layers == ()
+    assert manifest.unread == "its layers are not one list"
+
+
+def test_what_two_parsers_could_read_differently_in_a_child_is_left_out():
+    digests = b'"digest":"%s","Digest"' % digest_of(b"other").encode()
+    two = parse_manifest(GOOD.replace(b'"digest"', digests, 1), OCI_MANIFEST)
+    assert two.config is None
+    assert two.unread
+    sizes = parse_manifest(GOOD.replace(b'"size": 1', b'"size":1,"Size":9', 1), OCI_MANIFEST)
+    assert [child.size for child in sizes.layers] == [None, 2]
+    configs = parse_manifest(GOOD[:-1] + b',"Config":%s}' % AGAIN[1:-1], OCI_MANIFEST)
+    assert configs.config is None
+    assert configs.unread == "it has several configs"
+    subject = json.dumps(image(subject=descriptor(b"s"))).encode()
+    assert (
+        parse_manifest(subject[:-1] + b',"Subject":%s}' % AGAIN[1:-1], OCI_MANIFEST).subject is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("document", "header"),
+    [
+        (image(manifests=[]), OCI_MANIFEST),
+        (image(manifests=[descriptor(b"m", OCI_MANIFEST)]), OCI_MANIFEST),
+        (image(manifests={}), "application/json"),
+        (image(Manifests=[]), OCI_MANIFEST),
+        (image(mediaType=OCI_INDEX), OCI_MANIFEST),
+        (image(MediaType=DOCKER_MANIFEST_LIST), OCI_MANIFEST),
+        (image(mediaType=OCI_INDEX), OCI_INDEX),
+        (image(), OCI_INDEX),
+        (image(mediaType=None), OCI_INDEX),
+        ({"manifests": [], "layers": []}, OCI_INDEX),
+        ({"manifests": [], "config": descriptor()}, OCI_INDEX),
+        ({"manifests": [], "fsLayers": []}, OCI_INDEX),
+        ({"manifests": []}, OCI_MANIFEST),
+        ({"manifests": []}, ORAS_ARTIFACT),
+        ({"mediaType": OCI_INDEX}, DOCKER_MANIFEST),
+    ],
+)
+def test_m04_a_document_that_is_an_index_and_a_manifest_is_rejected(document, header):
+    with pytest.raises(InvalidManifestError, match="both an image index and a manifest"):
+        parse(document, header)
+
+
+def test_m04_a_null_makes_no_document_ambiguous():
+    assert not parse(image() | {"manifests": None}).is_index
+    assert parse({"manifests": [], "layers": None, "config": None}, OCI_INDEX).is_index
 
 
 @pytest.mark.parametrize(
@@ -197,31 +396,56 @@ GOOD = json.dumps(image()).encode()
         b"<!doctype html>",
         GOOD[:-1],
         GOOD + b"x",
-        GOOD[:-1] + b',"layers":[]}',
-        GOOD[:-1] + b',"Layers":[]}',
         b'{"a":' * 200_000,
         b"[" * 200_000,
+        b'{"x":' * 5000 + b"1" + b"}" * 5000,
         b"\xef\xbb\xbf" + GOOD,
         GOOD.decode().encode("utf-16"),
         GOOD[:-1] + b',"x":NaN}',
-        GOOD[:-1] + b',"x":"\xff"}',
-        GOOD[:-1] + b',"x":"\xed\xa0\x80"}',
-        GOOD[:-1] + b',"annotations":{"k":"\\ud800"}}',
-        GOOD[:-1] + b',"x":' + b"1" * 5000 + b"}",
-        GOOD + b" " * MAX_MANIFEST_SIZE,
     ],
     ids=lambda content: repr(content[-12:]) + str(len(content)),
 )
-def test_m03_bytes_that_parsers_could_read_differently_are_rejected(content):
-    with pytest.raises(InvalidManifestError) as caught:
-        parse_manifest(content, OCI_MANIFEST)
-    assert len(str(caught.value)) <= 200
+def test_m03_bytes_that_cannot_be_read_have_no_children(content):
+    manifest = parse_manifest(content, OCI_MANIFEST)
+    assert (manifest.media_type, manifest.children) == (OCI_MANIFEST, ())
+    assert manifest.unread == manifest.doubt
+    assert manifest.doubt.startswith("not a manifest: ")
+    assert len(manifest.doubt) <= 120
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        b'"x":"\xff"',
+        b'"x":"\xed\xa0\x80"',
+        b'"x":"\\ud800"',
+        b'"annotations":{"k":"\\ud800"}',
+        b'"x":' + b"1" * 5000,
+        b'"x":1e999',
+        b'"a":1,"A":2,"a":3',
+    ],
+)
+def test_m03_oddities_of_fields_that_are_not_read_do_not_matter(field):
+    manifest = parse_manifest(GOOD[:-1] + b"," + field + b"}", OCI_MANIFEST)
+    assert len(manifest.children) == 3
+    assert (manifest.unread, manifest.doubt) == ("", "")
+    json.dumps(manifest.annotations, ensure_ascii=False).encode()
+
+
+def test_m01_a_document_beyond_the_limit_is_rejected():
+    assert parse_manifest(GOOD + b" " * (MAX_MANIFEST_SIZE - len(GOOD)), "").children
+    with pytest.raises(InvalidManifestError, match="larger than"):
+        parse_manifest(GOOD + b" " * MAX_MANIFEST_SIZE, OCI_MANIFEST)
+
+
+def test_m02_many_names_that_differ_by_case_take_one_pass():
+    names = b"".join(b',"%s":[%d]' % (b"layers", n) for n in range(200_000))
+    assert parse_manifest(GOOD[:-1] + names + b"}", OCI_MANIFEST).layers == ()
 
 
 @given(st.binary(), st.sampled_from(sorted(MANIFEST_TYPES)))
-def test_arbitrary_bytes_raise_no_other_error(content, content_type):
-    with pytest.raises(InvalidManifestError):
-        parse_manifest(content, content_type)
+def test_arbitrary_bytes_raise_no_error(content, content_type):
+    assert parse_manifest(content, content_type).media_type == content_type
 
 
 scalars = st.none() | st.integers(-2, 2) | st.sampled_from(["", "sha256:", OCI_INDEX, 0.5])
@@ -242,7 +466,8 @@ def test_arbitrary_documents_raise_no_other_error(changes, content_type):
         manifest = parse(image(**changes), content_type)
     except InvalidManifestError:
         return
-    assert manifest.media_type == content_type
+    assert manifest.media_type in MANIFEST_TYPES
+    assert manifest.doubt == ""
 
 
 def test_the_accept_header_lists_every_manifest_type():

@@ -7,7 +7,7 @@ from tests.support.certificates import Authority
 
 @pytest.fixture
 async def logged(program) -> list[dict[str, object]]:
-    """The lines of the program's access log."""
+    """The request lines of the program's log."""
     lines: list[dict[str, object]] = []
 
     class Lines:

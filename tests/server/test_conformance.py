@@ -1,4 +1,4 @@
-"""RFC 9112 by a table: thousands of requests, whole and in pieces, and what becomes of each."""
+"""RFC 9112 as a table: thousands of requests, whole and in pieces, with the expected outcome."""
 
 import asyncio
 import random
@@ -15,7 +15,7 @@ from tests.fakes.requests import SECOND, generate
 
 
 class Transport:
-    """Takes what a connection sends."""
+    """Collects the bytes that a connection sends."""
 
     def __init__(self) -> None:
         self.sent = b""
@@ -77,12 +77,13 @@ def split(data: bytes, chance: random.Random) -> list[bytes]:
 async def test_every_request_has_the_outcome_of_the_specification(server):
     requests = list(generate())
     assert len(requests) > 10_000
-    # As many as a busy machine checks in a few seconds, others at each run.
+    # As many as a busy machine checks in a few seconds; each run generates other ones.
     for request in random.sample(requests, 4000):
         statuses, paths, is_closed = exchange(server, [request.data + SECOND])
         assert is_closed, request
         if request.outcome == "refuse":
-            # An error in the body comes after the head was understood, and before it is answered.
+            # An error in the body is found after the head was parsed and before the request is
+            # answered.
             assert len(statuses) == 1, request
             assert 400 <= statuses[0] < 500, request
         else:
@@ -90,7 +91,7 @@ async def test_every_request_has_the_outcome_of_the_specification(server):
             assert (paths, set(statuses)) == (expected, {200}), request
 
 
-async def test_it_does_not_matter_in_which_pieces_a_request_comes(server):
+async def test_the_outcome_does_not_depend_on_how_a_request_is_split(server):
     chance = random.Random(9112)
     for request in chance.sample(list(generate()), 200):
         data = request.data + SECOND

@@ -1,4 +1,6 @@
-"""Hostile requests, raw: answered 4xx in the form of the specification, never 500, no traceback."""
+"""Raw hostile requests: they get a 4xx in the form of the specification, never a 500 or a
+traceback.
+"""
 
 import json
 
@@ -20,7 +22,7 @@ def get(target: str, *headers: str, host: str = HOST, version: str = "HTTP/1.1")
     return f"GET {target} {version}\r\n{host}{lines}\r\n".encode("latin-1")
 
 
-# C5: what two parsers could take for different requests.
+# C5: bytes that two parsers could understand as different requests.
 SMUGGLED = {
     "both lengths": get(BLOB, "Content-Length: 3", "Transfer-Encoding: chunked") + b"0\r\n\r\n",
     "two lengths": get(BLOB, "Content-Length: 3", "Content-Length: 4") + b"abcd",
@@ -127,7 +129,7 @@ HEADERS = {
 
 @pytest.fixture
 async def target(registry, program):
-    """The program, with an image in it."""
+    """The program, with an image in its store."""
     image = registry.add_image()
     await program.pull(image)
     await program.wait_for_downloads()
@@ -135,7 +137,7 @@ async def target(registry, program):
 
 
 def check_error(answer: RawResponse) -> None:
-    """Check that an answer of 400 and more is one of ours, and repeats nothing."""
+    """Check that an error response has our form and quotes nothing of the request."""
     assert 400 <= answer.status < 500
     document = json.loads(answer.body)
     assert document["errors"][0]["code"].isupper()
@@ -148,7 +150,7 @@ def no_tracebacks(logged, caplog) -> None:
 
 
 @pytest.mark.parametrize("name", SMUGGLED)
-async def test_c05_what_two_parsers_may_disagree_about_is_refused_and_closed(target, caplog, name):
+async def test_c05_an_ambiguous_request_is_rejected_and_the_connection_closed(target, caplog, name):
     peer = await RawClient.connect(target.url)
     with capture_logs() as logged:
         peer.send(SMUGGLED[name])
@@ -161,7 +163,7 @@ async def test_c05_what_two_parsers_may_disagree_about_is_refused_and_closed(tar
 
 
 @pytest.mark.parametrize("name", TARGETS)
-async def test_c07_to_c11_a_target_is_taken_by_the_letter(target, registry, caplog, name):
+async def test_c07_to_c11_a_target_is_never_normalised(target, registry, caplog, name):
     asked, allowed = TARGETS[name]
     with capture_logs() as logged:
         answer = await exchange(target.url, get(asked))
@@ -175,7 +177,7 @@ async def test_c07_to_c11_a_target_is_taken_by_the_letter(target, registry, capl
 
 
 @pytest.mark.parametrize("name", HEADERS)
-async def test_c12_to_c15_headers_are_understood_or_ignored(target, caplog, name):
+async def test_c12_to_c15_headers_are_interpreted_as_specified_or_ignored(target, caplog, name):
     request, allowed = HEADERS[name]
     with capture_logs() as logged:
         answer = await exchange(target.url, request)
@@ -188,7 +190,7 @@ async def test_c12_to_c15_headers_are_understood_or_ignored(target, caplog, name
 @pytest.mark.parametrize(
     "method", ["PUT", "POST", "PATCH", "DELETE", "TRACE", "QUERY", "get", "CONNECT", "X" * 100]
 )
-async def test_c14_no_method_but_get_and_head_does_anything(target, caplog, method):
+async def test_c14_all_methods_except_get_and_head_are_rejected(target, caplog, method):
     with capture_logs() as logged:
         answer = await exchange(target.url, get(MANIFEST).replace(b"GET", method.encode(), 1))
     assert answer.status in ({400, 405} if method in ("get", "CONNECT", "X" * 100) else {405})
@@ -198,7 +200,7 @@ async def test_c14_no_method_but_get_and_head_does_anything(target, caplog, meth
     no_tracebacks(logged, caplog)
 
 
-async def test_c06_a_hundred_requests_in_one_go_are_answered_in_order(target, registry):
+async def test_c06_a_hundred_pipelined_requests_are_answered_in_order(target, registry):
     registry.pull_limit = None
     peer = await RawClient.connect(target.url)
     peer.send(b"".join(get(f"/v2/library/app/manifests/none{n}") for n in range(100)))
@@ -219,7 +221,9 @@ async def test_a_get_with_a_body_is_answered_and_the_next_request_is_not_confuse
     assert b"404" not in answer.data
 
 
-async def test_c20_clients_that_leave_in_the_middle_leave_no_trace(target, registry, caplog):
+async def test_c20_clients_that_disconnect_in_the_middle_leave_nothing_behind(
+    target, registry, caplog
+):
     digest = registry.add_blob(bytes(4_000_000))
     await target.blob(digest)
     with capture_logs() as logged:
@@ -232,10 +236,10 @@ async def test_c20_clients_that_leave_in_the_middle_leave_no_trace(target, regis
     no_tracebacks(logged, caplog)
 
 
-async def test_c21_an_expectation_is_met(target):
+async def test_c21_expect_100_continue_is_answered(target):
     answer = await exchange(target.url, get("/v2/", "Expect: 100-continue"))
     assert answer.status in (100, 200)
 
 
-def test_a_connection_that_says_nothing_is_not_kept_for_long():
+def test_a_silent_connection_is_closed():
     assert http.KEEPALIVE_TIMEOUT <= 75

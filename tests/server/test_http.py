@@ -1,4 +1,6 @@
-"""The HTTP protocol: requests in order, their limits, and responses that are the same each time."""
+"""The HTTP protocol: requests in order, their limits, and identical responses to identical
+requests.
+"""
 
 import asyncio
 import re
@@ -33,7 +35,7 @@ async def image(registry, program):
 
 @pytest.fixture
 async def ask(program, image) -> Ask:
-    """Ask on one connection that stays; return the status and all of the answer."""
+    """Send a request on a kept connection; return the status and the whole response."""
     peer = await RawClient.connect(program.url)
 
     async def ask(asked: bytes) -> tuple[int, bytes]:
@@ -53,7 +55,7 @@ async def ask(program, image) -> Ask:
     "headers", [(), (f"Accept: {OCI}",), (MANY, "User-Agent: docker/20.10"), "match"]
 )
 @pytest.mark.parametrize("is_tag", [True, False])
-async def test_the_answer_is_the_same_byte_for_byte(program, ask, image, method, headers, is_tag):
+async def test_responses_are_the_same_byte_for_byte(program, ask, image, method, headers, is_tag):
     if headers == "match":
         headers = (f'If-None-Match: "{image.digest}"',)
     target = f"/v2/library/app/manifests/{'latest' if is_tag else image.digest}"
@@ -68,7 +70,7 @@ async def test_the_answer_is_the_same_byte_for_byte(program, ask, image, method,
         ]
 
 
-async def test_many_at_once_are_answered_in_order(program, image):
+async def test_pipelined_requests_are_answered_in_order(program, image):
     peer = await RawClient.connect(program.url)
     digest = request(f"/v2/library/app/manifests/{image.digest}")
     ping = request("/v2/")
@@ -76,7 +78,7 @@ async def test_many_at_once_are_answered_in_order(program, image):
         peer.send(asked)
         await peer.read_response()
     peer.received.clear()
-    # In one piece, in several, and behind one that takes a task.
+    # In one piece, in several, and after a request that runs as a task.
     peer.send(LATEST + digest)
     peer.send(ping + LATEST)
     peer.send(LATEST[:20])
@@ -90,7 +92,7 @@ async def test_many_at_once_are_answered_in_order(program, image):
     assert answer.data.count(b"HTTP/1.1 200 OK") == 7
 
 
-async def test_a_tag_that_expired_is_asked_again(registry, program, ask):
+async def test_an_expired_tag_is_revalidated(registry, program, ask):
     await ask(LATEST)
     await ask(LATEST)
     moved = registry.add_image(layers=[b"moved"])
@@ -100,7 +102,7 @@ async def test_a_tag_that_expired_is_asked_again(registry, program, ask):
     program.clock.advance(601)
     assert moved.digest.encode() in (await ask(LATEST))[1]
     assert registry.requests
-    # And its age begins anew, even within one second.
+    # And its age starts at zero again, even within one second.
     assert b"\r\nAge: 0\r\n" in (await ask(LATEST))[1]
 
 
@@ -111,7 +113,7 @@ async def test_age_grows(program, ask):
     assert b"\r\nAge: 100\r\n" in (await ask(LATEST))[1]
 
 
-async def test_what_another_repository_holds_is_not_served(registry, program, ask, image):
+async def test_content_of_another_repository_is_not_served(registry, program, ask, image):
     registry.add_image("library/other", layers=[b"other"])
     stranger = request(f"/v2/library/other/manifests/{image.digest}")
     await ask(LATEST)
@@ -119,7 +121,7 @@ async def test_what_another_repository_holds_is_not_served(registry, program, as
         assert (await ask(stranger))[0] == 404
 
 
-async def test_a_reload_counts_at_once(program, ask, image):
+async def test_a_reload_applies_at_once(program, ask, image):
     for _ in range(2):
         assert (await ask(LATEST))[0] == 200
     upstream = {"url": program.registry.url, "deny": ["library/*"]}
@@ -127,7 +129,7 @@ async def test_a_reload_counts_at_once(program, ask, image):
     assert (await ask(LATEST))[0] == 403
 
 
-async def test_logins_are_asked_for(program, ask, image, tmp_path):
+async def test_logins_are_required(program, ask, image, tmp_path):
     for _ in range(2):
         assert (await ask(LATEST))[0] == 200
     assert await program.reload(
@@ -139,7 +141,7 @@ async def test_logins_are_asked_for(program, ask, image, tmp_path):
         assert (await ask(request("/v2/library/app/manifests/latest", login)))[0] == 200
 
 
-async def test_they_are_counted_and_logged(registry, program, image, logged):
+async def test_requests_are_counted_and_logged(registry, program, image, logged):
     peer = await RawClient.connect(program.url)
     for _ in range(3):
         peer.send(LATEST)
@@ -157,7 +159,7 @@ async def test_they_are_counted_and_logged(registry, program, image, logged):
     )
 
 
-async def test_a_use_counts(program, image, ask):
+async def test_a_request_counts_as_a_use(program, image, ask):
     index = program.running._core.index
     for _ in range(2):
         await ask(LATEST)
@@ -189,7 +191,7 @@ async def test_a_use_counts(program, image, ask):
         *("a body", "chunks", "a condition", "1.0 that stays", "endless chunks"),
     ],
 )
-async def test_a_request_after_which_nothing_is_read_ends_the_connection(program, asked, statuses):
+async def test_a_rejected_request_ends_the_connection(program, asked, statuses):
     peer = await RawClient.connect(program.url)
     peer.send(asked + request("/second", "Connection: close"))
     answer = await peer.read_to_end()
@@ -203,12 +205,12 @@ def padded(size: int) -> bytes:
 
 
 @pytest.mark.parametrize("is_slow", [False, True])
-async def test_a_head_may_have_64_kib_and_no_byte_more(program, is_slow):
+async def test_a_head_may_have_at_most_64_kib(program, is_slow):
     for size, status in [(http.MAX_HEAD_SIZE, 200), (http.MAX_HEAD_SIZE + 1, 431)]:
         asked = padded(size)
         assert len(asked) == size
         peer = await RawClient.connect(program.url)
-        # Behind another request a head begins anywhere in what is read.
+        # After another request, a head may begin anywhere in the bytes of a read.
         peer.send(request("/v2/") + asked[:100])
         await peer.read_response()
         peer.received.clear()
@@ -222,7 +224,7 @@ async def test_a_head_may_have_64_kib_and_no_byte_more(program, is_slow):
 @pytest.mark.parametrize(
     "begin", [b"0\r\nT: ", b"1;"], ids=["a trailer", "an extension of a chunk"]
 )
-async def test_what_frames_a_body_is_bounded(program, begin):
+async def test_the_framing_of_a_body_is_bounded(program, begin):
     peer = await RawClient.connect(program.url)
     peer.send(request("/v2/", "Transfer-Encoding: chunked") + begin)
     await program.ask("/v2/")
@@ -238,7 +240,7 @@ async def test_the_number_of_headers_is_bounded(program):
         await peer.close()
 
 
-async def test_requests_sent_ahead_are_bounded_and_none_is_lost(registry, program):
+async def test_pipelined_bytes_are_bounded_and_no_request_is_lost(registry, program):
     digest = registry.add_blob(bytes(20 << 20))
     assert (await program.blob(digest)).is_whole
     await program.wait_for_downloads()
@@ -255,14 +257,14 @@ async def test_requests_sent_ahead_are_bounded_and_none_is_lost(registry, progra
     assert answer.data.count(b"HTTP/1.1 200") == 20_002
 
 
-async def test_accept_on_several_lines_is_one_list(program, ask, image):
+async def test_several_accept_lines_are_one_list(program, ask, image):
     accept = [f"Accept: {line}" for line in ("text/html", OCI)]
     assert (await ask(request("/v2/library/app/manifests/latest", *accept)))[0] == 200
     refused = request("/v2/library/app/manifests/latest", "Accept: text/html", "Accept: text/x")
     assert (await ask(refused))[0] == 404
 
 
-async def test_a_client_that_leaves_ends_its_request(registry, program, logged):
+async def test_a_client_that_disconnects_ends_its_request(registry, program, logged):
     registry.fail("GET /v2/library/app/manifests", Fault(until_headers=asyncio.Event()))
     peer = await RawClient.connect(program.url)
     peer.send(LATEST)
@@ -276,7 +278,7 @@ async def test_a_client_that_leaves_ends_its_request(registry, program, logged):
 
 
 async def test_a_repeated_request_gets_the_same_response_on_any_connection(program):
-    """Requests that are the same byte for byte are parsed once."""
+    """Identical requests are parsed once."""
     request = b"GET /v2/ HTTP/1.1\r\nHost: cache\r\n\r\n"
     closing = b"GET /v2/ HTTP/1.1\r\nHost: cache\r\nConnection: close\r\n\r\n"
     bodies = set()

@@ -1,4 +1,4 @@
-"""What an operator sees: metrics, health, one line a request."""
+"""Monitoring: metrics, health checks, one log line per request."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ NAMES = [
 ]
 
 
-async def test_every_number_is_there_from_the_first_second(program):
+async def test_every_series_exists_from_the_start(program):
     answer = await program.ask("/metrics")
     assert answer.status == 200
     assert answer.headers["Content-Type"].startswith("text/plain")
@@ -45,7 +45,7 @@ async def test_every_number_is_there_from_the_first_second(program):
     assert "_created" not in text
 
 
-async def test_requests_and_bytes_are_counted_by_where_they_came_from(registry, program):
+async def test_requests_and_bytes_are_counted_by_source(registry, program):
     digest = registry.add_blob(BLOB)
     for _ in range(3):
         await program.blob(digest)
@@ -63,9 +63,7 @@ async def test_requests_and_bytes_are_counted_by_where_they_came_from(registry, 
     assert await program.metric("pullcache_request_duration_seconds_count", kind="blob") == 3
 
 
-async def test_distributions_names_are_switched_on_by_a_reload_with_what_was_counted(
-    registry, program
-):
+async def test_a_reload_enables_distributions_metrics_with_the_counts_so_far(registry, program):
     image = registry.add_image(layers=[BLOB])
     for _ in range(2):
         await program.pull(image)
@@ -85,7 +83,7 @@ async def test_distributions_names_are_switched_on_by_a_reload_with_what_was_cou
         assert await program.metric("registry_proxy_pushed_bytes_total", type=kind) == 2 * size
 
 
-async def test_upstreams_requests_are_counted_by_kind_and_status(registry, program):
+async def test_upstream_requests_are_counted_by_kind_and_status(registry, program):
     await program.pull(registry.add_image())
     count = "pullcache_upstream_requests_total"
     assert await program.metric(count, kind="manifest", status="200") == registry.pulls
@@ -97,14 +95,14 @@ async def test_upstreams_requests_are_counted_by_kind_and_status(registry, progr
     assert await program.metric(count, status="error") >= 1
 
 
-async def test_the_pull_limit_is_shown(registry, program):
+async def test_the_pull_limit_is_exported(registry, program):
     registry.pull_limit = 50
     await program.manifest(registry.add_image())
     assert await program.metric("pullcache_upstream_ratelimit_limit") == 50
     assert await program.metric("pullcache_upstream_ratelimit_remaining") == 49
 
 
-async def test_p16_many_names_that_do_not_exist_make_no_new_series(registry, program):
+async def test_p16_many_missing_names_create_no_series(registry, program):
     async def series() -> set[bytes]:
         lines = (await program.ask("/metrics")).body.splitlines()
         return {line.rpartition(b" ")[0] for line in lines if not line.startswith(b"#")}
@@ -120,19 +118,19 @@ async def test_p16_many_names_that_do_not_exist_make_no_new_series(registry, pro
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
-async def test_health_needs_no_upstream(registry, program, path):
+async def test_health_checks_need_no_upstream(registry, program, path):
     async with registry.down():
         answer = await program.ask(path)
     assert answer.status == 200
     assert (await program.ask(path, "HEAD")).status == 200
 
 
-async def test_what_is_nowhere_is_404(program):
+async def test_an_unknown_path_is_404(program):
     for path in ("/", "/admin", "/v1/images", "/metrics/x", "/favicon.ico"):
         assert (await program.ask(path)).status == 404
 
 
-async def test_a_request_is_logged_once_with_what_matters(registry, program, logged):
+async def test_a_request_is_logged_once_with_its_fields(registry, program, logged):
     digest = registry.add_blob(BLOB)
     await program.blob(digest)
     await program.wait_for_downloads()
@@ -150,7 +148,7 @@ async def test_a_request_is_logged_once_with_what_matters(registry, program, log
     json.dumps(logged)
 
 
-async def test_secrets_are_in_no_log_and_no_answer(registry, make_program):
+async def test_secrets_are_in_no_log_and_no_response(registry, make_program):
     registry.tokens.users["bob"] = "CANARY-password"
     registry.add_image("me/secret")
     registry.repository("me/secret").private = True
@@ -179,7 +177,7 @@ async def test_secrets_are_in_no_log_and_no_answer(registry, make_program):
     assert not [token for token in tokens if len(token) > 8 and token in text]
 
 
-async def test_a_scrape_during_a_download_shows_it(registry, program):
+async def test_a_scrape_shows_a_running_download(registry, program):
     digest = registry.add_blob(BLOB)
     release = asyncio.Event()
     registry.fail(registry.body_of(digest), Fault(stall_at=1000, until=release))

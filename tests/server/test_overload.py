@@ -1,4 +1,4 @@
-"""Too many, too slow, too greedy: one client more is told so at once, and the others are served."""
+"""Too many or too slow clients: they are rejected or dropped, and the others are served."""
 
 import asyncio
 import os
@@ -22,12 +22,12 @@ PING = b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 async def ended(peer: RawClient) -> bytes:
-    """Return what came until the server ended the connection, in whatever way."""
+    """Return the bytes received until the server ended the connection."""
     return (await peer.read_to_end()).data
 
 
 async def until(program, connections: int) -> None:
-    """Wait until so many are connected, the one who asks among them."""
+    """Wait until this many clients are connected, including the one that reads the metric."""
     async with asyncio.timeout(10):
         while await program.metric("pullcache_connections") != connections:
             pass
@@ -37,7 +37,7 @@ async def until(program, connections: int) -> None:
 
 
 @pytest.mark.parametrize("before", [b"", PING], ids=["first", "second"])
-async def test_c01_a_head_that_comes_slowly_is_not_waited_for(program, monkeypatch, before):
+async def test_c01_a_head_that_arrives_too_slowly_is_given_up(program, monkeypatch, before):
     monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.3)
     slow = [await RawClient.connect(program.url) for _ in range(20)]
     for peer in slow:
@@ -55,7 +55,7 @@ async def test_c01_a_head_that_comes_slowly_is_not_waited_for(program, monkeypat
     await until(program, 1)
 
 
-async def test_c01_a_head_in_pieces_is_a_request_and_its_connection_lives_on(program, monkeypatch):
+async def test_c01_a_head_in_pieces_is_a_request_and_its_connection_is_kept(program, monkeypatch):
     monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.5)
     peer = await RawClient.connect(program.url)
     for _ in range(3):
@@ -66,7 +66,7 @@ async def test_c01_a_head_in_pieces_is_a_request_and_its_connection_lives_on(pro
         assert (await peer.read_response()).status == 200
 
 
-async def test_c01_a_connection_that_says_nothing_is_closed(program, monkeypatch):
+async def test_c01_a_silent_connection_is_closed(program, monkeypatch):
     monkeypatch.setattr(http, "KEEPALIVE_TIMEOUT", 0.3)
     silent = await RawClient.connect(program.url)
     asked = await RawClient.connect(program.url)
@@ -76,7 +76,7 @@ async def test_c01_a_connection_that_says_nothing_is_closed(program, monkeypatch
     assert (await ended(asked)).count(b"HTTP/1.1") == 1
 
 
-async def test_c02_a_body_is_not_read_its_sender_told_and_the_connection_closed(
+async def test_c02_a_request_with_a_body_gets_an_error_and_its_connection_is_closed(
     program, monkeypatch
 ):
     monkeypatch.setattr(http, "LINGERING_TIME", 0.2)
@@ -93,7 +93,7 @@ async def test_c02_a_body_is_not_read_its_sender_told_and_the_connection_closed(
 
 
 def read_slowly(url: str, path: str, seconds: float) -> int:
-    """Read an answer, for so long 200 kB a second: far less than would empty the server's buffer."""
+    """Read a response, at first at 200 kB a second: too slowly to empty the server's buffer."""
     parts = urlsplit(url)
     began, count = time.monotonic(), 0
     with socket.socket() as client:
@@ -119,11 +119,11 @@ async def test_c03_a_client_that_reads_slowly_is_not_dropped(registry, program, 
     await program.blob(digest)
     await program.wait_for_downloads()
     path = f"/v2/library/app/blobs/{digest}"
-    # For many times what silence may last.
+    # For many times the stall timeout.
     assert await asyncio.to_thread(read_slowly, program.url, path, 4 * sendfile.STALL_TIMEOUT)
 
 
-async def test_c03_a_client_that_takes_no_small_answers_is_dropped_too(program, monkeypatch):
+async def test_c03_a_client_that_reads_no_small_responses_is_dropped_too(program, monkeypatch):
     monkeypatch.setattr(sendfile, "STALL_TIMEOUT", 0.3)
     peer = await RawClient.connect(program.url, receive_buffer=4096)
     peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -135,10 +135,10 @@ async def test_c03_a_client_that_takes_no_small_answers_is_dropped_too(program, 
     await until(program, 1)
 
 
-# Too many.
+# Too many clients.
 
 
-async def test_c04_one_client_more_than_may_be_is_told_at_once_and_the_others_are_served(
+async def test_c04_a_connection_over_the_limit_gets_429_and_the_others_are_served(
     make_program,
 ):
     program = await make_program(server={"max_connections": 5})
@@ -159,7 +159,7 @@ async def test_c04_one_client_more_than_may_be_is_told_at_once_and_the_others_ar
     assert (await exchange(program.url, PING)).status == 200
 
 
-async def test_c04_one_address_has_its_share_and_others_theirs(make_program):
+async def test_c04_the_limit_per_address_leaves_connections_for_others(make_program):
     program = await make_program(server={"max_connections_per_client": 2})
     host, port = program.addresses[0].split(":")
     other = [
@@ -178,7 +178,7 @@ async def test_c04_one_address_has_its_share_and_others_theirs(make_program):
         one.transport.abort()
 
 
-async def test_c04_those_who_are_too_many_are_themselves_few(make_program, monkeypatch):
+async def test_c04_the_number_of_rejected_connections_is_limited(make_program, monkeypatch):
     monkeypatch.setattr(connection_limit, "MAX_REJECTED", 3)
     monkeypatch.setattr(http, "REJECTED_TIMEOUT", 0.3)
     program = await make_program(server={"max_connections": 1})
@@ -187,15 +187,15 @@ async def test_c04_those_who_are_too_many_are_themselves_few(make_program, monke
     async with asyncio.timeout(10):
         while await program.metric("pullcache_connections_refused_total") < 3:
             pass
-    # There is no room even for being told so.
+    # No slot is left for rejected connections either.
     hung_up_on = await RawClient.connect(program.url)
     assert await ended(hung_up_on) == b""
-    # Nobody keeps that room for long.
+    # Rejected connections do not keep their slots for long.
     assert {await ended(peer) for peer in silent} == {b""}
     assert (await exchange(program.url, PING)).status == 429
 
 
-async def test_c04_a_thousand_that_say_nothing_hold_nobody_up(program):
+async def test_c04_a_thousand_silent_connections_delay_no_client(program):
     peers = [await RawClient.connect(program.url) for _ in range(1000)]
     await until(program, 1001)
     assert (await program.ask("/v2/")).status == 200
@@ -204,7 +204,7 @@ async def test_c04_a_thousand_that_say_nothing_hold_nobody_up(program):
     await until(program, 1)
 
 
-async def test_c04_a_reload_changes_how_many_may_be(make_program):
+async def test_c04_a_reload_changes_the_limit(make_program):
     program = await make_program(server={"max_connections": 1})
     assert (await program.ask("/v2/")).status == 200
     assert (await exchange(program.url, PING)).status == 429
@@ -227,7 +227,7 @@ def test_c04_one_network_of_ipv6_is_one_client():
 
 @pytest.fixture
 def few_files():
-    """Let this process open few files more, as the system may."""
+    """Let this process open only a few more files, as the system may."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def limit(files: int) -> None:
@@ -237,7 +237,7 @@ def few_files():
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-async def test_d10_clients_leave_the_store_its_descriptors(make_program, few_files, registry):
+async def test_d10_descriptors_are_reserved_for_the_store(make_program, few_files, registry):
     few_files(connection_limit.RESERVED_DESCRIPTORS + 3 * connection_limit.DESCRIPTORS_PER_CLIENT)
     with capture_logs() as logged:
         program = await make_program()
@@ -259,7 +259,7 @@ async def test_d10_the_limit_on_files_is_raised_as_far_as_the_system_allows(few_
     assert soft == hard
 
 
-async def test_d10_a_system_without_descriptors_is_asked_again_in_a_while(program, few_files):
+async def test_d10_accepting_resumes_after_the_system_had_no_descriptors(program, few_files):
     peer = await RawClient.connect(program.url)
     peer.send(PING)
     assert (await peer.read_response()).status == 200
@@ -282,7 +282,7 @@ async def test_d10_a_system_without_descriptors_is_asked_again_in_a_while(progra
 # Log.
 
 
-async def test_c05_malformed_requests_cost_a_short_line_each_and_only_so_many(program):
+async def test_c05_malformed_requests_are_logged_in_short_lines_up_to_a_limit(program):
     with capture_logs() as logged:
         for _ in range(40):
             answer = await exchange(program.url, b"\xff\xfe junk " + b"x" * 1000 + b"\r\n\r\n")
@@ -292,7 +292,7 @@ async def test_c05_malformed_requests_cost_a_short_line_each_and_only_so_many(pr
     assert max(len(repr(line)) for line in lines) < 200
 
 
-async def test_c23_what_a_client_says_of_its_address_is_not_believed(make_program):
+async def test_c23_addresses_in_client_headers_are_ignored(make_program):
     program = await make_program(server={"max_connections_per_client": 1})
     await program.ask("/v2/")
     forged = PING.replace(
@@ -301,12 +301,12 @@ async def test_c23_what_a_client_says_of_its_address_is_not_believed(make_progra
     assert (await exchange(program.url, forged)).status == 429
 
 
-async def test_c24_the_proxy_protocol_is_no_request(program):
+async def test_c24_the_proxy_protocol_is_rejected(program):
     answer = await exchange(program.url, b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + PING)
     assert answer.status == 400
 
 
-async def test_c19_names_that_nobody_has_leave_no_series_and_no_rows(registry, program):
+async def test_c19_missing_names_create_no_series_and_no_rows(registry, program):
     registry.pull_limit = None
 
     async def series_after(numbers: range) -> int:
@@ -328,7 +328,7 @@ async def test_c19_names_that_nobody_has_leave_no_series_and_no_rows(registry, p
 
 
 @pytest.mark.parametrize("key", ["admin_token_file", "htpasswd", "tls_key"])
-async def test_a05_a_secret_that_all_can_read_is_named_at_the_start(make_program, tmp_path, key):
+async def test_a05_a_world_readable_secret_is_reported_at_the_start(make_program, tmp_path, key):
     file = tmp_path / "secret"
     file.touch(mode=0o644)
     settings = (

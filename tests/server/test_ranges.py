@@ -52,7 +52,7 @@ def test_one_range_selects_what_the_model_selects(spec, size):
 
 
 @given(st.lists(specs, min_size=2, max_size=6), st.integers(0, 100))
-def test_several_ranges_select_what_the_model_selects_of_each(asked, size):
+def test_several_ranges_select_what_the_model_selects_for_each(asked, size):
     content = bytes(range(size))
     expected = [model(spec, size) for spec in asked]
     value = "bytes=" + " , ".join(asked)
@@ -69,7 +69,7 @@ def test_several_ranges_select_what_the_model_selects_of_each(asked, size):
     assert [content[one.start : one.stop] for one in selected] == ([] if is_too_much else present)
 
 
-def test_there_is_a_bound_on_ranges():
+def test_the_number_of_ranges_is_limited():
     def ranges(count: int) -> str:
         return "bytes=" + ",".join(f"{2 * n}-{2 * n}" for n in range(count))
 
@@ -99,16 +99,16 @@ def test_there_is_a_bound_on_ranges():
         "bytes=" + "9" * 30 + "-",
     ],
 )
-def test_a_range_that_may_be_ignored_is_ignored(value):
+def test_ranges_that_may_be_ignored_are_ignored(value):
     assert parse_ranges(value, 100) == []
 
 
-def test_the_unit_has_no_case_and_blanks_around_do_not_matter():
+def test_the_unit_is_case_insensitive_and_blanks_are_allowed():
     assert parse_ranges(" Bytes=1-2 ", 100) == [ByteRange(1, 3)]
 
 
 @given(st.text() | specs.map("bytes={}".format), st.integers(0, 2**60))
-def test_a_range_always_lies_inside_the_content(value, size):
+def test_every_range_lies_inside_the_content(value, size):
     try:
         selected = parse_ranges(value, size)
     except RangeNotSatisfiableError:
@@ -154,7 +154,7 @@ def test_if_none_match_is_compared_weakly(condition, match):
 
 
 @given(st.text())
-def test_no_condition_makes_the_comparison_raise(value):
+def test_no_condition_raises(value):
     is_not_modified(value, ETAG)
     is_if_range_match(value, ETAG)
 
@@ -162,7 +162,7 @@ def test_no_condition_makes_the_comparison_raise(value):
 @pytest.mark.parametrize(
     "value", ['"x", ' * 10_000 + ETAG, '"a"' + " " * 8_000 + "x", '"' * 60_000, "W/" * 30_000]
 )
-def test_a_condition_of_any_length_costs_little(value):
+def test_a_long_condition_takes_little_time(value):
     start = time.process_time()
     is_not_modified(value, ETAG)
     assert time.process_time() - start < 0.2

@@ -1,4 +1,4 @@
-"""Stored blobs: sent by the kernel, whole or short, and the connection goes on."""
+"""Stored blobs: sent by the kernel, completely or cut short, on connections that are kept."""
 
 import asyncio
 import errno
@@ -40,7 +40,7 @@ def get(path: str) -> bytes:
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_the_answer_is_the_same_byte_for_byte(program, stored, size):
+async def test_responses_are_the_same_byte_for_byte(program, stored, size):
     answers = []
     for _ in range(3):
         peer = await RawClient.connect(program.url)
@@ -52,7 +52,7 @@ async def test_the_answer_is_the_same_byte_for_byte(program, stored, size):
     assert {len(TIMES.findall(answer)) for answer in answers} == {1}
 
 
-async def test_what_is_asked_behind_a_blob_comes_behind_it(program, stored):
+async def test_a_request_pipelined_after_a_blob_is_answered_after_it(program, stored):
     path = stored[8 * MIB]
     peer = await RawClient.connect(program.url)
     last = request("/v2/", "Connection: close")
@@ -74,10 +74,10 @@ async def test_what_is_asked_behind_a_blob_comes_behind_it(program, stored):
     assert answer.end == "fin"
 
 
-async def test_a_request_that_comes_with_its_connection_is_answered(program, stored):
+async def test_a_request_that_arrives_with_its_connection_is_answered(program, stored):
     path = stored[4096]
     url = urlsplit(program.url)
-    # The loop does not run between these: it finds connection and request together.
+    # The loop does not run between these two calls, so it sees connection and request together.
     with socket.create_connection((url.hostname, url.port)) as client:
         client.sendall(get(path))
         answer = b""
@@ -93,7 +93,7 @@ async def test_a_request_that_comes_with_its_connection_is_answered(program, sto
 
 
 @pytest.mark.parametrize("is_cached", [True, False])
-async def test_a_client_that_leaves_frees_everything(monkeypatch, program, stored, is_cached):
+async def test_a_client_that_disconnects_frees_everything(monkeypatch, program, stored, is_cached):
     monkeypatch.setattr(sendfile, "is_resident", lambda *_: is_cached)
     path = stored[8 * MIB]
     middleware = program.running.middleware
@@ -124,9 +124,7 @@ async def test_a_client_that_reads_nothing_is_dropped(monkeypatch, program, stor
     assert len(answer.body) < len(LARGE)
 
 
-async def test_a_file_that_is_shorter_than_it_was_stays_short_and_is_not_served_again(
-    program, stored
-):
+async def test_a_file_that_shrank_is_sent_incomplete_and_not_served_again(program, stored):
     path = stored[8 * MIB]
     peer = await RawClient.connect(program.url)
     await peer.close()
@@ -138,12 +136,12 @@ async def test_a_file_that_is_shorter_than_it_was_stays_short_and_is_not_served_
         opened.truncate(7 * MIB)
     answer = await peer.read_to_end()
     assert (answer.end, len(answer.body)) == ("fin", 7 * MIB)
-    # Of another size it is no blob of the store any more.
+    # With another size, the file is no longer a blob of the store.
     again = await program.ask(path)
     assert (again.status, again.digest) == (200, digest_of(LARGE))
 
 
-async def test_what_is_not_in_memory_is_read_by_a_thread(monkeypatch, program, stored):
+async def test_a_blob_that_is_not_in_memory_is_read_by_a_thread(monkeypatch, program, stored):
     loaded = []
     load = sendfile._load_and_close
 
@@ -162,7 +160,7 @@ async def test_what_is_not_in_memory_is_read_by_a_thread(monkeypatch, program, s
 
 
 @pytest.mark.parametrize("lacking", [0, 8 * MIB - 1])
-async def test_what_is_in_memory_in_part_is_read_by_a_thread_too(
+async def test_a_blob_that_is_partly_in_memory_is_read_by_a_thread_too(
     monkeypatch, program, stored, lacking
 ):
     loaded = []
@@ -184,7 +182,7 @@ async def test_what_is_in_memory_in_part_is_read_by_a_thread_too(
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EUCLEAN])
 @pytest.mark.parametrize("is_cached", [True, False])
-async def test_a_disk_that_fails_cuts_the_body(monkeypatch, program, stored, is_cached, number):
+async def test_a_disk_error_cuts_the_body_short(monkeypatch, program, stored, is_cached, number):
     monkeypatch.setattr(sendfile, "is_resident", lambda *_: is_cached)
     path = stored[8 * MIB]
     peer = await RawClient.connect(program.url)
@@ -204,9 +202,7 @@ async def test_a_disk_that_fails_cuts_the_body(monkeypatch, program, stored, is_
     assert await program.metric("pullcache_requests_total", **status) == 1
 
 
-async def test_without_a_descriptor_to_spare_it_goes_through_the_transport(
-    monkeypatch, program, stored
-):
+async def test_without_a_free_descriptor_the_transport_sends_the_blob(monkeypatch, program, stored):
     path = stored[8 * MIB]
     peer = await RawClient.connect(program.url)
 
@@ -218,7 +214,7 @@ async def test_without_a_descriptor_to_spare_it_goes_through_the_transport(
     assert (await peer.read_response()).body == LARGE
 
 
-async def test_a_head_that_the_kernel_takes_in_parts_comes_whole_before_the_blob(
+async def test_a_head_that_the_kernel_accepts_in_parts_is_complete_before_the_blob(
     monkeypatch, program, stored
 ):
     class Short(socket.socket):
@@ -239,7 +235,7 @@ async def test_a_head_that_the_kernel_takes_in_parts_comes_whole_before_the_blob
     assert (answer.status, answer.body) == (200, LARGE)
 
 
-async def test_segments_are_full_while_more_follows_and_nothing_is_held_back_in_the_end(
+async def test_segments_are_full_until_the_last_one_which_is_sent_at_once(
     monkeypatch, program, stored
 ):
     sent_on: list[socket.socket] = []
@@ -266,7 +262,7 @@ def count_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def test_a_bug_in_a_handler_is_500_and_frees_everything(monkeypatch, program, stored):
+async def test_an_exception_in_a_handler_is_500_and_frees_everything(monkeypatch, program, stored):
     def broken(*args: Any) -> Any:
         raise RuntimeError("a bug")
 
@@ -285,7 +281,7 @@ async def test_a_bug_in_a_handler_is_500_and_frees_everything(monkeypatch, progr
     assert count_descriptors() <= descriptors + 1
 
 
-async def test_a_stop_lets_it_end_and_closes_the_connection(program, stored):
+async def test_a_shutdown_finishes_the_response_and_closes_the_connection(program, stored):
     path = stored[8 * MIB]
     peer = await RawClient.connect(program.url, receive_buffer=4096)
     peer.send(get(path))
@@ -297,7 +293,7 @@ async def test_a_stop_lets_it_end_and_closes_the_connection(program, stored):
         await stopping
 
 
-async def test_manifests_and_blobs_take_turns_on_one_connection(registry, program, stored):
+async def test_manifests_and_blobs_alternate_on_one_connection(registry, program, stored):
     registry.add_image()
     peer = await RawClient.connect(program.url)
     asked = [LATEST, get(stored[8 * MIB]), get(stored[4096]), LATEST]

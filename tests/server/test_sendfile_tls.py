@@ -21,7 +21,7 @@ async def test_a_blob_of_any_size_is_sent_whole(registry, secure, authority, siz
     writer.close()
 
 
-async def test_what_is_asked_behind_a_blob_comes_behind_it(registry, secure, authority):
+async def test_a_request_pipelined_after_a_blob_is_answered_after_it(registry, secure, authority):
     digest = registry.add_blob(BLOB)
     await secure.blob(digest)
     await secure.wait_for_downloads()

@@ -1,4 +1,4 @@
-"""Sending: one routine for files that lie and files that grow, fair to all and in the right order."""
+"""Sending stored files and growing blobs: fairly to all clients and in the right order."""
 
 import asyncio
 import os
@@ -28,14 +28,14 @@ async def blob(registry, program) -> str:
     return f"/v2/library/app/blobs/{digest}"
 
 
-async def test_a_file_never_overtakes_what_was_answered_before_it(registry, program, blob):
+async def test_a_file_never_overtakes_earlier_responses(registry, program, blob):
     registry.pull_limit = None
     image = registry.add_image(index=True, platforms=[f"linux/p{n}" for n in range(99)])
     manifest = await program.manifest(image)
     ask = get("/v2/library/app/manifests/latest")
 
     async def answered(expected: int) -> int:
-        """Wait until `expected` manifests were sent, or no more are; return how many were."""
+        """Wait until `expected` manifests were sent, or no more are; return their number."""
         seen, unchanged = -1.0, 0
         while unchanged < 50 and seen < expected:
             count = await program.metric("pullcache_requests_total", kind="manifest", status="200")
@@ -43,7 +43,7 @@ async def test_a_file_never_overtakes_what_was_answered_before_it(registry, prog
             seen = count
         return int(seen)
 
-    # How many answers fit into the buffers of a connection whose client does not read?
+    # How many responses fit into the buffers of a connection whose client does not read?
     peer = await RawClient.connect(program.url, receive_buffer=4096)
     peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
     before = await answered(1)
@@ -51,7 +51,7 @@ async def test_a_file_never_overtakes_what_was_answered_before_it(registry, prog
     room = await answered(2000) - before
     await peer.close()
     assert 0 < room < 2000
-    # So the headers of the file come when the buffers are almost full, full, or over.
+    # So the headers of the file are sent when the buffers are almost full, full, or over the limit.
     for count in range(room - 2, room + 2):
         peer = await RawClient.connect(program.url, receive_buffer=4096)
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -71,7 +71,7 @@ async def test_a_file_never_overtakes_what_was_answered_before_it(registry, prog
         assert not rest
 
 
-async def test_many_slow_clients_do_not_hold_up_a_quick_one(program, blob):
+async def test_many_slow_clients_do_not_delay_a_fast_one(program, blob):
     slow = [await RawClient.connect(program.url, receive_buffer=4096) for _ in range(50)]
     for peer in slow:
         peer.send(get(blob))
@@ -85,7 +85,7 @@ async def test_many_slow_clients_do_not_hold_up_a_quick_one(program, blob):
         await peer.close()
 
 
-async def test_what_is_not_in_memory_comes_from_the_disk(program, blob):
+async def test_a_blob_that_is_not_in_memory_is_read_from_the_disk(program, blob):
     path = program.root / "blobs" / "sha256" / blob.rpartition(":")[2]
     fd = os.open(path, os.O_RDONLY)
     os.fsync(fd)
@@ -136,7 +136,9 @@ async def test_c03_a_client_that_reads_nothing_is_dropped(registry, make_program
     assert await program.metric("pullcache_internal_errors_total") == 0
 
 
-async def test_a_client_that_leaves_a_stalled_download_is_let_go_at_once(registry, program):
+async def test_a_client_that_disconnects_from_a_stalled_download_is_released_at_once(
+    registry, program
+):
     digest = registry.add_blob(BLOB)
     registry.fail(registry.body_of(digest), Fault(stall_at=MIB, until=asyncio.Event()))
     peer = await RawClient.connect(program.url)
@@ -148,7 +150,7 @@ async def test_a_client_that_leaves_a_stalled_download_is_let_go_at_once(registr
             pass
 
 
-async def test_a_file_that_shrinks_while_it_is_sent_ends_short_and_not_with_rubbish(program, blob):
+async def test_a_file_that_shrinks_while_it_is_sent_ends_the_body_early(program, blob):
     peer = await RawClient.connect(program.url, receive_buffer=4096)
     peer.send(get(blob))
     await peer.read(1000)

@@ -1,4 +1,4 @@
-"""A stop: nobody new is let in, what was begun is answered, and what holds it up is cut."""
+"""Shutdown: no new connections, running requests are answered, and slow ones are cut."""
 
 import asyncio
 import os
@@ -12,14 +12,14 @@ from proxy.server.http import HttpServer
 from tests.fakes.faults import Fault
 from tests.support.program import Program
 
-# Turns of the loop in which a stop that waits for nobody would be over.
+# Turns of the loop within which a shutdown without clients would be over.
 TURNS = 50
 LAYER = bytes(range(256)) * 8192
 
 
 @asynccontextmanager
 async def connected(program: Program) -> AsyncIterator["Line"]:
-    """Open a connection that asks nothing yet, and wait until it was accepted."""
+    """Open a connection without a request, and wait until it was accepted."""
     host, port = program.addresses[0].split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     server = program.running.listener._server
@@ -38,23 +38,23 @@ async def connected(program: Program) -> AsyncIterator["Line"]:
 
 
 class Line:
-    """A connection, byte by byte."""
+    """A connection whose bytes the test sends and reads."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
 
     async def ask(self, path: str) -> str:
-        """Ask, and return the head of the answer."""
+        """Send a request, and return the head of the response."""
         self.writer.write(f"GET {path} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
         return (await self.reader.readuntil(b"\r\n\r\n")).decode()
 
 
 @asynccontextmanager
 async def stopping(program: Program) -> AsyncIterator[asyncio.Task[None]]:
-    """Begin the end of the program, and wait until all that is left of it are its clients.
+    """Begin the shutdown of the program, and wait until it only waits for clients.
 
-    At the end of the block it must be over.
+    The shutdown must be over at the end of the block.
     """
     assert program._running is not None
     async with asyncio.TaskGroup() as group:
@@ -68,7 +68,7 @@ async def stopping(program: Program) -> AsyncIterator[asyncio.Task[None]]:
     program._running = None
 
 
-async def test_p01_readiness_ends_at_once_and_health_goes_on(program):
+async def test_p01_readiness_fails_at_once_and_health_stays(program):
     async with connected(program) as ready, connected(program) as healthy, stopping(program):
         answer = await ready.ask("/readyz")
         assert answer.startswith("HTTP/1.1 503 ")
@@ -76,7 +76,7 @@ async def test_p01_readiness_ends_at_once_and_health_goes_on(program):
         assert (await healthy.ask("/healthz")).startswith("HTTP/1.1 200 ")
 
 
-async def test_p01_who_was_accepted_before_the_stop_is_answered(registry, program):
+async def test_p01_a_client_accepted_before_the_shutdown_is_answered(registry, program):
     image = registry.add_image()
     async with connected(program) as line, stopping(program):
         answer = await line.ask(f"/v2/{image.repository}/manifests/{image.tag}")
@@ -84,7 +84,7 @@ async def test_p01_who_was_accepted_before_the_stop_is_answered(registry, progra
         assert "Connection: close" in answer
 
 
-async def test_p01_nobody_new_is_let_in(registry, program):
+async def test_p01_new_connections_are_refused(registry, program):
     async with connected(program) as line:
         await line.ask("/v2/")
         async with stopping(program):
@@ -92,7 +92,7 @@ async def test_p01_nobody_new_is_let_in(registry, program):
                 await asyncio.open_connection(*program.addresses[0].split(":"))
 
 
-async def test_p01_a_connection_that_asks_nothing_more_does_not_hold_up_the_stop(program):
+async def test_p01_an_idle_connection_does_not_delay_the_shutdown(program):
     async with connected(program) as used, connected(program) as silent:
         await used.ask("/v2/")
         async with stopping(program) as task:
@@ -102,7 +102,7 @@ async def test_p01_a_connection_that_asks_nothing_more_does_not_hold_up_the_stop
         assert await silent.reader.read() == b""
 
 
-async def test_p01_a_request_under_way_is_answered_and_its_connection_closed(registry, program):
+async def test_p01_a_running_request_is_answered_and_its_connection_closed(registry, program):
     release = asyncio.Event()
     image = registry.add_image()
     registry.fail("GET /v2/library/app/manifests", Fault(until_headers=release))
@@ -116,12 +116,14 @@ async def test_p01_a_request_under_way_is_answered_and_its_connection_closed(reg
             assert b"schemaVersion" in await line.reader.read()
 
 
-async def test_p01_what_takes_too_long_is_cut_and_resumed_after_the_restart(registry, make_program):
+async def test_p01_a_response_that_takes_too_long_is_cut_and_resumed_after_the_restart(
+    registry, make_program
+):
     program = await make_program(server={"listen": ["127.0.0.1:0"], "shutdown_timeout": "100ms"})
     await cut_and_resumed(registry, program)
 
 
-async def test_p02_a_second_signal_cuts_what_the_first_waits_for(registry, make_program):
+async def test_p02_a_second_signal_cuts_running_responses(registry, make_program):
     program = await make_program(server={"listen": ["127.0.0.1:0"], "shutdown_timeout": "1d"})
     await cut_and_resumed(registry, program, hurried=True)
 
@@ -152,7 +154,7 @@ async def cut_and_resumed(registry, program: Program, *, hurried: bool = False) 
     assert registry.bytes_sent(registry.body_of(layer)) - sent < len(LAYER)
 
 
-async def test_who_has_left_does_not_hold_up_the_stop(registry, program):
+async def test_a_client_that_disconnected_does_not_delay_the_shutdown(registry, program):
     async with connected(program) as line:
         await line.ask("/v2/")
     async with asyncio.timeout(5):

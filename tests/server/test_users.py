@@ -164,7 +164,7 @@ async def test_c17_a_flood_of_guesses_is_limited_and_verified_users_are_not_affe
         responses = await guesses
     statuses = [response.status for response in responses]
     assert set(statuses) == {401, 429}
-    # Only as many passwords are hashed as one client may have waiting.
+    # Only as many passwords are hashed as may wait for one client.
     assert statuses.count(429) > 50
     rejected = next(response for response in responses if response.status == 429)
     assert rejected.code == "TOOMANYREQUESTS"

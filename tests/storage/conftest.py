@@ -1,4 +1,4 @@
-"""A store and an index on a directory of their own."""
+"""A store and an index in a temporary directory."""
 
 from collections.abc import Iterator
 from pathlib import Path

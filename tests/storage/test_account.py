@@ -1,4 +1,4 @@
-"""The account under random concurrent work: at rest it is the index and the files, and never over the cap."""
+"""The account under random concurrent work: equal to index and files, within the limit."""
 
 import asyncio
 import io
@@ -24,7 +24,8 @@ CAP = 4_000_000
 IMAGE_COUNT = 8
 REPOSITORIES = [f"team/app{number}" for number in range(IMAGE_COUNT)]
 
-# Images whose layers take twice the store; every second one shares a layer with the one before.
+# Images with layers of twice the store's size; every second one shares a layer with the previous
+# one.
 _rng = random.Random(5)
 _LAYERS = [_rng.randbytes(_rng.randint(50_000, 600_000)) for _ in range(3 * IMAGE_COUNT)]
 LAYERS = [[*_LAYERS[3 * n : 3 * n + 3], _LAYERS[3 * (n // 2)]] for n in range(IMAGE_COUNT)]
@@ -35,7 +36,7 @@ batches = st.lists(st.lists(works, min_size=8, max_size=24), min_size=2, max_siz
 
 
 class Load:
-    """What clients and operators do, all at once."""
+    """Simultaneous operations of clients and operators."""
 
     def __init__(self, program: Program, registry: FakeRegistry) -> None:
         self.program = program
@@ -47,7 +48,7 @@ class Load:
         self.most_on_disk = 0
         self._works: dict[str, Callable[[int], Coroutine[Any, Any, None]]] = {
             "pull": self._pull,
-            "leave": self._leave,
+            "leave": self._disconnect,
             "break_off": self._break_off,
             "preload": self._preload,
             "remove": self._remove,
@@ -60,7 +61,7 @@ class Load:
             await self._works[what](number)
 
     async def _pull(self, number: int) -> None:
-        """Pull an image; what upstream breaks off may come short, but never wrong."""
+        """Pull an image; a transfer that upstream breaks off may be incomplete, but never wrong."""
         image = self.images[number]
         await self.program.manifest(image)
         await self.program.manifest(image, image.digest)
@@ -69,14 +70,14 @@ class Load:
             if not isinstance(answer, BaseException) and answer.status == 200 and answer.is_whole:
                 assert answer.digest == answer.headers["Docker-Content-Digest"]
 
-    async def _leave(self, number: int) -> None:
-        """Pull, and be gone in the middle of it."""
+    async def _disconnect(self, number: int) -> None:
+        """Pull, and disconnect in the middle."""
         with suppress(TimeoutError):
             async with asyncio.timeout(0.01 * (number + 1)):
                 await self._pull(number)
 
     async def _break_off(self, number: int) -> None:
-        """Let upstream break off a layer once."""
+        """Let upstream break off the transfer of a layer once."""
         digest = self.images[number].layers[0]
         self.registry.fail(self.registry.body_of(digest), Fault(cut_at=40_000))
 
@@ -99,17 +100,17 @@ class Load:
         space = self.program.running._core.space
         await space.sweep(max_idle=0, ingest_ttl=1000)
 
-    # What it is measured by.
+    # Measurements.
 
     @asynccontextmanager
     async def watched(self):
-        """Look at the disk again and again while the block runs."""
+        """Measure the disk repeatedly while the block runs."""
         async with asyncio.TaskGroup() as group:
-            watching = group.create_task(self._watch())
+            watching = group.create_task(self._measure())
             yield
             watching.cancel()
 
-    async def _watch(self) -> None:
+    async def _measure(self) -> None:
         while True:
             on_disk = await asyncio.to_thread(
                 allocated_at_once, self.program.root, "blobs", "ingest"
@@ -144,7 +145,7 @@ class Load:
 @pytest.mark.timeout(180)  # several programs, each started twice or more
 @settings(max_examples=scaled(6), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(batches=batches)
-async def test_at_rest_the_account_is_the_index_and_the_files(tmp_path_factory, batches):
+async def test_without_running_work_the_account_equals_index_and_files(tmp_path_factory, batches):
     async with FakeRegistry(auth=False) as registry:
         program = Program(
             tmp_path_factory.mktemp("account") / "store",

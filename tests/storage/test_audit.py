@@ -1,4 +1,4 @@
-"""A sweep finds where account, index and files differ, says so, and corrects it."""
+"""A sweep finds, reports and corrects differences between account, index and files."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("small_batches")
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    """Make a round through a store of a dozen blobs take several batches."""
+    """Let a round through a store of a dozen blobs take several batches."""
     monkeypatch.setattr(audit, "BATCH_SIZE", 8)
     monkeypatch.setattr(audit, "_SLICE_SIZE", 4)
 
@@ -25,24 +25,24 @@ async def rig(tmp_path):
     async with open_rig(tmp_path / "store") as rig:
         for number in range(10):
             assert await rig.fetch((number + 1) * KIB)
-        await sweep(rig)  # the first round repairs what a kill has left, and counts nothing
+        await sweep(rig)  # the first round repairs differences left by a kill, and counts none
         yield rig
 
 
 async def sweep(rig: StoreRig) -> float:
-    """Sweep often enough to go round; return how many differences have been counted so far."""
+    """Sweep until a round is complete; return the number of differences counted so far."""
     for _ in range(4):
         await rig.space.sweep(max_idle=0, ingest_ttl=1000)
     return float(rig.metrics._drift._value.get())
 
 
-async def test_nothing_is_found_where_nothing_is_wrong(rig):
+async def test_an_intact_store_has_no_differences(rig):
     await rig.break_off(KIB)
     assert await sweep(rig) == 0
     assert rig.is_right()
 
 
-async def test_a_row_without_a_file_is_forgotten(rig, capsys):
+async def test_a_row_without_a_file_is_removed(rig, capsys):
     blob = await rig.fetch(5 * KIB)
     await asyncio.to_thread(rig.store.delete, blob)
     assert await sweep(rig) == 1
@@ -51,7 +51,7 @@ async def test_a_row_without_a_file_is_forgotten(rig, capsys):
     assert "account_drift_found" in capsys.readouterr().out
 
 
-async def test_a_file_of_another_size_is_forgotten(rig):
+async def test_a_blob_whose_file_has_another_size_is_removed(rig):
     blob = await rig.fetch(5 * KIB)
     os.truncate(rig.store.blob_path(blob), 17)
     assert await sweep(rig) == 1
@@ -69,7 +69,7 @@ async def test_a_file_without_a_row_is_indexed(rig):
     assert rig.is_right()
 
 
-async def test_totals_that_are_wrong_are_counted_anew(rig):
+async def test_wrong_totals_are_recounted(rig):
     rig.index._writer.execute("UPDATE totals SET blobs = blobs + 3, bytes = bytes - 4096")
     rig.index._writer.commit()
     await rig.index.flush()
@@ -79,7 +79,7 @@ async def test_totals_that_are_wrong_are_counted_anew(rig):
     assert rig.is_right()
 
 
-async def test_an_ingest_that_nobody_counted_is_counted(rig):
+async def test_an_uncounted_ingest_is_counted(rig):
     digest = Digest.from_content(b"coming")
     ingest = await asyncio.to_thread(rig.write, digest, bytes(100 * KIB))
     size = ingest.allocated_bytes()
@@ -89,7 +89,7 @@ async def test_an_ingest_that_nobody_counted_is_counted(rig):
     assert rig.space.reserved_bytes == size
 
 
-async def test_an_ingest_that_is_being_written_is_no_difference(rig):
+async def test_a_running_ingest_is_not_a_difference(rig):
     digest = Digest.from_content(b"coming")
     reservation = await rig.space.resume_partial(digest)
     assert await rig.space.grow(reservation, 100 * KIB)
@@ -100,7 +100,7 @@ async def test_an_ingest_that_is_being_written_is_no_difference(rig):
     assert await sweep(rig) == 0
 
 
-async def test_sweeps_beside_commits_and_evictions_find_nothing(rig):
+async def test_sweeps_during_commits_and_evictions_find_no_difference(rig):
     async def fetch() -> None:
         for number in range(30):
             await rig.fetch((number % 9 + 1) * 100 * KIB)
@@ -113,7 +113,7 @@ async def test_sweeps_beside_commits_and_evictions_find_nothing(rig):
     assert rig.is_right()
 
 
-async def test_after_a_kill_in_the_middle_of_an_eviction_the_row_is_forgotten(tmp_path):
+async def test_after_a_kill_during_an_eviction_the_row_is_removed(tmp_path):
     async with open_rig(tmp_path / "store") as rig:
         blob = await rig.fetch(5 * KIB)
         assert blob

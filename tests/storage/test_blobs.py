@@ -1,4 +1,4 @@
-"""The store on disk: what is under a digest's name is whole, regular and ours."""
+"""The store on disk: a file named by a digest is complete, regular and our own."""
 
 import asyncio
 import gc
@@ -33,7 +33,7 @@ def content_of(store: BlobStore, digest: Digest, size: int) -> bytes | None:
         return os.pread(blob.fd, size + 1, 0)
 
 
-def test_what_was_put_is_there_under_its_digest(store):
+def test_committed_content_is_found_by_its_digest(store):
     assert store.open(DIGEST, len(CONTENT)) is None
     assert read(store) is None
     store.commit_bytes(DIGEST, CONTENT)
@@ -42,7 +42,7 @@ def test_what_was_put_is_there_under_its_digest(store):
     assert list(store.iter_blobs()) == [(DIGEST, len(CONTENT))]
 
 
-def test_the_layout_is_the_one_of_an_oci_image_layout(store):
+def test_the_blobs_have_the_paths_of_an_oci_image_layout(store):
     long = Digest.from_content(CONTENT, "sha512")
     store.commit_bytes(DIGEST, CONTENT)
     store.commit_bytes(long, CONTENT)
@@ -54,7 +54,7 @@ def test_the_layout_is_the_one_of_an_oci_image_layout(store):
     assert check.stdout.startswith(DIGEST.hex)
 
 
-def test_a_commit_of_bytes_tells_of_itself_until_it_is_settled(store):
+def test_a_commit_of_bytes_has_a_marker_until_it_is_settled(store):
     store.commit_bytes(DIGEST, CONTENT)
     assert store.list_committed_ingests() == [DIGEST]
     store.settle_bytes(DIGEST)
@@ -99,7 +99,7 @@ def damaged(store: BlobStore, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["truncated", "longer", "empty", "symlink", "directory", "gone"])
-def test_what_is_not_the_regular_file_of_that_size_is_a_miss(store, how):
+def test_only_a_regular_file_of_the_right_size_is_a_blob(store, how):
     store.commit_bytes(DIGEST, CONTENT)
     damaged(store, how)
     assert store.open(DIGEST, len(CONTENT)) is None
@@ -149,7 +149,7 @@ def test_a_flipped_bit_is_seen_when_a_manifest_is_read(store):
     assert read(store) is None
 
 
-def test_files_that_are_no_blobs_are_left_alone(store):
+def test_files_that_are_not_blobs_are_not_touched(store):
     store.commit_bytes(DIGEST, CONTENT)
     folder = store.root / "blobs" / "sha256"
     (folder / "lost+found").mkdir()
@@ -160,7 +160,7 @@ def test_files_that_are_no_blobs_are_left_alone(store):
     assert [digest for digest, _ in store.iter_blobs()] == [DIGEST]
 
 
-def test_ingests_are_found_with_the_room_that_they_take(store):
+def test_ingests_are_listed_with_their_allocated_bytes(store):
     ingest = store.open_ingest(DIGEST)
     ingest.append([b"x" * 10_000])
     ingest.close()
@@ -175,12 +175,12 @@ def test_ingests_are_found_with_the_room_that_they_take(store):
     assert [path.name for path in (store.root / "ingest").iterdir()] == ["put-left"]
 
 
-def test_one_daemon_a_store(store):
+def test_a_store_has_one_daemon(store):
     with pytest.raises(StorageError, match=f"in use by process {os.getpid()}"):
         BlobStore(store.root)
 
 
-def test_the_lock_goes_with_the_process_that_held_it(tmp_path):
+def test_the_lock_ends_with_its_process(tmp_path):
     script = (
         "import os, pathlib\n"
         "from proxy.storage.blobs import BlobStore\n"
@@ -192,19 +192,19 @@ def test_the_lock_goes_with_the_process_that_held_it(tmp_path):
     BlobStore(tmp_path).close()
 
 
-def test_a_store_that_cannot_be_made_says_why(tmp_path):
+def test_a_store_that_cannot_be_created_raises_the_reason(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="cannot be used: Not a directory"):
         BlobStore(tmp_path / "file" / "store")
 
 
-def test_a_blob_that_cannot_be_deleted_says_why(store):
+def test_a_blob_that_cannot_be_deleted_raises_the_reason(store):
     Path(store.blob_path(DIGEST)).mkdir()
     with pytest.raises(StorageError, match="cannot remove"):
         store.delete(DIGEST)
 
 
-def test_a_full_disk_is_told_from_other_errors(tiny_disk):
+def test_a_full_disk_is_distinguished_from_other_errors(tiny_disk):
     store = BlobStore(tiny_disk(256 * 1024))
     try:
         with pytest.raises(NoSpaceError):
@@ -218,7 +218,7 @@ def test_a_full_disk_is_told_from_other_errors(tiny_disk):
         store.close()
 
 
-def test_the_disk_is_measured(store):
+def test_the_size_and_free_space_of_the_disk_are_known(store):
     assert 0 < store.free_bytes() <= store.total_bytes()
 
 
@@ -230,7 +230,7 @@ def test_a_file_takes_whole_blocks(size, taken):
     assert allocated_size(size) == taken
 
 
-def test_a_disk_that_fails_under_ingests_is_an_error_of_the_store(store):
+def test_a_disk_error_of_an_ingest_is_a_storage_error(store):
     digest = Digest.from_content(b"x")
     (store.root / "ingest").rmdir()
     (store.root / "ingest").touch()
@@ -240,7 +240,7 @@ def test_a_disk_that_fails_under_ingests_is_an_error_of_the_store(store):
         store.delete_ingest(digest)
 
 
-def test_fsck_removes_nothing_that_it_may_not_open(monkeypatch, tmp_path):
+def test_fsck_does_not_remove_files_that_it_cannot_open(monkeypatch, tmp_path):
     store = BlobStore(tmp_path)
     store.commit_bytes(DIGEST, CONTENT)
     store.close()

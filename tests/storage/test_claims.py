@@ -1,4 +1,4 @@
-"""A length that upstream only claims takes no room and evicts nothing."""
+"""A length that upstream merely claims reserves nothing and evicts nothing."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ from tests.fakes.faults import Fault
 MIB = 1 << 20
 
 
-async def test_a_claimed_length_evicts_for_no_more_than_has_come(registry, make_program):
+async def test_a_claimed_length_evicts_only_for_bytes_that_have_arrived(registry, make_program):
     program = await make_program(store={"max_size": "20MB"}, fetch={"connections_per_blob": 1})
     kept = [registry.add_blob(bytes([number]) * MIB) for number in range(10)]
     for digest in kept:

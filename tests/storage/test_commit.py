@@ -1,4 +1,4 @@
-"""Commits: all of it or nothing, one after another for a digest, and counted once."""
+"""Commits: completely or not at all, one at a time for a digest, and counted once."""
 
 import asyncio
 import json
@@ -51,7 +51,7 @@ def index_locked(rig: StoreRig) -> Iterator[None]:
 
 @contextmanager
 def commits_stopped(rig: StoreRig) -> Iterator[None]:
-    """Let commits begin, but not get to the disk before the block ends."""
+    """Let commits begin, but not reach the disk before the end of the block."""
     go_on = threading.Event()
     for _ in range(2):
         rig.executor.submit(go_on.wait)
@@ -111,7 +111,7 @@ async def test_a_commit_that_the_index_refuses_leaves_nothing(rig, commit, diges
 
 
 @BOTH
-async def test_a_commit_that_fails_leaves_what_was_there_before(rig, commit, digest):
+async def test_a_failed_commit_leaves_an_existing_blob(rig, commit, digest):
     assert await commit(rig)
     with index_locked(rig), pytest.raises(StorageError, match="another process has locked it"):
         await commit(rig)
@@ -145,7 +145,9 @@ async def test_a_commit_that_cannot_be_undone_stays_in_the_account(
 
 
 @BOTH
-async def test_what_is_being_committed_again_is_neither_evicted_nor_removed(rig, commit, digest):
+async def test_a_blob_that_is_being_committed_again_is_neither_evicted_nor_removed(
+    rig, commit, digest
+):
     await commit(rig)
     async with asyncio.TaskGroup() as group:
         with commits_stopped(rig):
@@ -158,9 +160,7 @@ async def test_what_is_being_committed_again_is_neither_evicted_nor_removed(rig,
 
 
 @BOTH
-async def test_an_eviction_and_the_discovery_that_its_file_is_gone_are_one_removal(
-    rig, commit, digest
-):
+async def test_an_eviction_and_the_discovery_of_a_missing_file_are_one_removal(rig, commit, digest):
     await commit(rig)
     size = rig.index.blob_size(digest)
     evict = rig.space._remove([digest], "size")
@@ -173,13 +173,13 @@ async def test_an_eviction_and_the_discovery_that_its_file_is_gone_are_one_remov
     assert b'evictions_total{reason="corrupt"} 0.0' in metrics
 
 
-async def test_a_blob_that_was_committed_again_is_not_taken_for_the_damaged_one(rig):
+async def test_a_blob_that_was_committed_again_is_not_removed_as_damaged(rig):
     await commit_manifest(rig)
     await rig.space.remove_corrupt(MANIFEST_DIGEST)
     assert rig.holds(MANIFEST_DIGEST)
 
 
-async def test_a_caller_that_is_cancelled_leaves_a_whole_commit(rig):
+async def test_a_cancelled_caller_leaves_a_complete_commit(rig):
     async with asyncio.TaskGroup() as group:
         with commits_stopped(rig):
             committing = group.create_task(commit_manifest(rig))
@@ -203,7 +203,7 @@ async def test_a_manifest_that_a_kill_kept_from_the_index_is_counted_at_the_next
         assert list((rig.store.root / "ingest").iterdir()) == []
 
 
-async def test_committing_never_takes_more_than_the_cap(tmp_path):
+async def test_commits_never_exceed_the_limit(tmp_path):
     async with open_rig(tmp_path / "store", cap=CAP) as rig:
         for _ in range(20):
             assert await rig.fetch(500 * KIB)

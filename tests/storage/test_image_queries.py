@@ -1,4 +1,4 @@
-"""What an image holds alone, and what goes with it, against a model that looks at everything."""
+"""Unique sizes and removals of images, against a model that computes them from the whole store."""
 
 import asyncio
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from tests.support.examples import scaled
 REPOSITORIES = [Repository("docker.io", "library/a"), Repository("ghcr.io", "me/b")]
 TAGS = [Tag("v1"), Tag("v2")]
 LAYERS = [Digest.from_content(bytes([number])) for number in range(5)]
-# By number, so that each refers only to those before it, as hashes must.
+# By number, so that each refers only to earlier ones, as hashes do.
 MANIFESTS = [Digest.from_content(bytes([100 + number])) for number in range(6)]
 
 Image = tuple[Repository, Reference]
@@ -31,7 +31,7 @@ def size_of(digest: Digest) -> int:
 
 @dataclass
 class Model:
-    """A store as sets; every answer is worked out from all of it."""
+    """A store as sets; every answer is computed from the whole store."""
 
     blobs: set[Digest] = field(default_factory=set)
     children: dict[Digest, set[Digest]] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class Model:
 
 @st.composite
 def stores(draw):
-    """Events that make a store: manifests in repositories, layers that came, tags and pins."""
+    """Events that fill a store: manifests in repositories, stored layers, tags and pins."""
     events: list[Any] = []
     for number, digest in enumerate(MANIFESTS):
         if number and not draw(st.booleans()):
@@ -123,7 +123,7 @@ def read(path: Path, ask):
 
 @settings(max_examples=scaled(60), deadline=None)
 @given(made=stores())
-async def test_sizes_and_removals_are_what_looking_at_everything_says(tmp_path_factory, made):
+async def test_sizes_and_removals_equal_those_of_a_model(tmp_path_factory, made):
     events, layers, chosen = made
     path = tmp_path_factory.mktemp("index") / "index.sqlite"
     index = await asyncio.to_thread(Index, path, Clock())
@@ -131,7 +131,7 @@ async def test_sizes_and_removals_are_what_looking_at_everything_says(tmp_path_f
         model = await build(index, events, layers)
         images = model.images()
         names = sorted(images, key=str)
-        # An index that names its own subject hides both, unless one of them has a name.
+        # If an index names its own subject, neither is an image unless it has a name.
         assume(names)
         pinned = names[chosen % len(names)]
         if isinstance(pinned[1], Tag) and chosen % 3:
@@ -156,7 +156,7 @@ async def test_sizes_and_removals_are_what_looking_at_everything_says(tmp_path_f
             assert weight == sizes[str(root.digest)]
 
         gone = names[chosen % len(names) :][: 1 + chosen % 2]
-        # A digest is every name that its repository has for it.
+        # A digest stands for all its names in the repository.
         gone = [one for one in gone if isinstance(one[1], Tag)] or gone[:1]
         expected = model.freed(gone)
         removal = await asyncio.to_thread(read, path, lambda c: c.plan_removal(gone))
@@ -173,7 +173,7 @@ async def test_sizes_and_removals_are_what_looking_at_everything_says(tmp_path_f
         await asyncio.to_thread(index.close)
 
 
-async def test_a_shared_layer_is_held_by_all_who_name_it(index):
+async def test_a_shared_layer_belongs_to_every_image_that_names_it(index):
     layer = LAYERS[0]
     for number, repository in enumerate(REPOSITORIES):
         named = (Descriptor(layer, 7, "", None, is_foreign=False),)
@@ -197,8 +197,10 @@ async def test_a_shared_layer_is_held_by_all_who_name_it(index):
     assert await asyncio.to_thread(read, index.path, lambda c: c.stored_sizes(blobs, nobody)) == {}
 
 
-async def test_what_only_another_repository_connects_is_removed_from_its_own(index):
-    """An index in another repository that names one image and refers to the other is not theirs."""
+async def test_an_edge_of_another_repository_does_not_keep_an_image(index):
+    """An index in another repository that names one image and refers to the other does not belong
+    to them.
+    """
     one, other, above = MANIFESTS[:3]
     named = (Descriptor(LAYERS[0], 7, "", None, is_foreign=False),)
     for digest in (one, other):

@@ -1,4 +1,4 @@
-"""The folders that imports write in, over a kill."""
+"""The directories of imports after a kill."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def restarted(store: BlobStore) -> BlobStore:
     return BlobStore(root)
 
 
-def test_what_an_import_had_half_written_goes_at_the_next_start(tmp_path):
+def test_partial_files_of_a_killed_import_are_removed_at_the_next_start(tmp_path):
     store = BlobStore(tmp_path)
     ingest = store.open_ingest(DIGEST, store.make_import_directory())
     ingest.append([CONTENT[:5]])
@@ -27,14 +27,14 @@ def test_what_an_import_had_half_written_goes_at_the_next_start(tmp_path):
 
 
 @pytest.mark.parametrize("is_downloaded", [False, True])
-def test_what_an_import_had_committed_is_told_of_until_the_index_knows_it(tmp_path, is_downloaded):
+def test_a_committed_blob_of_an_import_has_a_marker_until_it_is_indexed(tmp_path, is_downloaded):
     store = BlobStore(tmp_path)
     ingest = store.open_ingest(DIGEST, store.make_import_directory())
     ingest.append([CONTENT])
     ingest.commit()
     ingest.close()
     if is_downloaded:
-        # Too, and nobody need go on with it.
+        # It is stored too, so the partial download is not needed any more.
         download = store.open_ingest(DIGEST)
         download.append([CONTENT[:5]])
         download.close()
@@ -46,7 +46,7 @@ def test_what_an_import_had_committed_is_told_of_until_the_index_knows_it(tmp_pa
     store.close()
 
 
-def test_an_import_and_a_download_of_the_same_blob_do_not_meet(tmp_path):
+def test_an_import_and_a_download_of_the_same_blob_do_not_interfere(tmp_path):
     store = BlobStore(tmp_path)
     folder = store.make_import_directory()
     ingests = [store.open_ingest(DIGEST, folder), store.open_ingest(DIGEST)]

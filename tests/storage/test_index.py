@@ -1,4 +1,4 @@
-"""The index answers from one row, forgets nothing that matters, and orders by use."""
+"""The index: single rows, durable changes, and the order of uses."""
 
 import asyncio
 import sqlite3
@@ -11,7 +11,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest, parse_manifest
 from proxy.oci.reference import Repository, Tag
 from proxy.storage.index import BlobRow, Index, TagRow
-from tests.fakes.content import Content, Image
+from tests.fakes.content import FakeContent, FakeImage
 
 APP = Repository("docker.io", "library/app")
 OTHER = Repository("docker.io", "library/other")
@@ -26,15 +26,16 @@ def digest() -> Digest:
     return Digest.from_content(str(next(_numbers)).encode())
 
 
-async def add_image(index: Index, repository: Repository = APP) -> tuple[Image, Manifest]:
-    """Enter an image with two layers, all of it committed."""
-    content = Content()
+async def add_image(index: Index, repository: Repository = APP) -> tuple[FakeImage, Manifest]:
+    """Add an image with two layers, all of them committed."""
+    content = FakeContent()
     layers = [str(next(_numbers)).encode() for _ in range(2)]
     image = content.add_image(layers=layers)
     raw = content.repository("library/app").manifests[image.digest]
     manifest = parse_manifest(raw.content, raw.media_type)
     await index.add_manifest(repository, Digest.parse(image.digest), len(raw.content), manifest)
     for child in manifest.children:
+        assert child.size
         await index.add_blob(repository, child.digest, child.size)
     return image, manifest
 
@@ -43,7 +44,7 @@ async def order(index: Index) -> list[Digest]:
     return [digest for digest, _, _ in await index.least_recently_used(1000)]
 
 
-async def test_a_blob_is_known_everywhere_and_linked_where_it_was_seen(index):
+async def test_a_blob_is_indexed_once_and_linked_to_each_repository_that_has_it(index):
     assert index.blob(APP, BLOB) is None
     await index.add_blob(APP, BLOB, 5)
     assert index.blob(APP, BLOB) == BlobRow(5, None, is_linked=True)
@@ -55,12 +56,12 @@ async def test_a_blob_is_known_everywhere_and_linked_where_it_was_seen(index):
     assert not index.is_linked(ELSEWHERE, BLOB)
 
 
-async def test_a_blob_may_be_entered_without_a_repository(index):
+async def test_a_blob_may_be_added_without_a_repository(index):
     await index.add_blob(None, BLOB, 5)
     assert index.blob(APP, BLOB) == BlobRow(5, None, is_linked=False)
 
 
-async def test_a_manifest_links_all_that_it_names_and_tells_its_sizes(index):
+async def test_a_manifest_links_everything_that_it_names_and_states_sizes(index):
     image, manifest = await add_image(index)
     assert index.blob(APP, Digest.parse(image.digest)).media_type == image.media_type
     for child in manifest.children:
@@ -73,7 +74,7 @@ async def test_a_manifest_links_all_that_it_names_and_tells_its_sizes(index):
 
 async def test_a_foreign_layer_is_not_linked(index):
     foreign = {"mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"}
-    content = Content()
+    content = FakeContent()
     image = content.add_image(layers=[b"foreign"])
     document = content.repository("library/app").manifests[image.digest].document
     document["layers"][0] |= foreign
@@ -92,7 +93,7 @@ async def test_a_foreign_layer_is_not_linked(index):
     assert not index.is_linked(APP, layer.digest)
 
 
-async def test_a_tag_is_what_upstream_said_last(index, clock):
+async def test_a_tag_has_the_digest_that_upstream_stated_last(index, clock):
     assert index.tag(APP, LATEST) is None
     await index.set_tag(APP, LATEST, BLOB)
     assert index.tag(APP, LATEST) == TagRow(BLOB, clock())
@@ -123,7 +124,7 @@ async def test_referrers_are_found_by_subject_within_the_repository(index):
     assert index.referrers(APP, referrer) == []
 
 
-async def test_what_was_used_longest_ago_comes_first(index, clock):
+async def test_the_least_recently_used_blob_comes_first(index, clock):
     first, second, third = digest(), digest(), digest()
     for blob in (first, second, third):
         await index.add_blob(APP, blob, 10)
@@ -135,7 +136,7 @@ async def test_what_was_used_longest_ago_comes_first(index, clock):
     assert [size for _, size, _ in await index.least_recently_used(2)] == [10, 10]
 
 
-async def test_a_manifests_use_is_a_use_of_its_layers_also_through_an_index(index):
+async def test_a_use_of_a_manifest_counts_for_its_layers_also_through_an_index(index):
     image, manifest = await add_image(index)
     index_digest = digest()
     of_index = Manifest("index", (), None, "", {})
@@ -173,7 +174,7 @@ async def test_uses_survive_a_restart(tmp_path, clock):
     await asyncio.to_thread(again.close)
 
 
-async def test_a_clock_that_goes_back_does_not_turn_the_order(tmp_path, clock):
+async def test_a_clock_that_goes_back_does_not_change_the_order_of_uses(tmp_path, clock):
     path = tmp_path / "index.sqlite"
     index = await asyncio.to_thread(Index, path, clock)
     first, second, third = digest(), digest(), digest()
@@ -187,7 +188,7 @@ async def test_a_clock_that_goes_back_does_not_turn_the_order(tmp_path, clock):
     await asyncio.to_thread(again.close)
 
 
-async def test_what_is_removed_is_deleted_first_and_leaves_nothing(index):
+async def test_a_removal_deletes_the_file_first_and_then_all_rows(index):
     image, manifest = await add_image(index)
     own = Digest.parse(image.digest)
     await index.set_tag(APP, LATEST, own)
@@ -197,12 +198,12 @@ async def test_what_is_removed_is_deleted_first_and_leaves_nothing(index):
     assert index.blob(APP, own) is None
     assert index.tag(APP, LATEST) is None
     assert not index.is_linked(APP, own)
-    # Its layers lie in the store still, and their repository was seen to hold them.
+    # Its layers are still in the store, and their repository was seen to contain them.
     assert all(index.is_linked(APP, child.digest) for child in manifest.children)
     assert index.declared_size(APP, manifest.children[0].digest) is None
 
 
-async def test_a_shared_layer_stays_linked_where_it_was_seen(index):
+async def test_a_shared_layer_stays_linked_to_its_repositories(index):
     await add_image(index)
     await index.add_blob(APP, BLOB, 1)
     await index.link(OTHER, BLOB)
@@ -212,7 +213,7 @@ async def test_a_shared_layer_stays_linked_where_it_was_seen(index):
     assert index.is_linked(OTHER, BLOB)
 
 
-async def test_what_cannot_be_deleted_stays_known(index):
+async def test_a_blob_whose_file_cannot_be_deleted_stays_in_the_index(index):
     await index.add_blob(APP, BLOB, 1)
 
     def refuse(_: Digest) -> None:
@@ -260,13 +261,13 @@ async def test_an_index_that_cannot_be_written_is_a_storage_error_and_loses_no_u
     assert await order(index) == [newer, BLOB]
 
 
-async def test_many_writes_at_once_all_arrive(index):
+async def test_concurrent_writes_are_all_stored(index):
     blobs = [digest() for _ in range(100)]
     await asyncio.gather(*(index.add_blob(APP, blob, 1) for blob in blobs))
     assert set(await order(index)) == set(blobs)
 
 
-def test_an_index_that_is_none_says_what_helps(tmp_path, clock):
+def test_a_file_that_is_not_an_index_is_an_error_with_advice(tmp_path, clock):
     path = tmp_path / "index.sqlite"
     path.write_bytes(b"this is no database, but long enough to be taken for one" * 100)
     with pytest.raises(StorageError, match="rebuild it with pullcache fsck"):
@@ -283,7 +284,7 @@ def test_p14_an_index_of_a_newer_version_is_refused(tmp_path, clock):
         Index(path, clock)
 
 
-async def test_a_use_of_a_blob_before_it_was_stored_does_not_make_it_older(index):
+async def test_a_use_recorded_before_the_commit_does_not_make_a_blob_older(index):
     first, second = digest(), digest()
     index.touch(second)
     await index.add_blob(APP, first, 1)

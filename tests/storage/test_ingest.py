@@ -1,4 +1,4 @@
-"""Ingests: bytes are hashed as they are written, survive a kill, and show only when right."""
+"""Ingests: hashed as they are written, resumable after a kill, visible only if right."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ def test_a_blob_is_invisible_until_it_is_committed(store):
 
 
 @given(cuts=st.lists(st.integers(0, len(CONTENT)), max_size=6))
-def test_in_whatever_pieces_it_comes_the_digest_is_right(tmp_path_factory, cuts):
+def test_the_digest_does_not_depend_on_how_the_bytes_are_split(tmp_path_factory, cuts):
     store = BlobStore(tmp_path_factory.mktemp("store"))
     ingest = store.open_ingest(DIGEST)
     marks = sorted({0, *cuts, len(CONTENT)})
@@ -51,7 +51,7 @@ def test_in_whatever_pieces_it_comes_the_digest_is_right(tmp_path_factory, cuts)
     store.close()
 
 
-def test_one_wrong_bit_is_seen(store):
+def test_one_wrong_bit_is_noticed(store):
     ingest = store.open_ingest(DIGEST)
     ingest.append([b"\x01" + CONTENT[1:]])
     assert ingest.frontier == len(CONTENT)
@@ -86,7 +86,7 @@ def test_an_ingest_is_resumed_where_it_stopped(store):
     assert Path(store.blob_path(DIGEST)).read_bytes() == CONTENT
 
 
-def test_a_hash_goes_on_elsewhere_without_disturbing_the_ingest(store):
+def test_a_copy_of_the_hasher_does_not_affect_the_ingest(store):
     ingest = store.open_ingest(DIGEST)
     ingest.append([CONTENT[:5]])
     hasher = ingest.copy_hasher()
@@ -97,7 +97,7 @@ def test_a_hash_goes_on_elsewhere_without_disturbing_the_ingest(store):
     ingest.close()
 
 
-def test_starting_over_forgets_what_was_there(store):
+def test_a_reset_discards_the_bytes(store):
     ingest = store.open_ingest(DIGEST)
     ingest.append([b"wrong"])
     ingest.reset()
@@ -107,7 +107,7 @@ def test_starting_over_forgets_what_was_there(store):
     ingest.close()
 
 
-def test_a_commit_cuts_off_what_was_preallocated_and_not_needed(store):
+def test_a_commit_cuts_off_unused_preallocated_space(store):
     ingest = store.open_ingest(DIGEST)
     ingest.preallocate(len(CONTENT) * 2)
     ingest.append([CONTENT])
@@ -121,7 +121,7 @@ def state_of(store: BlobStore) -> Path:
 
 
 @pytest.mark.parametrize("state", [b"", b"{", b"\xff" * 64, b'{"have":-5}', b'{"have":"x"}'])
-def test_a_state_that_makes_no_sense_means_starting_over(store, state):
+def test_an_invalid_state_discards_the_bytes(store, state):
     ingest = store.open_ingest(DIGEST)
     ingest.append([CONTENT[:1000]])
     ingest.close()
@@ -134,7 +134,7 @@ def test_a_state_that_makes_no_sense_means_starting_over(store, state):
     again.close()
 
 
-def test_a_state_that_promises_more_than_there_is_is_not_believed(store):
+def test_a_state_that_lists_missing_bytes_discards_the_bytes(store):
     ingest = store.open_ingest(DIGEST)
     ingest.append([CONTENT[:1000]])
     ingest.close()
@@ -145,7 +145,7 @@ def test_a_state_that_promises_more_than_there_is_is_not_believed(store):
     again.close()
 
 
-def test_no_symbolic_link_is_followed(store, tmp_path):
+def test_symbolic_links_are_not_followed(store, tmp_path):
     target = tmp_path / "precious"
     target.write_bytes(b"keep me")
     (store.root / "ingest" / f"sha256-{DIGEST.hex}").symlink_to(target)
@@ -167,7 +167,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_what_a_killed_process_had_written_is_there(tmp_path):
+def test_bytes_written_by_a_killed_process_are_resumed(tmp_path):
     killed = subprocess.run(
         [sys.executable, "-c", KILLED], check=False, env={**os.environ, "STORE": str(tmp_path)}
     )
@@ -187,7 +187,7 @@ def on_a_tiny_disk(tiny_disk) -> tuple[BlobStore, Ingest]:
     return store, store.open_ingest(DIGEST)
 
 
-def test_a_full_disk_shows_when_room_is_taken(tiny_disk):
+def test_a_full_disk_is_noticed_when_space_is_allocated(tiny_disk):
     store, ingest = on_a_tiny_disk(tiny_disk)
     with pytest.raises(NoSpaceError):
         ingest.preallocate(10_000_000)
@@ -196,7 +196,7 @@ def test_a_full_disk_shows_when_room_is_taken(tiny_disk):
     store.close()
 
 
-def test_a_disk_that_fills_up_loses_nothing_that_was_in(tiny_disk):
+def test_a_disk_that_fills_up_loses_no_written_bytes(tiny_disk):
     store, ingest = on_a_tiny_disk(tiny_disk)
     ingest.append([CONTENT[:100_000]])
     with pytest.raises(NoSpaceError):
@@ -214,7 +214,7 @@ def test_a_disk_that_fills_up_loses_nothing_that_was_in(tiny_disk):
 
 
 @pytest.mark.parametrize("ahead", [[(1, 2)], [(5, 3)], [(9, 1 << 60)], [(-5, 7)]])
-def test_runs_ahead_that_cannot_be_are_fetched_again(store, ahead):
+def test_impossible_ranges_in_a_state_are_fetched_again(store, ahead):
     ingest = store.open_ingest(DIGEST)
     ingest.append([CONTENT[:3]])
     ingest.ranges_ahead = ahead
@@ -226,7 +226,7 @@ def test_runs_ahead_that_cannot_be_are_fetched_again(store, ahead):
     again.close()
 
 
-def test_what_is_written_ahead_is_hashed_in_its_turn_also_after_a_kill(store):
+def test_bytes_written_ahead_are_hashed_in_order_also_after_a_kill(store):
     ingest = store.open_ingest(DIGEST)
     ingest.write_at(1000, memoryview(CONTENT[1000:]))
     ingest.ranges_ahead = [(1000, len(CONTENT))]

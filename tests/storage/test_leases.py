@@ -1,4 +1,4 @@
-"""What an export sends, or an import brings, stays while it lasts: whatever else wants its room."""
+"""Leases: content of a running export or import is not evicted."""
 
 import pytest
 
@@ -15,7 +15,7 @@ async def rig(tmp_path):
         yield rig
 
 
-async def test_what_is_held_is_never_idle(rig):
+async def test_leased_content_is_never_idle(rig):
     held, other = await rig.fetch(KIB), await rig.fetch(KIB)
     rig.clock.advance(10_000)
     with rig.space.lease() as hold:
@@ -27,7 +27,7 @@ async def test_what_is_held_is_never_idle(rig):
     assert not rig.holds(held)
 
 
-async def test_an_image_is_not_removed_while_its_blobs_are_held(rig):
+async def test_an_image_is_not_removed_while_its_blobs_are_leased(rig):
     image = await put_image(rig, V1, 10 * KIB)
     with rig.space.lease() as hold:
         hold.digests.add(min(image, key=str))
@@ -38,7 +38,7 @@ async def test_an_image_is_not_removed_while_its_blobs_are_held(rig):
     assert {digest for digest, _ in await rig.space.remove_images([(APP, V1)])} == image
 
 
-async def test_an_image_whose_blobs_another_one_has_too_is_removed_while_they_are_held(rig):
+async def test_an_image_whose_blobs_belong_to_another_one_too_is_removed_while_they_are_leased(rig):
     image = await put_image(rig, V1, 10 * KIB)
     top = rig.index.tag(APP, V1).digest
     await rig.index.set_tag(APP, Tag("v2"), top)
@@ -47,8 +47,8 @@ async def test_an_image_whose_blobs_another_one_has_too_is_removed_while_they_ar
         assert await rig.space.remove_images([(APP, V1)]) == []
 
 
-async def test_a_blob_that_is_being_committed_takes_no_room_twice(rig):
-    """Held before the account knows it, it must not make room look taken that can be made."""
+async def test_a_blob_that_is_being_committed_is_counted_once(rig):
+    """A lease on an uncounted blob must not reduce the space that evictions can free."""
     old = await rig.fetch(1000 * KIB)
     assert await rig.space.reserve(1000 * KIB)
     with rig.space.lease() as hold:
@@ -57,7 +57,7 @@ async def test_a_blob_that_is_being_committed_takes_no_room_twice(rig):
     assert not rig.holds(old)
 
 
-async def test_what_was_brought_in_vain_goes_unless_something_has_come_to_need_it(rig):
+async def test_unneeded_blobs_of_an_import_are_removed_unless_linked_meanwhile(rig):
     wanted = await rig.fetch(KIB)  # by APP, which is linked to it
     nobodys = await rig.fetch(2 * KIB, None)
     await rig.space.remove_unlinked([wanted, nobodys])
@@ -65,7 +65,7 @@ async def test_what_was_brought_in_vain_goes_unless_something_has_come_to_need_i
     assert not rig.holds(nobodys)
 
 
-async def test_what_is_held_is_passed_over_for_what_was_used_after_it(tmp_path):
+async def test_an_eviction_skips_leased_content(tmp_path):
     async with open_rig(tmp_path / "store", cap=2 * CAP) as rig:
         with rig.space.lease() as hold:
             for _ in range(300):

@@ -1,4 +1,4 @@
-"""Pins under pressure: what is pinned stays, the rest makes room, and when nothing can, a no is quick."""
+"""Pins in a full store: pinned content stays, other content is evicted, and a refusal is quick."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ V1 = Tag("v1")
 
 
 async def put(rig: StoreRig, content: bytes, manifest: oci.Manifest | None = None) -> Digest | None:
-    """Store content as a download or a fetch would; None if there was no room."""
+    """Store content as a download would; return None if there is no space."""
     digest = Digest.from_content(content)
     reservation = await rig.space.reserve(len(content))
     if reservation is None:
@@ -57,7 +57,7 @@ async def rig(tmp_path):
         yield rig
 
 
-async def test_a_pinned_image_survives_any_pressure_and_the_cap_holds(rig):
+async def test_a_pinned_image_survives_any_load_and_the_limit_holds(rig):
     await rig.index.pin([(APP, V1)])
     image = await put_image(rig, V1, 500 * KIB)
     for _ in range(12):
@@ -70,7 +70,7 @@ async def test_a_pinned_image_survives_any_pressure_and_the_cap_holds(rig):
     assert not any(map(rig.holds, image))
 
 
-async def test_when_pins_fill_the_store_nothing_is_evicted_and_a_metric_can_say_why(rig):
+async def test_when_pins_fill_the_store_nothing_is_evicted_and_the_reason_is_known(rig):
     other = await rig.fetch(400 * KIB)
     image = await put_image(rig, V1, 1400 * KIB)
     await rig.index.pin([(APP, V1)])
@@ -85,7 +85,7 @@ async def test_when_pins_fill_the_store_nothing_is_evicted_and_a_metric_can_say_
     assert not rig.holds(other)
 
 
-async def test_what_is_pinned_is_never_idle(rig):
+async def test_pinned_content_is_never_idle(rig):
     image = await put_image(rig, V1, KIB)
     await rig.index.pin([(APP, V1)])
     other = await rig.fetch(KIB)
@@ -95,7 +95,7 @@ async def test_what_is_pinned_is_never_idle(rig):
     assert all(map(rig.holds, image))
 
 
-async def test_a_cap_below_what_is_pinned_takes_the_rest_and_leaves_the_pins(tmp_path):
+async def test_a_limit_below_the_pinned_size_evicts_everything_but_the_pins(tmp_path):
     async with open_rig(tmp_path / "store") as rig:
         image = await put_image(rig, V1, 1000 * KIB)
         await rig.index.pin([(APP, V1)])
@@ -118,7 +118,7 @@ steps = st.lists(
 
 @settings(max_examples=scaled(20), deadline=None)
 @given(steps=steps)
-async def test_whatever_happens_pins_and_cap_hold(tmp_path_factory, steps):
+async def test_whatever_happens_pins_and_limit_hold(tmp_path_factory, steps):
     async with open_rig(tmp_path_factory.mktemp("rig") / "store") as rig:
         images: dict[Tag, set[Digest]] = {}
         pinned: set[Tag] = set()

@@ -1,4 +1,4 @@
-"""What a pin reaches is never offered to an eviction, whatever comes when."""
+"""Content that a pin reaches is never evicted, in whatever order content and pins arrive."""
 
 import asyncio
 import sqlite3
@@ -35,8 +35,10 @@ def manifest(*children: Digest, media_type: str = OCI_MANIFEST, subject: Digest 
     return Manifest(media_type, named, subject, "", {})
 
 
-async def enter(index: Index, *children: Digest, repository: Repository = APP, **kw) -> Digest:
-    """Enter a manifest that names the children, and return its digest."""
+async def add_manifest(
+    index: Index, *children: Digest, repository: Repository = APP, **kw
+) -> Digest:
+    """Add a manifest that names the children, and return its digest."""
     made = digest()
     await index.add_manifest(repository, made, SIZE, manifest(*children, **kw))
     return made
@@ -53,15 +55,15 @@ async def victims(index: Index) -> set[Digest]:
     return {digest for digest, _, _ in await index.least_recently_used(1000)}
 
 
-async def test_a_pinned_tag_keeps_its_image_and_what_refers_to_it(index):
+async def test_a_pinned_tag_protects_its_image_and_its_referrers(index):
     config, layer, other, signature = await blobs(index, 4)
-    image = await enter(index, config, layer)
+    image = await add_manifest(index, config, layer)
     await index.set_tag(APP, V1, image)
-    referrer = await enter(index, signature, subject=image)
+    referrer = await add_manifest(index, signature, subject=image)
     await index.pin([(APP, V1)])
     assert await victims(index) == {other}
     assert index.totals.pinned_bytes == 5 * allocated_size(SIZE)
-    late = await enter(index, other, subject=referrer)
+    late = await add_manifest(index, other, subject=referrer)
     assert await victims(index) == set()
     await index.unpin([(APP, V1)])
     assert await victims(index) == {config, layer, other, image, signature, referrer, late}
@@ -69,7 +71,7 @@ async def test_a_pinned_tag_keeps_its_image_and_what_refers_to_it(index):
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)])
-async def test_what_comes_after_the_pin_is_pinned_as_it_comes(index, order: Sequence[int]):
+async def test_content_that_arrives_after_the_pin_is_pinned_on_arrival(index, order: Sequence[int]):
     layer, image, whole = digest(), digest(), digest()
     await index.pin([(APP, V1)])
     await index.set_tag(APP, V1, whole)
@@ -83,7 +85,7 @@ async def test_what_comes_after_the_pin_is_pinned_as_it_comes(index, order: Sequ
     assert await victims(index) == set()
 
 
-async def test_a_pinned_digest_need_not_be_there_yet(index):
+async def test_a_digest_may_be_pinned_before_it_is_stored(index):
     layer, image = digest(), digest()
     await index.pin([(APP, image)])
     await index.add_manifest(APP, image, SIZE, manifest(layer))
@@ -93,18 +95,18 @@ async def test_a_pinned_digest_need_not_be_there_yet(index):
 
 async def test_a_pin_follows_its_tag_and_shared_layers_stay(index):
     shared, old_layer, new_layer = await blobs(index, 3)
-    old = await enter(index, shared, old_layer)
+    old = await add_manifest(index, shared, old_layer)
     await index.set_tag(APP, V1, old)
     await index.pin([(APP, V1)])
-    new = await enter(index, shared, new_layer)
+    new = await add_manifest(index, shared, new_layer)
     assert await victims(index) == {new, new_layer}
     await index.set_tag(APP, V1, new)
     assert await victims(index) == {old, old_layer}
 
 
-async def test_a_pin_is_of_one_repository_and_one_tag(index):
-    image = await enter(index)
-    other = await enter(index, repository=OTHER)
+async def test_a_pin_applies_to_one_repository_and_one_tag(index):
+    image = await add_manifest(index)
+    other = await add_manifest(index, repository=OTHER)
     await index.set_tag(APP, V1, image)
     await index.set_tag(OTHER, V1, other)
     await index.pin([(APP, V1)])
@@ -113,17 +115,17 @@ async def test_a_pin_is_of_one_repository_and_one_tag(index):
     assert await victims(index) == {other}
 
 
-async def test_a_tag_that_upstream_has_deleted_leaves_its_pinned_image(index):
-    image = await enter(index)
+async def test_a_tag_that_upstream_has_deleted_keeps_its_pinned_image(index):
+    image = await add_manifest(index)
     await index.set_tag(APP, V1, image)
     await index.pin([(APP, V1)])
     await index.delete_tag(APP, V1)
     assert await victims(index) == set()
 
 
-async def test_a_damaged_manifest_costs_its_layers_nothing(index):
+async def test_a_damaged_manifest_does_not_unpin_its_layers(index):
     (layer,) = await blobs(index, 1)
-    image = await enter(index, layer)
+    image = await add_manifest(index, layer)
     await index.pin([(APP, image)])
     await index.remove_blobs([image], lambda _: None)
     assert await victims(index) == set()
@@ -136,15 +138,15 @@ async def test_pins_survive_a_restart(tmp_path):
     for _ in range(2):
         index = await asyncio.to_thread(Index, path, Clock())
         if not await victims(index):
-            image = await enter(index)
+            image = await add_manifest(index)
             await index.pin([(APP, image)])
-            await enter(index)
+            await add_manifest(index)
         assert len(await victims(index)) == 1
         assert index.totals.pinned_bytes == allocated_size(SIZE)
         await asyncio.to_thread(index.close)
 
 
-async def test_a_store_of_version_1_opens_with_all_it_held(tmp_path):
+async def test_a_store_of_version_1_opens_with_all_its_content(tmp_path):
     path, layer, image = tmp_path / "index.sqlite", digest(), digest()
     with closing(sqlite3.connect(path)) as old, old:
         old.executescript(f"{OLD_SCHEMA.read_text()}; PRAGMA user_version = 1")
@@ -173,7 +175,7 @@ async def new_index(path: Path) -> Path:
 
 
 def schema(path: Path) -> list[tuple[str, ...]]:
-    """Return tables and views with their columns, and the indexes as they were declared."""
+    """Return tables and views with their columns, and the indexes as declared."""
     with closing(sqlite3.connect(path)) as connection:
         columns = connection.execute(
             "SELECT m.name, c.name, c.type, c.dflt_value, c.'notnull' FROM sqlite_master m"
@@ -185,11 +187,11 @@ def schema(path: Path) -> list[tuple[str, ...]]:
 
 
 class TestFsck:
-    """A check of the store keeps pins: no file could give them back."""
+    """fsck keeps pins, because no file contains them."""
 
     @pytest.fixture
     async def root(self, tmp_path):
-        """A store with a pinned image of one layer, and a blob beside it."""
+        """A store with a pinned image of one layer, and another blob."""
         layer, other = b"layer", b"other"
         content = (
             b'{"mediaType":"%s","config":{"mediaType":"x","digest":"%s","size":5},"layers":[]}'

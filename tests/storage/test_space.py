@@ -1,4 +1,4 @@
-"""The room of a store: never more than allowed, the longest unused first, running work spared."""
+"""The space of a store: within its limits, least recently used first, running work protected."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ _numbers = count()
 
 @dataclass
 class StoreRig:
-    """A store with its account, and what a download does to both."""
+    """A store with its account, and the steps of a download."""
 
     store: BlobStore
     index: Index
@@ -45,7 +45,7 @@ class StoreRig:
     clock: Clock
 
     async def fetch(self, size: int, repository: Repository | None = APP) -> Digest | None:
-        """Store a new blob of `size` bytes as a download would; None if there was no room."""
+        """Store a new blob of `size` bytes as a download would; None if there is no space."""
         content = os.urandom(8) + bytes(size - 8)
         digest = Digest.from_content(content)
         reservation = await self.space.resume_partial(digest)
@@ -78,14 +78,14 @@ class StoreRig:
         ingest.close()
         return digest
 
-    async def leftovers(self) -> list[Digest]:
+    async def partials(self) -> list[Digest]:
         return [left for left, _, _ in await asyncio.to_thread(self.store.list_ingests)]
 
     def holds(self, digest: Digest | None) -> bool:
         return digest is not None and Path(self.store.blob_path(digest)).exists()
 
     def on_disk(self, pattern: str = "**/*") -> int:
-        """What `du` says of everything under the store."""
+        """The disk use of the store, as `du` reports it."""
         files = [path for path in self.store.root.glob(pattern) if path.is_file()]
         return sum(path.stat().st_blocks * 512 for path in files)
 
@@ -112,7 +112,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[StoreRig]:
         yield rig
 
 
-async def test_what_was_used_longest_ago_goes_first(rig):
+async def test_the_least_recently_used_blob_is_evicted_first(rig):
     first, second, third = [await rig.fetch(1000 * KIB) for _ in range(3)]
     assert all(map(rig.holds, (first, second, third)))
     assert first is not None
@@ -129,7 +129,7 @@ async def test_what_was_used_longest_ago_goes_first(rig):
     assert rig.space.blob_count == 3
 
 
-async def test_what_cannot_fit_evicts_nothing(rig):
+async def test_content_that_cannot_fit_evicts_nothing(rig):
     held = await rig.fetch(1000 * KIB)
     assert not rig.space.fits(CAP)
     assert await rig.space.reserve(CAP) is None
@@ -137,7 +137,7 @@ async def test_what_cannot_fit_evicts_nothing(rig):
     assert rig.space.reserved_bytes == 0
 
 
-async def test_running_downloads_keep_their_room(rig):
+async def test_running_downloads_keep_their_reservations(rig):
     first = await rig.space.reserve(1500 * KIB)
     second = await rig.space.reserve(1500 * KIB)
     assert first is not None
@@ -151,7 +151,7 @@ async def test_running_downloads_keep_their_room(rig):
     assert rig.space.reserved_bytes == 0
 
 
-async def test_a_reservation_grows_by_eviction_and_stays_when_it_cannot(rig):
+async def test_a_reservation_grows_by_eviction_and_stays_if_it_cannot_grow(rig):
     blob = await rig.fetch(2000 * KIB)
     reservation = await rig.space.reserve(KIB)
     assert reservation is not None
@@ -162,14 +162,14 @@ async def test_a_reservation_grows_by_eviction_and_stays_when_it_cannot(rig):
     rig.space.release(reservation)
 
 
-async def test_interrupted_downloads_go_before_blobs_and_count(rig):
+async def test_interrupted_downloads_are_counted_and_evicted_before_blobs(rig):
     blob = await rig.fetch(1000 * KIB)
     await rig.break_off(1500 * KIB)
     assert rig.space.reserved_bytes == 1500 * KIB + STATE_FILE_SIZE
     assert rig.holds(await rig.fetch(1500 * KIB))
     assert rig.holds(blob)
     assert rig.space.reserved_bytes == 0
-    assert await rig.leftovers() == []
+    assert await rig.partials() == []
 
 
 async def test_an_interrupted_download_that_is_resumed_is_not_counted_twice(rig):
@@ -179,11 +179,11 @@ async def test_an_interrupted_download_that_is_resumed_is_not_counted_twice(rig)
     assert reservation is not None
     assert rig.space.used_bytes == used
     assert await rig.space.grow(reservation, 3000 * KIB)
-    assert await rig.leftovers() == [digest]
+    assert await rig.partials() == [digest]
     rig.space.release(reservation)
 
 
-async def test_a_smaller_cap_is_kept_from_the_start(tmp_path):
+async def test_a_smaller_limit_applies_from_the_start(tmp_path):
     async with open_rig(tmp_path / "store") as rig:
         blobs = [await rig.fetch(700 * KIB) for _ in range(4)]
     async with open_rig(tmp_path / "store", cap=2 << 20) as rig:
@@ -198,7 +198,7 @@ async def test_leftovers_of_a_killed_daemon_are_counted(tmp_path):
         assert rig.space.reserved_bytes >= 1500 * KIB
 
 
-async def test_old_leftovers_and_idle_blobs_are_swept(rig):
+async def test_old_ingests_and_idle_blobs_are_removed_by_a_sweep(rig):
     old = await rig.fetch(KIB)
     rig.clock.advance(1000)
     new = await rig.fetch(KIB)
@@ -206,15 +206,15 @@ async def test_old_leftovers_and_idle_blobs_are_swept(rig):
     path = rig.store.root / "ingest" / f"sha256-{left.hex}"
     os.utime(path, (rig.clock() - 500, rig.clock() - 500))
     await rig.space.sweep(max_idle=0, ingest_ttl=501)
-    assert await rig.leftovers() == [left]
+    assert await rig.partials() == [left]
     assert rig.holds(old)
     await rig.space.sweep(max_idle=999, ingest_ttl=499)
-    assert await rig.leftovers() == []
+    assert await rig.partials() == []
     assert (rig.holds(old), rig.holds(new)) == (False, True)
     assert rig.space.reserved_bytes == 0
 
 
-async def test_a_damaged_blob_is_forgotten(rig):
+async def test_a_damaged_blob_is_removed(rig):
     blob = await rig.fetch(1000 * KIB)
     before = rig.space.used_bytes
     await asyncio.to_thread(Path(rig.store.blob_path(blob)).write_bytes, bytes(1000 * KIB))
@@ -224,7 +224,7 @@ async def test_a_damaged_blob_is_forgotten(rig):
     assert rig.space.used_bytes < before
 
 
-async def test_room_is_left_on_the_disk(tiny_disk: Callable[[int], Path]):
+async def test_min_free_is_left_on_the_disk(tiny_disk: Callable[[int], Path]):
     disk = tiny_disk(6 << 20)
     async with open_rig(disk / "store", cap=1 << 30, min_free=2 << 20) as rig:
         blobs = [await rig.fetch(1000 * KIB) for _ in range(5)]
@@ -233,7 +233,7 @@ async def test_room_is_left_on_the_disk(tiny_disk: Callable[[int], Path]):
         assert await rig.space.reserve(5 << 20) is None
 
 
-async def test_a_full_disk_can_still_be_emptied(tiny_disk: Callable[[int], Path]):
+async def test_evictions_work_on_a_full_disk(tiny_disk: Callable[[int], Path]):
     disk = tiny_disk(4 << 20)
     async with open_rig(disk / "store", cap=1 << 30) as rig:
         blobs = [await rig.fetch(700 * KIB) for _ in range(3)]
@@ -260,7 +260,7 @@ steps = st.lists(
 
 @settings(max_examples=scaled(25), deadline=None)
 @given(steps=steps)
-async def test_whatever_happens_the_cap_holds_on_the_disk(tmp_path_factory, steps):
+async def test_whatever_happens_the_disk_use_stays_within_the_limit(tmp_path_factory, steps):
     async with open_rig(tmp_path_factory.mktemp("rig") / "store") as rig:
         held: list[Reservation] = []
         blobs: list[Digest] = []
@@ -280,7 +280,7 @@ async def test_whatever_happens_the_cap_holds_on_the_disk(tmp_path_factory, step
             assert rig.space.used_bytes <= CAP
 
 
-async def test_an_index_that_cannot_be_written_for_a_while_does_not_spoil_the_account(rig):
+async def test_the_account_survives_an_index_that_cannot_be_written_for_a_while(rig):
     for _ in range(3):
         await rig.fetch(1000 * KIB)
     blocker = sqlite3.connect(rig.index.path, isolation_level=None)
@@ -297,7 +297,7 @@ async def test_an_index_that_cannot_be_written_for_a_while_does_not_spoil_the_ac
     assert rig.space.blob_count == len(list((rig.store.root / "blobs" / "sha256").iterdir()))
 
 
-async def test_a_commit_that_nobody_counted_is_counted_at_the_next_start_or_the_one_after(
+async def test_an_uncounted_commit_is_counted_at_the_next_start_or_the_one_after(
     tmp_path, monkeypatch
 ):
     root = tmp_path / "store"

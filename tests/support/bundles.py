@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from proxy.cli.api_client import AdminClient
-from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, Image, descriptor, digest_of
+from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, FakeImage, descriptor, digest_of
 from tests.support.program import Program
 
 # The annotations that name an image: containerd's, and that of the image-spec.
@@ -21,7 +21,7 @@ APP_FULL_NAME = "docker.io/library/app"
 LAYERS = (b"first" * 5000, b"second")
 
 
-async def pull_all_platforms(program: Program, image: Image) -> None:
+async def pull_all_platforms(program: Program, image: FakeImage) -> None:
     """Pull an image with all manifests of its index."""
     await program.pull(image)
     for digest in image.manifests.values():

@@ -14,7 +14,7 @@ Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 class Authority:
-    """A private authority; `ca` is the file of its certificate. What it issues lies in `issued/` beside it."""
+    """A private authority; `ca` is its certificate file. Issued ones are in `issued/` beside it."""
 
     def __init__(self, directory: Path) -> None:
         self.certs, self.directory = directory, directory.with_name("issued")

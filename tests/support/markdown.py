@@ -34,7 +34,7 @@ def anchor(heading: str) -> str:
 
 
 def sections(text: str, level: int) -> dict[str, str]:
-    """Return what stands below each heading of a level, up to the next one of that level or above."""
+    """Return the text below each heading of a level, up to the next one of that level or above."""
     marks = "#" * level
     parts = re.split(rf"^{marks} (.+)$", text, flags=re.MULTILINE)[1:]
     return {
@@ -56,7 +56,7 @@ def rows(text: str, *header: str) -> list[list[str]]:
 
 
 def items(text: str) -> list[tuple[list[str], str]]:
-    """Return the list items that begin with code: the code before the colon, and what is said of it.
+    """Return the list items that begin with code: the code before the colon, and the rest.
 
     An item is written as "- `one`, `two`: text"; the text may begin on the next line.
     """

@@ -17,7 +17,7 @@ from yarl import URL
 from proxy.app import open_cache
 from proxy.config import Config, load
 from tests.fakes.clock import Clock
-from tests.fakes.content import Image, digest_of
+from tests.fakes.content import FakeImage, digest_of
 from tests.fakes.registry import FakeRegistry
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -182,7 +182,9 @@ class Program:
             body, is_whole = await read(response)
             return Answer(response.status, response.headers, body, is_whole)
 
-    async def manifest(self, image: Image | str, reference: str = "latest", **kw: str) -> Answer:
+    async def manifest(
+        self, image: FakeImage | str, reference: str = "latest", **kw: str
+    ) -> Answer:
         """Request a manifest of the repository of `image`."""
         repository = image if isinstance(image, str) else image.repository
         return await self.ask(f"/v2/{repository}/manifests/{reference}", **kw)
@@ -191,7 +193,7 @@ class Program:
         """Request a blob."""
         return await self.ask(f"/v2/{repository}/blobs/{digest}", **kw)
 
-    async def pull(self, image: Image) -> None:
+    async def pull(self, image: FakeImage) -> None:
         """Pull and check an image as dockerd does: HEAD, index, manifest, config and layers."""
         tag = await self.manifest(image, image.tag or image.digest, method="HEAD")
         assert tag.status == 200

@@ -25,7 +25,7 @@ class BlobResponse:
 
 
 @dataclass
-class Blob:
+class ServedBlob:
     data: bytes
     hold_at: int | None = None  # bodies pause at this offset until `released` is set
     released: threading.Event = field(default_factory=threading.Event)
@@ -35,9 +35,9 @@ class BlobServer:
     """A read-only registry that serves its blobs in every repository."""
 
     def __init__(self) -> None:
-        self.blobs: dict[str, Blob] = {}
+        self.blobs: dict[str, ServedBlob] = {}
         self.responses: list[BlobResponse] = []
-        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server = _Server(("127.0.0.1", 0), _BlobHandler)
         self._server.owner = self
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
 
@@ -58,7 +58,7 @@ class BlobServer:
     def add(self, data: bytes, *, hold_at: int | None = None) -> str:
         """Serve `data` and return its digest. Bodies pause at the offset `hold_at` until `release`."""
         digest = "sha256:" + hashlib.sha256(data).hexdigest()
-        self.blobs[digest] = Blob(data, hold_at)
+        self.blobs[digest] = ServedBlob(data, hold_at)
         return digest
 
     def corrupt(self, digest: str) -> None:
@@ -84,7 +84,7 @@ class _Server(ThreadingHTTPServer):
     owner: BlobServer
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _BlobHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
@@ -111,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
-    def _send(self, blob: Blob, response: BlobResponse) -> None:
+    def _send(self, blob: ServedBlob, response: BlobResponse) -> None:
         size = len(blob.data)
         start, stop = 0, size
         if requested := RANGE.fullmatch(response.range):
@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             self._send_body(blob, response, start, stop)
 
-    def _send_body(self, blob: Blob, response: BlobResponse, start: int, stop: int) -> None:
+    def _send_body(self, blob: ServedBlob, response: BlobResponse, start: int, stop: int) -> None:
         offset = start
         while offset < stop:
             end = min(offset + CHUNK_SIZE, stop)

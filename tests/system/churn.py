@@ -3,8 +3,9 @@
     python -m tests.system.churn --seconds 30
     python -m tests.system.churn --seconds 600 --faults --kill
 
-Sixteen clients pull 60 images of 687 MB together, by a Pareto law, through a store of 120 MB. The blocks on
-the disk may never exceed the cap, and at the end /metrics must tell what is there. Exits 1 otherwise.
+Sixteen clients pull 60 images of 687 MB together, by a Pareto law, through a store of 120 MB. The
+blocks on the disk may never exceed the cap, and at the end /metrics must tell what is there. Exits
+1 otherwise.
 """
 
 import argparse
@@ -60,7 +61,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Image:
+class ChurnImage:
     """An image in the upstream: its name, and digests of all that it consists of."""
 
     name: str
@@ -68,7 +69,7 @@ class Image:
     blobs: list[str]
 
 
-class Upstream:
+class ChurnUpstream:
     """A registry whose layers are slices of one random buffer, each with a head of its own."""
 
     def __init__(self, rng: random.Random) -> None:
@@ -87,7 +88,7 @@ class Upstream:
             for number, count in enumerate(counts)
         ]
 
-    def _add_image(self, name: str, sizes: list[int]) -> Image:
+    def _add_image(self, name: str, sizes: list[int]) -> ChurnImage:
         config = json.dumps({"architecture": "amd64", "os": "linux", "name": name}).encode()
         layers = [(f"{name}/{number}".encode(), size) for number, size in enumerate(sizes)]
         named = [self._add_blob(config, 0), *(self._add_blob(*layer) for layer in layers)]
@@ -107,7 +108,7 @@ class Upstream:
         digest = f"sha256:{hashlib.sha256(manifest).hexdigest()}"
         self.manifests[digest] = manifest
         self.tags[name] = digest
-        return Image(name, digest, named)
+        return ChurnImage(name, digest, named)
 
     def _add_blob(self, head: bytes, size: int) -> str:
         rest = self._pool[: max(0, size - len(head))]
@@ -190,7 +191,7 @@ class Churn:
         self._place = place
         self._options = options
         self._rng = random.Random(options.seed)
-        self._upstream = Upstream(random.Random(7))
+        self._upstream = ChurnUpstream(random.Random(7))
         self._upstream.fault_rate = 0.03 if options.faults else 0.0
         self._upstream_port = 0
         self._cap = CAP
@@ -274,7 +275,9 @@ class Churn:
                 self.found.done["broken"] += 1
                 await asyncio.sleep(0.05)
 
-    async def _pull(self, session: aiohttp.ClientSession, image: Image, rng: random.Random) -> None:
+    async def _pull(
+        self, session: aiohttp.ClientSession, image: ChurnImage, rng: random.Random
+    ) -> None:
         path = f"{self._url}/v2/{image.name}/manifests/latest"
         async with session.get(path, headers={"Accept": OCI_MANIFEST}) as response:
             await response.read()
@@ -283,7 +286,7 @@ class Churn:
         self.found.done["pulls"] += 1
 
     async def _fetch(
-        self, session: aiohttp.ClientSession, image: Image, digest: str, rng: random.Random
+        self, session: aiohttp.ClientSession, image: ChurnImage, digest: str, rng: random.Random
     ) -> None:
         headers, size = {}, self._upstream.size(digest)
         if self._options.mixed and rng.random() < 0.1:

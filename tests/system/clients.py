@@ -1,8 +1,9 @@
 """Debian's container clients, each with its own storage, state and socket.
 
-Each uses the cache as a mirror, with the configuration that `pullcache client-config` writes. When the mirror
-fails, a client falls back to `fallback`, by default a port where nothing listens. With a root directory, a client is the one that is
-installed there (tests/newer-clients), and runs in it by chroot; the root shares /tmp with this machine.
+Each uses the cache as a mirror, with the configuration that `pullcache client-config` writes. When
+the mirror fails, a client falls back to `fallback`, by default a port where nothing listens. With a
+root directory, a client is the one that is installed there (tests/newer-clients), and runs in it by
+chroot; the root shares /tmp with this machine.
 """
 
 import fcntl
@@ -13,7 +14,7 @@ import uuid
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from tests.system.images import MANIFEST, Image
+from tests.system.images import MANIFEST, BuiltImage
 from tests.system.processes import UNREACHABLE, Process, run
 
 DOCKER = "/usr/bin/docker"  # Debian's, even if PATH has another one first
@@ -67,18 +68,18 @@ class Client(ABC):
         """Stop the client's daemon."""
 
     @abstractmethod
-    def pull(self, image: Image) -> None: ...
+    def pull(self, image: BuiltImage) -> None: ...
 
     def load(self, bundle: Path) -> None:
         """Load the images of a bundle from a file."""
         raise AssertionError(f"{type(self).__name__} cannot load bundles")
 
     @abstractmethod
-    def run(self, image: Image) -> str:
+    def run(self, image: BuiltImage) -> str:
         """Run the image's command and return its output."""
 
     @abstractmethod
-    def remove(self, image: Image) -> None:
+    def remove(self, image: BuiltImage) -> None:
         """Remove the image, so that the next pull requests all of it again."""
 
 
@@ -108,19 +109,19 @@ class Containerd(Client):
     def load(self, bundle: Path) -> None:
         self._ctr("images", "import", "--snapshotter", "native", bundle)
 
-    def save(self, image: Image, target: Path) -> None:
+    def save(self, image: BuiltImage, target: Path) -> None:
         self._ctr("images", "export", "--platform", "linux/amd64", target, image.reference)
 
-    def pull(self, image: Image) -> None:
+    def pull(self, image: BuiltImage) -> None:
         hosts = self.directory / "hosts"
         native = ["--snapshotter", "native"]
         self._ctr("images", "pull", "--hosts-dir", hosts, *native, image.reference)
 
-    def run(self, image: Image) -> str:
+    def run(self, image: BuiltImage) -> str:
         name = f"test-{uuid.uuid4().hex[:12]}"
         return self._ctr("run", "--rm", "--snapshotter", "native", image.reference, name)
 
-    def remove(self, image: Image) -> None:
+    def remove(self, image: BuiltImage) -> None:
         self._ctr("images", "rm", "--sync", image.reference)
         assert image.layers[-1] not in self._ctr("content", "ls", "--quiet")
 
@@ -162,22 +163,22 @@ class Docker(Client):
             self._process.stop()
         self._containerd.stop()
 
-    def _name(self, image: Image) -> str:
+    def _name(self, image: BuiltImage) -> str:
         return image.reference.removeprefix("docker.io/").removeprefix("library/")
 
     def load(self, bundle: Path) -> None:
         self._docker("load", "--input", str(bundle))
 
-    def save(self, image: Image, target: Path) -> None:
+    def save(self, image: BuiltImage, target: Path) -> None:
         self._docker("save", "--output", str(target), self._name(image))
 
-    def pull(self, image: Image) -> None:
+    def pull(self, image: BuiltImage) -> None:
         self._docker("pull", self._name(image))
 
-    def run(self, image: Image) -> str:
+    def run(self, image: BuiltImage) -> str:
         return self._docker("run", "--rm", "--network", "none", self._name(image))
 
-    def remove(self, image: Image) -> None:
+    def remove(self, image: BuiltImage) -> None:
         self._docker("rmi", self._name(image))
         assert not self._docker("images", "--quiet")
 
@@ -191,7 +192,8 @@ class Docker(Client):
 class DockerWithContainerdStore(Docker):
     """dockerd with the containerd image store: docker 28 reads `hosts.toml`, docker 26 `registry-mirrors`.
 
-    dockerd reads /etc/docker/certs.d and knows no other place. One client at a time uses that of its root.
+    dockerd reads /etc/docker/certs.d and knows no other place. One client at a time uses that of
+    its root.
     """
 
     def _make_config(self) -> Path:
@@ -240,14 +242,14 @@ class Podman(_ContainersImage):
     def load(self, bundle: Path) -> None:
         self._podman("load", "--quiet", "--input", str(bundle))
 
-    def pull(self, image: Image) -> None:
+    def pull(self, image: BuiltImage) -> None:
         self._podman("pull", "--quiet", image.reference)
 
-    def run(self, image: Image) -> str:
+    def run(self, image: BuiltImage) -> str:
         limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
         return self._podman("run", "--rm", "--network", "none", *limits, image.reference)
 
-    def remove(self, image: Image) -> None:
+    def remove(self, image: BuiltImage) -> None:
         self._podman("rmi", image.reference)
         assert not self._podman("images", "--quiet")
 
@@ -262,14 +264,15 @@ class Podman(_ContainersImage):
 
 
 class Buildah(_ContainersImage):
-    def pull(self, image: Image) -> None:
+    def pull(self, image: BuiltImage) -> None:
         self._with_store("buildah", "pull", "--quiet", "--policy", "always", image.reference)
 
-    def run(self, image: Image) -> str:
+    def run(self, image: BuiltImage) -> str:
         # Newer versions raise the limits to those of a machine's PID 1, which a container may not.
         options = ("--pull-never", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024")
         container = self._with_store("buildah", "from", *options, image.reference).strip()
-        # Through a file, because this buildah may exit before it has copied all of a command's output.
+        # Through a file, because this buildah may exit before it has copied all of a command's
+        # output.
         script = f"/bin/busybox echo {image.prints} >/output"
         command = ["--isolation", "chroot", container, "--", "/bin/busybox", "sh", "-c", script]
         try:
@@ -279,7 +282,7 @@ class Buildah(_ContainersImage):
         finally:
             self._with_store("buildah", "rm", container)
 
-    def remove(self, image: Image) -> None:
+    def remove(self, image: BuiltImage) -> None:
         self._with_store("buildah", "rmi", image.reference)
         assert not self._with_store("buildah", "images", "--quiet")
 
@@ -291,14 +294,14 @@ class Skopeo(_ContainersImage):
     def _layout(self) -> Path:
         return self.directory / "layout"
 
-    def _source(self, image: Image) -> tuple[str, ...]:
+    def _source(self, image: BuiltImage) -> tuple[str, ...]:
         return "--registries-conf", str(self.registries), "copy", f"docker://{image.reference}"
 
-    def pull(self, image: Image) -> None:
+    def pull(self, image: BuiltImage) -> None:
         target = f"oci:{self._layout}:{LAYOUT_TAG}"
         run(*self._argv("skopeo", *self._source(image), target))
 
-    def run(self, image: Image) -> str:
+    def run(self, image: BuiltImage) -> str:
         bundle = self.directory / "bundle"
         run("umoci", "unpack", "--image", f"{self._layout}:{LAYOUT_TAG}", bundle)
         try:
@@ -307,24 +310,24 @@ class Skopeo(_ContainersImage):
         finally:
             shutil.rmtree(bundle)
 
-    def remove(self, image: Image) -> None:
+    def remove(self, image: BuiltImage) -> None:
         shutil.rmtree(self._layout)
 
 
 class SkopeoDirect(Skopeo):
     """Pulls from the cache's own address, which needs no mirror configuration."""
 
-    def _address(self, image: Image) -> str:
+    def _address(self, image: BuiltImage) -> str:
         return image.reference.replace(image.registry, self.mirror, 1)
 
-    def _source(self, image: Image) -> tuple[str, ...]:
+    def _source(self, image: BuiltImage) -> tuple[str, ...]:
         return "copy", "--src-tls-verify=false", f"docker://{self._address(image)}"
 
 
 class Crane(SkopeoDirect):
     """go-containerregistry's command, which pulls from the cache's own address."""
 
-    def pull(self, image: Image) -> None:
+    def pull(self, image: BuiltImage) -> None:
         shutil.rmtree(self._layout, ignore_errors=True)  # crane adds to a layout
         platform = ("--platform", "linux/amd64", "--insecure")
         argv = ("crane", "pull", *platform, "--format", "oci", self._address(image), self._layout)
@@ -335,14 +338,14 @@ class Crane(SkopeoDirect):
 class Oras(SkopeoDirect):
     """ORAS, which copies all platforms from the cache's own address."""
 
-    def pull(self, image: Image) -> None:
+    def pull(self, image: BuiltImage) -> None:
         target = f"{self._layout}:{LAYOUT_TAG}"
         options = ("--from-plain-http", "--to-oci-layout")
         run(*self._argv("oras", "copy", *options, self._address(image), target))
         name_image(self._layout, image)
 
 
-def name_image(layout: Path, image: Image) -> None:
+def name_image(layout: Path, image: BuiltImage) -> None:
     """Make the image of this platform the only one of an OCI layout, with the name that umoci looks for."""
     descriptor = {
         "mediaType": MANIFEST,

@@ -11,7 +11,7 @@ import pytest
 
 from tests.system.blob_server import BlobServer
 from tests.system.clients import CLIENTS, Client, newer_clients
-from tests.system.images import Image, make_image
+from tests.system.images import BuiltImage, make_image
 from tests.system.processes import UNREACHABLE, kill_servers, make_short_directory, run
 from tests.system.servers import Daemon, Registry
 
@@ -77,7 +77,7 @@ def unmount_below(path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+def image(tmp_path_factory: pytest.TempPathFactory) -> BuiltImage:
     return make_image(tmp_path_factory.mktemp("image") / "hello")
 
 
@@ -91,7 +91,7 @@ def registry(directory: Path) -> Iterator[Registry]:
 
 
 @pytest.fixture
-def upstream(registry: Registry, image: Image) -> Registry:
+def upstream(registry: Registry, image: BuiltImage) -> Registry:
     """Debian's docker-registry with `image`."""
     image.push(registry.address)
     return registry

@@ -12,7 +12,7 @@ CHUNK_SIZE = 64 << 10
 
 
 @dataclass(frozen=True)
-class Response:
+class HttpResponse:
     status: int
     headers: http.client.HTTPMessage
     body: bytes
@@ -41,13 +41,13 @@ def send_request(
     method: str = "GET",
     headers: Mapping[str, str] | None = None,
     timeout: float = 30,
-) -> Response:
+) -> HttpResponse:
     """Send one request on a new connection and read the whole response."""
     connection = connect(url, timeout)
     try:
         connection.request(method, path, headers=dict(headers or {}))
         response = connection.getresponse()
-        return Response(response.status, response.msg, _read_body(response))
+        return HttpResponse(response.status, response.msg, _read_body(response))
     finally:
         connection.close()
 

@@ -21,7 +21,7 @@ LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 
 
 @dataclass(frozen=True)
-class Image:
+class BuiltImage:
     """An image index in an OCI layout. Its command prints `prints`."""
 
     layout: Path
@@ -101,7 +101,7 @@ def make_image(
     tag: str = "latest",
     prints: str = "",
     layer_sizes: Sequence[int] = (1 << 10, 300 << 10, 3 << 20),
-) -> Image:
+) -> BuiltImage:
     """Write an index of two platforms whose images share incompressible layers and print `prints`."""
     prints = prints or f"hello from {repository}:{tag}"
     rng = random.Random(prints)
@@ -117,7 +117,7 @@ def make_image(
     index = target.add(INDEX, {"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests})
     index["annotations"] = {"org.opencontainers.image.ref.name": tag}
     (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [index]}))
-    return Image(
+    return BuiltImage(
         layout=layout,
         repository=repository,
         tag=tag,

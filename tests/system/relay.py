@@ -20,7 +20,7 @@ class Relay:
         self.received = 0
         relay = self
 
-        class Handler(socketserver.BaseRequestHandler):
+        class RelayHandler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
                 with suppress(OSError), socket.create_connection((host, int(port))) as server:
                     requests = threading.Thread(target=_copy, args=(self.request, server))
@@ -28,7 +28,7 @@ class Relay:
                     relay._copy_responses(server, self.request)
                     requests.join()
 
-        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), RelayHandler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever)
 

@@ -25,8 +25,8 @@ HTPASSWD = "puller:$2b$05$LoRoyS1ljn49pPORqadrnergzPbl1kHJfGSiEUvEB2uwzb18fd2kS\
 class Registry:
     """docker-registry on a free port, which it keeps when it is restarted.
 
-    `auth` is the part of its configuration that requires a login or a token. A change of it applies from the
-    next start.
+    `auth` is the part of its configuration that requires a login or a token. A change of it applies
+    from the next start.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -1,6 +1,7 @@
 """A small service manager: it holds the sockets, starts the daemon with them and receives its messages.
 
-It does what systemd does for a service with `Type=notify` and sockets: sd_notify(3), sd_listen_fds(3).
+It does what systemd does for a service with `Type=notify` and sockets: sd_notify(3),
+sd_listen_fds(3).
 """
 
 import select
@@ -27,7 +28,7 @@ FIRST_SOCKET_FD = 3  # SD_LISTEN_FDS_START
 Message = dict[str, str]
 
 
-class ServiceManager:
+class FakeServiceManager:
     """Runs one daemon at a time on one store, behind a socket that stays open between the daemons."""
 
     def __init__(self, directory: Path, upstream: str, *, watchdog: float = 0.0) -> None:
@@ -140,4 +141,4 @@ class ServiceManager:
         assert "Traceback" not in self.log, self.log[-8000:]
 
 
-MakeServiceManager = Callable[..., ServiceManager]
+MakeServiceManager = Callable[..., FakeServiceManager]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.clients import Client, Docker
-from tests.system.images import Image, make_image
+from tests.system.images import BuiltImage, make_image
 from tests.system.processes import UNREACHABLE, isolated_environment, run
 from tests.system.servers import Daemon, Registry
 
@@ -44,7 +44,7 @@ def blobs_of(bundle: Path) -> set[str]:
     return {f"sha256:{name.rpartition('/')[2]}" for name in names if "/" in name}
 
 
-def all_blobs_of(image: Image) -> set[str]:
+def all_blobs_of(image: BuiltImage) -> set[str]:
     """Return the digests of an image's blobs, of all platforms."""
     files = (image.layout / "blobs" / "sha256").iterdir()
     return {f"sha256:{file.name}" for file in files}
@@ -60,7 +60,7 @@ def test_a_complete_export_runs_across_the_air_gap_and_so_does_its_delta(
     upstream: Registry,
     daemon: Daemon,
     make_isolated_daemon: Callable[[], Daemon],
-    image: Image,
+    image: BuiltImage,
     directory: Path,
     make_client: MakeClient,
 ):
@@ -116,7 +116,7 @@ def test_a_compressed_bundle_in_parts_is_imported(
     upstream: Registry,
     daemon: Daemon,
     make_isolated_daemon: Callable[[], Daemon],
-    image: Image,
+    image: BuiltImage,
     directory: Path,
 ):
     daemon.run("preload", image.reference, *BOTH_PLATFORMS)
@@ -136,7 +136,7 @@ def test_files_that_the_daemon_cannot_see_are_sent_over_the_socket(
     upstream: Registry,
     daemon: Daemon,
     make_isolated_daemon: Callable[[], Daemon],
-    image: Image,
+    image: BuiltImage,
     directory: Path,
 ):
     """Run the commands with a file system that the daemon does not have, as in a container."""
@@ -158,7 +158,7 @@ def test_files_that_the_daemon_cannot_see_are_sent_over_the_socket(
 
 
 def test_an_archive_of_hauler_is_imported(
-    make_isolated_daemon: Callable[[], Daemon], image: Image, directory: Path
+    make_isolated_daemon: Callable[[], Daemon], image: BuiltImage, directory: Path
 ):
     """haul.tar.zst: a layout whose images have a kind and a full name, with docker's manifest.json."""
     haul = directory / "haul"
@@ -181,7 +181,7 @@ def test_docker_s_own_archive_format_is_rejected_with_advice(
     upstream: Registry,
     daemon: Daemon,
     make_isolated_daemon: Callable[[], Daemon],
-    image: Image,
+    image: BuiltImage,
     directory: Path,
     make_client: MakeClient,
 ):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.clients import Client, Containerd, Docker, Podman
-from tests.system.images import Image, make_image
+from tests.system.images import BuiltImage, make_image
 from tests.system.processes import UNREACHABLE, Process, run
 from tests.system.servers import Daemon, Registry
 
@@ -18,7 +18,7 @@ MakeDaemon = Callable[..., Daemon]
 
 
 @pytest.fixture
-def bundle(upstream: Registry, daemon: Daemon, image: Image, directory: Path) -> Path:
+def bundle(upstream: Registry, daemon: Daemon, image: BuiltImage, directory: Path) -> Path:
     """A bundle of the image, exported after all its platforms were pulled through the daemon."""
     pull_all_platforms(daemon, image, directory)
     path = directory / "bundle.tar"
@@ -32,14 +32,14 @@ def offline_daemon(make_daemon: MakeDaemon) -> Daemon:
     return make_daemon(UNREACHABLE, env={"PULLCACHE_OFFLINE": "true"})
 
 
-def pull_all_platforms(daemon: Daemon, image: Image, directory: Path) -> None:
+def pull_all_platforms(daemon: Daemon, image: BuiltImage, directory: Path) -> None:
     source = f"docker://{daemon.address}/{image.repository}:{image.tag}"
     target = directory / f"pulled-{image.tag}"
     run("skopeo", "copy", "--all", "--src-tls-verify=false", source, f"dir:{target}")
 
 
 def test_clients_pull_and_run_an_imported_image_without_an_upstream(
-    bundle: Path, offline_daemon: Daemon, image: Image, make_client: MakeClient
+    bundle: Path, offline_daemon: Daemon, image: BuiltImage, make_client: MakeClient
 ):
     offline_daemon.run("import", bundle)
     for kind in (Docker, Podman, Containerd):
@@ -51,7 +51,7 @@ def test_clients_pull_and_run_an_imported_image_without_an_upstream(
 
 @pytest.mark.parametrize("kind", [Docker, Podman, Containerd])
 def test_clients_load_and_run_a_bundle(
-    kind: type[Client], bundle: Path, image: Image, make_client: MakeClient
+    kind: type[Client], bundle: Path, image: BuiltImage, make_client: MakeClient
 ):
     client = make_client(kind, "127.0.0.1:9")
     client.load(bundle)
@@ -59,7 +59,7 @@ def test_clients_load_and_run_a_bundle(
 
 
 def test_skopeo_and_umoci_read_a_bundle_with_the_digests_of_the_upstream(
-    bundle: Path, image: Image, directory: Path
+    bundle: Path, image: BuiltImage, directory: Path
 ):
     source = f"oci-archive:{bundle}:{image.tag}"
     assert run("skopeo", "inspect", "--raw", source).encode() == image.bytes_of(image.index)
@@ -73,7 +73,7 @@ def test_skopeo_and_umoci_read_a_bundle_with_the_digests_of_the_upstream(
 
 
 def test_all_tools_read_a_bundle_of_one_platform(
-    daemon: Daemon, upstream: Registry, image: Image, directory: Path, make_client: MakeClient
+    daemon: Daemon, upstream: Registry, image: BuiltImage, directory: Path, make_client: MakeClient
 ):
     pull_all_platforms(daemon, image, directory)
     bundle = directory / "amd64.tar.zst"
@@ -92,7 +92,7 @@ def test_all_tools_read_a_bundle_of_one_platform(
 
 
 def test_an_archive_and_a_layout_of_skopeo_are_imported(
-    offline_daemon: Daemon, image: Image, directory: Path
+    offline_daemon: Daemon, image: BuiltImage, directory: Path
 ):
     archive = f"oci-archive:{directory}/skopeo.tar:{image.reference}"
     run("skopeo", "copy", "--all", "--quiet", f"oci:{image.layout}:{image.tag}", archive)
@@ -104,7 +104,11 @@ def test_an_archive_and_a_layout_of_skopeo_are_imported(
 
 
 def test_an_archive_of_containerd_is_imported(
-    bundle: Path, offline_daemon: Daemon, image: Image, directory: Path, make_client: MakeClient
+    bundle: Path,
+    offline_daemon: Daemon,
+    image: BuiltImage,
+    directory: Path,
+    make_client: MakeClient,
 ):
     client = make_client(Containerd, "127.0.0.1:9")
     assert isinstance(client, Containerd)
@@ -118,7 +122,7 @@ def test_a_delta_contains_only_new_blobs_and_its_image_runs_after_the_import(
     daemon: Daemon,
     upstream: Registry,
     offline_daemon: Daemon,
-    image: Image,
+    image: BuiltImage,
     directory: Path,
     bundle: Path,
     make_client: MakeClient,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.clients import Buildah, Client, Containerd, Podman, Skopeo
-from tests.system.images import Image, make_image
+from tests.system.images import BuiltImage, make_image
 from tests.system.processes import eventually
 from tests.system.relay import Relay
 from tests.system.servers import Daemon, Registry
@@ -21,7 +21,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="session")
-def large_image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+def large_image(tmp_path_factory: pytest.TempPathFactory) -> BuiltImage:
     """An image with a layer of 64 MiB and one of 32 MiB."""
     sizes = (64 * MIB, 32 * MIB)
     layout = tmp_path_factory.mktemp("large") / "image"
@@ -33,7 +33,7 @@ def failing_server() -> Iterator[Callable[[int], str]]:
     """Start a server that answers every request with one status; return its `host:port`."""
 
     def start(status: int) -> str:
-        class Handler(BaseHTTPRequestHandler):
+        class FailingHandler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 self.send_response(status)
                 self.send_header("Content-Length", "0")
@@ -44,7 +44,7 @@ def failing_server() -> Iterator[Callable[[int], str]]:
             def log_message(self, *arguments: object) -> None:
                 """Print nothing."""
 
-        server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), FailingHandler))
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         stack.callback(thread.join)
@@ -56,14 +56,18 @@ def failing_server() -> Iterator[Callable[[int], str]]:
 
 
 @pytest.fixture
-def large_upstream(registry: Registry, large_image: Image) -> Registry:
+def large_upstream(registry: Registry, large_image: BuiltImage) -> Registry:
     large_image.push(registry.address)
     return registry
 
 
 @pytest.mark.each_client
 def test_an_image_is_pulled_by_digest_and_again_without_the_upstream(
-    kind: type[Client], upstream: Registry, daemon: Daemon, image: Image, make_client: MakeClient
+    kind: type[Client],
+    upstream: Registry,
+    daemon: Daemon,
+    image: BuiltImage,
+    make_client: MakeClient,
 ):
     client = make_client(kind, daemon.address)
     pinned = replace(image, tag="")
@@ -80,7 +84,7 @@ def test_a_large_image_is_pulled_with_one_transfer_from_upstream(
     kind: type[Client],
     large_upstream: Registry,
     make_daemon: Callable[..., Daemon],
-    large_image: Image,
+    large_image: BuiltImage,
     make_client: MakeClient,
 ):
     daemon = make_daemon(large_upstream.url)
@@ -96,7 +100,7 @@ def test_after_a_kill_of_the_cache_in_mid_pull_a_pull_goes_on_where_it_was(
     kind: type[Client],
     large_upstream: Registry,
     directory: Path,
-    large_image: Image,
+    large_image: BuiltImage,
     make_client: MakeClient,
 ):
     """Some clients retry the broken pull themselves; others need a second pull."""
@@ -114,7 +118,8 @@ def test_after_a_kill_of_the_cache_in_mid_pull_a_pull_goes_on_where_it_was(
         received = relay.received
     assert client.run(large_image).strip() == large_image.prints
     size = sum(len(large_image.bytes_of(layer)) for layer in large_image.layers)
-    # The kill costs each blob what was in memory and on the way; beginning anew would cost more than 75 MiB.
+    # The kill costs each blob what was in memory and on the way; beginning anew would cost more
+    # than 75 MiB.
     assert received < size + 60 * MIB
     daemon.finish()
 
@@ -129,7 +134,7 @@ def test_with_the_printed_files_a_client_pulls_from_the_registry_while_the_cache
     status: int,
     upstream: Registry,
     failing_server: Callable[[int], str],
-    image: Image,
+    image: BuiltImage,
     make_client: MakeClient,
 ):
     client = make_client(kind, failing_server(status), fallback=upstream.url)

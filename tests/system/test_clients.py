@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.clients import Client, Containerd, Docker, Podman
-from tests.system.images import Image, make_image
+from tests.system.images import BuiltImage, make_image
 from tests.system.servers import Daemon, Registry
 
 MakeClient = Callable[[type[Client], str], Client]
@@ -15,7 +15,7 @@ ALWAYS_REVALIDATE = {"PULLCACHE_MANIFESTS_TTL": "0s"}  # not for `latest`, whose
 
 @pytest.mark.each_client
 def test_the_image_runs_without_the_cache(
-    kind: type[Client], upstream: Registry, image: Image, make_client: MakeClient
+    kind: type[Client], upstream: Registry, image: BuiltImage, make_client: MakeClient
 ):
     """The control: if this fails, the client or the registry of this machine is at fault."""
     client = make_client(kind, upstream.address)
@@ -25,7 +25,11 @@ def test_the_image_runs_without_the_cache(
 
 @pytest.mark.each_client
 def test_a_cached_image_is_pulled_and_run_again_without_the_upstream(
-    kind: type[Client], upstream: Registry, daemon: Daemon, image: Image, make_client: MakeClient
+    kind: type[Client],
+    upstream: Registry,
+    daemon: Daemon,
+    image: BuiltImage,
+    make_client: MakeClient,
 ):
     client = make_client(kind, daemon.address)
     client.pull(image)

@@ -1,7 +1,7 @@
 """The container image: built from config/container/Dockerfile by buildah, run by podman.
 
-The tests do not depend on Docker Hub: the base is a small Debian with this machine's packages, not the image
-of Python.
+The tests do not depend on Docker Hub: the base is a small Debian with this machine's packages, not
+the image of Python.
 """
 
 import json
@@ -16,7 +16,7 @@ from tests.system.clients import Podman
 from tests.system.conftest import unmount_below
 from tests.system.debian import make_root
 from tests.system.http_client import has_status, send_request
-from tests.system.images import Image
+from tests.system.images import BuiltImage
 from tests.system.processes import eventually, make_short_directory, network_environment, run
 from tests.system.servers import Registry
 
@@ -54,7 +54,8 @@ class Engine:
         make_root(root, *BASE_PACKAGES)
         base = self.buildah("from", "scratch")
         self.buildah("add", base, root, "/")
-        # pip may need this machine's own certificate authority; the base has it, the Dockerfile does not.
+        # pip may need this machine's own certificate authority; the base has it, the Dockerfile
+        # does not.
         self.buildah("config", "--env", "PIP_CERT=/etc/ssl/certs/ca-certificates.crt", base)
         self.buildah("commit", "--quiet", "--rm", base, BASE)
         self.buildah(
@@ -94,7 +95,7 @@ def container(engine: Engine, upstream: Registry) -> Iterator[str]:
 
 
 def test_the_image_serves_pulls_with_a_read_only_root_and_stops_cleanly(
-    engine: Engine, container: str, upstream: Registry, image: Image, directory: Path
+    engine: Engine, container: str, upstream: Registry, image: BuiltImage, directory: Path
 ):
     def find_address() -> str:
         match = re.search(r"http://(127\.0\.0\.1:[1-9]\d*)", engine.podman("logs", container))

@@ -27,7 +27,8 @@ def test_journalctl_finds_the_daemon_s_log_lines_by_priority(directory: Path):
     invalid = root / "pullcache.toml"
     root.mkdir()
     invalid.write_text("[store]\nmax_size = 'much'\n")
-    # A listener for other machines without a login logs a warning, an invalid configuration an error.
+    # A listener for other machines without a login logs a warning, an invalid configuration an
+    # error.
     daemon = """
 "$0" -m proxy serve --listen '[::]:0' --store "$1" --offline &
 for _ in $(seq 400); do [ -S "$1/admin.sock" ] && break; sleep 0.05; done

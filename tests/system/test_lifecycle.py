@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.system.blob_server import CHUNK_SIZE, BlobServer
 from tests.system.http_client import DownloadThread, send_request
-from tests.system.images import Image
+from tests.system.images import BuiltImage
 from tests.system.processes import eventually
 from tests.system.servers import Daemon, Registry, run_until_exit, wait_until_refused
 
@@ -53,7 +53,9 @@ def test_sigterm_stops_the_daemon_although_a_pull_hangs(blobs: BlobServer, make_
     assert not download.finish().is_complete
 
 
-def test_a_second_daemon_on_the_same_store_exits(daemon: Daemon, directory: Path, image: Image):
+def test_a_second_daemon_on_the_same_store_exits(
+    daemon: Daemon, directory: Path, image: BuiltImage
+):
     code, errors = run_until_exit(daemon.serve_command(listen="127.0.0.1:0"), directory)
     assert code == 1, errors
     assert str(daemon.store) in errors
@@ -74,7 +76,7 @@ def test_p13_a_start_on_a_port_in_use_fails_with_the_address(daemon: Daemon, dir
     assert "Traceback" not in errors
 
 
-def test_a_new_daemon_can_bind_the_address_of_the_last_at_once(daemon: Daemon, image: Image):
+def test_a_new_daemon_can_bind_the_address_of_the_last_at_once(daemon: Daemon, image: BuiltImage):
     path = f"/v2/{image.repository}/blobs/{image.layers[-1]}"
     for _ in range(3):
         assert send_request(daemon.url, path).sha256 == image.layers[-1]
@@ -84,7 +86,7 @@ def test_a_new_daemon_can_bind_the_address_of_the_last_at_once(daemon: Daemon, i
         assert daemon.address == before
 
 
-def test_promtool_accepts_the_metrics(daemon: Daemon, image: Image):
+def test_promtool_accepts_the_metrics(daemon: Daemon, image: BuiltImage):
     send_request(daemon.url, f"/v2/{image.repository}/manifests/{image.tag}")
     send_request(daemon.url, f"/v2/{image.repository}/blobs/{image.layers[0]}")
     send_request(daemon.url, "/v2/library/none/manifests/latest")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.http_client import send_request
-from tests.system.images import Image
+from tests.system.images import BuiltImage
 from tests.system.processes import eventually
 from tests.system.prometheus import Prometheus
 from tests.system.servers import Daemon
@@ -17,7 +17,8 @@ from tests.test_dashboard import queries
 # The values of Grafana's variables. The test takes less time than the range.
 VARIABLES = {"$instance": ".*", "$__range": "5m", "$__rate_interval": "1m"}
 
-# Panels without data: docker-registry sends no rate limit, no request was retried, and there is no TLS.
+# Panels without data: docker-registry sends no rate limit, no request was retried, and there is no
+# TLS.
 EMPTY = {"Pulls left", "Retries", "Certificate ends in"}
 
 
@@ -28,7 +29,7 @@ def prometheus(daemon: Daemon, directory: Path) -> Iterator[Prometheus]:
     server.stop()
 
 
-def pull(daemon: Daemon, image: Image) -> int:
+def pull(daemon: Daemon, image: BuiltImage) -> int:
     """Request a manifest and a layer; return the size of the bodies."""
     path = f"/v2/{image.repository}"
     paths = [f"{path}/manifests/{image.tag}", f"{path}/blobs/{image.layers[-1]}"]
@@ -45,7 +46,7 @@ def insert_variables(query: str) -> str:
 
 @pytest.mark.timeout(240)  # about fifty queries, and the start and stop of Prometheus
 def test_the_dashboard_and_the_rules_show_a_real_run(
-    prometheus: Prometheus, daemon: Daemon, image: Image
+    prometheus: Prometheus, daemon: Daemon, image: BuiltImage
 ):
     scrapes = "count_over_time(pullcache_build_info[1m])"
     eventually(lambda: prometheus.value(scrapes) >= 2, "two scrapes")

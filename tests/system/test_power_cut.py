@@ -13,7 +13,7 @@ import pytest
 
 from tests.system.blob_server import BlobServer
 from tests.system.http_client import send_request
-from tests.system.images import INDEX, MANIFEST, Image
+from tests.system.images import INDEX, MANIFEST, BuiltImage
 from tests.system.processes import eventually, run
 from tests.system.servers import Daemon, Registry
 
@@ -24,7 +24,8 @@ ACCEPT = {"Accept": f"{INDEX}, {MANIFEST}"}
 # The disk is smaller than the default of store.min_free.
 NO_MIN_FREE = {"PULLCACHE_STORE_MIN_FREE": "0"}
 
-# Linux's EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH: writes stop at once, also those of the journal.
+# Linux's EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH: writes stop at once, also those of the
+# journal.
 _SHUTDOWN, _WITHOUT_LOG_FLUSH = 0x8004587D, 2
 
 
@@ -84,7 +85,8 @@ def wait_for_commits(daemon: Daemon) -> None:
 def check_store(daemon: Daemon) -> float:
     """Check that each file matches its digest, and that the daemon counts the bytes of all files.
 
-    Return how many more bytes the daemon counts: the index may still list evicted blobs after a power cut.
+    Return how many more bytes the daemon counts: the index may still list evicted blobs after a
+    power cut.
     """
     used = 0
     for path in daemon.store.glob("blobs/sha256/*"):
@@ -96,7 +98,7 @@ def check_store(daemon: Daemon) -> float:
 
 
 def test_d12_a_power_cut_loses_no_blob_no_tag_and_no_pin(
-    disk: Disk, daemon: Daemon, upstream: Registry, image: Image
+    disk: Disk, daemon: Daemon, upstream: Registry, image: BuiltImage
 ):
     assert send_request(daemon.url, f"/v2/{image.repository}/blobs/{image.config}").status == 200
     wait_for_commits(daemon)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.images import Image, make_image
+from tests.system.images import BuiltImage, make_image
 from tests.system.processes import Process, run
 from tests.system.relay import Relay
 from tests.system.servers import Daemon, Registry, resumable_bytes
@@ -19,7 +19,7 @@ MakeDaemon = Callable[..., Daemon]
 
 
 @pytest.fixture
-def large_image(registry: Registry, directory: Path) -> Image:
+def large_image(registry: Registry, directory: Path) -> BuiltImage:
     """An image of 33 MB, most of it in one layer."""
     image = make_image(directory / "large", repository="me/large", layer_sizes=(2 * MB, 30 * MB))
     image.push(registry.address)
@@ -41,7 +41,7 @@ def write_config(directory: Path) -> Callable[[str], Path]:
 
 def test_a_preload_after_a_kill_fetches_only_the_missing_bytes(
     registry: Registry,
-    large_image: Image,
+    large_image: BuiltImage,
     directory: Path,
     write_config: Callable[[str], Path],
 ):
@@ -74,7 +74,7 @@ def test_a_preload_after_a_kill_fetches_only_the_missing_bytes(
 
 
 def test_a_preloaded_compose_file_is_pulled_for_two_platforms_without_the_registry(
-    upstream: Registry, daemon: Daemon, image: Image, directory: Path
+    upstream: Registry, daemon: Daemon, image: BuiltImage, directory: Path
 ):
     second = make_image(directory / "second", repository="me/second", tag="v2")
     second.push(upstream.address)

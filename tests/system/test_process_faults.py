@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.system.http_client import Response, send_request
-from tests.system.images import Image
+from tests.system.http_client import HttpResponse, send_request
+from tests.system.images import BuiltImage
 from tests.system.processes import Process, eventually, run
 from tests.system.servers import Daemon, Registry
 
@@ -48,7 +48,8 @@ def trace_connections(directory: Path, port: int, *options: str) -> str:
     """Return strace's log of the connections that a daemon opens when asked for content that it lacks."""
     trace, config = directory / "trace", directory / "pullcache.toml"
     directory.mkdir()
-    # The name would be resolved by a name server. The online control must not query one: it uses an address.
+    # The name would be resolved by a name server. The online control must not query one: it uses an
+    # address.
     name = "registry.invalid" if options else "127.0.0.1"
     config.write_text(
         f'[upstreams."docker.io"]\nurl = "http://127.0.0.1:{port}"\nsearch_url = "http://127.0.0.1:{port}"\n'
@@ -75,7 +76,7 @@ def trace_connections(directory: Path, port: int, *options: str) -> str:
     return trace.read_text()
 
 
-def request_uncached_content(url: str) -> list[Response]:
+def request_uncached_content(url: str) -> list[HttpResponse]:
     """Request manifests, blobs and tags that only an upstream could have."""
     digest = f"sha256:{'0' * 64}"
     paths = [
@@ -87,7 +88,7 @@ def request_uncached_content(url: str) -> list[Response]:
 
 
 def test_p19_health_readiness_and_status_report_different_faults(
-    daemon: Daemon, upstream: Registry, image: Image
+    daemon: Daemon, upstream: Registry, image: BuiltImage
 ):
     path = f"/v2/{image.repository}/manifests/{image.tag}"
     assert send_request(daemon.url, path).sha256 == image.index
@@ -107,7 +108,8 @@ def test_p19_health_readiness_and_status_report_different_faults(
         "the daemon notices that upstream is up",
     )
     assert health(daemon) == (200, 200, "serving")
-    # A daemon that cannot write its store is not ready, but it stays healthy: a restart would not help.
+    # A daemon that cannot write its store is not ready, but it stays healthy: a restart would not
+    # help.
     ingest = daemon.store / "ingest"
     run("mount", "--bind", ingest, ingest)
     run("mount", "-o", "remount,bind,ro", ingest)

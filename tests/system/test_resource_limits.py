@@ -15,7 +15,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.fakes.content import OCI_MANIFEST, Image, digest_of
+from tests.fakes.content import OCI_MANIFEST, FakeImage, digest_of
 from tests.fakes.registry import FakeRegistry
 from tests.system.http_client import send_request
 from tests.system.processes import UNREACHABLE, Process, run
@@ -97,8 +97,8 @@ async def test_p06_many_stalled_clients_of_a_large_manifest_share_its_bytes(
 
 # P7.
 
-# A user with no other threads: RLIMIT_NPROC counts all threads of a user and does not apply to root.
-# The capability lets it read root's files.
+# A user with no other threads: RLIMIT_NPROC counts all threads of a user and does not apply to
+# root. The capability lets it read root's files.
 USER_ID = 64999
 AS_USER = [
     *("setpriv", f"--reuid={USER_ID}", f"--regid={USER_ID}", "--clear-groups"),
@@ -159,7 +159,7 @@ def start_without_more_threads(directory: Path, upstream: str) -> tuple[Process,
     return process, url
 
 
-async def pull(session: aiohttp.ClientSession, image: Image) -> None:
+async def pull(session: aiohttp.ClientSession, image: FakeImage) -> None:
     """Pull an image by digest and check its content."""
     kinds = {image.digest: "manifests", **dict.fromkeys(image.blobs, "blobs")}
     for digest, kind in kinds.items():
@@ -232,7 +232,7 @@ async def test_p09_many_nodes_that_pull_at_once_cost_one_fetch(make_daemon: Make
         assert served >= NODES * (1 + len(image.blobs))
 
 
-async def pull_by_tag(session: aiohttp.ClientSession, image: Image) -> None:
+async def pull_by_tag(session: aiohttp.ClientSession, image: FakeImage) -> None:
     async with session.get(f"/v2/{image.repository}/manifests/{image.tag}") as response:
         assert response.headers["Docker-Content-Digest"] == image.digest
     await pull(session, image)

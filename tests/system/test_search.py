@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tests.system.clients import Client, Docker, Podman
-from tests.system.images import Image
+from tests.system.images import BuiltImage
 from tests.system.servers import Daemon, Registry
 
 MakeClient = Callable[[type[Client], str], Client]
@@ -32,7 +32,7 @@ class Hub(ThreadingHTTPServer):
     block_on_close = False
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), _SearchHandler)
         self.paths: list[str] = []
 
     @property
@@ -40,7 +40,7 @@ class Hub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _SearchHandler(BaseHTTPRequestHandler):
     server: Hub
 
     def do_GET(self) -> None:
@@ -102,7 +102,7 @@ def test_without_the_upstream_clients_find_cached_images(
     kind: type[Client],
     upstream: Registry,
     daemon: Daemon,
-    image: Image,
+    image: BuiltImage,
     make_client: MakeClient,
 ):
     client = make_client(kind, daemon.address)

@@ -1,8 +1,9 @@
 """A daemon never shows its secrets (fault A4).
 
-Every secret is a canary: a unique value. After the whole life of a daemon the test searches for it, plain and in
-base64, in everything that the daemon has written: log, stdout, responses, output of commands, metrics, store,
-command line. Core dumps are not searched: the process has to have its passwords in memory.
+Every secret is a canary: a unique value. After the whole life of a daemon the test searches for it,
+plain and in base64, in everything that the daemon has written: log, stdout, responses, output of
+commands, metrics, store, command line. Core dumps are not searched: the process has to have its
+passwords in memory.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ import aiohttp
 import bcrypt
 import pytest
 
-from tests.fakes.content import Image
+from tests.fakes.content import FakeImage
 from tests.fakes.faults import HTML, Fault
 from tests.fakes.registry import FakeRegistry
 from tests.support.certificates import Authority
@@ -179,7 +180,7 @@ async def scenario(directory: Path) -> AsyncIterator[Scenario]:
         yield Scenario(directory, registry, Authority(directory / "certs"))
 
 
-async def exercise(scenario: Scenario, process: Process, image: Image) -> None:
+async def exercise(scenario: Scenario, process: Process, image: FakeImage) -> None:
     """Use the daemon in every way: pulls, failed pulls, logins, the admin API, reloads, a crash."""
 
     def find_urls() -> list[str]:
@@ -218,7 +219,7 @@ def read_command_line(pid: int) -> bytes:
 
 
 async def pull_and_fail(
-    scenario: Scenario, session: aiohttp.ClientSession, base: str, image: Image
+    scenario: Scenario, session: aiohttp.ClientSession, base: str, image: FakeImage
 ) -> None:
     """Pull an image, then send requests while upstream has one fault after the other."""
     url = f"{base}/manifests/latest"

@@ -16,10 +16,10 @@ import pytest
 
 from tests.system.blob_server import CHUNK_SIZE, BlobServer
 from tests.system.http_client import DownloadThread, has_status, send_request
-from tests.system.images import Image
+from tests.system.images import BuiltImage
 from tests.system.processes import Process, eventually, isolated_environment, run
 from tests.system.servers import Registry, htpasswd_auth
-from tests.system.service_manager import MakeServiceManager, ServiceManager
+from tests.system.service_manager import FakeServiceManager, MakeServiceManager
 
 MIB = 1 << 20
 PULLS = 200
@@ -30,8 +30,8 @@ RESTARTS = 10
 def make_manager(directory: Path) -> Iterator[MakeServiceManager]:
     numbers = count()
 
-    def make(upstream: str, **options: float) -> ServiceManager:
-        manager = ServiceManager(directory / f"managed{next(numbers)}", upstream, **options)
+    def make(upstream: str, **options: float) -> FakeServiceManager:
+        manager = FakeServiceManager(directory / f"managed{next(numbers)}", upstream, **options)
         stack.callback(manager.finish)
         return manager
 
@@ -83,7 +83,7 @@ def test_child_processes_do_not_inherit_the_manager_s_variables_and_sockets(
 
 
 def test_sighup_applies_the_changed_configuration(
-    make_manager: MakeServiceManager, upstream: Registry, image: Image
+    make_manager: MakeServiceManager, upstream: Registry, image: BuiltImage
 ):
     manager = make_manager("http://127.0.0.1:9")
     manager.start()
@@ -96,7 +96,7 @@ def test_sighup_applies_the_changed_configuration(
 
 
 def test_p03_an_invalid_configuration_shows_in_log_status_and_metrics(
-    make_manager: MakeServiceManager, upstream: Registry, image: Image
+    make_manager: MakeServiceManager, upstream: Registry, image: BuiltImage
 ):
     manager = make_manager(upstream.url)
     manager.start()
@@ -228,7 +228,7 @@ def test_an_admin_socket_for_other_machines_needs_a_token(
 
 
 def test_systemd_socket_activate_starts_the_daemon_at_the_first_connection(
-    upstream: Registry, image: Image, directory: Path
+    upstream: Registry, image: BuiltImage, directory: Path
 ):
     socket_path = directory / "activated.sock"
     serve = (sys.executable, "-m", "proxy", "serve", "--store", directory / "store")
@@ -249,7 +249,7 @@ def test_systemd_socket_activate_starts_the_daemon_at_the_first_connection(
 
 @pytest.mark.timeout(300)
 def test_restarts_under_load_fail_no_pull(
-    make_manager: MakeServiceManager, upstream: Registry, image: Image, directory: Path
+    make_manager: MakeServiceManager, upstream: Registry, image: BuiltImage, directory: Path
 ):
     manager = make_manager(upstream.url)
     manager.start()
@@ -265,7 +265,7 @@ def test_restarts_under_load_fail_no_pull(
 class PullLoad:
     """Runs `PULLS` pulls by skopeo in four threads."""
 
-    def __init__(self, directory: Path, address: str, image: Image) -> None:
+    def __init__(self, directory: Path, address: str, image: BuiltImage) -> None:
         self.done = 0
         self.failures: list[str] = []
         self._place = directory

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificates import Authority
-from tests.system.images import Image
+from tests.system.images import BuiltImage
 from tests.system.processes import Process, run
 from tests.system.servers import Registry
 
@@ -42,7 +42,7 @@ def address(upstream: Registry, authority: Authority, directory: Path) -> Iterat
 
 
 def test_skopeo_pulls_over_tls_only_with_login_and_trusted_certificate(
-    address: str, image: Image, authority: Authority, directory: Path
+    address: str, image: BuiltImage, authority: Authority, directory: Path
 ):
     source = f"docker://{address}/{image.repository}:{image.tag}"
     options: list[str | Path] = ["--src-cert-dir", authority.certs]
@@ -55,7 +55,7 @@ def test_skopeo_pulls_over_tls_only_with_login_and_trusted_certificate(
 
 
 def test_podman_logs_in_and_pulls_over_tls(
-    address: str, image: Image, authority: Authority, directory: Path
+    address: str, image: BuiltImage, authority: Authority, directory: Path
 ):
     podman: list[str | Path] = [
         "podman",

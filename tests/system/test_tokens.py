@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.system.clients import Client, Containerd, Docker, Podman, Skopeo
-from tests.system.http_client import Response, send_request
-from tests.system.images import Image, make_image
+from tests.system.http_client import HttpResponse, send_request
+from tests.system.images import BuiltImage, make_image
 from tests.system.processes import eventually
 from tests.system.servers import Daemon, Registry
 from tests.system.token_server import PASSWORD, USER, TokenServer
@@ -18,7 +18,7 @@ NO_PREFETCH = {"PULLCACHE_FETCH_PREFETCH": "off"}
 
 
 @pytest.fixture
-def private_image(directory: Path) -> Image:
+def private_image(directory: Path) -> BuiltImage:
     """An image of four blobs."""
     return make_image(
         directory / "secret", repository="me/secret", layer_sizes=(1 << 10, 300 << 10)
@@ -26,7 +26,7 @@ def private_image(directory: Path) -> Image:
 
 
 @pytest.fixture
-def tokens(directory: Path, private_image: Image) -> Iterator[TokenServer]:
+def tokens(directory: Path, private_image: BuiltImage) -> Iterator[TokenServer]:
     with TokenServer(directory) as server:
         server.repositories.add(private_image.repository)
         yield server
@@ -34,7 +34,7 @@ def tokens(directory: Path, private_image: Image) -> Iterator[TokenServer]:
 
 @pytest.fixture
 def private_registry(
-    registry: Registry, tokens: TokenServer, private_image: Image, image: Image
+    registry: Registry, tokens: TokenServer, private_image: BuiltImage, image: BuiltImage
 ) -> Registry:
     """docker-registry with two images: `USER` has access to `private_image`, but not to `image`."""
     private_image.push(registry.address)
@@ -59,21 +59,21 @@ def make_daemon_with_login(private_registry: Registry, make_daemon: MakeDaemon) 
     return make
 
 
-def get_manifest(daemon: Daemon, image: Image, reference: str = "") -> Response:
+def get_manifest(daemon: Daemon, image: BuiltImage, reference: str = "") -> HttpResponse:
     return send_request(daemon.url, f"/v2/{image.repository}/manifests/{reference or image.tag}")
 
 
-def get_blob(daemon: Daemon, repository: str, digest: str, method: str = "GET") -> Response:
+def get_blob(daemon: Daemon, repository: str, digest: str, method: str = "GET") -> HttpResponse:
     return send_request(daemon.url, f"/v2/{repository}/blobs/{digest}", method=method)
 
 
-def code_and_message(response: Response) -> tuple[str, str]:
+def code_and_message(response: HttpResponse) -> tuple[str, str]:
     (error,) = json.loads(response.body)["errors"]
     return error["code"], error["message"]
 
 
 def test_the_registry_serves_the_image_only_with_a_token(
-    private_registry: Registry, tokens: TokenServer, private_image: Image
+    private_registry: Registry, tokens: TokenServer, private_image: BuiltImage
 ):
     """The control for the other tests."""
     path = f"/v2/{private_image.repository}/blobs/{private_image.config}"
@@ -90,7 +90,7 @@ def test_the_registry_serves_the_image_only_with_a_token(
 def test_a_pull_of_four_blobs_needs_one_token(
     kind: type[Client],
     tokens: TokenServer,
-    private_image: Image,
+    private_image: BuiltImage,
     make_daemon_with_login: MakeDaemon,
     make_client: Callable[[type[Client], str], Client],
 ):
@@ -105,7 +105,7 @@ def test_a_pull_of_four_blobs_needs_one_token(
 def test_a_token_that_expires_during_a_pull_is_renewed(
     private_registry: Registry,
     tokens: TokenServer,
-    private_image: Image,
+    private_image: BuiltImage,
     make_daemon_with_login: MakeDaemon,
 ):
     tokens.lifetime = 2
@@ -126,7 +126,7 @@ def test_a_token_that_expires_during_a_pull_is_renewed(
 
 
 def test_a_wrong_password_is_reported_as_the_cache_s_and_clients_are_not_asked_for_theirs(
-    tokens: TokenServer, private_image: Image, make_daemon_with_login: MakeDaemon
+    tokens: TokenServer, private_image: BuiltImage, make_daemon_with_login: MakeDaemon
 ):
     daemon = make_daemon_with_login(password="wrong password")
     responses = [
@@ -148,8 +148,8 @@ def test_a_wrong_password_is_reported_as_the_cache_s_and_clients_are_not_asked_f
 @pytest.mark.parametrize("has_access", [True, False], ids=["with access", "without access"])
 def test_a_blob_is_not_served_in_a_repository_that_does_not_have_it(
     tokens: TokenServer,
-    private_image: Image,
-    image: Image,
+    private_image: BuiltImage,
+    image: BuiltImage,
     make_daemon_with_login: MakeDaemon,
     has_access: bool,
 ):
@@ -167,8 +167,8 @@ def test_a_blob_is_not_served_in_a_repository_that_does_not_have_it(
 def test_a_layer_shared_by_two_repositories_costs_a_head_request_and_no_bytes(
     private_registry: Registry,
     tokens: TokenServer,
-    private_image: Image,
-    image: Image,
+    private_image: BuiltImage,
+    image: BuiltImage,
     make_daemon_with_login: MakeDaemon,
 ):
     tokens.repositories.add(image.repository)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.system.http_client import send_request
-from tests.system.images import Image
+from tests.system.images import BuiltImage
 from tests.system.processes import run
 from tests.system.servers import Registry
-from tests.system.service_manager import ServiceManager
+from tests.system.service_manager import FakeServiceManager
 
 UNITS = Path(__file__).parents[2] / "systemd"
 NAMES = ("pullcache.service", "pullcache.socket", "pullcache-admin.socket")
@@ -88,12 +88,12 @@ def system_calls_of(groups: list[str]) -> set[str]:
 
 
 def test_the_daemon_makes_no_system_call_that_the_unit_forbids(
-    directory: Path, upstream: Registry, image: Image
+    directory: Path, upstream: Registry, image: BuiltImage
 ):
     forbidden = forbidden_system_calls()
     assert {"reboot", "setpriority", "fchown"} <= forbidden
     assert "sendfile" not in forbidden
-    manager = ServiceManager(directory / "managed", upstream.url, watchdog=1)
+    manager = FakeServiceManager(directory / "managed", upstream.url, watchdog=1)
     trace = directory / "trace"
     try:
         # -D: strace runs as a grandchild, so that LISTEN_PID is the daemon's PID.

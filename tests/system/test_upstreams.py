@@ -8,7 +8,7 @@ import pytest
 
 from tests.system.clients import Buildah, Client, Containerd, Docker, Podman, Skopeo
 from tests.system.http_client import has_status, send_request
-from tests.system.images import Image, make_image
+from tests.system.images import BuiltImage, make_image
 from tests.system.processes import eventually
 from tests.system.servers import Daemon, Registry, htpasswd_auth
 
@@ -24,7 +24,7 @@ password_file = "{password}"
 
 
 @pytest.fixture
-def private_registry(directory: Path) -> Iterator[tuple[Registry, Image]]:
+def private_registry(directory: Path) -> Iterator[tuple[Registry, BuiltImage]]:
     """A registry that requires a login, and an image in it."""
     server = Registry(directory / "private")
     server.start()
@@ -41,7 +41,7 @@ def private_registry(directory: Path) -> Iterator[tuple[Registry, Image]]:
 def both(
     directory: Path,
     upstream: Registry,
-    private_registry: tuple[Registry, Image],
+    private_registry: tuple[Registry, BuiltImage],
     make_daemon: Callable[..., Daemon],
 ) -> Daemon:
     """A daemon with both registries as upstreams."""
@@ -53,7 +53,7 @@ def both(
 
 
 def test_the_private_registry_denies_access_without_a_login(
-    private_registry: tuple[Registry, Image],
+    private_registry: tuple[Registry, BuiltImage],
 ):
     """The control: the image needs the cache's credentials."""
     server, image = private_registry
@@ -62,7 +62,7 @@ def test_the_private_registry_denies_access_without_a_login(
 
 
 def test_two_registries_are_served_each_with_its_own_credentials(
-    both: Daemon, image: Image, private_registry: tuple[Registry, Image]
+    both: Daemon, image: BuiltImage, private_registry: tuple[Registry, BuiltImage]
 ):
     _, secret = private_registry
     for path, expected in (
@@ -77,7 +77,7 @@ def test_two_registries_are_served_each_with_its_own_credentials(
 
 
 def test_a_private_layer_is_not_served_under_a_public_name(
-    both: Daemon, image: Image, private_registry: tuple[Registry, Image]
+    both: Daemon, image: BuiltImage, private_registry: tuple[Registry, BuiltImage]
 ):
     _, secret = private_registry
     layer = max({secret.config, *secret.layers} - set(image.layers))
@@ -98,7 +98,7 @@ def test_a_private_layer_is_not_served_under_a_public_name(
 def test_clients_pull_from_the_second_registry(
     kind: type[Client],
     both: Daemon,
-    private_registry: tuple[Registry, Image],
+    private_registry: tuple[Registry, BuiltImage],
     make_client: Callable[[type[Client], str], Client],
 ):
     """containerd names the upstream by `ns=`, the other clients by the path."""
@@ -118,7 +118,7 @@ def test_a_pull_fails_at_once_while_the_upstream_is_down_and_then_works_again(
     kind: type[Client],
     upstream: Registry,
     daemon: Daemon,
-    image: Image,
+    image: BuiltImage,
     make_client: Callable[[type[Client], str], Client],
 ):
     client = make_client(kind, daemon.address)

@@ -1,8 +1,8 @@
 """A token server for docker-registry, after distribution's "Token Authentication Specification".
 
-The tokens are JWTs, signed by the `openssl` program; docker-registry trusts the certificate in their `x5c`
-header. Its version 2.8 accepts a token for a minute after its `exp` (the leeway of libtrust), so all times are
-set back by a minute.
+The tokens are JWTs, signed by the `openssl` program; docker-registry trusts the certificate in
+their `x5c` header. Its version 2.8 accepts a token for a minute after its `exp` (the leeway of
+libtrust), so all times are set back by a minute.
 """
 
 import base64
@@ -41,7 +41,7 @@ class TokenServer(ThreadingHTTPServer):
     block_on_close = False
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), _TokenHandler)
         self.lifetime = 300
         self.repositories: set[str] = set()
         self.requests: list[TokenRequest] = []
@@ -91,7 +91,7 @@ class TokenServer(ThreadingHTTPServer):
         return f"{signed}.{_base64url(signature)}"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _TokenHandler(BaseHTTPRequestHandler):
     server: TokenServer
 
     def do_GET(self) -> None:

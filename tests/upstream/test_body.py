@@ -119,7 +119,7 @@ async def test_what_arrived_before_a_break_is_there(connect, length, end):
 
 
 async def test_a_body_that_came_whole_disturbs_none_that_follows_on_its_connection(connect):
-    """aiohttp resumes reading whenever bytes are taken out of its memory, also for an earlier body."""
+    """aiohttp resumes reading whenever bytes are taken from it, also for an earlier body."""
     whole = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole"
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BLOB)}\r\n\r\n".encode()
     async with RawUpstream([RecvUntil(), Send(whole), RecvUntil(), Send(head), Send(BLOB)]) as raw:

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 
 from proxy.upstream import registry_client
 from proxy.upstream.registry_client import REQUEST_TIMEOUT, RegistryTimeouts
-from tests.fakes.content import Image, digest_of
+from tests.fakes.content import FakeImage, digest_of
 from tests.fakes.faults import HTML, Fault
 from tests.fakes.registry import FakeRegistry
 from tests.support.program import Program
@@ -41,7 +41,7 @@ def start_program(registry: FakeRegistry, make_program: MakeProgram, monkeypatch
     return make
 
 
-def add_image(*registries: FakeRegistry, layers: tuple[bytes, ...] = (BLOB,)) -> Image:
+def add_image(*registries: FakeRegistry, layers: tuple[bytes, ...] = (BLOB,)) -> FakeImage:
     """Add the same image to each of the registries."""
     images = [each.add_image(layers=layers, index=True) for each in registries]
     return images[0]

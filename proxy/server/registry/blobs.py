@@ -199,7 +199,7 @@ def _content_range(one: ByteRange, size: int) -> str:
 
 
 def _read_small(context: RequestContext, blob: OpenBlob) -> bytes | None:
-    """Return the whole blob if it is small and in memory and the request has no range, else None."""
+    """Return the whole blob if it is small, in memory and no range is requested, else None."""
     if blob.size > INLINE_BLOB_SIZE or "range" in context.request.headers:
         return None
     content = bytearray(blob.size)

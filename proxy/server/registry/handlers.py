@@ -125,7 +125,8 @@ class RegistryHandler:
         path, query = request.path, request.query
         if path == "/v1/_ping":
             context.kind = "ping"
-            # Without this, docker treats the cache as a private registry and sends its password with searches.
+            # Without this, docker treats the cache as a private registry and sends its password
+            # with searches.
             headers = {
                 "X-Docker-Registry-Standalone": "false",
                 "Cache-Status": CACHE_STATUS["none"],

@@ -24,7 +24,7 @@ class ManifestHandler:
     def handle(
         self, context: RequestContext, repository: Repository, reference: Reference
     ) -> Response | Awaitable[Response]:
-        """Answer a GET or HEAD, at once if the manifest is in memory and needs no request to upstream.
+        """Answer a GET or HEAD, at once if the manifest is in memory and upstream is not needed.
 
         Raises `ProxyError`, also from the awaitable.
         """

@@ -1,4 +1,4 @@
-"""Pulls by the distribution specification, as clients see them."""
+"""Pulls by the distribution specification, from the client's side."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Ranges of blobs that are here, that are coming, and that are not begun."""
+"""Ranges of blobs that are stored, that are arriving, and that were not requested before."""
 
 import asyncio
 

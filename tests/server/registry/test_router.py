@@ -1,4 +1,4 @@
-"""Which registry is meant, which repositories are allowed, and what being offline means."""
+"""The upstream of a request, the allowed repositories, and offline mode."""
 
 import pytest
 
@@ -16,7 +16,7 @@ async def github():
 
 @pytest.fixture
 async def both(registry, github, make_program):
-    """A program before two registries that have the same name in them."""
+    """A program with two registries that contain the same repository name."""
     registry.add_image("me/app", layers=[b"of docker hub"])
     github.add_image("me/app", layers=[b"of github"])
     settings = {"url": github.url, "hosts": ["ghcr.local"]}
@@ -57,7 +57,7 @@ async def test_a_registry_is_named_by_namespace_by_host_or_by_path(both, github,
         ("/v2/me/app/manifests/latest?ns=docker.io", "ghcr.local"),
     ],
 )
-async def test_what_names_no_other_is_docker_hub(both, registry, target, host):
+async def test_the_default_registry_is_docker_hub(both, registry, target, host):
     assert await ask(both, target, host) == digests(registry)
 
 
@@ -93,13 +93,13 @@ async def test_only_docker_hub_has_a_library(both, registry, github):
     assert not github.seen("library")
 
 
-async def test_a_part_of_a_name_may_be_called_like_a_part_of_the_api(program, registry):
+async def test_a_part_of_a_name_may_equal_a_word_of_the_api(program, registry):
     image = registry.add_image("me/blobs/manifests/tags", layers=[b"x"])
     await program.pull(image)
     assert (await program.ask("/v2/me/blobs/manifests/tags/tags/list")).json["tags"] == ["latest"]
 
 
-async def test_rules_of_the_configuration_are_obeyed(registry, make_program):
+async def test_allow_and_deny_rules_apply(registry, make_program):
     rules = {"url": registry.url, "allow": ["library/*", "me/*"], "deny": ["me/secret*"]}
     program = await make_program(upstreams={"docker.io": rules})
     for name in ("library/app", "me/app", "me/secret", "you/app"):
@@ -139,7 +139,7 @@ async def test_the_catalog_leaves_out_what_is_denied_now(registry, program):
 
 
 class TestOffline:
-    """Offline: never dial out, serve what is cached and nothing else."""
+    """Offline: no connections to upstreams, only cached content."""
 
     @pytest.fixture
     async def offline(self, registry, program):
@@ -151,11 +151,11 @@ class TestOffline:
         registry.requests.clear()
         return image
 
-    async def test_what_is_cached_is_served_however_old_it_is(self, registry, program, offline):
+    async def test_cached_content_is_served_whatever_its_age(self, registry, program, offline):
         await program.pull(offline)
         assert registry.requests == []
 
-    async def test_what_is_not_cached_is_refused_at_once_and_nobody_is_asked(
+    async def test_content_that_is_not_cached_fails_at_once_without_a_request(
         self, registry, program, offline
     ):
         registry.add_image("me/other")

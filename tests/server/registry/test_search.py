@@ -1,4 +1,4 @@
-"""Search through the cache: upstream's answers, older ones, what is cached."""
+"""Search through the cache: results of upstream, older results, cached images."""
 
 import asyncio
 from base64 import b64encode
@@ -21,14 +21,14 @@ FIELDS = {"num_pages", "num_results", "page", "page_size", "query", "results"}
 
 @pytest.fixture
 def hub(registry: FakeRegistry) -> FakeRegistry:
-    """A registry that is searched by itself, as a mirror of Docker Hub under another address is."""
+    """A registry that answers searches itself, like a Docker Hub at another address."""
     registry.catalogue = [BITNAMI, NGINX]
     return registry
 
 
 @pytest.fixture
 async def index_host() -> AsyncIterator[FakeRegistry]:
-    """A host that only searches."""
+    """A host that only answers searches."""
     async with FakeRegistry() as other:
         other.catalogue = [NGINX]
         yield other
@@ -50,11 +50,11 @@ async def cache(program: Program, registry: FakeRegistry, *repositories: str) ->
         await program.manifest(name)
 
 
-# What docker asks.
+# Requests of docker.
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_a_ping_says_that_no_password_is_wanted(program, registry, method):
+async def test_a_ping_tells_docker_not_to_send_a_password(program, registry, method):
     answer = await program.ask("/v1/_ping", method)
     assert answer.status == 200
     assert answer.headers["X-Docker-Registry-Standalone"] == "false"
@@ -63,7 +63,7 @@ async def test_a_ping_says_that_no_password_is_wanted(program, registry, method)
     assert registry.requests == []
 
 
-async def test_upstreams_answer_arrives_with_stars_and_the_official_mark(program, hub):
+async def test_upstreams_results_arrive_with_stars_and_the_official_mark(program, hub):
     answer = await search(program, "q=nginx&n=25")
     assert answer.headers["Content-Type"] == "application/json"
     assert answer.headers["Cache-Status"] == "pullcache; fwd=miss; stored"
@@ -103,20 +103,20 @@ async def test_upstreams_answer_arrives_with_stars_and_the_official_mark(program
         ("q=x&n=7&page=3", "n=7&page=3"),
     ],
 )
-async def test_numbers_are_brought_into_their_bounds(program, hub, asked, sent):
+async def test_limit_and_page_are_clamped(program, hub, asked, sent):
     answer = await search(program, asked)
     assert answer.status == 200
     assert [one.target for one in hub.seen("search")] == [f"/v1/search?q=x&{sent}"]
 
 
-async def test_pages_are_kept_apart(program, hub):
+async def test_pages_are_cached_separately(program, hub):
     pages = [names(await search(program, f"q=nginx&n=1&page={page}")) for page in (1, 2, 3, 1)]
     assert pages == [["nginx"], ["bitnami/nginx"], [], ["nginx"]]
     assert hub.count("search") == 3
 
 
 @pytest.mark.parametrize("words", ["a" * 256, "a%00b", "%1B[31m", "%E2%80%AEx", "%ED%A0%80%07"])
-async def test_words_that_nobody_types_are_refused_and_asked_nowhere(program, hub, words):
+async def test_invalid_search_terms_are_rejected_and_not_sent_upstream(program, hub, words):
     with capture_logs() as logs:
         answer = await search(program, f"q={words}")
     assert (answer.status, answer.code) == (400, "NAME_INVALID")
@@ -124,25 +124,25 @@ async def test_words_that_nobody_types_are_refused_and_asked_nowhere(program, hu
     assert not [one for one in logs if "\x1b" in repr(one) or "\x00" in repr(one)]
 
 
-async def test_raw_bytes_in_a_query_are_no_bug(program, hub):
+async def test_raw_bytes_in_a_query_are_not_an_internal_error(program, hub):
     request = b"GET /v1/search?q=\xff\xfe&n=%ff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     assert (await exchange(program.url, request)).status in (200, 400)
 
 
 @pytest.mark.parametrize("target", ["/v1/", "/v1/images/x/json", "/v1/search/", "/v1/../v2/"])
-async def test_there_is_nothing_else_of_version_1(program, hub, target):
+async def test_version_1_of_the_api_has_no_other_paths(program, hub, target):
     answer = await program.ask(target)
     assert (answer.status, answer.code) == (404, "NAME_UNKNOWN")
 
 
-async def test_nothing_is_pushed_there(program, hub):
+async def test_pushes_to_version_1_are_rejected(program, hub):
     assert (await program.ask("/v1/search?q=x", "POST")).status == 405
 
 
-# What is remembered.
+# Cached results.
 
 
-async def test_an_answer_is_given_again_for_minutes(program, hub):
+async def test_results_are_cached_for_minutes(program, hub):
     await search(program)
     program.clock.advance(SEARCH_TTL - 1)
     again = await search(program)
@@ -155,7 +155,7 @@ async def test_an_answer_is_given_again_for_minutes(program, hub):
     assert hub.count("search") == 2
 
 
-async def test_many_who_ask_at_once_ask_upstream_once(program, hub):
+async def test_concurrent_searches_cost_one_request(program, hub):
     gate = asyncio.Event()
     hub.fail("/v1/search", Fault(until_headers=gate), times=None)
     async with asyncio.TaskGroup() as group:
@@ -168,7 +168,7 @@ async def test_many_who_ask_at_once_ask_upstream_once(program, hub):
     assert states.count("pullcache; fwd=miss; stored") == 1
 
 
-async def test_no_more_than_so_many_answers_are_remembered(program, hub):
+async def test_the_number_of_cached_results_is_limited(program, hub):
     await search(program)
     for number in range(MAX_CACHED_PAGES):
         await search(program, f"q=other{number}")
@@ -190,7 +190,7 @@ async def test_no_more_than_so_many_answers_are_remembered(program, hub):
     ],
     ids=["html", "500", "429", "401", "404", "hang up", "cut", "nonsense"],
 )
-async def test_an_older_answer_beats_a_failure(program, hub, fault):
+async def test_older_results_are_served_while_upstream_fails(program, hub, fault):
     await search(program)
     program.clock.advance(100_000)
     hub.fail("/v1/search", fault, times=None)
@@ -199,11 +199,11 @@ async def test_an_older_answer_beats_a_failure(program, hub, fault):
     assert "fwd=stale" in answer.headers["Cache-Status"]
 
 
-# What is cached.
+# Cached images.
 
 
 @pytest.mark.parametrize("fault", [HTML, Fault(status=503), Fault(status=404)], ids=str)
-async def test_while_upstream_fails_what_is_cached_is_found_by_name(program, hub, fault):
+async def test_while_upstream_fails_cached_images_are_found_by_name(program, hub, fault):
     await cache(program, hub, "library/nginx", "me/my-nginx", "library/me/nginx", "me/app")
     hub.fail("/v1/search", fault, times=None)
     answer = await search(program, "q=NGINX")
@@ -218,7 +218,7 @@ async def test_while_upstream_fails_what_is_cached_is_found_by_name(program, hub
         assert (await program.manifest(name)).status == 200
 
 
-async def test_an_upstream_that_fails_is_not_taken_for_one_that_found_nothing(program, hub):
+async def test_a_failed_search_is_not_an_empty_result(program, hub):
     async with hub.down():
         answer = await search(program)
         assert (answer.status, answer.code) == (503, "UNAVAILABLE")
@@ -226,13 +226,13 @@ async def test_an_upstream_that_fails_is_not_taken_for_one_that_found_nothing(pr
     assert names(await search(program)) == ["nginx", "bitnami/nginx"]
 
 
-async def test_a_registry_without_a_search_has_found_nothing_if_nothing_is_cached(
+async def test_a_registry_without_search_has_an_empty_result_if_nothing_is_cached(
     program, registry
 ):
     assert names(await search(program)) == []
 
 
-async def test_offline_nobody_is_asked_and_what_is_cached_is_found(program, hub):
+async def test_offline_cached_images_are_found_without_a_request(program, hub):
     await cache(program, hub, "library/nginx")
     await program.restart(offline=True)
     hub.requests.clear()
@@ -242,7 +242,7 @@ async def test_offline_nobody_is_asked_and_what_is_cached_is_found(program, hub)
 
 
 @pytest.mark.parametrize("query", ["q=", "q=+", "n=25", "q=docker.io/"])
-async def test_without_words_all_that_is_cached_is_listed(program, hub, query):
+async def test_without_terms_all_cached_images_are_listed(program, hub, query):
     await cache(program, hub, "library/nginx", "me/app")
     assert names(await search(program, query)) == ["nginx", "me/app"]
     assert hub.count("search") == 0
@@ -251,7 +251,7 @@ async def test_without_words_all_that_is_cached_is_listed(program, hub, query):
 # Other upstreams, other hosts.
 
 
-async def test_a_registry_in_front_of_the_words_is_that_upstream(make_program, hub):
+async def test_a_registry_before_the_terms_selects_that_upstream(make_program, hub):
     async with FakeRegistry() as github:
         ghcr = {"url": github.url, "hosts": ["ghcr.local"]}
         program = await make_program(upstreams={"ghcr.io": ghcr})
@@ -262,16 +262,16 @@ async def test_a_registry_in_front_of_the_words_is_that_upstream(make_program, h
             await search(program, "q=ghcr.io/app"),
             await search(program, "q=app", Host="ghcr.local"),
         ):
-            # It has no search_url: nobody is asked.
+            # It has no search_url, so no registry is asked.
             assert names(answer) == ["ghcr.io/owner/app"]
             assert answer.headers["Cache-Status"] == "pullcache; hit"
         assert github.count("search") == hub.count("search") == 0
         async with hub.down():
-            # Words alone may mean any of what is here.
+            # Terms without a registry find cached images of all upstreams.
             assert names(await search(program, "q=app")) == ["ghcr.io/owner/app", "me/app"]
 
 
-async def test_another_upstream_is_searched_where_its_search_url_says(make_program, index_host):
+async def test_another_upstream_is_searched_at_its_search_url(make_program, index_host):
     index_host.catalogue = [ListedRepository("owner/nginx", stars=3)]
     async with FakeRegistry() as github:
         ghcr = {"url": github.url, "search_url": index_host.url}
@@ -280,7 +280,7 @@ async def test_another_upstream_is_searched_where_its_search_url_says(make_progr
         assert github.requests == []
 
 
-async def test_what_the_configuration_denies_is_not_found(make_program, hub):
+async def test_denied_repositories_are_not_found(make_program, hub):
     docker = {"url": hub.url, "deny": ["bitnami/*"]}
     program = await make_program(upstreams={"docker.io": docker})
     assert names(await search(program)) == ["nginx"]
@@ -288,7 +288,7 @@ async def test_what_the_configuration_denies_is_not_found(make_program, hub):
     assert names(await search(program)) == ["nginx"]
 
 
-async def test_what_an_upstream_has_left_behind_that_is_no_more_is_not_found(make_program, hub):
+async def test_cached_images_of_a_removed_upstream_are_not_found(make_program, hub):
     program = await make_program(upstreams={"ghcr.io": {"url": hub.url}})
     await cache(program, hub, "me/app")
     await program.manifest("ghcr.io/me/app")
@@ -298,7 +298,7 @@ async def test_what_an_upstream_has_left_behind_that_is_no_more_is_not_found(mak
     assert names(await search(program, "q=")) == ["me/app"]
 
 
-async def test_a_page_is_no_longer_than_what_was_asked_for(program, hub):
+async def test_a_page_has_at_most_the_requested_number_of_results(program, hub):
     many = Fault(body=b'{"results":[%s]}' % b",".join(b'{"name":"a%d"}' % n for n in range(200)))
     hub.fail("/v1/search", many, times=None)
     answer = await search(program, "q=a&n=5")
@@ -306,7 +306,7 @@ async def test_a_page_is_no_longer_than_what_was_asked_for(program, hub):
     assert answer.json["num_results"] == 200
 
 
-async def test_another_host_that_searches_gets_no_login_whatever_it_asks_for(
+async def test_a_separate_search_host_gets_no_login_whatever_its_challenge(
     make_program, registry, index_host
 ):
     registry.tokens.users["bob"] = "pa:ss"
@@ -341,7 +341,7 @@ async def test_the_registrys_own_search_gets_its_login(make_program, hub):
     assert hub.seen("/v1/search")[1].headers["Authorization"] == basic
 
 
-async def test_a_search_that_is_down_does_not_hold_up_pulls_nor_the_other_way(
+async def test_a_failing_search_host_does_not_affect_pulls_and_vice_versa(
     make_program, registry, index_host
 ):
     docker = {"url": registry.url, "search_url": index_host.url}
@@ -364,7 +364,7 @@ async def test_a_search_that_is_down_does_not_hold_up_pulls_nor_the_other_way(
                 pass
 
 
-async def test_a_search_follows_no_redirect_to_where_it_may_not_lead(program, hub):
+async def test_a_search_follows_no_redirect_to_a_forbidden_address(program, hub):
     metadata = {"Location": "http://169.254.169.254/v1/search"}
     hub.fail("/v1/search", Fault(status=302, body=b"", headers=metadata), times=None)
     answer = await search(program)

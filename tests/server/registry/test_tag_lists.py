@@ -1,4 +1,4 @@
-"""Lists: cut into pages here, filtered here, and there while upstream is not."""
+"""Lists of tags and referrers: paged, filtered, and served while upstream is down."""
 
 import json
 import re
@@ -43,31 +43,31 @@ async def walk(program, target: str) -> list[str]:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 9, 1000])
-async def test_pages_and_their_links_lead_through_all_tags(program, tagged, size):
+async def test_the_links_of_the_pages_lead_through_all_tags(program, tagged, size):
     assert await walk(program, f"/v2/library/app/tags/list?n={size}") == NAMES
     assert tagged.count("tags/list") == 2  # once without a token
 
 
 @pytest.mark.parametrize("upstream_page", [1, 3])
-async def test_upstreams_own_pages_do_not_show(program, tagged, upstream_page):
+async def test_the_pages_of_upstream_do_not_matter(program, tagged, upstream_page):
     tagged.tags_page = upstream_page
     assert (await program.ask("/v2/library/app/tags/list")).json["tags"] == NAMES
 
 
-async def test_last_is_exclusive_and_need_not_exist(program, tagged):
+async def test_last_is_exclusive_and_may_not_exist(program, tagged):
     for last in ("1.10", "1.11"):
         answer = await program.ask(f"/v2/library/app/tags/list?last={last}")
         assert answer.json["tags"] == [tag for tag in NAMES if tag > last]
 
 
-async def test_no_tags_are_asked_for_and_none_come(program, tagged):
+async def test_a_page_of_zero_tags_is_empty(program, tagged):
     answer = await program.ask("/v2/library/app/tags/list?n=0")
     assert answer.json["tags"] == []
     assert "Link" not in answer.headers
 
 
 @pytest.mark.parametrize("number", ["1000000000", "-1", "NaN", "", "9" * 5000, "1e3", "%00"])
-async def test_a_number_that_is_none_or_huge_is_no_error_of_ours(program, tagged, number):
+async def test_an_invalid_or_huge_number_is_not_an_internal_error(program, tagged, number):
     answer = await program.ask(f"/v2/library/app/tags/list?n={number}")
     assert answer.status in (200, 400)
     if answer.status == 200:
@@ -79,14 +79,14 @@ async def test_a_repository_without_tags_has_an_empty_list(program, registry):
     assert (await program.ask("/v2/library/empty/tags/list")).json["tags"] == []
 
 
-async def test_the_links_of_another_upstream_lead_back_to_it(make_program, tagged):
+async def test_the_links_of_another_upstream_keep_its_name(make_program, tagged):
     other = {"upstreams": {"ghcr.io": {"url": tagged.url}}}
     program = await make_program(**other)
     assert await walk(program, "/v2/ghcr.io/library/app/tags/list?n=3") == NAMES
     assert await walk(program, "/v2/library/app/tags/list?ns=ghcr.io&n=3") == NAMES
 
 
-async def test_a_list_is_asked_once_and_stays_when_upstream_is_gone(program, tagged):
+async def test_a_list_is_requested_once_and_served_while_upstream_is_down(program, tagged):
     await program.ask("/v2/library/app/tags/list")
     before = len(tagged.requests)
     await program.ask("/v2/library/app/tags/list")
@@ -98,14 +98,14 @@ async def test_a_list_is_asked_once_and_stays_when_upstream_is_gone(program, tag
         assert "stale" in answer.headers["Cache-Status"]
 
 
-async def test_without_upstream_the_tags_that_are_cached_are_listed(program, tagged):
+async def test_without_upstream_the_cached_tags_are_listed(program, tagged):
     await program.manifest("library/app", "a")
     async with tagged.down():
         assert (await program.ask("/v2/library/app/tags/list")).json["tags"] == ["a"]
         assert (await program.ask("/v2/library/none/tags/list")).status == 503
 
 
-async def test_the_catalog_is_what_is_cached(program, tagged):
+async def test_the_catalog_lists_cached_repositories(program, tagged):
     assert (await program.ask("/v2/_catalog")).json == {"repositories": []}
     for name in ("library/app", "me/b", "me/a"):
         tagged.add_image(name)
@@ -136,7 +136,7 @@ def sign(registry, subject: str, kind: str) -> str:
     return digest
 
 
-async def test_referrers_are_listed_and_filtered_here(program, registry):
+async def test_referrers_are_listed_and_filtered(program, registry):
     image = registry.add_image()
     signature, sbom = (sign(registry, image.digest, kind) for kind in ("sig/x", "sbom/y"))
     target = f"/v2/library/app/referrers/{image.digest}"
@@ -152,13 +152,13 @@ async def test_referrers_are_listed_and_filtered_here(program, registry):
     assert registry.count("/referrers/") == 2  # once without a token
 
 
-async def test_what_nothing_refers_to_has_an_empty_index(program, registry):
+async def test_a_manifest_without_referrers_has_an_empty_index(program, registry):
     registry.add_image()
     answer = await program.ask(f"/v2/library/app/referrers/{digest_of(b'nothing')}")
     assert (answer.status, answer.json["manifests"]) == (200, [])
 
 
-async def test_an_upstream_without_the_referrers_api_is_404_so_that_clients_ask_by_tag(
+async def test_an_upstream_without_the_referrers_api_is_404_so_that_clients_use_the_fallback_tag(
     program, registry
 ):
     image = registry.add_image()
@@ -169,14 +169,14 @@ async def test_an_upstream_without_the_referrers_api_is_404_so_that_clients_ask_
     assert (await program.manifest(image, fallback)).status == 200
 
 
-async def test_an_upstream_that_fails_is_not_taken_for_one_without_referrers(program, registry):
+async def test_a_failed_request_is_not_an_empty_list_of_referrers(program, registry):
     image = registry.add_image()
     registry.fail("/referrers/", Fault(status=500), times=None)
     answer = await program.ask(f"/v2/library/app/referrers/{image.digest}")
     assert answer.status >= 500
 
 
-async def test_without_upstream_the_referrers_that_are_cached_are_listed(program, registry):
+async def test_without_upstream_the_cached_referrers_are_listed(program, registry):
     image = registry.add_image()
     target = f"/v2/library/app/referrers/{image.digest}"
     signature = sign(registry, image.digest, "sig/x")
@@ -190,7 +190,9 @@ async def test_without_upstream_the_referrers_that_are_cached_are_listed(program
         assert (await program.ask(f"/v2/library/app/referrers/{signature}")).status == 503
 
 
-async def test_a_list_of_referrers_is_asked_once_and_stays_when_upstream_is_gone(program, registry):
+async def test_a_list_of_referrers_is_requested_once_and_served_while_upstream_is_down(
+    program, registry
+):
     image = registry.add_image()
     sbom = sign(registry, image.digest, "sbom/y")
     target = f"/v2/library/app/referrers/{image.digest}"
@@ -206,7 +208,7 @@ async def test_a_list_of_referrers_is_asked_once_and_stays_when_upstream_is_gone
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"<html>", b'{"manifests":5}', b"[" * 100_000])
-async def test_what_is_no_list_of_referrers_is_an_error_of_upstreams(program, registry, body):
+async def test_an_invalid_list_of_referrers_is_an_upstream_error(program, registry, body):
     image = registry.add_image()
     registry.fail("/referrers/", Fault(status=200, body=body), times=None)
     answer = await program.ask(f"/v2/library/app/referrers/{image.digest}")

@@ -1,0 +1,47 @@
+"""`Link` headers are parsed as RFC 8288 says."""
+
+import pytest
+from hypothesis import given, strategies as st
+
+from proxy.upstream.link import MAX_LINK_LENGTH, find_link
+
+
+@pytest.mark.parametrize(
+    ("header", "target"),
+    [
+        ('</a>; rel="next"', "/a"),
+        ("</a>;rel=next", "/a"),
+        ("</a>\t;\tREL\t=\tNext", "/a"),
+        ('</a>; rel="prev  next"', "/a"),
+        ('</a>; title="say \\"next\\", <b>; rel=next"; rel=next', "/a"),
+        ('</a,b;c>; rel="next"', "/a,b;c"),
+        ("< /a >; rel=next", "/a"),
+        ("<>; rel=next", ""),
+        ('</a>; rel=prev, </b>; rel="next", </c>; rel=next', "/b"),
+        ("</a>; rel=prev; rel=next", None),
+        ("</a>; title=next", None),
+        ("</a>; nextrel=next; rel", None),
+        ('</a>; rel="nextpage"', None),
+        ("</a>; rel*=next", None),
+        ('</a>; rel="next', None),
+        ('</a>; title="x"y; rel=next', "/a"),
+        ("</a>", None),
+        ("/a; rel=next", None),
+        ("", None),
+        ("<" * 30_000 + "; rel=next", None),
+        ("</a>" + ";" * 30_000, None),
+        ("</a>; x=" + "y" * MAX_LINK_LENGTH + "; rel=next", None),
+    ],
+)
+def test_the_target_of_a_relation_is_found(header, target):
+    assert find_link([header], "next") == target
+
+
+def test_a_link_may_be_in_any_of_several_headers():
+    assert find_link(["</a>; rel=prev", "", "</b>; rel=next"], "next") == "/b"
+    assert find_link([], "next") is None
+
+
+@given(st.text(alphabet='<>;,="\\ relnxt/*', max_size=60))
+def test_no_header_raises(header):
+    find_link([header], "next")
