@@ -34,7 +34,7 @@ from proxy.oci.reference import Reference, Repository, Tag
 from proxy.policy.exemption import is_exempt
 from proxy.policy.facts import FIRST_SEEN, PUSHED, ContentAge, ImageFacts, is_official
 from proxy.policy.judge import ALLOWED, Decision, Verdict, judge
-from proxy.policy.rules import Rule, RuleSet
+from proxy.policy.rules import PolicyRule, RuleSet
 from proxy.storage.index import Index
 from proxy.storage.policy_records import PolicyRecords
 from proxy.storage.policy_rows import DecisionRecord, PolicyException
@@ -69,7 +69,7 @@ class Judgement:
     """What the policies say about the content of a reference. `rule` is None if none is about it."""
 
     verdict: Verdict
-    rule: Rule | None = None
+    rule: PolicyRule | None = None
 
     @property
     def is_allowed(self) -> bool:
@@ -193,7 +193,7 @@ class PolicyGate:
 
     async def _decide(
         self,
-        rule: Rule,
+        rule: PolicyRule,
         repository: Repository,
         reference: Reference,
         manifest: CachedManifest,
@@ -236,7 +236,7 @@ class PolicyGate:
 
     async def _judge(
         self,
-        rule: Rule,
+        rule: PolicyRule,
         repository: Repository,
         reference: Reference,
         manifest: CachedManifest,
@@ -265,7 +265,12 @@ class PolicyGate:
         return verdict
 
     async def _judge_content(
-        self, rule: Rule, repository: Repository, reference: Reference, digest: Digest, now: float
+        self,
+        rule: PolicyRule,
+        repository: Repository,
+        reference: Reference,
+        digest: Digest,
+        now: float,
     ) -> Verdict:
         settings = rule.settings
         tag = reference if isinstance(reference, Tag) else None
@@ -300,7 +305,7 @@ class PolicyGate:
         return ContentAge(first_seen, FIRST_SEEN, is_first_sight), False
 
     def _find_earlier(
-        self, rule: Rule, repository: Repository, tag: Tag, newest: Digest, now: float
+        self, rule: PolicyRule, repository: Repository, tag: Tag, newest: Digest, now: float
     ) -> Digest | None:
         """Return the newest content that the tag meant before and that is old enough."""
         name = policy_name(repository)
@@ -340,12 +345,12 @@ class PolicyGate:
         except StorageError as error:
             log.warning("index_write_failed", reason=str(error))
 
-    def _count(self, rule: Rule, decision: str) -> None:
+    def _count(self, rule: PolicyRule, decision: str) -> None:
         self._metrics.count_policy_decision(rule.number, decision)
 
     def _report(
         self,
-        rule: Rule,
+        rule: PolicyRule,
         decision: str,
         repository: Repository,
         reference: Reference,
@@ -377,7 +382,7 @@ class PolicyGate:
 
 
 def _refusal(
-    rule: Rule, repository: Repository, reference: Reference, verdict: Verdict
+    rule: PolicyRule, repository: Repository, reference: Reference, verdict: Verdict
 ) -> PolicyDeniedError | PolicyUndecidedError:
     # Messages have 200 characters, and the reason is what the client needs.
     image = display_name(repository, reference)[:90]

@@ -16,7 +16,7 @@ MAX_REMEMBERED_RULES = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class PolicyRule:
     """One `[[policy]]` with its number, which counts from 1, as messages name it.
 
     `version` changes with the settings, so that a kept verdict of other settings is not used.
@@ -37,14 +37,14 @@ class RuleSet:
 
     def __init__(self, settings: Sequence[PolicySettings]) -> None:
         self.rules = [
-            Rule(number, one, _version(one)) for number, one in enumerate(settings, start=1)
+            PolicyRule(number, one, _version(one)) for number, one in enumerate(settings, start=1)
         ]
         self.find = lru_cache(maxsize=MAX_REMEMBERED_RULES)(self._find)
 
     def __bool__(self) -> bool:
         return bool(self.rules)
 
-    def _find(self, name: str) -> Rule | None:
+    def _find(self, name: str) -> PolicyRule | None:
         """Return the first rule that matches `UPSTREAM/REPOSITORY`, None if no rule does."""
         return next((rule for rule in self.rules if _matches(rule.settings, name)), None)
 

@@ -136,7 +136,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Difference:
+class KnownDifference:
     """A pattern of requests that the servers may treat differently, and why."""
 
     why: str
@@ -149,29 +149,29 @@ class Difference:
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 # For these, pullcache refuses what nginx accepts, or closes after its answer.
 CLOSED_HERE = [
-    Difference("a line ends with CR and LF", rb"(?<!\r)\n"),
-    Difference(
+    KnownDifference("a line ends with CR and LF", rb"(?<!\r)\n"),
+    KnownDifference(
         "a request line is a method, a target of printable ASCII and HTTP/1.0 or HTTP/1.1, a space apart",
         rb"\A(?!(?:\r\n)*[A-Z]+ [!-~]+ HTTP/1\.[01]\r\n)",
     ),
-    Difference(
+    KnownDifference(
         "a header has a name and a colon; nginx leaves out lines that have not",
         rb"\A(?:\r\n)*[^\n]*\n(?:[^\n]+\n)*?(?!" + _TOKEN + rb":|\r\n)",
     ),
-    Difference("a value has no control characters", rb":[^\n]*[\0-\x08\x0b-\x0c\x0e-\x1f\x7f]"),
-    Difference(
+    KnownDifference("a value has no control characters", rb":[^\n]*[\0-\x08\x0b-\x0c\x0e-\x1f\x7f]"),
+    KnownDifference(
         "methods but GET and HEAD get 405, and the body is not read", rb"\A(?!\s*(?:GET|HEAD) )"
     ),
-    Difference("a body that the client has offered (Expect) is not read", rb"(?i)\nexpect:"),
-    Difference("a chunked body is checked before the answer", rb"(?i)\ntransfer-encoding:"),
+    KnownDifference("a body that the client has offered (Expect) is not read", rb"(?i)\nexpect:"),
+    KnownDifference("a chunked body is checked before the answer", rb"(?i)\ntransfer-encoding:"),
 ]
 # For these, pullcache accepts what nginx refuses, or continues where nginx closes. None is about where a
 # request ends.
 ANSWERED_HERE = [
-    Difference("`Host` may be empty, and end with a tab", rb"(?i)\nhost:(?:[ \t]*|[^\n]*\t)\r\n"),
-    Difference("`Expect` may be repeated", rb"(?i)\nexpect:[^\0]*\nexpect:"),
-    Difference("`close` in `Connection` is a word of its own", rb"(?i)\nconnection:[^\n]*close"),
-    Difference(
+    KnownDifference("`Host` may be empty, and end with a tab", rb"(?i)\nhost:(?:[ \t]*|[^\n]*\t)\r\n"),
+    KnownDifference("`Expect` may be repeated", rb"(?i)\nexpect:[^\0]*\nexpect:"),
+    KnownDifference("`close` in `Connection` is a word of its own", rb"(?i)\nconnection:[^\n]*close"),
+    KnownDifference(
         "nginx refuses a target that leads to no path: `*`, `/..`, `%00`, another host",
         rb"\A\s*[A-Z]+ +\S*(?:\*|\.\.|%|http:)",
     ),
