@@ -15,6 +15,8 @@ from pathlib import Path
 from socket import socket
 
 from proxy import __version__
+from proxy.cache.repair import BlobRepairer, RepairQueue
+from proxy.concurrency import background
 from proxy.config import Config, keep_restart_only_keys, world_readable_files
 from proxy.core import Core, open_core
 from proxy.errors import ProxyError, StorageError
@@ -83,6 +85,7 @@ async def open_cache(
         await _listen(app, core, stack, sockets)
         stack.push_async_callback(app.write_last_policy_decisions)
         core.group.create_task(run_maintenance(app, core))
+        core.group.create_task(run_scrub(app, core))
         app.start_preloads()
         # A shutdown begins here: /readyz fails, and no new connections are accepted.
         stack.push_async_callback(app.listener.close)
@@ -140,6 +143,13 @@ async def run_maintenance(app: "RunningApp", core: Core) -> None:
         await asyncio.sleep(FLUSH_INTERVAL)
 
 
+async def run_scrub(app: "RunningApp", core: Core) -> None:
+    """Look for damaged blobs, and fetch them anew, until cancelled."""
+    repairs = RepairQueue(lambda: app.repairer)
+    async with background(repairs.run()):
+        await core.scrubber.run(lambda: app.config.store.scrub, repairs.add)
+
+
 @dataclass(frozen=True, slots=True)
 class DaemonInfo:
     """What a command prints once the daemon serves.
@@ -193,6 +203,11 @@ class RunningApp:
     def config(self) -> Config:
         """The configuration that applies."""
         return self._configured.config
+
+    @property
+    def repairer(self) -> BlobRepairer:
+        """Fetches damaged blobs, as the configuration that applies says."""
+        return self._configured.repairer
 
     @property
     def routes(self) -> list[tuple[str, str]]:

@@ -85,6 +85,9 @@ class SingleFlight(Generic[K, V]):
     def __contains__(self, key: K) -> bool:
         return key in self._running
 
+    def __len__(self) -> int:
+        return len(self._running)
+
 
 async def _capture_error(work: Callable[[], Awaitable[V]]) -> V | Exception:
     # An exception that leaves the task would end its group, and with it the daemon.
@@ -94,15 +97,19 @@ async def _capture_error(work: Callable[[], Awaitable[V]]) -> V | Exception:
         return error
 
 
-async def run_uncancelled(work: Awaitable[R]) -> R:
+async def run_uncancelled(
+    work: Awaitable[R], *, on_cancel: Callable[[], object] = lambda: None
+) -> R:
     """Return the result of `work`; if the caller is cancelled, let the work finish first.
 
-    For work that must not stop halfway, such as a commit or a thread that writes a file.
+    For work that must not stop halfway, such as a commit or a thread that writes a file. `on_cancel`
+    may ask it to finish early.
     """
     future = asyncio.ensure_future(work)  # noqa: TID251 (this frame owns and outlives it)
     try:
         await asyncio.wait((future,))
     except asyncio.CancelledError:
+        on_cancel()
         await asyncio.wait((future,))
         raise
     return future.result()

@@ -20,6 +20,7 @@ from proxy.metrics import Metrics
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
 from proxy.storage.policy_records import PolicyRecords
+from proxy.storage.scrub import Scrubber
 from proxy.storage.space import SpaceManager
 from proxy.upstream.factory import UpstreamFactory
 from proxy.upstream.offline import OfflineSwitch
@@ -39,6 +40,7 @@ class Core:
     index: Index
     policy_records: PolicyRecords
     space: SpaceManager
+    scrubber: Scrubber
     metrics: Metrics
     offline: OfflineSwitch
     upstream_factory: UpstreamFactory
@@ -77,6 +79,8 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
         clock=clock,
     )
     await space.open()
+    scrubber = Scrubber(store, index, space, metrics, clock)
+    stack.callback(scrubber.close)
     # Entered before the group, so that the sessions of upstreams outlive the tasks that use them.
     sessions = await stack.enter_async_context(AsyncExitStack())
     group = await stack.enter_async_context(_background_tasks())
@@ -87,12 +91,13 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     group.create_task(index.check_integrity(threads))
     storage = StorageDeps(store, index, space, metrics, threads, open_ingests=set())
     downloads = DownloadManager(storage, config.fetch, group)
-    metrics.register_gauges(_LiveGauges(space, index, downloads))
+    metrics.register_gauges(_LiveGauges(space, index, scrubber, downloads))
     return Core(
         store=store,
         index=index,
         policy_records=PolicyRecords(index),
         space=space,
+        scrubber=scrubber,
         metrics=metrics,
         offline=offline,
         upstream_factory=upstream_factory,
@@ -135,6 +140,7 @@ class _LiveGauges:
 
     space: SpaceManager
     index: Index
+    scrubber: Scrubber
     downloads: DownloadManager
 
     @property
@@ -160,6 +166,10 @@ class _LiveGauges:
     @property
     def store_oldest_use(self) -> float:
         return self.index.oldest_use()
+
+    @property
+    def scrub_late_seconds(self) -> float:
+        return self.scrubber.late_seconds
 
     @property
     def index_damaged(self) -> int:

@@ -6,6 +6,7 @@ the configuration. SIGQUIT logs where every task is waiting.
 
 import asyncio
 import faulthandler
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -30,9 +31,9 @@ EXTENSION_INTERVAL = 5.0
 EXTENSION_SECONDS = 60.0
 
 # Threads of the event loop's default executor, and of the whole process: these and those of the
-# disk, the log, the index, password checks and libuv.
+# disk, the log, the index, the scrub, password checks and libuv.
 LOOP_THREADS = 8
-THREAD_LIMIT = LOOP_THREADS + DISK_THREADS + 7
+THREAD_LIMIT = LOOP_THREADS + DISK_THREADS + 8
 
 _STDERR = 2
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -86,6 +87,8 @@ async def _serve(
             await asyncio.sleep(0)
             opening = open_cache(config, access_log=access_log, sockets=manager.sockets)
             running = await stack.enter_async_context(opening)
+        # What the program consists of stays: a garbage collection need not look at it again.
+        gc.freeze()
         on_ready(running.info)
         log.info("daemon_started", addresses=running.info.addresses, version=__version__)
         notifier.ready(running.status_line)

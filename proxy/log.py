@@ -13,7 +13,9 @@ import select
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
 from contextvars import ContextVar
 from itertools import chain
 from typing import Any, Literal, NoReturn, TextIO
@@ -54,10 +56,12 @@ def configure_logging(level: str, log_format: Format, stream: TextIO | None = No
     """
     target = stream or sys.stderr
     is_console = log_format == "console" or (log_format == "auto" and target.isatty())
+    # Only the thread renders for a console, which is slow: a batch larger than the queue never is whole.
+    batch_size = _QUEUE_SIZE + 1 if is_console else _BATCH_SIZE
     render = _console_renderer(target) if is_console else _render_json_batch
     if is_journal_stream(target):
         render = _add_priorities(render)
-    log = LogWriter(_make_writer(target), render, _QUEUE_SIZE if is_console else _BATCH_SIZE)
+    log = LogWriter(_make_writer(target), render, batch_size)
     structlog.configure(
         processors=[log.process],
         logger_factory=_LoggerName,
@@ -85,13 +89,15 @@ class LogWriter:
         self._write = write
         self._render = render
         self._batch_size = batch_size
-        self._is_info_enabled = True
+        self.is_info_enabled = True
         self._timestamps = _TimestampFormatter()
         # The queue: batches that are rendered already, then lines that are not.
         self._rendered: list[bytes] = []
-        self._lines: list[Fields] = []
-        self._queued = 0
+        self._lines: deque[Fields] = deque()
         self._dropped = 0
+        # Set by callers when they queue a line, cleared by the thread before it writes the queue.
+        self._is_waking = False
+        self._is_closed = False
         self._lock = threading.Lock()
         self._wakeup = threading.Event()
         self._closing = threading.Event()
@@ -103,23 +109,23 @@ class LogWriter:
     def set_level(self, level: str) -> None:
         """Drop less severe lines from now on."""
         threshold = logging.getLevelNamesMapping()[level.upper()]
-        self._is_info_enabled = threshold <= logging.INFO
+        self.is_info_enabled = threshold <= logging.INFO
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(threshold))
         logging.getLogger().setLevel(threshold)
 
     def log_request(self, event: str, **fields: Any) -> None:
         """Log a request as `info`, bypassing structlog, which would cost more than the request."""
-        if self._is_info_enabled:
+        if self.is_info_enabled:
             line = self._new_line("info", event)
             line.update(fields)
-            self._enqueue(line)
+            self.enqueue(line)
 
     def log_event(self, level: str, event: str, logger: str, fields: Fields) -> None:
         """Log an event; `exc_info` among the fields becomes a traceback."""
         line = self._new_line(level, event)
         line["logger"] = logger
         line.update(structlog.processors.format_exc_info(self, level, fields))
-        self._enqueue(line)
+        self.enqueue(line)
 
     def process(self, logger: Any, method: str, fields: Fields) -> NoReturn:
         """Log an event of structlog, as the last of its processors."""
@@ -132,6 +138,7 @@ class LogWriter:
         self._closing.set()
         self._wakeup.set()
         self._thread.join(_CLOSE_TIMEOUT)
+        self._is_closed = not self._thread.is_alive()
 
     def _new_line(self, level: str, event: str) -> dict[str, Any]:
         line: dict[str, Any] = {"time": time.time_ns(), "level": level, "event": event}
@@ -139,26 +146,37 @@ class LogWriter:
             line["request"] = current
         return line
 
-    def _enqueue(self, line: Fields) -> None:
-        """Queue a line, and render the batch that it completes.
+    def enqueue(self, line: Fields) -> None:
+        """Queue a whole line, whose `time` is in nanoseconds, and render the batch that it completes.
 
         If the thread rendered all lines, it would hold the interpreter lock for milliseconds and
         block a busy event loop.
         """
-        if self._closing.is_set() and not self._thread.is_alive():
-            self._write(self._render_lines([line]))
-            return
-        with self._lock:
-            if self._queued >= _QUEUE_SIZE:
-                self._dropped += 1
-                return
-            self._queued += 1
-            self._lines.append(line)
-            if len(self._lines) >= self._batch_size:
-                self._rendered.append(self._render_lines(self._lines))
-                self._lines = []
-        if not self._wakeup.is_set():
+        self._lines.append(line)
+        if len(self._lines) >= self._batch_size:
+            self._render_batch()
+        if self._is_closed:
+            self._drain()
+        elif not self._is_waking:
+            self._is_waking = True
             self._wakeup.set()
+
+    def _render_batch(self) -> None:
+        """Render the queued lines, or drop them if the queue is full."""
+        with self._lock:
+            lines = self._take_lines()
+            if (len(self._rendered) + 1) * self._batch_size > _QUEUE_SIZE:
+                self._dropped += len(lines)
+            elif lines:
+                self._rendered.append(self._render_lines(lines))
+
+    def _take_lines(self) -> list[Fields]:
+        """Empty the queue of lines. Another thread may append to it meanwhile."""
+        lines = []
+        with suppress(IndexError):
+            while True:
+                lines.append(self._lines.popleft())
+        return lines
 
     def _render_lines(self, lines: list[Fields]) -> bytes:
         for line in lines:
@@ -169,16 +187,17 @@ class LogWriter:
         while not self._closing.is_set():
             self._wakeup.wait()
             self._closing.wait(_BATCH_DELAY)
-            self._wakeup.clear()  # before the drain: a line queued during it wakes the thread again
+            # Before the drain: a line queued during it wakes the thread again.
+            self._wakeup.clear()
+            self._is_waking = False
             self._drain()
         self._drain()
 
     def _drain(self) -> None:
         with self._lock:
             rendered, self._rendered = self._rendered, []
-            lines, self._lines = self._lines, []
+            lines = self._take_lines()
             dropped, self._dropped = self._dropped, 0
-            self._queued = 0
         if dropped:
             line = self._new_line("warning", "log_lines_dropped")
             lines.append(line | {"lines": dropped})

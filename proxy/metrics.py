@@ -37,6 +37,7 @@ CacheState = Literal["hit", "miss", "collapsed", "stale", "revalidated", "bypass
 DownloadResult = Literal["stored", "failed", "mismatch", "bypass"]
 EvictionReason = Literal["size", "min_free", "idle", "corrupt", "removed"]
 UncachedReason = Literal["too_large", "no_space", "pinned", "disk_error"]
+ScrubResult = Literal["intact", "corrupt", "missing", "unreadable"]
 
 # Series that exist from the start, so that `rate()` sees the first increment.
 _INITIAL_SERIES: tuple[tuple[RequestKind, tuple[CacheState, ...]], ...] = (
@@ -46,6 +47,7 @@ _INITIAL_SERIES: tuple[tuple[RequestKind, tuple[CacheState, ...]], ...] = (
 _DOWNLOAD_RESULTS: tuple[DownloadResult, ...] = ("stored", "failed", "mismatch", "bypass")
 _EVICTION_REASONS: tuple[EvictionReason, ...] = ("size", "min_free", "idle", "corrupt", "removed")
 _UNCACHED_REASONS: tuple[UncachedReason, ...] = ("too_large", "no_space", "pinned", "disk_error")
+_SCRUB_RESULTS: tuple[ScrubResult, ...] = ("intact", "corrupt", "missing", "unreadable")
 _REQUEST_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 30, 120, 600)
 _FIRST_BYTE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -83,6 +85,10 @@ class GaugeSource(Protocol):
         """Last use of the blob that is evicted next, in Unix seconds; 0 if the store is empty."""
 
     @property
+    def scrub_late_seconds(self) -> float:
+        """Seconds that the scrub is behind its schedule."""
+
+    @property
     def index_damaged(self) -> int:
         """1 if the index is damaged, else 0."""
 
@@ -92,19 +98,28 @@ class GaugeSource(Protocol):
 
 
 class GaugeCollector(Collector):
-    """Exports the gauges of a `GaugeSource`."""
+    """Exports the gauges of a `GaugeSource` as they were at the last `read`."""
 
     def __init__(self, source: GaugeSource) -> None:
         self._source = source
+        self._families: list[Metric] = []
 
-    def collect(self) -> Iterator[Metric]:
-        """Yield the gauges with their current values."""
+    def read(self) -> None:
+        """Read the current values. To be called in the event loop, where they change."""
+        self._families = [*self._read()]
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the gauges."""
+        return self._families
+
+    def _read(self) -> Iterator[Metric]:
         for name, text in (
             ("store_bytes", "Bytes of all blobs in the store."),
             ("store_limit_bytes", "Maximum size of the store."),
             ("store_blobs", "Blobs in the store."),
             ("store_reserved_bytes", "Bytes reserved for running downloads."),
             ("store_pinned_bytes", "Bytes of blobs of pinned images."),
+            ("scrub_late_seconds", "How far the scrub is behind its schedule."),
             ("index_damaged", "1 if the index of the store is damaged, else 0."),
             ("downloads_in_progress", "Running downloads."),
         ):
@@ -174,6 +189,7 @@ class Metrics:
         # The `_created` series would be half of all, and nothing uses them.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
+        self._gauges: GaugeCollector | None = None
         self._requests = RequestCollector()
         self._registry.register(self._requests)
         self._declare_upstream()
@@ -271,6 +287,12 @@ class Metrics:
         self._preloaded = self._counter(
             "preloaded_images", "Preloaded images, by result.", "result"
         )
+        self._scrubbed = self._counter(
+            "scrubbed_blobs", "Blobs that the scrub has read, by result.", "result"
+        )
+        self._scrubbed_bytes = self._counter(
+            "scrubbed_bytes", "Bytes of the blobs that the scrub has read."
+        )
         for download_result in _DOWNLOAD_RESULTS:
             self._downloads.labels(download_result)
         for eviction_reason in _EVICTION_REASONS:
@@ -278,6 +300,8 @@ class Metrics:
             self._evicted_bytes.labels(eviction_reason)
         for uncached_reason in _UNCACHED_REASONS:
             self._uncached.labels(uncached_reason)
+        for scrub_result in _SCRUB_RESULTS:
+            self._scrubbed.labels(scrub_result)
         for preload_result in ("complete", "failed"):
             self._preloaded.labels(preload_result)
 
@@ -408,6 +432,11 @@ class Metrics:
         """Count a blob that was served without being stored."""
         self._uncached.labels(reason).inc()
 
+    def count_scrubbed(self, result: ScrubResult, size: int) -> None:
+        """Count a blob of `size` bytes that the scrub has read."""
+        self._scrubbed.labels(result).inc()
+        self._scrubbed_bytes.inc(size)
+
     def count_preloaded(self, *, has_failed: bool) -> None:
         """Count a preloaded image."""
         self._preloaded.labels("failed" if has_failed else "complete").inc()
@@ -432,10 +461,16 @@ class Metrics:
 
     def register_gauges(self, source: GaugeSource) -> None:
         """Export the gauges of `source`; to be called once."""
-        self._registry.register(GaugeCollector(source))
+        self._gauges = GaugeCollector(source)
+        self._registry.register(self._gauges)
+
+    def read_gauges(self) -> None:
+        """Read the gauges for the next `render`. To be called in the event loop, where they change."""
+        if self._gauges:
+            self._gauges.read()
 
     def render(self) -> bytes:
-        """Return all metrics in the text format of Prometheus."""
+        """Return all metrics in the text format of Prometheus. May be called in a thread."""
         return generate_latest(self._registry)
 
 
@@ -465,7 +500,7 @@ class RequestCollector(Collector):
     def totals(self, *kinds: str) -> dict[CacheState, tuple[int, int]]:
         """Return the successful requests of these kinds and their bytes, by cache state."""
         sums: dict[CacheState, tuple[int, int]] = {}
-        for (_, kind, status, state), tally in self._tallies.items():
+        for (_, kind, status, state), tally in list(self._tallies.items()):
             if kind in kinds and status < 400:
                 count, sent = sums.get(state, (0, 0))
                 sums[state] = (count + int(tally[0]), sent + int(tally[1]))

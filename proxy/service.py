@@ -18,6 +18,7 @@ from proxy.cache.manifest_store import ManifestStore
 from proxy.cache.manifests import ManifestCache
 from proxy.cache.policy import PolicyGate
 from proxy.cache.prefetch import Prefetcher
+from proxy.cache.repair import BlobRepairer
 from proxy.cache.search import RepositorySearch
 from proxy.config import Config
 from proxy.core import Core
@@ -47,13 +48,14 @@ from proxy.upstream.factory import is_unchanged
 
 @dataclass(frozen=True, slots=True)
 class ConfiguredApp:
-    """The objects made from one configuration: its upstreams, handlers and preloader."""
+    """The objects made from one configuration: its upstreams and handlers, preloader and repairer."""
 
     config: Config
     upstreams: Mapping[str, Upstream]
     registry: RegistryHandler
     preloader: Preloader
     policy: PolicyGate
+    repairer: BlobRepairer
     routes: Sequence[Route]
 
 
@@ -142,8 +144,16 @@ async def configure_app(
             clock=core.clock,
         )
     )
+    repairer = BlobRepairer(
+        upstreams=upstreams,
+        names=names,
+        manifests=manifests,
+        downloads=core.downloads,
+        index=core.index,
+        settings=config.fetch,
+    )
     prefetch = (
-        Prefetcher(core.downloads, core.index, upstreams, config.fetch)
+        Prefetcher(core.downloads, core.index, access, upstreams, config.fetch)
         if config.fetch.prefetch == "layers"
         else None
     )
@@ -166,7 +176,7 @@ async def configure_app(
         ).routes(),
         *admin_search.routes(search),
     ]
-    return ConfiguredApp(config, upstreams, registry, preloader, policy, routes)
+    return ConfiguredApp(config, upstreams, registry, preloader, policy, repairer, routes)
 
 
 def _status_handlers(
@@ -176,6 +186,7 @@ def _status_handlers(
         config,
         upstreams,
         core.space,
+        core.scrubber,
         core.downloads,
         core.metrics,
         core.offline,

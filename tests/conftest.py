@@ -83,7 +83,7 @@ structlog.configure(
 
 @pytest.fixture
 def restore_logging() -> Iterator[None]:
-    """Undo after the test what `configure_logging` has changed."""
+    """Restore after the test the settings that `configure_logging` has changed."""
     level = logging.getLogger().level
     before = structlog.get_config()
     yield
@@ -146,7 +146,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     def mount(size: int) -> Path:
         path = tmp_path / f"disk{len(mounted)}"
         path.mkdir()
-        options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+        options = ["-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(path)]
         subprocess.run(["mount", *options], check=True)
         mounted.append(path)
         return path

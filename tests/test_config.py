@@ -377,6 +377,7 @@ def test_the_json_schema_contains_the_defaults():
         "max_size": "50GB",
         "min_free": "1GB",
         "max_idle": "0s",
+        "scrub": "30d",
     }
 
 

@@ -1,12 +1,15 @@
 """Metrics: what is counted, which series exist from the start, and that promtool accepts them."""
 
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.metrics import Metrics
+from proxy.server.health import HealthEndpoints
 
 
 @dataclass
@@ -19,6 +22,7 @@ class Gauges:
     store_reserved_bytes: int = 0
     store_pinned_bytes: int = 0
     store_oldest_use: float = 0
+    scrub_late_seconds: float = 0
     index_damaged: int = 0
     downloads_in_progress: int = 0
 
@@ -29,6 +33,7 @@ def metrics() -> Metrics:
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
+    metrics.read_gauges()
     return {
         sample.name + "".join(f",{key}={sample.labels[key]}" for key in sorted(sample.labels)): (
             sample.value
@@ -40,6 +45,7 @@ def samples(metrics: Metrics) -> dict[str, float]:
 
 def set_all_metrics(metrics: Metrics) -> None:
     metrics.register_gauges(Gauges())
+    metrics.read_gauges()
     metrics.count_request(
         upstream="docker.io", kind="blob", status=206, cache="hit", seconds=0.2, sent=10
     )
@@ -55,6 +61,7 @@ def set_all_metrics(metrics: Metrics) -> None:
     metrics.count_evicted("size", 3, 3000)
     metrics.count_uncached("too_large")
     metrics.count_policy_decision(1, "deny")
+    metrics.count_scrubbed("intact", 500)
     metrics.count_rejected_connection()
     metrics.set_certificate_expiries({"/etc/pullcache/cache.pem": 2_000_000_000})
     metrics.count_internal_error()
@@ -95,6 +102,8 @@ def test_events_of_the_store_are_counted_by_reason(metrics):
     assert found["pullcache_evictions_total,reason=size"] == 3
     assert found["pullcache_evicted_bytes_total,reason=size"] == 3000
     assert found["pullcache_uncached_total,reason=too_large"] == 1
+    assert found["pullcache_scrubbed_blobs_total,result=intact"] == 1
+    assert found["pullcache_scrubbed_bytes_total"] == 500
     assert found["pullcache_internal_errors_total"] == 1
 
 
@@ -117,6 +126,26 @@ def test_events_of_the_store_are_counted_by_reason(metrics):
 )
 def test_series_exist_at_zero_before_anything_is_counted(metrics, series):
     assert samples(metrics)[series] == 0
+
+
+async def test_a_scrape_reads_the_gauges_in_the_event_loop_where_they_change(metrics):
+    """A thread that iterates over a set while the loop changes it fails."""
+    threads = []
+
+    class Source(Gauges):
+        def __getattribute__(self, name: str) -> object:
+            threads.append(threading.get_ident())
+            return super().__getattribute__(name)
+
+    async def check_store() -> None: ...
+
+    metrics.register_gauges(Source())
+    with ThreadPoolExecutor(1) as executor:
+        endpoints = HealthEndpoints(metrics, check_store, executor)
+        response = await endpoints.handle("GET", "/metrics")
+    assert isinstance(response.body, bytes)
+    assert b"pullcache_store_limit_bytes 100" in response.body
+    assert set(threads) == {threading.get_ident()}
 
 
 def test_gauges_are_read_at_each_scrape(metrics):

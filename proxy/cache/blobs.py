@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import msgspec
 
@@ -12,7 +12,7 @@ from proxy.config import FetchSettings
 from proxy.download.download import Download
 from proxy.download.manager import DownloadManager
 from proxy.download.reader import DownloadReader
-from proxy.errors import StorageError
+from proxy.errors import ProxyError, StorageError
 from proxy.metrics import CacheState
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
@@ -75,17 +75,16 @@ class BlobCache:
         """
         deadline = self._now() + RESPONSE_TIMEOUT
         upstream = self._upstreams[repository.upstream]
-        opened = await self._open_stored(repository, digest, deadline)
-        download = None if opened else self._downloads.get(upstream.name, digest)
-        if download and download.repository != repository:
-            download = await self._share_download(repository, digest, deadline, client)
-            if download is None:
-                # The download failed, or the blob has just been committed.
-                opened = await self._open_stored(repository, digest, deadline)
-        if opened:
-            with opened:
-                yield BlobResult(opened, "hit")
-            return
+        while True:
+            if opened := await self._open_stored(repository, digest, deadline):
+                with opened:
+                    yield BlobResult(opened, "hit")
+                return
+            download = self._downloads.get(upstream.name, digest)
+            if download is None or repository == download.repository:
+                break
+            if await self._may_join(repository, download, deadline, client):
+                break
         state: CacheState = "collapsed"
         if download is None:
             download = self._downloads.start(
@@ -109,11 +108,18 @@ class BlobCache:
             with opened:
                 return opened.size, "hit"
         size = self._index.declared_size(repository, digest)
-        if size is not None and self._access.is_linked(repository, digest):
+        if size is not None:
             return size, "miss"
         async with enforce_deadline(deadline, repository.upstream):
             upstream = self._upstreams[repository.upstream]
             return await upstream.fetch_blob_size(repository.name, digest), "miss"
+
+    async def is_servable(self, repository: Repository, digest: Digest) -> bool:
+        """Tell whether the blob is stored and the repository may be served it. Raises `UpstreamError`."""
+        opened = await self._open_stored(repository, digest, self._now() + RESPONSE_TIMEOUT)
+        if opened:
+            opened.close()
+        return opened is not None
 
     async def _open_stored(
         self, repository: Repository, digest: Digest, deadline: float
@@ -125,14 +131,24 @@ class BlobCache:
             self._index.touch(digest)
         return opened
 
-    async def _share_download(
-        self, repository: Repository, digest: Digest, deadline: float, client: str
-    ) -> Download | None:
-        """Return a download that another repository has started, once upstream has sent a byte.
+    async def _may_join(
+        self, repository: Repository, download: Download, deadline: float, client: str
+    ) -> bool:
+        """Tell whether a repository may read from the download of another one of its upstream.
 
-        Whether it succeeds depends on the other repository. Returns None if it ends before the
-        first byte.
+        Waits until upstream has sent a byte, as whether it has the blob there is not known before. If
+        the registry gives no proof, waits for the end; the repository then needs a download of its own.
         """
-        await self._access.check_download(repository, digest, deadline)
+        self._downloads.add_client(download, client)
         async with enforce_deadline(deadline, repository.upstream):
-            return await self._downloads.join(repository.upstream, digest, client)
+            await download.wait_started()
+            if self._is_running(download):
+                if await self._access.may_join(repository, download, deadline):
+                    # A reader that attaches before the next await finds the file open.
+                    return self._is_running(download)
+                with suppress(ProxyError):
+                    await download.wait_finished()
+        return False
+
+    def _is_running(self, download: Download) -> bool:
+        return self._downloads.get(download.source.upstream_name, download.digest) is download

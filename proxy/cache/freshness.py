@@ -22,15 +22,23 @@ def tag_ttl(tag: str, rules: Mapping[str, float], default: float) -> float:
     return next((ttl for glob, ttl in rules.items() if fnmatchcase(tag, glob)), default)
 
 
+def is_fresh(age: float, ttl: float) -> bool:
+    """Tell whether an answer of `age` seconds is served without asking upstream.
+
+    A negative age means that the clock was set back: the true age is unknown, so the answer counts as
+    stale rather than as fresh for ever.
+    """
+    return 0 <= age < ttl
+
+
 def compute_freshness(
     age: float, *, ttl: float, stale_while_revalidate: float, stale_if_error: float
 ) -> Freshness:
     """Return how an answer of `age` seconds may be used.
 
-    Both stale periods begin at the end of `ttl`. A negative age means that the clock was set back:
-    the true age is unknown, so the answer counts as stale rather than as fresh for ever.
+    Both stale periods begin at the end of `ttl`.
     """
-    if 0 <= age < ttl:
+    if is_fresh(age, ttl):
         return Freshness.FRESH
     if 0 <= age < ttl + stale_while_revalidate:
         return Freshness.STALE_WHILE_REVALIDATE

@@ -45,14 +45,18 @@ class ManifestStore:
         self._committer = Committer(store, index, space, executor)
         self._lru = ManifestLRUCache(MANIFEST_CACHE_SIZE)
 
-    def lookup_cached(self, digest: Digest) -> CachedManifest | None:
-        """Return a manifest that is in memory, and count the use."""
-        manifest = self._lru.get(digest)
-        if manifest is not None:
-            self._index.touch(digest)
-        return manifest
+    def lookup_cached(self, digest: Digest, media_type: str | None) -> CachedManifest | None:
+        """Return a manifest that is in memory, and count the use.
 
-    async def load(self, digest: Digest) -> CachedManifest | None:
+        `media_type` is its type in the repository; None if the index does not know it.
+        """
+        manifest = self._lru.get(digest)
+        if manifest is None:
+            return None
+        self._index.touch(digest)
+        return _with_type(manifest, media_type)
+
+    async def load(self, digest: Digest, media_type: str | None) -> CachedManifest | None:
         """Return a stored manifest, verified, and count the use.
 
         None if it is missing, damaged or unreadable; the caller then fetches it from upstream.
@@ -74,7 +78,7 @@ class ManifestStore:
             manifest = CachedManifest(digest, row.media_type or "", content)
             self._lru.add(manifest)
         self._index.touch(digest)
-        return manifest
+        return _with_type(manifest, media_type)
 
     async def add(
         self, repository: Repository, fetched: FetchedManifest
@@ -131,3 +135,10 @@ class ManifestStore:
             if reservation is not None:
                 self._space.release(reservation)
         return True
+
+
+def _with_type(manifest: CachedManifest, media_type: str | None) -> CachedManifest:
+    """Return the manifest as a repository has it: upstreams may give one content different types."""
+    if media_type in (None, manifest.media_type):
+        return manifest
+    return CachedManifest(manifest.digest, media_type, manifest.content)

@@ -100,24 +100,36 @@ class ManifestCache:
 
         The manifest is then in memory, and upstream need not be asked.
         """
+        result = self._lookup_fresh(repository, reference, accept)
+        if result is None or self._policy is None:
+            return result
+        permission = self._policy.find_permission(repository, reference)
+        if permission is None or permission.digest != result.manifest.digest:
+            return None
+        if permission.warning:
+            return msgspec.structs.replace(result, warning=permission.warning)
+        return result
+
+    def _lookup_fresh(
+        self, repository: Repository, reference: Reference, accept: tuple[str, ...]
+    ) -> ManifestResult | None:
+        """Return a manifest that is in memory and fresh, whatever the policies say."""
         if isinstance(reference, Digest):
             row = self._access.get_linked(repository, reference)
-            manifest = self._store.lookup_cached(reference) if row and row.media_type else None
-            if manifest is None:
+            if row is None or row.media_type is None:
                 return None
-            warning = self._find_policy_warning(repository, reference, manifest)
-            return None if warning is None else ManifestResult(manifest, "hit", warning=warning)
+            manifest = self._store.lookup_cached(reference, row.media_type)
+            return ManifestResult(manifest, "hit") if manifest else None
         tag_row = self._index.tag(repository, reference)
-        if tag_row is None or self._tag_freshness(reference, tag_row) is not Freshness.FRESH:
+        if tag_row is None:
             return None
-        manifest = self._store.lookup_cached(tag_row.digest)
+        age, ttl = self._clock() - tag_row.checked_at, self._tag_ttl(reference)
+        if not freshness.is_fresh(age, ttl):
+            return None
+        manifest = self._store.lookup_cached(tag_row.digest, tag_row.media_type)
         if manifest is None or not self._accepts(accept, manifest.media_type):
             return None
-        warning = self._find_policy_warning(repository, reference, manifest)
-        if warning is None:
-            return None
-        age = self._clock() - tag_row.checked_at
-        return ManifestResult(manifest, "hit", age, self._tag_ttl(reference), warning)
+        return ManifestResult(manifest, "hit", age, ttl)
 
     async def get_manifest(
         self, repository: Repository, reference: Reference, accept: tuple[str, ...]
@@ -175,24 +187,13 @@ class ManifestCache:
             meanings = self._policy.known_meanings(repository, reference) if self._policy else []
             tag_row = self._index.tag(repository, reference)
             known = meanings[0] if meanings else tag_row and tag_row.digest
-            stored = await self._store.load(known) if known else None
+            stored = await self._load_permitted(repository, known, deadline) if known else None
             if stored is None:
                 raise
             return stored
         return manifest
 
     # Policies.
-
-    def _find_policy_warning(
-        self, repository: Repository, reference: Reference, manifest: CachedManifest
-    ) -> str | None:
-        """Return the warning with which the manifest may be served; None if that must be decided."""
-        if self._policy is None:
-            return ""
-        permission = self._policy.find_permission(repository, reference)
-        if permission is None or permission.digest != manifest.digest:
-            return None
-        return permission.warning
 
     async def _apply_policy(
         self,
@@ -228,15 +229,24 @@ class ManifestCache:
     async def _get_by_digest(
         self, repository: Repository, digest: Digest, deadline: float
     ) -> ManifestResult:
-        if await self._access.get_manifest(repository, digest, deadline) and (
-            manifest := await self._store.load(digest)
-        ):
+        if manifest := await self._load_permitted(repository, digest, deadline):
             return ManifestResult(manifest, "hit")
         fetch = partial(self._fetch_and_store, repository, digest)
         manifest, state = await self._run_once(repository, digest, fetch, deadline)
         return ManifestResult(manifest, state)
 
+    async def _load_permitted(
+        self, repository: Repository, digest: Digest, deadline: float
+    ) -> CachedManifest | None:
+        """Return a stored manifest that the repository may be served."""
+        row = await self._access.get_manifest(repository, digest, deadline)
+        return await self._store.load(digest, row.media_type) if row else None
+
     # By tag.
+
+    async def _load_tagged(self, tag_row: TagRow) -> CachedManifest | None:
+        """Return the stored manifest of a tag; its repository has sent it, or proved that it has it."""
+        return await self._store.load(tag_row.digest, tag_row.media_type)
 
     async def _get_by_tag(
         self, repository: Repository, tag: Tag, deadline: float
@@ -250,7 +260,7 @@ class ManifestCache:
         age = self._clock() - tag_row.checked_at
         verdict = self._tag_freshness(tag, tag_row)
         if verdict in (Freshness.FRESH, Freshness.STALE_WHILE_REVALIDATE) and (
-            stored := await self._store.load(tag_row.digest)
+            stored := await self._load_tagged(tag_row)
         ):
             if verdict is Freshness.STALE_WHILE_REVALIDATE:
                 refresh = partial(self._refresh, repository, tag, tag_row)
@@ -261,7 +271,7 @@ class ManifestCache:
         except (UpstreamError, DigestMismatchError) as error:
             # While the cache is offline no newer answer can exist, so no copy is too old.
             is_too_old = verdict is Freshness.EXPIRED and not isinstance(error, OfflineError)
-            stale = None if is_too_old else await self._store.load(tag_row.digest)
+            stale = None if is_too_old else await self._load_tagged(tag_row)
             if stale is None:
                 raise
             log.warning("stale_served", repository=repository.name, tag=tag, reason=str(error))
@@ -325,7 +335,9 @@ class ManifestCache:
             if refused and 0 <= refused[0] < self._tag_ttl(tag):
                 raise copy(refused[1])
         digest = await upstream.resolve(repository.name, tag)
-        if digest and (stored := await self._load_confirmed(repository, digest)):
+        # A mirror may have named the digest, so this alone links nothing.
+        deadline = self._now() + RESPONSE_TIMEOUT
+        if digest and (stored := await self._load_permitted(repository, digest, deadline)):
             return stored, "revalidated"
         if upstream.scarce_quota_reason and await self._has_servable_copy(tag, tag_row):
             error = RateLimitedError(
@@ -344,19 +356,9 @@ class ManifestCache:
                 "but does not have that manifest"
             ) from error
 
-    async def _load_confirmed(
-        self, repository: Repository, digest: Digest
-    ) -> CachedManifest | None:
-        """Return a stored manifest that upstream has just named for a tag of the repository."""
-        row = self._index.blob(repository, digest)
-        manifest = await self._store.load(digest) if row and row.media_type else None
-        if manifest:
-            await self._access.link(repository, digest)
-        return manifest
-
     async def _has_servable_copy(self, tag: Tag, tag_row: TagRow) -> bool:
         is_too_old = self._tag_freshness(tag, tag_row) is Freshness.EXPIRED
-        return not is_too_old and await self._store.load(tag_row.digest) is not None
+        return not is_too_old and await self._load_tagged(tag_row) is not None
 
     async def _select_platform_manifest(
         self,

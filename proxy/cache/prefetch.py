@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 
+from proxy.cache.access import RepositoryAccess
 from proxy.config import FetchSettings
 from proxy.download.manager import DownloadManager
 from proxy.errors import ProxyError
@@ -22,12 +23,13 @@ MAX_BLOBS = 256
 
 
 class Prefetcher:
-    """Starts downloads of the blobs that an image manifest names and the store lacks."""
+    """Starts what clients will need: downloads of the blobs that an image manifest names, or proofs."""
 
     def __init__(
         self,
         downloads: DownloadManager,
         index: Index,
+        access: RepositoryAccess,
         upstreams: Mapping[str, Upstream],
         settings: FetchSettings,
     ) -> None:
@@ -35,6 +37,7 @@ class Prefetcher:
         self._upstreams = upstreams
         self._settings = settings
         self._index = index
+        self._access = access
         self._recently_prefetched: TTLCache[tuple[Repository, Digest], None]
         self._recently_prefetched = TTLCache(MAX_REMEMBERED, asyncio.get_running_loop().time)
 
@@ -50,11 +53,13 @@ class Prefetcher:
         self._recently_prefetched.set(key, None)
         upstream = self._upstreams[repository.upstream]
         for digest in self._index.children(manifest.digest, MAX_BLOBS):
-            is_known = self._index.blob(repository, digest) or self._downloads.get(
-                upstream.name, digest
-            )
-            # The only children without a link are foreign layers, which upstream does not hold.
-            if is_known or not self._index.is_linked(repository, digest):
+            if self._access.get_linked(repository, digest):
+                continue
+            if self._index.has_sent(upstream.name, digest):
+                # It was stored for another repository: this one needs a proof.
+                self._access.start_check(repository, digest)
+                continue
+            if self._downloads.get(upstream.name, digest):
                 continue
             try:
                 self._downloads.start(upstream, repository, digest, self._settings)

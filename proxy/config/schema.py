@@ -8,6 +8,7 @@ from msgspec import Meta, Struct, field
 from proxy.config.values import (
     Address,
     Duration,
+    OptionalDuration,
     OptionalUrl,
     PositiveDuration,
     ProxyUrl,
@@ -207,6 +208,12 @@ class StoreSettings(Section, frozen=True):
         Duration,
         Meta(description="Evict blobs that were not used for this long; 0s disables this."),
     ] = Duration.parse("0s")
+    scrub: Annotated[
+        OptionalDuration,
+        Meta(
+            description='Read every blob once in this time, to find damaged ones; "off" disables.'
+        ),
+    ] = OptionalDuration.parse("30d")
 
 
 class ManifestsSettings(Section, frozen=True):

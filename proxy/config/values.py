@@ -74,6 +74,15 @@ class Duration(float):
         return text or "0s"
 
 
+class OptionalDuration(Duration):
+    """A duration; "off" is another word for 0."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the duration as `Duration.parse` does, or 0 for "off"."""
+        return super().parse(0 if value == "off" else value)
+
+
 class PositiveDuration(Duration):
     """A duration above zero."""
 

@@ -97,6 +97,8 @@ class Download:
         self.readable = BatchedCondition()
         self.progress = BatchedCondition()
         self.reader_count = 0
+        # Other repositories that were proven to have the blob; the commit links them too.
+        self.shared_with: set[Repository] = set()
         self._deps = deps
         self._writer = BlobWriter(self, deps.storage)
         self._expected_size = deps.storage.index.declared_size(self.repository, self.digest)

@@ -73,20 +73,6 @@ class DownloadManager:
         """Return the running download of `digest` from an upstream, or None."""
         return self._running.get((upstream_name, digest))
 
-    async def join(self, upstream_name: str, digest: Digest, client: str) -> Download | None:
-        """Wait until the running download of a blob has bytes, and return it; None if it ends first.
-
-        Callers that may read from another repository's download need this: that repository may not
-        have the blob.
-        """
-        while download := self.get(upstream_name, digest):
-            self.add_client(download, client)
-            await download.wait_started()
-            # The file of a running download is open for a reader that attaches before the next await.
-            if self.get(upstream_name, digest) is download:
-                return download
-        return None
-
     def add_client(self, download: Download, client: str) -> None:
         """Make a download urgent, and let it use this client's turns too."""
         download.ticket.add_client(client)

@@ -85,7 +85,7 @@ class BlobWriter:
         return self._ingest.copy_hasher() if self._ingest else self._download.digest.new_hasher()
 
     async def resume(self) -> None:
-        """Resume from the bytes that an earlier download from this upstream left."""
+        """Resume from the bytes that an earlier download from this repository left."""
         digest, storage = self._download.digest, self._storage
         if digest in storage.open_ingests:
             self._reservation = await storage.space.reserve(0)
@@ -119,7 +119,7 @@ class BlobWriter:
         else:
             ingest = store.open_ingest(self._download.digest)
         self._ingest = ingest
-        ingest.origin = self._download.source.upstream_name
+        ingest.origin = f"{self._download.repository.upstream}/{self._download.repository.name}"
         if has_partial:
             ingest.resume()
 
@@ -277,6 +277,9 @@ class BlobWriter:
             log.warning("commit_failed", digest=str(download.digest), reason=str(error))
             return False
         self._reservation = None
+        with suppress(StorageError):  # then their next request asks upstream again
+            for repository in [*download.shared_with]:
+                await storage.index.link(repository, download.digest)
         return True
 
     async def release(self, *, keep_partial: bool) -> None:

@@ -133,10 +133,9 @@ class PreloadFetcher:
                 raise InvalidManifestError(
                     f"{digest} has {stored_size} bytes, not {size} as its descriptor states"
                 )
-            if stored_size is not None and self._image_store.has_blob(digest, size):
-                # Links the repository, after asking upstream if it is not linked yet.
-                async with self._blobs.open_blob(repository, digest):
-                    return fetched
+            # Upstream may have to prove that it has the blob here, or to send it once more.
+            if await self._blobs.is_servable(repository, digest):
+                return fetched
             upstream = self._upstreams[repository.upstream]
             async with self._downloads.attach(
                 upstream, repository, digest, self._settings

@@ -30,6 +30,7 @@ class AccessControl:
         # A thread of its own, so that login attempts do not occupy the threads for the disk.
         self._threads = start_threads(1, "login")
         self._auth = HtpasswdAuth(htpasswd, self._threads, group)
+        self.has_logins = self._auth.is_enabled
         self.tls = TlsContext(certificates) if certificates else None
         metrics.set_certificate_expiries(certificates.expiries if certificates else {})
         self.limiter = ConnectionLimiter(settings, metrics.count_rejected_connection)
@@ -39,7 +40,7 @@ class AccessControl:
 
     def needs_login(self, request: Request) -> bool:
         """Tell whether the request must pass `check`."""
-        return self._auth.is_enabled and request.path not in _ANONYMOUS_PATHS
+        return self.has_logins and request.path not in _ANONYMOUS_PATHS
 
     def close(self) -> None:
         """Wait for a running password check."""
@@ -66,6 +67,7 @@ class AccessControl:
                 self.tls.set_certificates(certificates)
                 self._metrics.set_certificate_expiries(certificates.expiries)
             self._auth.set_htpasswd(htpasswd)
+            self.has_logins = self._auth.is_enabled
             self.limiter.update_limits(settings)
             self._settings = settings
 

@@ -35,6 +35,7 @@ class HealthEndpoints:
         if method not in ("GET", "HEAD"):
             return Response(405, {"Allow": "GET, HEAD"})
         if path == "/metrics":
+            self._metrics.read_gauges()
             body = await run_in_thread(self._threads, self._metrics.render)
             return Response(200, {"Content-Type": self._metrics.content_type}, body)
         if path == "/readyz":

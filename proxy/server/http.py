@@ -20,6 +20,7 @@ from proxy.server import sendfile
 from proxy.server.connection_limit import ConnectionSlot
 from proxy.server.request import Request
 from proxy.server.responses import Body, Response, json_response, serialize_head
+from proxy.server.send_turns import SendTurns
 
 # How long a connection may be idle, before its first request and between requests, in seconds.
 KEEPALIVE_TIMEOUT = 75.0
@@ -78,6 +79,9 @@ _CLOSE = re.compile(r"(?:^|,)[ \t]*close[ \t]*(?:,|$)", re.IGNORECASE)
 # uri-host [":" port], RFC 9112 section 3.2. It is empty if the target has no host.
 _HOST = re.compile(r"(?:\[[\w.:~%-]+\]|[\w.~!$&'()*+,;=%-]*)(?::\d*)?", re.ASCII)
 _NOT_HTTP = "the request is not valid HTTP"
+_NOT_TLS = "the request is not valid HTTP but TLS; this port speaks plain HTTP"
+# The type of the record that opens a TLS connection (RFC 8446 section 5.1).
+_TLS_HANDSHAKE = b"\x16"
 
 log = get_logger(__name__)
 
@@ -104,7 +108,7 @@ class HttpConnection(asyncio.Protocol):
             self._handler = _reject
             self._keepalive_timeout = REJECTED_TIMEOUT
         self._loop = asyncio.get_running_loop()
-        self._client: str | None = None
+        self._client = slot.address or None if slot else None
         self._scheme = "http"
         self._parser = httptools.HttpRequestParser(self)
         # The request that is being parsed.
@@ -118,6 +122,7 @@ class HttpConnection(asyncio.Protocol):
         # Once set, nothing more is parsed.
         self._is_parsing_over = False
         self._error_status = 0
+        self._is_tls_hello = False
         # Requests parsed but not answered, and bytes received but not parsed.
         self._requests: deque[Request] = deque()
         self._unparsed = bytearray()
@@ -140,8 +145,6 @@ class HttpConnection(asyncio.Protocol):
         """Wait for the first request."""
         transport = cast("asyncio.Transport", transport)  # uvloop's class is not registered as one
         self.transport = transport
-        peer = transport.get_extra_info("peername")
-        self._client = peer[0] if isinstance(peer, tuple) else None
         if transport.get_extra_info("sslcontext"):
             self._scheme = "https"
         self._set_deadline(self._keepalive_timeout)
@@ -158,7 +161,11 @@ class HttpConnection(asyncio.Protocol):
             self._stall_timer.cancel()
         if self._drained and not self._drained.done():
             self._drained.set_exception(ConnectionResetError(sendfile.CLIENT_DISCONNECTED))
+        self._end_parsing()
         self._requests.clear()
+        # They refer to this object: without them it is freed now, and not by the garbage collector.
+        del self._parser
+        self._timer = None
         self._server.discard(self)
         if self._slot:
             self._slot.release()
@@ -173,8 +180,9 @@ class HttpConnection(asyncio.Protocol):
             return
         if self._is_reading_request or self._requests:
             self._parse(data)
-        elif (repeated := self._server.find_repeated(data)) is not None:
-            self._requests.append(repeated.for_client(self._client, self._scheme))
+        elif repeated := self._server.find_repeated(data):
+            self._answer(repeated.for_client(self._client, self._scheme))
+            return
         else:
             self._parse(data)
             self._remember(data)
@@ -305,6 +313,7 @@ class HttpConnection(asyncio.Protocol):
             # The server supports no upgrade; the bytes after the request are not HTTP/1.1.
             self._end_parsing()
         except httptools.HttpParserError as error:
+            self._is_tls_hello = not was_reading and data.startswith(_TLS_HANDSHAKE)
             self._on_parser_error(error)
         if self._is_reading_request and not was_reading:
             # The head begins after the end of the previous request.
@@ -541,7 +550,8 @@ class HttpConnection(asyncio.Protocol):
             transport = self.transport
             if transport is None:
                 raise gone
-            sender = sendfile.BodySender(transport, self._drain, self._server.threads)
+            server = self._server
+            sender = sendfile.BodySender(transport, self._drain, server.threads, server.turns)
             try:
                 if request.method == "HEAD":
                     transport.write(head)
@@ -577,8 +587,13 @@ class HttpConnection(asyncio.Protocol):
         transport = self.transport
         if transport is None or transport.is_closing():
             return
-        self._server.log_malformed(self._client, status)
-        response = closing_error_response(status, "UNSUPPORTED", _NOT_HTTP)
+        if self._is_tls_hello:
+            # podman and skopeo try TLS first wherever plain HTTP is allowed.
+            log.debug("tls_on_plain_port", client=self._client)
+        else:
+            self._server.log_malformed(self._client, status)
+        message = _NOT_TLS if self._is_tls_hello else _NOT_HTTP
+        response = closing_error_response(status, "UNSUPPORTED", message)
         head = serialize_head(None, response, is_last=True)
         assert isinstance(response.body, bytes)
         transport.write(head + response.body)
@@ -603,6 +618,7 @@ class HttpServer:
         self.handler = handler
         self.threads = threads
         self.trace_requests = trace_requests
+        self.turns = SendTurns()
         self.all_closed = asyncio.Event()
         self._group = group
         self._open_connections: set[HttpConnection] = set()

@@ -1,5 +1,6 @@
 """A parsed request, as a connection passes it to the handlers."""
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from urllib.parse import parse_qsl
@@ -10,13 +11,20 @@ from proxy.errors import InvalidReferenceError
 _MAX_CACHED_QUERIES = 1024
 _MAX_CACHED_QUERY_LENGTH = 256
 
+# RFC 9112 section 3.2.2, without the deprecated user name (RFC 9110 section 4.2.4).
+_ABSOLUTE_FORM = re.compile(r"https?://(?:[^/?#@]*@)?([^/?#@]+)(.*)", re.IGNORECASE)
+_ENCODED = re.compile(r"%([0-9A-Fa-f]{2})")
+# RFC 3986 section 6.2.2.2, and the other characters of digests. An encoded slash stays: it is none.
+_DECODED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~:+=")
+
 NO_QUERY: Mapping[str, str] = {}
 
 
 class Request:
     """One parsed request.
 
-    `target` is the request target as sent. `headers` holds the headers that the cache understands,
+    `target` is the request target as sent; `path` is its path, in which characters that may stand as
+    they are, such as `%61`, are decoded. `headers` holds the headers that the cache understands,
     by lower-case name; lines of one name are joined by a comma (RFC 9110 section 5.2). `client` is
     the address of the client, None on a Unix socket.
     """
@@ -47,7 +55,12 @@ class Request:
     ) -> None:
         self.method = method
         self.target = target
-        self.path, _, self.query_string = target.partition("?")
+        if not target.startswith("/") and (absolute := _ABSOLUTE_FORM.fullmatch(target)):
+            # RFC 9112 section 3.2.2: the target's authority replaces `Host`.
+            headers = {**headers, "host": absolute[1]}
+            target = absolute[2] if absolute[2].startswith("/") else f"/{absolute[2]}"
+        path, _, self.query_string = target.partition("?")
+        self.path = _ENCODED.sub(_decode, path) if "%" in path else path
         self.headers = headers
         self.client = client
         self.scheme = scheme
@@ -71,6 +84,11 @@ class Request:
         if not text:
             return NO_QUERY
         return _parse_cached(text) if len(text) <= _MAX_CACHED_QUERY_LENGTH else _parse_query(text)
+
+
+def _decode(encoded: re.Match[str]) -> str:
+    character = chr(int(encoded[1], 16))
+    return character if character in _DECODED else encoded[0]
 
 
 def _parse_query(text: str) -> Mapping[str, str]:

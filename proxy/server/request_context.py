@@ -1,8 +1,9 @@
 """The state of a request while it is answered, and the response headers that depend on it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
+
+import msgspec
 
 from proxy.metrics import CacheState, RequestKind
 from proxy.oci.digest import Digest
@@ -23,8 +24,7 @@ CACHE_STATUS: Mapping[CacheState, str] = {
 }
 
 
-@dataclass(slots=True)
-class RequestContext:
+class RequestContext(msgspec.Struct):
     """A request and its outcome, until it is logged and counted.
 
     `started_at` is a time of `time.perf_counter`, in seconds.

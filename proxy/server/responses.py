@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Protocol
@@ -33,8 +32,7 @@ class BodySource(Protocol):
         """
 
 
-@dataclass(slots=True)
-class Body:
+class Body(msgspec.Struct):
     """A body that is sent as it arrives: ranges of `source`, and bytes between them.
 
     `length` is None if unknown; the body is then the whole source, in chunks. `resources` are closed
@@ -47,15 +45,14 @@ class Body:
     resources: AsyncExitStack
 
 
-@dataclass(slots=True)
-class Response:
+class Response(msgspec.Struct):
     """A response of a handler.
 
     `on_end` is called once, with the number of body bytes sent and the error that cut the body, or None.
     """
 
     status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = {}
     body: bytes | Body = b""
     should_close: bool = False
     on_end: Callable[[int, Exception | None], None] | None = None
@@ -68,19 +65,20 @@ class Response:
 
 
 class SharedHeaders(dict[str, str]):
-    """Headers shared by many responses. They must not change after the first of these was sent.
+    """Headers shared by responses with the same status and length. They must not change any more.
 
-    `encoded` holds the encoded header lines, None until they are first sent.
+    `head` is the head of these responses in the second `head_time`, in which the last of them was sent.
     """
 
-    __slots__ = ("encoded",)
-    encoded: bytes | None
+    __slots__ = ("head", "head_time")
+    head: bytes
+    head_time: int
 
     @classmethod
     def of(cls, headers: Mapping[str, str]) -> "SharedHeaders":
-        """Return a copy of `headers`, not encoded yet."""
+        """Return a copy of `headers`."""
         shared = cls(headers)
-        shared.encoded = None
+        shared.head, shared.head_time = b"", 0
         return shared
 
 
@@ -90,11 +88,17 @@ def serialize_head(request: Request | None, response: Response, *, is_last: bool
     Raises `ValueError` if a header contains a line break.
     """
     headers = response.headers
-    encoded = headers.encoded if isinstance(headers, SharedHeaders) else None
-    if encoded is None:
-        encoded = _encode_headers(headers)
-        if isinstance(headers, SharedHeaders):
-            headers.encoded = encoded
+    if type(headers) is not SharedHeaders or is_last or request is None or request.is_http_1_0:
+        return _serialize(request, response, is_last=is_last)
+    now = int(time.time())
+    if headers.head_time != now:
+        headers.head, headers.head_time = _serialize(request, response, is_last=False), now
+    return headers.head
+
+
+def _serialize(request: Request | None, response: Response, *, is_last: bool) -> bytes:
+    headers = response.headers
+    encoded = _encode_headers(headers)
     length_line = b""
     if response.status != 304 and "Content-Length" not in headers:
         body = response.body

@@ -19,9 +19,10 @@ from proxy.concurrency import run_in_thread
 from proxy.errors import StorageError
 from proxy.server.ranges import ByteRange
 from proxy.server.responses import Body, BodySource
+from proxy.server.send_turns import SendTurns
 from proxy.storage.blobs import FileRange
 
-# The most that one connection sends before the loop serves others.
+# The most that one connection sends in its turn.
 SEND_SIZE = 2 << 20
 # The page cache is checked once per this many bytes: a check per turn would cost a tenth of the sending.
 # A thread reads non-resident bytes, this many at a time.
@@ -29,7 +30,7 @@ READAHEAD_SIZE = 4 * SEND_SIZE
 # Bytes read and encrypted at a time: they stay in the processor's cache, and a client that does not read
 # occupies two such chunks of memory.
 COPY_CHUNK_SIZE = 64 << 10
-# Bytes copied before the loop serves others.
+# Bytes that one connection copies in its turn.
 COPY_SIZE = 4 * COPY_CHUNK_SIZE
 # A client that takes no bytes for this long is disconnected, in seconds.
 STALL_TIMEOUT = 60.0
@@ -99,12 +100,14 @@ class BodySender:
         transport: asyncio.Transport,
         drain: Callable[[], Awaitable[None]],
         threads: Executor,
+        turns: SendTurns,
     ) -> None:
         """`drain` waits until the transport takes more, and raises `ConnectionError` if it is closed."""
         self.bytes_sent = 0
         self._transport = transport
         self._drain = drain
         self._threads = threads
+        self._turns = turns
         # Up to this offset, the current file was found in memory.
         self._resident_end = 0
 
@@ -160,6 +163,7 @@ class BodySender:
         self, writer: "_SocketWriter", source: BodySource, byte_range: ByteRange
     ) -> None:
         offset = byte_range.start
+        granted = 0
         while offset < byte_range.stop:
             # The source may take long: the kernel must send its last segment, and this is no stall.
             writer.stop_waiting()
@@ -168,14 +172,17 @@ class BodySender:
                 await self._send_file(writer, part)
                 offset = part.stop
                 continue
-            size = len(part)
+            if not granted:
+                granted = min(len(part), SEND_SIZE)
+                if await self._turns.take(granted):
+                    continue  # the source may have reused the memory
+            part = part[:granted]
+            granted = 0
             sent = writer.send_now(part, 0)
             self.bytes_sent += sent
             offset += sent
-            if sent < size:
+            if sent < len(part):
                 await writer.wait_writable()
-            else:
-                await asyncio.sleep(0)
 
     async def _send_file(self, writer: "_SocketWriter", part: FileRange) -> None:
         offset = self._resident_end = part.start
@@ -185,6 +192,7 @@ class BodySender:
                 writer.stop_waiting()
                 await self._load(part.fd, offset, part.stop)
                 continue
+            await self._turns.take(count)
             sent = writer.sendfile(part.fd, offset, count)
             offset += sent
             self.bytes_sent += sent
@@ -250,16 +258,15 @@ class BodySender:
             return part.stop - part.start
         # A copy, because the transport keeps unsent bytes and the source reuses its memory.
         piece = bytes(part[:COPY_CHUNK_SIZE])
+        await self._turns.take(len(piece))
         await self._write(piece)
-        await asyncio.sleep(0)
         return len(piece)
 
     async def _copy_memory(self, content: bytes) -> None:
         view = memoryview(content)
         for start in range(0, len(view), COPY_CHUNK_SIZE):
+            await self._turns.take(COPY_CHUNK_SIZE)
             await self._write(view[start : start + COPY_CHUNK_SIZE])
-            # The kernel may take all of it at once.
-            await asyncio.sleep(0)
 
     async def _copy_file(self, part: FileRange) -> None:
         offset = self._resident_end = part.start
@@ -269,11 +276,11 @@ class BodySender:
                 await self._load(part.fd, offset, part.stop)
                 continue
             end = offset + count
+            await self._turns.take(count)
             while offset < end:
                 piece = _read(part.fd, min(COPY_CHUNK_SIZE, end - offset), offset)
                 await self._write(piece)
                 offset += len(piece)
-            await asyncio.sleep(0)
 
     async def _write(self, piece: bytes | memoryview) -> None:
         self._transport.write(piece)
@@ -351,17 +358,20 @@ class _SocketWriter:
         """Wait until the socket takes more. Raises `ConnectionError` if the client stalls."""
         if self._stall_timer is None:
             self._set_cork(True)
-            self._loop.add_writer(self._connection, self._on_writable)
             self._stall_timer = StallTimer(self._transport, self._on_stall)
         self._waiter = self._loop.create_future()
-        await self._waiter
+        self._loop.add_writer(self._connection, self._on_writable)
+        try:
+            await self._waiter
+        finally:
+            # A writable socket that waits for its turn would otherwise be reported in every turn.
+            self._loop.remove_writer(self._connection)
 
     def stop_waiting(self) -> None:
         """Let the kernel send a partial last segment, and stop watching the client."""
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
-            self._loop.remove_writer(self._connection)
             self._set_cork(False)
 
     def _on_writable(self) -> None:

@@ -18,18 +18,19 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
 from types import TracebackType
 from typing import Self
 
 import aiofiles
+import msgspec
 
 from proxy.concurrency import run_uncancelled
 from proxy.errors import InvalidDigestError, StorageError, StoreInUseError
 from proxy.oci.digest import Digest
 from proxy.storage.ingest import STATE_FILE_SIZE, Ingest, storage_error, write_atomically
+from proxy.storage.permissions import secure_store
 
 BLOCK_SIZE = 4096
 
@@ -68,8 +69,7 @@ class OpenBlob:
         self.close()
 
 
-@dataclass(frozen=True, slots=True)
-class FileRange:
+class FileRange(msgspec.Struct, frozen=True):
     """Bytes of an open file, from `start` up to `stop`. Its creator keeps the file open."""
 
     fd: int
@@ -78,16 +78,20 @@ class FileRange:
 
 
 class BlobStore:
-    """The directory of a store. The constructor takes its lock, `close` releases it."""
+    """The directory of a store. The constructor takes its lock, `close` releases it.
+
+    `was_unclean` tells that the last process did not get to `close`: it was killed, or power was cut.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._ingest_directory = root / "ingest"
         try:
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock_fd = _acquire_lock(root)
-            for algorithm in ("sha256", "sha512"):
-                (root / "blobs" / algorithm).mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_private_directory(root)
+            secure_store(root)
+            self._lock_fd, self.was_unclean = _acquire_lock(root)
+            for name in ("blobs", "blobs/sha256", "blobs/sha512"):
+                (root / name).mkdir(mode=0o700, exist_ok=True)
             self._ingest_directory.mkdir(mode=0o700, exist_ok=True)
             self._remove_abandoned_files()
         except OSError as error:
@@ -112,6 +116,8 @@ class BlobStore:
 
     def close(self) -> None:
         """Release the lock of the store."""
+        with suppress(OSError):
+            os.ftruncate(self._lock_fd, 0)
         os.close(self._lock_fd)
 
     def blob_path(self, digest: Digest) -> str:
@@ -172,6 +178,13 @@ class BlobStore:
             return Path(self.blob_path(digest)).stat(follow_symlinks=False).st_mtime
         except OSError:
             return None
+
+    def blob_inode(self, digest: Digest) -> int:
+        """Return the inode of the blob's file; 0 if there is none. A new file has another one."""
+        try:
+            return Path(self.blob_path(digest)).stat(follow_symlinks=False).st_ino
+        except OSError:
+            return 0
 
     def commit_bytes(self, digest: Digest, content: bytes) -> None:
         """Make small content durable and visible; the caller has verified it.
@@ -304,8 +317,18 @@ def _unreadable_error(digest: Digest, error: OSError) -> StorageError:
     return StorageError(f"cannot read {digest}: {error.strerror}")
 
 
-def _acquire_lock(root: Path) -> int:
-    fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _make_private_directory(path: Path) -> None:
+    """Create a directory for this user alone, and its parents so that no other may write to them."""
+    for parent in reversed(path.parents):
+        if not parent.exists():
+            parent.mkdir(mode=0o755, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
+def _acquire_lock(root: Path) -> tuple[int, bool]:
+    """Return the descriptor of the locked file, and whether its last owner left it in use."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(root / "lock", flags, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -314,9 +337,11 @@ def _acquire_lock(root: Path) -> int:
         raise StoreInUseError(
             f"the store {root} is in use by process {owner or 'unknown'}; stop it first"
         ) from None
+    was_unclean = os.fstat(fd).st_size > 0
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd
+    os.fsync(fd)  # a power cut must not make it look clean
+    return fd, was_unclean
 
 
 def _parse_ingest_name(name: str) -> Digest | None:

@@ -66,7 +66,7 @@ class Committer:
         manifest: Manifest,
         reservation: Reservation,
     ) -> bool:
-        """Commit a manifest, parsed from `content`, and link the repository to every digest it names.
+        """Commit a manifest, parsed from `content`, and link the repository to it.
 
         Return whether it is new. Raises `StorageError`.
         """

@@ -1,8 +1,8 @@
 """`pullcache fsck`: read every blob, remove what does not match its digest, rebuild the index.
 
 Tags, pins, links and times of use exist only in the index, and are kept if it can be read. If it cannot
-be read, the daemon requests tags from upstream again, and checks each blob of a repository with one HEAD;
-pins are kept if their table can be read.
+be read, the daemon requests tags from upstream again. Pins are kept if their table can be read, and so is
+which upstream has sent which blob: it then proves that a repository has the blob, and need not send it again.
 """
 
 import os
@@ -21,6 +21,9 @@ from proxy.storage.blobs import BlobStore
 from proxy.storage.scan import parse_manifest
 
 _READ_SIZE = 1 << 20
+# What is kept of an index that is damaged elsewhere.
+_PINS_SQL = "SELECT upstream, name, reference, p.digest FROM pins p JOIN repositories r ON r.id = repository"
+_SENDERS_SQL = "SELECT digest, upstream FROM senders"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +123,15 @@ def _rebuild_index(path: Path, valid_blobs: dict[Digest, tuple[int, oci.Manifest
         _update_index(path, valid_blobs)
     except (sqlite3.DatabaseError, StorageError, InvalidReferenceError):
         # The index is damaged or of a newer version: rename it and create a new one.
-        pins = _read_pins(path)
+        pins, senders = _read_rows(path, _PINS_SQL), _read_rows(path, _SENDERS_SQL)
         for suffix in ("", "-wal", "-shm"):
             old = Path(f"{path}{suffix}")
             if old.exists():
                 old.rename(f"{path}.broken{suffix}")
-        _update_index(path, valid_blobs, pins)
+        _update_index(path, valid_blobs, pins, senders)
 
 
-def _read_pins(path: Path) -> list[tuple[str, ...]]:
-    query = "SELECT upstream, name, reference, p.digest FROM pins p JOIN repositories r ON r.id = repository"
+def _read_rows(path: Path, query: str) -> list[tuple[str, ...]]:
     with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as connection:
         return connection.execute(query).fetchall()
     return []
@@ -139,6 +141,7 @@ def _update_index(
     path: Path,
     valid_blobs: dict[Digest, tuple[int, oci.Manifest | None]],
     pins: Iterable[tuple[str, ...]] = (),
+    senders: Iterable[tuple[str, ...]] = (),
 ) -> None:
     with closing(queries.open_connection(path)) as connection, connection:
         now = time.time()
@@ -150,5 +153,8 @@ def _update_index(
                 connection, [(digest, size, manifest)], uses.get(str(digest), now)
             )
         queries.restore_pins(connection, pins)
+        queries.restore_senders(connection, senders)
         if connection.execute("PRAGMA integrity_check").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("damaged")
+        connection.commit()
+        queries.vacuum(connection)

@@ -32,6 +32,7 @@ from proxy.storage.image_queries import delete_images
 R = TypeVar("R")
 
 _MAX_CACHED_ROWS = 10_000
+_NOT_CACHED: Any = object()
 # How long a commit waits for another process to unlock the index, and how often it tries, in seconds.
 LOCK_TIMEOUT = 5.0
 LOCK_POLL_INTERVAL = 0.05
@@ -42,18 +43,46 @@ _WRITE_ERRORS = (sqlite3.Error, InvalidDigestError)
 _LOCK_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
+# Free pages that the index keeps for its next rows, and those that it gives back after one write: 1 MiB
+# takes 10 ms.
+_SPARE_PAGES = 64
+_MAX_RELEASED_PAGES = 256
+
 # Manifests that name one blob and whose statements about the size of one blob are looked at. Most blobs are in few, a base
 # layer may be in all; the loop reads 256 in less than a millisecond.
 MAX_PARENTS = 256
 
+# Queries of single rows; the parameters are the names in the order of `_cached_row`.
 _REPOSITORY_ID_SQL = "(SELECT id FROM repositories WHERE upstream = ? AND name = ?)"
+_BLOB_SQL = (
+    "SELECT size, coalesce(l.media_type, b.media_type), l.repository IS NOT NULL FROM blobs b"
+    f" LEFT JOIN links l ON l.repository = {_REPOSITORY_ID_SQL} AND l.digest = b.digest"
+    " WHERE b.digest = ?"
+)
+_SENDER_SQL = "SELECT 1 FROM senders WHERE upstream = ? AND digest = ?"
+# CROSS JOIN fixes the order: a repository may have any number of links.
+_DECLARED_SIZE_SQL = (
+    "SELECT e.size FROM (SELECT parent, size, is_foreign FROM edges WHERE child = ?"
+    f" AND size != {queries.UNKNOWN_SIZE} LIMIT {MAX_PARENTS}) e CROSS JOIN links l"
+    f" ON l.digest = e.parent AND l.repository = {_REPOSITORY_ID_SQL}"
+    " WHERE NOT e.is_foreign LIMIT 1"
+)
+_TAG_SQL = (
+    "SELECT t.digest, t.checked, coalesce(l.media_type, b.media_type) FROM tags t"
+    " LEFT JOIN links l ON l.repository = t.repository AND l.digest = t.digest"
+    " LEFT JOIN blobs b ON b.digest = t.digest"
+    f" WHERE t.repository = {_REPOSITORY_ID_SQL} AND t.tag = ?"
+)
 
 log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class BlobRow:
-    """A committed blob. `media_type` is None unless the blob is a manifest."""
+    """A committed blob. `media_type` is None unless the blob is a manifest.
+
+    `is_linked` tells whether the repository that was asked about may be served the blob.
+    """
 
     size: int
     media_type: str | None
@@ -62,10 +91,14 @@ class BlobRow:
 
 @dataclass(frozen=True, slots=True)
 class TagRow:
-    """The digest of a tag, as upstream stated it at Unix time `checked_at`."""
+    """The digest of a tag, as upstream stated it at Unix time `checked_at`.
+
+    `media_type` is that of the manifest in this repository; None if it is not stored.
+    """
 
     digest: Digest
     checked_at: float
+    media_type: str | None = None
 
 
 class StoreTotals(NamedTuple):
@@ -86,13 +119,15 @@ class Index:
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self.path = path
         self._clock = clock
-        self._pending_uses: dict[str, float] = {}
-        self._row_cache: dict[tuple[object, ...], Any] = {}
+        self._pending_uses: dict[Digest, float] = {}
+        self._row_cache: dict[tuple[str, tuple[Repository | Digest | str, ...]], Any] = {}
         # The error message, once damage was found; it lasts until the next start.
         self._damage = ""
+        self._used_pages = 0
         try:
             self._writer = queries.open_connection(path)
             self.totals = StoreTotals(*queries.track_totals(self._writer))
+            self._count_pages()
             # `_write` waits for a lock itself, so that one write does not hold up the others.
             self._writer.execute("PRAGMA busy_timeout = 0")
             self._reader = self._connect_reader()
@@ -131,60 +166,41 @@ class Index:
     def blob(self, repository: Repository, digest: Digest) -> BlobRow | None:
         """Return a committed blob, and whether the repository is linked to it; None if it is not stored."""
         return self._cached_row(
-            ("blob", repository, digest),
-            "SELECT size, media_type, EXISTS (SELECT 1 FROM links l"
-            f" WHERE l.repository = {_REPOSITORY_ID_SQL} AND l.digest = b.digest) FROM blobs b WHERE digest = ?",
-            (repository.upstream, repository.name, str(digest)),
+            _BLOB_SQL,
             lambda row: BlobRow(int(row[0]), row[1], bool(row[2])),
+            repository,
+            digest,
         )
 
     def manifest(self, digest: Digest) -> BlobRow | None:
         """Return a committed manifest. The caller checks access."""
         return self._cached_row(
-            ("manifest", digest),
             "SELECT size, media_type FROM blobs WHERE digest = ? AND media_type IS NOT NULL",
-            (str(digest),),
             lambda row: BlobRow(int(row[0]), row[1], is_linked=False),
+            digest,
         )
 
     def blob_size(self, digest: Digest) -> int | None:
         """Return the size of a committed blob. The caller checks access."""
         return self._cached_row(
-            ("stored", digest),
-            "SELECT size FROM blobs WHERE digest = ?",
-            (str(digest),),
-            lambda row: int(row[0]),
+            "SELECT size FROM blobs WHERE digest = ?", lambda row: int(row[0]), digest
         )
 
-    def is_linked(self, repository: Repository, digest: Digest) -> bool:
-        """Tell whether the repository is known to have the digest, stored here or not."""
-        found = self._cached_row(
-            ("link", repository, digest),
-            f"SELECT 1 FROM links WHERE repository = {_REPOSITORY_ID_SQL} AND digest = ?",
-            (repository.upstream, repository.name, str(digest)),
-            bool,
-        )
-        return found is not None
+    def has_sent(self, upstream: str, digest: Digest) -> bool:
+        """Tell whether the upstream has sent all bytes of a stored blob, under any repository."""
+        return self._cached_row(_SENDER_SQL, bool, upstream, digest) is not None
 
     def declared_size(self, repository: Repository, digest: Digest) -> int | None:
-        """Return the size that a stored manifest of this repository states for the digest, or None.
+        """Return the size that a stored manifest of this repository states for a blob of the registry.
 
         Manifests of other repositories are not trusted: they may state any size. None also if the
         statement is not among the first `MAX_PARENTS` of all repositories.
         """
-        return self._cached_row(
-            ("size", repository, digest),
-            # CROSS JOIN fixes the order: a repository may have any number of links.
-            "SELECT e.size FROM (SELECT parent, size FROM edges WHERE child = ?"
-            f" AND size != {queries.UNKNOWN_SIZE} LIMIT {MAX_PARENTS}) e CROSS JOIN links l ON l.digest = e.parent"
-            f" AND l.repository = {_REPOSITORY_ID_SQL} LIMIT 1",
-            (str(digest), repository.upstream, repository.name),
-            lambda row: int(row[0]),
-        )
+        return self._cached_row(_DECLARED_SIZE_SQL, lambda row: int(row[0]), digest, repository)
 
     def children(self, parent: Digest, count: int) -> list[Digest]:
-        """Return up to `count` digests that a stored manifest names, in no particular order."""
-        query = "SELECT child FROM edges WHERE parent = ? LIMIT ?"
+        """Return up to `count` digests that a stored manifest names, without foreign layers."""
+        query = "SELECT child FROM edges WHERE parent = ? AND NOT is_foreign LIMIT ?"
         with suppress(StorageError):
             return self._read_rows(query, (str(parent), count), lambda row: Digest.parse(row[0]))
         return []
@@ -204,10 +220,10 @@ class Index:
     def tag(self, repository: Repository, tag: Tag) -> TagRow | None:
         """Return the last known digest of a tag, or None."""
         return self._cached_row(
-            ("tag", repository, tag),
-            f"SELECT digest, checked FROM tags WHERE repository = {_REPOSITORY_ID_SQL} AND tag = ?",
-            (repository.upstream, repository.name, tag),
-            lambda row: TagRow(Digest.parse(row[0]), float(row[1])),
+            _TAG_SQL,
+            lambda row: TagRow(Digest.parse(row[0]), float(row[1]), row[2]),
+            repository,
+            tag,
         )
 
     def tags(self, repository: Repository) -> list[str]:
@@ -229,13 +245,13 @@ class Index:
     def referrers(self, repository: Repository, subject: Digest) -> list[tuple[Digest, BlobRow]]:
         """Return the stored manifests of the repository whose subject is `subject`."""
         query = (
-            "SELECT digest, size, media_type FROM blobs b WHERE subject = ? AND EXISTS"
-            f" (SELECT 1 FROM links l WHERE l.repository = {_REPOSITORY_ID_SQL} AND l.digest = b.digest)"
+            "SELECT b.digest, b.size, coalesce(l.media_type, b.media_type) FROM blobs b CROSS JOIN links l"
+            f" ON l.repository = {_REPOSITORY_ID_SQL} AND l.digest = b.digest WHERE b.subject = ?"
         )
         with suppress(StorageError):
             return self._read_rows(
                 query,
-                (str(subject), repository.upstream, repository.name),
+                (repository.upstream, repository.name, str(subject)),
                 lambda row: (Digest.parse(row[0]), BlobRow(int(row[1]), row[2], is_linked=True)),
             )
         return []
@@ -262,6 +278,16 @@ class Index:
             query, (digest, count), lambda row: (Digest.parse(row[0]), int(row[1]))
         )
 
+    def linked_repositories(self, digest: Digest, count: int) -> list[Repository]:
+        """Return up to `count` repositories that are linked to the digest. Raises `StorageError`."""
+        query = (
+            "SELECT upstream, name FROM links JOIN repositories ON id = repository"
+            " WHERE digest = ? LIMIT ?"
+        )
+        return self._read_rows(
+            query, (str(digest), count), lambda row: Repository(str(row[0]), str(row[1]))
+        )
+
     def unknown_blobs(self, digests: Collection[Digest]) -> list[Digest]:
         """Return those of the digests that are not in the index. Raises `StorageError`."""
         query = "SELECT value FROM json_each(?) WHERE value NOT IN (SELECT digest FROM blobs)"
@@ -270,16 +296,15 @@ class Index:
 
     def lookup(
         self,
-        key: tuple[object, ...],
         query: str,
-        parameters: tuple[str, ...],
         build: Callable[[tuple[Any, ...]], R],
+        *names: Repository | Digest | str,
     ) -> R | None:
         """Return `build(row)` for the row of a query, None without one; cached until the next write.
 
-        The caller chooses a `key` that no other query has.
+        The names are the parameters of the query; a repository stands for its upstream and its name.
         """
-        return self._cached_row(key, query, parameters, build)
+        return self._cached_row(query, build, *names)
 
     def select(self, query: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query that reads few of them. Raises `StorageError`."""
@@ -287,7 +312,7 @@ class Index:
 
     def touch(self, digest: Digest) -> None:
         """Record a use of a blob; a use of a manifest counts for everything below it."""
-        self._pending_uses[str(digest)] = self._next_use_time()
+        self._pending_uses[digest] = self._next_use_time()
 
     # Writes, in the thread.
 
@@ -333,10 +358,7 @@ class Index:
         *,
         on_commit: Callable[[], None] | None = None,
     ) -> bool:
-        """Add a committed manifest and link the repository to every digest it names.
-
-        Return whether it is new.
-        """
+        """Add a committed manifest and link the repository to it; return whether it is new."""
         return await self._write(
             queries.add_manifest,
             repository,
@@ -354,9 +376,9 @@ class Index:
         digest: Digest,
         manifests: Sequence[tuple[Digest, int, Manifest]],
     ) -> None:
-        """Add the committed manifests of an image with their links, and its tag as checked now.
+        """Add the committed manifests of an image, link the repository to all of it, set its tag.
 
-        All rows are added, or none. Survives a power cut.
+        The tag counts as checked now. All rows are added, or none. Survives a power cut.
         """
         await self._write(
             queries.add_image,
@@ -384,8 +406,11 @@ class Index:
         )
 
     async def link(self, repository: Repository, digest: Digest) -> None:
-        """Link the repository to a digest that it is known to have."""
-        await self._write(queries.add_links, repository, [digest])
+        """Link the repository to a blob that it was proven to have.
+
+        Does nothing unless the blob is stored and the repository's upstream has sent it.
+        """
+        await self._write(queries.add_proven_link, repository, digest)
 
     async def set_tag(
         self, repository: Repository, tag: Tag, digest: Digest, *, stated: Digest | None = None
@@ -447,7 +472,7 @@ class Index:
         # On a full disk the flush fails, and evictions are needed even more.
         with suppress(StorageError):
             await self.flush()
-        spared = self._pending_uses.keys() | set(map(str, excluded))
+        spared = {*map(str, self._pending_uses), *map(str, excluded)}
         query = "SELECT digest, size, used FROM blobs WHERE NOT pinned ORDER BY used"
         try:
             with closing(self._reader.execute(query)) as rows:
@@ -458,6 +483,13 @@ class Index:
                 ]
         except _READ_ERRORS as error:
             raise self._to_storage_error("read", error) from error
+
+    async def recently_used(self, count: int) -> list[tuple[Digest, int]]:
+        """Return digests and sizes of the `count` blobs used last, the last one first.
+
+        Raises `StorageError`.
+        """
+        return await self._write(queries.recently_used, count)
 
     async def remove_blobs(
         self,
@@ -483,13 +515,16 @@ class Index:
         """Recount the blobs and correct `totals`; return the corrections, in blobs and bytes."""
         return await self._write(queries.recount_totals)
 
-    def bytes_on_disk(self) -> int:
-        """Return the size of the index itself, its log included."""
-        total = 0
+    def used_bytes(self) -> int:
+        """Return the bytes of the index itself, its log included and free pages left out."""
+        sizes = []
         for suffix in ("", "-wal", "-shm"):
-            with suppress(OSError):
-                total += Path(f"{self.path}{suffix}").stat().st_size
-        return total
+            try:
+                sizes.append(Path(f"{self.path}{suffix}").stat().st_size)
+            except OSError:
+                sizes.append(0)
+        # Pages that are only in the log make the file longer later.
+        return min(sizes[0], self._used_pages * queries.PAGE_SIZE) + sum(sizes[1:])
 
     # Whether the index can be used.
 
@@ -512,14 +547,8 @@ class Index:
         except sqlite3.Error:
             return  # `check_usable` reports it
         with closing(reader):
-            loop = asyncio.get_running_loop()
-            checking = loop.run_in_executor(executor, _quick_check, reader)
-            try:
-                await asyncio.wait((checking,))
-            finally:
-                reader.interrupt()  # if the daemon stops meanwhile
-                await run_uncancelled(asyncio.wait((checking,)))
-            if problem := checking.result():
+            checking = asyncio.get_running_loop().run_in_executor(executor, _quick_check, reader)
+            if problem := await run_uncancelled(checking, on_cancel=reader.interrupt):
                 self._note_damage(problem)
 
     def _note_damage(self, reason: str) -> None:
@@ -584,35 +613,52 @@ class Index:
         try:
             with self._writer:
                 result = work(self._writer, *args)
-                return result, StoreTotals(*queries.tracked_totals(self._writer))
+                totals = StoreTotals(*queries.tracked_totals(self._writer))
+            self._count_pages()
+            return result, totals
         finally:
             # Replaced after the commit, not cleared: a read that began before it fills the old cache.
             # Times of use are not cached.
             if work is not queries.record_uses:
                 self._row_cache = {}
 
+    def _count_pages(self) -> None:
+        """Count the pages of the index, and give back some of the free ones if there are many."""
+        self._used_pages, free = queries.count_pages(self._writer)
+        if free > _SPARE_PAGES:
+            # A full disk takes no pages back. Free pages are not counted, so this changes nothing else.
+            with suppress(sqlite3.Error):
+                queries.release_pages(self._writer, min(free - _SPARE_PAGES, _MAX_RELEASED_PAGES))
+
     def _cached_row(
         self,
-        key: tuple[object, ...],
         query: str,
-        parameters: tuple[str, ...],
         build: Callable[[tuple[Any, ...]], R],
+        *names: Repository | Digest | str,
     ) -> R | None:
         """Return `build(row)`, or None without a row; cached until the next write.
 
-        SQLite takes 30 µs for a row, as much as everything else in serving a manifest.
+        SQLite takes 30 µs for a row, several times as much as everything else in serving a manifest.
         """
-        rows = self._row_cache
-        if key not in rows:
-            if len(rows) >= _MAX_CACHED_ROWS:
-                rows.clear()
-            try:
-                row = self._reader.execute(query, parameters).fetchone()
-                rows[key] = None if row is None else build(row)
-            except _READ_ERRORS as error:
-                self._to_storage_error("read", error)
-                return None
-        found: R | None = rows[key]
+        rows, key = self._row_cache, (query, names)
+        found: R | None = rows.get(key, _NOT_CACHED)
+        if found is not _NOT_CACHED:
+            return found
+        parameters: list[str] = []
+        for name in names:
+            if isinstance(name, Repository):
+                parameters += (name.upstream, name.name)
+            else:
+                parameters.append(str(name))
+        try:
+            row = self._reader.execute(query, parameters).fetchone()
+            found = None if row is None else build(row)
+        except _READ_ERRORS as error:
+            self._to_storage_error("read", error)
+            return None
+        if len(rows) >= _MAX_CACHED_ROWS:
+            rows.clear()
+        rows[key] = found
         return found
 
     def _read_rows(

@@ -53,7 +53,8 @@ class Ingest:
         self.ranges_ahead: Sequence[tuple[int, int]] = ()
         # The length of the written prefix; the hash may be behind it.
         self.written_end = 0
-        # The upstream that sent the bytes. `resume` discards bytes of another origin.
+        # The upstream and repository that sent the bytes. `resume` discards bytes of another origin:
+        # they are readable at once, and this repository may not have the blob.
         self.origin = ""
         self._path = directory / f"{digest.algorithm}-{digest.hex}"
         self._state_path = self._path.with_suffix(".state")

@@ -41,12 +41,7 @@ class PolicyRecords:
 
     def facts(self, repository: Repository) -> RepositoryFacts | None:
         """Return the facts that were last said about a repository."""
-        return self._index.lookup(
-            ("facts", repository),
-            FACTS_SQL,
-            (repository.upstream, repository.name),
-            to_facts,
-        )
+        return self._index.lookup(FACTS_SQL, to_facts, repository)
 
     async def set_facts(self, said: Iterable[tuple[Repository, RepositoryFacts]]) -> None:
         """Keep facts about repositories, in place of older ones."""
@@ -95,10 +90,10 @@ class PolicyRecords:
     ) -> PolicyException | None:
         """Return the exception for an image that has not ended at the time `now`."""
         found = self._index.lookup(
-            ("exception", repository, digest),
             EXCEPTION_SQL,
-            (repository.upstream, repository.name, str(digest)),
             lambda row: PolicyException(repository, digest, *row),
+            repository,
+            digest,
         )
         return found if found and found.until > now else None
 

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from operator import itemgetter
 from pathlib import Path
@@ -13,8 +14,9 @@ from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.storage import pins, tag_history
 from proxy.storage.blobs import BLOCK_SIZE
+from proxy.storage.permissions import create_private_file
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 5
 
 # Manifests that name more blobs are served, but neither stored nor indexed: each blob takes half a kilobyte
 # of the index, and a manifest of 4 MiB could name 36,000.
@@ -24,7 +26,37 @@ UNKNOWN_SIZE = -1
 
 # Changes to a store of that version before the schema is applied to it.
 _MIGRATIONS = {
-    1: "ALTER TABLE blobs ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0; DROP INDEX blobs_by_use;"
+    1: "ALTER TABLE blobs ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0; DROP INDEX blobs_by_use;",
+    # Up to version 2 a repository was linked to all that its manifests named, except foreign layers.
+    2: """
+        ALTER TABLE links ADD COLUMN media_type TEXT;
+        ALTER TABLE edges ADD COLUMN is_foreign INTEGER NOT NULL DEFAULT 0;
+        UPDATE edges SET is_foreign = 1 WHERE child NOT IN (SELECT digest FROM links);
+        DELETE FROM links WHERE digest NOT IN (SELECT digest FROM blobs);
+        CREATE TABLE senders (
+            digest TEXT NOT NULL, upstream TEXT NOT NULL, PRIMARY KEY (digest, upstream)
+        ) STRICT, WITHOUT ROWID;
+        INSERT INTO senders SELECT DISTINCT l.digest, r.upstream
+            FROM links l JOIN repositories r ON r.id = l.repository;
+    """,
+    # Earlier versions indexed manifests of any number of children; these are fetched again if requested.
+    3: f"""
+        CREATE TEMP TABLE oversized AS
+            SELECT parent FROM edges GROUP BY parent HAVING count(*) > {MAX_CHILDREN};
+        UPDATE blobs SET media_type = NULL, subject = NULL WHERE digest IN (SELECT parent FROM oversized);
+        DELETE FROM edges WHERE parent IN (SELECT parent FROM oversized);
+        DROP TABLE oversized;
+    """,
+    # The history of tags begins with what they mean at the upgrade.
+    4: """
+        CREATE TABLE tag_history (
+            repository INTEGER NOT NULL, tag TEXT NOT NULL, digest TEXT NOT NULL,
+            first_seen REAL NOT NULL, last_seen REAL NOT NULL, pushed REAL,
+            ripe INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (repository, tag, digest)
+        ) STRICT, WITHOUT ROWID;
+        INSERT INTO tag_history (repository, tag, digest, first_seen, last_seen)
+            SELECT repository, tag, digest, checked, checked FROM tags;
+    """,
 }
 
 
@@ -56,6 +88,8 @@ _TOTALS_SCHEMA = f"""
     END;
 """
 
+# Bytes of a page of the index: SQLite's default.
+PAGE_SIZE = 4096
 # SQLite's default of 1,000 pages lets the log grow to 4 MB: much for a store of 20 MB.
 _CHECKPOINT_PAGES = 256
 
@@ -63,12 +97,18 @@ _CHECKPOINT_PAGES = 256
 def open_connection(path: Path) -> sqlite3.Connection:
     """Open the index for writing; create it if it is missing, upgrade it if it is older.
 
-    Raises `StorageError` if it is newer, `sqlite3.DatabaseError` if it is not a database.
+    Raises `StorageError` if it is newer or no regular file, `sqlite3.DatabaseError` if it is not a database.
     """
+    try:
+        create_private_file(path)
+    except OSError as error:
+        raise StorageError(f"the index {path} cannot be opened: {error.strerror}") from error
     connection = sqlite3.connect(path, timeout=5, check_same_thread=False)
+    # Takes effect in a new index, and in an older one at the next VACUUM.
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-    connection.execute(f"PRAGMA journal_size_limit = {_CHECKPOINT_PAGES * 4096}")
+    connection.execute(f"PRAGMA journal_size_limit = {_CHECKPOINT_PAGES * PAGE_SIZE}")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version < SCHEMA_VERSION:
         upgrades = "".join(
@@ -78,6 +118,8 @@ def open_connection(path: Path) -> sqlite3.Connection:
         connection.executescript(
             f"BEGIN; {upgrades} {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
         )
+        if version:
+            vacuum(connection)
     elif version > SCHEMA_VERSION:
         connection.close()
         raise StorageError(
@@ -90,6 +132,26 @@ def open_connection(path: Path) -> sqlite3.Connection:
 def check_writable(connection: sqlite3.Connection) -> None:
     """Take the lock of writers; the end of the transaction releases it."""
     connection.execute("BEGIN IMMEDIATE")
+
+
+def vacuum(connection: sqlite3.Connection) -> None:
+    """Write the index anew, without free pages, if the disk has room for a copy. Not in a transaction."""
+    with suppress(sqlite3.OperationalError):
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def release_pages(connection: sqlite3.Connection, count: int) -> None:
+    """Give up to `count` free pages back to the file system. Not in a transaction."""
+    # The checkpoint makes the file shorter.
+    connection.executescript(f"PRAGMA incremental_vacuum({count}); PRAGMA wal_checkpoint")
+
+
+def count_pages(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Return the number of pages that the index uses, and of those that are free."""
+    (total,) = connection.execute("PRAGMA page_count").fetchone()
+    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+    return total - free, free
 
 
 def add_blob(
@@ -119,32 +181,44 @@ def add_manifest(
     manifest: Manifest,
     used_at: float,
 ) -> bool:
-    """Add a committed manifest and its edges, link the repository to every digest it names.
+    """Add a committed manifest and its edges, link the repository to it; return whether it is new.
 
-    Return whether it is new.
+    The media type of a manifest that is known stays: another one is kept with the link.
     """
     is_new = not _has_blob(connection, digest)
     subject = str(manifest.subject) if manifest.subject else None
     connection.execute(
         "INSERT INTO blobs (digest, size, media_type, subject, used) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (digest) DO UPDATE SET size = excluded.size, used = excluded.used,"
-        " media_type = excluded.media_type, subject = excluded.subject",
+        " media_type = coalesce(media_type, excluded.media_type), subject = excluded.subject",
         (str(digest), size, manifest.media_type, subject, used_at),
     )
     connection.executemany(
-        "INSERT OR IGNORE INTO edges (parent, child, size) VALUES (?, ?, ?)",
+        "INSERT OR IGNORE INTO edges (parent, child, size, is_foreign) VALUES (?, ?, ?, ?)",
         [
-            (str(digest), str(child.digest), UNKNOWN_SIZE if child.size is None else child.size)
+            (
+                str(digest),
+                str(child.digest),
+                UNKNOWN_SIZE if child.size is None else child.size,
+                child.is_foreign,
+            )
             for child in manifest.children
         ],
     )
     if pins.is_reachable(connection, str(digest), subject):
         pins.mark_reachable(connection, str(digest))
     if repository:
-        # The registry has checked that it has everything that a manifest names, except foreign
-        # layers.
-        held = [child.digest for child in manifest.children if not child.is_foreign]
-        add_links(connection, repository, [digest, *held])
+        add_links(connection, repository, [digest])
+        connection.execute(
+            "UPDATE links SET media_type = nullif(?, (SELECT media_type FROM blobs WHERE digest = ?))"
+            " WHERE repository = ? AND digest = ?",
+            (
+                manifest.media_type,
+                str(digest),
+                repository_id(connection, repository),
+                str(digest),
+            ),
+        )
     return is_new
 
 
@@ -154,9 +228,11 @@ def add_image(
     tag: tuple[Tag, Digest, float] | None,
     manifests: Iterable[tuple[Digest, int, Manifest, float]],
 ) -> None:
-    """Add committed manifests with edges and links, and set the tag."""
-    for manifest in manifests:
-        add_manifest(connection, repository, *manifest)
+    """Add committed manifests with their edges, link the repository to the whole image, set the tag."""
+    for digest, size, manifest, used_at in manifests:
+        add_manifest(connection, repository, digest, size, manifest, used_at)
+        held = [child.digest for child in manifest.children if not child.is_foreign]
+        add_links(connection, repository, held)
     if tag:
         set_tag(connection, repository, *tag)
 
@@ -177,11 +253,38 @@ def add_unlinked_blobs(
 def add_links(
     connection: sqlite3.Connection, repository: Repository, digests: Iterable[Digest]
 ) -> None:
-    """Link the repository to digests that it is known to have."""
+    """Link the repository to those of the digests that are stored; its upstream has sent them."""
     number = repository_id(connection, repository)
+    stored = [digest for digest in digests if _has_blob(connection, digest)]
     connection.executemany(
         "INSERT OR IGNORE INTO links (repository, digest) VALUES (?, ?)",
-        [(number, str(digest)) for digest in digests],
+        [(number, str(digest)) for digest in stored],
+    )
+    connection.executemany(
+        "INSERT OR IGNORE INTO senders (digest, upstream) VALUES (?, ?)",
+        [(str(digest), repository.upstream) for digest in stored],
+    )
+
+
+def add_proven_link(connection: sqlite3.Connection, repository: Repository, digest: Digest) -> None:
+    """Link the repository to a stored blob that its upstream has sent.
+
+    A manifest has the media type that upstream has stated under another repository.
+    """
+    query = "SELECT 1 FROM senders WHERE digest = ? AND upstream = ?"
+    if not connection.execute(query, (str(digest), repository.upstream)).fetchone():
+        return
+    add_links(connection, repository, [digest])
+    connection.execute(
+        "UPDATE links SET media_type = (SELECT l.media_type FROM links l"
+        " JOIN repositories r ON r.id = l.repository WHERE l.digest = :digest AND r.upstream = :upstream"
+        " AND l.media_type IS NOT NULL LIMIT 1) WHERE repository = :repository AND digest = :digest"
+        " AND EXISTS (SELECT 1 FROM blobs b WHERE b.digest = :digest AND b.media_type IS NOT NULL)",
+        {
+            "digest": str(digest),
+            "upstream": repository.upstream,
+            "repository": repository_id(connection, repository),
+        },
     )
 
 
@@ -249,7 +352,16 @@ def restore_pins(connection: sqlite3.Connection, rows: Iterable[tuple[str, ...]]
     pins.recompute(connection)
 
 
-def record_uses(connection: sqlite3.Connection, uses: dict[str, float]) -> None:
+def restore_senders(connection: sqlite3.Connection, rows: Iterable[tuple[str, ...]]) -> None:
+    """Add senders (digest, upstream) of another index, for blobs that are stored."""
+    connection.executemany(
+        "INSERT OR IGNORE INTO senders (digest, upstream)"
+        " SELECT digest, :upstream FROM blobs WHERE digest = :digest",
+        [{"digest": digest, "upstream": upstream} for digest, upstream in rows],
+    )
+
+
+def record_uses(connection: sqlite3.Connection, uses: dict[Digest, float]) -> None:
     """Set the time of use of blobs, and of everything below the manifests among them.
 
     So the layers of an image are as recently used as its manifest, even if clients already have them.
@@ -259,14 +371,14 @@ def record_uses(connection: sqlite3.Connection, uses: dict[str, float]) -> None:
         " JOIN below b ON e.parent = b.digest)"
         # A blob may have been added after this use was recorded: its later time stays.
         " UPDATE blobs SET used = ? WHERE digest IN (SELECT digest FROM below) AND used < ?",
-        [(digest, used, used) for digest, used in sorted(uses.items(), key=itemgetter(1))],
+        [(str(digest), used, used) for digest, used in sorted(uses.items(), key=itemgetter(1))],
     )
 
 
 def remove_blobs(
     connection: sqlite3.Connection, digests: Sequence[Digest], delete_file: Callable[[Digest], None]
 ) -> list[tuple[Digest, int]]:
-    """Call `delete_file` for each blob, then delete its row with its tags, edges and links.
+    """Call `delete_file` for each blob, then delete its row with its tags, edges, links and senders.
 
     Return the blobs that had rows, with sizes.
     """
@@ -285,12 +397,8 @@ def _delete_row(connection: sqlite3.Connection, digest: Digest) -> int | None:
         "DELETE FROM blobs WHERE digest = ? RETURNING size", (name,)
     ).fetchall()
     connection.execute("DELETE FROM tags WHERE digest = ?", (name,))
-    # With a manifest, delete the links to its children that were never stored.
-    connection.execute(
-        "DELETE FROM links WHERE digest = ? OR digest IN (SELECT child FROM edges"
-        " WHERE parent = ? AND child NOT IN (SELECT digest FROM blobs))",
-        (name, name),
-    )
+    connection.execute("DELETE FROM links WHERE digest = ?", (name,))
+    connection.execute("DELETE FROM senders WHERE digest = ?", (name,))
     connection.execute("DELETE FROM edges WHERE parent = ?", (name,))
     return rows[0][0] if rows else None
 
@@ -312,6 +420,22 @@ def unpinned_bytes(connection: sqlite3.Connection, digests: Iterable[Digest]) ->
     query = f"SELECT {ALLOCATED_SIZE_SUM} FROM json_each(?) JOIN blobs ON digest = value WHERE NOT pinned"
     row: tuple[int] = connection.execute(query, (json.dumps([*map(str, digests)]),)).fetchone()
     return row[0]
+
+
+def recently_used(connection: sqlite3.Connection, count: int) -> list[tuple[Digest, int]]:
+    """Return digests and sizes of the `count` blobs used last, the last one first."""
+    # Each half reads an index from its end.
+    query = """
+        SELECT digest, size FROM (
+            SELECT * FROM (SELECT digest, size, used FROM blobs WHERE NOT pinned
+                           ORDER BY used DESC LIMIT :count)
+            UNION ALL
+            SELECT * FROM (SELECT digest, size, used FROM blobs WHERE pinned
+                           ORDER BY used DESC LIMIT :count))
+        ORDER BY used DESC LIMIT :count
+    """
+    rows = connection.execute(query, {"count": count})
+    return [(Digest.parse(row[0]), row[1]) for row in rows]
 
 
 def track_totals(connection: sqlite3.Connection) -> tuple[int, int, int]:

@@ -22,19 +22,30 @@ CREATE INDEX IF NOT EXISTS blobs_pinned ON blobs (used, size, pinned) WHERE pinn
 CREATE INDEX IF NOT EXISTS blobs_manifests ON blobs (digest) WHERE media_type IS NOT NULL;
 CREATE INDEX IF NOT EXISTS blobs_by_subject ON blobs (subject) WHERE subject IS NOT NULL;
 
--- The digests that each repository is known to have, stored here or not.
+-- The stored blobs that each repository may be served (proxy/cache/access.py). `media_type` is what
+-- upstream calls the manifest there, if that is not the type in `blobs`.
 CREATE TABLE IF NOT EXISTS links (
     repository INTEGER NOT NULL,
     digest     TEXT NOT NULL,
+    media_type TEXT,
     PRIMARY KEY (repository, digest)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS links_by_digest ON links (digest);
 
--- The digests that each stored manifest names. `size` is -1 if the manifest states none.
+-- The upstreams that have sent all bytes of a stored blob, under any repository.
+CREATE TABLE IF NOT EXISTS senders (
+    digest   TEXT NOT NULL,
+    upstream TEXT NOT NULL,
+    PRIMARY KEY (digest, upstream)
+) STRICT, WITHOUT ROWID;
+
+-- The digests that each stored manifest names. `size` is -1 if the manifest states none. Registries do
+-- not hold foreign layers.
 CREATE TABLE IF NOT EXISTS edges (
-    parent TEXT NOT NULL,
-    child  TEXT NOT NULL,
-    size   INTEGER NOT NULL,
+    parent     TEXT NOT NULL,
+    child      TEXT NOT NULL,
+    size       INTEGER NOT NULL,
+    is_foreign INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (parent, child)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS edges_by_child ON edges (child);

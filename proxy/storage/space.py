@@ -154,7 +154,7 @@ class SpaceManager:
     @property
     def used_bytes(self) -> int:
         """Bytes on the disk or reserved, the index included."""
-        return self.stored_bytes + self.reserved_bytes + self._index.bytes_on_disk()
+        return self.stored_bytes + self.reserved_bytes + self._index.used_bytes()
 
     @property
     def pinned_bytes(self) -> int:
@@ -163,7 +163,7 @@ class SpaceManager:
 
     def fits(self, size: int) -> bool:
         """Tell whether a blob of `size` bytes could ever be stored here."""
-        index = self._index.bytes_on_disk() + INDEX_MARGIN
+        index = self._index.used_bytes() + INDEX_MARGIN
         return allocated_size(size) + index <= self.max_size
 
     def could_make_room(self, size: int) -> bool:
@@ -184,7 +184,7 @@ class SpaceManager:
         """Return how many bytes of blobs fit beside the pinned ones, with all others evicted."""
         free = self._store.free_bytes()
         partial = sum(self._partials.values()) + sum(item.written for item in self._reservations)
-        most = self.max_size - self._index.bytes_on_disk() - INDEX_MARGIN
+        most = self.max_size - self._index.used_bytes() - INDEX_MARGIN
         return min(most, self.stored_bytes + partial + free - self._min_free) - self.pinned_bytes
 
     def is_stored(self, digest: Digest) -> bool:
@@ -325,6 +325,19 @@ class SpaceManager:
             if size is None or (size <= MAX_MANIFEST_SIZE and await self._is_intact(digest)):
                 return
             await self._remove_locked([digest], "corrupt")
+
+    async def remove_damaged(self, digest: Digest, inode: int) -> bool:
+        """Remove a blob whose file, known by its inode (0: it has none), the caller has found damaged.
+
+        Return False if a commit has replaced the file.
+        """
+        return await run_uncancelled(self._remove_damaged(digest, inode))
+
+    async def _remove_damaged(self, digest: Digest, inode: int) -> bool:
+        async with self.locks.hold(digest):
+            if await asyncio.to_thread(self._store.blob_inode, digest) != inode:
+                return False
+            return bool(await self._remove_locked([digest], "corrupt"))
 
     async def _is_intact(self, digest: Digest) -> bool:
         try:

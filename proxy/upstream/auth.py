@@ -24,9 +24,12 @@ from proxy.upstream import errors, retry
 from proxy.upstream.challenge import Challenge
 from proxy.upstream.credentials import Credentials
 from proxy.upstream.errors import map_errors
+from proxy.upstream.redirects import MAX_REDIRECTS, REDIRECT_STATUSES, redirect_target
 from proxy.upstream.responses import read_bounded
 
 MAX_TOKEN_RESPONSE = 1 << 20
+# Characters of a token; no server accepts a header of that length.
+MAX_TOKEN_LENGTH = 64 << 10
 # Tokens that are kept per upstream, one per repository.
 MAX_TOKENS = 10_000
 
@@ -39,13 +42,14 @@ EXPIRY_MARGIN = 10.0
 
 CredentialsGetter = Callable[[], Awaitable[Credentials | None]]
 
-# RFC 6750 section 2.1. Other characters could inject headers.
-_BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")
+# RFC 6750 section 2.1 allows fewer characters, but registries issue others, and clients send them.
+# Control characters could inject headers.
+_TOKEN = re.compile(rf"[^\x00-\x1f\x7f]{{1,{MAX_TOKEN_LENGTH}}}")
 
 
 class _TokenResponse(msgspec.Struct):
-    token: str = ""
-    access_token: str = ""
+    token: Any = None
+    access_token: Any = None
     expires_in: Any = None
 
 
@@ -133,23 +137,34 @@ class Authenticator:
         query = {"scope": scope}
         if service := challenge.parameters.get("service"):
             query["service"] = service
-        headers = {}
         credentials = await self._get_credentials()
-        if credentials and is_trusted_realm(self._registry_url, realm):
-            headers["Authorization"] = credentials.basic_authorization()
-        with map_errors(f"the token server {realm.host}", self._record_status):
-            async with self._session.get(
-                realm.update_query(query), headers=headers, allow_redirects=False
-            ) as response:
-                self._record_status(response.status)
-                if response.status != 200:
-                    raise await _token_server_error(realm, response, sent_password=bool(headers))
-                content = await read_bounded(response, MAX_TOKEN_RESPONSE)
+        url: URL | None = realm.update_query(query)
+        content = b""
+        for _ in range(MAX_REDIRECTS + 1):
+            if url is None:
+                break
+            content, url = await self._request_token(url, credentials)
         token = _parse_token(content, realm, self._now())
         if len(self._tokens) >= MAX_TOKENS:
             self._tokens.clear()
         self._tokens[repository] = token
         return token
+
+    async def _request_token(
+        self, url: URL, credentials: Credentials | None
+    ) -> tuple[bytes, URL | None]:
+        """Return the response of the token server, and where it redirects to, if it does."""
+        headers = {}
+        if credentials and is_trusted_realm(self._registry_url, url):
+            headers["Authorization"] = credentials.basic_authorization()
+        with map_errors(f"the token server {url.host}", self._record_status):
+            async with self._session.get(url, headers=headers, allow_redirects=False) as response:
+                self._record_status(response.status)
+                if response.status in REDIRECT_STATUSES:
+                    return b"", redirect_target(url, response.headers.get("Location", ""))
+                if response.status != 200:
+                    raise await _token_server_error(url, response, sent_password=bool(headers))
+                return await read_bounded(response, MAX_TOKEN_RESPONSE), None
 
 
 @cache
@@ -215,7 +230,7 @@ def _parse_token(content: bytes, realm: URL, now: float) -> _AccessToken:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise UpstreamError(f"the token server {realm.host} did not send a token") from error
     token = response.token or response.access_token
-    if _BEARER_TOKEN.fullmatch(token) is None:
+    if not isinstance(token, str) or _TOKEN.fullmatch(token) is None:
         raise UpstreamError(f"the token server {realm.host} sent an invalid token")
     seconds = response.expires_in
     lifetime = float(seconds) if isinstance(seconds, int | float) else MIN_TOKEN_LIFETIME

@@ -7,12 +7,15 @@ at the end.
 """
 
 import asyncio
+from contextlib import suppress
 
 from aiohttp import ClientResponse, ServerDisconnectedError, StreamReader, hdrs
 from aiohttp.connector import Connection
 
-from proxy.errors import UpstreamTimeoutError
+from proxy.errors import UpstreamError, UpstreamTimeoutError
+from proxy.oci.digest import Digest
 from proxy.upstream import retry
+from proxy.upstream.encoding import gunzip
 from proxy.upstream.errors import map_errors
 
 # A read collects this many bytes, as each read costs a turn of the loop. The first read returns at
@@ -22,6 +25,8 @@ BATCH_SIZE = 512 << 10
 BATCH_DELAY = 0.005
 # The buffer for bytes that arrive while no caller reads (`DirectReader.get_buffer`).
 _OVERFLOW_SIZE = 4 << 10
+# Larger blobs are not decoded, in bytes: they are layers, not configs.
+MAX_ENCODED_BLOB = 4 << 20
 # The most that a mirror's first read takes (`BlobBody.read_first_bytes`).
 _FIRST_SIZE = 64 << 10
 
@@ -58,6 +63,30 @@ class BlobBody:
         with map_errors(self._label):
             async with asyncio.timeout(limit):
                 self._first = bytes(buffer[: await self._read(buffer)])
+
+    async def undo_encoding(self, digest: Digest) -> None:
+        """Decode a small blob, such as a config, that upstream has gzip-encoded on its way.
+
+        A blob in gzip format stays as it is: only the digest tells the two apart. Raises
+        `UpstreamError`.
+        """
+        content = bytearray()
+        buffer = memoryview(bytearray(_FIRST_SIZE))
+        while len(content) <= MAX_ENCODED_BLOB:
+            with map_errors(self._label):
+                count = await self._read(buffer)
+            if not count:
+                break
+            content += buffer[:count]
+        else:
+            self._first = bytes(content)
+            return
+        self._first = bytes(content)
+        if not _has_digest(self._first, digest):
+            with suppress(UpstreamError):
+                decoded = gunzip(self._first, MAX_ENCODED_BLOB)
+                if _has_digest(decoded, digest):
+                    self._first, self.size, self.is_partial = decoded, len(decoded), False
 
     async def read_into(self, buffer: memoryview) -> int:
         """Read the next bytes into `buffer`, which is not empty; return their number, 0 at the end.
@@ -226,6 +255,12 @@ class DirectReader(asyncio.BufferedProtocol):
         self._is_connection_lost = True
         self._data_available.set()
         self._batch_ready.set()
+
+
+def _has_digest(content: bytes, digest: Digest) -> bool:
+    hasher = digest.new_hasher()
+    hasher.update(content)
+    return digest.matches(hasher)
 
 
 def _create_reader(

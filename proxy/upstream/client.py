@@ -13,9 +13,7 @@ from urllib.parse import urlencode
 
 from proxy.errors import (
     DigestMismatchError,
-    NotFoundError,
     UpstreamError,
-    UpstreamUnauthorizedError,
 )
 from proxy.metrics import Metrics, RequestKind
 from proxy.oci.digest import Digest
@@ -23,10 +21,11 @@ from proxy.oci.manifest import ACCEPT, parse_manifest
 from proxy.oci.reference import Reference
 from proxy.upstream import responses, retry, search
 from proxy.upstream.body import BlobBody
+from proxy.upstream.encoding import is_gzip_encoded
 from proxy.upstream.hub_client import HubClient
 from proxy.upstream.mirrors import MirrorSet
 from proxy.upstream.registry_client import REQUEST_TIMEOUT, ApiRequest, RegistryClient
-from proxy.upstream.responses import MAX_LIST_SIZE
+from proxy.upstream.responses import MAX_LIST_SIZE, Evidence
 from proxy.upstream.search import SearchPage
 
 # A list of tags or referrers with more pages, or larger in all than `MAX_LIST_SIZE`, is an error
@@ -82,6 +81,11 @@ class Upstream:
         if not quota.is_scarce:
             return ""
         return f"{self.name} allows {quota.remaining} more of {quota.limit} pulls"
+
+    @property
+    def has_mirrors(self) -> bool:
+        """Whether others than the registry are asked for content."""
+        return self._mirror_set.has_mirrors
 
     @property
     def is_up(self) -> bool:
@@ -141,18 +145,16 @@ class Upstream:
 
         return await self._mirror_set.try_each(fetch_at)
 
-    async def has_blob(self, repository: str, digest: Digest) -> bool:
-        """Tell whether upstream holds the blob in this repository, by HEAD.
+    async def probe_blob(self, repository: str, digest: Digest) -> Evidence:
+        """Ask for the first byte of a blob, and return what the response states about the blob.
 
-        Only the registry is asked: many mirrors serve a digest under any name, and some answer 200
-        to every HEAD. A redirect means yes and is not followed: a signed URL works for GET only.
+        Only the registry is asked: many mirrors serve a digest under any name. Redirects are followed,
+        because some registries redirect every request, without looking whether the blob exists.
+        Raises `UnknownBlobError`, `UpstreamError`, and `UnsatisfiableRangeError` if it is empty.
         """
-        request = ApiRequest("HEAD", repository, f"blobs/{digest}", "blob", follow_redirects=False)
-        try:
-            await self._registry.request(request, responses.read_blob_size)
-        except (NotFoundError, UpstreamUnauthorizedError):
-            return False
-        return True
+        one_byte = {"Range": "bytes=0-0"}
+        request = ApiRequest("GET", repository, f"blobs/{digest}", "blob", one_byte)
+        return await self._registry.request(request, responses.read_evidence)
 
     async def fetch_blob_size(self, repository: str, digest: Digest) -> int | None:
         """Return the size of a blob, or None if upstream does not send it.
@@ -187,7 +189,7 @@ class Upstream:
         async with AsyncExitStack() as stack:
 
             async def open_at(registry: RegistryClient) -> tuple[RegistryClient, BlobBody]:
-                opened = self._open_blob_at(registry, request, offset)
+                opened = self._open_blob_at(registry, request, digest, offset)
                 return registry, await stack.enter_async_context(opened)
 
             registry, body = await self._mirror_set.try_each(open_at, digest)
@@ -260,7 +262,7 @@ class Upstream:
 
     @asynccontextmanager
     async def _open_blob_at(
-        self, registry: RegistryClient, request: ApiRequest, offset: int
+        self, registry: RegistryClient, request: ApiRequest, digest: Digest, offset: int
     ) -> AsyncIterator[BlobBody]:
         async with registry.stream(request) as response:
             if response.status == 206:
@@ -277,7 +279,9 @@ class Upstream:
                 stall_timeout=registry.timeouts.stall,
                 rate_monitor=retry.MinRateMonitor(self._min_rate, self._min_rate_window),
             )
-            if registry.is_mirror:
+            if start == 0 and is_gzip_encoded(response.headers):
+                await body.undo_encoding(digest)
+            elif registry.is_mirror:
                 # A mirror that sends headers and then nothing is replaced before the stall timeout.
                 await body.read_first_bytes(registry.timeouts.response)
             yield body

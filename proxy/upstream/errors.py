@@ -30,6 +30,7 @@ from proxy.errors import (
     UpstreamUnavailableError,
 )
 from proxy.upstream import retry
+from proxy.upstream.encoding import gunzip, is_gzip_encoded
 
 MAX_ERROR_BODY = 64 << 10
 # Seconds. The body only adds detail to an error that is raised anyway.
@@ -39,6 +40,10 @@ ERROR_BODY_TIMEOUT = 1.0
 # (openssl-verification-options).
 _CERTIFICATE_TIME_ERRORS = frozenset({9, 10})
 
+_BODY_ERRORS = (
+    *(ClientError, OSError, TimeoutError),
+    *(msgspec.MsgspecError, ValueError, RecursionError),
+)
 _NOT_FOUND_ERRORS = {"blob": UnknownBlobError, "tags": UnknownNameError}
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
@@ -119,8 +124,10 @@ async def read_error_reason(response: ClientResponse) -> str:
     try:
         async with asyncio.timeout(ERROR_BODY_TIMEOUT):
             content = await response.content.read(MAX_ERROR_BODY)
+        if is_gzip_encoded(response.headers):
+            content = gunzip(content, MAX_ERROR_BODY)
         entries = msgspec.json.decode(content, type=_RegistryErrorBody).errors or []
-    except (ClientError, OSError, TimeoutError, msgspec.MsgspecError, ValueError, RecursionError):
+    except (*_BODY_ERRORS, UpstreamError):
         return ""
     message = next((entry.message or entry.code for entry in entries), "")
     clean = _CONTROL_CHARACTERS.sub(" ", message)[:100].strip()

@@ -43,6 +43,11 @@ class MirrorSet:
         self._now = asyncio.get_running_loop().time
 
     @property
+    def has_mirrors(self) -> bool:
+        """Whether there is any mirror."""
+        return bool(self._mirrors)
+
+    @property
     def is_up(self) -> bool:
         """Whether the registry or at least one mirror is up."""
         return any(client.health.is_up for client in (self.registry, *self._mirrors))

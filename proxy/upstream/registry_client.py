@@ -32,9 +32,7 @@ from proxy.upstream.errors import map_errors
 from proxy.upstream.health import RegistryHealth
 from proxy.upstream.offline import OfflineSwitch
 from proxy.upstream.quota import Cooldown, Quota, parse_ratelimit, parse_retry_after
-
-REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
-MAX_REDIRECTS = 5
+from proxy.upstream.redirects import MAX_REDIRECTS, REDIRECT_STATUSES, redirect_target
 
 # Seconds for one API request with its token, redirects and retries. Clients wait 15 s for a
 # response, and some responses need two such requests.
@@ -234,7 +232,7 @@ class RegistryClient:
             for _ in range(MAX_REDIRECTS):
                 if response.status not in REDIRECT_STATUSES or not request.follow_redirects:
                     break
-                target = _redirect_url(url, response.headers.get(hdrs.LOCATION, ""))
+                target = redirect_target(url, response.headers.get(hdrs.LOCATION, ""))
                 response.release()
                 # Credentials stay at their origin: CDNs reject them, and others could keep them.
                 if target.origin() != url.origin():
@@ -341,16 +339,3 @@ def _rate_limited_error(cooldown: Cooldown, now: float) -> RateLimitedError:
 def _close_response(response: ClientResponse) -> None:
     # Not `release` while bytes are left: that would wait for them to keep the connection.
     response.close() if not response.content.at_eof() else response.release()
-
-
-def _redirect_url(url: URL, location: str) -> URL:
-    """Return the target of a redirect, byte for byte: requoting would break a signed query."""
-    try:
-        target = url.join(URL(location, encoded=True))
-    except ValueError as error:
-        raise UpstreamError("upstream redirects to an invalid URL") from error
-    if not location or target.scheme not in ("http", "https") or not target.host:
-        raise UpstreamError("upstream redirects to a URL that is not http(s)")
-    if url.scheme == "https" and target.scheme == "http":
-        raise UpstreamError("upstream redirects from https to http, which is not allowed")
-    return target

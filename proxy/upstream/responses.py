@@ -1,6 +1,7 @@
 """Read registries' responses: bodies up to a limit, headers only if they are valid."""
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -9,6 +10,7 @@ from aiohttp import ClientResponse, hdrs
 from proxy.errors import InvalidDigestError, UpstreamError
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import MAX_MANIFEST_SIZE
+from proxy.upstream.encoding import gunzip, is_gzip_encoded
 from proxy.upstream.link import find_link
 
 MAX_LIST_SIZE = 8 << 20
@@ -17,14 +19,24 @@ MAX_SEARCH_SIZE = 1 << 20
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a response states about the content that was requested; None where it states nothing."""
+
+    size: int | None
+    digest: Digest | None
+    is_html: bool
+
+
 class _TagsPage(msgspec.Struct):
     tags: list[Any] | None = None
 
 
 async def read_bounded(response: ClientResponse, limit: int) -> bytes:
-    """Return the whole body. Raises `UpstreamError` if it has more than `limit` bytes.
+    """Return the whole body, decoded if it is gzip-encoded.
 
-    The bytes are counted as they arrive, because `Content-Length` may be wrong.
+    The bytes are counted as they arrive, because `Content-Length` may be wrong. Raises
+    `UpstreamError` if there are more than `limit`, as sent or decoded.
     """
     content = bytearray()
     async for chunk in response.content.iter_any():
@@ -32,7 +44,8 @@ async def read_bounded(response: ClientResponse, limit: int) -> bytes:
         if len(content) > limit:
             response.close()
             raise UpstreamError(f"upstream sent more than the allowed {limit} bytes")
-    return bytes(content)
+    body = bytes(content)
+    return gunzip(body, limit) if is_gzip_encoded(response.headers) else body
 
 
 async def read_digest(response: ClientResponse) -> Digest | None:
@@ -51,9 +64,21 @@ async def read_manifest(response: ClientResponse) -> tuple[bytes, str]:
 
 async def read_blob_size(response: ClientResponse) -> tuple[int, int | None]:
     """Return the status, and the size of the whole blob or None if upstream does not send it."""
+    if is_gzip_encoded(response.headers):
+        return response.status, None  # it may be the size of the encoded blob
     if response.status == 206:
         return 206, parse_content_range(response)[1]
     return response.status, response.content_length
+
+
+async def read_evidence(response: ClientResponse) -> Evidence:
+    """Return what the response to a GET of a blob's first byte states about the blob."""
+    size = response.content_length
+    if response.status == 206:
+        size = parse_content_range(response)[1]
+        await response.content.read(1)  # with its body read, the connection can be used again
+    is_html = response.content_type == "text/html"
+    return Evidence(size, await read_digest(response), is_html)
 
 
 async def read_list_page(response: ClientResponse) -> tuple[bytes, str | None]:

@@ -77,7 +77,7 @@ def idle(testbed: Testbed, size: LoadSize) -> Iterator[Row]:
 
 
 def slow_readers(testbed: Testbed, size: LoadSize) -> Iterator[Row]:
-    """Measure hundreds of clients that read one blob slowly, and a healthy client beside them."""
+    """Measure hundreds of clients that read one blob slowly, and a fast client at the same time."""
     blob = testbed.content.blobs[max(testbed.content.blobs)]
     with testbed.running(PULLCACHE) as server:
         testbed.fill(server)

@@ -1,4 +1,4 @@
-"""Misses: what nobody has yet, through an empty store each time."""
+"""Misses: content that is not cached, with an empty store each time."""
 
 import shutil
 import time
@@ -72,7 +72,7 @@ def many_clients(testbed: Testbed, size: LoadSize) -> Iterator[Row]:
 
 
 def beside_slow(testbed: Testbed, size: LoadSize) -> Iterator[Row]:
-    """Let some clients fetch a blob that one asked for before them who has stopped reading."""
+    """Let clients fetch a blob after a client that requested it first and has stopped reading."""
     path = testbed.content.shared
     runs: dict[str, Runs] = {"": Runs(), "  beside one that stalls": Runs()}
     for _ in range(size.slow_rounds):
@@ -125,7 +125,7 @@ def _recall(testbed: Testbed, path: str) -> int:
 
 
 def _begin(testbed: Testbed, server: ServerProcess) -> None:
-    """Have a server do what it does once in its life: who asks first pays for that."""
+    """Send a first request, so that later ones do not include a server's initialisation."""
     for path in testbed.content.hits:
         load.load_into_memory(server, path)
     proc.wait_until_idle([server.pid])

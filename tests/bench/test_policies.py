@@ -23,7 +23,7 @@ def day(*pulls: str, base: str = "") -> list[Pull]:
 
 
 def test_lru_evicts_the_least_recently_used_blob():
-    # Beside the manifest there is room for two blobs: the second request for b is a miss, for a not.
+    # There is room for the manifest and two blobs: the second request for b is a miss, for a a hit.
     assert policies.lru(day("a", "b", "a", "c", "a", "b"), 3) == 1 + 3 + 1
 
 

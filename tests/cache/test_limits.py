@@ -1,4 +1,4 @@
-"""Upstream's rate limits are remembered and obeyed; cached content is served all the same."""
+"""Upstream's rate limits are remembered and respected; cached content is still served."""
 
 import asyncio
 

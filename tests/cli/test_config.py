@@ -121,6 +121,7 @@ def test_show_applies_the_store_option(file):
         "max_size": "80%",
         "min_free": "1GB",
         "max_idle": "0s",
+        "scrub": "30d",
     }
 
 

@@ -1,6 +1,4 @@
-"""Thousands of random ranges of missing and growing blobs, while transfers break: every byte is
-right.
-"""
+"""Thousands of random ranges of missing and growing blobs, while transfers break."""
 
 import asyncio
 import random

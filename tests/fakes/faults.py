@@ -11,7 +11,7 @@ CHUNK: Final = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What goes wrong with a response.
+    """The fault of a response.
 
     - Before the headers: `until_headers` delays them until the event is set, `hang_up` closes the
       connection instead of responding.

@@ -116,6 +116,6 @@ async def exchange(url: str, request: bytes) -> RawResponse:
 
 
 async def close_all() -> None:
-    """Close what a failed test has left open, for which uvloop would wait for ever."""
+    """Close connections that a failed test left open; uvloop would wait for them for ever."""
     while _open:
         await _open.pop().close()

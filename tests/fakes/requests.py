@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-# `keep`: answered, and the connection goes on; `close`: answered, then closed; `refuse`: an error,
+# `keep`: answered, and the connection is kept; `close`: answered, then closed; `refuse`: an error,
 # then closed.
 Outcome = Literal["keep", "close", "refuse"]
 Verdict = tuple[str, Outcome]

@@ -1,4 +1,4 @@
-"""What all fake servers have in common: as context managers they run during the block."""
+"""The base of all fake servers: context managers that run the server during the block."""
 
 from abc import ABC, abstractmethod
 from typing import Self

@@ -11,6 +11,11 @@ async def logged(program) -> list[dict[str, object]]:
     lines: list[dict[str, object]] = []
 
     class Lines:
+        is_info_enabled = True
+
+        def enqueue(self, line: dict[str, object]) -> None:
+            lines.append(line)
+
         def log_request(self, event: str, **fields: object) -> None:
             lines.append({"event": event, **fields})
 

@@ -1,6 +1,4 @@
-"""Raw hostile requests: they get a 4xx in the form of the specification, never a 500 or a
-traceback.
-"""
+"""Raw hostile requests: they get a 4xx of the specification, never a 500 or a traceback."""
 
 import json
 
@@ -48,8 +46,8 @@ SMUGGLED = {
 
 # C7 to C11: targets and hosts.
 TARGETS = {
-    "another host in the target": (f"http://evil.example{MANIFEST}", {400, 404}),
-    "our host in the target": (f"http://127.0.0.1{MANIFEST}", {200, 400, 404}),
+    "another host in the target": (f"http://evil.example{MANIFEST}", {200}),
+    "our host in the target": (f"http://127.0.0.1{MANIFEST}", {200}),
     "an encoded slash": ("/v2/library%2fapp/manifests/latest", {400, 404}),
     "an encoded path upward": ("/v2/..%2f..%2fetc/manifests/passwd", {400, 404}),
     "two encoded slashes": ("/v2/%2F%2F..%2F..%2Fetc%2Fpasswd", {400, 404}),

@@ -1,6 +1,4 @@
-"""The HTTP protocol: requests in order, their limits, and identical responses to identical
-requests.
-"""
+"""The HTTP protocol: requests in order, their limits, and repeated requests."""
 
 import asyncio
 import re
@@ -8,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from proxy.oci.digest import Digest
 from proxy.server import http
 from tests.fakes.faults import Fault
 from tests.fakes.raw_client import RawClient
@@ -163,9 +162,10 @@ async def test_a_request_counts_as_a_use(program, image, ask):
     index = program.running._core.index
     for _ in range(2):
         await ask(LATEST)
-    before = index._pending_uses[image.digest]
+    digest = Digest.parse(image.digest)
+    before = index._pending_uses[digest]
     await ask(LATEST)
-    assert index._pending_uses[image.digest] > before
+    assert index._pending_uses[digest] > before
 
 
 @pytest.mark.parametrize(

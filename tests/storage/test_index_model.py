@@ -45,6 +45,9 @@ class IndexAgainstModel(RuleBasedStateMachine):
     def run_(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.runner.run(work)
 
+    def senders(self) -> set[tuple[str, Digest]]:
+        return {(repository.upstream, digest) for repository, digest in self.links}
+
     def _use(self, digest: Digest) -> None:
         if digest in self.uses:
             self.uses.remove(digest)
@@ -60,7 +63,8 @@ class IndexAgainstModel(RuleBasedStateMachine):
     @rule(repository=repositories, digest=digests)
     def link(self, repository: Repository, digest: Digest) -> None:
         self.run_(self.index.link(repository, digest))
-        self.links.add((repository, digest))
+        if (repository.upstream, digest) in self.senders():
+            self.links.add((repository, digest))
 
     @rule(digest=digests)
     def touch(self, digest: Digest) -> None:
@@ -118,7 +122,8 @@ class IndexAgainstModel(RuleBasedStateMachine):
     def _check(self, repository: Repository, digest: Digest) -> None:
         row = self.index.blob(repository, digest)
         linked = (repository, digest) in self.links
-        assert self.index.is_linked(repository, digest) is linked
+        sent = (repository.upstream, digest) in self.senders()
+        assert self.index.has_sent(repository.upstream, digest) is sent
         if digest in self.sizes:
             assert row is not None
             assert (row.size, row.is_linked) == (self.sizes[digest], linked)

@@ -20,7 +20,6 @@ from tests.fakes.clock import Clock
 APP = Repository("docker.io", "library/app")
 OTHER = Repository("docker.io", "library/other")
 V1 = Tag("v1")
-OLD_SCHEMA = Path(__file__).with_name("schema_1.sql")
 SIZE = 5000
 
 _numbers = count()
@@ -146,13 +145,16 @@ async def test_pins_survive_a_restart(tmp_path):
         await asyncio.to_thread(index.close)
 
 
-async def test_a_store_of_version_1_opens_with_all_its_content(tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_store_of_an_older_version_opens_with_all_its_content(tmp_path, version):
     path, layer, image = tmp_path / "index.sqlite", digest(), digest()
     with closing(sqlite3.connect(path)) as old, old:
-        old.executescript(f"{OLD_SCHEMA.read_text()}; PRAGMA user_version = 1")
+        old_schema = Path(__file__).with_name(f"schema_{version}.sql").read_text()
+        old.executescript(f"{old_schema}; PRAGMA user_version = {version}")
         old.execute("INSERT INTO repositories VALUES (7, 'docker.io', 'library/app')")
         rows = [(str(layer), SIZE, None, None, 1.0), (str(image), SIZE, OCI_MANIFEST, None, 2.0)]
-        old.executemany("INSERT INTO blobs VALUES (?, ?, ?, ?, ?)", rows)
+        query = "INSERT INTO blobs (digest, size, media_type, subject, used) VALUES (?, ?, ?, ?, ?)"
+        old.executemany(query, rows)
         old.execute("INSERT INTO edges VALUES (?, ?, ?)", (str(image), str(layer), SIZE))
         old.executemany("INSERT INTO links VALUES (7, ?)", [(str(layer),), (str(image),)])
         old.execute("INSERT INTO tags VALUES (7, 'v1', ?, 5.0)", (str(image),))

@@ -24,7 +24,7 @@ LOOP_READS: dict[str, Callable[[Index], object]] = {
     "blob": lambda index: index.blob(APP, BLOB),
     "manifest": lambda index: index.manifest(BLOB),
     "blob_size": lambda index: index.blob_size(BLOB),
-    "is_linked": lambda index: index.is_linked(APP, BLOB),
+    "has_sent": lambda index: index.has_sent(APP.upstream, BLOB),
     "declared_size": lambda index: index.declared_size(APP, BLOB),
     "children": lambda index: index.children(BLOB, 256),
     "tag": lambda index: index.tag(APP, Tag("latest")),

@@ -22,7 +22,7 @@ from tests.fakes.registry import FakeRegistry
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "server": {"listen": ["127.0.0.1:0"]},
-    "store": {"max_size": "1GB", "min_free": "0B"},
+    "store": {"max_size": "1GB", "min_free": "0B", "scrub": "off"},
     "manifests": {"tag_ttl": {}},
     "fetch": {
         "prefetch": "off",

@@ -51,7 +51,7 @@ _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 @dataclass(frozen=True)
 class Options:
-    """What the load consists of beside whole pulls."""
+    """Options of the load, apart from whole pulls."""
 
     seconds: float = 30
     seed: int = 0
@@ -175,7 +175,7 @@ class ChurnUpstream:
 
 @dataclass
 class Findings:
-    """What was done, and what was wrong."""
+    """Counts of operations, and the problems found."""
 
     done: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
@@ -262,7 +262,7 @@ class Churn:
         if self._process and self._process.is_running() and self._process.stop(60) != 0:
             self.found.errors.append("the daemon did not end well")
 
-    # What it is asked.
+    # Requests.
 
     async def _pull_until(self, ends: float, session: aiohttp.ClientSession, number: int) -> None:
         rng = random.Random(self._options.seed * 1000 + number)
@@ -347,7 +347,7 @@ class Churn:
             self._strict_from = time.monotonic() + RESIZE_TIME
             self.found.done["kills"] += 1
 
-    # What it is measured by.
+    # Measurements.
 
     @contextlib.asynccontextmanager
     async def _sampling(self) -> AsyncIterator["asyncio.Task[None]"]:
@@ -396,7 +396,7 @@ class Churn:
 
     def _read_log(self) -> None:
         wrong = "Traceback|Fatal error|account_drift_found"
-        if not self._options.kill:  # which may come between a file's removal and its row's
+        if not self._options.kill:  # it may come between the removals of file and row
             wrong += "|blob_file_missing"
         for log in (self._place / "daemon.err.log", self._place / "daemon.out.log"):
             for line in log.read_text(errors="replace").splitlines():

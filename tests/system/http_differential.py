@@ -158,7 +158,9 @@ CLOSED_HERE = [
         "a header has a name and a colon; nginx leaves out lines that have not",
         rb"\A(?:\r\n)*[^\n]*\n(?:[^\n]+\n)*?(?!" + _TOKEN + rb":|\r\n)",
     ),
-    KnownDifference("a value has no control characters", rb":[^\n]*[\0-\x08\x0b-\x0c\x0e-\x1f\x7f]"),
+    KnownDifference(
+        "a value has no control characters", rb":[^\n]*[\0-\x08\x0b-\x0c\x0e-\x1f\x7f]"
+    ),
     KnownDifference(
         "methods but GET and HEAD get 405, and the body is not read", rb"\A(?!\s*(?:GET|HEAD) )"
     ),
@@ -168,9 +170,13 @@ CLOSED_HERE = [
 # For these, pullcache accepts what nginx refuses, or continues where nginx closes. None is about where a
 # request ends.
 ANSWERED_HERE = [
-    KnownDifference("`Host` may be empty, and end with a tab", rb"(?i)\nhost:(?:[ \t]*|[^\n]*\t)\r\n"),
+    KnownDifference(
+        "`Host` may be empty, and end with a tab", rb"(?i)\nhost:(?:[ \t]*|[^\n]*\t)\r\n"
+    ),
     KnownDifference("`Expect` may be repeated", rb"(?i)\nexpect:[^\0]*\nexpect:"),
-    KnownDifference("`close` in `Connection` is a word of its own", rb"(?i)\nconnection:[^\n]*close"),
+    KnownDifference(
+        "`close` in `Connection` is a word of its own", rb"(?i)\nconnection:[^\n]*close"
+    ),
     KnownDifference(
         "nginx refuses a target that leads to no path: `*`, `/..`, `%00`, another host",
         rb"\A\s*[A-Z]+ +\S*(?:\*|\.\.|%|http:)",

@@ -1,4 +1,4 @@
-"""A TCP relay with a limited rate, which counts the bytes that come back from its server."""
+"""A TCP relay with a limited rate, which counts the bytes that its server sends."""
 
 import socket
 import socketserver

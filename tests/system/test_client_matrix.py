@@ -1,4 +1,4 @@
-"""What every container client has to manage: digests, large images, a cache that is killed, failing caches."""
+"""Every container client: digests, large images, a killed cache, failing caches."""
 
 import threading
 from collections.abc import Callable, Iterator

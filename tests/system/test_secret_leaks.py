@@ -235,7 +235,7 @@ async def pull_and_fail(
 
 
 async def reload(scenario: Scenario, process: Process) -> None:
-    """Reload two configurations with an error beside a secret, and then the valid one."""
+    """Reload two configurations with an error next to a secret, and then the valid one."""
     config = scenario.directory / "pullcache.toml"
     valid = await asyncio.to_thread(config.read_text)
     unknown_key = valid.replace("password = ", "pasword = ")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 from yarl import URL
@@ -173,7 +174,10 @@ def token_response(**fields: object) -> Fault:
     [
         HTML,
         Fault(status=500, body=b""),
-        Fault(status=302, body=b"", headers={"Location": "/token2"}),
+        Fault(status=302, body=b"", headers={"Location": "/token"}),
+        Fault(status=302, body=b"", headers={"Location": "/nothing"}),
+        Fault(status=302, body=b"", headers={"Location": "file:///etc/passwd"}),
+        Fault(status=302, body=b""),
         Fault(status=200, body=b""),
         Fault(status=200, body=b"[]"),
         Fault(status=200, body=b"[" * 100_000),
@@ -183,12 +187,15 @@ def token_response(**fields: object) -> Fault:
         token_response(token=""),
         token_response(token=5),
         token_response(token="a\r\nX-Evil: 1"),
-        token_response(token="a b"),
-        token_response(token="\u00e9"),
+        token_response(token="a\x7fb"),
+        token_response(token="x" * 70_000),
+        token_response(token=None, access_token=None),
+        token_response(token=["a"], access_token=None),
+        Fault(status=200, body=b'{"token":"\\ud800"}'),
         Fault(hang_up=True),
         Fault(cut_at=5),
     ],
-    ids=range(16),
+    ids=range(22),
 )
 async def test_u17_a_token_server_that_sends_no_valid_token_is_an_error(registry, upstream, fault):
     registry.add_image()
@@ -197,15 +204,73 @@ async def test_u17_a_token_server_that_sends_no_valid_token_is_an_error(registry
         await upstream.resolve("library/app", LATEST)
 
 
-@pytest.mark.parametrize("field", ["token", "access_token"])
-async def test_the_token_may_be_in_either_field(registry, upstream, field):
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"token": "abc"},
+        {"access_token": "abc"},
+        {"token": None, "access_token": "abc"},
+        {"token": "", "access_token": "abc"},
+        {"token": "abc", "access_token": None, "expires_in": None},
+        {"token": "abc", "access_token": 5, "issued_at": 7, "scope": None, "refresh_token": []},
+    ],
+)
+async def test_the_token_may_be_in_either_field(registry, upstream, fields):
+    assert await sent_authorization(registry, upstream, token_response(**fields)) == "Bearer abc"
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["a:b", "a|b", "{a}", "a b", '"a"', "a,b;c=d", "\u00e9", "x" * 20_000, "a%20b", "a$@!b"],
+)
+async def test_a_token_may_have_any_characters_but_controls(registry, upstream, token):
+    sent = await sent_authorization(registry, upstream, token_response(token=token))
+    assert sent.encode("utf-8", "surrogateescape").decode() == f"Bearer {token}"
+
+
+async def sent_authorization(registry: FakeRegistry, upstream: Any, answer: Fault) -> str:
+    """Return what a registry receives after its token server has given this answer."""
     registry.add_image()
     registry.auth = False
     challenge = {"WWW-Authenticate": f'Bearer realm="{registry.url}/token"'}
     registry.fail("/v2/", Fault(status=401, body=b"", headers=challenge))
-    registry.fail("/token", token_response(**{field: "abc"}))
+    registry.fail("/token", answer)
     await upstream.resolve("library/app", LATEST)
-    assert registry.requests[-1].headers["Authorization"] == "Bearer abc"
+    return str(registry.requests[-1].headers["Authorization"])
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_token_server_may_redirect(private_registry, connect, status):
+    registry = private_registry
+    upstream = await connect(registry.url, credentials=BOB)
+    scope = f"/token?service=registry.fake&scope=repository:{SECRET}:pull"
+    for target in ("/token?hop=1", f"{registry.url}{scope}"):
+        fault = Fault(status=status, body=b"", headers={"Location": target})
+        registry.fail("/token", fault)
+    assert await upstream.resolve(SECRET, LATEST)
+    assert registry.count("/token") == 3
+
+
+async def test_a01_a_redirect_takes_credentials_to_no_other_domain(private_registry, connect):
+    async with FakeRegistry() as other:
+        elsewhere = other.url.replace("127.0.0.1", "localhost")
+        fault = Fault(status=307, body=b"", headers={"Location": f"{elsewhere}/token"})
+        private_registry.fail("/token", fault)
+        upstream = await connect(private_registry.url, credentials=BOB)
+        with pytest.raises(UpstreamError):
+            await upstream.resolve(SECRET, LATEST)
+        assert "Authorization" in private_registry.seen("/token")[0].headers
+        assert other.count("/token") == 1
+        assert "Authorization" not in other.requests[0].headers
+
+
+async def test_u25_a_redirect_loop_of_a_token_server_ends(registry, upstream):
+    registry.add_image()
+    loop = Fault(status=302, body=b"", headers={"Location": "/token"})
+    registry.fail("/token", loop, times=None)
+    with pytest.raises(UpstreamError, match="did not send a token"):
+        await upstream.resolve("library/app", LATEST)
+    assert registry.count("/token") <= 6
 
 
 @pytest.mark.parametrize("lifetime", [None, 1, -1, 0, 1e99, "x", [], True, 300])

@@ -9,6 +9,7 @@ from proxy.errors import (
     RateLimitedError,
     UnknownBlobError,
     UnknownManifestError,
+    UnsatisfiableRangeError,
     UpstreamError,
     UpstreamTimeoutError,
     UpstreamUnauthorizedError,
@@ -18,8 +19,9 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Tag
 from proxy.upstream.client import Upstream
 from proxy.upstream.registry_client import RegistryTimeouts
+from proxy.upstream.responses import Evidence
 from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of
-from tests.fakes.faults import Fault
+from tests.fakes.faults import HTML, Fault
 from tests.fakes.raw_server import HEAD_END, RawUpstream, RecvUntil, Reset, Send, Step
 
 APP = "library/app"
@@ -166,14 +168,24 @@ async def test_a_broken_transfer_is_an_error(registry, upstream, fault):
         await fetch_blob(upstream, digest)
 
 
-async def test_has_blob_sends_head_and_does_not_follow_the_redirect(registry, upstream):
+async def test_a_probe_tells_what_the_last_response_states_about_the_blob(registry, upstream):
     digest = Digest.parse(registry.add_blob(LAYER))
-    assert await upstream.has_blob(APP, digest)
-    registry.redirect_heads = False
-    assert await upstream.has_blob(APP, digest)
-    assert not await upstream.has_blob(APP, Digest.from_content(b"none"))
-    assert not await upstream.has_blob("library/none", digest)
-    assert registry.count("/registry-v2/") == 0
+    assert await upstream.probe_blob(APP, digest) == Evidence(len(LAYER), None, is_html=False)
+    assert registry.bytes_sent("/registry-v2/") == 1
+    registry.cdn = False
+    assert await upstream.probe_blob(APP, digest) == Evidence(len(LAYER), digest, is_html=False)
+    registry.fail("/blobs/", HTML)
+    assert (await upstream.probe_blob(APP, digest)).is_html
+
+
+async def test_a_probe_of_a_blob_that_upstream_does_not_have_fails(registry, upstream):
+    digest = Digest.parse(registry.add_blob(LAYER))
+    with pytest.raises(UnknownBlobError):
+        await upstream.probe_blob(APP, Digest.from_content(b"none"))
+    with pytest.raises(UpstreamUnauthorizedError):
+        await upstream.probe_blob("library/none", digest)
+    with pytest.raises(UnsatisfiableRangeError):
+        await upstream.probe_blob(APP, Digest.parse(registry.add_blob(b"")))
 
 
 @pytest.mark.parametrize(

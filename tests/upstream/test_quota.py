@@ -1,4 +1,4 @@
-"""Rate limits: what a 429 pauses and for how long, and when pulls are scarce."""
+"""Rate limits: which requests a 429 pauses and for how long, and when pulls are scarce."""
 
 from datetime import UTC, datetime
 from email.utils import format_datetime

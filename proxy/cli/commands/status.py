@@ -1,6 +1,7 @@
 """`pullcache status`: the state of the daemon, its store and its upstreams on one screen."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,24 @@ def _status_lines(document: dict[str, Any]) -> Iterator[str]:
         is_full = store["pinned"] > PINNED_WARNING_RATIO * store["limit"]
         warning = "; too little space left to store other images" if is_full else ""
         yield f"pinned     {format_bytes(store['pinned'])}{warning}"
+    yield f"scrub      {_format_scrub(document['scrub'])}"
     if store["problem"]:
         yield f"problem    {escape_unprintable(store['problem'])}"
     if addresses:
         yield f"downloads  {document['downloads']} running"
         yield from _traffic_lines(document)
+
+
+def _format_scrub(scrub: dict[str, Any]) -> str:
+    if not scrub["period"]:
+        return "off"
+    text = f"{scrub['progress']:.0%} of the blobs read in this round"
+    if scrub["damaged"]:
+        text += f", {scrub['damaged']} damaged"
+    if scrub["finished_at"]:
+        age = max(0.0, time.time() - scrub["finished_at"])
+        text += f"; the last one ended {format_duration(age)} ago"
+    return text
 
 
 def _traffic_lines(document: dict[str, Any]) -> Iterator[str]:

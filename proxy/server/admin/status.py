@@ -14,6 +14,7 @@ from proxy.errors import StorageError
 from proxy.log import get_logger
 from proxy.metrics import CacheState, Metrics
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
+from proxy.storage.scrub import Scrubber
 from proxy.storage.space import SpaceManager
 from proxy.upstream.client import Upstream
 from proxy.upstream.offline import OfflineSwitch
@@ -46,6 +47,20 @@ class StoreStatus(msgspec.Struct, frozen=True):
     problem: str
 
 
+class ScrubStatus(msgspec.Struct, frozen=True):
+    """The scrub. `period` is in seconds, 0 if it is disabled; `progress` is the share of a round.
+
+    `started_at` is when the round began, `finished_at` when the one before ended, in Unix time;
+    `damaged` are the blobs found in this round.
+    """
+
+    period: float
+    progress: float
+    started_at: float
+    finished_at: float | None
+    damaged: int
+
+
 class ServedCounts(msgspec.Struct, frozen=True):
     """Manifests and blobs served with one cache state."""
 
@@ -67,6 +82,7 @@ class DaemonStatus(msgspec.Struct, frozen=True):
     admin_addresses: Sequence[str]
     offline: bool
     store: StoreStatus
+    scrub: ScrubStatus
     upstreams: list[UpstreamStatus]
     downloads: int
     served: Mapping[CacheState, ServedCounts]
@@ -87,6 +103,7 @@ class StatusHandlers:
     config: Config
     upstreams: Mapping[str, Upstream]
     space: SpaceManager
+    scrubber: Scrubber
     downloads: DownloadManager
     metrics: Metrics
     offline: OfflineSwitch
@@ -121,6 +138,7 @@ class StatusHandlers:
             admin_addresses=self.admin_addresses,
             offline=bool(self.offline),
             store=store,
+            scrub=self._scrub_status(),
             upstreams=upstreams,
             downloads=len(self.downloads),
             served=served,
@@ -154,6 +172,16 @@ class StatusHandlers:
             pinned=self.space.pinned_bytes,
             blobs=self.space.blob_count,
             problem=problem,
+        )
+
+    def _scrub_status(self) -> ScrubStatus:
+        state = self.scrubber.state
+        return ScrubStatus(
+            period=float(self.config.store.scrub),
+            progress=self.scrubber.progress,
+            started_at=state.started_at,
+            finished_at=state.finished_at or None,
+            damaged=state.damaged,
         )
 
     def _upstream_statuses(self) -> list[UpstreamStatus]:

@@ -1,0 +1,49 @@
+"""A limit on the bytes that all connections together send in one turn of the event loop.
+
+A thousand clients that follow one growing blob can all be sent bytes at once. Without the limit, that
+turn would take tenths of a second, and every other request would wait for its end.
+"""
+
+import asyncio
+from collections import deque
+
+# Bytes that all connections send in one turn: a few milliseconds.
+TURN_SIZE = 8 << 20
+# A send takes at least as long as the kernel needs for this many bytes.
+MIN_COST = 32 << 10
+
+
+class SendTurns:
+    """Gives each send its turn, first come, first served."""
+
+    def __init__(self) -> None:
+        self._left = TURN_SIZE
+        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._is_next_turn_scheduled = False
+
+    async def take(self, size: int) -> bool:
+        """Return when `size` bytes may be sent, in this turn; tell whether that was a later turn."""
+        if not self._is_next_turn_scheduled:
+            self._schedule_next_turn()
+        if self._left > 0 and not self._waiting:
+            self._left -= max(size, MIN_COST)
+            return False
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append((waiter, size))
+        await waiter
+        return True
+
+    def _schedule_next_turn(self) -> None:
+        self._is_next_turn_scheduled = True
+        asyncio.get_running_loop().call_soon(self._begin_turn)
+
+    def _begin_turn(self) -> None:
+        self._is_next_turn_scheduled = False
+        self._left = TURN_SIZE
+        while self._waiting and self._left > 0:
+            waiter, size = self._waiting.popleft()
+            if not waiter.done():
+                self._left -= max(size, MIN_COST)
+                waiter.set_result(None)
+        if self._left < TURN_SIZE:
+            self._schedule_next_turn()

@@ -1,0 +1,78 @@
+"""Who may change a store: the index and the files of a store are believed, so only its owner may write to it.
+
+What other users could have written is refused; what they could only read is closed to them.
+"""
+
+import os
+import pwd
+import stat
+from pathlib import Path
+
+from proxy.errors import StorageError
+
+_DIRECTORIES = ("blobs", "blobs/sha256", "blobs/sha512", "ingest")
+_WRITABLE = stat.S_IWGRP | stat.S_IWOTH
+_FILES = ("lock", "index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "scrub.json")
+
+
+def secure_store(root: Path) -> None:
+    """Check a store that exists, and remove the permissions of users outside its group.
+
+    Its group may read it. Raises `StorageError`, with the command that helps, if the store belongs to
+    another user, others or the group may write to it, or a symbolic link stands in a place of it.
+    """
+    if root.is_symlink():
+        # A link of the administrator or of this user, as systemd makes for DynamicUser=.
+        _check_owner(root, root.lstat(), (0, os.geteuid()))
+    root = root.resolve()
+    status = root.stat()
+    _secure(root, is_directory=True)
+    # 0.1.0 left the mode of `blobs` to the umask. Nobody gets there if the store itself is private.
+    is_private = not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    for name in _DIRECTORIES:
+        _secure(root / name, is_directory=True, is_private=is_private)
+    for name in _FILES:
+        _secure(root / name, is_directory=False)
+
+
+def create_private_file(path: Path) -> None:
+    """Create an empty file for this user alone, unless it exists. Raises `OSError` for a link."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    os.close(os.open(path, flags, 0o600))
+
+
+def _secure(path: Path, *, is_directory: bool, is_private: bool = False) -> None:
+    """Check a file or directory if it exists; `is_private`: only its owner gets there anyway."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return
+    is_right = stat.S_ISDIR(status.st_mode) if is_directory else stat.S_ISREG(status.st_mode)
+    if not is_right:
+        kind = "directory" if is_directory else "file"
+        raise StorageError(f"{path} must be a regular {kind}, and no link: move it away")
+    _check_owner(path, status, (os.geteuid(),))
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & _WRITABLE and not is_private:
+        raise StorageError(
+            f"other users may write to {path} (mode {mode:04o}); if you trust its content: "
+            f"chmod go-w {path}"
+        )
+    if mode & (_WRITABLE | stat.S_IRWXO):
+        path.chmod(mode & ~(_WRITABLE | stat.S_IRWXO))
+
+
+def _check_owner(path: Path, status: os.stat_result, allowed: tuple[int, ...]) -> None:
+    if status.st_uid not in allowed:
+        owner, user = _user_name(status.st_uid), _user_name(os.geteuid())
+        raise StorageError(
+            f"{path} belongs to {owner}, and this is {user}: run it as {owner}, or use another "
+            f"directory, such as {path}/store"
+        )
+
+
+def _user_name(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
