@@ -2,12 +2,20 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Hashable,
+    Iterator,
+)
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from copy import copy
 from functools import partial
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from proxy.errors import ConfigError, UpstreamTimeoutError, UpstreamUnavailableError
 
@@ -62,7 +70,7 @@ class SingleFlight(Generic[K, V]):
         task = self._get_or_create_task(key, work)
         await asyncio.wait((task,))
         if task.cancelled():
-            raise UpstreamUnavailableError("the cache is shutting down; try again in a moment")
+            raise _shutdown_error()
         result = task.result()
         if isinstance(result, Exception):
             # A copy for each waiter, because raising changes an exception's traceback and context.
@@ -70,7 +78,10 @@ class SingleFlight(Generic[K, V]):
         return result
 
     def start(self, key: K, work: Callable[[], Awaitable[V]]) -> None:
-        """Start `work` in the background, unless work for `key` is already running."""
+        """Start `work` in the background, unless work for `key` is already running.
+
+        Raises `UpstreamUnavailableError` if the daemon is stopping.
+        """
         _ = self._get_or_create_task(key, work)
 
     def _get_or_create_task(
@@ -78,7 +89,7 @@ class SingleFlight(Generic[K, V]):
     ) -> asyncio.Task[V | Exception]:
         task = self._running.get(key)
         if task is None:
-            task = self._running[key] = self._group.create_task(_capture_error(work))
+            task = self._running[key] = start_task(self._group, _capture_error(work))
             task.add_done_callback(lambda _: self._running.pop(key))
         return task
 
@@ -87,6 +98,19 @@ class SingleFlight(Generic[K, V]):
 
     def __len__(self) -> int:
         return len(self._running)
+
+
+def start_task(group: asyncio.TaskGroup, work: Coroutine[Any, Any, V]) -> asyncio.Task[V]:
+    """Run `work` in a task of the group. Raises `UpstreamUnavailableError` if the daemon is stopping."""
+    try:
+        return group.create_task(work)
+    except RuntimeError as error:
+        work.close()
+        raise _shutdown_error() from error
+
+
+def _shutdown_error() -> UpstreamUnavailableError:
+    return UpstreamUnavailableError("the cache is shutting down; try again in a moment")
 
 
 async def _capture_error(work: Callable[[], Awaitable[V]]) -> V | Exception:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from proxy.concurrency import run_uncancelled
+from proxy.concurrency import run_uncancelled, start_task
 from proxy.config import FetchSettings
 from proxy.download.buffers import BufferPool
 from proxy.download.download import Download, DownloadDeps
@@ -89,8 +89,9 @@ class DownloadManager:
         """Start the download of a blob that has no running one; without a `client` it is not urgent.
 
         Raises `UnknownBlobError` if upstream has just answered that it does not have the blob,
-        `DigestMismatchError` if it has just sent wrong bytes for it twice, and `TooManyRequestsError` if
-        too many downloads that only this client has requested are waiting.
+        `DigestMismatchError` if it has just sent wrong bytes for it twice, `TooManyRequestsError` if
+        too many downloads that only this client has requested are waiting, and
+        `UpstreamUnavailableError` if the daemon is stopping.
         """
         self._check_remembered(repository, digest)
         if client is not None:
@@ -100,13 +101,14 @@ class DownloadManager:
             queue = self._queues[upstream.name] = UpstreamQueue(self._limits.max_downloads)
         source = BlobSource(upstream, repository, digest, self._deps.storage.metrics)
         download = Download(self._deps, source, settings, Ticket(queue, client))
-        if client is not None:
-            self._started_by.setdefault(client, set()).add(download)
         key = (upstream.name, digest)
-        self._running[key] = download
         # An abandoned download of the same blob may still be closing the files.
         predecessor = self._tasks.get(key)
-        self._tasks[key] = self._group.create_task(self._run(key, download, client, predecessor))
+        task = start_task(self._group, self._run(key, download, client, predecessor))
+        self._tasks[key] = task
+        self._running[key] = download
+        if client is not None:
+            self._started_by.setdefault(client, set()).add(download)
         return download
 
     def _check_remembered(self, repository: Repository, digest: Digest) -> None:

@@ -466,11 +466,11 @@ number = _SYSCALL_NUMBERS[platform.machine()]
 program = b"".join(struct.pack("HBBI", *one) for one in (
     (0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)))
 buffer = ctypes.create_string_buffer(program)
-class Program(ctypes.Structure):
+class SocketFilterProgram(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 libc = ctypes.CDLL(None, use_errno=True)
 assert libc.prctl(38, 1, 0, 0, 0) == 0
-argument = Program(4, ctypes.addressof(buffer))
+argument = SocketFilterProgram(4, ctypes.addressof(buffer))
 assert libc.prctl(22, 2, ctypes.byref(argument), 0, 0) == 0, ctypes.get_errno()
 print(set_idle_io_priority())
 """
