@@ -37,6 +37,18 @@ class DeniedError(ProxyError):
     """The configuration forbids this repository or registry."""
 
 
+class PolicyDeniedError(DeniedError):
+    """A policy refuses the image."""
+
+
+class PolicyUndecidedError(ProxyError):
+    """A policy cannot decide now, because a fact cannot be had; `retry_after` is in seconds."""
+
+    def __init__(self, message: str, *, retry_after: float = 60.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class NotFoundError(ProxyError):
     """Upstream does not have the content, or denies it with the configured credentials."""
 
@@ -184,6 +196,8 @@ OUTCOMES: Mapping[type[ProxyError], ErrorOutcome] = {
     InvalidTagError: ErrorOutcome(400, "TAG_INVALID", 400, 2),
     InvalidDigestError: ErrorOutcome(400, "DIGEST_INVALID", 400, 2),
     DeniedError: ErrorOutcome(403, "DENIED", 403),
+    PolicyDeniedError: ErrorOutcome(403, "DENIED", 403),
+    PolicyUndecidedError: ErrorOutcome(503, "UNAVAILABLE", 503),
     NotFoundError: ErrorOutcome(404, "MANIFEST_UNKNOWN", 404),
     UnknownNameError: ErrorOutcome(404, "NAME_UNKNOWN", 404),
     UnknownManifestError: ErrorOutcome(404, "MANIFEST_UNKNOWN", 404),

@@ -4,11 +4,11 @@ Upstreams that are not configured are refused; the cache never connects to them.
 """
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 
 from proxy.config import UpstreamSettings
 from proxy.config.schema import DEFAULT_UPSTREAM
 from proxy.errors import DeniedError
+from proxy.globs import matches_any
 from proxy.oci.digest import Digest
 from proxy.oci.reference import ImageName, Reference, Repository, Tag, is_host, parse_image
 
@@ -97,9 +97,7 @@ def normalize_repository(upstream: str, name: str) -> Repository:
 
 def check_allowed(name: str, *, allow: Sequence[str], deny: Sequence[str]) -> None:
     """Raise `DeniedError` unless a glob of `allow`, and none of `deny`, matches the name."""
-    if any(fnmatchcase(name, glob) for glob in deny) or not any(
-        fnmatchcase(name, glob) for glob in allow
-    ):
+    if matches_any(name, deny) or not matches_any(name, allow):
         raise DeniedError(f"the configuration of this cache does not allow {name[:120]}")
 
 
@@ -123,3 +121,8 @@ def full_name(repository: Repository, reference: Reference) -> str:
     """Return the name with registry and namespace: `docker.io/library/nginx:1.25`."""
     mark = "@" if isinstance(reference, Digest) else ":"
     return f"{repository.upstream}/{repository.name}{mark}{reference}"
+
+
+def policy_name(repository: Repository) -> str:
+    """Return the name that the globs of policies match: `docker.io/library/nginx`."""
+    return f"{repository.upstream}/{repository.name}"
