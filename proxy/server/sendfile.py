@@ -349,6 +349,7 @@ class SocketWriter:
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
+        self._is_watched = False
         self._stall_timer: StallTimer | None = None
 
     @classmethod
@@ -403,24 +404,31 @@ class SocketWriter:
         if self._stall_timer is None:
             self._set_cork(True)
             self._stall_timer = StallTimer(self._transport, self._on_stall)
+        if not self._is_watched:
+            self._is_watched = True
+            self._loop.add_writer(self._connection, self._on_writable)
         self._waiter = self._loop.create_future()
-        self._loop.add_writer(self._connection, self._on_writable)
-        try:
-            await self._waiter
-        finally:
-            # A writable socket that waits for its turn would otherwise be reported in every turn.
-            self._loop.remove_writer(self._connection)
+        await self._waiter
 
     def stop_waiting(self) -> None:
         """Let the kernel send a partial last segment, and stop watching the client."""
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
+            self._unwatch()
             self._set_cork(False)
+
+    def _unwatch(self) -> None:
+        if self._is_watched:
+            self._is_watched = False
+            self._loop.remove_writer(self._connection)
 
     def _on_writable(self) -> None:
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
+        else:
+            # The sender waits for its turn; until then the socket would be reported in every turn.
+            self._unwatch()
 
     def _on_stall(self) -> None:
         if self._waiter and not self._waiter.done():
