@@ -37,11 +37,11 @@ def measure(testbed: Testbed, size: LoadSize, directory: Path) -> Iterator[Row]:
                     stack.enter_context(flooding(server.url, size.flooding))
                 if what == "hanging":
                     stack.enter_context(_waiting(server))
-                path = testbed.content.shared
-                run = load.blobs(server, path, size.shared, seconds=0, clients=1)
+                path = testbed.content.cold
+                run = load.blobs(server, path, size.cold, seconds=0, clients=1)
                 figures.append(run.seconds)
     alone = seconds["alone"]
-    yield Row(f"{size.shared // MIB} MiB blob, cold, alone", "s", {PULLCACHE: alone}, digits=2)
+    yield Row(f"{size.cold // MIB} MiB blob, cold, alone", "s", {PULLCACHE: alone}, digits=2)
     for what, text in (
         ("flood", f"  beside {size.flooding:,} connections for absent blobs"),
         ("hanging", f"  beside {HANGING_REQUESTS} requests to an upstream that hangs"),
