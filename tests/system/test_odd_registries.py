@@ -41,7 +41,7 @@ async def cache(odd_registry: FakeRegistry, tmp_path: Path) -> AsyncIterator[Pro
 
 
 @dataclass(frozen=True)
-class PullOutcome:
+class ClientResult:
     """What a client has printed and written; nothing if it has failed."""
 
     has_succeeded: bool
@@ -49,7 +49,7 @@ class PullOutcome:
     files: frozenset[str] = frozenset()
 
 
-async def run_command(*argv: str | Path) -> PullOutcome:
+async def run_command(*argv: str | Path) -> ClientResult:
     """Run a command while the event loop serves it."""
     process = await asyncio.create_subprocess_exec(
         *map(str, argv),
@@ -60,38 +60,38 @@ async def run_command(*argv: str | Path) -> PullOutcome:
     )
     stdout, _ = await process.communicate()
     if process.returncode:
-        return PullOutcome(False)
-    return PullOutcome(True, stdout.decode(errors="replace"))
+        return ClientResult(False)
+    return ClientResult(True, stdout.decode(errors="replace"))
 
 
 def image_at(url: str) -> str:
     return f"docker://{url.removeprefix('http://')}/{APP}"
 
 
-async def copy_image(url: str, directory: Path) -> PullOutcome:
+async def copy_image(url: str, directory: Path) -> ClientResult:
     """Copy an image with all that it names, byte for byte."""
     options = ["--quiet", "--all", "--preserve-digests", "--src-tls-verify=false"]
     source, target = f"{image_at(url)}:{TAG}", f"dir:{directory}"
     outcome = await run_command("skopeo", "--insecure-policy", "copy", *options, source, target)
-    return PullOutcome(outcome.has_succeeded, files=read_digests(directory))
+    return ClientResult(outcome.has_succeeded, files=read_digests(directory))
 
 
 def read_digests(directory: Path) -> frozenset[str]:
     return frozenset(digest_of(path.read_bytes()) for path in directory.glob("*"))
 
 
-async def inspect_raw(url: str, _directory: Path) -> PullOutcome:
+async def inspect_raw(url: str, _directory: Path) -> ClientResult:
     """Read the manifest of an image."""
     return await run_command(
         "skopeo", "inspect", "--raw", "--tls-verify=false", f"{image_at(url)}:{TAG}"
     )
 
 
-async def list_tags(url: str, _directory: Path) -> PullOutcome:
+async def list_tags(url: str, _directory: Path) -> ClientResult:
     """List the tags of a repository."""
     outcome = await run_command("skopeo", "list-tags", "--tls-verify=false", image_at(url))
     tags = json.loads(outcome.output or "{}").get("Tags")
-    return PullOutcome(outcome.has_succeeded, str(sorted(tags or ())))
+    return ClientResult(outcome.has_succeeded, str(sorted(tags or ())))
 
 
 # Registries.
