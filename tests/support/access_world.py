@@ -163,8 +163,10 @@ class World:
         self.may: set[tuple[Place, str]] = set()
         self.must: set[tuple[Place, str]] = set()
         self.stored: set[str] = set()
-        # What a manifest that was pulled there names; its sizes are no secret.
-        self.claimed: set[tuple[Place, str]] = set()
+        # Interrupted downloads: their bytes are sent to those who ask at the same place.
+        self.left: set[tuple[Place, str]] = set()
+        # What was once in `may`. The sizes that such a manifest states are no secret.
+        self.ever: set[tuple[Place, str]] = set()
         # The bytes that each upstream had sent of a blob when it was stored last.
         self.sent_before: dict[tuple[str, str], int] = {}
 
@@ -273,15 +275,19 @@ class World:
     def _expect(self, place: Place, thing: Thing) -> _Expected:
         """Return what is known before a request."""
         if is_available := self.is_available(place, thing):
-            self.may.add((place, thing.digest))
+            self._permit(place, thing)
         mode = self.registries[place.upstream].mode
         return _Expected(mode, is_available or (place, thing.digest) in self.must)
+
+    def _permit(self, place: Place, thing: Thing) -> None:
+        self.may.add((place, thing.digest))
+        self.ever.add((place, thing.digest))
 
     async def _check(
         self, place: Place, thing: Thing, answer: Answer, method: str, expected: _Expected
     ) -> None:
         is_success = answer.status in (200, 206)
-        is_permitted = (place, thing.digest) in self.may
+        is_permitted = (place, thing.digest) in self.may | self.left
         if method == "HEAD":
             # A registry that says yes to everything says so of this, too.
             mode = expected.mode
@@ -289,8 +295,12 @@ class World:
             is_told_by_upstream = mode == "echo" or (
                 mode in ("portal", "json") and size != str(len(thing.content))
             )
-            is_permitted |= (place, thing.digest) in self.claimed and thing.kind == "blobs"
-            is_permitted |= is_told_by_upstream
+            is_claimed = any(
+                thing.digest in THINGS[digest].names
+                for there, digest in self.ever
+                if there == place
+            )
+            is_permitted |= (is_claimed and thing.kind == "blobs") or is_told_by_upstream
             assert is_permitted or not is_success, "a HEAD tells that it is there"
         assert is_permitted or not reveals(answer.body, thing), (
             "content is served that is not theirs"
@@ -299,15 +309,14 @@ class World:
             assert is_success, f"content is not served: {answer.status} {answer.body[:200]!r}"
             assert method == "HEAD" or reveals(answer.body, thing), "wrong bytes"
         await self._settle()
-        is_whole = answer.status == 200 and method == "GET" and answer.digest == thing.digest
-        if is_whole or (is_success and reveals(answer.body, thing)):
+        if answer.digest == thing.digest:
             self._learn(place, thing, answer)
 
     def _learn(self, place: Place, thing: Thing, answer: Answer) -> None:
+        self.left.discard((place, thing.digest))
         if thing.digest in self.stored:
             self.must.add((place, thing.digest))
         if thing.types[0]:
-            self.claimed |= {(place, digest) for digest in thing.names}
             stated = thing.types[0 if place.upstream == HUB else 1]
             derived = thing.types[0]  # what the content itself shows
             assert answer.headers["Content-Type"] in (stated, derived), "another upstream's type"
@@ -322,6 +331,9 @@ class World:
         types += [DOCKER_LIST, OCI_INDEX] if takes_indexes else []
         for thing in THINGS.values():
             self._expect(place, thing)
+        own = self.registries[place.upstream]
+        if own.mode == "echo" and (named := own.repository(place.name).tags.get(TAG)):
+            self._permit(place, THINGS[named])  # in this mode it is honest about tags
         answer = await self.program.manifest(
             place.path, TAG, method=method, Accept=", ".join(types)
         )
@@ -418,6 +430,7 @@ class World:
         for registry in self._servers():
             registry.fail(registry.body_of(layer.digest), Fault(stall_at=3000, until=hold))
         self._expect(place, layer)
+        self.left |= self.may & {(place, layer.digest)}
         with suppress(ClientError):
             async with self.program.opened(self._path(place, layer)) as response:
                 with suppress(asyncio.IncompleteReadError, ClientError):
