@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import os
 import re
 import socket
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from proxy.server import sendfile
+from proxy.server.http import HttpConnection
 from proxy.server.registry.blobs import INLINE_BLOB_SIZE
 from tests.fakes.content import digest_of
 from tests.fakes.raw_client import RawClient
@@ -303,6 +305,32 @@ async def test_the_descriptors_of_a_connection_are_freed_at_its_end(program, sto
     async with asyncio.timeout(10):
         while count_descriptors() > before:
             await program.ask("/v2/")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n", b"rubbish\r\n\r\n", get("{path}")],
+    ids=["small", "malformed", "large"],
+)
+async def test_a_closed_connection_is_freed_without_the_garbage_collector(program, stored, sent):
+    def count_connections() -> int:
+        return sum(type(one) is HttpConnection for one in gc.get_objects())
+
+    await program.ask("/v2/")
+    gc.collect()
+    before = count_connections()
+    gc.disable()
+    try:
+        for _ in range(3):
+            peer = await RawClient.connect(program.url)
+            peer.send(sent.replace(b"{path}", stored[8 * MIB].encode()))
+            await peer.read_response()
+            await peer.close()
+        async with asyncio.timeout(10):
+            while count_connections() > before:
+                await program.ask("/v2/")
+    finally:
+        gc.enable()
 
 
 async def test_a_shutdown_finishes_the_response_and_closes_the_connection(program, stored):
