@@ -13,7 +13,8 @@ from proxy.storage.index import Index
 from proxy.storage.ingest import Ingest
 from proxy.upstream import responses
 from proxy.upstream.client import Upstream
-from proxy.upstream.registry_client import REDIRECT_STATUSES, ApiRequest
+from proxy.upstream.redirects import REDIRECT_STATUSES
+from proxy.upstream.registry_client import ApiRequest
 from proxy.upstream.responses import Evidence
 
 Patch = pytest.MonkeyPatch
