@@ -24,6 +24,7 @@ from tests.support.access_world import (
     MANIFESTS,
     PLACES,
     THINGS,
+    UNTYPED,
     Mode,
     Place,
     World,
@@ -34,7 +35,7 @@ STEPS = 40
 BY_HAND = int(os.environ.get("PULLCACHE_MODEL_STEPS", "0"))
 
 A, B, C = PLACES
-LAYER, IMAGE, OTHER_IMAGE, UNTYPED = LAYERS[0], *IMAGES
+LAYER, IMAGE, OTHER_IMAGE = LAYERS[0], *IMAGES[:2]
 Scenario = Callable[[World], Awaitable[None]]
 Mutation = Callable[[pytest.MonkeyPatch], None]
 
