@@ -68,7 +68,7 @@ async def open_cache(
             )
         if any(rule.mode == "enforce" for rule in config.policy):
             log.info(
-                "policy_avoidable",
+                "policy_bypass_possible",
                 help="clients that ask a registry for what this cache refuses avoid the policies; "
                 "see pullcache client-config --only",
             )

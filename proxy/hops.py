@@ -1,6 +1,6 @@
-"""The caches that a request has come through, in its `Via` header (RFC 9110 section 7.6.3). Pure.
+"""The caches that a request has passed through, in its `Via` header (RFC 9110 section 7.6.3). Pure.
 
-Each daemon has an id that it adds to what it asks upstream. A request that comes back with the own id is
+Each daemon adds its id to its requests to upstream. A request that comes back with this daemon's own id is
 in a loop: caches name each other as upstream or mirror.
 """
 

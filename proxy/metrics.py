@@ -1,7 +1,7 @@
 """All metrics of the program, and their text format.
 
-The values of labels are bounded: upstreams come from the configuration, all other labels have the
-types below, and repositories are never labels. Children of hot counters are cached, because
+The values of labels are bounded: upstreams and numbers of policies come from the configuration, most
+other labels have the types below, and repositories are never labels. Children of hot counters are cached, because
 `labels()` costs more than counting.
 """
 

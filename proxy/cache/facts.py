@@ -77,9 +77,9 @@ class FactsCache:
         return RepositoryFacts(recent[1] if recent else Badge.NOT_ASKED)
 
     async def get(self, repository: Repository, digest: Digest) -> RepositoryFacts:
-        """Return the facts, asked for if none are known or they are older than a day.
+        """Return the facts; ask for them if they are unknown or older than a day.
 
-        `digest` is a manifest of the repository, by which it is found to be public. If no newer
+        `digest` is a manifest of the repository, by which the cache checks that it is public. If no newer
         facts can be had, the known ones are returned, however old they are.
         """
         known = self.get_known(repository)
@@ -127,7 +127,7 @@ class FactsCache:
             try:
                 await self._questions.run(repository, partial(self._ask, repository, digest))
             except ProxyError as error:
-                log.info("facts_not_had", repository=repository.name, reason=str(error))
+                log.info("facts_unavailable", repository=repository.name, reason=str(error))
             finally:
                 del self._waiting[repository]
 

@@ -1,4 +1,7 @@
-"""How long a tag stays fresh, and how long a stale copy of it may be served. Pure."""
+"""How long a tag stays fresh, and how long a stale copy of it may be served. Pure.
+
+`manifests.py` asks upstream, and serves what this module allows.
+"""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -13,7 +16,7 @@ class Freshness(Enum):
     STALE_WHILE_REVALIDATE = "stale-while-revalidate"
     # Served only if upstream fails.
     STALE_IF_ERROR = "stale-if-error"
-    # Not served even if upstream fails.
+    # Not served even if upstream fails; while the cache is offline, it is.
     EXPIRED = "expired"
 
 

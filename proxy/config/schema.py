@@ -540,7 +540,9 @@ class PolicySettings(Section, frozen=True):
     ] = "allow"
     unknown: Annotated[
         Literal["allow", "deny"],
-        Meta(description="Whether an image is allowed while a fact about it cannot be had."),
+        Meta(
+            description="Whether an image is allowed while a fact about it is unavailable; otherwise the answer is 503."
+        ),
     ] = "deny"
 
 

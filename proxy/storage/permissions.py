@@ -1,6 +1,7 @@
 """Who may change a store: the index and the files of a store are believed, so only its owner may write to it.
 
-What other users could have written is refused; what they could only read is closed to them.
+What other users could have written is refused; what users outside its group could read is closed to
+them.
 """
 
 import os

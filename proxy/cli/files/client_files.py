@@ -1,7 +1,7 @@
 """Configuration files that make clients pull through the cache, as text. Does no I/O.
 
-With `only` a client asks nothing but the cache, as far as the client can be made to: otherwise it asks
-the registry itself for what the cache refuses, and a policy is avoided.
+With `only` a client asks nothing but the cache, as far as its configuration allows. Otherwise it asks the
+registry itself for what the cache refuses, and bypasses the policies.
 
 Sources: containerd `docs/hosts.md`, containers-registries.conf(5), BuildKit
 `docs/buildkitd.toml.md`, k3s "Private Registry Configuration".

@@ -43,8 +43,8 @@ _MAPPING_FORMATS = (
     (is_skopeo, read_skopeo),
 )
 _UNKNOWN_FORMAT = (
-    "this YAML is none of: docker compose, Kubernetes, skopeo sync, regsync, hauler, zot, "
-    "a list of images; for a chart pass the output of helm template"
+    "this YAML is none of: docker compose, Kubernetes, skopeo sync, regsync, hauler, "
+    "a lock file, a list of images; for a chart pass the output of helm template"
 )
 
 # The first line of a YAML or JSON document, as opposed to that of a plain list.
