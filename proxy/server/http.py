@@ -10,6 +10,7 @@ import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any, cast
 
 import httptools
@@ -131,6 +132,8 @@ class HttpConnection(asyncio.Protocol):
         self._is_reading_paused = False
         # The response that is being sent.
         self._task: asyncio.Task[None] | None = None
+        self._has_task_begun = self._is_cancelled = False
+        self._is_queued = False
         # Opened for the first body that the kernel sends.
         self._writer: SocketWriter | None = None
         self._stall_timer: sendfile.StallTimer | None = None
@@ -157,8 +160,7 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's name)
         """Stop everything that runs for this connection, and release its slot."""
         self.transport = None
-        if self._task:
-            self._task.cancel()
+        self._cancel_task()
         if self._timer:
             self._timer.cancel()
         if self._stall_timer:
@@ -207,7 +209,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_writing_paused = False
         if self._drained and not self._drained.done():
             self._drained.set_result(None)
-        elif self._task is None:
+        elif not self._is_busy:
             # Later, because the transport is still inside this callback.
             self._loop.call_soon(self._continue)
 
@@ -230,8 +232,7 @@ class HttpConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close now; a response that is being sent is cut short."""
-        if self._task:
-            self._task.cancel()
+        self._cancel_task()
         if self.transport:
             self.transport.close()
 
@@ -289,7 +290,7 @@ class HttpConnection(asyncio.Protocol):
     @property
     def _is_busy(self) -> bool:
         """Whether a response is being sent, so that the next request has to wait."""
-        return self._task is not None or self._is_writing_paused
+        return self._task is not None or self._is_writing_paused or self._is_queued
 
     def _pause_reading(self) -> None:
         if self.transport and not self._is_reading_paused:
@@ -477,7 +478,7 @@ class HttpConnection(asyncio.Protocol):
     def _answer_parsed(self) -> None:
         """Answer parsed requests until a response must wait."""
         requests = self._requests
-        while requests and self._task is None and not self._is_writing_paused:
+        while requests and not self._is_busy:
             self._answer(requests.popleft())
         if self._error_status and not (requests or self._is_busy):
             self._send_parse_error()
@@ -492,24 +493,53 @@ class HttpConnection(asyncio.Protocol):
         if type(answer) is not Response or self.transport is None:
             self._start_task(request, self._respond(request, answer))
             return
-        body, sender = answer.body, None
-        if type(body) is bytes:
-            if len(body) <= INLINE_BODY_SIZE:
-                head, is_last = self._serialize_head(request, answer)
-                self.transport.write(head if request.method == "HEAD" else head + body)
-                if answer.on_end:
-                    answer.end(len(body), None)
-                self._end_request(request, is_last=is_last)
-                return
-        elif type(body) is FileBody:
+        body = answer.body
+        if type(body) is bytes and len(body) <= INLINE_BODY_SIZE:
             head, is_last = self._serialize_head(request, answer)
-            sender = self._make_sender(self.transport)
-            if sender.send_now(head, body):
-                body.blob.close()
-                answer.end(sender.bytes_sent, None)
-                self._end_request(request, is_last=is_last)
-                return
-        self._start_task(request, self._respond(request, answer, sender))
+            self.transport.write(head if request.method == "HEAD" else head + body)
+            if answer.on_end:
+                answer.end(len(body), None)
+            self._end_request(request, is_last=is_last)
+        elif type(body) is FileBody:
+            self._answer_with_file(request, answer, body, self._make_sender(self.transport))
+        else:
+            self._start_task(request, self._respond(request, answer))
+
+    def _answer_with_file(
+        self, request: Request, response: Response, body: FileBody, sender: BodySender
+    ) -> None:
+        """Send a file: without a task, which would take three times as long, if the kernel may take all of it."""
+        turns = self._server.turns
+        if not sender.can_send_now(body):
+            self._start_task(request, self._respond(request, response, sender))
+        elif turns.try_take(body.length):
+            self._send_file(request, response, body, sender)
+        else:
+            self._is_queued = True
+            send = partial(self._send_queued_file, request, response, body, sender)
+            turns.call_later(body.length, send)
+
+    def _send_file(
+        self, request: Request, response: Response, body: FileBody, sender: BodySender
+    ) -> None:
+        head, is_last = self._serialize_head(request, response)
+        if sender.send_now(head, body):
+            body.blob.close()
+            response.end(sender.bytes_sent, None)
+            self._end_request(request, is_last=is_last)
+        else:
+            self._start_task(request, self._respond(request, response, sender))
+
+    def _send_queued_file(
+        self, request: Request, response: Response, body: FileBody, sender: BodySender
+    ) -> None:
+        self._is_queued = False
+        if self.transport is None:
+            body.blob.close()
+            response.end(0, ConnectionResetError(sendfile.CLIENT_DISCONNECTED))
+            return
+        self._send_file(request, response, body, sender)
+        self._continue()
 
     def _serialize_head(self, request: Request, response: Response) -> tuple[bytes, bool]:
         """Return the head of a response, and whether the connection is closed after it."""
@@ -531,11 +561,21 @@ class HttpConnection(asyncio.Protocol):
     # Responses that must wait, each in its own task.
 
     def _start_task(self, request: Request, responding: Awaitable[Response]) -> None:
+        self._has_task_begun = False
         self._task = self._server.start_task(self._run(request, responding))
+
+    def _cancel_task(self) -> None:
+        """Cancel the response: if its task has not begun, as soon as it does, so that it frees everything."""
+        self._is_cancelled = True
+        if self._task and self._has_task_begun:
+            self._task.cancel()
 
     async def _run(self, request: Request, responding: Awaitable[Response]) -> None:
         """Send a response and continue with the next request. A body cut short ends the connection."""
         is_complete = False
+        self._has_task_begun = True
+        if self._is_cancelled and self._task:
+            self._task.cancel()
         try:
             await responding
             is_complete = True

@@ -6,6 +6,8 @@ turn would take tenths of a second, and every other request would wait for its e
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 
 # Bytes that all connections send in one turn: a few milliseconds.
 TURN_SIZE = 8 << 20
@@ -18,7 +20,7 @@ class SendTurns:
 
     def __init__(self) -> None:
         self._left = TURN_SIZE
-        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
         self._is_next_turn_scheduled = False
 
     def try_take(self, size: int) -> bool:
@@ -30,12 +32,16 @@ class SendTurns:
         self._left -= max(size, MIN_COST)
         return True
 
+    def call_later(self, size: int, send: Callable[[], None]) -> None:
+        """Call `send` when `size` bytes may be sent."""
+        self._waiting.append((size, send))
+
     async def take(self, size: int) -> bool:
         """Return when `size` bytes may be sent; tell whether that was a later turn."""
         if self.try_take(size):
             return False
         waiter = asyncio.get_running_loop().create_future()
-        self._waiting.append((waiter, size))
+        self.call_later(size, partial(_wake, waiter))
         await waiter
         return True
 
@@ -44,12 +50,16 @@ class SendTurns:
         asyncio.get_running_loop().call_soon(self._begin_turn)
 
     def _begin_turn(self) -> None:
-        self._is_next_turn_scheduled = False
         self._left = TURN_SIZE
         while self._waiting and self._left > 0:
-            waiter, size = self._waiting.popleft()
-            if not waiter.done():
-                self._left -= max(size, MIN_COST)
-                waiter.set_result(None)
+            size, send = self._waiting.popleft()
+            self._left -= max(size, MIN_COST)
+            send()
+        self._is_next_turn_scheduled = False
         if self._left < TURN_SIZE:
             self._schedule_next_turn()
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

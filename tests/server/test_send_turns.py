@@ -91,6 +91,36 @@ async def test_all_connections_together_send_a_bounded_number_of_bytes_in_a_turn
     assert SEND_SIZE <= per_turn.most <= 2 * (TURN_SIZE + SEND_SIZE)
 
 
+async def test_responses_that_wait_for_their_turn_come_in_order_and_whole(
+    per_turn, registry, program, monkeypatch
+):
+    monkeypatch.setattr(sendfile, "SEND_SIZE", TURN_SIZE)
+    sizes = [100 << 10, 150 << 10, 70 << 10]
+    digests = [registry.add_blob(BLOB[:size]) for size in sizes]
+    for digest in digests:
+        assert (await program.blob(digest)).is_whole
+    await program.wait_for_downloads()
+    requests = b"".join(request(f"/v2/library/app/blobs/{digest}") for digest in digests)
+    clients = [await RawClient.connect(program.url) for _ in range(CLIENTS)]
+    for client in clients:
+        client.send(requests + request("/v2/", "Connection: close"))
+    for leaving in clients[::4]:
+        leaving.writer.transport.abort()
+    for client in clients[1::4] + clients[2::4]:
+        rest = (await client.read_to_end()).data
+        for size in sizes:
+            _, _, rest = rest.partition(b"\r\n\r\n")
+            assert rest[:size] == BLOB[:size]
+            rest = rest[size:]
+        assert rest.endswith(b"\r\n\r\n{}")
+    assert 0 < per_turn.most <= 2 * (TURN_SIZE + max(sizes))
+    for client in clients:
+        await client.close()
+    async with asyncio.timeout(10):
+        while program.running.middleware.in_flight:
+            await program.ask("/v2/")
+
+
 async def test_turns_are_given_in_the_order_in_which_they_were_asked_for(monkeypatch):
     monkeypatch.setattr(send_turns, "TURN_SIZE", 2 * send_turns.MIN_COST)
     turns, order = SendTurns(), list[int]()
