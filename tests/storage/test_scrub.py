@@ -378,7 +378,7 @@ async def test_switching_the_scrub_off_stops_it_after_the_blob_it_reads(rig):
             running.period = 0
             return read(*arguments)
 
-        running.scrubber._read = read_and_switch_off  # type: ignore[method-assign]
+        running.scrubber._read = read_and_switch_off  # type: ignore[method-assign,assignment]
         for number in range(1, 4):
             running.period = PERIOD
             await running.wait_for_reads(number)
