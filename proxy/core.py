@@ -20,6 +20,7 @@ from proxy.download.writer import StorageDeps
 from proxy.metrics import Metrics
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
+from proxy.storage.policy_records import PolicyRecords
 from proxy.storage.scrub import Scrubber
 from proxy.storage.space import SpaceManager
 from proxy.upstream.factory import UpstreamFactory
@@ -39,6 +40,7 @@ class Core:
 
     store: BlobStore
     index: Index
+    policy_records: PolicyRecords
     space: SpaceManager
     scrubber: Scrubber
     metrics: Metrics
@@ -97,6 +99,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     return Core(
         store=store,
         index=index,
+        policy_records=PolicyRecords(index),
         space=space,
         scrubber=scrubber,
         metrics=metrics,

@@ -37,6 +37,18 @@ class DeniedError(ProxyError):
     """The configuration forbids this repository or registry."""
 
 
+class PolicyDeniedError(DeniedError):
+    """A policy refuses the image."""
+
+
+class PolicyUndecidedError(ProxyError):
+    """A policy cannot decide now, because a fact cannot be had; `retry_after` is in seconds."""
+
+    def __init__(self, message: str, *, retry_after: float = 60.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class NotFoundError(ProxyError):
     """Upstream does not have the content, or denies it with the configured credentials."""
 
@@ -47,6 +59,10 @@ class UnknownNameError(NotFoundError):
 
 class UnknownManifestError(NotFoundError):
     """The manifest or tag does not exist."""
+
+
+class NoReferrersApiError(UnknownManifestError):
+    """Upstream has no referrers API; clients then ask for the fallback tag."""
 
 
 class UnknownBlobError(NotFoundError):
@@ -77,6 +93,10 @@ class OfflineError(UpstreamUnavailableError):
     """The cache is offline: no upstream may be asked."""
 
 
+class UpstreamUnreachableError(UpstreamUnavailableError):
+    """No connection to upstream can be established."""
+
+
 class UpstreamTimeoutError(UpstreamUnavailableError):
     """Upstream did not respond in time."""
 
@@ -99,6 +119,14 @@ class NoDescriptorsError(UpstreamError):
 
 class UpstreamUnauthorizedError(UpstreamError):
     """Upstream rejects the configured credentials, or requires some."""
+
+
+class UpstreamForbiddenError(UpstreamUnauthorizedError):
+    """Upstream refuses a request that is authenticated as well as it can be."""
+
+
+class UpstreamRefusedError(UpstreamError):
+    """Upstream answers with an error status that a retry does not change."""
 
 
 class UnsatisfiableRangeError(UpstreamError):
@@ -168,15 +196,19 @@ OUTCOMES: Mapping[type[ProxyError], ErrorOutcome] = {
     InvalidTagError: ErrorOutcome(400, "TAG_INVALID", 400, 2),
     InvalidDigestError: ErrorOutcome(400, "DIGEST_INVALID", 400, 2),
     DeniedError: ErrorOutcome(403, "DENIED", 403),
+    PolicyDeniedError: ErrorOutcome(403, "DENIED", 403),
+    PolicyUndecidedError: ErrorOutcome(503, "UNAVAILABLE", 503),
     NotFoundError: ErrorOutcome(404, "MANIFEST_UNKNOWN", 404),
     UnknownNameError: ErrorOutcome(404, "NAME_UNKNOWN", 404),
     UnknownManifestError: ErrorOutcome(404, "MANIFEST_UNKNOWN", 404),
+    NoReferrersApiError: ErrorOutcome(404, "MANIFEST_UNKNOWN", 404),
     UnknownBlobError: ErrorOutcome(404, "BLOB_UNKNOWN", 404),
     InvalidManifestError: ErrorOutcome(502, "MANIFEST_INVALID", 500),
     UpstreamError: ErrorOutcome(502, "UNKNOWN", 502),
     RateLimitedError: ErrorOutcome(429, "TOOMANYREQUESTS", 429),
     UpstreamUnavailableError: ErrorOutcome(503, "UNAVAILABLE", 503),
     OfflineError: ErrorOutcome(503, "UNAVAILABLE", 503),
+    UpstreamUnreachableError: ErrorOutcome(503, "UNAVAILABLE", 503),
     UpstreamTimeoutError: ErrorOutcome(504, "UNAVAILABLE", 504),
     UpstreamDownError: ErrorOutcome(503, "UNAVAILABLE", 503),
     LoopDetectedError: ErrorOutcome(508, "UNKNOWN", 502),
@@ -184,6 +216,8 @@ OUTCOMES: Mapping[type[ProxyError], ErrorOutcome] = {
     # Docker Hub answers 401 for repositories that do not exist; a challenged client sends its
     # password.
     UpstreamUnauthorizedError: ErrorOutcome(404, "NAME_UNKNOWN", 502),
+    UpstreamForbiddenError: ErrorOutcome(404, "NAME_UNKNOWN", 502),
+    UpstreamRefusedError: ErrorOutcome(502, "UNKNOWN", 502),
     UnsatisfiableRangeError: ErrorOutcome(502, "UNKNOWN", 502),
     DigestMismatchError: ErrorOutcome(502, "DIGEST_INVALID", 502, 3),
     BusyError: ErrorOutcome(503, "UNAVAILABLE", 409),

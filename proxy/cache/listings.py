@@ -7,18 +7,28 @@ or one made from the index.
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
 
 import msgspec
 
 from proxy.concurrency import RESPONSE_TIMEOUT, SingleFlight, enforce_deadline
-from proxy.errors import InvalidManifestError, StorageError, UpstreamError
+from proxy.errors import (
+    InvalidManifestError,
+    NoReferrersApiError,
+    OfflineError,
+    StorageError,
+    UnknownManifestError,
+    UpstreamDownError,
+    UpstreamError,
+    UpstreamUnreachableError,
+)
 from proxy.log import get_logger
 from proxy.lru import TTLCache
 from proxy.metrics import CacheState
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
+from proxy.oci.referrers import RawDescriptor, fallback_tag, parse_descriptor_digest
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
 from proxy.upstream.client import Upstream
@@ -28,12 +38,12 @@ MAX_CACHED_LISTS = 1000
 
 log = get_logger(__name__)
 
-# A descriptor as upstream sent it; fields unknown to us are passed on.
-RawDescriptor = dict[str, Any]
+# Errors of an upstream that cannot be asked for the fallback tag either.
+_UNREACHABLE = (OfflineError, UpstreamDownError, UpstreamUnreachableError)
 
 
-class _ReferrersPage(msgspec.Struct):
-    manifests: list[RawDescriptor]
+class _FallbackIndex(msgspec.Struct):
+    manifests: list[RawDescriptor] | None = None
 
 
 class ListingCache:
@@ -56,7 +66,8 @@ class ListingCache:
         self._now = asyncio.get_running_loop().time
         self._tag_cache: TTLCache[Repository, list[str]] = TTLCache(MAX_CACHED_LISTS, clock)
         self._tag_fetches: SingleFlight[Repository, list[str]] = SingleFlight(group)
-        self._referrer_cache: TTLCache[tuple[Repository, Digest], list[RawDescriptor]]
+        # None where upstream refused the list.
+        self._referrer_cache: TTLCache[tuple[Repository, Digest], list[RawDescriptor] | None]
         self._referrer_cache = TTLCache(MAX_CACHED_LISTS, clock)
         self._referrer_fetches: SingleFlight[tuple[Repository, Digest], list[RawDescriptor]]
         self._referrer_fetches = SingleFlight(group)
@@ -91,37 +102,67 @@ class ListingCache:
     ) -> tuple[list[RawDescriptor], CacheState]:
         """Return the descriptors of all referrers (distribution-spec, "Listing Referrers").
 
-        Raises `NotFoundError` if upstream lacks this API (clients then use the fallback tag), and
-        `UpstreamError` if upstream fails and no referrer is cached.
+        Raises `UnknownManifestError` if upstream lists none, so that clients go on to the fallback
+        tag, and `UpstreamError` if upstream fails and no referrer is cached. While upstream cannot
+        be reached, that is an `UnknownManifestError` too.
         """
         key = (repository, digest)
         cached = self._referrer_cache.get_with_age(key)
         if cached and 0 <= cached[0] < self._ttl:
+            if cached[1] is None:
+                raise UnknownManifestError(f"{repository.upstream} lists no referrers of {digest}")
             return cached[1], "hit"
-        upstream = self._upstreams[repository.upstream]
-
-        async def fetch() -> list[RawDescriptor]:
-            pages = await upstream.fetch_referrers(repository.name, digest)
-            referrers = [item for page in pages for item in _parse_referrers_page(page)]
-            self._referrer_cache.set(key, referrers)
-            return referrers
-
+        fetch = partial(self._fetch_referrers, repository, digest)
         try:
             async with enforce_deadline(self._now() + RESPONSE_TIMEOUT, repository.upstream):
                 return await self._referrer_fetches.run(key, fetch), "miss"
         except UpstreamError as error:
-            stale = (
-                cached[1] if cached else await self._describe_stored_referrers(repository, digest)
-            )
-            if not stale:
-                raise
+            stale = cached[1] if cached else None
+            if stale is None:
+                stale = await self._describe_cached_referrers(repository, digest, error)
             reason = str(error)
             log.warning("stale_served", repository=repository.name, list="referrers", reason=reason)
             return stale, "stale"
 
+    async def _fetch_referrers(self, repository: Repository, digest: Digest) -> list[RawDescriptor]:
+        upstream = self._upstreams[repository.upstream]
+        try:
+            referrers = await upstream.fetch_referrers(repository.name, digest)
+        except NoReferrersApiError:
+            raise  # remembered by the upstream
+        except UnknownManifestError:
+            self._referrer_cache.set((repository, digest), None)
+            raise
+        self._referrer_cache.set((repository, digest), referrers)
+        return referrers
+
     def list_repositories(self) -> list[Repository]:
         """Return the repositories that have a manifest in the store."""
         return self._index.repositories()
+
+    async def _describe_cached_referrers(
+        self, repository: Repository, subject: Digest, error: UpstreamError
+    ) -> list[RawDescriptor]:
+        """Return the descriptors of stored referrers, and those in the cached fallback index.
+
+        If there are none, raises upstream's `error`, or `UnknownManifestError` if upstream cannot
+        be reached.
+        """
+        stored = await self._describe_stored_referrers(repository, subject)
+        named = {item["digest"] for item in stored}
+        listed = [
+            (item, digest)
+            for item in await self._read_fallback_index(repository, subject)
+            if (digest := parse_descriptor_digest(item))
+        ]
+        # If no child names the subject, the index is not one of referrers.
+        if any(str(digest) in named or not self._index.manifest(digest) for _, digest in listed):
+            stored += [item for item, digest in listed if str(digest) not in named]
+        if stored:
+            return stored
+        if isinstance(error, _UNREACHABLE):
+            raise UnknownManifestError(f"no referrers are cached: {error}") from error
+        raise error
 
     async def _describe_stored_referrers(
         self, repository: Repository, subject: Digest
@@ -147,9 +188,16 @@ class ListingCache:
             descriptors.append(descriptor)
         return descriptors
 
-
-def _parse_referrers_page(content: bytes) -> list[RawDescriptor]:
-    try:
-        return msgspec.json.decode(content, type=_ReferrersPage).manifests
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise UpstreamError("upstream sent an invalid referrers list") from error
+    async def _read_fallback_index(
+        self, repository: Repository, subject: Digest
+    ) -> list[RawDescriptor]:
+        """Return the descriptors in the cached index under the fallback tag, if there is one."""
+        tag = self._index.tag(repository, fallback_tag(subject))
+        # Some registries resolve the tag to the subject itself.
+        if tag is None or tag.digest == subject:
+            return []
+        try:
+            content = await self._store.read(tag.digest)
+            return msgspec.json.decode(content or b"{}", type=_FallbackIndex).manifests or []
+        except (msgspec.MsgspecError, ValueError, RecursionError, StorageError):
+            return []

@@ -206,6 +206,8 @@ class ImageResolver:
         # Cut as the distribution-spec says ("Referrers Tag Schema").
         fallback = f"{subject.algorithm}-{subject.hex[:64]}"
         references: list[Reference] = []
+        # Shows whether HEAD works, so that its 404 for a tag is believed.
+        await self._upstreams[image.repository.upstream].resolve(image.repository.name, subject)
         try:
             descriptors, _ = await self._listings.list_referrers(image.repository, subject)
             references += _parse_digests(descriptors)
@@ -222,11 +224,7 @@ class ImageResolver:
             image.add_referrer(cached, await self._parse(cached))
 
     async def _tag_exists(self, repository: Repository, tag: Tag) -> bool:
-        try:
-            await self._upstreams[repository.upstream].resolve(repository.name, tag)
-        except NotFoundError:
-            return False
-        return True
+        return await self._upstreams[repository.upstream].has_tag(repository.name, tag)
 
     async def _parse(self, cached: CachedManifest) -> Manifest:
         manifest = await run_in_thread(

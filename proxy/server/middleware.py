@@ -16,7 +16,7 @@ from proxy.server.health import HealthEndpoints
 from proxy.server.registry.handlers import RegistryHandler
 from proxy.server.request import Request
 from proxy.server.request_context import RequestContext
-from proxy.server.responses import Body, Response
+from proxy.server.responses import Response
 
 # The status in log and metrics if the client disconnects before the end (nginx's code).
 CLIENT_CLOSED_REQUEST = 499
@@ -59,7 +59,7 @@ class Middleware:
             answer = self._to_response(error, context)
         if not isinstance(answer, Response):
             return self._answer_later(context, answer)
-        if isinstance(answer.body, Body):
+        if not isinstance(answer.body, bytes):
             self._record_at_end(context, answer)
             return answer
         if request.method != "HEAD":

@@ -12,7 +12,7 @@ import msgspec
 
 from proxy.server.ranges import ByteRange
 from proxy.server.request import Request
-from proxy.storage.blobs import FileRange
+from proxy.storage.blobs import FileRange, OpenBlob
 
 API_VERSION = "registry/2.0"
 
@@ -45,6 +45,21 @@ class Body(msgspec.Struct):
     resources: AsyncExitStack
 
 
+class FileBody(msgspec.Struct):
+    """A body that is a whole stored blob, which is closed after the response."""
+
+    blob: OpenBlob
+
+    @property
+    def length(self) -> int:
+        """The number of bytes."""
+        return self.blob.size
+
+    def range_from(self, offset: int) -> FileRange:
+        """Return the range of the file from `offset` to its end."""
+        return FileRange(self.blob.fd, offset, self.blob.size)
+
+
 class Response(msgspec.Struct):
     """A response of a handler.
 
@@ -53,7 +68,7 @@ class Response(msgspec.Struct):
 
     status: int = 200
     headers: dict[str, str] = {}
-    body: bytes | Body = b""
+    body: bytes | Body | FileBody = b""
     should_close: bool = False
     on_end: Callable[[int, Exception | None], None] | None = None
 

@@ -17,7 +17,17 @@ from pathlib import Path
 from proxy.errors import BusyError, StorageError
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Repository, Tag, parse_reference
+from proxy.policy.facts import RepositoryFacts
 from proxy.storage import pins
+from proxy.storage.policy_rows import (
+    EXCEPTION_SQL,
+    FACTS_SQL,
+    MEANING_SQL,
+    MEANINGS_SQL,
+    TagMeaning,
+    to_facts,
+    to_meaning,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +97,16 @@ def delete_images(
     connection.executemany(
         "DELETE FROM pins WHERE repository = ? AND reference = ?", removal.references
     )
+    # Tags that were no images because of their subject do not become images without it.
+    connection.executemany(
+        "DELETE FROM tags WHERE repository = ? AND subject = ? AND subject <> digest AND EXISTS"
+        " (SELECT 1 FROM links s JOIN blobs USING (digest)"
+        " WHERE s.digest = tags.subject AND s.repository = tags.repository)",
+        removal.links,
+    )
+    connection.executemany(
+        "DELETE FROM referrer_records WHERE repository = ? AND subject = ?", removal.links
+    )
     connection.executemany("DELETE FROM links WHERE repository = ? AND digest = ?", removal.links)
     pins.recompute(connection)
     return removal.blobs
@@ -116,6 +136,28 @@ class ImageQueries:
                 bool(is_pinned),
             )
 
+    def facts(self, repository: Repository) -> RepositoryFacts | None:
+        """Return the facts that were last said about a repository."""
+        row = self._connection.execute(FACTS_SQL, (repository.upstream, repository.name)).fetchone()
+        return to_facts(row) if row else None
+
+    def meanings(self, repository: Repository, tag: Tag) -> list[TagMeaning]:
+        """Return what a tag meant, the most recent first."""
+        parameters = (repository.upstream, repository.name, tag)
+        return [to_meaning(row) for row in self._connection.execute(MEANINGS_SQL, parameters)]
+
+    def meaning(self, repository: Repository, digest: Digest) -> TagMeaning | None:
+        """Return since when the repository is known to hold the digest."""
+        parameters = (repository.upstream, repository.name, str(digest))
+        row = self._connection.execute(MEANING_SQL, parameters).fetchone()
+        return to_meaning(row) if row else None
+
+    def has_exception(self, repository: Repository, digest: Digest, now: float) -> bool:
+        """Tell whether policies allow the image at the time `now`, whatever their rules say."""
+        parameters = (repository.upstream, repository.name, str(digest))
+        row = self._connection.execute(EXCEPTION_SQL, parameters).fetchone()
+        return row is not None and row[1] > now
+
     def sizes_by_digest(self) -> dict[str, tuple[int, int]]:
         """Return, for the digest of each image, its size and the part that only it has, in bytes.
 
@@ -128,7 +170,8 @@ class ImageQueries:
         rows = self._connection.execute(
             "WITH RECURSIVE held (root, digest) AS (SELECT rowid, digest FROM top"
             " UNION SELECT h.root, e.child FROM edges e JOIN held h ON e.parent = h.digest"
-            " UNION SELECT h.root, b.digest FROM blobs b JOIN held h ON b.subject = h.digest),"
+            " UNION SELECT h.root, b.digest FROM blobs b JOIN held h ON b.subject = h.digest"
+            " UNION SELECT h.root, t.digest FROM tags t JOIN held h ON t.subject = h.digest),"
             " shared AS (SELECT h.root, b.size, count(*) OVER (PARTITION BY h.digest) AS roots"
             " FROM held h JOIN blobs b USING (digest))"
             " SELECT top.digest, sum(s.size),"
@@ -263,7 +306,9 @@ class ImageQueries:
         for current in waiting:
             above = self._connection.execute(
                 "SELECT above FROM (SELECT parent AS above FROM edges WHERE child = :digest"
-                " UNION ALL SELECT subject FROM blobs WHERE digest = :digest AND subject IS NOT NULL)"
+                " UNION ALL SELECT subject FROM blobs WHERE digest = :digest AND subject IS NOT NULL"
+                " UNION ALL SELECT subject FROM tags WHERE digest = :digest AND subject IS NOT NULL"
+                " AND (:repository IS NULL OR repository = :repository))"
                 " WHERE :repository IS NULL OR EXISTS"
                 " (SELECT 1 FROM links l WHERE l.repository = :repository AND l.digest = above)",
                 {"digest": current, "repository": repository},

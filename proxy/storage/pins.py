@@ -1,7 +1,7 @@
 """Pins: images that are never evicted.
 
 A blob is pinned if a pin names it, if a pinned manifest in the store names it, or if its subject is
-pinned. The column `blobs.pinned` records this, so that an eviction need not compute it. New pins and new
+pinned: the one that it states, or the one in its tag (proxy/oci/referrers.py). The column `blobs.pinned` records this, so that an eviction need not compute it. New pins and new
 content update only what they reach; moving a tag and removing a pin recompute all rows.
 When a damaged manifest is removed, the blobs that it names stay pinned until then.
 """
@@ -15,6 +15,7 @@ from proxy.oci.reference import Reference, Tag
 REACHABLE_SQL = """
     UNION SELECT e.child FROM edges e JOIN reached r ON e.parent = r.digest
     UNION SELECT b.digest FROM blobs b JOIN reached r ON b.subject = r.digest
+    UNION SELECT t.digest FROM tags t JOIN reached r ON t.subject = r.digest
 """
 
 _REACHABLE_FROM_PINS = (
@@ -59,11 +60,21 @@ def update_tag(
         recompute(connection)
 
 
+def update_referrer(connection: sqlite3.Connection, subject: Digest, digest: Digest) -> None:
+    """Pin what a tag for referrers of a pinned manifest names now."""
+    query = "SELECT 1 FROM blobs WHERE digest = ? AND pinned"
+    if connection.execute(query, (str(subject),)).fetchone():
+        mark_reachable(connection, str(digest))
+
+
 def is_reachable(connection: sqlite3.Connection, digest: str, subject: str | None) -> bool:
     """Tell whether a blob that is being added belongs to a pinned image."""
     query = """
         SELECT EXISTS (SELECT 1 FROM pins WHERE digest = :digest)
         OR EXISTS (SELECT 1 FROM blobs WHERE digest = :subject AND pinned)
+        OR EXISTS (
+            SELECT 1 FROM tags t JOIN blobs b ON b.digest = t.subject
+            WHERE t.digest = :digest AND b.pinned)
         OR EXISTS (
             SELECT 1 FROM edges e JOIN blobs b ON b.digest = e.parent
             WHERE e.child = :digest AND b.pinned)

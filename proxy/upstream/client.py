@@ -6,30 +6,56 @@ passed on.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 from urllib.parse import urlencode
 
 from proxy.errors import (
     DigestMismatchError,
+    NoReferrersApiError,
+    NotFoundError,
+    OfflineError,
+    ProxyError,
+    UnknownManifestError,
+    UnsatisfiableRangeError,
+    UpstreamDownError,
     UpstreamError,
+    UpstreamForbiddenError,
+    UpstreamRefusedError,
+    UpstreamTimeoutError,
+    UpstreamUnauthorizedError,
+    UpstreamUnavailableError,
+    UpstreamUnreachableError,
 )
+from proxy.log import get_logger
 from proxy.metrics import Metrics, RequestKind
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import ACCEPT, parse_manifest
-from proxy.oci.reference import Reference
+from proxy.oci.reference import Reference, Tag
+from proxy.oci.referrers import RawDescriptor
 from proxy.upstream import responses, retry, search
 from proxy.upstream.body import BlobBody
 from proxy.upstream.encoding import is_gzip_encoded
+from proxy.upstream.features import Feature, MissingFeature
+from proxy.upstream.hub_client import HubClient
 from proxy.upstream.mirrors import MirrorSet
 from proxy.upstream.registry_client import REQUEST_TIMEOUT, ApiRequest, RegistryClient
-from proxy.upstream.responses import MAX_LIST_SIZE, Evidence
+from proxy.upstream.responses import MAX_LIST_SIZE, Evidence, ListPage
 from proxy.upstream.search import SearchPage
 
 # A list of tags or referrers with more pages, or larger in all than `MAX_LIST_SIZE`, is an error
 # (CVE-2023-2253). Quay has 100 tags in a page.
 MAX_PAGES = 10_000
+
+# Attempts of a HEAD, if it fails in a way that may be temporary, before a GET is tried.
+HEAD_ATTEMPTS = 2
+_FIRST_BYTE = {"Range": "bytes=0-0"}
+
+T = TypeVar("T")
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +71,23 @@ class FetchedManifest:
     is_verified: bool
 
 
+@dataclass(frozen=True, slots=True)
+class ResolvedReference:
+    """The digest that a reference points to, and the manifest if it took a GET to learn that.
+
+    `digest` is None if only a GET could tell, which would spend one of the last pulls.
+    """
+
+    digest: Digest | None
+    manifest: FetchedManifest | None = None
+
+
 class Upstream:
     """One upstream: its registry, its mirrors, and the registry that searches it.
 
     A blob that arrives at less than `min_rate` bytes a second over `min_rate_window` seconds counts
     as stalled. `search_registry` is the host that answers searches, by default the registry itself.
+    `hub` asks Docker Hub for facts about repositories, None if it is not to be asked.
     """
 
     def __init__(
@@ -60,8 +98,10 @@ class Upstream:
         min_rate: int,
         min_rate_window: float,
         search_registry: RegistryClient | None = None,
+        hub: HubClient | None = None,
     ) -> None:
         self.name = mirror_set.registry.name
+        self.hub = hub
         self._mirror_set = mirror_set
         self._registry = mirror_set.registry
         self._metrics = metrics
@@ -98,25 +138,46 @@ class Upstream:
         """The pulls that upstream allows per time window, and those left, as it last reported."""
         return self._registry.quota.limit, self._registry.quota.remaining
 
-    async def resolve(self, repository: str, reference: Reference) -> Digest | None:
-        """Return the digest that `reference` points to now, by HEAD.
+    @property
+    def missing_features(self) -> list[MissingFeature]:
+        """What the registry was recently found unable to do."""
+        return self._registry.features.missing()
 
-        For a digest this proves that the repository holds it; a mirror cannot prove that. Returns
-        None if upstream sends no valid digest. Raises `UnknownManifestError` and `UpstreamError`.
+    async def resolve(self, repository: str, reference: Reference) -> ResolvedReference:
+        """Return the digest that `reference` points to now, by HEAD or, if that fails, by GET.
+
+        While pulls are scarce, only HEAD is used, which costs none. For a digest this proves that
+        the repository holds it; a mirror cannot prove that. Raises `UnknownManifestError` and `UpstreamError`.
         """
-        headers = {"Accept": ACCEPT}
-        request = ApiRequest("HEAD", repository, f"manifests/{reference}", "manifest", headers)
-        if isinstance(reference, Digest):
-            return await self._registry.request(request, responses.read_digest)
         deadline = self._request_deadline()
 
-        async def resolve_at(registry: RegistryClient) -> Digest | None:
-            digest = await registry.request(request, responses.read_digest, deadline)
-            if digest is None and registry.is_mirror:
-                raise UpstreamError(f"{registry.label} sent no digest for the tag")
-            return digest
+        async def resolve_at(registry: RegistryClient) -> ResolvedReference:
+            return await self._resolve_at(registry, repository, reference, deadline)
 
+        if isinstance(reference, Digest):
+            return await resolve_at(self._registry)
         return await self._mirror_set.try_each(resolve_at)
+
+    async def has_tag(self, repository: str, tag: Tag) -> bool:
+        """Tell whether the registry has a tag that it probably does not have.
+
+        Where HEAD has worked before, its 404 is believed, so that no pull is spent. Raises
+        `UpstreamError` if upstream says neither yes nor no.
+        """
+        registry, deadline = self._registry, self._request_deadline()
+        try:
+            if registry.features.has("manifest_head", repository):
+                request = _manifest_request("HEAD", repository, tag)
+                await registry.request(request, responses.read_digest, deadline)
+            else:
+                await self._resolve_at(registry, repository, tag, deadline)
+        except (NotFoundError, UpstreamUnauthorizedError, UpstreamRefusedError):
+            return False
+        return True
+
+    def record_unreliable_head(self, repository: str) -> None:
+        """Record that HEAD named a manifest for a tag that upstream does not have."""
+        self._record_missing(self._registry, "manifest_head", repository)
 
     async def fetch_manifest(self, repository: str, reference: Reference) -> FetchedManifest:
         """Return the manifest; if `reference` is a digest, the content is verified against it.
@@ -124,8 +185,7 @@ class Upstream:
         Raises `UnknownManifestError`, `DigestMismatchError` (after a second attempt) and
         `UpstreamError`.
         """
-        headers = {"Accept": ACCEPT}
-        request = ApiRequest("GET", repository, f"manifests/{reference}", "manifest", headers)
+        request = _manifest_request("GET", repository, reference)
         deadline = self._request_deadline()
 
         async def fetch_at(registry: RegistryClient) -> FetchedManifest:
@@ -157,15 +217,15 @@ class Upstream:
 
         Raises `UnknownBlobError` and `UpstreamError`.
         """
-        path, deadline = f"blobs/{digest}", self._request_deadline()
-        head = ApiRequest("HEAD", repository, path, "blob", follow_redirects=False)
+        deadline = self._request_deadline()
         # If HEAD is redirected, only the redirect's target knows the size: GET one byte of it.
-        get = ApiRequest("GET", repository, path, "blob", {"Range": "bytes=0-0"})
+        get = ApiRequest("GET", repository, f"blobs/{digest}", "blob", _FIRST_BYTE)
 
         async def fetch_at(registry: RegistryClient) -> int | None:
-            status, size = await registry.request(head, responses.read_blob_size, deadline)
-            if status != 200:
-                _, size = await registry.request(get, responses.read_blob_size, deadline)
+            status, size = await self._probe_blob(registry, repository, digest, deadline)
+            # Some registries send a HEAD's response without the body's length.
+            if status not in (200, 206) or not size:
+                _, size = await _request_first_byte(registry, get, deadline)
             return size
 
         return await self._mirror_set.try_each(fetch_at, digest)
@@ -206,18 +266,39 @@ class Upstream:
         Only the registry is asked: a mirror's incomplete list looks like any other.
         """
         tags: list[str] = []
-        async for content in self._fetch_pages(repository, "tags/list?n=1000", "tags"):
-            tags += responses.parse_tags(content)
+        async for page in self._fetch_pages(repository, "tags/list?n=1000", "tags"):
+            tags += responses.parse_tags(page.content)
         return tags
 
-    async def fetch_referrers(self, repository: str, digest: Digest) -> list[bytes]:
-        """Return the pages of the referrers of `digest`, each an image index.
+    async def fetch_referrers(self, repository: str, digest: Digest) -> list[RawDescriptor]:
+        """Return the descriptors of the referrers of `digest`, from all pages.
 
-        Only the registry is asked, as for tags. Raises `NotFoundError` if upstream does not support
-        the API (distribution-spec, "Listing Referrers": 404).
+        Only the registry is asked, as for tags. Raises `UnknownManifestError` if upstream refuses
+        the list or sends anything but an index: clients then go on to the fallback tag. Where the
+        referrers API as a whole is missing, it is not asked again for a while.
         """
-        pages = self._fetch_pages(repository, f"referrers/{digest}", "referrers")
-        return [content async for content in pages]
+        features = self._registry.features
+        if features.lacks("referrers", repository):
+            raise NoReferrersApiError(f"{self.name} has no referrers API for {repository}")
+        referrers: list[RawDescriptor] = []
+        has_page = False
+        try:
+            async for page in self._fetch_pages(repository, f"referrers/{digest}", "referrers"):
+                descriptors = responses.parse_referrers(page)
+                if descriptors is None:
+                    raise NoReferrersApiError(f"{self.name} sent no index of referrers")
+                referrers += descriptors
+                has_page = True
+        except UnknownManifestError as error:
+            if has_page:
+                raise UpstreamError(
+                    f"{self.name} broke off a list of referrers: {error}"
+                ) from error
+            if isinstance(error, NoReferrersApiError):
+                self._record_missing(self._registry, "referrers", repository, error)
+            raise
+        features.record_present("referrers", repository)
+        return referrers
 
     async def search(self, terms: str, *, limit: int, page: int) -> SearchPage:
         """Return one page of the repositories that match `terms`; the first page is 1.
@@ -234,6 +315,91 @@ class Upstream:
     def _request_deadline(self) -> float:
         """Return the time by which a request must be answered, by mirrors and registry together."""
         return self._now() + REQUEST_TIMEOUT
+
+    async def _resolve_at(
+        self, registry: RegistryClient, repository: str, reference: Reference, deadline: float
+    ) -> ResolvedReference:
+        async def head() -> ResolvedReference | None:
+            request = _manifest_request("HEAD", repository, reference)
+            digest = await registry.request(
+                request, responses.read_digest, deadline, max_attempts=HEAD_ATTEMPTS
+            )
+            is_scarce = registry.quota.is_scarce
+            return ResolvedReference(digest) if digest or is_scarce else None
+
+        async def get() -> ResolvedReference:
+            request = _manifest_request("GET", repository, reference)
+            manifest = await self._fetch_manifest_at(registry, request, reference, deadline)
+            return ResolvedReference(manifest.digest, manifest)
+
+        if registry.quota.is_scarce and (resolved := await head()):
+            return resolved
+        return await self._head_or_get(registry, "manifest_head", repository, head, get)
+
+    async def _probe_blob(
+        self, registry: RegistryClient, repository: str, digest: Digest, deadline: float
+    ) -> tuple[int, int | None]:
+        """Return status and size of a blob's response, by HEAD or, if that fails, by GET."""
+        request = ApiRequest("HEAD", repository, f"blobs/{digest}", "blob", follow_redirects=False)
+
+        async def head() -> tuple[int, int | None]:
+            return await registry.request(
+                request, responses.read_blob_size, deadline, max_attempts=HEAD_ATTEMPTS
+            )
+
+        async def get() -> tuple[int, int | None]:
+            get_request = replace(request, method="GET", headers=_FIRST_BYTE)
+            return await _request_first_byte(registry, get_request, deadline)
+
+        return await self._head_or_get(registry, "blob_head", repository, head, get)
+
+    async def _head_or_get(
+        self,
+        registry: RegistryClient,
+        feature: Feature,
+        repository: str,
+        head: Callable[[], Awaitable[T | None]],
+        get: Callable[[], Awaitable[T]],
+    ) -> T:
+        """Return what HEAD tells or, if it fails or tells nothing, what GET tells.
+
+        Where GET knows what HEAD does not, HEAD is left out for a while.
+        """
+        refusal: ProxyError | None = None
+        if not registry.features.lacks(feature, repository):
+            try:
+                if (told := await head()) is not None:
+                    registry.features.record_present(feature, repository)
+                    return told
+            except ProxyError as error:
+                if not _is_refusal(error):
+                    raise
+                refusal = error
+        try:
+            told = await get()
+        except UpstreamDownError as error:
+            raise refusal or error from error
+        self._record_missing(registry, feature, repository, refusal)
+        return told
+
+    def _record_missing(
+        self,
+        registry: RegistryClient,
+        feature: Feature,
+        repository: str,
+        refusal: ProxyError | None = None,
+    ) -> None:
+        """Remember what the registry cannot do; shortly if the `refusal` may be temporary."""
+        is_certain = not isinstance(refusal, UpstreamUnavailableError)
+        if registry.features.record_missing(feature, repository, is_certain=is_certain):
+            reason = str(refusal) if refusal else ""
+            log.info(
+                "feature_missing",
+                upstream=registry.label,
+                repository=repository,
+                feature=feature,
+                reason=reason,
+            )
 
     async def _fetch_manifest_at(
         self, registry: RegistryClient, request: ApiRequest, reference: Reference, deadline: float
@@ -267,6 +433,7 @@ class Upstream:
                     raise UpstreamError(f"{registry.label} sent a different range than requested")
             else:
                 start, size = 0, response.content_length
+            self._record_ranges(registry, request, response.status, size)
             body = BlobBody(
                 response,
                 registry.label,
@@ -282,23 +449,56 @@ class Upstream:
                 await body.read_first_bytes(registry.timeouts.response)
             yield body
 
+    def _record_ranges(
+        self, registry: RegistryClient, request: ApiRequest, status: int, size: int | None
+    ) -> None:
+        if status == 206:
+            registry.features.record_present("ranges", request.repository)
+        elif "Range" in request.headers and size != 0:
+            self._record_missing(registry, "ranges", request.repository)
+
     async def _fetch_pages(
         self, repository: str, path: str, kind: RequestKind
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncIterator[ListPage]:
         total_size, seen = 0, set()
         for _ in range(MAX_PAGES):
             seen.add(path)
-            content, next_query = await self._registry.request(
+            page = await self._registry.request(
                 ApiRequest("GET", repository, path, kind), responses.read_list_page
             )
-            self._metrics.count_upstream_bytes(self.name, kind, len(content))
-            total_size += len(content)
+            self._metrics.count_upstream_bytes(self.name, kind, len(page.content))
+            total_size += len(page.content)
             if total_size > MAX_LIST_SIZE:
                 raise UpstreamError(f"{self.name} sent a list of more than {MAX_LIST_SIZE} bytes")
-            yield content
-            if next_query is None:
+            yield page
+            if page.next_query is None:
                 return
-            path = f"{path.partition('?')[0]}?{next_query}"
-            if path in seen or not next_query:
+            path = f"{path.partition('?')[0]}?{page.next_query}"
+            if path in seen or not page.next_query:
                 raise UpstreamError(f"{self.name} sent a list whose pages do not lead to an end")
         raise UpstreamError(f"{self.name} sent a list of more than {MAX_PAGES} pages")
+
+
+def _manifest_request(
+    method: Literal["GET", "HEAD"], repository: str, reference: Reference
+) -> ApiRequest:
+    headers = {"Accept": ACCEPT}
+    return ApiRequest(method, repository, f"manifests/{reference}", "manifest", headers)
+
+
+async def _request_first_byte(
+    registry: RegistryClient, request: ApiRequest, deadline: float
+) -> tuple[int, int | None]:
+    """Return status and size of a blob's response to a GET of its first byte."""
+    try:
+        return await registry.request(request, responses.read_blob_size, deadline)
+    except UnsatisfiableRangeError:
+        return 206, 0  # only an empty blob has no first byte
+
+
+def _is_refusal(error: ProxyError) -> bool:
+    """Tell whether a failed HEAD may be a matter of the method."""
+    if isinstance(error, UpstreamUnavailableError):
+        others = (OfflineError, UpstreamDownError, UpstreamTimeoutError, UpstreamUnreachableError)
+        return not isinstance(error, others)
+    return isinstance(error, (NotFoundError, UpstreamForbiddenError, UpstreamRefusedError))

@@ -7,7 +7,7 @@ import re
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 from aiohttp import (
@@ -22,15 +22,19 @@ from aiohttp import (
 from proxy.errors import (
     LoopDetectedError,
     NoDescriptorsError,
+    NoReferrersApiError,
     ProxyError,
     UnknownBlobError,
     UnknownManifestError,
     UnknownNameError,
     UnsatisfiableRangeError,
     UpstreamError,
+    UpstreamForbiddenError,
+    UpstreamRefusedError,
     UpstreamTimeoutError,
     UpstreamUnauthorizedError,
     UpstreamUnavailableError,
+    UpstreamUnreachableError,
 )
 from proxy.upstream import retry
 from proxy.upstream.encoding import gunzip, is_gzip_encoded
@@ -48,6 +52,15 @@ _BODY_ERRORS = (
     *(ClientError, OSError, TimeoutError),
     *(msgspec.MsgspecError, ValueError, RecursionError),
 )
+# Codes of a 404 that is about the repository or the manifest (distribution-spec, "Error Codes").
+_UNKNOWN_CODES = frozenset({"NAME_UNKNOWN", "MANIFEST_UNKNOWN", "BLOB_UNKNOWN"})
+# "Not implemented", and "HTTP version not supported".
+_PERMANENT_SERVER_ERRORS = frozenset({501, 505})
+_DENIED_ERRORS = {
+    401: UpstreamUnauthorizedError,
+    403: UpstreamForbiddenError,
+    451: UpstreamForbiddenError,
+}
 _NOT_FOUND_ERRORS = {"blob": UnknownBlobError, "tags": UnknownNameError}
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
@@ -88,30 +101,56 @@ def map_errors(
             raise NoDescriptorsError(
                 "this cache has no file descriptors left; try again, and raise the limit on open files"
             ) from error
-        raise UpstreamUnavailableError(
-            f"{label} cannot be reached: {_describe_error(error)}"
-        ) from error
+        is_connected = not isinstance(error, ClientConnectorError)
+        kind = UpstreamUnavailableError if is_connected else UpstreamUnreachableError
+        raise kind(f"{label} cannot be reached: {_describe_error(error)}") from error
 
 
-def error_from_status(label: str, status: int, kind: str, reason: str) -> ProxyError:
+class RegistryError(NamedTuple):
+    """The first error in a registry's response: its code, and its message for ours."""
+
+    code: str = ""
+    reason: str = ""
+
+
+def error_from_status(label: str, status: int, kind: str, error: RegistryError) -> ProxyError:
     """Return the error for any status except success, redirects and 429.
 
-    `kind` is the kind of the request, `reason` comes from `read_error_reason`.
+    `kind` is the kind of the request, `error` comes from `read_error`.
     """
-    if status in (401, 403, 451):
-        return access_denied_error(label, reason)
-    if status == 404:
-        return _NOT_FOUND_ERRORS.get(kind, UnknownManifestError)(
-            f"{label} does not have it{reason}"
-        )
-    if status == 416:
-        return UnsatisfiableRangeError(f"{label} cannot satisfy the requested range")
-    message = f"{label} responded with status {status}{reason}"
+    message = f"{label} responded with status {status}{error.reason}"
     if status == LOOP_DETECTED:
         return LoopDetectedError(message)
     if status in retry.TRANSIENT_STATUSES:
         return UpstreamUnavailableError(message)
-    return UpstreamError(message)
+    if status >= 500 and status not in _PERMANENT_SERVER_ERRORS:
+        return UpstreamError(message)
+    if kind == "referrers":
+        return _no_referrers_error(label, status, error)
+    return _refusal(label, status, kind, error)
+
+
+def _refusal(label: str, status: int, kind: str, error: RegistryError) -> ProxyError:
+    if status == 404:
+        return _NOT_FOUND_ERRORS.get(kind, UnknownManifestError)(
+            f"{label} does not have it{error.reason}"
+        )
+    if status == 416:
+        return UnsatisfiableRangeError(f"{label} cannot satisfy the requested range")
+    if status in _DENIED_ERRORS:
+        return _DENIED_ERRORS[status](str(access_denied_error(label, error.reason)))
+    return UpstreamRefusedError(f"{label} responded with status {status}{error.reason}")
+
+
+def _no_referrers_error(label: str, status: int, error: RegistryError) -> UnknownManifestError:
+    """Return the error for a refused list of referrers: clients go on to the fallback tag.
+
+    It is a `NoReferrersApiError` only if the response is not about this repository or manifest.
+    """
+    message = f"{label} lists no referrers of it: status {status}{error.reason}"
+    if status in (405, 406, 501, 505) or (status == 404 and error.code not in _UNKNOWN_CODES):
+        return NoReferrersApiError(message)
+    return UnknownManifestError(message)
 
 
 def access_denied_error(label: str, reason: str) -> UpstreamUnauthorizedError:
@@ -128,11 +167,11 @@ def invalid_credentials_error(label: str, reason: str) -> UpstreamUnauthorizedEr
     )
 
 
-async def read_error_reason(response: ClientResponse) -> str:
-    """Return upstream's own message as `": <message>"`, or an empty string if there is none.
+async def read_error(response: ClientResponse) -> RegistryError:
+    """Return upstream's own error; both parts are empty if there is none.
 
-    The message has at most 100 characters and no control characters. Never fails, whatever the body
-    is: it only adds detail to an error that is raised anyway.
+    `reason` is `": <message>"` with at most 100 characters and no control characters. Never fails,
+    whatever the body is: it only adds detail to an error that is raised anyway.
     """
     try:
         async with asyncio.timeout(ERROR_BODY_TIMEOUT):
@@ -141,10 +180,10 @@ async def read_error_reason(response: ClientResponse) -> str:
             content = gunzip(content, MAX_ERROR_BODY)
         entries = msgspec.json.decode(content, type=_RegistryErrorBody).errors or []
     except (*_BODY_ERRORS, UpstreamError):
-        return ""
-    message = next((entry.message or entry.code for entry in entries), "")
-    clean = _CONTROL_CHARACTERS.sub(" ", message)[:100].strip()
-    return f": {clean}" if clean else ""
+        return RegistryError()
+    entry = next(iter(entries), _RegistryErrorEntry())
+    clean = _CONTROL_CHARACTERS.sub(" ", entry.message or entry.code)[:100].strip()
+    return RegistryError(entry.code, f": {clean}" if clean else "")
 
 
 def _errno(error: Exception) -> int | None:

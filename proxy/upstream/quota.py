@@ -1,27 +1,58 @@
-"""A registry's rate limits: the pulls it still allows, and how long a 429 pauses requests. PURE."""
+"""A registry's rate limits: the pulls it still allows, and which requests a 429 pauses. PURE.
+
+A 429 pauses requests of the same kind for the same repository, because most registries limit single
+operations. Only a limit on pulls that comes with Docker Hub's headers is a matter of the account.
+"""
 
 import re
+from collections import OrderedDict
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import NamedTuple
 
 # Pulls are scarce at this number left, or at this share of the limit: they are then spent only on
 # content that is not cached.
 SCARCE_PULLS = 2
 SCARCE_SHARE = 0.05
 
-# Bounds of `Retry-After`, and what a missing or unreadable one counts as, in seconds.
+# Bounds of `Retry-After` in seconds.
 MIN_RETRY_AFTER = 1.0
 MAX_RETRY_AFTER = 900.0
-DEFAULT_RETRY_AFTER = 60.0
+# Seconds of a pause after a 429 without `Retry-After`: at first, doubled with each further 429, at most.
+INITIAL_PAUSE = 1.0
+MAX_PAUSE = 60.0
+# The same after Docker Hub's limit on pulls, whose window is six hours.
+ACCOUNT_PAUSE = 60.0
+# Pauses that are remembered.
+MAX_COOLDOWNS = 1000
+
+
+_ALL_REPOSITORIES = "*"
+
+
+class RequestClass(NamedTuple):
+    """Requests that a 429 to one of them pauses."""
+
+    method: str
+    kind: str
+    repository: str
+
+    def of_account(self) -> "RequestClass":
+        """Return the same requests for all repositories."""
+        return self._replace(repository=_ALL_REPOSITORIES)
 
 
 @dataclass(frozen=True, slots=True)
 class Cooldown:
-    """The pause after a 429: no request of its kind for `seconds` from `since` (Unix time) on."""
+    """The pause after a 429: no request of its class for `seconds` from `since` (Unix time) on.
+
+    It is the `count`-th in a row.
+    """
 
     since: float
     seconds: float
     reason: str
+    count: int = 1
 
     def seconds_left(self, now: float) -> float:
         """Return the seconds that are left; 0 also if the clock was set back."""
@@ -35,8 +66,7 @@ class Quota:
     def __init__(self) -> None:
         self.limit: int | None = None
         self.remaining: int | None = None
-        self._pull_cooldown: Cooldown | None = None
-        self._request_cooldown: Cooldown | None = None
+        self._cooldowns: OrderedDict[RequestClass, Cooldown] = OrderedDict()
 
     @property
     def is_scarce(self) -> bool:
@@ -49,24 +79,47 @@ class Quota:
         """Record the limit that the last response reported; None and None for no limit."""
         self.limit, self.remaining = limit, remaining
 
-    def start_cooldown(self, cooldown: Cooldown, *, is_pull: bool) -> None:
-        """Record a 429: one for a pull pauses pulls, any other pauses every request."""
-        if is_pull:
-            self._pull_cooldown = cooldown
+    def start_cooldown(
+        self, requests: RequestClass, now: float, seconds: float | None, reason: str
+    ) -> Cooldown:
+        """Record a 429 and return the pause. `seconds` is `Retry-After`, None if there is none."""
+        known = self._cooldowns.pop(requests, None)
+        if known and known.seconds_left(now):
+            # The request was sent before the pause began, so its 429 is no news.
+            cooldown = known
+            if seconds and seconds > known.seconds_left(now):
+                cooldown = Cooldown(now, seconds, reason, known.count)
         else:
-            self._request_cooldown = cooldown
+            count = known.count + 1 if known else 1
+            is_account = requests.repository == _ALL_REPOSITORIES
+            initial = ACCOUNT_PAUSE if is_account else INITIAL_PAUSE
+            pause = min(MAX_PAUSE, initial * 2 ** min(count - 1, 16))
+            cooldown = Cooldown(now, seconds or pause, reason, count)
+        self._cooldowns[requests] = cooldown
+        if len(self._cooldowns) > MAX_COOLDOWNS:
+            self._cooldowns.popitem(last=False)
+        return cooldown
 
-    def active_cooldown(self, now: float, *, is_pull: bool) -> Cooldown | None:
+    def end_cooldown(self, requests: RequestClass, now: float) -> None:
+        """Record a response other than 429: after a pause that is over, the next one is short again.
+
+        A response during the pause is to a request that was sent before it.
+        """
+        for each in (requests, requests.of_account()):
+            if (cooldown := self._cooldowns.get(each)) and not cooldown.seconds_left(now):
+                del self._cooldowns[each]
+
+    def active_cooldown(self, requests: RequestClass, now: float) -> Cooldown | None:
         """Return the cooldown that forbids a request now, or None. `now` is Unix time."""
-        cooldowns = (self._request_cooldown, self._pull_cooldown if is_pull else None)
+        cooldowns = map(self._cooldowns.get, (requests.of_account(), requests))
         return next((each for each in cooldowns if each and each.seconds_left(now)), None)
 
 
-def parse_retry_after(value: str | None, now: float) -> float:
+def parse_retry_after(value: str | None, now: float) -> float | None:
     """Return the seconds that `Retry-After` asks for, between 1 s and 15 minutes.
 
     Registries send seconds, an HTTP date (RFC 9110 section 10.2.3), or a Unix timestamp. `now` is
-    Unix time. A missing or unreadable value counts as one minute.
+    Unix time. Returns None for a missing or unreadable value.
     """
     text = (value or "").strip()
     if re.fullmatch(r"[0-9]{1,12}", text):
@@ -77,7 +130,7 @@ def parse_retry_after(value: str | None, now: float) -> float:
         try:
             seconds = parsedate_to_datetime(text).timestamp() - now
         except (ValueError, OverflowError):
-            return DEFAULT_RETRY_AFTER
+            return None
     return min(max(seconds, MIN_RETRY_AFTER), MAX_RETRY_AFTER)
 
 

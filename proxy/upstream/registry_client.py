@@ -8,9 +8,11 @@ successful response or an error of `proxy.errors`.
 import asyncio
 import math
 import random
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Literal, TypeVar
 
 from aiohttp import ClientResponse, ClientSession, ClientTimeout, hdrs
@@ -23,6 +25,7 @@ from proxy.errors import (
     UpstreamError,
     UpstreamTimeoutError,
     UpstreamUnavailableError,
+    UpstreamUnreachableError,
 )
 from proxy.hops import via_header
 from proxy.log import get_logger
@@ -30,10 +33,29 @@ from proxy.metrics import Metrics
 from proxy.upstream import challenge, errors, retry
 from proxy.upstream.auth import Authenticator
 from proxy.upstream.errors import map_errors
+from proxy.upstream.features import RegistryFeatures
 from proxy.upstream.health import RegistryHealth
 from proxy.upstream.offline import OfflineSwitch
-from proxy.upstream.quota import Cooldown, Quota, parse_ratelimit, parse_retry_after
+from proxy.upstream.quota import (
+    INITIAL_PAUSE,
+    Cooldown,
+    Quota,
+    RequestClass,
+    parse_ratelimit,
+    parse_retry_after,
+)
 from proxy.upstream.redirects import MAX_REDIRECTS, REDIRECT_STATUSES, redirect_target
+
+# A CDN sends these for a signed URL that has expired, or that its clock does not accept.
+EXPIRED_URL_STATUSES = frozenset({400, 401, 403, 410})
+
+# Repositories of other registries, reached by redirects, whose anonymous tokens are kept.
+MAX_REDIRECT_TOKENS = 100
+
+# Docker Hub sends one of these with its limit on pulls.
+_ACCOUNT_LIMIT_HEADERS = ("RateLimit-Limit", "Docker-RateLimit-Source")
+# Registries without these lists may answer 5xx for them: that says nothing about their content.
+_LIST_KINDS = frozenset({"tags", "referrers"})
 
 # Seconds for one API request with its token, redirects and retries. Clients wait 15 s for a
 # response, and some responses need two such requests.
@@ -71,6 +93,11 @@ class ApiRequest:
     def is_pull(self) -> bool:
         """Whether the request counts against a limit on pulls."""
         return self.kind == "manifest" and self.method == "GET"
+
+    @property
+    def request_class(self) -> RequestClass:
+        """The requests that a 429 to this one pauses."""
+        return RequestClass(self.method, self.kind, self.repository)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +159,12 @@ class RegistryClient:
         self._daemon_id = daemon_id
         self.is_mirror = is_mirror
         self.quota = Quota()
+        self.features = RegistryFeatures(clock)
         self._base_url = URL(url)
         self.label = f"{name}'s mirror {self._base_url.authority}" if is_mirror else name
         self._session = session
         self._authenticator = authenticator
+        self._redirect_authenticators: dict[tuple[URL, str], Authenticator] = {}
         self._metrics = metrics
         self._offline = offline
         self.timeouts = timeouts
@@ -149,6 +178,7 @@ class RegistryClient:
         request: ApiRequest,
         read_response: Callable[[ClientResponse], Awaitable[T]],
         deadline: float = math.inf,
+        max_attempts: int = sys.maxsize,
     ) -> T:
         """Return the result of `read_response` for a successful response; retry transient failures.
 
@@ -161,7 +191,7 @@ class RegistryClient:
             total=None, sock_connect=self.timeouts.connect, sock_read=self.timeouts.response
         )
         limits = _AttemptLimits(deadline, timeout, API_READ_BUFFER_SIZE)
-        while True:
+        for attempt in count(1):
             try:
                 async with self._open_response(request, limits) as response:
                     with map_errors(self.label):
@@ -173,11 +203,15 @@ class RegistryClient:
                 delay = next(delays, None)
                 if delay is None or self._now() + delay >= deadline or not self.health.is_up:
                     raise
+                # A connection that fails says nothing about the request.
+                if attempt >= max_attempts and not isinstance(error, UpstreamUnreachableError):
+                    raise
                 self._metrics.count_upstream_retry(self.name, "request")
                 log.info(
                     "request_retried", upstream=self.name, path=request.path, reason=str(error)
                 )
             await asyncio.sleep(delay)
+        raise AssertionError("unreachable")
 
     @asynccontextmanager
     async def stream(self, request: ApiRequest) -> AsyncIterator[ClientResponse]:
@@ -199,7 +233,7 @@ class RegistryClient:
     ) -> AsyncIterator[ClientResponse]:
         self._offline.check_online()
         now = self._clock()
-        if cooldown := self.quota.active_cooldown(now, is_pull=request.is_pull):
+        if cooldown := self.quota.active_cooldown(request.request_class, now):
             raise _rate_limited_error(cooldown, now)
         with nullcontext() if self.is_mirror else self.health.admit():
             response = await self._send_authenticated(request, limits)
@@ -216,22 +250,9 @@ class RegistryClient:
         Returns a successful response, or a redirect if the request does not follow redirects.
         """
         url = URL(f"{str(self._base_url).rstrip('/')}/{request.target}", encoded=True)
-        repository, deadline = request.repository, limits.deadline
-        authorization = await self._await_authorization(
-            self._authenticator.get_authorization(repository), deadline
-        )
-        response = await self._send(request, url, limits, authorization)
+        authorization = await self._get_authorization(request, url, limits)
+        response, authorization = await self._send_and_renew(request, url, limits, authorization)
         try:
-            if response.status == 401:
-                challenges = challenge.parse(response.headers.getall(hdrs.WWW_AUTHENTICATE, ()))
-                renewed = await self._await_authorization(
-                    self._authenticator.handle_challenges(challenges, repository, authorization),
-                    deadline,
-                )
-                if renewed:
-                    response.release()
-                    response = await self._send(request, url, limits, renewed)
-                    authorization = renewed
             for _ in range(MAX_REDIRECTS):
                 if response.status not in REDIRECT_STATUSES or not request.follow_redirects:
                     break
@@ -239,14 +260,65 @@ class RegistryClient:
                 response.release()
                 # Credentials stay at their origin: CDNs reject them, and others could keep them.
                 if target.origin() != url.origin():
-                    authorization = None
+                    authorization = await self._get_authorization(request, target, limits)
                 url = target
-                response = await self._send(request, url, limits, authorization)
+                response, authorization = await self._send_and_renew(
+                    request, url, limits, authorization
+                )
             await self._raise_for_status(response, request, authorization)
         except BaseException:
             _close_response(response)
             raise
         return response
+
+    async def _get_authorization(
+        self, request: ApiRequest, url: URL, limits: _AttemptLimits
+    ) -> str | None:
+        """Return what the registry at this URL, or one that it redirected to, has asked for before."""
+        authenticator = self._redirect_authenticators.get((url.origin(), request.repository))
+        if url.origin() == self._base_url.origin():
+            authenticator = self._authenticator
+        if authenticator is None:
+            return None
+        return await self._await_authorization(
+            authenticator.get_authorization(request.repository), limits.deadline
+        )
+
+    async def _send_and_renew(
+        self, request: ApiRequest, url: URL, limits: _AttemptLimits, authorization: str | None
+    ) -> tuple[ClientResponse, str | None]:
+        """Send the request, and once more if it is challenged; return the authorization used."""
+        response = await self._send(request, url, limits, authorization)
+        if response.status != 401:
+            return response, authorization
+        try:
+            challenges = challenge.parse(response.headers.getall(hdrs.WWW_AUTHENTICATE, ()))
+            authenticator = self._find_authenticator(url.origin(), request.repository)
+            renewed = await self._await_authorization(
+                authenticator.handle_challenges(challenges, request.repository, authorization),
+                limits.deadline,
+            )
+        except BaseException:
+            _close_response(response)
+            raise
+        if renewed is None:
+            return response, authorization
+        response.release()
+        return await self._send(request, url, limits, renewed), renewed
+
+    def _find_authenticator(self, origin: URL, repository: str) -> Authenticator:
+        """Return the authenticator of the registry, or of another one that it has redirected to.
+
+        The other one gets no credentials.
+        """
+        if origin == self._base_url.origin():
+            return self._authenticator
+        others = self._redirect_authenticators
+        other = others.pop((origin, repository), None)
+        others[origin, repository] = other or self._authenticator.create_anonymous(origin)
+        if len(others) > MAX_REDIRECT_TOKENS:
+            del others[next(iter(others))]
+        return others[origin, repository]
 
     async def _await_authorization(self, authorization: Awaitable[T], deadline: float) -> T:
         try:
@@ -289,19 +361,19 @@ class RegistryClient:
         self._record_status(kind, response.status)
         self._metrics.observe_upstream_first_byte(self.name, kind, self._now() - began)
         if targets_registry:
-            self._record_health(response.status)
+            self._record_health(request, response.status)
             self._record_quota(request, response)
         return response
 
     def _record_status(self, kind: str, status: int | Literal["error"]) -> None:
         self._metrics.count_upstream_request(self.name, kind, status)
 
-    def _record_health(self, status: int) -> None:
-        if status >= 500 and status != errors.LOOP_DETECTED:
+    def _record_health(self, request: ApiRequest, status: int) -> None:
+        if status < 500:
+            self.health.record_success()
+        elif status != errors.LOOP_DETECTED and request.kind not in _LIST_KINDS:
             message = f"{self.label} responded with status {status}"
             self.health.record_failure(UpstreamUnavailableError(message))
-        else:
-            self.health.record_success()
 
     def _record_quota(self, request: ApiRequest, response: ClientResponse) -> None:
         limit = parse_ratelimit(response.headers.get("RateLimit-Limit"))
@@ -312,6 +384,8 @@ class RegistryClient:
         elif request.kind == "manifest" and response.status == 200:
             # Docker Hub sends no limits to an account that has none.
             self.quota.update(None, None)
+        if response.status != 429:
+            self.quota.end_cooldown(request.request_class, self._clock())
 
     async def _raise_for_status(
         self, response: ClientResponse, request: ApiRequest, authorization: str | None
@@ -324,17 +398,33 @@ class RegistryClient:
             return
         if status in REDIRECT_STATUSES and not request.follow_redirects:
             return
-        reason = await errors.read_error_reason(response)
+        error = await errors.read_error(response)
+        is_redirected = response.url.origin() != self._base_url.origin()
+        if is_redirected and request.kind == "blob" and status in EXPIRED_URL_STATUSES:
+            # The registry has the blob: it may redirect to another URL next time.
+            raise UpstreamUnavailableError(
+                f"{self.label} redirected to {response.url.host}, which responded with status {status}"
+            )
         if status == 401 and authorization and authorization.startswith("Basic "):
-            raise errors.invalid_credentials_error(self.label, reason)
+            raise errors.invalid_credentials_error(self.label, error.reason)
         if status != 429:
-            raise errors.error_from_status(self.label, status, request.kind, reason)
+            raise errors.error_from_status(self.label, status, request.kind, error)
+        raise self._start_cooldown(response, request, error.reason)
+
+    def _start_cooldown(
+        self, response: ClientResponse, request: ApiRequest, reason: str
+    ) -> RateLimitedError:
+        """Pause the requests that a 429 forbids, and return the error for this one."""
         now = self._clock()
         seconds = parse_retry_after(response.headers.get(hdrs.RETRY_AFTER), now)
-        cooldown = Cooldown(now, seconds, f"{self.label} rate limit exceeded{reason}")
-        if response.url.origin() == self._base_url.origin():
-            self.quota.start_cooldown(cooldown, is_pull=request.is_pull)
-        raise _rate_limited_error(cooldown, now)
+        text = f"{self.label} rate limit exceeded{reason}"
+        if response.url.origin() != self._base_url.origin():
+            # A CDN's limit: the next request may be redirected to another one.
+            return _rate_limited_error(Cooldown(now, seconds or INITIAL_PAUSE, text), now)
+        requests = request.request_class
+        if request.is_pull and any(name in response.headers for name in _ACCOUNT_LIMIT_HEADERS):
+            requests = requests.of_account()
+        return _rate_limited_error(self.quota.start_cooldown(requests, now, seconds, text), now)
 
 
 def _rate_limited_error(cooldown: Cooldown, now: float) -> RateLimitedError:

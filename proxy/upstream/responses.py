@@ -2,14 +2,15 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from aiohttp import ClientResponse, hdrs
 
 from proxy.errors import InvalidDigestError, UpstreamError
 from proxy.oci.digest import Digest
-from proxy.oci.manifest import MAX_MANIFEST_SIZE
+from proxy.oci.manifest import MAX_MANIFEST_SIZE, OCI_INDEX
+from proxy.oci.referrers import RawDescriptor
 from proxy.upstream.encoding import gunzip, is_gzip_encoded
 from proxy.upstream.link import find_link
 
@@ -30,6 +31,11 @@ class Evidence:
 
 class _TagsPage(msgspec.Struct):
     tags: list[Any] | None = None
+
+
+class _ReferrersPage(msgspec.Struct):
+    manifests: list[RawDescriptor] | None
+    media_type: str | None = msgspec.field(name="mediaType", default=None)
 
 
 async def read_bounded(response: ClientResponse, limit: int) -> bytes:
@@ -81,15 +87,24 @@ async def read_evidence(response: ClientResponse) -> Evidence:
     return Evidence(size, await read_digest(response), is_html)
 
 
-async def read_list_page(response: ClientResponse) -> tuple[bytes, str | None]:
-    """Return one page of a list, and the query of the next page or None after the last one.
+class ListPage(NamedTuple):
+    """One page of a list; `next_query` is the query of the next page, None after the last one."""
+
+    content: bytes
+    content_type: str
+    next_query: str | None
+
+
+async def read_list_page(response: ClientResponse) -> ListPage:
+    """Return one page of a list.
 
     Only the query is taken from the link, so that upstream cannot direct us to another host or
     path (CVE-2026-85732).
     """
     content = await read_bounded(response, MAX_LIST_SIZE)
     link = find_link(response.headers.getall(hdrs.LINK, ()), "next")
-    return content, None if link is None else link.partition("#")[0].partition("?")[2]
+    next_query = None if link is None else link.partition("#")[0].partition("?")[2]
+    return ListPage(content, response.headers.get(hdrs.CONTENT_TYPE, ""), next_query)
 
 
 async def read_search_page(response: ClientResponse) -> bytes:
@@ -107,6 +122,21 @@ def parse_tags(content: bytes) -> list[str]:
         return [tag for tag in (page and page.tags) or () if isinstance(tag, str)]
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise UpstreamError("upstream sent an invalid tag list") from error
+
+
+def parse_referrers(page: ListPage) -> list[RawDescriptor] | None:
+    """Return the descriptors of one page of referrers; None if it is not an image index.
+
+    Clients believe the media type in the header; some believe the one in the document, too.
+    """
+    try:
+        document = msgspec.json.decode(page.content, type=_ReferrersPage)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    manifests = document.manifests or []
+    if page.content_type.partition(";")[0].strip().lower() == OCI_INDEX:
+        return manifests
+    return manifests if manifests and document.media_type == OCI_INDEX else None
 
 
 def parse_content_range(response: ClientResponse) -> tuple[int, int | None]:

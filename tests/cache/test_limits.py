@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
 
 HOUR = 3600
@@ -52,7 +53,7 @@ async def test_u19_whatever_a_limit_says_stale_tags_are_served_and_upstream_is_s
         assert (new.status, new.code) == (429, "TOOMANYREQUESTS")
         assert 1 <= int(new.headers["Retry-After"]) <= 900
     assert registry.count("/manifests/") <= 2
-    assert await program.metric("pullcache_upstream_ratelimit_remaining") == 99
+    assert await program.metric("pullcache_upstream_ratelimit_remaining") == 98
 
 
 async def test_while_pulls_are_limited_a_cached_tag_is_still_revalidated(
@@ -75,19 +76,72 @@ async def test_while_pulls_are_limited_a_cached_tag_is_still_revalidated(
     assert (await program.manifest(expired_image)).digest == moved.digest
 
 
-async def test_a_limit_on_heads_applies_to_all_requests(registry, program, expired_image):
-    registry.fail("/manifests/|/tags/", rate_limit(), times=None)
-    answer = await program.manifest(expired_image)
-    assert "fwd=stale" in answer.headers["Cache-Status"]
-    assert answer.headers["Warning"].startswith('299 - "stale: docker.io rate limit exceeded')
-    requests = len(registry.requests)
-    for request in (
-        program.manifest(expired_image),
-        program.manifest("library/app", "none"),
-        program.ask("/v2/library/app/tags/list"),
-    ):
-        assert (await request).status in (200, 429)
-    assert len(registry.requests) == requests
+KINDS = {
+    "heads of manifests": HEADS,
+    "manifests": PULLS,
+    "blobs": "GET .*/blobs/",
+    "tags": "/tags/list",
+    "referrers": "/referrers/",
+}
+
+
+@pytest.mark.parametrize("limited", KINDS)
+async def test_a_limit_on_one_kind_of_request_leaves_the_others_alone(
+    registry, make_program, limited
+):
+    registry.pull_limit = None
+    image = registry.add_image(layers=[b"one", b"two"])
+    program = await make_program(manifests={"ttl": "0s"})
+    await program.manifest(image)
+    fault = Fault(status=429, body=b"Rate exceeded", headers={"Retry-After": "900"})
+    registry.fail(KINDS[limited], fault, times=None)
+    registry.requests.clear()
+    requests = {
+        "heads of manifests": lambda: program.manifest(image),
+        "manifests": lambda: program.manifest(image, "other"),
+        "blobs": lambda: program.blob(digest_of(b"one")),
+        "tags": lambda: program.ask("/v2/library/app/tags/list"),
+        "referrers": lambda: program.ask(f"/v2/library/app/referrers/{image.digest}"),
+    }
+    registry.move_tag("library/app", "other", image.digest)
+    for _ in range(2):
+        await requests[limited]()
+    assert registry.count(KINDS[limited]) == 1  # the second was answered from memory
+    for kind in requests.keys() - {limited}:
+        answer = await requests[kind]()
+        assert answer.status == 200, kind
+        assert "Warning" not in answer.headers, kind
+    # Nor does it concern other repositories.
+    registry.heal()
+    other = registry.add_image("library/other", layers=[b"three"])
+    assert (await program.manifest(other)).status == 200
+    assert (await program.blob(other.layers[0], other.repository)).status == 200
+
+
+async def test_without_retry_after_a_blob_is_asked_for_again_after_seconds_that_grow(
+    registry, program
+):
+    image = registry.add_image()
+    registry.cdn = False
+    registry.fail("GET .*/blobs/", Fault(status=429), times=None)
+    for seconds in ("1", "2", "4", "8"):
+        answer = await program.blob(image.config)
+        assert (answer.status, answer.headers["Retry-After"]) == (429, seconds)
+        assert (await program.blob(image.config)).status == 429
+        program.clock.advance(int(seconds))
+    assert registry.count("GET .*/blobs/") == 4
+    registry.heal()
+    assert (await program.blob(image.config)).status == 200
+
+
+async def test_a_limit_of_docker_hub_on_pulls_concerns_all_repositories(registry, program):
+    registry.add_image()
+    registry.add_image("library/other")
+    registry.pulls = registry.pull_limit
+    for repository in ("library/app", "library/other"):
+        answer = await program.manifest(repository)
+        assert (answer.status, answer.headers["Retry-After"]) == (429, "60")
+    assert registry.count(f"{PULLS}latest") == 1 + 1  # once without a token
 
 
 async def test_docker_hubs_abuse_limit_in_plain_text_is_reported_as_a_limit(registry, program):

@@ -8,6 +8,7 @@ import sys
 
 from proxy import __version__
 from tests.fakes.content import digest_of
+from tests.fakes.faults import Fault
 from tests.fakes.images import push_manifest
 from tests.support.admin_api import APP, pull_parts
 from tests.support.commands import run, run_on
@@ -35,6 +36,35 @@ async def test_status_shows_the_address_of_the_admin_api(make_program):
     program = await make_program(server={"admin_listen": ["127.0.0.1:0"]})
     done = await run_on(program, "status")
     assert f"admin      {program.admin_addresses[0]}\n" in done.stdout
+
+
+async def test_status_says_what_an_upstream_was_found_unable_to_do(registry, make_program):
+    registry.referrers = registry.cdn = False
+    registry.front.accept_ranges = False
+    registry.fail("^HEAD ", Fault(status=405), times=None)
+    image = registry.add_image(layers=[b"x" * 3_000_000])
+    registry.add_image("me/other")
+    program = await make_program(manifests={"ttl": "0s"}, fetch={"parallel_above": "1MB"})
+    for repository in (APP, "me/other"):
+        for _ in range(2):
+            await program.manifest(repository)
+        await program.blob(digest_of(b"unknown"), repository, method="HEAD")
+        await program.ask(f"/v2/{repository}/referrers/{image.digest}")
+    await program.blob(image.config, method="HEAD")
+    await program.blob(image.layers[0])
+    document = json.loads((await run_on(program, "status", "--json")).stdout)
+    missing = document["upstreams"][0]["missing_features"]
+    assert {one["feature"]: one["repositories"] for one in missing} == {
+        "manifest_head": 2,
+        "ranges": 1,
+        "referrers": 2,
+    }
+    text = (await run_on(program, "status")).stdout
+    assert "docker.io: no HEAD of manifests in 2 repositories; tried again after " in text
+    assert "docker.io: no ranges of blobs in 1 repository; tried again after " in text
+    program.clock.advance(3601)
+    document = json.loads((await run_on(program, "status", "--json")).stdout)
+    assert document["upstreams"][0]["missing_features"] == []
 
 
 async def test_status_as_json_is_the_document_of_the_admin_api(program):

@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings, strategies as st
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
 from proxy.oci.reference import Reference, Repository, Tag
+from proxy.oci.referrers import fallback_tag, subject_of_tag
 from proxy.storage.image_queries import ImageQueries, open_image_queries
 from proxy.storage.index import Index
 from tests.fakes.clock import Clock
@@ -23,6 +24,14 @@ LAYERS = [Digest.from_content(bytes([number])) for number in range(5)]
 MANIFESTS = [Digest.from_content(bytes([100 + number])) for number in range(6)]
 
 Image = tuple[Repository, Reference]
+
+
+def signature_tag(subject: Digest) -> Tag:
+    return Tag(f"{fallback_tag(subject)}.sig")
+
+
+def subject_of(reference: Reference) -> Digest | None:
+    return subject_of_tag(reference) if isinstance(reference, Tag) else None
 
 
 def size_of(digest: Digest) -> int:
@@ -40,18 +49,23 @@ class Model:
     tags: dict[Image, Digest] = field(default_factory=dict)
     pins: dict[Image, Digest] = field(default_factory=dict)
 
-    def reach(self, top: Digest) -> set[Digest]:
-        reached = {top}
+    def reach(self, *tops: Digest) -> set[Digest]:
+        reached = {*tops}
         while True:
             more = {child for one in reached for child in self.children.get(one, ())}
             more |= {one for one, subject in self.subjects.items() if subject in reached}
+            more |= {one for (_, tag), one in self.tags.items() if subject_of(tag) in reached}
             if more <= reached:
                 return reached
             reached |= more
 
     def images(self) -> dict[Image, Digest]:
         named = self.tags | self.pins
-        found = dict(named)
+        found = {
+            image: digest
+            for image, digest in named.items()
+            if image in self.pins or not self.is_of_subject(*image, digest)
+        }
         for repository, digest in self.links:
             parents = [one for one, below in self.children.items() if digest in below]
             above = [*parents, *filter(None, [self.subjects.get(digest)])]
@@ -64,6 +78,11 @@ class Model:
             ):
                 found[repository, digest] = digest
         return found
+
+    def is_of_subject(self, repository: Repository, reference: Reference, digest: Digest) -> bool:
+        """Tell whether a tag is one for referrers of another manifest of its repository."""
+        subject = subject_of(reference)
+        return subject != digest and subject in self.blobs and (repository, subject) in self.links
 
     def freed(self, gone: Iterable[Image]) -> set[Digest]:
         images = self.images()
@@ -83,16 +102,17 @@ def stores(draw):
         before = [one for one in MANIFESTS[:number] if one in [event[1] for event in events]]
         is_index = draw(st.booleans()) and before
         below = draw(st.sets(st.sampled_from(before if is_index else LAYERS), min_size=1))
-        # An index above its own subject hides both; the model does not know what then comes to light.
-        above = {one: reached for _, one, reached, *_ in events}
-        reached = set(below)
-        while more := {child for one in reached for child in above.get(one, ())} - reached:
-            reached |= more
-        others = [one for one in before if one not in reached]
-        subject = draw(st.sampled_from([None, None, *others]))
+        # Nothing refers to what it contains: the manifest and its content would hide each other.
+        inside = Model(children={event[1]: event[2] for event in events}).reach(digest, *below)
+        outside = [one for one in before if one not in inside]
+        subject = draw(st.sampled_from([None, None, *outside]))
         where = draw(st.sets(st.sampled_from(REPOSITORIES), min_size=1))
+        names = [
+            *TAGS,
+            *(tag(one) for one in (digest, *outside) for tag in (fallback_tag, signature_tag)),
+        ]
         tags = draw(
-            st.lists(st.tuples(st.sampled_from(sorted(where, key=str)), st.sampled_from(TAGS)))
+            st.lists(st.tuples(st.sampled_from(sorted(where, key=str)), st.sampled_from(names)))
         )
         events.append((bool(is_index), digest, below, subject, where, tags))
     return events, draw(st.sets(st.sampled_from(LAYERS))), draw(st.integers(0, 1 << 30))

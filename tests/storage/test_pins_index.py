@@ -12,8 +12,10 @@ import pytest
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
 from proxy.oci.reference import Repository, Tag
+from proxy.oci.referrers import ReferrerRecord, fallback_tag
 from proxy.storage.blobs import BlobStore, allocated_size
 from proxy.storage.fsck import check_store
+from proxy.storage.image_queries import open_image_queries
 from proxy.storage.index import Index
 from tests.fakes.clock import Clock
 
@@ -145,6 +147,37 @@ async def test_pins_survive_a_restart(tmp_path):
         await asyncio.to_thread(index.close)
 
 
+@pytest.mark.parametrize("tag", [fallback_tag, lambda subject: Tag(f"{fallback_tag(subject)}.sig")])
+async def test_a_pinned_image_keeps_what_the_tags_for_its_referrers_name(index, tag):
+    config, layer, signature, late, moved = await blobs(index, 5)
+    image = await add_manifest(index, config)
+    await index.set_tag(APP, V1, image)
+    before = await add_manifest(index, layer)
+    await index.set_tag(APP, tag(image), before)
+    await index.pin([(APP, V1)])
+    assert await victims(index) == {signature, late, moved}
+    # The tag moves to a manifest that is stored, and then to one that is not.
+    await index.set_tag(APP, tag(image), await add_manifest(index, signature))
+    assert signature not in await victims(index)
+    announced = digest()
+    await index.set_tag(APP, tag(image), announced)
+    await index.add_manifest(APP, announced, SIZE, manifest(late))
+    assert late not in await victims(index)
+    await index.unpin([(APP, V1)])
+    assert await victims(index) >= {config, layer, signature, late}
+
+
+async def test_a_record_of_referrers_lasts_as_long_as_its_subject(index):
+    (image,) = await blobs(index, 1)
+    record = ReferrerRecord([{"digest": "sha256:x", "unknown": [1]}], ["sha256-y.sig"])
+    await index.set_referrer_record(APP, image, record)
+    assert index.referrer_record(APP, image) == record
+    assert index.referrer_record(OTHER, image) is None
+    await index.set_referrer_record(APP, digest(), record)
+    await index.remove_blobs([image], lambda _: None)
+    assert index.referrer_record(APP, image) is None
+
+
 @pytest.mark.parametrize("version", [1, 2])
 async def test_a_store_of_an_older_version_opens_with_all_its_content(tmp_path, version):
     path, layer, image = tmp_path / "index.sqlite", digest(), digest()
@@ -158,11 +191,19 @@ async def test_a_store_of_an_older_version_opens_with_all_its_content(tmp_path, 
         old.execute("INSERT INTO edges VALUES (?, ?, ?)", (str(image), str(layer), SIZE))
         old.executemany("INSERT INTO links VALUES (7, ?)", [(str(layer),), (str(image),)])
         old.execute("INSERT INTO tags VALUES (7, 'v1', ?, 5.0)", (str(image),))
+        names = [f"{fallback_tag(image)}", f"{fallback_tag(image)}.sig", f"{fallback_tag(image)}0"]
+        signature = (str(digest()), SIZE, OCI_MANIFEST, None, 3.0)
+        old.execute(query, signature)
+        old.execute("INSERT INTO links VALUES (7, ?)", signature[:1])
+        tags = [(name, signature[0]) for name in names]
+        old.executemany("INSERT INTO tags VALUES (7, ?, ?, 5.0)", tags)
     index = await asyncio.to_thread(Index, path, Clock())
     found = index.tag(APP, V1)
     assert found is not None
     assert (found.digest, found.checked_at) == (image, 5.0)
-    assert [one for one, _, _ in await index.least_recently_used(9)] == [layer, image]
+    assert [one for one, _, _ in await index.least_recently_used(2)] == [layer, image]
+    with open_image_queries(path) as queries:
+        assert {str(row.reference) for row in queries.images()} == {"v1", names[2]}
     assert index.declared_size(APP, layer) == SIZE
     await index.pin([(APP, V1)])
     assert await victims(index) == set()

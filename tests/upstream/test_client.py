@@ -11,6 +11,8 @@ from proxy.errors import (
     UnknownManifestError,
     UnsatisfiableRangeError,
     UpstreamError,
+    UpstreamForbiddenError,
+    UpstreamRefusedError,
     UpstreamTimeoutError,
     UpstreamUnauthorizedError,
     UpstreamUnavailableError,
@@ -41,7 +43,7 @@ async def fetch_blob(
 
 async def test_a_tag_is_resolved_by_head_which_counts_as_no_pull(registry, upstream):
     image = registry.add_image(index=True)
-    assert str(await upstream.resolve(APP, LATEST)) == image.digest
+    assert str((await upstream.resolve(APP, LATEST)).digest) == image.digest
     assert registry.pulls == 0
     assert registry.count("^GET /v2/") == 0
 
@@ -104,12 +106,12 @@ async def test_u24_a_wrong_digest_header_is_ignored(registry, upstream):
 
 
 @pytest.mark.parametrize("value", [None, "", "md5:abc", "sha256:xyz", "sha256:" + "A" * 64])
-async def test_u24_a_missing_or_malformed_digest_header_resolves_to_nothing(
-    registry, upstream, value
-):
-    registry.add_image()
+async def test_u24_without_a_valid_digest_header_a_get_tells_the_digest(registry, upstream, value):
+    image = registry.add_image()
     registry.fail("HEAD", Fault(headers={"Docker-Content-Digest": value}), times=None)
-    assert await upstream.resolve(APP, LATEST) is None
+    resolved = await upstream.resolve(APP, LATEST)
+    assert str(resolved.digest) == image.digest
+    assert resolved.manifest.content == registry.repository(APP).manifests[image.digest].content
 
 
 async def test_a_manifest_with_another_digest_is_rejected(registry, upstream):
@@ -191,16 +193,18 @@ async def test_a_probe_of_a_blob_that_upstream_does_not_have_fails(registry, ups
 @pytest.mark.parametrize(
     ("status", "error"),
     [
-        (400, UpstreamError),
-        (403, UpstreamUnauthorizedError),
+        (400, UpstreamRefusedError),
+        (401, UpstreamUnauthorizedError),
+        (403, UpstreamForbiddenError),
         (404, UnknownManifestError),
         (429, RateLimitedError),
         (500, UpstreamUnavailableError),
         (502, UpstreamUnavailableError),
         (503, UpstreamUnavailableError),
         (504, UpstreamUnavailableError),
-        (204, UpstreamError),
-        (304, UpstreamError),
+        (520, UpstreamError),
+        (204, UpstreamRefusedError),
+        (304, UpstreamRefusedError),
     ],
 )
 async def test_each_status_has_its_error(registry, upstream, status, error):

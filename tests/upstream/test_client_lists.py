@@ -1,13 +1,17 @@
 """Redirects and lists with several pages, which upstream controls only within limits."""
 
+import json
+
 import pytest
 
 from proxy.errors import UpstreamError
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Tag
+from tests.fakes.content import OCI_INDEX
 from tests.fakes.faults import HTML, Fault
 
 APP = "library/app"
+INDEX = {"Content-Type": OCI_INDEX}
 LATEST = Tag("latest")
 NEXT = "/v2/library/app/tags/list?last=a,b&n=1"
 NEXT_LINKS = [
@@ -126,8 +130,10 @@ class TestLists:
 
     async def test_referrers_are_returned_unchanged(self, registry, upstream):
         image = registry.add_image()
-        (page,) = await upstream.fetch_referrers(APP, Digest.parse(image.digest))
-        assert b'"manifests": []' in page
+        entry = {"digest": "sha256:x", "mediaType": None, "unknown": [{"a": 1}]}
+        body = json.dumps({"manifests": [entry]}).encode()
+        registry.fail("/referrers/", Fault(status=200, body=body, headers=INDEX), times=None)
+        assert await upstream.fetch_referrers(APP, Digest.parse(image.digest)) == [entry]
 
     async def test_a_login_page_is_an_invalid_tag_list(self, registry, upstream):
         registry.fail("tags/list", HTML, times=None)

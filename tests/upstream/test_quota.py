@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, strategies as st
 
 from proxy.upstream.quota import (
-    DEFAULT_RETRY_AFTER,
+    MAX_COOLDOWNS,
     MAX_RETRY_AFTER,
     MIN_RETRY_AFTER,
     Cooldown,
     Quota,
+    RequestClass,
     parse_ratelimit,
     parse_retry_after,
 )
@@ -19,21 +20,74 @@ from proxy.upstream.quota import (
 NOW = 1_700_000_000.0
 
 
-def test_a_429_for_a_pull_pauses_only_pulls():
+BLOBS = RequestClass("GET", "blob", "me/app")
+PULLS = RequestClass("GET", "manifest", "me/app")
+OTHERS = [
+    RequestClass("GET", "blob", "me/other"),
+    RequestClass("HEAD", "blob", "me/app"),
+    RequestClass("GET", "manifest", "me/app"),
+    RequestClass("GET", "tags", "me/app"),
+    RequestClass("GET", "referrers", "me/app"),
+]
+
+
+def test_a_429_pauses_requests_of_its_kind_for_its_repository():
     quota = Quota()
-    quota.start_cooldown(Cooldown(100, 30, "why"), is_pull=True)
-    cooldown = quota.active_cooldown(110, is_pull=True)
+    quota.start_cooldown(BLOBS, 100, 30, "why")
+    cooldown = quota.active_cooldown(BLOBS, 110)
     assert cooldown
     assert (cooldown.seconds_left(110), cooldown.reason) == (20, "why")
-    assert quota.active_cooldown(110, is_pull=False) is None
-    assert quota.active_cooldown(130, is_pull=True) is None
+    assert not any(quota.active_cooldown(other, 110) for other in OTHERS)
+    assert quota.active_cooldown(BLOBS, 130) is None
 
 
-def test_a_429_for_anything_else_pauses_everything():
+def test_a_429_for_the_accounts_pulls_pauses_the_pulls_of_all_repositories():
     quota = Quota()
-    quota.start_cooldown(Cooldown(100, 30, "abuse"), is_pull=False)
-    assert quota.active_cooldown(110, is_pull=True)
-    assert quota.active_cooldown(110, is_pull=False)
+    quota.start_cooldown(PULLS.of_account(), 100, 30, "limit")
+    assert quota.active_cooldown(PULLS, 110)
+    assert quota.active_cooldown(RequestClass("GET", "manifest", "me/other"), 110)
+    assert not quota.active_cooldown(BLOBS, 110)
+    assert not quota.active_cooldown(RequestClass("HEAD", "manifest", "me/app"), 110)
+
+
+@pytest.mark.parametrize(
+    ("requests", "pauses"),
+    [
+        (BLOBS, [1, 2, 4, 8, 16, 32, 60, 60]),
+        (PULLS, [1, 2, 4, 8, 16, 32, 60, 60]),
+        (PULLS.of_account(), [60, 60, 60]),
+    ],
+)
+def test_without_retry_after_each_429_in_a_row_pauses_longer(requests, pauses):
+    quota, now = Quota(), 1000.0
+    for pause in pauses:
+        assert quota.start_cooldown(requests, now, None, "").seconds == pause
+        now += pause
+    quota.end_cooldown(requests, now)
+    assert quota.start_cooldown(requests, now, None, "").seconds == pauses[0]
+
+
+def test_a_429_to_a_request_from_before_the_pause_lengthens_it_only_by_its_retry_after():
+    quota = Quota()
+    quota.start_cooldown(BLOBS, 100, 10, "")
+    assert quota.start_cooldown(BLOBS, 101, None, "").seconds_left(101) == 9
+    assert quota.start_cooldown(BLOBS, 102, 5, "").seconds_left(102) == 8
+    assert quota.start_cooldown(BLOBS, 103, 30, "").seconds_left(103) == 30
+
+
+def test_a_success_during_a_pause_does_not_end_it():
+    quota = Quota()
+    quota.start_cooldown(BLOBS, 100, 10, "")
+    quota.end_cooldown(BLOBS, 101)
+    assert quota.active_cooldown(BLOBS, 101)
+
+
+def test_pauses_are_remembered_up_to_a_bound():
+    quota = Quota()
+    for number in range(MAX_COOLDOWNS + 1):
+        quota.start_cooldown(BLOBS._replace(repository=f"me/{number}"), 100, 10, "")
+    assert not quota.active_cooldown(BLOBS._replace(repository="me/0"), 101)
+    assert quota.active_cooldown(BLOBS._replace(repository="me/1"), 101)
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1, 900))
@@ -75,14 +129,14 @@ def test_pulls_are_scarce_from_two_or_a_twentieth(limit, remaining, is_scarce):
         ("Tue, 14 Nov 2023 22:14:20 GMT", 60.0),
         ("Tue, 14 Nov 2013 22:14:20 GMT", MIN_RETRY_AFTER),
         ("Tue, 14 Nov 2033 22:14:20 GMT", MAX_RETRY_AFTER),
-        (None, DEFAULT_RETRY_AFTER),
-        ("", DEFAULT_RETRY_AFTER),
-        ("-5", DEFAULT_RETRY_AFTER),
-        ("1.5", DEFAULT_RETRY_AFTER),
-        ("880.092\u00b5s, allowed: 44000/minute", DEFAULT_RETRY_AFTER),
-        ("9" * 400, DEFAULT_RETRY_AFTER),
-        ("\u0663\u0660", DEFAULT_RETRY_AFTER),
-        ("Tue, 99 Nov 2023 22:14:20 GMT", DEFAULT_RETRY_AFTER),
+        (None, None),
+        ("", None),
+        ("-5", None),
+        ("1.5", None),
+        ("880.092\u00b5s, allowed: 44000/minute", None),
+        ("9" * 400, None),
+        ("\u0663\u0660", None),
+        ("Tue, 99 Nov 2023 22:14:20 GMT", None),
     ],
 )
 def test_retry_after_is_parsed_in_all_forms_that_registries_send(value, seconds):
@@ -98,7 +152,8 @@ def test_a_date_and_a_timestamp_are_equivalent(seconds):
 
 @given(st.none() | st.text() | st.from_regex(r"[A-Za-z]{3}, \d+ [A-Z][a-z]{2} \d+ \d+:\d+:\d+ \S+"))
 def test_any_retry_after_is_parsed_to_a_value_within_the_bounds(value):
-    assert MIN_RETRY_AFTER <= parse_retry_after(value, NOW) <= MAX_RETRY_AFTER
+    seconds = parse_retry_after(value, NOW)
+    assert seconds is None or MIN_RETRY_AFTER <= seconds <= MAX_RETRY_AFTER
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,13 @@ from proxy.errors import ProxyError
 # Seconds after which a silent daemon counts as not ready.
 PROBE_TIMEOUT = 5.0
 
+FEATURE_LABELS = {
+    "manifest_head": "HEAD of manifests",
+    "blob_head": "HEAD of blobs",
+    "ranges": "ranges of blobs",
+    "referrers": "referrers API",
+}
+
 # Share of the store's limit above which pins leave too little space for other images.
 PINNED_WARNING_RATIO = 0.9
 
@@ -54,6 +61,8 @@ def status(*, path: Path | None, store: str | None, as_json: bool, probe: bool) 
             for one in document["upstreams"]
         ],
     )
+    for line in _missing_feature_lines(document["upstreams"]):
+        click.echo(line)
 
 
 def _is_ready(config: Config) -> bool:
@@ -110,6 +119,16 @@ def _traffic_lines(document: dict[str, Any]) -> Iterator[str]:
     if document["hit_ratio"] is not None:
         saved = format_bytes(document["saved_bytes"])
         yield f"hit ratio  {document['hit_ratio']:.1%}, {saved} saved"
+
+
+def _missing_feature_lines(upstreams: list[dict[str, Any]]) -> Iterator[str]:
+    for upstream in upstreams:
+        for missing in upstream["missing_features"]:
+            feature = FEATURE_LABELS[missing["feature"]]
+            count = missing["repositories"]
+            where = "1 repository" if count == 1 else f"{count} repositories"
+            retry_at = time.strftime("%H:%M:%S", time.localtime(missing["retry_at"]))
+            yield f"{upstream['name']}: no {feature} in {where}; tried again after {retry_at}"
 
 
 def _format_pulls(upstream: dict[str, Any]) -> str:

@@ -17,11 +17,20 @@ from proxy.server.admin.api import AdminRequest, RequestModel, Route
 from proxy.storage.scrub import Scrubber
 from proxy.storage.space import SpaceManager
 from proxy.upstream.client import Upstream
+from proxy.upstream.features import Feature
 from proxy.upstream.offline import OfflineSwitch
 
 DaemonState = Literal["serving", "offline", "degraded"]
 
 log = get_logger(__name__)
+
+
+class MissingFeatureStatus(msgspec.Struct, frozen=True):
+    """A feature that `repositories` lack, until `retry_at` (Unix time) at least."""
+
+    feature: Feature
+    repositories: int
+    retry_at: float
 
 
 class UpstreamStatus(msgspec.Struct, frozen=True):
@@ -33,6 +42,7 @@ class UpstreamStatus(msgspec.Struct, frozen=True):
     problem: str
     ratelimit_limit: int | None
     ratelimit_remaining: int | None
+    missing_features: list[MissingFeatureStatus]
 
 
 class StoreStatus(msgspec.Struct, frozen=True):
@@ -193,6 +203,10 @@ class StatusHandlers:
                 problem=upstream.outage_reason,
                 ratelimit_limit=upstream.pull_quota[0],
                 ratelimit_remaining=upstream.pull_quota[1],
+                missing_features=[
+                    MissingFeatureStatus(one.feature, one.repositories, one.retry_at)
+                    for one in upstream.missing_features
+                ],
             )
             for name, upstream in self.upstreams.items()
         ]

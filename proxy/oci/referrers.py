@@ -1,0 +1,68 @@
+"""The tags by which clients find what refers to a manifest (distribution-spec, "Referrers Tag Schema").
+
+Registries without the referrers API have an index of the referrers under the fallback tag
+`sha256-<hex>`. cosign before 3.0 uses tags of its own, which extend that one.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Self
+
+import msgspec
+
+from proxy.errors import InvalidDigestError
+from proxy.oci.digest import Digest
+from proxy.oci.reference import Tag
+
+# A descriptor as upstream sent it; fields unknown to us are passed on.
+RawDescriptor = dict[str, Any]
+
+COSIGN_SUFFIXES = (".sig", ".att", ".sbom")
+
+_REFERRERS_TAG = re.compile(r"sha256-([a-f0-9]{64})(?:\.[a-z]+)?")
+
+
+class ReferrerRecord(msgspec.Struct, frozen=True):
+    """All that upstream had of referrers of one manifest: the descriptors in its list, and the tags."""
+
+    descriptors: list[RawDescriptor]
+    tags: list[str]
+
+    def encode(self) -> str:
+        """Return the record as JSON."""
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def decode(cls, content: str) -> Self:
+        """Return the record from JSON. Raises `ValueError`."""
+        try:
+            return msgspec.json.decode(content, type=cls)
+        except msgspec.MsgspecError as error:
+            raise ValueError("not a record of referrers") from error
+
+
+def fallback_tag(subject: Digest) -> Tag:
+    """Return the tag of the index of referrers; a longer digest is cut as the specification says."""
+    return Tag(f"{subject.algorithm}-{subject.hex[:64]}")
+
+
+def cosign_tags(subject: Digest) -> list[Tag]:
+    """Return the tags that cosign may have used for signatures, attestations and SBOMs."""
+    return [Tag(f"{fallback_tag(subject)}{suffix}") for suffix in COSIGN_SUFFIXES]
+
+
+def subject_of_tag(tag: str) -> Digest | None:
+    """Return the manifest that the content of a tag refers to; None for any other tag.
+
+    Only the tags of SHA-256 digests tell.
+    """
+    match = _REFERRERS_TAG.fullmatch(tag)
+    return Digest.parse(f"sha256:{match[1]}") if match else None
+
+
+def parse_descriptor_digest(descriptor: Mapping[str, object]) -> Digest | None:
+    """Return the digest in a descriptor as upstream sent it; None if it cannot be read."""
+    try:
+        return Digest.parse(str(descriptor.get("digest", "")))
+    except InvalidDigestError:
+        return None
