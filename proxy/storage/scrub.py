@@ -17,6 +17,7 @@ import mmap
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -111,6 +112,9 @@ class Scrubber:
         self._metrics = metrics
         self._clock = clock
         self._due_at: float | None = None
+        # The blobs that this start reads first, and how many of them were written before an unclean stop.
+        self._first: deque[tuple[Digest, int]] | None = None
+        self._written_left = 0
         self._saved_at = 0.0
         self._should_stop = threading.Event()
         self._executor = start_threads(1, "scrub")
@@ -138,7 +142,6 @@ class Scrubber:
         """
         await run_in_thread(self._executor, set_idle_io_priority)
         await run_in_thread(self._executor, self._load_state)
-        is_first_check_done = False
         try:
             await asyncio.sleep(START_DELAY)
             while True:
@@ -146,9 +149,10 @@ class Scrubber:
                     if not get_period():
                         self._due_at = None
                         await asyncio.sleep(POLL_INTERVAL)
-                    elif not is_first_check_done:
-                        await self._check_first(on_damaged)
-                        is_first_check_done = True
+                    elif self._first is None:
+                        self._first = await self._choose_first()
+                    elif self._first:
+                        await self._check_first(self._first, on_damaged)
                     else:
                         await self._continue_round(get_period(), on_damaged)
                 except StorageError as error:
@@ -161,20 +165,28 @@ class Scrubber:
         finally:
             await run_uncancelled(run_in_thread(self._executor, self._save_state))
 
-    async def _check_first(self, on_damaged: Callable[[DamagedBlob], None]) -> None:
-        """Read what was written before an unclean stop, and what was used last."""
+    async def _choose_first(self) -> deque[tuple[Digest, int]]:
+        """Return what was written before an unclean stop, and after it what was used last."""
         used = await self._index.recently_used(MAX_FIRST_BLOBS)
-        written: list[tuple[Digest, int]] = []
+        first: dict[tuple[Digest, int], None] = {}
         if self.state.is_unclean:
             written = await run_in_thread(self._executor, self._recently_written, used)
-            for digest, size in written:
-                await self._check(digest, size, on_damaged)
-            self.state.is_unclean = False
+            first = dict.fromkeys(written)
+        self._written_left = len(first)
         left = MAX_FIRST_BYTES
         for digest, size in used:
             left -= size
-            if left >= 0 and (digest, size) not in written:
-                await self._check(digest, size, on_damaged)
+            if left >= 0:
+                first[digest, size] = None
+        return deque(first)
+
+    async def _check_first(
+        self, first: deque[tuple[Digest, int]], on_damaged: Callable[[DamagedBlob], None]
+    ) -> None:
+        """Read the next of the blobs that a start reads first."""
+        await self._check(*first.popleft(), on_damaged)
+        self._written_left -= 1
+        self.state.is_unclean &= self._written_left > 0
 
     def _recently_written(self, blobs: Sequence[tuple[Digest, int]]) -> list[tuple[Digest, int]]:
         """Return the blobs of the last minutes before the newest one, the newest first. Blocks.

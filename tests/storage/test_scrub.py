@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -366,6 +367,23 @@ async def test_no_blob_is_read_while_the_scrub_is_off(rig):
         assert running.scrubber.late_seconds == 0
         running.period = PERIOD
         await running.wait_for_reads(5)
+
+
+async def test_switching_the_scrub_off_stops_it_after_the_blob_it_reads(rig):
+    await fill(rig, 20)
+    async with scrubbing(rig, period=0) as running:
+        read = running.scrubber._read
+
+        def read_and_switch_off(*arguments: Any) -> Any:
+            running.period = 0
+            return read(*arguments)
+
+        running.scrubber._read = read_and_switch_off  # type: ignore[method-assign,assignment]
+        for number in range(1, 4):
+            running.period = PERIOD
+            await running.wait_for_reads(number)
+            await asyncio.sleep(0.05)
+            assert len(running.read) == number
 
 
 async def test_the_scrub_survives_an_index_that_fails(rig, monkeypatch):
