@@ -5,6 +5,9 @@ from collections.abc import Iterator
 # Statuses of temporary failures (RFC 9110 sections 15.5.9 and 15.6, RFC 8470).
 TRANSIENT_STATUSES = frozenset({408, 425, 500, 502, 503, 504})
 
+# Statuses of a server that works: "not implemented", and "HTTP version not supported".
+REFUSAL_STATUSES = frozenset({501, 505})
+
 # Seconds before the second attempt, doubled for each further one up to the maximum.
 INITIAL_DELAY = 0.25
 MAX_DELAY = 10.0

@@ -9,7 +9,7 @@ from proxy.upstream.features import (
 )
 
 
-class Clock:
+class SteppedClock:
     now = 1000.0
 
     def __call__(self) -> float:
@@ -17,7 +17,7 @@ class Clock:
 
 
 def test_a_missing_feature_is_remembered_for_its_repository_until_its_time_is_over():
-    clock = Clock()
+    clock = SteppedClock()
     features = RegistryFeatures(clock)
     assert not features.lacks("referrers", "me/app")
     assert features.record_missing("referrers", "me/app")
@@ -31,7 +31,7 @@ def test_a_missing_feature_is_remembered_for_its_repository_until_its_time_is_ov
 
 
 def test_what_may_be_temporary_is_remembered_for_a_minute():
-    clock = Clock()
+    clock = SteppedClock()
     features = RegistryFeatures(clock)
     features.record_missing("manifest_head", "me/app", is_certain=False)
     clock.now += UNCERTAIN_TTL - 1
@@ -41,7 +41,7 @@ def test_what_may_be_temporary_is_remembered_for_a_minute():
 
 
 def test_a_feature_that_works_is_no_longer_missing():
-    features = RegistryFeatures(Clock())
+    features = RegistryFeatures(SteppedClock())
     features.record_missing("ranges", "me/app")
     assert not features.has("ranges", "me/app")
     features.record_present("ranges", "me/app")
@@ -51,7 +51,7 @@ def test_a_feature_that_works_is_no_longer_missing():
 
 
 def test_a_clock_that_was_set_back_makes_findings_void():
-    clock = Clock()
+    clock = SteppedClock()
     features = RegistryFeatures(clock)
     features.record_missing("ranges", "me/app")
     clock.now -= 1
@@ -59,7 +59,7 @@ def test_a_clock_that_was_set_back_makes_findings_void():
 
 
 def test_the_missing_features_are_listed_with_the_first_time_at_which_one_is_tried_again():
-    clock = Clock()
+    clock = SteppedClock()
     features = RegistryFeatures(clock)
     features.record_missing("referrers", "me/app")
     clock.now += 10
@@ -70,7 +70,7 @@ def test_the_missing_features_are_listed_with_the_first_time_at_which_one_is_tri
 
 
 def test_repositories_are_remembered_up_to_a_bound():
-    features = RegistryFeatures(Clock())
+    features = RegistryFeatures(SteppedClock())
     for number in range(MAX_REPOSITORIES + 1):
         features.record_missing("ranges", f"me/{number}")
     assert not features.lacks("ranges", "me/0")
