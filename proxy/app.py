@@ -8,7 +8,7 @@ servers.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -66,6 +66,12 @@ async def open_cache(
             log.warning(
                 "secret_file_exposed", file=file, help=f"it holds a secret: chmod o-r {file}"
             )
+        if any(rule.mode == "enforce" for rule in config.policy):
+            log.info(
+                "policy_avoidable",
+                help="clients that ask a registry for what this cache refuses avoid the policies; "
+                "see pullcache client-config --only",
+            )
         access = AccessControl(config.server, core.group, core.metrics)
         stack.callback(access.close)
         app = RunningApp(
@@ -77,6 +83,7 @@ async def open_cache(
             trace_requests=trace_requests,
         )
         await _listen(app, core, stack, sockets)
+        stack.push_async_callback(app.write_last_policy_decisions)
         core.group.create_task(run_maintenance(app, core))
         core.group.create_task(run_scrub(app, core))
         app.start_preloads()
@@ -122,6 +129,7 @@ async def run_maintenance(app: "RunningApp", core: Core) -> None:
         config = app.config
         try:
             await core.index.flush()
+            await app.write_policy_decisions()
         except StorageError as error:
             log.warning("maintenance_failed", reason=str(error))
         if loop.time() - swept_at > SWEEP_INTERVAL:
@@ -176,7 +184,7 @@ class RunningApp:
         self._has_failed_reload = False
         self.health = HealthEndpoints(core.metrics, core.check_store, core.disk_threads)
         self.middleware = Middleware(
-            access, configured.registry, self.health, core.metrics, access_log
+            access, configured.registry, self.health, core.metrics, access_log, core.daemon_id
         )
         self.api = AdminApiHandler(configured.routes, core.metrics, access_log)
         server = HttpServer(self.middleware, core.disk_threads, core.group, trace_requests)
@@ -232,6 +240,15 @@ class RunningApp:
             f"{'; offline' if core.offline else ''}"
             f"{'; last reload failed' if self._has_failed_reload else ''}"
         )
+
+    async def write_policy_decisions(self) -> None:
+        """Write what policies have decided to the index. Raises `StorageError`."""
+        await self._configured.policy.write_decisions()
+
+    async def write_last_policy_decisions(self) -> None:
+        """Write them at the end of the daemon; without space for them they are lost."""
+        with suppress(StorageError):
+            await self.write_policy_decisions()
 
     def start_preloads(self) -> None:
         """Start the scheduled preloads of the configuration, in place of the previous ones."""

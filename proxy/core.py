@@ -5,6 +5,7 @@ of all background tasks.
 """
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from proxy.download.writer import StorageDeps
 from proxy.metrics import Metrics
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
+from proxy.storage.policy_records import PolicyRecords
 from proxy.storage.scrub import Scrubber
 from proxy.storage.space import SpaceManager
 from proxy.upstream.factory import UpstreamFactory
@@ -32,11 +34,13 @@ DISK_THREADS = 8
 class Core:
     """The objects of the core. The addresses are added once the servers listen.
 
-    `clock` returns Unix time; `started_at` is by the monotonic clock.
+    `clock` returns Unix time; `started_at` is by the monotonic clock. `daemon_id` tells upstream caches
+    apart (`proxy/hops.py`).
     """
 
     store: BlobStore
     index: Index
+    policy_records: PolicyRecords
     space: SpaceManager
     scrubber: Scrubber
     metrics: Metrics
@@ -46,6 +50,7 @@ class Core:
     disk_threads: ThreadPoolExecutor
     group: asyncio.TaskGroup
     clock: Callable[[], float]
+    daemon_id: str
     addresses: list[str] = field(default_factory=list)
     admin_addresses: list[str] = field(default_factory=list)
     started_at: float = field(default_factory=time.monotonic)
@@ -83,7 +88,8 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     sessions = await stack.enter_async_context(AsyncExitStack())
     group = await stack.enter_async_context(_background_tasks())
     offline = OfflineSwitch(config.offline)
-    upstream_factory = UpstreamFactory(metrics, offline, group, clock)
+    daemon_id = secrets.token_hex(8)
+    upstream_factory = UpstreamFactory(metrics, offline, group, clock, daemon_id)
     sessions.push_async_callback(upstream_factory.close)
     group.create_task(upstream_factory.close_unused())
     group.create_task(index.check_integrity(threads))
@@ -93,6 +99,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     return Core(
         store=store,
         index=index,
+        policy_records=PolicyRecords(index),
         space=space,
         scrubber=scrubber,
         metrics=metrics,
@@ -102,6 +109,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
         disk_threads=threads,
         group=group,
         clock=clock,
+        daemon_id=daemon_id,
     )
 
 

@@ -37,6 +37,18 @@ class DeniedError(ProxyError):
     """The configuration forbids this repository or registry."""
 
 
+class PolicyDeniedError(DeniedError):
+    """A policy refuses the image."""
+
+
+class PolicyUndecidedError(ProxyError):
+    """A policy cannot decide now, because a fact cannot be had; `retry_after` is in seconds."""
+
+    def __init__(self, message: str, *, retry_after: float = 60.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class NotFoundError(ProxyError):
     """Upstream does not have the content, or denies it with the configured credentials."""
 
@@ -95,6 +107,14 @@ class UpstreamDownError(UpstreamUnavailableError):
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class LoopDetectedError(UpstreamError):
+    """A request has come back: caches name each other as upstream or mirror."""
+
+
+class NoDescriptorsError(UpstreamError):
+    """No descriptor is left for a connection to upstream."""
 
 
 class UpstreamUnauthorizedError(UpstreamError):
@@ -180,6 +200,8 @@ OUTCOMES: Mapping[type[ProxyError], ErrorOutcome] = {
     InvalidTagError: ErrorOutcome(400, "TAG_INVALID", 400, 2),
     InvalidDigestError: ErrorOutcome(400, "DIGEST_INVALID", 400, 2),
     DeniedError: ErrorOutcome(403, "DENIED", 403),
+    PolicyDeniedError: ErrorOutcome(403, "DENIED", 403),
+    PolicyUndecidedError: ErrorOutcome(503, "UNAVAILABLE", 503),
     NotFoundError: ErrorOutcome(404, "MANIFEST_UNKNOWN", 404),
     UnknownNameError: ErrorOutcome(404, "NAME_UNKNOWN", 404),
     UnknownManifestError: ErrorOutcome(404, "MANIFEST_UNKNOWN", 404),
@@ -193,6 +215,8 @@ OUTCOMES: Mapping[type[ProxyError], ErrorOutcome] = {
     UpstreamUnreachableError: ErrorOutcome(503, "UNAVAILABLE", 503),
     UpstreamTimeoutError: ErrorOutcome(504, "UNAVAILABLE", 504),
     UpstreamDownError: ErrorOutcome(503, "UNAVAILABLE", 503),
+    LoopDetectedError: ErrorOutcome(508, "UNKNOWN", 502),
+    NoDescriptorsError: ErrorOutcome(429, "TOOMANYREQUESTS", 503),
     # Docker Hub answers 401 for repositories that do not exist; a challenged client sends its
     # password.
     UpstreamUnauthorizedError: ErrorOutcome(404, "NAME_UNKNOWN", 502),

@@ -72,3 +72,7 @@ class TTLCache(Generic[K, V]):
     def discard(self, key: K) -> None:
         """Remove the value, if there is one."""
         self._entries.pop(key, None)
+
+    def clear(self) -> None:
+        """Remove all values."""
+        self._entries.clear()

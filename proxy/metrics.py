@@ -30,7 +30,9 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-RequestKind = Literal["manifest", "blob", "tags", "referrers", "search", "catalog", "ping", "other"]
+RequestKind = Literal[
+    "manifest", "blob", "tags", "referrers", "search", "facts", "catalog", "ping", "other"
+]
 CacheState = Literal["hit", "miss", "collapsed", "stale", "revalidated", "bypass", "none"]
 DownloadResult = Literal["stored", "failed", "mismatch", "bypass"]
 EvictionReason = Literal["size", "min_free", "idle", "corrupt", "removed"]
@@ -269,6 +271,12 @@ class Metrics:
         self._evicted_bytes = self._counter(
             "evicted_bytes", "Bytes of blobs removed from the store, by reason.", "reason"
         )
+        self._policy_decisions = self._counter(
+            "policy_decisions",
+            "Decisions of policies about images that were not decided already, by policy.",
+            "policy",
+            "decision",
+        )
         self._uncached = self._counter(
             "uncached", "Blobs served without being stored, by reason.", "reason"
         )
@@ -415,6 +423,10 @@ class Metrics:
     def count_drift(self) -> None:
         """Count a difference between the store's account and its files: a bug, or a lost write."""
         self._drift.inc()
+
+    def count_policy_decision(self, policy: int, decision: str) -> None:
+        """Count a decision of the policy with this number."""
+        self._policy_decisions.labels(str(policy), decision).inc()
 
     def count_uncached(self, reason: UncachedReason) -> None:
         """Count a blob that was served without being stored."""

@@ -4,11 +4,11 @@ Upstreams that are not configured are refused; the cache never connects to them.
 """
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 
 from proxy.config import UpstreamSettings
 from proxy.config.schema import DEFAULT_UPSTREAM
 from proxy.errors import DeniedError
+from proxy.globs import matches_any
 from proxy.oci.digest import Digest
 from proxy.oci.reference import ImageName, Reference, Repository, Tag, is_host, parse_image
 
@@ -47,9 +47,9 @@ class NameParser:
     def parse_repository(self, path: str, upstream: str = "") -> Repository:
         """Return the repository of a path, without checking whether it is allowed.
 
-        `upstream` is the one that the request names outside the path, if any: then the whole path is
-        the repository. Otherwise the first part of the path is the upstream if it is configured or
-        looks like a host; else Docker Hub is meant.
+        `upstream` is the one that the request names outside the path, if any: then the whole path
+        is the repository. Otherwise the first part of the path is the upstream if it is configured
+        or looks like a host; the default is Docker Hub.
         """
         if upstream:
             return normalize_repository(upstream, path)
@@ -61,8 +61,8 @@ class NameParser:
     def check_allowed(self, repository: Repository) -> None:
         """Raise `DeniedError` unless the upstream is configured and allows the repository.
 
-        Docker Hub has no namespace that looks like a host. A cache that plays Docker Hub would take
-        it for another registry, and undo its `deny`, so such names are refused.
+        Docker Hub has no namespace that looks like a host. A second cache that is configured as
+        Docker Hub would take it for another registry and bypass `deny`, so such names are rejected.
         """
         rules = self._upstreams.get(repository.upstream)
         if rules is None:
@@ -79,7 +79,7 @@ class NameParser:
         check_allowed(repository.name, allow=rules.allow, deny=rules.deny)
 
     def is_allowed(self, repository: Repository) -> bool:
-        """Tell whether clients may pull the repository; what is stored may be denied since."""
+        """Tell whether clients may pull the repository; a stored one may be denied now."""
         try:
             self.check_allowed(repository)
         except DeniedError:
@@ -97,9 +97,7 @@ def normalize_repository(upstream: str, name: str) -> Repository:
 
 def check_allowed(name: str, *, allow: Sequence[str], deny: Sequence[str]) -> None:
     """Raise `DeniedError` unless a glob of `allow`, and none of `deny`, matches the name."""
-    if any(fnmatchcase(name, glob) for glob in deny) or not any(
-        fnmatchcase(name, glob) for glob in allow
-    ):
+    if matches_any(name, deny) or not matches_any(name, allow):
         raise DeniedError(f"the configuration of this cache does not allow {name[:120]}")
 
 
@@ -123,3 +121,8 @@ def full_name(repository: Repository, reference: Reference) -> str:
     """Return the name with registry and namespace: `docker.io/library/nginx:1.25`."""
     mark = "@" if isinstance(reference, Digest) else ":"
     return f"{repository.upstream}/{repository.name}{mark}{reference}"
+
+
+def policy_name(repository: Repository) -> str:
+    """Return the name that the globs of policies match: `docker.io/library/nginx`."""
+    return f"{repository.upstream}/{repository.name}"

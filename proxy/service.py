@@ -12,9 +12,11 @@ from proxy.bundle.export import BundleExporter
 from proxy.bundle.import_ import BundleImporter
 from proxy.cache.access import RepositoryAccess
 from proxy.cache.blobs import BlobCache
+from proxy.cache.facts import FactsCache
 from proxy.cache.listings import ListingCache
 from proxy.cache.manifest_store import ManifestStore
 from proxy.cache.manifests import ManifestCache
+from proxy.cache.policy import PolicyGate
 from proxy.cache.prefetch import Prefetcher
 from proxy.cache.repair import BlobRepairer
 from proxy.cache.search import RepositorySearch
@@ -26,11 +28,13 @@ from proxy.images.manage import ImageManager
 from proxy.images.store import ImageStore
 from proxy.names import NameParser
 from proxy.oci.platform import machine_platform
+from proxy.policy.rules import RuleSet
 from proxy.preload.preload import PreloadDeps, Preloader
 from proxy.preload.resolve import ImageResolver
 from proxy.server.admin import (
     bundles as admin_bundles,
     images as admin_images,
+    policy as admin_policy,
     preload as admin_preload,
     schema as admin_schema,
     search as admin_search,
@@ -50,6 +54,7 @@ class ConfiguredApp:
     upstreams: Mapping[str, Upstream]
     registry: RegistryHandler
     preloader: Preloader
+    policy: PolicyGate
     repairer: BlobRepairer
     routes: Sequence[Route]
 
@@ -68,11 +73,29 @@ async def configure_app(
         for name in config.upstreams
     }
     access = RepositoryAccess(upstreams=upstreams, index=core.index, group=core.group)
+    facts = FactsCache(
+        upstreams=upstreams,
+        records=core.policy_records,
+        offline=core.offline,
+        group=core.group,
+        clock=core.clock,
+    )
+    rules = RuleSet(config.policy)
+    policy = PolicyGate(
+        rules,
+        index=core.index,
+        records=core.policy_records,
+        facts=facts,
+        metrics=core.metrics,
+        clock=core.clock,
+    )
     manifests = ManifestCache(
         upstreams=upstreams,
         store=ManifestStore(core.store, core.index, core.space, core.metrics, core.disk_threads),
         index=core.index,
         access=access,
+        policy=policy if config.policy else None,
+        facts=facts,
         settings=config.manifests,
         group=core.group,
         clock=core.clock,
@@ -98,6 +121,7 @@ async def configure_app(
         config=config,
         upstreams=upstreams,
         index=core.index,
+        facts=facts,
         group=core.group,
         clock=core.clock,
     )
@@ -143,12 +167,17 @@ async def configure_app(
             BundleExporter(image_store), BundleImporter(image_store), core.disk_threads
         ).routes(),
         *admin_images.ImageHandlers(
-            ImageManager(image_store), checker, ImageInspector(image_store)
+            ImageManager(image_store, rules, core.clock),
+            checker,
+            ImageInspector(image_store, rules, core.clock),
         ).routes(),
         *admin_preload.PreloadHandlers(preloader).routes(),
+        *admin_policy.PolicyHandlers(
+            config, names, manifests, policy, core.policy_records, core.clock
+        ).routes(),
         *admin_search.routes(search),
     ]
-    return ConfiguredApp(config, upstreams, registry, preloader, repairer, routes)
+    return ConfiguredApp(config, upstreams, registry, preloader, policy, repairer, routes)
 
 
 def _status_handlers(

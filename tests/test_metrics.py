@@ -60,6 +60,7 @@ def set_all_metrics(metrics: Metrics) -> None:
     metrics.count_digest_mismatch("docker.io")
     metrics.count_evicted("size", 3, 3000)
     metrics.count_uncached("too_large")
+    metrics.count_policy_decision(1, "deny")
     metrics.count_scrubbed("intact", 500)
     metrics.count_rejected_connection()
     metrics.set_certificate_expiries({"/etc/pullcache/cache.pem": 2_000_000_000})

@@ -190,7 +190,7 @@ class BundleReader:
     async def _write_chunks(self, queue: ByteQueue, ingest: Ingest) -> None:
         try:
             while chunks := await queue.get_batch():
-                await run_in_thread(self._image_store.executor, _append_chunks, ingest, chunks)
+                await run_in_thread(self._image_store.executor, ingest.append, chunks)
         finally:
             queue.close()
 
@@ -201,8 +201,3 @@ class BundleReader:
         committer = Committer(store.blob_store, store.index, store.space, store.executor)
         if await committer.commit_ingest(ingest, reservation, None):
             self.added_blobs[ingest.digest] = ingest.frontier
-
-
-def _append_chunks(ingest: Ingest, chunks: list[bytes]) -> None:
-    ingest.append(chunks)
-    ingest.start_writeback()

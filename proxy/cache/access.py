@@ -132,7 +132,7 @@ class RepositoryAccess:
         """Tell whether a download that has begun to arrive may be served under the repository."""
         is_linked = repository == download.repository or repository in download.shared_with
         decision = decide(is_linked=is_linked, is_from_upstream=True)
-        if decision is Decision.PROVE and await self._prove(
+        if decision is Decision.PROVE and await self._request_proof(
             repository, download.digest, download.size, deadline, is_manifest=False
         ):
             # The commit links the repository, unless it is over.
@@ -154,7 +154,7 @@ class RepositoryAccess:
         """Return the row of stored content if it may be served, after a proof if it needs one."""
         is_sent = row.is_linked or self._index.has_sent(repository.upstream, digest)
         decision = decide(is_linked=row.is_linked, is_from_upstream=is_sent)
-        if decision is Decision.PROVE and await self._prove(
+        if decision is Decision.PROVE and await self._request_proof(
             repository, digest, row.size, deadline, is_manifest=is_manifest
         ):
             await self._link(repository, digest)
@@ -171,7 +171,7 @@ class RepositoryAccess:
         except StorageError as error:
             log.warning("index_write_failed", reason=str(error))
 
-    async def _prove(
+    async def _request_proof(
         self,
         repository: Repository,
         digest: Digest,
@@ -180,7 +180,7 @@ class RepositoryAccess:
         *,
         is_manifest: bool,
     ) -> bool:
-        """Ask the registry for a proof, once for all who wait; tell whether it gave one.
+        """Ask the registry for a proof, once for all waiting requests; tell whether it gave one.
 
         Mirrors are not asked: many serve a digest under any name. But one may send all the bytes, so if
         there are any, an error of the registry decides nothing.

@@ -1,6 +1,7 @@
 """Blobs: a hit from the store, a running download that is shared, or a new download."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
@@ -12,7 +13,7 @@ from proxy.config import FetchSettings
 from proxy.download.download import Download
 from proxy.download.manager import DownloadManager
 from proxy.download.reader import DownloadReader
-from proxy.errors import ProxyError, StorageError
+from proxy.errors import ProxyError, StorageError, TooManyRequestsError
 from proxy.metrics import CacheState
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
@@ -20,6 +21,10 @@ from proxy.storage.blobs import BlobStore, OpenBlob
 from proxy.storage.index import Index
 from proxy.storage.space import SpaceManager
 from proxy.upstream.client import Upstream
+
+# How long a refusal of a download is delayed on average, in seconds. A client that repeats its requests at once
+# would otherwise occupy the event loop: with a thousand connections it delayed the blobs of others twentyfold.
+REFUSAL_DELAY = 1.0
 
 
 class BlobResult(msgspec.Struct, frozen=True):
@@ -87,9 +92,14 @@ class BlobCache:
                 break
         state: CacheState = "collapsed"
         if download is None:
-            download = self._downloads.start(
-                upstream, repository, digest, self._settings, client=client
-            )
+            try:
+                download = self._downloads.start(
+                    upstream, repository, digest, self._settings, client=client
+                )
+            except TooManyRequestsError:
+                # At random, so that not all of them come back at the same moment.
+                await asyncio.sleep(REFUSAL_DELAY * random.uniform(0.5, 1.5))  # noqa: S311 (no secret)
+                raise
             state = "miss"
         else:
             self._downloads.add_client(download, client)
@@ -107,9 +117,7 @@ class BlobCache:
         if opened := await self._open_stored(repository, digest, deadline):
             with opened:
                 return opened.size, "hit"
-        size = self._index.declared_size(repository, digest)
-        if size is not None:
-            return size, "miss"
+        # Not the size in a manifest, which may be wrong: GET would send what upstream has.
         async with enforce_deadline(deadline, repository.upstream):
             upstream = self._upstreams[repository.upstream]
             return await upstream.fetch_blob_size(repository.name, digest), "miss"

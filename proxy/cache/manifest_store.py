@@ -85,9 +85,9 @@ class ManifestStore:
     ) -> tuple[CachedManifest, bool]:
         """Commit a manifest that upstream has sent, linked to the repository.
 
-        Return it, and whether it is stored. Content that a digest has verified may be
-        anything but ambiguous, as it is up to the client what to make of it. Raises `UpstreamError`
-        for other content that is no manifest, such as a login page.
+        Return it, and whether it is stored. Content verified by its digest may be anything except
+        ambiguous, because the client interprets it. Raises `UpstreamError` for other content that
+        is not a manifest, such as a login page.
         """
         problem = f"{repository.upstream} did not send a manifest"
         try:

@@ -13,8 +13,10 @@ import msgspec
 
 from proxy.cache import freshness
 from proxy.cache.access import RepositoryAccess
+from proxy.cache.facts import FactsCache
 from proxy.cache.freshness import Freshness
 from proxy.cache.manifest_store import ManifestStore
+from proxy.cache.policy import PolicyGate
 from proxy.concurrency import RESPONSE_TIMEOUT, SingleFlight, enforce_deadline
 from proxy.config import ManifestsSettings
 from proxy.errors import (
@@ -67,6 +69,8 @@ class ManifestCache:
         store: ManifestStore,
         index: Index,
         access: RepositoryAccess,
+        policy: PolicyGate | None,
+        facts: FactsCache,
         settings: ManifestsSettings,
         group: asyncio.TaskGroup,
         clock: Callable[[], float],
@@ -75,6 +79,8 @@ class ManifestCache:
         self._store = store
         self._index = index
         self._access = access
+        self._policy = policy
+        self._facts = facts
         self._settings = settings
         self._clock = clock
         self._now = asyncio.get_running_loop().time
@@ -96,6 +102,20 @@ class ManifestCache:
 
         The manifest is then in memory, and upstream need not be asked.
         """
+        result = self._lookup_fresh(repository, reference, accept)
+        if result is None or self._policy is None:
+            return result
+        permission = self._policy.find_permission(repository, reference)
+        if permission is None or permission.digest != result.manifest.digest:
+            return None
+        if permission.warning:
+            return msgspec.structs.replace(result, warning=permission.warning)
+        return result
+
+    def _lookup_fresh(
+        self, repository: Repository, reference: Reference, accept: tuple[str, ...]
+    ) -> ManifestResult | None:
+        """Return a manifest that is in memory and fresh, whatever the policies say."""
         if isinstance(reference, Digest):
             row = self._access.get_linked(repository, reference)
             if row is None or row.media_type is None:
@@ -123,8 +143,14 @@ class ManifestCache:
         """
         deadline = self._now() + RESPONSE_TIMEOUT
         if isinstance(reference, Digest):
-            return await self._get_by_digest(repository, reference, deadline)
+            result = await self._get_by_digest(repository, reference, deadline)
+            self._facts.note_pull(repository, result.manifest.digest)
+            return await self._apply_policy(repository, reference, result, deadline)
+        if self._policy:
+            self._policy.raise_if_refused(repository, reference, self._tag_ttl(reference))
         result = await self._get_by_tag(repository, reference, deadline - STALE_MARGIN)
+        self._facts.note_pull(repository, result.manifest.digest)
+        result = await self._apply_policy(repository, reference, result, deadline)
         if self._accepts(accept, result.manifest.media_type):
             return result
         return await self._select_platform_manifest(repository, result, accept, deadline)
@@ -138,9 +164,35 @@ class ManifestCache:
         """
         deadline = self._now() + RESPONSE_TIMEOUT
         if isinstance(reference, Digest):
+            result = await self._get_by_digest(repository, reference, deadline)
+        else:
+            tag_row = self._index.tag(repository, reference)
+            manifest, state = await self._refresh_once(repository, reference, tag_row, deadline)
+            result = ManifestResult(manifest, state)
+        return (await self._apply_policy(repository, reference, result, deadline)).manifest
+
+    async def get_unjudged_manifest(
+        self, repository: Repository, reference: Reference
+    ) -> CachedManifest:
+        """Return the manifest that `reference` names, without applying policies or moving the tag.
+
+        Upstream is asked about a tag; while it fails, the newest content that the tag is known to
+        have meant is returned. Raises as `get_manifest` does.
+        """
+        deadline = self._now() + RESPONSE_TIMEOUT
+        if isinstance(reference, Digest):
             return (await self._get_by_digest(repository, reference, deadline)).manifest
-        tag_row = self._index.tag(repository, reference)
-        manifest, _ = await self._refresh_once(repository, reference, tag_row, deadline)
+        try:
+            async with enforce_deadline(deadline, repository.upstream):
+                manifest, _ = await self._fetch_and_store(repository, reference)
+        except UpstreamError:
+            meanings = self._policy.known_meanings(repository, reference) if self._policy else []
+            tag_row = self._index.tag(repository, reference)
+            known = meanings[0] if meanings else tag_row and tag_row.digest
+            stored = await self._load_permitted(repository, known, deadline) if known else None
+            if stored is None:
+                raise
+            return stored
         return manifest
 
     async def add_manifest(
@@ -149,8 +201,39 @@ class ManifestCache:
         """Store a manifest that upstream has just sent, under its tag. Raises `UpstreamError`."""
         manifest, _ = await self._store_fetched(repository, fetched)
         self._missing_tags.discard((repository, tag))
-        await self._update_tag(repository, tag, manifest.digest)
+        await self._write_tag(self._index.set_tag(repository, tag, manifest.digest))
         return manifest
+
+    # Policies.
+
+    async def _apply_policy(
+        self,
+        repository: Repository,
+        reference: Reference,
+        result: ManifestResult,
+        deadline: float,
+    ) -> ManifestResult:
+        """Return what the policies let the reference mean, with their warning.
+
+        Raises `PolicyDeniedError` and `PolicyUndecidedError`.
+        """
+        if self._policy is None:
+            return result
+        permission = await self._policy.admit(repository, reference, result.manifest)
+        manifest, digest = result.manifest, permission.digest
+        if digest != manifest.digest:
+            manifest = (await self._get_by_digest(repository, digest, deadline)).manifest
+            if not isinstance(reference, Digest):
+                await self._write_tag(self._index.move_tag(repository, reference, digest))
+        warning = "; ".join(filter(None, (result.warning, permission.warning)))
+        return msgspec.structs.replace(result, manifest=manifest, warning=warning)
+
+    async def _write_tag(self, write: Awaitable[None]) -> None:
+        """Write a tag. If that fails this answer is right all the same; the next request asks again."""
+        try:
+            await write
+        except StorageError as error:
+            log.warning("index_write_failed", reason=str(error))
 
     # By digest.
 
@@ -258,21 +341,15 @@ class ManifestCache:
         except NotFoundError as error:
             self._missing_tags.set((repository, tag), error)
             if tag_row:
-                await self._update_tag(repository, tag, None)
+                await self._write_tag(self._index.delete_tag(repository, tag))
             raise
         self._missing_tags.discard((repository, tag))
-        await self._update_tag(repository, tag, manifest.digest)
+        served = manifest.digest
+        if self._policy:
+            permission = await self._policy.admit(repository, tag, manifest, is_current=True)
+            served = permission.digest
+        await self._write_tag(self._index.set_tag(repository, tag, served, stated=manifest.digest))
         return manifest, state
-
-    async def _update_tag(self, repository: Repository, tag: Tag, digest: Digest | None) -> None:
-        """Set what the tag names, or delete it; if that fails, the next request asks upstream again."""
-        try:
-            if digest is None:
-                await self._index.delete_tag(repository, tag)
-            else:
-                await self._index.set_tag(repository, tag, digest)
-        except StorageError as error:
-            log.warning("index_write_failed", reason=str(error))
 
     async def _revalidate(
         self, repository: Repository, tag: Tag, tag_row: TagRow

@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from proxy.cache.facts import FactsCache
 from proxy.concurrency import RESPONSE_TIMEOUT, SingleFlight, enforce_deadline
 from proxy.config import Config
 from proxy.config.schema import DEFAULT_UPSTREAM
@@ -26,6 +27,7 @@ from proxy.lru import TTLCache
 from proxy.metrics import CacheState
 from proxy.names import OFFICIAL_PREFIX, NameParser, display_name, normalize_repository
 from proxy.oci.reference import Repository
+from proxy.policy.facts import Badge
 from proxy.storage.index import Index
 from proxy.upstream.client import Upstream
 from proxy.upstream.search import SearchHit, SearchPage
@@ -51,6 +53,8 @@ class SearchQuery:
     terms: str
     limit: int
     page: int
+    badges: tuple[Badge, ...] = ()
+    """Only repositories with one of these badges; empty for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,7 @@ class RepositorySearch:
         config: Config,
         upstreams: Mapping[str, Upstream],
         index: Index,
+        facts: FactsCache,
         group: asyncio.TaskGroup,
         clock: Callable[[], float],
     ) -> None:
@@ -82,12 +87,19 @@ class RepositorySearch:
         self._names = NameParser(config.upstreams)
         self._upstreams = upstreams
         self._index = index
+        self._facts = facts
         self._now = asyncio.get_running_loop().time
         self._page_cache: TTLCache[SearchQuery, SearchPage] = TTLCache(MAX_CACHED_PAGES, clock)
         self._fetches: SingleFlight[SearchQuery, SearchPage] = SingleFlight(group)
 
     def parse_query(
-        self, text: str, *, upstream: str | None = None, limit: int = DEFAULT_LIMIT, page: int = 1
+        self,
+        text: str,
+        *,
+        upstream: str | None = None,
+        limit: int = DEFAULT_LIMIT,
+        page: int = 1,
+        badges: tuple[Badge, ...] = (),
     ) -> SearchQuery:
         """Parse the text of a search; `limit` and `page` are clamped to their bounds.
 
@@ -106,7 +118,7 @@ class RepositorySearch:
             # Docker Hub serves official images as library/<name>, but finds them by <name> only.
             upstream, terms = DEFAULT_UPSTREAM, terms.removeprefix(OFFICIAL_PREFIX)
         limit, page = min(max(limit, 1), MAX_LIMIT), min(max(page, 1), MAX_PAGE)
-        return SearchQuery(upstream or DEFAULT_UPSTREAM, terms, limit, page)
+        return SearchQuery(upstream or DEFAULT_UPSTREAM, terms, limit, page, badges)
 
     async def search(self, query: SearchQuery) -> SearchResult:
         """Return upstream's results; stored images if it fails, has no search, or is offline.
@@ -138,17 +150,41 @@ class RepositorySearch:
             return SearchResult(page, "stale", "upstream" if cached else "store", problem)
 
     async def _fetch_page(self, query: SearchQuery) -> SearchPage:
-        upstream = self._upstreams[query.upstream]
-        answer = await upstream.search(query.terms, limit=query.limit, page=query.page)
+        answer = await self._ask_upstream(query)
         results = []
         # Some registries ignore `limit` and send everything.
         for hit in answer.results[: query.limit]:
             repository = normalize_repository(query.upstream, hit.name)
             if self._names.is_allowed(repository):
-                results.append(msgspec.structs.replace(hit, name=display_name(repository)))
+                known = self._add_known_facts(hit, repository)
+                if not query.badges or known.badge in query.badges:
+                    results.append(msgspec.structs.replace(known, name=display_name(repository)))
         page = SearchPage(results, answer.total)
         self._page_cache.set(query, page)
         return page
+
+    async def _ask_upstream(self, query: SearchQuery) -> SearchPage:
+        """Ask Docker Hub's own search, which knows badges; while it fails, the registry's."""
+        upstream = self._upstreams[query.upstream]
+        if upstream.hub:
+            try:
+                return await upstream.hub.search(
+                    query.terms, limit=query.limit, page=query.page, badges=query.badges
+                )
+            except OfflineError:
+                raise
+            except (UpstreamError, NotFoundError) as error:
+                log.info("hub_search_failed", search=query.terms, reason=str(error))
+        return await upstream.search(query.terms, limit=query.limit, page=query.page)
+
+    def _add_known_facts(self, hit: SearchHit, repository: Repository) -> SearchHit:
+        """Add what is known of the repository, if the search did not say it."""
+        if hit.badge.is_fact:
+            return hit
+        facts = self._facts.get_known(repository)
+        return msgspec.structs.replace(
+            hit, badge=facts.badge, publisher=facts.publisher, is_archived=facts.is_archived
+        )
 
     def _search_stored(self, query: SearchQuery) -> SearchPage:
         """Return the stored repositories whose names contain all terms.
@@ -156,14 +192,15 @@ class RepositorySearch:
         A search of Docker Hub finds those of every upstream.
         """
         terms = query.terms.casefold().split()
+        found = (
+            self._add_known_facts(_stored_hit(repository), repository)
+            for repository in self._index.repositories()
+            if query.upstream in (DEFAULT_UPSTREAM, repository.upstream)
+            and all(term in display_name(repository) for term in terms)
+            and self._names.is_allowed(repository)
+        )
         hits = sorted(
-            (
-                _stored_hit(repository)
-                for repository in self._index.repositories()
-                if query.upstream in (DEFAULT_UPSTREAM, repository.upstream)
-                and all(term in display_name(repository) for term in terms)
-                and self._names.is_allowed(repository)
-            ),
+            (hit for hit in found if not query.badges or hit.badge in query.badges),
             key=lambda hit: (not hit.is_official, hit.name),
         )
         start = (query.page - 1) * query.limit

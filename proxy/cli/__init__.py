@@ -16,6 +16,7 @@ from proxy.cli.commands.config import config
 from proxy.cli.commands.fsck import fsck
 from proxy.cli.commands.images import images, inspect, pin, rm, unpin
 from proxy.cli.commands.offline import offline
+from proxy.cli.commands.policy import policy
 from proxy.cli.commands.preload import preload
 from proxy.cli.commands.search import search
 from proxy.cli.commands.serve import serve
@@ -77,4 +78,5 @@ main.add_command(pin)
 main.add_command(unpin)
 main.add_command(check_offline)
 main.add_command(search)
+main.add_command(policy)
 main.add_command(client_config)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from msgspec.structs import asdict
+from msgspec.structs import fields
 
 from proxy.config.schema import Config, Section
 from proxy.config.values import Secret
@@ -12,7 +12,7 @@ from proxy.config.values import Secret
 
 def dump(config: Config) -> dict[str, Any]:
     """Return the configuration as the file would contain it, secrets as "***"."""
-    return {name: to_plain(value) for name, value in asdict(config).items()}
+    return _section_to_plain(config)
 
 
 def to_toml(config: Config) -> str:
@@ -34,7 +34,7 @@ def to_plain(value: Any) -> Any:
     """Return a value of the configuration in the types of JSON, secrets as "***"."""
     match value:
         case Section():
-            return {name: to_plain(item) for name, item in asdict(value).items()}
+            return _section_to_plain(value)
         case Mapping():
             return {name: to_plain(item) for name, item in value.items()}
         case tuple() | list():
@@ -43,6 +43,10 @@ def to_plain(value: Any) -> Any:
             return value.redacted
         case _:
             return value if type(value) in {bool, int} else str(value)
+
+
+def _section_to_plain(section: Section) -> dict[str, Any]:
+    return {key.encode_name: to_plain(getattr(section, key.name)) for key in fields(section)}
 
 
 def _iter_tables(table: Mapping[str, Any], path: str) -> Iterator[str]:

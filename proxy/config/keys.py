@@ -29,7 +29,7 @@ def iter_keys() -> Iterator[ConfigKey]:
 def _iter_keys(section: type[Section], path: str) -> Iterator[ConfigKey]:
     for key in fields(section):
         kind = unwrap_annotated(key.type)
-        here = f"{path}{key.name}"
+        here = f"{path}{key.encode_name}"
         inner = kind if get_origin(kind) is not dict else get_args(kind)[1]
         if item := table_array_item(kind):
             yield from _iter_keys(item, f"{here}.")
@@ -49,9 +49,11 @@ def json_schema() -> dict[str, Any]:
 def _section_schema(section: type[Section]) -> dict[str, Any]:
     properties = {}
     for key in fields(section):
-        properties[key.name] = _type_schema(unwrap_annotated(key.type)) | _key_constraints(key)
+        properties[key.encode_name] = _type_schema(unwrap_annotated(key.type)) | _key_constraints(
+            key
+        )
         if description := _description(key):
-            properties[key.name]["description"] = description
+            properties[key.encode_name]["description"] = description
     return {
         "type": "object",
         "description": section.__doc__ or "",

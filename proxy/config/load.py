@@ -19,6 +19,8 @@ from proxy.config.dump import to_toml_value
 from proxy.config.keys import key_default, table_array_item, unwrap_annotated
 from proxy.config.schema import (
     DEFAULT_UPSTREAM,
+    DOCKER_HUB_FACTS_URL,
+    DOCKER_HUB_URL,
     KNOWN_REGISTRIES,
     RENAMED_KEYS,
     Config,
@@ -30,7 +32,7 @@ from proxy.errors import ConfigError
 
 # Keys of objects that are opened once, at the start: listeners, the log, the store.
 RESTART_ONLY_KEYS = {
-    "server": ("listen", "admin_listen", "admin_token_file", "tracing"),
+    "server": ("listen", "admin_listen", "admin_hosts", "admin_token_file", "tracing"),
     "log": ("format",),
     "store": ("path",),
 }
@@ -71,6 +73,8 @@ def load(
     _merge(values, overrides, COMMAND_LINE)
     for name in values["upstreams"].keys() & KNOWN_REGISTRIES.keys():
         values["upstreams"][name].setdefault("url", KNOWN_REGISTRIES[name])
+    if values["upstreams"][DEFAULT_UPSTREAM]["url"] == DOCKER_HUB_URL:
+        values["upstreams"][DEFAULT_UPSTREAM].setdefault("facts_url", DOCKER_HUB_FACTS_URL)
     config: Config = _build(Config, values, str(path) if path else COMMAND_LINE, "")
     return config
 
@@ -195,7 +199,7 @@ def _merge_section(
 ) -> None:
     if not isinstance(table, Mapping):
         raise ConfigError(f"{source}: {path[:-1]}: expected a table (write [{path[:-1]}])")
-    known = {key.name: key for key in fields(section)}
+    known = {key.encode_name: key for key in fields(section)}
     for name, value in table.items():
         here = f"{path}{name}"
         if name not in known:
@@ -259,7 +263,7 @@ def _parse(key: FieldInfo, value: Any, source: str, path: str) -> Any:
     if get_origin(kind) is Literal:
         example = f" (write one of {', '.join(get_args(kind))})"
     elif not key.required:
-        example = f" (for instance: {key.name} = {to_toml_value(key_default(key))})"
+        example = f" (for instance: {key.encode_name} = {to_toml_value(key_default(key))})"
     return _convert(value, key.type, source, path, example)
 
 
@@ -276,24 +280,28 @@ def _convert(value: Any, kind: Any, source: str, path: str, example: str) -> Any
 
 def _build(kind: type[Section], values: Mapping[str, Any], source: str, path: str) -> Any:
     """Build the structs from parsed values. Raises `ConfigError` for missing or clashing keys."""
-    arguments = dict(values)
+    arguments = {
+        key.name: values[key.encode_name] for key in fields(kind) if key.encode_name in values
+    }
     for key in fields(kind):
         inner = unwrap_annotated(key.type)
-        here = f"{path}{key.name}"
-        if key.name not in values:
+        here = f"{path}{key.encode_name}"
+        if key.encode_name not in values:
             if key.required:
-                raise ConfigError(f"{source}: {here}: is missing (for instance: {key.name} = ...)")
+                raise ConfigError(
+                    f"{source}: {here}: is missing (for instance: {key.encode_name} = ...)"
+                )
         elif isinstance(inner, type) and issubclass(inner, Section):
-            arguments[key.name] = _build(inner, values[key.name], source, f"{here}.")
+            arguments[key.name] = _build(inner, values[key.encode_name], source, f"{here}.")
         elif item := table_array_item(inner):
             arguments[key.name] = tuple(
                 _build(item, value, source, f"{here}[{number}].")
-                for number, value in enumerate(values[key.name], 1)
+                for number, value in enumerate(values[key.encode_name], 1)
             )
         elif get_origin(inner) is dict and issubclass(get_args(inner)[1], Section):
             arguments[key.name] = {
                 name: _build(get_args(inner)[1], value, source, f'{here}."{name}".')
-                for name, value in values[key.name].items()
+                for name, value in values[key.encode_name].items()
             }
     try:
         return kind(**arguments)

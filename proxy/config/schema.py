@@ -19,6 +19,7 @@ from proxy.config.values import (
     expand_path,
 )
 from proxy.errors import ConfigError, InvalidReferenceError
+from proxy.globs import can_match_with_prefix, covers
 from proxy.oci.platform import parse_platform
 from proxy.oci.reference import parse_image
 
@@ -26,6 +27,8 @@ DEFAULT_UPSTREAM = "docker.io"
 DOCKER_HUB_URL = RegistryUrl("https://registry-1.docker.io")
 # Docker Hub has a separate host for searching.
 DOCKER_HUB_SEARCH_URL = OptionalUrl("https://index.docker.io")
+# Another one says who publishes a repository.
+DOCKER_HUB_FACTS_URL = OptionalUrl("https://hub.docker.com")
 
 # URLs of registries that are known by name: their tables need no url.
 KNOWN_REGISTRIES = {
@@ -43,6 +46,8 @@ RENAMED_KEYS = {"fetch.parallel_below": "fetch.parallel_max_rate"}
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 PrefetchMode = Literal["layers", "off"]
+PolicyMode = Literal["audit", "enforce"]
+TrustedBadge = Literal["official", "verified_publisher", "sponsored"]
 LogFormat = Literal["auto", "json", "console"]
 
 
@@ -116,6 +121,15 @@ class ServerSettings(Section, frozen=True):
             )
         ),
     ] = ""
+    admin_hosts: Annotated[
+        tuple[str, ...],
+        Meta(
+            description=(
+                "Names under which `/metrics` may be requested on admin_listen, in addition to "
+                "IP addresses, localhost and the names in admin_listen."
+            )
+        ),
+    ] = ()
     registry_proxy_metrics: Annotated[
         bool,
         Meta(
@@ -368,6 +382,16 @@ class UpstreamSettings(Section, frozen=True):
             )
         ),
     ] = OptionalUrl("")
+    facts_url: Annotated[
+        OptionalUrl,
+        Meta(
+            description=(
+                "Docker Hub's own API, which says who publishes a repository and when a tag was "
+                "pushed. https://hub.docker.com for docker.io, unless url is changed; empty asks "
+                "nothing."
+            )
+        ),
+    ] = OptionalUrl("")
     hosts: Annotated[
         tuple[str, ...], Meta(description="Host headers that select this upstream.")
     ] = ()
@@ -452,6 +476,74 @@ class PreloadSettings(Section, frozen=True):
             raise ValueError(str(error)) from error
 
 
+class PolicySettings(Section, frozen=True):
+    """A rule about which images may be pulled; may be repeated, the first that matches decides."""
+
+    images: Annotated[
+        tuple[str, ...],
+        Meta(
+            description=(
+                'Globs of the images that the rule is about, on "UPSTREAM/REPOSITORY"; `*` also '
+                "matches `/`."
+            ),
+            min_length=1,
+        ),
+    ]
+    exclude: Annotated[
+        tuple[str, ...],
+        Meta(description="Globs of images that the rule is not about; later rules may match them."),
+    ] = field(default=(), name="except")
+    mode: Annotated[
+        PolicyMode,
+        Meta(
+            description=(
+                '"enforce" refuses images; "audit" serves them, logs what would be refused, and '
+                "sends a `Warning` header."
+            )
+        ),
+    ] = "audit"
+    trusted: Annotated[
+        tuple[TrustedBadge, ...],
+        Meta(
+            description=(
+                "Allow images that are official, of a verified publisher, or sponsored open "
+                "source on Docker Hub; empty allows all that `allow` does not restrict."
+            )
+        ),
+    ] = ()
+    allow: Annotated[
+        tuple[str, ...],
+        Meta(description="Globs of images that are allowed besides those of `trusted`."),
+    ] = ()
+    deny_tags: Annotated[tuple[str, ...], Meta(description="Globs of tags that are refused.")] = ()
+    min_age: Annotated[
+        Duration,
+        Meta(description="Minimum age of the content; 0s allows any age."),
+    ] = Duration.parse("0s")
+    unripe: Annotated[
+        Literal["previous", "deny"],
+        Meta(
+            description=(
+                'What a tag means while its content is younger than min_age: "previous", the '
+                'newest content that is old enough; or "deny".'
+            )
+        ),
+    ] = "previous"
+    first_seen: Annotated[
+        Literal["allow", "deny"],
+        Meta(
+            description=(
+                "Whether an image of unknown age is allowed when this cache sees it for the "
+                "first time."
+            )
+        ),
+    ] = "allow"
+    unknown: Annotated[
+        Literal["allow", "deny"],
+        Meta(description="Whether an image is allowed while a fact about it cannot be had."),
+    ] = "deny"
+
+
 class Config(Section, frozen=True):
     """The whole configuration."""
 
@@ -472,6 +564,34 @@ class Config(Section, frozen=True):
         tuple[PreloadSettings, ...],
         Meta(description="Preloads that the daemon runs on a schedule."),
     ] = ()
+
+    policy: Annotated[
+        tuple[PolicySettings, ...],
+        Meta(description="Rules about which images may be pulled, in order."),
+    ] = ()
+
+    def __post_init__(self) -> None:
+        earlier: list[str] = []
+        for number, rule in enumerate(self.policy, start=1):
+            for glob in rule.images:
+                self._check_policy_glob(number, glob, rule.exclude, earlier)
+            if not rule.exclude:
+                earlier += rule.images
+
+    def _check_policy_glob(
+        self, number: int, glob: str, exclude: tuple[str, ...], earlier: list[str]
+    ) -> None:
+        """Raise `ValueError` if a glob of a policy can never decide."""
+        place = f"policy[{number}].images: {glob!r} can never match"
+        if not any(can_match_with_prefix(glob, f"{name}/") for name in self.upstreams):
+            example = f"{next(iter(self.upstreams), DEFAULT_UPSTREAM)}/*"
+            raise ValueError(f'{place}: no upstream has such a name (write "{example}")')
+        if any(covers(one, glob) for one in exclude):
+            raise ValueError(f"{place}: except excludes all of it (remove one of them)")
+        if covering := next((one for one in earlier if covers(one, glob)), None):
+            raise ValueError(
+                f"{place}: {covering!r} of an earlier policy decides (move this policy up)"
+            )
 
     def get_search_url(self, name: str) -> str:
         """Return the search URL of an upstream, empty if it has no search."""

@@ -247,6 +247,15 @@ class ProxyUrl(Secret):
         return f"http://***@{rest}" if at and credentials else str(self)
 
 
+def is_ip_address(host: str) -> bool:
+    """Tell whether `host`, without brackets, is an address and not a name."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def is_loopback(host: str) -> bool:
     """Tell whether `host`, without brackets, is on loopback. The only such name is localhost."""
     try:

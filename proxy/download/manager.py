@@ -31,6 +31,9 @@ MISMATCH_BACKOFF = 10.0
 # How long, in seconds, and for how many blobs the manager remembers that upstream does not have them.
 ABSENT_TTL = 3.0
 MAX_ABSENT_BLOBS = 10_000
+# A request for a blob that upstream does not have counts as waiting for this long after its response, in
+# seconds: otherwise one client could have upstream asked as fast as it answers.
+ABSENT_HOLD = 1.0
 
 _Key = tuple[str, Digest]
 
@@ -55,6 +58,8 @@ class DownloadManager:
         self._attached_counts: Counter[Download] = Counter()
         # Downloads by the client address that started them.
         self._started_by: dict[str, set[Download]] = {}
+        # Requests for absent blobs in the last `ABSENT_HOLD` seconds, by client address.
+        self._absent_counts: Counter[str] = Counter()
         now = asyncio.get_running_loop().time
         self._mismatch_counts: TTLCache[tuple[Repository, Digest], int] = TTLCache(1000, now)
         self._absent: TTLCache[tuple[Repository, Digest], str] = TTLCache(MAX_ABSENT_BLOBS, now)
@@ -93,9 +98,13 @@ class DownloadManager:
         too many downloads that only this client has requested are waiting, and
         `UpstreamUnavailableError` if the daemon is stopping.
         """
-        self._check_remembered(repository, digest)
         if client is not None:
             self._check_waiting(client)
+        try:
+            self._check_remembered(repository, digest)
+        except UnknownBlobError:
+            self._count_absent(client)
+            raise
         queue = self._queues.get(upstream.name)
         if queue is None:
             queue = self._queues[upstream.name] = UpstreamQueue(self._limits.max_downloads)
@@ -123,11 +132,11 @@ class DownloadManager:
 
     def _check_waiting(self, client: str) -> None:
         limit = self._limits.max_waiting_per_client
-        started = self._started_by.get(client, ())
-        if len(started) < limit:
+        started, absent = self._started_by.get(client, ()), self._absent_counts[client]
+        if len(started) + absent < limit:
             return
         alone = sum(one.is_waiting and one.ticket.client_count == 1 for one in started)
-        if alone >= limit:
+        if alone + absent >= limit:
             raise TooManyRequestsError(
                 f"{client or 'this client'} already has {limit} downloads waiting; try again in a "
                 "moment, or raise fetch.max_waiting_per_client"
@@ -195,6 +204,8 @@ class DownloadManager:
                 del self._tasks[key]
             if client is not None:
                 self._forget_started(client, download)
+            if isinstance(download.error, UnknownBlobError):
+                self._count_absent(client)
         self._remember(download)
 
     def _forget_started(self, client: str, download: Download) -> None:
@@ -202,6 +213,16 @@ class DownloadManager:
         started.discard(download)
         if not started:
             del self._started_by[client]
+
+    def _count_absent(self, client: str | None) -> None:
+        if client is not None:
+            self._absent_counts[client] += 1
+            asyncio.get_running_loop().call_later(ABSENT_HOLD, self._forget_absent, client)
+
+    def _forget_absent(self, client: str) -> None:
+        self._absent_counts[client] -= 1
+        if not self._absent_counts[client]:
+            del self._absent_counts[client]
 
     def _remember(self, download: Download) -> None:
         """Remember that upstream does not have a blob, or has sent wrong bytes for it."""

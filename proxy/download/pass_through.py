@@ -1,8 +1,15 @@
 """Passing through a blob that cannot be stored: each reader fetches the rest in its own transfer."""
 
+import asyncio
+import random
 import sys
 from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
+
+from proxy.errors import OfflineError, UpstreamDownError, UpstreamUnavailableError
+from proxy.upstream import retry
+from proxy.upstream.body import BlobBody
 
 if TYPE_CHECKING:
     from proxy.download.download import Download
@@ -45,7 +52,8 @@ async def _fetch(download: "Download", start: int, stop: int) -> AsyncGenerator[
     hasher, position = download.copy_hasher(), download.hashed
     buffer = memoryview(bytearray(_BUFFER_SIZE))
     withheld = b""
-    async with source.open(position) as body:
+    async with AsyncExitStack() as stack:
+        body = await _open_with_retries(download, position, stack)
         if download.size is None:
             download.size = body.size
         is_tail = stop in (sys.maxsize, download.size)
@@ -64,3 +72,19 @@ async def _fetch(download: "Download", start: int, stop: int) -> AsyncGenerator[
         raise source.record_mismatch()
     if withheld:
         yield memoryview(withheld)
+
+
+async def _open_with_retries(
+    download: "Download", position: int, stack: AsyncExitStack
+) -> BlobBody:
+    """Open the blob at `position`; repeat what fails before the first byte, such as an expired URL."""
+    pauses = retry.backoff_delays(download.settings.attempts, iter(random.random, None))
+    while True:
+        try:
+            return await stack.enter_async_context(download.source.open(position))
+        except UpstreamUnavailableError as error:
+            pause = next(pauses, None)
+            if pause is None or isinstance(error, OfflineError | UpstreamDownError):
+                raise
+            download.source.record_retry(position, error)
+        await asyncio.sleep(pause)

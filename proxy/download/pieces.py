@@ -1,7 +1,7 @@
 """The ranges of a blob that have arrived, and the pieces that connections fetch. PURE."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 # A request costs a redirect and a round trip or two, so a piece has at least this many bytes.
@@ -17,9 +17,11 @@ OPEN_END = 1 << 63
 class RangeSet:
     """A set of byte offsets, kept as disjoint ascending ranges."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
         # Alternating starts and stops, ascending.
         self._boundaries: list[int] = []
+        for start, stop in ranges:
+            self.add(start, stop)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return zip(self._boundaries[::2], self._boundaries[1::2], strict=True)

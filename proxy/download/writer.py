@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from proxy.concurrency import run_all, run_in_thread
 from proxy.download.buffers import BUFFER_SIZE, Chunk
+from proxy.download.pieces import RangeSet
 from proxy.errors import NoSpaceError, StorageError
 from proxy.log import get_logger
 from proxy.metrics import Metrics
@@ -35,8 +36,6 @@ MIN_DIRECT_SIZE = 64 << 20
 MAX_HOLD_UP = 0.5
 # How long bytes wait for their buffer to fill, so that it can be written past the page cache, in seconds.
 PARTIAL_DELAY = 0.1
-# After this many seconds without new bytes, the state of the written ones is saved.
-STATE_DELAY = 0.1
 # Chunks written in one call in a thread. The hash waits for the last of them.
 MAX_CHUNKS_PER_WRITE = 4
 
@@ -66,7 +65,6 @@ class BlobWriter:
         # Set if another upstream's download of the same digest uses the shared ingest.
         self._private_directory: Path | None = None
         self._has_shared_ingest = False
-        self._is_state_saved = True
         self._hash_seconds = 0.0
 
     @property
@@ -147,27 +145,7 @@ class BlobWriter:
                         await download.progress.wait()
                         continue
             if not await self._write_due():
-                await self._wait_for_bytes()
-
-    async def _wait_for_bytes(self) -> None:
-        """Wait for progress. In a pause, save the state, so that a kill loses no written bytes.
-
-        Each write saves the state of the writes before it, but not its own.
-        """
-        if not self._is_state_saved:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(STATE_DELAY):
-                    await self._download.progress.wait()
-                    return
-            await self._save_state()
-            return
-        await self._download.progress.wait()
-
-    async def _save_state(self) -> None:
-        assert self._ingest is not None
-        self._ingest.ranges_ahead = self._download.written.ranges_after(self._ingest.written_end)
-        self._is_state_saved = True
-        await run_in_thread(self._storage.executor, self._ingest.save_state)
+                await download.progress.wait()
 
     def _may_write_direct(self) -> bool:
         """Tell whether to write past the page cache.
@@ -196,17 +174,15 @@ class BlobWriter:
         if not due:
             return False
         stops = [chunk.stop for chunk in due]
-        ends = zip(due, stops, strict=True)
-        await self._reserve(sum(stop - chunk.written for chunk, stop in ends))
+        ranges = [(chunk.written, stop) for chunk, stop in zip(due, stops, strict=True)]
+        await self._reserve(sum(stop - start for start, stop in ranges))
         ingest.size = download.size
-        ingest.ranges_ahead = download.written.ranges_after(ingest.written_end)
+        written = RangeSet([*download.written, *ranges])
         write = _write_direct if direct else _write_chunks
-        await run_in_thread(self._storage.executor, write, ingest, due, stops)
+        await run_in_thread(self._storage.executor, write, ingest, due, stops, written)
         for chunk, stop in zip(due, stops, strict=True):
             chunk.is_in_page_cache = not direct
             download.mark_written(chunk, stop)
-        ingest.written_end = download.written.contiguous_end(0)
-        self._is_state_saved = False
         assert self._reservation is not None
         self._reservation.written = min(download.written.total, self._reservation.size)
         return True
@@ -307,7 +283,6 @@ class BlobWriter:
                     pass
             except StorageError:
                 log.info("partial_write_failed", digest=str(ingest.digest))
-            await self._save_state()
             space.keep_partial(self._reservation, ingest)
             return
         if ingest:
@@ -335,10 +310,20 @@ def _direct_run(chunks: list[Chunk]) -> list[Chunk]:
     return run
 
 
-def _write_direct(ingest: Ingest, chunks: list[Chunk], _stops: list[int]) -> None:
+def _write_direct(
+    ingest: Ingest, chunks: list[Chunk], _stops: list[int], written: RangeSet
+) -> None:
     ingest.write_direct(chunks[0].start, [chunk.buffer for chunk in chunks])
+    _record_written(ingest, written)
 
 
-def _write_chunks(ingest: Ingest, chunks: list[Chunk], stops: list[int]) -> None:
+def _write_chunks(ingest: Ingest, chunks: list[Chunk], stops: list[int], written: RangeSet) -> None:
     for chunk, stop in zip(chunks, stops, strict=True):
         ingest.write_at(chunk.written, chunk.view(chunk.written, stop))
+    _record_written(ingest, written)
+
+
+def _record_written(ingest: Ingest, written: RangeSet) -> None:
+    """Record what is in the file after a write, so that a kill loses none of it."""
+    end = written.contiguous_end(0)
+    ingest.record_written(end, written.ranges_after(end))

@@ -3,7 +3,7 @@
 Platforms, layers with the commands that made them, other images that share them, and referrers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -11,10 +11,19 @@ import msgspec
 from proxy.errors import InvalidManifestError, StorageError, UnknownManifestError
 from proxy.images.store import ImageStore
 from proxy.images.tree import ManifestNode, PlatformState, build_tree
+from proxy.images.trust import (
+    MeaningSummary,
+    PolicySummary,
+    TrustSummary,
+    describe_history,
+    describe_policy,
+    describe_trust,
+)
 from proxy.names import display_name
 from proxy.oci.config import ImageConfig
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Repository, parse_image
+from proxy.policy.rules import RuleSet
 from proxy.storage.image_queries import ImageQueries, ImageRow, StoredBlob
 
 # Thousands of images may share a base layer; name at most this many.
@@ -58,6 +67,7 @@ class ImageDetail(msgspec.Struct, frozen=True, kw_only=True):
     """A stored image. `names` are all names of its digest in its repository.
 
     Sizes are stored bytes, `unique` those that removing the image would free; times are Unix time.
+    `history` is what the tag meant, the most recent first.
     """
 
     name: str
@@ -69,6 +79,9 @@ class ImageDetail(msgspec.Struct, frozen=True, kw_only=True):
     unique: int
     cached: float | None
     used: float
+    trust: TrustSummary
+    policy: PolicySummary | None
+    history: Sequence[MeaningSummary]
     platforms: Sequence[PlatformDetail]
     referrers: Sequence[Referrer]
 
@@ -76,8 +89,10 @@ class ImageDetail(msgspec.Struct, frozen=True, kw_only=True):
 class ImageInspector:
     """Describes images of one store."""
 
-    def __init__(self, image_store: ImageStore) -> None:
+    def __init__(self, image_store: ImageStore, rules: RuleSet, clock: Callable[[], float]) -> None:
         self._image_store = image_store
+        self._rules = rules
+        self._clock = clock
 
     async def inspect(self, image: str) -> ImageDetail:
         """Describe an image, or a manifest by its digest.
@@ -119,6 +134,11 @@ class ImageInspector:
             unique=unique,
             cached=self._image_store.blob_store.committed_at(top.digest),
             used=top.used_at,
+            trust=describe_trust(queries, repository),
+            policy=describe_policy(
+                queries, self._rules, repository, reference, top.digest, self._clock()
+            ),
+            history=describe_history(queries, repository, reference),
             platforms=[
                 self._describe_platform(queries, repository, reference, node) for node in manifests
             ],

@@ -3,7 +3,7 @@
 Listing, removing and unpinning work for upstreams that are no longer configured; pinning does not.
 """
 
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import closing, suppress
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -14,8 +14,10 @@ from proxy.concurrency import run_in_thread
 from proxy.errors import DeniedError, StorageError, UnknownManifestError
 from proxy.images.store import ImageStore
 from proxy.images.tree import ImageState, PlatformState, build_tree
+from proxy.images.trust import PolicySummary, TrustSummary, describe_policy, describe_trust
 from proxy.names import display_name
 from proxy.oci.reference import parse_image
+from proxy.policy.rules import RuleSet
 from proxy.storage.image_queries import ImageQueries, ImageRow, open_image_queries
 
 # For more images than this, sizing the whole store at once is faster than sizing one by one.
@@ -41,6 +43,8 @@ class ImageSummary(msgspec.Struct, frozen=True):
     unique: int
     cached: float | None
     used: float | None
+    trust: TrustSummary
+    policy: PolicySummary | None
 
 
 class RemovedImages(msgspec.Struct, frozen=True):
@@ -54,8 +58,10 @@ class RemovedImages(msgspec.Struct, frozen=True):
 class ImageManager:
     """Lists, removes and pins the images of one store."""
 
-    def __init__(self, image_store: ImageStore) -> None:
+    def __init__(self, image_store: ImageStore, rules: RuleSet, clock: Callable[[], float]) -> None:
         self._image_store = image_store
+        self._rules = rules
+        self._clock = clock
 
     async def list_images(self, pattern: str = "") -> AsyncGenerator[ImageSummary, None]:
         """Yield the images whose name contains `pattern` or matches it as a glob, in order.
@@ -144,6 +150,12 @@ class ImageManager:
             unique=unique,
             cached=self._image_store.blob_store.committed_at(digest) if digest and top else None,
             used=top.used_at if top else None,
+            trust=describe_trust(queries, repository),
+            policy=describe_policy(
+                queries, self._rules, repository, row.reference, digest, self._clock()
+            )
+            if digest
+            else None,
         )
 
     def _find_rows(self, queries: ImageQueries, images: Sequence[str]) -> list[ImageRow]:

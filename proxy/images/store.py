@@ -61,7 +61,7 @@ class ImageStore:
         content = self.blob_store.read_sync(digest, size) if size <= oci.MAX_MANIFEST_SIZE else None
         if content is None:
             raise InvalidManifestError(f"{digest} is missing, damaged or too large for a manifest")
-        # What an index calls it is only a hint, and a document says itself what it is.
+        # The type in an index is only a hint; the document states its own type.
         return oci.parse_manifest(content, "")
 
     def load_config(self, manifest: Manifest, stored: Mapping[Digest, int]) -> ImageConfig | None:

@@ -2,13 +2,18 @@
 
 from collections.abc import Iterable
 
+from proxy.oci.manifest import IMAGE_TYPES
+
 
 def accepts(accept: Iterable[str], media_type: str) -> bool:
     """Tell whether a client that sent these `Accept` header lines accepts `media_type`.
 
     No header at all accepts everything, as do the wildcards that containerd and its relatives send.
-    Quality values do not rank the types, as in distribution, but a quality of 0 excludes one.
+    Quality values do not rank the types, as in distribution, but a quality of 0 excludes one. Types
+    of artifacts are not negotiated: registries that have them send them to any client.
     """
+    if media_type not in IMAGE_TYPES:
+        return True
     lines = list(accept)
     if media_type in lines:
         return True

@@ -1,9 +1,9 @@
 """Manifests and image indexes (image-spec, manifest.md and image-index.md).
 
-Parsing changes no byte: documents are stored and served as received. It is no stricter than clients are:
-what is absent, null or of another type is left out of the result, and names of fields match in any case,
-as in Go. Only a document that is both an index and a manifest is rejected, because two clients could
-take it for different images (CVE-2021-41190).
+Documents are stored and served exactly as received. Parsing is no stricter than in clients: fields
+that are absent, null or of another type are left out of the result, and field names match in any
+case, as in Go. Only a document that is both an index and a manifest is rejected, because two
+clients could take it for different images (CVE-2021-41190).
 """
 
 import json
@@ -21,13 +21,14 @@ OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 DOCKER_MANIFEST_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
-# Formats of artifacts from the time before manifests had an `artifactType`.
+# Formats of artifacts from before manifests had an `artifactType`.
 OCI_ARTIFACT = "application/vnd.oci.artifact.manifest.v1+json"
 ORAS_ARTIFACT = "application/vnd.cncf.oras.artifact.manifest.v1+json"
 
 INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_MANIFEST_LIST})
 ARTIFACT_TYPES = frozenset({OCI_ARTIFACT, ORAS_ARTIFACT})
-MANIFEST_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST}) | INDEX_TYPES | ARTIFACT_TYPES
+IMAGE_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST}) | INDEX_TYPES
+MANIFEST_TYPES = IMAGE_TYPES | ARTIFACT_TYPES
 
 # Registries match exact types, and some respond 404 unless all of them are listed.
 ACCEPT = (
@@ -41,7 +42,7 @@ MAX_MANIFEST_SIZE = 4 << 20
 
 _UNKNOWN_TYPE = "application/octet-stream"
 _ATTESTED_ANNOTATION = "vnd.docker.reference.digest"
-# Servers send these for anything whose type they do not know.
+# Servers send these for content of unknown type.
 _GENERIC_TYPES = frozenset({_UNKNOWN_TYPE, "application/json", "text/plain", "text/html"})
 _DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 # RFC 6838 section 4.2.
@@ -49,7 +50,7 @@ _MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 _MAX_SIZE = 1 << 53
-# Python takes long to read a number of thousands of digits; Go reads none above 64 bits.
+# Python takes long to parse numbers with thousands of digits; Go rejects numbers above 64 bits.
 _MAX_DIGITS = 20
 
 # The fields that are read, folded.
@@ -80,7 +81,7 @@ class Descriptor:
 
     @property
     def is_manifest(self) -> bool:
-        """Whether this child of an index is a manifest. An unknown type of manifest says so itself."""
+        """Whether this child of an index is a manifest, also if only the type's name says so."""
         return not self.media_type or "manifest" in self.media_type or "index" in self.media_type
 
 
@@ -88,8 +89,8 @@ class Descriptor:
 class Manifest:
     """A parsed manifest or index. `children` are in the order of the document; a config is the first.
 
-    `unread` says which children could not be read, `doubt` why the document may be no manifest at all;
-    both are empty if all is well.
+    `is_stated` means that the document itself states its type. `unread` says which children could not be
+    parsed, `doubt` why the document may not be a manifest; both are empty for a valid manifest.
     """
 
     media_type: str
@@ -98,6 +99,7 @@ class Manifest:
     artifact_type: str
     annotations: dict[str, str]
     has_config: bool = False
+    is_stated: bool = False
     unread: str = ""
     doubt: str = ""
 
@@ -105,7 +107,7 @@ class Manifest:
     def is_index(self) -> bool:
         """Whether this is an index of manifests.
 
-        A BuildKit cache is an index of blobs: like those of a manifest, they belong together.
+        A BuildKit cache is an index of blobs, which belong together like those of a manifest.
         """
         return self.media_type in INDEX_TYPES and bool(self.manifests or not self.children)
 
@@ -180,7 +182,7 @@ def _reject_constant(constant: str) -> None:
 
 
 class _Reader:
-    """Reads one document; `unread` becomes the first thing in it that cannot be read."""
+    """Parses one document; `unread` becomes the first part that cannot be parsed."""
 
     def __init__(self, fields: _Fields) -> None:
         self._fields = fields
@@ -188,7 +190,7 @@ class _Reader:
         self._unread = ""
 
     def read(self, header: str) -> Manifest:
-        """Return what can be read. Raises `InvalidManifestError` if it is of both kinds."""
+        """Return the manifest. Raises `InvalidManifestError` if the document is of both kinds."""
         stated = [_text(value).lower() for value in self._fields.get("mediatype", ())]
         self._check_kind({header, *stated})
         config = self._read_config()
@@ -201,7 +203,7 @@ class _Reader:
         ]
         stated_type = self._find_stated_type(header, stated)
         media_type = stated_type or self._derive_type(config) or _valid_type(header)
-        is_known = bool(stated_type) or header in MANIFEST_TYPES
+        is_known = stated_type or header in MANIFEST_TYPES or children
         return Manifest(
             media_type,
             tuple(children),
@@ -210,11 +212,12 @@ class _Reader:
             _last_text(self._fields, "artifacttype") or (config.media_type if config else ""),
             _read_annotations(self._fields),
             config is not None,
+            bool(stated_type),
             self._unread,
             "" if is_known else f"not a manifest: sent as {header[:80] or 'no type'}",
         )
 
-    # What it is.
+    # The kind of the document.
 
     def _check_kind(self, types: AbstractSet[str]) -> None:
         """Raise `InvalidManifestError` if one parser could take it for an index, another not."""
@@ -224,7 +227,7 @@ class _Reader:
             raise InvalidManifestError("it is both an image index and a manifest")
 
     def _find_stated_type(self, header: str, stated: Sequence[str]) -> str:
-        """Return the media type that the document states of itself; "" if it is not a manifest's."""
+        """Return the media type that the document states; "" if it is not a manifest type."""
         if known := [one for one in stated if one in MANIFEST_TYPES]:
             return known[-1]
         is_agreed = header in stated and header not in _GENERIC_TYPES
@@ -243,7 +246,7 @@ class _Reader:
         is_docker = config is not None and config.media_type == _DOCKER_CONFIG
         return DOCKER_MANIFEST if is_docker else OCI_MANIFEST
 
-    # What it names.
+    # The children.
 
     def _read_list(self, name: str) -> list[Descriptor]:
         found = self._fields.get(name, [[]])
@@ -327,8 +330,10 @@ def _read_size(fields: _Fields) -> int | None:
 
 def _read_platform(fields: _Fields) -> Platform | None:
     found = _fold_fields(next(iter(fields.get("platform", ())), None))
-    os, architecture = _last_text(found, "os"), _last_text(found, "architecture")
-    return Platform(os, architecture, _last_text(found, "variant")) if os and architecture else None
+    architecture = _last_text(found, "architecture")
+    # Without an operating system, docker and containerd take that of their host.
+    os = _last_text(found, "os") or "linux"
+    return Platform(os, architecture, _last_text(found, "variant")) if architecture else None
 
 
 def _valid_type(header: str) -> str:

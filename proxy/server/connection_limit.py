@@ -14,6 +14,8 @@ RESERVED_DESCRIPTORS = 512
 DESCRIPTORS_PER_CLIENT = 3
 # At most this many rejected clients get a 429 at a time; further ones are closed.
 MAX_REJECTED = 64
+# Connections to the admin API, for its own socket and for its TCP addresses each.
+MAX_ADMIN_CONNECTIONS = 64
 
 
 class ConnectionLimiter:
@@ -22,8 +24,16 @@ class ConnectionLimiter:
     Calls `on_reject` for each rejected connection.
     """
 
-    def __init__(self, settings: ServerSettings, on_reject: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        on_reject: Callable[[], None],
+        *,
+        max_rejected: int | None = None,
+    ) -> None:
+        """`max_rejected` replaces `MAX_REJECTED`."""
         self._on_reject = on_reject
+        self._max_rejected = max_rejected
         self._connections_by_client: Counter[str] = Counter()
         self._connected = 0
         self._rejected = 0
@@ -44,7 +54,7 @@ class ConnectionLimiter:
         self._max_per_client = settings.max_connections_per_client
 
     def acquire(self, address: str) -> "ConnectionSlot | None":
-        """Return a slot, one with `is_rejected` over a limit; None if `MAX_REJECTED` are taken."""
+        """Return a slot, one with `is_rejected` over a limit; None if those are taken too."""
         client = client_key(address)
         # A Unix socket has no client address.
         is_over_client_limit = (
@@ -52,14 +62,19 @@ class ConnectionLimiter:
         )
         is_rejected = bool(is_over_client_limit) or self._connected >= self.max_connections
         if is_rejected:
-            self._on_reject()
-            if self._rejected >= MAX_REJECTED:
+            self.count_rejected()
+            limit = MAX_REJECTED if self._max_rejected is None else self._max_rejected
+            if self._rejected >= limit:
                 return None
             self._rejected += 1
         else:
             self._connected += 1
             self._connections_by_client[client] += 1
         return ConnectionSlot(self, address, client, is_rejected=is_rejected)
+
+    def count_rejected(self) -> None:
+        """Count a connection that was rejected, or that there was no descriptor for."""
+        self._on_reject()
 
     def release(self, client: str, *, is_rejected: bool) -> None:
         """Remove a connection that has ended from the counts."""
@@ -110,3 +125,10 @@ def raise_file_limit() -> None:
     """Raise the soft limit on open files to the hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def create_admin_limiter() -> ConnectionLimiter:
+    """Return a limiter of connections to the admin API: they must leave descriptors for clients."""
+    limit = MAX_ADMIN_CONNECTIONS
+    settings = ServerSettings(max_connections=limit, max_connections_per_client=limit)
+    return ConnectionLimiter(settings, lambda: None, max_rejected=0)

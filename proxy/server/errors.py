@@ -22,7 +22,7 @@ def oci_error_response(error: errors.ProxyError, kind: RequestKind = "other") ->
     elif kind == "blob" and isinstance(error, errors.UpstreamUnauthorizedError):
         code = "BLOB_UNKNOWN"
     response = error_response(status, code, str(error))
-    if isinstance(error, errors.RateLimitedError):
+    if isinstance(error, errors.RateLimitedError | errors.PolicyUndecidedError):
         response.headers["Retry-After"] = f"{error.retry_after:.0f}"
     elif status in _RETRY_AFTER_BY_STATUS:
         response.headers["Retry-After"] = _RETRY_AFTER_BY_STATUS[status]

@@ -19,8 +19,9 @@ from proxy.log import get_logger
 from proxy.server import sendfile
 from proxy.server.connection_limit import ConnectionSlot
 from proxy.server.request import Request
-from proxy.server.responses import Body, Response, json_response, serialize_head
+from proxy.server.responses import Body, FileBody, Response, json_response, serialize_head
 from proxy.server.send_turns import SendTurns
+from proxy.server.sendfile import BodySender, SocketWriter
 
 # How long a connection may be idle, before its first request and between requests, in seconds.
 KEEPALIVE_TIMEOUT = 75.0
@@ -31,7 +32,7 @@ REJECTED_TIMEOUT = 5.0
 LINGERING_TIME = 2.0
 # The size limit of request line and headers, in bytes, and the limit on the number of headers.
 MAX_HEAD_SIZE = 64 << 10
-MAX_HEADERS = 128
+MAX_HEADERS = 1024
 # The body of a GET or HEAD is read and discarded up to this size, in bytes.
 MAX_DISCARDED_BODY = 64 << 10
 # The size limit of a request, including the framing and the trailer of its body, in bytes.
@@ -65,6 +66,7 @@ _HEADERS: Mapping[bytes, str] = {
         b"tracestate",
         b"transfer-encoding",
         b"user-agent",
+        b"via",
     )
     for spelling in (name, name.title())
 }
@@ -129,6 +131,8 @@ class HttpConnection(asyncio.Protocol):
         self._is_reading_paused = False
         # The response that is being sent.
         self._task: asyncio.Task[None] | None = None
+        # Opened for the first body that the kernel sends.
+        self._writer: SocketWriter | None = None
         self._stall_timer: sendfile.StallTimer | None = None
         self._drained: asyncio.Future[None] | None = None
         self._is_writing_paused = False
@@ -163,6 +167,8 @@ class HttpConnection(asyncio.Protocol):
             self._drained.set_exception(ConnectionResetError(sendfile.CLIENT_DISCONNECTED))
         self._end_parsing()
         self._requests.clear()
+        if not self._task:
+            self._close_writer()
         # They refer to this object: without them it is freed now, and not by the garbage collector.
         del self._parser
         self._timer = None
@@ -191,15 +197,14 @@ class HttpConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Start the stall timer: the client reads more slowly than the server sends."""
         self._is_writing_paused = True
-        if self._slot and self.transport:
+        if self._stall_timer:
+            self._stall_timer.restart()
+        elif self._slot and self.transport:
             self._stall_timer = sendfile.StallTimer(self.transport, self._abort_stalled)
 
     def resume_writing(self) -> None:
-        """Stop the stall timer and continue."""
+        """Continue. The stall timer goes on, as the next pause is near: over TLS, one follows each piece."""
         self._is_writing_paused = False
-        if self._stall_timer:
-            self._stall_timer.cancel()
-            self._stall_timer = None
         if self._drained and not self._drained.done():
             self._drained.set_result(None)
         elif self._task is None:
@@ -207,6 +212,12 @@ class HttpConnection(asyncio.Protocol):
             self._loop.call_soon(self._continue)
 
     # The end of a connection.
+
+    def _close_writer(self) -> None:
+        """Close the duplicate of the socket, so that the kernel closes the connection."""
+        if self._writer:
+            self._writer.close()
+            self._writer = None
 
     def close_gracefully(self, drain_timeout: float) -> None:
         """Close after the current request, or after one that begins within `drain_timeout` seconds.
@@ -243,7 +254,8 @@ class HttpConnection(asyncio.Protocol):
         self._set_deadline(LINGERING_TIME)
 
     def _abort_stalled(self) -> None:
-        if self.transport:
+        self._stall_timer = None
+        if self.transport and self._is_writing_paused:
             log.info("client_stalled", client=self._client)
             self.transport.abort()
 
@@ -477,16 +489,27 @@ class HttpConnection(asyncio.Protocol):
             self._start_task(request, traced(request))
             return
         answer = self._handler(request)
-        if type(answer) is Response and type(answer.body) is bytes and self.transport:
-            content = answer.body
-            if len(content) <= INLINE_BODY_SIZE:
+        if type(answer) is not Response or self.transport is None:
+            self._start_task(request, self._respond(request, answer))
+            return
+        body, sender = answer.body, None
+        if type(body) is bytes:
+            if len(body) <= INLINE_BODY_SIZE:
                 head, is_last = self._serialize_head(request, answer)
-                self.transport.write(head if request.method == "HEAD" else head + content)
+                self.transport.write(head if request.method == "HEAD" else head + body)
                 if answer.on_end:
-                    answer.end(len(content), None)
+                    answer.end(len(body), None)
                 self._end_request(request, is_last=is_last)
                 return
-        self._start_task(request, self._respond(request, answer))
+        elif type(body) is FileBody:
+            head, is_last = self._serialize_head(request, answer)
+            sender = self._make_sender(self.transport)
+            if sender.send_now(head, body):
+                body.blob.close()
+                answer.end(sender.bytes_sent, None)
+                self._end_request(request, is_last=is_last)
+                return
+        self._start_task(request, self._respond(request, answer, sender))
 
     def _serialize_head(self, request: Request, response: Response) -> tuple[bytes, bool]:
         """Return the head of a response, and whether the connection is closed after it."""
@@ -522,6 +545,8 @@ class HttpConnection(asyncio.Protocol):
             log.exception("request_failed", path=request.target[:200])
         finally:
             self._task = None
+            if self.transport is None:
+                self._close_writer()
         if self.transport is None:
             return
         if not is_complete:
@@ -532,12 +557,21 @@ class HttpConnection(asyncio.Protocol):
         self._end_request(request, is_last=is_last)
         self._continue()
 
+    def _make_sender(self, transport: asyncio.Transport) -> BodySender:
+        if self._writer is None:
+            self._writer = SocketWriter.open(transport)
+        server = self._server
+        return BodySender(transport, self._writer, self._drain, server.threads, server.turns)
+
     async def _respond(
-        self, request: Request, answer: Response | Awaitable[Response] | None = None
+        self,
+        request: Request,
+        answer: Response | Awaitable[Response] | None = None,
+        sender: BodySender | None = None,
     ) -> Response:
         """Answer a request; return the response when it is sent completely.
 
-        Raises `ConnectionError` and `ProxyError` if the body was cut short.
+        `sender` may have sent the beginning of it. Raises `ConnectionError` and `ProxyError` if the body was cut short.
         """
         answer = answer or self._handler(request)
         response = answer if isinstance(answer, Response) else await answer
@@ -550,15 +584,14 @@ class HttpConnection(asyncio.Protocol):
             transport = self.transport
             if transport is None:
                 raise gone
-            server = self._server
-            sender = sendfile.BodySender(transport, self._drain, server.threads, server.turns)
+            sender = sender or self._make_sender(transport)
             try:
                 if request.method == "HEAD":
                     transport.write(head)
-                elif isinstance(body, Body):
-                    await sender.send(head, body)
-                else:
+                elif isinstance(body, bytes):
                     await sender.send_copied(head, body)
+                else:
+                    await sender.send(head, body)
                 error = None
             finally:
                 sent = sender.bytes_sent
@@ -569,6 +602,8 @@ class HttpConnection(asyncio.Protocol):
             response.end(sent, error)
             if isinstance(body, Body):
                 await body.resources.aclose()
+            elif isinstance(body, FileBody):
+                body.blob.close()
         return response
 
     async def _drain(self) -> None:

@@ -2,7 +2,10 @@
 
 import asyncio
 import errno
+import math
+import os
 import socket
+from collections import deque
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Protocol
@@ -24,7 +27,21 @@ IDLE_DRAIN_TIMEOUT = 1.0
 ACCEPTS_PER_CALLBACK = 64
 # The pause in accepting when the system has no descriptor or memory for a connection, in seconds.
 ACCEPT_PAUSE = 0.5
+# Connections for which there is no slot are closed this many seconds after their 429, so that their requests
+# do not meet a closed socket and cause a reset; at most so many wait for that at a time.
+TURN_AWAY_TIME = 1.0
+MAX_TURNED_AWAY = 64
 
+_TURN_AWAY_BODY = (
+    b'{"errors":[{"code":"TOOMANYREQUESTS","message":"too many connections to this cache; '
+    b'try again soon"}]}'
+)
+_TURN_AWAY_RESPONSE = (
+    b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\n"
+    b"X-Content-Type-Options: nosniff\r\nRetry-After: 5\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(_TURN_AWAY_BODY), _TURN_AWAY_BODY)
+)
+_MAX_UNREAD = 64 << 10
 _EXHAUSTED_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 log = get_logger(__name__)
@@ -71,6 +88,10 @@ class Acceptor:
         self._limiter = limiter
         self._loop = asyncio.get_running_loop()
         self._resume_timer: asyncio.TimerHandle | None = None
+        # Given up for a moment when no other descriptor is left, to answer a connection.
+        self._spare_fd = _open_spare()
+        self._turned_away: deque[socket.socket] = deque()
+        self._logged_at = -math.inf
         self._tls_options: dict[str, Any] = {}
         if tls:
             self._tls_options = {
@@ -90,6 +111,10 @@ class Acceptor:
             self._resume_timer.cancel()
         self._loop.remove_reader(self._listening_socket)
         self._listening_socket.close()
+        while self._turned_away:
+            self._turned_away.popleft().close()
+        if self._spare_fd is not None:
+            os.close(self._spare_fd)
 
     def _accept(self) -> None:
         for _ in range(ACCEPTS_PER_CALLBACK):
@@ -98,16 +123,66 @@ class Acceptor:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                if error.errno in _EXHAUSTED_ERRNOS:
-                    self._pause_accepting(error)
+                if error.errno not in _EXHAUSTED_ERRNOS:
+                    continue  # the client has already disconnected
+                self._log_exhaustion(error)
+                if not self._accept_with_spare():
+                    self._pause_accepting()
                     return
-                # The client has already disconnected.
                 continue
             self._start_connection(connection, peer)
 
-    def _pause_accepting(self, error: OSError) -> None:
+    def _accept_with_spare(self) -> bool:
+        """Answer a client with the descriptor that was kept for this; return whether that worked."""
+        if self._spare_fd is None:
+            return False
+        os.close(self._spare_fd)
+        try:
+            connection, _ = self._listening_socket.accept()
+        except OSError:
+            pass
+        else:
+            self._send_rejection(connection)
+            connection.close()
+            if self._limiter:
+                self._limiter.count_rejected()
+        self._spare_fd = _open_spare()
+        return self._spare_fd is not None
+
+    def _turn_away(self, connection: socket.socket) -> None:
+        """Answer a connection that gets no slot, and close it a moment later."""
+        self._send_rejection(connection)
+        self._turned_away.append(connection)
+        if len(self._turned_away) > MAX_TURNED_AWAY:
+            self._turned_away.popleft().close()
+        self._loop.call_later(TURN_AWAY_TIME, self._close_turned_away, connection)
+
+    def _close_turned_away(self, connection: socket.socket) -> None:
+        with suppress(ValueError):  # it was closed for another one
+            self._turned_away.remove(connection)
+            with suppress(OSError):
+                connection.recv(_MAX_UNREAD)
+            connection.close()
+
+    def _send_rejection(self, connection: socket.socket) -> None:
+        """Send a 429 without waiting; with TLS that is not possible."""
+        connection.setblocking(False)
+        if self._tls_options:
+            return
+        with suppress(OSError):
+            # Unread bytes would make the kernel send a reset.
+            connection.recv(_MAX_UNREAD)
+        with suppress(OSError):
+            connection.send(_TURN_AWAY_RESPONSE)
+            connection.shutdown(socket.SHUT_WR)
+
+    def _log_exhaustion(self, error: OSError) -> None:
+        if self._loop.time() - self._logged_at > ACCEPT_PAUSE:
+            self._logged_at = self._loop.time()
+            log.warning("accept_failed", reason=error.strerror)
+
+    def _pause_accepting(self) -> None:
         """Stop accepting for a moment; the loop would report the waiting clients again and again."""
-        log.warning("accept_failed", reason=error.strerror)
         self._loop.remove_reader(self._listening_socket)
         self._resume_timer = self._loop.call_later(
             ACCEPT_PAUSE, self._loop.add_reader, self._listening_socket, self._accept
@@ -118,7 +193,7 @@ class Acceptor:
         if self._limiter:
             slot = self._limiter.acquire(peer[0] if isinstance(peer, tuple) else "")
             if slot is None:
-                connection.close()
+                self._turn_away(connection)
                 return
         connection.setblocking(False)
         self._group.create_task(self._connect(connection, self._server(slot), slot))
@@ -207,6 +282,14 @@ class Listener:
         for acceptor in self._acceptors:
             acceptor.close()
         await self._server.close()
+
+
+def _open_spare() -> int | None:
+    """Return a descriptor that can be given up, or None if there is none left."""
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
 
 
 async def _bind_address(address: Address) -> list[socket.socket]:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from itertools import count
 
 from proxy.errors import ProxyError
+from proxy.hops import enter_hop
 from proxy.log import LogWriter, get_logger, request_id
 from proxy.metrics import Metrics
 from proxy.server.access import AccessControl
@@ -15,7 +16,7 @@ from proxy.server.health import HealthEndpoints
 from proxy.server.registry.handlers import RegistryHandler
 from proxy.server.request import Request
 from proxy.server.request_context import RequestContext
-from proxy.server.responses import Body, Response
+from proxy.server.responses import Response
 
 # The status in log and metrics if the client disconnects before the end (nginx's code).
 CLIENT_CLOSED_REQUEST = 499
@@ -33,8 +34,10 @@ class Middleware:
         health: HealthEndpoints,
         metrics: Metrics,
         access_log: LogWriter | None,
+        daemon_id: str,
     ) -> None:
         self._access = access
+        self._daemon_id = daemon_id
         # A reload replaces it; a running request keeps the old handler.
         self.registry_handler = registry_handler
         self._health = health
@@ -56,7 +59,7 @@ class Middleware:
             answer = self._to_response(error, context)
         if not isinstance(answer, Response):
             return self._answer_later(context, answer)
-        if isinstance(answer.body, Body):
+        if not isinstance(answer.body, bytes):
             self._record_at_end(context, answer)
             return answer
         if request.method != "HEAD":
@@ -104,6 +107,7 @@ class Middleware:
             )
             response.headers["Allow"] = "GET, HEAD"
             return response
+        enter_hop(request.headers.get("via"), self._daemon_id)
         return self.registry_handler.handle(request, context)
 
     def _to_response(self, error: Exception, context: RequestContext) -> Response:

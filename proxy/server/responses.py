@@ -12,7 +12,7 @@ import msgspec
 
 from proxy.server.ranges import ByteRange
 from proxy.server.request import Request
-from proxy.storage.blobs import FileRange
+from proxy.storage.blobs import FileRange, OpenBlob
 
 API_VERSION = "registry/2.0"
 
@@ -45,6 +45,21 @@ class Body(msgspec.Struct):
     resources: AsyncExitStack
 
 
+class FileBody(msgspec.Struct):
+    """A body that is a whole stored blob, which is closed after the response."""
+
+    blob: OpenBlob
+
+    @property
+    def length(self) -> int:
+        """The number of bytes."""
+        return self.blob.size
+
+    def range_from(self, offset: int) -> FileRange:
+        """Return the range of the file from `offset` to its end."""
+        return FileRange(self.blob.fd, offset, self.blob.size)
+
+
 class Response(msgspec.Struct):
     """A response of a handler.
 
@@ -53,7 +68,7 @@ class Response(msgspec.Struct):
 
     status: int = 200
     headers: dict[str, str] = {}
-    body: bytes | Body = b""
+    body: bytes | Body | FileBody = b""
     should_close: bool = False
     on_end: Callable[[int, Exception | None], None] | None = None
 
@@ -130,12 +145,15 @@ _date_second = 0
 
 
 def _date_and_server() -> bytes:
-    """Return the lines `Date` and `Server`; the date is formatted once a second."""
+    """Return the lines that every response has; the date is formatted once a second."""
     global _date_lines, _date_second  # noqa: PLW0603 (a cache of one value)
     now = int(time.time())
     if now != _date_second:
         _date_second = now
-        _date_lines = f"Date: {formatdate(now, usegmt=True)}\r\nServer: pullcache\r\n".encode()
+        _date_lines = (
+            f"Date: {formatdate(now, usegmt=True)}\r\nServer: pullcache\r\n"
+            "X-Content-Type-Options: nosniff\r\n"
+        ).encode()
     return _date_lines
 
 

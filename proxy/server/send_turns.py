@@ -21,12 +21,18 @@ class SendTurns:
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
         self._is_next_turn_scheduled = False
 
-    async def take(self, size: int) -> bool:
-        """Return when `size` bytes may be sent, in this turn; tell whether that was a later turn."""
+    def try_take(self, size: int) -> bool:
+        """Tell whether `size` bytes may be sent now, and count them if so."""
         if not self._is_next_turn_scheduled:
             self._schedule_next_turn()
-        if self._left > 0 and not self._waiting:
-            self._left -= max(size, MIN_COST)
+        if self._left <= 0 or self._waiting:
+            return False
+        self._left -= max(size, MIN_COST)
+        return True
+
+    async def take(self, size: int) -> bool:
+        """Return when `size` bytes may be sent; tell whether that was a later turn."""
+        if self.try_take(size):
             return False
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.append((waiter, size))

@@ -1,6 +1,6 @@
 """Users of the cache: Basic authentication against an htpasswd file of bcrypt hashes.
 
-bcrypt is slow on purpose. Hashes are computed in a separate thread with a bounded queue, and
+bcrypt is slow on purpose. Hashes are computed in a separate thread with a queue (`login_queue.py`), and
 verified logins are remembered by a keyed hash that is useless outside this process.
 """
 
@@ -11,26 +11,30 @@ import re
 import secrets
 from base64 import b64decode
 from binascii import Error as Base64Error
-from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import bcrypt
 
 from proxy.concurrency import SingleFlight, run_in_thread
 from proxy.config.values import expand_path
-from proxy.errors import ConfigError, TooManyRequestsError, UnauthorizedError
+from proxy.errors import ConfigError, UnauthorizedError
 from proxy.log import get_logger
+from proxy.server.connection_limit import client_key
+from proxy.server.login_queue import LoginQueue
+
+K = TypeVar("K", bound=Hashable)
 
 # Verified logins that are remembered.
 MAX_VERIFIED = 4096
 # Seconds between two checks whether the file has changed.
 FILE_CHECK_INTERVAL = 2.0
-# The number of passwords that may wait to be hashed, in total and per client address.
-MAX_WAITING = 64
-MAX_WAITING_PER_CLIENT = 4
+# Users that are remembered with the client address from which they have logged in.
+MAX_KNOWN = 4096
 
 # Cost 4 to 14: at 15 a hash takes more than a second.
 _BCRYPT_HASH = re.compile(r"\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]{53}")
@@ -112,7 +116,8 @@ class HtpasswdAuth:
         self._checks = SingleFlight[bytes, bool](group)
         self._reloads = SingleFlight[None, None](group)
         self._file_checked_at = asyncio.get_running_loop().time()
-        self._waiting: Counter[str] = Counter()
+        self._queue = LoginQueue()
+        self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     @property
     def is_enabled(self) -> bool:
@@ -144,39 +149,22 @@ class HtpasswdAuth:
         if login_digest in self._verified:
             self._verified.move_to_end(login_digest)
             return
-        if login_digest not in self._checks:
-            self._reserve_check(client)
         is_known_user = user in htpasswd.hash_by_user
+        origin = (user, client_key(client))
 
         async def verify() -> bool:
-            is_correct = await self._verify_password(client, password, password_hash)
+            async with self._queue.turn(origin[1], is_known=origin in self._known):
+                is_correct = await run_in_thread(
+                    self._threads, _is_password_correct, password, password_hash
+                )
             if is_correct and is_known_user:
                 # Remembered before the check ends, so that no request in between starts another.
-                self._remember(login_digest)
+                _remember(self._verified, login_digest, MAX_VERIFIED)
+                _remember(self._known, origin, MAX_KNOWN)
             return is_correct and is_known_user
 
         if not await self._checks.run(login_digest, verify):
             raise UnauthorizedError(_LOGIN_REQUIRED)
-
-    def _reserve_check(self, client: str) -> None:
-        """Count a password that will be hashed, or raise `TooManyRequestsError`."""
-        is_full = self._waiting.total() >= MAX_WAITING
-        if is_full or self._waiting[client] >= MAX_WAITING_PER_CLIENT:
-            raise TooManyRequestsError("too many logins are being checked; try again in a moment")
-        self._waiting[client] += 1
-
-    def _remember(self, login_digest: bytes) -> None:
-        self._verified[login_digest] = None
-        if len(self._verified) > MAX_VERIFIED:
-            self._verified.popitem(last=False)
-
-    async def _verify_password(self, client: str, password: bytes, password_hash: bytes) -> bool:
-        try:
-            return await run_in_thread(self._threads, _is_password_correct, password, password_hash)
-        finally:
-            self._waiting[client] -= 1
-            if not self._waiting[client]:
-                del self._waiting[client]
 
     async def _reload_if_changed(self) -> None:
         """Reread the file if it has changed; if it is invalid, keep the current users."""
@@ -193,6 +181,13 @@ class HtpasswdAuth:
             log.info("htpasswd_reloaded", file=str(path))
         except (OSError, ConfigError) as error:
             log.warning("htpasswd_reload_failed", reason=str(error))
+
+
+def _remember(memory: OrderedDict[K, None], key: K, limit: int) -> None:
+    memory[key] = None
+    memory.move_to_end(key)
+    if len(memory) > limit:
+        memory.popitem(last=False)
 
 
 def _file_version(path: Path) -> tuple[int, int, int]:

@@ -17,7 +17,17 @@ from pathlib import Path
 from proxy.errors import BusyError, StorageError
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Repository, Tag, parse_reference
+from proxy.policy.facts import RepositoryFacts
 from proxy.storage import pins
+from proxy.storage.policy_rows import (
+    EXCEPTION_SQL,
+    FACTS_SQL,
+    MEANING_SQL,
+    MEANINGS_SQL,
+    TagMeaning,
+    to_facts,
+    to_meaning,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +135,28 @@ class ImageQueries:
                 Digest.parse(digest) if digest else None,
                 bool(is_pinned),
             )
+
+    def facts(self, repository: Repository) -> RepositoryFacts | None:
+        """Return the facts that were last said about a repository."""
+        row = self._connection.execute(FACTS_SQL, (repository.upstream, repository.name)).fetchone()
+        return to_facts(row) if row else None
+
+    def meanings(self, repository: Repository, tag: Tag) -> list[TagMeaning]:
+        """Return what a tag meant, the most recent first."""
+        parameters = (repository.upstream, repository.name, tag)
+        return [to_meaning(row) for row in self._connection.execute(MEANINGS_SQL, parameters)]
+
+    def meaning(self, repository: Repository, digest: Digest) -> TagMeaning | None:
+        """Return since when the repository is known to hold the digest."""
+        parameters = (repository.upstream, repository.name, str(digest))
+        row = self._connection.execute(MEANING_SQL, parameters).fetchone()
+        return to_meaning(row) if row else None
+
+    def has_exception(self, repository: Repository, digest: Digest, now: float) -> bool:
+        """Tell whether policies allow the image at the time `now`, whatever their rules say."""
+        parameters = (repository.upstream, repository.name, str(digest))
+        row = self._connection.execute(EXCEPTION_SQL, parameters).fetchone()
+        return row is not None and row[1] > now
 
     def sizes_by_digest(self) -> dict[str, tuple[int, int]]:
         """Return, for the digest of each image, its size and the part that only it has, in bytes.

@@ -49,7 +49,7 @@ _DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _SPARE_PAGES = 64
 _MAX_RELEASED_PAGES = 256
 
-# Manifests whose statements about the size of one blob are looked at. Most blobs are in few, a base
+# Manifests that name one blob and whose statements about the size of one blob are looked at. Most blobs are in few, a base
 # layer may be in all; the loop reads 256 in less than a millisecond.
 MAX_PARENTS = 256
 
@@ -206,6 +206,18 @@ class Index:
             return self._read_rows(query, (str(parent), count), lambda row: Digest.parse(row[0]))
         return []
 
+    def parents(self, repository: Repository, child: Digest) -> list[Digest]:
+        """Return up to `MAX_PARENTS` stored manifests of the repository that name the digest.
+
+        Raises `StorageError`.
+        """
+        query = (
+            "SELECT parent FROM edges e WHERE child = ? AND EXISTS (SELECT 1 FROM links l"
+            f" WHERE l.repository = {_REPOSITORY_ID_SQL} AND l.digest = e.parent) LIMIT ?"
+        )
+        parameters = (str(child), repository.upstream, repository.name, MAX_PARENTS)
+        return self._read_rows(query, parameters, lambda row: Digest.parse(row[0]))
+
     def tag(self, repository: Repository, tag: Tag) -> TagRow | None:
         """Return the last known digest of a tag, or None."""
         return self._cached_row(
@@ -293,6 +305,22 @@ class Index:
         query = "SELECT value FROM json_each(?) WHERE value NOT IN (SELECT digest FROM blobs)"
         parameters = (json.dumps([*map(str, digests)]),)
         return self._read_rows(query, parameters, lambda row: Digest.parse(row[0]))
+
+    def lookup(
+        self,
+        query: str,
+        build: Callable[[tuple[Any, ...]], R],
+        *names: Repository | Digest | str,
+    ) -> R | None:
+        """Return `build(row)` for the row of a query, None without one; cached until the next write.
+
+        The names are the parameters of the query; a repository stands for its upstream and its name.
+        """
+        return self._cached_row(query, build, *names)
+
+    def select(self, query: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Return all rows of a query that reads few of them. Raises `StorageError`."""
+        return self._read_rows(query, tuple(parameters), tuple)
 
     def touch(self, digest: Digest) -> None:
         """Record a use of a blob; a use of a manifest counts for everything below it."""
@@ -396,13 +424,22 @@ class Index:
         """
         await self._write(queries.add_proven_link, repository, digest)
 
-    async def set_tag(self, repository: Repository, tag: Tag, digest: Digest) -> None:
-        """Set the digest that upstream states for a tag now; a new digest survives a power cut."""
+    async def set_tag(
+        self, repository: Repository, tag: Tag, digest: Digest, *, stated: Digest | None = None
+    ) -> None:
+        """Set the digest that upstream states for a tag now; a new digest survives a power cut.
+
+        `stated` is what upstream states if `digest` stands in for it.
+        """
         known = self.tag(repository, tag)
         is_new = known is None or known.digest != digest
         await self._write(
-            queries.set_tag, repository, tag, digest, self._clock(), is_durable=is_new
+            queries.set_tag, repository, tag, digest, self._clock(), stated, is_durable=is_new
         )
+
+    async def move_tag(self, repository: Repository, tag: Tag, digest: Digest) -> None:
+        """Set the digest of a known tag, without upstream having been asked. Survives a power cut."""
+        await self._write(queries.move_tag, repository, tag, digest, is_durable=True)
 
     async def delete_tag(self, repository: Repository, tag: Tag) -> None:
         """Delete a tag; its content stays."""
@@ -484,6 +521,13 @@ class Index:
         Files go first, because a full disk accepts no writes until a file is deleted.
         """
         return await self._write(queries.remove_blobs, digests, delete_file, on_commit=on_commit)
+
+    async def transact(self, work: Callable[..., R], *args: Any, is_durable: bool = False) -> R:
+        """Run `work` with a connection and `args` in a transaction of its own.
+
+        With `is_durable` it survives a power cut. Raises `StorageError`, with nothing changed.
+        """
+        return await self._write(work, *args, is_durable=is_durable)
 
     async def recount(self) -> tuple[int, int]:
         """Recount the blobs and correct `totals`; return the corrections, in blobs and bytes."""

@@ -17,7 +17,7 @@ import msgspec
 from proxy.errors import NoSpaceError, StorageError
 from proxy.oci.digest import Digest, Hasher
 
-# Writeback of appended bytes is started in portions of this size.
+# Writeback of written bytes is started in portions of this size.
 WRITEBACK_SIZE = 8 << 20
 _READ_SIZE = 1 << 20
 _APPEND_SLICE_SIZE = 32 << 10
@@ -41,9 +41,9 @@ class Ingest:
     """The files of an ingest. Bytes are appended and hashed at the frontier, or written ahead unhashed.
 
     `frontier` is the length of the prefix that is written and hashed, `bytes_resumed` how much of it
-    an earlier process wrote. `ranges_ahead` are the ranges beyond it; the caller of `write_at` sets
-    them. Methods block and raise `StorageError` (`NoSpaceError` if the disk is full). Only `write_at`
-    may run at the same time as another method.
+    an earlier process wrote. `written_end` is the length of the written prefix, which the hash may be
+    behind, and `ranges_ahead` are the ranges written beyond it. Methods block and raise `StorageError`
+    (`NoSpaceError` if the disk is full). One thread may write while another hashes.
     """
 
     def __init__(self, directory: Path, digest: Digest, blob_path: Path) -> None:
@@ -51,7 +51,6 @@ class Ingest:
         self.frontier = 0
         self.bytes_resumed = 0
         self.ranges_ahead: Sequence[tuple[int, int]] = ()
-        # The length of the written prefix; the hash may be behind it.
         self.written_end = 0
         # The upstream and repository that sent the bytes. `resume` discards bytes of another origin:
         # they are readable at once, and this repository may not have the blob.
@@ -62,7 +61,9 @@ class Ingest:
         self._hasher = digest.new_hasher()
         # The size of the blob, if upstream has stated it.
         self.size: int | None = None
-        self._writeback_offset = 0
+        # Ranges in the page cache whose writeback was not started, as starts by stops; and their total size.
+        self._dirty: dict[int, int] = {}
+        self._dirty_size = 0
         self._direct_fd: int | None = None
         self._can_write_direct = True
         try:
@@ -102,7 +103,6 @@ class Ingest:
         self.ranges_ahead = ()
         self.size = None
         self._hasher = self.digest.new_hasher()
-        self._writeback_offset = 0
         self.save_state()
         with suppress(OSError):
             os.ftruncate(self.fd, 0)
@@ -134,18 +134,20 @@ class Ingest:
                 rest = rest[written:]
         self.save_state()
 
-    def start_writeback(self) -> None:
-        """Start writeback of appended bytes, so that `commit` waits less for its fsync."""
-        if self.frontier - self._writeback_offset >= WRITEBACK_SIZE:
-            start_writeback(self.fd, self._writeback_offset, self.frontier - self._writeback_offset)
-            self._writeback_offset = self.frontier
-
     def write_at(self, offset: int, data: memoryview) -> None:
-        """Write bytes ahead of the frontier; `hash_up_to` hashes them when it reaches them."""
+        """Write bytes ahead of the frontier, which are hashed when it reaches them.
+
+        The caller then calls `record_written`.
+        """
         while data:
             written = self._pwrite(data, offset)
             offset += written
             data = data[written:]
+
+    def record_written(self, end: int, ranges_ahead: Sequence[tuple[int, int]]) -> None:
+        """Record in the state that the bytes before `end`, and these ranges beyond it, are in the file."""
+        self.written_end = end
+        self.ranges_ahead = ranges_ahead
         self.save_state()
 
     def write_direct(self, offset: int, parts: list[memoryview]) -> None:
@@ -156,7 +158,6 @@ class Ingest:
         size = sum(map(len, parts))
         try:
             if self._can_write_direct and os.pwritev(self._open_direct(), parts, offset) == size:
-                self.save_state()
                 return
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
@@ -184,7 +185,6 @@ class Ingest:
             self._hash_file(stop)
         except OSError as error:
             raise storage_error("read", error) from error
-        self.save_state()
 
     def allocated_bytes(self) -> int:
         """Return the bytes that the ingest takes on disk, its state included."""
@@ -248,10 +248,19 @@ class Ingest:
             os.pwrite(self._state_fd, state.ljust(_STATE_SIZE), 0)
 
     def _pwrite(self, data: memoryview, offset: int) -> int:
+        """Write to the page cache. Now and then, start writeback, so that `commit` waits less."""
         try:
-            return os.pwrite(self.fd, data, offset)
+            written = os.pwrite(self.fd, data, offset)
         except OSError as error:
             raise storage_error("write", error) from error
+        self._dirty[offset + written] = self._dirty.pop(offset, offset)
+        self._dirty_size += written
+        if self._dirty_size >= WRITEBACK_SIZE:
+            for stop, start in self._dirty.items():
+                start_writeback(self.fd, start, stop - start)
+            self._dirty.clear()
+            self._dirty_size = 0
+        return written
 
     def _hash_file(self, stop: int) -> None:
         """Hash the file from the frontier up to `stop`, or to its end."""

@@ -13,11 +13,11 @@ from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.oci.referrers import ReferrerRecord, subject_of_tag
-from proxy.storage import pins
+from proxy.storage import pins, tag_history
 from proxy.storage.blobs import BLOCK_SIZE
 from proxy.storage.permissions import create_private_file
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 # Manifests that name more blobs are served, but neither stored nor indexed: each blob takes half a kilobyte
 # of the index, and a manifest of 4 MiB could name 36,000.
@@ -53,6 +53,16 @@ _MIGRATIONS = {
         UPDATE tags SET subject = 'sha256:' || substr(tag, 8, 64)
             WHERE tag GLOB 'sha256-{"[0-9a-f]" * 64}' OR tag GLOB 'sha256-{"[0-9a-f]" * 64}.[a-z]*';
         DROP VIEW IF EXISTS roots;
+    """,
+    # The history of tags begins with what they mean at the upgrade.
+    5: """
+        CREATE TABLE tag_history (
+            repository INTEGER NOT NULL, tag TEXT NOT NULL, digest TEXT NOT NULL,
+            first_seen REAL NOT NULL, last_seen REAL NOT NULL, pushed REAL,
+            ripe INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (repository, tag, digest)
+        ) STRICT, WITHOUT ROWID;
+        INSERT INTO tag_history (repository, tag, digest, first_seen, last_seen)
+            SELECT repository, tag, digest, checked, checked FROM tags;
     """,
 }
 
@@ -212,7 +222,7 @@ def add_manifest(
             (
                 manifest.media_type,
                 str(digest),
-                _repository_id(connection, repository),
+                repository_id(connection, repository),
                 str(digest),
             ),
         )
@@ -251,7 +261,7 @@ def add_links(
     connection: sqlite3.Connection, repository: Repository, digests: Iterable[Digest]
 ) -> None:
     """Link the repository to those of the digests that are stored; its upstream has sent them."""
-    number = _repository_id(connection, repository)
+    number = repository_id(connection, repository)
     stored = [digest for digest in digests if _has_blob(connection, digest)]
     connection.executemany(
         "INSERT OR IGNORE INTO links (repository, digest) VALUES (?, ?)",
@@ -280,7 +290,7 @@ def add_proven_link(connection: sqlite3.Connection, repository: Repository, dige
         {
             "digest": str(digest),
             "upstream": repository.upstream,
-            "repository": _repository_id(connection, repository),
+            "repository": repository_id(connection, repository),
         },
     )
 
@@ -291,9 +301,10 @@ def set_tag(
     tag: Tag,
     digest: Digest,
     checked_at: float,
+    stated: Digest | None = None,
 ) -> None:
-    """Set the digest of a tag; a pin of the tag moves with it."""
-    number, subject = _repository_id(connection, repository), subject_of_tag(tag)
+    """Set the digest of a tag; a pin of the tag moves with it. `stated` is what upstream states."""
+    number, subject = repository_id(connection, repository), subject_of_tag(tag)
     connection.execute(
         "INSERT OR REPLACE INTO tags (repository, tag, digest, checked, subject)"
         " VALUES (?, ?, ?, ?, ?)",
@@ -302,11 +313,23 @@ def set_tag(
     pins.update_tag(connection, number, tag, digest)
     if subject:
         pins.update_referrer(connection, subject, digest)
+    tag_history.record(connection, number, tag, stated or digest, checked_at)
+
+
+def move_tag(
+    connection: sqlite3.Connection, repository: Repository, tag: Tag, digest: Digest
+) -> None:
+    """Set the digest of a known tag and leave the time of its check; a pin moves with it."""
+    number = repository_id(connection, repository)
+    connection.execute(
+        "UPDATE tags SET digest = ? WHERE repository = ? AND tag = ?", (str(digest), number, tag)
+    )
+    pins.update_tag(connection, number, tag, digest)
 
 
 def delete_tag(connection: sqlite3.Connection, repository: Repository, tag: Tag) -> None:
     """Delete a tag; its content stays."""
-    number = _repository_id(connection, repository)
+    number = repository_id(connection, repository)
     connection.execute("DELETE FROM tags WHERE repository = ? AND tag = ?", (number, tag))
 
 
@@ -316,7 +339,7 @@ def set_referrer_records(
     records: Mapping[Digest, ReferrerRecord],
 ) -> None:
     """Set what upstream had of referrers of manifests, except of manifests that are not stored."""
-    number = _repository_id(connection, repository)
+    number = repository_id(connection, repository)
     connection.executemany(
         "INSERT OR REPLACE INTO referrer_records (repository, subject, record)"
         " SELECT ?, digest, ? FROM blobs WHERE digest = ?",
@@ -327,7 +350,7 @@ def set_referrer_records(
 def pin(connection: sqlite3.Connection, images: Iterable[tuple[Repository, Reference]]) -> None:
     """Pin images, whether they are in the store or not."""
     for repository, reference in images:
-        pins.add(connection, _repository_id(connection, repository), reference)
+        pins.add(connection, repository_id(connection, repository), reference)
 
 
 def unpin(
@@ -337,7 +360,7 @@ def unpin(
     found = [
         (repository, reference)
         for repository, reference in images
-        if pins.remove(connection, _repository_id(connection, repository), reference)
+        if pins.remove(connection, repository_id(connection, repository), reference)
     ]
     pins.recompute(connection)
     return found
@@ -348,7 +371,7 @@ def restore_pins(connection: sqlite3.Connection, rows: Iterable[tuple[str, ...]]
     for upstream, name, reference, digest in rows:
         connection.execute(
             "INSERT OR REPLACE INTO pins (repository, reference, digest) VALUES (?, ?, ?)",
-            (_repository_id(connection, Repository(upstream, name)), reference, digest),
+            (repository_id(connection, Repository(upstream, name)), reference, digest),
         )
     pins.recompute(connection)
 
@@ -485,7 +508,8 @@ def _has_blob(connection: sqlite3.Connection, digest: Digest) -> bool:
     return connection.execute(query, (str(digest),)).fetchone() is not None
 
 
-def _repository_id(connection: sqlite3.Connection, repository: Repository) -> int:
+def repository_id(connection: sqlite3.Connection, repository: Repository) -> int:
+    """Return the number of the repository; add it if it is new."""
     names = (repository.upstream, repository.name)
     connection.execute("INSERT OR IGNORE INTO repositories (upstream, name) VALUES (?, ?)", names)
     row: tuple[int] = connection.execute(

@@ -40,7 +40,7 @@ def parse_manifest(content: bytes) -> oci.Manifest | None:
         manifest = oci.parse_manifest(content, "")
     except InvalidManifestError:
         return None
-    is_indexed = not manifest.doubt and manifest.child_count <= MAX_CHILDREN
+    is_indexed = manifest.is_stated and manifest.child_count <= MAX_CHILDREN
     return manifest if is_indexed else None
 
 

@@ -70,6 +70,56 @@ CREATE TABLE IF NOT EXISTS referrer_records (
     PRIMARY KEY (subject, repository)
 ) STRICT, WITHOUT ROWID;
 
+-- What tags meant: each digest of a tag with the first and the last time that the cache saw it there.
+-- `tag` is empty for content that was asked for by digest. `pushed` is when Docker Hub says that it was
+-- pushed; `ripe` is set once it has reached the minimum age of a policy, and never cleared.
+CREATE TABLE IF NOT EXISTS tag_history (
+    repository INTEGER NOT NULL,
+    tag        TEXT NOT NULL,
+    digest     TEXT NOT NULL,
+    first_seen REAL NOT NULL,
+    last_seen  REAL NOT NULL,
+    pushed     REAL,
+    ripe       INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (repository, tag, digest)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS tag_history_by_digest ON tag_history (repository, digest);
+
+-- What Docker Hub, or a bundle, said about repositories, and when.
+CREATE TABLE IF NOT EXISTS facts (
+    repository  INTEGER PRIMARY KEY,
+    badge       TEXT NOT NULL,
+    publisher   TEXT NOT NULL,
+    description TEXT NOT NULL,
+    stars       INTEGER NOT NULL,
+    pulls       INTEGER NOT NULL,
+    archived    INTEGER NOT NULL,
+    asked       REAL NOT NULL,
+    source      TEXT NOT NULL
+) STRICT;
+
+-- Images that policies allow until a time, whatever their rules say.
+CREATE TABLE IF NOT EXISTS policy_exceptions (
+    repository INTEGER NOT NULL,
+    digest     TEXT NOT NULL,
+    made       REAL NOT NULL,
+    until      REAL NOT NULL,
+    reason     TEXT NOT NULL,
+    PRIMARY KEY (repository, digest)
+) STRICT, WITHOUT ROWID;
+
+-- The last decisions of policies that were not a plain hit.
+CREATE TABLE IF NOT EXISTS policy_decisions (
+    id       INTEGER PRIMARY KEY,
+    at       REAL NOT NULL,
+    policy   INTEGER NOT NULL,
+    decision TEXT NOT NULL,
+    image    TEXT NOT NULL,
+    digest   TEXT NOT NULL,
+    reason   TEXT NOT NULL,
+    request  TEXT NOT NULL
+) STRICT;
+
 -- Pinned images, by tag or digest. `digest` is the tag's last known one; null before the first pull.
 CREATE TABLE IF NOT EXISTS pins (
     repository INTEGER NOT NULL,

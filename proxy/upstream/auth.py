@@ -67,7 +67,8 @@ class Authenticator:
     """Answers the challenges of one upstream, and keeps its tokens, one per repository.
 
     It belongs to one upstream and one user, so a token is never used for another. `record_status`
-    is called with the status of each response of the token server, or "error".
+    is called with the status of each response of the token server, or "error". If `is_redirected`,
+    it belongs to one repository of a registry that another one has redirected to.
     """
 
     def __init__(
@@ -77,15 +78,30 @@ class Authenticator:
         group: asyncio.TaskGroup,
         get_credentials: CredentialsGetter,
         record_status: Callable[[int | Literal["error"]], None],
+        *,
+        is_redirected: bool = False,
     ) -> None:
         self._registry_url = registry_url
         self._session = session
         self._get_credentials = get_credentials
         self._record_status = record_status
+        self._group = group
+        self._is_redirected = is_redirected
         self._challenge: Challenge | None = None
         self._tokens: dict[str, _AccessToken] = {}
         self._token_fetches: SingleFlight[str, _AccessToken] = SingleFlight(group)
         self._now = asyncio.get_running_loop().time
+
+    def create_anonymous(self, registry_url: URL) -> "Authenticator":
+        """Return an authenticator for one repository of another registry, without credentials."""
+        return Authenticator(
+            registry_url,
+            self._session,
+            self._group,
+            no_credentials,
+            self._record_status,
+            is_redirected=True,
+        )
 
     async def get_authorization(self, repository: str) -> str | None:
         """Return the `Authorization` value for a pull, or None if upstream has never challenged us.
@@ -134,6 +150,9 @@ class Authenticator:
             raise UpstreamError("upstream's token server does not use https, which is not allowed")
         # Requests without a repository are searches; docker requests this scope for them.
         scope = f"repository:{repository}:pull" if repository else "registry:catalog:search"
+        if self._is_redirected:
+            # The repository has another name there.
+            scope = challenge.parameters.get("scope", scope)
         query = {"scope": scope}
         if service := challenge.parameters.get("service"):
             query["service"] = service

@@ -39,6 +39,7 @@ from proxy.upstream import responses, retry, search
 from proxy.upstream.body import BlobBody
 from proxy.upstream.encoding import is_gzip_encoded
 from proxy.upstream.features import Feature, MissingFeature
+from proxy.upstream.hub_client import HubClient
 from proxy.upstream.mirrors import MirrorSet
 from proxy.upstream.registry_client import REQUEST_TIMEOUT, ApiRequest, RegistryClient
 from proxy.upstream.responses import MAX_LIST_SIZE, Evidence, ListPage
@@ -86,6 +87,7 @@ class Upstream:
 
     A blob that arrives at less than `min_rate` bytes a second over `min_rate_window` seconds counts
     as stalled. `search_registry` is the host that answers searches, by default the registry itself.
+    `hub` asks Docker Hub for facts about repositories, None if it is not to be asked.
     """
 
     def __init__(
@@ -96,8 +98,10 @@ class Upstream:
         min_rate: int,
         min_rate_window: float,
         search_registry: RegistryClient | None = None,
+        hub: HubClient | None = None,
     ) -> None:
         self.name = mirror_set.registry.name
+        self.hub = hub
         self._mirror_set = mirror_set
         self._registry = mirror_set.registry
         self._metrics = metrics

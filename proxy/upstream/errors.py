@@ -1,6 +1,7 @@
 """Map upstream's failures, exceptions of aiohttp and error statuses, to `proxy.errors`."""
 
 import asyncio
+import errno
 import os
 import re
 import ssl
@@ -19,6 +20,8 @@ from aiohttp import (
 )
 
 from proxy.errors import (
+    LoopDetectedError,
+    NoDescriptorsError,
     NoReferrersApiError,
     ProxyError,
     UnknownBlobError,
@@ -36,6 +39,7 @@ from proxy.errors import (
 from proxy.upstream import retry
 from proxy.upstream.encoding import gunzip, is_gzip_encoded
 
+LOOP_DETECTED = 508
 MAX_ERROR_BODY = 64 << 10
 # Seconds. The body only adds detail to an error that is raised anyway.
 ERROR_BODY_TIMEOUT = 1.0
@@ -78,6 +82,8 @@ def map_errors(
 ) -> Iterator[None]:
     """Turn exceptions of aiohttp into `UpstreamUnavailableError`s that start with `label`.
 
+    If this process has no descriptor left, it is a `NoDescriptorsError`.
+
     Calls `record_status("error")` for each. The block must contain only calls into aiohttp: an
     `OSError` of the disk would be reported as one of the network.
     """
@@ -88,6 +94,11 @@ def map_errors(
         raise UpstreamTimeoutError(f"{label} did not respond in time") from error
     except (ClientError, OSError, ValueError) as error:
         record_status("error")
+        if _errno(error) in (errno.EMFILE, errno.ENFILE):
+            # The registry is not to blame.
+            raise NoDescriptorsError(
+                "this cache has no file descriptors left; try again, and raise the limit on open files"
+            ) from error
         is_connected = not isinstance(error, ClientConnectorError)
         kind = UpstreamUnavailableError if is_connected else UpstreamUnreachableError
         raise kind(f"{label} cannot be reached: {_describe_error(error)}") from error
@@ -106,6 +117,8 @@ def error_from_status(label: str, status: int, kind: str, error: RegistryError) 
     `kind` is the kind of the request, `error` comes from `read_error`.
     """
     message = f"{label} responded with status {status}{error.reason}"
+    if status == LOOP_DETECTED:
+        return LoopDetectedError(message)
     if status in retry.TRANSIENT_STATUSES:
         return UpstreamUnavailableError(message)
     if status >= 500 and status not in retry.REFUSAL_STATUSES:
@@ -171,6 +184,11 @@ async def read_error(response: ClientResponse) -> RegistryError:
     entry = next(iter(entries), _RegistryErrorEntry())
     clean = _CONTROL_CHARACTERS.sub(" ", entry.message or entry.code)[:100].strip()
     return RegistryError(entry.code, f": {clean}" if clean else "")
+
+
+def _errno(error: Exception) -> int | None:
+    os_error = error.os_error if isinstance(error, ClientConnectorError) else error
+    return os_error.errno if isinstance(os_error, OSError) else None
 
 
 def _describe_error(error: Exception) -> str:

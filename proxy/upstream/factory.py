@@ -16,6 +16,7 @@ from proxy.upstream.auth import Authenticator, CredentialsGetter, no_credentials
 from proxy.upstream.client import Upstream
 from proxy.upstream.credentials import CredentialSource
 from proxy.upstream.egress import EgressGuard
+from proxy.upstream.hub_client import HUB_ATTEMPTS, HubClient
 from proxy.upstream.mirrors import MirrorSet
 from proxy.upstream.offline import OfflineSwitch
 from proxy.upstream.proxies import ProxySelector
@@ -36,8 +37,10 @@ class UpstreamFactory:
         offline: OfflineSwitch,
         group: asyncio.TaskGroup,
         clock: Callable[[], float],
+        daemon_id: str,
     ) -> None:
         self._metrics = metrics
+        self._daemon_id = daemon_id
         self._offline = offline
         self._group = group
         self._clock = clock
@@ -102,6 +105,7 @@ class UpstreamFactory:
                 timeouts=timeouts,
                 attempts=attempts,
                 clock=self._clock,
+                daemon_id=self._daemon_id,
                 is_mirror=is_mirror,
             )
 
@@ -124,9 +128,24 @@ class UpstreamFactory:
                 fetch.attempts,
                 name=search_url.authority,
             )
+        hub = None
+        if facts_url := settings.facts_url:
+            # Anonymous, as facts are asked about public repositories only.
+            hub = HubClient(
+                await create_client(
+                    facts_url,
+                    no_credentials,
+                    timeouts,
+                    HUB_ATTEMPTS,
+                    name=URL(facts_url).authority,
+                ),
+                await create_client(settings.url, no_credentials, timeouts, HUB_ATTEMPTS),
+                metrics,
+            )
         return Upstream(
             MirrorSet(registry, mirrors, metrics),
             metrics,
+            hub=hub,
             min_rate=fetch.min_rate,
             min_rate_window=2 * fetch.stall_timeout,
             search_registry=search_registry,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from aiohttp import ConnectionTimeoutError
 
 from proxy.errors import (
+    LoopDetectedError,
     NotFoundError,
     OfflineError,
     ProxyError,
@@ -61,7 +62,12 @@ class RegistryHealth:
         with self.admit():
             try:
                 yield
-            except (NotFoundError, UpstreamUnauthorizedError, RateLimitedError):
+            except (
+                NotFoundError,
+                UpstreamUnauthorizedError,
+                RateLimitedError,
+                LoopDetectedError,
+            ):
                 self.record_success()
                 raise
             except ProxyError as error:

@@ -27,6 +27,7 @@ from proxy.errors import (
     UpstreamUnavailableError,
     UpstreamUnreachableError,
 )
+from proxy.hops import via_header
 from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.upstream import challenge, errors, retry
@@ -44,6 +45,12 @@ from proxy.upstream.quota import (
     parse_retry_after,
 )
 from proxy.upstream.redirects import MAX_REDIRECTS, REDIRECT_STATUSES, redirect_target
+
+# A CDN sends these for a signed URL that has expired, or that its clock does not accept.
+EXPIRED_URL_STATUSES = frozenset({400, 401, 403, 410})
+
+# Repositories of other registries, reached by redirects, whose anonymous tokens are kept.
+MAX_REDIRECT_TOKENS = 100
 
 # Docker Hub sends one of these with its limit on pulls.
 _ACCOUNT_LIMIT_HEADERS = ("RateLimit-Limit", "Docker-RateLimit-Source")
@@ -145,9 +152,11 @@ class RegistryClient:
         timeouts: RegistryTimeouts,
         attempts: int,
         clock: Callable[[], float],
+        daemon_id: str,
         is_mirror: bool = False,
     ) -> None:
         self.name = name
+        self._daemon_id = daemon_id
         self.is_mirror = is_mirror
         self.quota = Quota()
         self.features = RegistryFeatures(clock)
@@ -155,6 +164,7 @@ class RegistryClient:
         self.label = f"{name}'s mirror {self._base_url.authority}" if is_mirror else name
         self._session = session
         self._authenticator = authenticator
+        self._redirect_authenticators: dict[tuple[URL, str], Authenticator] = {}
         self._metrics = metrics
         self._offline = offline
         self.timeouts = timeouts
@@ -240,22 +250,9 @@ class RegistryClient:
         Returns a successful response, or a redirect if the request does not follow redirects.
         """
         url = URL(f"{str(self._base_url).rstrip('/')}/{request.target}", encoded=True)
-        repository, deadline = request.repository, limits.deadline
-        authorization = await self._await_authorization(
-            self._authenticator.get_authorization(repository), deadline
-        )
-        response = await self._send(request, url, limits, authorization)
+        authorization = await self._get_authorization(request, url, limits)
+        response, authorization = await self._send_and_renew(request, url, limits, authorization)
         try:
-            if response.status == 401:
-                challenges = challenge.parse(response.headers.getall(hdrs.WWW_AUTHENTICATE, ()))
-                renewed = await self._await_authorization(
-                    self._authenticator.handle_challenges(challenges, repository, authorization),
-                    deadline,
-                )
-                if renewed:
-                    response.release()
-                    response = await self._send(request, url, limits, renewed)
-                    authorization = renewed
             for _ in range(MAX_REDIRECTS):
                 if response.status not in REDIRECT_STATUSES or not request.follow_redirects:
                     break
@@ -263,14 +260,65 @@ class RegistryClient:
                 response.release()
                 # Credentials stay at their origin: CDNs reject them, and others could keep them.
                 if target.origin() != url.origin():
-                    authorization = None
+                    authorization = await self._get_authorization(request, target, limits)
                 url = target
-                response = await self._send(request, url, limits, authorization)
+                response, authorization = await self._send_and_renew(
+                    request, url, limits, authorization
+                )
             await self._raise_for_status(response, request, authorization)
         except BaseException:
             _close_response(response)
             raise
         return response
+
+    async def _get_authorization(
+        self, request: ApiRequest, url: URL, limits: _AttemptLimits
+    ) -> str | None:
+        """Return what the registry at this URL, or one that it redirected to, has asked for before."""
+        authenticator = self._redirect_authenticators.get((url.origin(), request.repository))
+        if url.origin() == self._base_url.origin():
+            authenticator = self._authenticator
+        if authenticator is None:
+            return None
+        return await self._await_authorization(
+            authenticator.get_authorization(request.repository), limits.deadline
+        )
+
+    async def _send_and_renew(
+        self, request: ApiRequest, url: URL, limits: _AttemptLimits, authorization: str | None
+    ) -> tuple[ClientResponse, str | None]:
+        """Send the request, and once more if it is challenged; return the authorization used."""
+        response = await self._send(request, url, limits, authorization)
+        if response.status != 401:
+            return response, authorization
+        try:
+            challenges = challenge.parse(response.headers.getall(hdrs.WWW_AUTHENTICATE, ()))
+            authenticator = self._find_authenticator(url.origin(), request.repository)
+            renewed = await self._await_authorization(
+                authenticator.handle_challenges(challenges, request.repository, authorization),
+                limits.deadline,
+            )
+        except BaseException:
+            _close_response(response)
+            raise
+        if renewed is None:
+            return response, authorization
+        response.release()
+        return await self._send(request, url, limits, renewed), renewed
+
+    def _find_authenticator(self, origin: URL, repository: str) -> Authenticator:
+        """Return the authenticator of the registry, or of another one that it has redirected to.
+
+        The other one gets no credentials.
+        """
+        if origin == self._base_url.origin():
+            return self._authenticator
+        others = self._redirect_authenticators
+        other = others.pop((origin, repository), None)
+        others[origin, repository] = other or self._authenticator.create_anonymous(origin)
+        if len(others) > MAX_REDIRECT_TOKENS:
+            del others[next(iter(others))]
+        return others[origin, repository]
 
     async def _await_authorization(self, authorization: Awaitable[T], deadline: float) -> T:
         try:
@@ -289,8 +337,11 @@ class RegistryClient:
         headers = dict(request.headers)
         if authorization:
             headers[hdrs.AUTHORIZATION] = authorization
+        is_same_origin = url.origin() == self._base_url.origin()
+        if is_same_origin:
+            headers[hdrs.VIA] = via_header(self._daemon_id)
         # Responses of CDNs and mirrors do not count: see the class.
-        targets_registry = url.origin() == self._base_url.origin() and not self.is_mirror
+        targets_registry = is_same_origin and not self.is_mirror
         began = self._now()
         try:
             with map_errors(self.label, lambda status: self._record_status(kind, status)):
@@ -320,7 +371,7 @@ class RegistryClient:
     def _record_health(self, request: ApiRequest, status: int) -> None:
         if status < 500 or status in retry.REFUSAL_STATUSES:
             self.health.record_success()
-        elif request.kind not in _LIST_KINDS:
+        elif status != errors.LOOP_DETECTED and request.kind not in _LIST_KINDS:
             message = f"{self.label} responded with status {status}"
             self.health.record_failure(UpstreamUnavailableError(message))
 
@@ -348,6 +399,12 @@ class RegistryClient:
         if status in REDIRECT_STATUSES and not request.follow_redirects:
             return
         error = await errors.read_error(response)
+        is_redirected = response.url.origin() != self._base_url.origin()
+        if is_redirected and request.kind == "blob" and status in EXPIRED_URL_STATUSES:
+            # The registry has the blob: it may redirect to another URL next time.
+            raise UpstreamUnavailableError(
+                f"{self.label} redirected to {response.url.host}, which responded with status {status}"
+            )
         if status == 401 and authorization and authorization.startswith("Basic "):
             raise errors.invalid_credentials_error(self.label, error.reason)
         if status != 429:

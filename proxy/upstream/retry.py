@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-# Statuses of temporary failures (RFC 9110 sections 15.5.9 and 15.6, RFC 8470).
-TRANSIENT_STATUSES = frozenset({408, 425, 500, 502, 503, 504})
+# Statuses of temporary failures (RFC 9110 sections 15.5.9 and 15.6, RFC 8470). Cloudflare sends 520
+# to 530 if it cannot reach the server behind it.
+TRANSIENT_STATUSES = frozenset({408, 425, 500, 502, 503, 504, 507, 509, *range(520, 531), 598, 599})
 
 # Statuses of a server that works: "not implemented", and "HTTP version not supported".
 REFUSAL_STATUSES = frozenset({501, 505})

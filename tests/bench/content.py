@@ -16,6 +16,8 @@ IMAGE = "library/bench"
 COLD = "library/cold"  # no manifest names its blobs, so that no prefetch fetches them
 TAG = "latest"
 SMALL_LAYERS = range(1024, 1034)
+# The sizes of blobs that are read from the disk one after another.
+DISK_BLOBS = range(MIB + 1, MIB + 65)
 
 
 class BenchContent:

@@ -25,6 +25,7 @@ class LoadSize:
     followers: int  # clients of one growing blob
     growing: int  # that blob
     idle_connections: int
+    flooding: int  # connections that request absent blobs
     slow_readers: int
     slow_seconds: float  # how long they read
     pulls: int  # in the day of the fleet

@@ -4,7 +4,7 @@ import re
 import select
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -74,19 +74,25 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def wrk(server: ServerProcess, path: str, seconds: float, clients: int) -> Run:
+def wrk(
+    server: ServerProcess, path: str, seconds: float, clients: int, headers: Sequence[str] = ()
+) -> Run:
     """Request `path` repeatedly on keep-alive connections; fail on any error.
 
     If no response arrives, repeat with twice the time.
     """
-    while not (done := _wrk(server, path, seconds, clients)).received:
+    while not (done := _wrk(server, path, seconds, clients, headers)).received:
         assert seconds < MAX_SECONDS, f"{server.name}: no response within {seconds:g} s"
         seconds *= 2
     return done
 
 
-def _wrk(server: ServerProcess, path: str, seconds: float, clients: int) -> Run:
+def _wrk(
+    server: ServerProcess, path: str, seconds: float, clients: int, headers: Sequence[str]
+) -> Run:
     options = [f"-c{clients}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "60s"]
+    for header in headers:
+        options += ["-H", header]
     with measured(server) as done:
         said = run("wrk", "-t1", *options, "-H", f"Accept: {MANIFEST}", server.url + path)
         assert "Non-2xx" not in said, f"{server.name}: {said}"
@@ -115,6 +121,13 @@ def blobs(server: ServerProcess, path: str, size: int, *, seconds: float, client
     with measured(server) as done:
         wanted = repeat((path, size)) if seconds else repeat((path, size), clients)
         _Sink(server, iter(wanted), seconds).run(done, clients)
+    return done
+
+
+def fetch(server: ServerProcess, blobs: Iterable[tuple[str, int]], *, clients: int) -> Run:
+    """Fetch each of these blobs (paths, sizes) once, with `clients` connections."""
+    with measured(server) as done:
+        _Sink(server, iter(blobs), 0).run(done, clients)
     return done
 
 

@@ -72,7 +72,7 @@ def idle(testbed: Testbed, size: LoadSize) -> Iterator[Row]:
                 seconds = proc.cpu_seconds(server.pid) - spent
                 idle_cpu[name] = [seconds / size.seconds * 1e3]
     yield Row(f"{size.idle_connections:,} idle connections", "KiB each", memory, digits=1)
-    yield Row("  CPU to connect and send a request", "us each", request_cpu)
+    yield Row("  CPU to connect and send a request", "us each", request_cpu, Goal("<=", 2.0, NGINX))
     yield Row("  CPU while they are idle", "ms/s", idle_cpu, digits=1)
 
 

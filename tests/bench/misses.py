@@ -39,15 +39,19 @@ def cold(testbed: Testbed, size: LoadSize, place: Path) -> Iterator[Row]:
                 sent = eventually(partial(_since, testbed, path, before), "upstream's log")
                 moved.setdefault(name, []).append(sum(sent) / size.cold)
     speeds = runs.figures(lambda run: run.received / run.seconds / 1e6)
-    yield Row(f"{size.cold // MIB} MiB blob, cold", "MB/s", speeds, Goal(">=", 1.0, MIRROR))
+    yield Row(f"{size.cold // MIB} MiB blob, cold", "MB/s", speeds, more=True)
     first = runs.figures(lambda run: run.first_byte * 1e3)
     yield Row("  first byte", "ms", first, Goal("<=", 1.0, UPSTREAM, plus=10), digits=1)
-    yield Row("  last byte", "s", runs.figures(lambda run: run.seconds), digits=2)
+    last = runs.figures(lambda run: run.seconds)
+    yield Row("  last byte", "s", last, Goal("<=", 1.15, MIRROR), digits=2)
     runs.forget(UPSTREAM)
     stored = runs.figures(lambda run: run.stored)
-    yield Row("  until it is stored", "s", stored, Goal("<=", 1.0, MIRROR), digits=2)
+    yield Row("  until it is stored", "s", stored, digits=2)
+    # docker-registry stores a blob by a second transfer, after the client's.
+    until = {PULLCACHE: stored[PULLCACHE], MIRROR: last[MIRROR]}
+    yield Row("  that, over the mirror's last byte", "s", until, Goal("<=", 1.3, MIRROR), digits=2)
     spent = runs.figures(lambda run: run.stored_cpu / (run.received / GIB))
-    yield Row("  server's CPU until then", "s/GiB", spent, Goal("<=", 1.0, MIRROR), digits=3)
+    yield Row("  server's CPU until then", "s/GiB", spent, Goal("<=", 2.2), digits=3)
     yield Row("  peak memory", "MiB", runs.figures(lambda run: run.peak / MIB))
     yield Row("  bytes from upstream", "blobs", moved, Goal("<=", 1), digits=2)
 
@@ -66,7 +70,7 @@ def many_clients(testbed: Testbed, size: LoadSize) -> Iterator[Row]:
             moved.setdefault(name, []).append(sum(sent) / size.shared)
     speeds = runs.figures(lambda run: run.received / run.seconds / 1e6)
     work = f"{size.shared // MIB} MiB blob, cold, {CLIENTS} clients"
-    yield Row(work, "MB/s", speeds, Goal(">=", 1.0, MIRROR))
+    yield Row(work, "MB/s", speeds, Goal(">=", 1.2, MIRROR))
     yield Row("  server's CPU", "s", runs.figures(lambda run: run.server_cpu), digits=2)
     yield Row("  bytes from upstream", "blobs", moved, Goal("<=", 1), digits=2)
 

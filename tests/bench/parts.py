@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.bench import bundles, fleet, growth, hits, many_clients, misses, slow_links
-from tests.bench.content import GIB, KIB, MIB, BenchContent
+from tests.bench import bundles, fleet, growth, hits, many_clients, misses, neighbours, slow_links
+from tests.bench.content import DISK_BLOBS, GIB, KIB, MIB, BenchContent
 from tests.bench.figures import LoadSize, Row
 from tests.bench.testbed import CACHE, MIRROR, NGINX, PULLCACHE, UPSTREAM, Testbed
 
@@ -24,6 +24,7 @@ SHORT = LoadSize(
     followers=200,
     growing=2 * MIB,
     idle_connections=500,
+    flooding=200,
     slow_readers=100,
     slow_seconds=3,
     pulls=100,
@@ -41,6 +42,7 @@ LONG = LoadSize(
     followers=1_000,
     growing=8 * MIB,
     idle_connections=2_000,
+    flooding=1_000,
     slow_readers=500,
     slow_seconds=60,
     pulls=3_000,
@@ -69,7 +71,7 @@ class BenchmarkPart:
 @contextmanager
 def _hits(setup: Setup) -> Iterator[dict[str, Measurement]]:
     size = setup.size
-    with _testbed(setup, hits=size.hits) as testbed:
+    with _testbed(setup, hits=(*size.hits, *DISK_BLOBS)) as testbed:
         yield {
             "plain": partial(hits.plain, testbed, size),
             "disk": partial(hits.from_disk, testbed, size),
@@ -85,6 +87,7 @@ def _misses(setup: Setup) -> Iterator[dict[str, Measurement]]:
             "cold": partial(misses.cold, testbed, size, directory),
             "many clients": partial(misses.many_clients, testbed, size),
             "slow client": partial(misses.beside_slow, testbed, size),
+            "neighbours": partial(neighbours.measure, testbed, size, directory),
             "image": partial(misses.image, testbed, size, directory),
             "slow links": partial(slow_links.measure, testbed, size, directory / "throttled"),
         }

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from tests.fakes.faults import Fault
+from tests.fakes.registry import FakeRegistry
 
 MIB = 1 << 20
 
@@ -71,3 +72,38 @@ async def test_a_failed_prefetch_is_not_repeated_at_every_pull(registry, program
     await program.wait_for_downloads()
     for digest in image.blobs:
         assert registry.count(registry.body_of(digest)) <= 1
+
+
+async def test_a_layer_that_is_stored_for_another_repository_is_proven_before_clients_ask(
+    registry, program
+):
+    base, image = (
+        registry.add_image(name, layers=[b"base" * 1000]) for name in ("me/base", "me/app")
+    )
+    await program.manifest(base)
+    await registry.until(lambda: registry.count("/registry-v2/") == 2)
+    await program.wait_for_downloads()
+    await program.manifest(image)
+    await registry.until(lambda: sum(one.done for one in registry.seen("/registry-v2/")) == 4)
+    assert [one.bytes_sent for one in registry.seen("/registry-v2/")][2:] == [1, 1]
+    # The proof arrives before a link is written.
+    async with asyncio.timeout(10), registry.down():
+        for digest in image.blobs:
+            while (await program.blob(digest, "me/app")).digest != digest:
+                pass
+
+
+async def test_a_layer_that_only_another_upstream_has_sent_is_fetched_anew(make_program, registry):
+    async with FakeRegistry() as other:
+        program = await make_program(
+            fetch={"prefetch": "layers"}, upstreams={"other.test": {"url": other.url}}
+        )
+        image = registry.add_image("me/app")
+        other.add_image("me/app")
+        for name in ("me/app", "other.test/me/app"):
+            await program.manifest(name)
+            await program.wait_for_downloads()
+        assert other.bytes_sent(other.body_of(image.layers[0])) == len(b"layer")
+        async with registry.down(), other.down():
+            for digest in image.blobs:
+                assert (await program.blob(digest, "other.test/me/app")).digest == digest

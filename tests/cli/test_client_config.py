@@ -248,3 +248,47 @@ def test_the_examples_in_config_clients_are_the_command_s_output(tmp_path):
         for root in (tmp_path, EXAMPLES)
     )
     assert written == examples
+
+
+def only(client: str, tmp_path: Path) -> dict[str, str]:
+    """Return the files with which a client asks only the cache, by path."""
+    done = run(client, "--only", "--address", PLAIN, "-o", tmp_path)
+    assert done.exit_code == 0
+    return {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*.*ml")}
+
+
+@pytest.mark.parametrize(("client", "prefix"), [("docker", "certs.d/"), ("containerd", "")])
+def test_only_makes_the_cache_the_server_of_every_registry(client, prefix, tmp_path):
+    found = only(client, tmp_path)
+    assert found.keys() == {f"{prefix}{name}/hosts.toml" for name in [*NAMES, "_default"]}
+    for text in found.values():
+        assert tomllib.loads(text)["server"] == PLAIN
+        assert [*tomllib.loads(text)["host"]] == [PLAIN]
+
+
+def test_only_has_no_registry_mirrors_for_docker_and_says_why(tmp_path):
+    done = run("docker", "--only", "--address", PLAIN, "-o", tmp_path)
+    assert not (tmp_path / "daemon.json").exists()
+    assert "cannot be restricted to the cache by registry-mirrors" in done.stderr
+
+
+@pytest.mark.parametrize("client", ["podman", "crio"])
+def test_only_puts_the_cache_in_the_place_of_the_registry_for_podman_and_crio(client, tmp_path):
+    run(client, "--only", "--address", PLAIN, "-o", tmp_path)
+    found = tomllib.loads((tmp_path / "pullcache.conf").read_text())["registry"]
+    assert [(one["prefix"], one["location"], "mirror" in one) for one in found] == [
+        ("docker.io", "mirror:5000", False),
+        ("ghcr.io", "mirror:5000/ghcr.io", False),
+    ]
+
+
+def test_only_sends_k3s_to_the_cache_for_all_registries(tmp_path):
+    found = only("k3s", tmp_path)
+    mirrors = yaml.safe_load(found["registries.yaml"])["mirrors"]
+    assert mirrors == {name: {"endpoint": [PLAIN]} for name in [*NAMES, "*"]}
+    assert "--disable-default-registry-endpoint" in found["registries.yaml"]
+
+
+def test_only_says_that_buildkit_cannot_be_restricted(tmp_path):
+    done = run("buildkit", "--only", "--address", PLAIN, "-o", tmp_path)
+    assert "BuildKit cannot be restricted" in done.stderr

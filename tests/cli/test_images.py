@@ -38,6 +38,7 @@ async def test_images_are_a_table_that_is_not_truncated_in_a_pipe(registry, prog
         "UNIQUE",
         "CACHED",
         "PULLED",
+        "TRUST",
         "STATUS",
     ]
     assert first.startswith("app:v1 ")

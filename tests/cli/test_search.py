@@ -2,12 +2,14 @@
 
 import json
 import re
+from collections.abc import AsyncIterator
 
 import pytest
 
 from proxy.cache.search import SEARCH_TTL
 from proxy.errors import InvalidRequestError
-from tests.fakes.faults import HTML
+from tests.fakes.faults import HTML, Fault
+from tests.fakes.hub import FakeHub, HubRepository
 from tests.fakes.search import ListedRepository
 from tests.support.admin_api import call
 from tests.support.commands import run_on, run_on_terminal
@@ -39,9 +41,9 @@ async def test_results_are_a_table_like_docker_s_and_not_truncated_in_a_pipe(pro
     done = await run_on(program, "search", "nginx")
     assert (done.exit_code, done.stderr) == (0, "")
     header, first, second = done.stdout.splitlines()
-    assert header.split() == ["NAME", "DESCRIPTION", "STARS", "OFFICIAL"]
-    assert re.fullmatch(r"nginx +Official build of Nginx\. +21000 +\[OK\] *", first)
-    assert second.split() == ["me/nginx", *CLEAN.split(), "20"]
+    assert header.split() == ["NAME", "DESCRIPTION", "STARS", "TRUST"]
+    assert re.fullmatch(r"nginx +Official build of Nginx\. +21000 +official *", first)
+    assert second.split() == ["me/nginx", *CLEAN.split(), "20", "-"]
 
 
 @pytest.mark.parametrize("option", [(), ("--no-trunc",)], ids=["truncated", "complete"])
@@ -74,7 +76,7 @@ async def test_offline_cached_images_are_found_and_stderr_says_so(program, hub):
     assert done.exit_code == 0
     assert done.stderr == f"docker.io was not searched ({OFFLINE}); showing cached images\n"
     (row,) = done.stdout.splitlines()[1:]
-    assert row.split() == ["nginx", "in", "this", "cache", "0", "[OK]"]
+    assert row.split() == ["nginx", "in", "this", "cache", "0", "official"]
     assert await names(program, "httpd") == []
 
 
@@ -144,3 +146,61 @@ async def test_the_admin_api_returns_results_page_by_page(program, hub):
     ]
     assert [page["results"][0]["name"] for page in pages] == ["nginx", "me/nginx"]
     assert {page["total"] for page in pages} == {2}
+
+
+@pytest.fixture
+async def badges() -> AsyncIterator[FakeHub]:
+    """Docker Hub's own search, which knows badges."""
+    async with FakeHub() as badges:
+        badges.repositories += [
+            HubRepository("library/nginx", "official", stars=21000),
+            HubRepository("nginx/unit", "verified_publisher", "NGINX Inc.", archived=True),
+            HubRepository("bitnami/nginx", "open_source"),
+            HubRepository("me/nginx"),
+        ]
+        yield badges
+
+
+@pytest.fixture
+async def with_badges(registry, badges, make_program):
+    upstream = {"url": registry.url, "facts_url": badges.url}
+    return await make_program(upstreams={"docker.io": upstream})
+
+
+async def test_results_have_the_badges_of_docker_hubs_search(with_badges):
+    done = await run_on(with_badges, "search", "nginx")
+    assert [" ".join(line.split()) for line in done.stdout.splitlines()[1:]] == [
+        "nginx 21000 official",
+        "nginx/unit 0 verified (NGINX Inc.), archived",
+        "bitnami/nginx 0 sponsored",
+        "me/nginx 0 community",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "found"), [("--official", ["nginx"]), ("--trusted", ["nginx", "nginx/unit"])]
+)
+async def test_results_can_be_restricted_by_badge(with_badges, option, found):
+    assert await names(with_badges, "nginx", option) == found
+
+
+@pytest.mark.parametrize("fault", [HTML, Fault(status=403), Fault(status=404), Fault(status=500)])
+async def test_the_registrys_search_is_asked_while_docker_hubs_own_fails(
+    with_badges, badges, hub, fault
+):
+    badges.break_with(fault)
+    assert await names(with_badges, "nginx") == ["nginx", "me/nginx"]
+    assert await names(with_badges, "nginx", "--official") == ["nginx"]
+
+
+async def test_stored_images_are_listed_with_what_is_known_of_them(registry, with_badges):
+    await with_badges.pull(registry.add_image("library/nginx"))
+    await with_badges.restart(offline=True)
+    assert await names(with_badges, "nginx", "--official") == ["nginx"]
+
+
+async def test_docker_search_gets_the_official_mark(with_badges):
+    answer = await with_badges.ask("/v1/search?q=nginx")
+    marks = {one["name"]: one["is_official"] for one in answer.json["results"]}
+    assert marks["nginx"] is True
+    assert marks["nginx/unit"] is False

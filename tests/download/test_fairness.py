@@ -1,6 +1,7 @@
 """Fairness: client addresses take turns, and the waiting downloads of each are limited."""
 
 import asyncio
+import time
 
 import aiohttp
 import pytest
@@ -28,6 +29,11 @@ class AddressedClient:
         async with self.session.get(url) as response:
             await response.read()
             return response.status
+
+
+@pytest.fixture(autouse=True)
+def short_delay(monkeypatch):
+    monkeypatch.setattr("proxy.cache.blobs.REFUSAL_DELAY", 0.05)
 
 
 @pytest.fixture
@@ -109,6 +115,42 @@ async def test_an_absent_blob_is_asked_for_once_in_a_few_seconds(monkeypatch, re
     before = registry.count(absent(1))
     assert (await program.blob(absent(1))).status == 404
     assert registry.count(absent(1)) > before
+
+
+async def test_one_address_may_ask_for_only_so_many_absent_blobs_in_a_second(
+    monkeypatch, registry, make_program
+):
+    registry.repository("library/app")
+    monkeypatch.setattr("proxy.download.manager.ABSENT_HOLD", 60.0)
+    program = await make_program(fetch={"max_waiting_per_client": 5})
+    client = AddressedClient(program, GREEDY)
+    assert [await client.status(absent(n)) for n in range(4)] == [404] * 4
+    # Also one that is remembered as absent, for which upstream is not asked.
+    assert [await client.status(absent(n)) for n in (0, 0, 4)] == [404, 429, 429]
+    digest = registry.add_blob(b"healthy" * 10_000)
+    assert (await program.blob(digest)).digest == digest
+    await client.session.close()
+
+
+async def test_absent_blobs_count_only_for_a_while(monkeypatch, registry, make_program):
+    registry.repository("library/app")
+    monkeypatch.setattr("proxy.download.manager.ABSENT_HOLD", 0.05)
+    program = await make_program(fetch={"max_waiting_per_client": 1})
+    assert (await program.blob(absent(0))).status == 404
+    async with asyncio.timeout(5):
+        while (await program.blob(absent(1))).status == 429:
+            pass
+
+
+async def test_a_refusal_is_delayed(monkeypatch, registry, make_program):
+    registry.repository("library/app")
+    monkeypatch.setattr("proxy.download.manager.ABSENT_HOLD", 60.0)
+    monkeypatch.setattr("proxy.cache.blobs.REFUSAL_DELAY", 0.2)
+    program = await make_program(fetch={"max_waiting_per_client": 1})
+    assert (await program.blob(absent(0))).status == 404
+    began = time.monotonic()
+    assert (await program.blob(absent(1))).status == 429
+    assert time.monotonic() - began >= 0.1
 
 
 @pytest.mark.parametrize("status", [500, 403])

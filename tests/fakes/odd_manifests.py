@@ -1,6 +1,9 @@
 """Manifests as registries have them and the specifications do not: clients pull them all the same."""
 
+import gzip
+import io
 import json
+import tarfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +20,24 @@ from tests.fakes.content import (
     digest_of,
 )
 
+
+def _tar(name: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo(name))
+    return buffer.getvalue()
+
+
+_ARCHIVES = (_tar("first"), _tar("second"))
+# docker can pull an image of these.
+LAYERS = tuple(gzip.compress(archive, mtime=0) for archive in _ARCHIVES)
 CONFIG = json.dumps(
-    {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": []}}
+    {
+        "os": "linux",
+        "architecture": "amd64",
+        "rootfs": {"type": "layers", "diff_ids": [digest_of(one) for one in _ARCHIVES]},
+    }
 ).encode()
-LAYERS = (b"first layer", b"second")
 DEEP = b'"x":' + b'{"y":' * 500 + b"1" + b"}" * 500
 OCI_ARTIFACT = "application/vnd.oci.artifact.manifest.v1+json"
 ORAS_ARTIFACT = "application/vnd.cncf.oras.artifact.manifest.v1+json"
@@ -89,8 +106,8 @@ def image(**changes: Any) -> OddManifest:
 
 
 def image_with_layer(layer: dict[str, Any]) -> OddManifest:
-    """Return an image manifest with this as the descriptor of its one layer."""
-    return OddManifest(encode(IMAGE | {"layers": [layer]}), blobs=(CONFIG, LAYERS[0]))
+    """Return an image manifest with this as the descriptor of its first layer."""
+    return image(layers=[layer, IMAGE["layers"][1]])
 
 
 def image_with_text(text: bytes) -> OddManifest:
@@ -171,6 +188,12 @@ ODD_IMAGES = {
     "sent as text": OddManifest(encode(IMAGE), "text/plain; charset=utf-8"),
     "sent with a charset": OddManifest(encode(IMAGE), f"{OCI_MANIFEST}; charset=utf-8"),
     "sent in capitals": OddManifest(encode(IMAGE), OCI_MANIFEST.upper()),
+    "sent as JSON": OddManifest(encode(IMAGE), "application/json"),
+    "sent without a type": OddManifest(encode(IMAGE), ""),
+    "of no type": OddManifest(encode(without(IMAGE, "mediaType")), ""),
+    "of no type and sent as bytes": OddManifest(
+        encode(without(IMAGE, "mediaType")), "application/octet-stream"
+    ),
     "OCI artifact": artifact(OCI_ARTIFACT),
     "ORAS artifact": artifact(ORAS_ARTIFACT),
     "unknown manifest": OddManifest(

@@ -55,8 +55,9 @@ Step = RecvUntil | Send | SendForever | Wait | Reset | Fin
 class RawUpstream:
     """Plays the next script on each connection; the last script on all further ones."""
 
-    def __init__(self, *scripts: Sequence[Step]) -> None:
+    def __init__(self, *scripts: Sequence[Step], host: str = "127.0.0.1") -> None:
         self.received: list[bytes] = []
+        self._host = host
         self._scripts = scripts
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -66,7 +67,8 @@ class RawUpstream:
     @property
     def url(self) -> str:
         """The URL to configure as upstream."""
-        return f"http://127.0.0.1:{self.port}"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self.port}"
 
     async def until_left(self) -> None:
         """Wait until no connection is open."""
@@ -78,7 +80,7 @@ class RawUpstream:
         return len(self.received)
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._play, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._play, self._host, 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

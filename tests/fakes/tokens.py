@@ -27,6 +27,8 @@ class TokenService:
     def __init__(self) -> None:
         self.users: dict[str, str] = {}
         self.lifetime: float | str | None = 300
+        self.suffix = ""
+        self.fields: dict[str, object] = {}
         self._grants: dict[str, Grant] = {}
 
     def issue(self, request: web.BaseRequest) -> Reply:
@@ -36,12 +38,13 @@ class TokenService:
             user = self._login(request.headers["Authorization"])
             if user is None:
                 return error(401, "UNAUTHORIZED", "incorrect username or password")
-        token = secrets.token_urlsafe(24)
+        token = secrets.token_urlsafe(24) + self.suffix
         scopes = frozenset(request.query.getall("scope", []))
         self._grants[token] = Grant(scopes, user)
         body: dict[str, object] = {"token": token, "access_token": token}
         if self.lifetime is not None:
             body["expires_in"] = self.lifetime
+        body |= self.fields
         return Reply(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
 
     def grant(self, authorization: str) -> Grant | None:

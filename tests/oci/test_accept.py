@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from proxy.oci.accept import accepts
-from proxy.oci.manifest import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from proxy.oci.manifest import DOCKER_MANIFEST, OCI_ARTIFACT, OCI_INDEX, OCI_MANIFEST
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,11 @@ from proxy.oci.manifest import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 )
 def test_a_client_accepts_what_its_accept_lines_name(accept, is_accepted):
     assert accepts(accept, OCI_INDEX) is is_accepted
+
+
+@pytest.mark.parametrize("media_type", [OCI_ARTIFACT, "application/vnd.example.manifest"])
+def test_artifacts_are_not_negotiated(media_type):
+    assert accepts([OCI_MANIFEST], media_type)
 
 
 @given(st.lists(st.text()))

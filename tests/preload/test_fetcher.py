@@ -5,6 +5,7 @@ import asyncio
 from tests.fakes.content import OCI_MANIFEST, digest_of
 from tests.fakes.faults import Fault
 from tests.fakes.images import push_manifest
+from tests.fakes.registry import FakeRegistry
 from tests.preload.images import push_app
 from tests.support.admin_api import (
     APP,
@@ -40,6 +41,21 @@ async def test_blobs_of_another_repository_are_linked_and_not_fetched_again(regi
     assert run.events_of("done")
     assert {one.bytes_sent for one in registry.seen(CDN_REQUESTS)} == {1}
     assert (await check_images(program, "me/copy:v1"))[0]["state"] == "complete"
+
+
+async def test_blobs_of_another_upstream_are_fetched_and_complete_the_image(registry, make_program):
+    async with FakeRegistry() as other:
+        program = await make_program(upstreams={"other.test": {"url": other.url}})
+        for one in (registry, other):
+            push_app(one)
+        await run_preload(program, "app:v1")
+        run = await run_preload(program, f"other.test/{APP}:v1")
+        assert run.events_of("done")
+        assert other.bytes_sent(other.body_of(digest_of(OWN))) == len(OWN)
+        assert (await check_images(program, f"other.test/{APP}:v1"))[0]["state"] == "complete"
+        async with registry.down(), other.down():
+            answer = await program.blob(digest_of(OWN), f"other.test/{APP}")
+            assert answer.digest == digest_of(OWN)
 
 
 async def test_a_blob_that_a_client_pulls_at_the_same_time_is_fetched_once(registry, program):

@@ -35,7 +35,7 @@ SMUGGLED = {
     "no host": get(BLOB, host=""),
     "a long line": get("/v2/" + "a" * 70_000),
     "a long header": get(BLOB, "X-A: " + "b" * 70_000),
-    "many headers": get(BLOB, *(f"X-{n}: b" for n in range(500))),
+    "many headers": get(BLOB, *(f"X-{n}: b" for n in range(2000))),
     "the preface of http/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "a tls hello": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200) + b"\r\n\r\n",
     "the proxy protocol": b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + get(BLOB),

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from structlog.testing import capture_logs
 
+from proxy.cli.api_client import AdminClient
 from proxy.errors import ConfigError
 from proxy.server import connection_limit, http, sendfile
 from tests.fakes.raw_client import RawClient, exchange
@@ -189,7 +190,7 @@ async def test_c04_the_number_of_rejected_connections_is_limited(make_program, m
             pass
     # No slot is left for rejected connections either.
     hung_up_on = await RawClient.connect(program.url)
-    assert await ended(hung_up_on) == b""
+    assert (await ended(hung_up_on)).startswith(b"HTTP/1.1 429 ")
     # Rejected connections do not keep their slots for long.
     assert {await ended(peer) for peer in silent} == {b""}
     assert (await exchange(program.url, PING)).status == 429
@@ -275,8 +276,82 @@ async def test_d10_accepting_resumes_after_the_system_had_no_descriptors(program
         peer.send(PING)
         assert (await peer.read_response()).status == 200
         few_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        assert (await late.read_response()).status == 200
+        assert (await late.read_response()).status in (200, 429)
+        assert (await exchange(program.url, PING)).status == 200
     assert len([line for line in logged if line["event"] == "accept_failed"]) < 10
+
+
+async def test_l09_clients_get_429_and_no_reset_while_no_descriptor_is_left(program, few_files):
+    loop = asyncio.get_running_loop()
+    host, port = program.addresses[0].split(":")
+    clients = [socket.socket() for _ in range(20)]
+    few_files(max(client.fileno() for client in clients) + 1)
+    taken = []
+    with suppress(OSError):
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    answers = []
+    for client in clients:
+        client.setblocking(False)
+        await loop.sock_connect(client, (host, int(port)))
+        await loop.sock_sendall(client, PING)
+        answer = b""
+        while more := await loop.sock_recv(client, 4096):
+            answer += more
+        answers.append(answer.split(b" ")[1])
+    for fd in (*taken, *(client.detach() for client in clients)):
+        os.close(fd)
+    assert answers == [b"429"] * 20
+    few_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    assert await program.metric("pullcache_connections_refused_total") == 20
+    assert (await program.ask("/v2/")).status == 200
+
+
+async def test_l09_a_flood_of_connections_gets_429_and_no_reset(make_program, monkeypatch):
+    monkeypatch.setattr(connection_limit, "MAX_REJECTED", 3)
+    program = await make_program(server={"max_connections": 1})
+    assert (await program.ask("/v2/")).status == 200
+    peers = [await RawClient.connect(program.url) for _ in range(60)]
+    for peer in peers:
+        peer.send(PING)
+    answers = [await peer.read_to_end() for peer in peers]
+    assert {(answer.status, answer.end) for answer in answers} == {(429, "fin")}
+
+
+async def test_l09_an_upstream_is_not_blamed_for_missing_descriptors(program, registry, few_files):
+    digest = registry.add_blob(b"blob")
+    peer = await RawClient.connect(program.url)
+    peer.send(PING)
+    await peer.read_response()
+    highest = os.dup(0)
+    os.close(highest)
+    few_files(highest)
+    for _ in range(10):
+        peer.received.clear()
+        peer.send(PING.replace(b"/v2/", f"/v2/library/app/blobs/{digest}".encode()))
+        assert (await peer.read_response()).status in (404, 429)
+    few_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    assert await program.metric("pullcache_upstream_up") == 1
+    assert (await program.blob(digest)).body == b"blob"
+
+
+async def test_l09_connections_to_the_admin_api_leave_descriptors_for_clients(
+    make_program, monkeypatch
+):
+    monkeypatch.setattr(connection_limit, "MAX_ADMIN_CONNECTIONS", 4)
+    program = await make_program(server={"admin_listen": ["127.0.0.1:0"]})
+    admin = f"http://{program.admin_addresses[0]}"
+    ping = PING.replace(b"/v2/", b"/healthz").replace(b"Host: x", b"Host: localhost")
+    held = [await RawClient.connect(admin) for _ in range(4)]
+    for peer in held:
+        peer.send(ping)
+        assert (await peer.read_response()).status == 200
+    assert (await exchange(admin, ping)).status == 429
+    await held[0].close()
+    while (await exchange(admin, ping)).status == 429:
+        pass
+    # The socket in the store has a limit of its own.
+    assert (await asyncio.to_thread(AdminClient(program.root).get, "/api/v1/status"))["version"]
 
 
 # Log.

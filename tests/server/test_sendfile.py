@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import os
 import re
 import socket
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from proxy.server import sendfile
+from proxy.server.http import HttpConnection
 from proxy.server.registry.blobs import INLINE_BLOB_SIZE
 from tests.fakes.content import digest_of
 from tests.fakes.raw_client import RawClient
@@ -141,43 +143,46 @@ async def test_a_file_that_shrank_is_sent_incomplete_and_not_served_again(progra
     assert (again.status, again.digest) == (200, digest_of(LARGE))
 
 
-async def test_a_blob_that_is_not_in_memory_is_read_by_a_thread(monkeypatch, program, stored):
-    loaded = []
-    load = sendfile._load_and_close
+async def test_a_blob_that_is_not_in_memory_is_sent_by_a_thread(monkeypatch, program, stored):
+    parts = []
+    kernel_sendfile = os.sendfile
 
-    def loading(fd: int, offset: int, count: int) -> None:
+    def sending(out: int, fd: int, offset: int, count: int) -> int:
         assert threading.current_thread() is not threading.main_thread()
-        loaded.append((offset, count))
-        load(fd, offset, count)
+        sent = kernel_sendfile(out, fd, offset, count)
+        parts.append((offset, count, sent))
+        return sent
 
     peer = await RawClient.connect(program.url)
     monkeypatch.setattr(sendfile, "is_resident", lambda *_: False)
     monkeypatch.setattr(sendfile, "READAHEAD_SIZE", 2 * MIB)
-    monkeypatch.setattr(sendfile, "_load_and_close", loading)
+    monkeypatch.setattr(os, "sendfile", sending)
     peer.send(get(stored[8 * MIB]))
     assert (await peer.read_response()).body == LARGE
-    assert loaded == [(offset * MIB, 2 * MIB) for offset in (0, 2, 4, 6)]
+    assert parts[0][:2] == (0, 2 * MIB)
+    assert all(count <= 2 * MIB for _, count, _ in parts)
+    assert sum(sent for *_, sent in parts) == 8 * MIB
 
 
 @pytest.mark.parametrize("lacking", [0, 8 * MIB - 1])
-async def test_a_blob_that_is_partly_in_memory_is_read_by_a_thread_too(
+async def test_a_blob_that_is_partly_in_memory_is_sent_by_a_thread_too(
     monkeypatch, program, stored, lacking
 ):
-    loaded = []
-    is_resident, load = sendfile.is_resident, sendfile._load_and_close
+    sent = []
+    is_resident, send = sendfile.is_resident, sendfile._send_from_disk
 
-    def loading(fd: int, offset: int, count: int) -> None:
-        loaded.append((offset, count))
-        load(fd, offset, count)
+    def sending(connection: int, file: int, offset: int, count: int) -> int:
+        sent.append((offset, count))
+        return send(connection, file, offset, count)
 
     peer = await RawClient.connect(program.url)
     monkeypatch.setattr(
         sendfile, "is_resident", lambda fd, offset: offset != lacking and is_resident(fd, offset)
     )
-    monkeypatch.setattr(sendfile, "_load_and_close", loading)
+    monkeypatch.setattr(sendfile, "_send_from_disk", sending)
     peer.send(get(stored[8 * MIB]))
     assert (await peer.read_response()).body == LARGE
-    assert loaded == [(0, 8 * MIB)]
+    assert sent[0] == (0, 8 * MIB)
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EUCLEAN])
@@ -279,6 +284,53 @@ async def test_an_exception_in_a_handler_is_500_and_frees_everything(monkeypatch
     assert program.running.middleware.in_flight == 0
     await program.ask("/v2/")
     assert count_descriptors() <= descriptors + 1
+
+
+@pytest.mark.parametrize("end", ["after the body", "during the body", "by the server"])
+async def test_the_descriptors_of_a_connection_are_freed_at_its_end(program, stored, end):
+    await program.ask("/v2/")
+    before = count_descriptors()
+    for _ in range(3):
+        peer = await RawClient.connect(program.url, receive_buffer=4096)
+        if end == "during the body":
+            peer.send(get(stored[8 * MIB]))
+            await peer.read(100)
+        elif end == "after the body":
+            peer.send(get(stored[INLINE_BLOB_SIZE + 1]))
+            await peer.read_response()
+        else:
+            peer.send(request(stored[INLINE_BLOB_SIZE + 1], "Connection: close"))
+            assert (await peer.read_to_end()).end == "fin"
+        await peer.close()
+    async with asyncio.timeout(10):
+        while count_descriptors() > before:
+            await program.ask("/v2/")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n", b"rubbish\r\n\r\n", get("{path}")],
+    ids=["small", "malformed", "large"],
+)
+async def test_a_closed_connection_is_freed_without_the_garbage_collector(program, stored, sent):
+    def count_connections() -> int:
+        return sum(type(one) is HttpConnection for one in gc.get_objects())
+
+    await program.ask("/v2/")
+    gc.collect()
+    before = count_connections()
+    gc.disable()
+    try:
+        for _ in range(3):
+            peer = await RawClient.connect(program.url)
+            peer.send(sent.replace(b"{path}", stored[8 * MIB].encode()))
+            await peer.read_response()
+            await peer.close()
+        async with asyncio.timeout(10):
+            while count_connections() > before:
+                await program.ask("/v2/")
+    finally:
+        gc.enable()
 
 
 async def test_a_shutdown_finishes_the_response_and_closes_the_connection(program, stored):

@@ -2,15 +2,18 @@
 
 import asyncio
 from base64 import b64encode
+from contextlib import AsyncExitStack
+from itertools import count
 from pathlib import Path
 
 import bcrypt
 import pytest
 from structlog.testing import capture_logs
 
+from proxy.concurrency import background
 from proxy.config import load
 from proxy.errors import ConfigError
-from proxy.server import access, users
+from proxy.server import access, login_queue, users
 from tests.fakes.raw_client import exchange
 from tests.support.htpasswd import basic_auth, write_htpasswd
 
@@ -171,6 +174,67 @@ async def test_c17_a_flood_of_guesses_is_limited_and_verified_users_are_not_affe
     assert int(rejected.headers["Retry-After"]) > 0
 
 
+async def guess(program, address: str, user: str) -> list[int]:
+    """Keep as many wrong logins waiting as one address may, until cancelled."""
+    host, port = program.addresses[0].split(":")
+
+    async def keep_guessing(number: int) -> None:
+        for attempt in count():
+            reader, writer = await asyncio.open_connection(host, int(port), local_addr=(address, 0))
+            login = basic_auth(user, f"{address} {number} {attempt}")
+            writer.write(f"GET /v2/ HTTP/1.1\r\nHost: x\r\nAuthorization: {login}\r\n\r\n".encode())
+            try:
+                statuses.append(int((await reader.readline()).split()[1]))
+            finally:
+                writer.transport.abort()
+
+    statuses: list[int] = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            for number in range(login_queue.MAX_WAITING_PER_CLIENT):
+                group.create_task(keep_guessing(number))
+    except asyncio.CancelledError:
+        return statuses
+    return statuses
+
+
+async def wait_for_flood(program, waiting: int) -> None:
+    queue = program.running.access._auth._queue
+    # One of them is being checked.
+    while queue._new._count + 1 < waiting:  # noqa: ASYNC110 (a test looks from outside)
+        await asyncio.sleep(0.01)
+
+
+async def test_a_flood_of_guesses_from_twenty_addresses_shuts_out_no_user(
+    make_program, expensive_htpasswd_file
+):
+    program = await make_program(server={"htpasswd": expensive_htpasswd_file})
+    async with AsyncExitStack() as stack:
+        for number in range(2, 22):
+            flood = background(guess(program, f"127.0.0.{number}", "amy"))
+            _ = await stack.enter_async_context(flood)
+        await wait_for_flood(program, 60)
+        for _ in range(3):
+            answer = await program.ask("/v2/", Authorization=basic_auth("amy", PASSWORD))
+            assert answer.status == 200
+            program.running.access._auth._verified.clear()
+
+
+async def test_a_flood_from_the_address_of_a_user_does_not_shut_the_user_out(
+    make_program, expensive_htpasswd_file
+):
+    program = await make_program(server={"htpasswd": expensive_htpasswd_file})
+    login = basic_auth("amy", PASSWORD)
+    assert (await program.ask("/v2/", Authorization=login)).status == 200
+    async with background(guess(program, "127.0.0.1", "eve")):
+        await wait_for_flood(program, login_queue.MAX_WAITING_PER_CLIENT)
+        # The login is no longer remembered, as when the htpasswd file has changed.
+        program.running.access._auth._verified.clear()
+        for _ in range(3):
+            assert (await program.ask("/v2/", Authorization=login)).status == 200
+            program.running.access._auth._verified.clear()
+
+
 async def test_verified_logins_are_bounded_and_contain_no_password(protected, monkeypatch):
     monkeypatch.setattr(users, "MAX_VERIFIED", 1)
     for user, password in (("amy", PASSWORD), ("bob", "other"), ("amy", PASSWORD)):
@@ -178,6 +242,7 @@ async def test_verified_logins_are_bounded_and_contain_no_password(protected, mo
     verified = protected.running.access._auth._verified
     assert len(verified) == 1
     assert "CANARY" not in repr(verified)
+    assert "CANARY" not in repr(protected.running.access._auth._known)
 
 
 # The htpasswd file.

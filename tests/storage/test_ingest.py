@@ -217,8 +217,7 @@ def test_a_disk_that_fills_up_loses_no_written_bytes(tiny_disk):
 def test_impossible_ranges_in_a_state_are_fetched_again(store, ahead):
     ingest = store.open_ingest(DIGEST)
     ingest.append([CONTENT[:3]])
-    ingest.ranges_ahead = ahead
-    ingest.save_state()
+    ingest.record_written(3, ahead)
     ingest.close()
     again = store.open_ingest(DIGEST)
     again.resume()
@@ -229,7 +228,7 @@ def test_impossible_ranges_in_a_state_are_fetched_again(store, ahead):
 def test_bytes_written_ahead_are_hashed_in_order_also_after_a_kill(store):
     ingest = store.open_ingest(DIGEST)
     ingest.write_at(1000, memoryview(CONTENT[1000:]))
-    ingest.ranges_ahead = [(1000, len(CONTENT))]
+    ingest.record_written(0, [(1000, len(CONTENT))])
     ingest.append([CONTENT[:500]])
     ingest.close()
     again = store.open_ingest(DIGEST)

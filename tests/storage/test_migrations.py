@@ -10,6 +10,7 @@ import pytest
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
 from proxy.storage.index import BlobRow, Index, TagRow
+from proxy.storage.policy_records import PolicyRecords
 from tests.fakes.clock import Clock
 
 SCHEMA_1 = (Path(__file__).parent / "schema_1.sql").read_text(encoding="utf-8")
@@ -86,3 +87,8 @@ async def test_it_is_upgraded_once_and_then_opened_as_it_is(index):
     assert again.blob(APP, FOREIGN) == BlobRow(1, None, is_linked=True)
     assert again.blob(APP, LAYER) == BlobRow(7, None, is_linked=True)
     await asyncio.to_thread(again.close)
+
+
+def test_the_history_of_a_tag_begins_with_what_it_meant(index):
+    (meaning,) = PolicyRecords(index).meanings(APP, Tag("latest"))
+    assert (meaning.digest, meaning.first_seen, meaning.last_seen) == (MANIFEST, 9.0, 9.0)

@@ -186,9 +186,10 @@ async def test_an_interrupted_download_that_is_resumed_is_not_counted_twice(rig)
 async def test_a_smaller_limit_applies_from_the_start(tmp_path):
     async with open_rig(tmp_path / "store") as rig:
         blobs = [await rig.fetch(690 * KIB) for _ in range(4)]
-    async with open_rig(tmp_path / "store", cap=2 << 20) as rig:
+    cap = 2200 * KIB
+    async with open_rig(tmp_path / "store", cap=cap) as rig:
         assert [rig.holds(blob) for blob in blobs] == [False, False, True, True]
-        assert rig.space.used_bytes <= 2 << 20
+        assert rig.space.used_bytes <= cap
 
 
 async def test_leftovers_of_a_killed_daemon_are_counted(tmp_path):

@@ -133,10 +133,14 @@ class Docker(Client):
         self._socket = directory / "sock"
         self._process: Process | None = None
 
-    def _docker(self, *arguments: str) -> str:
+    def command(self, *arguments: str) -> list[str | Path]:
+        """Return the command line of docker with these arguments."""
         config = self.directory / "cli"
         host = f"unix://{self._socket}"
-        return run(*self._argv(DOCKER, "--config", config, "--host", host, *arguments))
+        return self._argv(DOCKER, "--config", config, "--host", host, *arguments)
+
+    def _docker(self, *arguments: str) -> str:
+        return run(*self.command(*arguments))
 
     def start(self) -> None:
         self._containerd.start()
@@ -181,6 +185,11 @@ class Docker(Client):
     def remove(self, image: BuiltImage) -> None:
         self._docker("rmi", self._name(image))
         assert not self._docker("images", "--quiet")
+
+    def pull_name(self, *arguments: str) -> str:
+        """Pull with the arguments of `docker pull`; return the tags and digests of all images."""
+        self._docker("pull", *arguments)
+        return self._docker("images", "--digests", "--format", "{{.Tag}} {{.Digest}}")
 
     def search(self, words: str, *options: str) -> list[dict[str, str]]:
         """Search the mirror itself, by its address, and return one row per repository."""

@@ -77,3 +77,17 @@ def test_a_moved_tag_is_pulled_again(
         image.push(registry.address)
         client.pull(image)
         assert client.run(image).strip() == version
+
+
+def test_docker_pulls_all_tags_of_a_repository_and_a_tag_with_its_digest(
+    upstream: Registry, daemon: Daemon, image: BuiltImage, make_client: MakeClient
+):
+    for tag in ("v1", "v2"):
+        image.push(upstream.address, tag)
+    client = make_client(Docker, daemon.address)
+    assert isinstance(client, Docker)
+    pulled = client.pull_name("--all-tags", "hello")
+    assert sorted(line.split()[0] for line in pulled.splitlines()) == ["latest", "v1", "v2"]
+    client = make_client(Docker, daemon.address)
+    assert isinstance(client, Docker)
+    assert image.index in client.pull_name(f"hello:v1@{image.index}")

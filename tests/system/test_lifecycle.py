@@ -46,7 +46,7 @@ def test_a_running_response_is_finished_after_sigterm(blobs: BlobServer, make_da
 
 def test_sigterm_stops_the_daemon_although_a_pull_hangs(blobs: BlobServer, make_daemon: MakeDaemon):
     digest = blobs.add(bytes(8 * MIB), hold_at=2 * CHUNK_SIZE)
-    daemon = make_daemon(blobs.url)
+    daemon = make_daemon(blobs.url, env={"PULLCACHE_SERVER_SHUTDOWN_TIMEOUT": "1s"})
     download = DownloadThread(daemon.url, PATH + digest)
     eventually(download.first_byte.is_set, "the middle of a pull")
     assert daemon.stop(timeout=20) == 0

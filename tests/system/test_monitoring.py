@@ -19,7 +19,7 @@ VARIABLES = {"$instance": ".*", "$__range": "5m", "$__rate_interval": "1m"}
 
 # Panels without data: docker-registry sends no rate limit, no request was retried, and there is no
 # TLS.
-EMPTY = {"Pulls left", "Retries", "Certificate ends in"}
+EMPTY = {"Remaining pulls", "Retries", "Certificate expires in"}
 
 
 @pytest.fixture
@@ -65,28 +65,28 @@ def test_the_dashboard_and_the_rules_show_a_real_run(
 
     ((ratio,),) = values["Byte hit ratio"]
     assert 0.6 < ratio < 0.9, "one pull of four went upstream"
-    ((saved,),) = values["Saved"]
+    ((saved,),) = values["Saved bytes"]
     assert saved > size
     nonzero = (
         "Sent to clients",
         "Received from upstream",
-        "Requests by cache state",
+        "Requests by cache status",
         "Bytes",
-        "Ended",
+        "Finished downloads",
     )
     for title in (
         *nonzero,
-        "Room",
+        "Space",
         "Memory",
         "CPU",
         "Open files",
-        "Up for",
-        "First byte of upstream",
+        "Uptime",
+        "Time to first byte from upstream",
     ):
         assert max(max(result) for result in values[title]) > 0, title
-    medians = values["Blobs out of the cache"] + values["Manifests out of the cache"]
+    medians = values["Blobs from the cache"] + values["Manifests from the cache"]
     assert [result for result in medians if not all(map(math.isfinite, result))] == []
-    assert values["Bugs met"] == [[0.0], [0.0]], "internal errors and account drift"
+    assert values["Internal errors"] == [[0.0]] * 3, "errors, account drift and a damaged index"
 
     check_rules(prometheus)
 

@@ -69,6 +69,7 @@ async def open_upstream(
             timeouts=timeouts,
             attempts=3,
             clock=Clock(),
+            daemon_id="0" * 16,
         )
         mirror_set = MirrorSet(registry, [], metrics)
         yield Upstream(mirror_set, metrics, min_rate=0, min_rate_window=10)

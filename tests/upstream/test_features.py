@@ -7,17 +7,11 @@ from proxy.upstream.features import (
     MissingFeature,
     RegistryFeatures,
 )
-
-
-class SteppedClock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.fakes.clock import Clock
 
 
 def test_a_missing_feature_is_remembered_for_its_repository_until_its_time_is_over():
-    clock = SteppedClock()
+    clock = Clock()
     features = RegistryFeatures(clock)
     assert not features.lacks("referrers", "me/app")
     assert features.record_missing("referrers", "me/app")
@@ -31,7 +25,7 @@ def test_a_missing_feature_is_remembered_for_its_repository_until_its_time_is_ov
 
 
 def test_what_may_be_temporary_is_remembered_for_a_minute():
-    clock = SteppedClock()
+    clock = Clock()
     features = RegistryFeatures(clock)
     features.record_missing("manifest_head", "me/app", is_certain=False)
     clock.now += UNCERTAIN_TTL - 1
@@ -41,7 +35,7 @@ def test_what_may_be_temporary_is_remembered_for_a_minute():
 
 
 def test_a_feature_that_works_is_no_longer_missing():
-    features = RegistryFeatures(SteppedClock())
+    features = RegistryFeatures(Clock())
     features.record_missing("ranges", "me/app")
     assert not features.has("ranges", "me/app")
     features.record_present("ranges", "me/app")
@@ -51,7 +45,7 @@ def test_a_feature_that_works_is_no_longer_missing():
 
 
 def test_a_clock_that_was_set_back_makes_findings_void():
-    clock = SteppedClock()
+    clock = Clock()
     features = RegistryFeatures(clock)
     features.record_missing("ranges", "me/app")
     clock.now -= 1
@@ -59,18 +53,18 @@ def test_a_clock_that_was_set_back_makes_findings_void():
 
 
 def test_the_missing_features_are_listed_with_the_first_time_at_which_one_is_tried_again():
-    clock = SteppedClock()
+    clock = Clock()
     features = RegistryFeatures(clock)
     features.record_missing("referrers", "me/app")
+    retry_at = clock.now + FEATURE_TTL["referrers"]
     clock.now += 10
     features.record_missing("referrers", "me/other")
     features.record_present("ranges", "me/app")
-    retry_at = 1000 + FEATURE_TTL["referrers"]
     assert features.missing() == [MissingFeature("referrers", 2, retry_at)]
 
 
 def test_repositories_are_remembered_up_to_a_bound():
-    features = RegistryFeatures(SteppedClock())
+    features = RegistryFeatures(Clock())
     for number in range(MAX_REPOSITORIES + 1):
         features.record_missing("ranges", f"me/{number}")
     assert not features.lacks("ranges", "me/0")

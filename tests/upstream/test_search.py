@@ -8,6 +8,7 @@ from hypothesis import given, strategies as st
 
 from proxy.errors import NotFoundError, UpstreamError, UpstreamUnauthorizedError
 from proxy.oci.reference import parse_repository_name
+from proxy.policy.facts import Badge
 from proxy.upstream.responses import MAX_SEARCH_SIZE
 from proxy.upstream.search import (
     MAX_COUNT,
@@ -38,7 +39,7 @@ def search_response(*results: object, **fields: object) -> bytes:
 def test_a_result_has_name_description_stars_and_official_flag():
     result = {"name": "nginx", "description": "x", "star_count": 3, "is_official": True, "new": 1}
     assert parse_search_page(search_response(result)) == SearchPage(
-        [SearchHit("nginx", "x", 3, is_official=True)], 1
+        [SearchHit("nginx", "x", 3, is_official=True, badge=Badge.OFFICIAL)], 1
     )
 
 

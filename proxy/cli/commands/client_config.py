@@ -10,6 +10,16 @@ from proxy.config import Config, ServerSettings
 from proxy.config.values import Address, RegistryUrl
 from proxy.errors import ConfigError, ProxyError
 
+# What no file can prevent.
+_ONLY_PROBLEMS = {
+    "docker": "docker cannot be restricted to the cache by registry-mirrors: it needs the containerd "
+    "image store, for which these files are",
+    "buildkit": "BuildKit cannot be restricted to the cache: it asks the registry for what a mirror "
+    "refuses",
+    "podman": "podman, buildah and skopeo ask registries that these files do not name",
+    "crio": "CRI-O asks registries that these files do not name",
+}
+
 
 def _parse_url(
     _context: click.Context, _parameter: click.Parameter, text: str | None
@@ -31,6 +41,11 @@ def _parse_url(
     help="URL of the cache for clients, as http://mirror:5000. [default: from server.listen]",
 )
 @click.option(
+    "--only",
+    is_flag=True,
+    help="Have the client ask nothing but the cache, so that it cannot avoid a policy.",
+)
+@click.option(
     "-o",
     "--output",
     "output_dir",
@@ -44,6 +59,7 @@ def client_config(
     store: str | None,
     client: str,
     cache_url: RegistryUrl | None,
+    only: bool,
     output_dir: Path | None,
 ) -> None:
     """Print the configuration for a client.
@@ -52,7 +68,10 @@ def client_config(
     and what to restart.
     """
     config = load_config(path, store)
-    files = [*CLIENT_FILES[client](cache_url or _default_cache_url(config), config.upstreams)]
+    address = cache_url or _default_cache_url(config)
+    files = [*CLIENT_FILES[client](address, config.upstreams, only=only)]
+    if only and (problem := _ONLY_PROBLEMS.get(client)):
+        click.echo(problem, err=True)
     if output_dir is None:
         click.echo("\n".join(f"{file.header}\n{file.content}" for file in files), nl=False)
     else:

@@ -17,6 +17,7 @@ from proxy.cli.display.text import (
     format_duration,
     print_table,
 )
+from proxy.cli.display.trust import format_trust
 from proxy.cli.options import config_options, json_option, load_config, no_trunc_option
 
 # Width of a layer's command, and of an image name that shares a layer, on a terminal.
@@ -61,7 +62,7 @@ def images(
         return
     now, truncator = time.time(), Truncator(no_trunc=no_trunc)
     print_table(
-        ("IMAGE", "PLATFORMS", ">SIZE", ">UNIQUE", ">CACHED", ">PULLED", "STATUS"),
+        ("IMAGE", "PLATFORMS", ">SIZE", ">UNIQUE", ">CACHED", ">PULLED", "TRUST", "STATUS"),
         [
             (
                 _format_name(image, truncator),
@@ -70,6 +71,7 @@ def images(
                 format_bytes(image["unique"]),
                 _format_age(now, image["cached"]),
                 _format_age(now, image["used"]),
+                format_trust(image["trust"]),
                 _format_status(image),
             )
             for image in found
@@ -200,7 +202,11 @@ def _format_status(image: dict[str, Any]) -> str:
             for blob in platform["missing"]
         ]
         state = f"partial, {format_bytes(sum(missing))} missing" if missing else "partial"
-    return f"{state}, pinned" if image["pinned"] else state
+    if image["pinned"]:
+        state += ", pinned"
+    if (policy := image["policy"]) and policy["decision"] != "allow":
+        state += f", {policy['decision'] if policy['mode'] == 'enforce' else 'audit'} by policy"
+    return state
 
 
 def _format_age(now: float, timestamp: float | None) -> str:
@@ -221,6 +227,34 @@ def _overview_fields(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "cached", "" if cached is None else f"{_format_age(now, cached)} ago"
     yield "last pull", f"{_format_age(now, document['used'])} ago"
     yield "pinned", "yes" if document["pinned"] else ""
+    yield "trust", _describe_trust(document["trust"], now)
+    yield "policy", _describe_policy(document["policy"])
+    yield "history", "\n".join(_describe_history(document["history"]))
+
+
+def _describe_trust(trust: dict[str, Any], now: float) -> str:
+    label = format_trust(trust)
+    if trust["asked"]:
+        label += f" ({trust['source']}, {_format_age(now, trust['asked'])} ago)"
+    return "" if label == "-" else label
+
+
+def _describe_policy(policy: dict[str, Any] | None) -> str:
+    if policy is None:
+        return ""
+    mode = " (audit only)" if policy["mode"] == "audit" else ""
+    reason = f": {policy['reason']}" if policy["reason"] else ""
+    return f"{policy['decision']} by policy {policy['policy']}{mode}{reason}"
+
+
+def _describe_history(history: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield a line for each digest that the tag meant, unless it always meant the same."""
+    for one in history if len(history) > 1 else ():
+        first, last = (
+            time.strftime("%Y-%m-%d %H:%MZ", time.gmtime(one[key]))
+            for key in ("first_seen", "last_seen")
+        )
+        yield f"{one['digest']} {first} to {last}"
 
 
 def _print_platform(platform: dict[str, Any], truncator: Truncator) -> None:

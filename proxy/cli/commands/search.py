@@ -7,6 +7,7 @@ import click
 
 from proxy.cli.api_client import open_admin_client
 from proxy.cli.display.text import Truncator, escape_unprintable, print_table
+from proxy.cli.display.trust import format_trust
 from proxy.cli.options import config_options, json_option, load_config, no_trunc_option
 
 # Width of a description on a terminal, as in the table of `docker search`.
@@ -25,10 +26,22 @@ _SOURCE_LABELS = {"upstream": "earlier results", "store": "cached images"}
     show_default=True,
     help="Maximum number of results.",
 )
+@click.option("--official", is_flag=True, help="Only Docker Official Images.")
+@click.option(
+    "--trusted", is_flag=True, help="Only official images and those of verified publishers."
+)
 @no_trunc_option
 @json_option
 def search(
-    *, path: Path | None, store: str | None, text: str, limit: int, no_trunc: bool, as_json: bool
+    *,
+    path: Path | None,
+    store: str | None,
+    text: str,
+    limit: int,
+    official: bool,
+    trusted: bool,
+    no_trunc: bool,
+    as_json: bool,
 ) -> None:
     """Search Docker Hub or another registry.
 
@@ -36,7 +49,8 @@ def search(
     or cached images. An empty TEXT lists the cached images.
     """
     with open_admin_client(load_config(path, store)) as api:
-        answer = api.get("/api/v1/search", text=text, limit=limit)
+        trust = "official" if official else "trusted" if trusted else None
+        answer = api.get("/api/v1/search", text=text, limit=limit, trust=trust)
     if answer["problem"]:
         reason = escape_unprintable(answer["problem"])
         shown = _SOURCE_LABELS[answer["source"]]
@@ -46,13 +60,13 @@ def search(
         return
     truncator = Truncator(no_trunc=no_trunc)
     print_table(
-        ("NAME", "DESCRIPTION", ">STARS", "OFFICIAL"),
+        ("NAME", "DESCRIPTION", ">STARS", "TRUST"),
         [
             (
                 hit["name"],
                 truncator.text(hit["description"], _DESCRIPTION_WIDTH),
                 str(hit["stars"]),
-                "[OK]" if hit["is_official"] else "",
+                format_trust(hit),
             )
             for hit in answer["results"]
         ],

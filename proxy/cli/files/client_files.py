@@ -1,13 +1,16 @@
 """Configuration files that make clients pull through the cache, as text. Does no I/O.
 
+With `only` a client asks nothing but the cache, as far as the client can be made to: otherwise it asks
+the registry itself for what the cache refuses, and a policy is avoided.
+
 Sources: containerd `docs/hosts.md`, containers-registries.conf(5), BuildKit
 `docs/buildkitd.toml.md`, k3s "Private Registry Configuration".
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from proxy.config import UpstreamSettings
 from proxy.config.schema import DEFAULT_UPSTREAM, KNOWN_REGISTRIES
@@ -37,8 +40,21 @@ class ClientFile:
         return self.content if self.path.endswith(".json") else f"{self.header}\n{self.content}"
 
 
-def docker_files(cache_url: RegistryUrl, upstreams: Upstreams) -> Iterator[ClientFile]:
+def docker_files(
+    cache_url: RegistryUrl, upstreams: Upstreams, *, only: bool = False
+) -> Iterator[ClientFile]:
     """Yield docker's files: daemon.json, or, with the containerd image store, hosts.toml."""
+    if not only:
+        yield _daemon_json(cache_url)
+    note = "For docker with the containerd image store. Read at every pull, no restart needed."
+    if only:
+        note += (
+            "\nRemove registry-mirrors from /etc/docker/daemon.json: docker asks Docker Hub too."
+        )
+    yield from _hosts_toml_files("/etc/docker", "certs.d/", note, cache_url, upstreams, only=only)
+
+
+def _daemon_json(cache_url: RegistryUrl) -> ClientFile:
     mirrors: dict[str, Any] = {"registry-mirrors": [cache_url]}
     note = (
         "Leave out these comments (JSON has none). If the file exists, add the key to it.\n"
@@ -50,38 +66,52 @@ def docker_files(cache_url: RegistryUrl, upstreams: Upstreams) -> Iterator[Clien
     )
     if not cache_url.is_http:
         note += f"\nIf the cache has a private CA: /etc/docker/certs.d/{cache_url.authority}/ca.crt"
-    yield ClientFile("/etc/docker", "daemon.json", note, f"{json.dumps(mirrors, indent=2)}\n")
-    note = "For docker with the containerd image store. Read at every pull, no restart needed."
-    yield from _hosts_toml_files("/etc/docker", "certs.d/", note, cache_url, upstreams)
+    return ClientFile("/etc/docker", "daemon.json", note, f"{json.dumps(mirrors, indent=2)}\n")
 
 
-def containerd_files(cache_url: RegistryUrl, upstreams: Upstreams) -> Iterator[ClientFile]:
+def containerd_files(
+    cache_url: RegistryUrl, upstreams: Upstreams, *, only: bool = False
+) -> Iterator[ClientFile]:
     """Yield containerd's files, which Kubernetes uses too."""
     note = (
         "Read at every pull, no restart needed, provided that /etc/containerd/config.toml has\n"
         'config_path = "/etc/containerd/certs.d" in [plugins."io.containerd.grpc.v1.cri".registry]'
         '\n(containerd 2: [plugins."io.containerd.cri.v1.images".registry]). ctr needs --hosts-dir.'
     )
-    yield from _hosts_toml_files("/etc/containerd/certs.d", "", note, cache_url, upstreams)
+    yield from _hosts_toml_files(
+        "/etc/containerd/certs.d", "", note, cache_url, upstreams, only=only
+    )
 
 
-def podman_files(cache_url: RegistryUrl, upstreams: Upstreams) -> Iterator[ClientFile]:
+def podman_files(
+    cache_url: RegistryUrl, upstreams: Upstreams, *, only: bool = False
+) -> Iterator[ClientFile]:
     """Yield the file of podman, buildah and skopeo."""
     note = "podman, buildah and skopeo read it at every pull, no restart needed."
-    yield _registries_conf_file(note, cache_url, upstreams)
+    yield _registries_conf_file(note, cache_url, upstreams, only=only)
 
 
-def crio_files(cache_url: RegistryUrl, upstreams: Upstreams) -> Iterator[ClientFile]:
+def crio_files(
+    cache_url: RegistryUrl, upstreams: Upstreams, *, only: bool = False
+) -> Iterator[ClientFile]:
     """Yield CRI-O's file."""
-    yield _registries_conf_file("Then: systemctl reload crio", cache_url, upstreams)
+    yield _registries_conf_file("Then: systemctl reload crio", cache_url, upstreams, only=only)
 
 
-def buildkit_files(cache_url: RegistryUrl, upstreams: Upstreams) -> Iterator[ClientFile]:
+def buildkit_files(
+    cache_url: RegistryUrl, upstreams: Upstreams, *, only: bool = False
+) -> Iterator[ClientFile]:
     """Yield the file of a standalone BuildKit; the one inside docker uses docker's mirrors."""
     note = (
         "Then: restart buildkitd, or docker buildx create --buildkitd-config FILE\n"
         "A builder in a container cannot reach 127.0.0.1 of the host."
     )
+    if only:
+        note = (
+            "BuildKit asks the registry itself for what a mirror refuses: no file prevents that.\n"
+            "Close the way to the registries by the network, or build FROM names of the cache:\n"
+            f"{cache_url.authority}/library/alpine\n{note}"
+        )
     tables = [f'[registry."{name}"]\n  mirrors = ["{cache_url.authority}"]\n' for name in upstreams]
     # BuildKit reads the settings of a mirror from the mirror's own table.
     scheme = "  http = true\n" if cache_url.is_http else '  # ca = ["/path/ca.crt"]\n'
@@ -89,13 +119,17 @@ def buildkit_files(cache_url: RegistryUrl, upstreams: Upstreams) -> Iterator[Cli
     yield ClientFile("/etc/buildkit", "buildkitd.toml", note, "\n".join(tables))
 
 
-def k3s_files(cache_url: RegistryUrl, upstreams: Upstreams) -> Iterator[ClientFile]:
+def k3s_files(
+    cache_url: RegistryUrl, upstreams: Upstreams, *, only: bool = False
+) -> Iterator[ClientFile]:
     """Yield the file of k3s, which RKE2 reads too, in its own directory."""
     note = (
         "Then: systemctl restart k3s (agents: k3s-agent). RKE2: /etc/rancher/rke2/registries.yaml"
     )
+    if only:
+        note = f"Start k3s with --disable-default-registry-endpoint (since 2024).\n{note}"
     lines = ["mirrors:"]
-    for name in upstreams:
+    for name in [*upstreams, *(["*"] if only else [])]:
         lines += [f'  "{name}":', "    endpoint:", f'      - "{cache_url}"']
     if not cache_url.is_http:
         lines += [
@@ -106,7 +140,16 @@ def k3s_files(cache_url: RegistryUrl, upstreams: Upstreams) -> Iterator[ClientFi
     yield ClientFile("/etc/rancher/k3s", "registries.yaml", note, "\n".join([*lines, ""]))
 
 
-CLIENT_FILES: Mapping[str, Callable[[RegistryUrl, Upstreams], Iterator[ClientFile]]] = {
+class ClientFilesFunction(Protocol):
+    """Yields the files of one kind of client."""
+
+    def __call__(
+        self, cache_url: RegistryUrl, upstreams: Upstreams, *, only: bool = False
+    ) -> Iterator[ClientFile]:
+        """Yield the files for a cache at `cache_url`."""
+
+
+CLIENT_FILES: Mapping[str, ClientFilesFunction] = {
     "docker": docker_files,
     "containerd": containerd_files,
     "podman": podman_files,
@@ -117,12 +160,25 @@ CLIENT_FILES: Mapping[str, Callable[[RegistryUrl, Upstreams], Iterator[ClientFil
 
 
 def _hosts_toml_files(
-    directory: str, prefix: str, note: str, cache_url: RegistryUrl, upstreams: Upstreams
+    directory: str,
+    prefix: str,
+    note: str,
+    cache_url: RegistryUrl,
+    upstreams: Upstreams,
+    *,
+    only: bool,
 ) -> Iterator[ClientFile]:
     """Yield a hosts.toml for each upstream; requests name theirs in `?ns=`."""
-    for name, settings in upstreams.items():
+    servers = {
+        name: f'"{settings.url}"  # used if the cache does not answer'
+        for name, settings in upstreams.items()
+    }
+    if only:
+        # `_default` is for the registries that have no directory: the cache refuses those.
+        servers = dict.fromkeys([*upstreams, "_default"], f'"{cache_url}"')
+    for name, server in servers.items():
         lines = [
-            f'server = "{settings.url}"  # used if the cache does not answer',
+            f"server = {server}",
             "",
             f'[host."{cache_url}"]',
             '  capabilities = ["pull", "resolve"]',
@@ -134,7 +190,9 @@ def _hosts_toml_files(
         yield ClientFile(directory, f"{prefix}{name}/hosts.toml", note, content)
 
 
-def _registries_conf_file(note: str, cache_url: RegistryUrl, upstreams: Upstreams) -> ClientFile:
+def _registries_conf_file(
+    note: str, cache_url: RegistryUrl, upstreams: Upstreams, *, only: bool
+) -> ClientFile:
     # These clients do not send the registry's name, so the mirror's path contains it.
     supported = {name: settings.url for name, settings in upstreams.items() if ":" not in name}
     if unsupported := [name for name in upstreams if name not in supported]:
@@ -142,10 +200,23 @@ def _registries_conf_file(note: str, cache_url: RegistryUrl, upstreams: Upstream
     if not cache_url.is_http:
         authority = cache_url.authority
         note += f"\nIf the cache has a private CA: /etc/containers/certs.d/{authority}/ca.crt"
+    if only:
+        note += (
+            "\nOther registries are still asked themselves: close the way to them by the network."
+        )
     tables = []
     for name, url in supported.items():
         default = KNOWN_REGISTRIES.get(name, f"https://{name}")
         path = "" if name == DEFAULT_UPSTREAM else f"/{name}"
+        if only:
+            tables += [
+                "[[registry]]",
+                f'prefix = "{name}"',
+                f'location = "{cache_url.authority}{path}"',
+                *(["insecure = true  # plain http"] if cache_url.is_http else []),
+                "",
+            ]
+            continue
         tables += [
             "[[registry]]",
             f'prefix = "{name}"',

@@ -20,7 +20,7 @@ from proxy.log import LogWriter, get_logger, request_id
 from proxy.metrics import Metrics
 from proxy.server.admin.api import AdminRequest, ByteStream, Route
 
-_HEADERS = {hdrs.CACHE_CONTROL: "no-store", "X-Content-Type-Options": "nosniff"}
+COMMON_HEADERS = {hdrs.CACHE_CONTROL: "no-store", "X-Content-Type-Options": "nosniff"}
 _NDJSON = "application/x-ndjson"
 # nginx's status for a client that disconnected; it appears only in the log.
 _CLIENT_CLOSED_REQUEST = 499
@@ -117,7 +117,7 @@ class AdminApiHandler:
         async with aclosing(events):
             # The headers wait for the first event: an error before it still becomes a status.
             event = await anext(events, None)
-            response = StreamResponse(headers={**_HEADERS, hdrs.CONTENT_TYPE: _NDJSON})
+            response = StreamResponse(headers={**COMMON_HEADERS, hdrs.CONTENT_TYPE: _NDJSON})
             await response.prepare(request)
             try:
                 while event is not None:
@@ -132,7 +132,9 @@ class AdminApiHandler:
         return response
 
     async def _send_stream(self, request: BaseRequest, stream: ByteStream) -> StreamResponse:
-        response = StreamResponse(headers={**_HEADERS, hdrs.CONTENT_TYPE: stream.content_type})
+        response = StreamResponse(
+            headers={**COMMON_HEADERS, hdrs.CONTENT_TYPE: stream.content_type}
+        )
         async with aclosing(stream.chunks) as chunks:
             chunk = await anext(chunks, None)
             await response.prepare(request)
@@ -172,6 +174,8 @@ def _error_document(error: ProxyError) -> dict[str, dict[str, str]]:
 
 def _json_response(document: object, status: int = 200) -> Response:
     if document is None:
-        return Response(status=204, headers=_HEADERS)
+        return Response(status=204, headers=COMMON_HEADERS)
     body = msgspec.json.encode(document)
-    return Response(body=body, status=status, headers=_HEADERS, content_type="application/json")
+    return Response(
+        body=body, status=status, headers=COMMON_HEADERS, content_type="application/json"
+    )

@@ -18,7 +18,7 @@ from aiohttp import hdrs
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
 from proxy.config import ServerSettings
-from proxy.config.values import is_loopback
+from proxy.config.values import is_ip_address, is_loopback
 from proxy.errors import (
     ConfigError,
     DeniedError,
@@ -27,8 +27,9 @@ from proxy.errors import (
     StorageError,
     UnauthorizedError,
 )
-from proxy.server.admin.handler import AdminApiHandler, api_error_response
+from proxy.server.admin.handler import COMMON_HEADERS, AdminApiHandler, api_error_response
 from proxy.server.admin.server import AdminServer
+from proxy.server.connection_limit import create_admin_limiter
 from proxy.server.health import HealthEndpoints
 from proxy.server.listening import Listener, format_address
 from proxy.server.tls import TlsContext
@@ -46,25 +47,27 @@ _SAFELISTED_CONTENT_TYPES = (
 
 
 class TokenAuth:
-    """Checks requests over TCP. A `token` is sufficient; without one, web pages are rejected."""
+    """Checks requests over TCP. A `token` is sufficient; without one, web pages are rejected.
 
-    def __init__(self, token: str) -> None:
+    A site may point its own name at this address (DNS rebinding), so `Host` is checked; `hosts` are the
+    names that lead here.
+    """
+
+    def __init__(self, token: str, hosts: Sequence[str] = ()) -> None:
         self._token = token.encode()
+        self._hosts = frozenset(host.lower() for host in hosts)
 
     def check(self, request: BaseRequest) -> None:
         """Raise `UnauthorizedError`, `DeniedError` or `InvalidRequestError` to reject a request."""
         if self._token:
-            scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-            token_bytes = token.strip().encode(errors="surrogateescape")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(token_bytes, self._token):
+            if not self._has_token(request):
                 raise UnauthorizedError(
                     "the admin API requires the token of admin_token_file: "
                     "Authorization: Bearer TOKEN"
                 )
             return
         host = request.headers.get(hdrs.HOST, "")
-        if not is_loopback(re.sub(r":[0-9]*$", "", host).strip("[]")):
-            # A site may point its own name at loopback (DNS rebinding).
+        if not is_loopback(_host_name(host)):
             raise DeniedError(
                 "without a token, the Host header must be a loopback address or localhost"
             )
@@ -74,6 +77,30 @@ class TokenAuth:
         media_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip().lower()
         if request.method == "POST" and media_type in _SAFELISTED_CONTENT_TYPES:
             raise InvalidRequestError("POST requires a Content-Type (application/json)")
+
+    def check_metrics(self, request: BaseRequest) -> None:
+        """Raise `DeniedError` if the request for metrics may come from a web page."""
+        host = request.headers.get(hdrs.HOST)
+        if host is None:  # no browser leaves it out
+            return
+        name = _host_name(host)
+        if not (is_ip_address(name) or is_loopback(name) or name in self._hosts):
+            if self._token and self._has_token(request):
+                return
+            raise DeniedError(
+                f"/metrics is not served under the name {name[:100]!r}; use an IP address, "
+                "or add the name to server.admin_hosts"
+            )
+
+    def _has_token(self, request: BaseRequest) -> bool:
+        scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+        token_bytes = token.strip().encode(errors="surrogateescape")
+        return scheme.lower() == "bearer" and hmac.compare_digest(token_bytes, self._token)
+
+
+def _host_name(host: str) -> str:
+    """Return the name or address in a `Host` header, without port and brackets."""
+    return re.sub(r":[0-9]*$", "", host).strip("[]").removesuffix(".").lower()
 
 
 class AdminListener:
@@ -91,11 +118,12 @@ class AdminListener:
         try:
             path = request.raw_path.partition("?")[0]
             if self._health.has_path(path):
+                if self._token_auth and path == "/metrics":
+                    self._token_auth.check_metrics(request)
                 response = await self._health.handle(request.method, path)
                 assert isinstance(response.body, bytes)
-                return Response(
-                    status=response.status, headers=response.headers, body=response.body
-                )
+                headers = {**COMMON_HEADERS, **response.headers}
+                return Response(status=response.status, headers=headers, body=response.body)
             if self._token_auth:
                 self._token_auth.check(request)
         except ProxyError as error:
@@ -137,9 +165,15 @@ async def listen(
                 f"the passed admin socket {format_address(each.getsockname())} is reachable from "
                 "other machines (set server.admin_token_file)"
             )
+    hosts = [*settings.admin_hosts, *(address.host for address in settings.admin_listen)]
     trusted, checked = (
-        Listener(AdminServer(AdminListener(api, health, auth)), "server.admin_listen", group)
-        for auth in (None, TokenAuth(token))
+        Listener(
+            AdminServer(AdminListener(api, health, auth)),
+            "server.admin_listen",
+            group,
+            create_admin_limiter(),
+        )
+        for auth in (None, TokenAuth(token, hosts))
     )
     admin_socket = _bind_admin_socket(store_path, stack)
     _, *addresses = await trusted.open(stack, (), [admin_socket, *unix_sockets])

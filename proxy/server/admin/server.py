@@ -33,16 +33,19 @@ log = get_logger(__name__)
 class _AdminConnection(RequestHandler):
     """Responds to malformed requests in the form of the API, without quoting them."""
 
-    __slots__ = ("_admin_server",)
+    __slots__ = ("_admin_server", "_slot")
 
-    def __init__(self, server: "AdminServer") -> None:
+    def __init__(self, server: "AdminServer", slot: ConnectionSlot | None) -> None:
         super().__init__(server.aiohttp_server, loop=asyncio.get_running_loop(), **_OPTIONS)
         self._admin_server = server
+        self._slot = slot
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Remove the connection."""
         super().connection_lost(exc)
         self._admin_server.discard(self)
+        if self._slot:
+            self._slot.release()
 
     def handle_error(
         self,
@@ -76,9 +79,9 @@ class AdminServer:
         self._open_connections: set[asyncio.BaseProtocol] = set()
         self._is_draining = False
 
-    def __call__(self, slot: ConnectionSlot | None = None) -> asyncio.BaseProtocol:  # noqa: ARG002 (the admin API has no limit)
+    def __call__(self, slot: ConnectionSlot | None = None) -> asyncio.BaseProtocol:
         """Return the protocol of a new connection."""
-        connection = _AdminConnection(self)
+        connection = _AdminConnection(self, slot)
         self._open_connections.add(connection)
         return connection
 

@@ -21,7 +21,7 @@ from proxy.server.request_context import (
     blob_headers,
     hit_headers,
 )
-from proxy.server.responses import Body, BodySource, Response
+from proxy.server.responses import Body, BodySource, FileBody, Response
 from proxy.storage.blobs import FileRange, OpenBlob
 
 # A stored blob up to this size, in bytes, is sent with its head if it is in memory.
@@ -49,16 +49,12 @@ class BlobHandler:
             return self._answer_later(context, repository, digest)
         context.cache_state = "hit"
         try:
-            content = _read_small(context, blob)
-            if content is None:
-                resources = AsyncExitStack()
-                resources.callback(blob.close)
-                return _respond(context, digest, blob.size, _StoredBlob(blob.fd), resources)
-            response = Response(200, hit_headers(context.namespace, digest), content)
+            response = _respond_stored(context, digest, blob)
         except BaseException:
             blob.close()
             raise
-        blob.close()
+        if isinstance(response.body, bytes):
+            blob.close()
         return response
 
     async def _answer_without_body(
@@ -125,6 +121,17 @@ class _StoredBlob:
 
 
 # The response.
+
+
+def _respond_stored(context: RequestContext, digest: Digest, blob: OpenBlob) -> Response:
+    """Return the response with a stored blob, which owns the blob unless its body is bytes."""
+    if "range" in context.request.headers:
+        resources = AsyncExitStack()
+        resources.callback(blob.close)
+        return _respond(context, digest, blob.size, _StoredBlob(blob.fd), resources)
+    content = _read_small(context, blob)
+    body = FileBody(blob) if content is None else content
+    return Response(200, hit_headers(context.namespace, digest), body)
 
 
 def _respond(

@@ -11,6 +11,7 @@ import pytest
 from proxy.cli.api_client import AdminClient
 from proxy.config import load
 from proxy.errors import ConfigError, StorageError
+from tests.fakes.raw_client import exchange
 from tests.support.program import Program
 
 STATUS = "/api/v1/status"
@@ -176,3 +177,78 @@ async def test_an_address_in_use_is_an_error_that_names_it(program, make_program
     with pytest.raises(ConfigError, match=rf"server\.admin_listen: {address} cannot be used"):
         await make_program(tmp_path / "other", server=settings)
     assert not (tmp_path / "other" / "admin.sock").exists()
+
+
+METRICS_HOSTS = [
+    ("127.0.0.1", 200),
+    ("127.0.0.1:9000", 200),
+    ("[::1]:9000", 200),
+    ("192.0.2.7", 200),
+    ("localhost:9000", 200),
+    ("LOCALHOST.", 200),
+    ("cache.internal:9000", 200),
+    ("Cache.Internal", 200),
+    ("rebinding.example", 403),
+    ("rebinding.example:9000", 403),
+    ("127.0.0.1.nip.io", 403),
+    ("cache.internal.evil.example", 403),
+    ("evil.localhost.example", 403),
+    ("", 403),
+]
+
+
+@pytest.mark.parametrize(("host", "status"), METRICS_HOSTS)
+@pytest.mark.parametrize("has_token", [True, False])
+async def test_l05_metrics_are_not_served_under_the_name_of_a_web_page(
+    make_program, token_file, host, status, has_token
+):
+    token = {"admin_token_file": token_file} if has_token else {}
+    program = await make_program(
+        server={
+            "admin_listen": ["127.0.0.1:0"],
+            "admin_hosts": ["cache.internal"],
+            **token,
+        }
+    )
+    for path in ("/metrics", "/metrics?x=1"):
+        assert await admin_status(program, path, Host=host) == status
+    if has_token:
+        assert (
+            await admin_status(program, "/metrics", "GET", Host=host, Authorization="Bearer s3cret")
+            == 200
+        )
+        assert (
+            await admin_status(
+                program, "/metrics", "GET", Host="evil.example", Authorization="Bearer wrong"
+            )
+            == 403
+        )
+    for path in ("/healthz", "/readyz"):
+        assert await admin_status(program, path, Host=host) == 200
+
+
+async def test_l04_browsers_guess_no_content_types(make_program, token_file, registry):
+    program = await make_program(
+        server={"admin_listen": ["127.0.0.1:0"], "admin_token_file": token_file}
+    )
+    image = registry.add_image()
+    admin = f"http://{program.admin_addresses[0]}"
+    paths = [
+        *("/v2/", "/v2/_catalog", "/v1/_ping", "/v1/search?q=a", "/metrics", "/healthz", "/readyz"),
+        *(f"/v2/{image.repository}/{rest}" for rest in ("manifests/latest", "tags/list")),
+        *(f"/v2/{image.repository}/blobs/{digest}" for digest in image.blobs),
+        f"/v2/{image.repository}/referrers/{image.digest}",
+        *("/", "/none", "/v2/none/../x", "/v2/me/app/manifests/none"),
+        *("/api/v1/status", "/api/v1/offline", "/api/v1/none"),
+    ]
+    for base in (program.url, admin):
+        for path in paths:
+            for method in ("GET", "HEAD", "POST"):
+                for headers in ({}, {"Authorization": "Bearer s3cret"}, {"Range": "bytes=0-0"}):
+                    async with program.session.request(
+                        method, base + path, headers=headers
+                    ) as response:
+                        await response.read()
+                        assert response.headers["X-Content-Type-Options"] == "nosniff", path
+    assert b"nosniff" in (await exchange(program.url, b"no HTTP\r\n\r\n")).data
+    assert b"nosniff" in (await exchange(admin, b"no HTTP\r\n\r\n")).data

@@ -1,8 +1,17 @@
 """Pulls by the distribution specification, from the client's side."""
 
+import json
+
 import pytest
 
-from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, digest_of
+from tests.fakes.content import (
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_LAYER,
+    OCI_MANIFEST,
+    descriptor,
+    digest_of,
+)
 from tests.fakes.raw_client import RawClient, exchange
 
 LAYER = bytes(range(256)) * 4096
@@ -62,21 +71,47 @@ async def test_a_blob_has_exact_headers_on_get_and_head(program, registry, cache
     assert (response.status, response.body) == (200, LAYER)
 
 
-async def test_head_of_a_blob_that_is_not_stored_has_its_size_if_it_is_known(program, registry):
+@pytest.mark.parametrize("redirect_heads", [True, False])
+async def test_head_of_a_blob_that_is_not_stored_has_the_size_that_upstream_sends(
+    program, registry, redirect_heads
+):
+    registry.redirect_heads = redirect_heads
     image = registry.add_image(layers=[LAYER])
     await program.manifest(image)
-    requests_before = len(registry.requests)
-    head = await program.blob(image.layers[0], method="HEAD")
-    assert (head.status, head.headers["Content-Length"]) == (200, str(len(LAYER)))
-    assert len(registry.requests) == requests_before
-    unknown = registry.add_blob(b"in no manifest yet.")
-    head = await program.blob(unknown, method="HEAD")
-    assert head.status == 200
-    assert head.headers.get("Content-Length", "19") == "19"
-    registry.redirect_heads = False
-    head = await program.blob(registry.add_blob(b"sized"), method="HEAD")
-    assert (head.status, head.headers["Content-Length"]) == (200, "5")
+    for digest, size in ((image.layers[0], len(LAYER)), (registry.add_blob(b"sized"), 5)):
+        head = await program.blob(digest, method="HEAD")
+        assert (head.status, head.headers["Content-Length"]) == (200, str(size))
     assert program.stored() == {image.digest}
+
+
+@pytest.mark.parametrize("stated", [0, 5, 10_000_000_000])
+async def test_head_states_the_size_that_get_sends_whatever_a_manifest_says(
+    program, registry, stated
+):
+    layer = registry.add_blob(LAYER)
+    entry = {**descriptor(LAYER, OCI_LAYER), "size": stated}
+    document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": [entry]}
+    config = descriptor(b"{}", OCI_CONFIG)
+    content = json.dumps({**document, "config": config}).encode()
+    registry.add_manifest("library/app", "wrong", content, OCI_MANIFEST)
+    assert (await program.manifest("library/app", "wrong")).status == 200
+    for _ in range(2):
+        head, answer = await program.blob(layer, method="HEAD"), await program.blob(layer)
+        assert head.headers["Content-Length"] == answer.headers["Content-Length"]
+        assert answer.body == LAYER
+        await program.wait_for_downloads()
+
+
+async def test_head_of_a_blob_that_get_cannot_send_is_an_error_too(registry, make_program):
+    program = await make_program()
+    image = registry.add_image(layers=[LAYER])
+    await program.manifest(image)
+    await program.reload(offline=True)
+    head, answer = (
+        await program.blob(image.layers[0], method="HEAD"),
+        await program.blob(image.layers[0]),
+    )
+    assert head.status == answer.status == 404
 
 
 @pytest.mark.parametrize("size", [0, 1, 2])

@@ -25,7 +25,7 @@ REASONS = {
     "denied": "does not allow",
     "no such repository at docker.io": "docker.io has no repository",
     "named twice": "more than once",
-    "no valid name": "is not a repository name",
+    "invalid name": "is not a repository name",
 }
 
 

@@ -1,0 +1,259 @@
+"""`pullcache policy`: check images, list rules and decisions, make exceptions."""
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from proxy.cli.api_client import open_admin_client
+from proxy.cli.display.text import Truncator, escape_unprintable, print_table
+from proxy.cli.exit_codes import FAILED
+from proxy.cli.options import config_options, json_option, load_config, no_trunc_option
+from proxy.config import Duration
+
+_REASON_WIDTH = 70
+
+
+class _DurationParameter(click.ParamType[Duration]):
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Duration:
+        """Return the duration in `7d` or `12h`."""
+        if isinstance(value, Duration):
+            return value
+        try:
+            return Duration.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.group()
+def policy() -> None:
+    """Check images against the policies, and make exceptions."""
+
+
+@policy.command(context_settings={"ignore_unknown_options": True})
+@config_options
+@click.argument("images", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option(
+    "--containerd",
+    is_flag=True,
+    help="Act as an image verifier of containerd: takes its -name, -digest and "
+    "-stdin-media-type, prints the reason, exits 0 or 1.",
+)
+@json_option
+def check(
+    *,
+    path: Path | None,
+    store: str | None,
+    images: tuple[str, ...],
+    containerd: bool,
+    as_json: bool,
+) -> None:
+    """Check if the policies allow images.
+
+    Asks upstream what the tags mean now, and serves nothing. Exits 1 if an image is refused or
+    cannot be decided about, and 0 if its policy only audits.
+    """
+    if containerd:
+        images = (_containerd_image(images),)
+    with open_admin_client(load_config(path, store)) as api:
+        checks = list(api.stream("POST", "/api/v1/policy/check", {"images": list(images)}))
+    if as_json:
+        click.echo(json.dumps(checks, indent=2))
+    elif containerd:
+        click.echo(_describe_check(checks[0]))
+    else:
+        _print_checks(checks)
+    if not all(one["is_allowed"] for one in checks):
+        raise click.exceptions.Exit(FAILED)
+
+
+@policy.command()
+@config_options
+@click.argument("image")
+def why(*, path: Path | None, store: str | None, image: str) -> None:
+    """Explain what the policies say about an image."""
+    with open_admin_client(load_config(path, store)) as api:
+        (found,) = api.stream("POST", "/api/v1/policy/check", {"images": [image]})
+        rules = api.get("/api/v1/policy")["policies"]
+    click.echo(escape_unprintable(_describe_check(found)))
+    if found["digest"]:
+        click.echo(f"digest: {found['digest']}")
+    for rule in rules:
+        if rule["policy"] == found["policy"]:
+            click.echo(f"policy {rule['policy']}: {_describe_rule(rule)}")
+    if found["decision"] in ("deny", "unripe") and found["digest"]:
+        repository = found["image"].partition("@")[0].rpartition(":")[0] or found["image"]
+        if "@" in found["image"]:
+            repository = found["image"].partition("@")[0]
+        click.echo(
+            f"to allow it for a week: pullcache policy except {repository}@{found['digest']} "
+            "--for 7d --reason TEXT"
+        )
+
+
+@policy.command("list")
+@config_options
+@json_option
+def list_policies(*, path: Path | None, store: str | None, as_json: bool) -> None:
+    """List policies and exceptions."""
+    with open_admin_client(load_config(path, store)) as api:
+        overview = api.get("/api/v1/policy")
+    if as_json:
+        click.echo(json.dumps(overview, indent=2))
+        return
+    print_table(
+        ("POLICY", "MODE", "IMAGES", "RULE"),
+        [
+            (str(rule["policy"]), rule["mode"], ", ".join(rule["images"]), _describe_rule(rule))
+            for rule in overview["policies"]
+        ],
+    )
+    if overview["exceptions"]:
+        click.echo()
+        print_table(
+            ("EXCEPTION", "UNTIL", "REASON"),
+            [
+                (one["image"], _format_time(one["until"]), escape_unprintable(one["reason"]))
+                for one in overview["exceptions"]
+            ],
+        )
+
+
+@policy.command("except")
+@config_options
+@click.argument("image", metavar="IMAGE@DIGEST")
+@click.option(
+    "--for",
+    "duration",
+    type=_DurationParameter(),
+    required=True,
+    help="How long the image is allowed, for instance 7d; at most 366d.",
+)
+@click.option("--reason", required=True, help="Why; it is logged and listed.")
+def add_exception(
+    *, path: Path | None, store: str | None, image: str, duration: Duration, reason: str
+) -> None:
+    """Allow an image for a time, whatever the policies say."""
+    document = {"image": image, "seconds": float(duration), "reason": reason}
+    with open_admin_client(load_config(path, store)) as api:
+        made = api.post("/api/v1/policy/exceptions", document)
+    click.echo(f"{made['image']} is allowed until {_format_time(made['until'])}")
+
+
+@policy.command()
+@config_options
+@click.option(
+    "--since",
+    type=_DurationParameter(),
+    default="1d",
+    show_default=True,
+    help="How far to go back.",
+)
+@click.option(
+    "--decision",
+    metavar="NAME",
+    default="",
+    help="Only these: deny, unripe, unknown, previous, would_deny, would_unripe, would_unknown, "
+    "exception.",
+)
+@no_trunc_option
+@json_option
+def decisions(
+    *,
+    path: Path | None,
+    store: str | None,
+    since: Duration,
+    decision: str,
+    no_trunc: bool,
+    as_json: bool,
+) -> None:
+    """List what the policies decided lately."""
+    with open_admin_client(load_config(path, store)) as api:
+        found = api.get("/api/v1/policy/decisions", since=time.time() - since, decision=decision)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    truncator = Truncator(no_trunc=no_trunc)
+    print_table(
+        ("TIME", "DECISION", "POLICY", "IMAGE", "REASON"),
+        [
+            (
+                _format_time(one["at"]),
+                one["decision"],
+                str(one["policy"]),
+                one["image"],
+                truncator.text(one["reason"], _REASON_WIDTH),
+            )
+            for one in found
+        ],
+    )
+
+
+def _containerd_image(arguments: tuple[str, ...]) -> str:
+    """Return the image that containerd asks about, by name and digest."""
+    named = dict(zip(arguments[::2], arguments[1::2], strict=False))
+    name, digest = named.get("-name"), named.get("-digest")
+    if not (name and digest):
+        raise click.UsageError("--containerd needs -name NAME and -digest DIGEST")
+    return f"{name.partition('@')[0]}@{digest}"
+
+
+def _print_checks(checks: list[dict[str, Any]]) -> None:
+    print_table(
+        ("IMAGE", "DECISION", "POLICY", "REASON"),
+        [
+            (
+                one["image"],
+                one["decision"]
+                if one["is_allowed"] == (one["decision"] == "allow")
+                else f"{one['decision']} (audit)",
+                str(one["policy"] or "-"),
+                escape_unprintable(_reason(one)),
+            )
+            for one in checks
+        ],
+    )
+
+
+def _describe_check(found: dict[str, Any]) -> str:
+    if found["decision"] == "error":
+        return f"{found['image']} cannot be checked: {found['reason']}"
+    if not found["policy"]:
+        return f"{found['image']} is allowed: no policy is about it"
+    said = "allows" if found["decision"] == "allow" else "refuses"
+    if found["decision"] == "unknown":
+        said = "cannot decide about"
+    if found["mode"] == "audit" and said != "allows":
+        said = f"audits only, and {said.replace('refuses', 'would refuse')}"
+    reason = f": {_reason(found)}" if found["reason"] else ""
+    return f"policy {found['policy']} {said} {found['image']}{reason}"
+
+
+def _reason(found: dict[str, Any]) -> str:
+    until = f"; from {_format_time(found['until'])}" if found["until"] else ""
+    return f"{found['reason']}{until}"
+
+
+def _describe_rule(rule: dict[str, Any]) -> str:
+    """Return the conditions of a rule in one line, as the configuration has them."""
+    defaults = {"policy", "images", "mode"}
+    parts = [
+        f"{key} = {json.dumps(value)}"
+        for key, value in rule.items()
+        if key not in defaults
+        and value not in ([], "0s")
+        and not (key in ("unripe", "first_seen") and rule["min_age"] == "0s")
+        and not (key == "unknown" and not rule["trusted"] and rule["min_age"] == "0s")
+    ]
+    return ", ".join(parts) or "allows all"
+
+
+def _format_time(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%MZ}"

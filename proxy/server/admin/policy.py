@@ -1,0 +1,172 @@
+"""`/api/v1/policy`: what the policies say about images, their exceptions and their decisions."""
+
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from proxy.cache.manifests import ManifestCache
+from proxy.cache.policy import PolicyGate
+from proxy.config import Config, PolicySettings
+from proxy.config.dump import to_plain
+from proxy.errors import InvalidReferenceError, ProxyError, error_code
+from proxy.names import NameParser, full_name
+from proxy.oci.digest import Digest
+from proxy.server.admin.api import AdminRequest, RequestModel, Route
+from proxy.storage.policy_records import PolicyRecords
+from proxy.storage.policy_rows import DecisionRecord, PolicyException
+
+MAX_CHECKED_IMAGES = 1_000
+# An exception ends; one that never does belongs into the rule.
+MAX_EXCEPTION_SECONDS = 366 * 86_400.0
+MAX_REASON_LENGTH = 300
+
+
+class CheckPolicyRequest(RequestModel, frozen=True):
+    """The images to check."""
+
+    images: Annotated[list[str], Meta(min_length=1, max_length=MAX_CHECKED_IMAGES)]
+
+
+class ExceptionRequest(RequestModel, frozen=True):
+    """An image by digest that is allowed for `seconds`, and why."""
+
+    image: str
+    seconds: Annotated[float, Meta(gt=0, le=MAX_EXCEPTION_SECONDS)]
+    reason: Annotated[str, Meta(min_length=1, max_length=MAX_REASON_LENGTH)]
+
+
+class DecisionsQuery(RequestModel, frozen=True):
+    """Selects decisions; `since` is Unix time."""
+
+    since: float = 0.0
+    decision: str = ""
+    limit: Annotated[int, Meta(ge=1, le=10_000)] = 1_000
+
+
+class PolicyCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """What the policies say about one image.
+
+    `decision` is `allow`, `deny`, `unripe`, `unknown`, or `error` if the image could not be had, with
+    `reason` saying why. `policy` is the number of the rule, 0 if none is about the image; `until` is
+    when the image may be pulled, in Unix time. `is_allowed` is also true if the rule only audits.
+    """
+
+    image: str
+    decision: str
+    is_allowed: bool
+    policy: int = 0
+    mode: str = ""
+    digest: str = ""
+    reason: str = ""
+    until: float | None = None
+
+
+class ExceptionSummary(msgspec.Struct, frozen=True):
+    """An image that is allowed until a time, and why. Times are Unix time."""
+
+    image: str
+    made: float
+    until: float
+    reason: str
+
+
+class PolicyOverview(msgspec.Struct, frozen=True):
+    """The rules as the configuration has them, in order, and the exceptions."""
+
+    policies: list[dict[str, object]]
+    exceptions: list[ExceptionSummary]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyHandlers:
+    """The handlers of these routes."""
+
+    config: Config
+    names: NameParser
+    manifests: ManifestCache
+    gate: PolicyGate
+    records: PolicyRecords
+    clock: Callable[[], float]
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("GET", "/api/v1/policy", self.show),
+            Route("POST", "/api/v1/policy/check", self.check),
+            Route("POST", "/api/v1/policy/exceptions", self.add_exception),
+            Route("GET", "/api/v1/policy/decisions", self.list_decisions),
+        ]
+
+    async def show(self, _request: AdminRequest) -> PolicyOverview:
+        """Return rules and exceptions."""
+        return PolicyOverview(
+            [_describe_rule(number, one) for number, one in enumerate(self.config.policy, start=1)],
+            [_describe_exception(one) for one in self.records.exceptions()],
+        )
+
+    async def check(self, request: AdminRequest) -> AsyncGenerator[PolicyCheck, None]:
+        """Yield for each image what the policies say."""
+        for image in (await request.read_json(CheckPolicyRequest)).images:
+            yield await self._check_image(image)
+
+    async def add_exception(self, request: AdminRequest) -> ExceptionSummary:
+        """Allow an image for a time, whatever the policies say."""
+        body = await request.read_json(ExceptionRequest)
+        repository, reference = self.names.parse_allowed(body.image)
+        if not isinstance(reference, Digest):
+            raise InvalidReferenceError(
+                f"{body.image[:100]}: an exception is for a digest (write IMAGE@sha256:…; "
+                "policy check prints it)"
+            )
+        now = self.clock()
+        exception = PolicyException(repository, reference, now, now + body.seconds, body.reason)
+        await self.records.add_exception(exception)
+        self.gate.forget()
+        self.gate.report_exception(exception)
+        return _describe_exception(exception)
+
+    async def list_decisions(self, request: AdminRequest) -> list[DecisionRecord]:
+        """Return decisions, the latest first."""
+        query = request.parse_query(DecisionsQuery)
+        await self.gate.write_decisions()
+        return self.records.decisions(query.since, query.decision, query.limit)
+
+    async def _check_image(self, image: str) -> PolicyCheck:
+        try:
+            repository, reference = self.names.parse_allowed(image)
+            manifest = await self.manifests.get_unjudged_manifest(repository, reference)
+            judgement = await self.gate.judge(repository, reference, manifest)
+        except ProxyError as error:
+            return PolicyCheck(
+                image=image,
+                decision="error",
+                is_allowed=False,
+                reason=f"{error_code(error)}: {error}",
+            )
+        rule, verdict = judgement.rule, judgement.verdict
+        return PolicyCheck(
+            image=full_name(repository, reference),
+            decision=verdict.decision.value,
+            is_allowed=judgement.is_allowed,
+            policy=rule.number if rule else 0,
+            mode=rule.settings.mode if rule else "",
+            digest=str(manifest.digest),
+            reason=verdict.reason,
+            until=verdict.until,
+        )
+
+
+def _describe_rule(number: int, rule: PolicySettings) -> dict[str, object]:
+    return {"policy": number, **to_plain(rule)}
+
+
+def _describe_exception(exception: PolicyException) -> ExceptionSummary:
+    return ExceptionSummary(
+        full_name(exception.repository, exception.digest),
+        exception.made_at,
+        exception.until,
+        exception.reason,
+    )

@@ -1,0 +1,200 @@
+"""What policies remember in the index: facts, what tags meant when, exceptions and decisions.
+
+`Index.set_tag` writes the history of tags, also without policies, so that the age of content is known
+when one is added.
+"""
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import astuple
+
+from proxy.oci.digest import Digest
+from proxy.oci.reference import Repository, Tag
+from proxy.policy.facts import RepositoryFacts
+from proxy.storage import queries, tag_history
+from proxy.storage.index import Index
+from proxy.storage.policy_rows import (
+    EXCEPTION_SQL,
+    FACTS_SQL,
+    MEANING_SQL,
+    MEANINGS_SQL,
+    DecisionRecord,
+    PolicyException,
+    TagMeaning,
+    to_facts,
+    to_meaning,
+)
+
+# Decisions that are kept.
+MAX_DECISIONS = 10_000
+# Exceptions that are kept, ended ones included.
+MAX_EXCEPTIONS = 1_000
+
+_REPOSITORY = "(SELECT id FROM repositories WHERE upstream = ? AND name = ?)"
+
+
+class PolicyRecords:
+    """Reads in the event loop, writes in the index's thread. Writes raise `StorageError`."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def facts(self, repository: Repository) -> RepositoryFacts | None:
+        """Return the facts that were last said about a repository."""
+        return self._index.lookup(FACTS_SQL, to_facts, repository)
+
+    async def set_facts(self, said: Iterable[tuple[Repository, RepositoryFacts]]) -> None:
+        """Keep facts about repositories, in place of older ones."""
+        await self._index.transact(_set_facts, list(said))
+
+    def meanings(self, repository: Repository, tag: Tag | None) -> list[TagMeaning]:
+        """Return what a tag meant, the most recent first; for None what was asked for by digest."""
+        parameters = (repository.upstream, repository.name, tag or tag_history.BY_DIGEST)
+        return [to_meaning(row) for row in self._index.select(MEANINGS_SQL, parameters)]
+
+    def meaning(self, repository: Repository, digest: Digest) -> TagMeaning | None:
+        """Return since when the repository is known to hold the digest, under any tag."""
+        parameters = (repository.upstream, repository.name, str(digest))
+        rows = self._index.select(MEANING_SQL, parameters)
+        return to_meaning(rows[0]) if rows else None
+
+    def has_history(self, repository: Repository, tag: Tag | None) -> bool:
+        """Tell whether the cache has seen the tag before; for None, anything of the repository."""
+        condition = "" if tag is None else " AND tag = ?"
+        return bool(
+            self._index.select(
+                f"SELECT 1 FROM tag_history WHERE repository = {_REPOSITORY}{condition} LIMIT 1",
+                (repository.upstream, repository.name, *(() if tag is None else (tag,))),
+            )
+        )
+
+    async def record_meaning(
+        self,
+        repository: Repository,
+        tag: Tag | None,
+        digest: Digest,
+        at: float,
+        pushed_at: float | None = None,
+    ) -> None:
+        """Record that a tag means the digest now, or that the digest was asked for without a tag."""
+        await self._index.transact(
+            _record_meaning, repository, tag or tag_history.BY_DIGEST, digest, at, pushed_at
+        )
+
+    async def mark_ripe(self, repository: Repository, digest: Digest) -> None:
+        """Record that the content has reached its minimum age."""
+        await self._index.transact(_mark_ripe, repository, digest)
+
+    def exception(
+        self, repository: Repository, digest: Digest, now: float
+    ) -> PolicyException | None:
+        """Return the exception for an image that has not ended at the time `now`."""
+        found = self._index.lookup(
+            EXCEPTION_SQL,
+            lambda row: PolicyException(repository, digest, *row),
+            repository,
+            digest,
+        )
+        return found if found and found.until > now else None
+
+    def exceptions(self) -> list[PolicyException]:
+        """Return all exceptions, those that end last first."""
+        rows = self._index.select(
+            "SELECT upstream, name, digest, made, until, reason FROM policy_exceptions"
+            " JOIN repositories ON id = repository ORDER BY until DESC"
+        )
+        return [
+            PolicyException(Repository(*row[:2]), Digest.parse(row[2]), *row[3:]) for row in rows
+        ]
+
+    async def add_exception(self, exception: PolicyException) -> None:
+        """Add an exception, or replace the one for the same image."""
+        await self._index.transact(_add_exception, exception, is_durable=True)
+
+    async def add_decisions(self, decisions: Iterable[DecisionRecord]) -> None:
+        """Add decisions; beyond `MAX_DECISIONS` the oldest are forgotten."""
+        await self._index.transact(_add_decisions, list(decisions))
+
+    def decisions(self, since: float, decision: str, limit: int) -> list[DecisionRecord]:
+        """Return up to `limit` decisions from `since` on, the latest first; all kinds if empty."""
+        rows = self._index.select(
+            "SELECT at, policy, decision, image, digest, reason, request FROM policy_decisions"
+            " WHERE at >= ? AND (? = '' OR decision = ?) ORDER BY id DESC LIMIT ?",
+            (since, decision, decision, limit),
+        )
+        return [DecisionRecord(*row) for row in rows]
+
+
+def _set_facts(
+    connection: sqlite3.Connection, said: list[tuple[Repository, RepositoryFacts]]
+) -> None:
+    for repository, facts in said:
+        connection.execute(
+            "INSERT INTO facts (repository, badge, publisher, description, stars, pulls, archived,"
+            " asked, source) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (repository) DO UPDATE SET"
+            " badge = excluded.badge, publisher = excluded.publisher, description ="
+            " excluded.description, stars = excluded.stars, pulls = excluded.pulls, archived ="
+            " excluded.archived, asked = excluded.asked, source = excluded.source"
+            " WHERE excluded.asked >= asked",
+            (
+                queries.repository_id(connection, repository),
+                facts.badge.value,
+                facts.publisher,
+                facts.description,
+                facts.stars,
+                facts.pulls,
+                facts.is_archived,
+                facts.asked_at,
+                facts.source,
+            ),
+        )
+
+
+def _record_meaning(
+    connection: sqlite3.Connection,
+    repository: Repository,
+    tag: str,
+    digest: Digest,
+    at: float,
+    pushed_at: float | None,
+) -> None:
+    number = queries.repository_id(connection, repository)
+    tag_history.record(connection, number, tag, digest, at, pushed_at)
+
+
+def _mark_ripe(connection: sqlite3.Connection, repository: Repository, digest: Digest) -> None:
+    connection.execute(
+        f"UPDATE tag_history SET ripe = 1 WHERE repository = {_REPOSITORY} AND digest = ?",
+        (repository.upstream, repository.name, str(digest)),
+    )
+
+
+def _add_exception(connection: sqlite3.Connection, exception: PolicyException) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO policy_exceptions (repository, digest, made, until, reason)"
+        " VALUES (?, ?, ?, ?, ?)",
+        (
+            queries.repository_id(connection, exception.repository),
+            str(exception.digest),
+            exception.made_at,
+            exception.until,
+            exception.reason,
+        ),
+    )
+    connection.execute(
+        "DELETE FROM policy_exceptions WHERE (repository, digest) NOT IN (SELECT repository, digest"
+        " FROM policy_exceptions ORDER BY until DESC LIMIT ?)",
+        (MAX_EXCEPTIONS,),
+    )
+
+
+def _add_decisions(connection: sqlite3.Connection, decisions: list[DecisionRecord]) -> None:
+    connection.executemany(
+        "INSERT INTO policy_decisions (at, policy, decision, image, digest, reason, request)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [astuple(decision) for decision in decisions],
+    )
+    connection.execute(
+        "DELETE FROM policy_decisions WHERE id <= (SELECT max(id) FROM policy_decisions) - ?",
+        (MAX_DECISIONS,),
+    )
