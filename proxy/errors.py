@@ -177,6 +177,10 @@ class DaemonUnavailableError(ProxyError):
     """No daemon runs on the store, or it stopped before the end of its response."""
 
 
+# While upstream raises these, nothing can be requested from it.
+UNREACHABLE_ERRORS = (OfflineError, UpstreamDownError, UpstreamUnreachableError)
+
+
 class ErrorOutcome(NamedTuple):
     """The outcome of an error: `status` and `code` at `/v2/`, `admin_status` at the admin API."""
 

@@ -6,21 +6,17 @@ or one made from the index.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-
-import msgspec
 
 from proxy.concurrency import RESPONSE_TIMEOUT, SingleFlight, enforce_deadline
 from proxy.errors import (
+    UNREACHABLE_ERRORS,
     InvalidManifestError,
     NoReferrersApiError,
-    OfflineError,
     StorageError,
     UnknownManifestError,
-    UpstreamDownError,
     UpstreamError,
-    UpstreamUnreachableError,
 )
 from proxy.log import get_logger
 from proxy.lru import TTLCache
@@ -28,7 +24,12 @@ from proxy.metrics import CacheState
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
-from proxy.oci.referrers import RawDescriptor, fallback_tag, parse_descriptor_digest
+from proxy.oci.referrers import (
+    RawDescriptor,
+    fallback_tag,
+    parse_descriptor_digest,
+    parse_fallback_index,
+)
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
 from proxy.upstream.client import Upstream
@@ -37,13 +38,6 @@ from proxy.upstream.client import Upstream
 MAX_CACHED_LISTS = 1000
 
 log = get_logger(__name__)
-
-# Errors of an upstream that cannot be asked for the fallback tag either.
-_UNREACHABLE = (OfflineError, UpstreamDownError, UpstreamUnreachableError)
-
-
-class _FallbackIndex(msgspec.Struct):
-    manifests: list[RawDescriptor] | None = None
 
 
 class ListingCache:
@@ -112,10 +106,8 @@ class ListingCache:
             if cached[1] is None:
                 raise UnknownManifestError(f"{repository.upstream} lists no referrers of {digest}")
             return cached[1], "hit"
-        fetch = partial(self._fetch_referrers, repository, digest)
         try:
-            async with enforce_deadline(self._now() + RESPONSE_TIMEOUT, repository.upstream):
-                return await self._referrer_fetches.run(key, fetch), "miss"
+            return await self.get_current_referrers(repository, digest), "miss"
         except UpstreamError as error:
             stale = cached[1] if cached else None
             if stale is None:
@@ -123,6 +115,17 @@ class ListingCache:
             reason = str(error)
             log.warning("stale_served", repository=repository.name, list="referrers", reason=reason)
             return stale, "stale"
+
+    async def get_current_referrers(
+        self, repository: Repository, digest: Digest
+    ) -> list[RawDescriptor]:
+        """Return the descriptors of the referrers that upstream lists now.
+
+        Raises `UnknownManifestError` if it lists none, and `UpstreamError`.
+        """
+        fetch = partial(self._fetch_referrers, repository, digest)
+        async with enforce_deadline(self._now() + RESPONSE_TIMEOUT, repository.upstream):
+            return await self._referrer_fetches.run((repository, digest), fetch)
 
     async def _fetch_referrers(self, repository: Repository, digest: Digest) -> list[RawDescriptor]:
         upstream = self._upstreams[repository.upstream]
@@ -143,24 +146,25 @@ class ListingCache:
     async def _describe_cached_referrers(
         self, repository: Repository, subject: Digest, error: UpstreamError
     ) -> list[RawDescriptor]:
-        """Return the descriptors of stored referrers, and those in the cached fallback index.
+        """Return what upstream listed when a preload asked, and the stored referrers.
 
+        Without a preload, these are the stored referrers and those in the cached fallback index.
         If there are none, raises upstream's `error`, or `UnknownManifestError` if upstream cannot
         be reached.
         """
+        record = self._index.referrer_record(repository, subject)
         stored = await self._describe_stored_referrers(repository, subject)
-        named = {item["digest"] for item in stored}
-        listed = [
-            (item, digest)
-            for item in await self._read_fallback_index(repository, subject)
-            if (digest := parse_descriptor_digest(item))
-        ]
-        # If no child names the subject, the index is not one of referrers.
-        if any(str(digest) in named or not self._index.manifest(digest) for _, digest in listed):
-            stored += [item for item, digest in listed if str(digest) not in named]
-        if stored:
-            return stored
-        if isinstance(error, _UNREACHABLE):
+        if record:
+            descriptors = record.descriptors
+        else:
+            descriptors = await self._read_fallback_index(repository, subject, stored)
+        # What upstream says of a referrer, completed by what it says of itself.
+        own = {item["digest"]: item for item in stored}
+        found = [{**own.pop(item.get("digest"), {}), **item} for item in descriptors]
+        if found or own or record:
+            return [*found, *own.values()]
+        # The fallback tag cannot be requested either.
+        if isinstance(error, UNREACHABLE_ERRORS):
             raise UnknownManifestError(f"no referrers are cached: {error}") from error
         raise error
 
@@ -189,15 +193,23 @@ class ListingCache:
         return descriptors
 
     async def _read_fallback_index(
-        self, repository: Repository, subject: Digest
+        self, repository: Repository, subject: Digest, stored: Sequence[RawDescriptor]
     ) -> list[RawDescriptor]:
-        """Return the descriptors in the cached index under the fallback tag, if there is one."""
+        """Return the descriptors in the cached index under the fallback tag, if it is one of referrers.
+
+        Some registries resolve the tag to the subject itself, or it is just some image: then no
+        child is among the `stored` referrers.
+        """
         tag = self._index.tag(repository, fallback_tag(subject))
-        # Some registries resolve the tag to the subject itself.
         if tag is None or tag.digest == subject:
             return []
         try:
-            content = await self._store.read(tag.digest)
-            return msgspec.json.decode(content or b"{}", type=_FallbackIndex).manifests or []
-        except (msgspec.MsgspecError, ValueError, RecursionError, StorageError):
+            descriptors = parse_fallback_index(await self._store.read(tag.digest) or b"")
+        except StorageError:
             return []
+        named = {item["digest"] for item in stored}
+        is_index = any(
+            digest and (str(digest) in named or not self._index.manifest(digest))
+            for digest in map(parse_descriptor_digest, descriptors)
+        )
+        return descriptors if is_index else []

@@ -20,6 +20,7 @@ from proxy.cache.policy import PolicyGate
 from proxy.concurrency import RESPONSE_TIMEOUT, SingleFlight, enforce_deadline
 from proxy.config import ManifestsSettings
 from proxy.errors import (
+    UNREACHABLE_ERRORS,
     DigestMismatchError,
     NotFoundError,
     OfflineError,
@@ -35,6 +36,7 @@ from proxy.oci.accept import accepts
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import INDEX_TYPES
 from proxy.oci.reference import Reference, Repository, Tag
+from proxy.oci.referrers import subject_of_tag
 from proxy.storage.index import Index, TagRow
 from proxy.upstream.client import FetchedManifest, Upstream
 
@@ -193,6 +195,15 @@ class ManifestCache:
             return stored
         return manifest
 
+    async def add_manifest(
+        self, repository: Repository, tag: Tag, fetched: FetchedManifest
+    ) -> CachedManifest:
+        """Store a manifest that upstream has just sent, under its tag. Raises `UpstreamError`."""
+        manifest, _ = await self._store_fetched(repository, fetched)
+        self._missing_tags.discard((repository, tag))
+        await self._write_tag(self._index.set_tag(repository, tag, manifest.digest))
+        return manifest
+
     # Policies.
 
     async def _apply_policy(
@@ -255,7 +266,11 @@ class ManifestCache:
         tag_row = self._index.tag(repository, tag)
         if tag_row is None:
             self._raise_if_known_missing(repository, tag)
-            manifest, state = await self._refresh_once(repository, tag, None, deadline)
+            try:
+                manifest, state = await self._refresh_once(repository, tag, None, deadline)
+            except UNREACHABLE_ERRORS as error:
+                self._raise_if_without_referrers(repository, tag, error)
+                raise
             return ManifestResult(manifest, state, 0.0, ttl)
         age = self._clock() - tag_row.checked_at
         verdict = self._tag_freshness(tag, tag_row)
@@ -290,6 +305,22 @@ class ManifestCache:
         """Raise the error that upstream gave for the tag, for `negative_ttl` seconds after it."""
         missing = self._missing_tags.get_with_age((repository, tag))
         if missing and 0 <= missing[0] < self._settings.negative_ttl:
+            raise copy(missing[1])
+
+    def _raise_if_without_referrers(
+        self, repository: Repository, tag: Tag, error: UpstreamError
+    ) -> None:
+        """Raise `NotFoundError` for a tag of referrers that upstream did not have when last asked.
+
+        Clients ask for such tags to see whether there is any, so 404 is an answer and 503 is not.
+        """
+        subject = subject_of_tag(tag)
+        if subject is None:
+            return
+        if record := self._index.referrer_record(repository, subject):
+            if tag not in record.tags:
+                raise UnknownManifestError(f"upstream did not have it when asked: {error}")
+        elif missing := self._missing_tags.get_with_age((repository, tag)):
             raise copy(missing[1])
 
     async def _refresh_once(

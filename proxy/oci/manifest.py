@@ -9,6 +9,7 @@ clients could take it for different images (CVE-2021-41190).
 import json
 import re
 from collections.abc import Mapping, Sequence, Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,7 @@ ACCEPT = (
 MAX_MANIFEST_SIZE = 4 << 20
 
 _UNKNOWN_TYPE = "application/octet-stream"
+_ATTESTED_ANNOTATION = "vnd.docker.reference.digest"
 # Servers send these for content of unknown type.
 _GENERIC_TYPES = frozenset({_UNKNOWN_TYPE, "application/json", "text/plain", "text/html"})
 _DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
@@ -74,6 +76,8 @@ class Descriptor:
     platform: Platform | None
     # A foreign layer is downloaded from its own URLs; registries need not have it.
     is_foreign: bool
+    # The manifest of the same index that this one attests, as BuildKit says it.
+    attested: Digest | None = None
 
     @property
     def is_manifest(self) -> bool:
@@ -206,7 +210,7 @@ class _Reader:
             self._read_subject(),
             # image-spec, manifest.md: without an artifactType, the config's media type is used.
             _last_text(self._fields, "artifacttype") or (config.media_type if config else ""),
-            self._read_annotations(),
+            _read_annotations(self._fields),
             config is not None,
             bool(stated_type),
             self._unread,
@@ -272,20 +276,12 @@ class _Reader:
             media_type,
             _read_platform(fields),
             is_foreign or any(fields.get("urls", ())),
+            _read_attested(fields),
         )
 
     def _read_subject(self) -> Digest | None:
         found = self._fields.get("subject", ())
         return _read_digest(_fold_fields(found[0])) if len(found) == 1 else None
-
-    def _read_annotations(self) -> dict[str, str]:
-        return {
-            _text(name): _text(value)
-            for found in self._fields.get("annotations", ())
-            if isinstance(found, tuple)
-            for name, value in found
-            if isinstance(value, str | None)
-        }
 
 
 def _fold_fields(value: object) -> _Fields:
@@ -305,6 +301,25 @@ def _read_digest(fields: _Fields) -> Digest | None:
         return Digest.parse(_text(found[0])) if len(found) == 1 else None
     except InvalidDigestError:
         return None
+
+
+def _read_annotations(fields: _Fields) -> dict[str, str]:
+    return {
+        _text(name): _text(value)
+        for found in fields.get("annotations", ())
+        if isinstance(found, tuple)
+        for name, value in found
+        if isinstance(value, str | None)
+    }
+
+
+def _read_attested(fields: _Fields) -> Digest | None:
+    text = (
+        _read_annotations(fields).get(_ATTESTED_ANNOTATION, "") if "annotations" in fields else ""
+    )
+    with suppress(InvalidDigestError):
+        return Digest.parse(text) if text else None
+    return None
 
 
 def _read_size(fields: _Fields) -> int | None:

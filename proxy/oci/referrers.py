@@ -22,6 +22,10 @@ COSIGN_SUFFIXES = (".sig", ".att", ".sbom")
 _REFERRERS_TAG = re.compile(r"sha256-([a-f0-9]{64})(?:\.[a-z]+)?")
 
 
+class _FallbackIndex(msgspec.Struct):
+    manifests: list[RawDescriptor] | None = None
+
+
 class ReferrerRecord(msgspec.Struct, frozen=True):
     """All that upstream had of referrers of one manifest: the descriptors in its list, and the tags."""
 
@@ -49,6 +53,14 @@ def fallback_tag(subject: Digest) -> Tag:
 def cosign_tags(subject: Digest) -> list[Tag]:
     """Return the tags that cosign may have used for signatures, attestations and SBOMs."""
     return [Tag(f"{fallback_tag(subject)}{suffix}") for suffix in COSIGN_SUFFIXES]
+
+
+def parse_fallback_index(content: bytes) -> list[RawDescriptor]:
+    """Return the descriptors in an index of referrers; none if it is not an index."""
+    try:
+        return msgspec.json.decode(content, type=_FallbackIndex).manifests or []
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return []
 
 
 def subject_of_tag(tag: str) -> Digest | None:

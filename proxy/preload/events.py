@@ -88,6 +88,18 @@ class ImageFailed(_EventBase, frozen=True, tag="failed"):
     reason: str
 
 
+class ReferrerMissing(_EventBase, frozen=True, tag="referrer_missing"):
+    """A signature, SBOM or the like of an image could not be fetched; the image is not failed.
+
+    `reference` is its digest or tag; "" if the referrers of `subject` could not be listed.
+    """
+
+    image: str
+    subject: str
+    reference: str
+    reason: str
+
+
 class UpstreamWaiting(_EventBase, frozen=True, tag="waiting"):
     """The preload sends an upstream no request before `until`, Unix time."""
 
@@ -103,13 +115,14 @@ class UpstreamResumed(_EventBase, frozen=True, tag="resumed"):
 
 
 class PreloadTotals(_EventBase, frozen=True, tag="totals"):
-    """The end of a preload: numbers of images, and `fetched` bytes of layers from upstream."""
+    """The end of a preload: numbers of images and missing referrers, bytes of layers `fetched`."""
 
     images: int
     fetched_images: int
     up_to_date: int
     failed: int
     fetched: int
+    missing_referrers: int
 
 
 PreloadEvent = (
@@ -119,6 +132,7 @@ PreloadEvent = (
     | LayerProgress
     | ImageDone
     | ImageFailed
+    | ReferrerMissing
     | UpstreamWaiting
     | UpstreamResumed
     | PreloadTotals

@@ -2,21 +2,26 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 
 from proxy.cache.blobs import BlobCache
 from proxy.cache.manifests import ManifestCache
+from proxy.concurrency import run_in_thread
 from proxy.config import FetchSettings
 from proxy.download.download import Download
 from proxy.download.manager import DownloadManager
 from proxy.errors import InvalidManifestError, NoSpaceError, ProxyError, RateLimitedError
 from proxy.images.store import ImageStore
 from proxy.lru import CachedManifest
+from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
+from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.preload.backoff import UpstreamRetrier
 from proxy.preload.events import LayerProgress, LayerState
+from proxy.storage.queries import MAX_CHILDREN
 from proxy.storage.space import Lease
-from proxy.upstream.client import Upstream
+from proxy.upstream.client import FetchedManifest, Upstream
 
 # A download that a client started may fail because of its repository, or its blob may be evicted.
 MAX_ATTEMPTS = 3
@@ -70,14 +75,28 @@ class PreloadFetcher:
         if upstream.scarce_quota_reason and not self.stored_digest(repository, reference):
             # A HEAD costs no pull, and its response has the current quota.
             await upstream.resolve(repository.name, reference)
-            if upstream.scarce_quota_reason:
-                raise RateLimitedError(
-                    f"{upstream.scarce_quota_reason}, reserved for clients",
-                    retry_after=QUOTA_RETRY_AFTER,
-                )
+            _raise_if_scarce(upstream)
         manifest = await self._manifests.get_current_manifest(repository, reference)
         self._lease.digests.add(manifest.digest)
         return manifest
+
+    async def peek_manifest(self, repository: Repository, reference: Reference) -> FetchedManifest:
+        """Return a manifest from upstream without storing it. Raises as `fetch_manifest` does."""
+        upstream = self._upstreams[repository.upstream]
+        _raise_if_scarce(upstream)
+        return await upstream.fetch_manifest(repository.name, reference)
+
+    async def store_manifest(
+        self, repository: Repository, tag: Tag, fetched: FetchedManifest
+    ) -> CachedManifest:
+        """Store and lease a manifest that upstream has just sent. Raises `UpstreamError`."""
+        manifest = await self._manifests.add_manifest(repository, tag, fetched)
+        self._lease.digests.add(manifest.digest)
+        return manifest
+
+    async def parse(self, content: bytes, media_type: str) -> Manifest:
+        """Parse a manifest. Raises `InvalidManifestError`, also if it is too large to be stored."""
+        return await parse_manifest(self._image_store.executor, content, media_type)
 
     async def fetch_manifest_when_available(
         self, repository: Repository, reference: Reference
@@ -96,10 +115,12 @@ class PreloadFetcher:
 
     # Blobs.
 
-    async def fetch_blob(self, repository: Repository, digest: Digest, size: int) -> int:
+    async def fetch_blob(
+        self, repository: Repository, digest: Digest, size: int, *, is_patient: bool = True
+    ) -> int:
         """Store a blob and link the repository to it; return how many bytes came from upstream.
 
-        Waits for a rate limit or an outage. Raises `UnknownBlobError`, `UpstreamError`,
+        Waits for a rate limit or an outage if `is_patient`. Raises `UnknownBlobError`, `UpstreamError`,
         `DigestMismatchError`, `NoSpaceError`, and `InvalidManifestError` if it has another size.
         """
 
@@ -109,7 +130,11 @@ class PreloadFetcher:
                 return await self._ensure_stored(repository, digest, size)
 
         try:
-            fetched = await self._retrier.retry_while_unavailable(repository.upstream, fetch_once)
+            if is_patient:
+                retrier, upstream = self._retrier, repository.upstream
+                fetched = await retrier.retry_while_unavailable(upstream, fetch_once)
+            else:
+                fetched = await fetch_once()
         except ProxyError:
             self._report_layer(digest, "failed", self._reported_offsets.get(digest, 0), size)
             raise
@@ -170,3 +195,21 @@ class PreloadFetcher:
                 digest=str(digest), state=state, offset=offset, size=size, resumed=resumed
             )
         )
+
+
+def _raise_if_scarce(upstream: Upstream) -> None:
+    if upstream.scarce_quota_reason:
+        raise RateLimitedError(
+            f"{upstream.scarce_quota_reason}, reserved for clients", retry_after=QUOTA_RETRY_AFTER
+        )
+
+
+async def parse_manifest(executor: Executor, content: bytes, media_type: str) -> Manifest:
+    """Parse a manifest in a thread. Raises `InvalidManifestError`, also if it cannot be stored."""
+    manifest = await run_in_thread(executor, oci.parse_manifest, content, media_type)
+    if manifest.child_count > MAX_CHILDREN:
+        raise InvalidManifestError(
+            f"a manifest names {manifest.child_count} blobs; the cache passes such a manifest "
+            f"through, and stores those with up to {MAX_CHILDREN}"
+        )
+    return manifest

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from proxy.cache.blobs import BlobCache
+from proxy.cache.listings import ListingCache
 from proxy.cache.manifests import ManifestCache
 from proxy.concurrency import background
 from proxy.config import FetchSettings
 from proxy.download.manager import DownloadManager
-from proxy.errors import InvalidManifestError, NoSpaceError, ProxyError
+from proxy.errors import InvalidManifestError, NoSpaceError, ProxyError, UnknownBlobError
 from proxy.images.check import OfflineChecker
 from proxy.images.selection import ImageSelection
 from proxy.images.store import ImageStore
@@ -30,9 +31,11 @@ from proxy.preload import events
 from proxy.preload.backoff import UpstreamRetrier, is_transient
 from proxy.preload.events import PreloadEvent
 from proxy.preload.fetcher import PreloadFetcher
+from proxy.preload.referrers import ReferrerResolver
 from proxy.preload.report import PreloadReport
 from proxy.preload.request import RequestedImage, merge_selections
-from proxy.preload.resolve import FetchManifest, ImageResolver, ResolvedImage
+from proxy.preload.resolve import FetchManifest, ImageResolver
+from proxy.preload.resolved import MissingReferrer, ResolvedImage
 from proxy.preload.space_budget import SpaceBudget
 from proxy.storage.space import Lease
 from proxy.upstream.client import Upstream
@@ -59,6 +62,7 @@ class PreloadDeps:
     blobs: BlobCache
     downloads: DownloadManager
     resolver: ImageResolver
+    listings: ListingCache
     checker: OfflineChecker
     image_store: ImageStore
     upstreams: Mapping[str, Upstream]
@@ -128,6 +132,7 @@ class _PreloadRun:
             self._report.add,
             concurrency=concurrency,
         )
+        self._referrers = ReferrerResolver(deps.listings, deps.upstreams, self._fetcher)
 
     def take_events(self) -> list[PreloadEvent]:
         """Return the events since the last call, with the progress of the running downloads."""
@@ -190,6 +195,7 @@ class _PreloadRun:
         platforms = image.platforms_to_fetch(self._deps.native_platform)
         resolved = await self._deps.resolver.resolve(image, platforms, fetch_manifest)
         resolved.is_changed = resolved.digest != stored_digest
+        resolved.referrers = await self._referrers.resolve(resolved)
         self._report_resolved(resolved)
         return resolved
 
@@ -207,7 +213,19 @@ class _PreloadRun:
                 layers=layers,
                 size=image.size,
                 missing=sum(layer.size for layer in layers if not layer.exists),
-                referrers=len(image.referrers),
+                referrers=len(image.referrers.manifests),
+            )
+        )
+        for missing in image.referrers.missing:
+            self._report_missing_referrer(image, missing)
+
+    def _report_missing_referrer(self, image: ResolvedImage, missing: MissingReferrer) -> None:
+        self._report.add_missing_referrer(
+            events.ReferrerMissing(
+                image=image.name,
+                subject=str(missing.subject),
+                reference=missing.reference,
+                reason=missing.reason,
             )
         )
 
@@ -245,7 +263,10 @@ class _PreloadRun:
             if image.missing_platforms_error:
                 raise InvalidManifestError(image.missing_platforms_error)
             if not self._dry_run:
+                await self._fetch_referrer_blobs(image)
                 await self._verify(image.requested)
+                records = image.referrers.records
+                await self._deps.image_store.index.set_referrer_records(image.repository, records)
                 if self._pin:
                     await self._deps.image_store.index.pin([(image.repository, image.reference)])
         except ProxyError as error:
@@ -265,25 +286,36 @@ class _PreloadRun:
         )
 
     async def _fetch_blobs(self, image: ResolvedImage) -> int:
-        """Fetch all blobs of an image, and return how many bytes came from upstream.
+        """Fetch the blobs of an image, and return how many bytes came from upstream.
 
-        If some fail, the others are still fetched. A failed blob of a referrer does not fail the
-        image.
+        If some fail, the others are still fetched.
         """
-        blobs = [*image.blobs.items(), *image.referrer_blobs.items()]
         outcomes = await asyncio.gather(
-            *(self._fetcher.fetch_blob(image.repository, *blob) for blob in blobs),
+            *(self._fetcher.fetch_blob(image.repository, *blob) for blob in image.blobs.items()),
             return_exceptions=True,
         )
         fetched_bytes = 0
-        for (digest, _), outcome in zip(blobs, outcomes, strict=True):
-            if isinstance(outcome, int):
-                fetched_bytes += outcome
-            elif not isinstance(outcome, ProxyError) or digest in image.blobs:
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
                 raise outcome
-            else:
-                log.info("referrers_failed", image=image.name, reason=str(outcome))
+            fetched_bytes += outcome
         return fetched_bytes
+
+    async def _fetch_referrer_blobs(self, image: ResolvedImage) -> None:
+        """Fetch the blobs of an image's referrers, and report those that are missing."""
+        fetch_blob, referrers = self._fetcher.fetch_blob, image.referrers
+
+        async def fetch(digest: Digest, size: int) -> None:
+            try:
+                await fetch_blob(image.repository, digest, size, is_patient=False)
+            except UnknownBlobError as error:
+                log.info("referrer_gone", referrer=str(digest), reason=str(error))
+            except ProxyError as error:
+                missing = MissingReferrer(*referrers.origins[digest], str(error))
+                self._report_missing_referrer(image, missing)
+
+        blobs = [blob for blob in referrers.blobs.items() if blob[0] not in image.blobs]
+        await asyncio.gather(*(fetch(*blob) for blob in blobs))
 
     async def _verify(self, image: RequestedImage) -> None:
         """Raise `InvalidManifestError` unless clients can pull the image without upstream."""

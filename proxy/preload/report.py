@@ -3,9 +3,12 @@
 from typing import Literal
 
 from proxy.errors import ProxyError, error_code
+from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.preload import events
 from proxy.preload.events import ImageOutcome, PreloadEvent
+
+log = get_logger(__name__)
 
 
 class PreloadReport:
@@ -18,11 +21,24 @@ class PreloadReport:
         self._metrics = metrics
         self._dry_run = dry_run
         self._events: list[PreloadEvent] = []
+        self._missing_referrers = 0
         self._outcomes: list[ImageOutcome | Literal["failed"]] = []
 
     def add(self, event: PreloadEvent) -> None:
         """Add an event that is not the end of an image."""
         self._events.append(event)
+
+    def add_missing_referrer(self, event: events.ReferrerMissing) -> None:
+        """Add a referrer that could not be fetched to events, totals and the log."""
+        log.warning(
+            "referrer_missing",
+            image=event.image,
+            subject=event.subject,
+            referrer=event.reference,
+            reason=event.reason,
+        )
+        self._events.append(event)
+        self._missing_referrers += 1
 
     def add_done(self, event: events.ImageDone) -> None:
         """Add the success of an image to events, totals and metrics."""
@@ -46,6 +62,7 @@ class PreloadReport:
             up_to_date=self._outcomes.count("up_to_date"),
             failed=self._outcomes.count("failed"),
             fetched=fetched_bytes,
+            missing_referrers=self._missing_referrers,
         )
 
     def _add_outcome(self, event: PreloadEvent, outcome: ImageOutcome | Literal["failed"]) -> None:

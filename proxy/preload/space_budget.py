@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from proxy.errors import NoSpaceError
 from proxy.images.store import ImageStore
 from proxy.oci.digest import Digest
-from proxy.preload.resolve import ResolvedImage
+from proxy.preload.resolved import ResolvedImage
 from proxy.storage.blobs import allocated_size
 from proxy.storage.space import Lease
 

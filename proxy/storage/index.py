@@ -12,7 +12,7 @@ once; the others wait up to `LOCK_TIMEOUT`.
 import asyncio
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -445,13 +445,11 @@ class Index:
         """Delete a tag; its content stays."""
         await self._write(queries.delete_tag, repository, tag)
 
-    async def set_referrer_record(
-        self, repository: Repository, subject: Digest, record: ReferrerRecord
+    async def set_referrer_records(
+        self, repository: Repository, records: Mapping[Digest, ReferrerRecord]
     ) -> None:
-        """Record what upstream has of referrers of a stored manifest. Survives a power cut."""
-        await self._write(
-            queries.set_referrer_record, repository, subject, record.encode(), is_durable=True
-        )
+        """Record what upstream has of referrers of stored manifests. Survives a power cut."""
+        await self._write(queries.set_referrer_records, repository, records, is_durable=True)
 
     async def pin(self, images: Sequence[tuple[Repository, Reference]]) -> None:
         """Pin images, whether they are in the store or not. Survives a power cut."""

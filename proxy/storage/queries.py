@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.resources import files
 from operator import itemgetter
@@ -12,7 +12,7 @@ from proxy.errors import StorageError
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
-from proxy.oci.referrers import subject_of_tag
+from proxy.oci.referrers import ReferrerRecord, subject_of_tag
 from proxy.storage import pins, tag_history
 from proxy.storage.blobs import BLOCK_SIZE
 from proxy.storage.permissions import create_private_file
@@ -333,14 +333,17 @@ def delete_tag(connection: sqlite3.Connection, repository: Repository, tag: Tag)
     connection.execute("DELETE FROM tags WHERE repository = ? AND tag = ?", (number, tag))
 
 
-def set_referrer_record(
-    connection: sqlite3.Connection, repository: Repository, subject: Digest, record: str
+def set_referrer_records(
+    connection: sqlite3.Connection,
+    repository: Repository,
+    records: Mapping[Digest, ReferrerRecord],
 ) -> None:
-    """Set what upstream had of referrers of a manifest, unless the manifest is not stored."""
-    connection.execute(
+    """Set what upstream had of referrers of manifests, except of manifests that are not stored."""
+    number = repository_id(connection, repository)
+    connection.executemany(
         "INSERT OR REPLACE INTO referrer_records (repository, subject, record)"
         " SELECT ?, digest, ? FROM blobs WHERE digest = ?",
-        (repository_id(connection, repository), record, str(subject)),
+        [(number, record.encode(), str(subject)) for subject, record in records.items()],
     )
 
 

@@ -158,22 +158,30 @@ class Upstream:
             return await resolve_at(self._registry)
         return await self._mirror_set.try_each(resolve_at)
 
-    async def has_tag(self, repository: str, tag: Tag) -> bool:
-        """Tell whether the registry has a tag that it probably does not have.
+    async def probe_head(self, repository: str, digest: Digest) -> None:
+        """Find out whether HEAD works, by a manifest that the registry has, unless that is known."""
+        features = self._registry.features
+        if not (
+            features.has("manifest_head", repository) or features.lacks("manifest_head", repository)
+        ):
+            await self.resolve(repository, digest)
+
+    async def find_tag(self, repository: str, tag: Tag) -> ResolvedReference | None:
+        """Return what a tag points to that the registry probably does not have; None without it.
 
         Where HEAD has worked before, its 404 is believed, so that no pull is spent. Raises
         `UpstreamError` if upstream says neither yes nor no.
         """
         registry, deadline = self._registry, self._request_deadline()
         try:
-            if registry.features.has("manifest_head", repository):
-                request = _manifest_request("HEAD", repository, tag)
+            if not registry.features.has("manifest_head", repository):
+                return await self._resolve_at(registry, repository, tag, deadline)
+            request = _manifest_request("HEAD", repository, tag)
+            return ResolvedReference(
                 await registry.request(request, responses.read_digest, deadline)
-            else:
-                await self._resolve_at(registry, repository, tag, deadline)
+            )
         except (NotFoundError, UpstreamUnauthorizedError, UpstreamRefusedError):
-            return False
-        return True
+            return None
 
     def record_unreliable_head(self, repository: str) -> None:
         """Record that HEAD named a manifest for a tag that upstream does not have."""

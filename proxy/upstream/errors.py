@@ -54,8 +54,6 @@ _BODY_ERRORS = (
 )
 # Codes of a 404 that is about the repository or the manifest (distribution-spec, "Error Codes").
 _UNKNOWN_CODES = frozenset({"NAME_UNKNOWN", "MANIFEST_UNKNOWN", "BLOB_UNKNOWN"})
-# "Not implemented", and "HTTP version not supported".
-_PERMANENT_SERVER_ERRORS = frozenset({501, 505})
 _DENIED_ERRORS = {
     401: UpstreamUnauthorizedError,
     403: UpstreamForbiddenError,
@@ -123,7 +121,7 @@ def error_from_status(label: str, status: int, kind: str, error: RegistryError) 
         return LoopDetectedError(message)
     if status in retry.TRANSIENT_STATUSES:
         return UpstreamUnavailableError(message)
-    if status >= 500 and status not in _PERMANENT_SERVER_ERRORS:
+    if status >= 500 and status not in retry.REFUSAL_STATUSES:
         return UpstreamError(message)
     if kind == "referrers":
         return _no_referrers_error(label, status, error)
@@ -148,7 +146,9 @@ def _no_referrers_error(label: str, status: int, error: RegistryError) -> Unknow
     It is a `NoReferrersApiError` only if the response is not about this repository or manifest.
     """
     message = f"{label} lists no referrers of it: status {status}{error.reason}"
-    if status in (405, 406, 501, 505) or (status == 404 and error.code not in _UNKNOWN_CODES):
+    if status in (405, 406, *retry.REFUSAL_STATUSES) or (
+        status == 404 and error.code not in _UNKNOWN_CODES
+    ):
         return NoReferrersApiError(message)
     return UnknownManifestError(message)
 

@@ -369,7 +369,7 @@ class RegistryClient:
         self._metrics.count_upstream_request(self.name, kind, status)
 
     def _record_health(self, request: ApiRequest, status: int) -> None:
-        if status < 500:
+        if status < 500 or status in retry.REFUSAL_STATUSES:
             self.health.record_success()
         elif status != errors.LOOP_DETECTED and request.kind not in _LIST_KINDS:
             message = f"{self.label} responded with status {status}"

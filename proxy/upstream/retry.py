@@ -6,6 +6,9 @@ from collections.abc import Iterator
 # to 530 if it cannot reach the server behind it.
 TRANSIENT_STATUSES = frozenset({408, 425, 500, 502, 503, 504, 507, 509, *range(520, 531), 598, 599})
 
+# Statuses of a server that works: "not implemented", and "HTTP version not supported".
+REFUSAL_STATUSES = frozenset({501, 505})
+
 # Seconds before the second attempt, doubled for each further one up to the maximum.
 INITIAL_DELAY = 0.25
 MAX_DELAY = 10.0

@@ -10,6 +10,7 @@ import pytest
 from proxy.cli.display import preload_progress
 from proxy.cli.display.preload_progress import ProgressTracker
 from tests.fakes.content import digest_of
+from tests.fakes.faults import Fault
 from tests.fakes.images import push_index, push_manifest
 from tests.support.admin_api import APP, BASE, FOREIGN, NATIVE, OWN, check_images
 from tests.support.commands import run, run_on, run_on_terminal
@@ -92,6 +93,38 @@ async def test_with_json_stdout_is_the_events(program, app):
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [events[0]["event"], events[-1]["event"]] == ["resolving", "totals"]
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+async def test_a_signature_that_could_not_be_fetched_is_named_and_the_exit_code_is_4(
+    registry, program, app, tmp_path, options
+):
+    tag = f"{app['index'].replace(':', '-')}.sig"
+    push_manifest(registry, APP, [b"signature"], tag=tag)
+    registry.fail(f"/manifests/{tag}", Fault(status=500), times=None)
+    lock = tmp_path / "images.lock"
+    done = await run_on(program, "preload", "app:v1", *options, "--lock", str(lock))
+    assert done.exit_code == 4
+    assert f"app:v1: {tag}, which refers to it, could not be fetched: " in done.stderr
+    if not options:
+        assert "app:v1: Pull complete" in done.stdout
+        assert "0 failed, 1 referrer missing" in done.stderr
+    (entry,) = json.loads(lock.read_text())["images"]
+    (missing,) = entry["missing_referrers"]
+    assert (missing["subject"], missing["reference"]) == (app["index"], tag)
+    assert "500" in missing["reason"]
+    # The lock file is a list of images as any other.
+    registry.heal()
+    done = await run_on(program, "preload", "-f", str(lock), "--lock", str(lock))
+    assert done.exit_code == 0
+    assert "missing_referrers" not in lock.read_text()
+
+
+async def test_a_list_of_referrers_that_could_not_be_fetched_is_named(registry, program, app):
+    registry.fail("/referrers/", Fault(status=500), times=None)
+    done = await run_on(program, "preload", "app:v1")
+    assert done.exit_code == 4
+    assert f"app:v1: what refers to {app['index']} could not be listed: " in done.stderr
 
 
 class TestLock:

@@ -61,6 +61,7 @@ async def test_a_complete_image_costs_one_head_and_no_pull(registry, program):
         "up_to_date": 1,
         "failed": 0,
         "fetched": 0,
+        "missing_referrers": 0,
     }
 
 

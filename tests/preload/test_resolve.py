@@ -3,8 +3,7 @@
 import json
 
 from tests.fakes.content import OCI_INDEX, digest_of
-from tests.fakes.faults import Fault
-from tests.fakes.images import push_index, push_manifest
+from tests.fakes.images import push_manifest
 from tests.preload.images import push_app
 from tests.support.admin_api import APP, BASE, FOREIGN, NATIVE, OTHER, OWN, check_images
 from tests.support.preload_api import run_preload
@@ -76,40 +75,3 @@ async def test_an_image_by_digest_does_not_follow_its_tag(registry, program):
     assert run.events_of("done")[0]["image"] == f"app@{digests['index']}"
     assert digest_of(OWN) in program.stored()
     assert digest_of(b"newer") not in program.stored()
-
-
-async def test_referrers_are_found_by_the_api(registry, program):
-    digests = push_app(registry)
-    sbom = push_manifest(registry, APP, [b"sbom"], subject=digests["index"], artifact_type="x/y")
-    signature = push_manifest(
-        registry, APP, [b"sign"], subject=digests[NATIVE], artifact_type="x/z"
-    )
-    run = await run_preload(program, "app:v1")
-    assert run.events_of("resolved")[0]["referrers"] == 2
-    assert {sbom, signature, digest_of(b"sbom"), digest_of(b"sign")} <= program.stored()
-    async with registry.down():
-        answer = await program.ask(f"/v2/{APP}/referrers/{digests['index']}")
-        assert [referrer["digest"] for referrer in answer.json["manifests"]] == [sbom]
-
-
-async def test_referrers_are_found_by_the_fallback_tag_and_by_cosign_tags(registry, program):
-    registry.referrers = False
-    digests = push_app(registry)
-    fallback = digests["index"].replace(":", "-")
-    listed = push_manifest(registry, APP, [b"listed"], artifact_type="x/y")
-    push_index(registry, APP, fallback, {"unknown/unknown": listed})
-    push_manifest(registry, APP, [b"signature"], tag=f"{fallback}.sig")
-    await run_preload(program, "app:v1")
-    assert {digest_of(b"listed"), digest_of(b"signature")} <= program.stored()
-    async with registry.down():
-        for tag in (fallback, f"{fallback}.sig"):
-            assert (await program.manifest(APP, tag)).status == 200
-
-
-async def test_a_referrer_that_fails_does_not_fail_the_image(registry, program):
-    digests = push_app(registry)
-    push_manifest(registry, APP, [b"deleted"], subject=digests["index"], artifact_type="x/y")
-    del registry.repository(APP).blobs[digest_of(b"deleted")]
-    registry.fail(f"referrers/{digests[NATIVE]}", Fault(status=400), times=None)
-    run = await run_preload(program, "app:v1")
-    assert [done["outcome"] for done in run.events_of("done")] == ["fetched"]

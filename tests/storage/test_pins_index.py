@@ -170,10 +170,10 @@ async def test_a_pinned_image_keeps_what_the_tags_for_its_referrers_name(index, 
 async def test_a_record_of_referrers_lasts_as_long_as_its_subject(index):
     (image,) = await blobs(index, 1)
     record = ReferrerRecord([{"digest": "sha256:x", "unknown": [1]}], ["sha256-y.sig"])
-    await index.set_referrer_record(APP, image, record)
+    await index.set_referrer_records(APP, {image: record})
     assert index.referrer_record(APP, image) == record
     assert index.referrer_record(OTHER, image) is None
-    await index.set_referrer_record(APP, digest(), record)
+    await index.set_referrer_records(APP, {digest(): record})
     await index.remove_blobs([image], lambda _: None)
     assert index.referrer_record(APP, image) is None
 

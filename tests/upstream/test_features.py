@@ -56,10 +56,10 @@ def test_the_missing_features_are_listed_with_the_first_time_at_which_one_is_tri
     clock = Clock()
     features = RegistryFeatures(clock)
     features.record_missing("referrers", "me/app")
+    retry_at = clock.now + FEATURE_TTL["referrers"]
     clock.now += 10
     features.record_missing("referrers", "me/other")
     features.record_present("ranges", "me/app")
-    retry_at = 1000 + FEATURE_TTL["referrers"]
     assert features.missing() == [MissingFeature("referrers", 2, retry_at)]
 
 

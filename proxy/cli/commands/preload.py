@@ -53,8 +53,8 @@ def preload(
     """Fetch images before clients pull them.
 
     Fetches the current images from upstream, with their signatures and SBOMs. Skips stored content
-    and resumes partial downloads, so it is safe to repeat. Exits 4 if some images failed, 1 if all
-    did.
+    and resumes partial downloads, so it is safe to repeat. Exits 4 if some images failed or a
+    signature that exists could not be fetched, 1 if all images failed.
     """
     if all_platforms and platforms:
         raise click.UsageError("--all-platforms and --platform are mutually exclusive")
@@ -63,6 +63,7 @@ def preload(
     request = {"images": requested, "pin": pin, "dry_run": dry_run, "jobs": jobs}
     resolved: dict[str, dict[str, Any]] = {}
     done: list[dict[str, Any]] = []
+    missing: list[dict[str, Any]] = []
     with open_admin_client(load_config(path, store)) as api, open_view(as_json=as_json) as show:
         for event in api.stream("POST", "/api/v1/preload", request) if requested else ():
             show(event)
@@ -70,10 +71,12 @@ def preload(
                 resolved[event["image"]] = event
             elif event["event"] == "done":
                 done.append(resolved[event["image"]])
+            elif event["event"] == "referrer_missing":
+                missing.append(event)
             failed += event["event"] == "failed"
     if lock:
-        _write_lock(lock, done)
-    if failed:
+        _write_lock(lock, done, missing)
+    if failed or missing:
         raise click.exceptions.Exit(PARTIAL_SUCCESS if done else FAILED)
 
 
@@ -84,17 +87,23 @@ def _check_platforms(platforms: tuple[str, ...]) -> None:
             parse_platform(platform)
 
 
-def _write_lock(path: Path, images: list[dict[str, Any]]) -> None:
+def _write_lock(path: Path, images: list[dict[str, Any]], missing: list[dict[str, Any]]) -> None:
     """Write the lock file atomically. The same images result in the same bytes."""
-    entries = [
-        {
+    entries = []
+    for image in images:
+        entry = {
             "image": image["name"],
             "digest": image["digest"],
             "size": image["size"],
             "platforms": image["platforms"],
         }
-        for image in images
-    ]
+        if referrers := [
+            {name: event[name] for name in ("subject", "reference", "reason")}
+            for event in missing
+            if event["image"] == image["image"]
+        ]:
+            entry["missing_referrers"] = referrers
+        entries.append(entry)
     document = {"pullcache-lock": 1, "images": sorted(entries, key=lambda entry: entry["image"])}
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -43,12 +43,18 @@ EventHandler = Callable[[dict[str, Any]], None]
 def open_view(*, as_json: bool) -> Iterator[EventHandler]:
     """Yield a function that shows an event: images on stdout, everything else on stderr."""
     if as_json:
-        yield lambda event: click.echo(json.dumps(event))
+        yield _show_json
     elif sys.stderr.isatty():
         with _bar_view() as show:
             yield show
     else:
         yield _line_view()
+
+
+def _show_json(event: dict[str, Any]) -> None:
+    click.echo(json.dumps(event))
+    if event["event"] == "referrer_missing":
+        click.echo(_format_missing_referrer(event), err=True)
 
 
 @dataclass(slots=True)
@@ -264,9 +270,11 @@ def _format_outcome(event: dict[str, Any]) -> str:
 
 
 def _summary_lines(event: dict[str, Any]) -> list[str]:
-    """Return lines for an event that concerns the whole preload."""
+    """Return lines for an event that does not end an image."""
     if event["event"] == "plan":
         return _format_plan(event)
+    if event["event"] == "referrer_missing":
+        return [_format_missing_referrer(event)]
     return [_format_totals(event)] if event["event"] == "totals" else []
 
 
@@ -279,6 +287,15 @@ def _format_plan(event: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _format_missing_referrer(event: dict[str, Any]) -> str:
+    name, reason = escape_unprintable(event["image"]), escape_unprintable(event["reason"])
+    if event["reference"]:
+        what = f"{escape_unprintable(event['reference'])}, which refers to it, could not be fetched"
+    else:
+        what = f"what refers to {event['subject']} could not be listed"
+    return f"{name}: {what}: {reason}"
+
+
 def _format_totals(event: dict[str, Any]) -> str:
     parts = [
         format_count(event["images"], "image"),
@@ -286,4 +303,6 @@ def _format_totals(event: dict[str, Any]) -> str:
         f"{event['up_to_date']} up to date",
         f"{event['failed']} failed",
     ]
+    if event["missing_referrers"]:
+        parts.append(f"{format_count(event['missing_referrers'], 'referrer')} missing")
     return ", ".join(parts)
