@@ -56,6 +56,7 @@ async def test_status_says_what_an_upstream_was_found_unable_to_do(registry, mak
     missing = document["upstreams"][0]["missing_features"]
     assert {one["feature"]: one["repositories"] for one in missing} == {
         "manifest_head": 2,
+        "blob_head": 1,
         "ranges": 1,
         "referrers": 2,
     }
@@ -74,8 +75,8 @@ async def test_status_as_json_is_the_document_of_the_admin_api(program):
 
 
 async def test_status_warns_when_pins_take_nearly_all_space(registry, make_program):
-    program = await make_program(store={"max_size": "8MB"})
-    layer = bytes(7_250_000)
+    program = await make_program(store={"max_size": "10MB"})
+    layer = bytes(9_150_000)
     push_manifest(registry, APP, [layer], tag="v1")
     await pull_parts(program, APP, "v1")
     await run_on(program, "pin", "app:v1")
@@ -84,7 +85,7 @@ async def test_status_warns_when_pins_take_nearly_all_space(registry, make_progr
     await program.wait_for_downloads()
     text = (await run_on(program, "status")).stdout
     assert re.search(
-        r"^pinned     7\.\d+ MB; too little space left to store other", text, re.MULTILINE
+        r"^pinned     9\.\d+ MB; too little space left to store other", text, re.MULTILINE
     )
 
 

@@ -17,9 +17,9 @@ from tests.test_dashboard import queries
 # The values of Grafana's variables. The test takes less time than the range.
 VARIABLES = {"$instance": ".*", "$__range": "5m", "$__rate_interval": "1m"}
 
-# Panels without data: docker-registry sends no rate limit, no request was retried, and there is no
+# Panels without data: docker-registry sends no rate limit, no request was retried, there is no policy, and no
 # TLS.
-EMPTY = {"Remaining pulls", "Retries", "Certificate expires in"}
+EMPTY = {"Remaining pulls", "Retries", "Certificate expires in", "Decisions of policies"}
 
 
 @pytest.fixture
