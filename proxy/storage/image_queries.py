@@ -19,6 +19,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Repository, Tag, parse_reference
 from proxy.policy.facts import RepositoryFacts
 from proxy.storage import pins
+from proxy.storage.index_size import delete_empty_repositories
 from proxy.storage.policy_rows import (
     EXCEPTION_SQL,
     FACTS_SQL,
@@ -108,6 +109,8 @@ def delete_images(
         "DELETE FROM referrer_records WHERE repository = ? AND subject = ?", removal.links
     )
     connection.executemany("DELETE FROM links WHERE repository = ? AND digest = ?", removal.links)
+    numbers = {number for number, _ in (*removal.references, *removal.links)}
+    delete_empty_repositories(connection, numbers)
     pins.recompute(connection)
     return removal.blobs
 

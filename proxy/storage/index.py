@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -27,8 +28,9 @@ from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.oci.referrers import ReferrerRecord
-from proxy.storage import queries
+from proxy.storage import index_size, queries
 from proxy.storage.image_queries import delete_images
+from proxy.storage.index_size import PAGE_SIZE, PAGES_PER_ROW, ROW_SIZE, IndexVictims
 
 R = TypeVar("R")
 
@@ -48,6 +50,9 @@ _DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 # takes 10 ms.
 _SPARE_PAGES = 64
 _MAX_RELEASED_PAGES = 256
+
+# Blobs whose rows one transaction deletes. Each may be a manifest that names thousands.
+_BLOBS_PER_REMOVAL = 32
 
 # Manifests that name one blob and whose statements about the size of one blob are looked at. Most blobs are in few, a base
 # layer may be in all; the loop reads 256 in less than a millisecond.
@@ -516,13 +521,34 @@ class Index:
         digests: Sequence[Digest],
         delete_file: Callable[[Digest], None],
         *,
-        on_commit: Callable[[], None] | None = None,
+        on_commit: Callable[[Sequence[Digest]], None] = lambda _: None,
     ) -> list[tuple[Digest, int]]:
         """Call `delete_file` for each blob, then delete its row; return the rows, with sizes.
 
-        Files go first, because a full disk accepts no writes until a file is deleted.
+        Files go first, because a full disk accepts no writes until a file is deleted. Each transaction
+        deletes some of the blobs, so that other writes do not wait for all of them. `on_commit` gets them.
         """
-        return await self._write(queries.remove_blobs, digests, delete_file, on_commit=on_commit)
+        removed = []
+        for start in range(0, len(digests), _BLOBS_PER_REMOVAL):
+            some = digests[start : start + _BLOBS_PER_REMOVAL]
+            removed += await self._write(
+                queries.remove_blobs, some, delete_file, on_commit=partial(on_commit, some)
+            )
+        return removed
+
+    async def choose_victims(self, size: int, spared: Collection[Digest]) -> IndexVictims:
+        """Return the least recently used manifests and repositories with about `size` bytes of rows.
+
+        Pinned images and the spared manifests are left out. Raises `StorageError`.
+        """
+        with suppress(StorageError):
+            await self.flush()
+        names = self._pending_uses.keys() | set(map(str, spared))
+        return await self._write(index_size.choose_victims, size, names)
+
+    async def delete_repositories(self, numbers: Sequence[int]) -> None:
+        """Delete repositories, given by their ids, with their links and tags; their blobs stay."""
+        await self._write(index_size.delete_repositories, numbers)
 
     async def transact(self, work: Callable[..., R], *args: Any, is_durable: bool = False) -> R:
         """Run `work` with a connection and `args` in a transaction of its own.
@@ -537,14 +563,24 @@ class Index:
 
     def used_bytes(self) -> int:
         """Return the bytes of the index itself, its log included and free pages left out."""
-        sizes = []
-        for suffix in ("", "-wal", "-shm"):
-            try:
-                sizes.append(Path(f"{self.path}{suffix}").stat().st_size)
-            except OSError:
-                sizes.append(0)
         # Pages that are only in the log make the file longer later.
-        return min(sizes[0], self._used_pages * queries.PAGE_SIZE) + sum(sizes[1:])
+        pages = min(self._file_size(""), self.row_bytes)
+        return pages + self._file_size("-wal") + self._file_size("-shm")
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of the pages that hold rows."""
+        return self._used_pages * PAGE_SIZE
+
+    def _file_size(self, suffix: str) -> int:
+        try:
+            return Path(f"{self.path}{suffix}").stat().st_size
+        except OSError:
+            return 0
+
+    def write_size(self, rows: int) -> int:
+        """Return how many bytes the index grows by at most, its log included, when rows are added."""
+        return rows * ROW_SIZE + min(rows * PAGES_PER_ROW, self._used_pages) * PAGE_SIZE
 
     # Whether the index can be used.
 
@@ -634,21 +670,26 @@ class Index:
             with self._writer:
                 result = work(self._writer, *args)
                 totals = StoreTotals(*queries.tracked_totals(self._writer))
-            self._count_pages()
-            return result, totals
         finally:
             # Replaced after the commit, not cleared: a read that began before it fills the old cache.
             # Times of use are not cached.
             if work is not queries.record_uses:
                 self._row_cache = {}
+        self._count_pages()
+        return result, totals
 
     def _count_pages(self) -> None:
-        """Count the pages of the index, and give back some of the free ones if there are many."""
-        self._used_pages, free = queries.count_pages(self._writer)
-        if free > _SPARE_PAGES:
-            # A full disk takes no pages back. Free pages are not counted, so this changes nothing else.
-            with suppress(sqlite3.Error):
-                queries.release_pages(self._writer, min(free - _SPARE_PAGES, _MAX_RELEASED_PAGES))
+        """Count the pages of the index, give back some of the free ones if there are many, shorten the log.
+
+        On a full disk that fails. Free pages are not counted, so it may be done later.
+        """
+        with suppress(sqlite3.Error):
+            self._used_pages, free = index_size.count_pages(self._writer)
+            if free > _SPARE_PAGES:
+                released = min(free - _SPARE_PAGES, _MAX_RELEASED_PAGES)
+                index_size.release_pages(self._writer, released)
+            if self._file_size("-wal") > queries.MAX_LOG_SIZE:
+                index_size.truncate_log(self._writer)
 
     def _cached_row(
         self,
