@@ -51,6 +51,8 @@ _DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _SPARE_PAGES = 64
 _MAX_RELEASED_PAGES = 256
 
+# Uses that one transaction records. Each may be of a manifest that names thousands of blobs.
+_USES_PER_WRITE = 256
 # Blobs whose rows one transaction deletes. Each may be a manifest that names thousands.
 _BLOBS_PER_REMOVAL = 32
 
@@ -337,11 +339,12 @@ class Index:
         """Write the uses recorded since the last flush. Raises `StorageError` and keeps them."""
         uses, self._pending_uses = self._pending_uses, {}
         try:
-            if uses:
-                await self._write(queries.record_uses, uses)
-        except StorageError:
+            while some := dict(islice(uses.items(), _USES_PER_WRITE)):
+                await self._write(queries.record_uses, some)
+                for digest in some:
+                    del uses[digest]
+        finally:
             self._pending_uses = uses | self._pending_uses
-            raise
 
     async def add_blob(
         self,

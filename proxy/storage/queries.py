@@ -25,6 +25,10 @@ MAX_CHILDREN = 2000
 # The size in an edge whose manifest states none.
 UNKNOWN_SIZE = -1
 
+# Blobs below a manifest whose time of use follows that of the manifest. An index of 2000 manifests of 2000
+# layers each would hold up all writes of the index for seconds, each time it is pulled.
+MAX_USED_BLOBS = 20_000
+
 # Changes to a store of that version before the schema is applied to it.
 _MIGRATIONS = {
     1: """
@@ -389,7 +393,7 @@ def record_uses(connection: sqlite3.Connection, uses: dict[Digest, float]) -> No
     """
     connection.executemany(
         "WITH RECURSIVE below (digest) AS (SELECT ? UNION SELECT e.child FROM edges e"
-        " JOIN below b ON e.parent = b.digest)"
+        f" JOIN below b ON e.parent = b.digest LIMIT {MAX_USED_BLOBS})"
         # A blob may have been added after this use was recorded: its later time stays.
         " UPDATE blobs SET used = ? WHERE digest IN (SELECT digest FROM below) AND used < ?",
         [(str(digest), used, used) for digest, used in sorted(uses.items(), key=itemgetter(1))],
