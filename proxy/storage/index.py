@@ -11,6 +11,7 @@ once; the others wait up to `LOCK_TIMEOUT`.
 
 import asyncio
 import json
+import queue
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
@@ -21,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from proxy.concurrency import run_uncancelled, start_threads
+from proxy.concurrency import run_in_thread, run_uncancelled, start_threads
 from proxy.errors import InvalidDigestError, StorageError
 from proxy.log import get_logger
 from proxy.oci.digest import Digest
@@ -45,6 +46,9 @@ _READ_ERRORS = (sqlite3.Error, InvalidDigestError, TypeError, ValueError)
 _WRITE_ERRORS = (sqlite3.Error, InvalidDigestError)
 _LOCK_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+# Threads, and read-only connections, for reads of many rows.
+LIST_THREADS = 4
 
 # Free pages that the index keeps for its next rows, and those that it gives back after one write: 1 MiB
 # takes 10 ms.
@@ -120,6 +124,8 @@ class StoreTotals(NamedTuple):
 class Index:
     """The index of one store. `close` writes the uses that are still in memory.
 
+    `list_threads` run what reads many rows, so that it delays no transfer of content.
+
     `totals` are those of the last transaction. They change in the event loop, in the same step that calls
     the write's `on_commit`, so that readers in the loop see both changes or neither.
     """
@@ -151,6 +157,8 @@ class Index:
                 f"the index {path} cannot be read ({error}); rebuild it with pullcache fsck"
             ) from error
         self._executor = start_threads(1, "index")
+        self.list_threads = start_threads(LIST_THREADS, "lists")
+        self._list_connections: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
 
     def _connect_reader(self) -> sqlite3.Connection:
         return sqlite3.connect(
@@ -164,6 +172,9 @@ class Index:
     def close(self) -> None:
         """Write the uses that are still in memory and close the index. Blocks."""
         self._executor.shutdown()
+        self.list_threads.shutdown()
+        while not self._list_connections.empty():
+            self._list_connections.get().close()
         with suppress(sqlite3.Error):
             self._run_transaction(False, queries.record_uses, (self._pending_uses,))
         self._reader.close()
@@ -241,14 +252,6 @@ class Index:
             names = (repository.upstream, repository.name)
             return self._read_rows(query, names, lambda row: str(row[0]))
         return []
-
-    def repositories(self) -> list[Repository]:
-        """Return the repositories that have a manifest in the store. Raises `StorageError`."""
-        query = (
-            "SELECT upstream, name FROM repositories r WHERE EXISTS (SELECT 1 FROM links l"
-            " JOIN blobs b USING (digest) WHERE l.repository = r.id AND b.media_type IS NOT NULL)"
-        )
-        return self._read_rows(query, (), lambda row: Repository(str(row[0]), str(row[1])))
 
     def referrers(self, repository: Repository, subject: Digest) -> list[tuple[Digest, BlobRow]]:
         """Return the stored manifests of the repository whose subject is `subject`."""
@@ -332,6 +335,26 @@ class Index:
     def touch(self, digest: Digest) -> None:
         """Record a use of a blob; a use of a manifest counts for everything below it."""
         self._pending_uses[digest] = self._next_use_time()
+
+    # Reads of many rows, in threads.
+
+    async def read(self, work: Callable[[sqlite3.Connection], R]) -> R:
+        """Return the result of `work`, which gets a read-only connection. Raises `StorageError`."""
+
+        def run() -> R:
+            try:
+                connection = self._list_connections.get_nowait()
+            except queue.Empty:
+                connection = self._connect_reader()
+            try:
+                return work(connection)
+            finally:
+                self._list_connections.put(connection)
+
+        try:
+            return await run_in_thread(self.list_threads, run)
+        except _READ_ERRORS as error:
+            raise self._to_storage_error("read", error) from error
 
     # Writes, in the thread.
 

@@ -85,6 +85,14 @@ _MIGRATIONS = {
         WITH counts AS (SELECT l.repository, count(*) AS manifests FROM blobs b
             CROSS JOIN links l ON l.digest = b.digest WHERE b.media_type IS NOT NULL GROUP BY 1)
             UPDATE repositories SET manifests = counts.manifests FROM counts WHERE id = repository;
+        CREATE TABLE catalog (
+            name TEXT NOT NULL, upstream TEXT NOT NULL, PRIMARY KEY (name, upstream)
+        ) STRICT, WITHOUT ROWID;
+        INSERT INTO catalog (name, upstream) SELECT
+            CASE upstream WHEN 'docker.io' THEN name ELSE upstream || '/' || name END, upstream
+            FROM repositories WHERE manifests > 0
+            -- Names of docker.io that begin like a host are refused now.
+            AND NOT (upstream = 'docker.io' AND instr(substr(name, 1, instr(name, '/')), '.'));
     """,
 }
 

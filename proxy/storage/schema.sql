@@ -12,9 +12,28 @@ CREATE TABLE IF NOT EXISTS repositories (
     UNIQUE (upstream, name)
 ) STRICT;
 CREATE INDEX IF NOT EXISTS repositories_by_use ON repositories (used);
--- By the names that clients pull by: those of docker.io are without the upstream.
-CREATE INDEX IF NOT EXISTS repositories_listed ON repositories (
-    CASE upstream WHEN 'docker.io' THEN name ELSE upstream || '/' || name END) WHERE manifests > 0;
+
+-- The repositories that have a stored manifest, by the names that clients pull by: those of docker.io are
+-- without the upstream. Lists and searches read nothing else, so it has a table of its own, which the
+-- triggers keep.
+CREATE TABLE IF NOT EXISTS catalog (
+    name     TEXT NOT NULL,
+    upstream TEXT NOT NULL,
+    PRIMARY KEY (name, upstream)
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS repository_listed AFTER UPDATE OF manifests ON repositories
+    WHEN old.manifests = 0 AND new.manifests > 0
+BEGIN
+    INSERT OR IGNORE INTO catalog (name, upstream) VALUES (
+        CASE new.upstream WHEN 'docker.io' THEN new.name ELSE new.upstream || '/' || new.name END,
+        new.upstream);
+END;
+CREATE TRIGGER IF NOT EXISTS repository_unlisted AFTER UPDATE OF manifests ON repositories
+    WHEN old.manifests > 0 AND new.manifests = 0
+BEGIN
+    DELETE FROM catalog WHERE upstream = old.upstream AND name =
+        CASE old.upstream WHEN 'docker.io' THEN old.name ELSE old.upstream || '/' || old.name END;
+END;
 
 -- Committed blobs. A manifest is a blob with a media type; `subject` is the digest it refers to.
 -- `used` is the time of the last use in Unix seconds, unique, and orders evictions. Blobs of pinned
