@@ -76,6 +76,7 @@ _MIGRATIONS = {
             SELECT repository, tag, digest, checked, checked FROM tags;
     """,
     6: """
+        DROP VIEW IF EXISTS roots;
         DROP INDEX IF EXISTS blobs_manifests;
         ALTER TABLE repositories ADD COLUMN used REAL NOT NULL DEFAULT 0;
         ALTER TABLE repositories ADD COLUMN manifests INTEGER NOT NULL DEFAULT 0;

@@ -188,11 +188,13 @@ CREATE INDEX IF NOT EXISTS pins_by_digest ON pins (digest);
 
 -- Images: tags, pins, and manifests that were pulled by digest only. Manifests that belong to an index
 -- or to a subject in the same repository are not images, nor are the tags for referrers of such a subject.
-CREATE VIEW IF NOT EXISTS roots AS
+CREATE VIEW IF NOT EXISTS tagged AS
     SELECT repository, tag AS reference, digest FROM tags t
     WHERE t.subject IS NULL OR t.subject = t.digest OR NOT EXISTS (
         SELECT 1 FROM links s JOIN blobs USING (digest)
-        WHERE s.digest = t.subject AND s.repository = t.repository)
+        WHERE s.digest = t.subject AND s.repository = t.repository);
+CREATE VIEW IF NOT EXISTS roots AS
+    SELECT repository, reference, digest FROM tagged
     UNION ALL
     SELECT repository, reference, digest FROM pins WHERE digest IS NOT NULL
     UNION ALL
