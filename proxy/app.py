@@ -129,6 +129,7 @@ async def run_maintenance(app: "RunningApp", core: Core) -> None:
         config = app.config
         try:
             await core.index.flush()
+            await core.space.shrink_index()
             await app.write_policy_decisions()
         except StorageError as error:
             log.warning("maintenance_failed", reason=str(error))

@@ -22,6 +22,7 @@ from proxy.core import DISK_THREADS
 from proxy.errors import StorageError
 from proxy.log import LogWriter, configure_logging, get_logger
 from proxy.server.connection_limit import raise_file_limit
+from proxy.storage.index import LIST_THREADS
 from proxy.systemd import Notifier, ServiceManager, read_service_manager
 
 # Seconds between two status lines to the service manager, if it has no watchdog.
@@ -31,9 +32,9 @@ EXTENSION_INTERVAL = 5.0
 EXTENSION_SECONDS = 60.0
 
 # Threads of the event loop's default executor, and of the whole process: these and those of the
-# disk, the log, the index, the scrub, password checks and libuv.
+# disk, the lists, the log, the index, the scrub, password checks and libuv.
 LOOP_THREADS = 8
-THREAD_LIMIT = LOOP_THREADS + DISK_THREADS + 8
+THREAD_LIMIT = LOOP_THREADS + DISK_THREADS + LIST_THREADS + 8
 
 _STDERR = 2
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from itertools import accumulate
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -35,8 +35,8 @@ RequestKind = Literal[
 ]
 CacheState = Literal["hit", "miss", "collapsed", "stale", "revalidated", "bypass", "none"]
 DownloadResult = Literal["stored", "failed", "mismatch", "bypass"]
-EvictionReason = Literal["size", "min_free", "idle", "corrupt", "removed"]
-UncachedReason = Literal["too_large", "no_space", "pinned", "disk_error"]
+EvictionReason = Literal["size", "min_free", "index_full", "idle", "corrupt", "removed"]
+UncachedReason = Literal["too_large", "no_space", "pinned", "index_full", "disk_error"]
 ScrubResult = Literal["intact", "corrupt", "missing", "unreadable"]
 
 # Series that exist from the start, so that `rate()` sees the first increment.
@@ -45,9 +45,9 @@ _INITIAL_SERIES: tuple[tuple[RequestKind, tuple[CacheState, ...]], ...] = (
     ("blob", ("hit", "miss", "collapsed", "bypass")),
 )
 _DOWNLOAD_RESULTS: tuple[DownloadResult, ...] = ("stored", "failed", "mismatch", "bypass")
-_EVICTION_REASONS: tuple[EvictionReason, ...] = ("size", "min_free", "idle", "corrupt", "removed")
-_UNCACHED_REASONS: tuple[UncachedReason, ...] = ("too_large", "no_space", "pinned", "disk_error")
-_SCRUB_RESULTS: tuple[ScrubResult, ...] = ("intact", "corrupt", "missing", "unreadable")
+_EVICTION_REASONS: tuple[EvictionReason, ...] = get_args(EvictionReason)
+_UNCACHED_REASONS: tuple[UncachedReason, ...] = get_args(UncachedReason)
+_SCRUB_RESULTS: tuple[ScrubResult, ...] = get_args(ScrubResult)
 _REQUEST_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 30, 120, 600)
 _FIRST_BYTE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 

@@ -78,6 +78,13 @@ class NameParser:
             )
         check_allowed(repository.name, allow=rules.allow, deny=rules.deny)
 
+    @property
+    def unrestricted_upstreams(self) -> list[str]:
+        """The upstreams whose configuration allows all repositories."""
+        return [
+            name for name, rules in self._upstreams.items() if "*" in rules.allow and not rules.deny
+        ]
+
     def is_allowed(self, repository: Repository) -> bool:
         """Tell whether clients may pull the repository; a stored one may be denied now."""
         try:

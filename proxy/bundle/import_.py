@@ -29,6 +29,7 @@ from proxy.errors import (
     DeniedError,
     DigestMismatchError,
     InvalidReferenceError,
+    NoSpaceError,
     StorageError,
 )
 from proxy.images.store import ImageStore
@@ -165,7 +166,17 @@ class BundleImporter:
         manifests = [
             (node.digest, node.size, node.manifest) for node in image.walk() if node.manifest
         ]
-        await self._image_store.index.add_image(repository, tag, listed.digest, manifests)
+        space = self._image_store.space
+        children = sum(manifest.child_count for _, _, manifest in manifests)
+        reservation = await space.reserve_manifests(0, children)
+        if reservation is None:
+            raise NoSpaceError(
+                f"the index has no space for an image of {children} blobs; raise store.max_size"
+            )
+        try:
+            await self._image_store.index.add_image(repository, tag, listed.digest, manifests)
+        finally:
+            space.release(reservation)
         return ImportedImage(display_name(repository, reference), str(listed.digest))
 
     def _try_display_name(self, text: str) -> str:

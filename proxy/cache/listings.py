@@ -32,6 +32,7 @@ from proxy.oci.referrers import (
 )
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
+from proxy.storage.list_queries import list_repositories
 from proxy.upstream.client import Upstream
 
 # Lists of tags and, separately, of referrers that are cached.
@@ -139,9 +140,15 @@ class ListingCache:
         self._referrer_cache.set((repository, digest), referrers)
         return referrers
 
-    def list_repositories(self) -> list[Repository]:
-        """Return the repositories that have a manifest in the store."""
-        return self._index.repositories()
+    async def list_repositories(
+        self, after: str, count: int, is_allowed: Callable[[Repository], bool]
+    ) -> list[Repository]:
+        """Return up to `count` allowed repositories that have a stored manifest, in ASCII order.
+
+        Their names, as clients pull them, follow `after`. Raises `StorageError`.
+        """
+        list_page = partial(list_repositories, after=after, count=count, is_allowed=is_allowed)
+        return await self._index.read(list_page)
 
     async def _describe_cached_referrers(
         self, repository: Repository, subject: Digest, error: UpstreamError

@@ -118,9 +118,10 @@ class ManifestStore:
         size = len(fetched.content)
         reservation = None
         try:
-            reservation = await self._space.reserve(size)
+            reservation = await self._space.reserve_manifests(size, manifest.child_count)
             if reservation is None:
-                self._metrics.count_uncached(self._space.uncached_reason(size))
+                reason = self._space.uncached_reason(size, manifest.child_count)
+                self._metrics.count_uncached(reason)
                 return False
             await self._committer.commit_manifest(
                 repository, fetched.digest, fetched.content, manifest, reservation

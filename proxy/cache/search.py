@@ -29,6 +29,7 @@ from proxy.names import OFFICIAL_PREFIX, NameParser, display_name, normalize_rep
 from proxy.oci.reference import Repository
 from proxy.policy.facts import Badge
 from proxy.storage.index import Index
+from proxy.storage.list_queries import search_repositories
 from proxy.upstream.client import Upstream
 from proxy.upstream.search import SearchHit, SearchPage
 
@@ -131,7 +132,7 @@ class RepositorySearch:
             return SearchResult(cached[1], "hit")
         if not query.terms or not self._config.get_search_url(query.upstream):
             problem = "no search_url is set for it" if query.terms else ""
-            return SearchResult(self._search_stored(query), "hit", "store", problem)
+            return SearchResult(await self._search_stored(query), "hit", "store", problem)
         state: CacheState = "collapsed" if query in self._fetches else "miss"
         try:
             async with enforce_deadline(self._now() + RESPONSE_TIMEOUT, query.upstream):
@@ -139,7 +140,7 @@ class RepositorySearch:
                     await self._fetches.run(query, partial(self._fetch_page, query)), state
                 )
         except (UpstreamError, NotFoundError) as error:
-            page = cached[1] if cached else self._search_stored(query)
+            page = cached[1] if cached else await self._search_stored(query)
             # An empty page is a right answer while offline or where upstream cannot search, but it
             # would hide a failure.
             may_be_empty = isinstance(error, OfflineError | NotFoundError)
@@ -186,25 +187,24 @@ class RepositorySearch:
             hit, badge=facts.badge, publisher=facts.publisher, is_archived=facts.is_archived
         )
 
-    def _search_stored(self, query: SearchQuery) -> SearchPage:
+    async def _search_stored(self, query: SearchQuery) -> SearchPage:
         """Return the stored repositories whose names contain all terms.
 
         A search of Docker Hub finds those of every upstream.
         """
-        terms = query.terms.casefold().split()
-        found = (
-            self._add_known_facts(_stored_hit(repository), repository)
-            for repository in self._index.repositories()
-            if query.upstream in (DEFAULT_UPSTREAM, repository.upstream)
-            and all(term in display_name(repository) for term in terms)
-            and self._names.is_allowed(repository)
+        search = partial(
+            search_repositories,
+            terms=query.terms.casefold().split(),
+            upstream=None if query.upstream == DEFAULT_UPSTREAM else query.upstream,
+            offset=(query.page - 1) * query.limit,
+            count=query.limit,
+            is_allowed=self._names.is_allowed,
+            unrestricted=self._names.unrestricted_upstreams,
+            badges=[badge.value for badge in query.badges],
         )
-        hits = sorted(
-            (hit for hit in found if not query.badges or hit.badge in query.badges),
-            key=lambda hit: (not hit.is_official, hit.name),
-        )
-        start = (query.page - 1) * query.limit
-        return SearchPage(hits[start : start + query.limit], len(hits))
+        found, total = await self._index.read(search)
+        hits = [self._add_known_facts(_stored_hit(one), one) for one in found]
+        return SearchPage(hits, total)
 
 
 def _stored_hit(repository: Repository) -> SearchHit:

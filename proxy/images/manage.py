@@ -16,13 +16,15 @@ from proxy.images.store import ImageStore
 from proxy.images.tree import ImageState, PlatformState, build_tree
 from proxy.images.trust import PolicySummary, TrustSummary, describe_policy, describe_trust
 from proxy.names import display_name
-from proxy.oci.reference import parse_image
+from proxy.oci.reference import Reference, Repository, parse_image
 from proxy.policy.rules import RuleSet
 from proxy.storage.image_queries import ImageQueries, ImageRow, open_image_queries
 
-# For more images than this, sizing the whole store at once is faster than sizing one by one.
-_BULK_SIZES_THRESHOLD = 50
-_BATCH_SIZE = 50
+# After this many images, the sizes of all are computed at once: 12 s for 80,000 images, where one by one
+# takes 50 s.
+_BULK_SIZES_THRESHOLD = 1000
+# Images read in one call of a thread, so that the first ones are sent early.
+_BATCH_SIZE = 10
 
 
 class ImageSummary(msgspec.Struct, frozen=True):
@@ -63,15 +65,19 @@ class ImageManager:
         self._rules = rules
         self._clock = clock
 
-    async def list_images(self, pattern: str = "") -> AsyncGenerator[ImageSummary, None]:
+    async def list_images(
+        self, pattern: str = "", *, after: str = "", limit: int = 0
+    ) -> AsyncGenerator[ImageSummary, None]:
         """Yield the images whose name contains `pattern` or matches it as a glob, in order.
 
-        Raises `StorageError`.
+        These are at most `limit` (0: all) that follow the image named `after`. Raises
+        `InvalidReferenceError` and `StorageError`.
         """
+        start = self._image_store.names.to_repository(parse_image(after)) if after else None
         with suppress(StorageError):  # then the times of use are older
             await self._image_store.index.flush()
-        with closing(self._iterate_summaries(pattern)) as summaries:
-            executor = self._image_store.executor
+        with closing(self._iterate_summaries(pattern, start, limit)) as summaries:
+            executor = self._image_store.index.list_threads
             while batch := await run_in_thread(
                 executor, lambda: list(islice(summaries, _BATCH_SIZE))
             ):
@@ -120,14 +126,15 @@ class ImageManager:
 
     # The methods below run in a thread.
 
-    def _iterate_summaries(self, pattern: str) -> Generator[ImageSummary, None, None]:
+    def _iterate_summaries(
+        self, pattern: str, after: tuple[Repository, Reference] | None, limit: int
+    ) -> Generator[ImageSummary, None, None]:
         with open_image_queries(self._image_store.index.path) as queries:
-            # All at once: a query left open would keep SQLite from truncating its WAL.
-            rows = [row for row in queries.images() if _matches(row, pattern)]
-            sizes = queries.sizes_by_digest() if len(rows) > _BULK_SIZES_THRESHOLD else {}
-            for row in rows:
-                size, unique = sizes.get(str(row.digest)) or queries.image_sizes(row)
-                yield self._summarize(queries, row, size, unique)
+            rows = (row for row in queries.images(pattern, after) if _matches(row, pattern))
+            for number, row in enumerate(islice(rows, limit or None)):
+                if number == _BULK_SIZES_THRESHOLD:
+                    queries.compute_sizes()
+                yield self._summarize(queries, row, *queries.image_sizes(row))
 
     def _summarize(
         self, queries: ImageQueries, row: ImageRow, size: int, unique: int

@@ -41,7 +41,7 @@ class ImageStore:
             with open_image_queries(self.index.path) as queries:
                 return work(queries)
 
-        return await run_in_thread(self.executor, run_queries)
+        return await run_in_thread(self.index.list_threads, run_queries)
 
     # The methods below block on the disk.
 

@@ -20,6 +20,7 @@ ImageState = Literal["complete", "partial", "absent"]
 # An index may contain indexes, and the image-spec sets no limit. More than this is an attack.
 MAX_INDEX_DEPTH = 4
 MAX_MANIFESTS = 2000
+MAX_BLOBS = 20_000
 
 
 class MissingBlob(msgspec.Struct, frozen=True):
@@ -138,7 +139,7 @@ def build_tree(
 
 
 class _TreeBuilder:
-    """Builds one tree. `MAX_MANIFESTS` bounds the whole tree, not one index."""
+    """Builds one tree. `MAX_MANIFESTS` and `MAX_BLOBS` bound the whole tree, not one index."""
 
     def __init__(
         self,
@@ -153,6 +154,7 @@ class _TreeBuilder:
         self._repository = repository
         self._check_files = check_files
         self._remaining_manifests = MAX_MANIFESTS
+        self._remaining_blobs = MAX_BLOBS
 
     def build(self, descriptor: Descriptor, platform: Platform | None, depth: int) -> ManifestNode:
         node = ManifestNode(descriptor.digest, descriptor.size or 0, platform)
@@ -175,6 +177,10 @@ class _TreeBuilder:
             return
         if (count := manifest.child_count) > MAX_CHILDREN:
             node.problem = f"the manifest names {count} blobs, more than {MAX_CHILDREN}"
+            return
+        self._remaining_blobs -= count
+        if self._remaining_blobs < 0:
+            node.problem = f"the image names more than {MAX_BLOBS} blobs"
             return
         node.manifest = manifest
         if manifest.unread:

@@ -18,6 +18,7 @@ from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from proxy.storage import queries
 from proxy.storage.blobs import BlobStore
+from proxy.storage.index_size import vacuum
 from proxy.storage.scan import parse_manifest
 
 _READ_SIZE = 1 << 20
@@ -157,4 +158,4 @@ def _update_index(
         if connection.execute("PRAGMA integrity_check").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("damaged")
         connection.commit()
-        queries.vacuum(connection)
+        vacuum(connection)

@@ -6,8 +6,9 @@ removing it removes the ones that no other root reaches.
 """
 
 import json
+import re
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Repository, Tag, parse_reference
 from proxy.policy.facts import RepositoryFacts
 from proxy.storage import pins
+from proxy.storage.index_size import delete_empty_repositories
 from proxy.storage.policy_rows import (
     EXCEPTION_SQL,
     FACTS_SQL,
@@ -58,6 +60,34 @@ class RemovalPlan:
     references: Collection[tuple[int, str]]
     links: Collection[tuple[int, str]]
 
+
+# Repositories, and images of one repository, that one query reads.
+_PAGE_SIZE = 500
+# Comes after all tags and digests.
+_LAST_REFERENCE = "\x7f"
+
+# Wildcards and classes of globs, and what separates a name from its reference.
+_NO_LITERAL = re.compile(r"\[!?\]?[^\]]*\]|[*?:@]")
+_DIGEST_CHARACTERS = frozenset("sha256sha512:0123456789abcdef")
+
+# The images of a repository in the order of their references: tags, pins, manifests without a tag.
+_IMAGES_SQL = """
+    SELECT e.reference, e.digest, p.reference IS NOT NULL FROM (
+        SELECT * FROM (
+            SELECT reference, digest FROM tagged
+            WHERE repository = :repository AND reference > :after ORDER BY reference LIMIT :count)
+        UNION
+        SELECT * FROM (
+            SELECT reference, digest FROM pins
+            WHERE repository = :repository AND reference > :after ORDER BY reference LIMIT :count)
+        UNION
+        SELECT * FROM (
+            SELECT u.digest, u.digest FROM links l
+            CROSS JOIN untagged u ON u.digest = l.digest AND u.repository = l.repository
+            WHERE l.repository = :repository AND l.digest > :after ORDER BY l.digest LIMIT :count)
+    ) e LEFT JOIN pins p ON p.repository = :repository AND p.reference = e.reference
+    ORDER BY e.reference LIMIT :count
+"""
 
 # A row of `roots`: repository id, reference, digest, and whether it is pinned.
 _RootRow = tuple[int, str, str, bool]
@@ -108,6 +138,8 @@ def delete_images(
         "DELETE FROM referrer_records WHERE repository = ? AND subject = ?", removal.links
     )
     connection.executemany("DELETE FROM links WHERE repository = ? AND digest = ?", removal.links)
+    numbers = {number for number, _ in (*removal.references, *removal.links)}
+    delete_empty_repositories(connection, numbers)
     pins.recompute(connection)
     return removal.blobs
 
@@ -117,24 +149,70 @@ class ImageQueries:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self._has_sizes = False
 
-    def images(self) -> Iterator[ImageRow]:
-        """Yield all images by upstream, name and reference."""
-        rows = self._connection.execute(
-            "WITH every AS (SELECT repository, reference, digest FROM roots"
-            " UNION SELECT repository, reference, digest FROM pins)"
-            " SELECT r.upstream, r.name, e.reference, e.digest, p.reference IS NOT NULL FROM every e"
-            " JOIN repositories r ON r.id = e.repository"
-            " LEFT JOIN pins p ON p.repository = e.repository AND p.reference = e.reference"
-            " ORDER BY r.upstream, r.name, e.reference"
-        )
-        for upstream, name, reference, digest, is_pinned in rows:
-            yield ImageRow(
-                Repository(upstream, name),
-                parse_reference(reference),
-                Digest.parse(digest) if digest else None,
-                bool(is_pinned),
+    def images(
+        self, pattern: str = "", after: tuple[Repository, Reference] | None = None
+    ) -> Iterator[ImageRow]:
+        """Yield images by upstream, name and reference, those that follow `after`.
+
+        They include all whose name or reference contains the longest literal part of the glob or text
+        `pattern`; the caller checks the rest of it.
+        """
+        candidates = ""
+        if literal := _longest_literal(pattern):
+            self._select_candidates(literal)
+            candidates = "AND id IN (SELECT id FROM temp.candidates)"
+        upstream, name, reference = "", "", ""
+        if after:
+            upstream, name, reference = after[0].upstream, after[0].name, str(after[1])
+        while True:
+            # A page at a time: a query that stays open would keep SQLite from shortening its log.
+            repositories = self._connection.execute(
+                "SELECT id, upstream, name FROM repositories WHERE (upstream, name) >= (?, ?)"
+                f" {candidates} ORDER BY upstream, name LIMIT ?",
+                (upstream, name, _PAGE_SIZE),
+            ).fetchall()
+            for number, *names in repositories:
+                if names != [upstream, name]:
+                    (upstream, name), reference = names, ""
+                yield from self._images_of(number, Repository(upstream, name), reference)
+            if len(repositories) < _PAGE_SIZE:
+                return
+            # No reference follows this one, so the next page begins with the next repository.
+            reference = _LAST_REFERENCE
+
+    def _images_of(
+        self, repository_id: int, repository: Repository, after: str
+    ) -> Iterator[ImageRow]:
+        """Yield the images of a repository whose references follow `after`."""
+        while True:
+            rows = self._connection.execute(
+                _IMAGES_SQL, {"repository": repository_id, "after": after, "count": _PAGE_SIZE}
+            ).fetchall()
+            for text, digest, is_pinned in rows:
+                found = Digest.parse(digest) if digest else None
+                yield ImageRow(repository, parse_reference(text), found, bool(is_pinned))
+            if len(rows) < _PAGE_SIZE:
+                return
+            after = rows[-1][0]
+
+    def _select_candidates(self, literal: str) -> None:
+        """Put the ids of the repositories that have `literal` in their name or in a reference into a table."""
+        self._connection.execute("DROP TABLE IF EXISTS temp.candidates")
+        self._connection.execute("CREATE TEMP TABLE candidates (id INTEGER PRIMARY KEY)")
+        sources = [
+            "SELECT id FROM repositories WHERE instr(upstream || '/' || name, :literal)",
+            "SELECT repository FROM tags WHERE instr(tag, :literal)",
+            "SELECT repository FROM pins WHERE instr(reference, :literal)",
+        ]
+        if set(literal) <= _DIGEST_CHARACTERS:
+            sources.append(
+                "SELECT l.repository FROM blobs b CROSS JOIN links l ON l.digest = b.digest"
+                " WHERE b.media_type IS NOT NULL AND instr(b.digest, :literal)"
             )
+        query = f"INSERT INTO temp.candidates {' UNION '.join(sources)}"
+        self._connection.execute(query, {"literal": literal})
 
     def facts(self, repository: Repository) -> RepositoryFacts | None:
         """Return the facts that were last said about a repository."""
@@ -158,8 +236,8 @@ class ImageQueries:
         row = self._connection.execute(EXCEPTION_SQL, parameters).fetchone()
         return row is not None and row[1] > now
 
-    def sizes_by_digest(self) -> dict[str, tuple[int, int]]:
-        """Return, for the digest of each image, its size and the part that only it has, in bytes.
+    def compute_sizes(self) -> None:
+        """Compute what `image_sizes` returns for all images at once.
 
         SQLite uses a temporary file for this, not memory.
         """
@@ -167,20 +245,20 @@ class ImageQueries:
             "CREATE TEMP TABLE top AS SELECT digest, count(*) AS images FROM"
             " (SELECT DISTINCT repository, reference, digest FROM roots) GROUP BY digest"
         )
-        rows = self._connection.execute(
-            "WITH RECURSIVE held (root, digest) AS (SELECT rowid, digest FROM top"
+        self._connection.execute(
+            "CREATE TEMP TABLE sizes AS WITH RECURSIVE held (root, digest) AS (SELECT rowid, digest FROM top"
             " UNION SELECT h.root, e.child FROM edges e JOIN held h ON e.parent = h.digest"
             " UNION SELECT h.root, b.digest FROM blobs b JOIN held h ON b.subject = h.digest"
             " UNION SELECT h.root, t.digest FROM tags t JOIN held h ON t.subject = h.digest),"
             " shared AS (SELECT h.root, b.size, count(*) OVER (PARTITION BY h.digest) AS roots"
             " FROM held h JOIN blobs b USING (digest))"
-            " SELECT top.digest, sum(s.size),"
-            " coalesce(sum(s.size) FILTER (WHERE s.roots = 1 AND top.images = 1), 0)"
+            " SELECT top.digest, sum(s.size) AS size,"
+            " coalesce(sum(s.size) FILTER (WHERE s.roots = 1 AND top.images = 1), 0) AS own"
             " FROM shared s JOIN top ON top.rowid = s.root GROUP BY s.root"
         )
-        sizes = {digest: (size, own) for digest, size, own in rows}
         self._connection.execute("DROP TABLE temp.top")
-        return sizes
+        self._connection.execute("CREATE UNIQUE INDEX temp.sizes_by_digest ON sizes (digest)")
+        self._has_sizes = True
 
     def blob(self, repository: Repository, digest: Digest) -> StoredBlob | None:
         """Return a stored blob that the repository is linked to."""
@@ -209,15 +287,23 @@ class ImageQueries:
         ]
 
     def image_sizes(self, image: ImageRow) -> tuple[int, int]:
-        """Return the size of an image and the part that only it has, as `sizes_by_digest` does for all."""
-        entries = [
-            entry
-            for entry in self._root_rows(image.repository, image.reference)
-            if entry[1] == str(image.reference)
-        ]
-        held = self._reachable(str(image.digest))
-        own = self._plan_removal(entries).blobs
-        return sum(self._blob_size(digest) or 0 for digest in held), sum(size for _, size in own)
+        """Return the size of an image and the part that only it has, in bytes."""
+        digest = str(image.digest)
+        if self._has_sizes:
+            query = "SELECT size, own FROM temp.sizes WHERE digest = ?"
+            if row := self._connection.execute(query, (digest,)).fetchone():
+                return row[0], row[1]
+        is_held = self._make_holder_check(
+            (number, reference)
+            for number, reference, _, _ in self._root_rows(image.repository, image.reference)
+            if reference == str(image.reference)
+        )
+        size = own = 0
+        for held in self._reachable(digest):
+            if (one := self._blob_size(held)) is not None:
+                size += one
+                own += 0 if is_held(held) else one
+        return size, own
 
     def stored_sizes(
         self, digests: Iterable[Digest], repository: Repository | None = None
@@ -250,16 +336,21 @@ class ImageQueries:
             name for above in self._ancestors(str(digest)) for name in self._root_references(above)
         )
         found = dict.fromkeys(islice(names, limit))
-        return [(self._repository(number), parse_reference(text)) for number, text in found]
+        named = ((self._repository(number), parse_reference(text)) for number, text in found)
+        return [(repository, reference) for repository, reference in named if repository]
 
     def plan_removal(self, images: Collection[tuple[Repository, Reference]]) -> RemovalPlan:
         """Return the rows to remove with these images: everything that no other image reaches."""
         return self._plan_removal([entry for image in images for entry in self._root_rows(*image)])
 
-    def _plan_removal(self, root_rows: Collection[_RootRow]) -> RemovalPlan:
-        gone = {(number, reference) for number, reference, _, _ in root_rows}
+    def _make_holder_check(self, gone: Iterable[tuple[int, str]]) -> Callable[..., bool]:
+        """Return a function that tells whether an image reaches a digest, one that is not `gone`.
+
+        With a repository, the function tells it of the images and links of that repository.
+        """
+        left_out = set(gone)
         stays = cache(
-            lambda digest: [name for name in self._root_references(digest) if name not in gone]
+            lambda digest: [name for name in self._root_references(digest) if name not in left_out]
         )
 
         @cache
@@ -270,6 +361,11 @@ class ImageQueries:
                 for number, _ in stays(above)
             )
 
+        return is_held
+
+    def _plan_removal(self, root_rows: Collection[_RootRow]) -> RemovalPlan:
+        gone = {(number, reference) for number, reference, _, _ in root_rows}
+        is_held = self._make_holder_check(gone)
         links = {
             (number, digest)
             for number, _, top, _ in root_rows
@@ -282,13 +378,16 @@ class ImageQueries:
         return RemovalPlan(blobs, gone, links)
 
     def _root_rows(self, repository: Repository, reference: Reference) -> list[_RootRow]:
+        query = "SELECT id FROM repositories WHERE upstream = ? AND name = ?"
+        found = self._connection.execute(query, (repository.upstream, repository.name)).fetchone()
         column = "digest" if isinstance(reference, Digest) else "reference"
+        # With the id as a parameter, SQLite reads only the rows of the repository.
         rows = self._connection.execute(
             "SELECT DISTINCT e.repository, e.reference, e.digest, p.reference IS NOT NULL"
-            " FROM repositories r JOIN roots e ON e.repository = r.id"
+            " FROM roots e"
             " LEFT JOIN pins p ON p.repository = e.repository AND p.reference = e.reference"
-            f" WHERE r.upstream = ? AND r.name = ? AND e.{column} = ?",
-            (repository.upstream, repository.name, str(reference)),
+            f" WHERE e.repository = ? AND e.{column} = ?",
+            (found[0] if found else None, str(reference)),
         )
         return rows.fetchall()
 
@@ -329,6 +428,13 @@ class ImageQueries:
         row: tuple[int] | None = self._connection.execute(query, (digest,)).fetchone()
         return row[0] if row else None
 
-    def _repository(self, repository_id: int) -> Repository:
+    def _repository(self, repository_id: int) -> Repository | None:
+        """Return the repository; None if it was deleted since its id was read."""
         query = "SELECT upstream, name FROM repositories WHERE id = ?"
-        return Repository(*self._connection.execute(query, (repository_id,)).fetchone())
+        row = self._connection.execute(query, (repository_id,)).fetchone()
+        return Repository(*row) if row else None
+
+
+def _longest_literal(pattern: str) -> str:
+    """Return the longest part of a pattern that a matching name or reference contains as it is."""
+    return max(_NO_LITERAL.split(pattern), key=len)

@@ -11,24 +11,27 @@ once; the others wait up to `LOCK_TIMEOUT`.
 
 import asyncio
 import json
+import queue
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from proxy.concurrency import run_uncancelled, start_threads
+from proxy.concurrency import run_in_thread, run_uncancelled, start_threads
 from proxy.errors import InvalidDigestError, StorageError
 from proxy.log import get_logger
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.oci.referrers import ReferrerRecord
-from proxy.storage import queries
+from proxy.storage import index_size, queries
 from proxy.storage.image_queries import delete_images
+from proxy.storage.index_size import PAGE_SIZE, PAGES_PER_ROW, ROW_SIZE, IndexVictims
 
 R = TypeVar("R")
 
@@ -44,10 +47,18 @@ _WRITE_ERRORS = (sqlite3.Error, InvalidDigestError)
 _LOCK_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
+# Threads, and read-only connections, for reads of many rows.
+LIST_THREADS = 4
+
 # Free pages that the index keeps for its next rows, and those that it gives back after one write: 1 MiB
 # takes 10 ms.
 _SPARE_PAGES = 64
 _MAX_RELEASED_PAGES = 256
+
+# Uses that one transaction records. Each may be of a manifest that names thousands of blobs.
+_USES_PER_WRITE = 256
+# Blobs whose rows one transaction deletes. Each may be a manifest that names thousands.
+_BLOBS_PER_REMOVAL = 32
 
 # Manifests that name one blob and whose statements about the size of one blob are looked at. Most blobs are in few, a base
 # layer may be in all; the loop reads 256 in less than a millisecond.
@@ -113,6 +124,8 @@ class StoreTotals(NamedTuple):
 class Index:
     """The index of one store. `close` writes the uses that are still in memory.
 
+    `list_threads` run what reads many rows, so that it delays no transfer of content.
+
     `totals` are those of the last transaction. They change in the event loop, in the same step that calls
     the write's `on_commit`, so that readers in the loop see both changes or neither.
     """
@@ -144,6 +157,8 @@ class Index:
                 f"the index {path} cannot be read ({error}); rebuild it with pullcache fsck"
             ) from error
         self._executor = start_threads(1, "index")
+        self.list_threads = start_threads(LIST_THREADS, "lists")
+        self._list_connections: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
 
     def _connect_reader(self) -> sqlite3.Connection:
         return sqlite3.connect(
@@ -157,6 +172,9 @@ class Index:
     def close(self) -> None:
         """Write the uses that are still in memory and close the index. Blocks."""
         self._executor.shutdown()
+        self.list_threads.shutdown()
+        while not self._list_connections.empty():
+            self._list_connections.get().close()
         with suppress(sqlite3.Error):
             self._run_transaction(False, queries.record_uses, (self._pending_uses,))
         self._reader.close()
@@ -234,14 +252,6 @@ class Index:
             names = (repository.upstream, repository.name)
             return self._read_rows(query, names, lambda row: str(row[0]))
         return []
-
-    def repositories(self) -> list[Repository]:
-        """Return the repositories that have a manifest in the store. Raises `StorageError`."""
-        query = (
-            "SELECT upstream, name FROM repositories r WHERE EXISTS (SELECT 1 FROM links l"
-            " JOIN blobs b USING (digest) WHERE l.repository = r.id AND b.media_type IS NOT NULL)"
-        )
-        return self._read_rows(query, (), lambda row: Repository(str(row[0]), str(row[1])))
 
     def referrers(self, repository: Repository, subject: Digest) -> list[tuple[Digest, BlobRow]]:
         """Return the stored manifests of the repository whose subject is `subject`."""
@@ -326,17 +336,38 @@ class Index:
         """Record a use of a blob; a use of a manifest counts for everything below it."""
         self._pending_uses[digest] = self._next_use_time()
 
+    # Reads of many rows, in threads.
+
+    async def read(self, work: Callable[[sqlite3.Connection], R]) -> R:
+        """Return the result of `work`, which gets a read-only connection. Raises `StorageError`."""
+
+        def run() -> R:
+            try:
+                connection = self._list_connections.get_nowait()
+            except queue.Empty:
+                connection = self._connect_reader()
+            try:
+                return work(connection)
+            finally:
+                self._list_connections.put(connection)
+
+        try:
+            return await run_in_thread(self.list_threads, run)
+        except _READ_ERRORS as error:
+            raise self._to_storage_error("read", error) from error
+
     # Writes, in the thread.
 
     async def flush(self) -> None:
         """Write the uses recorded since the last flush. Raises `StorageError` and keeps them."""
         uses, self._pending_uses = self._pending_uses, {}
         try:
-            if uses:
-                await self._write(queries.record_uses, uses)
-        except StorageError:
+            while some := dict(islice(uses.items(), _USES_PER_WRITE)):
+                await self._write(queries.record_uses, some)
+                for digest in some:
+                    del uses[digest]
+        finally:
             self._pending_uses = uses | self._pending_uses
-            raise
 
     async def add_blob(
         self,
@@ -514,13 +545,34 @@ class Index:
         digests: Sequence[Digest],
         delete_file: Callable[[Digest], None],
         *,
-        on_commit: Callable[[], None] | None = None,
+        on_commit: Callable[[Sequence[Digest]], None] = lambda _: None,
     ) -> list[tuple[Digest, int]]:
         """Call `delete_file` for each blob, then delete its row; return the rows, with sizes.
 
-        Files go first, because a full disk accepts no writes until a file is deleted.
+        Files go first, because a full disk accepts no writes until a file is deleted. Each transaction
+        deletes some of the blobs, so that other writes do not wait for all of them. `on_commit` gets them.
         """
-        return await self._write(queries.remove_blobs, digests, delete_file, on_commit=on_commit)
+        removed = []
+        for start in range(0, len(digests), _BLOBS_PER_REMOVAL):
+            some = digests[start : start + _BLOBS_PER_REMOVAL]
+            removed += await self._write(
+                queries.remove_blobs, some, delete_file, on_commit=partial(on_commit, some)
+            )
+        return removed
+
+    async def choose_victims(self, size: int, spared: Collection[Digest]) -> IndexVictims:
+        """Return the least recently used manifests and repositories with about `size` bytes of rows.
+
+        Pinned images and the spared manifests are left out. Raises `StorageError`.
+        """
+        with suppress(StorageError):
+            await self.flush()
+        names = self._pending_uses.keys() | set(map(str, spared))
+        return await self._write(index_size.choose_victims, size, names)
+
+    async def delete_repositories(self, numbers: Sequence[int]) -> None:
+        """Delete repositories, given by their ids, with their links and tags; their blobs stay."""
+        await self._write(index_size.delete_repositories, numbers)
 
     async def transact(self, work: Callable[..., R], *args: Any, is_durable: bool = False) -> R:
         """Run `work` with a connection and `args` in a transaction of its own.
@@ -535,14 +587,24 @@ class Index:
 
     def used_bytes(self) -> int:
         """Return the bytes of the index itself, its log included and free pages left out."""
-        sizes = []
-        for suffix in ("", "-wal", "-shm"):
-            try:
-                sizes.append(Path(f"{self.path}{suffix}").stat().st_size)
-            except OSError:
-                sizes.append(0)
         # Pages that are only in the log make the file longer later.
-        return min(sizes[0], self._used_pages * queries.PAGE_SIZE) + sum(sizes[1:])
+        pages = min(self._file_size(""), self.row_bytes)
+        return pages + self._file_size("-wal") + self._file_size("-shm")
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of the pages that hold rows."""
+        return self._used_pages * PAGE_SIZE
+
+    def _file_size(self, suffix: str) -> int:
+        try:
+            return Path(f"{self.path}{suffix}").stat().st_size
+        except OSError:
+            return 0
+
+    def write_size(self, rows: int) -> int:
+        """Return how many bytes the index grows by at most, its log included, when rows are added."""
+        return rows * ROW_SIZE + min(rows * PAGES_PER_ROW, self._used_pages) * PAGE_SIZE
 
     # Whether the index can be used.
 
@@ -632,21 +694,26 @@ class Index:
             with self._writer:
                 result = work(self._writer, *args)
                 totals = StoreTotals(*queries.tracked_totals(self._writer))
-            self._count_pages()
-            return result, totals
         finally:
             # Replaced after the commit, not cleared: a read that began before it fills the old cache.
             # Times of use are not cached.
             if work is not queries.record_uses:
                 self._row_cache = {}
+        self._count_pages()
+        return result, totals
 
     def _count_pages(self) -> None:
-        """Count the pages of the index, and give back some of the free ones if there are many."""
-        self._used_pages, free = queries.count_pages(self._writer)
-        if free > _SPARE_PAGES:
-            # A full disk takes no pages back. Free pages are not counted, so this changes nothing else.
-            with suppress(sqlite3.Error):
-                queries.release_pages(self._writer, min(free - _SPARE_PAGES, _MAX_RELEASED_PAGES))
+        """Count the pages of the index, give back some of the free ones if there are many, shorten the log.
+
+        On a full disk that fails. Free pages are not counted, so it may be done later.
+        """
+        with suppress(sqlite3.Error):
+            self._used_pages, free = index_size.count_pages(self._writer)
+            if free > _SPARE_PAGES:
+                released = min(free - _SPARE_PAGES, _MAX_RELEASED_PAGES)
+                index_size.release_pages(self._writer, released)
+            if self._file_size("-wal") > queries.MAX_LOG_SIZE:
+                index_size.truncate_log(self._writer)
 
     def _cached_row(
         self,

@@ -3,7 +3,6 @@
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from importlib.resources import files
 from operator import itemgetter
 from pathlib import Path
@@ -15,9 +14,10 @@ from proxy.oci.reference import Reference, Repository, Tag
 from proxy.oci.referrers import ReferrerRecord, subject_of_tag
 from proxy.storage import pins, tag_history
 from proxy.storage.blobs import BLOCK_SIZE
+from proxy.storage.index_size import PAGE_SIZE, delete_empty_repositories, vacuum
 from proxy.storage.permissions import create_private_file
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 # Manifests that name more blobs are served, but neither stored nor indexed: each blob takes half a kilobyte
 # of the index, and a manifest of 4 MiB could name 36,000.
@@ -25,9 +25,20 @@ MAX_CHILDREN = 2000
 # The size in an edge whose manifest states none.
 UNKNOWN_SIZE = -1
 
+# Blobs below a manifest whose time of use follows that of the manifest. An index of 2000 manifests of 2000
+# layers each would hold up all writes of the index for seconds, each time it is pulled.
+MAX_USED_BLOBS = 20_000
+
 # Changes to a store of that version before the schema is applied to it.
 _MIGRATIONS = {
-    1: "ALTER TABLE blobs ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0; DROP INDEX blobs_by_use;",
+    1: """
+        ALTER TABLE blobs ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
+        DROP INDEX blobs_by_use;
+        CREATE TABLE pins (
+            repository INTEGER NOT NULL, reference TEXT NOT NULL, digest TEXT,
+            PRIMARY KEY (repository, reference)
+        ) STRICT, WITHOUT ROWID;
+    """,
     # Up to version 2 a repository was linked to all that its manifests named, except foreign layers.
     2: """
         ALTER TABLE links ADD COLUMN media_type TEXT;
@@ -64,6 +75,26 @@ _MIGRATIONS = {
         INSERT INTO tag_history (repository, tag, digest, first_seen, last_seen)
             SELECT repository, tag, digest, checked, checked FROM tags;
     """,
+    6: """
+        DROP VIEW IF EXISTS roots;
+        DROP INDEX IF EXISTS blobs_manifests;
+        ALTER TABLE repositories ADD COLUMN used REAL NOT NULL DEFAULT 0;
+        ALTER TABLE repositories ADD COLUMN manifests INTEGER NOT NULL DEFAULT 0;
+        DELETE FROM repositories WHERE id NOT IN (SELECT repository FROM links
+            UNION SELECT repository FROM tags UNION SELECT repository FROM pins
+            UNION SELECT repository FROM tag_history);
+        WITH counts AS (SELECT l.repository, count(*) AS manifests FROM blobs b
+            CROSS JOIN links l ON l.digest = b.digest WHERE b.media_type IS NOT NULL GROUP BY 1)
+            UPDATE repositories SET manifests = counts.manifests FROM counts WHERE id = repository;
+        CREATE TABLE catalog (
+            name TEXT NOT NULL, upstream TEXT NOT NULL, PRIMARY KEY (name, upstream)
+        ) STRICT, WITHOUT ROWID;
+        INSERT INTO catalog (name, upstream) SELECT
+            CASE upstream WHEN 'docker.io' THEN name ELSE upstream || '/' || name END, upstream
+            FROM repositories WHERE manifests > 0
+            -- Names of docker.io that begin like a host are refused now.
+            AND NOT (upstream = 'docker.io' AND instr(substr(name, 1, instr(name, '/')), '.'));
+    """,
 }
 
 
@@ -95,10 +126,10 @@ _TOTALS_SCHEMA = f"""
     END;
 """
 
-# Bytes of a page of the index: SQLite's default.
-PAGE_SIZE = 4096
 # SQLite's default of 1,000 pages lets the log grow to 4 MB: much for a store of 20 MB.
 _CHECKPOINT_PAGES = 256
+# A transaction of thousands of rows makes the log longer than that for as long as it runs.
+MAX_LOG_SIZE = _CHECKPOINT_PAGES * PAGE_SIZE
 
 
 def open_connection(path: Path) -> sqlite3.Connection:
@@ -115,7 +146,7 @@ def open_connection(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-    connection.execute(f"PRAGMA journal_size_limit = {_CHECKPOINT_PAGES * PAGE_SIZE}")
+    connection.execute(f"PRAGMA journal_size_limit = {MAX_LOG_SIZE}")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version < SCHEMA_VERSION:
         upgrades = "".join(
@@ -139,26 +170,6 @@ def open_connection(path: Path) -> sqlite3.Connection:
 def check_writable(connection: sqlite3.Connection) -> None:
     """Take the lock of writers; the end of the transaction releases it."""
     connection.execute("BEGIN IMMEDIATE")
-
-
-def vacuum(connection: sqlite3.Connection) -> None:
-    """Write the index anew, without free pages, if the disk has room for a copy. Not in a transaction."""
-    with suppress(sqlite3.OperationalError):
-        connection.execute("VACUUM")
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-
-def release_pages(connection: sqlite3.Connection, count: int) -> None:
-    """Give up to `count` free pages back to the file system. Not in a transaction."""
-    # The checkpoint makes the file shorter.
-    connection.executescript(f"PRAGMA incremental_vacuum({count}); PRAGMA wal_checkpoint")
-
-
-def count_pages(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Return the number of pages that the index uses, and of those that are free."""
-    (total,) = connection.execute("PRAGMA page_count").fetchone()
-    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
-    return total - free, free
 
 
 def add_blob(
@@ -331,6 +342,7 @@ def delete_tag(connection: sqlite3.Connection, repository: Repository, tag: Tag)
     """Delete a tag; its content stays."""
     number = repository_id(connection, repository)
     connection.execute("DELETE FROM tags WHERE repository = ? AND tag = ?", (number, tag))
+    delete_empty_repositories(connection, [number])
 
 
 def set_referrer_records(
@@ -357,11 +369,12 @@ def unpin(
     connection: sqlite3.Connection, images: Iterable[tuple[Repository, Reference]]
 ) -> list[tuple[Repository, Reference]]:
     """Unpin images; return the ones that were pinned."""
-    found = [
-        (repository, reference)
-        for repository, reference in images
-        if pins.remove(connection, repository_id(connection, repository), reference)
-    ]
+    found = []
+    for repository, reference in images:
+        number = repository_id(connection, repository)
+        if pins.remove(connection, number, reference):
+            found.append((repository, reference))
+        delete_empty_repositories(connection, [number])
     pins.recompute(connection)
     return found
 
@@ -392,7 +405,7 @@ def record_uses(connection: sqlite3.Connection, uses: dict[Digest, float]) -> No
     """
     connection.executemany(
         "WITH RECURSIVE below (digest) AS (SELECT ? UNION SELECT e.child FROM edges e"
-        " JOIN below b ON e.parent = b.digest)"
+        f" JOIN below b ON e.parent = b.digest LIMIT {MAX_USED_BLOBS})"
         # A blob may have been added after this use was recorded: its later time stays.
         " UPDATE blobs SET used = ? WHERE digest IN (SELECT digest FROM below) AND used < ?",
         [(str(digest), used, used) for digest, used in sorted(uses.items(), key=itemgetter(1))],
@@ -420,11 +433,14 @@ def _delete_row(connection: sqlite3.Connection, digest: Digest) -> int | None:
     rows = connection.execute(
         "DELETE FROM blobs WHERE digest = ? RETURNING size", (name,)
     ).fetchall()
-    connection.execute("DELETE FROM tags WHERE digest = ?", (name,))
+    tags = connection.execute("DELETE FROM tags WHERE digest = ? RETURNING repository", (name,))
+    repositories = {row[0] for row in tags.fetchall()}
+    links = connection.execute("DELETE FROM links WHERE digest = ? RETURNING repository", (name,))
+    repositories.update(row[0] for row in links.fetchall())
     connection.execute("DELETE FROM referrer_records WHERE subject = ?", (name,))
-    connection.execute("DELETE FROM links WHERE digest = ?", (name,))
     connection.execute("DELETE FROM senders WHERE digest = ?", (name,))
     connection.execute("DELETE FROM edges WHERE parent = ?", (name,))
+    delete_empty_repositories(connection, repositories)
     return rows[0][0] if rows else None
 
 
@@ -509,10 +525,11 @@ def _has_blob(connection: sqlite3.Connection, digest: Digest) -> bool:
 
 
 def repository_id(connection: sqlite3.Connection, repository: Repository) -> int:
-    """Return the number of the repository; add it if it is new."""
-    names = (repository.upstream, repository.name)
-    connection.execute("INSERT OR IGNORE INTO repositories (upstream, name) VALUES (?, ?)", names)
-    row: tuple[int] = connection.execute(
-        "SELECT id FROM repositories WHERE upstream = ? AND name = ?", names
-    ).fetchone()
-    return row[0]
+    """Return the id of the repository, which is added if it is new, and record that it was used."""
+    rows: list[tuple[int]] = connection.execute(
+        "INSERT INTO repositories (upstream, name, used) VALUES (?, ?,"
+        " (SELECT coalesce(max(used), 0) FROM blobs WHERE NOT pinned))"
+        " ON CONFLICT (upstream, name) DO UPDATE SET used = excluded.used RETURNING id",
+        (repository.upstream, repository.name),
+    ).fetchall()
+    return rows[0][0]

@@ -1,10 +1,39 @@
 -- The index of a store. `PRAGMA user_version` is its version; queries.py upgrades older ones.
+--
+-- The repositories that rows of other tables refer to. `used` is the last use of any blob at the time when
+-- links or tags were last written, and orders evictions from the index. `manifests` counts the links to
+-- stored manifests; the triggers below keep it.
 CREATE TABLE IF NOT EXISTS repositories (
-    id       INTEGER PRIMARY KEY,
-    upstream TEXT NOT NULL,
-    name     TEXT NOT NULL,
+    id        INTEGER PRIMARY KEY,
+    upstream  TEXT NOT NULL,
+    name      TEXT NOT NULL,
+    used      REAL NOT NULL DEFAULT 0,
+    manifests INTEGER NOT NULL DEFAULT 0,
     UNIQUE (upstream, name)
 ) STRICT;
+CREATE INDEX IF NOT EXISTS repositories_by_use ON repositories (used);
+
+-- The repositories that have a stored manifest, by the names that clients pull by: those of docker.io are
+-- without the upstream. Lists and searches read nothing else, so it has a table of its own, which the
+-- triggers keep.
+CREATE TABLE IF NOT EXISTS catalog (
+    name     TEXT NOT NULL,
+    upstream TEXT NOT NULL,
+    PRIMARY KEY (name, upstream)
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS repository_listed AFTER UPDATE OF manifests ON repositories
+    WHEN old.manifests = 0 AND new.manifests > 0
+BEGIN
+    INSERT OR IGNORE INTO catalog (name, upstream) VALUES (
+        CASE new.upstream WHEN 'docker.io' THEN new.name ELSE new.upstream || '/' || new.name END,
+        new.upstream);
+END;
+CREATE TRIGGER IF NOT EXISTS repository_unlisted AFTER UPDATE OF manifests ON repositories
+    WHEN old.manifests > 0 AND new.manifests = 0
+BEGIN
+    DELETE FROM catalog WHERE upstream = old.upstream AND name =
+        CASE old.upstream WHEN 'docker.io' THEN old.name ELSE old.upstream || '/' || old.name END;
+END;
 
 -- Committed blobs. A manifest is a blob with a media type; `subject` is the digest it refers to.
 -- `used` is the time of the last use in Unix seconds, unique, and orders evictions. Blobs of pinned
@@ -19,7 +48,7 @@ CREATE TABLE IF NOT EXISTS blobs (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS blobs_by_use ON blobs (used, size, pinned) WHERE NOT pinned;
 CREATE INDEX IF NOT EXISTS blobs_pinned ON blobs (used, size, pinned) WHERE pinned;
-CREATE INDEX IF NOT EXISTS blobs_manifests ON blobs (digest) WHERE media_type IS NOT NULL;
+CREATE INDEX IF NOT EXISTS blobs_manifests ON blobs (used, pinned) WHERE media_type IS NOT NULL;
 CREATE INDEX IF NOT EXISTS blobs_by_subject ON blobs (subject) WHERE subject IS NOT NULL;
 
 -- The stored blobs that each repository may be served (proxy/cache/access.py). `media_type` is what
@@ -31,6 +60,33 @@ CREATE TABLE IF NOT EXISTS links (
     PRIMARY KEY (repository, digest)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS links_by_digest ON links (digest);
+
+CREATE TRIGGER IF NOT EXISTS manifest_linked AFTER INSERT ON links
+    WHEN EXISTS (SELECT 1 FROM blobs WHERE digest = new.digest AND media_type IS NOT NULL)
+BEGIN
+    UPDATE repositories SET manifests = manifests + 1 WHERE id = new.repository;
+END;
+CREATE TRIGGER IF NOT EXISTS manifest_unlinked AFTER DELETE ON links
+    WHEN EXISTS (SELECT 1 FROM blobs WHERE digest = old.digest AND media_type IS NOT NULL)
+BEGIN
+    UPDATE repositories SET manifests = manifests - 1 WHERE id = old.repository;
+END;
+CREATE TRIGGER IF NOT EXISTS manifest_added AFTER INSERT ON blobs WHEN new.media_type IS NOT NULL
+BEGIN
+    UPDATE repositories SET manifests = manifests + 1
+        WHERE id IN (SELECT repository FROM links WHERE digest = new.digest);
+END;
+CREATE TRIGGER IF NOT EXISTS manifest_removed AFTER DELETE ON blobs WHEN old.media_type IS NOT NULL
+BEGIN
+    UPDATE repositories SET manifests = manifests - 1
+        WHERE id IN (SELECT repository FROM links WHERE digest = old.digest);
+END;
+CREATE TRIGGER IF NOT EXISTS manifest_changed AFTER UPDATE OF media_type ON blobs
+    WHEN (new.media_type IS NULL) <> (old.media_type IS NULL)
+BEGIN
+    UPDATE repositories SET manifests = manifests + iif(new.media_type IS NULL, -1, 1)
+        WHERE id IN (SELECT repository FROM links WHERE digest = new.digest);
+END;
 
 -- The upstreams that have sent all bytes of a stored blob, under any repository.
 CREATE TABLE IF NOT EXISTS senders (
@@ -69,6 +125,7 @@ CREATE TABLE IF NOT EXISTS referrer_records (
     record     TEXT NOT NULL,
     PRIMARY KEY (subject, repository)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS referrer_records_by_repository ON referrer_records (repository);
 
 -- What tags meant: each digest of a tag with the first and the last time that the cache saw it there.
 -- `tag` is empty for content that was asked for by digest. `pushed` is when Docker Hub says that it was
@@ -131,11 +188,13 @@ CREATE INDEX IF NOT EXISTS pins_by_digest ON pins (digest);
 
 -- Images: tags, pins, and manifests that were pulled by digest only. Manifests that belong to an index
 -- or to a subject in the same repository are not images, nor are the tags for referrers of such a subject.
-CREATE VIEW IF NOT EXISTS roots AS
+CREATE VIEW IF NOT EXISTS tagged AS
     SELECT repository, tag AS reference, digest FROM tags t
     WHERE t.subject IS NULL OR t.subject = t.digest OR NOT EXISTS (
         SELECT 1 FROM links s JOIN blobs USING (digest)
-        WHERE s.digest = t.subject AND s.repository = t.repository)
+        WHERE s.digest = t.subject AND s.repository = t.repository);
+CREATE VIEW IF NOT EXISTS roots AS
+    SELECT repository, reference, digest FROM tagged
     UNION ALL
     SELECT repository, reference, digest FROM pins WHERE digest IS NOT NULL
     UNION ALL

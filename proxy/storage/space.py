@@ -28,6 +28,10 @@ from proxy.storage.ingest import STATE_FILE_SIZE, Ingest
 from proxy.storage.locks import DigestLocks
 from proxy.storage.scan import scan_blobs
 
+# The index, without its log, may take a quarter of the store, and in a small store 2 MiB. Beyond that its own
+# rows are evicted: a store of images needs a ten thousandth, one of small artifacts a seventh.
+MAX_INDEX_SHARE = 0.25
+MIN_INDEX_SIZE = 2 << 20
 # Space for the index to grow between two checks of its size. A transaction adds a few pages to its log.
 INDEX_MARGIN = 1 << 19
 # A reservation grows by at least 1 and at most 16 MiB at a time, and by no more than this fraction of
@@ -122,6 +126,7 @@ class SpaceManager:
         await asyncio.to_thread(self._delete_ingests, unsettled)
         for digest, size, _ in await asyncio.to_thread(self._store.list_ingests):
             self._partials[digest] = size
+        await self.shrink_index()
         await self._shrink_to_limits()
 
     def _delete_ingests(self, digests: Iterable[Digest]) -> None:
@@ -173,10 +178,12 @@ class SpaceManager:
         """
         return self.fits(size) and allocated_size(size) <= self.unpinned_capacity()
 
-    def uncached_reason(self, size: int) -> UncachedReason:
-        """Return why a blob of `size` bytes could not be stored now."""
+    def uncached_reason(self, size: int, children: int = 0) -> UncachedReason:
+        """Return why a blob, or a manifest that names `children` blobs, could not be stored now."""
         if not self.fits(size):
             return "too_large"
+        if children and self._index_excess(self._index.write_size(children)) > 0:
+            return "index_full"
         unevictable = self.used_bytes - self.stored_bytes + self.pinned_bytes + INDEX_MARGIN
         return "pinned" if allocated_size(size) + unevictable > self.max_size else "no_space"
 
@@ -231,6 +238,41 @@ class SpaceManager:
                     reservation.size = size
                     return True
         return False
+
+    async def reserve_manifests(self, size: int, children: int) -> Reservation | None:
+        """Reserve `size` bytes for manifests that name `children` blobs, and what they add to the index.
+
+        Evicts rows of the index if it would take more than its share of the store.
+        """
+        cost = self._index.write_size(children)
+        if not await self.shrink_index(cost):
+            return None
+        return await self.reserve(size + cost)
+
+    async def shrink_index(self, more: int = 0) -> bool:
+        """Evict rows until the index can take `more` bytes within its share; return False if it cannot.
+
+        The least recently used manifests go, with their edges, and repositories with their links and tags.
+        """
+        if self._index_excess(more) <= 0:
+            return True
+        async with self._eviction_lock:
+            # A page becomes free only after most of its rows are gone, so what counts is the size of the rows:
+            # the next ones take their place.
+            excess = self._index_excess(more)
+            while excess > 0:
+                victims = await self._index.choose_victims(excess, self._leased_digests())
+                removed = await self._remove(victims.manifests, "index_full")
+                await self._index.delete_repositories(victims.repositories)
+                if not (removed or victims.repositories):
+                    return False
+                excess -= victims.size
+        return True
+
+    def _index_excess(self, more: int) -> int:
+        """Return how many bytes the index with `more` bytes takes beyond its share; negative if none."""
+        share = max(int(self.max_size * MAX_INDEX_SHARE), MIN_INDEX_SIZE)
+        return self._index.row_bytes + more - share
 
     def release(self, reservation: Reservation) -> None:
         """Give back a reservation. The caller has removed the bytes written into it."""
@@ -526,7 +568,7 @@ class SpaceManager:
             rows = await self._index.remove_blobs(
                 [*digests, *retried],
                 delete_file,
-                on_commit=partial(self._forget_unindexed, [*digests, *retried]),
+                on_commit=self._forget_unindexed,
             )
             removed = [(digest, size) for digest, size in rows if digest not in retried]
         except StorageError as error:

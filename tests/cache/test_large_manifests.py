@@ -1,6 +1,7 @@
 """Manifests that name very many blobs are served like others, and take no room in the index."""
 
 import json
+import random
 import sqlite3
 from contextlib import closing
 
@@ -109,3 +110,27 @@ async def test_a_manifest_that_the_full_store_cannot_take_is_not_called_stored(
     answer = await program.manifest("library/app")
     assert (answer.digest, answer.headers["Cache-Status"]) == (digest, BYPASS)
     assert program.stored() == set()
+
+
+async def test_manifests_at_the_bound_leave_room_for_layers_after_all(registry, make_program):
+    program = await make_program(store={"max_size": "24MB"})
+    registry.pull_limit = None
+    kept = registry.add_blob(bytes(8 << 20))
+    await program.blob(kept)
+    for number in range(12):
+        layers = [b"%d %d" % (number, layer) for layer in range(MAX_CHILDREN - 1)]
+        entries = [descriptor(layer, OCI_LAYER) for layer in layers]
+        config = descriptor(CONFIG, OCI_CONFIG)
+        document = {"mediaType": OCI_MANIFEST, "config": config, "layers": entries}
+        name = f"team/app{number}"
+        registry.add_manifest(name, "latest", json.dumps(document).encode(), OCI_MANIFEST)
+        assert (await program.manifest(name)).status == 200
+    assert kept in program.stored()
+    assert program.disk_usage() < 24_000_000
+    for _ in range(2):
+        layer = registry.add_blob(random.randbytes(10 << 20))
+        answer = await program.blob(layer)
+        assert answer.headers["Cache-Status"] == "pullcache; fwd=miss; stored"
+        await program.wait_for_downloads()
+        assert layer in program.stored()
+        await program.restart()

@@ -112,3 +112,25 @@ async def test_an_image_is_complete_without_its_foreign_layers(registry, program
     config, own, _ = blobs_of(registry, APP, digest)
     await pull_parts(program, APP, "v1", config, own)
     assert (await list_images(program))["app:v1"]["state"] == "complete"
+
+
+async def test_images_are_listed_in_pages_after_a_name(registry, program):
+    for name in ("library/app", "me/app", "me/other"):
+        for tag in ("v1", "v2"):
+            await program.manifest(registry.add_image(name, tag), tag)
+    digest = registry.add_image("me/other", "unused", [b"by digest"]).digest
+    await program.manifest("me/other", digest)
+    names = ["app:v1", "app:v2", "me/app:v1", "me/app:v2"]
+    names += [f"me/other@{digest}", "me/other:v1", "me/other:v2"]
+    assert list(await list_images(program)) == names
+    for size in (1, 2, 3, 6, 7, 8):
+        found: list[str] = []
+        while page := await list_images(program, after=found[-1] if found else "", limit=size):
+            assert len(page) <= size
+            found += page
+        assert found == names
+    assert list(await list_images(program, "v1", after="me/app:v1")) == ["me/other:v1"]
+    assert list(await list_images(program, "v*", limit=1)) == []
+    assert list(await list_images(program, "*:v?", after="app:v2", limit=1)) == ["me/app:v1"]
+    # What it follows need not exist.
+    assert next(iter(await list_images(program, after="me/app:v15"))) == "me/app:v2"

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import assume, given, settings, strategies as st
 
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.oci.referrers import fallback_tag, subject_of_tag
+from proxy.storage import image_queries
 from proxy.storage.image_queries import ImageQueries, open_image_queries
 from proxy.storage.index import Index
 from tests.fakes.clock import Clock
@@ -171,14 +173,20 @@ async def test_sizes_and_removals_equal_those_of_a_model(tmp_path_factory, made)
         assert {(root.repository, root.reference): root.digest for root in roots} == images
         assert {(r.repository, r.reference) for r in roots if r.is_pinned} == set(model.pins)
 
-        sizes = await asyncio.to_thread(read, path, ImageQueries.sizes_by_digest)
-        for name, digest in images.items():
-            held = sum(size_of(one) for one in model.reach(digest) & model.blobs)
-            own = sum(size_of(one) for one in model.freed([name]))
-            assert sizes[str(digest)] == (held, own)
-        for root in roots:
-            weight = await asyncio.to_thread(read, path, lambda c, root=root: c.image_sizes(root))
-            assert weight == sizes[str(root.digest)]
+        for number, root in enumerate(roots):
+            following = await asyncio.to_thread(
+                read, path, lambda c, at=root: list(c.images("", (at.repository, at.reference)))
+            )
+            assert following == roots[number + 1 :]
+        for compute in (lambda _: None, ImageQueries.compute_sizes):
+            sizes = await asyncio.to_thread(
+                read, path, lambda c, do=compute: (do(c), [c.image_sizes(root) for root in roots])
+            )
+            for root, size in zip(roots, sizes[1], strict=True):
+                name = (root.repository, root.reference)
+                held = sum(size_of(one) for one in model.reach(images[name]) & model.blobs)
+                own = sum(size_of(one) for one in model.freed([name]))
+                assert size == (held, own)
 
         gone = names[chosen % len(names) :][: 1 + chosen % 2]
         # A digest stands for all its names in the repository.
@@ -238,3 +246,45 @@ async def test_an_edge_of_another_repository_does_not_keep_an_image(index):
         (REPOSITORIES[0], other),
         (REPOSITORIES[1], above),
     }
+
+
+@pytest.mark.parametrize("size", [2, 3, 500])
+async def test_images_are_read_in_pages_of_any_size(index, monkeypatch, size):
+    monkeypatch.setattr(image_queries, "_PAGE_SIZE", size)
+    manifest = Manifest(OCI_MANIFEST, (), None, "", {})
+    expected = []
+    for number, digest in enumerate(MANIFESTS):
+        repository = Repository("docker.io", f"team/app{number // 2}")
+        await index.add_manifest(repository, digest, 3, manifest)
+        if number % 2:
+            names: list[Reference] = [digest]
+        else:
+            names = [Tag(f"v{tag}") for tag in range(number + 1)]
+            for tag in names:
+                await index.set_tag(repository, tag, digest)
+        expected += [(repository, name) for name in names]
+    await index.pin([(Repository("docker.io", "team/app1"), Tag("unseen"))])
+    expected.append((Repository("docker.io", "team/app1"), Tag("unseen")))
+    expected.sort(key=lambda one: (one[0].name, str(one[1])))
+    for pattern in ("", "app", "*:v*", "team/*"):
+        found = await asyncio.to_thread(
+            read, index.path, lambda c, text=pattern: list(c.images(text))
+        )
+        assert [(one.repository, one.reference) for one in found] == expected
+
+
+PATTERNS = {
+    "nginx": "nginx",
+    "*:1.2[0-9]": ":1.2",
+    "[!a]bc*de": "bc",
+    "[]a]xyz": "xyz",
+    "ghcr.io/*": "ghcr.io/",
+    "app:v1": "app",
+    "?*": "",
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_what_a_pattern_contains_literally_narrows_the_search(pattern):
+    literal = image_queries._longest_literal(pattern)
+    assert literal == PATTERNS[pattern].strip(":")

@@ -134,13 +134,6 @@ async def test_a_tag_has_the_digest_that_upstream_stated_last(index, clock):
     assert index.tags(APP) == []
 
 
-async def test_repositories_are_those_with_a_manifest(index):
-    await index.add_blob(OTHER, BLOB, 1)
-    assert index.repositories() == []
-    await add_image(index)
-    assert index.repositories() == [APP]
-
-
 async def test_referrers_are_found_by_subject_within_the_repository(index):
     subject, referrer = digest(), digest()
     manifest = Manifest("a/b", (), subject, "c/d", {})

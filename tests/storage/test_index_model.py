@@ -11,6 +11,7 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from proxy.oci.digest import Digest
+from proxy.oci.manifest import OCI_MANIFEST, Manifest
 from proxy.oci.reference import Repository, Tag
 from proxy.storage.blobs import allocated_size
 from proxy.storage.index import Index
@@ -40,6 +41,7 @@ class IndexAgainstModel(RuleBasedStateMachine):
         self.sizes: dict[Digest, int] = {}
         self.links: set[tuple[Repository, Digest]] = set()
         self.tags: dict[tuple[Repository, Tag], Digest] = {}
+        self.once_tagged: set[Repository] = set()
         self.uses: list[Digest] = []
 
     def run_(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -61,6 +63,14 @@ class IndexAgainstModel(RuleBasedStateMachine):
         self._use(digest)
 
     @rule(repository=repositories, digest=digests)
+    def add_manifest(self, repository: Repository, digest: Digest) -> None:
+        manifest = Manifest(OCI_MANIFEST, (), None, "", {})
+        self.run_(self.index.add_manifest(repository, digest, 7, manifest))
+        self.sizes[digest] = 7
+        self.links.add((repository, digest))
+        self._use(digest)
+
+    @rule(repository=repositories, digest=digests)
     def link(self, repository: Repository, digest: Digest) -> None:
         self.run_(self.index.link(repository, digest))
         if (repository.upstream, digest) in self.senders():
@@ -76,6 +86,7 @@ class IndexAgainstModel(RuleBasedStateMachine):
     def set_tag(self, repository: Repository, tag: Tag, digest: Digest) -> None:
         self.run_(self.index.set_tag(repository, tag, digest))
         self.tags[repository, tag] = digest
+        self.once_tagged.add(repository)
 
     @rule(repository=repositories, tag=tags)
     def drop_tag(self, repository: Repository, tag: Tag) -> None:
@@ -116,6 +127,14 @@ class IndexAgainstModel(RuleBasedStateMachine):
                 self._check(repository, digest)
             held = {tag for (owner, tag) in self.tags if owner == repository}
             assert set(self.index.tags(repository)) == held
+        rows = self.index._writer.execute(
+            "SELECT upstream, name, manifests, (SELECT count(*) FROM links JOIN blobs USING (digest)"
+            " WHERE repository = id AND blobs.media_type IS NOT NULL) FROM repositories"
+        ).fetchall()
+        assert all(kept == counted for _, _, kept, counted in rows)
+        # A tag leaves its history behind.
+        in_use = {repository for repository, _ in self.links} | self.once_tagged
+        assert {Repository(*row[:2]) for row in rows} == in_use
         stored = sum(map(allocated_size, self.sizes.values()))
         assert self.index.totals == (len(self.sizes), stored, 0)
 

@@ -73,7 +73,7 @@ async def test_an_eviction_skips_leased_content(tmp_path):
                 assert blob
                 hold.digests.add(blob)
             others = [await rig.fetch(1000 * KIB) for _ in range(4)]
-            assert await rig.fetch(2000 * KIB)
+            assert await rig.fetch(2400 * KIB)
             assert all(map(rig.holds, hold.digests))
             assert [rig.holds(others[0]), rig.holds(others[3])] == [False, True]
         assert rig.on_disk() <= 2 * CAP

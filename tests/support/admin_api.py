@@ -26,9 +26,13 @@ async def stream(program, *arguments, **query) -> list[Any]:
     return await asyncio.to_thread(lambda: list(client.stream(*arguments, **query)))
 
 
-async def list_images(program, pattern: str = "") -> dict[str, Any]:
+async def list_images(
+    program, pattern: str = "", *, after: str = "", limit: int = 0
+) -> dict[str, Any]:
     """Return the stored images by name."""
-    images = await stream(program, "GET", "/api/v1/images", filter=pattern)
+    images = await stream(
+        program, "GET", "/api/v1/images", filter=pattern, after=after, limit=str(limit)
+    )
     for image in images:
         validate(image, "ImageSummary")
     assert len({image["name"] for image in images}) == len(images)

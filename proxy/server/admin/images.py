@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
@@ -13,9 +14,11 @@ from proxy.server.admin.api import AdminRequest, RequestModel, Route
 
 
 class ListImagesQuery(RequestModel, frozen=True):
-    """Selects images by a part of their names, or by a glob."""
+    """Selects images by a part of their names, or by a glob: at most `limit` that follow `after`."""
 
     filter: str = ""
+    after: str = ""
+    limit: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class InspectQuery(RequestModel, frozen=True):
@@ -70,7 +73,8 @@ class ImageHandlers:
 
     def list_images(self, request: AdminRequest) -> AsyncGenerator[ImageSummary, None]:
         """List images."""
-        return self.images.list_images(request.parse_query(ListImagesQuery).filter)
+        query = request.parse_query(ListImagesQuery)
+        return self.images.list_images(query.filter, after=query.after, limit=query.limit)
 
     async def inspect(self, request: AdminRequest) -> ImageDetail:
         """Return the details of an image."""

@@ -1,7 +1,6 @@
 """The requests under `/v2/`, the read side of the distribution specification, and `/v1/search`."""
 
 from collections.abc import Awaitable, Mapping
-from contextlib import suppress
 from urllib.parse import quote
 
 from proxy.cache.blobs import BlobCache
@@ -112,11 +111,16 @@ class RegistryHandler:
         document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}
         return json_response(document, content_type=OCI_INDEX, headers=headers)
 
-    def _handle_catalog(self, query: Mapping[str, str]) -> Response:
-        repositories = filter(self._names.is_allowed, self._listings.list_repositories())
-        names = sorted(map(_pull_name, repositories))
-        page, link = _paginate(names, query, "/v2/_catalog")
-        headers = {"Cache-Status": CACHE_STATUS["hit"], **link}
+    async def _handle_catalog(self, query: Mapping[str, str]) -> Response:
+        limit = _page_size(query)
+        # One more tells whether there is a next page.
+        found = await self._listings.list_repositories(
+            query.get("last", ""), limit + 1, self._names.is_allowed
+        )
+        page = list(map(_pull_name, found[:limit]))
+        headers = {"Cache-Status": CACHE_STATUS["hit"]}
+        if page and len(found) > limit:
+            headers |= _next_link("/v2/_catalog", limit, page[-1])
         return json_response({"repositories": page}, headers=headers)
 
     # Version 1 of the API, which `docker search` and `podman search` still use.
@@ -174,24 +178,32 @@ def _pull_name(repository: Repository) -> str:
 def _paginate(
     items: list[str], query: Mapping[str, str], path: str
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the page selected by `n` and `last`, and the `Link` header of the next one.
-
-    An invalid number is ignored; a huge one is capped (CVE-2023-2253).
-    """
+    """Return the page selected by `n` and `last`, and the `Link` header of the next one."""
     if not query:
         return items, {}
     if last := query.get("last"):
         items = [item for item in items if item > last]
-    limit = MAX_PAGE_SIZE
-    with suppress(ValueError):
-        limit = min(MAX_PAGE_SIZE, max(0, int(query.get("n", MAX_PAGE_SIZE))))
+    limit = _page_size(query)
     page = items[:limit]
     if not page or len(page) == len(items):
         return page, {}
-    parameters = f"n={limit}&last={quote(page[-1], safe='')}"
-    if namespace := query.get("ns"):
+    return page, _next_link(path, limit, page[-1], query.get("ns", ""))
+
+
+def _page_size(query: Mapping[str, str]) -> int:
+    """Return the number of entries that `n` asks for, at most `MAX_PAGE_SIZE` (CVE-2023-2253).
+
+    An invalid number is ignored.
+    """
+    return min(MAX_PAGE_SIZE, max(0, _query_int(query, "n", MAX_PAGE_SIZE)))
+
+
+def _next_link(path: str, limit: int, last: str, namespace: str = "") -> dict[str, str]:
+    """Return the `Link` header of the page that follows the entry `last`."""
+    parameters = f"n={limit}&last={quote(last, safe='')}"
+    if namespace:
         parameters += f"&ns={quote(namespace, safe='')}"
-    return page, {"Link": f'<{path}?{parameters}>; rel="next"'}
+    return {"Link": f'<{path}?{parameters}>; rel="next"'}
 
 
 def _query_int(query: Mapping[str, str], name: str, default: int) -> int:

@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from tests.fakes.registry import FakeRegistry
+
 NAMES = sorted(["1.0", "1.10", "1.9", "A", "a", "latest", "Z", "_x"])
 
 
@@ -110,3 +112,31 @@ async def test_the_catalog_lists_cached_repositories(program, tagged):
     assert (await program.ask("/v2/_catalog")).json == {"repositories": expected}
     assert await walk(program, "/v2/_catalog?n=1") == expected
     assert (await program.ask("/v2/_catalog?last=library/app&n=1")).json["repositories"] == ["me/a"]
+
+
+async def test_the_catalog_is_read_in_pages_beside_other_upstreams(registry, make_program):
+    async with FakeRegistry() as other:
+        program = await make_program(
+            upstreams={
+                "docker.io": {"url": registry.url},
+                "ghcr.io": {"url": other.url},
+            }
+        )
+        for name in ("library/app", "me/denied1", "me/denied2", "me/app", "zoo/app"):
+            registry.add_image(name)
+            await program.manifest(name)
+        other.add_image("me/app")
+        await program.manifest("ghcr.io/me/app")
+        await program.reload(
+            upstreams={
+                "docker.io": {"url": registry.url, "deny": ["me/denied*"]},
+                "ghcr.io": {"url": other.url},
+            }
+        )
+        expected = ["ghcr.io/me/app", "library/app", "me/app", "zoo/app"]
+        for size in (1, 2, 3, 4, 5):
+            assert await walk(program, f"/v2/_catalog?n={size}") == expected
+        for query in ("", "?n=100", "?n=x", "?n=-1"):
+            answer = await program.ask(f"/v2/_catalog{query}")
+            assert answer.json["repositories"] == ([] if "-1" in query else expected)
+            assert "Link" not in answer.headers
