@@ -147,7 +147,8 @@ async def test_a_restart_continues_where_the_scrub_was(tmp_path):
             await running.wait_for_reads(20 - len(before))
             await asyncio.sleep(0.1)
             assert {*before, *running.read} == {*blobs}
-            assert len(before) + len(running.read) == 20
+            # The blob that was being read at the stop is read once more.
+            assert len(before) + len(running.read) <= 21
 
 
 async def test_after_a_standstill_the_scrub_is_late_and_catches_up(rig, monkeypatch):
