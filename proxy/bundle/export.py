@@ -13,13 +13,15 @@ from collections.abc import (
     Generator,
     Iterable,
     Iterator,
+    Mapping,
     Sequence,
 )
 from contextlib import aclosing, asynccontextmanager, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from proxy.bundle import local_file
 from proxy.bundle.local_file import LocalFile
+from proxy.bundle.referrers import find_referrers
 from proxy.concurrency import read_ahead
 from proxy.errors import StorageError, UnknownManifestError
 from proxy.images.store import ImageStore
@@ -27,10 +29,11 @@ from proxy.images.tree import ManifestNode, load_image
 from proxy.names import display_name, full_name
 from proxy.oci import layout, tar
 from proxy.oci.digest import Digest
-from proxy.oci.layout import DockerImage, LayoutImage
+from proxy.oci.layout import BundleDetails, DockerImage, LayoutImage
 from proxy.oci.manifest import Manifest
 from proxy.oci.platform import Platform, choose_platform, parse_platform
 from proxy.oci.reference import Reference, Repository
+from proxy.oci.referrers import ReferrerRecord
 
 # Small enough that the CPU's cache holds a chunk while one thread reads, hashes and writes it.
 READ_SIZE = 256 << 10
@@ -51,6 +54,8 @@ class _BundleImage:
     repository: Repository
     reference: Reference
     node: ManifestNode
+    referrers: tuple["_BundleImage", ...] = ()
+    records: Mapping[Digest, ReferrerRecord] = field(default_factory=dict)
 
     @property
     def full_name(self) -> str:
@@ -102,6 +107,7 @@ class BundleExporter:
             report: list[ExportedImage] = []
             for text in images:
                 image, exported = _select_platforms(await self._load_image(text), requested)
+                image = await self._add_referrers(image)
                 lease.digests.update(_order_blobs([image]))
                 selected[image.full_name] = image
                 report.append(exported)
@@ -118,6 +124,17 @@ class BundleExporter:
                 repository, reference, problem or "it is not stored; pull or preload it first"
             )
         return _BundleImage(repository, reference, node)
+
+    async def _add_referrers(self, image: _BundleImage) -> _BundleImage:
+        """Return the image with all that refers to it in its repository."""
+        found = await self._image_store.query(
+            lambda queries: find_referrers(self._image_store, queries, image.repository, image.node)
+        )
+        referrers = [
+            _BundleImage(image.repository, reference, tree)
+            for reference, tree in found.trees.items()
+        ]
+        return replace(image, referrers=tuple(referrers), records=found.records)
 
     async def stream(self, bundle: Bundle) -> AsyncGenerator[bytes, None]:
         """Yield the bytes of the bundle.
@@ -212,10 +229,16 @@ def _select_platforms(
     requested = top.children if top.is_index else [top]
     if platforms:
         chosen = {_choose_manifest(image, platform).digest for platform in platforms}
+        attestations = {
+            child.digest
+            for child in (top.manifest.manifests if top.manifest else ())
+            if child.attested in chosen
+        }
         requested = [
             child
             for child in requested
             if any(manifest.digest in chosen for manifest in child.platform_manifests())
+            or child.digest in attestations
         ]
     complete = [child for child in requested if child.is_complete]
     exported = _platform_names(complete)
@@ -275,7 +298,8 @@ def _order_blobs(images: Iterable[_BundleImage]) -> dict[Digest, int]:
 
     So the reader of a stream knows which image layers belong to before they arrive.
     """
-    nodes = [node for image in images for node in image.node.walk()]
+    everything = [one for image in images for one in (image, *image.referrers)]
+    nodes = [node for one in everything for node in one.node.walk()]
     sizes = {digest: size for node in nodes for digest, size in node.stored.items()}
     blobs_of_nodes = [[blob.digest for blob in node.blobs()] for node in nodes]
     configs = [digest for digests in blobs_of_nodes for digest in digests[:1]]
@@ -290,15 +314,39 @@ def _documents(images: Sequence[_BundleImage], blobs: Collection[Digest]) -> dic
         layout.LAYOUT_FILE: layout.LAYOUT_FILE_CONTENT,
         layout.INDEX_FILE: layout.encode_index([_to_index_entry(image) for image in images]),
     }
-    if expected := {
-        image.node.digest: [child.digest for child in image.node.children]
-        for image in images
-        if image.node.children
-    }:
-        documents[layout.EXPECTED_FILE] = layout.encode_expected(expected)
+    if details := layout.encode_details(_bundle_details(images)):
+        documents[layout.EXPECTED_FILE] = details
     if docker_images := _docker_images(images, blobs):
         documents[layout.DOCKER_MANIFEST_FILE] = layout.encode_docker_manifest(docker_images)
     return documents
+
+
+def _bundle_details(images: Sequence[_BundleImage]) -> BundleDetails:
+    names = {image.full_name for image in images}
+    # By name, because images may share them.
+    referrers = {
+        one.full_name: one
+        for image in images
+        for one in image.referrers
+        if one.full_name not in names
+    }
+    records: dict[str, dict[Digest, ReferrerRecord]] = {}
+    for image in images:
+        name = f"{image.repository.upstream}/{image.repository.name}"
+        records.setdefault(name, {}).update(image.records)
+    return BundleDetails(
+        {
+            one.node.digest: [child.digest for child in one.node.children]
+            for one in (*images, *(referrers[name] for name in sorted(referrers)))
+            if one.node.children
+        },
+        [_to_index_entry(referrers[name]) for name in sorted(referrers)],
+        {
+            name: {subject: records[name][subject] for subject in sorted(records[name], key=str)}
+            for name in sorted(records)
+            if records[name]
+        },
+    )
 
 
 def _to_index_entry(image: _BundleImage) -> LayoutImage:

@@ -38,7 +38,7 @@ from proxy.log import get_logger
 from proxy.names import display_name
 from proxy.oci.digest import Digest
 from proxy.oci.layout import LayoutImage
-from proxy.oci.reference import Tag
+from proxy.oci.reference import Repository, Tag
 from proxy.storage.image_queries import StoredBlob
 from proxy.storage.space import Lease
 
@@ -100,6 +100,9 @@ class BundleImporter:
             counted = _count_bytes(chunks, on_progress)
             bundle = await self._read_bundle(counted, lease)
             images, needed = await self._add_images(bundle, default_name)
+            failed, needed_by_referrers = await self._add_referrers(bundle, images)
+            images += failed
+            needed |= needed_by_referrers
             await self._remove_unneeded(bundle, needed, lease)
         added = [size for digest, size in bundle.added_blobs.items() if digest in needed]
         log.info("bundle_imported", images=len(images), blobs=len(added), bytes=sum(added))
@@ -142,15 +145,50 @@ class BundleImporter:
             except BundleError as error:
                 outcomes.append(_rejected_image(listed.name or listed.tag, listed, error))
                 continue
-            expected = bundle.expected_manifests.get(listed.digest)
+            expected = bundle.details.manifests.get(listed.digest)
             image = select_expected(tree, expected, bundle.digests)
             names = _image_names(listed, image, bundle.docker_names, default_name)
             added = [await self._add_under_name(name, image, listed) for name in names]
             outcomes += added
             if any(outcome.is_complete for outcome in added):
-                needed.update(node.digest for node in image.walk())
-                needed.update(blob.digest for node in image.walk() for blob in node.blobs())
+                needed |= _all_digests(image)
         return outcomes, needed
+
+    async def _add_referrers(
+        self, bundle: BundleReader, images: Sequence[ImportedImage]
+    ) -> tuple[list[ImportedImage], set[Digest]]:
+        """Add what refers to the images that were added; return what failed, and what is needed."""
+        names = self._image_store.names
+        repositories = {names.parse_allowed(one.name)[0] for one in images if one.is_complete}
+        failed: list[ImportedImage] = []
+        needed: set[Digest] = set()
+        for listed in bundle.details.referrers:
+            if self._try_parse(listed.name) not in repositories:
+                continue
+            top = StoredBlob(listed.digest, listed.size, listed.media_type, 0)
+            tree = await self._image_store.query(partial(build_tree, self._image_store, top=top))
+            try:
+                check_problems(tree)
+            except BundleError as error:
+                failed.append(_rejected_image(listed.name, listed, error))
+                continue
+            expected = bundle.details.manifests.get(listed.digest)
+            referrer = select_expected(tree, expected, bundle.digests)
+            added = await self._add_under_name(listed.name, referrer, listed)
+            if added.is_complete:
+                needed |= _all_digests(referrer)
+            else:
+                failed.append(added)
+        for name, records in bundle.details.records.items():
+            repository = self._try_parse(name)
+            if repository is not None and repository in repositories:
+                await self._image_store.index.set_referrer_records(repository, records)
+        return failed, needed
+
+    def _try_parse(self, name: str) -> Repository | None:
+        with suppress(InvalidReferenceError, DeniedError):
+            return self._image_store.names.parse_allowed(name)[0]
+        return None
 
     async def _add_under_name(
         self, name: str, image: ManifestNode, listed: LayoutImage
@@ -183,6 +221,15 @@ class BundleImporter:
         with suppress(InvalidReferenceError, DeniedError):
             return display_name(*self._image_store.names.parse_allowed(text))
         return text
+
+
+def _all_digests(image: ManifestNode) -> set[Digest]:
+    """Return the digests of an image's manifests and blobs."""
+    nodes = list(image.walk())
+    return {
+        *(node.digest for node in nodes),
+        *(blob.digest for node in nodes for blob in node.blobs()),
+    }
 
 
 def _image_names(

@@ -16,7 +16,7 @@ from proxy.errors import (
 from proxy.images.store import ImageStore
 from proxy.oci import layout, manifest as oci, tar
 from proxy.oci.digest import Digest
-from proxy.oci.layout import LayoutImage
+from proxy.oci.layout import BundleDetails, LayoutImage
 from proxy.storage.commit import Committer
 from proxy.storage.ingest import Ingest
 from proxy.storage.space import Lease, Reservation
@@ -44,7 +44,7 @@ class BundleReader:
         self.digests: set[Digest] = set()
         self.added_blobs: dict[Digest, int] = {}
         self.images: list[LayoutImage] = []
-        self.expected_manifests: dict[Digest, list[Digest]] = {}
+        self.details = BundleDetails()
         self.docker_names: dict[Digest, list[str]] = {}
         self._documents: dict[str, bytes] = {}
         # Media types of manifests that were announced and have not arrived yet.
@@ -120,7 +120,7 @@ class BundleReader:
         if not self.images:
             raise BundleError("the bundle lists no images")
         if layout.EXPECTED_FILE in documents:
-            self.expected_manifests = layout.parse_expected(documents[layout.EXPECTED_FILE])
+            self.details = layout.parse_details(documents[layout.EXPECTED_FILE])
         if layout.DOCKER_MANIFEST_FILE in documents:
             self.docker_names = layout.parse_docker_manifest(documents[layout.DOCKER_MANIFEST_FILE])
 

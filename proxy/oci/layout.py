@@ -6,13 +6,14 @@ A bundle is a tar with both, so that every tool can load it. Image names are ann
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from proxy.errors import BundleError, InvalidDigestError
 from proxy.oci.digest import Digest
+from proxy.oci.referrers import ReferrerRecord
 
 LAYOUT_FILE = "oci-layout"
 INDEX_FILE = "index.json"
@@ -60,7 +61,23 @@ class _LayoutDocument(msgspec.Struct, rename="camel"):
 
 
 class _ExpectedDocument(msgspec.Struct):
-    manifests: dict[str, list[str]]
+    manifests: dict[str, list[str]] = {}
+    referrers: list[_LayoutDescriptor] = []
+    records: dict[str, dict[str, ReferrerRecord]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class BundleDetails:
+    """What `pullcache.json` states: `manifests` are those to expect in the store, by image index.
+
+    `referrers` are signatures and the like of the images, with names as images have them; `records`
+    are what the registry had of them, by repository and subject. They are not in `index.json`,
+    because docker and containerd take what is listed there for images to unpack.
+    """
+
+    manifests: Mapping[Digest, Sequence[Digest]] = field(default_factory=dict)
+    referrers: Sequence["LayoutImage"] = ()
+    records: Mapping[str, Mapping[Digest, ReferrerRecord]] = field(default_factory=dict)
 
 
 class _DockerImageEntry(msgspec.Struct, rename="pascal"):
@@ -150,15 +167,33 @@ def encode_docker_manifest(images: Iterable[DockerImage]) -> bytes:
     )
 
 
-def encode_expected(expected: Mapping[Digest, Iterable[Digest]]) -> bytes:
-    """Return `pullcache.json`: the manifests to expect, by index."""
-    return _encode({"manifests": {str(key): [*map(str, expected[key])] for key in expected}})
+def encode_details(details: BundleDetails) -> bytes:
+    """Return `pullcache.json`; empty if there is nothing to state."""
+    expected = details.manifests
+    document: dict[str, Any] = {}
+    if expected:
+        document["manifests"] = {str(key): [*map(str, expected[key])] for key in expected}
+    if details.referrers:
+        document["referrers"] = [_encode_descriptor(one, True) for one in details.referrers]
+        document["records"] = {
+            name: {str(subject): record for subject, record in records.items()}
+            for name, records in details.records.items()
+        }
+    return _encode(document) if document else b""
 
 
-def parse_expected(content: bytes) -> dict[Digest, list[Digest]]:
-    """Return the expected manifests by index from `pullcache.json`. Raises `BundleError`."""
-    expected = _decode(content, _ExpectedDocument, EXPECTED_FILE).manifests
-    return {_parse_digest(key): [*map(_parse_digest, expected[key])] for key in expected}
+def parse_details(content: bytes) -> BundleDetails:
+    """Return what `pullcache.json` states. Raises `BundleError`."""
+    document = _decode(content, _ExpectedDocument, EXPECTED_FILE)
+    expected = document.manifests
+    return BundleDetails(
+        {_parse_digest(key): [*map(_parse_digest, expected[key])] for key in expected},
+        [_parse_descriptor(one) for one in document.referrers],
+        {
+            name: {_parse_digest(subject): record for subject, record in records.items()}
+            for name, records in document.records.items()
+        },
+    )
 
 
 def check_layout(content: bytes) -> None:

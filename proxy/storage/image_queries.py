@@ -18,6 +18,7 @@ from pathlib import Path
 from proxy.errors import BusyError, StorageError
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Repository, Tag, parse_reference
+from proxy.oci.referrers import ReferrerRecord
 from proxy.policy.facts import RepositoryFacts
 from proxy.storage import pins
 from proxy.storage.index_size import delete_empty_repositories
@@ -329,6 +330,33 @@ class ImageQueries:
             (str(subject), repository.upstream, repository.name),
         )
         return [StoredBlob(Digest.parse(digest), *rest) for digest, *rest in rows]
+
+    def tagged_referrers(
+        self, repository: Repository, subject: Digest
+    ) -> list[tuple[Tag, StoredBlob]]:
+        """Return the stored manifests that the repository's tags for referrers of `subject` name."""
+        rows = self._connection.execute(
+            "SELECT t.tag, b.digest, b.size, b.media_type, b.used FROM tags t JOIN blobs b USING (digest)"
+            " JOIN repositories r ON r.id = t.repository"
+            " WHERE t.subject = ? AND t.digest <> t.subject AND r.upstream = ? AND r.name = ?"
+            " ORDER BY t.tag",
+            (str(subject), repository.upstream, repository.name),
+        )
+        return [(Tag(tag), StoredBlob(Digest.parse(digest), *rest)) for tag, digest, *rest in rows]
+
+    def children(self, digest: Digest) -> set[Digest]:
+        """Return what a stored manifest names."""
+        rows = self._connection.execute("SELECT child FROM edges WHERE parent = ?", (str(digest),))
+        return {Digest.parse(child) for (child,) in rows}
+
+    def referrer_record(self, repository: Repository, subject: Digest) -> ReferrerRecord | None:
+        """Return what upstream had of referrers of `subject` when a preload asked, or None."""
+        row = self._connection.execute(
+            "SELECT record FROM referrer_records JOIN repositories r ON r.id = repository"
+            " WHERE subject = ? AND r.upstream = ? AND r.name = ?",
+            (str(subject), repository.upstream, repository.name),
+        ).fetchone()
+        return ReferrerRecord.decode(row[0]) if row else None
 
     def images_containing(self, digest: Digest, limit: int) -> list[tuple[Repository, Reference]]:
         """Return up to `limit` images that have a blob."""

@@ -37,9 +37,12 @@ def test_images_with_the_same_tag_are_named_in_full():
 
 def test_the_expected_manifests_round_trip():
     expected = {A: [B, C], B: []}
-    assert layout.parse_expected(layout.encode_expected(expected)) == expected
+    assert (
+        layout.parse_details(layout.encode_details(layout.BundleDetails(expected))).manifests
+        == expected
+    )
     with pytest.raises(BundleError):
-        layout.parse_expected(b'{"manifests": {"sha256:0": []}}')
+        layout.parse_details(b'{"manifests": {"sha256:0": []}}')
 
 
 def test_docker_s_manifest_refers_to_the_blobs_of_the_layout():
