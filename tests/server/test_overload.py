@@ -1,6 +1,7 @@
 """Too many or too slow clients: they are rejected or dropped, and the others are served."""
 
 import asyncio
+import encodings.idna  # noqa: F401 (the first connection imports it, which takes a descriptor)
 import os
 import resource
 import select

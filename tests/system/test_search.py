@@ -126,8 +126,8 @@ def test_the_command_finds_the_same_as_clients(
     daemon = make_daemon(registry.url, env={"PULLCACHE_UPSTREAMS_DOCKER_IO_SEARCH_URL": hub.url})
     _, *rows = [line.split() for line in daemon.run("search", "hello").splitlines()]
     assert rows == [
-        ["hello", "An", "official", "one.", "21000", "[OK]"],
-        ["me/hello", "[31mMine", "3"],
+        ["hello", "An", "official", "one.", "21000", "official"],
+        ["me/hello", "[31mMine", "3", "-"],
     ]
     daemon.run("offline", "on")
     assert [line.split() for line in daemon.run("search", "hello").splitlines()][1:] == rows
