@@ -56,6 +56,7 @@ async def test_status_says_what_an_upstream_was_found_unable_to_do(registry, mak
     missing = document["upstreams"][0]["missing_features"]
     assert {one["feature"]: one["repositories"] for one in missing} == {
         "manifest_head": 2,
+        "blob_head": 1,
         "ranges": 1,
         "referrers": 2,
     }
@@ -74,7 +75,7 @@ async def test_status_as_json_is_the_document_of_the_admin_api(program):
 
 
 async def test_status_warns_when_pins_take_nearly_all_space(registry, make_program):
-    program = await make_program(store={"max_size": "8MB"})
+    program = await make_program(store={"max_size": "8050KB"})
     layer = bytes(7_250_000)
     push_manifest(registry, APP, [layer], tag="v1")
     await pull_parts(program, APP, "v1")

@@ -202,7 +202,7 @@ async def test_a_probe_of_a_blob_that_upstream_does_not_have_fails(registry, ups
         (502, UpstreamUnavailableError),
         (503, UpstreamUnavailableError),
         (504, UpstreamUnavailableError),
-        (520, UpstreamError),
+        (520, UpstreamUnavailableError),
         (204, UpstreamRefusedError),
         (304, UpstreamRefusedError),
     ],
