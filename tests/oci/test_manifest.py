@@ -475,3 +475,11 @@ def test_arbitrary_documents_raise_no_other_error(changes, content_type):
 def test_the_accept_header_lists_every_manifest_type():
     listed = {item.partition(";")[0].strip() for item in ACCEPT.split(",")}
     assert listed >= MANIFEST_TYPES
+
+
+@pytest.mark.parametrize("text", ["", "sha256:x", digest_of(b"attested")])
+def test_a_child_of_an_index_tells_which_manifest_it_attests(text):
+    annotations = {"vnd.docker.reference.digest": text}
+    child = {"digest": digest_of(b"attestation"), "annotations": annotations}
+    (parsed,) = parse({"manifests": [child]}, OCI_INDEX).children
+    assert parsed.attested == (Digest.parse(text) if len(text) > 9 else None)

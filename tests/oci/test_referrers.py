@@ -9,6 +9,7 @@ from proxy.oci.referrers import (
     cosign_tags,
     fallback_tag,
     parse_descriptor_digest,
+    parse_fallback_index,
     subject_of_tag,
 )
 
@@ -43,6 +44,12 @@ def test_a_record_survives_encoding():
     assert ReferrerRecord.decode(record.encode()) == record
     with pytest.raises(ValueError, match="not a record"):
         ReferrerRecord.decode("[]")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"manifests":null}', b"[" * 100_000])
+def test_what_is_no_index_lists_no_referrers(content):
+    assert parse_fallback_index(content) == []
+    assert parse_fallback_index(b'{"manifests":[{"a":1}]}') == [{"a": 1}]
 
 
 def test_a_digest_that_cannot_be_read_is_none():
