@@ -19,6 +19,7 @@ from enum import Enum, auto
 from proxy.concurrency import RESPONSE_TIMEOUT, SingleFlight, enforce_deadline
 from proxy.download.download import Download
 from proxy.errors import (
+    DigestMismatchError,
     NotFoundError,
     StorageError,
     UnsatisfiableRangeError,
@@ -196,7 +197,12 @@ class RepositoryAccess:
         try:
             async with enforce_deadline(deadline, repository.upstream):
                 evidence = await self._probes.run((repository, digest, is_manifest), probe)
-        except (NotFoundError, UpstreamUnauthorizedError, UnsatisfiableRangeError):
+        except (
+            DigestMismatchError,
+            NotFoundError,
+            UnsatisfiableRangeError,
+            UpstreamUnauthorizedError,
+        ):
             return False
         except UpstreamError:
             if upstream.has_mirrors:

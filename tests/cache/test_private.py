@@ -395,6 +395,20 @@ async def test_a_mirror_that_sends_all_of_it_is_given_it_back(registry, mirror, 
         assert (await program.ask(f"/v2/me/copy/{kind}/{digest}")).digest == digest
 
 
+async def test_a_mirror_sends_a_manifest_that_the_registry_answers_with_something_else(
+    registry, mirror, make_program
+):
+    program = await make_program(
+        upstreams={"docker.io": {"url": registry.url, "mirrors": [mirror.url]}}
+    )
+    image = registry.add_image("me/app")
+    await program.pull(image)
+    mirror.add_image("me/copy")
+    portal = Fault(status=200, body=b"{}", headers={"Docker-Content-Digest": None})
+    registry.fail("/v2/me/copy", portal, times=None)
+    assert (await program.manifest("me/copy", image.digest)).digest == image.digest
+
+
 # Media types.
 
 
