@@ -155,8 +155,9 @@ def _no_memory_of_failures(monkeypatch):
     monkeypatch.setattr("proxy.download.manager.MISMATCH_BACKOFF", 0.0)
 
 
+@pytest.mark.timeout(300)
 def test_the_cache_serves_what_upstream_would_and_nothing_else():
-    run_model(BY_HAND or scaled(30) * STEPS)
+    run_model(BY_HAND or scaled(10) * STEPS)
 
 
 # The rules, taken out one at a time.
