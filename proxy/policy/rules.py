@@ -41,9 +41,6 @@ class RuleSet:
         ]
         self.find = lru_cache(maxsize=MAX_REMEMBERED_RULES)(self._find)
 
-    def __bool__(self) -> bool:
-        return bool(self.rules)
-
     def _find(self, name: str) -> PolicyRule | None:
         """Return the first rule that matches `UPSTREAM/REPOSITORY`, None if no rule does."""
         return next((rule for rule in self.rules if _matches(rule.settings, name)), None)
