@@ -277,14 +277,15 @@ class BlobWriter:
     async def _release(self, *, keep_partial: bool) -> None:
         assert self._reservation is not None
         ingest, space = self._ingest, self._storage.space
-        if ingest and keep_partial and self._download.pieces.received:
+        if ingest and keep_partial:
             try:
                 while await self._write_due():
                     pass
             except StorageError:
                 log.info("partial_write_failed", digest=str(ingest.digest))
-            space.keep_partial(self._reservation, ingest)
-            return
+            if self._download.written:
+                space.keep_partial(self._reservation, ingest)
+                return
         if ingest:
             await run_in_thread(self._storage.executor, ingest.discard)
         space.release(self._reservation)

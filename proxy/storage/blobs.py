@@ -100,7 +100,13 @@ class BlobStore:
             ) from error
 
     def _remove_abandoned_files(self) -> None:
-        """Remove files that a killed process left of small commits and imports."""
+        """Remove files of a killed process: of small commits and imports, and ingests without a state."""
+        for path in self._ingest_directory.iterdir():
+            state = path.with_suffix(".state")
+            has_state = state.exists() and state.stat().st_size > 0
+            if _parse_ingest_name(path.name) and path.is_file() and not has_state:
+                path.unlink()
+                state.unlink(missing_ok=True)
         for put in self._ingest_directory.glob("put-*"):
             digest = _parse_put_name(put.name)
             # If its blob exists, it marks a commit that the index may not know.

@@ -180,6 +180,8 @@ async def test_a_client_with_one_blob_does_not_wait_for_all_blobs_of_another(
     async with asyncio.TaskGroup() as group:
         flood = [group.create_task(client.status(digest)) for digest in many]
         await registry.until(lambda: registry.bytes_sent() >= 60_000)
+        before = sum(task.done() for task in flood)
         assert (await program.blob(one)).digest == one
-        assert sum(task.done() for task in flood) < 15
+        after = sum(task.done() for task in flood)
+        assert after - before < (len(flood) - before) / 2
     await client.session.close()

@@ -199,6 +199,19 @@ async def test_leftovers_of_a_killed_daemon_are_counted(tmp_path):
         assert rig.space.reserved_bytes >= 1500 * KIB
 
 
+@pytest.mark.parametrize("state", [None, b""], ids=["missing", "empty"])
+async def test_an_ingest_that_a_kill_left_without_a_state_is_removed(tmp_path, state):
+    """Nothing of it can be resumed, and the account would count a state that takes no space."""
+    async with open_rig(tmp_path / "store") as rig:
+        digest = await rig.break_off(100 * KIB)
+    path = tmp_path / "store" / "ingest" / f"sha256-{digest.hex}.state"
+    path.unlink()
+    if state is not None:
+        path.write_bytes(state)
+    async with open_rig(tmp_path / "store") as rig:
+        assert rig.space.reserved_bytes == rig.on_disk("ingest/*") == 0
+
+
 async def test_old_ingests_and_idle_blobs_are_removed_by_a_sweep(rig):
     old = await rig.fetch(KIB)
     rig.clock.advance(1000)
