@@ -222,7 +222,12 @@ class ManifestCache:
         permission = await self._policy.admit(repository, reference, result.manifest)
         manifest, digest = result.manifest, permission.digest
         if digest != manifest.digest:
-            manifest = (await self._get_by_digest(repository, digest, deadline)).manifest
+            try:
+                manifest = (await self._get_by_digest(repository, digest, deadline)).manifest
+            except NotFoundError:
+                if permission.refusal:
+                    raise copy(permission.refusal) from None
+                raise
             if not isinstance(reference, Digest):
                 await self._write_tag(self._index.move_tag(repository, reference, digest))
         warning = "; ".join(filter(None, (result.warning, permission.warning)))

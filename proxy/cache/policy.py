@@ -56,12 +56,13 @@ class Permission:
     """What a reference may be served as: the content of `digest`, until the Unix time `expires_at`.
 
     `warning` is for the client: what a rule in audit mode would have done, or that older content
-    stands in.
+    stands in. `refusal` is the answer instead if that content cannot be had any more.
     """
 
     digest: Digest
     expires_at: float
     warning: str = ""
+    refusal: PolicyDeniedError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class PolicyGate:
         self._clock = clock
         self._permissions: TTLCache[tuple[Repository, Reference], Permission]
         self._permissions = TTLCache(MAX_REMEMBERED_PERMISSIONS, clock)
-        self._refusals: TTLCache[tuple[Repository, Tag], PolicyDeniedError]
+        self._refusals: TTLCache[tuple[Repository, Tag], tuple[PolicyDeniedError, float]]
         self._refusals = TTLCache(MAX_REMEMBERED_PERMISSIONS, clock)
         self._unwritten: deque[DecisionRecord] = deque(maxlen=MAX_UNWRITTEN_DECISIONS)
 
@@ -117,8 +118,8 @@ class PolicyGate:
     def raise_if_refused(self, repository: Repository, tag: Tag, ttl: float) -> None:
         """Raise the refusal of a tag again for `ttl` seconds, so that upstream is not asked again."""
         refused = self._refusals.get_with_age((repository, tag))
-        if refused and 0 <= refused[0] < ttl:
-            raise copy(refused[1])
+        if refused and 0 <= refused[0] < ttl and self._clock() < refused[1][1]:
+            raise copy(refused[1][0])
 
     def forget(self) -> None:
         """Decide everything anew: an exception was made, or a bundle brought facts."""
@@ -204,34 +205,36 @@ class PolicyGate:
         if isinstance(reference, Tag) and not is_current:
             digest = next(iter(self.known_meanings(repository, reference)), digest)
         verdict = await self._judge(rule, repository, reference, manifest, digest)
-        expires_at = now + PERMISSION_TTL
+        expires_at = min(now + PERMISSION_TTL, verdict.until or math.inf)
         if verdict.decision is PolicyDecision.ALLOW:
             self._count(rule, "allow")
-            if rule.settings.min_age:
+            # What an exception allows for a time is not old enough after it.
+            if rule.settings.min_age and verdict.until is None:
                 await self._mark_ripe(repository, reference, digest, now)
             return Permission(digest, expires_at)
-        expires_at = min(expires_at, verdict.until or expires_at)
+        if verdict.decision is PolicyDecision.UNRIPE:
+            await self._record_meaning(repository, reference, digest, now)
         if rule.settings.mode == "audit":
             self._report(rule, f"would_{verdict.decision}", repository, reference, digest, verdict)
             return Permission(digest, expires_at, f"{rule.name} would refuse it: {verdict.reason}")
-        if verdict.decision is PolicyDecision.UNRIPE:
-            await self._record_meaning(repository, reference, digest, now)
-            if (
-                isinstance(reference, Tag)
-                and rule.settings.unripe == "previous"
-                and (earlier := self._find_earlier(rule, repository, reference, digest, now))
-            ):
-                self._report(rule, "previous", repository, reference, digest, verdict)
-                until = _format_time(verdict.until)
-                warning = (
-                    f"{display_name(repository, reference)} has moved; its earlier content is "
-                    f"served until {until} ({rule.name}: {verdict.reason})"
-                )
-                return Permission(earlier, expires_at, warning)
-        self._report(rule, verdict.decision.value, repository, reference, digest, verdict)
         error = _refusal(rule, repository, reference, verdict)
+        if (
+            isinstance(error, PolicyDeniedError)
+            and isinstance(reference, Tag)
+            and verdict.decision is PolicyDecision.UNRIPE
+            and rule.settings.unripe == "previous"
+            and (earlier := self._find_earlier(rule, repository, reference, digest, now))
+        ):
+            self._report(rule, "previous", repository, reference, digest, verdict)
+            until = _format_time(verdict.until)
+            warning = (
+                f"{display_name(repository, reference)} has moved; its earlier content is "
+                f"served until {until} ({rule.name}: {verdict.reason})"
+            )
+            return Permission(earlier, expires_at, warning, error)
+        self._report(rule, verdict.decision.value, repository, reference, digest, verdict)
         if isinstance(reference, Tag) and isinstance(error, PolicyDeniedError):
-            self._refusals.set((repository, reference), error)
+            self._refusals.set((repository, reference), (error, expires_at))
         raise error
 
     async def _judge(
@@ -244,13 +247,14 @@ class PolicyGate:
     ) -> Verdict:
         """Return the verdict on `digest`, by default that of the manifest."""
         now, digest = self._clock(), digest or manifest.digest
-        if self._records.exception(repository, digest, now):
-            return Verdict(PolicyDecision.ALLOW, "an exception allows it")
+        if exception := self._records.exception(repository, digest, now):
+            return Verdict(PolicyDecision.ALLOW, "an exception allows it", exception.until)
         if isinstance(reference, Digest):
             for parent in self._index.parents(repository, digest):
                 # What an allowed index names is allowed: clients ask for it by digest.
-                if self._records.exception(repository, parent, now):
-                    return Verdict(PolicyDecision.ALLOW, "an exception allows its index")
+                if exception := self._records.exception(repository, parent, now):
+                    reason = "an exception allows its index"
+                    return Verdict(PolicyDecision.ALLOW, reason, exception.until)
                 verdict = await self._judge_content(rule, repository, parent, parent, now)
                 if verdict.decision is PolicyDecision.ALLOW:
                     return verdict

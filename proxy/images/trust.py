@@ -30,7 +30,10 @@ class TrustSummary(msgspec.Struct, frozen=True):
 
 
 class PolicySummary(msgspec.Struct, frozen=True):
-    """What policy number `policy` says about an image; `is_allowed` is also true if it only audits."""
+    """What policy number `policy` says about an image; `is_allowed` is also true if it only audits.
+
+    `until` is when that ends, in Unix time: an unripe image may be pulled, or an exception is over.
+    """
 
     policy: int
     mode: str
@@ -85,8 +88,9 @@ def describe_policy(
     rule = rules.find(policy_name(repository))
     if rule is None:
         return None
-    if queries.has_exception(repository, digest, now):
-        decision, reason, until = PolicyDecision.ALLOW, "an exception allows it", None
+    until = queries.exception_end(repository, digest, now)
+    if until is not None:
+        decision, reason = PolicyDecision.ALLOW, "an exception allows it"
     else:
         meaning = queries.meaning(repository, digest)
         facts = ImageFacts(

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.content import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
+from tests.fakes.content import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, FakeImage
 from tests.fakes.faults import HTML, Fault
 from tests.fakes.hub import FakeHub, HubRepository
 from tests.fakes.registry import FakeRegistry
+from tests.support.admin_api import call, remove_images
 from tests.support.program import Answer, Program
 
 DAY = 86_400.0
@@ -356,6 +357,52 @@ async def test_an_unripe_digest_is_refused_in_a_repository_that_is_known(registr
     await program.pull(registry.add_image())
     fresh = registry.add_image(tag="other", layers=[b"fresh"])
     assert (await program.manifest(fresh, fresh.digest)).status == 403
+
+
+async def except_image(program: Program, image: FakeImage, seconds: float) -> None:
+    name = f"docker.io/{image.repository}@{image.digest}"
+    document = {"image": name, "seconds": seconds, "reason": "a fix"}
+    await call(program, "post", "/api/v1/policy/exceptions", document)
+
+
+async def test_an_exception_ends_in_time_and_its_image_is_not_ripe_then(registry, start):
+    program = await start(min_age="3d", first_seen="deny")
+    image = registry.add_image(index=True)
+    assert (await program.manifest(image)).status == 403
+    await except_image(program, image, seconds=600)
+    await program.pull(image)
+    program.clock.advance(700)
+    for reference in ("latest", image.digest, image.manifest):
+        assert (await program.manifest(image, reference)).status == 403
+
+
+async def test_a_refused_tag_is_served_as_soon_as_it_is_ripe(registry, start):
+    program = await start(min_age="100s", first_seen="deny")
+    image = registry.add_image()
+    assert (await program.manifest(image)).status == 403
+    program.clock.advance(101)
+    assert (await program.manifest(image)).status == 200
+
+
+async def test_audit_remembers_since_when_it_knows_a_digest(registry, start):
+    program = await start(min_age="3d", first_seen="deny", mode="audit")
+    image = registry.add_image()
+    assert "1s old" in (await program.manifest(image, image.digest)).headers["Warning"]
+    program.clock.advance(3600)
+    await program.restart()
+    assert "1h old" in (await program.manifest(image, image.digest)).headers["Warning"]
+
+
+async def test_a_moved_tag_is_refused_with_its_date_if_its_earlier_content_is_gone(registry, start):
+    program = await start(min_age="3d")
+    old = registry.add_image()
+    await program.manifest(old)
+    await remove_images(program, "app:latest")
+    del registry.repository(old.repository).manifests[old.digest]
+    program.clock.advance(10 * DAY)
+    answer = await program.manifest(registry.add_image(layers=[b"new"]))
+    assert answer.status == 403
+    assert "it is 1s old (first seen here)" in problem(answer)
 
 
 # What is exempt.

@@ -244,17 +244,21 @@ def _describe_policy(policy: dict[str, Any] | None) -> str:
         return ""
     mode = " (audit only)" if policy["mode"] == "audit" else ""
     reason = f": {policy['reason']}" if policy["reason"] else ""
+    if policy["until"]:
+        ends = "until" if policy["decision"] == "allow" else "from"
+        reason += f"; {ends} {_format_time(policy['until'])}"
     return f"{policy['decision']} by policy {policy['policy']}{mode}{reason}"
 
 
 def _describe_history(history: list[dict[str, Any]]) -> Iterator[str]:
     """Yield a line for each digest that the tag meant, unless it always meant the same."""
     for one in history if len(history) > 1 else ():
-        first, last = (
-            time.strftime("%Y-%m-%d %H:%MZ", time.gmtime(one[key]))
-            for key in ("first_seen", "last_seen")
-        )
+        first, last = (_format_time(one[key]) for key in ("first_seen", "last_seen"))
         yield f"{one['digest']} {first} to {last}"
+
+
+def _format_time(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%MZ", time.gmtime(at))
 
 
 def _print_platform(platform: dict[str, Any], truncator: Truncator) -> None:

@@ -237,7 +237,8 @@ def _describe_check(found: dict[str, Any]) -> str:
 
 
 def _reason(found: dict[str, Any]) -> str:
-    until = f"; from {_format_time(found['until'])}" if found["until"] else ""
+    ends = "until" if found["decision"] == "allow" else "from"
+    until = f"; {ends} {_format_time(found['until'])}" if found["until"] else ""
     return f"{found['reason']}{until}"
 
 

@@ -50,8 +50,9 @@ class PolicyCheck(msgspec.Struct, frozen=True, kw_only=True):
     """What the policies say about one image.
 
     `decision` is `allow`, `deny`, `unripe`, `unknown`, or `error` if the image could not be had, with
-    `reason` saying why. `policy` is the number of the rule, 0 if none is about the image; `until` is
-    when the image may be pulled, in Unix time. `is_allowed` is also true if the rule only audits.
+    `reason` saying why. `policy` is the number of the rule, 0 if none is about the image.
+    `is_allowed` is also true if the rule only audits. `until` is when the decision ends, in Unix time: an
+    unripe image may be pulled, or an exception is over.
     """
 
     image: str
