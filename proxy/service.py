@@ -164,7 +164,9 @@ async def configure_app(
         *admin_schema.routes(),
         *_status_handlers(core, config, upstreams).routes(),
         *admin_bundles.BundleHandlers(
-            BundleExporter(image_store), BundleImporter(image_store), core.disk_threads
+            BundleExporter(image_store, core.clock),
+            BundleImporter(image_store, core.clock, on_change=policy.forget),
+            core.disk_threads,
         ).routes(),
         *admin_images.ImageHandlers(
             ImageManager(image_store, rules, core.clock),

@@ -296,7 +296,10 @@ class PolicyGate:
         meaning = self._records.meaning(repository, digest)
         if meaning and (meaning.is_ripe or meaning.pushed_at is not None):
             return meaning.age, meaning.is_ripe
-        is_first_sight = meaning is None and not self._records.has_history(repository, tag)
+        age = meaning.age if meaning else ContentAge(now, FIRST_SEEN, is_first_sight=True)
+        is_first_sight = age.is_first_sight and not self._records.has_history(
+            repository, tag, digest
+        )
         try:
             pushed_at = await self._facts.get_push_time(repository, tag, digest) if tag else None
         except UpstreamError:
@@ -305,8 +308,7 @@ class PolicyGate:
             pushed_at = None
         if pushed_at is not None:
             return ContentAge(pushed_at, PUSHED), False
-        first_seen = meaning.first_seen if meaning else now
-        return ContentAge(first_seen, FIRST_SEEN, is_first_sight), False
+        return replace(age, is_first_sight=is_first_sight), False
 
     def _find_earlier(
         self, rule: PolicyRule, repository: Repository, tag: Tag, newest: Digest, now: float

@@ -46,13 +46,15 @@ class PolicySummary(msgspec.Struct, frozen=True):
 class MeaningSummary(msgspec.Struct, frozen=True):
     """A digest that a tag meant from `first_seen` to `last_seen`, in Unix time.
 
-    `pushed` is when Docker Hub says that it was pushed.
+    `pushed` is when Docker Hub says that it was pushed. `source` is the bundle that says so, `import` for one
+    without facts, empty if this cache saw it.
     """
 
     digest: str
     first_seen: float
     last_seen: float
     pushed: float | None
+    source: str
 
 
 def describe_trust(queries: ImageQueries, repository: Repository) -> TrustSummary:
@@ -114,6 +116,6 @@ def describe_history(
     if isinstance(reference, Digest):
         return []
     return [
-        MeaningSummary(str(one.digest), one.first_seen, one.last_seen, one.pushed_at)
+        MeaningSummary(str(one.digest), one.first_seen, one.last_seen, one.pushed_at, one.source)
         for one in queries.meanings(repository, reference)
     ]

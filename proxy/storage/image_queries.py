@@ -28,6 +28,7 @@ from proxy.storage.policy_rows import (
     MEANING_SQL,
     MEANINGS_SQL,
     TagMeaning,
+    combine_meanings,
     to_facts,
     to_meaning,
 )
@@ -228,8 +229,8 @@ class ImageQueries:
     def meaning(self, repository: Repository, digest: Digest) -> TagMeaning | None:
         """Return since when the repository is known to hold the digest."""
         parameters = (repository.upstream, repository.name, str(digest))
-        row = self._connection.execute(MEANING_SQL, parameters).fetchone()
-        return to_meaning(row) if row else None
+        rows = self._connection.execute(MEANING_SQL, parameters)
+        return combine_meanings(map(to_meaning, rows))
 
     def exception_end(self, repository: Repository, digest: Digest, now: float) -> float | None:
         """Return until when policies allow the image whatever their rules say; None if they do not."""

@@ -75,6 +75,12 @@ class _SizeParam(click.ParamType[Size]):
     metavar="BUNDLE",
     help="Leave out blobs of an earlier bundle. May be repeated.",
 )
+@click.option(
+    "--facts",
+    is_flag=True,
+    help="Add what is known about the images, so that policies of another cache can judge them "
+    "offline.",
+)
 @json_option
 def export(
     *,
@@ -86,6 +92,7 @@ def export(
     platforms: tuple[str, ...],
     split: Size | None,
     since: tuple[str, ...],
+    facts: bool,
     as_json: bool,
 ) -> None:
     """Export stored images to a bundle.
@@ -107,7 +114,12 @@ def export(
         for bundle in bundle_input.find_bundles(since)
         for digest in bundle_input.read_digests(bundle)
     }
-    document = {"images": requested, "platforms": platforms, "exclude": sorted(excluded)}
+    document = {
+        "images": requested,
+        "platforms": platforms,
+        "exclude": sorted(excluded),
+        "facts": facts,
+    }
     with open_admin_client(load_config(path, store)) as api:
         plan = api.post("/api/v1/export/plan", document)
         with (
@@ -230,4 +242,8 @@ def _print_report(bundle: BundleInput, report: dict[str, Any]) -> None:
     size = format_bytes(report["added_bytes"])
     added = f"{format_count(report['added'], 'blob')} ({size}) added"
     name = escape_unprintable(bundle.name)
-    click.echo(f"{name}: {added}, {report['already_stored']} already stored", err=True)
+    facts = ""
+    if report["facts"] is not None:
+        count = report["facts"]
+        facts = f", facts about {count} {'repository' if count == 1 else 'repositories'}"
+    click.echo(f"{name}: {added}, {report['already_stored']} already stored{facts}", err=True)

@@ -254,7 +254,8 @@ def _describe_history(history: list[dict[str, Any]]) -> Iterator[str]:
     """Yield a line for each digest that the tag meant, unless it always meant the same."""
     for one in history if len(history) > 1 else ():
         first, last = (_format_time(one[key]) for key in ("first_seen", "last_seen"))
-        yield f"{one['digest']} {first} to {last}"
+        source = f" ({escape_unprintable(one['source'])})" if one["source"] else ""
+        yield f"{one['digest']} {first} to {last}{source}"
 
 
 def _format_time(at: float) -> str:
