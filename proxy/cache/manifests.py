@@ -171,6 +171,12 @@ class ManifestCache:
             result = ManifestResult(manifest, state)
         return (await self._apply_policy(repository, reference, result, deadline)).manifest
 
+    def find_ripening(
+        self, repository: Repository, reference: Reference
+    ) -> tuple[Digest, str] | None:
+        """Return what `PolicyGate.find_ripening` does."""
+        return self._policy.find_ripening(repository, reference) if self._policy else None
+
     async def get_unjudged_manifest(
         self, repository: Repository, reference: Reference
     ) -> CachedManifest:

@@ -180,6 +180,22 @@ class PolicyGate:
             )
         )
 
+    def find_ripening(
+        self, repository: Repository, reference: Reference
+    ) -> tuple[Digest, str] | None:
+        """Return the content that clients get once it is old enough, and what they are told until then.
+
+        None if they get it already. To be called after the reference was judged.
+        """
+        permission = self.find_permission(repository, reference)
+        if permission and permission.refusal is None:
+            return None
+        warning = permission.warning if permission else ""
+        if isinstance(reference, Digest):
+            return reference, warning
+        newest = next(iter(self.known_meanings(repository, reference)), None)
+        return (newest, warning) if newest else None
+
     def known_meanings(self, repository: Repository, tag: Tag) -> list[Digest]:
         """Return the digests that a tag is known to have meant, the most recent first."""
         return [meaning.digest for meaning in self._records.meanings(repository, tag)]
@@ -401,7 +417,9 @@ def _refusal(
             retry_after=UNDECIDED_RETRY_AFTER,
         )
     until = f"; it may be pulled from {_format_time(verdict.until)}" if verdict.until else ""
-    return PolicyDeniedError(f"{rule.name} refuses {image}: {verdict.reason}{until}")
+    return PolicyDeniedError(
+        f"{rule.name} refuses {image}: {verdict.reason}{until}", ripe_at=verdict.until
+    )
 
 
 def _format_time(at: float | None) -> str:
