@@ -20,6 +20,7 @@ from proxy.cache.policy import PolicyGate
 from proxy.cache.prefetch import Prefetcher
 from proxy.cache.repair import BlobRepairer
 from proxy.cache.search import RepositorySearch
+from proxy.cache.stand_ins import StandIns
 from proxy.config import Config
 from proxy.core import Core
 from proxy.images.check import OfflineChecker
@@ -55,6 +56,7 @@ class ConfiguredApp:
     registry: RegistryHandler
     preloader: Preloader
     policy: PolicyGate
+    stand_ins: StandIns
     repairer: BlobRepairer
     routes: Sequence[Route]
 
@@ -81,11 +83,13 @@ async def configure_app(
         clock=core.clock,
     )
     rules = RuleSet(config.policy)
+    stand_ins = StandIns(rules, core.index, core.space, core.clock)
     policy = PolicyGate(
         rules,
         index=core.index,
         records=core.policy_records,
         facts=facts,
+        stand_ins=stand_ins,
         metrics=core.metrics,
         clock=core.clock,
     )
@@ -179,7 +183,9 @@ async def configure_app(
         ).routes(),
         *admin_search.routes(search),
     ]
-    return ConfiguredApp(config, upstreams, registry, preloader, policy, repairer, routes)
+    return ConfiguredApp(
+        config, upstreams, registry, preloader, policy, stand_ins, repairer, routes
+    )
 
 
 def _status_handlers(

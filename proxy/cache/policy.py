@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from proxy.cache.facts import FactsCache
+from proxy.cache.stand_ins import StandIns
 from proxy.errors import (
     InvalidManifestError,
     PolicyDeniedError,
@@ -93,6 +94,7 @@ class PolicyGate:
         index: Index,
         records: PolicyRecords,
         facts: FactsCache,
+        stand_ins: StandIns,
         metrics: Metrics,
         clock: Callable[[], float],
     ) -> None:
@@ -100,6 +102,7 @@ class PolicyGate:
         self._index = index
         self._records = records
         self._facts = facts
+        self._stand_ins = stand_ins
         self._metrics = metrics
         self._clock = clock
         self._permissions: TTLCache[tuple[Repository, Reference], Permission]
@@ -241,6 +244,7 @@ class PolicyGate:
             and rule.settings.unripe == "previous"
             and (earlier := self._find_earlier(rule, repository, reference, digest, now))
         ):
+            self._stand_ins.add(earlier)
             self._report(rule, "previous", repository, reference, digest, verdict)
             until = _format_time(verdict.until)
             warning = (
