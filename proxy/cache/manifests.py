@@ -133,6 +133,10 @@ class ManifestCache:
             return None
         return ManifestResult(manifest, "hit", age, ttl)
 
+    def is_judged(self, digest: Digest) -> bool:
+        """Tell whether policies have to judge a digest that a client asks for as a blob."""
+        return self._policy is not None and self._index.manifest(digest) is not None
+
     async def get_manifest(
         self, repository: Repository, reference: Reference, accept: tuple[str, ...]
     ) -> ManifestResult:

@@ -427,4 +427,4 @@ def _refusal(
 
 
 def _format_time(at: float | None) -> str:
-    return f"{datetime.fromtimestamp(at or 0, UTC):%Y-%m-%dT%H:%MZ}"
+    return f"{datetime.fromtimestamp(at or 0, UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -99,6 +99,31 @@ async def test_an_index_is_refused_and_so_is_its_child_by_digest(registry, start
         assert (await program.manifest(image, digest)).status == 403
 
 
+async def test_a_refused_manifest_is_refused_among_the_blobs_too(registry, start):
+    program = await start(trusted=TRUSTED)
+    image, allowed = registry.add_image("acme/app", index=True), registry.add_image("library/nginx")
+    for digest in (image.digest, image.manifest):
+        await program.manifest(image, digest)
+        for method in ("GET", "HEAD"):
+            answer = await program.ask(f"/v2/acme/app/blobs/{digest}", method)
+            assert answer.status == 403
+    await program.pull(allowed)
+    answer = await program.blob(allowed.digest, "library/nginx")
+    assert (answer.status, answer.digest) == (200, allowed.digest)
+
+
+async def test_the_status_line_says_why_because_head_has_no_body(registry, start):
+    program = await start(trusted=TRUSTED)
+    image = registry.add_image("acme/app")
+    async with program.opened("/v2/acme/app/manifests/latest", "HEAD") as response:
+        assert response.status == 403
+        assert response.reason == (
+            'policy 1 ("*") refuses acme/app:latest: it is neither official, '
+            "nor of a verified publisher"
+        )
+    assert image.digest
+
+
 async def test_an_image_of_another_registry_is_refused_as_not_trusted(registry, hub, make_program):
     async with FakeRegistry() as other:
         program = await make_program(
