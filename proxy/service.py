@@ -132,7 +132,7 @@ async def configure_app(
     names = NameParser(config.upstreams)
     image_store = ImageStore(core.store, core.index, core.space, names, core.disk_threads)
     native_platform = machine_platform(platform.machine())
-    checker = OfflineChecker(image_store, native_platform)
+    checker = OfflineChecker(image_store, native_platform, rules, core.clock)
     preloader = Preloader(
         PreloadDeps(
             manifests=manifests,
@@ -168,7 +168,7 @@ async def configure_app(
         *admin_schema.routes(),
         *_status_handlers(core, config, upstreams).routes(),
         *admin_bundles.BundleHandlers(
-            BundleExporter(image_store, core.clock),
+            BundleExporter(image_store, rules, core.clock),
             BundleImporter(image_store, core.clock, on_change=policy.forget),
             core.disk_threads,
         ).routes(),

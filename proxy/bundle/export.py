@@ -28,6 +28,7 @@ from proxy.concurrency import read_ahead
 from proxy.errors import StorageError, UnknownManifestError
 from proxy.images.store import ImageStore
 from proxy.images.tree import ManifestNode, load_image
+from proxy.images.trust import PolicySummary, describe_policy
 from proxy.names import display_name, full_name, policy_name
 from proxy.oci import layout, tar
 from proxy.oci.digest import Digest
@@ -36,6 +37,7 @@ from proxy.oci.manifest import Manifest
 from proxy.oci.platform import Platform, choose_platform, parse_platform
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.oci.referrers import ReferrerRecord
+from proxy.policy.rules import RuleSet
 from proxy.storage.image_queries import ImageQueries
 from proxy.storage.tag_history import IMPORTED
 
@@ -45,12 +47,16 @@ READ_SIZE = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class ExportedImage:
-    """An image of a bundle. `skipped_platforms` are in its index but not complete in the store."""
+    """An image of a bundle. `skipped_platforms` are in its index but not complete in the store.
+
+    `policy` is what the policies say of it, which does not change the bundle.
+    """
 
     name: str
     digest: str
     platforms: list[str]
     skipped_platforms: list[str]
+    policy: PolicySummary | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +100,9 @@ class Bundle:
 class BundleExporter:
     """Exports images of one store."""
 
-    def __init__(self, image_store: ImageStore, clock: Callable[[], float]) -> None:
+    def __init__(self, image_store: ImageStore, rules: RuleSet, clock: Callable[[], float]) -> None:
         self._image_store = image_store
+        self._rules = rules
         self._clock = clock
 
     @asynccontextmanager
@@ -124,10 +131,22 @@ class BundleExporter:
                 image = await self._add_referrers(image)
                 lease.digests.update(_order_blobs([image]))
                 selected[image.full_name] = image
-                report.append(exported)
+                report.append(replace(exported, policy=await self._describe_policy(image)))
             ordered = [selected[name] for name in sorted(selected)]
             facts = await self._collect_facts(ordered) if with_facts else b""
             yield Bundle(ordered, exclude, facts), report
+
+    async def _describe_policy(self, image: _BundleImage) -> PolicySummary | None:
+        return await self._image_store.query(
+            lambda queries: describe_policy(
+                queries,
+                self._rules,
+                image.repository,
+                image.reference,
+                image.node.digest,
+                self._clock(),
+            )
+        )
 
     async def _collect_facts(self, images: Sequence[_BundleImage]) -> bytes:
         """Return the document with what is known about the images."""

@@ -40,6 +40,8 @@ from proxy.storage.index import Index
 from proxy.storage.policy_records import PolicyRecords
 from proxy.storage.policy_rows import DecisionRecord, PolicyException
 
+# Characters of a message that clients print.
+_MESSAGE_LENGTH = 200
 # Permissions that are kept in memory.
 MAX_REMEMBERED_PERMISSIONS = 20_000
 # Seconds for which a permission is kept; facts about publishers are asked for daily.
@@ -236,7 +238,7 @@ class PolicyGate:
         if rule.settings.mode == "audit":
             self._report(rule, f"would_{verdict.decision}", repository, reference, digest, verdict)
             return Permission(digest, expires_at, f"{rule.name} would refuse it: {verdict.reason}")
-        error = _refusal(rule, repository, reference, verdict)
+        error = self._refusal(rule, repository, reference, verdict)
         if (
             isinstance(error, PolicyDeniedError)
             and isinstance(reference, Tag)
@@ -374,6 +376,24 @@ class PolicyGate:
         except StorageError as error:
             log.warning("index_write_failed", reason=str(error))
 
+    def _refusal(
+        self, rule: PolicyRule, repository: Repository, reference: Reference, verdict: Verdict
+    ) -> PolicyDeniedError | PolicyUndecidedError:
+        image = display_name(repository, reference)
+        if verdict.decision is PolicyDecision.UNKNOWN:
+            helps = "try again later"
+            if self._facts.is_offline:
+                helps = "this cache is offline: import a bundle that was made with export --facts"
+            message = _fit_message(
+                f"{rule.name} cannot decide about", image, f" now: {verdict.reason}; {helps}"
+            )
+            return PolicyUndecidedError(message, retry_after=UNDECIDED_RETRY_AFTER)
+        helps = "to allow it: pullcache policy except"
+        if verdict.until:
+            helps = f"it may be pulled from {_format_time(verdict.until)}"
+        message = _fit_message(f"{rule.name} refuses", image, f": {verdict.reason}; {helps}")
+        return PolicyDeniedError(message, ripe_at=verdict.until)
+
     def _count(self, rule: PolicyRule, decision: str) -> None:
         self._metrics.count_policy_decision(rule.number, decision)
 
@@ -410,20 +430,11 @@ class PolicyGate:
         )
 
 
-def _refusal(
-    rule: PolicyRule, repository: Repository, reference: Reference, verdict: Verdict
-) -> PolicyDeniedError | PolicyUndecidedError:
-    # Messages have 200 characters, and the reason is what the client needs.
-    image = display_name(repository, reference)[:90]
-    if verdict.decision is PolicyDecision.UNKNOWN:
-        return PolicyUndecidedError(
-            f"{rule.name} cannot decide about {image} now: {verdict.reason}; try again later",
-            retry_after=UNDECIDED_RETRY_AFTER,
-        )
-    until = f"; it may be pulled from {_format_time(verdict.until)}" if verdict.until else ""
-    return PolicyDeniedError(
-        f"{rule.name} refuses {image}: {verdict.reason}{until}", ripe_at=verdict.until
-    )
+def _fit_message(before: str, image: str, after: str) -> str:
+    """Return a message about an image; if it is too long, the image's name is cut."""
+    room = max(20, _MESSAGE_LENGTH - len(before) - len(after) - 1)
+    name = image if len(image) <= room else f"{image[: room - 3]}..."
+    return f"{before} {name}{after}"[:_MESSAGE_LENGTH]
 
 
 def _format_time(at: float | None) -> str:

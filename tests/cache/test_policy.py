@@ -70,7 +70,8 @@ async def test_an_image_that_is_not_trusted_is_refused_with_rule_and_reason(
         assert (answer.status, answer.code) == (403, "DENIED")
         assert problem(answer) == (
             f'policy 1 ("*") refuses {repository}{"@" if ":" in reference else ":"}{reference}: '
-            "it is neither official, nor of a verified publisher"
+            "it is neither official, nor of a verified publisher; "
+            "to allow it: pullcache policy except"
         )
     assert (
         await program.metric("pullcache_policy_decisions_total", policy="1", decision="deny") == 2
@@ -119,7 +120,7 @@ async def test_the_status_line_says_why_because_head_has_no_body(registry, start
         assert response.status == 403
         assert response.reason == (
             'policy 1 ("*") refuses acme/app:latest: it is neither official, '
-            "nor of a verified publisher"
+            "nor of a verified publisher; to allow it: pullcache policy except"
         )
     assert image.digest
 
@@ -150,6 +151,52 @@ async def test_what_docker_hub_does_not_answer_is_503_with_retry_after_and_decid
     hub.repair()
     program.clock.advance(3600)
     assert (await program.manifest(image)).status == 200
+
+
+async def test_a_message_has_the_reason_and_what_helps_also_with_a_long_name(registry, start):
+    program = await start(trusted=TRUSTED)
+    image = registry.add_image(f"acme/{'x' * 200}")
+    message = problem(await program.manifest(image))
+    assert message.startswith('policy 1 ("*") refuses acme/xxxxx')
+    assert message.endswith(
+        "...: Docker Hub's search does not list it; to allow it: pullcache policy except"
+    )
+
+
+async def test_offline_an_image_without_facts_is_503_that_says_where_facts_come_from(
+    registry, make_program, hub
+):
+    upstream = {"url": registry.url, "facts_url": ""}
+    program = await make_program(upstreams={"docker.io": upstream})
+    image = registry.add_image("grafana/grafana")
+    await program.pull(image)
+    rule = {"images": ["*"], "mode": "enforce", "trusted": TRUSTED}
+    program.upstreams["docker.io"]["facts_url"] = hub.url
+    await program.restart(offline=True, policy=[rule])
+    answer = await program.manifest(image)
+    assert answer.status == 503
+    assert "import a bundle that was made with export --facts" in problem(answer)
+    assert not hub.requests
+
+
+async def test_many_images_can_be_pulled_at_once_for_the_first_time(registry, hub, start):
+    program = await start(trusted=TRUSTED, min_age="1s")
+    images = [registry.add_image(f"grafana/app{number}") for number in range(12)]
+    hub.repositories += [HubRepository(one.repository, "verified_publisher") for one in images]
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(*map(program.manifest, images))
+    assert [answer.status for answer in answers] == [200] * 12
+
+
+async def test_a_push_time_is_asked_for_once(registry, hub, start):
+    program = await start(min_age="3d", first_seen="deny")
+    image = registry.add_image()
+    for _ in range(3):
+        assert (await program.manifest(image)).status == 403
+        assert (await program.manifest(image, image.digest)).status == 403
+        await program.reload(log={"level": "info"})
+        program.clock.advance(1)
+    assert hub.log.count("/tags/latest") <= 3
 
 
 async def test_a_page_of_html_from_docker_hub_is_no_answer(registry, hub, start):

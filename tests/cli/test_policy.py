@@ -148,3 +148,26 @@ async def test_documents_match_their_schemas(registry, program):
     ):
         document: Any = json.loads((await run_on(program, *arguments)).stdout)
         validate(document[0] if isinstance(document, list) else document, schema)
+
+
+async def test_images_check_offline_and_export_judge_nothing_and_show_the_verdict(
+    registry, program, tmp_path
+):
+    image = registry.add_image("acme/app")
+    assert await program.reload(policy=[{**TRUSTED, "mode": "audit"}])
+    await program.pull(image)
+    await program.wait_for_downloads()
+    listed = await run_on(program, "images")
+    assert "complete, refused by policy 1 (audit)" in listed.stdout
+    assert await program.reload(policy=[TRUSTED])
+    checked = await run_on(program, "check-offline", "acme/app")
+    assert checked.exit_code == 0
+    assert "complete, refused by policy 1" in checked.stdout
+    assert (
+        "all can be pulled offline; policies refuse 1: see pullcache policy why" in checked.stderr
+    )
+    exported = await run_on(program, "export", "acme/app", "-o", str(tmp_path / "app.tar"))
+    assert exported.exit_code == 0
+    assert "docker.io/acme/app:latest: refused by policy 1: it is not official\n" in exported.stderr
+    inspected = await run_on(program, "inspect", "acme/app")
+    assert "deny by policy 1: it is not official" in inspected.stdout

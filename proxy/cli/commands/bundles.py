@@ -12,6 +12,7 @@ import click
 from proxy.cli.api_client import AdminClient, open_admin_client
 from proxy.cli.display.progress import byte_progress
 from proxy.cli.display.text import escape_unprintable, format_bytes, format_count
+from proxy.cli.display.trust import format_policy
 from proxy.cli.exit_codes import FAILED, PARTIAL_SUCCESS
 from proxy.cli.files import bundle_input
 from proxy.cli.files.bundle_input import BundleInput
@@ -172,6 +173,9 @@ def _print_summary(plan: dict[str, Any], output: BundleOutput) -> None:
             skipped = escape_unprintable(", ".join(image["skipped_platforms"]))
             name = escape_unprintable(image["name"])
             click.echo(f"{name}: skipped {skipped} (incomplete)", err=True)
+        if policy := format_policy(image["policy"]):
+            reason = escape_unprintable(image["policy"]["reason"])
+            click.echo(f"{escape_unprintable(image['name'])}: {policy}: {reason}", err=True)
     images, blobs = format_count(len(plan["images"]), "image"), format_count(plan["blobs"], "blob")
     size, parts = format_bytes(output.bytes_written), len(output.file_names)
     click.echo(f"{images}, {blobs}, {size}{f' in {parts} parts' if parts > 1 else ''}", err=True)

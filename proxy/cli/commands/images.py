@@ -17,7 +17,7 @@ from proxy.cli.display.text import (
     format_duration,
     print_table,
 )
-from proxy.cli.display.trust import format_trust
+from proxy.cli.display.trust import format_policy, format_trust
 from proxy.cli.options import config_options, json_option, load_config, no_trunc_option
 
 # Width of a layer's command, and of an image name that shares a layer, on a terminal.
@@ -204,9 +204,7 @@ def _format_status(image: dict[str, Any]) -> str:
         state = f"partial, {format_bytes(sum(missing))} missing" if missing else "partial"
     if image["pinned"]:
         state += ", pinned"
-    if (policy := image["policy"]) and policy["decision"] != "allow":
-        state += f", {policy['decision'] if policy['mode'] == 'enforce' else 'audit'} by policy"
-    return state
+    return ", ".join(filter(None, (state, format_policy(image["policy"]))))
 
 
 def _format_age(now: float, timestamp: float | None) -> str:
