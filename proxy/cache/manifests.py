@@ -106,7 +106,10 @@ class ManifestCache:
         if result is None or self._policy is None:
             return result
         permission = self._policy.find_permission(repository, reference)
-        if permission is None or permission.digest != result.manifest.digest:
+        if permission is None:
+            return None
+        permitted, served = permission.digest, result.manifest.digest
+        if permitted is not served and permitted != served:
             return None
         if permission.warning:
             return msgspec.structs.replace(result, warning=permission.warning)

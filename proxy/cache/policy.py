@@ -54,15 +54,15 @@ UNDECIDED_RETRY_AFTER = 60.0
 log = get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Permission:
-    """What a reference may be served as: the content of `digest`, until the Unix time `expires_at`.
+class Permission(msgspec.Struct, frozen=True):
+    """What a reference may be served as: the content of `digest`, between these Unix times.
 
     `warning` is for the client: what a rule in audit mode would have done, or that older content
     stands in. `refusal` is the answer instead if that content cannot be had any more.
     """
 
     digest: Digest
+    made_at: float
     expires_at: float
     warning: str = ""
     refusal: PolicyDeniedError | None = None
@@ -70,15 +70,20 @@ class Permission:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What the policies say about the content of a reference. `rule` is None if none is about it."""
+    """What the policies say about the content of a reference. `rule` is None if none is about it.
+
+    `earlier` is what a tag means meanwhile, if its content is too young.
+    """
 
     verdict: Verdict
     rule: PolicyRule | None = None
+    earlier: Digest | None = None
 
     @property
     def is_allowed(self) -> bool:
-        """Whether clients get the image: it is allowed, or its rule only audits."""
-        return self.verdict.decision is PolicyDecision.ALLOW or not self.is_enforced
+        """Whether clients get an image: it is allowed, its rule only audits, or older content stands in."""
+        is_allowed = self.verdict.decision is PolicyDecision.ALLOW or self.earlier is not None
+        return is_allowed or not self.is_enforced
 
     @property
     def is_enforced(self) -> bool:
@@ -107,18 +112,26 @@ class PolicyGate:
         self._stand_ins = stand_ins
         self._metrics = metrics
         self._clock = clock
-        self._permissions: TTLCache[tuple[Repository, Reference], Permission]
-        self._permissions = TTLCache(MAX_REMEMBERED_PERMISSIONS, clock)
+        self._permissions: dict[tuple[Repository, Reference], Permission] = {}
         self._refusals: TTLCache[tuple[Repository, Tag], tuple[PolicyDeniedError, float]]
         self._refusals = TTLCache(MAX_REMEMBERED_PERMISSIONS, clock)
         self._unwritten: deque[DecisionRecord] = deque(maxlen=MAX_UNWRITTEN_DECISIONS)
 
     def find_permission(self, repository: Repository, reference: Reference) -> Permission | None:
         """Return a permission that still holds, without waiting; None if it must be decided."""
-        kept = self._permissions.get_with_age((repository, reference))
-        if kept and kept[0] >= 0 and self._clock() < kept[1].expires_at:
-            return kept[1]
+        kept = self._permissions.get((repository, reference))
+        if kept is not None and kept.made_at <= self._clock() < kept.expires_at:
+            return kept
         return None
+
+    def _remember(
+        self, repository: Repository, reference: Reference, permission: Permission
+    ) -> None:
+        """Keep a permission; beyond `MAX_REMEMBERED_PERMISSIONS` the oldest are decided anew."""
+        self._permissions.pop((repository, reference), None)
+        self._permissions[repository, reference] = permission
+        if len(self._permissions) > MAX_REMEMBERED_PERMISSIONS:
+            del self._permissions[next(iter(self._permissions))]
 
     def raise_if_refused(self, repository: Repository, tag: Tag, ttl: float) -> None:
         """Raise the refusal of a tag again for `ttl` seconds, so that upstream is not asked again."""
@@ -150,13 +163,13 @@ class PolicyGate:
             return kept
         rule = self._rules.find(policy_name(repository))
         if rule is None:
-            permission = Permission(manifest.digest, math.inf)
+            permission = Permission(manifest.digest, -math.inf, math.inf)
         else:
             try:
                 permission = await self._decide(rule, repository, reference, manifest, is_current)
             except StorageError as error:
                 raise PolicyUndecidedError(f"{rule.name} cannot decide now: {error}") from error
-        self._permissions.set((repository, reference), permission)
+        self._remember(repository, reference, permission)
         return permission
 
     async def judge(
@@ -166,7 +179,12 @@ class PolicyGate:
         rule = self._rules.find(policy_name(repository))
         if rule is None:
             return Judgement(ALLOWED)
-        return Judgement(await self._judge(rule, repository, reference, manifest), rule)
+        verdict = await self._judge(rule, repository, reference, manifest)
+        earlier = None
+        if isinstance(reference, Tag) and rule.settings.mode == "enforce":
+            now, digest = self._clock(), manifest.digest
+            earlier = self._find_stand_in(rule, verdict, repository, reference, digest, now)
+        return Judgement(verdict, rule, earlier)
 
     def report_exception(self, exception: PolicyException) -> None:
         """Log an exception that was made, and keep it among the decisions."""
@@ -232,19 +250,19 @@ class PolicyGate:
             # What an exception allows for a time is not old enough after it.
             if rule.settings.min_age and verdict.until is None:
                 await self._mark_ripe(repository, reference, digest, now)
-            return Permission(digest, expires_at)
+            return Permission(digest, now, expires_at)
         if verdict.decision is PolicyDecision.UNRIPE:
             await self._record_meaning(repository, reference, digest, now)
         if rule.settings.mode == "audit":
             self._report(rule, f"would_{verdict.decision}", repository, reference, digest, verdict)
-            return Permission(digest, expires_at, f"{rule.name} would refuse it: {verdict.reason}")
+            return Permission(
+                digest, now, expires_at, f"{rule.name} would refuse it: {verdict.reason}"
+            )
         error = self._refusal(rule, repository, reference, verdict)
         if (
             isinstance(error, PolicyDeniedError)
             and isinstance(reference, Tag)
-            and verdict.decision is PolicyDecision.UNRIPE
-            and rule.settings.unripe == "previous"
-            and (earlier := self._find_earlier(rule, repository, reference, digest, now))
+            and (earlier := self._find_stand_in(rule, verdict, repository, reference, digest, now))
         ):
             self._stand_ins.add(earlier)
             self._report(rule, "previous", repository, reference, digest, verdict)
@@ -253,7 +271,7 @@ class PolicyGate:
                 f"{display_name(repository, reference)} has moved; its earlier content is "
                 f"served until {until} ({rule.name}: {verdict.reason})"
             )
-            return Permission(earlier, expires_at, warning, error)
+            return Permission(earlier, now, expires_at, warning, error)
         self._report(rule, verdict.decision.value, repository, reference, digest, verdict)
         if isinstance(reference, Tag) and isinstance(error, PolicyDeniedError):
             self._refusals.set((repository, reference), (error, expires_at))
@@ -332,10 +350,21 @@ class PolicyGate:
             return ContentAge(pushed_at, PUSHED), False
         return replace(age, is_first_sight=is_first_sight), False
 
-    def _find_earlier(
-        self, rule: PolicyRule, repository: Repository, tag: Tag, newest: Digest, now: float
+    def _find_stand_in(
+        self,
+        rule: PolicyRule,
+        verdict: Verdict,
+        repository: Repository,
+        tag: Tag,
+        newest: Digest,
+        now: float,
     ) -> Digest | None:
-        """Return the newest content that the tag meant before and that is old enough."""
+        """Return what a tag means while its newest content is too young, by the verdict on that.
+
+        It is the newest content that the tag meant before and that is old enough.
+        """
+        if verdict.decision is not PolicyDecision.UNRIPE or rule.settings.unripe != "previous":
+            return None
         name = policy_name(repository)
         for meaning in self._records.meanings(repository, tag):
             facts = ImageFacts(name, None, age=meaning.age, is_ripe=meaning.is_ripe)

@@ -97,6 +97,38 @@ async def test_why_names_the_rule_and_how_to_except_the_image(registry, program)
     ]
 
 
+async def test_of_a_tag_that_has_moved_the_content_that_stands_in_is_named(registry, program):
+    old = registry.add_image("library/nginx")
+    await program.pull(old)
+    program.clock.advance(86_400)
+    new = registry.add_image("library/nginx", layers=[b"new"])
+    checked = await run_on(program, "policy", "check", "nginx")
+    assert checked.exit_code == 0
+    assert "docker.io/library/nginx:latest  previous  1       it is 1s old" in checked.stdout
+    why = await run_on(program, "policy", "why", "nginx")
+    first, *rest = why.stdout.splitlines()
+    assert first.startswith(
+        "policy 1 holds back new content of docker.io/library/nginx:latest: it is"
+    )
+    assert rest[:2] == [f"digest: {new.digest}", f"served meanwhile: {old.digest}"]
+    assert rest[-1].startswith(
+        "to allow it for a week: pullcache policy except docker.io/library/nginx@"
+    )
+    assert (await program.manifest(new)).digest == old.digest
+
+
+async def test_why_exits_1_if_the_image_cannot_be_had(program):
+    done = await run_on(program, "policy", "why", "acme/none")
+    assert done.exit_code == 1
+    assert "acme/none cannot be checked" in done.stdout
+
+
+async def test_without_decisions_the_list_says_so(program):
+    done = await run_on(program, "policy", "decisions", "--since", "2h")
+    assert done.exit_code == 0
+    assert done.stderr == "no decisions in the last 2h; plain hits are not listed\n"
+
+
 async def test_an_exception_allows_an_image_until_it_ends(registry, program):
     image = registry.add_image("acme/app", index=True)
     assert (await program.manifest(image)).status == 403
@@ -170,4 +202,4 @@ async def test_images_check_offline_and_export_judge_nothing_and_show_the_verdic
     assert exported.exit_code == 0
     assert "docker.io/acme/app:latest: refused by policy 1: it is not official\n" in exported.stderr
     inspected = await run_on(program, "inspect", "acme/app")
-    assert "deny by policy 1: it is not official" in inspected.stdout
+    assert "refused by policy 1: it is not official" in inspected.stdout

@@ -240,12 +240,12 @@ def _describe_trust(trust: dict[str, Any], now: float) -> str:
 def _describe_policy(policy: dict[str, Any] | None) -> str:
     if policy is None:
         return ""
-    mode = " (audit only)" if policy["mode"] == "audit" else ""
     reason = f": {policy['reason']}" if policy["reason"] else ""
     if policy["until"]:
-        ends = "until" if policy["decision"] == "allow" else "from"
-        reason += f"; {ends} {_format_time(policy['until'])}"
-    return f"{policy['decision']} by policy {policy['policy']}{mode}{reason}"
+        ends = " until" if policy["decision"] == "allow" else "; from"
+        reason += f"{ends} {_format_time(policy['until'])}"
+    verdict = format_policy(policy) or f"allowed by policy {policy['policy']}"
+    return f"{verdict}{reason}"
 
 
 def _describe_history(history: list[dict[str, Any]]) -> Iterator[str]:
