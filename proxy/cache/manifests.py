@@ -136,9 +136,12 @@ class ManifestCache:
             return None
         return ManifestResult(manifest, "hit", age, ttl)
 
-    def is_judged(self, digest: Digest) -> bool:
+    def is_judged(self, repository: Repository, digest: Digest) -> bool:
         """Tell whether policies have to judge a digest that a client asks for as a blob."""
-        return self._policy is not None and self._index.manifest(digest) is not None
+        if self._policy is None:
+            return False
+        row = self._index.blob(repository, digest)
+        return row is not None and row.media_type is not None
 
     async def get_manifest(
         self, repository: Repository, reference: Reference, accept: tuple[str, ...]

@@ -26,6 +26,8 @@ class StandIns:
         self._index = index
         self._space = space
         self._clock = clock
+        # Those that were added since the last refresh: the index may not have them yet.
+        self._added: set[Digest] = set()
 
     @property
     def kept_blobs(self) -> int:
@@ -38,10 +40,12 @@ class StandIns:
         if not longest:
             self._space.kept = frozenset()
             return
-        since = self._clock() - longest
+        since, added = self._clock() - longest, self._added
+        self._added = set()
         found = await self._index.read(partial(tag_history.find_stand_ins, since=since))
         digests = [one.digest for one in found if self._is_needed(one)]
-        self._space.kept = await self._index.read(partial(tag_history.find_below, digests=digests))
+        below = await self._index.read(partial(tag_history.find_below, digests=digests))
+        self._space.kept = below | added | self._added
 
     def add(self, digest: Digest) -> None:
         """Keep an image that has just become a stand-in."""
@@ -52,6 +56,7 @@ class StandIns:
             added = set(self._index.children(waiting.pop(), MAX_CHILDREN)) - below
             below |= added
             waiting += added
+        self._added |= below
         self._space.kept |= below
 
     def _is_needed(self, stand_in: StandIn) -> bool:

@@ -79,7 +79,7 @@ class RegistryHandler:
             return self._handle_tags(request, context, repository)
         if target.kind == "referrers":
             return self._handle_referrers(request, context, repository, reference)
-        if self._manifests.is_judged(reference):
+        if self._manifests.is_judged(repository, reference):
             return self._handle_manifest_among_blobs(context, repository, reference)
         return self._blob_handler.handle(context, repository, reference)
 
