@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.hub import FakeHub, HubRepository
-from tests.support.commands import run_on
+from tests.support.commands import run, run_on
 from tests.support.openapi import validate
 from tests.support.program import Program
 
@@ -84,6 +84,18 @@ async def test_check_speaks_the_protocol_of_containerds_image_verifiers(registry
     nginx = registry.add_image("library/nginx")
     arguments = ("-name", "docker.io/library/nginx:latest", "-digest", nginx.digest)
     assert (await run_on(program, "policy", "check", "--containerd", *arguments)).exit_code == 0
+
+
+def test_a_verifier_that_cannot_ask_refuses_and_says_why_on_stdout(tmp_path):
+    arguments = ("-name", "docker.io/library/nginx:latest", "-digest", "sha256:" + "0" * 64)
+    config = tmp_path / "pullcache.toml"
+    config.write_text("nonsense = 1")
+    done = run("policy", "check", "--containerd", "-c", config, *arguments)
+    assert done.exit_code == 1
+    assert done.stdout.startswith(
+        "pullcache cannot check docker.io/library/nginx:latest@sha256:0000"
+    )
+    assert "nonsense" in done.stdout
 
 
 async def test_why_names_the_rule_and_how_to_except_the_image(registry, program):

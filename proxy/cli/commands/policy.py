@@ -13,6 +13,7 @@ from proxy.cli.display.text import Truncator, escape_unprintable, print_table
 from proxy.cli.exit_codes import FAILED
 from proxy.cli.options import config_options, json_option, load_config, no_trunc_option
 from proxy.config import Duration
+from proxy.errors import ProxyError
 
 _REASON_WIDTH = 70
 
@@ -62,8 +63,15 @@ def check(
     """
     if containerd:
         images = (_containerd_image(images),)
-    with open_admin_client(load_config(path, store)) as api:
-        checks = list(api.stream("POST", "/api/v1/policy/check", {"images": list(images)}))
+    try:
+        with open_admin_client(load_config(path, store)) as api:
+            checks = list(api.stream("POST", "/api/v1/policy/check", {"images": list(images)}))
+    except ProxyError as error:
+        if not containerd:
+            raise
+        # containerd shows what a verifier prints to stdout, and takes 0 and 1 only.
+        click.echo(f"pullcache cannot check {images[0]}: {error}")
+        raise click.exceptions.Exit(FAILED) from error
     if as_json:
         click.echo(json.dumps(checks, indent=2))
     elif containerd:
