@@ -366,7 +366,9 @@ class PolicyGate:
         if verdict.decision is not PolicyDecision.UNRIPE or rule.settings.unripe != "previous":
             return None
         name = policy_name(repository)
-        for meaning in self._records.meanings(repository, tag):
+        for one in self._records.meanings(repository, tag):
+            # What was old enough under another tag is so here.
+            meaning = self._records.meaning(repository, one.digest) or one
             facts = ImageFacts(name, None, age=meaning.age, is_ripe=meaning.is_ripe)
             only_age = msgspec.structs.replace(rule.settings, trusted=(), allow=(), deny_tags=())
             if (

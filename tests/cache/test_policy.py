@@ -388,6 +388,18 @@ async def test_first_seen_does_not_allow_what_docker_hub_says_is_young(registry,
     assert (await program.manifest(image)).status == 403
 
 
+async def test_content_that_was_old_enough_under_another_tag_stands_in(registry, start):
+    program = await start(min_age="3d")
+    old = registry.add_image(tag="1.0")
+    await program.pull(old)
+    program.clock.advance(10)
+    registry.move_tag("library/app", "latest", old.digest)
+    assert (await program.manifest(old, "latest")).status == 200
+    program.clock.advance(3600)
+    new = registry.add_image(tag="latest", layers=[b"new"])
+    assert (await program.manifest(new, "latest")).digest == old.digest
+
+
 async def test_a_roll_back_is_ripe_at_once(registry, start):
     program = await start(min_age="3d")
     old = registry.add_image()
