@@ -20,6 +20,7 @@ from proxy.cache.policy import PolicyGate
 from proxy.cache.prefetch import Prefetcher
 from proxy.cache.repair import BlobRepairer
 from proxy.cache.search import RepositorySearch
+from proxy.cache.stand_ins import StandIns
 from proxy.config import Config
 from proxy.core import Core
 from proxy.images.check import OfflineChecker
@@ -55,6 +56,7 @@ class ConfiguredApp:
     registry: RegistryHandler
     preloader: Preloader
     policy: PolicyGate
+    stand_ins: StandIns
     repairer: BlobRepairer
     routes: Sequence[Route]
 
@@ -81,11 +83,13 @@ async def configure_app(
         clock=core.clock,
     )
     rules = RuleSet(config.policy)
+    stand_ins = StandIns(rules, core.index, core.space, core.clock)
     policy = PolicyGate(
         rules,
         index=core.index,
         records=core.policy_records,
         facts=facts,
+        stand_ins=stand_ins,
         metrics=core.metrics,
         clock=core.clock,
     )
@@ -128,7 +132,7 @@ async def configure_app(
     names = NameParser(config.upstreams)
     image_store = ImageStore(core.store, core.index, core.space, names, core.disk_threads)
     native_platform = machine_platform(platform.machine())
-    checker = OfflineChecker(image_store, native_platform)
+    checker = OfflineChecker(image_store, native_platform, rules, core.clock)
     preloader = Preloader(
         PreloadDeps(
             manifests=manifests,
@@ -164,7 +168,9 @@ async def configure_app(
         *admin_schema.routes(),
         *_status_handlers(core, config, upstreams).routes(),
         *admin_bundles.BundleHandlers(
-            BundleExporter(image_store), BundleImporter(image_store), core.disk_threads
+            BundleExporter(image_store, rules, core.clock),
+            BundleImporter(image_store, core.clock, on_change=policy.forget),
+            core.disk_threads,
         ).routes(),
         *admin_images.ImageHandlers(
             ImageManager(image_store, rules, core.clock),
@@ -177,7 +183,9 @@ async def configure_app(
         ).routes(),
         *admin_search.routes(search),
     ]
-    return ConfiguredApp(config, upstreams, registry, preloader, policy, repairer, routes)
+    return ConfiguredApp(
+        config, upstreams, registry, preloader, policy, stand_ins, repairer, routes
+    )
 
 
 def _status_handlers(

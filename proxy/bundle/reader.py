@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from proxy.bundle.byte_queue import ByteQueue
+from proxy.bundle.facts import BundleFacts, parse_facts
 from proxy.bundle.tar import TarReader
 from proxy.concurrency import run_in_thread
 from proxy.errors import (
@@ -37,7 +38,8 @@ class BundleReader:
     `digests` are the blobs that it contains, `added_blobs` those that were new to the store with
     their sizes, and `images` what its index lists. `expected_manifests` are, by image index, the
     manifests that the bundle expects in the store after the import, where it states them.
-    `docker_names` are the names in docker's manifest, by the digest of the image's config.
+    `docker_names` are the names in docker's manifest, by the digest of the image's config. `facts` is what
+    the bundle says about the images, if it does.
     """
 
     def __init__(self, image_store: ImageStore, lease: Lease, directory: Path) -> None:
@@ -46,6 +48,7 @@ class BundleReader:
         self.images: list[LayoutImage] = []
         self.details = BundleDetails()
         self.docker_names: dict[Digest, list[str]] = {}
+        self.facts: BundleFacts | None = None
         self._documents: dict[str, bytes] = {}
         # Media types of manifests that were announced and have not arrived yet.
         self._announced_manifests: dict[Digest, str] = {}
@@ -123,6 +126,8 @@ class BundleReader:
             self.details = layout.parse_details(documents[layout.EXPECTED_FILE])
         if layout.DOCKER_MANIFEST_FILE in documents:
             self.docker_names = layout.parse_docker_manifest(documents[layout.DOCKER_MANIFEST_FILE])
+        if layout.FACTS_FILE in documents:
+            self.facts = parse_facts(documents[layout.FACTS_FILE])
 
     async def _import_blob(self, digest: Digest, size: int, archive: TarReader) -> None:
         """Store a blob, unless it is stored already: then the archive skips it."""

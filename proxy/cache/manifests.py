@@ -106,7 +106,10 @@ class ManifestCache:
         if result is None or self._policy is None:
             return result
         permission = self._policy.find_permission(repository, reference)
-        if permission is None or permission.digest != result.manifest.digest:
+        if permission is None:
+            return None
+        permitted, served = permission.digest, result.manifest.digest
+        if permitted is not served and permitted != served:
             return None
         if permission.warning:
             return msgspec.structs.replace(result, warning=permission.warning)
@@ -132,6 +135,13 @@ class ManifestCache:
         if manifest is None or not self._accepts(accept, manifest.media_type):
             return None
         return ManifestResult(manifest, "hit", age, ttl)
+
+    def is_judged(self, repository: Repository, digest: Digest) -> bool:
+        """Tell whether policies have to judge a digest that a client asks for as a blob."""
+        if self._policy is None:
+            return False
+        row = self._index.blob(repository, digest)
+        return row is not None and row.media_type is not None
 
     async def get_manifest(
         self, repository: Repository, reference: Reference, accept: tuple[str, ...]
@@ -170,6 +180,12 @@ class ManifestCache:
             manifest, state = await self._refresh_once(repository, reference, tag_row, deadline)
             result = ManifestResult(manifest, state)
         return (await self._apply_policy(repository, reference, result, deadline)).manifest
+
+    def find_ripening(
+        self, repository: Repository, reference: Reference
+    ) -> tuple[Digest, str] | None:
+        """Return what `PolicyGate.find_ripening` does."""
+        return self._policy.find_ripening(repository, reference) if self._policy else None
 
     async def get_unjudged_manifest(
         self, repository: Repository, reference: Reference
@@ -222,7 +238,12 @@ class ManifestCache:
         permission = await self._policy.admit(repository, reference, result.manifest)
         manifest, digest = result.manifest, permission.digest
         if digest != manifest.digest:
-            manifest = (await self._get_by_digest(repository, digest, deadline)).manifest
+            try:
+                manifest = (await self._get_by_digest(repository, digest, deadline)).manifest
+            except NotFoundError:
+                if permission.refusal:
+                    raise copy(permission.refusal) from None
+                raise
             if not isinstance(reference, Digest):
                 await self._write_tag(self._index.move_tag(repository, reference, digest))
         warning = "; ".join(filter(None, (result.warning, permission.warning)))

@@ -26,7 +26,7 @@ class PolicyDecision(StrEnum):
 class Verdict:
     """A decision with its reason, a clause such as `it is 5h old (first seen here), and min_age is 3d`.
 
-    `until` is the Unix time at which an unripe image becomes ripe.
+    `until` is the Unix time at which it ends: an unripe image becomes ripe, or an exception is over.
     """
 
     decision: PolicyDecision

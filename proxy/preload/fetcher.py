@@ -71,14 +71,32 @@ class PreloadFetcher:
         Raises `RateLimitedError` instead of using the last pulls of a quota, which are reserved for
         clients, and the errors of `ManifestCache.get_current_manifest`.
         """
+        await self._check_quota(repository, reference)
+        manifest = await self._manifests.get_current_manifest(repository, reference)
+        self._lease.digests.add(manifest.digest)
+        return manifest
+
+    async def fetch_unjudged_manifest(
+        self, repository: Repository, reference: Reference
+    ) -> CachedManifest:
+        """Return what `fetch_manifest` does, whatever the policies say: it will be allowed later."""
+        await self._check_quota(repository, reference)
+        manifest = await self._manifests.get_unjudged_manifest(repository, reference)
+        self._lease.digests.add(manifest.digest)
+        return manifest
+
+    async def _check_quota(self, repository: Repository, reference: Reference) -> None:
         upstream = self._upstreams[repository.upstream]
         if upstream.scarce_quota_reason and not self.stored_digest(repository, reference):
             # A HEAD costs no pull, and its response has the current quota.
             await upstream.resolve(repository.name, reference)
             _raise_if_scarce(upstream)
-        manifest = await self._manifests.get_current_manifest(repository, reference)
-        self._lease.digests.add(manifest.digest)
-        return manifest
+
+    def find_ripening(
+        self, repository: Repository, reference: Reference
+    ) -> tuple[Digest, str] | None:
+        """Return what `ManifestCache.find_ripening` does."""
+        return self._manifests.find_ripening(repository, reference)
 
     async def peek_manifest(self, repository: Repository, reference: Reference) -> FetchedManifest:
         """Return a manifest from upstream without storing it. Raises as `fetch_manifest` does."""

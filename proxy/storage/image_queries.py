@@ -28,6 +28,7 @@ from proxy.storage.policy_rows import (
     MEANING_SQL,
     MEANINGS_SQL,
     TagMeaning,
+    combine_meanings,
     to_facts,
     to_meaning,
 )
@@ -228,14 +229,14 @@ class ImageQueries:
     def meaning(self, repository: Repository, digest: Digest) -> TagMeaning | None:
         """Return since when the repository is known to hold the digest."""
         parameters = (repository.upstream, repository.name, str(digest))
-        row = self._connection.execute(MEANING_SQL, parameters).fetchone()
-        return to_meaning(row) if row else None
+        rows = self._connection.execute(MEANING_SQL, parameters)
+        return combine_meanings(map(to_meaning, rows))
 
-    def has_exception(self, repository: Repository, digest: Digest, now: float) -> bool:
-        """Tell whether policies allow the image at the time `now`, whatever their rules say."""
+    def exception_end(self, repository: Repository, digest: Digest, now: float) -> float | None:
+        """Return until when policies allow the image whatever their rules say; None if they do not."""
         parameters = (repository.upstream, repository.name, str(digest))
         row = self._connection.execute(EXCEPTION_SQL, parameters).fetchone()
-        return row is not None and row[1] > now
+        return float(row[1]) if row and row[1] > now else None
 
     def compute_sizes(self) -> None:
         """Compute what `image_sizes` returns for all images at once.

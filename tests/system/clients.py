@@ -8,10 +8,12 @@ chroot; the root shares /tmp with this machine.
 
 import fcntl
 import json
+import re
 import shutil
 import sys
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.system.images import MANIFEST, BuiltImage
@@ -36,15 +38,17 @@ LAYOUT_TAG = "pulled"
 UPSTREAMS = ("docker.io", "private.test")
 
 
-def configure(client: str, mirror: str, target: Path, fallback: str) -> None:
+def configure(client: str, mirror: str, target: Path, fallback: str, *, only: bool = False) -> None:
     """Write the files of `pullcache client-config` for the cache at `host:port` below `target`.
 
-    `fallback` is the URL of all registries: clients ask it when the cache fails.
+    `fallback` is the URL of all registries: clients ask it when the cache fails, unless they ask the cache
+    `only`.
     """
     config = target.parent / f"{target.name}.toml"
     config.write_text("".join(f'[upstreams."{name}"]\nurl = "{fallback}"\n' for name in UPSTREAMS))
     command = (sys.executable, "-m", "proxy", "client-config", client)
-    run(*command, "--config", config, "--address", f"http://{mirror}", "--output", target)
+    options = ["--only"] if only else []
+    run(*command, *options, "--config", config, "--address", f"http://{mirror}", "--output", target)
 
 
 class Client(ABC):
@@ -54,12 +58,17 @@ class Client(ABC):
         self.directory = directory
         self.mirror = mirror
         self.fallback = UNREACHABLE
+        self.only = False
         self.root = root
         directory.mkdir(parents=True)
 
     def _argv(self, *argv: str | Path) -> list[str | Path]:
         """Return the command line that runs the client's program, in the client's root."""
         return ["chroot", self.root, *argv] if self.root else [*argv]
+
+    def _configure(self, client: str, name: str) -> None:
+        """Write the configuration of a kind of client into the directory `name` of this one."""
+        configure(client, self.mirror, self.directory / name, self.fallback, only=self.only)
 
     def start(self) -> None:  # most clients have no daemon  # noqa: B027
         """Start the client's daemon, if it has one, and write the client's configuration."""
@@ -96,7 +105,7 @@ class Containerd(Client):
         config = self.directory / "config.toml"
         root, state = self.directory / "root", self.directory / "state"
         config.write_text(CONTAINERD.format(root=root, state=state, socket=self.socket))
-        configure("containerd", self.mirror, self.directory / "hosts", self.fallback)
+        self._configure("containerd", "hosts")
         argv = self._argv("containerd", "--config", config)
         self._process = process = Process(self.directory, "containerd", argv)
         booted = "containerd successfully booted"
@@ -144,7 +153,7 @@ class Docker(Client):
 
     def start(self) -> None:
         self._containerd.start()
-        configure("docker", self.mirror, self.directory / "etc", self.fallback)
+        self._configure("docker", "etc")
         argv = self._argv(
             *("dockerd", "--config-file", self._make_config(), "--host", f"unix://{self._socket}"),
             *("--containerd", self._containerd.socket),
@@ -158,8 +167,13 @@ class Docker(Client):
 
     def _make_config(self) -> Path:
         """Return dockerd's configuration file: the printed one, and the storage driver of these tests."""
+        return self._write_config({"storage-driver": "vfs"})
+
+    def _write_config(self, keys: Mapping[str, object]) -> Path:
+        """Add keys to the printed daemon.json; with `only` none is printed."""
         path = self.directory / "etc" / "daemon.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "storage-driver": "vfs"}))
+        printed = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**printed, **keys}))
         return path
 
     def stop(self) -> None:
@@ -213,10 +227,13 @@ class DockerWithContainerdStore(Docker):
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         shutil.rmtree(certs, ignore_errors=True)
         shutil.copytree(self.directory / "etc" / "certs.d", certs)
-        path = self.directory / "etc" / "daemon.json"
         store = {"features": {"containerd-snapshotter": True}, "storage-driver": "native"}
-        path.write_text(json.dumps({**json.loads(path.read_text()), **store}))
-        return path
+        return self._write_config(store)
+
+    def version(self) -> tuple[int, ...]:
+        """Return the version of dockerd."""
+        text = self._docker("version", "--format", "{{.Server.Version}}")
+        return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
 
     def stop(self) -> None:
         super().stop()
@@ -227,7 +244,7 @@ class _ContainersImage(Client):
     """podman, buildah and skopeo: they share the library containers/image, and have no daemon."""
 
     def start(self) -> None:
-        configure("podman", self.mirror, self.directory / "etc", self.fallback)
+        self._configure("podman", "etc")
 
     @property
     def registries(self) -> Path:

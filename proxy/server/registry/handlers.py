@@ -40,6 +40,7 @@ class RegistryHandler:
     ) -> None:
         self._router = Router(upstreams)
         self._names = NameParser(upstreams)
+        self._manifests = manifests
         self._manifest_handler = ManifestHandler(manifests, prefetch)
         self._blob_handler = BlobHandler(blobs)
         self._listings = listings
@@ -78,7 +79,17 @@ class RegistryHandler:
             return self._handle_tags(request, context, repository)
         if target.kind == "referrers":
             return self._handle_referrers(request, context, repository, reference)
+        if self._manifests.is_judged(repository, reference):
+            return self._handle_manifest_among_blobs(context, repository, reference)
         return self._blob_handler.handle(context, repository, reference)
+
+    async def _handle_manifest_among_blobs(
+        self, context: RequestContext, repository: Repository, digest: Digest
+    ) -> Response:
+        """Respond to a request for a manifest as a blob, which containerd sends after a refusal."""
+        await self._manifests.get_manifest(repository, digest, ())
+        response = self._blob_handler.handle(context, repository, digest)
+        return response if isinstance(response, Response) else await response
 
     # Lists.
 
