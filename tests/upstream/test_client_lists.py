@@ -104,9 +104,12 @@ class TestLists:
             (b'{"name":5,"tags":null}', []),
             (b'{"tags":[]}', []),
             (b'{"tags":[null,"a",1]}', ["a"]),
+            (b'{"Tags":["a"]}', ["a"]),
+            (b'{"tags":["a","\xff"]}', ["a", "\ufffd"]),
+            (b'{"tags":["a"]}\n<!-- page -->', ["a"]),
         ],
     )
-    async def test_a_list_may_be_absent_or_null(self, registry, upstream, body, tags):
+    async def test_a_list_may_have_any_form_that_clients_read(self, registry, upstream, body, tags):
         registry.add_image()
         registry.fail("tags/list", Fault(status=200, body=body), times=None)
         assert await upstream.fetch_tags(APP) == tags
