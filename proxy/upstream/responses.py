@@ -132,7 +132,7 @@ def parse_referrers(page: ListPage) -> list[RawDescriptor] | None:
     descriptors = [item for item in manifests or () if isinstance(item, dict)]
     if page.content_type.partition(";")[0].strip().lower() == OCI_INDEX:
         return descriptors
-    return descriptors if descriptors and document.get("mediatype") == OCI_INDEX else None
+    return descriptors if document.get("mediatype") == OCI_INDEX else None
 
 
 def parse_content_range(response: ClientResponse) -> tuple[int, int | None]:
