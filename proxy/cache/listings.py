@@ -7,6 +7,7 @@ or one made from the index.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 from proxy.concurrency import RESPONSE_TIMEOUT, SingleFlight, enforce_deadline
@@ -32,7 +33,7 @@ from proxy.oci.referrers import (
 )
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
-from proxy.storage.list_queries import list_repositories
+from proxy.storage.list_queries import is_listed_referrer, list_repositories
 from proxy.upstream.client import Upstream
 
 # Lists of tags and, separately, of referrers that are cached.
@@ -156,6 +157,7 @@ class ListingCache:
         """Return what upstream listed when a preload asked, and the stored referrers.
 
         Without a preload, these are the stored referrers and those in the cached fallback index.
+        A referrer that upstream listed and did not have has none itself.
         If there are none, raises upstream's `error`, or `UnknownManifestError` if upstream cannot
         be reached.
         """
@@ -172,8 +174,19 @@ class ListingCache:
             return [*found, *own.values()]
         # The fallback tag cannot be requested either.
         if isinstance(error, UNREACHABLE_ERRORS):
+            if await self._is_absent_referrer(repository, subject):
+                return []
             raise UnknownManifestError(f"no referrers are cached: {error}") from error
         raise error
+
+    async def _is_absent_referrer(self, repository: Repository, digest: Digest) -> bool:
+        """Tell whether upstream listed a manifest as a referrer, and the store does not have it."""
+        if self._index.manifest(digest):
+            return False
+        is_listed = partial(is_listed_referrer, repository=repository, digest=digest)
+        with suppress(StorageError):
+            return await self._index.read(is_listed)
+        return False
 
     async def _describe_stored_referrers(
         self, repository: Repository, subject: Digest

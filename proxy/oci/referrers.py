@@ -12,6 +12,7 @@ import msgspec
 
 from proxy.errors import InvalidDigestError
 from proxy.oci.digest import Digest
+from proxy.oci.json_object import decode_object
 from proxy.oci.reference import Tag
 
 # A descriptor as upstream sent it; fields unknown to us are passed on.
@@ -20,10 +21,6 @@ RawDescriptor = dict[str, Any]
 COSIGN_SUFFIXES = (".sig", ".att", ".sbom")
 
 _REFERRERS_TAG = re.compile(r"sha256-([a-f0-9]{64})(?:\.[a-z]+)?")
-
-
-class _FallbackIndex(msgspec.Struct):
-    manifests: list[RawDescriptor] | None = None
 
 
 class ReferrerRecord(msgspec.Struct, frozen=True):
@@ -58,9 +55,11 @@ def cosign_tags(subject: Digest) -> list[Tag]:
 def parse_fallback_index(content: bytes) -> list[RawDescriptor]:
     """Return the descriptors in an index of referrers; none if it is not an index."""
     try:
-        return msgspec.json.decode(content, type=_FallbackIndex).manifests or []
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+        manifests = decode_object(content).get("manifests")
+    except ValueError:
         return []
+    items = manifests if isinstance(manifests, list) else []
+    return [item for item in items if isinstance(item, dict)]
 
 
 def subject_of_tag(tag: str) -> Digest | None:

@@ -82,6 +82,8 @@ class ReferrerResolver:
             for subject in subjects:
                 await search.add_referrers_of(subject, is_of_image=not depth)
             subjects = search.take_added()
+        for subject in subjects:
+            await search.expect_no_referrers_of(subject)
         return search.found
 
 
@@ -128,6 +130,16 @@ class _ReferrerSearch:
             )
         for reference in references[:room]:
             await self.add(subject, reference)
+
+    async def expect_no_referrers_of(self, subject: Digest) -> None:
+        """Record that a manifest at the last level has no referrers, or that they are missing."""
+        missing_before = len(self.found.missing)
+        descriptors, tags = await self._list_referrers(subject)
+        if descriptors:
+            reason = f"only {MAX_REFERRER_DEPTH} levels of referrers are fetched"
+            self._record_missing(subject, "", reason)
+        elif len(self.found.missing) == missing_before:
+            self.found.records[subject] = ReferrerRecord([], [str(tag) for tag in tags])
 
     async def add(self, subject: Digest, reference: Reference) -> None:
         """Fetch a referrer and add it, or record why it is missing, unless upstream lacks it."""

@@ -11,15 +11,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from ipaddress import ip_address
-from typing import Any, Literal
+from typing import Literal
 
-import msgspec
 from aiohttp import ClientResponse, ClientSession
 from publicsuffixlist import PublicSuffixList
 from yarl import URL
 
 from proxy.concurrency import SingleFlight
 from proxy.errors import RateLimitedError, UpstreamError, UpstreamUnavailableError
+from proxy.oci.json_object import decode_object
 from proxy.upstream import errors, retry
 from proxy.upstream.challenge import Challenge
 from proxy.upstream.credentials import Credentials
@@ -43,14 +43,8 @@ EXPIRY_MARGIN = 10.0
 CredentialsGetter = Callable[[], Awaitable[Credentials | None]]
 
 # RFC 6750 section 2.1 allows fewer characters, but registries issue others, and clients send them.
-# Control characters could inject headers.
-_TOKEN = re.compile(rf"[^\x00-\x1f\x7f]{{1,{MAX_TOKEN_LENGTH}}}")
-
-
-class _TokenResponse(msgspec.Struct):
-    token: Any = None
-    access_token: Any = None
-    expires_in: Any = None
+# Control characters could inject headers; U+FFFD replaces what is not UTF-8.
+_TOKEN = re.compile(rf"[^\x00-\x1f\x7f\ufffd]{{1,{MAX_TOKEN_LENGTH}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,13 +239,13 @@ async def _token_server_error(
 
 def _parse_token(content: bytes, realm: URL, now: float) -> _AccessToken:
     try:
-        response = msgspec.json.decode(content, type=_TokenResponse)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        response = decode_object(content)
+    except ValueError as error:
         raise UpstreamError(f"the token server {realm.host} did not send a token") from error
-    token = response.token or response.access_token
+    token = response.get("token") or response.get("access_token")
     if not isinstance(token, str) or _TOKEN.fullmatch(token) is None:
         raise UpstreamError(f"the token server {realm.host} sent an invalid token")
-    seconds = response.expires_in
+    seconds = response.get("expires_in")
     lifetime = float(seconds) if isinstance(seconds, int | float) else MIN_TOKEN_LIFETIME
     lifetime = min(max(lifetime, MIN_TOKEN_LIFETIME), MAX_TOKEN_LIFETIME)
     return _AccessToken(f"Bearer {token}", now + lifetime - EXPIRY_MARGIN)

@@ -2,13 +2,13 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import msgspec
 from aiohttp import ClientResponse, hdrs
 
 from proxy.errors import InvalidDigestError, UpstreamError
 from proxy.oci.digest import Digest
+from proxy.oci.json_object import decode_object
 from proxy.oci.manifest import MAX_MANIFEST_SIZE, OCI_INDEX
 from proxy.oci.referrers import RawDescriptor
 from proxy.upstream.encoding import gunzip, is_gzip_encoded
@@ -27,15 +27,6 @@ class Evidence:
     size: int | None
     digest: Digest | None
     is_html: bool
-
-
-class _TagsPage(msgspec.Struct):
-    tags: list[Any] | None = None
-
-
-class _ReferrersPage(msgspec.Struct):
-    manifests: list[RawDescriptor] | None
-    media_type: str | None = msgspec.field(name="mediaType", default=None)
 
 
 async def read_bounded(response: ClientResponse, limit: int) -> bytes:
@@ -118,10 +109,12 @@ def parse_tags(content: bytes) -> list[str]:
     A list that is absent or null is empty, and what is not a text in it is left out.
     """
     try:
-        page = msgspec.json.decode(content, type=_TagsPage | None)
-        return [tag for tag in (page and page.tags) or () if isinstance(tag, str)]
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        tags = decode_object(content).get("tags")
+    except ValueError as error:
         raise UpstreamError("upstream sent an invalid tag list") from error
+    if not isinstance(tags, list | None):
+        raise UpstreamError("upstream sent an invalid tag list")
+    return [tag for tag in tags or () if isinstance(tag, str)]
 
 
 def parse_referrers(page: ListPage) -> list[RawDescriptor] | None:
@@ -130,13 +123,16 @@ def parse_referrers(page: ListPage) -> list[RawDescriptor] | None:
     Clients believe the media type in the header; some believe the one in the document, too.
     """
     try:
-        document = msgspec.json.decode(page.content, type=_ReferrersPage)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+        document = decode_object(page.content)
+    except ValueError:
         return None
-    manifests = document.manifests or []
+    manifests = document.get("manifests", ())
+    if not isinstance(manifests, list | None):
+        return None
+    descriptors = [item for item in manifests or () if isinstance(item, dict)]
     if page.content_type.partition(";")[0].strip().lower() == OCI_INDEX:
-        return manifests
-    return manifests if manifests and document.media_type == OCI_INDEX else None
+        return descriptors
+    return descriptors if document.get("mediatype") == OCI_INDEX else None
 
 
 def parse_content_range(response: ClientResponse) -> tuple[int, int | None]:

@@ -13,8 +13,8 @@ import shutil
 import sys
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TextIO
 
 from tests.system.images import MANIFEST, BuiltImage
 from tests.system.processes import UNREACHABLE, Process, run
@@ -141,6 +141,7 @@ class Docker(Client):
         self._containerd = Containerd(directory / "c", mirror, root)
         self._socket = directory / "sock"
         self._process: Process | None = None
+        self._lock: TextIO | None = None
 
     def command(self, *arguments: str) -> list[str | Path]:
         """Return the command line of docker with these arguments."""
@@ -154,6 +155,7 @@ class Docker(Client):
     def start(self) -> None:
         self._containerd.start()
         self._configure("docker", "etc")
+        self._install_certs()
         argv = self._argv(
             *("dockerd", "--config-file", self._make_config(), "--host", f"unix://{self._socket}"),
             *("--containerd", self._containerd.socket),
@@ -166,20 +168,37 @@ class Docker(Client):
         process.wait_until(lambda: listening in process.stderr_log.read_text(), listening)
 
     def _make_config(self) -> Path:
-        """Return dockerd's configuration file: the printed one, and the storage driver of these tests."""
-        return self._write_config({"storage-driver": "vfs"})
+        """Return dockerd's configuration file: the printed one, and the store of these tests.
 
-    def _write_config(self, keys: Mapping[str, object]) -> Path:
-        """Add keys to the printed daemon.json; with `only` none is printed."""
+        With `only` none is printed.
+        """
         path = self.directory / "etc" / "daemon.json"
         printed = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**printed, **keys}))
+        path.write_text(json.dumps({**printed, **self._store_settings()}))
         return path
+
+    def _store_settings(self) -> dict[str, object]:
+        return {"storage-driver": "vfs"}
+
+    def _install_certs(self) -> None:
+        """Install the printed `hosts.toml` in the client's root, for one client at a time.
+
+        dockerd reads /etc/docker/certs.d and knows no other place; BuildKit in it reads the file too.
+        """
+        if self.root:
+            certs = self.root / "etc" / "docker" / "certs.d"
+            certs.parent.mkdir(exist_ok=True)
+            self._lock = certs.with_name("lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            shutil.rmtree(certs, ignore_errors=True)
+            shutil.copytree(self.directory / "etc" / "certs.d", certs)
 
     def stop(self) -> None:
         if self._process:
             self._process.stop()
         self._containerd.stop()
+        if self._lock:
+            self._lock.close()
 
     def _name(self, image: BuiltImage) -> str:
         return image.reference.removeprefix("docker.io/").removeprefix("library/")
@@ -205,6 +224,13 @@ class Docker(Client):
         self._docker("pull", *arguments)
         return self._docker("images", "--digests", "--format", "{{.Tag}} {{.Digest}}")
 
+    def build(self, context: Path, name: str) -> None:
+        """Build an image with BuildKit, which newer versions do by buildx, from nothing cached."""
+        build = ("build", "--network", "none", "--no-cache", "--pull", "--tag", name, str(context))
+        run(*self.command(*build), env={"DOCKER_BUILDKIT": "1"})
+        self._docker("image", "rm", name)
+        self._docker("builder", "prune", "--all", "--force")
+
     def search(self, words: str, *options: str) -> list[dict[str, str]]:
         """Search the mirror itself, by its address, and return one row per repository."""
         term = f"{self.mirror}/{words}"
@@ -213,31 +239,16 @@ class Docker(Client):
 
 
 class DockerWithContainerdStore(Docker):
-    """dockerd with the containerd image store: docker 28 reads `hosts.toml`, docker 26 `registry-mirrors`.
+    """dockerd with the containerd image store: docker 28 reads `hosts.toml`, docker 26 `registry-mirrors`."""
 
-    dockerd reads /etc/docker/certs.d and knows no other place. One client at a time uses that of
-    its root.
-    """
-
-    def _make_config(self) -> Path:
+    def _store_settings(self) -> dict[str, object]:
         assert self.root, "the docker of Debian 12 has no containerd image store"
-        certs = self.root / "etc" / "docker" / "certs.d"
-        certs.parent.mkdir(exist_ok=True)
-        self._lock = certs.with_name("lock").open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        shutil.rmtree(certs, ignore_errors=True)
-        shutil.copytree(self.directory / "etc" / "certs.d", certs)
-        store = {"features": {"containerd-snapshotter": True}, "storage-driver": "native"}
-        return self._write_config(store)
+        return {"features": {"containerd-snapshotter": True}, "storage-driver": "native"}
 
     def version(self) -> tuple[int, ...]:
         """Return the version of dockerd."""
         text = self._docker("version", "--format", "{{.Server.Version}}")
         return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
-
-    def stop(self) -> None:
-        super().stop()
-        self._lock.close()
 
 
 class _ContainersImage(Client):
@@ -386,7 +397,7 @@ CLIENTS: list[type[Client]] = [Docker, Containerd, Podman, Buildah, Skopeo, Skop
 
 
 def newer_clients(root: Path) -> list[type[Client]]:
-    """Return the clients that are installed in this root. Debian 13 has neither ORAS nor crane."""
+    """Return the clients that are installed in this root. Debian 13 has no crane."""
     packaged = {"oras": Oras, "crane": Crane}
     installed = [kind for name, kind in packaged.items() if (root / "usr" / "bin" / name).exists()]
     return [*CLIENTS, DockerWithContainerdStore, *installed]

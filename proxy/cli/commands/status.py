@@ -115,7 +115,7 @@ def _format_scrub(scrub: dict[str, Any]) -> str:
 def _traffic_lines(document: dict[str, Any]) -> Iterator[str]:
     for cache_state, served in document["served"].items():
         requests = format_count(served["requests"], "request")
-        yield f"{cache_state:<11}{requests}, {format_bytes(served['bytes'])}"
+        yield f"{cache_state:<10} {requests}, {format_bytes(served['bytes'])}"
     if document["hit_ratio"] is not None:
         saved = format_bytes(document["saved_bytes"])
         yield f"hit ratio  {document['hit_ratio']:.1%}, {saved} saved"
