@@ -5,7 +5,6 @@ newest content that is old enough, and decisions are logged, counted and kept. B
 nothing names them but manifests.
 """
 
-import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from proxy.names import display_name, full_name, policy_name
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import parse_manifest
 from proxy.oci.reference import Reference, Repository, Tag
+from proxy.parsing import DocumentParser
 from proxy.policy.exemption import is_exempt
 from proxy.policy.facts import FIRST_SEEN, PUSHED, ContentAge, ImageFacts, is_official
 from proxy.policy.judge import ALLOWED, PolicyDecision, Verdict, judge
@@ -92,6 +92,7 @@ class PolicyGate:
         index: Index,
         records: PolicyRecords,
         facts: FactsCache,
+        parser: DocumentParser,
         metrics: Metrics,
         clock: Callable[[], float],
     ) -> None:
@@ -99,6 +100,7 @@ class PolicyGate:
         self._index = index
         self._records = records
         self._facts = facts
+        self._parser = parser
         self._metrics = metrics
         self._clock = clock
         self._permissions: TTLCache[tuple[Repository, Reference], Permission]
@@ -231,7 +233,7 @@ class PolicyGate:
         self._report(rule, verdict.decision.value, repository, reference, digest, verdict)
         error = _refusal(rule, repository, reference, verdict)
         if isinstance(reference, Tag) and isinstance(error, PolicyDeniedError):
-            self._refusals.set((repository, reference), error)
+            self._refusals.set((repository, reference), copy(error))
         raise error
 
     async def _judge(
@@ -257,10 +259,9 @@ class PolicyGate:
         verdict = await self._judge_content(rule, repository, reference, digest, now)
         if verdict.decision is not PolicyDecision.ALLOW and digest == manifest.digest:
             with suppress(InvalidManifestError):
-                parsed = await asyncio.to_thread(
-                    parse_manifest, manifest.content, manifest.media_type
-                )
-                if is_exempt(parsed, manifest.content):
+                if await self._parser.run(
+                    repository.upstream, len(manifest.content), _is_exempt, manifest
+                ):
                     return Verdict(PolicyDecision.ALLOW, "it is a signature or another artifact")
         return verdict
 
@@ -382,6 +383,10 @@ class PolicyGate:
                 request_id.get(),
             )
         )
+
+
+def _is_exempt(manifest: CachedManifest) -> bool:
+    return is_exempt(parse_manifest(manifest.content, manifest.media_type), manifest.content)
 
 
 def _refusal(

@@ -1,8 +1,9 @@
 """Read registries' responses: bodies up to a limit, headers only if they are valid."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from aiohttp import ClientResponse, hdrs
@@ -10,7 +11,8 @@ from aiohttp import ClientResponse, hdrs
 from proxy.errors import InvalidDigestError, UpstreamError
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import MAX_MANIFEST_SIZE, OCI_INDEX
-from proxy.oci.referrers import RawDescriptor
+from proxy.oci.referrers import EncodedReferrers
+from proxy.oci.tags import EncodedTags, encode_tags
 from proxy.upstream.encoding import gunzip, is_gzip_encoded
 from proxy.upstream.link import find_link
 
@@ -30,11 +32,11 @@ class Evidence:
 
 
 class _TagsPage(msgspec.Struct):
-    tags: list[Any] | None = None
+    tags: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _ReferrersPage(msgspec.Struct):
-    manifests: list[RawDescriptor] | None
+    manifests: list[msgspec.Raw] | None
     media_type: str | None = msgspec.field(name="mediaType", default=None)
 
 
@@ -112,31 +114,38 @@ async def read_search_page(response: ClientResponse) -> bytes:
     return await read_bounded(response, MAX_SEARCH_SIZE)
 
 
-def parse_tags(content: bytes) -> list[str]:
-    """Return the tags of one page (distribution-spec, "Listing Tags"). Raises `UpstreamError`.
+def parse_tags(pages: Sequence[bytes]) -> EncodedTags:
+    """Return the tags of all pages (distribution-spec, "Listing Tags"). Raises `UpstreamError`.
 
-    A list that is absent or null is empty, and what is not a text in it is left out.
+    A list that is absent or null is empty, and what cannot be a tag is left out.
     """
-    try:
-        page = msgspec.json.decode(content, type=_TagsPage | None)
-        return [tag for tag in (page and page.tags) or () if isinstance(tag, str)]
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise UpstreamError("upstream sent an invalid tag list") from error
+    arrays = []
+    for content in pages:
+        try:
+            page = msgspec.json.decode(content, type=_TagsPage | None)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise UpstreamError("upstream sent an invalid tag list") from error
+        array = bytes(page.tags) if page else b"null"
+        if array != b"null":
+            if not array.startswith(b"["):
+                raise UpstreamError("upstream sent an invalid tag list")
+            arrays.append(array)
+    return encode_tags(arrays)
 
 
-def parse_referrers(page: ListPage) -> list[RawDescriptor] | None:
+def parse_referrers(page: ListPage) -> EncodedReferrers | None:
     """Return the descriptors of one page of referrers; None if it is not an image index.
 
     Clients believe the media type in the header; some believe the one in the document, too.
     """
     try:
         document = msgspec.json.decode(page.content, type=_ReferrersPage)
+        referrers = EncodedReferrers.from_items(document.manifests or [])
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
-    manifests = document.manifests or []
     if page.content_type.partition(";")[0].strip().lower() == OCI_INDEX:
-        return manifests
-    return manifests if manifests and document.media_type == OCI_INDEX else None
+        return referrers
+    return referrers if referrers.content and document.media_type == OCI_INDEX else None
 
 
 def parse_content_range(response: ClientResponse) -> tuple[int, int | None]:
