@@ -15,7 +15,6 @@ ATTACKS = [
 NOT_YET = {
     "H4",
     "M5",
-    "L2",
 }
 ITEM = re.compile(r"- \*\*([CHML]\d+):\*\* (.+?) \*Tests?:\* (`\w+`(?:, `\w+`)*)")
 

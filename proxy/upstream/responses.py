@@ -1,5 +1,6 @@
 """Read registries' responses: bodies up to a limit, headers only if they are valid."""
 
+import asyncio
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,7 +54,9 @@ async def read_bounded(response: ClientResponse, limit: int) -> bytes:
             response.close()
             raise UpstreamError(f"upstream sent more than the allowed {limit} bytes")
     body = bytes(content)
-    return gunzip(body, limit) if is_gzip_encoded(response.headers) else body
+    if is_gzip_encoded(response.headers):
+        return await asyncio.to_thread(gunzip, body, limit)
+    return body
 
 
 async def read_digest(response: ClientResponse) -> Digest | None:
