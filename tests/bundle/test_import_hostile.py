@@ -7,6 +7,7 @@ import os
 import struct
 import tarfile
 import threading
+from collections.abc import Callable
 
 import pytest
 from backports import zstd
@@ -327,8 +328,8 @@ async def test_m15_a_sparse_terabyte_is_rejected_before_it_uses_space(program):
     assert program.disk_usage() - before < MIB
 
 
-EMPTY_STREAMS = {"zstd": zstd.compress(b""), "gzip": gzip.compress(b"")}
-PACK = {"zstd": zstd.compress, "gzip": gzip.compress}
+EMPTY_STREAMS: dict[str, bytes] = {"zstd": zstd.compress(b""), "gzip": gzip.compress(b"")}
+PACK: dict[str, Callable[[bytes], bytes]] = {"zstd": zstd.compress, "gzip": gzip.compress}
 
 
 @pytest.mark.parametrize("kind", ["zstd", "gzip"])
