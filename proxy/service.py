@@ -159,7 +159,9 @@ async def configure_app(
         settings=config.fetch,
     )
     prefetch = (
-        Prefetcher(core.downloads, core.index, access, upstreams, config.fetch)
+        Prefetcher(
+            core.downloads, core.index, access, upstreams, config.fetch, core.metrics, core.group
+        )
         if config.fetch.prefetch == "layers"
         else None
     )
