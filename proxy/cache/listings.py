@@ -6,7 +6,9 @@ or one made from the index.
 """
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 from proxy.concurrency import RESPONSE_TIMEOUT, SingleFlight, enforce_deadline
@@ -110,12 +112,14 @@ class ListingCache:
 
     async def _list_cached_tags(self, repository: Repository) -> EncodedTags:
         """Return the tags in the index; none if it cannot be read."""
-        list_page = partial(list_tags, repository=repository, count=MAX_LISTED_TAGS)
-        try:
-            tags = await self._index.read(list_page)
-        except StorageError:
-            tags = []
-        return encode_tags([b'"%s",' % tag.encode() for tag in tags])
+
+        def read(connection: sqlite3.Connection) -> EncodedTags:
+            tags = list_tags(connection, repository, MAX_LISTED_TAGS)
+            return encode_tags(b'"%s",' % tag.encode() for tag in tags)
+
+        with suppress(StorageError):
+            return await self._index.read(read)
+        return EncodedTags(b"")
 
     async def list_referrers(
         self, repository: Repository, digest: Digest, artifact_type: str = ""
