@@ -90,12 +90,15 @@ async def configure_app(
         records=core.policy_records,
         facts=facts,
         stand_ins=stand_ins,
+        parser=core.parser,
         metrics=core.metrics,
         clock=core.clock,
     )
     manifests = ManifestCache(
         upstreams=upstreams,
-        store=ManifestStore(core.store, core.index, core.space, core.metrics, core.disk_threads),
+        store=ManifestStore(
+            core.store, core.index, core.space, core.metrics, core.disk_threads, core.parser
+        ),
         index=core.index,
         access=access,
         policy=policy if config.policy else None,
@@ -117,6 +120,7 @@ async def configure_app(
         upstreams=upstreams,
         store=core.store,
         index=core.index,
+        parser=core.parser,
         ttl=config.manifests.ttl,
         group=core.group,
         clock=core.clock,
@@ -138,12 +142,13 @@ async def configure_app(
             manifests=manifests,
             blobs=blobs,
             downloads=core.downloads,
-            resolver=ImageResolver(upstreams, core.disk_threads),
+            resolver=ImageResolver(upstreams, core.parser),
             listings=listings,
             checker=checker,
             image_store=image_store,
             upstreams=upstreams,
             metrics=core.metrics,
+            parser=core.parser,
             native_platform=native_platform,
             fetch_settings=config.fetch,
             clock=core.clock,
@@ -158,7 +163,9 @@ async def configure_app(
         settings=config.fetch,
     )
     prefetch = (
-        Prefetcher(core.downloads, core.index, access, upstreams, config.fetch)
+        Prefetcher(
+            core.downloads, core.index, access, upstreams, config.fetch, core.metrics, core.group
+        )
         if config.fetch.prefetch == "layers"
         else None
     )

@@ -23,8 +23,9 @@ from proxy.storage.ingest import Ingest
 from proxy.storage.space import Lease, Reservation
 
 # Files that are not part of a layout (docker's `repositories`, a README) are skipped up to this
-# many bytes in total.
+# many bytes in total, each counted as `MIN_UNKNOWN_SIZE` at least.
 MAX_UNKNOWN_SIZE = 64 << 20
+MIN_UNKNOWN_SIZE = 4096
 
 _NOT_A_LAYOUT = (
     "not an OCI image layout, the only format that preserves digests: make it with pullcache "
@@ -73,10 +74,10 @@ class BundleReader:
             elif header.name in layout.LAYOUT_FILES:
                 await self._read_document(header, archive)
             else:
-                self._unknown_size += header.size
+                self._unknown_size += max(header.size, MIN_UNKNOWN_SIZE)
                 if self._unknown_size > MAX_UNKNOWN_SIZE:
                     raise BundleError(_NOT_A_LAYOUT)
-        self._parse_documents()
+        await run_in_thread(self._image_store.executor, self._parse_documents)
 
     async def _read_document(self, header: tar.TarHeader, archive: TarReader) -> None:
         if header.size > layout.MAX_DOCUMENT_SIZE:
@@ -86,7 +87,8 @@ class BundleReader:
         content = b"".join([chunk async for chunk in archive.read_chunks()])
         self._documents[header.name] = content
         if header.name == layout.INDEX_FILE:
-            for image in layout.parse_index(content):
+            index = await run_in_thread(self._image_store.executor, layout.parse_index, content)
+            for image in index:
                 self._announced_manifests[image.digest] = image.media_type
                 await self._lease_stored_children(image.digest)
 
@@ -107,7 +109,9 @@ class BundleReader:
                 continue
             content = await self._image_store.blob_store.read(digest)
             with suppress(InvalidManifestError):  # reported when the image is added
-                manifest = oci.parse_manifest(content or b"", media_type)
+                manifest = await run_in_thread(
+                    self._image_store.executor, oci.parse_manifest, content or b"", media_type
+                )
                 for child in manifest.manifests:
                     if child.digest not in self._lease.digests:
                         self._announced_manifests[child.digest] = child.media_type

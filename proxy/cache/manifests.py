@@ -42,6 +42,8 @@ from proxy.upstream.client import FetchedManifest, Upstream
 
 # Maximum of remembered missing tags and, separately, of tags that were not pulled to save quota.
 MAX_CACHED_ERRORS = 10_000
+# Longer values of `Accept` are parsed for each request, in characters.
+MAX_REMEMBERED_ACCEPT = 2048
 # Seconds before the deadline of the response at which the revalidation of a tag ends, so that the
 # stale copy can still be served.
 STALE_MARGIN = 1.0
@@ -87,7 +89,8 @@ class ManifestCache:
         self._tag_ttl = lru_cache(maxsize=4096)(
             partial(freshness.tag_ttl, rules=settings.tag_ttl, default=settings.ttl)
         )
-        self._accepts = lru_cache(maxsize=256)(accepts)
+        self._accepts_cached = lru_cache(maxsize=256)(accepts)
+        # Copies of the errors, without the frames that raised them: those take 7 KB each.
         self._missing_tags: TTLCache[tuple[Repository, Tag], NotFoundError]
         self._missing_tags = TTLCache(MAX_CACHED_ERRORS, clock)
         self._quota_errors: TTLCache[tuple[Repository, Tag], RateLimitedError]
@@ -256,6 +259,11 @@ class ManifestCache:
         except StorageError as error:
             log.warning("index_write_failed", reason=str(error))
 
+    def _accepts(self, accept: tuple[str, ...], media_type: str) -> bool:
+        if sum(map(len, accept)) > MAX_REMEMBERED_ACCEPT:
+            return accepts(accept, media_type)
+        return self._accepts_cached(accept, media_type)
+
     # By digest.
 
     async def _get_by_digest(
@@ -360,7 +368,7 @@ class ManifestCache:
             else:
                 manifest, state = await self._revalidate(repository, tag, tag_row)
         except NotFoundError as error:
-            self._missing_tags.set((repository, tag), error)
+            self._missing_tags.set((repository, tag), copy(error))
             if tag_row:
                 await self._write_tag(self._index.delete_tag(repository, tag))
             raise
@@ -398,7 +406,7 @@ class ManifestCache:
             error = RateLimitedError(
                 f"{upstream.scarce_quota_reason}, reserved for content that is not cached"
             )
-            self._quota_errors.set(key, error)
+            self._quota_errors.set(key, copy(error))
             raise error
         if digest is None:
             return await self._fetch_and_store(repository, tag)
@@ -427,7 +435,7 @@ class ManifestCache:
         """
         top = result.manifest
         if top.media_type in INDEX_TYPES:
-            index = await self._store.parse(top.content, top.media_type)
+            index = await self._store.parse(repository, top.content, top.media_type)
             if digest := index.select_platform("linux", "amd64"):
                 manifest = (await self._get_by_digest(repository, digest, deadline)).manifest
                 if self._accepts(accept, manifest.media_type):

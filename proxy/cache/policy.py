@@ -5,7 +5,6 @@ newest content that is old enough, and decisions are logged, counted and kept. B
 nothing names them but manifests.
 """
 
-import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from proxy.names import display_name, full_name, policy_name
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import parse_manifest
 from proxy.oci.reference import Reference, Repository, Tag
+from proxy.parsing import DocumentParser
 from proxy.policy.exemption import is_exempt
 from proxy.policy.facts import FIRST_SEEN, PUSHED, ContentAge, ImageFacts, is_official
 from proxy.policy.judge import ALLOWED, PolicyDecision, Verdict, judge
@@ -102,6 +102,7 @@ class PolicyGate:
         records: PolicyRecords,
         facts: FactsCache,
         stand_ins: StandIns,
+        parser: DocumentParser,
         metrics: Metrics,
         clock: Callable[[], float],
     ) -> None:
@@ -110,6 +111,7 @@ class PolicyGate:
         self._records = records
         self._facts = facts
         self._stand_ins = stand_ins
+        self._parser = parser
         self._metrics = metrics
         self._clock = clock
         self._permissions: dict[tuple[Repository, Reference], Permission] = {}
@@ -274,7 +276,7 @@ class PolicyGate:
             return Permission(earlier, now, expires_at, warning, error)
         self._report(rule, verdict.decision.value, repository, reference, digest, verdict)
         if isinstance(reference, Tag) and isinstance(error, PolicyDeniedError):
-            self._refusals.set((repository, reference), (error, expires_at))
+            self._refusals.set((repository, reference), (copy(error), expires_at))
         raise error
 
     async def _judge(
@@ -301,10 +303,9 @@ class PolicyGate:
         verdict = await self._judge_content(rule, repository, reference, digest, now)
         if verdict.decision is not PolicyDecision.ALLOW and digest == manifest.digest:
             with suppress(InvalidManifestError):
-                parsed = await asyncio.to_thread(
-                    parse_manifest, manifest.content, manifest.media_type
-                )
-                if is_exempt(parsed, manifest.content):
+                if await self._parser.run(
+                    repository.upstream, len(manifest.content), _is_exempt, manifest
+                ):
                     return Verdict(PolicyDecision.ALLOW, "it is a signature or another artifact")
         return verdict
 
@@ -459,6 +460,10 @@ class PolicyGate:
                 request_id.get(),
             )
         )
+
+
+def _is_exempt(manifest: CachedManifest) -> bool:
+    return is_exempt(parse_manifest(manifest.content, manifest.media_type), manifest.content)
 
 
 def _fit_message(before: str, image: str, after: str) -> str:

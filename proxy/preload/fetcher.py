@@ -2,11 +2,9 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 
 from proxy.cache.blobs import BlobCache
 from proxy.cache.manifests import ManifestCache
-from proxy.concurrency import run_in_thread
 from proxy.config import FetchSettings
 from proxy.download.download import Download
 from proxy.download.manager import DownloadManager
@@ -17,6 +15,7 @@ from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
+from proxy.parsing import DocumentParser
 from proxy.preload.backoff import UpstreamRetrier
 from proxy.preload.events import LayerProgress, LayerState
 from proxy.storage.queries import MAX_CHILDREN
@@ -41,6 +40,7 @@ class PreloadFetcher:
         blobs: BlobCache,
         downloads: DownloadManager,
         image_store: ImageStore,
+        parser: DocumentParser,
         upstreams: Mapping[str, Upstream],
         settings: FetchSettings,
         lease: Lease,
@@ -54,6 +54,7 @@ class PreloadFetcher:
         self._blobs = blobs
         self._downloads = downloads
         self._image_store = image_store
+        self._parser = parser
         self._upstreams = upstreams
         self._settings = settings
         self._lease = lease
@@ -114,7 +115,7 @@ class PreloadFetcher:
 
     async def parse(self, content: bytes, media_type: str) -> Manifest:
         """Parse a manifest. Raises `InvalidManifestError`, also if it is too large to be stored."""
-        return await parse_manifest(self._image_store.executor, content, media_type)
+        return await parse_manifest(self._parser, content, media_type)
 
     async def fetch_manifest_when_available(
         self, repository: Repository, reference: Reference
@@ -222,9 +223,9 @@ def _raise_if_scarce(upstream: Upstream) -> None:
         )
 
 
-async def parse_manifest(executor: Executor, content: bytes, media_type: str) -> Manifest:
-    """Parse a manifest in a thread. Raises `InvalidManifestError`, also if it cannot be stored."""
-    manifest = await run_in_thread(executor, oci.parse_manifest, content, media_type)
+async def parse_manifest(parser: DocumentParser, content: bytes, media_type: str) -> Manifest:
+    """Parse a manifest. Raises `InvalidManifestError`, also if it cannot be stored."""
+    manifest = await parser.run("preloads", len(content), oci.parse_manifest, content, media_type)
     if manifest.child_count > MAX_CHILDREN:
         raise InvalidManifestError(
             f"a manifest names {manifest.child_count} blobs; the cache passes such a manifest "

@@ -33,6 +33,7 @@ from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.oci.digest import Digest
 from proxy.oci.platform import Platform
+from proxy.parsing import DocumentParser
 from proxy.preload import events
 from proxy.preload.backoff import UpstreamRetrier, is_transient
 from proxy.preload.events import PreloadEvent
@@ -73,6 +74,7 @@ class PreloadDeps:
     image_store: ImageStore
     upstreams: Mapping[str, Upstream]
     metrics: Metrics
+    parser: DocumentParser
     native_platform: Platform
     fetch_settings: FetchSettings
     clock: Callable[[], float]
@@ -131,6 +133,7 @@ class _PreloadRun:
             deps.blobs,
             deps.downloads,
             deps.image_store,
+            deps.parser,
             deps.upstreams,
             deps.fetch_settings,
             lease,

@@ -171,6 +171,18 @@ def json_response(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Return a JSON response with the headers of every registry response."""
+    content = msgspec.json.encode(document)
+    return encoded_response(content, status=status, content_type=content_type, headers=headers)
+
+
+def encoded_response(
+    content: bytes,
+    *,
+    status: int = 200,
+    content_type: str = "application/json",
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Return the response with a document that is encoded already; see `json_response`."""
     return Response(
         status,
         {
@@ -178,7 +190,7 @@ def json_response(
             **(headers or {}),
             "Content-Type": content_type,
         },
-        msgspec.json.encode(document),
+        content,
     )
 
 

@@ -11,6 +11,7 @@ from tests.bench import (
     fleet,
     growth,
     hits,
+    large_index,
     many_clients,
     misses,
     neighbours,
@@ -37,6 +38,7 @@ SHORT = LoadSize(
     flooding=200,
     slow_readers=100,
     slow_seconds=3,
+    repositories=4_000,
     pulls=100,
 )
 LONG = LoadSize(
@@ -55,6 +57,7 @@ LONG = LoadSize(
     flooding=1_000,
     slow_readers=500,
     slow_seconds=60,
+    repositories=100_000,
     pulls=3_000,
 )
 
@@ -125,6 +128,11 @@ def _policies(setup: Setup) -> Iterator[dict[str, Measurement]]:
 
 
 @contextmanager
+def _large_index(setup: Setup) -> Iterator[dict[str, Measurement]]:
+    yield {"lists": partial(large_index.measure, setup.size, setup.directory)}
+
+
+@contextmanager
 def _fleet(setup: Setup) -> Iterator[dict[str, Measurement]]:
     yield {"day": partial(fleet.measure, setup.size, setup.directory)}
 
@@ -148,6 +156,7 @@ PARTS = {
     "misses": BenchmarkPart((PULLCACHE, MIRROR, CACHE, UPSTREAM), _misses),
     "growth": BenchmarkPart((PULLCACHE, NGINX, MIRROR), _growth),
     "policies": BenchmarkPart((PULLCACHE, policy_hits.WITHOUT), _policies),
+    "large_index": BenchmarkPart((PULLCACHE,), _large_index),
     "fleet": BenchmarkPart(
         (PULLCACHE, fleet.LRU, fleet.COMPARED, fleet.BEST, fleet.BELADY), _fleet
     ),

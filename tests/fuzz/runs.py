@@ -19,6 +19,8 @@ from tests.fuzz.upstream_responses import ResponseMaker
 from tests.system.servers import Daemon
 
 CONNECTIONS = 32
+# More, because most responses of a bad upstream are waited for.
+UPSTREAM_CONNECTIONS = 200
 # Seconds for one response. Upstream's own time-outs are part of it.
 RESPONSE_TIMEOUT = 60.0
 PROBE_INTERVAL = 0.05
@@ -123,7 +125,7 @@ async def fuzz_upstreams(directory: Path, count: int, seed: int) -> FuzzFindings
             chosen = random.Random(f"{seed}.{number}")
             await _send_good(daemon.address, work, chosen, targets, findings)
 
-        await asyncio.gather(*(send(number) for number in range(CONNECTIONS)))
+        await asyncio.gather(*(send(number) for number in range(UPSTREAM_CONNECTIONS)))
     return findings
 
 
