@@ -209,7 +209,17 @@ async def test_a_page_of_html_from_docker_hub_is_no_answer(registry, hub, start)
 async def test_unknown_allow_serves_what_cannot_be_decided(registry, hub, start):
     program = await start(trusted=TRUSTED, unknown="allow")
     hub.break_with(Fault(status=429))
-    assert (await program.manifest(registry.add_image("grafana/grafana"))).status == 200
+    image = registry.add_image("grafana/grafana")
+    for _ in range(2):
+        assert (await program.manifest(image)).status == 200
+    metric = "pullcache_policy_decisions_total"
+    assert await program.metric(metric, decision="allowed_unknown") == 1
+    assert await program.metric(metric, decision="allow") == 0
+    # It is decided anew as soon as Docker Hub may have answered.
+    hub.repair()
+    hub.repositories[1].badge = None
+    program.clock.advance(700)
+    assert (await program.manifest(image)).status == 403
 
 
 async def test_a_private_repository_is_refused_and_docker_hub_does_not_learn_its_name(
