@@ -17,7 +17,7 @@ from proxy.lru import TTLCache
 from proxy.names import policy_name
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
-from proxy.policy.facts import Badge, RepositoryFacts, is_official
+from proxy.policy.facts import DOCKER_HUB, Badge, RepositoryFacts, is_official
 from proxy.storage.policy_records import PolicyRecords
 from proxy.upstream.client import Upstream
 from proxy.upstream.offline import OfflineSwitch
@@ -143,7 +143,9 @@ class FactsCache:
         recent = self._no_facts.get_with_age(repository)
         if recent and 0 <= recent[0] < RETRY_INTERVAL:
             return False
-        return not 0 <= self._clock() - known.asked_at < FACTS_TTL
+        # What a bundle says is checked as soon as Docker Hub can be asked.
+        is_own = known.source == DOCKER_HUB
+        return not (is_own and 0 <= self._clock() - known.asked_at < FACTS_TTL)
 
     async def _ask_waiting(self) -> None:
         while self._waiting:
