@@ -255,9 +255,9 @@ class PolicyGate:
             await self._record_meaning(repository, reference, digest, now)
         if rule.settings.mode == "audit":
             self._report(rule, f"would_{verdict.decision}", repository, reference, digest, verdict)
-            return Permission(
-                digest, now, expires_at, f"{rule.name} would refuse it: {verdict.reason}"
-            )
+            image = display_name(repository, reference)
+            warning = _fit_message(f"{rule.name} would refuse", image, f": {verdict.reason}")
+            return Permission(digest, now, expires_at, warning)
         error = self._refusal(rule, repository, reference, verdict)
         if (
             isinstance(error, PolicyDeniedError)

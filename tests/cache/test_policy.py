@@ -269,7 +269,7 @@ async def test_audit_serves_and_warns(registry, start):
     for _ in range(2):
         answer = await program.manifest(image)
         assert answer.status == 200
-        assert "would refuse it: it is neither official" in answer.headers["Warning"]
+        assert "would refuse acme/app:latest: it is neither official" in answer.headers["Warning"]
     metric = "pullcache_policy_decisions_total"
     assert await program.metric(metric, decision="would_deny") == 1
 
