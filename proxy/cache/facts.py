@@ -6,12 +6,12 @@ time, at once.
 """
 
 import asyncio
-from collections import deque
+from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping
 from functools import partial
 
 from proxy.concurrency import SingleFlight
-from proxy.errors import ProxyError, StorageError, UpstreamTimeoutError
+from proxy.errors import ProxyError, RateLimitedError, StorageError, UpstreamTimeoutError
 from proxy.log import get_logger
 from proxy.lru import TTLCache
 from proxy.names import policy_name
@@ -62,7 +62,8 @@ class FactsCache:
         self._public: TTLCache[Repository, bool] = TTLCache(MAX_REMEMBERED, clock)
         self._waiting: dict[Repository, Digest] = {}
         self._worker: asyncio.Task[None] | None = None
-        self._asked_at: deque[float] = deque(maxlen=MAX_QUESTIONS_PER_MINUTE)
+        # When the questions of the last minute were asked, and when those that wait will be, in order.
+        self._asked_at: list[float] = []
         self._push_times: TTLCache[tuple[Repository, Tag, Digest], float | None]
         self._push_times = TTLCache(MAX_REMEMBERED, clock)
 
@@ -205,9 +206,18 @@ class FactsCache:
         return is_public
 
     async def _wait_for_turn(self, limit: int) -> None:
-        """Wait until less than `limit` questions were asked within a minute."""
-        at = self._now()
-        if len(self._asked_at) >= limit:
-            at = max(at, self._asked_at[-limit] + 60.0)
-        self._asked_at.append(at)
-        await asyncio.sleep(at - self._now())
+        """Wait until less than `limit` questions were asked within a minute.
+
+        Raises `RateLimitedError` if too many are waiting.
+        """
+        now, asked_at = self._now(), self._asked_at
+        del asked_at[: bisect_left(asked_at, now - 60.0)]
+        if len(asked_at) >= limit + MAX_WAITING:
+            raise RateLimitedError("too many repositories wait to be asked about at Docker Hub")
+        at = max(now, asked_at[-limit] + 60.0) if len(asked_at) >= limit else now
+        insort(asked_at, at)
+        try:
+            await asyncio.sleep(at - now)
+        except asyncio.CancelledError:
+            asked_at.remove(at)
+            raise

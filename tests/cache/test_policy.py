@@ -188,6 +188,21 @@ async def test_many_images_can_be_pulled_at_once_for_the_first_time(registry, hu
     assert [answer.status for answer in answers] == [200] * 12
 
 
+async def test_beyond_the_rate_a_pull_waits_no_longer_than_for_an_answer_and_blocks_no_other(
+    registry, hub, start, monkeypatch
+):
+    monkeypatch.setattr("proxy.cache.facts.QUESTION_TIMEOUT", 0.3)
+    program = await start(min_age="3d", first_seen="deny")
+    images = [registry.add_image(f"grafana/app{number}") for number in range(40)]
+    async with asyncio.timeout(20):
+        answers = await asyncio.gather(*map(program.manifest, images))
+    # What is not known for want of an answer is undecided, and nothing waits for it any more.
+    statuses = [answer.status for answer in answers]
+    assert statuses.count(503) >= 10
+    assert statuses.count(403) + statuses.count(503) == 40
+    assert 15 <= len(hub.requests) <= 30
+
+
 async def test_a_push_time_is_asked_for_once(registry, hub, start):
     program = await start(min_age="3d", first_seen="deny")
     image = registry.add_image()
