@@ -6,18 +6,18 @@ time, at once.
 """
 
 import asyncio
-from collections import deque
+from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping
 from functools import partial
 
 from proxy.concurrency import SingleFlight
-from proxy.errors import ProxyError, StorageError, UpstreamTimeoutError
+from proxy.errors import ProxyError, RateLimitedError, StorageError, UpstreamTimeoutError
 from proxy.log import get_logger
 from proxy.lru import TTLCache
 from proxy.names import policy_name
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
-from proxy.policy.facts import Badge, RepositoryFacts, is_official
+from proxy.policy.facts import DOCKER_HUB, Badge, RepositoryFacts, is_official
 from proxy.storage.policy_records import PolicyRecords
 from proxy.upstream.client import Upstream
 from proxy.upstream.offline import OfflineSwitch
@@ -62,7 +62,8 @@ class FactsCache:
         self._public: TTLCache[Repository, bool] = TTLCache(MAX_REMEMBERED, clock)
         self._waiting: dict[Repository, Digest] = {}
         self._worker: asyncio.Task[None] | None = None
-        self._asked_at: deque[float] = deque(maxlen=MAX_QUESTIONS_PER_MINUTE)
+        # When the questions of the last minute were asked, and when those that wait will be, in order.
+        self._asked_at: list[float] = []
         self._push_times: TTLCache[tuple[Repository, Tag, Digest], float | None]
         self._push_times = TTLCache(MAX_REMEMBERED, clock)
 
@@ -143,7 +144,9 @@ class FactsCache:
         recent = self._no_facts.get_with_age(repository)
         if recent and 0 <= recent[0] < RETRY_INTERVAL:
             return False
-        return not 0 <= self._clock() - known.asked_at < FACTS_TTL
+        # What a bundle says is checked as soon as Docker Hub can be asked.
+        is_own = known.source == DOCKER_HUB
+        return not (is_own and 0 <= self._clock() - known.asked_at < FACTS_TTL)
 
     async def _ask_waiting(self) -> None:
         while self._waiting:
@@ -203,9 +206,18 @@ class FactsCache:
         return is_public
 
     async def _wait_for_turn(self, limit: int) -> None:
-        """Wait until less than `limit` questions were asked within a minute."""
-        at = self._now()
-        if len(self._asked_at) >= limit:
-            at = max(at, self._asked_at[-limit] + 60.0)
-        self._asked_at.append(at)
-        await asyncio.sleep(at - self._now())
+        """Wait until less than `limit` questions were asked within a minute.
+
+        Raises `RateLimitedError` if too many are waiting.
+        """
+        now, asked_at = self._now(), self._asked_at
+        del asked_at[: bisect_left(asked_at, now - 60.0)]
+        if len(asked_at) >= limit + MAX_WAITING:
+            raise RateLimitedError("too many repositories wait to be asked about at Docker Hub")
+        at = max(now, asked_at[-limit] + 60.0) if len(asked_at) >= limit else now
+        insort(asked_at, at)
+        try:
+            await asyncio.sleep(at - now)
+        except asyncio.CancelledError:
+            asked_at.remove(at)
+            raise

@@ -48,7 +48,8 @@ MAX_REMEMBERED_PERMISSIONS = 20_000
 PERMISSION_TTL = 3600.0
 # Decisions that wait to be written to the index; beyond them the oldest are not written.
 MAX_UNWRITTEN_DECISIONS = 1_000
-# Seconds after which a client may ask again for what could not be decided.
+# Seconds after which a client may ask again for what could not be decided, and after which it is decided
+# anew what was allowed without knowing.
 UNDECIDED_RETRY_AFTER = 60.0
 
 log = get_logger(__name__)
@@ -248,18 +249,17 @@ class PolicyGate:
         verdict = await self._judge(rule, repository, reference, manifest, digest)
         expires_at = min(now + PERMISSION_TTL, verdict.until or math.inf)
         if verdict.decision is PolicyDecision.ALLOW:
-            self._count(rule, "allow")
-            # What an exception allows for a time is not old enough after it.
-            if rule.settings.min_age and verdict.until is None:
-                await self._mark_ripe(repository, reference, digest, now)
+            if verdict.is_uncertain:
+                expires_at = min(expires_at, now + UNDECIDED_RETRY_AFTER)
+            await self._record_allowed(rule, repository, reference, digest, verdict)
             return Permission(digest, now, expires_at)
         if verdict.decision is PolicyDecision.UNRIPE:
             await self._record_meaning(repository, reference, digest, now)
         if rule.settings.mode == "audit":
             self._report(rule, f"would_{verdict.decision}", repository, reference, digest, verdict)
-            return Permission(
-                digest, now, expires_at, f"{rule.name} would refuse it: {verdict.reason}"
-            )
+            image = display_name(repository, reference)
+            warning = _fit_message(f"{rule.name} would refuse", image, f": {verdict.reason}")
+            return Permission(digest, now, expires_at, warning)
         error = self._refusal(rule, repository, reference, verdict)
         if (
             isinstance(error, PolicyDeniedError)
@@ -278,6 +278,22 @@ class PolicyGate:
         if isinstance(reference, Tag) and isinstance(error, PolicyDeniedError):
             self._refusals.set((repository, reference), (copy(error), expires_at))
         raise error
+
+    async def _record_allowed(
+        self,
+        rule: PolicyRule,
+        repository: Repository,
+        reference: Reference,
+        digest: Digest,
+        verdict: Verdict,
+    ) -> None:
+        if verdict.is_uncertain:
+            self._report(rule, "allowed_unknown", repository, reference, digest, verdict)
+        else:
+            self._count(rule, "allow")
+        # What an exception allows for a time is not old enough after it.
+        if rule.settings.min_age and verdict.until is None:
+            await self._mark_ripe(repository, reference, digest, self._clock())
 
     async def _judge(
         self,

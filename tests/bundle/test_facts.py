@@ -18,6 +18,7 @@ from proxy.errors import BundleError
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Tag
 from proxy.policy.facts import Badge, RepositoryFacts
+from tests.fakes.faults import Fault
 from tests.fakes.hub import FakeHub, HubRepository
 from tests.support.admin_api import inspect_image
 from tests.support.bundles import (
@@ -224,6 +225,22 @@ async def test_docker_hub_corrects_what_a_bundle_says_also_of_the_future(registr
     program.clock.advance(2 * DAY)
     answer = await program.manifest("acme/app", "1")
     assert "neither official, nor of a verified publisher" in answer.headers["Warning"]
+
+
+async def test_what_a_bundle_says_is_checked_at_the_first_pull_with_a_network(registry, hub, start):
+    here = await start(mode="audit")
+    image = registry.add_image("grafana/grafana")
+    await pull_all_platforms(here, image)
+    bundle = await export_bundle(here, "grafana/grafana", facts=True)
+    other = await start("other", min_age="0s")
+    await import_bundle(other, bundle)
+    # While Docker Hub does not answer, the bundle counts.
+    hub.break_with(Fault(status=500))
+    assert (await other.manifest(image)).status == 200
+    hub.repair()
+    hub.repositories[0].badge = None
+    other.clock.advance(3700)
+    assert (await other.manifest(image)).status == 403
 
 
 # The bundle.

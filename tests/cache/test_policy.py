@@ -188,6 +188,21 @@ async def test_many_images_can_be_pulled_at_once_for_the_first_time(registry, hu
     assert [answer.status for answer in answers] == [200] * 12
 
 
+async def test_beyond_the_rate_a_pull_waits_no_longer_than_for_an_answer_and_blocks_no_other(
+    registry, hub, start, monkeypatch
+):
+    monkeypatch.setattr("proxy.cache.facts.QUESTION_TIMEOUT", 0.3)
+    program = await start(min_age="3d", first_seen="deny")
+    images = [registry.add_image(f"grafana/app{number}") for number in range(40)]
+    async with asyncio.timeout(20):
+        answers = await asyncio.gather(*map(program.manifest, images))
+    # What is not known for want of an answer is undecided, and nothing waits for it any more.
+    statuses = [answer.status for answer in answers]
+    assert statuses.count(503) >= 10
+    assert statuses.count(403) + statuses.count(503) == 40
+    assert 15 <= len(hub.requests) <= 30
+
+
 async def test_a_push_time_is_asked_for_once(registry, hub, start):
     program = await start(min_age="3d", first_seen="deny")
     image = registry.add_image()
@@ -209,7 +224,17 @@ async def test_a_page_of_html_from_docker_hub_is_no_answer(registry, hub, start)
 async def test_unknown_allow_serves_what_cannot_be_decided(registry, hub, start):
     program = await start(trusted=TRUSTED, unknown="allow")
     hub.break_with(Fault(status=429))
-    assert (await program.manifest(registry.add_image("grafana/grafana"))).status == 200
+    image = registry.add_image("grafana/grafana")
+    for _ in range(2):
+        assert (await program.manifest(image)).status == 200
+    metric = "pullcache_policy_decisions_total"
+    assert await program.metric(metric, decision="allowed_unknown") == 1
+    assert await program.metric(metric, decision="allow") == 0
+    # It is decided anew as soon as Docker Hub may have answered.
+    hub.repair()
+    hub.repositories[1].badge = None
+    program.clock.advance(700)
+    assert (await program.manifest(image)).status == 403
 
 
 async def test_a_private_repository_is_refused_and_docker_hub_does_not_learn_its_name(
@@ -259,7 +284,7 @@ async def test_audit_serves_and_warns(registry, start):
     for _ in range(2):
         answer = await program.manifest(image)
         assert answer.status == 200
-        assert "would refuse it: it is neither official" in answer.headers["Warning"]
+        assert "would refuse acme/app:latest: it is neither official" in answer.headers["Warning"]
     metric = "pullcache_policy_decisions_total"
     assert await program.metric(metric, decision="would_deny") == 1
 

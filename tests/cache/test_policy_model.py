@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from proxy.storage.tag_history import MAX_TAG_HISTORY
 from tests.fakes.registry import FakeRegistry
 from tests.support.preload_api import run_preload
 from tests.support.program import Program
@@ -70,6 +71,9 @@ class PolicyWorld:
         self._current = self._images[0].digest
 
     async def move(self) -> None:
+        if len(self._images) == MAX_TAG_HISTORY:
+            await self.roll_back()
+            return
         self._images.append(self.registry.add_image(layers=[self._rng.randbytes(8)]))
         self._current = self._images[-1].digest
 

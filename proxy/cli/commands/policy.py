@@ -173,7 +173,7 @@ def add_exception(
     metavar="NAME",
     default="",
     help="Only these: deny, unripe, unknown, previous, would_deny, would_unripe, would_unknown, "
-    "exception.",
+    "allowed_unknown, exception.",
 )
 @no_trunc_option
 @json_option
