@@ -153,6 +153,22 @@ def add_tags(registry: FakeRegistry) -> None:
         registry.move_tag(APP, f"v{number}", PLAIN.digest)
 
 
+def link_tags(registry: FakeRegistry, link: str) -> None:
+    """Let the list of tags have two pages."""
+    last = Fault(status=200, body=b'{"tags":["b"]}', headers={"Link": None})
+    registry.fail("tags/list.*page=2", last, times=None)
+    first = Fault(status=200, body=b'{"tags":["a"]}', headers={"Link": link})
+    registry.fail("tags/list", first, times=None)
+
+
+def link_without_relation(registry: FakeRegistry) -> None:
+    link_tags(registry, f"</v2/{APP}/tags/list?page=2>")
+
+
+def link_without_brackets(registry: FakeRegistry) -> None:
+    link_tags(registry, f'/v2/{APP}/tags/list?page=2; rel="next"')
+
+
 BLOBS = [digest_of(blob)[7:] for blob in PLAIN.blobs]
 QUIRKS: dict[str, Quirk] = {
     **{name: push(odd) for name, odd in ODD_MANIFESTS.items()},
@@ -179,6 +195,14 @@ QUIRKS: dict[str, Quirk] = {
     "more than a hundred pages of tags": plain(add_tags),
     "no list of tags": answer("tags/list", Fault(status=200, body=b'{"name":"library/app"}')),
     "a null list of tags": answer("tags/list", Fault(status=200, body=b'{"tags":null}')),
+    "a list of tags named in capitals": answer(
+        "tags/list", Fault(status=200, body=b'{"Name":"library/app","Tags":["a","b"]}')
+    ),
+    "a list of tags with text after it": answer(
+        "tags/list", Fault(status=200, body=b'{"tags":["a","b"]}\n<!-- cached -->')
+    ),
+    "a list of tags with a link without a relation": plain(link_without_relation),
+    "a list of tags with a link without brackets": plain(link_without_brackets),
     "a list of tags in gzip": encode("tags/list", b'{"tags":["a","b"]}'),
 }
 
