@@ -13,6 +13,8 @@ import shutil
 import sys
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -135,13 +137,38 @@ class Containerd(Client):
         assert image.layers[-1] not in self._ctr("content", "ls", "--quiet")
 
 
+class _DirectoryLock:
+    """Lets the clients of one process at a time use a directory; they may be several."""
+
+    def __init__(self) -> None:
+        self._holders = 0
+        self._file: TextIO | None = None
+
+    @contextmanager
+    def hold(self, directory: Path) -> Iterator[None]:
+        """Hold the lock of the directory during the block."""
+        if not self._file:
+            directory.parent.mkdir(exist_ok=True)
+            self._file = directory.with_name("lock").open("w")
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._holders += 1
+        yield
+        self._holders -= 1
+        if not self._holders:
+            self._file.close()
+            self._file = None
+
+
+_DIRECTORY_LOCK = _DirectoryLock()
+
+
 class Docker(Client):
     def __init__(self, directory: Path, mirror: str, root: Path | None = None) -> None:
         super().__init__(directory, mirror, root)
         self._containerd = Containerd(directory / "c", mirror, root)
         self._socket = directory / "sock"
         self._process: Process | None = None
-        self._lock: TextIO | None = None
+        self._certs = ExitStack()
 
     def command(self, *arguments: str) -> list[str | Path]:
         """Return the command line of docker with these arguments."""
@@ -181,15 +208,13 @@ class Docker(Client):
         return {"storage-driver": "vfs"}
 
     def _install_certs(self) -> None:
-        """Install the printed `hosts.toml` in the client's root, for one client at a time.
+        """Install the printed `hosts.toml` in the client's root.
 
         dockerd reads /etc/docker/certs.d and knows no other place; BuildKit in it reads the file too.
         """
         if self.root:
             certs = self.root / "etc" / "docker" / "certs.d"
-            certs.parent.mkdir(exist_ok=True)
-            self._lock = certs.with_name("lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._certs.enter_context(_DIRECTORY_LOCK.hold(certs))
             shutil.rmtree(certs, ignore_errors=True)
             shutil.copytree(self.directory / "etc" / "certs.d", certs)
 
@@ -197,8 +222,7 @@ class Docker(Client):
         if self._process:
             self._process.stop()
         self._containerd.stop()
-        if self._lock:
-            self._lock.close()
+        self._certs.close()
 
     def _name(self, image: BuiltImage) -> str:
         return image.reference.removeprefix("docker.io/").removeprefix("library/")
