@@ -18,7 +18,7 @@ R = TypeVar("R")
 # Larger documents are parsed in the thread, in bytes: 4 MiB of hostile JSON take a second.
 INLINE_PARSE_LIMIT = 64 << 10
 # Large documents of one source that wait for the thread; each is in memory meanwhile.
-MAX_WAITING_DOCUMENTS = 32
+MAX_WAITING_DOCUMENTS = 16
 
 
 class DocumentParser:
