@@ -10,7 +10,7 @@ import msgspec
 
 _SEPARATOR = b",\n"
 # Sorted and joined at a time: other threads run between two calls, not during one.
-_BATCH = 16_384
+_BATCH = 4096
 # Tags of each batch by which the bounds of the merged batches are chosen.
 _SAMPLES = 64
 # The tags in the text of an array. Other values are left out: they cannot be pulled.
