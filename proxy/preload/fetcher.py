@@ -15,6 +15,7 @@ from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
+from proxy.oci.referrers import RawDescriptor, parse_fallback_index
 from proxy.parsing import DocumentParser
 from proxy.preload.backoff import UpstreamRetrier
 from proxy.preload.events import LayerProgress, LayerState
@@ -98,6 +99,10 @@ class PreloadFetcher:
     async def parse(self, content: bytes, media_type: str) -> Manifest:
         """Parse a manifest. Raises `InvalidManifestError`, also if it is too large to be stored."""
         return await parse_manifest(self._parser, content, media_type)
+
+    async def parse_fallback_index(self, content: bytes) -> list[RawDescriptor]:
+        """Return the descriptors in an index of referrers; none if it is not an index."""
+        return await self._parser.run("preloads", len(content), parse_fallback_index, content)
 
     async def fetch_manifest_when_available(
         self, repository: Repository, reference: Reference

@@ -14,6 +14,7 @@ from proxy.cache import listings
 from proxy.cache.manifests import ManifestCache
 from proxy.cache.search import MAX_CACHED_PAGES_SIZE, RepositorySearch
 from proxy.errors import NotFoundError
+from proxy.oci import manifest as oci
 from proxy.oci.reference import Repository, Tag
 from proxy.upstream import responses, search
 from proxy.upstream.registry_client import MAX_LARGE_RESPONSES
@@ -168,3 +169,25 @@ async def test_m04_few_large_responses_of_a_registry_are_read_at_a_time(
         large.set()
     assert most == 12 + MAX_LARGE_RESPONSES
     assert {(await one).status for one in asked} == {200}
+
+
+async def test_m05_a_large_index_is_parsed_once_for_clients_that_take_none(
+    registry, program, monkeypatch
+):
+    image = registry.add_image(index=True)
+    index = json.loads(registry.repository(APP).manifests[image.digest].content)
+    index["annotations"] = {"padding": "x" * 100_000}
+    registry.add_manifest(APP, "large", json.dumps(index).encode(), OCI_INDEX)
+    await program.manifest(APP, "large")
+    parsed: list[int] = []
+    parse = oci.parse_manifest
+
+    def parse_and_record(content: bytes, content_type: str) -> oci.Manifest:
+        parsed.append(len(content))
+        return parse(content, content_type)
+
+    monkeypatch.setattr(oci, "parse_manifest", parse_and_record)
+    for _ in range(5):
+        answer = await program.manifest(APP, "large", Accept=OCI_MANIFEST)
+        assert (answer.status, answer.digest) == (200, image.manifest)
+    assert len([size for size in parsed if size > 100_000]) == 1
