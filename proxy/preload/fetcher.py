@@ -102,7 +102,7 @@ class PreloadFetcher:
 
     async def parse_fallback_index(self, content: bytes) -> list[RawDescriptor]:
         """Return the descriptors in an index of referrers; none if it is not an index."""
-        return await self._parser.run("preloads", len(content), parse_fallback_index, content)
+        return await self._parser.run_for_preload(len(content), parse_fallback_index, content)
 
     async def fetch_manifest_when_available(
         self, repository: Repository, reference: Reference
@@ -212,7 +212,7 @@ def _raise_if_scarce(upstream: Upstream) -> None:
 
 async def parse_manifest(parser: DocumentParser, content: bytes, media_type: str) -> Manifest:
     """Parse a manifest. Raises `InvalidManifestError`, also if it cannot be stored."""
-    manifest = await parser.run("preloads", len(content), oci.parse_manifest, content, media_type)
+    manifest = await parser.run_for_preload(len(content), oci.parse_manifest, content, media_type)
     if manifest.child_count > MAX_CHILDREN:
         raise InvalidManifestError(
             f"a manifest names {manifest.child_count} blobs; the cache passes such a manifest "
