@@ -7,6 +7,7 @@ up the event loop for longer, and each takes many times the memory of its docume
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from proxy.concurrency import run_in_thread, start_threads
@@ -18,7 +19,7 @@ R = TypeVar("R")
 # Larger documents are parsed in the thread, in bytes: 4 MiB of hostile JSON take a second.
 INLINE_PARSE_LIMIT = 64 << 10
 # Large documents of one source that wait for the thread; each is in memory meanwhile.
-MAX_WAITING_DOCUMENTS = 32
+MAX_WAITING_DOCUMENTS = 16
 
 
 class DocumentParser:
@@ -40,22 +41,32 @@ class DocumentParser:
 
         Raises `TooManyRequestsError` if `MAX_WAITING_DOCUMENTS` of the source wait already.
         """
+        waiting = sum(not one.done() for one in self._turns.get(source, ()))
+        if size > INLINE_PARSE_LIMIT and waiting >= MAX_WAITING_DOCUMENTS:
+            raise TooManyRequestsError(
+                f"too many large documents of {source} wait to be read; try again in a moment"
+            )
+        return await self._run(source, size, partial(parse, *args, **kwargs))
+
+    async def run_for_preload(
+        self, size: int, parse: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Do the same for a preload, which bounds itself how many documents wait."""
+        return await self._run("preloads", size, partial(parse, *args, **kwargs))
+
+    async def _run(self, source: str, size: int, parse: Callable[[], R]) -> R:
         if size <= INLINE_PARSE_LIMIT:
-            return parse(*args, **kwargs)
+            return parse()
         if self._is_busy:
             await self._wait_for_turn(source)
         self._is_busy = True
         try:
-            return await run_in_thread(self._thread, parse, *args, **kwargs)
+            return await run_in_thread(self._thread, parse)
         finally:
             self._pass_turn()
 
     async def _wait_for_turn(self, source: str) -> None:
         turns = self._turns.setdefault(source, deque())
-        if sum(not one.done() for one in turns) >= MAX_WAITING_DOCUMENTS:
-            raise TooManyRequestsError(
-                f"too many large documents of {source} wait to be read; try again in a moment"
-            )
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         turns.append(turn)
         try:

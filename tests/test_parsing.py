@@ -78,8 +78,13 @@ async def test_a_source_with_too_many_waiting_documents_is_refused_and_no_other(
         with pytest.raises(TooManyRequestsError, match="large documents of a wait"):
             await parser.run("a", LARGE, gate.wait)
         other = await start(group, parser, "b", gate.wait)
+        preloads = [
+            group.create_task(parser.run_for_preload(LARGE, gate.wait))
+            for _ in range(2 * MAX_WAITING_DOCUMENTS)
+        ]
         gate.set()
         assert await other
+    assert all(one.result() for one in preloads)
 
 
 async def test_cancelled_documents_lose_their_turn(parser, gate):

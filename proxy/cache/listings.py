@@ -168,7 +168,7 @@ class ListingCache:
         Raises `UnknownManifestError` if it lists none, and `UpstreamError`.
         """
         referrers = await self._get_current_referrers(repository, digest)
-        return await self._parser.run("preloads", len(referrers.content), referrers.decode)
+        return await self._parser.run_for_preload(len(referrers.content), referrers.decode)
 
     async def _get_current_referrers(
         self, repository: Repository, digest: Digest

@@ -42,6 +42,8 @@ from proxy.upstream.client import FetchedManifest, Upstream
 
 # Maximum of remembered missing tags and, separately, of tags that were not pulled to save quota.
 MAX_CACHED_ERRORS = 10_000
+# Indexes of which the manifest for clients that take no index is remembered.
+MAX_SELECTED_PLATFORMS = 1000
 # Longer values of `Accept` are parsed for each request, in characters.
 MAX_REMEMBERED_ACCEPT = 2048
 # Seconds before the deadline of the response at which the revalidation of a tag ends, so that the
@@ -95,6 +97,8 @@ class ManifestCache:
         self._missing_tags = TTLCache(MAX_CACHED_ERRORS, clock)
         self._quota_errors: TTLCache[tuple[Repository, Tag], RateLimitedError]
         self._quota_errors = TTLCache(MAX_CACHED_ERRORS, clock)
+        self._selected_platforms: TTLCache[tuple[Digest, str], Digest | None]
+        self._selected_platforms = TTLCache(MAX_SELECTED_PLATFORMS, clock)
         self._fetches: SingleFlight[tuple[Repository, Reference], tuple[CachedManifest, CacheState]]
         self._fetches = SingleFlight(group)
 
@@ -434,15 +438,27 @@ class ManifestCache:
         Docker Hub does the same. Raises `UnknownManifestError` if the client accepts neither.
         """
         top = result.manifest
-        if top.media_type in INDEX_TYPES:
-            index = await self._store.parse(repository, top.content, top.media_type)
-            if digest := index.select_platform("linux", "amd64"):
-                manifest = (await self._get_by_digest(repository, digest, deadline)).manifest
-                if self._accepts(accept, manifest.media_type):
-                    return msgspec.structs.replace(result, manifest=manifest)
+        if top.media_type in INDEX_TYPES and (
+            digest := await self._select_platform(repository, top)
+        ):
+            manifest = (await self._get_by_digest(repository, digest, deadline)).manifest
+            if self._accepts(accept, manifest.media_type):
+                return msgspec.structs.replace(result, manifest=manifest)
         raise UnknownManifestError(
             f"the tag is a {top.media_type}, which the Accept header does not allow"
         )
+
+    async def _select_platform(
+        self, repository: Repository, index: CachedManifest
+    ) -> Digest | None:
+        """Return the linux/amd64 manifest of an index; parsing a large one again takes long."""
+        key = (index.digest, index.media_type)
+        if known := self._selected_platforms.get_with_age(key):
+            return known[1]
+        parsed = await self._store.parse(repository, index.content, index.media_type)
+        digest = parsed.select_platform("linux", "amd64")
+        self._selected_platforms.set(key, digest)
+        return digest
 
     # Upstream.
 

@@ -1,16 +1,18 @@
 """Lists of tags, kept as the text of a JSON array: a million tags as objects would take 80 MB. PURE."""
 
 import re
-from collections.abc import Iterable, Iterator
-from heapq import merge
-from itertools import chain, groupby, islice, pairwise
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice, pairwise
 from operator import itemgetter
 
 import msgspec
 
 _SEPARATOR = b",\n"
 # Sorted and joined at a time: other threads run between two calls, not during one.
-_BATCH = 16_384
+_BATCH = 4096
+# Tags of each batch by which the bounds of the merged batches are chosen.
+_SAMPLES = 64
 # The tags in the text of an array. Other values are left out: they cannot be pulled.
 _TAG = re.compile(rb'"([A-Za-z0-9_][A-Za-z0-9._-]{0,127})"(?=\s*[,\]])')
 
@@ -76,12 +78,29 @@ def encode_tags(arrays: Iterable[bytes]) -> EncodedTags:
     names = chain.from_iterable(_TAG.finditer(array) for array in arrays)
     found = map(itemgetter(1), names)
     batches = list(iter(lambda: sorted(set(islice(found, _BATCH))), []))
-    ordered: Iterator[bytes] = chain.from_iterable(batches)
     if not all(one[-1] < following[0] for one, following in pairwise(batches)):
-        ordered = map(itemgetter(0), groupby(merge(*batches)))
-    joined = iter(lambda: b'",\n"'.join(islice(ordered, _BATCH)), b"")
-    content = b'",\n"'.join(joined)
+        batches = list(_merge(batches))
+    content = b'",\n"'.join(b'",\n"'.join(batch) for batch in batches)
     return EncodedTags(b'"%s"' % content if content else b"")
+
+
+def _merge(batches: Sequence[Sequence[bytes]]) -> Iterator[list[bytes]]:
+    """Yield the tags of all sorted batches in order, each once, in lists of about one batch.
+
+    `heapq.merge` takes three times as long.
+    """
+    samples = sorted(
+        chain.from_iterable(batch[:: max(1, len(batch) // _SAMPLES)] for batch in batches)
+    )
+    starts = [0] * len(batches)
+    for bound in [*samples[_SAMPLES::_SAMPLES], None]:
+        merged: set[bytes] = set()
+        for number, batch in enumerate(batches):
+            stop = len(batch) if bound is None else bisect_left(batch, bound, starts[number])
+            merged.update(batch[starts[number] : stop])
+            starts[number] = stop
+        if merged:
+            yield sorted(merged)
 
 
 def _document(name: bytes, tags: bytes) -> bytes:

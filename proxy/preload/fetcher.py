@@ -15,6 +15,7 @@ from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
+from proxy.oci.referrers import RawDescriptor, parse_fallback_index
 from proxy.parsing import DocumentParser
 from proxy.preload.backoff import UpstreamRetrier
 from proxy.preload.events import LayerProgress, LayerState
@@ -116,6 +117,10 @@ class PreloadFetcher:
     async def parse(self, content: bytes, media_type: str) -> Manifest:
         """Parse a manifest. Raises `InvalidManifestError`, also if it is too large to be stored."""
         return await parse_manifest(self._parser, content, media_type)
+
+    async def parse_fallback_index(self, content: bytes) -> list[RawDescriptor]:
+        """Return the descriptors in an index of referrers; none if it is not an index."""
+        return await self._parser.run_for_preload(len(content), parse_fallback_index, content)
 
     async def fetch_manifest_when_available(
         self, repository: Repository, reference: Reference
@@ -225,7 +230,7 @@ def _raise_if_scarce(upstream: Upstream) -> None:
 
 async def parse_manifest(parser: DocumentParser, content: bytes, media_type: str) -> Manifest:
     """Parse a manifest. Raises `InvalidManifestError`, also if it cannot be stored."""
-    manifest = await parser.run("preloads", len(content), oci.parse_manifest, content, media_type)
+    manifest = await parser.run_for_preload(len(content), oci.parse_manifest, content, media_type)
     if manifest.child_count > MAX_CHILDREN:
         raise InvalidManifestError(
             f"a manifest names {manifest.child_count} blobs; the cache passes such a manifest "

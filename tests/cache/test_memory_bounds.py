@@ -1,5 +1,6 @@
 """What is remembered in memory is bounded in bytes, and large documents are parsed off the loop."""
 
+import asyncio
 import gc
 import json
 import threading
@@ -7,13 +8,16 @@ from types import ModuleType
 from typing import TypeVar
 
 import pytest
+from aiohttp import ClientResponse
 
 from proxy.cache import listings
 from proxy.cache.manifests import ManifestCache
 from proxy.cache.search import MAX_CACHED_PAGES_SIZE, RepositorySearch
 from proxy.errors import NotFoundError
+from proxy.oci import manifest as oci
 from proxy.oci.reference import Repository, Tag
 from proxy.upstream import responses, search
+from proxy.upstream.registry_client import MAX_LARGE_RESPONSES
 from tests.fakes.content import OCI_INDEX, OCI_MANIFEST, descriptor, digest_of
 from tests.fakes.faults import Fault
 from tests.fakes.search import ListedRepository
@@ -119,3 +123,71 @@ async def test_l08_a_missing_tag_is_remembered_without_the_frames_that_found_it(
     assert len(registry.requests) == requests
     # The answer from memory did not attach its frames either.
     assert error.__traceback__ is None
+
+
+async def test_m04_few_large_responses_of_a_registry_are_read_at_a_time(
+    registry, program, monkeypatch
+):
+    registry.auth = False
+    reading: list[int] = []
+    all_read, only_large_read = asyncio.Event(), asyncio.Event()
+    most = 0
+    read = responses.read_bounded
+
+    async def read_and_count(response: ClientResponse, limit: int) -> bytes:
+        nonlocal most
+        reading.append(1)
+        most = max(most, len(reading))
+        if len(reading) == 12 + MAX_LARGE_RESPONSES:
+            all_read.set()
+        try:
+            return await read(response, limit)
+        finally:
+            reading.pop()
+            if len(reading) == MAX_LARGE_RESPONSES:
+                only_large_read.set()
+
+    monkeypatch.setattr(responses, "read_bounded", read_and_count)
+    large, small = asyncio.Event(), asyncio.Event()
+    body = json.dumps({"tags": [f"v{number:05}" for number in range(12_000)]}).encode()
+    registry.fail(
+        "/large.*/tags", Fault(status=200, body=body, stall_at=9, until=large), times=None
+    )
+    registry.fail(
+        "/small.*/tags", Fault(status=200, body=b"{}", stall_at=1, until=small), times=None
+    )
+    async with asyncio.TaskGroup() as group:
+        asked = [
+            group.create_task(program.ask(f"/v2/library/{kind}{number}/tags/list?n=1"))
+            for kind in ("large", "small")
+            for number in range(12)
+        ]
+        await registry.until(lambda: registry.count("/tags/list") == 24)
+        await all_read.wait()
+        small.set()
+        await only_large_read.wait()
+        large.set()
+    assert most == 12 + MAX_LARGE_RESPONSES
+    assert {(await one).status for one in asked} == {200}
+
+
+async def test_m05_a_large_index_is_parsed_once_for_clients_that_take_none(
+    registry, program, monkeypatch
+):
+    image = registry.add_image(index=True)
+    index = json.loads(registry.repository(APP).manifests[image.digest].content)
+    index["annotations"] = {"padding": "x" * 100_000}
+    registry.add_manifest(APP, "large", json.dumps(index).encode(), OCI_INDEX)
+    await program.manifest(APP, "large")
+    parsed: list[int] = []
+    parse = oci.parse_manifest
+
+    def parse_and_record(content: bytes, content_type: str) -> oci.Manifest:
+        parsed.append(len(content))
+        return parse(content, content_type)
+
+    monkeypatch.setattr(oci, "parse_manifest", parse_and_record)
+    for _ in range(5):
+        answer = await program.manifest(APP, "large", Accept=OCI_MANIFEST)
+        assert (answer.status, answer.digest) == (200, image.manifest)
+    assert len([size for size in parsed if size > 100_000]) == 1
