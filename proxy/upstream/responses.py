@@ -161,8 +161,8 @@ def _parse_odd_referrers(content: bytes, *, is_index: bool) -> EncodedReferrers 
         fields = decode_object(content)
     except ValueError:
         return None
-    manifests = fields.get("manifests")
-    if not isinstance(manifests, list | None):
+    manifests = fields.get("manifests", ())
+    if not isinstance(manifests, list | None):  # an absent list is no list
         return None
     if not is_index and fields.get("mediatype") != OCI_INDEX:
         return None
