@@ -83,7 +83,7 @@ async def open_cache(
             trace_requests=trace_requests,
         )
         await _listen(app, core, stack, sockets)
-        stack.push_async_callback(app.write_last_policy_decisions)
+        stack.push_async_callback(app.write_last_records)
         core.group.create_task(run_maintenance(app, core))
         core.group.create_task(run_scrub(app, core))
         app.start_preloads()
@@ -131,6 +131,7 @@ async def run_maintenance(app: "RunningApp", core: Core) -> None:
             await core.index.flush()
             await core.space.shrink_index()
             await app.write_policy_decisions()
+            await app.write_traffic()
         except StorageError as error:
             log.warning("maintenance_failed", reason=str(error))
         if loop.time() - swept_at > SWEEP_INTERVAL:
@@ -184,8 +185,15 @@ class RunningApp:
         self._access_log = access_log
         self._has_failed_reload = False
         self.health = HealthEndpoints(core.metrics, core.check_store, core.disk_threads)
+        core.pulls.upstreams = configured.upstreams
         self.middleware = Middleware(
-            access, configured.registry, self.health, core.metrics, access_log, core.daemon_id
+            access,
+            configured.registry,
+            self.health,
+            core.metrics,
+            access_log,
+            core.daemon_id,
+            core.pulls,
         )
         self.api = AdminApiHandler(configured.routes, core.metrics, access_log)
         server = HttpServer(self.middleware, core.disk_threads, core.group, trace_requests)
@@ -246,10 +254,15 @@ class RunningApp:
         """Write what policies have decided to the index. Raises `StorageError`."""
         await self._configured.policy.write_decisions()
 
-    async def write_last_policy_decisions(self) -> None:
-        """Write them at the end of the daemon; without space for them they are lost."""
-        with suppress(StorageError):
-            await self.write_policy_decisions()
+    async def write_traffic(self) -> None:
+        """Write what was counted of clients' pulls to the index. Raises `StorageError`."""
+        await self._core.write_traffic(self.config.statistics)
+
+    async def write_last_records(self) -> None:
+        """Write decisions and traffic at the end of the daemon; without space they are lost."""
+        for write in (self.write_policy_decisions, self.write_traffic):
+            with suppress(StorageError):
+                await write()
 
     def start_preloads(self) -> None:
         """Start the scheduled preloads of the configuration, in place of the previous ones."""
@@ -309,6 +322,7 @@ class RunningApp:
         """Replace the configured part; running requests and operations finish with the old one."""
         before, self._configured = self._configured, configured
         self.middleware.registry_handler = configured.registry
+        self._core.pulls.upstreams = configured.upstreams
         self.api.routes = tuple(configured.routes)
         self._update_upstream_metrics()
         if configured.config.preload != before.config.preload:

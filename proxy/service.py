@@ -7,6 +7,7 @@ requests, downloads and operations finish with the old one.
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from proxy.bundle.export import BundleExporter
 from proxy.bundle.import_ import BundleImporter
@@ -39,6 +40,7 @@ from proxy.server.admin import (
     schema as admin_schema,
     search as admin_search,
     status as admin_status,
+    traffic as admin_traffic,
 )
 from proxy.server.admin.api import Route
 from proxy.server.registry.handlers import RegistryHandler
@@ -163,6 +165,9 @@ async def configure_app(
     routes = [
         *admin_schema.routes(),
         *_status_handlers(core, config, upstreams).routes(),
+        *admin_traffic.TrafficHandlers(
+            core.traffic_records, partial(core.write_traffic, config.statistics)
+        ).routes(),
         *admin_bundles.BundleHandlers(
             BundleExporter(image_store), BundleImporter(image_store), core.disk_threads
         ).routes(),
@@ -194,5 +199,7 @@ def _status_handlers(
         core.check_store,
         core.addresses,
         core.admin_addresses,
+        core.traffic_records,
+        partial(core.write_traffic, config.statistics),
         core.started_at,
     )

@@ -21,6 +21,7 @@ from proxy.cli.commands.preload import preload
 from proxy.cli.commands.search import search
 from proxy.cli.commands.serve import serve
 from proxy.cli.commands.status import status
+from proxy.cli.commands.top import top
 from proxy.cli.exit_codes import INTERRUPTED, exit_code, format_error
 from proxy.journal import is_journal_stream, priority_prefix
 
@@ -67,6 +68,7 @@ main.add_command(serve)
 main.add_command(config)
 main.add_command(fsck)
 main.add_command(status)
+main.add_command(top)
 main.add_command(offline)
 main.add_command(preload)
 main.add_command(export)

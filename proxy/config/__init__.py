@@ -16,6 +16,7 @@ from proxy.config.schema import (
     PolicySettings,
     PreloadSettings,
     ServerSettings,
+    StatisticsSettings,
     StoreSettings,
     UpstreamSettings,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "Secret",
     "ServerSettings",
     "Size",
+    "StatisticsSettings",
     "StoreLimit",
     "StoreSettings",
     "UpstreamSettings",

@@ -38,6 +38,7 @@ from proxy.preload.resolve import FetchManifest, ImageResolver
 from proxy.preload.resolved import MissingReferrer, ResolvedImage
 from proxy.preload.space_budget import SpaceBudget
 from proxy.storage.space import Lease
+from proxy.traffic import purpose
 from proxy.upstream.client import Upstream
 
 # Seconds between two progress reports of running downloads.
@@ -144,7 +145,8 @@ class _PreloadRun:
         return self._report.totals(self._fetcher.fetched_bytes)
 
     async def run(self, selections: Iterable[ImageSelection]) -> None:
-        """Preload the selected images, and report every event and result."""
+        """Preload the selected images, and report every event and result. Runs in a task of its own."""
+        purpose.set("preload")
         names = self._deps.image_store.names
         requested = merge_selections(selections, names, self._report.add_failed)
         resolved, deferred = await self._resolve_all(requested)

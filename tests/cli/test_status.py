@@ -1,5 +1,6 @@
 """`pullcache status` and `pullcache offline`: output and exit codes."""
 
+import asyncio
 import json
 import os
 import re
@@ -26,7 +27,9 @@ async def test_status_fits_on_one_screen(registry, program):
     assert " of 1 GB in 3 blobs\n" in done.stdout
     assert "downloads  0 running\n" in done.stdout
     assert re.search(r"^hit        \d requests?, \d+ kB$", done.stdout, re.MULTILINE)
-    assert "saved\n" in done.stdout
+    assert re.search(r"^ +today +7 days +30 days$", done.stdout, re.MULTILINE)
+    assert re.search(r"^pulls +1 +1 +1$", done.stdout, re.MULTILINE)
+    assert re.search(r"^saved( +100 kB){3}$", done.stdout, re.MULTILINE)
     assert registry.url in done.stdout
     assert "\x1b" not in done.stdout
     assert len(done.stdout.splitlines()) <= 24
@@ -87,6 +90,32 @@ async def test_status_warns_when_pins_take_nearly_all_space(registry, make_progr
     assert re.search(
         r"^pinned     9\.\d+ MB; too little space left to store other", text, re.MULTILINE
     )
+
+
+async def test_the_top_shows_what_is_pulled_most(registry, program):
+    for name, times in (("library/rare", 1), ("me/often", 3)):
+        image = registry.add_image(name, layers=[b"x" * 50_000])
+        for _ in range(times):
+            await program.manifest(image, "latest")
+    images = await run_on(program, "top")
+    assert images.stdout.splitlines()[0].split() == ["IMAGE", "PULLS", "HITS", "SENT", "FETCHED"]
+    assert [line.split()[:3] for line in images.stdout.splitlines()[1:]] == [
+        ["me/often:latest", "3", "67%"],
+        ["rare:latest", "1", "0%"],
+    ]
+    clients = json.loads((await run_on(program, "top", "clients", "--json")).stdout)
+    assert [(one["name"], one["pulls"]) for one in clients] == [("127.0.0.1", 4)]
+    assert (await run_on(program, "top", "flavours")).exit_code == 2
+
+
+async def test_status_without_a_daemon_still_shows_what_was_saved(registry, program):
+    await program.pull(registry.add_image(layers=[b"x" * 50_000]))
+    await program.stop()
+    done = await asyncio.to_thread(run, "status", "--store", program.root)
+    # This command's days are those of the real clock.
+    assert "state      no daemon is running\n" in done.stdout
+    assert "pulls" not in done.stdout
+    await program.start()
 
 
 def test_status_without_a_daemon_shows_the_store(tmp_path):

@@ -40,10 +40,10 @@ PINNED_WARNING_RATIO = 0.9
 @json_option
 @click.option("--probe", is_flag=True, help="Print nothing; exit 0 if the daemon is ready, else 1.")
 def status(*, path: Path | None, store: str | None, as_json: bool, probe: bool) -> None:
-    """Show the state of daemon and store.
+    """Show the state of daemon and store, and what the cache saved.
 
-    Counts what the daemon has served since it started. If no daemon is running, shows the store
-    only.
+    Requests by cache status are counted since the daemon started; pulls and bytes by day. If no daemon
+    is running, shows the store only.
     """
     config = load_config(path, store)
     if probe:
@@ -97,7 +97,10 @@ def _status_lines(document: dict[str, Any]) -> Iterator[str]:
         yield f"problem    {escape_unprintable(store['problem'])}"
     if addresses:
         yield f"downloads  {document['downloads']} running"
-        yield from _traffic_lines(document)
+        yield from _request_lines(document)
+    if any(period["requests"] or period["preloaded_bytes"] for period in document["traffic"]):
+        yield ""
+        yield from _traffic_lines(document["traffic"])
 
 
 def _format_scrub(scrub: dict[str, Any]) -> str:
@@ -112,13 +115,39 @@ def _format_scrub(scrub: dict[str, Any]) -> str:
     return text
 
 
-def _traffic_lines(document: dict[str, Any]) -> Iterator[str]:
+def _request_lines(document: dict[str, Any]) -> Iterator[str]:
     for cache_state, served in document["served"].items():
         requests = format_count(served["requests"], "request")
         yield f"{cache_state:<11}{requests}, {format_bytes(served['bytes'])}"
-    if document["hit_ratio"] is not None:
-        saved = format_bytes(document["saved_bytes"])
-        yield f"hit ratio  {document['hit_ratio']:.1%}, {saved} saved"
+
+
+def _traffic_lines(periods: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield a table of the traffic: a column for each period."""
+    titles = ["today" if one["days"] == 1 else f"{one['days']} days" for one in periods]
+    yield _columns("", titles)
+    yield _columns("pulls", [str(one["pulls"]) for one in periods])
+    yield _columns("served by cache", [_format_share(one["hits"], one["pulls"]) for one in periods])
+    yield _columns("sent to clients", [format_bytes(one["sent_bytes"]) for one in periods])
+    yield _columns("fetched for them", [format_bytes(one["received_bytes"]) for one in periods])
+    if any(one["preloaded_bytes"] for one in periods):
+        yield _columns("preloaded", [format_bytes(one["preloaded_bytes"]) for one in periods])
+    yield _columns("saved", [_format_signed(one["saved_bytes"]) for one in periods])
+    ratios = [one["hit_ratio"] for one in periods]
+    yield _columns("byte hit ratio", ["-" if one is None else f"{one:.1%}" for one in ratios])
+    if any(one["avoided"] for one in periods):
+        yield _columns("429s avoided", [str(one["avoided"]) for one in periods])
+
+
+def _columns(label: str, cells: list[str]) -> str:
+    return f"{label:<17}" + "".join(f"{cell:>11}" for cell in cells)
+
+
+def _format_share(count: int, total: int) -> str:
+    return f"{count / total:.0%}" if total else "-"
+
+
+def _format_signed(size: int) -> str:
+    return f"-{format_bytes(-size)}" if size < 0 else format_bytes(size)
 
 
 def _missing_feature_lines(upstreams: list[dict[str, Any]]) -> Iterator[str]:

@@ -29,9 +29,12 @@ _KIND_BY_COLLECTION: Mapping[str, ResourceKind] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TargetResource:
-    """The resource that a request names. `reference` is a `Digest` for blobs and referrers."""
+    """The resource that a request names. `reference` is a `Digest` for blobs and referrers.
+
+    Repeated requests get the same object, which is its own key in a dictionary.
+    """
 
     kind: ResourceKind
     repository: Repository
