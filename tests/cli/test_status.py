@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from proxy import __version__
+from proxy.storage.blobs import BlobStore
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
 from tests.fakes.images import push_manifest
@@ -89,11 +90,19 @@ async def test_status_warns_when_pins_take_nearly_all_space(registry, make_progr
     )
 
 
-def test_status_without_a_daemon_shows_the_store(tmp_path):
+def test_status_without_a_daemon_shows_the_store_and_exits_1(tmp_path):
+    BlobStore(tmp_path / "store").close()
     done = run("status", "--store", tmp_path / "store")
-    assert (done.exit_code, done.stderr) == (0, "")
+    assert (done.exit_code, done.stderr) == (1, "")
     assert "state      no daemon is running\n" in done.stdout
     assert "used       0 B of 50 GB in 0 blobs\n" in done.stdout
+
+
+def test_status_without_a_store_says_so_and_makes_none(tmp_path):
+    done = run("status", "--store", tmp_path / "typo")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert f"no daemon is running: there is no store at {tmp_path}/typo" in done.stderr
+    assert not (tmp_path / "typo").exists()
 
 
 async def test_the_probe_exits_0_while_the_daemon_is_ready_else_1(program):
