@@ -32,7 +32,14 @@ from proxy.errors import ConfigError
 
 # Keys of objects that are opened once, at the start: listeners, the log, the store.
 RESTART_ONLY_KEYS = {
-    "server": ("listen", "admin_listen", "admin_hosts", "admin_token_file", "tracing"),
+    "server": (
+        "listen",
+        "admin_listen",
+        "admin_hosts",
+        "admin_token_file",
+        "admin_tokens",
+        "tracing",
+    ),
     "log": ("format",),
     "store": ("path",),
 }
@@ -104,6 +111,7 @@ def world_readable_files(config: Config) -> list[str]:
     """Return the files with secrets that every local user can read. Blocking (`stat`)."""
     server = config.server
     files = [server.admin_token_file, server.htpasswd, *(server.tls_key or server.tls_certificate)]
+    files += [token.file for token in server.admin_tokens]
     for upstream in config.upstreams.values():
         files += [upstream.password_file, upstream.docker_config]
     return [file for file in files if file and _is_world_readable(file)]
@@ -174,7 +182,8 @@ def _environ_keys(upstreams: Collection[str]) -> Iterator[tuple[tuple[str, ...],
     """Yield each key that the environment can set, with the path of its table."""
     for top in fields(Config):
         if isinstance(top.type, type) and issubclass(top.type, Section):
-            yield from (((top.name,), key) for key in fields(top.type))
+            keys = (key for key in fields(top.type) if not table_array_item(key.type))
+            yield from (((top.name,), key) for key in keys)
         elif top.name != "upstreams" and not table_array_item(top.type):
             yield (), top
     for upstream in upstreams:

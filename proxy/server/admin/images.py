@@ -65,7 +65,7 @@ class ImageHandlers:
         return [
             Route("GET", "/api/v1/images", self.list_images),
             Route("GET", "/api/v1/images/inspect", self.inspect),
-            Route("POST", "/api/v1/images/check", self.check),
+            Route("POST", "/api/v1/images/check", self.check, is_read=True),
             Route("POST", "/api/v1/images/remove", self.remove),
             Route("POST", "/api/v1/images/pin", self.pin),
             Route("POST", "/api/v1/images/unpin", self.unpin),
