@@ -1,13 +1,16 @@
 """Options that several commands share, and the configuration they result in."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from proxy.config import Config, load
+from proxy.cli.api_client import AdminClient, open_admin_client
+from proxy.config import Config, find_config_file, load
+from proxy.config.load import SYSTEM_FILE
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -24,7 +27,7 @@ def config_options(command: _Command) -> _Command:
         "--config",
         "path",
         type=click.Path(path_type=Path, dir_okay=False),
-        help="Configuration file. [default: $PULLCACHE_CONFIG, or none]",
+        help="Configuration file. [default: $PULLCACHE_CONFIG, or\n/etc/pullcache/pullcache.toml]",
     )
     store = click.option("--store", metavar="DIR", help="Store directory; overrides store.path.")
     return file(store(command))
@@ -35,4 +38,24 @@ def load_config(
 ) -> Config:
     """Return the configuration for a command; `overrides` are nested as in the file."""
     overrides["store"] = {"path": store, "max_size": max_size}
-    return load(path, os.environ, overrides)
+    return load(find_config_file(path, os.environ), os.environ, overrides)
+
+
+@contextmanager
+def open_client(
+    path: Path | None, store: str | None, *, creates_store: bool = False
+) -> Iterator[AdminClient]:
+    """Yield a client of the daemon on the store of the configuration, or of one in this process.
+
+    In the second case, says on stderr that the system's file was read, unless the user named it.
+    Raises as `load_config` and `open_admin_client` do.
+    """
+    config, file = load_config(path, store), find_config_file(path, os.environ)
+    is_named = path or os.environ.get("PULLCACHE_CONFIG")
+
+    def explain() -> None:
+        if file == SYSTEM_FILE and not is_named:
+            click.echo(f"no daemon runs on {config.store.path}, the store of {file}", err=True)
+
+    with open_admin_client(config, creates_store=creates_store, on_embed=explain) as client:
+        yield client

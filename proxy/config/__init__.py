@@ -7,7 +7,12 @@ key and remedy, and the rest of the program gets bytes and seconds, never "50GB"
 
 from proxy.config.dump import dump, to_toml
 from proxy.config.keys import iter_keys, json_schema
-from proxy.config.load import keep_restart_only_keys, load, world_readable_files
+from proxy.config.load import (
+    find_config_file,
+    keep_restart_only_keys,
+    load,
+    world_readable_files,
+)
 from proxy.config.schema import (
     Config,
     FetchSettings,
@@ -41,6 +46,7 @@ __all__ = [
     "StoreSettings",
     "UpstreamSettings",
     "dump",
+    "find_config_file",
     "iter_keys",
     "json_schema",
     "keep_restart_only_keys",

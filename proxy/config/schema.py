@@ -1,7 +1,8 @@
 """The sections and keys of the configuration: their types, defaults and descriptions."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from msgspec import Meta, Struct, field
 
@@ -45,14 +46,54 @@ KNOWN_REGISTRIES = {
 RENAMED_KEYS = {"fetch.parallel_below": "fetch.parallel_max_rate"}
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+AdminRole = Literal["read", "operate"]
 PrefetchMode = Literal["layers", "off"]
 PolicyMode = Literal["audit", "enforce"]
 TrustedBadge = Literal["official", "verified_publisher", "sponsored"]
 LogFormat = Literal["auto", "json", "console"]
 
 
+_TOKEN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# The token of `server.admin_token_file` has no name of its own.
+_OLD_TOKEN_NAME = "admin_token_file"  # noqa: S105 (a key of the configuration)
+
+
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of the configuration file."""
+
+
+class AdminTokenSettings(Section, frozen=True):
+    """A token for the admin API on TCP."""
+
+    name: Annotated[
+        str,
+        Meta(description="Name of the token, under which the log shows what was done with it."),
+    ]
+    file: Annotated[str, Meta(description="File with the token, one line of ASCII text.")]
+    role: Annotated[
+        AdminRole,
+        Meta(
+            description=(
+                'What it permits: "read" for requests that change nothing, or "operate" for all.'
+            )
+        ),
+    ] = "read"
+
+    def __post_init__(self) -> None:
+        if not _TOKEN_NAME.fullmatch(self.name):
+            raise ValueError(
+                f'{self.name[:100]!r} is not a name (write 1 to 64 letters, digits or "._-")'
+            )
+        if not self.file:
+            raise ValueError("file is empty (write the path of a file with the token)")
+
+
+class AdminToken(NamedTuple):
+    """A token that was read from its file."""
+
+    name: str
+    secret: str
+    role: AdminRole
 
 
 class ServerSettings(Section, frozen=True):
@@ -117,10 +158,14 @@ class ServerSettings(Section, frozen=True):
         Meta(
             description=(
                 "File with the bearer token for the admin API on TCP; required unless it "
-                "listens on loopback only."
+                "listens on loopback only, or there are admin_tokens. It permits everything."
             )
         ),
     ] = ""
+    admin_tokens: Annotated[
+        tuple[AdminTokenSettings, ...],
+        Meta(description="Further tokens for the admin API on TCP, by name and role."),
+    ] = ()
     admin_hosts: Annotated[
         tuple[str, ...],
         Meta(
@@ -160,26 +205,41 @@ class ServerSettings(Section, frozen=True):
         if self.tls_key and len(self.tls_key) != len(self.tls_certificate):
             raise ValueError("tls_certificate and tls_key must list the same number of files")
         exposed = [address for address in self.admin_listen if not address.is_loopback]
-        if exposed and not self.admin_token_file:
+        if exposed and not self.admin_token_file and not self.admin_tokens:
             raise ValueError(
                 f"admin_listen: {exposed[0]} is open to other machines (set "
                 "admin_token_file, or listen on 127.0.0.1)"
             )
+        names = [token.name for token in self.admin_tokens]
+        if repeated := [name for name in names if names.count(name) > 1 or name == _OLD_TOKEN_NAME]:
+            raise ValueError(f"admin_tokens: the name {repeated[0]!r} is taken (choose another)")
 
-    def read_admin_token(self) -> str:
-        """Return the token, "" if no file is set. Blocking. Raises `ConfigError`."""
-        if not self.admin_token_file:
-            return ""
-        try:
-            token = expand_path(self.admin_token_file).read_text("ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not ASCII text"
-            raise ConfigError(f"{self.admin_token_file}: admin_token_file: {reason}") from error
-        if not token:
-            raise ConfigError(
-                f"{self.admin_token_file}: admin_token_file: is empty (write a token into it)"
-            )
-        return token
+    def read_admin_tokens(self) -> list[AdminToken]:
+        """Return the tokens of the admin API. Blocking. Raises `ConfigError`."""
+        tokens = []
+        if self.admin_token_file:
+            secret = _read_token(self.admin_token_file, _OLD_TOKEN_NAME)
+            tokens.append(AdminToken(_OLD_TOKEN_NAME, secret, "operate"))
+        for settings in self.admin_tokens:
+            secret = _read_token(settings.file, f"admin_tokens: {settings.name}")
+            if same := [token.name for token in tokens if token.secret == secret]:
+                raise ConfigError(
+                    f"{settings.file}: admin_tokens: {settings.name}: is the token of {same[0]} too "
+                    "(write another into one of the files)"
+                )
+            tokens.append(AdminToken(settings.name, secret, settings.role))
+        return tokens
+
+
+def _read_token(file: str, key: str) -> str:
+    try:
+        token = expand_path(file).read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not ASCII text"
+        raise ConfigError(f"{file}: {key}: {reason}") from error
+    if not token:
+        raise ConfigError(f"{file}: {key}: is empty (write a token into it)")
+    return token
 
 
 class LogSettings(Section, frozen=True):

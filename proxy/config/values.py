@@ -19,6 +19,8 @@ _DURATION_UNITS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms"
 _SIZE_PATTERN = re.compile(r"([0-9]+)(?:\.([0-9]+))? ?([A-Za-z]*)")
 _DURATION_PATTERN = re.compile(r"(?:[0-9]+(?:ms|[smhd]))+")
 _SIZE_LIMIT = 1 << 63
+# A smaller store holds no image: its size is most likely a number that lacks its unit.
+MIN_STORE_SIZE = 100_000
 _DURATION_LIMIT = 36_500 * _DURATION_UNITS["d"]
 
 
@@ -108,8 +110,8 @@ class StoreLimit(str):
         percentage = re.fullmatch(r"([0-9]{1,3}) ?%", text)
         if percentage is None:
             size = Size.parse(value)
-            if not size:
-                raise ValueError(f'{value!r} must be larger than 0 (write "50GB")')
+            if size < MIN_STORE_SIZE:
+                raise ValueError(f'{value!r} is less than 100 kB (write "50GB")')
             return cls(size)
         if not 1 <= int(percentage[1]) <= 100:
             raise ValueError(f'{value!r} is not a percentage (write "1%" to "100%")')

@@ -57,6 +57,13 @@ class RemovedImages(msgspec.Struct, frozen=True):
     bytes: int
 
 
+class PinnedImages(msgspec.Struct, frozen=True):
+    """The names of pinned images; those that are `absent` are pinned once they are pulled."""
+
+    images: Sequence[str]
+    absent: Sequence[str]
+
+
 class ImageManager:
     """Lists, removes and pins the images of one store."""
 
@@ -107,14 +114,21 @@ class ImageManager:
         names = [display_name(*target) for target in targets]
         return RemovedImages(names, len(blobs), sum(size for _, size in blobs))
 
-    async def pin(self, images: Sequence[str]) -> list[str]:
-        """Protect images from eviction, stored or not; return their names.
+    async def pin(self, images: Sequence[str]) -> PinnedImages:
+        """Protect images from eviction, stored or not.
 
         Raises `InvalidReferenceError`, `DeniedError` and `StorageError`.
         """
         pins = [self._image_store.names.parse_allowed(text) for text in images]
         await self._image_store.index.pin(pins)
-        return [display_name(*pin) for pin in pins]
+        absent = await self._image_store.query(
+            lambda queries: [
+                display_name(*pin)
+                for pin in pins
+                if not any(row.digest for row in queries.find_images(*pin))
+            ]
+        )
+        return PinnedImages([display_name(*pin) for pin in pins], absent)
 
     async def unpin(self, images: Sequence[str]) -> list[str]:
         """Remove the pins of images; return the names of those that had one.

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any, Protocol
 
 from proxy.config import Address
-from proxy.errors import ConfigError
+from proxy.errors import AddressUnavailableError
 from proxy.log import get_logger
 from proxy.server.connection_limit import ConnectionLimiter, ConnectionSlot
 from proxy.server.tls import TlsContext
@@ -241,7 +241,7 @@ class Listener:
     ) -> list[str]:
         """Accept clients until the stack closes; return the bound addresses.
 
-        Raises `ConfigError` if an address cannot be bound.
+        Raises `AddressUnavailableError` if an address cannot be bound.
         """
         stack.push_async_callback(self._force_close)
         bound = list(sockets)
@@ -250,7 +250,7 @@ class Listener:
                 bound += await _bind_address(address)
             except OSError as error:
                 reason = error.strerror
-                raise ConfigError(
+                raise AddressUnavailableError(
                     f"{self._config_key}: {address} cannot be used ({reason}); "
                     "stop what uses it, or choose another"
                 ) from error

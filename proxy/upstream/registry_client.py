@@ -437,7 +437,9 @@ class RegistryClient:
 
 def _rate_limited_error(cooldown: Cooldown, now: float) -> RateLimitedError:
     left = max(1.0, cooldown.seconds_left(now))
-    return RateLimitedError(f"{cooldown.reason}; next attempt in {left:.0f} s", retry_after=left)
+    return RateLimitedError(
+        f"{cooldown.reason.rstrip('.')}; next attempt in {left:.0f} s", retry_after=left
+    )
 
 
 def _close_response(response: ClientResponse) -> None:

@@ -87,7 +87,8 @@ def test_a_configuration_error_is_one_line_on_stderr_and_exit_code_2(tmp_path):
     [
         ["serv"],
         ["serve", "--nonsense"],
-        ["serve", "--upstream", "ghcr.io"],
+        ["serve", "--upstream", "registry.example"],
+        ["serve", "--upstream", "ghcr.io="],
         ["serve", "--upstream", "=https://ghcr.io"],
         ["serve", "--log-format", "xml"],
         ["serve", "--listen", "5000"],

@@ -141,6 +141,7 @@ def test_schema_is_json_schema():
         "listen",
         "admin_listen",
         "admin_token_file",
+        "admin_tokens",
         "admin_hosts",
         "tls_certificate",
         "tls_key",

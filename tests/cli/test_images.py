@@ -58,6 +58,12 @@ async def test_images_are_filtered_and_sorted(registry, program, app):
     assert json.loads((await run_on(program, "images", "none", "--json")).stdout) == []
 
 
+async def test_a_pin_of_an_image_that_is_not_stored_says_so(program, app):
+    done = await run_on(program, "pin", "app:v1", "app:typo")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout == "pinned app:v1\npinned app:typo; it is not stored yet\n"
+
+
 async def test_inspect_shows_layers_and_the_commands_that_created_them(program, app):
     done = await run_on(program, "inspect", "app:v1")
     assert (done.exit_code, done.stderr) == (0, "")
@@ -102,7 +108,10 @@ async def test_rm_prints_what_it_frees_and_a_dry_run_removes_nothing(program, ap
 
 async def test_a_pinned_image_is_kept_until_it_is_unpinned(program, app):
     done = await run_on(program, "pin", "app:v1", "redis:7")
-    assert (done.exit_code, done.stdout) == (0, "pinned app:v1\npinned redis:7\n")
+    assert (done.exit_code, done.stdout) == (
+        0,
+        "pinned app:v1\npinned redis:7; it is not stored yet\n",
+    )
     shown = (await run_on(program, "images")).stdout
     assert "complete, pinned" in shown
     assert "absent, pinned" in shown

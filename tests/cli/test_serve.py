@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -62,6 +63,7 @@ def test_options_reach_the_daemon_and_sigterm_stops_it(tmp_path):
         *("--max-size", "20MB"),
         *("--upstream", "docker.io=http://127.0.0.1:9"),
         *("--upstream", "ghcr.io=http://127.0.0.1:9"),
+        *("--upstream", "quay.io"),
         *("--log-format", "json"),
         "--offline",
     ]
@@ -78,9 +80,20 @@ def test_options_reach_the_daemon_and_sigterm_stops_it(tmp_path):
     assert daemon.returncode == 0, log
     assert out == ""
     assert f"{tmp_path}/store (0 B of 20 MB used)" in text
-    assert "docker.io = http://127.0.0.1:9, ghcr.io = http://127.0.0.1:9\n" in text
+    assert (
+        "docker.io = http://127.0.0.1:9, ghcr.io = http://127.0.0.1:9, quay.io = https://" in text
+    )
     assert "pullcache_store_limit_bytes 2e+07\n" in metrics
     assert [json.loads(line)["level"] for line in log.splitlines()].count("error") == 0
+
+
+def test_a_port_that_is_in_use_is_a_failure_and_no_configuration_error(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [sys.executable, "-m", "proxy", "serve", "--listen", address, "--store", tmp_path]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"server.listen: {address} cannot be used" in done.stderr
 
 
 def lines_until(stream: Iterable[str], word: str) -> Iterator[str]:

@@ -6,8 +6,10 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 from proxy import __version__
+from proxy.storage.blobs import BlobStore
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
 from tests.fakes.images import push_manifest
@@ -109,20 +111,27 @@ async def test_the_top_shows_what_is_pulled_most(registry, program):
 
 
 async def test_status_without_a_daemon_still_shows_what_was_saved(registry, program):
+    program.clock.advance(time.time() - program.clock())  # the command has the real clock
     await program.pull(registry.add_image(layers=[b"x" * 50_000]))
     await program.stop()
     done = await asyncio.to_thread(run, "status", "--store", program.root)
-    # This command's days are those of the real clock.
     assert "state      no daemon is running\n" in done.stdout
-    assert "pulls" not in done.stdout
-    await program.start()
+    assert re.search(r"^pulls +\d +1 +1$", done.stdout, re.MULTILINE)
 
 
-def test_status_without_a_daemon_shows_the_store(tmp_path):
+def test_status_without_a_daemon_shows_the_store_and_exits_1(tmp_path):
+    BlobStore(tmp_path / "store").close()
     done = run("status", "--store", tmp_path / "store")
-    assert (done.exit_code, done.stderr) == (0, "")
+    assert (done.exit_code, done.stderr) == (1, "")
     assert "state      no daemon is running\n" in done.stdout
     assert "used       0 B of 50 GB in 0 blobs\n" in done.stdout
+
+
+def test_status_without_a_store_says_so_and_makes_none(tmp_path):
+    done = run("status", "--store", tmp_path / "typo")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert f"no daemon is running: there is no store at {tmp_path}/typo" in done.stderr
+    assert not (tmp_path / "typo").exists()
 
 
 async def test_the_probe_exits_0_while_the_daemon_is_ready_else_1(program):

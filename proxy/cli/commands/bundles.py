@@ -9,7 +9,7 @@ from typing import IO, Any, cast
 
 import click
 
-from proxy.cli.api_client import AdminClient, open_admin_client
+from proxy.cli.api_client import AdminClient
 from proxy.cli.display.progress import byte_progress
 from proxy.cli.display.text import escape_unprintable, format_bytes, format_count
 from proxy.cli.exit_codes import FAILED, PARTIAL_SUCCESS
@@ -17,7 +17,7 @@ from proxy.cli.files import bundle_input
 from proxy.cli.files.bundle_input import BundleInput
 from proxy.cli.files.bundle_output import BundleOutput
 from proxy.cli.image_lists import read_image_list
-from proxy.cli.options import config_options, json_option, load_config
+from proxy.cli.options import config_options, json_option, open_client
 from proxy.config.values import Size
 from proxy.errors import DaemonUnavailableError, FileUnreachableError
 
@@ -108,7 +108,7 @@ def export(
         for digest in bundle_input.read_digests(bundle)
     }
     document = {"images": requested, "platforms": platforms, "exclude": sorted(excluded)}
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store) as api:
         plan = api.post("/api/v1/export/plan", document)
         with (
             byte_progress("exporting", plan["size"]) as advance,
@@ -180,7 +180,7 @@ def import_(
     verified. Exits 4 if some images are incomplete, 1 if all are.
     """
     reports = []
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store, creates_store=True) as api:
         for bundle in bundle_input.find_bundles(names):
             reports.append(_import_bundle(api, bundle, name))
             if not as_json:

@@ -64,7 +64,7 @@ def _check_referenced_files(config: Config) -> None:
     from proxy.server.access import check_files  # noqa: PLC0415 - imports aiohttp
     from proxy.tracing import check_tracing  # noqa: PLC0415 - imports aiohttp
 
-    config.server.read_admin_token()
+    config.server.read_admin_tokens()
     check_tracing(is_on=config.server.tracing)
     check_files(config.server)
     for number, preload in enumerate(config.preload, 1):

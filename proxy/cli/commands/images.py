@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from proxy.cli.api_client import open_admin_client
 from proxy.cli.display.text import (
     Truncator,
     escape_unprintable,
@@ -18,7 +17,7 @@ from proxy.cli.display.text import (
     print_table,
 )
 from proxy.cli.display.trust import format_trust
-from proxy.cli.options import config_options, json_option, load_config, no_trunc_option
+from proxy.cli.options import config_options, json_option, no_trunc_option, open_client
 
 # Width of a layer's command, and of an image name that shares a layer, on a terminal.
 _COMMAND_WIDTH = 60
@@ -53,7 +52,7 @@ def images(
     FILTER is a part of the name, or a glob for all of it. SIZE counts the stored bytes of an image,
     UNIQUE those that rm would free.
     """
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store) as api:
         found = list(api.stream("GET", "/api/v1/images", filter=pattern))
     if sort != "name":
         found.sort(key=lambda image: -(image[_SORT_FIELDS[sort]] or 0))
@@ -92,7 +91,7 @@ def inspect(
     For each platform: its layers, the commands that created them, and its configuration. Referrers
     are signatures, SBOMs and the like.
     """
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store) as api:
         document = api.get("/api/v1/images/inspect", image=image)
     if as_json:
         click.echo(json.dumps(document, indent=2))
@@ -135,7 +134,7 @@ def rm(
     pinned, nothing is removed. Clients may pull the images again.
     """
     request = {"images": images, "dry_run": dry_run, "force": force}
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store) as api:
         removed = api.post("/api/v1/images/remove", request)
     if as_json:
         click.echo(json.dumps(removed, indent=2))
@@ -155,9 +154,11 @@ def pin(*, path: Path | None, store: str | None, images: tuple[str, ...]) -> Non
     If a pinned tag moves, the new image is protected. An image that is not stored yet is protected
     once it is downloaded.
     """
-    with open_admin_client(load_config(path, store)) as api:
-        pinned = api.post("/api/v1/images/pin", {"images": images})["images"]
-    click.echo("\n".join(f"pinned {name}" for name in pinned))
+    with open_client(path, store) as api:
+        pinned = api.post("/api/v1/images/pin", {"images": images})
+    for name in pinned["images"]:
+        later = "; it is not stored yet" if name in pinned["absent"] else ""
+        click.echo(f"pinned {name}{later}")
 
 
 @click.command()
@@ -165,7 +166,7 @@ def pin(*, path: Path | None, store: str | None, images: tuple[str, ...]) -> Non
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 def unpin(*, path: Path | None, store: str | None, images: tuple[str, ...]) -> None:
     """Allow images to be evicted again."""
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store) as api:
         unpinned = api.post("/api/v1/images/unpin", {"images": images})["images"]
     for name in unpinned:
         click.echo(f"unpinned {name}")

@@ -8,10 +8,9 @@ from typing import Any
 
 import click
 
-from proxy.cli.api_client import open_admin_client
 from proxy.cli.display.text import Truncator, escape_unprintable, print_table
 from proxy.cli.exit_codes import FAILED
-from proxy.cli.options import config_options, json_option, load_config, no_trunc_option
+from proxy.cli.options import config_options, json_option, no_trunc_option, open_client
 from proxy.config import Duration
 
 _REASON_WIDTH = 70
@@ -62,7 +61,7 @@ def check(
     """
     if containerd:
         images = (_containerd_image(images),)
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store) as api:
         checks = list(api.stream("POST", "/api/v1/policy/check", {"images": list(images)}))
     if as_json:
         click.echo(json.dumps(checks, indent=2))
@@ -79,7 +78,7 @@ def check(
 @click.argument("image")
 def why(*, path: Path | None, store: str | None, image: str) -> None:
     """Explain what the policies say about an image."""
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store) as api:
         (found,) = api.stream("POST", "/api/v1/policy/check", {"images": [image]})
         rules = api.get("/api/v1/policy")["policies"]
     click.echo(escape_unprintable(_describe_check(found)))
@@ -103,7 +102,7 @@ def why(*, path: Path | None, store: str | None, image: str) -> None:
 @json_option
 def list_policies(*, path: Path | None, store: str | None, as_json: bool) -> None:
     """List policies and exceptions."""
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store) as api:
         overview = api.get("/api/v1/policy")
     if as_json:
         click.echo(json.dumps(overview, indent=2))
@@ -142,7 +141,7 @@ def add_exception(
 ) -> None:
     """Allow an image for a time, whatever the policies say."""
     document = {"image": image, "seconds": float(duration), "reason": reason}
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store) as api:
         made = api.post("/api/v1/policy/exceptions", document)
     click.echo(f"{made['image']} is allowed until {_format_time(made['until'])}")
 
@@ -175,7 +174,7 @@ def decisions(
     as_json: bool,
 ) -> None:
     """List what the policies decided lately."""
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store) as api:
         found = api.get("/api/v1/policy/decisions", since=time.time() - since, decision=decision)
     if as_json:
         click.echo(json.dumps(found, indent=2))

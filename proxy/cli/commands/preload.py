@@ -8,11 +8,10 @@ from typing import IO, Any
 
 import click
 
-from proxy.cli.api_client import open_admin_client
 from proxy.cli.display.preload_progress import open_view
 from proxy.cli.exit_codes import FAILED, PARTIAL_SUCCESS
 from proxy.cli.image_lists import collect_images, list_options
-from proxy.cli.options import config_options, load_config
+from proxy.cli.options import config_options, open_client
 from proxy.oci.platform import parse_platform
 
 
@@ -64,7 +63,7 @@ def preload(
     resolved: dict[str, dict[str, Any]] = {}
     done: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []
-    with open_admin_client(load_config(path, store)) as api, open_view(as_json=as_json) as show:
+    with open_client(path, store, creates_store=True) as api, open_view(as_json=as_json) as show:
         for event in api.stream("POST", "/api/v1/preload", request) if requested else ():
             show(event)
             if event["event"] == "resolved":

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import click
 
-from proxy.cli.api_client import open_admin_client
 from proxy.cli.display.text import Truncator, escape_unprintable, print_table
 from proxy.cli.display.trust import format_trust
-from proxy.cli.options import config_options, json_option, load_config, no_trunc_option
+from proxy.cli.options import config_options, json_option, no_trunc_option, open_client
 
 # Width of a description on a terminal, as in the table of `docker search`.
 _DESCRIPTION_WIDTH = 45
@@ -48,7 +47,7 @@ def search(
     ghcr.io/TEXT searches ghcr.io. If upstream fails or the cache is offline, shows earlier results
     or cached images. An empty TEXT lists the cached images.
     """
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store) as api:
         trust = "official" if official else "trusted" if trusted else None
         answer = api.get("/api/v1/search", text=text, limit=limit, trust=trust)
     if answer["problem"]:

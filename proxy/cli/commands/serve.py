@@ -10,6 +10,7 @@ import click
 from proxy import __version__
 from proxy.cli.display.text import format_bytes
 from proxy.cli.options import config_options, load_config
+from proxy.config.schema import KNOWN_REGISTRIES
 from proxy.config.values import Address
 
 if TYPE_CHECKING:
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
 def _parse_upstreams(
     _context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]
 ) -> Mapping[str, Mapping[str, str]]:
-    upstreams = {}
+    upstreams: dict[str, dict[str, str]] = {}
     for text in texts:
         name, equals, url = text.partition("=")
-        if not (name and equals and url):
+        if not name or (equals and not url):
             raise click.BadParameter(f"{text!r} is not NAME=URL (write ghcr.io=https://ghcr.io)")
-        upstreams[name] = {"url": url}
+        if not url and name not in KNOWN_REGISTRIES:
+            raise click.BadParameter(f"{name!r} needs its URL (write {name}=https://{name})")
+        upstreams[name] = {"url": url} if url else {}
     return upstreams
 
 
@@ -40,10 +43,10 @@ def _parse_upstreams(
 @click.option(
     "--upstream",
     "upstreams",
-    metavar="NAME=URL",
+    metavar="NAME[=URL]",
     multiple=True,
     callback=_parse_upstreams,
-    help="Upstream registry. May be repeated.",
+    help="Upstream registry; a well-known one needs no URL. May be repeated.",
 )
 @click.option(
     "--offline", is_flag=True, help="Never connect to upstream; serve cached content only."

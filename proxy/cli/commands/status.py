@@ -17,9 +17,9 @@ from proxy.cli.display.text import (
     print_table,
 )
 from proxy.cli.exit_codes import FAILED
-from proxy.cli.options import config_options, json_option, load_config
+from proxy.cli.options import config_options, json_option, load_config, open_client
 from proxy.config import Config
-from proxy.errors import ProxyError
+from proxy.errors import DaemonUnavailableError, ProxyError, StoreNotFoundError
 
 # Seconds after which a silent daemon counts as not ready.
 PROBE_TIMEOUT = 5.0
@@ -43,16 +43,24 @@ def status(*, path: Path | None, store: str | None, as_json: bool, probe: bool) 
     """Show the state of daemon and store, and what the cache saved.
 
     Requests by cache status are counted since the daemon started; pulls and bytes by day. If no daemon
-    is running, shows the store only.
+    is running, shows the store only, and exits 1.
     """
-    config = load_config(path, store)
     if probe:
-        raise click.exceptions.Exit(0 if _is_ready(config) else FAILED)
-    with open_admin_client(config) as api:
-        document = api.get("/api/v1/status")
+        raise click.exceptions.Exit(0 if _is_ready(load_config(path, store)) else FAILED)
+    try:
+        with open_client(path, store) as api:
+            document = api.get("/api/v1/status")
+    except StoreNotFoundError as error:
+        raise DaemonUnavailableError(f"no daemon is running: {error}") from error
     if as_json:
         click.echo(json.dumps(document, indent=2))
-        return
+    else:
+        _print_status(document)
+    if not document["addresses"]:
+        raise click.exceptions.Exit(FAILED)
+
+
+def _print_status(document: dict[str, Any]) -> None:
     click.echo("\n".join(_status_lines(document)) + "\n")
     print_table(
         ("UPSTREAM", "STATE", ">PULLS LEFT", "URL"),

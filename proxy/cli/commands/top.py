@@ -5,9 +5,8 @@ from pathlib import Path
 
 import click
 
-from proxy.cli.api_client import open_admin_client
 from proxy.cli.display.text import Truncator, format_bytes, print_table
-from proxy.cli.options import config_options, json_option, load_config, no_trunc_option
+from proxy.cli.options import config_options, json_option, no_trunc_option, open_client
 
 _SCOPES = {"images": "image", "repositories": "repository", "clients": "client"}
 # Width of a name on a terminal.
@@ -60,7 +59,7 @@ def top(
     \b
     Example: pullcache top repositories --by bytes --days 30
     """
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store) as api:
         found = api.get("/api/v1/traffic/top", of=_SCOPES[what], by=by, days=days, limit=limit)
     if as_json:
         click.echo(json.dumps(found, indent=2))

@@ -79,7 +79,7 @@ class BundleHandlers:
         return [
             Route("POST", "/api/v1/export", self.export),
             Route("POST", "/api/v1/export/file", self.export_to_file),
-            Route("POST", "/api/v1/export/plan", self.plan_export),
+            Route("POST", "/api/v1/export/plan", self.plan_export, is_read=True),
             Route("POST", "/api/v1/import", self.import_stream),
             Route("POST", "/api/v1/import/files", self.import_files),
         ]
@@ -151,7 +151,7 @@ class BundleHandlers:
 
 async def _read_local_request(request: AdminRequest, model: type[M]) -> M:
     """Return the body of a request that names files, which needs a client that may open them."""
-    if not request.is_trusted_local:
+    if not request.actor.is_trusted_local:
         raise FileUnreachableError(
             "only the daemon's user and root may name files, and only on admin.sock; "
             "send the bundle itself"

@@ -8,7 +8,7 @@ import msgspec
 
 from proxy.images.check import ImageCheck, OfflineChecker
 from proxy.images.inspect import ImageDetail, ImageInspector
-from proxy.images.manage import ImageManager, ImageSummary, RemovedImages
+from proxy.images.manage import ImageManager, ImageSummary, PinnedImages, RemovedImages
 from proxy.images.selection import ImageSelection
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
 
@@ -46,8 +46,8 @@ class CheckRequest(RequestModel, frozen=True):
     images: list[ImageSelection]
 
 
-class PinResponse(msgspec.Struct, frozen=True):
-    """The images whose pin was added or removed."""
+class UnpinResponse(msgspec.Struct, frozen=True):
+    """The images whose pin was removed."""
 
     images: list[str]
 
@@ -65,7 +65,7 @@ class ImageHandlers:
         return [
             Route("GET", "/api/v1/images", self.list_images),
             Route("GET", "/api/v1/images/inspect", self.inspect),
-            Route("POST", "/api/v1/images/check", self.check),
+            Route("POST", "/api/v1/images/check", self.check, is_read=True),
             Route("POST", "/api/v1/images/remove", self.remove),
             Route("POST", "/api/v1/images/pin", self.pin),
             Route("POST", "/api/v1/images/unpin", self.unpin),
@@ -91,10 +91,12 @@ class ImageHandlers:
         body = await request.read_json(RemoveRequest)
         return await self.images.remove(body.images, dry_run=body.dry_run, force=body.force)
 
-    async def pin(self, request: AdminRequest) -> PinResponse:
+    async def pin(self, request: AdminRequest) -> PinnedImages:
         """Pin images, so that they are not evicted."""
-        return PinResponse(await self.images.pin((await request.read_json(ImagesRequest)).images))
+        return await self.images.pin((await request.read_json(ImagesRequest)).images)
 
-    async def unpin(self, request: AdminRequest) -> PinResponse:
+    async def unpin(self, request: AdminRequest) -> UnpinResponse:
         """Unpin images."""
-        return PinResponse(await self.images.unpin((await request.read_json(ImagesRequest)).images))
+        return UnpinResponse(
+            await self.images.unpin((await request.read_json(ImagesRequest)).images)
+        )

@@ -95,7 +95,7 @@ class PolicyHandlers:
         """Return the routes."""
         return [
             Route("GET", "/api/v1/policy", self.show),
-            Route("POST", "/api/v1/policy/check", self.check),
+            Route("POST", "/api/v1/policy/check", self.check, is_read=True),
             Route("POST", "/api/v1/policy/exceptions", self.add_exception),
             Route("GET", "/api/v1/policy/decisions", self.list_decisions),
         ]
