@@ -21,6 +21,7 @@ from proxy.cache.policy import PolicyGate
 from proxy.cache.prefetch import Prefetcher
 from proxy.cache.repair import BlobRepairer
 from proxy.cache.search import RepositorySearch
+from proxy.conditions import report_decision
 from proxy.config import Config
 from proxy.core import Core
 from proxy.images.check import OfflineChecker
@@ -92,6 +93,7 @@ async def configure_app(
         facts=facts,
         metrics=core.metrics,
         clock=core.clock,
+        on_decision=partial(report_decision, core.webhook),
     )
     manifests = ManifestCache(
         upstreams=upstreams,

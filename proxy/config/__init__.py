@@ -18,6 +18,7 @@ from proxy.config.schema import (
     FetchSettings,
     LogSettings,
     ManifestsSettings,
+    NotifySettings,
     PolicySettings,
     PreloadSettings,
     ServerSettings,
@@ -25,7 +26,16 @@ from proxy.config.schema import (
     StoreSettings,
     UpstreamSettings,
 )
-from proxy.config.values import Address, Duration, ProxyUrl, RegistryUrl, Secret, Size, StoreLimit
+from proxy.config.values import (
+    Address,
+    Duration,
+    ProxyUrl,
+    RegistryUrl,
+    Secret,
+    Size,
+    StoreLimit,
+    WebhookUrl,
+)
 
 __all__ = [
     "Address",
@@ -34,6 +44,7 @@ __all__ = [
     "FetchSettings",
     "LogSettings",
     "ManifestsSettings",
+    "NotifySettings",
     "PolicySettings",
     "PreloadSettings",
     "ProxyUrl",
@@ -45,6 +56,7 @@ __all__ = [
     "StoreLimit",
     "StoreSettings",
     "UpstreamSettings",
+    "WebhookUrl",
     "dump",
     "find_config_file",
     "iter_keys",

@@ -17,6 +17,7 @@ from proxy.config.values import (
     Secret,
     Size,
     StoreLimit,
+    WebhookUrl,
     expand_path,
 )
 from proxy.errors import ConfigError, InvalidReferenceError
@@ -256,6 +257,37 @@ class StatisticsSettings(Section, frozen=True):
     """Totals of what clients pull."""
 
     clients: Annotated[bool, Meta(description="Keep totals by client address, for a month.")] = True
+
+
+class NotifySettings(Section, frozen=True):
+    """The webhook, which posts what an operator should know."""
+
+    url: Annotated[
+        WebhookUrl, Meta(description="URL that events are posted to; empty sends none.")
+    ] = WebhookUrl("")
+    key_file: Annotated[
+        str,
+        Meta(description="File with the key that signs events (HMAC-SHA256); read for each event."),
+    ] = ""
+
+    def __post_init__(self) -> None:
+        if self.key_file and not self.url:
+            raise ValueError("key_file is set and url is not (set url, or remove key_file)")
+
+    def read_key(self) -> bytes:
+        """Return the key, without a line break at its end; empty if events are not signed.
+
+        Blocking. Raises `ConfigError`.
+        """
+        if not self.key_file:
+            return b""
+        try:
+            key = expand_path(self.key_file).read_bytes().rstrip(b"\r\n")
+        except OSError as error:
+            raise ConfigError(f"notify.key_file: {self.key_file}: {error.strerror}") from error
+        if not key:
+            raise ConfigError(f"notify.key_file: {self.key_file} is empty (write a key into it)")
+        return key
 
 
 class StoreSettings(Section, frozen=True):
@@ -621,6 +653,7 @@ class Config(Section, frozen=True):
     server: ServerSettings = ServerSettings()
     log: LogSettings = LogSettings()
     statistics: StatisticsSettings = StatisticsSettings()
+    notify: NotifySettings = NotifySettings()
     store: StoreSettings = StoreSettings()
     manifests: ManifestsSettings = field(default_factory=ManifestsSettings)
     fetch: FetchSettings = FetchSettings()

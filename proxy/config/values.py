@@ -249,6 +249,34 @@ class ProxyUrl(Secret):
         return f"http://***@{rest}" if at and credentials else str(self)
 
 
+class WebhookUrl(Secret):
+    """The URL of a webhook, http(s)://host[:port]/path, whose path may be secret."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {
+        "type": "string",
+        "examples": ["https://hooks.example/pullcache"],
+    }
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the URL, or raise `ValueError` without quoting it; an empty string is allowed."""
+        text = Secret.parse(value).strip()
+        pattern = r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?(?:[/?][!-~]*)?"
+        match = re.fullmatch(pattern, text)
+        is_valid = match and _is_valid_host(match[1].strip("[]")) and int(match[2] or 0) <= 65535
+        if text and not is_valid:
+            raise ValueError("not a URL of a webhook (write https://host[:port]/path)")
+        return cls(text)
+
+    @property
+    def redacted(self) -> str:
+        """The URL with *** in place of path and query."""
+        scheme, colon, rest = self.partition("://")
+        host = re.split(r"[/?]", rest, maxsplit=1)[0]
+        return str(self) if rest == host else f"{scheme}{colon}{host}/***"
+
+
 def is_ip_address(host: str) -> bool:
     """Tell whether `host`, without brackets, is an address and not a name."""
     try:

@@ -119,7 +119,10 @@ class EvictionTally:
 
 
 class AuditTrail:
-    """Records acts, and reads them. `clock` returns Unix time, `max_size` the size of the store."""
+    """Records acts, and reads them. `clock` returns Unix time, `max_size` the size of the store.
+
+    `on_record` is called with each entry.
+    """
 
     def __init__(
         self,
@@ -132,6 +135,7 @@ class AuditTrail:
         self._evictions = evictions
         self._clock = clock
         self._max_size = max_size
+        self.on_record: Callable[[TrailEntry], None] = lambda _: None
 
     @asynccontextmanager
     async def recording(
@@ -228,6 +232,8 @@ class AuditTrail:
     async def _write(self, rows: list[tuple[str, str, dict[str, int], str, str]]) -> None:
         share = int(self._max_size() * MAX_TRAIL_SHARE / _ROW_SIZE)
         now = self._clock()
+        for action, actor, images, outcome, detail in rows:
+            self.on_record(TrailEntry(now, action, actor, images, outcome, detail))
         encoded = [
             (now, action, actor, msgspec.json.encode(images).decode(), outcome, detail)
             for action, actor, images, outcome, detail in rows
