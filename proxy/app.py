@@ -30,6 +30,7 @@ from proxy.server.http import HttpServer
 from proxy.server.listening import Listener
 from proxy.server.middleware import Middleware
 from proxy.service import ConfiguredApp, configure_app
+from proxy.storage.trail import Act
 from proxy.systemd import ADMIN_SOCKET, REGISTRY_SOCKET
 from proxy.tracing import HttpHandler, open_tracing
 
@@ -142,6 +143,7 @@ async def run_maintenance(app: "RunningApp", core: Core) -> None:
                 )
             except StorageError as error:
                 log.warning("maintenance_failed", reason=str(error))
+            await core.trail.write_evictions()
         await asyncio.sleep(FLUSH_INTERVAL)
 
 
@@ -205,6 +207,7 @@ class RunningApp:
             core.metrics,
             core.disk_threads,
             core.clock,
+            core.trail,
         )
         self._update_upstream_metrics()
 
@@ -260,7 +263,11 @@ class RunningApp:
 
     async def write_last_records(self) -> None:
         """Write decisions and traffic at the end of the daemon; without space they are lost."""
-        for write in (self.write_policy_decisions, self.write_traffic):
+        for write in (
+            self.write_policy_decisions,
+            self.write_traffic,
+            self._core.trail.write_evictions,
+        ):
             with suppress(StorageError):
                 await write()
 
@@ -281,6 +288,7 @@ class RunningApp:
 
         Returns whether it was applied. Keys that need a restart keep their values, with a warning.
         """
+        act = Act("reload", "SIGHUP")
         core, before = self._core, self._configured
         # All steps that can fail come first, and change nothing that is in use.
         try:
@@ -290,6 +298,8 @@ class RunningApp:
             disk_size = await asyncio.to_thread(core.store.total_bytes)
         except Exception as error:  # noqa: BLE001 (a bug must not end the daemon either)
             self._report_failed_reload(error)
+            act.outcome, act.detail = "failed", str(error)
+            await self._core.trail.add(act)
             return False
         # The rest cannot fail, and runs in one turn of the loop.
         self._switch_to(configured)
@@ -302,6 +312,7 @@ class RunningApp:
                 "restart_required", key=key, reason="it changed; the old value still applies"
             )
         log.info("config_reloaded")
+        await core.trail.add(act)
         try:
             await core.space.resize(
                 config.store.max_size.to_bytes(disk_size), config.store.min_free

@@ -25,6 +25,7 @@ from proxy.storage.policy_records import PolicyRecords
 from proxy.storage.scrub import Scrubber
 from proxy.storage.space import SpaceManager
 from proxy.storage.traffic_records import TrafficRecords
+from proxy.storage.trail import AuditTrail
 from proxy.upstream.factory import UpstreamFactory
 from proxy.upstream.offline import OfflineSwitch
 
@@ -45,6 +46,7 @@ class Core:
     policy_records: PolicyRecords
     traffic_records: TrafficRecords
     pulls: PullTracker
+    trail: AuditTrail
     space: SpaceManager
     scrubber: Scrubber
     metrics: Metrics
@@ -113,6 +115,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
         policy_records=PolicyRecords(index),
         traffic_records=TrafficRecords(index, metrics.traffic),
         pulls=PullTracker(metrics, index, downloads.age, clock),
+        trail=AuditTrail(index, space.evictions, clock, lambda: space.max_size),
         space=space,
         scrubber=scrubber,
         metrics=metrics,

@@ -41,8 +41,10 @@ from proxy.server.admin import (
     search as admin_search,
     status as admin_status,
     traffic as admin_traffic,
+    trail as admin_trail,
 )
 from proxy.server.admin.api import Route
+from proxy.server.admin.recording import ActRecorder
 from proxy.server.registry.handlers import RegistryHandler
 from proxy.upstream.client import Upstream
 from proxy.upstream.factory import is_unchanged
@@ -161,6 +163,7 @@ async def configure_app(
         else None
     )
     registry = RegistryHandler(config.upstreams, manifests, blobs, listings, prefetch, search)
+    acts = ActRecorder(core.trail, names)
     # The routes of the admin API; `server/admin/api.py` says how to add one.
     routes = [
         *admin_schema.routes(),
@@ -169,18 +172,20 @@ async def configure_app(
             core.traffic_records, partial(core.write_traffic, config.statistics)
         ).routes(),
         *admin_bundles.BundleHandlers(
-            BundleExporter(image_store), BundleImporter(image_store), core.disk_threads
+            BundleExporter(image_store), BundleImporter(image_store), core.disk_threads, acts
         ).routes(),
         *admin_images.ImageHandlers(
             ImageManager(image_store, rules, core.clock),
             checker,
             ImageInspector(image_store, rules, core.clock),
+            acts,
         ).routes(),
-        *admin_preload.PreloadHandlers(preloader).routes(),
+        *admin_preload.PreloadHandlers(preloader, acts).routes(),
         *admin_policy.PolicyHandlers(
-            config, names, manifests, policy, core.policy_records, core.clock
+            config, names, manifests, policy, core.policy_records, acts, core.clock
         ).routes(),
         *admin_search.routes(search),
+        *admin_trail.TrailHandlers(acts).routes(),
     ]
     return ConfiguredApp(config, upstreams, registry, preloader, policy, repairer, routes)
 
@@ -201,5 +206,6 @@ def _status_handlers(
         core.admin_addresses,
         core.traffic_records,
         partial(core.write_traffic, config.statistics),
+        core.trail,
         core.started_at,
     )

@@ -13,6 +13,7 @@ from proxy.cli.commands.bundles import export, import_
 from proxy.cli.commands.check_offline import check_offline
 from proxy.cli.commands.client_config import client_config
 from proxy.cli.commands.config import config
+from proxy.cli.commands.events import events
 from proxy.cli.commands.fsck import fsck
 from proxy.cli.commands.images import images, inspect, pin, rm, unpin
 from proxy.cli.commands.offline import offline
@@ -69,6 +70,7 @@ main.add_command(config)
 main.add_command(fsck)
 main.add_command(status)
 main.add_command(top)
+main.add_command(events)
 main.add_command(offline)
 main.add_command(preload)
 main.add_command(export)

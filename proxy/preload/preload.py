@@ -25,6 +25,7 @@ from proxy.images.selection import ImageSelection
 from proxy.images.store import ImageStore
 from proxy.log import get_logger
 from proxy.metrics import Metrics
+from proxy.names import NameParser
 from proxy.oci.digest import Digest
 from proxy.oci.platform import Platform
 from proxy.preload import events
@@ -78,6 +79,11 @@ class Preloader:
 
     def __init__(self, deps: PreloadDeps) -> None:
         self._deps = deps
+
+    @property
+    def names(self) -> NameParser:
+        """Parses the names of images."""
+        return self._deps.image_store.names
 
     async def preload(
         self,

@@ -11,6 +11,7 @@ from proxy.hops import enter_hop
 from proxy.log import LogWriter, get_logger, request_id
 from proxy.metrics import Metrics
 from proxy.server.access import AccessControl
+from proxy.server.agent import parse_user_agent
 from proxy.server.errors import error_response, oci_error_response
 from proxy.server.health import HealthEndpoints
 from proxy.server.pulls import PullTracker
@@ -176,6 +177,13 @@ class Middleware:
             "bytes": context.bytes_sent,
             "seconds": int(seconds * 1e6) / 1e6,
         }
+        if target is not None:
+            line["repository"] = target.repository.name
+            line["reference"] = target.reference_text
+        if agent := request.headers.get("user-agent"):
+            line["agent"], platform = parse_user_agent(agent)
+            if platform:
+                line["platform"] = platform
         if context.problem:
             line["problem"] = context.problem
         access_log.enqueue(line)

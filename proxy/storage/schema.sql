@@ -194,6 +194,17 @@ CREATE TABLE IF NOT EXISTS traffic (
     PRIMARY KEY (scope, day, name)
 ) STRICT, WITHOUT ROWID;
 
+-- The audit trail: acts, and evictions (action `evict`). `images` is JSON: bytes by name.
+CREATE TABLE IF NOT EXISTS trail (
+    id      INTEGER PRIMARY KEY,
+    at      REAL NOT NULL,
+    action  TEXT NOT NULL,
+    actor   TEXT NOT NULL,
+    images  TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    detail  TEXT NOT NULL
+) STRICT;
+
 -- Pinned images, by tag or digest. `digest` is the tag's last known one; null before the first pull.
 CREATE TABLE IF NOT EXISTS pins (
     repository INTEGER NOT NULL,

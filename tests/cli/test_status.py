@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -177,3 +178,15 @@ def test_offline_needs_a_running_daemon(tmp_path):
 
 def test_offline_accepts_on_and_off_only(tmp_path):
     assert run("offline", "maybe", "--store", tmp_path).exit_code == 2
+
+
+async def test_events_tell_who_removed_an_image(registry, program):
+    await program.pull(registry.add_image(layers=[b"x" * 50_000]))
+    program.clock.advance(time.time() - program.clock())
+    await run_on(program, "rm", "app")
+    done = await run_on(program, "events", "--image", "app:latest")
+    header, line = done.stdout.splitlines()
+    assert header.split() == ["TIME", "ACTION", "BY", "IMAGES", "OUTCOME"]
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    assert re.search(rf" remove +{user} \(pid {os.getpid()}\) +app:latest +done: freed \d+", line)
+    assert json.loads((await run_on(program, "events", "--json")).stdout)[0]["action"] == "remove"

@@ -18,6 +18,7 @@ from proxy.server.admin.traffic import TrafficSummary, summarize_periods
 from proxy.storage.scrub import Scrubber
 from proxy.storage.space import SpaceManager
 from proxy.storage.traffic_records import TrafficRecords
+from proxy.storage.trail import Action, AuditTrail
 from proxy.upstream.client import Upstream
 from proxy.upstream.features import Feature
 from proxy.upstream.offline import OfflineSwitch
@@ -126,6 +127,7 @@ class StatusHandlers:
     admin_addresses: Sequence[str]
     traffic: TrafficRecords
     write_totals: Callable[[], Awaitable[None]]
+    trail: AuditTrail
     started_at: float = field(default_factory=time.monotonic)
 
     def routes(self) -> list[Route]:
@@ -173,7 +175,9 @@ class StatusHandlers:
         new_state = await request.read_json(OfflineState)
         if new_state.offline != bool(self.offline):
             log.info("offline_enabled" if new_state.offline else "offline_disabled")
-            self.offline.set_offline(is_offline=new_state.offline)
+            action: Action = "offline" if new_state.offline else "online"
+            async with self.trail.recording(action, request.actor):
+                self.offline.set_offline(is_offline=new_state.offline)
         return new_state
 
     async def _store_status(self) -> StoreStatus:

@@ -39,6 +39,7 @@ class TargetResource:
     kind: ResourceKind
     repository: Repository
     reference: Reference | None
+    reference_text: str = ""
 
 
 class Router:
@@ -69,12 +70,12 @@ class Router:
         repository = self._names.parse_repository(parse_repository_name(name), upstream)
         self._names.check_allowed(repository)
         if kind == "manifest":
-            return TargetResource(kind, repository, parse_reference(text))
+            return TargetResource(kind, repository, parse_reference(text), text)
         if kind == "tags":
             if text != "list":
                 raise InvalidTagError("tags are listed at /v2/<name>/tags/list")
             return TargetResource(kind, repository, None)
-        return TargetResource(kind, repository, Digest.parse(text))
+        return TargetResource(kind, repository, Digest.parse(text), text)
 
     def find_upstream(self, host: str | None) -> str | None:
         """Return the upstream whose `hosts` include a `Host` header; None if there is none."""
