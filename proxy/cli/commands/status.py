@@ -10,10 +10,11 @@ import click
 
 from proxy.cli.api_client import open_admin_client
 from proxy.cli.display.text import (
-    escape_unprintable,
+    echo,
     format_bytes,
     format_count,
     format_duration,
+    print_fields,
     print_table,
 )
 from proxy.cli.exit_codes import FAILED
@@ -44,6 +45,11 @@ def status(*, path: Path | None, store: str | None, as_json: bool, probe: bool) 
 
     Counts what the daemon has served since it started. If no daemon is running, shows the store
     only, and exits 1.
+
+    \b
+    Examples:
+      pullcache status
+      pullcache status --probe && echo ready
     """
     if probe:
         raise click.exceptions.Exit(0 if _is_ready(load_config(path, store)) else FAILED)
@@ -61,16 +67,18 @@ def status(*, path: Path | None, store: str | None, as_json: bool, probe: bool) 
 
 
 def _print_status(document: dict[str, Any]) -> None:
-    click.echo("\n".join(_status_lines(document)) + "\n")
+    print_fields(_status_fields(document))
+    click.echo()
     print_table(
         ("UPSTREAM", "STATE", ">PULLS LEFT", "URL"),
         [
             (one["name"], one["problem"] or "up", _format_pulls(one), one["url"])
             for one in document["upstreams"]
         ],
+        optional=("URL",),
     )
     for line in _missing_feature_lines(document["upstreams"]):
-        click.echo(line)
+        echo(line)
 
 
 def _is_ready(config: Config) -> bool:
@@ -81,31 +89,28 @@ def _is_ready(config: Config) -> bool:
         return False
 
 
-def _status_lines(document: dict[str, Any]) -> Iterator[str]:
+def _status_fields(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     store, addresses = document["store"], document["addresses"]
-    state = document["state"] if addresses else "no daemon is running"
     used, limit = format_bytes(store["used"]), format_bytes(store["limit"])
-    yield f"state      {state}"
-    yield f"version    {document['version']}"
+    yield "state", document["state"] if addresses else "no daemon is running"
+    yield "version", document["version"]
     if addresses:
-        yield f"uptime     {format_duration(document['uptime'])}"
-        yield f"listening  {', '.join(addresses)}"
-    if document["admin_addresses"]:
-        yield f"admin      {', '.join(document['admin_addresses'])}"
-    yield f"store      {escape_unprintable(store['path'])}"
-    yield f"used       {used} of {limit} in {format_count(store['blobs'], 'blob')}"
+        yield "uptime", format_duration(document["uptime"])
+        yield "listening", ", ".join(addresses)
+    yield "admin", ", ".join(document["admin_addresses"])
+    yield "store", store["path"]
+    yield "used", f"{used} of {limit} in {format_count(store['blobs'], 'blob')}"
     if store["reserved"]:
-        yield f"reserved   {format_bytes(store['reserved'])} for downloads"
+        yield "reserved", f"{format_bytes(store['reserved'])} for downloads"
     if store["pinned"]:
         is_full = store["pinned"] > PINNED_WARNING_RATIO * store["limit"]
         warning = "; too little space left to store other images" if is_full else ""
-        yield f"pinned     {format_bytes(store['pinned'])}{warning}"
-    yield f"scrub      {_format_scrub(document['scrub'])}"
-    if store["problem"]:
-        yield f"problem    {escape_unprintable(store['problem'])}"
+        yield "pinned", f"{format_bytes(store['pinned'])}{warning}"
+    yield "scrub", _format_scrub(document["scrub"])
+    yield "problem", store["problem"]
     if addresses:
-        yield f"downloads  {document['downloads']} running"
-        yield from _traffic_lines(document)
+        yield "downloads", f"{document['downloads']} running"
+        yield from _traffic_fields(document)
 
 
 def _format_scrub(scrub: dict[str, Any]) -> str:
@@ -120,13 +125,13 @@ def _format_scrub(scrub: dict[str, Any]) -> str:
     return text
 
 
-def _traffic_lines(document: dict[str, Any]) -> Iterator[str]:
+def _traffic_fields(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for cache_state, served in document["served"].items():
         requests = format_count(served["requests"], "request")
-        yield f"{cache_state:<11}{requests}, {format_bytes(served['bytes'])}"
+        yield cache_state, f"{requests}, {format_bytes(served['bytes'])}"
     if document["hit_ratio"] is not None:
         saved = format_bytes(document["saved_bytes"])
-        yield f"hit ratio  {document['hit_ratio']:.1%}, {saved} saved"
+        yield "hit ratio", f"{document['hit_ratio']:.1%}, {saved} saved"
 
 
 def _missing_feature_lines(upstreams: list[dict[str, Any]]) -> Iterator[str]:
