@@ -30,6 +30,7 @@ from proxy.server.http import HttpServer
 from proxy.server.listening import Listener
 from proxy.server.middleware import Middleware
 from proxy.service import ConfiguredApp, configure_app
+from proxy.storage.trail import Act
 from proxy.systemd import ADMIN_SOCKET, REGISTRY_SOCKET
 from proxy.tracing import HttpHandler, open_tracing
 
@@ -83,7 +84,7 @@ async def open_cache(
             trace_requests=trace_requests,
         )
         await _listen(app, core, stack, sockets)
-        stack.push_async_callback(app.write_last_policy_decisions)
+        stack.push_async_callback(app.write_last_records)
         core.group.create_task(run_maintenance(app, core))
         core.group.create_task(run_scrub(app, core))
         app.start_preloads()
@@ -131,6 +132,7 @@ async def run_maintenance(app: "RunningApp", core: Core) -> None:
             await core.index.flush()
             await core.space.shrink_index()
             await app.write_policy_decisions()
+            await app.write_traffic()
         except StorageError as error:
             log.warning("maintenance_failed", reason=str(error))
         if loop.time() - swept_at > SWEEP_INTERVAL:
@@ -141,6 +143,7 @@ async def run_maintenance(app: "RunningApp", core: Core) -> None:
                 )
             except StorageError as error:
                 log.warning("maintenance_failed", reason=str(error))
+            await core.trail.write_evictions()
         await asyncio.sleep(FLUSH_INTERVAL)
 
 
@@ -184,8 +187,15 @@ class RunningApp:
         self._access_log = access_log
         self._has_failed_reload = False
         self.health = HealthEndpoints(core.metrics, core.check_store, core.disk_threads)
+        core.pulls.upstreams = configured.upstreams
         self.middleware = Middleware(
-            access, configured.registry, self.health, core.metrics, access_log, core.daemon_id
+            access,
+            configured.registry,
+            self.health,
+            core.metrics,
+            access_log,
+            core.daemon_id,
+            core.pulls,
         )
         self.api = AdminApiHandler(configured.routes, core.metrics, access_log)
         server = HttpServer(self.middleware, core.disk_threads, core.group, trace_requests)
@@ -197,6 +207,7 @@ class RunningApp:
             core.metrics,
             core.disk_threads,
             core.clock,
+            core.trail,
         )
         self._update_upstream_metrics()
 
@@ -246,10 +257,19 @@ class RunningApp:
         """Write what policies have decided to the index. Raises `StorageError`."""
         await self._configured.policy.write_decisions()
 
-    async def write_last_policy_decisions(self) -> None:
-        """Write them at the end of the daemon; without space for them they are lost."""
-        with suppress(StorageError):
-            await self.write_policy_decisions()
+    async def write_traffic(self) -> None:
+        """Write what was counted of clients' pulls to the index. Raises `StorageError`."""
+        await self._core.write_traffic(self.config.statistics)
+
+    async def write_last_records(self) -> None:
+        """Write decisions and traffic at the end of the daemon; without space they are lost."""
+        for write in (
+            self.write_policy_decisions,
+            self.write_traffic,
+            self._core.trail.write_evictions,
+        ):
+            with suppress(StorageError):
+                await write()
 
     def start_preloads(self) -> None:
         """Start the scheduled preloads of the configuration, in place of the previous ones."""
@@ -268,6 +288,7 @@ class RunningApp:
 
         Returns whether it was applied. Keys that need a restart keep their values, with a warning.
         """
+        act = Act("reload", "SIGHUP")
         core, before = self._core, self._configured
         # All steps that can fail come first, and change nothing that is in use.
         try:
@@ -277,6 +298,8 @@ class RunningApp:
             disk_size = await asyncio.to_thread(core.store.total_bytes)
         except Exception as error:  # noqa: BLE001 (a bug must not end the daemon either)
             self._report_failed_reload(error)
+            act.outcome, act.detail = "failed", str(error)
+            await self._core.trail.add(act)
             return False
         # The rest cannot fail, and runs in one turn of the loop.
         self._switch_to(configured)
@@ -289,6 +312,7 @@ class RunningApp:
                 "restart_required", key=key, reason="it changed; the old value still applies"
             )
         log.info("config_reloaded")
+        await core.trail.add(act)
         try:
             await core.space.resize(
                 config.store.max_size.to_bytes(disk_size), config.store.min_free
@@ -309,6 +333,7 @@ class RunningApp:
         """Replace the configured part; running requests and operations finish with the old one."""
         before, self._configured = self._configured, configured
         self.middleware.registry_handler = configured.registry
+        self._core.pulls.upstreams = configured.upstreams
         self.api.routes = tuple(configured.routes)
         self._update_upstream_metrics()
         if configured.config.preload != before.config.preload:

@@ -14,15 +14,18 @@ from dataclasses import dataclass, field
 
 from proxy import __version__
 from proxy.concurrency import run_in_thread, start_threads
-from proxy.config import Config
+from proxy.config import Config, StatisticsSettings
 from proxy.download.manager import DownloadManager
 from proxy.download.writer import StorageDeps
 from proxy.metrics import Metrics
+from proxy.server.pulls import PullTracker
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
 from proxy.storage.policy_records import PolicyRecords
 from proxy.storage.scrub import Scrubber
 from proxy.storage.space import SpaceManager
+from proxy.storage.traffic_records import TrafficRecords
+from proxy.storage.trail import AuditTrail
 from proxy.upstream.factory import UpstreamFactory
 from proxy.upstream.offline import OfflineSwitch
 
@@ -41,6 +44,9 @@ class Core:
     store: BlobStore
     index: Index
     policy_records: PolicyRecords
+    traffic_records: TrafficRecords
+    pulls: PullTracker
+    trail: AuditTrail
     space: SpaceManager
     scrubber: Scrubber
     metrics: Metrics
@@ -60,6 +66,13 @@ class Core:
         await run_in_thread(self.disk_threads, self.store.check_writable)
         await self.index.check_usable()
 
+    async def write_traffic(self, settings: StatisticsSettings) -> None:
+        """Write what was counted of clients' pulls to the index. Raises `StorageError`."""
+        self.pulls.settle()
+        await self.traffic_records.write(
+            max_size=self.space.max_size, keeps_clients=settings.clients
+        )
+
 
 async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], float]) -> Core:
     """Open the store and the objects that use it; the stack closes them in reverse order.
@@ -72,7 +85,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     stack.callback(store.close)
     index = Index(store.root / "index.sqlite", clock)
     stack.callback(index.close)
-    metrics = Metrics(config.upstreams, __version__)
+    metrics = Metrics(config.upstreams, __version__, clock)
     space = SpaceManager(
         store,
         index,
@@ -100,6 +113,9 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
         store=store,
         index=index,
         policy_records=PolicyRecords(index),
+        traffic_records=TrafficRecords(index, metrics.traffic),
+        pulls=PullTracker(metrics, index, downloads.age, clock),
+        trail=AuditTrail(index, space.evictions, clock, lambda: space.max_size),
         space=space,
         scrubber=scrubber,
         metrics=metrics,

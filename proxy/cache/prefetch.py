@@ -12,6 +12,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.manifest import INDEX_TYPES
 from proxy.oci.reference import Repository
 from proxy.storage.index import Index
+from proxy.traffic import fetching_for
 from proxy.upstream.client import Upstream
 
 # Seconds during which serving the same manifest again starts no downloads.
@@ -62,7 +63,8 @@ class Prefetcher:
             if self._downloads.get(upstream.name, digest):
                 continue
             try:
-                self._downloads.start(upstream, repository, digest, self._settings)
+                with fetching_for("prefetch"):
+                    self._downloads.start(upstream, repository, digest, self._settings)
             except ProxyError:
                 # The client's own request for the blob will report the error.
                 return

@@ -16,14 +16,18 @@ from proxy.cli.commands.check_offline import check_offline
 from proxy.cli.commands.client_config import client_config
 from proxy.cli.commands.completion import completion
 from proxy.cli.commands.config import config
+from proxy.cli.commands.df import df
+from proxy.cli.commands.events import events
 from proxy.cli.commands.fsck import fsck
 from proxy.cli.commands.images import images, inspect, pin, rm, unpin
 from proxy.cli.commands.offline import offline
 from proxy.cli.commands.policy import policy
 from proxy.cli.commands.preload import preload
+from proxy.cli.commands.refresh import refresh
 from proxy.cli.commands.search import search
 from proxy.cli.commands.serve import serve
 from proxy.cli.commands.status import status
+from proxy.cli.commands.top import top
 from proxy.cli.display.text import echo
 from proxy.cli.exit_codes import INTERRUPTED, exit_code, format_error
 from proxy.cli.groups import SummaryGroup
@@ -32,8 +36,8 @@ from proxy.journal import is_journal_stream, priority_prefix
 # The commands in the order in which the help lists them.
 COMMANDS: Mapping[str, Sequence[click.Command]] = {
     "Run": (serve, status, offline, fsck),
-    "Look": (images, inspect, search, check_offline),
-    "Fill and clear": (preload, pin, unpin, rm),
+    "Look": (images, inspect, df, top, events, search, check_offline),
+    "Fill and clear": (preload, refresh, pin, unpin, rm),
     "Carry": (export, import_),
     "Configure": (config, client_config, policy, completion),
 }

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from proxy.cli.api_client import AdminClient, open_admin_client
-from proxy.config import Config, find_config_file, load
+from proxy.config import Config, Duration, find_config_file, load
 from proxy.config.load import SYSTEM_FILE
 from proxy.errors import ProxyError
 
@@ -18,6 +18,24 @@ COMPLETION_TIMEOUT = 1.0
 MAX_COMPLETIONS = 50
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class DurationParameter(click.ParamType[Duration]):
+    """The type of options that take a duration, such as `7d`."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Duration:
+        """Return the duration in `7d` or `12h`."""
+        if isinstance(value, Duration):
+            return value
+        try:
+            return Duration.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 no_trunc_option = click.option(

@@ -21,6 +21,7 @@ from proxy.config.schema import (
     PolicySettings,
     PreloadSettings,
     ServerSettings,
+    StatisticsSettings,
     StoreSettings,
     UpstreamSettings,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "Secret",
     "ServerSettings",
     "Size",
+    "StatisticsSettings",
     "StoreLimit",
     "StoreSettings",
     "UpstreamSettings",

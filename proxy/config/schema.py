@@ -252,6 +252,12 @@ class LogSettings(Section, frozen=True):
     ] = "auto"
 
 
+class StatisticsSettings(Section, frozen=True):
+    """Totals of what clients pull."""
+
+    clients: Annotated[bool, Meta(description="Keep totals by client address, for a month.")] = True
+
+
 class StoreSettings(Section, frozen=True):
     """Location and size of the store."""
 
@@ -614,6 +620,7 @@ class Config(Section, frozen=True):
     ] = False
     server: ServerSettings = ServerSettings()
     log: LogSettings = LogSettings()
+    statistics: StatisticsSettings = StatisticsSettings()
     store: StoreSettings = StoreSettings()
     manifests: ManifestsSettings = field(default_factory=ManifestsSettings)
     fetch: FetchSettings = FetchSettings()

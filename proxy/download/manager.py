@@ -4,6 +4,7 @@ Upstreams share only committed blobs: clients of one upstream get no unverified 
 """
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,6 +32,8 @@ MISMATCH_BACKOFF = 10.0
 # How long, in seconds, and for how many blobs the manager remembers that upstream does not have them.
 ABSENT_TTL = 3.0
 MAX_ABSENT_BLOBS = 10_000
+# Downloads whose beginning is remembered, so that a pull knows what was fetched for it.
+MAX_REMEMBERED_STARTS = 10_000
 # A request for a blob that upstream does not have counts as waiting for this long after its response, in
 # seconds: otherwise one client could have upstream asked as fast as it answers.
 ABSENT_HOLD = 1.0
@@ -63,6 +66,7 @@ class DownloadManager:
         now = asyncio.get_running_loop().time
         self._mismatch_counts: TTLCache[tuple[Repository, Digest], int] = TTLCache(1000, now)
         self._absent: TTLCache[tuple[Repository, Digest], str] = TTLCache(MAX_ABSENT_BLOBS, now)
+        self._starts: TTLCache[_Key, None] = TTLCache(MAX_REMEMBERED_STARTS, time.perf_counter)
 
     def configure(self, settings: FetchSettings) -> None:
         """Apply the limits of a new configuration."""
@@ -77,6 +81,11 @@ class DownloadManager:
     def get(self, upstream_name: str, digest: Digest) -> Download | None:
         """Return the running download of `digest` from an upstream, or None."""
         return self._running.get((upstream_name, digest))
+
+    def age(self, upstream_name: str, digest: Digest) -> float | None:
+        """Return how many seconds ago the last download of a blob began; None if that is forgotten."""
+        found = self._starts.get_with_age((upstream_name, digest))
+        return found[0] if found else None
 
     def add_client(self, download: Download, client: str) -> None:
         """Make a download urgent, and let it use this client's turns too."""
@@ -116,6 +125,7 @@ class DownloadManager:
         task = start_task(self._group, self._run(key, download, client, predecessor))
         self._tasks[key] = task
         self._running[key] = download
+        self._starts.set(key, None)
         if client is not None:
             self._started_by.setdefault(client, set()).add(download)
         return download

@@ -7,6 +7,7 @@ from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
+from proxy.traffic import purpose
 from proxy.upstream.body import BlobBody
 from proxy.upstream.client import Upstream
 
@@ -26,6 +27,7 @@ class BlobSource:
         self.digest = digest
         self._upstream = upstream
         self._metrics = metrics
+        self._purpose = purpose.get()
 
     def open(self, start: int, stop: int | None = None) -> AbstractAsyncContextManager[BlobBody]:
         """Request the blob from `start` on, up to `stop` if upstream supports ranges.
@@ -47,7 +49,9 @@ class BlobSource:
     async def read_into(self, body: BlobBody, buffer: memoryview) -> int:
         """Read the next bytes into `buffer`; return their number, 0 at the end. Raises `UpstreamError`."""
         count = await body.read_into(buffer)
-        self._metrics.count_upstream_bytes(self.upstream_name, "blob", count)
+        self._metrics.count_upstream_bytes(
+            self.upstream_name, "blob", count, self._purpose, self.repository.name
+        )
         return count
 
     def record_retry(self, offset: int, error: ProxyError) -> None:

@@ -25,6 +25,7 @@ from proxy.images.selection import ImageSelection
 from proxy.images.store import ImageStore
 from proxy.log import get_logger
 from proxy.metrics import Metrics
+from proxy.names import NameParser
 from proxy.oci.digest import Digest
 from proxy.oci.platform import Platform
 from proxy.preload import events
@@ -38,6 +39,7 @@ from proxy.preload.resolve import FetchManifest, ImageResolver
 from proxy.preload.resolved import MissingReferrer, ResolvedImage
 from proxy.preload.space_budget import SpaceBudget
 from proxy.storage.space import Lease
+from proxy.traffic import purpose
 from proxy.upstream.client import Upstream
 
 # Seconds between two progress reports of running downloads.
@@ -77,6 +79,11 @@ class Preloader:
 
     def __init__(self, deps: PreloadDeps) -> None:
         self._deps = deps
+
+    @property
+    def names(self) -> NameParser:
+        """Parses the names of images."""
+        return self._deps.image_store.names
 
     async def preload(
         self,
@@ -144,7 +151,8 @@ class _PreloadRun:
         return self._report.totals(self._fetcher.fetched_bytes)
 
     async def run(self, selections: Iterable[ImageSelection]) -> None:
-        """Preload the selected images, and report every event and result."""
+        """Preload the selected images, and report every event and result. Runs in a task of its own."""
+        purpose.set("preload")
         names = self._deps.image_store.names
         requested = merge_selections(selections, names, self._report.add_failed)
         resolved, deferred = await self._resolve_all(requested)

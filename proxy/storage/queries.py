@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from operator import itemgetter
 from pathlib import Path
@@ -17,7 +18,7 @@ from proxy.storage.blobs import BLOCK_SIZE
 from proxy.storage.index_size import PAGE_SIZE, delete_empty_repositories, vacuum
 from proxy.storage.permissions import create_private_file
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 9
 
 # Manifests that name more blobs are served, but neither stored nor indexed: each blob takes half a kilobyte
 # of the index, and a manifest of 4 MiB could name 36,000.
@@ -95,6 +96,9 @@ _MIGRATIONS = {
             -- Names of docker.io that begin like a host are refused now.
             AND NOT (upstream = 'docker.io' AND instr(substr(name, 1, instr(name, '/')), '.'));
     """,
+    # Only new tables: totals of traffic, and the audit trail.
+    7: "",
+    8: "",
 }
 
 
@@ -396,6 +400,17 @@ def restore_senders(connection: sqlite3.Connection, rows: Iterable[tuple[str, ..
         " SELECT digest, :upstream FROM blobs WHERE digest = :digest",
         [{"digest": digest, "upstream": upstream} for digest, upstream in rows],
     )
+
+
+def restore_rows(
+    connection: sqlite3.Connection, tables: Mapping[str, Sequence[tuple[str, ...]]]
+) -> None:
+    """Add rows of another index to tables that have the same columns there."""
+    for name, rows in tables.items():
+        if rows:
+            marks = ", ".join("?" * len(rows[0]))
+            with suppress(sqlite3.OperationalError):  # another version has other columns
+                connection.executemany(f"INSERT OR IGNORE INTO {name} VALUES ({marks})", rows)
 
 
 def record_uses(connection: sqlite3.Connection, uses: dict[Digest, float]) -> None:

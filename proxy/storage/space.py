@@ -9,7 +9,7 @@ Pinned and leased blobs are never evicted, and nothing is evicted for content th
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +27,7 @@ from proxy.storage.index import Index
 from proxy.storage.ingest import STATE_FILE_SIZE, Ingest
 from proxy.storage.locks import DigestLocks
 from proxy.storage.scan import scan_blobs
+from proxy.storage.trail import UNKNOWN_IMAGE, EvictionTally, find_images
 
 # The index, without its log, may take a quarter of the store, and in a small store 2 MiB. Beyond that its own
 # rows are evicted: a store of images needs a ten thousandth, one of small artifacts a seventh.
@@ -105,6 +106,7 @@ class SpaceManager:
         # Files that the index does not know and that could not be deleted, with allocated sizes.
         self._strays: dict[Digest, int] = {}
         self._leases: list[Lease] = []
+        self.evictions = EvictionTally()
         self._auditor = Auditor(store, index)
         # One eviction at a time: two would choose the same victims.
         self._eviction_lock = asyncio.Lock()
@@ -165,6 +167,11 @@ class SpaceManager:
     def pinned_bytes(self) -> int:
         """Bytes of pinned blobs, which are never evicted."""
         return self._index.totals.pinned_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that can be stored before something must be evicted; negative if something must now."""
+        return -self._shortage(0)[0]
 
     def fits(self, size: int) -> bool:
         """Tell whether a blob of `size` bytes could ever be stored here."""
@@ -558,6 +565,7 @@ class SpaceManager:
         if not (digests or self._unindexed_deletes):
             return []
         deleted: list[Digest] = []
+        images = await self._find_images(digests, reason)
 
         def delete_file(digest: Digest) -> None:
             self._store.delete(digest)
@@ -578,7 +586,21 @@ class SpaceManager:
             self.locks.release(retried)
         freed = sum(allocated_size(size) for _, size in removed)
         self._metrics.count_evicted(reason, len(removed), freed)
+        if images is not None:
+            for digest, size in removed:
+                self.evictions.add(reason, images.get(digest, UNKNOWN_IMAGE), allocated_size(size))
         return removed
+
+    async def _find_images(
+        self, digests: Sequence[Digest], reason: EvictionReason
+    ) -> Mapping[Digest, str] | None:
+        """Return the images that evicted blobs belong to; None if an act removes them."""
+        if reason == "removed":
+            return None
+        try:
+            return await self._index.transact(find_images, digests, keeps_rows=True)
+        except StorageError:
+            return {}
 
     def _forget_unindexed(self, digests: Iterable[Digest]) -> None:
         for digest in digests:

@@ -35,6 +35,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.manifest import ACCEPT, parse_manifest
 from proxy.oci.reference import Reference, Tag
 from proxy.oci.referrers import RawDescriptor
+from proxy.traffic import purpose
 from proxy.upstream import responses, retry, search
 from proxy.upstream.body import BlobBody
 from proxy.upstream.encoding import is_gzip_encoded
@@ -117,6 +118,10 @@ class Upstream:
         if not quota.is_scarce:
             return ""
         return f"{self.name} allows {quota.remaining} more of {quota.limit} pulls"
+
+    def is_rate_limited(self, repository: str) -> bool:
+        """Tell whether the registry allows no pulls of the repository now."""
+        return self._registry.is_rate_limited(repository)
 
     @property
     def has_mirrors(self) -> bool:
@@ -413,7 +418,9 @@ class Upstream:
         self, registry: RegistryClient, request: ApiRequest, reference: Reference, deadline: float
     ) -> FetchedManifest:
         content, content_type = await registry.request(request, responses.read_manifest, deadline)
-        self._metrics.count_upstream_bytes(self.name, "manifest", len(content))
+        self._metrics.count_upstream_bytes(
+            self.name, "manifest", len(content), purpose.get(), request.repository
+        )
         digest, is_verified = Digest.from_content(content), isinstance(reference, Digest)
         if isinstance(reference, Digest):
             digest = Digest.from_content(content, reference.algorithm)
@@ -474,8 +481,9 @@ class Upstream:
             page = await self._registry.request(
                 ApiRequest("GET", repository, path, kind), responses.read_list_page
             )
-            self._metrics.count_upstream_bytes(self.name, kind, len(page.content))
-            total_size += len(page.content)
+            size = len(page.content)
+            self._metrics.count_upstream_bytes(self.name, kind, size, purpose.get())
+            total_size += size
             if total_size > MAX_LIST_SIZE:
                 raise UpstreamError(f"{self.name} sent a list of more than {MAX_LIST_SIZE} bytes")
             yield page

@@ -242,6 +242,14 @@ class RegistryClient:
         finally:
             _close_response(response)
 
+    def is_rate_limited(self, repository: str) -> bool:
+        """Tell whether the registry allows no pulls of the repository now."""
+        pulls = RequestClass("GET", "manifest", repository)
+        return (
+            self.quota.remaining == 0
+            or self.quota.active_cooldown(pulls, self._clock()) is not None
+        )
+
     async def _send_authenticated(
         self, request: ApiRequest, limits: _AttemptLimits
     ) -> ClientResponse:

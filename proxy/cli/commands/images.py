@@ -150,13 +150,13 @@ def rm(
 ) -> None:
     """Remove images from the store.
 
-    Removes their blobs too, except those that other images use. If an image is not stored, or is
-    pinned, nothing is removed. Clients may pull the images again.
+    IMAGE may be a glob, as 'ghcr.io/owner/*'. Removes their blobs too, except those that other
+    images use. If an image is not stored, or is pinned, nothing is removed. Clients may pull the images again.
 
     \b
     Examples:
       pullcache rm nginx:1.27 --dry-run
-      pullcache rm nginx:1.27
+      pullcache rm nginx:1.27 'ghcr.io/owner/*'
     """
     request = {"images": images, "dry_run": dry_run, "force": force}
     with open_client(path, store) as api:

@@ -11,25 +11,16 @@ import click
 from proxy.cli.display.text import Truncator, escape_unprintable, print_table
 from proxy.cli.exit_codes import FAILED
 from proxy.cli.groups import SummaryGroup
-from proxy.cli.options import config_options, json_option, no_trunc_option, open_client
+from proxy.cli.options import (
+    DurationParameter,
+    config_options,
+    json_option,
+    no_trunc_option,
+    open_client,
+)
 from proxy.config import Duration
 
 _REASON_WIDTH = 70
-
-
-class _DurationParameter(click.ParamType[Duration]):
-    name = "duration"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Duration:
-        """Return the duration in `7d` or `12h`."""
-        if isinstance(value, Duration):
-            return value
-        try:
-            return Duration.parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 @click.group(cls=SummaryGroup)
@@ -147,7 +138,7 @@ def list_policies(*, path: Path | None, store: str | None, as_json: bool) -> Non
 @click.option(
     "--for",
     "duration",
-    type=_DurationParameter(),
+    type=DurationParameter(),
     required=True,
     help="How long the image is allowed, for instance 7d; at most 366d.",
 )
@@ -171,7 +162,7 @@ def add_exception(
 @config_options
 @click.option(
     "--since",
-    type=_DurationParameter(),
+    type=DurationParameter(),
     default="1d",
     show_default=True,
     help="How far to go back.",

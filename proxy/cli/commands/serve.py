@@ -57,6 +57,12 @@ def _parse_upstreams(
     metavar="FORMAT",
     help='Log format: "json", "console", or "auto", which is console on a terminal, else JSON.',
 )
+@click.option(
+    "--log-level",
+    type=click.Choice(("debug", "info", "warning", "error")),
+    metavar="LEVEL",
+    help="Minimum severity to log: debug, info, warning or error.",
+)
 def serve(
     *,
     path: Path | None,
@@ -66,6 +72,7 @@ def serve(
     upstreams: Mapping[str, Mapping[str, str]],
     offline: bool,
     log_format: str | None,
+    log_level: str | None,
 ) -> None:
     """Run the cache daemon in the foreground.
 
@@ -84,7 +91,7 @@ def serve(
         store,
         offline=offline or None,
         server={"listen": list(listen) or None},
-        log={"format": log_format},
+        log={"format": log_format, "level": log_level},
         max_size=max_size,
         upstreams=upstreams,
     )

@@ -51,6 +51,11 @@ class Truncator:
     def __init__(self, *, no_trunc: bool) -> None:
         self.no_trunc = no_trunc or not sys.stdout.isatty()
 
+    @property
+    def is_active(self) -> bool:
+        """Whether text is shortened."""
+        return not self.no_trunc
+
     def digest(self, text: str) -> str:
         """Return a digest in its short form; other text unchanged."""
         return text if self.no_trunc else short_digest(text)

@@ -13,6 +13,7 @@ To add an operation:
    sent at once as a line of JSON. It raises errors of `proxy.errors`: before the first event they
    become a status, after it the last line, `{"error": {"code", "message"}}`. If the client
    disconnects, the handler is cancelled.
+   A handler that changes what is served or kept does so within `ActRecorder.recording`.
 4. Add the routes to the list in `configure_app` (`proxy/service.py`), and paths and schemas to
    `openapi.json`. A test compares both.
 5. Write the command in `proxy/cli/commands/`, and its section in `docs/commands.md`. It uses

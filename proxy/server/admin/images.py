@@ -11,6 +11,7 @@ from proxy.images.inspect import ImageDetail, ImageInspector
 from proxy.images.manage import ImageManager, ImageSummary, PinnedImages, RemovedImages
 from proxy.images.selection import ImageSelection
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
+from proxy.server.admin.recording import ActRecorder
 
 
 class ListImagesQuery(RequestModel, frozen=True):
@@ -59,6 +60,7 @@ class ImageHandlers:
     images: ImageManager
     checker: OfflineChecker
     inspector: ImageInspector
+    acts: ActRecorder
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -89,14 +91,22 @@ class ImageHandlers:
     async def remove(self, request: AdminRequest) -> RemovedImages:
         """Remove images, or return what that would free."""
         body = await request.read_json(RemoveRequest)
-        return await self.images.remove(body.images, dry_run=body.dry_run, force=body.force)
+        if body.dry_run:
+            return await self.images.remove(body.images, dry_run=True, force=body.force)
+        async with self.acts.recording("remove", request.actor, body.images) as act:
+            removed = await self.images.remove(body.images, force=body.force)
+            act.images = self.acts.full_names(removed.images)
+            act.detail = f"freed {removed.bytes} bytes in {removed.blobs} blobs"
+        return removed
 
     async def pin(self, request: AdminRequest) -> PinnedImages:
         """Pin images, so that they are not evicted."""
-        return await self.images.pin((await request.read_json(ImagesRequest)).images)
+        body = await request.read_json(ImagesRequest)
+        async with self.acts.recording("pin", request.actor, body.images):
+            return await self.images.pin(body.images)
 
     async def unpin(self, request: AdminRequest) -> UnpinResponse:
         """Unpin images."""
-        return UnpinResponse(
-            await self.images.unpin((await request.read_json(ImagesRequest)).images)
-        )
+        body = await request.read_json(ImagesRequest)
+        async with self.acts.recording("unpin", request.actor, body.images):
+            return UnpinResponse(await self.images.unpin(body.images))

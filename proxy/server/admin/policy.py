@@ -15,6 +15,7 @@ from proxy.errors import InvalidReferenceError, ProxyError, error_code
 from proxy.names import NameParser, full_name
 from proxy.oci.digest import Digest
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
+from proxy.server.admin.recording import ActRecorder
 from proxy.storage.policy_records import PolicyRecords
 from proxy.storage.policy_rows import DecisionRecord, PolicyException
 
@@ -89,6 +90,7 @@ class PolicyHandlers:
     manifests: ManifestCache
     gate: PolicyGate
     records: PolicyRecords
+    acts: ActRecorder
     clock: Callable[[], float]
 
     def routes(self) -> list[Route]:
@@ -123,7 +125,9 @@ class PolicyHandlers:
             )
         now = self.clock()
         exception = PolicyException(repository, reference, now, now + body.seconds, body.reason)
-        await self.records.add_exception(exception)
+        async with self.acts.recording("exception", request.actor, [body.image]) as act:
+            act.detail = f"for {body.seconds:.0f} s: {body.reason}"
+            await self.records.add_exception(exception)
         self.gate.forget()
         self.gate.report_exception(exception)
         return _describe_exception(exception)

@@ -8,9 +8,11 @@ from typing import Annotated
 import msgspec
 
 from proxy.images.selection import ImageSelection
-from proxy.preload.events import PreloadEvent
+from proxy.preload.events import PreloadEvent, PreloadTotals
 from proxy.preload.preload import Preloader
+from proxy.preload.report import record_totals
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
+from proxy.server.admin.recording import ActRecorder
 
 
 class PreloadRequest(RequestModel, frozen=True):
@@ -27,6 +29,7 @@ class PreloadHandlers:
     """The handler of this route."""
 
     preloader: Preloader
+    acts: ActRecorder
 
     def routes(self) -> list[Route]:
         """Return the route."""
@@ -38,6 +41,15 @@ class PreloadHandlers:
         events = self.preloader.preload(
             body.images, pin=body.pin, dry_run=body.dry_run, jobs=body.jobs
         )
-        async with aclosing(events):
+        if body.dry_run:
+            async with aclosing(events):
+                async for event in events:
+                    yield event
+            return
+        images = [selection.image for selection in body.images]
+        recorded = self.acts.recording("preload", request.actor, images)
+        async with recorded as act, aclosing(events):
             async for event in events:
+                if isinstance(event, PreloadTotals):
+                    record_totals(act, event)
                 yield event

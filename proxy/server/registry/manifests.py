@@ -47,7 +47,7 @@ class ManifestHandler:
     def _respond(
         self, context: RequestContext, repository: Repository, result: ManifestResult
     ) -> Response:
-        context.cache_state = result.cache_state
+        context.cache_state, context.digest = result.cache_state, result.manifest.digest
         if self._prefetch and context.request.method == "GET":
             self._prefetch.prefetch_blobs(repository, result.manifest)
         return build_manifest_response(context, result)
