@@ -19,6 +19,7 @@ from proxy.cache.manifest_store import ManifestStore
 from proxy.cache.manifests import ManifestCache
 from proxy.cache.policy import PolicyGate
 from proxy.cache.prefetch import Prefetcher
+from proxy.cache.refresh import TagRefresher
 from proxy.cache.repair import BlobRepairer
 from proxy.cache.search import RepositorySearch
 from proxy.conditions import report_decision
@@ -28,6 +29,7 @@ from proxy.images.check import OfflineChecker
 from proxy.images.inspect import ImageInspector
 from proxy.images.manage import ImageManager
 from proxy.images.store import ImageStore
+from proxy.images.usage import UsageReporter
 from proxy.names import NameParser
 from proxy.oci.platform import machine_platform
 from proxy.policy.rules import RuleSet
@@ -38,11 +40,13 @@ from proxy.server.admin import (
     images as admin_images,
     policy as admin_policy,
     preload as admin_preload,
+    refresh as admin_refresh,
     schema as admin_schema,
     search as admin_search,
     status as admin_status,
     traffic as admin_traffic,
     trail as admin_trail,
+    usage as admin_usage,
 )
 from proxy.server.admin.api import Route
 from proxy.server.admin.recording import ActRecorder
@@ -166,6 +170,7 @@ async def configure_app(
     )
     registry = RegistryHandler(config.upstreams, manifests, blobs, listings, prefetch, search)
     acts = ActRecorder(core.trail, names)
+    image_manager = ImageManager(image_store, rules, core.clock)
     # The routes of the admin API; `server/admin/api.py` says how to add one.
     routes = [
         *admin_schema.routes(),
@@ -177,11 +182,15 @@ async def configure_app(
             BundleExporter(image_store), BundleImporter(image_store), core.disk_threads, acts
         ).routes(),
         *admin_images.ImageHandlers(
-            ImageManager(image_store, rules, core.clock),
+            image_manager,
             checker,
             ImageInspector(image_store, rules, core.clock),
             acts,
         ).routes(),
+        *admin_refresh.RefreshHandlers(
+            TagRefresher(manifests, core.index), image_manager, names, acts
+        ).routes(),
+        *admin_usage.routes(UsageReporter(image_store, config.store.max_idle, core.clock)),
         *admin_preload.PreloadHandlers(preloader, acts).routes(),
         *admin_policy.PolicyHandlers(
             config, names, manifests, policy, core.policy_records, acts, core.clock

@@ -11,6 +11,11 @@ import click
 from proxy.cli.api_client import AdminClient, open_admin_client
 from proxy.config import Config, Duration, find_config_file, load
 from proxy.config.load import SYSTEM_FILE
+from proxy.errors import ProxyError
+
+# Seconds that a completion waits for the daemon, and the images that it offers.
+COMPLETION_TIMEOUT = 1.0
+MAX_COMPLETIONS = 50
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -45,7 +50,7 @@ def config_options(command: _Command) -> _Command:
         "--config",
         "path",
         type=click.Path(path_type=Path, dir_okay=False),
-        help="Configuration file. [default: $PULLCACHE_CONFIG, or\n/etc/pullcache/pullcache.toml]",
+        help="Configuration file. [default: $PULLCACHE_CONFIG, or /etc/pullcache/pullcache.toml]",
     )
     store = click.option("--store", metavar="DIR", help="Store directory; overrides store.path.")
     return file(store(command))
@@ -57,6 +62,19 @@ def load_config(
     """Return the configuration for a command; `overrides` are nested as in the file."""
     overrides["store"] = {"path": store, "max_size": max_size}
     return load(find_config_file(path, os.environ), os.environ, overrides)
+
+
+def complete_images(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Return the stored images whose names begin with `incomplete`, as the running daemon knows."""
+    try:
+        config = load_config(ctx.params.get("path"), ctx.params.get("store"))
+        with open_admin_client(config, allow_embedded=False, timeout=COMPLETION_TIMEOUT) as api:
+            found = api.stream(
+                "GET", "/api/v1/images", filter=f"{incomplete}*", limit=MAX_COMPLETIONS
+            )
+            return [image["name"] for image in found]
+    except (ProxyError, OSError):
+        return []
 
 
 @contextmanager

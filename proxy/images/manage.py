@@ -96,7 +96,7 @@ class ImageManager:
     ) -> RemovedImages:
         """Remove images and the blobs that no other image uses; a digest stands for all its names.
 
-        Removes all of them or none. Raises `UnknownManifestError` if one is not stored,
+        A glob stands for all images whose names match it. Removes all of them or none. Raises `UnknownManifestError` if one is not stored,
         `DeniedError` if one is pinned and `force` is not set, `BusyError` if one is being preloaded
         or exported, `InvalidReferenceError` and `StorageError`.
         """
@@ -113,6 +113,14 @@ class ImageManager:
             blobs = await self._image_store.space.remove_images(targets)
         names = [display_name(*target) for target in targets]
         return RemovedImages(names, len(blobs), sum(size for _, size in blobs))
+
+    async def find(self, text: str) -> list[tuple[Repository, Reference]]:
+        """Return the stored images with a name, or with names that match a glob.
+
+        Raises `UnknownManifestError` if there is none, `InvalidReferenceError` and `StorageError`.
+        """
+        rows = await self._image_store.query(lambda queries: self._find_rows(queries, [text]))
+        return [(row.repository, row.reference) for row in rows]
 
     async def pin(self, images: Sequence[str]) -> PinnedImages:
         """Protect images from eviction, stored or not.
@@ -183,7 +191,11 @@ class ImageManager:
         """Return the rows of images, without duplicates. Raises `UnknownManifestError`."""
         found: dict[ImageRow, None] = {}
         for text in images:
-            rows = queries.find_images(*self._image_store.names.to_repository(parse_image(text)))
+            rows = (
+                [row for row in queries.images(text) if row.digest and _matches(row, text)]
+                if is_glob(text)
+                else queries.find_images(*self._image_store.names.to_repository(parse_image(text)))
+            )
             if not rows:
                 raise UnknownManifestError(
                     f"{text[:100]} is not in the store; pullcache images lists stored images"
@@ -201,9 +213,14 @@ def _combine_states(platforms: Sequence[PlatformState]) -> ImageState:
     return "complete" if "complete" in states and "partial" not in states else "partial"
 
 
+def is_glob(text: str) -> bool:
+    """Tell whether a name of an image has wildcards."""
+    return bool(set(text) & set("*?["))
+
+
 def _matches(row: ImageRow, pattern: str) -> bool:
     if not pattern:
         return True
-    glob = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
+    glob = pattern if is_glob(pattern) else f"*{pattern}*"
     names = (display_name(row.repository), display_name(row.repository, row.reference))
     return any(fnmatchcase(name, glob) for name in names)

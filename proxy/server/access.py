@@ -90,7 +90,8 @@ class AccessControl:
                 addresses=exposed,
                 help="set server.tls_certificate, unless a reverse proxy terminates TLS",
             )
-        if addresses and self.limiter.max_connections < settings.max_connections:
+        is_wanted = settings.max_connections != ServerSettings().max_connections
+        if addresses and is_wanted and self.limiter.max_connections < settings.max_connections:
             log.warning(
                 "file_limit_too_low",
                 limit=self.limiter.max_connections,

@@ -20,7 +20,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Repository, Tag, parse_reference
 from proxy.oci.referrers import ReferrerRecord
 from proxy.policy.facts import RepositoryFacts
-from proxy.storage import pins
+from proxy.storage import pins, usage_queries
 from proxy.storage.index_size import delete_empty_repositories
 from proxy.storage.policy_rows import (
     EXCEPTION_SQL,
@@ -31,6 +31,7 @@ from proxy.storage.policy_rows import (
     to_facts,
     to_meaning,
 )
+from proxy.storage.usage_queries import OldBlob, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +261,18 @@ class ImageQueries:
         self._connection.execute("DROP TABLE temp.top")
         self._connection.execute("CREATE UNIQUE INDEX temp.sizes_by_digest ON sizes (digest)")
         self._has_sizes = True
+
+    def usage_by_upstream(self) -> list[Usage]:
+        """Return the usage of each upstream, the largest first."""
+        return usage_queries.usage_by_upstream(self._connection)
+
+    def usage_by_repository(self) -> list[Usage]:
+        """Return the usage of each repository, the largest first."""
+        return usage_queries.usage_by_repository(self._connection)
+
+    def oldest_blobs(self, count: int) -> list[OldBlob]:
+        """Return the blobs that eviction takes first."""
+        return usage_queries.oldest_blobs(self._connection, count)
 
     def blob(self, repository: Repository, digest: Digest) -> StoredBlob | None:
         """Return a stored blob that the repository is linked to."""

@@ -168,6 +168,11 @@ class SpaceManager:
         """Bytes of pinned blobs, which are never evicted."""
         return self._index.totals.pinned_bytes
 
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that can be stored before something must be evicted; negative if something must now."""
+        return -self._shortage(0)[0]
+
     def fits(self, size: int) -> bool:
         """Tell whether a blob of `size` bytes could ever be stored here."""
         index = self._index.used_bytes() + INDEX_MARGIN

@@ -58,6 +58,27 @@ async def test_images_are_filtered_and_sorted(registry, program, app):
     assert json.loads((await run_on(program, "images", "none", "--json")).stdout) == []
 
 
+async def test_rm_takes_globs_over_the_stored_images(registry, program):
+    for name in ("me/app", "me/other", "you/app"):
+        await program.pull(registry.add_image(name))
+    done = await run_on(program, "rm", "me/*", "--dry-run")
+    assert done.stdout.startswith("would remove me/app:latest\nwould remove me/other:latest\n")
+    done = await run_on(program, "rm", "me/*", "you/app")
+    assert done.stdout.startswith("removed me/app:latest\nremoved me/other:latest\nremoved you/")
+    assert json.loads((await run_on(program, "images", "--json")).stdout) == []
+    done = await run_on(program, "rm", "me/*")
+    assert (done.exit_code, "me/* is not in the store" in done.stderr) == (1, True)
+
+
+async def test_rm_removes_nothing_if_a_glob_matches_a_pinned_image(registry, program):
+    for name in ("me/app", "me/other"):
+        await program.pull(registry.add_image(name))
+    await run_on(program, "pin", "me/other")
+    done = await run_on(program, "rm", "me/*")
+    assert (done.exit_code, "me/other:latest is pinned" in done.stderr) == (1, True)
+    assert len(json.loads((await run_on(program, "images", "--json")).stdout)) == 2
+
+
 async def test_a_pin_of_an_image_that_is_not_stored_says_so(program, app):
     done = await run_on(program, "pin", "app:v1", "app:typo")
     assert (done.exit_code, done.stderr) == (0, "")

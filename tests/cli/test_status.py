@@ -128,6 +128,23 @@ def test_status_without_a_daemon_shows_the_store_and_exits_1(tmp_path):
     assert "used       0 B of 50 GB in 0 blobs\n" in done.stdout
 
 
+async def test_watch_shows_the_state_until_the_daemon_stops(program):
+    command = [sys.executable, "-m", "proxy", "status", "--watch", "--json"]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        *("--store", str(program.root)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout
+    states = [json.loads(await process.stdout.readline())["state"] for _ in range(2)]
+    assert states == ["serving", "serving"]
+    await program.stop()
+    _, errors = await process.communicate()
+    assert process.returncode == 1
+    assert b"no daemon is listening" in errors or b"daemon stopped" in errors
+
+
 def test_status_without_a_store_says_so_and_makes_none(tmp_path):
     done = run("status", "--store", tmp_path / "typo")
     assert (done.exit_code, done.stdout) == (1, "")

@@ -17,7 +17,7 @@ from proxy.cli.files import bundle_input
 from proxy.cli.files.bundle_input import BundleInput
 from proxy.cli.files.bundle_output import BundleOutput
 from proxy.cli.image_lists import read_image_list
-from proxy.cli.options import config_options, json_option, open_client
+from proxy.cli.options import complete_images, config_options, json_option, open_client
 from proxy.config.values import Size
 from proxy.errors import DaemonUnavailableError, FileUnreachableError
 
@@ -40,7 +40,7 @@ class _SizeParam(click.ParamType[Size]):
 
 @click.command()
 @config_options
-@click.argument("images", metavar="[IMAGE]...", nargs=-1)
+@click.argument("images", metavar="[IMAGE]...", nargs=-1, shell_complete=complete_images)
 @click.option(
     "-f",
     "--file",
@@ -93,6 +93,11 @@ def export(
     A bundle is a tar of an OCI image layout. pullcache import, docker load, podman load, ctr images
     import and skopeo read it. For multi-platform images, only complete platforms are exported,
     unless --platform selects some. Exits 4 if the image list has invalid entries.
+
+    \b
+    Examples:
+      pullcache export nginx:1.27 -o images.tar.zst
+      pullcache export -f images.txt -o b.tar --split 4GB
     """
     entries, invalid = read_image_list(list_file) if list_file else ((), 0)
     requested = [*images, *(entry.reference for entry in entries)]
@@ -178,6 +183,10 @@ def import_(
     BUNDLE is an OCI image layout as a tar, compressed or not, as pullcache export, skopeo, docker
     save (25 and later) and hauler write it; its parts; a directory; or - for stdin. Every digest is
     verified. Exits 4 if some images are incomplete, 1 if all are.
+
+    \b
+    Examples:
+      pullcache import images.tar.zst
     """
     reports = []
     with open_client(path, store, creates_store=True) as api:

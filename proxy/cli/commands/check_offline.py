@@ -36,6 +36,11 @@ def check_offline(
 
     Lists the missing blobs of incomplete images. Uses the cached tags, regardless of their age.
     Exits 1 unless every image is complete.
+
+    \b
+    Examples:
+      pullcache check-offline nginx:1.27
+      pullcache check-offline -f compose.yaml
     """
     requested, invalid = collect_images(images, files, platforms)
     with open_client(path, store) as api:

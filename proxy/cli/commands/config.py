@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from proxy.cli.groups import SummaryGroup
 from proxy.cli.options import config_options, load_config
 from proxy.config import (
     Config,
@@ -21,7 +22,7 @@ from proxy.upstream.credentials import docker_server_name, helper_program, read_
 from proxy.upstream.proxies import ProxySelector
 
 
-@click.group()
+@click.group(cls=SummaryGroup)
 def config() -> None:
     """Check and print the configuration."""
 
@@ -32,6 +33,10 @@ def check(*, path: Path | None, store: str | None) -> None:
     """Validate the configuration.
 
     Also reads the files it names, and looks for credential helpers. Exits 2 on errors.
+
+    \b
+    Examples:
+      pullcache config check -c pullcache.toml
     """
     loaded = load_config(path, store)
     _check_referenced_files(loaded)
@@ -47,6 +52,10 @@ def show(*, path: Path | None, store: str | None, as_json: bool) -> None:
     """Print the effective configuration.
 
     Combines defaults, file, environment and options. Secrets are printed as "***".
+
+    \b
+    Examples:
+      pullcache config show
     """
     loaded = load_config(path, store)
     click.echo(json.dumps(dump(loaded), indent=2) if as_json else to_toml(loaded), nl=as_json)
@@ -55,7 +64,12 @@ def show(*, path: Path | None, store: str | None, as_json: bool) -> None:
 @config.command()
 @config_options
 def schema(*, path: Path | None, store: str | None) -> None:  # noqa: ARG001 - as every command
-    """Print the JSON Schema of the configuration file."""
+    """Print the JSON Schema of the configuration file.
+
+    \b
+    Examples:
+      pullcache config schema > pullcache.schema.json
+    """
     click.echo(json.dumps(json_schema(), indent=2))
 
 

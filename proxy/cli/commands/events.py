@@ -46,10 +46,16 @@ _IMAGES_WIDTH = 30
 @click.option(
     "--image", default="", metavar="IMAGE", help="Only what is about this image or repository."
 )
-@click.option("--action", type=click.Choice(ACTIONS), help="Only this action.")
+@click.option(
+    "--action",
+    type=click.Choice(ACTIONS),
+    metavar="ACTION",
+    help=f"Only this action: {', '.join(ACTIONS)}.",
+)
 @click.option(
     "--since",
     type=DurationParameter(),
+    metavar="TIME",
     default="30d",
     show_default=True,
     help="How far to go back.",
@@ -58,6 +64,7 @@ _IMAGES_WIDTH = 30
     "-n",
     "--limit",
     type=click.IntRange(1, 1000),
+    metavar="N",
     default=100,
     show_default=True,
     help="Number of events.",
@@ -81,7 +88,8 @@ def events(
     switch, each with who did it, and what was evicted, the latest first.
 
     \b
-    Example: pullcache events --image nginx:1.27
+    Examples:
+      pullcache events --image nginx:1.27
     """
     with open_client(path, store) as api:
         found = api.get(
@@ -107,6 +115,9 @@ def events(
             )
             for one in found
         ],
+        optional=("OUTCOME", "BY"),
+        flexible="IMAGES",
+        no_trunc=no_trunc,
     )
 
 

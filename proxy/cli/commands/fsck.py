@@ -27,6 +27,10 @@ def fsck(*, path: Path | None, store: str | None, dry_run: bool, as_json: bool) 
 
     The daemon must be stopped. Reports and removes blobs that do not match their digest; exits 3
     if there are any.
+
+    \b
+    Examples:
+      pullcache fsck --dry-run
     """
     config = load_config(path, store)
     if not has_store(config.store.path):

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,21 @@ import click
 
 from proxy.cli.display.text import (
     Truncator,
-    escape_unprintable,
+    echo,
     format_bytes,
     format_count,
     format_duration,
+    print_fields,
     print_table,
 )
 from proxy.cli.display.trust import format_trust
-from proxy.cli.options import config_options, json_option, no_trunc_option, open_client
+from proxy.cli.options import (
+    complete_images,
+    config_options,
+    json_option,
+    no_trunc_option,
+    open_client,
+)
 
 # Width of a layer's command, and of an image name that shares a layer, on a terminal.
 _COMMAND_WIDTH = 60
@@ -51,6 +58,11 @@ def images(
 
     FILTER is a part of the name, or a glob for all of it. SIZE counts the stored bytes of an image,
     UNIQUE those that rm would free.
+
+    \b
+    Examples:
+      pullcache images
+      pullcache images 'ghcr.io/*' --sort size
     """
     with open_client(path, store) as api:
         found = list(api.stream("GET", "/api/v1/images", filter=pattern))
@@ -75,12 +87,14 @@ def images(
             )
             for image in found
         ],
+        optional=("TRUST", ">CACHED", "PLATFORMS", ">UNIQUE"),
+        no_trunc=no_trunc,
     )
 
 
 @click.command()
 @config_options
-@click.argument("image")
+@click.argument("image", shell_complete=complete_images)
 @no_trunc_option
 @json_option
 def inspect(
@@ -90,6 +104,10 @@ def inspect(
 
     For each platform: its layers, the commands that created them, and its configuration. Referrers
     are signatures, SBOMs and the like.
+
+    \b
+    Examples:
+      pullcache inspect nginx:1.27
     """
     with open_client(path, store) as api:
         document = api.get("/api/v1/images/inspect", image=image)
@@ -97,7 +115,7 @@ def inspect(
         click.echo(json.dumps(document, indent=2))
         return
     truncator = Truncator(no_trunc=no_trunc)
-    _print_fields(_overview_fields(document))
+    print_fields(_overview_fields(document, truncator))
     absent = []
     for platform in document["platforms"]:
         if platform["state"]["state"] == "absent":
@@ -107,7 +125,7 @@ def inspect(
             _print_platform(platform, truncator)
     if absent:
         click.echo()
-        _print_fields([("absent", ", ".join(absent))])
+        print_fields([("absent", ", ".join(absent))])
     if document["referrers"]:
         click.echo()
         _print_referrers(document, truncator)
@@ -115,7 +133,9 @@ def inspect(
 
 @click.command()
 @config_options
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.argument(
+    "images", metavar="IMAGE...", nargs=-1, required=True, shell_complete=complete_images
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be freed; remove nothing.")
 @click.option("--force", is_flag=True, help="Also remove pinned images.")
 @json_option
@@ -130,8 +150,13 @@ def rm(
 ) -> None:
     """Remove images from the store.
 
-    Removes their blobs too, except those that other images use. If an image is not stored, or is
-    pinned, nothing is removed. Clients may pull the images again.
+    IMAGE may be a glob, as 'ghcr.io/owner/*'. Removes their blobs too, except those that other
+    images use. If an image is not stored, or is pinned, nothing is removed. Clients may pull the images again.
+
+    \b
+    Examples:
+      pullcache rm nginx:1.27 --dry-run
+      pullcache rm nginx:1.27 'ghcr.io/owner/*'
     """
     request = {"images": images, "dry_run": dry_run, "force": force}
     with open_client(path, store) as api:
@@ -147,25 +172,38 @@ def rm(
 
 @click.command()
 @config_options
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.argument(
+    "images", metavar="IMAGE...", nargs=-1, required=True, shell_complete=complete_images
+)
 def pin(*, path: Path | None, store: str | None, images: tuple[str, ...]) -> None:
     """Protect images from eviction.
 
     If a pinned tag moves, the new image is protected. An image that is not stored yet is protected
     once it is downloaded.
+
+    \b
+    Examples:
+      pullcache pin nginx:1.27
     """
     with open_client(path, store) as api:
         pinned = api.post("/api/v1/images/pin", {"images": images})
     for name in pinned["images"]:
         later = "; it is not stored yet" if name in pinned["absent"] else ""
-        click.echo(f"pinned {name}{later}")
+        echo(f"pinned {name}{later}")
 
 
 @click.command()
 @config_options
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.argument(
+    "images", metavar="IMAGE...", nargs=-1, required=True, shell_complete=complete_images
+)
 def unpin(*, path: Path | None, store: str | None, images: tuple[str, ...]) -> None:
-    """Allow images to be evicted again."""
+    """Allow images to be evicted again.
+
+    \b
+    Examples:
+      pullcache unpin nginx:1.27
+    """
     with open_client(path, store) as api:
         unpinned = api.post("/api/v1/images/unpin", {"images": images})["images"]
     for name in unpinned:
@@ -217,10 +255,10 @@ def _format_age(now: float, timestamp: float | None) -> str:
     return " ".join(format_duration(max(0, now - timestamp)).split()[:2])
 
 
-def _overview_fields(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _overview_fields(document: dict[str, Any], truncator: Truncator) -> Iterator[tuple[str, str]]:
     now, cached = time.time(), document["cached"]
     yield "name", document["name"]
-    yield "digest", document["digest"]
+    yield "digest", truncator.digest(document["digest"])
     yield "type", document["media_type"]
     yield "also named", ", ".join(name for name in document["names"] if name != document["name"])
     size, unique = format_bytes(document["size"]), format_bytes(document["unique"])
@@ -230,7 +268,7 @@ def _overview_fields(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "pinned", "yes" if document["pinned"] else ""
     yield "trust", _describe_trust(document["trust"], now)
     yield "policy", _describe_policy(document["policy"])
-    yield "history", "\n".join(_describe_history(document["history"]))
+    yield "history", "\n".join(_describe_history(document["history"], truncator))
 
 
 def _describe_trust(trust: dict[str, Any], now: float) -> str:
@@ -248,24 +286,24 @@ def _describe_policy(policy: dict[str, Any] | None) -> str:
     return f"{policy['decision']} by policy {policy['policy']}{mode}{reason}"
 
 
-def _describe_history(history: list[dict[str, Any]]) -> Iterator[str]:
+def _describe_history(history: list[dict[str, Any]], truncator: Truncator) -> Iterator[str]:
     """Yield a line for each digest that the tag meant, unless it always meant the same."""
     for one in history if len(history) > 1 else ():
         first, last = (
             time.strftime("%Y-%m-%d %H:%MZ", time.gmtime(one[key]))
             for key in ("first_seen", "last_seen")
         )
-        yield f"{one['digest']} {first} to {last}"
+        yield f"{truncator.digest(one['digest'])} {first} to {last}"
 
 
 def _print_platform(platform: dict[str, Any], truncator: Truncator) -> None:
     state, config = platform["state"], platform["config"] or {}
     keys = ("user", "workdir", "entrypoint", "cmd", "ports", "env", "labels", "created")
     size = format_bytes(state["size"])
-    _print_fields(
+    print_fields(
         [
             ("platform", f"{state['platform'] or '-'} ({state['state']}, {size})"),
-            ("digest", state["digest"]),
+            ("digest", truncator.digest(state["digest"])),
             *((key, _format_value(config.get(key))) for key in keys),
         ]
     )
@@ -282,6 +320,9 @@ def _print_platform(platform: dict[str, Any], truncator: Truncator) -> None:
                 )
                 for layer in platform["layers"]
             ],
+            optional=("SHARED WITH", "CACHED"),
+            flexible="CREATED BY",
+            no_trunc=truncator.no_trunc,
         )
 
 
@@ -302,6 +343,8 @@ def _print_referrers(document: dict[str, Any], truncator: Truncator) -> None:
             )
             for referrer in document["referrers"]
         ],
+        optional=("OF",),
+        no_trunc=truncator.no_trunc,
     )
 
 
@@ -317,10 +360,3 @@ def _format_value(value: object) -> str:
 def _format_names(names: list[str], truncator: Truncator) -> str:
     more = f" +{len(names) - 1}" if len(names) > 1 else ""
     return f"{truncator.text(names[0], _NAME_WIDTH)}{more}" if names else "-"
-
-
-def _print_fields(fields: Iterable[tuple[str, str]]) -> None:
-    """Print names and values in two columns; leave out empty values."""
-    for name, value in fields:
-        for number, line in enumerate(value.split("\n") if value else ()):
-            click.echo(f"{'' if number else name:<11}{escape_unprintable(line)}")

@@ -10,6 +10,7 @@ import click
 
 from proxy.cli.display.text import Truncator, escape_unprintable, print_table
 from proxy.cli.exit_codes import FAILED
+from proxy.cli.groups import SummaryGroup
 from proxy.cli.options import (
     DurationParameter,
     config_options,
@@ -22,7 +23,7 @@ from proxy.config import Duration
 _REASON_WIDTH = 70
 
 
-@click.group()
+@click.group(cls=SummaryGroup)
 def policy() -> None:
     """Check images against the policies, and make exceptions."""
 
@@ -49,6 +50,10 @@ def check(
 
     Asks upstream what the tags mean now, and serves nothing. Exits 1 if an image is refused or
     cannot be decided about, and 0 if its policy only audits.
+
+    \b
+    Examples:
+      pullcache policy check nginx:1.27
     """
     if containerd:
         images = (_containerd_image(images),)
@@ -68,7 +73,12 @@ def check(
 @config_options
 @click.argument("image")
 def why(*, path: Path | None, store: str | None, image: str) -> None:
-    """Explain what the policies say about an image."""
+    """Explain what the policies say about an image.
+
+    \b
+    Examples:
+      pullcache policy why nginx:1.27
+    """
     with open_client(path, store) as api:
         (found,) = api.stream("POST", "/api/v1/policy/check", {"images": [image]})
         rules = api.get("/api/v1/policy")["policies"]
@@ -92,7 +102,12 @@ def why(*, path: Path | None, store: str | None, image: str) -> None:
 @config_options
 @json_option
 def list_policies(*, path: Path | None, store: str | None, as_json: bool) -> None:
-    """List policies and exceptions."""
+    """List policies and exceptions.
+
+    \b
+    Examples:
+      pullcache policy list
+    """
     with open_client(path, store) as api:
         overview = api.get("/api/v1/policy")
     if as_json:
@@ -104,6 +119,7 @@ def list_policies(*, path: Path | None, store: str | None, as_json: bool) -> Non
             (str(rule["policy"]), rule["mode"], ", ".join(rule["images"]), _describe_rule(rule))
             for rule in overview["policies"]
         ],
+        optional=("RULE",),
     )
     if overview["exceptions"]:
         click.echo()
@@ -130,7 +146,12 @@ def list_policies(*, path: Path | None, store: str | None, as_json: bool) -> Non
 def add_exception(
     *, path: Path | None, store: str | None, image: str, duration: Duration, reason: str
 ) -> None:
-    """Allow an image for a time, whatever the policies say."""
+    """Allow an image for a time, whatever the policies say.
+
+    \b
+    Examples:
+      pullcache policy except IMAGE --for 7d --reason test
+    """
     document = {"image": image, "seconds": float(duration), "reason": reason}
     with open_client(path, store) as api:
         made = api.post("/api/v1/policy/exceptions", document)
@@ -164,7 +185,12 @@ def decisions(
     no_trunc: bool,
     as_json: bool,
 ) -> None:
-    """List what the policies decided lately."""
+    """List what the policies decided lately.
+
+    \b
+    Examples:
+      pullcache policy decisions --since 7d
+    """
     with open_client(path, store) as api:
         found = api.get("/api/v1/policy/decisions", since=time.time() - since, decision=decision)
     if as_json:
@@ -183,6 +209,9 @@ def decisions(
             )
             for one in found
         ],
+        optional=("POLICY",),
+        flexible="REASON",
+        no_trunc=no_trunc,
     )
 
 

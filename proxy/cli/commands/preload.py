@@ -54,6 +54,12 @@ def preload(
     Fetches the current images from upstream, with their signatures and SBOMs. Skips stored content
     and resumes partial downloads, so it is safe to repeat. Exits 4 if some images failed or a
     signature that exists could not be fetched, 1 if all images failed.
+
+    \b
+    Examples:
+      pullcache preload nginx:1.27 redis:7
+      pullcache preload -f compose.yaml --pin
+      pullcache preload -f images.txt --lock images.lock
     """
     if all_platforms and platforms:
         raise click.UsageError("--all-platforms and --platform are mutually exclusive")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from proxy.cli.display.text import Truncator, escape_unprintable, print_table
+from proxy.cli.display.text import Truncator, echo, escape_unprintable, print_table
 from proxy.cli.display.trust import format_trust
 from proxy.cli.options import config_options, json_option, no_trunc_option, open_client
 
@@ -46,6 +46,11 @@ def search(
 
     ghcr.io/TEXT searches ghcr.io. If upstream fails or the cache is offline, shows earlier results
     or cached images. An empty TEXT lists the cached images.
+
+    \b
+    Examples:
+      pullcache search nginx --official
+      pullcache search quay.io/prometheus
     """
     with open_client(path, store) as api:
         trust = "official" if official else "trusted" if trusted else None
@@ -53,7 +58,7 @@ def search(
     if answer["problem"]:
         reason = escape_unprintable(answer["problem"])
         shown = _SOURCE_LABELS[answer["source"]]
-        click.echo(f"{answer['upstream']} was not searched ({reason}); showing {shown}", err=True)
+        echo(f"{answer['upstream']} was not searched ({reason}); showing {shown}", err=True)
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
@@ -69,4 +74,7 @@ def search(
             )
             for hit in answer["results"]
         ],
+        optional=(">STARS",),
+        flexible="DESCRIPTION",
+        no_trunc=no_trunc,
     )

@@ -10,10 +10,11 @@ import click
 
 from proxy.cli.api_client import open_admin_client
 from proxy.cli.display.text import (
-    escape_unprintable,
+    echo,
     format_bytes,
     format_count,
     format_duration,
+    print_fields,
     print_table,
 )
 from proxy.cli.exit_codes import FAILED
@@ -23,6 +24,8 @@ from proxy.errors import DaemonUnavailableError, ProxyError, StoreNotFoundError
 
 # Seconds after which a silent daemon counts as not ready.
 PROBE_TIMEOUT = 5.0
+# Seconds between two states of `--watch`.
+WATCH_INTERVAL = 2.0
 
 FEATURE_LABELS = {
     "manifest_head": "HEAD of manifests",
@@ -39,38 +42,64 @@ PINNED_WARNING_RATIO = 0.9
 @config_options
 @json_option
 @click.option("--probe", is_flag=True, help="Print nothing; exit 0 if the daemon is ready, else 1.")
-def status(*, path: Path | None, store: str | None, as_json: bool, probe: bool) -> None:
+@click.option("--watch", is_flag=True, help="Show the state every 2 seconds until Ctrl-C.")
+def status(
+    *, path: Path | None, store: str | None, as_json: bool, probe: bool, watch: bool
+) -> None:
     """Show the state of daemon and store, and what the cache saved.
 
-    Requests by cache status are counted since the daemon started; pulls and bytes by day. If no daemon
-    is running, shows the store only, and exits 1.
+    Requests by cache status are counted since the daemon started; pulls and bytes by day. If no
+    daemon is running, shows the store only, and exits 1. With --watch, --json prints a line each
+    time.
+
+    \b
+    Examples:
+      pullcache status
+      pullcache status --watch
+      pullcache status --probe && echo ready
     """
     if probe:
         raise click.exceptions.Exit(0 if _is_ready(load_config(path, store)) else FAILED)
+    if watch:
+        config = load_config(path, store)
+        while True:
+            with open_admin_client(config, allow_embedded=False) as api:
+                document = api.get("/api/v1/status")
+            click.clear()
+            _show(document, as_json=as_json, indent=None)
+            time.sleep(WATCH_INTERVAL)
     try:
         with open_client(path, store) as api:
             document = api.get("/api/v1/status")
     except StoreNotFoundError as error:
         raise DaemonUnavailableError(f"no daemon is running: {error}") from error
-    if as_json:
-        click.echo(json.dumps(document, indent=2))
-    else:
-        _print_status(document)
+    _show(document, as_json=as_json, indent=2)
     if not document["addresses"]:
         raise click.exceptions.Exit(FAILED)
 
 
+def _show(document: dict[str, Any], *, as_json: bool, indent: int | None) -> None:
+    if as_json:
+        click.echo(json.dumps(document, indent=indent))
+    else:
+        _print_status(document)
+
+
 def _print_status(document: dict[str, Any]) -> None:
-    click.echo("\n".join(_status_lines(document)) + "\n")
+    print_fields(_status_fields(document))
+    click.echo()
+    if any(period["requests"] or period["preloaded_bytes"] for period in document["traffic"]):
+        click.echo("\n".join(_traffic_lines(document["traffic"])) + "\n")
     print_table(
         ("UPSTREAM", "STATE", ">PULLS LEFT", "URL"),
         [
             (one["name"], one["problem"] or "up", _format_pulls(one), one["url"])
             for one in document["upstreams"]
         ],
+        optional=("URL",),
     )
     for line in _missing_feature_lines(document["upstreams"]):
-        click.echo(line)
+        echo(line)
 
 
 def _is_ready(config: Config) -> bool:
@@ -81,34 +110,28 @@ def _is_ready(config: Config) -> bool:
         return False
 
 
-def _status_lines(document: dict[str, Any]) -> Iterator[str]:
+def _status_fields(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     store, addresses = document["store"], document["addresses"]
-    state = document["state"] if addresses else "no daemon is running"
     used, limit = format_bytes(store["used"]), format_bytes(store["limit"])
-    yield f"state      {state}"
-    yield f"version    {document['version']}"
+    yield "state", document["state"] if addresses else "no daemon is running"
+    yield "version", document["version"]
     if addresses:
-        yield f"uptime     {format_duration(document['uptime'])}"
-        yield f"listening  {', '.join(addresses)}"
-    if document["admin_addresses"]:
-        yield f"admin      {', '.join(document['admin_addresses'])}"
-    yield f"store      {escape_unprintable(store['path'])}"
-    yield f"used       {used} of {limit} in {format_count(store['blobs'], 'blob')}"
+        yield "uptime", format_duration(document["uptime"])
+        yield "listening", ", ".join(addresses)
+    yield "admin", ", ".join(document["admin_addresses"])
+    yield "store", store["path"]
+    yield "used", f"{used} of {limit} in {format_count(store['blobs'], 'blob')}"
     if store["reserved"]:
-        yield f"reserved   {format_bytes(store['reserved'])} for downloads"
+        yield "reserved", f"{format_bytes(store['reserved'])} for downloads"
     if store["pinned"]:
         is_full = store["pinned"] > PINNED_WARNING_RATIO * store["limit"]
         warning = "; too little space left to store other images" if is_full else ""
-        yield f"pinned     {format_bytes(store['pinned'])}{warning}"
-    yield f"scrub      {_format_scrub(document['scrub'])}"
-    if store["problem"]:
-        yield f"problem    {escape_unprintable(store['problem'])}"
+        yield "pinned", f"{format_bytes(store['pinned'])}{warning}"
+    yield "scrub", _format_scrub(document["scrub"])
+    yield "problem", store["problem"]
     if addresses:
-        yield f"downloads  {document['downloads']} running"
-        yield from _request_lines(document)
-    if any(period["requests"] or period["preloaded_bytes"] for period in document["traffic"]):
-        yield ""
-        yield from _traffic_lines(document["traffic"])
+        yield "downloads", f"{document['downloads']} running"
+        yield from _request_fields(document)
 
 
 def _format_scrub(scrub: dict[str, Any]) -> str:
@@ -123,10 +146,10 @@ def _format_scrub(scrub: dict[str, Any]) -> str:
     return text
 
 
-def _request_lines(document: dict[str, Any]) -> Iterator[str]:
+def _request_fields(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for cache_state, served in document["served"].items():
         requests = format_count(served["requests"], "request")
-        yield f"{cache_state:<11}{requests}, {format_bytes(served['bytes'])}"
+        yield cache_state, f"{requests}, {format_bytes(served['bytes'])}"
 
 
 def _traffic_lines(periods: list[dict[str, Any]]) -> Iterator[str]:

@@ -19,13 +19,15 @@ _NAME_WIDTH = 28
 @click.option(
     "--by",
     type=click.Choice(("pulls", "bytes")),
+    metavar="KEY",
     default="pulls",
     show_default=True,
-    help="Order by pulls, or by bytes sent to clients.",
+    help="Order by pulls, or by bytes sent to clients (bytes).",
 )
 @click.option(
     "--days",
     type=click.IntRange(1, 366),
+    metavar="N",
     default=7,
     show_default=True,
     help="Days that count, today included.",
@@ -34,6 +36,7 @@ _NAME_WIDTH = 28
     "-n",
     "--limit",
     type=click.IntRange(1, 1000),
+    metavar="N",
     default=20,
     show_default=True,
     help="Number of lines.",
@@ -57,7 +60,8 @@ def top(
     31 days, repositories for a year. HITS is the share of pulls of which nothing came from upstream.
 
     \b
-    Example: pullcache top repositories --by bytes --days 30
+    Examples:
+      pullcache top repositories --by bytes --days 30
     """
     with open_client(path, store) as api:
         found = api.get("/api/v1/traffic/top", of=_SCOPES[what], by=by, days=days, limit=limit)
@@ -77,6 +81,8 @@ def top(
             )
             for one in found
         ],
+        optional=(">FETCHED",),
+        no_trunc=no_trunc,
     )
 
 

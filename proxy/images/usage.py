@@ -1,0 +1,127 @@
+"""What takes the space of a store, by upstream and repository, and what is evicted next and when."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+
+import msgspec
+
+from proxy.concurrency import run_in_thread
+from proxy.errors import StorageError
+from proxy.images.store import ImageStore
+from proxy.names import display_name
+from proxy.oci.reference import Repository
+from proxy.storage.image_queries import ImageQueries
+from proxy.storage.usage_queries import OldBlob, Usage
+
+DAY = 86_400.0
+# Blobs, the least recently used ones, that are looked at for what goes next.
+MAX_OLDEST_BLOBS = 1000
+# Repositories that are named as the next ones to lose content.
+MAX_NEXT_EVICTIONS = 10
+
+
+class UsageRow(msgspec.Struct, frozen=True):
+    """Bytes of the content of an upstream or repository.
+
+    `unique` are those that no other one has, `reclaimable` those of them that are not pinned.
+    """
+
+    name: str
+    size: int
+    unique: int
+    pinned: int
+    reclaimable: int
+
+
+class NextEviction(msgspec.Struct, frozen=True):
+    """The least recently used content of a repository, which goes next. Times are Unix time.
+
+    `at` is when the first of it goes, if as much is stored as in the last day, None if nothing was.
+    """
+
+    repository: str
+    blobs: int
+    size: int
+    last_used: int
+    at: int | None
+
+
+class StoreUsage(msgspec.Struct, frozen=True):
+    """The usage of a store: `free` bytes can be stored before something must go.
+
+    `stored_last_day` are the bytes that were stored in the last 24 hours and are still there.
+    """
+
+    used: int
+    limit: int
+    free: int
+    stored_last_day: int
+    upstreams: Sequence[UsageRow]
+    repositories: Sequence[UsageRow]
+    next: Sequence[NextEviction]
+
+
+class UsageReporter:
+    """Reports the usage of one store. Content unused for `max_idle` seconds goes (0: never)."""
+
+    def __init__(
+        self, image_store: ImageStore, max_idle: float, clock: Callable[[], float]
+    ) -> None:
+        self._image_store = image_store
+        self._max_idle = max_idle
+        self._clock = clock
+
+    async def report(self) -> StoreUsage:
+        """Return the usage of now. Raises `StorageError`."""
+        store = self._image_store
+        with suppress(StorageError):  # then the times of use are older
+            await store.index.flush()
+        upstreams, repositories, oldest = await store.query(_read)
+        since = self._clock() - DAY
+        stored = await run_in_thread(store.index.list_threads, store.blob_store.bytes_since, since)
+        free = max(0, store.space.free_bytes)
+        return StoreUsage(
+            used=store.space.used_bytes,
+            limit=store.space.max_size,
+            free=free,
+            stored_last_day=stored,
+            upstreams=[_to_row(one, one.upstream) for one in upstreams],
+            repositories=[_to_row(one, display_name(_repository(one))) for one in repositories],
+            next=[*self._next_evictions(oldest, free, stored / DAY)][:MAX_NEXT_EVICTIONS],
+        )
+
+    def _next_evictions(
+        self, oldest: Iterable[OldBlob], free: float, rate: float
+    ) -> Iterable[NextEviction]:
+        """Yield the repositories in the order in which they begin to lose content."""
+        now, sizes, first = self._clock(), Counter[str](), dict[str, tuple[float, float]]()
+        blobs: Counter[str] = Counter()
+        for one in oldest:
+            name = display_name(one.repository) if one.repository else ""
+            first.setdefault(name, (one.used, free))
+            sizes[name] += one.size
+            blobs[name] += 1
+            free += one.size
+        for name, (used, room) in first.items():
+            times = [now + room / rate] if rate else []
+            if self._max_idle:
+                times.append(max(now, used + self._max_idle))
+            at = int(min(times)) if times else None
+            yield NextEviction(name, blobs[name], sizes[name], int(used), at)
+
+
+def _read(queries: ImageQueries) -> tuple[list[Usage], list[Usage], list[OldBlob]]:
+    return (
+        queries.usage_by_upstream(),
+        queries.usage_by_repository(),
+        queries.oldest_blobs(MAX_OLDEST_BLOBS),
+    )
+
+
+def _repository(usage: Usage) -> Repository:
+    return Repository(usage.upstream, usage.name)
+
+
+def _to_row(usage: Usage, name: str) -> UsageRow:
+    return UsageRow(name, usage.size, usage.unique, usage.pinned, usage.reclaimable)
