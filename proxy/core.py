@@ -20,6 +20,7 @@ from proxy.config import Config, StatisticsSettings
 from proxy.download.manager import DownloadManager
 from proxy.download.writer import StorageDeps
 from proxy.metrics import Metrics
+from proxy.rules import ImageRules
 from proxy.server.pulls import PullTracker
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
@@ -98,6 +99,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
         min_free=config.store.min_free,
         clock=clock,
     )
+    space.set_rules(ImageRules(config))
     await space.open()
     scrubber = Scrubber(store, index, space, metrics, clock)
     stack.callback(scrubber.close)

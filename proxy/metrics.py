@@ -38,7 +38,7 @@ RequestKind = Literal[
 ]
 CacheState = Literal["hit", "miss", "collapsed", "stale", "revalidated", "bypass", "none"]
 DownloadResult = Literal["stored", "failed", "mismatch", "bypass"]
-EvictionReason = Literal["size", "min_free", "index_full", "idle", "corrupt", "removed"]
+EvictionReason = Literal["size", "min_free", "quota", "index_full", "idle", "corrupt", "removed"]
 UncachedReason = Literal["too_large", "no_space", "pinned", "index_full", "disk_error"]
 NotificationResult = Literal["sent", "failed", "dropped"]
 ScrubResult = Literal["intact", "corrupt", "missing", "unreadable"]

@@ -64,7 +64,7 @@ class TagRefresher:
         previous = str(row.digest) if row else ""
         image = display_name(repository, tag)
         try:
-            manifest = await self._manifests.get_current_manifest(repository, tag)
+            manifest = await self._manifests.get_current_manifest(repository, tag, is_forced=True)
         except NotFoundError as error:
             return RefreshedTag(image, "gone", previous, "", str(error))
         except ProxyError as error:

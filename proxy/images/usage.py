@@ -9,8 +9,9 @@ import msgspec
 from proxy.concurrency import run_in_thread
 from proxy.errors import StorageError
 from proxy.images.store import ImageStore
-from proxy.names import display_name
+from proxy.names import display_name, policy_name
 from proxy.oci.reference import Repository
+from proxy.rules import ImageRules
 from proxy.storage.image_queries import ImageQueries
 from proxy.storage.usage_queries import OldBlob, Usage
 
@@ -63,13 +64,13 @@ class StoreUsage(msgspec.Struct, frozen=True):
 
 
 class UsageReporter:
-    """Reports the usage of one store. Content unused for `max_idle` seconds goes (0: never)."""
+    """Reports the usage of one store. The rules say after which time unused content goes."""
 
     def __init__(
-        self, image_store: ImageStore, max_idle: float, clock: Callable[[], float]
+        self, image_store: ImageStore, rules: ImageRules, clock: Callable[[], float]
     ) -> None:
         self._image_store = image_store
-        self._max_idle = max_idle
+        self._rules = rules
         self._clock = clock
 
     async def report(self) -> StoreUsage:
@@ -95,18 +96,20 @@ class UsageReporter:
         self, oldest: Iterable[OldBlob], free: float, rate: float
     ) -> Iterable[NextEviction]:
         """Yield the repositories in the order in which they begin to lose content."""
-        now, sizes, first = self._clock(), Counter[str](), dict[str, tuple[float, float]]()
+        now, sizes = self._clock(), Counter[str]()
+        first: dict[str, tuple[float, float, float]] = {}
         blobs: Counter[str] = Counter()
         for one in oldest:
             name = display_name(one.repository) if one.repository else ""
-            first.setdefault(name, (one.used, free))
+            owner = policy_name(one.repository) if one.repository else ""
+            first.setdefault(name, (one.used, free, self._rules.settings(owner).max_idle))
             sizes[name] += one.size
             blobs[name] += 1
             free += one.size
-        for name, (used, room) in first.items():
+        for name, (used, room, max_idle) in first.items():
             times = [now + room / rate] if rate else []
-            if self._max_idle:
-                times.append(max(now, used + self._max_idle))
+            if max_idle:
+                times.append(max(now, used + max_idle))
             at = int(min(times)) if times else None
             yield NextEviction(name, blobs[name], sizes[name], int(used), at)
 
