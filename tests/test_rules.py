@@ -1,6 +1,7 @@
 """Rules by repository: which rule decides about each key."""
 
 import math
+from collections.abc import Mapping
 
 import pytest
 
@@ -12,11 +13,11 @@ from proxy.rules import NEVER, ImageRules
 NGINX, OTHER = "docker.io/library/nginx", "docker.io/me/app"
 
 
-def config(*rules: dict[str, object], **sections: object) -> Config:
+def config(*rules: Mapping[str, object], **sections: object) -> Config:
     return load(None, {}, {"rules": [*rules], **sections})
 
 
-def rules(*tables: dict[str, object], **sections: object) -> ImageRules:
+def rules(*tables: Mapping[str, object], **sections: object) -> ImageRules:
     return ImageRules(config(*tables, **sections))
 
 
@@ -93,6 +94,7 @@ def test_a_wrong_rule_says_what_to_write(rule, message):
 
 
 def test_a_key_that_is_not_set_is_empty():
-    assert InheritedDuration.parse("") == InheritedShare.parse("") == ""
+    assert not InheritedDuration.parse("")
+    assert not InheritedShare.parse("")
     assert (InheritedDuration.parse("90m"), InheritedShare.parse("5 %")) == ("1h30m", "5%")
     assert InheritedDuration.parse(0) == "0s"
