@@ -39,7 +39,7 @@ def check(*, path: Path | None, store: str | None) -> None:
       pullcache config check -c pullcache.toml
     """
     loaded = load_config(path, store)
-    _check_referenced_files(loaded)
+    check_referenced_files(loaded)
     for file in world_readable_files(loaded):
         click.echo(f"{file}: contains a secret and is world-readable (chmod o-r {file})", err=True)
     click.echo("the configuration is valid")
@@ -73,7 +73,7 @@ def schema(*, path: Path | None, store: str | None) -> None:  # noqa: ARG001 - a
     click.echo(json.dumps(json_schema(), indent=2))
 
 
-def _check_referenced_files(config: Config) -> None:
+def check_referenced_files(config: Config) -> None:
     """Read the files that the configuration names, or raise `ConfigError`."""
     from proxy.server.access import check_files  # noqa: PLC0415 - imports aiohttp
     from proxy.tracing import check_tracing  # noqa: PLC0415 - imports aiohttp
