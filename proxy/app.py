@@ -203,8 +203,12 @@ class RunningApp:
             core.pulls,
         )
         self.api = AdminApiHandler(configured.routes, core.metrics, access_log)
-        server = HttpServer(self.middleware, core.disk_threads, core.group, trace_requests)
-        self.listener = Listener(server, "server.listen", core.group, access.limiter)
+        server = HttpServer(
+            self.middleware, core.disk_threads, core.group, trace_requests, access.proxies
+        )
+        self.listener = Listener(
+            server, "server.listen", core.group, access.limiter, access.proxies
+        )
         self.check_store = core.check_store
         self._scheduler = PreloadScheduler(
             lambda: self._configured.preloader,

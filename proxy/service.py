@@ -47,6 +47,7 @@ from proxy.server.admin import (
     status as admin_status,
     traffic as admin_traffic,
     trail as admin_trail,
+    upstreams as admin_upstreams,
     usage as admin_usage,
 )
 from proxy.server.admin.api import Route
@@ -193,6 +194,7 @@ async def configure_app(
         *admin_refresh.RefreshHandlers(
             TagRefresher(manifests, core.index), image_manager, names, acts
         ).routes(),
+        *admin_upstreams.UpstreamHandlers(upstreams, config.upstreams).routes(),
         *admin_usage.routes(UsageReporter(image_store, image_rules, core.clock)),
         *admin_preload.PreloadHandlers(preloader, acts).routes(),
         *admin_policy.PolicyHandlers(

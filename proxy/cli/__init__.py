@@ -17,6 +17,7 @@ from proxy.cli.commands.client_config import client_config
 from proxy.cli.commands.completion import completion
 from proxy.cli.commands.config import config
 from proxy.cli.commands.df import df
+from proxy.cli.commands.doctor import doctor
 from proxy.cli.commands.events import events
 from proxy.cli.commands.fsck import fsck
 from proxy.cli.commands.images import images, inspect, pin, rm, unpin
@@ -35,7 +36,7 @@ from proxy.journal import is_journal_stream, priority_prefix
 
 # The commands in the order in which the help lists them.
 COMMANDS: Mapping[str, Sequence[click.Command]] = {
-    "Run": (serve, status, offline, fsck),
+    "Run": (serve, status, doctor, offline, fsck),
     "Look": (images, inspect, df, top, events, search, check_offline),
     "Fill and clear": (preload, refresh, pin, unpin, rm),
     "Carry": (export, import_),

@@ -11,6 +11,7 @@ from proxy.config.values import (
     Duration,
     InheritedDuration,
     InheritedShare,
+    Network,
     OptionalDuration,
     OptionalUrl,
     PositiveDuration,
@@ -146,12 +147,29 @@ class ServerSettings(Section, frozen=True):
         int,
         Meta(
             description=(
-                "Maximum connections per client address (IPv6: per /64); behind a reverse "
-                "proxy all clients share one address."
+                "Maximum connections per client address (IPv6: per /64); behind a proxy that is "
+                "not in trusted_proxies all clients share one address."
             ),
             ge=1,
         ),
     ] = 2048
+    allow_clients: Annotated[
+        tuple[Network, ...],
+        Meta(
+            description=(
+                "Networks of clients that are served, others get 403; empty: everyone is served."
+            )
+        ),
+    ] = ()
+    trusted_proxies: Annotated[
+        tuple[Network, ...],
+        Meta(
+            description=(
+                "Networks of proxies and load balancers whose PROXY protocol, X-Forwarded-For and "
+                "Forwarded are believed."
+            )
+        ),
+    ] = ()
     admin_listen: Annotated[
         tuple[Address, ...],
         Meta(description="TCP addresses of the admin API, in addition to admin.sock in the store."),

@@ -6,7 +6,7 @@ the JSON Schema.
 
 import os
 import re
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -195,6 +195,27 @@ class Address(str):
     def local_address(self) -> str:
         """The address for clients on this machine: 127.0.0.1 if it is all addresses."""
         return f"127.0.0.1:{self.port}" if self.host in {"", "0.0.0.0", "::"} else self  # noqa: S104
+
+
+class Network(str):
+    """A network in CIDR notation, or one address."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {"type": "string", "examples": ["10.0.0.0/8"]}
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the network, or raise `ValueError`."""
+        text = _to_text(value)
+        try:
+            return cls(ip_network(text))
+        except ValueError as error:
+            if "host bits" in str(error):
+                network = ip_network(text, strict=False)
+                raise ValueError(f'{value!r} has host bits set (write "{network}")') from error
+            raise ValueError(
+                f'{value!r} is not a network (write "10.0.0.0/8" or "192.0.2.7")'
+            ) from error
 
 
 class RegistryUrl(str):

@@ -55,9 +55,10 @@ class Middleware:
         """Return the response, or an awaitable of it if it must wait. Neither raises an `Exception`."""
         context = RequestContext(request, time.perf_counter(), str(next(self._request_ids)))
         request_id.set(context.request_id)
-        if self._access.needs_login(request):
-            return self._answer_later(context, self._check_login_and_route(context))
         try:
+            self._access.check_address(request)
+            if self._access.needs_login(request):
+                return self._answer_later(context, self._check_login_and_route(context))
             answer = self._route(context)
         except Exception as error:  # noqa: BLE001 (bugs are logged and counted)
             answer = self._to_response(error, context)

@@ -325,6 +325,15 @@ class Upstream:
         self._metrics.count_upstream_bytes(self._search_registry.name, "search", len(content))
         return search.parse_search_page(content)
 
+    async def check(self) -> None:
+        """Request the registry's API version, with the configured login.
+
+        Raises `NotFoundError` and `UpstreamError`.
+        """
+        await self._registry.request(
+            ApiRequest("GET", "", "v2/", "ping"), responses.read_digest, max_attempts=1
+        )
+
     def _request_deadline(self) -> float:
         """Return the time by which a request must be answered, by mirrors and registry together."""
         return self._now() + REQUEST_TIMEOUT

@@ -142,6 +142,8 @@ def test_schema_is_json_schema():
         "admin_listen",
         "admin_token_file",
         "admin_tokens",
+        "allow_clients",
+        "trusted_proxies",
         "admin_hosts",
         "tls_certificate",
         "tls_key",

@@ -47,7 +47,7 @@ def check(*, path: Path | None, store: str | None) -> None:
       pullcache config check -c pullcache.toml
     """
     loaded = load_config(path, store)
-    _check_referenced_files(loaded)
+    check_referenced_files(loaded)
     for file in world_readable_files(loaded):
         click.echo(f"{file}: contains a secret and is world-readable (chmod o-r {file})", err=True)
     click.echo("the configuration is valid")
@@ -149,7 +149,7 @@ def _explain(config: Config, image: str) -> Iterator[tuple[str, str, str]]:
     )
 
 
-def _check_referenced_files(config: Config) -> None:
+def check_referenced_files(config: Config) -> None:
     """Read the files that the configuration names, or raise `ConfigError`."""
     from proxy.server.access import check_files  # noqa: PLC0415 - imports aiohttp
     from proxy.tracing import check_tracing  # noqa: PLC0415 - imports aiohttp
