@@ -78,6 +78,22 @@ class ImageRules:
         modes = [self._config.fetch.prefetch, *(rule.prefetch for rule in self._config.rules)]
         return "layers" in modes
 
+    def globs(self, rule: int) -> tuple[str, ...]:
+        """Return the globs of the rule with this number."""
+        return self._config.rules[rule - 1].images
+
+    def quotas(self, max_size: int) -> dict[int, int]:
+        """Return the shares of a store of `max_size` bytes, in bytes, by the numbers of their rules."""
+        return {number: int(share * max_size) for number, share in self.max_shares.items()}
+
+    def quota_rule(self, name: str) -> int:
+        """Return the number of the rule that sets the share of a repository, 0 without one."""
+        return self.settings(name).sources["max_share"]
+
+    def idle_rule(self, name: str) -> int:
+        """Return the number of the rule that sets the idle time of a repository, 0 without one."""
+        return self.settings(name).sources["max_idle"]
+
     def ttl(self, name: str, tag: str) -> float:
         """Return the seconds for which a tag is fresh, `NEVER` if it is immutable."""
         return self._find_ttl(name, tag).seconds

@@ -49,6 +49,9 @@ def test_for_each_key_the_first_rule_decides_that_matches_and_has_it():
     assert (other.ttl, other.max_idle, other.tag_ttl) == (600, 0, {"x": 1})
     assert other.prefetches
     assert found.max_shares == {3: 0.3}
+    assert found.quotas(1000) == {3: 300}
+    assert (found.quota_rule(NGINX), found.idle_rule(NGINX), found.idle_rule(OTHER)) == (3, 2, 3)
+    assert found.globs(3) == ("docker.io/*",)
     assert found.max_idles == {0: 0, 2: 604_800, 3: 0}
 
 

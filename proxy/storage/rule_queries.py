@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from proxy.oci.digest import Digest
+from proxy.oci.reference import Repository
 from proxy.rules import DEFAULT_RULE
 from proxy.storage.queries import allocated_size_sql
 
@@ -31,8 +32,12 @@ _USAGE_SQL = (
     " ON b.digest = o.digest GROUP BY rule"
 )
 _VICTIMS_SQL = (
-    f"SELECT b.digest, {allocated_size_sql('b.size')} FROM ({_OWNED}) o CROSS JOIN blobs b"
+    f"SELECT b.digest, {allocated_size_sql('b.size')}, b.used FROM ({_OWNED}) o CROSS JOIN blobs b"
     " ON b.digest = o.digest WHERE o.rule = ? AND NOT b.pinned ORDER BY b.used LIMIT ?"
+)
+_OWNER_SQL = (
+    "SELECT r.upstream, r.name FROM links l CROSS JOIN ruled q ON q.repository = l.repository"
+    " CROSS JOIN repositories r ON r.id = l.repository WHERE l.digest = ? ORDER BY q.rule LIMIT 1"
 )
 _CANDIDATES_SQL = (
     "SELECT b.digest, b.used, coalesce((SELECT min(q.rule) FROM links l CROSS JOIN ruled q"
@@ -46,6 +51,14 @@ class QuotaUsage(NamedTuple):
 
     used: int
     excess: int
+
+
+class ExcessBlob(NamedTuple):
+    """A blob of a rule that is over its quota: bytes on disk, and Unix time of the last use."""
+
+    digest: Digest
+    size: int
+    used: float
 
 
 class IdleBlobs(NamedTuple):
@@ -72,23 +85,34 @@ def over_quota(
     find_rule: FindRule,
     limits: Mapping[int, int],
     spared: Collection[Digest],
-) -> list[tuple[Digest, int]]:
-    """Return the least recently used blobs of the rules over their limit, as many as are over, with sizes."""
-    victims: list[tuple[Digest, int]] = []
+) -> list[ExcessBlob]:
+    """Return the least recently used blobs of the rules over their limit, as many as are over."""
+    victims: list[ExcessBlob] = []
     names = {*map(str, spared)}
     for rule, usage in quota_usage(connection, find_rule, limits).items():
         excess = usage.excess
         if excess <= 0:
             continue
         rows = connection.execute(_VICTIMS_SQL, (rule, MAX_PLANNED_BLOBS + len(names)))
-        for name, size in rows:
+        for name, size, used in rows:
             if excess <= 0:
                 break
             if name not in names:
-                victims.append((Digest.parse(name), size))
+                victims.append(ExcessBlob(Digest.parse(name), size, used))
                 excess -= size
         rows.close()
     return victims
+
+
+def over_quota_by_repository(
+    connection: sqlite3.Connection, find_rule: FindRule, limits: Mapping[int, int]
+) -> list[tuple[ExcessBlob, Repository]]:
+    """Return what `over_quota` does, each blob with the repository that it counts for."""
+    found = over_quota(connection, find_rule, limits, ())
+    return [
+        (one, Repository(*connection.execute(_OWNER_SQL, (str(one.digest),)).fetchone()))
+        for one in found
+    ]
 
 
 def idle_blobs(

@@ -115,7 +115,7 @@ class SpaceManager:
         self.evictions = EvictionTally()
         self._rules: ImageRules | None = None
         # What is over the quota of its rule, and when that was found out.
-        self._over_quota: deque[tuple[Digest, int]] = deque()
+        self._over_quota: deque[rule_queries.ExcessBlob] = deque()
         self._planned_at = -QUOTA_INTERVAL
         # The time of use up to which a sweep has looked for what is idle by its rule.
         self._idle_after = 0.0
@@ -457,7 +457,7 @@ class SpaceManager:
             idle = await self._index.read(
                 partial(
                     rule_queries.idle_blobs,
-                    find_rule=lambda name: rules.settings(name).sources["max_idle"],
+                    find_rule=rules.idle_rule,
                     max_idles=rules.max_idles,
                     now=now,
                     after=self._idle_after,
@@ -597,23 +597,21 @@ class SpaceManager:
                 and len(victims) < _EVICTION_BATCH
                 and chosen_bytes < bytes_needed - freed
             ):
-                digest, size = self._over_quota.popleft()
+                digest, size, _ = self._over_quota.popleft()
                 victims.append(digest)
                 chosen_bytes += size
             removed = await self._remove(victims, "quota")
             freed += sum(allocated_size(size) for _, size in removed)
         return freed
 
-    async def _find_over_quota(self, rules: ImageRules) -> list[tuple[Digest, int]]:
+    async def _find_over_quota(self, rules: ImageRules) -> list[rule_queries.ExcessBlob]:
         with suppress(StorageError):  # a full disk needs evictions all the more
             await self._index.flush()
         return await self._index.read(
             partial(
                 rule_queries.over_quota,
-                find_rule=lambda name: rules.settings(name).sources["max_share"],
-                limits={
-                    number: int(share * self.max_size) for number, share in rules.max_shares.items()
-                },
+                find_rule=rules.quota_rule,
+                limits=rules.quotas(self.max_size),
                 spared=self._leased_digests(),
             )
         )
