@@ -269,3 +269,22 @@ async def test_a_webhook_is_no_request_to_an_upstream(registry, receiver, notify
     notify(program)
     await receiver.wait(1)
     assert registry.requests == []
+
+
+async def test_an_event_at_the_end_is_still_sent(receiver, notifying):
+    program = await notifying()
+    notify(program, 7)
+    await program.stop()
+    assert [event["data"]["pinned"] for event in receiver.events] == [7]
+
+
+async def test_a_receiver_that_is_gone_delays_the_end_by_a_moment_only(notifying, monkeypatch):
+    monkeypatch.setattr(webhook, "DRAIN_TIMEOUT", 0.05)
+    monkeypatch.setattr(webhook, "RETRY_DELAY", 60.0)
+    program = await notifying()
+    program.running._core.webhook.settings = load(
+        None, {}, {"notify": {"url": "http://127.0.0.1:1/"}}
+    ).notify
+    notify(program)
+    await program.stop()
+    assert not program.is_running
