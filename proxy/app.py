@@ -17,11 +17,13 @@ from socket import socket
 from proxy import __version__
 from proxy.cache.repair import BlobRepairer, RepairQueue
 from proxy.concurrency import background
+from proxy.conditions import ConditionWatcher
 from proxy.config import Config, keep_restart_only_keys, world_readable_files
 from proxy.core import Core, open_core
 from proxy.errors import ProxyError, StorageError
 from proxy.log import LogWriter, get_logger
 from proxy.preload.schedule import PreloadScheduler
+from proxy.rules import ImageRules
 from proxy.server.access import AccessControl
 from proxy.server.admin import listener as admin_listener
 from proxy.server.admin.handler import AdminApiHandler
@@ -33,6 +35,7 @@ from proxy.service import ConfiguredApp, configure_app
 from proxy.storage.trail import Act
 from proxy.systemd import ADMIN_SOCKET, REGISTRY_SOCKET
 from proxy.tracing import HttpHandler, open_tracing
+from proxy.upstream.client import Upstream
 
 # Seconds between two writes of the uses of blobs, and between two searches for idle content.
 FLUSH_INTERVAL = 5.0
@@ -126,8 +129,10 @@ async def run_maintenance(app: "RunningApp", core: Core) -> None:
     """Write the uses of blobs to the index, and remove idle content, until cancelled."""
     loop = asyncio.get_running_loop()
     swept_at = 0.0
+    conditions = ConditionWatcher(core.webhook)
     while True:
         config = app.config
+        conditions.check(app.upstreams, core.space)
         try:
             await core.index.flush()
             await core.space.shrink_index()
@@ -219,6 +224,11 @@ class RunningApp:
     def config(self) -> Config:
         """The configuration that applies."""
         return self._configured.config
+
+    @property
+    def upstreams(self) -> Mapping[str, Upstream]:
+        """The upstreams of the configuration that applies."""
+        return self._configured.upstreams
 
     @property
     def repairer(self) -> BlobRepairer:
@@ -354,6 +364,8 @@ class RunningApp:
         if self._access_log:
             self._access_log.set_level(config.log.level)
         self._core.downloads.configure(config.fetch)
+        self._core.webhook.settings = config.notify
+        self._core.space.set_rules(ImageRules(config))
 
     def _update_upstream_metrics(self) -> None:
         self._core.metrics.enable_registry_proxy(is_on=self.config.server.registry_proxy_metrics)

@@ -11,13 +11,16 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from proxy import __version__
 from proxy.concurrency import run_in_thread, start_threads
+from proxy.conditions import report_entry
 from proxy.config import Config, StatisticsSettings
 from proxy.download.manager import DownloadManager
 from proxy.download.writer import StorageDeps
 from proxy.metrics import Metrics
+from proxy.rules import ImageRules
 from proxy.server.pulls import PullTracker
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
@@ -28,6 +31,7 @@ from proxy.storage.traffic_records import TrafficRecords
 from proxy.storage.trail import AuditTrail
 from proxy.upstream.factory import UpstreamFactory
 from proxy.upstream.offline import OfflineSwitch
+from proxy.upstream.webhook import Webhook
 
 # Threads for disk I/O; name lookups have the threads of the loop.
 DISK_THREADS = 8
@@ -47,6 +51,7 @@ class Core:
     traffic_records: TrafficRecords
     pulls: PullTracker
     trail: AuditTrail
+    webhook: Webhook
     space: SpaceManager
     scrubber: Scrubber
     metrics: Metrics
@@ -94,6 +99,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
         min_free=config.store.min_free,
         clock=clock,
     )
+    space.set_rules(ImageRules(config))
     await space.open()
     scrubber = Scrubber(store, index, space, metrics, clock)
     stack.callback(scrubber.close)
@@ -109,13 +115,18 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     storage = StorageDeps(store, index, space, metrics, threads, open_ingests=set())
     downloads = DownloadManager(storage, config.fetch, group)
     metrics.register_gauges(_LiveGauges(space, index, scrubber, downloads))
+    webhook = Webhook(config.notify, offline, metrics, clock)
+    group.create_task(webhook.run())
+    trail = AuditTrail(index, space.evictions, clock, lambda: space.max_size)
+    trail.on_record = partial(report_entry, webhook)
     return Core(
         store=store,
         index=index,
         policy_records=PolicyRecords(index),
         traffic_records=TrafficRecords(index, metrics.traffic),
         pulls=PullTracker(metrics, index, downloads.age, clock),
-        trail=AuditTrail(index, space.evictions, clock, lambda: space.max_size),
+        trail=trail,
+        webhook=webhook,
         space=space,
         scrubber=scrubber,
         metrics=metrics,

@@ -38,8 +38,9 @@ RequestKind = Literal[
 ]
 CacheState = Literal["hit", "miss", "collapsed", "stale", "revalidated", "bypass", "none"]
 DownloadResult = Literal["stored", "failed", "mismatch", "bypass"]
-EvictionReason = Literal["size", "min_free", "index_full", "idle", "corrupt", "removed"]
+EvictionReason = Literal["size", "min_free", "quota", "index_full", "idle", "corrupt", "removed"]
 UncachedReason = Literal["too_large", "no_space", "pinned", "index_full", "disk_error"]
+NotificationResult = Literal["sent", "failed", "dropped"]
 ScrubResult = Literal["intact", "corrupt", "missing", "unreadable"]
 
 # Series that exist from the start, so that `rate()` sees the first increment.
@@ -51,6 +52,7 @@ _DOWNLOAD_RESULTS: tuple[DownloadResult, ...] = ("stored", "failed", "mismatch",
 _EVICTION_REASONS: tuple[EvictionReason, ...] = get_args(EvictionReason)
 _UNCACHED_REASONS: tuple[UncachedReason, ...] = get_args(UncachedReason)
 _SCRUB_RESULTS: tuple[ScrubResult, ...] = get_args(ScrubResult)
+_NOTIFICATION_RESULTS: tuple[NotificationResult, ...] = get_args(NotificationResult)
 _PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 _PULL_RESULTS: tuple[PullResult, ...] = get_args(PullResult)
 # Bytes that clients have caused, and not preloads or repairs.
@@ -308,6 +310,9 @@ class Metrics:
         self._uncached = self._counter(
             "uncached", "Blobs served without being stored, by reason.", "reason"
         )
+        self._notifications = self._counter(
+            "notifications", "Events for the webhook, by result.", "result"
+        )
         self._drift = self._counter(
             "store_drift",
             "Differences between the account of the store and its files, found and corrected.",
@@ -321,6 +326,8 @@ class Metrics:
         self._scrubbed_bytes = self._counter(
             "scrubbed_bytes", "Bytes of the blobs that the scrub has read."
         )
+        for notification_result in _NOTIFICATION_RESULTS:
+            self._notifications.labels(notification_result)
         for download_result in _DOWNLOAD_RESULTS:
             self._downloads.labels(download_result)
         for eviction_reason in _EVICTION_REASONS:
@@ -478,6 +485,10 @@ class Metrics:
         """Count blobs removed from the store: `count` of them, `size` bytes in all."""
         self._evictions.labels(reason).inc(count)
         self._evicted_bytes.labels(reason).inc(size)
+
+    def count_notification(self, result: NotificationResult) -> None:
+        """Count an event for the webhook."""
+        self._notifications.labels(result).inc()
 
     def count_drift(self) -> None:
         """Count a difference between the store's account and its files: a bug, or a lost write."""

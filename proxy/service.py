@@ -22,6 +22,7 @@ from proxy.cache.prefetch import Prefetcher
 from proxy.cache.refresh import TagRefresher
 from proxy.cache.repair import BlobRepairer
 from proxy.cache.search import RepositorySearch
+from proxy.conditions import report_decision
 from proxy.config import Config
 from proxy.core import Core
 from proxy.images.check import OfflineChecker
@@ -34,6 +35,7 @@ from proxy.oci.platform import machine_platform
 from proxy.policy.rules import RuleSet
 from proxy.preload.preload import PreloadDeps, Preloader
 from proxy.preload.resolve import ImageResolver
+from proxy.rules import ImageRules
 from proxy.server.admin import (
     bundles as admin_bundles,
     images as admin_images,
@@ -97,7 +99,9 @@ async def configure_app(
         facts=facts,
         metrics=core.metrics,
         clock=core.clock,
+        on_decision=partial(report_decision, core.webhook),
     )
+    image_rules = ImageRules(config)
     manifests = ManifestCache(
         upstreams=upstreams,
         store=ManifestStore(core.store, core.index, core.space, core.metrics, core.disk_threads),
@@ -106,6 +110,7 @@ async def configure_app(
         policy=policy if config.policy else None,
         facts=facts,
         settings=config.manifests,
+        rules=image_rules,
         group=core.group,
         clock=core.clock,
     )
@@ -163,8 +168,8 @@ async def configure_app(
         settings=config.fetch,
     )
     prefetch = (
-        Prefetcher(core.downloads, core.index, access, upstreams, config.fetch)
-        if config.fetch.prefetch == "layers"
+        Prefetcher(core.downloads, core.index, access, upstreams, config.fetch, image_rules)
+        if image_rules.has_prefetch
         else None
     )
     registry = RegistryHandler(config.upstreams, manifests, blobs, listings, prefetch, search)
@@ -190,7 +195,7 @@ async def configure_app(
             TagRefresher(manifests, core.index), image_manager, names, acts
         ).routes(),
         *admin_upstreams.UpstreamHandlers(upstreams, config.upstreams).routes(),
-        *admin_usage.routes(UsageReporter(image_store, config.store.max_idle, core.clock)),
+        *admin_usage.routes(UsageReporter(image_store, image_rules, core.clock)),
         *admin_preload.PreloadHandlers(preloader, acts).routes(),
         *admin_policy.PolicyHandlers(
             config, names, manifests, policy, core.policy_records, acts, core.clock

@@ -56,6 +56,7 @@ def set_all_metrics(metrics: Metrics) -> None:
     metrics.count_upstream_bytes("docker.io", "blob", 1000)
     metrics.count_pulls("docker.io", "hit", 2)
     metrics.count_avoided("docker.io", 1)
+    metrics.count_notification("sent")
     metrics.count_upstream_retry("docker.io", "stalled")
     metrics.set_ratelimit("docker.io", 100, 7)
     metrics.count_download("stored")
@@ -128,6 +129,7 @@ def test_events_of_the_store_are_counted_by_reason(metrics):
         "pullcache_uncached_total,reason=pinned",
         "pullcache_uncached_total,reason=disk_error",
         "pullcache_internal_errors_total",
+        "pullcache_notifications_total,result=dropped",
     ],
 )
 def test_series_exist_at_zero_before_anything_is_counted(metrics, series):

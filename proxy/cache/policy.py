@@ -83,7 +83,10 @@ class Judgement:
 
 
 class PolicyGate:
-    """Decides what is served for a reference. Without a rule everything is allowed."""
+    """Decides what is served for a reference. Without a rule everything is allowed.
+
+    `on_decision` is called with each decision that is recorded.
+    """
 
     def __init__(
         self,
@@ -94,8 +97,10 @@ class PolicyGate:
         facts: FactsCache,
         metrics: Metrics,
         clock: Callable[[], float],
+        on_decision: Callable[[DecisionRecord], None] = lambda _: None,
     ) -> None:
         self._rules = rules
+        self._on_decision = on_decision
         self._index = index
         self._records = records
         self._facts = facts
@@ -167,7 +172,7 @@ class PolicyGate:
         image = full_name(exception.repository, exception.digest)
         until = _format_time(exception.until)
         log.info("policy_exception_added", image=image, until=until, reason=exception.reason)
-        self._unwritten.append(
+        self._keep(
             DecisionRecord(
                 exception.made_at,
                 0,
@@ -182,6 +187,10 @@ class PolicyGate:
     def known_meanings(self, repository: Repository, tag: Tag) -> list[Digest]:
         """Return the digests that a tag is known to have meant, the most recent first."""
         return [meaning.digest for meaning in self._records.meanings(repository, tag)]
+
+    def _keep(self, decision: DecisionRecord) -> None:
+        self._unwritten.append(decision)
+        self._on_decision(decision)
 
     async def write_decisions(self) -> None:
         """Write the decisions since the last call to the index. Raises `StorageError`."""
@@ -371,7 +380,7 @@ class PolicyGate:
             digest=str(digest),
             reason=verdict.reason,
         )
-        self._unwritten.append(
+        self._keep(
             DecisionRecord(
                 self._clock(),
                 rule.number,

@@ -8,9 +8,11 @@ from proxy.config import FetchSettings
 from proxy.download.manager import DownloadManager
 from proxy.errors import ProxyError
 from proxy.lru import CachedManifest, TTLCache
+from proxy.names import policy_name
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import INDEX_TYPES
 from proxy.oci.reference import Repository
+from proxy.rules import ImageRules
 from proxy.storage.index import Index
 from proxy.traffic import fetching_for
 from proxy.upstream.client import Upstream
@@ -33,10 +35,12 @@ class Prefetcher:
         access: RepositoryAccess,
         upstreams: Mapping[str, Upstream],
         settings: FetchSettings,
+        rules: ImageRules,
     ) -> None:
         self._downloads = downloads
         self._upstreams = upstreams
         self._settings = settings
+        self._rules = rules
         self._index = index
         self._access = access
         self._recently_prefetched: TTLCache[tuple[Repository, Digest], None]
@@ -52,6 +56,8 @@ class Prefetcher:
         if (seen and seen[0] < REPEAT_INTERVAL) or manifest.media_type in INDEX_TYPES:
             return
         self._recently_prefetched.set(key, None)
+        if not self._rules.settings(policy_name(repository)).prefetches:
+            return
         upstream = self._upstreams[repository.upstream]
         for digest in self._index.children(manifest.digest, MAX_BLOBS):
             if self._access.get_linked(repository, digest):

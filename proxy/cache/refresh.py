@@ -12,6 +12,7 @@ from proxy.errors import NotFoundError, ProxyError
 from proxy.names import display_name
 from proxy.oci.reference import Repository, Tag
 from proxy.storage.index import Index
+from proxy.traffic import purpose
 
 # Tags that are asked about at a time.
 MAX_REFRESHES = 8
@@ -51,6 +52,7 @@ class TagRefresher:
                 results.put_nowait(await self._refresh(repository, tag))
 
         async def work_together() -> None:
+            purpose.set("preload")
             async with asyncio.TaskGroup() as group:
                 for _ in range(MAX_REFRESHES):
                     group.create_task(work())
@@ -64,7 +66,7 @@ class TagRefresher:
         previous = str(row.digest) if row else ""
         image = display_name(repository, tag)
         try:
-            manifest = await self._manifests.get_current_manifest(repository, tag)
+            manifest = await self._manifests.get_current_manifest(repository, tag, is_forced=True)
         except NotFoundError as error:
             return RefreshedTag(image, "gone", previous, "", str(error))
         except ProxyError as error:

@@ -18,14 +18,25 @@ from proxy.config.schema import (
     FetchSettings,
     LogSettings,
     ManifestsSettings,
+    NotifySettings,
     PolicySettings,
     PreloadSettings,
+    RuleSettings,
     ServerSettings,
     StatisticsSettings,
     StoreSettings,
     UpstreamSettings,
 )
-from proxy.config.values import Address, Duration, ProxyUrl, RegistryUrl, Secret, Size, StoreLimit
+from proxy.config.values import (
+    Address,
+    Duration,
+    ProxyUrl,
+    RegistryUrl,
+    Secret,
+    Size,
+    StoreLimit,
+    WebhookUrl,
+)
 
 __all__ = [
     "Address",
@@ -34,10 +45,12 @@ __all__ = [
     "FetchSettings",
     "LogSettings",
     "ManifestsSettings",
+    "NotifySettings",
     "PolicySettings",
     "PreloadSettings",
     "ProxyUrl",
     "RegistryUrl",
+    "RuleSettings",
     "Secret",
     "ServerSettings",
     "Size",
@@ -45,6 +58,7 @@ __all__ = [
     "StoreLimit",
     "StoreSettings",
     "UpstreamSettings",
+    "WebhookUrl",
     "dump",
     "find_config_file",
     "iter_keys",

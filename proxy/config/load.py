@@ -112,6 +112,7 @@ def world_readable_files(config: Config) -> list[str]:
     server = config.server
     files = [server.admin_token_file, server.htpasswd, *(server.tls_key or server.tls_certificate)]
     files += [token.file for token in server.admin_tokens]
+    files.append(config.notify.key_file)
     for upstream in config.upstreams.values():
         files += [upstream.password_file, upstream.docker_config]
     return [file for file in files if file and _is_world_readable(file)]

@@ -10,6 +10,8 @@ from proxy.config.rates import RateSchedule
 from proxy.config.values import (
     Address,
     Duration,
+    InheritedDuration,
+    InheritedShare,
     Network,
     OptionalDuration,
     OptionalUrl,
@@ -19,6 +21,7 @@ from proxy.config.values import (
     Secret,
     Size,
     StoreLimit,
+    WebhookUrl,
     expand_path,
 )
 from proxy.errors import ConfigError, InvalidReferenceError
@@ -275,6 +278,37 @@ class StatisticsSettings(Section, frozen=True):
     """Totals of what clients pull."""
 
     clients: Annotated[bool, Meta(description="Keep totals by client address, for a month.")] = True
+
+
+class NotifySettings(Section, frozen=True):
+    """The webhook, which posts what an operator should know."""
+
+    url: Annotated[
+        WebhookUrl, Meta(description="URL that events are posted to; empty sends none.")
+    ] = WebhookUrl("")
+    key_file: Annotated[
+        str,
+        Meta(description="File with the key that signs events (HMAC-SHA256); read for each event."),
+    ] = ""
+
+    def __post_init__(self) -> None:
+        if self.key_file and not self.url:
+            raise ValueError("key_file is set and url is not (set url, or remove key_file)")
+
+    def read_key(self) -> bytes:
+        """Return the key, without a line break at its end; empty if events are not signed.
+
+        Blocking. Raises `ConfigError`.
+        """
+        if not self.key_file:
+            return b""
+        try:
+            key = expand_path(self.key_file).read_bytes().rstrip(b"\r\n")
+        except OSError as error:
+            raise ConfigError(f"notify.key_file: {self.key_file}: {error.strerror}") from error
+        if not key:
+            raise ConfigError(f"notify.key_file: {self.key_file} is empty (write a key into it)")
+        return key
 
 
 class StoreSettings(Section, frozen=True):
@@ -570,6 +604,64 @@ class PreloadSettings(Section, frozen=True):
             raise ValueError(str(error)) from error
 
 
+class RuleSettings(Section, frozen=True):
+    """What applies to some repositories; may be repeated, the first that matches and has a key decides."""
+
+    images: Annotated[
+        tuple[str, ...],
+        Meta(
+            description=(
+                'Globs of the repositories that the rule is about, on "UPSTREAM/REPOSITORY"; `*` '
+                "also matches `/`."
+            ),
+            min_length=1,
+        ),
+    ]
+    ttl: Annotated[
+        InheritedDuration,
+        Meta(
+            description="How long a cached tag is fresh; empty for the next rule or manifests.ttl."
+        ),
+    ] = InheritedDuration("")
+    tag_ttl: Annotated[
+        dict[str, Duration],
+        Meta(
+            description="TTLs by tag glob; empty for the table of the next rule or manifests.tag_ttl."
+        ),
+    ] = field(default_factory=dict)
+    immutable: Annotated[
+        tuple[str, ...],
+        Meta(description="Globs of tags that never move: upstream is not asked about them again."),
+    ] = ()
+    max_idle: Annotated[
+        InheritedDuration,
+        Meta(
+            description=(
+                "Evict blobs that were not used for this long, 0s for never; empty for the next "
+                "rule or store.max_idle."
+            )
+        ),
+    ] = InheritedDuration("")
+    max_share: Annotated[
+        InheritedShare,
+        Meta(
+            description=(
+                "Share of store.max_size beyond which these images go first when room is needed; "
+                "empty for the next rule or no limit."
+            )
+        ),
+    ] = InheritedShare("")
+    prefetch: Annotated[
+        Literal["", "layers", "off"],
+        Meta(description="What a pull prefetches; empty for the next rule or fetch.prefetch."),
+    ] = ""
+
+    def __post_init__(self) -> None:
+        keys = ("ttl", "tag_ttl", "immutable", "max_idle", "max_share", "prefetch")
+        if not any(getattr(self, key) for key in keys):
+            raise ValueError(f"the rule sets nothing (set one of {', '.join(keys)})")
+
+
 class PolicySettings(Section, frozen=True):
     """A rule about which images may be pulled; may be repeated, the first that matches decides."""
 
@@ -649,6 +741,7 @@ class Config(Section, frozen=True):
     server: ServerSettings = ServerSettings()
     log: LogSettings = LogSettings()
     statistics: StatisticsSettings = StatisticsSettings()
+    notify: NotifySettings = NotifySettings()
     store: StoreSettings = StoreSettings()
     manifests: ManifestsSettings = field(default_factory=ManifestsSettings)
     fetch: FetchSettings = FetchSettings()
@@ -662,12 +755,20 @@ class Config(Section, frozen=True):
         Meta(description="Preloads that the daemon runs on a schedule."),
     ] = ()
 
+    rules: Annotated[
+        tuple[RuleSettings, ...],
+        Meta(description="Freshness, prefetch and retention by repository, in order."),
+    ] = ()
+
     policy: Annotated[
         tuple[PolicySettings, ...],
         Meta(description="Rules about which images may be pulled, in order."),
     ] = ()
 
     def __post_init__(self) -> None:
+        for number, one in enumerate(self.rules, start=1):
+            for glob in one.images:
+                self._check_upstream_of_glob(f"rules[{number}].images", glob)
         earlier: list[str] = []
         for number, rule in enumerate(self.policy, start=1):
             for glob in rule.images:
@@ -679,15 +780,21 @@ class Config(Section, frozen=True):
         self, number: int, glob: str, exclude: tuple[str, ...], earlier: list[str]
     ) -> None:
         """Raise `ValueError` if a glob of a policy can never decide."""
+        self._check_upstream_of_glob(f"policy[{number}].images", glob)
         place = f"policy[{number}].images: {glob!r} can never match"
-        if not any(can_match_with_prefix(glob, f"{name}/") for name in self.upstreams):
-            example = f"{next(iter(self.upstreams), DEFAULT_UPSTREAM)}/*"
-            raise ValueError(f'{place}: no upstream has such a name (write "{example}")')
         if any(covers(one, glob) for one in exclude):
             raise ValueError(f"{place}: except excludes all of it (remove one of them)")
         if covering := next((one for one in earlier if covers(one, glob)), None):
             raise ValueError(
                 f"{place}: {covering!r} of an earlier policy decides (move this policy up)"
+            )
+
+    def _check_upstream_of_glob(self, key: str, glob: str) -> None:
+        """Raise `ValueError` if a glob matches no repository of any upstream."""
+        if not any(can_match_with_prefix(glob, f"{name}/") for name in self.upstreams):
+            example = f"{next(iter(self.upstreams), DEFAULT_UPSTREAM)}/*"
+            raise ValueError(
+                f'{key}: {glob!r} can never match: no upstream has such a name (write "{example}")'
             )
 
     def get_search_url(self, name: str) -> str:

@@ -97,6 +97,45 @@ class PositiveDuration(Duration):
         return duration
 
 
+class InheritedDuration(str):
+    """A duration, or empty: then it is not set here."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {"type": ["string", "integer"], "examples": ["6h"]}
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the duration as `Duration.parse` does; an empty string is allowed."""
+        return cls("") if value == "" else cls(Duration.parse(value))
+
+    @property
+    def seconds(self) -> float:
+        """The duration in seconds; it must be set."""
+        return float(Duration.parse(str(self)))
+
+
+class InheritedShare(str):
+    """A share of the store ("30%"), or empty: then it is not set here."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {"type": "string", "examples": ["30%"]}
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the share, or raise `ValueError`; an empty string is allowed."""
+        if value == "":
+            return cls("")
+        match = re.fullmatch(r"([0-9]{1,3}) ?%", _to_text(value))
+        if match is None or not 1 <= int(match[1]) <= 100:
+            raise ValueError(f'{value!r} is not a share of the store (write "1%" to "100%")')
+        return cls(f"{int(match[1])}%")
+
+    @property
+    def fraction(self) -> float:
+        """The share as a number up to 1; it must be set."""
+        return int(self[:-1]) / 100
+
+
 class StoreLimit(str):
     """The maximum size of the store: a size, or a percentage of its file system ("80%")."""
 
@@ -268,6 +307,34 @@ class ProxyUrl(Secret):
         """The URL with *** in place of the credentials."""
         credentials, at, rest = self.rpartition("@")
         return f"http://***@{rest}" if at and credentials else str(self)
+
+
+class WebhookUrl(Secret):
+    """The URL of a webhook, http(s)://host[:port]/path, whose path may be secret."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {
+        "type": "string",
+        "examples": ["https://hooks.example/pullcache"],
+    }
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the URL, or raise `ValueError` without quoting it; an empty string is allowed."""
+        text = Secret.parse(value).strip()
+        pattern = r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?(?:[/?][!-~]*)?"
+        match = re.fullmatch(pattern, text)
+        is_valid = match and _is_valid_host(match[1].strip("[]")) and int(match[2] or 0) <= 65535
+        if text and not is_valid:
+            raise ValueError("not a URL of a webhook (write https://host[:port]/path)")
+        return cls(text)
+
+    @property
+    def redacted(self) -> str:
+        """The URL with *** in place of path and query."""
+        scheme, colon, rest = self.partition("://")
+        host = re.split(r"[/?]", rest, maxsplit=1)[0]
+        return str(self) if rest == host else f"{scheme}{colon}{host}/***"
 
 
 def is_ip_address(host: str) -> bool:

@@ -129,9 +129,9 @@ class PullTracker:
     def settle(self) -> None:
         """Add the entries to the totals, and end the pulls that are too old."""
         self._settle_entries()
-        oldest = self._clock() - PULL_WINDOW
+        now = self._clock()
         for key, pulls in list(self._open.items()):
-            for pull in [pull for pull in pulls if pull.at <= oldest]:
+            for pull in [pull for pull in pulls if not _is_open(pull, now)]:
                 self._end(pull)
                 pulls.remove(pull)
             if not pulls:
@@ -258,9 +258,9 @@ class PullTracker:
         self, client: str, repository: Repository, matches: Callable[[_Pull], bool]
     ) -> _Pull | None:
         """Return the latest pull of the client that matches."""
-        oldest = self._clock() - PULL_WINDOW
+        now = self._clock()
         pulls = reversed(self._open.get((client, repository), ()))
-        return next((pull for pull in pulls if pull.at > oldest and matches(pull)), None)
+        return next((pull for pull in pulls if _is_open(pull, now) and matches(pull)), None)
 
     def _add_content(
         self, pull: _Pull, context: RequestContext, target: TargetResource, *, is_new: bool
@@ -321,3 +321,8 @@ class PullTracker:
 
     def _end(self, pull: _Pull) -> None:
         self._metrics.count_pulls(pull.repository.upstream, pull.result, 1)
+
+
+def _is_open(pull: _Pull, now: float) -> bool:
+    """Tell whether requests may belong to a pull; none do after the clock was set back."""
+    return 0 <= now - pull.at < PULL_WINDOW

@@ -9,8 +9,9 @@ Pinned and leased blobs are never evicted, and nothing is evicted for content th
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,6 +22,8 @@ from proxy.metrics import EvictionReason, Metrics, UncachedReason
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import MAX_MANIFEST_SIZE
 from proxy.oci.reference import Reference, Repository
+from proxy.rules import ImageRules
+from proxy.storage import rule_queries
 from proxy.storage.audit import Auditor
 from proxy.storage.blobs import BlobStore, OpenBlob, allocated_size
 from proxy.storage.index import Index
@@ -40,6 +43,9 @@ INDEX_MARGIN = 1 << 19
 MIN_STEP = 1 << 20
 MAX_STEP = 16 << 20
 STEP_SHARE = 64
+
+# Seconds for which a plan of what is over its quota is used, before usage is summed up again.
+QUOTA_INTERVAL = 10.0
 
 _EVICTION_BATCH = 256
 _MAX_ROUNDS = 3
@@ -107,6 +113,12 @@ class SpaceManager:
         self._strays: dict[Digest, int] = {}
         self._leases: list[Lease] = []
         self.evictions = EvictionTally()
+        self._rules: ImageRules | None = None
+        # What is over the quota of its rule, and when that was found out.
+        self._over_quota: deque[rule_queries.ExcessBlob] = deque()
+        self._planned_at = -QUOTA_INTERVAL
+        # The time of use up to which a sweep has looked for what is idle by its rule.
+        self._idle_after = 0.0
         self._auditor = Auditor(store, index)
         # One eviction at a time: two would choose the same victims.
         self._eviction_lock = asyncio.Lock()
@@ -139,6 +151,12 @@ class SpaceManager:
         """Apply new limits, in bytes, and evict blobs until the store is within them."""
         self.max_size, self._min_free = max_size, min_free
         await self._shrink_to_limits()
+
+    def set_rules(self, rules: ImageRules) -> None:
+        """Apply the quotas and idle times of these rules from now on."""
+        self._rules = rules
+        self._over_quota.clear()
+        self._planned_at = -QUOTA_INTERVAL
 
     # Totals.
 
@@ -421,12 +439,35 @@ class SpaceManager:
         async with self._sweep_lock:
             await self._sweep_ingests(now - ingest_ttl)
             await self._audit_blobs()
+        if self._rules and len(self._rules.max_idles) > 1:
+            await self._remove_idle_by_rule(self._rules, now)
+            return
         while max_idle:
             oldest = await self._least_recently_used()
             idle = [digest for digest, _, used in oldest if used < now - max_idle]
             if idle:
                 await self._remove(idle, "idle")
             if len(idle) < _EVICTION_BATCH:
+                return
+
+    async def _remove_idle_by_rule(self, rules: ImageRules, now: float) -> None:
+        """Remove what is idle by its rule; of many blobs a sweep looks at some, the next one goes on."""
+        await self._index.flush()
+        while any(rules.max_idles.values()):
+            idle = await self._index.read(
+                partial(
+                    rule_queries.idle_blobs,
+                    find_rule=rules.idle_rule,
+                    max_idles=rules.max_idles,
+                    now=now,
+                    after=self._idle_after,
+                    count=_EVICTION_BATCH,
+                )
+            )
+            self._idle_after = idle.looked_up_to or 0.0
+            if idle.digests:
+                await self._remove(idle.digests, "idle")
+            if len(idle.digests) < _EVICTION_BATCH:
                 return
 
     async def _sweep_ingests(self, oldest: float) -> None:
@@ -521,7 +562,11 @@ class SpaceManager:
         return self._shortage(more)[0] <= 0
 
     async def _evict(self, bytes_needed: int, reason: EvictionReason) -> None:
-        """Remove the least recently used blobs, at least `bytes_needed` bytes of them if possible."""
+        """Remove at least `bytes_needed` bytes of blobs if possible.
+
+        What is over the quota of its rule goes first, then the least recently used.
+        """
+        bytes_needed -= await self._evict_over_quota(bytes_needed)
         while bytes_needed > 0:
             victims = []
             chosen_bytes = 0
@@ -534,6 +579,42 @@ class SpaceManager:
             if not removed:
                 return
             bytes_needed -= sum(allocated_size(size) for _, size in removed)
+
+    async def _evict_over_quota(self, bytes_needed: int) -> int:
+        """Remove blobs that are over the quota of their rule; return the bytes that were freed."""
+        rules = self._rules
+        if rules is None or not rules.max_shares:
+            return 0
+        age = self._clock() - self._planned_at
+        if not self._over_quota and not 0 <= age < QUOTA_INTERVAL:
+            self._over_quota.extend(await self._find_over_quota(rules))
+            self._planned_at = self._clock()
+        freed = 0
+        while self._over_quota and freed < bytes_needed:
+            victims, chosen_bytes = list[Digest](), 0
+            while (
+                self._over_quota
+                and len(victims) < _EVICTION_BATCH
+                and chosen_bytes < bytes_needed - freed
+            ):
+                digest, size, _ = self._over_quota.popleft()
+                victims.append(digest)
+                chosen_bytes += size
+            removed = await self._remove(victims, "quota")
+            freed += sum(allocated_size(size) for _, size in removed)
+        return freed
+
+    async def _find_over_quota(self, rules: ImageRules) -> list[rule_queries.ExcessBlob]:
+        with suppress(StorageError):  # a full disk needs evictions all the more
+            await self._index.flush()
+        return await self._index.read(
+            partial(
+                rule_queries.over_quota,
+                find_rule=rules.quota_rule,
+                limits=rules.quotas(self.max_size),
+                spared=self._leased_digests(),
+            )
+        )
 
     async def _least_recently_used(self) -> list[tuple[Digest, int, float]]:
         spared = self._leased_digests().union(self._unindexed_deletes)

@@ -7,7 +7,7 @@ more than their share of a small store, older days keep fewer names.
 import sqlite3
 from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
-from typing import Literal, get_args
+from typing import Literal
 
 import msgspec
 
@@ -15,7 +15,7 @@ from proxy.errors import StorageError
 from proxy.storage.index import Index
 from proxy.traffic import OTHERS, Scope, TotalKey, TrafficCounts, TrafficTally
 
-# Days that totals are kept, today included.
+# Days that totals are kept: of upstreams and repositories the last ones with traffic.
 KEPT_DAYS: Mapping[Scope, int] = {"upstream": 366, "repository": 366, "image": 31, "client": 31}
 # Names of one scope that a day keeps.
 MAX_NAMES_PER_DAY = 1000
@@ -129,7 +129,15 @@ def write_totals(
 
 
 def _prune(connection: sqlite3.Connection, today: str, max_rows: int, keeps_clients: bool) -> None:
-    for scope in get_args(Scope):
+    scope: Scope
+    for scope in ("upstream", "repository"):
+        # By the number of days and not by the date: a clock that was wrong once must not cost a year.
+        connection.execute(
+            "DELETE FROM traffic WHERE scope = ? AND day NOT IN (SELECT DISTINCT day FROM traffic"
+            " WHERE scope = ? ORDER BY day DESC LIMIT ?)",
+            (scope, scope, KEPT_DAYS[scope]),
+        )
+    for scope in ("image", "client"):
         days = KEPT_DAYS[scope] if keeps_clients or scope != "client" else 0
         connection.execute(
             "DELETE FROM traffic WHERE scope = ? AND day < ?",

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -119,7 +119,10 @@ class EvictionTally:
 
 
 class AuditTrail:
-    """Records acts, and reads them. `clock` returns Unix time, `max_size` the size of the store."""
+    """Records acts, and reads them. `clock` returns Unix time, `max_size` the size of the store.
+
+    `on_record` is called with each entry.
+    """
 
     def __init__(
         self,
@@ -132,6 +135,7 @@ class AuditTrail:
         self._evictions = evictions
         self._clock = clock
         self._max_size = max_size
+        self.on_record: Callable[[TrailEntry], None] = lambda _: None
 
     @asynccontextmanager
     async def recording(
@@ -206,7 +210,7 @@ class AuditTrail:
         """Return up to `limit` entries from `since` on, the latest first. Raises `StorageError`.
 
         `image` is a full name, `repository` its repository: entries about either are returned. A
-        repository as `image` selects all of its images.
+        repository as `image` selects all of its images. Entries then name only these.
         """
         await self.write_evictions()
         parameters = {
@@ -221,13 +225,15 @@ class AuditTrail:
             lambda connection: connection.execute(_SELECT, parameters).fetchall()
         )
         return [
-            TrailEntry(at, done, actor, msgspec.json.decode(images), outcome, detail)
+            TrailEntry(at, done, actor, _matching(images, parameters), outcome, detail)
             for at, done, actor, images, outcome, detail in rows
         ]
 
     async def _write(self, rows: list[tuple[str, str, dict[str, int], str, str]]) -> None:
         share = int(self._max_size() * MAX_TRAIL_SHARE / _ROW_SIZE)
         now = self._clock()
+        for action, actor, images, outcome, detail in rows:
+            self.on_record(TrailEntry(now, action, actor, images, outcome, detail))
         encoded = [
             (now, action, actor, msgspec.json.encode(images).decode(), outcome, detail)
             for action, actor, images, outcome, detail in rows
@@ -238,6 +244,21 @@ class AuditTrail:
             )
         except StorageError as error:
             log.warning("audit_write_failed", reason=str(error))
+
+
+def _matching(images: str, parameters: Mapping[str, Any]) -> dict[str, int]:
+    """Return the images of a row that the parameters select, as `_SELECT` does."""
+    decoded: dict[str, int] = msgspec.json.decode(images)
+    exact = parameters["exact"]
+    if not exact:
+        return decoded
+    wanted = (exact, parameters["repository"])
+    prefixes = (f"{exact}:", f"{exact}@") if parameters["prefixes"] else ()
+    return {
+        name: size
+        for name, size in decoded.items()
+        if name in wanted or (prefixes and name.startswith(prefixes))
+    }
 
 
 def add_rows(connection: sqlite3.Connection, rows: list[tuple[object, ...]], max_rows: int) -> None:

@@ -106,3 +106,18 @@ async def test_it_fits_into_60_columns(registry, program):
     lines = (await run_on_terminal(program, "df", columns=60)).splitlines()
     plain = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in lines]
     assert max(map(len, plain)) <= 60
+
+
+async def test_shares_of_rules_are_shown_and_what_is_over_goes_next(registry, make_program):
+    program = await make_program(
+        store={"max_size": "1MB"}, rules=[{"images": ["docker.io/ci/*"], "max_share": "1%"}]
+    )
+    await pull(registry, program, "me/app", OWN)
+    await pull(registry, program, "ci/build", OTHER * 4)
+    found = await usage(program)
+    (share,) = found["shares"]
+    assert (share["rule"], share["images"], share["limit"]) == (1, ["docker.io/ci/*"], 10_000)
+    assert share["used"] > 20_000
+    assert [one["repository"] for one in found["next"]] == ["ci/build", "me/app"]
+    text = (await run_on(program, "df")).stdout
+    assert re.search(r"^rules\[1\] +\d.* kB +10 kB +docker\.io/ci/\*", text, re.MULTILINE)

@@ -101,11 +101,13 @@ async def test_the_top_shows_what_is_pulled_most(registry, program):
         for _ in range(times):
             await program.manifest(image, "latest")
     images = await run_on(program, "top")
-    assert images.stdout.splitlines()[0].split() == ["IMAGE", "PULLS", "HITS", "SENT", "FETCHED"]
+    assert images.stdout.splitlines()[0].split() == ["IMAGE", "PULLS", "HITS", "SENT"]
     assert [line.split()[:3] for line in images.stdout.splitlines()[1:]] == [
         ["me/often:latest", "3", "67%"],
         ["rare:latest", "1", "0%"],
     ]
+    repositories = (await run_on(program, "top", "repositories")).stdout.splitlines()
+    assert repositories[0].split() == ["REPOSITORY", "PULLS", "HITS", "SENT", "FETCHED"]
     clients = json.loads((await run_on(program, "top", "clients", "--json")).stdout)
     assert [(one["name"], one["pulls"]) for one in clients] == [("127.0.0.1", 4)]
     assert (await run_on(program, "top", "flavours")).exit_code == 2

@@ -60,17 +60,41 @@ async def test_a_day_keeps_the_names_that_are_pulled_most(index, tally, records,
     assert [one.name for one in await records.top("repository", 1, "pulls", 9)] == ["most", "often"]
 
 
-async def test_days_beyond_the_year_are_forgotten(clock, index, tally, records):
-    count(tally, "old")
+async def test_of_repositories_the_last_days_with_traffic_are_kept(
+    clock, index, tally, records, monkeypatch
+):
+    monkeypatch.setattr(
+        traffic_records, "KEPT_DAYS", {"upstream": 3, "repository": 3, "image": 2, "client": 2}
+    )
+    for name in "abcd":
+        count(tally, name)
+        await write(records)
+        clock.advance(100 * DAY)
+    assert {name for _, name in rows(index)} == {"b", "c", "d"}
+
+
+async def test_a_clock_that_was_wrong_for_a_moment_costs_no_totals(clock, index, tally, records):
+    count(tally, "a")
     await write(records)
-    clock.advance(365 * DAY)
-    count(tally, "new")
+    for seconds in (4000 * DAY, -8000 * DAY, 4000 * DAY):
+        clock.advance(seconds)
+        count(tally, "b")
+        await write(records)
+    assert {name for _, name in rows(index)} == {"a", "b"}
+    assert records.sum_days(1) is not None
+
+
+async def test_clients_are_forgotten_after_a_month(clock, index, tally, records):
+    tally.counts(tally.today(), "client", "10.0.0.1").requests += 1
     await write(records)
-    assert {name for _, name in rows(index)} == {"old", "new"}
+    clock.advance(30 * DAY)
+    count(tally, "x")
+    await write(records)
+    assert {name for _, name in rows(index)} == {"10.0.0.1", "x"}
     clock.advance(DAY)
-    count(tally, "newer")
+    count(tally, "x")
     await write(records)
-    assert {name for _, name in rows(index)} == {"new", "newer"}
+    assert {name for _, name in rows(index)} == {"x"}
 
 
 async def test_a_small_store_keeps_fewer_names_of_older_days(clock, index, tally, records):

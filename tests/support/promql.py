@@ -21,6 +21,7 @@ BOUNDED = {
     "result": {
         *get_args(ours.DownloadResult),
         *get_args(PullResult),
+        *get_args(ours.NotificationResult),
         "complete",
         "success",
         "failure",

@@ -49,6 +49,21 @@ def df(*, path: Path | None, store: str | None, limit: int, as_json: bool) -> No
     for title, rows in (("UPSTREAM", usage["upstreams"]), ("REPOSITORY", usage["repositories"])):
         print_table((title, *_COLUMNS), map(_format_row, rows), optional=(">PINNED", ">UNIQUE"))
         click.echo()
+    if usage["shares"]:
+        print_table(
+            ("RULE", ">USED", ">SHARE", "IMAGES"),
+            [
+                (
+                    f"rules[{one['rule']}]",
+                    format_bytes(one["used"]),
+                    format_bytes(one["limit"]),
+                    ", ".join(one["images"]),
+                )
+                for one in usage["shares"]
+            ],
+            flexible="IMAGES",
+        )
+        click.echo()
     if hidden:
         echo(f"{hidden} more repositories; --limit 0 shows all")
     _print_forecast(usage)

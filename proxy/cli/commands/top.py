@@ -69,15 +69,17 @@ def top(
         click.echo(json.dumps(found, indent=2))
         return
     truncator = Truncator(no_trunc=no_trunc)
+    # Of images and clients it is not known what was fetched for them.
+    fetched = [">FETCHED"] if what == "repositories" else []
     print_table(
-        (_SCOPES[what].upper(), ">PULLS", ">HITS", ">SENT", ">FETCHED"),
+        (_SCOPES[what].upper(), ">PULLS", ">HITS", ">SENT", *fetched),
         [
             (
                 truncator.text(_short_name(one["name"], truncator), _NAME_WIDTH),
                 str(one["pulls"]),
                 f"{one['hits'] / one['pulls']:.0%}" if one["pulls"] else "-",
                 format_bytes(one["sent_bytes"]),
-                format_bytes(one["received_bytes"] + one["preloaded_bytes"]),
+                *[format_bytes(one["received_bytes"] + one["preloaded_bytes"]) for _ in fetched],
             )
             for one in found
         ],

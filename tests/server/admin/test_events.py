@@ -147,6 +147,11 @@ async def test_evictions_are_summed_by_image(registry, make_program):
     event = await only(program, image="me/first")
     assert (event["action"], event["detail"]) == ("evict", "size")
     assert event["images"]["docker.io/me/first:latest"] >= 900_000
+    program.running._core.space.evictions.add("size", "docker.io/me/first:latest", 5)
+    program.running._core.space.evictions.add("size", "docker.io/me/other:latest", 7)
+    assert (await events(program, image="me/other"))[0]["images"] == {
+        "docker.io/me/other:latest": 7
+    }
     assert await events(program, image="me/second") == []
     assert await events(program, image="me/first:other") == []
 
