@@ -6,6 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from msgspec import Meta, Struct, field
 
+from proxy.config.rates import RateSchedule
 from proxy.config.values import (
     Address,
     Duration,
@@ -435,6 +436,15 @@ class FetchSettings(Section, frozen=True):
         PositiveDuration,
         Meta(description=("How long upstream may send nothing; a download has no total timeout.")),
     ] = PositiveDuration.parse("30s")
+    max_rate: Annotated[
+        RateSchedule,
+        Meta(
+            description=(
+                'Maximum rate of all downloads together, "200Mbit" or "25MB" a second; or a list of '
+                'times of day with rates; "off" for none.'
+            )
+        ),
+    ] = RateSchedule.parse("off")
     min_rate: Annotated[
         Size,
         Meta(

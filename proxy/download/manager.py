@@ -14,6 +14,7 @@ from proxy.config import FetchSettings
 from proxy.download.buffers import BufferPool
 from proxy.download.download import Download, DownloadDeps
 from proxy.download.queue import Ticket, UpstreamQueue
+from proxy.download.rate_limit import RateLimiter
 from proxy.download.source import BlobSource
 from proxy.download.writer import StorageDeps
 from proxy.errors import (
@@ -53,6 +54,7 @@ class DownloadManager:
     ) -> None:
         self._pool = BufferPool(settings)
         self._deps = DownloadDeps(storage, self._pool)
+        self._limiter = RateLimiter(settings.max_rate)
         self._limits = settings
         self._group = group
         self._queues: dict[str, UpstreamQueue] = {}
@@ -72,6 +74,7 @@ class DownloadManager:
         """Apply the limits of a new configuration."""
         self._limits = settings
         self._pool.configure(settings)
+        self._limiter.configure(settings.max_rate)
         for queue in self._queues.values():
             queue.downloads.resize(settings.max_downloads)
 
@@ -117,7 +120,7 @@ class DownloadManager:
         queue = self._queues.get(upstream.name)
         if queue is None:
             queue = self._queues[upstream.name] = UpstreamQueue(self._limits.max_downloads)
-        source = BlobSource(upstream, repository, digest, self._deps.storage.metrics)
+        source = BlobSource(upstream, repository, digest, self._deps.storage.metrics, self._limiter)
         download = Download(self._deps, source, settings, Ticket(queue, client))
         key = (upstream.name, digest)
         # An abandoned download of the same blob may still be closing the files.

@@ -2,6 +2,7 @@
 
 from contextlib import AbstractAsyncContextManager
 
+from proxy.download.rate_limit import RateLimiter
 from proxy.errors import DigestMismatchError, ProxyError
 from proxy.log import get_logger
 from proxy.metrics import Metrics
@@ -20,13 +21,19 @@ class BlobSource:
     """One blob in one repository of an upstream, with metrics and logs for its transfers."""
 
     def __init__(
-        self, upstream: Upstream, repository: Repository, digest: Digest, metrics: Metrics
+        self,
+        upstream: Upstream,
+        repository: Repository,
+        digest: Digest,
+        metrics: Metrics,
+        limiter: RateLimiter,
     ) -> None:
         self.upstream_name = upstream.name
         self.repository = repository
         self.digest = digest
         self._upstream = upstream
         self._metrics = metrics
+        self._limiter = limiter
         self._purpose = purpose.get()
 
     def open(self, start: int, stop: int | None = None) -> AbstractAsyncContextManager[BlobBody]:
@@ -48,7 +55,12 @@ class BlobSource:
 
     async def read_into(self, body: BlobBody, buffer: memoryview) -> int:
         """Read the next bytes into `buffer`; return their number, 0 at the end. Raises `UpstreamError`."""
-        count = await body.read_into(buffer)
+        granted = await self._limiter.acquire(self, len(buffer))
+        count = 0
+        try:
+            count = await body.read_into(buffer[:granted])
+        finally:
+            self._limiter.give_back(granted - count)
         self._metrics.count_upstream_bytes(
             self.upstream_name, "blob", count, self._purpose, self.repository.name
         )

@@ -50,7 +50,7 @@ class LoggedProgram:
 async def logged(registry, tmp_path, restore_logging):
     """Return a function that starts a program with settings of its server."""
 
-    async def start(trust: object = True, **server: Any) -> LoggedProgram:
+    async def start(trust: Any = True, **server: Any) -> LoggedProgram:
         stream = io.StringIO()
         program = Program(tmp_path / "store", registry, server=server, trust=trust)
         program.access_log = configure_logging("info", "json", stream)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.ports import reserve_port
+from tests.system.http_client import has_status
 from tests.system.processes import Process
-from tests.system.servers import Daemon, Registry, has_status
+from tests.system.servers import Daemon, Registry
 
 pytestmark = pytest.mark.system
 

@@ -18,6 +18,7 @@ _COLUMNS = (">SIZE", ">UNIQUE", ">PINNED", ">RECLAIMABLE")
 @click.option(
     "--limit",
     type=click.IntRange(min=0),
+    metavar="N",
     default=20,
     show_default=True,
     help="Maximum number of repositories; 0 for all.",

@@ -21,6 +21,7 @@ _SOURCE_LABELS = {"upstream": "earlier results", "store": "cached images"}
 @click.option(
     "--limit",
     type=click.IntRange(1, 100),
+    metavar="N",
     default=25,
     show_default=True,
     help="Maximum number of results.",
