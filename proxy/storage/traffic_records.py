@@ -51,7 +51,8 @@ class TrafficRecords:
     def __init__(self, index: Index, tally: TrafficTally) -> None:
         self._index = index
         self._tally = tally
-        self._pruned_on = ""
+        # The day, and whether clients were kept, when old rows were last looked for.
+        self._pruned_for: tuple[str, bool] | None = None
         self._rows_since_pruning = 0
 
     async def write(self, *, max_size: int, keeps_clients: bool) -> None:
@@ -60,9 +61,13 @@ class TrafficRecords:
         `max_size` is the size of the store. Without `keeps_clients` no totals of clients stay.
         """
         totals, today = self._tally.take(), self._tally.today()
-        if not totals:
+        has_changed = self._pruned_for not in (None, (today, keeps_clients))
+        if not totals and not has_changed:
             return
-        is_due = self._pruned_on != today or self._rows_since_pruning > _ROWS_PER_PRUNING
+        is_due = (
+            self._pruned_for != (today, keeps_clients)
+            or self._rows_since_pruning > _ROWS_PER_PRUNING
+        )
         max_rows = max(1, int(max_size * MAX_SHARE / ROW_SIZE)) if is_due else None
         try:
             await self._index.transact(
@@ -72,7 +77,7 @@ class TrafficRecords:
             self._tally.put_back(totals)
             raise
         if is_due:
-            self._pruned_on, self._rows_since_pruning = today, 0
+            self._pruned_for, self._rows_since_pruning = (today, keeps_clients), 0
         self._rows_since_pruning += len(totals)
 
     def sum_days(self, days: int) -> TrafficCounts:
