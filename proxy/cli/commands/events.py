@@ -115,7 +115,7 @@ def events(
             )
             for one in found
         ],
-        optional=("OUTCOME", "BY"),
+        optional=("OUTCOME",),
         flexible="IMAGES",
         no_trunc=no_trunc,
     )
