@@ -132,7 +132,9 @@ async def run_maintenance(app: "RunningApp", core: Core) -> None:
     conditions = ConditionWatcher(core.webhook)
     while True:
         config = app.config
-        conditions.check(app.upstreams, core.space)
+        # A command without a daemon, which does not listen, reports what fails and no states.
+        if config.server.listen:
+            conditions.check(app.upstreams, core.space)
         try:
             await core.index.flush()
             await core.space.shrink_index()

@@ -117,6 +117,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     metrics.register_gauges(_LiveGauges(space, index, scrubber, downloads))
     webhook = Webhook(config.notify, offline, metrics, clock)
     group.create_task(webhook.run())
+    stack.push_async_callback(webhook.drain)
     trail = AuditTrail(index, space.evictions, clock, lambda: space.max_size)
     trail.on_record = partial(report_entry, webhook)
     return Core(

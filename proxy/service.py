@@ -190,6 +190,7 @@ async def configure_app(
             checker,
             ImageInspector(image_store, rules, core.clock),
             acts,
+            partial(core.write_traffic, config.statistics),
         ).routes(),
         *admin_refresh.RefreshHandlers(
             TagRefresher(manifests, core.index), image_manager, names, acts

@@ -99,6 +99,7 @@ class TrafficTally:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._totals: dict[TotalKey, TrafficCounts] = {}
+        self._pulled: dict[str, float] = {}
         self._minute, self._day = -1, ""
 
     def today(self) -> str:
@@ -131,12 +132,23 @@ class TrafficTally:
             else:
                 counts.preloaded += size
 
+    def note_pull(self, image: str) -> None:
+        """Note that a client pulls an image now."""
+        if len(self._pulled) < MAX_PENDING_TOTALS or image in self._pulled:
+            self._pulled[image] = self._clock()
+
+    def take_pulled(self) -> dict[str, float]:
+        """Return when images were pulled since the last call, in Unix time by full name."""
+        pulled, self._pulled = self._pulled, {}
+        return pulled
+
     def take(self) -> dict[TotalKey, TrafficCounts]:
         """Return all totals, and begin anew."""
         totals, self._totals = self._totals, {}
         return totals
 
-    def put_back(self, totals: dict[TotalKey, TrafficCounts]) -> None:
-        """Add totals that could not be written."""
+    def put_back(self, totals: dict[TotalKey, TrafficCounts], pulled: dict[str, float]) -> None:
+        """Add totals and pulls that could not be written."""
+        self._pulled = pulled | self._pulled
         for key, counts in totals.items():
             self.counts(*key).add(counts)

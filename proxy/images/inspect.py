@@ -67,6 +67,7 @@ class ImageDetail(msgspec.Struct, frozen=True, kw_only=True):
     """A stored image. `names` are all names of its digest in its repository.
 
     Sizes are stored bytes, `unique` those that removing the image would free; times are Unix time.
+    `used` counts for eviction, `pulled` is when a client last pulled it, None if never.
     `history` is what the tag meant, the most recent first.
     """
 
@@ -79,6 +80,7 @@ class ImageDetail(msgspec.Struct, frozen=True, kw_only=True):
     unique: int
     cached: float | None
     used: float
+    pulled: float | None
     trust: TrustSummary
     policy: PolicySummary | None
     history: Sequence[MeaningSummary]
@@ -134,6 +136,7 @@ class ImageInspector:
             unique=unique,
             cached=self._image_store.blob_store.committed_at(top.digest),
             used=top.used_at,
+            pulled=queries.pulled_at(repository, reference, top.digest),
             trust=describe_trust(queries, repository),
             policy=describe_policy(
                 queries, self._rules, repository, reference, top.digest, self._clock()

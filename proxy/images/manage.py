@@ -31,7 +31,8 @@ class ImageSummary(msgspec.Struct, frozen=True):
     """An image in the store.
 
     `digest` is None for a pinned tag that was never pulled. Sizes are stored bytes, `unique` those
-    that removing the image would free; times are Unix time.
+    that removing the image would free; times are Unix time. `used` counts for eviction, and preloads and
+    exports are uses too; `pulled` is when a client last pulled it, None if never.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ImageSummary(msgspec.Struct, frozen=True):
     unique: int
     cached: float | None
     used: float | None
+    pulled: float | None
     trust: TrustSummary
     policy: PolicySummary | None
 
@@ -179,6 +181,7 @@ class ImageManager:
             unique=unique,
             cached=self._image_store.blob_store.committed_at(digest) if digest and top else None,
             used=top.used_at if top else None,
+            pulled=queries.pulled_at(repository, row.reference, digest),
             trust=describe_trust(queries, repository),
             policy=describe_policy(
                 queries, self._rules, repository, row.reference, digest, self._clock()

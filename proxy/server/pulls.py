@@ -220,6 +220,7 @@ class PullTracker:
             digest,
             is_by_tag,
         )
+        self._tally.note_pull(pull.image)
         key = (client, repository)
         pulls = self._open.setdefault(key, [])
         self._open.move_to_end(key)
@@ -315,6 +316,7 @@ class PullTracker:
             if entry.is_limited:
                 counts.avoided += entry.requests
         if repeated:
+            self._tally.note_pull(entry.image)
             self._metrics.count_pulls(entry.repository.upstream, "hit", repeated)
         if entry.is_limited:
             self._metrics.count_avoided(entry.repository.upstream, entry.requests)

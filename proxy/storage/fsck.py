@@ -27,7 +27,7 @@ _READ_SIZE = 1 << 20
 # What is kept of an index that is damaged elsewhere.
 _PINS_SQL = "SELECT upstream, name, reference, p.digest FROM pins p JOIN repositories r ON r.id = repository"
 _SENDERS_SQL = "SELECT digest, upstream FROM senders"
-_COPIED_TABLES = ("traffic", "trail")
+_COPIED_TABLES = ("traffic", "trail", "pulls")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from proxy.errors import BusyError, StorageError
+from proxy.names import full_name
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Repository, Tag, parse_reference
 from proxy.oci.referrers import ReferrerRecord
@@ -299,6 +300,15 @@ class ImageQueries:
             ImageRow(repository, parse_reference(text), Digest.parse(digest), bool(is_pinned))
             for _, text, digest, is_pinned in self._root_rows(repository, reference)
         ]
+
+    def pulled_at(
+        self, repository: Repository, reference: Reference, digest: Digest | None
+    ) -> float | None:
+        """Return when a client last pulled an image, by its tag or its digest; None if never."""
+        names = [full_name(repository, one) for one in (reference, digest) if one]
+        query = "SELECT max(at) FROM pulls WHERE name IN (?, ?)"
+        row: tuple[float | None] = self._connection.execute(query, (names[0], names[-1])).fetchone()
+        return row[0]
 
     def image_sizes(self, image: ImageRow) -> tuple[int, int]:
         """Return the size of an image and the part that only it has, in bytes."""

@@ -194,6 +194,12 @@ CREATE TABLE IF NOT EXISTS traffic (
     PRIMARY KEY (scope, day, name)
 ) STRICT, WITHOUT ROWID;
 
+-- When clients last pulled an image, by its full name. Preloads, exports and imports are no pulls.
+CREATE TABLE IF NOT EXISTS pulls (
+    name TEXT PRIMARY KEY,
+    at   REAL NOT NULL
+) STRICT, WITHOUT ROWID;
+
 -- The audit trail: acts, and evictions (action `evict`). `images` is JSON: bytes by name.
 CREATE TABLE IF NOT EXISTS trail (
     id      INTEGER PRIMARY KEY,

@@ -19,6 +19,8 @@ from proxy.traffic import OTHERS, Scope, TotalKey, TrafficCounts, TrafficTally
 KEPT_DAYS: Mapping[Scope, int] = {"upstream": 366, "repository": 366, "image": 31, "client": 31}
 # Names of one scope that a day keeps.
 MAX_NAMES_PER_DAY = 1000
+# Images whose last pull is known.
+MAX_PULLED_IMAGES = 10_000
 # The most that totals may take of the store, and the bytes of a row in the index.
 MAX_SHARE = 0.01
 ROW_SIZE = 160
@@ -51,7 +53,8 @@ class TrafficRecords:
     def __init__(self, index: Index, tally: TrafficTally) -> None:
         self._index = index
         self._tally = tally
-        self._pruned_on = ""
+        # The day, and whether clients were kept, when old rows were last looked for.
+        self._pruned_for: tuple[str, bool] | None = None
         self._rows_since_pruning = 0
 
     async def write(self, *, max_size: int, keeps_clients: bool) -> None:
@@ -59,20 +62,24 @@ class TrafficRecords:
 
         `max_size` is the size of the store. Without `keeps_clients` no totals of clients stay.
         """
-        totals, today = self._tally.take(), self._tally.today()
-        if not totals:
+        totals, pulled, today = self._tally.take(), self._tally.take_pulled(), self._tally.today()
+        has_changed = self._pruned_for not in (None, (today, keeps_clients))
+        if not totals and not has_changed:
             return
-        is_due = self._pruned_on != today or self._rows_since_pruning > _ROWS_PER_PRUNING
+        is_due = (
+            self._pruned_for != (today, keeps_clients)
+            or self._rows_since_pruning > _ROWS_PER_PRUNING
+        )
         max_rows = max(1, int(max_size * MAX_SHARE / ROW_SIZE)) if is_due else None
         try:
             await self._index.transact(
-                write_totals, totals, today, max_rows, keeps_clients, keeps_rows=True
+                write_totals, totals, pulled, today, max_rows, keeps_clients, keeps_rows=True
             )
         except StorageError:
-            self._tally.put_back(totals)
+            self._tally.put_back(totals, pulled)
             raise
         if is_due:
-            self._pruned_on, self._rows_since_pruning = today, 0
+            self._pruned_for, self._rows_since_pruning = (today, keeps_clients), 0
         self._rows_since_pruning += len(totals)
 
     def sum_days(self, days: int) -> TrafficCounts:
@@ -111,11 +118,12 @@ class TrafficRecords:
 def write_totals(
     connection: sqlite3.Connection,
     totals: Mapping[TotalKey, TrafficCounts],
+    pulled: Mapping[str, float],
     today: str,
     max_rows: int | None,
     keeps_clients: bool,
 ) -> None:
-    """Add totals to the rows of their days; with `max_rows`, also remove what is not kept."""
+    """Add totals to the rows of their days, and note pulls; with `max_rows`, remove what is not kept."""
     connection.executemany(
         _UPSERT,
         [
@@ -124,7 +132,16 @@ def write_totals(
             if keeps_clients or key.scope != "client"
         ],
     )
+    connection.executemany(
+        "INSERT INTO pulls (name, at) VALUES (?, ?)"
+        " ON CONFLICT (name) DO UPDATE SET at = max(at, excluded.at)",
+        pulled.items(),
+    )
     if max_rows is not None:
+        connection.execute(
+            "DELETE FROM pulls WHERE name NOT IN (SELECT name FROM pulls ORDER BY at DESC LIMIT ?)",
+            (min(MAX_PULLED_IMAGES, max_rows),),
+        )
         _prune(connection, today, max_rows, keeps_clients)
 
 

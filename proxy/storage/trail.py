@@ -64,16 +64,19 @@ _SELECT = """
             IN (:exact || ':', :exact || '@')))))
     ORDER BY id DESC LIMIT :limit
 """
-# Up from a blob to an image that is tagged; up to a few parents, as a base layer may have thousands.
+# Up from a blob to an image that is tagged, by way of its manifest and its index. A few of either are looked
+# at, as a base layer may be in thousands.
 _TAGGED = """
-    WITH RECURSIVE above (digest) AS (
-        SELECT ? UNION SELECT e.parent FROM above a CROSS JOIN edges e ON e.child = a.digest LIMIT 64)
-    SELECT r.upstream || '/' || r.name || ':' || t.tag FROM above a
+    WITH parents AS (SELECT parent FROM edges WHERE child = :digest LIMIT 64),
+    indexes AS (SELECT e.parent FROM parents p CROSS JOIN edges e ON e.child = p.parent LIMIT 64)
+    SELECT r.upstream || '/' || r.name || ':' || t.tag FROM
+        (SELECT :digest AS digest UNION ALL SELECT parent FROM parents
+            UNION ALL SELECT parent FROM indexes) a
     CROSS JOIN tags t ON t.digest = a.digest CROSS JOIN repositories r ON r.id = t.repository LIMIT 1
 """
 _LINKED = """
     SELECT r.upstream || '/' || r.name FROM links l
-    CROSS JOIN repositories r ON r.id = l.repository WHERE l.digest = ? LIMIT 1
+    CROSS JOIN repositories r ON r.id = l.repository WHERE l.digest = :digest LIMIT 1
 """
 
 
@@ -277,7 +280,7 @@ def find_images(connection: sqlite3.Connection, digests: Iterable[Digest]) -> Ma
     found = {}
     for digest in digests:
         for query in (_TAGGED, _LINKED):
-            if row := connection.execute(query, (str(digest),)).fetchone():
+            if row := connection.execute(query, {"digest": str(digest)}).fetchone():
                 found[digest] = str(row[0])
                 break
     return found

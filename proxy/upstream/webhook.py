@@ -13,6 +13,7 @@ import ssl
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Literal
 
 import msgspec
@@ -46,6 +47,8 @@ RETRY_DELAY = 2.0
 # Seconds to connect, and for a whole request.
 CONNECT_TIMEOUT = 5.0
 REQUEST_TIMEOUT = 10.0
+# Seconds that a shutdown waits for events.
+DRAIN_TIMEOUT = 2.0
 # The header with the signature, in the form that GitHub and WebSub (section 7.1) have established.
 SIGNATURE_HEADER = "X-Hub-Signature-256"
 
@@ -110,6 +113,14 @@ class Webhook:
                 log.exception("notification_crashed", type=event.type)
             else:
                 self._metrics.count_notification("sent")
+            finally:
+                self._queue.task_done()
+
+    async def drain(self) -> None:
+        """Wait until all events are sent, for a moment: what a command reports must not be lost."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_TIMEOUT):
+                await self._queue.join()
 
     async def _send_with_retries(self, event: CloudEvent) -> None:
         for attempt in range(1, MAX_ATTEMPTS):

@@ -203,3 +203,40 @@ async def test_on_a_terminal_digests_are_truncated(program, app, option):
     shown = await run_on_terminal(program, "inspect", "app:v1", *option, columns=160)
     assert digest_of(OWN)[:SHORT] in shown
     assert (digest_of(OWN) in shown) is bool(option)
+
+
+async def test_preloaded_images_that_no_client_has_pulled_are_found(registry, program):
+    images = {}
+    for name in ("me/wanted", "me/forgotten"):
+        images[name] = registry.add_image(name, layers=[name.encode() * 100])
+        assert (await run_on(program, "preload", name)).exit_code == 0
+    assert "never" in (await run_on(program, "inspect", "me/wanted")).stdout
+    program.clock.advance(100)
+    await program.pull(images["me/wanted"])
+    found = json.loads((await run_on(program, "images", "--json")).stdout)
+    pulled = {one["name"]: one["pulled"] for one in found}
+    assert pulled == {"me/wanted:latest": program.clock(), "me/forgotten:latest": None}
+    text = (await run_on(program, "images", "--never-pulled")).stdout
+    assert "me/forgotten" in text
+    assert "me/wanted" not in text
+    document = json.loads((await run_on(program, "inspect", "--json", "me/wanted")).stdout)
+    assert document["pulled"] == program.clock()
+
+
+async def test_what_is_no_pull_leaves_the_last_pull(registry, program, tmp_path):
+    image = registry.add_image(layers=[b"x" * 1000])
+    await program.manifest(image, image.digest)  # by digest: the tag has the same content
+    await program.manifest(image, method="HEAD")
+    at = program.clock()
+    program.clock.advance(5000)
+    assert (await run_on(program, "preload", "app")).exit_code == 0
+    bundle = tmp_path / "bundle.tar"
+    assert (await run_on(program, "export", "app", "-o", str(bundle))).exit_code == 0
+    assert (await run_on(program, "import", str(bundle))).exit_code == 0
+    (found,) = [
+        one
+        for one in json.loads((await run_on(program, "images", "--json")).stdout)
+        if one["name"] == "app:latest"
+    ]
+    assert found["pulled"] == at
+    assert found["used"] > at

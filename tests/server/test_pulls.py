@@ -187,7 +187,8 @@ async def test_no_clients_are_kept_if_the_configuration_says_so(registry, progra
     image = registry.add_image(layers=[LAYER])
     await program.pull(image)
     assert [*await top(program, "client")] == ["127.0.0.1"]
-    await program.restart(statistics={"clients": False})
+    assert await program.reload(statistics={"clients": False})
+    assert await top(program, "client") == {}
     await program.pull(image)
     assert await top(program, "client") == {}
     assert (await top(program, "repository"))["docker.io/library/app"]["pulls"] == 2

@@ -17,6 +17,7 @@ from proxy.errors import ConfigError
 from proxy.upstream import webhook
 from tests.fakes.faults import Fault
 from tests.support.admin_api import APP
+from tests.support.commands import run, run_on
 from tests.support.program import Program
 
 KEY = b"a key of the operator"
@@ -269,3 +270,43 @@ async def test_a_webhook_is_no_request_to_an_upstream(registry, receiver, notify
     notify(program)
     await receiver.wait(1)
     assert registry.requests == []
+
+
+async def test_an_event_at_the_end_is_still_sent(receiver, notifying):
+    program = await notifying()
+    notify(program, 7)
+    await program.stop()
+    assert [event["data"]["pinned"] for event in receiver.events] == [7]
+
+
+async def test_a_receiver_that_is_gone_delays_the_end_by_a_moment_only(notifying, monkeypatch):
+    monkeypatch.setattr(webhook, "DRAIN_TIMEOUT", 0.05)
+    monkeypatch.setattr(webhook, "RETRY_DELAY", 60.0)
+    program = await notifying()
+    program.running._core.webhook.settings = load(
+        None, {}, {"notify": {"url": "http://127.0.0.1:1/"}}
+    ).notify
+    notify(program)
+    await program.stop()
+    assert not program.is_running
+
+
+async def test_a_command_without_a_daemon_reports_what_fails_and_no_states(
+    registry, receiver, make_program, tmp_path
+):
+    program = await make_program(store={"max_size": "10MB"})
+    registry.add_image(layers=[bytes(9_050_000)])
+    done = await run_on(program, "preload", "--pin", "app")
+    assert done.exit_code == 0, done.output
+    await program.stop()
+    file = tmp_path / "pullcache.toml"
+    file.write_text(
+        f'[store]\nmax_size = "10MB"\n[upstreams."docker.io"]\nurl = "{registry.url}"\n'
+        f'[notify]\nurl = "{receiver.url}"\n'
+    )
+    commands = (["images"], ["preload", "gone"])
+    for command in commands:
+        await asyncio.to_thread(run, *command, "-c", file, "--store", program.root)
+    (event,) = await receiver.wait(1)
+    assert event["type"] == "pullcache.preload.failed"
+    assert event["data"]["actor"].startswith("uid ")

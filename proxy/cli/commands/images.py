@@ -30,7 +30,7 @@ from proxy.cli.options import (
 _COMMAND_WIDTH = 60
 _NAME_WIDTH = 30
 
-_SORT_FIELDS = {"size": "size", "unique": "unique", "last-pull": "used"}
+_SORT_FIELDS = {"size": "size", "unique": "unique", "last-pull": "pulled", "last-use": "used"}
 
 
 @click.command()
@@ -41,8 +41,9 @@ _SORT_FIELDS = {"size": "size", "unique": "unique", "last-pull": "used"}
     type=click.Choice(("name", *_SORT_FIELDS)),
     metavar="KEY",
     default="name",
-    help="name, size, unique or last-pull; all but name in descending order. [default: name]",
+    help="name, size, unique, last-pull or last-use; all but name in descending order. [default: name]",
 )
+@click.option("--never-pulled", is_flag=True, help="Only images that no client has pulled.")
 @no_trunc_option
 @json_option
 def images(
@@ -51,21 +52,25 @@ def images(
     store: str | None,
     pattern: str,
     sort: str,
+    never_pulled: bool,
     no_trunc: bool,
     as_json: bool,
 ) -> None:
     """List the images in the store.
 
     FILTER is a part of the name, or a glob for all of it. SIZE counts the stored bytes of an image,
-    UNIQUE those that rm would free.
+    UNIQUE those that rm would free. PULLED is the last pull of a client.
 
     \b
     Examples:
       pullcache images
+      pullcache images --never-pulled
       pullcache images 'ghcr.io/*' --sort size
     """
     with open_client(path, store) as api:
         found = list(api.stream("GET", "/api/v1/images", filter=pattern))
+    if never_pulled:
+        found = [image for image in found if image["pulled"] is None]
     if sort != "name":
         found.sort(key=lambda image: -(image[_SORT_FIELDS[sort]] or 0))
     if as_json:
@@ -81,7 +86,7 @@ def images(
                 format_bytes(image["size"]),
                 format_bytes(image["unique"]),
                 _format_age(now, image["cached"]),
-                _format_age(now, image["used"]),
+                _format_age(now, image["pulled"]),
                 format_trust(image["trust"]),
                 _format_status(image),
             )
@@ -264,7 +269,9 @@ def _overview_fields(document: dict[str, Any], truncator: Truncator) -> Iterator
     size, unique = format_bytes(document["size"]), format_bytes(document["unique"])
     yield "size", f"{size}, rm would free {unique}"
     yield "cached", "" if cached is None else f"{_format_age(now, cached)} ago"
-    yield "last pull", f"{_format_age(now, document['used'])} ago"
+    pulled = document["pulled"]
+    yield "last pull", "never" if pulled is None else f"{_format_age(now, pulled)} ago"
+    yield "last use", f"{_format_age(now, document['used'])} ago"
     yield "pinned", "yes" if document["pinned"] else ""
     yield "trust", _describe_trust(document["trust"], now)
     yield "policy", _describe_policy(document["policy"])

@@ -1,11 +1,13 @@
 """`/api/v1/images`: list, inspect, check, remove and pin the images in the store."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
 
+from proxy.errors import StorageError
 from proxy.images.check import ImageCheck, OfflineChecker
 from proxy.images.inspect import ImageDetail, ImageInspector
 from proxy.images.manage import ImageManager, ImageSummary, PinnedImages, RemovedImages
@@ -61,6 +63,7 @@ class ImageHandlers:
     checker: OfflineChecker
     inspector: ImageInspector
     acts: ActRecorder
+    write_totals: Callable[[], Awaitable[None]]
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -73,14 +76,24 @@ class ImageHandlers:
             Route("POST", "/api/v1/images/unpin", self.unpin),
         ]
 
-    def list_images(self, request: AdminRequest) -> AsyncGenerator[ImageSummary, None]:
+    async def list_images(self, request: AdminRequest) -> AsyncGenerator[ImageSummary, None]:
         """List images."""
         query = request.parse_query(ListImagesQuery)
-        return self.images.list_images(query.filter, after=query.after, limit=query.limit)
+        await self._write_pulls()
+        found = self.images.list_images(query.filter, after=query.after, limit=query.limit)
+        async with aclosing(found):
+            async for image in found:
+                yield image
 
     async def inspect(self, request: AdminRequest) -> ImageDetail:
         """Return the details of an image."""
-        return await self.inspector.inspect(request.parse_query(InspectQuery).image)
+        image = request.parse_query(InspectQuery).image
+        await self._write_pulls()
+        return await self.inspector.inspect(image)
+
+    async def _write_pulls(self) -> None:
+        with suppress(StorageError):  # then the last seconds are missing
+            await self.write_totals()
 
     async def check(self, request: AdminRequest) -> AsyncGenerator[ImageCheck, None]:
         """Yield for each image and platform whether it could be pulled without upstream."""
