@@ -263,7 +263,7 @@ class RunningApp:
         served = sum(requests for requests, _ in core.metrics.served_totals().values())
         used, limit = core.space.stored_bytes / 1e9, core.space.max_size / 1e9
         return (
-            f"{self.middleware.in_flight} responses and {len(core.downloads)} downloads running; "
+            f"running: {self.middleware.in_flight} responses, {len(core.downloads)} downloads; "
             f"{served} served; {used:.1f} of {limit:.1f} GB"
             f"{'; offline' if core.offline else ''}"
             f"{'; last reload failed' if self._has_failed_reload else ''}"

@@ -19,9 +19,15 @@ def format_request(fields: Mapping[str, Any]) -> str:
     status, cache = fields["status"], fields["cache"]
     result = str(status) if status >= 400 or cache == "none" else cache
     size, seconds = format_bytes(fields["bytes"]), fields["seconds"]
-    line = f"{fields['method']} {describe_target(fields['path'])} {result} {size} {seconds:.3g} s"
+    line = f"{fields['method']} {describe_target(fields['path'])} {result} {size} {seconds:.3f} s"
     problem = fields.get("problem")
     return f"{line}: {problem}" if problem else line
+
+
+def format_admin_request(fields: Mapping[str, Any]) -> str:
+    """Return a request to the admin API as verb, path, status and actor."""
+    path = fields["path"].partition("?")[0]
+    return f"{fields['method']} {path} {fields['status']} by {fields.get('actor', '-')}"
 
 
 def describe_target(path: str) -> str:

@@ -23,7 +23,7 @@ from typing import Any, Literal, NoReturn, TextIO
 import msgspec
 import structlog
 
-from proxy.console import format_request
+from proxy.console import format_admin_request, format_request
 from proxy.journal import add_priority, is_journal_stream, priority_prefix
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -294,6 +294,13 @@ def _add_priorities(render: Callable[[list[Fields]], bytes]) -> Callable[[list[F
     return prioritize
 
 
+# Events that are one short line on a console.
+_CONSOLE_FORMS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "request": format_request,
+    "admin_request": format_admin_request,
+}
+
+
 def _console_renderer(stream: TextIO) -> Callable[[list[Fields]], bytes]:
     """Return a renderer for consoles, where a request is one short line.
 
@@ -309,8 +316,8 @@ def _console_renderer(stream: TextIO) -> Callable[[list[Fields]], bytes]:
     )
 
     def render(fields: Fields) -> bytes:
-        if fields["event"] == "request" and "method" in fields:
-            return f"{fields['time']} {_escape(format_request(fields))}\n".encode()
+        if (form := _CONSOLE_FORMS.get(fields["event"])) and "method" in fields:
+            return f"{fields['time']} {_escape(form(fields))}\n".encode(errors="backslashreplace")
         traceback = str(fields.get("exception", "")).split("\n")
         clean = {
             name: value if isinstance(value, bool | int | float) else _escape(str(value))

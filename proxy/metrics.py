@@ -451,10 +451,10 @@ class Metrics:
         """Count a retried upstream request; `reason` is one of a small fixed set."""
         self._upstream_retries.labels(upstream, reason).inc()
 
-    def set_ratelimit(self, upstream: str, limit: int, remaining: int) -> None:
-        """Record the rate limit that upstream has sent."""
+    def set_ratelimit(self, upstream: str, limit: int, get_remaining: Callable[[], float]) -> None:
+        """Record the rate limit that upstream has sent; what remains is read at each scrape."""
         self._ratelimit_limit.labels(upstream).set(limit)
-        self._ratelimit_remaining.labels(upstream).set(remaining)
+        self._ratelimit_remaining.labels(upstream).set_function(get_remaining)
 
     def register_upstream(self, upstream: str, is_up: Callable[[], bool]) -> None:
         """Add the series of an upstream; `is_up` is called at each scrape."""

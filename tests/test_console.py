@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.console import describe_target, format_request
+from proxy.console import describe_target, format_admin_request, format_request
 from tests.fakes.content import digest_of
 
 DIGEST = digest_of(b"a layer")
@@ -41,6 +41,7 @@ REQUEST = {
     [
         ({}, "GET nginx:1.27 miss 5.3 MB 0.412 s"),
         ({"path": "/v2/", "cache": "none"}, "GET /v2/ 200 5.3 MB 0.412 s"),
+        ({"seconds": 0.00028}, "GET nginx:1.27 miss 5.3 MB 0.000 s"),
         (
             {"status": 404, "bytes": 0, "problem": "unknown"},
             "GET nginx:1.27 404 0 B 0.412 s: unknown",
@@ -49,3 +50,10 @@ REQUEST = {
 )
 def test_a_request_is_verb_image_result_bytes_and_seconds(fields, line):
     assert format_request(REQUEST | fields) == line
+
+
+def test_a_request_to_the_admin_api_is_verb_path_status_and_actor():
+    fields = {"method": "GET", "path": "/api/v1/images?filter=", "status": 200}
+    assert format_admin_request(fields) == "GET /api/v1/images 200 by -"
+    fields["actor"] = "uid 0 pid 7"
+    assert format_admin_request(fields) == "GET /api/v1/images 200 by uid 0 pid 7"

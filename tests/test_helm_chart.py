@@ -138,6 +138,11 @@ def test_values_reach_the_objects(tmp_path: Path):
     assert only("PrometheusRule", ALL)["spec"] == yaml.safe_load(
         (ROOT / "config" / "prometheus" / "pullcache.rules.yml").read_text()
     )
+    base = {"prometheusRule": {"enabled": True, "runbookBase": "https://git.example/main/"}}
+    groups = only("PrometheusRule", base)["spec"]["groups"]
+    books = [one["annotations"]["runbook_url"] for one in groups[-1]["rules"] if "alert" in one]
+    assert books
+    assert all(one.startswith("https://git.example/main/config/prometheus/") for one in books)
     off = {"nodes": {"enabled": False}, "networkPolicy": {"enabled": False}}
     kinds = {one["kind"] for one in CHART.documents(off)}
     assert kinds == {"ConfigMap", "Service", "StatefulSet"}

@@ -228,7 +228,7 @@ def test_a_request_is_one_short_line_on_a_console(lines):
         get_logger("proxy.daemon").info("daemon_started", version="1.0", addresses=["a"])
 
     request, event = lines(work, "console")
-    assert re.fullmatch(r"\d\d:\d\d:\d\d GET nginx:1.27 miss 5.3 MB 0.4 s", request)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d GET nginx:1.27 miss 5.3 MB 0.400 s", request)
     assert re.fullmatch(r"\d\d:\d\d:\d\d \[info\] daemon_started version=1.0 .*", event)
 
 

@@ -58,7 +58,7 @@ def set_all_metrics(metrics: Metrics) -> None:
     metrics.count_avoided("docker.io", 1)
     metrics.count_notification("sent")
     metrics.count_upstream_retry("docker.io", "stalled")
-    metrics.set_ratelimit("docker.io", 100, 7)
+    metrics.set_ratelimit("docker.io", 100, lambda: 7)
     metrics.count_download("stored")
     metrics.count_digest_mismatch("docker.io")
     metrics.count_evicted("size", 3, 3000)

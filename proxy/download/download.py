@@ -85,7 +85,7 @@ class Download:
         self.hashed = 0
         self.bytes_resumed = 0
         self.transfer_count = 0
-        # Seconds that connections have waited for buffers, because the disk is slower than upstream.
+        # Seconds that connections have waited for buffers while the hash waited for the disk too.
         self.seconds_held_up = 0.0
         self.generation = 0
         # The outcome.
@@ -230,13 +230,15 @@ class Download:
         """Return a chunk for the next bytes of a piece. Waits for a buffer if the disk is too slow."""
         pool, size = self._deps.pool, piece.stop - piece.start
         began = asyncio.get_running_loop().time()
+        is_disk_behind = self.hashed >= self.written.contiguous_end(0)
         while (buffer := pool.take(size, self._bytes_held)) is None:
             if all(chunk.is_open for chunk in self.chunks):
                 # No buffer can be freed by a write, and a reader may wait for this connection.
                 buffer = pool.take_small(size)
                 break
             await pool.changed.wait()
-        self.seconds_held_up += asyncio.get_running_loop().time() - began
+        if is_disk_behind:
+            self.seconds_held_up += asyncio.get_running_loop().time() - began
         chunk = Chunk(piece.start, buffer)
         self.chunks.append(chunk)
         return chunk

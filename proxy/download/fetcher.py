@@ -35,6 +35,8 @@ MIN_PROGRESS = 16 << 10
 MAX_RETRY_AFTER = 60.0
 # A smaller range that a reader waits for is extended to this size.
 MIN_PRIORITY_PIECE = 256 << 10
+# A connection that is fast on its own claims this many times the bytes that have arrived.
+PIECE_GROWTH = 3
 # How often the speed of a single connection is measured, in seconds.
 SPEED_INTERVAL = 0.1
 
@@ -127,8 +129,8 @@ class Fetcher:
     def _claim_piece(self) -> Piece | None:
         pieces = self._download.pieces
         if self.is_parallel and not self._has_extra_connections:
-            # As many bytes as have arrived: few requests, and others can join if the connection slows down.
-            return pieces.claim_up_to(max(MAX_PIECE, self._bytes_received))
+            # Few requests, because the connection idles between them; yet others can join if it slows down.
+            return pieces.claim_up_to(max(MAX_PIECE, PIECE_GROWTH * self._bytes_received))
         return pieces.claim_next(self._max_connections)
 
     def _fail(self, error: ProxyError) -> None:

@@ -28,8 +28,8 @@ from proxy.tracing import record_span
 if TYPE_CHECKING:
     from proxy.download.download import Download
 
-# Bytes written ahead are hashed in steps of this size, so that readers get them gradually.
-HASH_STEP = 4 << 20
+# The hash is reported to the event loop, and bytes written ahead are hashed, in steps of this size.
+HASH_STEP = 2 << 20
 # Blobs of at least this size are written past the page cache if the disk keeps up.
 MIN_DIRECT_SIZE = 64 << 20
 # The disk counts as slower than upstream once it has held up a download for this long in total, in seconds.
@@ -66,6 +66,7 @@ class BlobWriter:
         self._private_directory: Path | None = None
         self._has_shared_ingest = False
         self._hash_seconds = 0.0
+        self._loop = asyncio.get_running_loop()
 
     @property
     def fd(self) -> int:
@@ -140,10 +141,11 @@ class BlobWriter:
             if self._may_write_direct():
                 if await self._write_due(direct=True):
                     continue
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(PARTIAL_DELAY):
-                        await download.progress.wait()
-                        continue
+                if not download.is_received:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(PARTIAL_DELAY):
+                            await download.progress.wait()
+                            continue
             if not await self._write_due():
                 await download.progress.wait()
 
@@ -197,8 +199,8 @@ class BlobWriter:
                 await download.progress.wait()
                 continue
             began = perf_counter()
-            if parts := self._parts_in_memory(start, stop):
-                await run_in_thread(self._storage.executor, ingest.hash_written, parts)
+            if self._unhashed_part() is not None:
+                await run_in_thread(self._storage.executor, self._hash_from_memory, ingest)
             else:
                 await run_in_thread(self._storage.executor, ingest.hash_up_to, stop)
             self._hash_seconds += perf_counter() - began
@@ -211,15 +213,26 @@ class BlobWriter:
         record_span("verify", self._hash_seconds)
         download.mark_hashed(ingest.frontier, is_verified=True)
 
-    def _parts_in_memory(self, start: int, stop: int) -> list[memoryview]:
-        """Return the bytes from `start` on that are still in memory, up to `stop` at most."""
-        parts = []
-        for chunk in sorted(self._download.chunks, key=lambda chunk: chunk.start):
-            if chunk.start <= start < chunk.written:
-                end = min(stop, chunk.written)
-                parts.append(chunk.view(start, end))
-                start = end
-        return parts
+    def _hash_from_memory(self, ingest: Ingest) -> None:
+        """Hash written bytes as long as they are in memory, and report to the event loop. Blocks."""
+        reported = ingest.frontier
+        while (part := self._unhashed_part()) is not None:
+            ingest.hash_written(part)
+            if ingest.frontier >= reported + HASH_STEP and ingest.frontier != self._download.size:
+                reported = ingest.frontier
+                self._loop.call_soon_threadsafe(self._download.mark_hashed, reported)
+
+    def _unhashed_part(self) -> memoryview | None:
+        """Return written bytes at the frontier that are in memory; they stay there until they are hashed.
+
+        May be called in a thread: only the event loop changes the chunks.
+        """
+        frontier = self.frontier
+        for chunk in tuple(self._download.chunks):
+            written = chunk.written
+            if chunk.start <= frontier < written:
+                return chunk.view(frontier, written)
+        return None
 
     async def _reserve(self, count: int) -> None:
         """Grow the reservation to `count` bytes more than are written, or raise `NoSpaceError`.

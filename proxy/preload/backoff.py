@@ -24,13 +24,19 @@ log = get_logger(__name__)
 
 
 class UpstreamRetrier:
-    """Retries the work of one preload; of simultaneous waits for an upstream, it reports one."""
+    """Retries the work of one preload; of simultaneous waits for an upstream, it reports one.
+
+    Unless it `waits`, an error is raised at once.
+    """
 
     def __init__(
         self,
         clock: Callable[[], float],
         on_event: Callable[[UpstreamWaiting | UpstreamResumed], None],
+        *,
+        waits: bool = True,
     ) -> None:
+        self._waits = waits
         self._clock = clock
         self._on_event = on_event
         self._waiter_counts: Counter[str] = Counter()
@@ -44,7 +50,9 @@ class UpstreamRetrier:
             except (RateLimitedError, UpstreamUnavailableError) as error:
                 is_limited = isinstance(error, RateLimitedError)
                 timeout = RATE_LIMIT_TIMEOUT if is_limited else OUTAGE_TIMEOUT
-                if not is_transient(error) or self._clock() - started_at >= timeout:
+                if not (self._waits and is_transient(error)):
+                    raise
+                if self._clock() - started_at >= timeout:
                     raise
                 await self._wait(upstream, error)
 

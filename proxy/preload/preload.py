@@ -92,16 +92,20 @@ class Preloader:
         pin: bool = False,
         dry_run: bool = False,
         jobs: int | None = None,
+        waits: bool = True,
     ) -> AsyncGenerator[PreloadEvent, None]:
         """Fetch images, up to `jobs` layers at once, and yield events; `PreloadTotals` last.
 
         An error fails only the image that it concerns. `pin` pins the images that are complete at
-        the end; a `dry_run` fetches manifests only.
+        the end; a `dry_run` fetches manifests only. Unless it `waits`, an upstream that is down or limits
+        requests fails its images at once.
         """
         max_downloads = self._deps.fetch_settings.max_downloads
         concurrency = min(jobs or max_downloads, max_downloads)
         with self._deps.image_store.space.lease() as lease:
-            run = _PreloadRun(self._deps, lease, pin=pin, dry_run=dry_run, concurrency=concurrency)
+            run = _PreloadRun(
+                self._deps, lease, pin=pin, dry_run=dry_run, concurrency=concurrency, waits=waits
+            )
             async with background(run.run(selections)) as running:
                 while not running.done():
                     await asyncio.wait((running,), timeout=PROGRESS_INTERVAL)
@@ -119,7 +123,14 @@ class _PreloadRun:
     """One preload."""
 
     def __init__(
-        self, deps: PreloadDeps, lease: Lease, *, pin: bool, dry_run: bool, concurrency: int
+        self,
+        deps: PreloadDeps,
+        lease: Lease,
+        *,
+        pin: bool,
+        dry_run: bool,
+        concurrency: int,
+        waits: bool,
     ) -> None:
         self._deps = deps
         self._pin = pin
@@ -135,7 +146,7 @@ class _PreloadRun:
             deps.upstreams,
             deps.fetch_settings,
             lease,
-            UpstreamRetrier(deps.clock, self._report.add),
+            UpstreamRetrier(deps.clock, self._report.add, waits=waits),
             self._report.add,
             concurrency=concurrency,
         )

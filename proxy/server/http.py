@@ -23,7 +23,7 @@ from proxy.server.connection_limit import ConnectionSlot
 from proxy.server.proxied_connection import TrustedProxies
 from proxy.server.request import Request
 from proxy.server.responses import Body, FileBody, Response, json_response, serialize_head
-from proxy.server.send_turns import SendTurns
+from proxy.server.send_turns import SENDFILE_SPEEDUP, SendTurns
 from proxy.server.sendfile import BodySender, SocketWriter
 
 # How long a connection may be idle, before its first request and between requests, in seconds.
@@ -524,15 +524,15 @@ class HttpConnection(asyncio.Protocol):
         self, request: Request, response: Response, body: FileBody, sender: BodySender
     ) -> None:
         """Send a file: without a task, which would take three times as long, if the kernel may take all of it."""
-        turns = self._server.turns
+        turns, cost = self._server.turns, body.length // SENDFILE_SPEEDUP
         if not sender.can_send_now(body):
             self._start_task(request, self._respond(request, response, sender))
-        elif turns.try_take(body.length):
+        elif turns.try_take(cost):
             self._send_file(request, response, body, sender)
         else:
             self._is_queued = True
             send = partial(self._send_queued_file, request, response, body, sender)
-            turns.call_later(body.length, send)
+            turns.call_later(cost, send)
 
     def _send_file(
         self, request: Request, response: Response, body: FileBody, sender: BodySender

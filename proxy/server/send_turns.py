@@ -9,9 +9,11 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-# Bytes that all connections send in one turn: a few milliseconds.
+# Bytes that all connections copy to the kernel in one turn: a few milliseconds.
 TURN_SIZE = 8 << 20
-# A send takes at least as long as the kernel needs for this many bytes.
+# The kernel sends so many bytes of a file (sendfile) in the time in which it copies one from memory.
+SENDFILE_SPEEDUP = 4
+# A send takes at least as long as the kernel needs to copy this many bytes.
 MIN_COST = 32 << 10
 
 
@@ -24,7 +26,7 @@ class SendTurns:
         self._is_next_turn_scheduled = False
 
     def try_take(self, size: int) -> bool:
-        """Tell whether `size` bytes may be sent now, and count them if so."""
+        """Tell whether `size` bytes may be copied to the kernel now, and count them if so."""
         if not self._is_next_turn_scheduled:
             self._schedule_next_turn()
         if self._left <= 0 or self._waiting:

@@ -173,11 +173,10 @@ class Ingest:
             self._direct_fd = os.open(self._path, flags)
         return self._direct_fd
 
-    def hash_written(self, parts: Iterable[memoryview]) -> None:
+    def hash_written(self, part: memoryview) -> None:
         """Hash bytes that are in the file and still in memory, and advance the frontier."""
-        for part in parts:
-            self._hasher.update(part)
-            self.frontier += len(part)
+        self._hasher.update(part)
+        self.frontier += len(part)
 
     def hash_up_to(self, stop: int) -> None:
         """Hash bytes that were written ahead, and move the frontier up to `stop`."""

@@ -42,6 +42,7 @@ from proxy.upstream.quota import (
     Quota,
     RequestClass,
     parse_ratelimit,
+    parse_ratelimit_window,
     parse_retry_after,
 )
 from proxy.upstream.redirects import MAX_REDIRECTS, REDIRECT_STATUSES, redirect_target
@@ -158,7 +159,7 @@ class RegistryClient:
         self.name = name
         self._daemon_id = daemon_id
         self.is_mirror = is_mirror
-        self.quota = Quota()
+        self._quota = Quota()
         self.features = RegistryFeatures(clock)
         self._base_url = URL(url)
         self.label = f"{name}'s mirror {self._base_url.authority}" if is_mirror else name
@@ -172,6 +173,12 @@ class RegistryClient:
         self._clock = clock
         self.health = RegistryHealth(self.label, clock)
         self._now = asyncio.get_running_loop().time
+
+    @property
+    def quota(self) -> Quota:
+        """The rate limits of now."""
+        self._quota.renew(self._clock())
+        return self._quota
 
     async def request(
         self,
@@ -387,8 +394,10 @@ class RegistryClient:
         limit = parse_ratelimit(response.headers.get("RateLimit-Limit"))
         remaining = parse_ratelimit(response.headers.get("RateLimit-Remaining"))
         if limit is not None and remaining is not None:
-            self._metrics.set_ratelimit(self.name, limit, remaining)
-            self.quota.update(limit, remaining)
+            window = parse_ratelimit_window(response.headers.get("RateLimit-Remaining"))
+            renewed_at = self._clock() + window if window else None
+            self._quota.update(limit, remaining, renewed_at=renewed_at)
+            self._metrics.set_ratelimit(self.name, limit, lambda: self.quota.remaining or 0)
         elif request.kind == "manifest" and response.status == 200:
             # Docker Hub sends no limits to an account that has none.
             self.quota.update(None, None)

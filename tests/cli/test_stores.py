@@ -20,6 +20,10 @@ READING = [
     ["policy", "check", "app"],
     ["policy", "list"],
     ["fsck"],
+    ["df"],
+    ["refresh", "--all"],
+    ["top"],
+    ["events"],
 ]
 
 

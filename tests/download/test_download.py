@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from proxy.download import writer
 from tests.fakes.content import digest_of
 from tests.fakes.faults import HTML, Fault
 from tests.fakes.raw_client import RawClient
@@ -47,6 +48,16 @@ async def test_a_hit_opens_one_file_and_sends_no_request_upstream(registry, prog
     before = len(registry.requests)
     assert whole(await program.blob(blob))
     assert len(registry.requests) == before
+    assert program.stored() == {blob}
+
+
+async def test_the_end_of_a_blob_written_past_the_page_cache_is_written_without_delay(
+    program, blob, monkeypatch
+):
+    monkeypatch.setattr(writer, "MIN_DIRECT_SIZE", MIB)
+    monkeypatch.setattr(writer, "PARTIAL_DELAY", 3600)
+    assert whole(await program.blob(blob))
+    await program.wait_for_downloads()
     assert program.stored() == {blob}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from proxy.cli.api_client import open_admin_client
-from proxy.cli.display.text import echo
+from proxy.cli.display.text import echo, terminal_width, wrap
 from proxy.cli.files.client_files import CLIENT_FILES, ClientFile, docker_mirror_files
 from proxy.cli.options import config_options, load_config
 from proxy.config import Config, ServerSettings
@@ -107,9 +107,16 @@ def client_config(
     if only and (problem := _ONLY_PROBLEMS.get(client)):
         echo(problem, err=True)
     if output_dir is None:
-        click.echo("\n".join(f"{file.header}\n{file.content}" for file in files), nl=False)
+        texts = (f"{_wrap_comments(file.header)}\n{file.content}" for file in files)
+        click.echo("\n".join(texts), nl=False)
     else:
         _write_files(output_dir, files)
+
+
+def _wrap_comments(header: str) -> str:
+    """Return comment lines that fit into the terminal, if there is one."""
+    lines = (wrap(line, terminal_width(), indent="# ") for line in header.splitlines())
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _default_cache_url(config: Config) -> RegistryUrl:

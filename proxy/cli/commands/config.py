@@ -32,7 +32,13 @@ from proxy.upstream.proxies import ProxySelector
 
 @click.group(cls=SummaryGroup)
 def config() -> None:
-    """Check and print the configuration."""
+    """Check and print the configuration.
+
+    \b
+    Examples:
+      pullcache config check
+      pullcache config show
+    """
 
 
 @config.command()

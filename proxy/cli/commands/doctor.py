@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -113,15 +113,19 @@ def _diagnose_daemon(config: Config, api: AdminClient, image: str) -> Iterator[F
             "if it should not be: pullcache offline off",
         )
     else:
-        yield from network.check_network(network.find_routes(config.upstreams))
-        yield from _check_logins(api)
+        failed = []
+        for finding in network.check_network(network.find_routes(config.upstreams)):
+            failed += [finding.text.partition(":")[0]] if finding.state == "fail" else []
+            yield finding
+        yield from _check_logins(api, failed)
     tcp = [address for address in status["addresses"] if not address.startswith("unix:")]
     if image and tcp:
         yield pull.check_pull(machine.local_address(tcp[0]), image, is_tls=is_tls)
     yield _check_clients(api, status)
 
 
-def _check_logins(api: AdminClient) -> Iterator[Finding]:
+def _check_logins(api: AdminClient, unreachable: Sequence[str]) -> Iterator[Finding]:
+    """Check the logins of the upstreams, except those that were found `unreachable`."""
     try:
         checks = api.post("/api/v1/upstreams/check")
     except ProxyError as error:
@@ -129,7 +133,9 @@ def _check_logins(api: AdminClient) -> Iterator[Finding]:
         return
     for one in checks:
         name = one["name"]
-        if not one["problem"]:
+        if name in unreachable:
+            yield Finding("login", "skip", f"{name}: it cannot be reached")
+        elif not one["problem"]:
             login = "its login is accepted" if one["has_login"] else "anonymous"
             yield Finding("login", "ok", f"{name}: {login}")
         elif one["code"].startswith("upstream_unauthorized") or "credentials" in one["problem"]:

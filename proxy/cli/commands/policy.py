@@ -25,7 +25,13 @@ _REASON_WIDTH = 70
 
 @click.group(cls=SummaryGroup)
 def policy() -> None:
-    """Check images against the policies, and make exceptions."""
+    """Check images against the policies, and make exceptions.
+
+    \b
+    Examples:
+      pullcache policy list
+      pullcache policy why nginx:1.27
+    """
 
 
 @policy.command(context_settings={"ignore_unknown_options": True})

@@ -29,6 +29,11 @@ from proxy.oci.platform import parse_platform
     help="Concurrent downloads. [default and maximum: fetch.max_downloads]",
 )
 @click.option(
+    "--no-wait",
+    is_flag=True,
+    help="Fail at once while an upstream is down or limits requests.",
+)
+@click.option(
     "--lock",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
@@ -46,13 +51,15 @@ def preload(
     pin: bool,
     dry_run: bool,
     jobs: int | None,
+    no_wait: bool,
     lock: Path | None,
     as_json: bool,
 ) -> None:
     """Fetch images before clients pull them.
 
     Fetches the current images from upstream, with their signatures and SBOMs. Skips stored content
-    and resumes partial downloads, so it is safe to repeat. Exits 4 if some images failed or a
+    and resumes partial downloads, so it is safe to repeat. Waits two minutes for an upstream that
+    is down, and a day for one that limits requests. Exits 4 if some images failed or a
     signature that exists could not be fetched, 1 if all images failed.
 
     \b
@@ -66,6 +73,7 @@ def preload(
     _check_platforms(platforms)
     requested, failed = collect_images(images, files, ("all",) if all_platforms else platforms)
     request = {"images": requested, "pin": pin, "dry_run": dry_run, "jobs": jobs}
+    request["waits"] = not no_wait
     resolved: dict[str, dict[str, Any]] = {}
     done: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []

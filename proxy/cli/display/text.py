@@ -14,6 +14,7 @@ _UNLIMITED_WIDTH = 10_000
 # Width of the names of fields, and of the shortest cell that a narrow terminal leaves of a text.
 _FIELD_WIDTH = 11
 _MIN_FLEXIBLE_WIDTH = 16
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 # Spaces between two columns of a table.
 _COLUMN_GAP = 2
 
@@ -127,6 +128,8 @@ def print_table(
     width = None if no_trunc else terminal_width()
     layout = _TableLayout(columns, cells)
     if width is not None and not layout.fit(width, optional, flexible):
+        if cells:
+            click.echo(columns[0].removeprefix(">"))
         for row in cells:
             click.echo(_format_row(columns, row, width))
         return
@@ -179,7 +182,10 @@ def _format_row(columns: Sequence[str], row: Sequence[str], width: int) -> str:
     """Return a row as its first cell, and the others below it with their names."""
     named = zip(columns[1:], row[1:], strict=True)
     parts = [f"{name.removeprefix('>').lower()} {cell}" for name, cell in named if cell != "-"]
-    return f"{row[0]}\n{wrap('  ' + ', '.join(parts), width, indent='  ')}"
+    # A name stays with a short value, and a number with its unit.
+    joined = [part.replace(" ", _NO_BREAK) if len(part) < width // 2 else part for part in parts]
+    text = wrap("  " + ", ".join(joined), width, indent="  ").replace(_NO_BREAK, " ")
+    return f"{row[0]}\n{text}"
 
 
 def shorten(text: str, length: int) -> str:

@@ -16,12 +16,16 @@ from proxy.server.admin.recording import ActRecorder
 
 
 class PreloadRequest(RequestModel, frozen=True):
-    """What to preload; `jobs` is the number of layers at a time."""
+    """What to preload; `jobs` is the number of layers at a time.
+
+    Unless it `waits`, an upstream that is down or limits requests fails its images at once.
+    """
 
     images: list[ImageSelection]
     pin: bool = False
     dry_run: bool = False
     jobs: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    waits: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class PreloadHandlers:
         """Preload images, and yield the events of the run."""
         body = await request.read_json(PreloadRequest)
         events = self.preloader.preload(
-            body.images, pin=body.pin, dry_run=body.dry_run, jobs=body.jobs
+            body.images, pin=body.pin, dry_run=body.dry_run, jobs=body.jobs, waits=body.waits
         )
         if body.dry_run:
             async with aclosing(events):
