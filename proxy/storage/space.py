@@ -47,7 +47,7 @@ STEP_SHARE = 64
 
 # What is over its quota is summed up whenever that takes less than this, in seconds; if it takes longer, for at
 # most this share of the time.
-QUOTA_COST = 0.01
+QUOTA_COST = 0.03
 MAX_QUOTA_SHARE = 0.1
 
 _EVICTION_BATCH = 256

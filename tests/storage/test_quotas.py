@@ -50,7 +50,9 @@ class Store:
 
 
 @pytest.fixture
-async def store(tmp_path):
+async def store(tmp_path, monkeypatch):
+    # However slow this machine is.
+    monkeypatch.setattr(space_module, "QUOTA_COST", 60.0)
     clock, metrics = Clock(), Metrics([], "0")
     blobs = await asyncio.to_thread(BlobStore, tmp_path / "store")
     index = await asyncio.to_thread(Index, blobs.root / "index.sqlite", clock)
