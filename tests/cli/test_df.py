@@ -94,7 +94,7 @@ async def test_the_command_prints_tables_and_a_forecast(registry, program):
     assert re.search(r"^REPOSITORY +SIZE +UNIQUE +PINNED +RECLAIMABLE$", text, re.MULTILINE)
     assert re.search(r"^docker.io +[\d.]+ kB ", text, re.MULTILINE)
     assert re.search(r" stored in the last day; full in about \d+ d", text)
-    assert re.search(r"^me/app +[\d.]+ kB +\d+ d .*\d+ d \d+ h$", text, re.MULTILINE)
+    assert re.search(r"^me/app +[\d.]+ kB +\d+ d .*\d+ d \d+ h *$", text, re.MULTILINE)
     limited = (await run_on(program, "df", "--limit", "1")).stdout
     assert "1 more repositories; --limit 0 shows all" in limited
     one = json.loads((await run_on(program, "df", "--limit", "1", "--json")).stdout)
