@@ -14,6 +14,8 @@ import msgspec
 
 from proxy.config import Config, RuleSettings
 from proxy.globs import matches_any
+from proxy.oci.reference import Tag
+from proxy.oci.referrers import subject_of_tag
 
 # Repositories, and tags, whose settings are remembered.
 MAX_REMEMBERED_REPOSITORIES = 4096
@@ -101,7 +103,8 @@ class ImageRules:
     def tag_ttl(self, name: str, tag: str) -> TagTtl:
         """Return the seconds for which a tag is fresh, and where they come from."""
         settings = self.settings(name)
-        for glob in settings.immutable:
+        # Tags for referrers move with each new signature.
+        for glob in () if subject_of_tag(Tag(tag)) else settings.immutable:
             if fnmatchcase(tag, glob):
                 return TagTtl(NEVER, f'{self._source(settings, "immutable")} "{glob}"')
         for glob, seconds in settings.tag_ttl.items():

@@ -101,3 +101,9 @@ def test_a_key_that_is_not_set_is_empty():
     assert not InheritedShare.parse("")
     assert (InheritedDuration.parse("90m"), InheritedShare.parse("5 %")) == ("1h30m", "5%")
     assert InheritedDuration.parse(0) == "0s"
+
+
+def test_tags_for_referrers_always_move():
+    found = rules({"images": ["*"], "immutable": ["*"], "ttl": "1h"})
+    assert found.ttl(NGINX, "sha256-cafe") == NEVER
+    assert found.ttl(NGINX, f"sha256-{'0' * 64}.sig") == 3600

@@ -110,6 +110,7 @@ class PolicyGate:
         self._permissions = TTLCache(MAX_REMEMBERED_PERMISSIONS, clock)
         self._refusals: TTLCache[tuple[Repository, Tag], PolicyDeniedError]
         self._refusals = TTLCache(MAX_REMEMBERED_PERMISSIONS, clock)
+        self._writing = asyncio.Lock()
         self._unwritten: deque[DecisionRecord] = deque(maxlen=MAX_UNWRITTEN_DECISIONS)
 
     def find_permission(self, repository: Repository, reference: Reference) -> Permission | None:
@@ -194,11 +195,14 @@ class PolicyGate:
 
     async def write_decisions(self) -> None:
         """Write the decisions since the last call to the index. Raises `StorageError`."""
-        if self._unwritten:
-            decisions = list(self._unwritten)
-            await self._records.add_decisions(decisions)
-            for _ in decisions:
-                self._unwritten.popleft()
+        # One at a time: two would write the same decisions.
+        async with self._writing:
+            if self._unwritten:
+                decisions = list(self._unwritten)
+                await self._records.add_decisions(decisions)
+                # If more have come meanwhile than fit, the first of these are gone already.
+                for _ in range(min(len(decisions), len(self._unwritten))):
+                    self._unwritten.popleft()
 
     async def _decide(
         self,

@@ -9,6 +9,7 @@ Pinned and leased blobs are never evicted, and nothing is evicted for content th
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -44,8 +45,10 @@ MIN_STEP = 1 << 20
 MAX_STEP = 16 << 20
 STEP_SHARE = 64
 
-# Seconds for which a plan of what is over its quota is used, before usage is summed up again.
-QUOTA_INTERVAL = 10.0
+# What is over its quota is summed up whenever that takes less than this, in seconds; if it takes longer, for at
+# most this share of the time.
+QUOTA_COST = 0.01
+MAX_QUOTA_SHARE = 0.1
 
 _EVICTION_BATCH = 256
 _MAX_ROUNDS = 3
@@ -114,9 +117,9 @@ class SpaceManager:
         self._leases: list[Lease] = []
         self.evictions = EvictionTally()
         self._rules: ImageRules | None = None
-        # What is over the quota of its rule, and when that was found out.
+        # What is over the quota of its rule, when that was found out, and how long it took.
         self._over_quota: deque[rule_queries.ExcessBlob] = deque()
-        self._planned_at = -QUOTA_INTERVAL
+        self._planned_at = self._planning_seconds = 0.0
         # The time of use up to which a sweep has looked for what is idle by its rule.
         self._idle_after = 0.0
         self._auditor = Auditor(store, index)
@@ -156,7 +159,7 @@ class SpaceManager:
         """Apply the quotas and idle times of these rules from now on."""
         self._rules = rules
         self._over_quota.clear()
-        self._planned_at = -QUOTA_INTERVAL
+        self._planning_seconds = 0.0
 
     # Totals.
 
@@ -585,10 +588,11 @@ class SpaceManager:
         rules = self._rules
         if rules is None or not rules.max_shares:
             return 0
-        age = self._clock() - self._planned_at
-        if not self._over_quota and not 0 <= age < QUOTA_INTERVAL:
+        if not self._over_quota and self._may_plan(time.monotonic()):
+            begun_at = time.monotonic()
             self._over_quota.extend(await self._find_over_quota(rules))
-            self._planned_at = self._clock()
+            self._planned_at = time.monotonic()
+            self._planning_seconds = self._planned_at - begun_at
         freed = 0
         while self._over_quota and freed < bytes_needed:
             victims, chosen_bytes = list[Digest](), 0
@@ -603,6 +607,11 @@ class SpaceManager:
             removed = await self._remove(victims, "quota")
             freed += sum(allocated_size(size) for _, size in removed)
         return freed
+
+    def _may_plan(self, now: float) -> bool:
+        """Tell whether to sum up again what is over its quota."""
+        seconds = self._planning_seconds
+        return seconds < QUOTA_COST or now - self._planned_at >= seconds / MAX_QUOTA_SHARE
 
     async def _find_over_quota(self, rules: ImageRules) -> list[rule_queries.ExcessBlob]:
         with suppress(StorageError):  # a full disk needs evictions all the more

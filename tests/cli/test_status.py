@@ -15,7 +15,7 @@ from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
 from tests.fakes.images import push_manifest
 from tests.support.admin_api import APP, pull_parts
-from tests.support.commands import run, run_on
+from tests.support.commands import run, run_on, run_on_terminal
 
 
 async def test_status_fits_on_one_screen(registry, program):
@@ -207,5 +207,22 @@ async def test_events_tell_who_removed_an_image(registry, program):
     header, line = done.stdout.splitlines()
     assert header.split() == ["TIME", "ACTION", "BY", "IMAGES", "OUTCOME"]
     user = pwd.getpwuid(os.geteuid()).pw_name
-    assert re.search(rf" remove +{user} \(pid {os.getpid()}\) +app:latest +done: freed \d+", line)
+    assert re.search(rf" remove +{user} \(pid {os.getpid()}\) +app:latest +freed \d+", line)
     assert json.loads((await run_on(program, "events", "--json")).stdout)[0]["action"] == "remove"
+
+
+async def test_events_fit_a_narrow_terminal(registry, program):
+    await program.pull(registry.add_image(layers=[b"x" * 50_000]))
+    program.clock.advance(time.time() - program.clock())
+    await run_on(program, "pin", "app")
+    await run_on(program, "rm", "app")
+    await run_on(program, "rm", "app", "--force")
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", await run_on_terminal(program, "events", columns=60))
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    lines = [line.split() for line in shown.splitlines()[1:]]
+    assert [line[2:] for line in lines if line] == [
+        ["remove", user, "app:latest"],
+        ["remove", "(failed)", user, "app:latest"],
+        ["pin", user, "app:latest"],
+    ]
+    assert all(len(line) <= 60 for line in shown.splitlines())

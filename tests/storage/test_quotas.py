@@ -12,10 +12,10 @@ from proxy.metrics import Metrics
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.rules import ImageRules
-from proxy.storage import rule_queries
+from proxy.storage import rule_queries, space as space_module
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
-from proxy.storage.space import QUOTA_INTERVAL, SpaceManager
+from proxy.storage.space import SpaceManager
 from tests.fakes.clock import Clock
 
 MB = 1_000_000
@@ -132,16 +132,30 @@ async def test_pinned_blobs_count_for_a_share_and_stay(store):
     assert store.stored(*blobs) == [True, False]
 
 
-async def test_usage_is_summed_up_again_only_after_a_while(store):
-    store.set_rules({"images": ["docker.io/a/*"], "max_share": "10%"})
+async def test_what_came_since_the_last_eviction_counts(store):
+    store.set_rules({"images": ["docker.io/a/*"], "max_share": "20%"})
     others = [await store.add(C) for _ in range(9)]  # room was needed: A has nothing yet
     own = [await store.add(A), await store.add(A)]
     left = store.stored(*others).count(True)
-    assert store.stored(*own) == [True, True]
-    store.clock.advance(QUOTA_INTERVAL)
+    own.append(await store.add(A))
+    assert store.stored(*own) == [False, True, True]
     await store.add(C)
-    assert store.stored(*own) == [False, True]
+    assert store.stored(*own) == [False, False, True]
     assert store.stored(*others).count(True) == left
+
+
+async def test_a_sum_that_takes_long_is_not_repeated_at_once(store, monkeypatch):
+    monkeypatch.setattr(space_module, "QUOTA_COST", 0.0)
+    monkeypatch.setattr(space_module, "MAX_QUOTA_SHARE", 1e-9)
+    store.set_rules({"images": ["docker.io/a/*"], "max_share": "10%"})
+    others = [await store.add(C) for _ in range(9)]
+    left = store.stored(*others).count(True)
+    own = [await store.add(A), await store.add(A), await store.add(A)]
+    assert store.stored(*own) == [True] * 3
+    assert store.stored(*others).count(True) < left
+    store.set_rules({"images": ["docker.io/a/*"], "max_share": "10%"})
+    await store.add(C)
+    assert store.stored(*own)[0] is False
 
 
 async def test_idle_times_are_those_of_the_first_rule(store):

@@ -39,6 +39,8 @@ ACTIONS = (
 # Width of the last column, and of the images, on a terminal.
 _DETAIL_WIDTH = 40
 _IMAGES_WIDTH = 30
+# Seconds for which a time is shown without its year.
+_RECENT = 300 * 86_400.0
 
 
 @click.command()
@@ -103,13 +105,14 @@ def events(
         click.echo(json.dumps(found, indent=2))
         return
     truncator = Truncator(no_trunc=no_trunc)
+    is_short, now = truncator.is_active, time.time()
     print_table(
         ("TIME", "ACTION", "BY", "IMAGES", "OUTCOME"),
         [
             (
-                f"{datetime.fromtimestamp(one['at']).astimezone():%Y-%m-%d %H:%M:%S}",
-                one["action"],
-                _format_actor(one["actor"]),
+                _format_time(one["at"], now, is_short=is_short),
+                _format_action(one),
+                _format_actor(one["actor"], is_short=is_short),
                 truncator.text(_format_images(one["images"], truncator), _IMAGES_WIDTH),
                 truncator.text(_format_outcome(one), _DETAIL_WIDTH),
             )
@@ -121,14 +124,32 @@ def events(
     )
 
 
-def _format_actor(actor: str) -> str:
-    """Return an actor with the user's name, if this machine knows it."""
+def _format_time(at: float, now: float, *, is_short: bool) -> str:
+    """Return a local time; in short as `ls` shows it, without seconds, and without the year or the hour."""
+    if not is_short:
+        return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    form = "%m-%d %H:%M" if 0 <= now - at < _RECENT else "%Y-%m-%d"
+    return datetime.fromtimestamp(at).astimezone().strftime(form)
+
+
+def _format_action(event: dict[str, Any]) -> str:
+    """Return the action, with what a narrow terminal has no column for."""
+    if event["action"] == "evict":
+        return f"evict ({event['detail']})"
+    return (
+        event["action"] if event["outcome"] == "done" else f"{event['action']} ({event['outcome']})"
+    )
+
+
+def _format_actor(actor: str, *, is_short: bool) -> str:
+    """Return an actor with the user's name, if this machine knows it; in short without the process."""
     match = re.fullmatch(r"uid (\d+) pid (\d+)", actor)
     if match is None:
         return actor
     with suppress(KeyError):
-        return f"{pwd.getpwuid(int(match[1])).pw_name} (pid {match[2]})"
-    return actor
+        name = pwd.getpwuid(int(match[1])).pw_name
+        return name if is_short else f"{name} (pid {match[2]})"
+    return f"uid {match[1]}" if is_short else actor
 
 
 def _format_images(images: dict[str, int], truncator: Truncator) -> str:
@@ -144,6 +165,6 @@ def _format_images(images: dict[str, int], truncator: Truncator) -> str:
 
 def _format_outcome(event: dict[str, Any]) -> str:
     if event["action"] == "evict":
-        return f"{event['detail']}: {format_bytes(sum(event['images'].values()))}"
+        return format_bytes(sum(event["images"].values()))
     detail = re.sub(r"(\d+) bytes", lambda match: format_bytes(int(match[1])), event["detail"])
-    return ": ".join(filter(None, (event["outcome"], detail)))
+    return detail or event["outcome"]

@@ -149,7 +149,8 @@ def _format_scrub(scrub: dict[str, Any]) -> str:
 def _request_fields(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for cache_state, served in document["served"].items():
         requests = format_count(served["requests"], "request")
-        yield cache_state, f"{requests}, {format_bytes(served['bytes'])}"
+        # With a space, as "revalidated" takes the whole column.
+        yield f"{cache_state} ", f"{requests}, {format_bytes(served['bytes'])}"
 
 
 def _traffic_lines(periods: list[dict[str, Any]]) -> Iterator[str]:
