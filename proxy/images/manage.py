@@ -19,6 +19,7 @@ from proxy.names import display_name
 from proxy.oci.reference import Reference, Repository, parse_image
 from proxy.policy.rules import RuleSet
 from proxy.storage.image_queries import ImageQueries, ImageRow, open_image_queries
+from proxy.timestamps import to_seconds
 
 # After this many images, the sizes of all are computed at once: 12 s for 80,000 images, where one by one
 # takes 50 s.
@@ -44,9 +45,9 @@ class ImageSummary(msgspec.Struct, frozen=True):
     platforms: Sequence[PlatformState]
     size: int
     unique: int
-    cached: float | None
-    used: float | None
-    pulled: float | None
+    cached: int | None
+    used: int | None
+    pulled: int | None
     trust: TrustSummary
     policy: PolicySummary | None
 
@@ -179,9 +180,11 @@ class ImageManager:
             platforms=platforms,
             size=size,
             unique=unique,
-            cached=self._image_store.blob_store.committed_at(digest) if digest and top else None,
-            used=top.used_at if top else None,
-            pulled=queries.pulled_at(repository, row.reference, digest),
+            cached=to_seconds(self._image_store.blob_store.committed_at(digest))
+            if digest and top
+            else None,
+            used=to_seconds(top.used_at) if top else None,
+            pulled=to_seconds(queries.pulled_at(repository, row.reference, digest)),
             trust=describe_trust(queries, repository),
             policy=describe_policy(
                 queries, self._rules, repository, row.reference, digest, self._clock()

@@ -3,6 +3,7 @@
 Clients get an error at once, but a preload can wait.
 """
 
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -60,7 +61,9 @@ class UpstreamRetrier:
         until = self._clock() + max(1.0, getattr(error, "retry_after", DEFAULT_RETRY_AFTER))
         if not self._waiter_counts[upstream]:
             log.info("preload_paused", upstream=upstream, reason=str(error))
-            self._on_event(UpstreamWaiting(upstream=upstream, reason=str(error), until=until))
+            self._on_event(
+                UpstreamWaiting(upstream=upstream, reason=str(error), until=math.ceil(until))
+            )
         self._waiter_counts[upstream] += 1
         try:
             await sleep_until(until, self._clock)

@@ -24,6 +24,8 @@ TLS_HANDSHAKE_TIMEOUT = 10.0
 TLS_SHUTDOWN_TIMEOUT = 5.0
 # Time in which a trusted proxy must send the first bytes of a connection, in seconds.
 PROXY_HEADER_TIMEOUT = 75.0
+# The same if the connection is over the limit.
+REJECTED_TIMEOUT = 5.0
 # On shutdown, idle connections get this many seconds to send one more request: one that was just
 # accepted may already have a request in flight.
 IDLE_DRAIN_TIMEOUT = 1.0
@@ -204,7 +206,7 @@ class Acceptor:
                 self._turn_away(connection)
                 return
         connection.setblocking(False)
-        if is_proxy and slot and not slot.is_rejected:
+        if is_proxy and slot:
             self._group.create_task(self._connect_proxied(connection, slot))
         else:
             self._group.create_task(self._connect(connection, self._server(slot), slot))
@@ -212,7 +214,8 @@ class Acceptor:
     async def _connect_proxied(self, connection: socket.socket, slot: ConnectionSlot) -> None:
         """Read the PROXY header of a connection of a trusted proxy, if it has one, and go on."""
         try:
-            async with asyncio.timeout(PROXY_HEADER_TIMEOUT):
+            seconds = REJECTED_TIMEOUT if slot.is_rejected else PROXY_HEADER_TIMEOUT
+            async with asyncio.timeout(seconds):
                 header = await read_proxy_header(self._loop, connection)
         except BaseException as error:
             connection.close()

@@ -19,6 +19,7 @@ from proxy.errors import ProxyError, StorageError, error_code
 from proxy.log import get_logger
 from proxy.oci.digest import Digest
 from proxy.storage.index import Index
+from proxy.timestamps import to_seconds
 
 Action = Literal[
     "remove",
@@ -83,7 +84,7 @@ _LINKED = """
 class TrailEntry(msgspec.Struct, frozen=True):
     """An act or an eviction. `images` are bytes by name, 0 where they are not known."""
 
-    at: float
+    at: int
     action: str
     actor: str
     images: dict[str, int]
@@ -228,7 +229,7 @@ class AuditTrail:
             lambda connection: connection.execute(_SELECT, parameters).fetchall()
         )
         return [
-            TrailEntry(at, done, actor, _matching(images, parameters), outcome, detail)
+            TrailEntry(to_seconds(at), done, actor, _matching(images, parameters), outcome, detail)
             for at, done, actor, images, outcome, detail in rows
         ]
 
@@ -236,7 +237,7 @@ class AuditTrail:
         share = int(self._max_size() * MAX_TRAIL_SHARE / _ROW_SIZE)
         now = self._clock()
         for action, actor, images, outcome, detail in rows:
-            self.on_record(TrailEntry(now, action, actor, images, outcome, detail))
+            self.on_record(TrailEntry(to_seconds(now), action, actor, images, outcome, detail))
         encoded = [
             (now, action, actor, msgspec.json.encode(images).decode(), outcome, detail)
             for action, actor, images, outcome, detail in rows

@@ -96,6 +96,9 @@ def test_docker_s_comments_say_for_which_docker_the_file_is():
     assert "# /etc/docker/daemon.json\n" in text
     assert "systemctl reload docker" in text
     assert "--docker-file hosts.toml" in text
+    assert "private CA" not in text
+    text = run("docker", *DAEMON_JSON, "--address", TLS).stdout
+    assert "private CA: /etc/docker/certs.d/mirror.example/ca.crt" in text
     text = run("docker", "--address", PLAIN).stdout
     assert "# /etc/docker/certs.d/docker.io/hosts.toml\n" in text
     assert "stops verifying Docker Hub's own certificate" in text

@@ -62,6 +62,7 @@ def test_the_rightmost_address_that_is_no_proxy_counts(header, client):
         ("for=192.0.2.1;proto=http;by=203.0.113.43", "192.0.2.1"),
         ("proto=https; for=192.0.2.1", "192.0.2.1"),
         ("for=198.51.100.9, for=192.0.2.1, for=10.9.9.9", "192.0.2.1"),
+        ("for=10.9.9.9, for=10.8.8.8", "10.9.9.9"),
         ("for=198.51.100.9, for=unknown", "10.0.0.1"),
         ("for=198.51.100.9, for=_hidden", "10.0.0.1"),
         ("for=198.51.100.9, by=10.0.0.1", "10.0.0.1"),

@@ -191,6 +191,19 @@ async def test_clients_of_one_proxy_are_limited_each_by_itself(logged):
     await served.clients()
 
 
+async def test_a_connection_over_the_limit_of_all_gets_429_with_and_without_a_header(logged):
+    served = await logged(**TRUSTED, max_connections=1)
+    first = await RawClient.connect(served.program.url)
+    first.send(V1 + PING)
+    assert (await first.read_response()).status == 200
+    for start in (V1, v2(0x21, 0x11, IPV4), b""):
+        assert (await served.send(start + LAST_PING)).status == 429
+    await first.close()
+    limiter = served.program.running.access.limiter
+    await until(lambda: limiter.connected == 0)
+    await served.clients()
+
+
 ALLOWED = {"allow_clients": ["192.0.2.0/24"]}
 
 

@@ -68,7 +68,7 @@ def test_p13_a_start_on_a_port_in_use_fails_with_the_address(daemon: Daemon, dir
         code, errors = run_until_exit(
             daemon.serve_command(listen=address, store=directory / "other"), directory
         )
-    assert code == 2, errors
+    assert code == 1, errors
     assert address in errors
     assert "Traceback" not in errors
 

@@ -1,7 +1,7 @@
 """`/api/v1/policy`: what the policies say about images, their exceptions and their decisions."""
 
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import msgspec
@@ -18,6 +18,7 @@ from proxy.server.admin.api import AdminRequest, RequestModel, Route
 from proxy.server.admin.recording import ActRecorder
 from proxy.storage.policy_records import PolicyRecords
 from proxy.storage.policy_rows import DecisionRecord, PolicyException
+from proxy.timestamps import to_seconds
 
 MAX_CHECKED_IMAGES = 1_000
 # An exception ends; one that never does belongs into the rule.
@@ -62,15 +63,15 @@ class PolicyCheck(msgspec.Struct, frozen=True, kw_only=True):
     mode: str = ""
     digest: str = ""
     reason: str = ""
-    until: float | None = None
+    until: int | None = None
 
 
 class ExceptionSummary(msgspec.Struct, frozen=True):
     """An image that is allowed until a time, and why. Times are Unix time."""
 
     image: str
-    made: float
-    until: float
+    made: int
+    until: int
     reason: str
 
 
@@ -136,7 +137,8 @@ class PolicyHandlers:
         """Return decisions, the latest first."""
         query = request.parse_query(DecisionsQuery)
         await self.gate.write_decisions()
-        return self.records.decisions(query.since, query.decision, query.limit)
+        found = self.records.decisions(query.since, query.decision, query.limit)
+        return [replace(one, at=to_seconds(one.at)) for one in found]
 
     async def _check_image(self, image: str) -> PolicyCheck:
         try:
@@ -159,7 +161,7 @@ class PolicyHandlers:
             mode=rule.settings.mode if rule else "",
             digest=str(manifest.digest),
             reason=verdict.reason,
-            until=verdict.until,
+            until=to_seconds(verdict.until),
         )
 
 
@@ -170,7 +172,7 @@ def _describe_rule(number: int, rule: PolicySettings) -> dict[str, object]:
 def _describe_exception(exception: PolicyException) -> ExceptionSummary:
     return ExceptionSummary(
         full_name(exception.repository, exception.digest),
-        exception.made_at,
-        exception.until,
+        to_seconds(exception.made_at),
+        to_seconds(exception.until),
         exception.reason,
     )

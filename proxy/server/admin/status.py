@@ -19,6 +19,7 @@ from proxy.storage.scrub import Scrubber
 from proxy.storage.space import SpaceManager
 from proxy.storage.traffic_records import TrafficRecords
 from proxy.storage.trail import Action, AuditTrail
+from proxy.timestamps import to_seconds
 from proxy.upstream.client import Upstream
 from proxy.upstream.features import Feature
 from proxy.upstream.offline import OfflineSwitch
@@ -33,7 +34,7 @@ class MissingFeatureStatus(msgspec.Struct, frozen=True):
 
     feature: Feature
     repositories: int
-    retry_at: float
+    retry_at: int
 
 
 class UpstreamStatus(msgspec.Struct, frozen=True):
@@ -67,10 +68,10 @@ class ScrubStatus(msgspec.Struct, frozen=True):
     `damaged` are the blobs found in this round.
     """
 
-    period: float
+    period: int
     progress: float
-    started_at: float
-    finished_at: float | None
+    started_at: int
+    finished_at: int | None
     damaged: int
 
 
@@ -91,7 +92,7 @@ class DaemonStatus(msgspec.Struct, frozen=True):
 
     state: DaemonState
     version: str
-    uptime: float
+    uptime: int
     addresses: Sequence[str]
     admin_addresses: Sequence[str]
     offline: bool
@@ -152,7 +153,7 @@ class StatusHandlers:
         return DaemonStatus(
             state=_daemon_state(self.offline, store, upstreams),
             version=__version__,
-            uptime=time.monotonic() - self.started_at,
+            uptime=int(time.monotonic() - self.started_at),
             addresses=self.addresses,
             admin_addresses=self.admin_addresses,
             offline=bool(self.offline),
@@ -206,10 +207,10 @@ class StatusHandlers:
     def _scrub_status(self) -> ScrubStatus:
         state = self.scrubber.state
         return ScrubStatus(
-            period=float(self.config.store.scrub),
+            period=int(self.config.store.scrub),
             progress=self.scrubber.progress,
-            started_at=state.started_at,
-            finished_at=state.finished_at or None,
+            started_at=to_seconds(state.started_at),
+            finished_at=to_seconds(state.finished_at or None),
             damaged=state.damaged,
         )
 
@@ -223,7 +224,7 @@ class StatusHandlers:
                 ratelimit_limit=upstream.pull_quota[0],
                 ratelimit_remaining=upstream.pull_quota[1],
                 missing_features=[
-                    MissingFeatureStatus(one.feature, one.repositories, one.retry_at)
+                    MissingFeatureStatus(one.feature, one.repositories, to_seconds(one.retry_at))
                     for one in upstream.missing_features
                 ],
             )
