@@ -18,11 +18,13 @@ from proxy import __version__
 from proxy.cache.repair import BlobRepairer, RepairQueue
 from proxy.cache.stand_ins import StandIns
 from proxy.concurrency import background
+from proxy.conditions import ConditionWatcher
 from proxy.config import Config, keep_restart_only_keys, world_readable_files
 from proxy.core import Core, open_core
 from proxy.errors import ProxyError, StorageError
 from proxy.log import LogWriter, get_logger
 from proxy.preload.schedule import PreloadScheduler
+from proxy.rules import ImageRules
 from proxy.server.access import AccessControl
 from proxy.server.admin import listener as admin_listener
 from proxy.server.admin.handler import AdminApiHandler
@@ -31,8 +33,10 @@ from proxy.server.http import HttpServer
 from proxy.server.listening import Listener
 from proxy.server.middleware import Middleware
 from proxy.service import ConfiguredApp, configure_app
+from proxy.storage.trail import Act
 from proxy.systemd import ADMIN_SOCKET, REGISTRY_SOCKET
 from proxy.tracing import HttpHandler, open_tracing
+from proxy.upstream.client import Upstream
 
 # Seconds between two writes of the uses of blobs, and between two searches for idle content.
 FLUSH_INTERVAL = 5.0
@@ -84,7 +88,7 @@ async def open_cache(
             trace_requests=trace_requests,
         )
         await _listen(app, core, stack, sockets)
-        stack.push_async_callback(app.write_last_policy_decisions)
+        stack.push_async_callback(app.write_last_records)
         core.group.create_task(run_maintenance(app, core))
         core.group.create_task(run_scrub(app, core))
         app.start_preloads()
@@ -126,12 +130,17 @@ async def run_maintenance(app: "RunningApp", core: Core) -> None:
     """Write the uses of blobs to the index, and remove idle content, until cancelled."""
     loop = asyncio.get_running_loop()
     swept_at = 0.0
+    conditions = ConditionWatcher(core.webhook)
     while True:
         config = app.config
+        # A command without a daemon, which does not listen, reports what fails and no states.
+        if config.server.listen:
+            conditions.check(app.upstreams, core.space)
         try:
             await core.index.flush()
             await core.space.shrink_index()
             await app.write_policy_decisions()
+            await app.write_traffic()
         except StorageError as error:
             log.warning("maintenance_failed", reason=str(error))
         if loop.time() - swept_at > SWEEP_INTERVAL:
@@ -143,6 +152,7 @@ async def run_maintenance(app: "RunningApp", core: Core) -> None:
                 )
             except StorageError as error:
                 log.warning("maintenance_failed", reason=str(error))
+            await core.trail.write_evictions()
         await asyncio.sleep(FLUSH_INTERVAL)
 
 
@@ -186,12 +196,23 @@ class RunningApp:
         self._access_log = access_log
         self._has_failed_reload = False
         self.health = HealthEndpoints(core.metrics, core.check_store, core.disk_threads)
+        core.pulls.upstreams = configured.upstreams
         self.middleware = Middleware(
-            access, configured.registry, self.health, core.metrics, access_log, core.daemon_id
+            access,
+            configured.registry,
+            self.health,
+            core.metrics,
+            access_log,
+            core.daemon_id,
+            core.pulls,
         )
         self.api = AdminApiHandler(configured.routes, core.metrics, access_log)
-        server = HttpServer(self.middleware, core.disk_threads, core.group, trace_requests)
-        self.listener = Listener(server, "server.listen", core.group, access.limiter)
+        server = HttpServer(
+            self.middleware, core.disk_threads, core.group, trace_requests, access.proxies
+        )
+        self.listener = Listener(
+            server, "server.listen", core.group, access.limiter, access.proxies
+        )
         self.check_store = core.check_store
         self._scheduler = PreloadScheduler(
             lambda: self._configured.preloader,
@@ -199,6 +220,7 @@ class RunningApp:
             core.metrics,
             core.disk_threads,
             core.clock,
+            core.trail,
         )
         self._update_upstream_metrics()
 
@@ -206,6 +228,11 @@ class RunningApp:
     def config(self) -> Config:
         """The configuration that applies."""
         return self._configured.config
+
+    @property
+    def upstreams(self) -> Mapping[str, Upstream]:
+        """The upstreams of the configuration that applies."""
+        return self._configured.upstreams
 
     @property
     def repairer(self) -> BlobRepairer:
@@ -243,7 +270,7 @@ class RunningApp:
         served = sum(requests for requests, _ in core.metrics.served_totals().values())
         used, limit = core.space.stored_bytes / 1e9, core.space.max_size / 1e9
         return (
-            f"{self.middleware.in_flight} responses and {len(core.downloads)} downloads running; "
+            f"running: {self.middleware.in_flight} responses, {len(core.downloads)} downloads; "
             f"{served} served; {used:.1f} of {limit:.1f} GB"
             f"{'; offline' if core.offline else ''}"
             f"{'; last reload failed' if self._has_failed_reload else ''}"
@@ -253,10 +280,19 @@ class RunningApp:
         """Write what policies have decided to the index. Raises `StorageError`."""
         await self._configured.policy.write_decisions()
 
-    async def write_last_policy_decisions(self) -> None:
-        """Write them at the end of the daemon; without space for them they are lost."""
-        with suppress(StorageError):
-            await self.write_policy_decisions()
+    async def write_traffic(self) -> None:
+        """Write what was counted of clients' pulls to the index. Raises `StorageError`."""
+        await self._core.write_traffic(self.config.statistics)
+
+    async def write_last_records(self) -> None:
+        """Write decisions and traffic at the end of the daemon; without space they are lost."""
+        for write in (
+            self.write_policy_decisions,
+            self.write_traffic,
+            self._core.trail.write_evictions,
+        ):
+            with suppress(StorageError):
+                await write()
 
     def start_preloads(self) -> None:
         """Start the scheduled preloads of the configuration, in place of the previous ones."""
@@ -275,6 +311,7 @@ class RunningApp:
 
         Returns whether it was applied. Keys that need a restart keep their values, with a warning.
         """
+        act = Act("reload", "SIGHUP")
         core, before = self._core, self._configured
         # All steps that can fail come first, and change nothing that is in use.
         try:
@@ -284,6 +321,8 @@ class RunningApp:
             disk_size = await asyncio.to_thread(core.store.total_bytes)
         except Exception as error:  # noqa: BLE001 (a bug must not end the daemon either)
             self._report_failed_reload(error)
+            act.outcome, act.detail = "failed", str(error)
+            await self._core.trail.add(act)
             return False
         # The rest cannot fail, and runs in one turn of the loop.
         self._switch_to(configured)
@@ -296,6 +335,7 @@ class RunningApp:
                 "restart_required", key=key, reason="it changed; the old value still applies"
             )
         log.info("config_reloaded")
+        await core.trail.add(act)
         try:
             await core.space.resize(
                 config.store.max_size.to_bytes(disk_size), config.store.min_free
@@ -316,6 +356,7 @@ class RunningApp:
         """Replace the configured part; running requests and operations finish with the old one."""
         before, self._configured = self._configured, configured
         self.middleware.registry_handler = configured.registry
+        self._core.pulls.upstreams = configured.upstreams
         self.api.routes = tuple(configured.routes)
         self._update_upstream_metrics()
         if configured.config.preload != before.config.preload:
@@ -332,6 +373,8 @@ class RunningApp:
         if self._access_log:
             self._access_log.set_level(config.log.level)
         self._core.downloads.configure(config.fetch)
+        self._core.webhook.settings = config.notify
+        self._core.space.set_rules(ImageRules(config))
 
     def _update_upstream_metrics(self) -> None:
         self._core.metrics.enable_registry_proxy(is_on=self.config.server.registry_proxy_metrics)

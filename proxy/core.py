@@ -11,21 +11,28 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from proxy import __version__
 from proxy.concurrency import run_in_thread, start_threads
-from proxy.config import Config
+from proxy.conditions import report_entry
+from proxy.config import Config, StatisticsSettings
 from proxy.download.manager import DownloadManager
 from proxy.download.writer import StorageDeps
 from proxy.metrics import Metrics
 from proxy.parsing import DocumentParser
+from proxy.rules import ImageRules
+from proxy.server.pulls import PullTracker
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
 from proxy.storage.policy_records import PolicyRecords
 from proxy.storage.scrub import Scrubber
 from proxy.storage.space import SpaceManager
+from proxy.storage.traffic_records import TrafficRecords
+from proxy.storage.trail import AuditTrail
 from proxy.upstream.factory import UpstreamFactory
 from proxy.upstream.offline import OfflineSwitch
+from proxy.upstream.webhook import Webhook
 
 # Threads for disk I/O; name lookups have the threads of the loop.
 DISK_THREADS = 8
@@ -42,6 +49,10 @@ class Core:
     store: BlobStore
     index: Index
     policy_records: PolicyRecords
+    traffic_records: TrafficRecords
+    pulls: PullTracker
+    trail: AuditTrail
+    webhook: Webhook
     space: SpaceManager
     scrubber: Scrubber
     metrics: Metrics
@@ -62,6 +73,13 @@ class Core:
         await run_in_thread(self.disk_threads, self.store.check_writable)
         await self.index.check_usable()
 
+    async def write_traffic(self, settings: StatisticsSettings) -> None:
+        """Write what was counted of clients' pulls to the index. Raises `StorageError`."""
+        self.pulls.settle()
+        await self.traffic_records.write(
+            max_size=self.space.max_size, keeps_clients=settings.clients
+        )
+
 
 async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], float]) -> Core:
     """Open the store and the objects that use it; the stack closes them in reverse order.
@@ -76,7 +94,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     stack.callback(store.close)
     index = Index(store.root / "index.sqlite", clock)
     stack.callback(index.close)
-    metrics = Metrics(config.upstreams, __version__)
+    metrics = Metrics(config.upstreams, __version__, clock)
     space = SpaceManager(
         store,
         index,
@@ -85,6 +103,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
         min_free=config.store.min_free,
         clock=clock,
     )
+    space.set_rules(ImageRules(config))
     await space.open()
     scrubber = Scrubber(store, index, space, metrics, clock)
     stack.callback(scrubber.close)
@@ -100,10 +119,19 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     storage = StorageDeps(store, index, space, metrics, threads, open_ingests=set())
     downloads = DownloadManager(storage, config.fetch, group)
     metrics.register_gauges(_LiveGauges(space, index, scrubber, downloads))
+    webhook = Webhook(config.notify, offline, metrics, clock)
+    group.create_task(webhook.run())
+    stack.push_async_callback(webhook.drain)
+    trail = AuditTrail(index, space.evictions, clock, lambda: space.max_size)
+    trail.on_record = partial(report_entry, webhook)
     return Core(
         store=store,
         index=index,
         policy_records=PolicyRecords(index),
+        traffic_records=TrafficRecords(index, metrics.traffic),
+        pulls=PullTracker(metrics, index, downloads.age, clock),
+        trail=trail,
+        webhook=webhook,
         space=space,
         scrubber=scrubber,
         metrics=metrics,

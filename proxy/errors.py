@@ -17,6 +17,10 @@ class ConfigError(ProxyError):
     """The configuration is invalid; the message names file, key path and reason."""
 
 
+class AddressUnavailableError(ProxyError):
+    """An address to listen on is in use, or does not belong to this machine."""
+
+
 class InvalidReferenceError(ProxyError):
     """A name, tag or digest does not match the grammar of the specification."""
 
@@ -161,6 +165,10 @@ class StoreInUseError(StorageError):
     """Another process holds the lock of the store."""
 
 
+class StoreNotFoundError(StorageError):
+    """A command that only uses a store was started on a directory that holds none."""
+
+
 class NoSpaceError(StorageError):
     """The store has no space for the content, and none can be freed."""
 
@@ -199,6 +207,7 @@ class ErrorOutcome(NamedTuple):
 OUTCOMES: Mapping[type[ProxyError], ErrorOutcome] = {
     ProxyError: ErrorOutcome(500, "UNKNOWN", 500),
     ConfigError: ErrorOutcome(500, "UNKNOWN", 500, 2),
+    AddressUnavailableError: ErrorOutcome(500, "UNKNOWN", 500),
     InvalidReferenceError: ErrorOutcome(400, "NAME_INVALID", 400, 2),
     InvalidNameError: ErrorOutcome(400, "NAME_INVALID", 400, 2),
     InvalidTagError: ErrorOutcome(400, "TAG_INVALID", 400, 2),
@@ -233,6 +242,7 @@ OUTCOMES: Mapping[type[ProxyError], ErrorOutcome] = {
     BundleError: ErrorOutcome(400, "UNKNOWN", 400),
     StorageError: ErrorOutcome(500, "UNKNOWN", 500),
     StoreInUseError: ErrorOutcome(500, "UNKNOWN", 500),
+    StoreNotFoundError: ErrorOutcome(500, "UNKNOWN", 500, 2),
     NoSpaceError: ErrorOutcome(500, "UNKNOWN", 507),
     InvalidRequestError: ErrorOutcome(400, "UNSUPPORTED", 400, 2),
     UnauthorizedError: ErrorOutcome(401, "UNAUTHORIZED", 401),

@@ -23,6 +23,7 @@ from typing import Any, Literal, NoReturn, TextIO
 import msgspec
 import structlog
 
+from proxy.console import format_admin_request, format_request
 from proxy.journal import add_priority, is_journal_stream, priority_prefix
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -61,7 +62,8 @@ def configure_logging(level: str, log_format: Format, stream: TextIO | None = No
     render = _console_renderer(target) if is_console else _render_json_batch
     if is_journal_stream(target):
         render = _add_priorities(render)
-    log = LogWriter(_make_writer(target), render, batch_size)
+    timestamps = _ConsoleTimeFormatter() if is_console else _TimestampFormatter()
+    log = LogWriter(_make_writer(target), render, batch_size, timestamps)
     structlog.configure(
         processors=[log.process],
         logger_factory=_LoggerName,
@@ -85,12 +87,13 @@ class LogWriter:
         write: Callable[[bytes], None],
         render: Callable[[list[Fields]], bytes],
         batch_size: int,
+        timestamps: "_ConsoleTimeFormatter | _TimestampFormatter",
     ) -> None:
         self._write = write
         self._render = render
         self._batch_size = batch_size
         self.is_info_enabled = True
-        self._timestamps = _TimestampFormatter()
+        self._timestamps = timestamps
         # The queue: batches that are rendered already, then lines that are not.
         self._rendered: list[bytes] = []
         self._lines: deque[Fields] = deque()
@@ -207,6 +210,13 @@ class LogWriter:
             self._write(b"".join(rendered))
 
 
+class _ConsoleTimeFormatter:
+    """Formats times for a console: the time of day here."""
+
+    def format(self, nanoseconds: int) -> str:
+        return time.strftime("%H:%M:%S", time.localtime(nanoseconds // 1_000_000_000))
+
+
 class _TimestampFormatter:
     """Formats times (RFC 3339); the text of the current second is reused."""
 
@@ -284,20 +294,35 @@ def _add_priorities(render: Callable[[list[Fields]], bytes]) -> Callable[[list[F
     return prioritize
 
 
+# Events that are one short line on a console.
+_CONSOLE_FORMS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "request": format_request,
+    "admin_request": format_admin_request,
+}
+
+
 def _console_renderer(stream: TextIO) -> Callable[[list[Fields]], bytes]:
-    """Return a renderer for consoles. Tracebacks never show values, which may be secrets."""
+    """Return a renderer for consoles, where a request is one short line.
+
+    Tracebacks never show values, which may be secrets.
+    """
     renderer = structlog.dev.ConsoleRenderer(
         colors=stream.isatty() and "NO_COLOR" not in os.environ,
         timestamp_key="time",
         exception_formatter=structlog.dev.plain_traceback,
+        sort_keys=False,
+        pad_event_to=0,
+        pad_level=False,
     )
 
     def render(fields: Fields) -> bytes:
+        if (form := _CONSOLE_FORMS.get(fields["event"])) and "method" in fields:
+            return f"{fields['time']} {_escape(form(fields))}\n".encode(errors="backslashreplace")
         traceback = str(fields.get("exception", "")).split("\n")
         clean = {
             name: value if isinstance(value, bool | int | float) else _escape(str(value))
             for name, value in fields.items()
-            if name != "exception"
+            if name != "exception" and not (name == "logger" and str(value).startswith("proxy"))
         }
         text = renderer(None, "", clean)
         tail = "".join(f"\n{_escape(line)}" for line in traceback if line)

@@ -5,6 +5,7 @@ other labels have the types below, and repositories are never labels. Children o
 `labels()` costs more than counting.
 """
 
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
@@ -30,13 +31,16 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from proxy.traffic import PullResult, Purpose, TrafficTally
+
 RequestKind = Literal[
     "manifest", "blob", "tags", "referrers", "search", "facts", "catalog", "ping", "other"
 ]
 CacheState = Literal["hit", "miss", "collapsed", "stale", "revalidated", "bypass", "none"]
 DownloadResult = Literal["stored", "failed", "mismatch", "bypass"]
-EvictionReason = Literal["size", "min_free", "index_full", "idle", "corrupt", "removed"]
+EvictionReason = Literal["size", "min_free", "quota", "index_full", "idle", "corrupt", "removed"]
 UncachedReason = Literal["too_large", "no_space", "pinned", "index_full", "disk_error"]
+NotificationResult = Literal["sent", "failed", "dropped"]
 ScrubResult = Literal["intact", "corrupt", "missing", "unreadable"]
 
 # Series that exist from the start, so that `rate()` sees the first increment.
@@ -48,6 +52,11 @@ _DOWNLOAD_RESULTS: tuple[DownloadResult, ...] = ("stored", "failed", "mismatch",
 _EVICTION_REASONS: tuple[EvictionReason, ...] = get_args(EvictionReason)
 _UNCACHED_REASONS: tuple[UncachedReason, ...] = get_args(UncachedReason)
 _SCRUB_RESULTS: tuple[ScrubResult, ...] = get_args(ScrubResult)
+_NOTIFICATION_RESULTS: tuple[NotificationResult, ...] = get_args(NotificationResult)
+_PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
+_PULL_RESULTS: tuple[PullResult, ...] = get_args(PullResult)
+# Bytes that clients have caused, and not preloads or repairs.
+_CLIENT_PURPOSES: tuple[Purpose, ...] = ("client", "prefetch")
 _REQUEST_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 30, 120, 600)
 _FIRST_BYTE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -181,17 +190,34 @@ class RegistryProxyCollector(Collector):
 
 
 class Metrics:
-    """Counts what the other modules report, in a registry of its own."""
+    """Counts what the other modules report, in a registry of its own.
+
+    `traffic` holds the totals by day until they are written. `clock` returns Unix time.
+    """
 
     content_type = CONTENT_TYPE_PLAIN_0_0_4
 
-    def __init__(self, upstreams: Iterable[str], version: str) -> None:
+    def __init__(
+        self, upstreams: Iterable[str], version: str, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.traffic = TrafficTally(clock)
         # The `_created` series would be half of all, and nothing uses them.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._gauges: GaugeCollector | None = None
         self._requests = RequestCollector()
         self._registry.register(self._requests)
+        self._pulls = self._counter(
+            "pulls",
+            "Pulls of images by clients, by whether content came from upstream.",
+            "upstream",
+            "result",
+        )
+        self._avoided = self._counter(
+            "ratelimited_avoided",
+            "Manifests served from the store while upstream allowed no more pulls.",
+            "upstream",
+        )
         self._declare_upstream()
         self._registry_proxy = RegistryProxyCollector(
             self._requests.totals, self._upstream_bytes_of_kind
@@ -236,7 +262,11 @@ class Metrics:
             registry=self._registry,
         )
         self._upstream_bytes = self._counter(
-            "upstream_bytes", "Response body bytes received from upstream.", "upstream", "kind"
+            "upstream_bytes",
+            "Response body bytes received from upstream, by what they were fetched for.",
+            "upstream",
+            "kind",
+            "purpose",
         )
         self._upstream_retries = self._counter(
             "upstream_retries", "Retried upstream requests.", "upstream", "reason"
@@ -280,6 +310,9 @@ class Metrics:
         self._uncached = self._counter(
             "uncached", "Blobs served without being stored, by reason.", "reason"
         )
+        self._notifications = self._counter(
+            "notifications", "Events for the webhook, by result.", "result"
+        )
         self._drift = self._counter(
             "store_drift",
             "Differences between the account of the store and its files, found and corrected.",
@@ -297,6 +330,8 @@ class Metrics:
         self._scrubbed_bytes = self._counter(
             "scrubbed_bytes", "Bytes of the blobs that the scrub has read."
         )
+        for notification_result in _NOTIFICATION_RESULTS:
+            self._notifications.labels(notification_result)
         for download_result in _DOWNLOAD_RESULTS:
             self._downloads.labels(download_result)
         for eviction_reason in _EVICTION_REASONS:
@@ -336,9 +371,13 @@ class Metrics:
             self._upstream_children(upstream, kind, "200")
             self._upstream_children(upstream, kind, "error")
             self._first_byte_children(upstream, kind)
-            self._upstream_bytes_children(upstream, kind)
+            for purpose in _PURPOSES:
+                self._upstream_bytes_children(upstream, kind, purpose)
             for state in states:
                 self._requests.create_tally((upstream, kind, 200, state))
+        for result in _PULL_RESULTS:
+            self._pulls.labels(upstream, result)
+        self._avoided.labels(upstream)
         self._mismatches.labels(upstream)
         self._upstream_up.labels(upstream).set(1)
 
@@ -359,9 +398,21 @@ class Metrics:
         """Return the requests for manifests and blobs, and their response bytes, by cache state."""
         return self._requests.totals("manifest", "blob")
 
-    def received_bytes(self) -> int:
-        """Return the bytes of manifests and blobs received from upstream."""
-        return int(self._upstream_bytes_of_kind("manifest") + self._upstream_bytes_of_kind("blob"))
+    def received_bytes(self, *, for_clients: bool) -> int:
+        """Return the bytes of manifests and blobs from upstream; all, or those fetched for clients."""
+        purposes = _CLIENT_PURPOSES if for_clients else _PURPOSES
+        return int(
+            self._upstream_bytes_of_kind("manifest", purposes)
+            + self._upstream_bytes_of_kind("blob", purposes)
+        )
+
+    def count_pulls(self, upstream: str, result: PullResult, count: int) -> None:
+        """Count pulls that have ended."""
+        self._pulls.labels(upstream, result).inc(count)
+
+    def count_avoided(self, upstream: str, count: int) -> None:
+        """Count manifests served from the store while upstream allowed no more pulls."""
+        self._avoided.labels(upstream).inc(count)
 
     def count_upstream_request(
         self, upstream: str, kind: str, status: int | Literal["error"]
@@ -373,13 +424,28 @@ class Metrics:
         """Record the time to the first byte of an upstream response."""
         self._first_byte_children(upstream, kind).observe(seconds)
 
-    def count_upstream_bytes(self, upstream: str, kind: RequestKind, size: int) -> None:
-        """Count body bytes received from upstream."""
-        self._upstream_bytes_children(upstream, kind).inc(size)
+    def count_upstream_bytes(
+        self,
+        upstream: str,
+        kind: RequestKind,
+        size: int,
+        purpose: Purpose = "client",
+        repository: str = "",
+    ) -> None:
+        """Count body bytes received from upstream; with the repository if they are content."""
+        self._upstream_bytes_children(upstream, kind, purpose).inc(size)
+        if repository:
+            self.traffic.count_received(upstream, repository, purpose, size)
 
-    def _upstream_bytes_of_kind(self, kind: str) -> float:
+    def _upstream_bytes_of_kind(
+        self, kind: str, purposes: tuple[Purpose, ...] = _PURPOSES
+    ) -> float:
         (family,) = self._upstream_bytes.collect()
-        return sum(sample.value for sample in family.samples if sample.labels["kind"] == kind)
+        return sum(
+            sample.value
+            for sample in family.samples
+            if sample.labels["kind"] == kind and sample.labels["purpose"] in purposes
+        )
 
     def enable_registry_proxy(self, *, is_on: bool) -> None:
         """Switch the export of distribution's `registry_proxy_*` metrics on or off."""
@@ -389,10 +455,10 @@ class Metrics:
         """Count a retried upstream request; `reason` is one of a small fixed set."""
         self._upstream_retries.labels(upstream, reason).inc()
 
-    def set_ratelimit(self, upstream: str, limit: int, remaining: int) -> None:
-        """Record the rate limit that upstream has sent."""
+    def set_ratelimit(self, upstream: str, limit: int, get_remaining: Callable[[], float]) -> None:
+        """Record the rate limit that upstream has sent; what remains is read at each scrape."""
         self._ratelimit_limit.labels(upstream).set(limit)
-        self._ratelimit_remaining.labels(upstream).set(remaining)
+        self._ratelimit_remaining.labels(upstream).set_function(get_remaining)
 
     def register_upstream(self, upstream: str, is_up: Callable[[], bool]) -> None:
         """Add the series of an upstream; `is_up` is called at each scrape."""
@@ -427,6 +493,10 @@ class Metrics:
     def count_prefetch_dropped(self, count: int) -> None:
         """Count blobs that the full queue of the prefetch did not take."""
         self._prefetch_dropped.inc(count)
+
+    def count_notification(self, result: NotificationResult) -> None:
+        """Count an event for the webhook."""
+        self._notifications.labels(result).inc()
 
     def count_drift(self) -> None:
         """Count a difference between the store's account and its files: a bug, or a lost write."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from proxy.config import UpstreamSettings
 from proxy.config.schema import DEFAULT_UPSTREAM
-from proxy.errors import DeniedError
+from proxy.errors import DeniedError, InvalidReferenceError
 from proxy.globs import matches_any
 from proxy.oci.digest import Digest
 from proxy.oci.reference import ImageName, Reference, Repository, Tag, is_host, parse_image
@@ -43,6 +43,13 @@ class NameParser:
         if image.host:
             return normalize_repository(image.host, image.path), reference
         return self.parse_repository(image.path), reference
+
+    def full_name(self, text: str) -> str:
+        """Return the full name of an image; text that is no name stays as it is, but not long."""
+        try:
+            return full_name(*self.to_repository(parse_image(text)))
+        except InvalidReferenceError:
+            return text[:100]
 
     def parse_repository(self, path: str, upstream: str = "") -> Repository:
         """Return the repository of a path, without checking whether it is allowed.

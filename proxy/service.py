@@ -7,6 +7,7 @@ requests, downloads and operations finish with the old one.
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from proxy.bundle.export import BundleExporter
 from proxy.bundle.import_ import BundleImporter
@@ -18,30 +19,40 @@ from proxy.cache.manifest_store import ManifestStore
 from proxy.cache.manifests import ManifestCache
 from proxy.cache.policy import PolicyGate
 from proxy.cache.prefetch import Prefetcher
+from proxy.cache.refresh import TagRefresher
 from proxy.cache.repair import BlobRepairer
 from proxy.cache.search import RepositorySearch
 from proxy.cache.stand_ins import StandIns
+from proxy.conditions import report_decision
 from proxy.config import Config
 from proxy.core import Core
 from proxy.images.check import OfflineChecker
 from proxy.images.inspect import ImageInspector
 from proxy.images.manage import ImageManager
 from proxy.images.store import ImageStore
+from proxy.images.usage import UsageReporter
 from proxy.names import NameParser
 from proxy.oci.platform import machine_platform
 from proxy.policy.rules import RuleSet
 from proxy.preload.preload import PreloadDeps, Preloader
 from proxy.preload.resolve import ImageResolver
+from proxy.rules import ImageRules
 from proxy.server.admin import (
     bundles as admin_bundles,
     images as admin_images,
     policy as admin_policy,
     preload as admin_preload,
+    refresh as admin_refresh,
     schema as admin_schema,
     search as admin_search,
     status as admin_status,
+    traffic as admin_traffic,
+    trail as admin_trail,
+    upstreams as admin_upstreams,
+    usage as admin_usage,
 )
 from proxy.server.admin.api import Route
+from proxy.server.admin.recording import ActRecorder
 from proxy.server.registry.handlers import RegistryHandler
 from proxy.upstream.client import Upstream
 from proxy.upstream.factory import is_unchanged
@@ -93,7 +104,9 @@ async def configure_app(
         parser=core.parser,
         metrics=core.metrics,
         clock=core.clock,
+        on_decision=partial(report_decision, core.webhook),
     )
+    image_rules = ImageRules(config)
     manifests = ManifestCache(
         upstreams=upstreams,
         store=ManifestStore(
@@ -104,6 +117,7 @@ async def configure_app(
         policy=policy if config.policy else None,
         facts=facts,
         settings=config.manifests,
+        rules=image_rules,
         group=core.group,
         clock=core.clock,
     )
@@ -164,31 +178,52 @@ async def configure_app(
     )
     prefetch = (
         Prefetcher(
-            core.downloads, core.index, access, upstreams, config.fetch, core.metrics, core.group
+            core.downloads,
+            core.index,
+            access,
+            upstreams,
+            config.fetch,
+            image_rules,
+            core.metrics,
+            core.group,
         )
-        if config.fetch.prefetch == "layers"
+        if image_rules.has_prefetch
         else None
     )
     registry = RegistryHandler(config.upstreams, manifests, blobs, listings, prefetch, search)
+    acts = ActRecorder(core.trail, names)
+    image_manager = ImageManager(image_store, rules, core.clock)
     # The routes of the admin API; `server/admin/api.py` says how to add one.
     routes = [
         *admin_schema.routes(),
         *_status_handlers(core, config, upstreams).routes(),
+        *admin_traffic.TrafficHandlers(
+            core.traffic_records, partial(core.write_traffic, config.statistics)
+        ).routes(),
         *admin_bundles.BundleHandlers(
             BundleExporter(image_store, rules, core.clock),
             BundleImporter(image_store, core.clock, on_change=policy.forget),
             core.disk_threads,
+            acts,
         ).routes(),
         *admin_images.ImageHandlers(
-            ImageManager(image_store, rules, core.clock),
+            image_manager,
             checker,
             ImageInspector(image_store, rules, core.clock),
+            acts,
+            partial(core.write_traffic, config.statistics),
         ).routes(),
-        *admin_preload.PreloadHandlers(preloader).routes(),
+        *admin_refresh.RefreshHandlers(
+            TagRefresher(manifests, core.index), image_manager, names, acts
+        ).routes(),
+        *admin_upstreams.UpstreamHandlers(upstreams, config.upstreams).routes(),
+        *admin_usage.routes(UsageReporter(image_store, image_rules, core.clock)),
+        *admin_preload.PreloadHandlers(preloader, acts).routes(),
         *admin_policy.PolicyHandlers(
-            config, names, manifests, policy, core.policy_records, core.clock
+            config, names, manifests, policy, core.policy_records, acts, core.clock
         ).routes(),
         *admin_search.routes(search),
+        *admin_trail.TrailHandlers(acts).routes(),
     ]
     return ConfiguredApp(
         config, upstreams, registry, preloader, policy, stand_ins, repairer, routes
@@ -209,5 +244,8 @@ def _status_handlers(
         core.check_store,
         core.addresses,
         core.admin_addresses,
+        core.traffic_records,
+        partial(core.write_traffic, config.statistics),
+        core.trail,
         core.started_at,
     )

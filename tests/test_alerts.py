@@ -64,6 +64,15 @@ def test_the_runbook_has_exactly_one_section_per_alert():
         )
 
 
+def test_the_metrics_page_lists_the_alerts_by_severity():
+    text = (DIRECTORY.parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    (section,) = re.findall(r"^## Alerts\n(.*?)^## ", text, re.DOTALL | re.MULTILINE)
+    now, today = section.split("- Today", 1)
+    for severity, part in (("critical", now), ("warning", today)):
+        wanted = {one["alert"] for one in ALERTS if one["labels"]["severity"] == severity}
+        assert {*re.findall(r"`(Pullcache\w+)`", part)} == wanted
+
+
 def test_every_alert_fires_in_a_promtool_test():
     expected = [
         sample["labels"]

@@ -6,7 +6,7 @@ import ssl
 import pytest
 import trustme
 
-from proxy.errors import ConfigError, StorageError
+from proxy.errors import AddressUnavailableError, ConfigError, StorageError
 from tests.fakes.faults import Fault
 from tests.fakes.registry import FakeRegistry
 from tests.support.program import Program
@@ -14,7 +14,7 @@ from tests.support.program import Program
 
 async def test_an_address_in_use_is_an_error_that_names_it(program, make_program, tmp_path):
     address = program.url.removeprefix("http://")
-    with pytest.raises(ConfigError, match=rf"server\.listen: {address} cannot be used"):
+    with pytest.raises(AddressUnavailableError, match=rf"server\.listen: {address} cannot be used"):
         await make_program(tmp_path / "other", server={"listen": [address]})
 
 
@@ -26,7 +26,7 @@ async def test_a_store_in_use_is_an_error_that_names_its_process(program, make_p
 async def test_a_failed_start_ends_at_once(program, make_program, tmp_path):
     address = program.url.removeprefix("http://")
     async with asyncio.timeout(5):
-        with pytest.raises(ConfigError, match=r"server\.admin_listen"):
+        with pytest.raises(AddressUnavailableError, match=r"server\.admin_listen"):
             await make_program(
                 tmp_path / "other",
                 server={"listen": ["127.0.0.1:0"], "admin_listen": [address]},
@@ -35,7 +35,7 @@ async def test_a_failed_start_ends_at_once(program, make_program, tmp_path):
 
 async def test_a_failed_start_releases_the_store(program, make_program, tmp_path):
     address = program.url.removeprefix("http://")
-    with pytest.raises(ConfigError):
+    with pytest.raises(AddressUnavailableError):
         await make_program(tmp_path / "other", server={"listen": [address]})
     await make_program(tmp_path / "other")
 

@@ -1,6 +1,7 @@
 """Loading the configuration: sources, errors that name their place, secrets, and its output."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from proxy.config import (
     Config,
     dump,
+    find_config_file,
     iter_keys,
     json_schema,
     load,
@@ -91,8 +93,49 @@ def test_pullcache_config_names_the_file_and_an_option_overrides_it(tmp_path):
     (tmp_path / "one").write_text("fetch.attempts = 1")
     (tmp_path / "two").write_text("fetch.attempts = 2")
     environ = {"PULLCACHE_CONFIG": str(tmp_path / "one")}
-    assert load(None, environ, {}).fetch.attempts == 1
-    assert load(tmp_path / "two", environ, {}).fetch.attempts == 2
+    assert find_config_file(None, environ) == tmp_path / "one"
+    assert find_config_file(tmp_path / "two", environ) == tmp_path / "two"
+
+
+def test_the_file_of_the_system_is_read_unless_another_is_named(tmp_path, monkeypatch):
+    system = tmp_path / "system.toml"
+    monkeypatch.setattr(import_module("proxy.config.load"), "SYSTEM_FILE", system)
+    for environ in ({}, {"PULLCACHE_CONFIG": ""}):
+        assert find_config_file(None, environ) is None
+    system.write_text("offline = true")
+    for environ in ({}, {"PULLCACHE_CONFIG": ""}):
+        assert find_config_file(None, environ) == system
+    assert find_config_file(None, {"PULLCACHE_CONFIG": "/other"}) == Path("/other")
+    assert find_config_file(tmp_path / "mine", {}) == tmp_path / "mine"
+
+
+def test_an_empty_variable_counts_as_unset(tmp_path):
+    (tmp_path / "password").write_text("secret")
+    text = f"""
+        [upstreams."docker.io"]
+        username = "me"
+        password_file = "{tmp_path}/password"
+    """
+    # What compose.yaml passes on if the variables of the host are not set.
+    environ = {
+        "PULLCACHE_UPSTREAMS_DOCKER_IO_USERNAME": "",
+        "PULLCACHE_UPSTREAMS_DOCKER_IO_PASSWORD": "",
+        "PULLCACHE_SERVER_LISTEN": "",
+        "PULLCACHE_OFFLINE": "",
+    }
+    config = load_text(text, tmp_path, environ=environ)
+    assert config == load_text(text, tmp_path)
+    assert config.upstreams["docker.io"].username == "me"
+    assert config.upstreams["docker.io"].read_password() == "secret"
+
+
+@pytest.mark.parametrize("name", ["ghcr.io", "registry.k8s.io", "my.registry.example"])
+def test_a_registry_s_name_without_quotes_gets_an_error_that_shows_them(name, tmp_path):
+    with pytest.raises(ConfigError, match="quotes") as caught:
+        load_text(f"[upstreams.{name}]\nurl = 'https://x'", tmp_path)
+    assert f'[upstreams."{name}"]' in str(caught.value)
+    with pytest.raises(ConfigError, match="quotes"):
+        load_text(f"[upstreams.{name}]", tmp_path)
 
 
 def test_the_variables_that_kubernetes_sets_for_a_service_are_ignored():

@@ -10,6 +10,7 @@ from proxy.config import (
     RegistryUrl,
     Size,
     StoreLimit,
+    WebhookUrl,
 )
 
 SIZES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
@@ -86,9 +87,9 @@ def test_a_limit_in_bytes_does_not_depend_on_the_file_system():
     assert StoreLimit.parse("20MB").to_bytes(1) == 20_000_000
 
 
-@pytest.mark.parametrize("text", ["0%", "101%", "0", "-5%", "1.5%"])
+@pytest.mark.parametrize("text", ["0%", "101%", "0", 10, "50", "-5%", "1.5%"])
 def test_a_limit_of_nothing_or_more_than_everything_is_rejected(text):
-    with pytest.raises(ValueError, match=r"percentage|larger than 0|size"):
+    with pytest.raises(ValueError, match=r"percentage|less than|size"):
         StoreLimit.parse(text)
 
 
@@ -157,3 +158,26 @@ def test_a_registry_url_consists_of_scheme_host_and_port_only(text):
     with pytest.raises(ValueError, match=r"http|credentials"):
         RegistryUrl.parse(text)
     assert RegistryUrl.parse("http://[::1]:5000/") == "http://[::1]:5000"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("", ""),
+        ("https://hooks.example", "https://hooks.example"),
+        ("https://hooks.example:8443/T0/secret?x=1", "https://hooks.example:8443/***"),
+        ("http://[::1]:80?token=a", "http://[::1]:80/***"),
+    ],
+)
+def test_the_path_of_a_webhook_is_not_shown(url, shown):
+    assert WebhookUrl.parse(url).redacted == shown
+    assert WebhookUrl.parse(url) == url
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://a/b", "https://a:99999/", "https://u:CANARY@a/b", "a/CANARY", "http://127.1/"]
+)
+def test_a_wrong_webhook_is_not_quoted(url):
+    with pytest.raises(ValueError, match="webhook") as raised:
+        WebhookUrl.parse(url)
+    assert "CANARY" not in str(raised.value)

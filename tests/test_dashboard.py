@@ -1,17 +1,21 @@
 """The Grafana dashboard, checked without Grafana; `tests/system` runs its queries."""
 
 import json
+import re
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.support.promql import labels_by_metric, unknown_names
 
 FILE = Path(__file__).parents[1] / "config" / "grafana" / "pullcache.json"
 DASHBOARD = json.loads(FILE.read_text(encoding="utf-8"))
 PANELS = DASHBOARD["panels"]
+RULES = FILE.parents[1] / "prometheus" / "pullcache.rules.yml"
+LABELS = labels_by_metric()
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 Panel = dict[str, Any]
@@ -56,6 +60,7 @@ def test_every_metric_is_on_the_dashboard():
 def test_the_dashboard_works_with_any_prometheus_datasource():
     variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
     assert variables["datasource"]["type"] == "datasource"
+    assert [*variables] == ["datasource", "job", "instance", "upstream"]
     assert "id" not in DASHBOARD
     used = [panel["datasource"] for panel in PANELS if panel["type"] != "row"]
     used += [target["datasource"] for panel in PANELS for target in panel.get("targets", ())]
@@ -63,12 +68,28 @@ def test_the_dashboard_works_with_any_prometheus_datasource():
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
-def test_every_panel_has_a_unit_and_filters_by_instance(panel: Panel):
+def test_every_panel_has_a_unit_and_filters_by_what_the_variables_select(panel: Panel):
     if panel["type"] == "row":
         return
     assert panel["fieldConfig"]["defaults"]["unit"]
     for target in panel["targets"]:
+        assert 'job=~"$job"' in target["expr"]
         assert 'instance=~"$instance"' in target["expr"]
+        for name in re.findall(r"pullcache_\w+", target["expr"]):
+            if "upstream" in LABELS.get(name, ()):
+                assert 'upstream=~"$upstream"' in target["expr"]
+
+
+def test_the_dashboard_uses_every_recording_rule():
+    rules = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
+    recorded = [rule["record"] for group in rules for rule in group["rules"] if "record" in rule]
+    shown = " ".join(query for _, query in queries())
+    assert recorded
+    assert [name for name in recorded if name not in shown] == []
+
+
+def test_the_dashboard_shows_the_alerts_that_fire():
+    assert any(query.startswith('ALERTS{alertstate="firing"') for _, query in queries())
 
 
 def test_no_two_panels_overlap():

@@ -154,6 +154,10 @@ def test_the_example_configuration_holds_every_key_at_its_default():
     for key in iter_keys():
         if not key.path.startswith("manifests.tag_ttl"):
             # A table of an array is there, or it is not: it has no default.
-            begin = "# " if key.path.startswith(("preload.", "policy.")) else ""
+            begin = (
+                "# "
+                if key.path.startswith(("preload.", "policy.", "rules.", "server.admin_tokens."))
+                else ""
+            )
             name = key.path.rpartition(".")[2]
             assert re.search(rf"^{begin}{name} = ", text, re.MULTILINE), key.path

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -208,6 +209,27 @@ async def test_logging_does_not_block_the_event_loop(tmp_path):
     await asyncio.to_thread(log.close)
     stream.close()
     assert len((await asyncio.to_thread(file.read_text)).splitlines()) == 200
+
+
+def test_a_request_is_one_short_line_on_a_console(lines):
+    def work(log: LogWriter) -> None:
+        log.log_request(
+            "request",
+            client="127.0.0.1",
+            method="GET",
+            path="/v2/library/nginx/manifests/1.27",
+            status=200,
+            kind="manifest",
+            cache="miss",
+            upstream="docker.io",
+            bytes=5_300_000,
+            seconds=0.4,
+        )
+        get_logger("proxy.daemon").info("daemon_started", version="1.0", addresses=["a"])
+
+    request, event = lines(work, "console")
+    assert re.fullmatch(r"\d\d:\d\d:\d\d GET nginx:1.27 miss 5.3 MB 0.400 s", request)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d \[info\] daemon_started version=1.0 .*", event)
 
 
 def test_auto_is_json_in_a_file_and_console_on_a_terminal(lines):

@@ -54,8 +54,11 @@ def set_all_metrics(metrics: Metrics) -> None:
     metrics.count_upstream_request("docker.io", "token", "error")
     metrics.observe_upstream_first_byte("docker.io", "blob", 0.3)
     metrics.count_upstream_bytes("docker.io", "blob", 1000)
+    metrics.count_pulls("docker.io", "hit", 2)
+    metrics.count_avoided("docker.io", 1)
+    metrics.count_notification("sent")
     metrics.count_upstream_retry("docker.io", "stalled")
-    metrics.set_ratelimit("docker.io", 100, 7)
+    metrics.set_ratelimit("docker.io", 100, lambda: 7)
     metrics.count_download("stored")
     metrics.count_digest_mismatch("docker.io")
     metrics.count_evicted("size", 3, 3000)
@@ -88,7 +91,9 @@ def test_upstream_requests_are_counted_by_upstream(metrics):
     assert found[f"pullcache_upstream_requests_total,kind=blob,status=307,{hub}"] == 1
     assert found[f"pullcache_upstream_requests_total,kind=token,status=error,{hub}"] == 1
     assert found[f"pullcache_upstream_first_byte_seconds_sum,kind=blob,{hub}"] == 0.3
-    assert found[f"pullcache_upstream_bytes_total,kind=blob,{hub}"] == 1000
+    assert found[f"pullcache_upstream_bytes_total,kind=blob,purpose=client,{hub}"] == 1000
+    assert found[f"pullcache_pulls_total,result=hit,{hub}"] == 2
+    assert found[f"pullcache_ratelimited_avoided_total,{hub}"] == 1
     assert found[f"pullcache_upstream_retries_total,reason=stalled,{hub}"] == 1
     assert found[f"pullcache_upstream_ratelimit_limit,{hub}"] == 100
     assert found[f"pullcache_upstream_ratelimit_remaining,{hub}"] == 7
@@ -114,7 +119,9 @@ def test_events_of_the_store_are_counted_by_reason(metrics):
         "pullcache_requests_total,cache=stale,kind=manifest,status=200,upstream=docker.io",
         "pullcache_response_bytes_total,cache=hit,kind=manifest,upstream=docker.io",
         "pullcache_upstream_requests_total,kind=blob,status=error,upstream=docker.io",
-        "pullcache_upstream_bytes_total,kind=manifest,upstream=ghcr.io",
+        "pullcache_upstream_bytes_total,kind=manifest,purpose=preload,upstream=ghcr.io",
+        "pullcache_pulls_total,result=partial,upstream=ghcr.io",
+        "pullcache_ratelimited_avoided_total,upstream=docker.io",
         "pullcache_digest_mismatches_total,upstream=docker.io",
         "pullcache_downloads_total,result=failed",
         "pullcache_evictions_total,reason=corrupt",
@@ -122,6 +129,7 @@ def test_events_of_the_store_are_counted_by_reason(metrics):
         "pullcache_uncached_total,reason=pinned",
         "pullcache_uncached_total,reason=disk_error",
         "pullcache_internal_errors_total",
+        "pullcache_notifications_total,result=dropped",
     ],
 )
 def test_series_exist_at_zero_before_anything_is_counted(metrics, series):

@@ -3,9 +3,8 @@
 `manifests.py` asks upstream, and serves what this module allows.
 """
 
-from collections.abc import Mapping
+import math
 from enum import Enum
-from fnmatch import fnmatchcase
 
 
 class Freshness(Enum):
@@ -20,18 +19,13 @@ class Freshness(Enum):
     EXPIRED = "expired"
 
 
-def tag_ttl(tag: str, rules: Mapping[str, float], default: float) -> float:
-    """Return the seconds for which `tag` stays fresh, by the first glob of `rules` that matches."""
-    return next((ttl for glob, ttl in rules.items() if fnmatchcase(tag, glob)), default)
-
-
 def is_fresh(age: float, ttl: float) -> bool:
     """Tell whether an answer of `age` seconds is served without asking upstream.
 
     A negative age means that the clock was set back: the true age is unknown, so the answer counts as
-    stale rather than as fresh for ever.
+    stale rather than as fresh for ever, unless the tag never moves.
     """
-    return 0 <= age < ttl
+    return 0 <= age < ttl or ttl == math.inf
 
 
 def compute_freshness(

@@ -32,11 +32,13 @@ from proxy.errors import (
 from proxy.log import get_logger
 from proxy.lru import CachedManifest, TTLCache
 from proxy.metrics import CacheState
+from proxy.names import policy_name
 from proxy.oci.accept import accepts
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import INDEX_TYPES
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.oci.referrers import subject_of_tag
+from proxy.rules import NEVER, ImageRules
 from proxy.storage.index import Index, TagRow
 from proxy.upstream.client import FetchedManifest, Upstream
 
@@ -76,6 +78,7 @@ class ManifestCache:
         policy: PolicyGate | None,
         facts: FactsCache,
         settings: ManifestsSettings,
+        rules: ImageRules,
         group: asyncio.TaskGroup,
         clock: Callable[[], float],
     ) -> None:
@@ -89,7 +92,7 @@ class ManifestCache:
         self._clock = clock
         self._now = asyncio.get_running_loop().time
         self._tag_ttl = lru_cache(maxsize=4096)(
-            partial(freshness.tag_ttl, rules=settings.tag_ttl, default=settings.ttl)
+            lambda repository, tag: rules.ttl(policy_name(repository), tag)
         )
         self._accepts_cached = lru_cache(maxsize=256)(accepts)
         # Copies of the errors, without the frames that raised them: those take 7 KB each.
@@ -135,7 +138,7 @@ class ManifestCache:
         tag_row = self._index.tag(repository, reference)
         if tag_row is None:
             return None
-        age, ttl = self._clock() - tag_row.checked_at, self._tag_ttl(reference)
+        age, ttl = self._clock() - tag_row.checked_at, self._tag_ttl(repository, reference)
         if not freshness.is_fresh(age, ttl):
             return None
         manifest = self._store.lookup_cached(tag_row.digest, tag_row.media_type)
@@ -164,7 +167,10 @@ class ManifestCache:
             self._facts.note_pull(repository, result.manifest.digest)
             return await self._apply_policy(repository, reference, result, deadline)
         if self._policy:
-            self._policy.raise_if_refused(repository, reference, self._tag_ttl(reference))
+            ttl = self._tag_ttl(repository, reference)
+            # A refusal may end, even of a tag that never moves.
+            refusal_ttl = self._settings.ttl if ttl == NEVER else ttl
+            self._policy.raise_if_refused(repository, reference, refusal_ttl)
         result = await self._get_by_tag(repository, reference, deadline - STALE_MARGIN)
         self._facts.note_pull(repository, result.manifest.digest)
         result = await self._apply_policy(repository, reference, result, deadline)
@@ -173,12 +179,16 @@ class ManifestCache:
         return await self._select_platform_manifest(repository, result, accept, deadline)
 
     async def get_current_manifest(
-        self, repository: Repository, reference: Reference
+        self, repository: Repository, reference: Reference, *, is_forced: bool = False
     ) -> CachedManifest:
         """Return the manifest that `reference` names upstream now; a fresh tag is revalidated too.
 
-        Stored manifests are not fetched again. Raises as `get_manifest` does.
+        Stored manifests are not fetched again. About a tag that a rule calls immutable upstream is asked
+        only if `is_forced`. Raises as `get_manifest` does.
         """
+        is_tag = not isinstance(reference, Digest)
+        if is_tag and not is_forced and self._tag_ttl(repository, reference) == NEVER:
+            return (await self.get_manifest(repository, reference, ())).manifest
         deadline = self._now() + RESPONSE_TIMEOUT
         if isinstance(reference, Digest):
             result = await self._get_by_digest(repository, reference, deadline)
@@ -295,7 +305,7 @@ class ManifestCache:
     async def _get_by_tag(
         self, repository: Repository, tag: Tag, deadline: float
     ) -> ManifestResult:
-        ttl = self._tag_ttl(tag)
+        ttl = self._tag_ttl(repository, tag)
         tag_row = self._index.tag(repository, tag)
         if tag_row is None:
             self._raise_if_known_missing(repository, tag)
@@ -306,7 +316,7 @@ class ManifestCache:
                 raise
             return ManifestResult(manifest, state, 0.0, ttl)
         age = self._clock() - tag_row.checked_at
-        verdict = self._tag_freshness(tag, tag_row)
+        verdict = self._tag_freshness(repository, tag, tag_row)
         if verdict in (Freshness.FRESH, Freshness.STALE_WHILE_REVALIDATE) and (
             stored := await self._load_tagged(tag_row)
         ):
@@ -326,10 +336,10 @@ class ManifestCache:
             return ManifestResult(stale, "stale", max(0.0, age), 0.0, f"stale: {error}")
         return ManifestResult(manifest, state, 0.0, ttl)
 
-    def _tag_freshness(self, tag: Tag, tag_row: TagRow) -> Freshness:
+    def _tag_freshness(self, repository: Repository, tag: Tag, tag_row: TagRow) -> Freshness:
         return freshness.compute_freshness(
             self._clock() - tag_row.checked_at,
-            ttl=self._tag_ttl(tag),
+            ttl=self._tag_ttl(repository, tag),
             stale_while_revalidate=self._settings.stale_while_revalidate,
             stale_if_error=self._settings.stale_if_error,
         )
@@ -394,9 +404,9 @@ class ManifestCache:
         """
         key = (repository, tag)
         upstream = self._upstreams[repository.upstream]
-        if upstream.scarce_quota_reason and await self._has_servable_copy(tag, tag_row):
+        if upstream.scarce_quota_reason and await self._has_servable_copy(repository, tag, tag_row):
             refused = self._quota_errors.get_with_age(key)
-            if refused and 0 <= refused[0] < self._tag_ttl(tag):
+            if refused and 0 <= refused[0] < self._tag_ttl(repository, tag):
                 raise copy(refused[1])
         resolved = await upstream.resolve(repository.name, tag)
         digest = resolved.digest
@@ -406,7 +416,7 @@ class ManifestCache:
             return stored, "revalidated"
         if resolved.manifest:
             return await self._store_fetched(repository, resolved.manifest)
-        if upstream.scarce_quota_reason and await self._has_servable_copy(tag, tag_row):
+        if upstream.scarce_quota_reason and await self._has_servable_copy(repository, tag, tag_row):
             error = RateLimitedError(
                 f"{upstream.scarce_quota_reason}, reserved for content that is not cached"
             )
@@ -422,8 +432,8 @@ class ManifestCache:
             upstream.record_unreliable_head(repository.name)
             return fetched
 
-    async def _has_servable_copy(self, tag: Tag, tag_row: TagRow) -> bool:
-        is_too_old = self._tag_freshness(tag, tag_row) is Freshness.EXPIRED
+    async def _has_servable_copy(self, repository: Repository, tag: Tag, tag_row: TagRow) -> bool:
+        is_too_old = self._tag_freshness(repository, tag, tag_row) is Freshness.EXPIRED
         return not is_too_old and await self._load_tagged(tag_row) is not None
 
     async def _select_platform_manifest(

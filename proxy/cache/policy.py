@@ -5,6 +5,7 @@ newest content that is old enough, and decisions are logged, counted and kept. B
 nothing names them but manifests.
 """
 
+import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
@@ -93,7 +94,10 @@ class Judgement:
 
 
 class PolicyGate:
-    """Decides what is served for a reference. Without a rule everything is allowed."""
+    """Decides what is served for a reference. Without a rule everything is allowed.
+
+    `on_decision` is called with each decision that is recorded.
+    """
 
     def __init__(
         self,
@@ -106,8 +110,10 @@ class PolicyGate:
         parser: DocumentParser,
         metrics: Metrics,
         clock: Callable[[], float],
+        on_decision: Callable[[DecisionRecord], None] = lambda _: None,
     ) -> None:
         self._rules = rules
+        self._on_decision = on_decision
         self._index = index
         self._records = records
         self._facts = facts
@@ -118,6 +124,7 @@ class PolicyGate:
         self._permissions: dict[tuple[Repository, Reference], Permission] = {}
         self._refusals: TTLCache[tuple[Repository, Tag], tuple[PolicyDeniedError, float]]
         self._refusals = TTLCache(MAX_REMEMBERED_PERMISSIONS, clock)
+        self._writing = asyncio.Lock()
         self._unwritten: deque[DecisionRecord] = deque(maxlen=MAX_UNWRITTEN_DECISIONS)
 
     def find_permission(self, repository: Repository, reference: Reference) -> Permission | None:
@@ -194,7 +201,7 @@ class PolicyGate:
         image = full_name(exception.repository, exception.digest)
         until = _format_time(exception.until)
         log.info("policy_exception_added", image=image, until=until, reason=exception.reason)
-        self._unwritten.append(
+        self._keep(
             DecisionRecord(
                 exception.made_at,
                 0,
@@ -226,13 +233,20 @@ class PolicyGate:
         """Return the digests that a tag is known to have meant, the most recent first."""
         return [meaning.digest for meaning in self._records.meanings(repository, tag)]
 
+    def _keep(self, decision: DecisionRecord) -> None:
+        self._unwritten.append(decision)
+        self._on_decision(decision)
+
     async def write_decisions(self) -> None:
         """Write the decisions since the last call to the index. Raises `StorageError`."""
-        if self._unwritten:
-            decisions = list(self._unwritten)
-            await self._records.add_decisions(decisions)
-            for _ in decisions:
-                self._unwritten.popleft()
+        # One at a time: two would write the same decisions.
+        async with self._writing:
+            if self._unwritten:
+                decisions = list(self._unwritten)
+                await self._records.add_decisions(decisions)
+                # If more have come meanwhile than fit, the first of these are gone already.
+                for _ in range(min(len(decisions), len(self._unwritten))):
+                    self._unwritten.popleft()
 
     async def _decide(
         self,
@@ -465,7 +479,7 @@ class PolicyGate:
             digest=str(digest),
             reason=verdict.reason,
         )
-        self._unwritten.append(
+        self._keep(
             DecisionRecord(
                 self._clock(),
                 rule.number,

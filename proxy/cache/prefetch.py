@@ -14,10 +14,13 @@ from proxy.errors import ProxyError
 from proxy.log import get_logger
 from proxy.lru import CachedManifest, TTLCache
 from proxy.metrics import Metrics
+from proxy.names import policy_name
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import INDEX_TYPES
 from proxy.oci.reference import Repository
+from proxy.rules import ImageRules
 from proxy.storage.index import Index
+from proxy.traffic import fetching_for
 from proxy.upstream.client import Upstream
 
 # Seconds during which serving the same manifest again starts no downloads.
@@ -47,12 +50,14 @@ class Prefetcher:
         access: RepositoryAccess,
         upstreams: Mapping[str, Upstream],
         settings: FetchSettings,
+        rules: ImageRules,
         metrics: Metrics,
         group: asyncio.TaskGroup,
     ) -> None:
         self._downloads = downloads
         self._upstreams = upstreams
         self._settings = settings
+        self._rules = rules
         self._index = index
         self._access = access
         self._metrics = metrics
@@ -77,6 +82,8 @@ class Prefetcher:
         if (seen and seen[0] < REPEAT_INTERVAL) or manifest.media_type in INDEX_TYPES:
             return
         self._recently_prefetched.set(key, None)
+        if not self._rules.settings(policy_name(repository)).prefetches:
+            return
         children = self._index.children(manifest.digest, MAX_BLOBS)
         queue = self._queues.setdefault(repository.upstream, deque())
         free = MAX_QUEUED_BLOBS - len(queue)
@@ -120,7 +127,8 @@ class Prefetcher:
         if self._downloads.get(upstream.name, digest):
             return
         try:
-            download = self._downloads.start(upstream, repository, digest, self._settings)
+            with fetching_for("prefetch"):
+                download = self._downloads.start(upstream, repository, digest, self._settings)
             _ = start_task(self._group, self._wait_finished(upstream.name, download))
         except ProxyError:
             return  # the client's own request for the blob will report the error

@@ -14,6 +14,7 @@ from proxy.names import NameParser
 from proxy.oci.reference import Repository
 from proxy.storage.index import Index
 from proxy.storage.scrub import DamagedBlob
+from proxy.traffic import purpose
 from proxy.upstream.client import Upstream
 
 # Seconds until a repair that has failed is tried again.
@@ -95,7 +96,8 @@ class RepairQueue:
             self._added.set()
 
     async def run(self) -> None:
-        """Repair blobs until cancelled; those that fail are tried again."""
+        """Repair blobs until cancelled; those that fail are tried again. Runs in a task of its own."""
+        purpose.set("repair")
         while True:
             self._added.clear()
             for _ in range(len(self._pending)):

@@ -5,6 +5,8 @@ fast.
 """
 
 import sys
+from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import click
 
@@ -12,21 +14,42 @@ from proxy import __version__
 from proxy.cli.commands.bundles import export, import_
 from proxy.cli.commands.check_offline import check_offline
 from proxy.cli.commands.client_config import client_config
+from proxy.cli.commands.completion import completion
 from proxy.cli.commands.config import config
+from proxy.cli.commands.df import df
+from proxy.cli.commands.doctor import doctor
+from proxy.cli.commands.events import events
 from proxy.cli.commands.fsck import fsck
 from proxy.cli.commands.images import images, inspect, pin, rm, unpin
 from proxy.cli.commands.offline import offline
 from proxy.cli.commands.policy import policy
 from proxy.cli.commands.preload import preload
+from proxy.cli.commands.refresh import refresh
 from proxy.cli.commands.search import search
 from proxy.cli.commands.serve import serve
 from proxy.cli.commands.status import status
+from proxy.cli.commands.top import top
+from proxy.cli.display.text import echo
 from proxy.cli.exit_codes import INTERRUPTED, exit_code, format_error
+from proxy.cli.groups import SummaryGroup
 from proxy.journal import is_journal_stream, priority_prefix
 
+# The commands in the order in which the help lists them.
+COMMANDS: Mapping[str, Sequence[click.Command]] = {
+    "Run": (serve, status, doctor, offline, fsck),
+    "Look": (images, inspect, df, top, events, search, check_offline),
+    "Fill and clear": (preload, refresh, pin, unpin, rm),
+    "Carry": (export, import_),
+    "Configure": (config, client_config, policy, completion),
+}
 
-class CommandGroup(click.Group):
+
+class CommandGroup(SummaryGroup):
     """The group of all commands; turns expected errors into one line and an exit code."""
+
+    def command_sections(self) -> Mapping[str, Sequence[click.Command]]:
+        """Return the commands by what they are for."""
+        return COMMANDS
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command. Errors without an exit code are bugs and keep their traceback."""
@@ -40,7 +63,7 @@ class CommandGroup(click.Group):
                 raise
             # With a priority, `journalctl -p err` shows why the service did not start.
             prefix = priority_prefix("error").decode() if is_journal_stream(sys.stderr) else ""
-            click.echo(f"{prefix}pullcache: {format_error(error)}", err=True)
+            echo(f"{prefix}pullcache: {format_error(error)}", err=True)
             ctx.exit(code)
 
 
@@ -54,6 +77,12 @@ Exit codes:
   2  usage or configuration error
   3  corruption found
   4  partial success
+
+\b
+Examples:
+  pullcache serve
+  pullcache client-config docker
+  pullcache status
 """
 
 
@@ -63,20 +92,5 @@ def main() -> None:
     """Run the `pullcache` command line."""
 
 
-main.add_command(serve)
-main.add_command(config)
-main.add_command(fsck)
-main.add_command(status)
-main.add_command(offline)
-main.add_command(preload)
-main.add_command(export)
-main.add_command(import_)
-main.add_command(images)
-main.add_command(inspect)
-main.add_command(rm)
-main.add_command(pin)
-main.add_command(unpin)
-main.add_command(check_offline)
-main.add_command(search)
-main.add_command(policy)
-main.add_command(client_config)
+for _command in chain.from_iterable(COMMANDS.values()):
+    main.add_command(_command)

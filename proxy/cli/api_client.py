@@ -1,13 +1,13 @@
 """The client of the admin API, which every command except `serve`, `config` and `fsck` uses.
 
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store) as api:  # of `proxy/cli/options.py`
         print(api.get("/api/v1/status")["state"])
         for event in api.stream("POST", "/api/v1/preload", {"images": ["alpine"]}):
             ...
 
 It connects to the daemon on the store. If none is running, the command runs one itself for the
-duration of the block, without any TCP port (`proxy/cli/embedded_daemon.py`). How to add an
-operation is described in `proxy/server/admin/api.py`. The HTTP client is the blocking one of the
+duration of the block, without any TCP port (`proxy/cli/embedded_daemon.py`), and makes the store
+only if it fills it. How to add an operation is described in `proxy/server/admin/api.py`. The HTTP client is the blocking one of the
 standard library, because importing aiohttp would delay every command.
 """
 
@@ -16,7 +16,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,12 @@ from typing import Any, BinaryIO
 from urllib.parse import urlencode
 
 from proxy.config import Config
-from proxy.errors import DaemonUnavailableError, ProxyError, error_from_code
+from proxy.errors import (
+    DaemonUnavailableError,
+    ProxyError,
+    StoreNotFoundError,
+    error_from_code,
+)
 
 SOCKET_NAME = "admin.sock"
 CHUNK_SIZE = 1 << 18
@@ -34,13 +39,19 @@ UploadBody = Iterable[bytes] | BinaryIO
 
 @contextmanager
 def open_admin_client(
-    config: Config, *, allow_embedded: bool = True, timeout: float | None = None
+    config: Config,
+    *,
+    allow_embedded: bool = True,
+    creates_store: bool = False,
+    timeout: float | None = None,
+    on_embed: Callable[[], None] = lambda: None,
 ) -> Iterator["AdminClient"]:
     """Yield a client of the daemon on `config.store.path`; embed a daemon if none is running.
 
-    `timeout` limits how long the daemon may be silent, in seconds. Raises `DaemonUnavailableError`
-    if no daemon is running and `allow_embedded` is False, or if another process has locked the
-    store without listening.
+    Calls `on_embed` before it embeds one. `timeout` limits how long the daemon may be silent, in
+    seconds. Raises `DaemonUnavailableError` if no daemon is running and `allow_embedded` is False,
+    or if another process has locked the store without listening; `StoreNotFoundError` if there is
+    no store, unless the command `creates_store`.
     """
     with ExitStack() as stack:
         if not _is_daemon_listening(config.store.path):
@@ -48,6 +59,9 @@ def open_admin_client(
                 raise DaemonUnavailableError(
                     f"no daemon is listening on {config.store.path}/{SOCKET_NAME}"
                 )
+            if not creates_store and not has_store(config.store.path):
+                raise StoreNotFoundError(store_not_found_message(config.store.path))
+            on_embed()
             from proxy.cli.embedded_daemon import embedded_daemon  # noqa: PLC0415 - imports aiohttp
 
             stack.enter_context(embedded_daemon(config))
@@ -265,6 +279,16 @@ def _connect(store_path: Path, timeout: float | None = None) -> Iterator[socket.
         connection.settimeout(timeout)
         connection.connect(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
         yield connection
+
+
+def has_store(path: Path) -> bool:
+    """Tell whether there is a store at `path`, or the copy of one."""
+    return any((path / name).exists() for name in ("lock", "blobs", "index.sqlite"))
+
+
+def store_not_found_message(path: Path) -> str:
+    """Return what to tell a user whose command found no store at `path`."""
+    return f"there is no store at {path}; pass its directory with --store, or its file with -c"
 
 
 def _is_daemon_listening(store_path: Path) -> bool:

@@ -7,19 +7,36 @@ key and remedy, and the rest of the program gets bytes and seconds, never "50GB"
 
 from proxy.config.dump import dump, to_toml
 from proxy.config.keys import iter_keys, json_schema
-from proxy.config.load import keep_restart_only_keys, load, world_readable_files
+from proxy.config.load import (
+    find_config_file,
+    keep_restart_only_keys,
+    load,
+    world_readable_files,
+)
 from proxy.config.schema import (
     Config,
     FetchSettings,
     LogSettings,
     ManifestsSettings,
+    NotifySettings,
     PolicySettings,
     PreloadSettings,
+    RuleSettings,
     ServerSettings,
+    StatisticsSettings,
     StoreSettings,
     UpstreamSettings,
 )
-from proxy.config.values import Address, Duration, ProxyUrl, RegistryUrl, Secret, Size, StoreLimit
+from proxy.config.values import (
+    Address,
+    Duration,
+    ProxyUrl,
+    RegistryUrl,
+    Secret,
+    Size,
+    StoreLimit,
+    WebhookUrl,
+)
 
 __all__ = [
     "Address",
@@ -28,17 +45,22 @@ __all__ = [
     "FetchSettings",
     "LogSettings",
     "ManifestsSettings",
+    "NotifySettings",
     "PolicySettings",
     "PreloadSettings",
     "ProxyUrl",
     "RegistryUrl",
+    "RuleSettings",
     "Secret",
     "ServerSettings",
     "Size",
+    "StatisticsSettings",
     "StoreLimit",
     "StoreSettings",
     "UpstreamSettings",
+    "WebhookUrl",
     "dump",
+    "find_config_file",
     "iter_keys",
     "json_schema",
     "keep_restart_only_keys",

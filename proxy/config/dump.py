@@ -6,6 +6,7 @@ from typing import Any
 
 from msgspec.structs import fields
 
+from proxy.config.rates import RateSchedule
 from proxy.config.schema import Config, Section
 from proxy.config.values import Secret
 
@@ -39,6 +40,8 @@ def to_plain(value: Any) -> Any:
             return {name: to_plain(item) for name, item in value.items()}
         case tuple() | list():
             return [to_plain(item) for item in value]
+        case RateSchedule():
+            return value.plain
         case Secret():
             return value.redacted
         case _:

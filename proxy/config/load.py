@@ -32,12 +32,21 @@ from proxy.errors import ConfigError
 
 # Keys of objects that are opened once, at the start: listeners, the log, the store.
 RESTART_ONLY_KEYS = {
-    "server": ("listen", "admin_listen", "admin_hosts", "admin_token_file", "tracing"),
+    "server": (
+        "listen",
+        "admin_listen",
+        "admin_hosts",
+        "admin_token_file",
+        "admin_tokens",
+        "tracing",
+    ),
     "log": ("format",),
     "store": ("path",),
 }
 
 COMMAND_LINE = "command line"
+# What the packages install, and every command reads unless another file is named.
+SYSTEM_FILE = Path("/etc/pullcache/pullcache.toml")
 
 _ENV_PREFIX = "PULLCACHE_"
 # Kubernetes sets PULLCACHE_SERVICE_HOST and the like for a service named pullcache.
@@ -45,6 +54,15 @@ _IGNORED_VARIABLE = re.compile(r"PULLCACHE_(?:CONFIG|(?:SERVICE_(?:HOST|PORT)|PO
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 _UPSTREAM_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?")
+
+
+def find_config_file(path: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """Return `path`, or the file in `PULLCACHE_CONFIG`, or that of the system if there is one."""
+    if path is None and (named := environ.get("PULLCACHE_CONFIG")):
+        path = Path(named)
+    if path is None and os.path.lexists(SYSTEM_FILE):
+        path = SYSTEM_FILE
+    return path
 
 
 def load(
@@ -56,11 +74,9 @@ def load(
 ) -> Config:
     """Return the configuration, or raise `ConfigError` "source: key.path: reason (what to do)".
 
-    `path` overrides `PULLCACHE_CONFIG`; with neither, no file is read. `overrides` come from the
-    command line, nested as in the file; a value of None is ignored.
+    `path` is what `find_config_file` returns; without one, no file is read. `overrides` come from
+    the command line, nested as in the file; a value of None is ignored.
     """
-    if path is None and environ.get("PULLCACHE_CONFIG"):
-        path = Path(environ["PULLCACHE_CONFIG"])
     values: dict[str, Any] = {"upstreams": {DEFAULT_UPSTREAM: {}}}
     if is_root is None:
         is_root = os.geteuid() == 0
@@ -95,6 +111,8 @@ def world_readable_files(config: Config) -> list[str]:
     """Return the files with secrets that every local user can read. Blocking (`stat`)."""
     server = config.server
     files = [server.admin_token_file, server.htpasswd, *(server.tls_key or server.tls_certificate)]
+    files += [token.file for token in server.admin_tokens]
+    files.append(config.notify.key_file)
     for upstream in config.upstreams.values():
         files += [upstream.password_file, upstream.docker_config]
     return [file for file in files if file and _is_world_readable(file)]
@@ -132,11 +150,14 @@ def _user_store_path(environ: Mapping[str, str]) -> str:
 def _environ_tables(
     environ: Mapping[str, str], upstreams: Collection[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each `PULLCACHE_*` variable with the table that it stands for."""
+    """Yield each `PULLCACHE_*` variable with the table that it stands for.
+
+    An empty one counts as unset: compose files and shells pass on variables that are not set.
+    """
     variables = {
         name: text
         for name, text in environ.items()
-        if name.startswith(_ENV_PREFIX) and not _IGNORED_VARIABLE.fullmatch(name)
+        if text and name.startswith(_ENV_PREFIX) and not _IGNORED_VARIABLE.fullmatch(name)
     }
     if not variables:
         return
@@ -162,7 +183,8 @@ def _environ_keys(upstreams: Collection[str]) -> Iterator[tuple[tuple[str, ...],
     """Yield each key that the environment can set, with the path of its table."""
     for top in fields(Config):
         if isinstance(top.type, type) and issubclass(top.type, Section):
-            yield from (((top.name,), key) for key in fields(top.type))
+            keys = (key for key in fields(top.type) if not table_array_item(key.type))
+            yield from (((top.name,), key) for key in keys)
         elif top.name != "upstreams" and not table_array_item(top.type):
             yield (), top
     for upstream in upstreams:
@@ -241,10 +263,26 @@ def _parse_table(
         }
     for name, value in table.items():
         here = f'{path}."{name}"'
+        if unquoted := _unquoted_name(item, name, value):
+            raise ConfigError(
+                f'{source}: {path}.{unquoted}: write the name with quotes: [{path}."{unquoted}"]'
+            )
         if _UPSTREAM_NAME.fullmatch(name) is None:
             raise ConfigError(f'{source}: {here}: not a registry name (write "ghcr.io")')
         _merge_section(item, current.setdefault(name, {}), value, source, f"{here}.")
     return current
+
+
+def _unquoted_name(section: type[Section], name: str, value: Any) -> str | None:
+    """Return the name whose dots TOML takes for tables within tables, as in `[upstreams.ghcr.io]`."""
+    known = {key.encode_name for key in fields(section)}
+    is_split = False
+    while isinstance(value, Mapping):
+        tables = (one for one in value.items() if isinstance(one[1], Mapping))
+        part, value = next((one for one in tables if one[0] not in known), ("", None))
+        if part:
+            name, is_split = f"{name}.{part}", True
+    return name if is_split else None
 
 
 def _parse_array(item: type[Section], tables: Any, source: str, path: str) -> list[dict[str, Any]]:

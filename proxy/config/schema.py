@@ -1,13 +1,18 @@
 """The sections and keys of the configuration: their types, defaults and descriptions."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from msgspec import Meta, Struct, field
 
+from proxy.config.rates import RateSchedule
 from proxy.config.values import (
     Address,
     Duration,
+    InheritedDuration,
+    InheritedShare,
+    Network,
     OptionalDuration,
     OptionalUrl,
     PositiveDuration,
@@ -16,6 +21,7 @@ from proxy.config.values import (
     Secret,
     Size,
     StoreLimit,
+    WebhookUrl,
     expand_path,
 )
 from proxy.errors import ConfigError, InvalidReferenceError
@@ -45,14 +51,54 @@ KNOWN_REGISTRIES = {
 RENAMED_KEYS = {"fetch.parallel_below": "fetch.parallel_max_rate"}
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+AdminRole = Literal["read", "operate"]
 PrefetchMode = Literal["layers", "off"]
 PolicyMode = Literal["audit", "enforce"]
 TrustedBadge = Literal["official", "verified_publisher", "sponsored"]
 LogFormat = Literal["auto", "json", "console"]
 
 
+_TOKEN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# The token of `server.admin_token_file` has no name of its own.
+_OLD_TOKEN_NAME = "admin_token_file"  # noqa: S105 (a key of the configuration)
+
+
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of the configuration file."""
+
+
+class AdminTokenSettings(Section, frozen=True):
+    """A token for the admin API on TCP."""
+
+    name: Annotated[
+        str,
+        Meta(description="Name of the token, under which the log shows what was done with it."),
+    ]
+    file: Annotated[str, Meta(description="File with the token, one line of ASCII text.")]
+    role: Annotated[
+        AdminRole,
+        Meta(
+            description=(
+                'What it permits: "read" for requests that change nothing, or "operate" for all.'
+            )
+        ),
+    ] = "read"
+
+    def __post_init__(self) -> None:
+        if not _TOKEN_NAME.fullmatch(self.name):
+            raise ValueError(
+                f'{self.name[:100]!r} is not a name (write 1 to 64 letters, digits or "._-")'
+            )
+        if not self.file:
+            raise ValueError("file is empty (write the path of a file with the token)")
+
+
+class AdminToken(NamedTuple):
+    """A token that was read from its file."""
+
+    name: str
+    secret: str
+    role: AdminRole
 
 
 class ServerSettings(Section, frozen=True):
@@ -102,12 +148,29 @@ class ServerSettings(Section, frozen=True):
         int,
         Meta(
             description=(
-                "Maximum connections per client address (IPv6: per /64); behind a reverse "
-                "proxy all clients share one address."
+                "Maximum connections per client address (IPv6: per /64); behind a proxy that is "
+                "not in trusted_proxies all clients share one address."
             ),
             ge=1,
         ),
     ] = 2048
+    allow_clients: Annotated[
+        tuple[Network, ...],
+        Meta(
+            description=(
+                "Networks of clients that are served, others get 403; empty: everyone is served."
+            )
+        ),
+    ] = ()
+    trusted_proxies: Annotated[
+        tuple[Network, ...],
+        Meta(
+            description=(
+                "Networks of proxies and load balancers whose PROXY protocol, X-Forwarded-For and "
+                "Forwarded are believed."
+            )
+        ),
+    ] = ()
     admin_listen: Annotated[
         tuple[Address, ...],
         Meta(description="TCP addresses of the admin API, in addition to admin.sock in the store."),
@@ -117,10 +180,14 @@ class ServerSettings(Section, frozen=True):
         Meta(
             description=(
                 "File with the bearer token for the admin API on TCP; required unless it "
-                "listens on loopback only."
+                "listens on loopback only, or there are admin_tokens. It permits everything."
             )
         ),
     ] = ""
+    admin_tokens: Annotated[
+        tuple[AdminTokenSettings, ...],
+        Meta(description="Further tokens for the admin API on TCP, by name and role."),
+    ] = ()
     admin_hosts: Annotated[
         tuple[str, ...],
         Meta(
@@ -160,26 +227,41 @@ class ServerSettings(Section, frozen=True):
         if self.tls_key and len(self.tls_key) != len(self.tls_certificate):
             raise ValueError("tls_certificate and tls_key must list the same number of files")
         exposed = [address for address in self.admin_listen if not address.is_loopback]
-        if exposed and not self.admin_token_file:
+        if exposed and not self.admin_token_file and not self.admin_tokens:
             raise ValueError(
                 f"admin_listen: {exposed[0]} is open to other machines (set "
                 "admin_token_file, or listen on 127.0.0.1)"
             )
+        names = [token.name for token in self.admin_tokens]
+        if repeated := [name for name in names if names.count(name) > 1 or name == _OLD_TOKEN_NAME]:
+            raise ValueError(f"admin_tokens: the name {repeated[0]!r} is taken (choose another)")
 
-    def read_admin_token(self) -> str:
-        """Return the token, "" if no file is set. Blocking. Raises `ConfigError`."""
-        if not self.admin_token_file:
-            return ""
-        try:
-            token = expand_path(self.admin_token_file).read_text("ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not ASCII text"
-            raise ConfigError(f"{self.admin_token_file}: admin_token_file: {reason}") from error
-        if not token:
-            raise ConfigError(
-                f"{self.admin_token_file}: admin_token_file: is empty (write a token into it)"
-            )
-        return token
+    def read_admin_tokens(self) -> list[AdminToken]:
+        """Return the tokens of the admin API. Blocking. Raises `ConfigError`."""
+        tokens = []
+        if self.admin_token_file:
+            secret = _read_token(self.admin_token_file, _OLD_TOKEN_NAME)
+            tokens.append(AdminToken(_OLD_TOKEN_NAME, secret, "operate"))
+        for settings in self.admin_tokens:
+            secret = _read_token(settings.file, f"admin_tokens: {settings.name}")
+            if same := [token.name for token in tokens if token.secret == secret]:
+                raise ConfigError(
+                    f"{settings.file}: admin_tokens: {settings.name}: is the token of {same[0]} too "
+                    "(write another into one of the files)"
+                )
+            tokens.append(AdminToken(settings.name, secret, settings.role))
+        return tokens
+
+
+def _read_token(file: str, key: str) -> str:
+    try:
+        token = expand_path(file).read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not ASCII text"
+        raise ConfigError(f"{file}: {key}: {reason}") from error
+    if not token:
+        raise ConfigError(f"{file}: {key}: is empty (write a token into it)")
+    return token
 
 
 class LogSettings(Section, frozen=True):
@@ -190,6 +272,43 @@ class LogSettings(Section, frozen=True):
         LogFormat,
         Meta(description='"json", "console", or "auto": console on a terminal, else JSON.'),
     ] = "auto"
+
+
+class StatisticsSettings(Section, frozen=True):
+    """Totals of what clients pull."""
+
+    clients: Annotated[bool, Meta(description="Keep totals by client address, for a month.")] = True
+
+
+class NotifySettings(Section, frozen=True):
+    """The webhook, which posts what an operator should know."""
+
+    url: Annotated[
+        WebhookUrl, Meta(description="URL that events are posted to; empty sends none.")
+    ] = WebhookUrl("")
+    key_file: Annotated[
+        str,
+        Meta(description="File with the key that signs events (HMAC-SHA256); read for each event."),
+    ] = ""
+
+    def __post_init__(self) -> None:
+        if self.key_file and not self.url:
+            raise ValueError("key_file is set and url is not (set url, or remove key_file)")
+
+    def read_key(self) -> bytes:
+        """Return the key, without a line break at its end; empty if events are not signed.
+
+        Blocking. Raises `ConfigError`.
+        """
+        if not self.key_file:
+            return b""
+        try:
+            key = expand_path(self.key_file).read_bytes().rstrip(b"\r\n")
+        except OSError as error:
+            raise ConfigError(f"notify.key_file: {self.key_file}: {error.strerror}") from error
+        if not key:
+            raise ConfigError(f"notify.key_file: {self.key_file} is empty (write a key into it)")
+        return key
 
 
 class StoreSettings(Section, frozen=True):
@@ -317,6 +436,15 @@ class FetchSettings(Section, frozen=True):
         PositiveDuration,
         Meta(description=("How long upstream may send nothing; a download has no total timeout.")),
     ] = PositiveDuration.parse("30s")
+    max_rate: Annotated[
+        RateSchedule,
+        Meta(
+            description=(
+                'Maximum rate of all downloads together, "200Mbit" or "25MB" a second; or a list of '
+                'times of day with rates; "off" for none.'
+            )
+        ),
+    ] = RateSchedule.parse("off")
     min_rate: Annotated[
         Size,
         Meta(
@@ -476,6 +604,64 @@ class PreloadSettings(Section, frozen=True):
             raise ValueError(str(error)) from error
 
 
+class RuleSettings(Section, frozen=True):
+    """What applies to some repositories; may be repeated, the first that matches and has a key decides."""
+
+    images: Annotated[
+        tuple[str, ...],
+        Meta(
+            description=(
+                'Globs of the repositories that the rule is about, on "UPSTREAM/REPOSITORY"; `*` '
+                "also matches `/`."
+            ),
+            min_length=1,
+        ),
+    ]
+    ttl: Annotated[
+        InheritedDuration,
+        Meta(
+            description="How long a cached tag is fresh; empty for the next rule or manifests.ttl."
+        ),
+    ] = InheritedDuration("")
+    tag_ttl: Annotated[
+        dict[str, Duration],
+        Meta(
+            description="TTLs by tag glob; empty for the table of the next rule or manifests.tag_ttl."
+        ),
+    ] = field(default_factory=dict)
+    immutable: Annotated[
+        tuple[str, ...],
+        Meta(description="Globs of tags that never move: upstream is not asked about them again."),
+    ] = ()
+    max_idle: Annotated[
+        InheritedDuration,
+        Meta(
+            description=(
+                "Evict blobs that were not used for this long, 0s for never; empty for the next "
+                "rule or store.max_idle."
+            )
+        ),
+    ] = InheritedDuration("")
+    max_share: Annotated[
+        InheritedShare,
+        Meta(
+            description=(
+                "Share of store.max_size beyond which these images go first when room is needed; "
+                "empty for the next rule or no limit."
+            )
+        ),
+    ] = InheritedShare("")
+    prefetch: Annotated[
+        Literal["", "layers", "off"],
+        Meta(description="What a pull prefetches; empty for the next rule or fetch.prefetch."),
+    ] = ""
+
+    def __post_init__(self) -> None:
+        keys = ("ttl", "tag_ttl", "immutable", "max_idle", "max_share", "prefetch")
+        if not any(getattr(self, key) for key in keys):
+            raise ValueError(f"the rule sets nothing (set one of {', '.join(keys)})")
+
+
 class PolicySettings(Section, frozen=True):
     """A rule about which images may be pulled; may be repeated, the first that matches decides."""
 
@@ -554,6 +740,8 @@ class Config(Section, frozen=True):
     ] = False
     server: ServerSettings = ServerSettings()
     log: LogSettings = LogSettings()
+    statistics: StatisticsSettings = StatisticsSettings()
+    notify: NotifySettings = NotifySettings()
     store: StoreSettings = StoreSettings()
     manifests: ManifestsSettings = field(default_factory=ManifestsSettings)
     fetch: FetchSettings = FetchSettings()
@@ -567,12 +755,20 @@ class Config(Section, frozen=True):
         Meta(description="Preloads that the daemon runs on a schedule."),
     ] = ()
 
+    rules: Annotated[
+        tuple[RuleSettings, ...],
+        Meta(description="Freshness, prefetch and retention by repository, in order."),
+    ] = ()
+
     policy: Annotated[
         tuple[PolicySettings, ...],
         Meta(description="Rules about which images may be pulled, in order."),
     ] = ()
 
     def __post_init__(self) -> None:
+        for number, one in enumerate(self.rules, start=1):
+            for glob in one.images:
+                self._check_upstream_of_glob(f"rules[{number}].images", glob)
         earlier: list[str] = []
         for number, rule in enumerate(self.policy, start=1):
             for glob in rule.images:
@@ -584,15 +780,21 @@ class Config(Section, frozen=True):
         self, number: int, glob: str, exclude: tuple[str, ...], earlier: list[str]
     ) -> None:
         """Raise `ValueError` if a glob of a policy can never decide."""
+        self._check_upstream_of_glob(f"policy[{number}].images", glob)
         place = f"policy[{number}].images: {glob!r} can never match"
-        if not any(can_match_with_prefix(glob, f"{name}/") for name in self.upstreams):
-            example = f"{next(iter(self.upstreams), DEFAULT_UPSTREAM)}/*"
-            raise ValueError(f'{place}: no upstream has such a name (write "{example}")')
         if any(covers(one, glob) for one in exclude):
             raise ValueError(f"{place}: except excludes all of it (remove one of them)")
         if covering := next((one for one in earlier if covers(one, glob)), None):
             raise ValueError(
                 f"{place}: {covering!r} of an earlier policy decides (move this policy up)"
+            )
+
+    def _check_upstream_of_glob(self, key: str, glob: str) -> None:
+        """Raise `ValueError` if a glob matches no repository of any upstream."""
+        if not any(can_match_with_prefix(glob, f"{name}/") for name in self.upstreams):
+            example = f"{next(iter(self.upstreams), DEFAULT_UPSTREAM)}/*"
+            raise ValueError(
+                f'{key}: {glob!r} can never match: no upstream has such a name (write "{example}")'
             )
 
     def get_search_url(self, name: str) -> str:

@@ -6,7 +6,7 @@ the JSON Schema.
 
 import os
 import re
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,6 +19,8 @@ _DURATION_UNITS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms"
 _SIZE_PATTERN = re.compile(r"([0-9]+)(?:\.([0-9]+))? ?([A-Za-z]*)")
 _DURATION_PATTERN = re.compile(r"(?:[0-9]+(?:ms|[smhd]))+")
 _SIZE_LIMIT = 1 << 63
+# A smaller store holds no image: its size is most likely a number that lacks its unit.
+MIN_STORE_SIZE = 100_000
 _DURATION_LIMIT = 36_500 * _DURATION_UNITS["d"]
 
 
@@ -95,6 +97,45 @@ class PositiveDuration(Duration):
         return duration
 
 
+class InheritedDuration(str):
+    """A duration, or empty: then it is not set here."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {"type": ["string", "integer"], "examples": ["6h"]}
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the duration as `Duration.parse` does; an empty string is allowed."""
+        return cls("") if value == "" else cls(Duration.parse(value))
+
+    @property
+    def seconds(self) -> float:
+        """The duration in seconds; it must be set."""
+        return float(Duration.parse(str(self)))
+
+
+class InheritedShare(str):
+    """A share of the store ("30%"), or empty: then it is not set here."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {"type": "string", "examples": ["30%"]}
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the share, or raise `ValueError`; an empty string is allowed."""
+        if value == "":
+            return cls("")
+        match = re.fullmatch(r"([0-9]{1,3}) ?%", _to_text(value))
+        if match is None or not 1 <= int(match[1]) <= 100:
+            raise ValueError(f'{value!r} is not a share of the store (write "1%" to "100%")')
+        return cls(f"{int(match[1])}%")
+
+    @property
+    def fraction(self) -> float:
+        """The share as a number up to 1; it must be set."""
+        return int(self[:-1]) / 100
+
+
 class StoreLimit(str):
     """The maximum size of the store: a size, or a percentage of its file system ("80%")."""
 
@@ -108,8 +149,8 @@ class StoreLimit(str):
         percentage = re.fullmatch(r"([0-9]{1,3}) ?%", text)
         if percentage is None:
             size = Size.parse(value)
-            if not size:
-                raise ValueError(f'{value!r} must be larger than 0 (write "50GB")')
+            if size < MIN_STORE_SIZE:
+                raise ValueError(f'{value!r} is less than 100 kB (write "50GB")')
             return cls(size)
         if not 1 <= int(percentage[1]) <= 100:
             raise ValueError(f'{value!r} is not a percentage (write "1%" to "100%")')
@@ -154,6 +195,27 @@ class Address(str):
     def local_address(self) -> str:
         """The address for clients on this machine: 127.0.0.1 if it is all addresses."""
         return f"127.0.0.1:{self.port}" if self.host in {"", "0.0.0.0", "::"} else self  # noqa: S104
+
+
+class Network(str):
+    """A network in CIDR notation, or one address."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {"type": "string", "examples": ["10.0.0.0/8"]}
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the network, or raise `ValueError`."""
+        text = _to_text(value)
+        try:
+            return cls(ip_network(text))
+        except ValueError as error:
+            if "host bits" in str(error):
+                network = ip_network(text, strict=False)
+                raise ValueError(f'{value!r} has host bits set (write "{network}")') from error
+            raise ValueError(
+                f'{value!r} is not a network (write "10.0.0.0/8" or "192.0.2.7")'
+            ) from error
 
 
 class RegistryUrl(str):
@@ -245,6 +307,34 @@ class ProxyUrl(Secret):
         """The URL with *** in place of the credentials."""
         credentials, at, rest = self.rpartition("@")
         return f"http://***@{rest}" if at and credentials else str(self)
+
+
+class WebhookUrl(Secret):
+    """The URL of a webhook, http(s)://host[:port]/path, whose path may be secret."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {
+        "type": "string",
+        "examples": ["https://hooks.example/pullcache"],
+    }
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the URL, or raise `ValueError` without quoting it; an empty string is allowed."""
+        text = Secret.parse(value).strip()
+        pattern = r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?(?:[/?][!-~]*)?"
+        match = re.fullmatch(pattern, text)
+        is_valid = match and _is_valid_host(match[1].strip("[]")) and int(match[2] or 0) <= 65535
+        if text and not is_valid:
+            raise ValueError("not a URL of a webhook (write https://host[:port]/path)")
+        return cls(text)
+
+    @property
+    def redacted(self) -> str:
+        """The URL with *** in place of path and query."""
+        scheme, colon, rest = self.partition("://")
+        host = re.split(r"[/?]", rest, maxsplit=1)[0]
+        return str(self) if rest == host else f"{scheme}{colon}{host}/***"
 
 
 def is_ip_address(host: str) -> bool:

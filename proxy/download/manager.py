@@ -4,6 +4,7 @@ Upstreams share only committed blobs: clients of one upstream get no unverified 
 """
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from proxy.config import FetchSettings
 from proxy.download.buffers import BufferPool
 from proxy.download.download import Download, DownloadDeps
 from proxy.download.queue import Ticket, UpstreamQueue
+from proxy.download.rate_limit import RateLimiter
 from proxy.download.source import BlobSource
 from proxy.download.writer import StorageDeps
 from proxy.errors import (
@@ -31,6 +33,8 @@ MISMATCH_BACKOFF = 10.0
 # How long, in seconds, and for how many blobs the manager remembers that upstream does not have them.
 ABSENT_TTL = 3.0
 MAX_ABSENT_BLOBS = 10_000
+# Downloads whose beginning is remembered, so that a pull knows what was fetched for it.
+MAX_REMEMBERED_STARTS = 10_000
 # A request for a blob that upstream does not have counts as waiting for this long after its response, in
 # seconds: otherwise one client could have upstream asked as fast as it answers.
 ABSENT_HOLD = 1.0
@@ -53,6 +57,7 @@ class DownloadManager:
     ) -> None:
         self._pool = BufferPool(settings)
         self._deps = DownloadDeps(storage, self._pool)
+        self._limiter = RateLimiter(settings.max_rate)
         self._limits = settings
         self._group = group
         self._queues: dict[str, UpstreamQueue] = {}
@@ -66,11 +71,13 @@ class DownloadManager:
         now = asyncio.get_running_loop().time
         self._mismatch_counts: TTLCache[tuple[Repository, Digest], int] = TTLCache(1000, now)
         self._absent: TTLCache[tuple[Repository, Digest], str] = TTLCache(MAX_ABSENT_BLOBS, now)
+        self._starts: TTLCache[_Key, None] = TTLCache(MAX_REMEMBERED_STARTS, time.perf_counter)
 
     def configure(self, settings: FetchSettings) -> None:
         """Apply the limits of a new configuration."""
         self._limits = settings
         self._pool.configure(settings)
+        self._limiter.configure(settings.max_rate)
         for queue in self._queues.values():
             queue.downloads.resize(settings.max_downloads)
 
@@ -80,6 +87,11 @@ class DownloadManager:
     def get(self, upstream_name: str, digest: Digest) -> Download | None:
         """Return the running download of `digest` from an upstream, or None."""
         return self._running.get((upstream_name, digest))
+
+    def age(self, upstream_name: str, digest: Digest) -> float | None:
+        """Return how many seconds ago the last download of a blob began; None if that is forgotten."""
+        found = self._starts.get_with_age((upstream_name, digest))
+        return found[0] if found else None
 
     def add_client(self, download: Download, client: str) -> None:
         """Make a download urgent, and let it use this client's turns too."""
@@ -111,7 +123,7 @@ class DownloadManager:
         queue = self._queues.get(upstream.name)
         if queue is None:
             queue = self._queues[upstream.name] = UpstreamQueue(self._limits.max_downloads)
-        source = BlobSource(upstream, repository, digest, self._deps.storage.metrics)
+        source = BlobSource(upstream, repository, digest, self._deps.storage.metrics, self._limiter)
         download = Download(self._deps, source, settings, Ticket(queue, client))
         key = (upstream.name, digest)
         # An abandoned download of the same blob may still be closing the files.
@@ -119,6 +131,7 @@ class DownloadManager:
         task = start_task(self._group, self._run(key, download, client, predecessor))
         self._tasks[key] = task
         self._running[key] = download
+        self._starts.set(key, None)
         if client is not None:
             self._started_by.setdefault(client, set()).add(download)
         return download

@@ -2,11 +2,13 @@
 
 from contextlib import AbstractAsyncContextManager
 
+from proxy.download.rate_limit import RateLimiter
 from proxy.errors import DigestMismatchError, ProxyError
 from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
+from proxy.traffic import purpose
 from proxy.upstream.body import BlobBody
 from proxy.upstream.client import Upstream
 
@@ -19,13 +21,20 @@ class BlobSource:
     """One blob in one repository of an upstream, with metrics and logs for its transfers."""
 
     def __init__(
-        self, upstream: Upstream, repository: Repository, digest: Digest, metrics: Metrics
+        self,
+        upstream: Upstream,
+        repository: Repository,
+        digest: Digest,
+        metrics: Metrics,
+        limiter: RateLimiter,
     ) -> None:
         self.upstream_name = upstream.name
         self.repository = repository
         self.digest = digest
         self._upstream = upstream
         self._metrics = metrics
+        self._limiter = limiter
+        self._purpose = purpose.get()
 
     def open(self, start: int, stop: int | None = None) -> AbstractAsyncContextManager[BlobBody]:
         """Request the blob from `start` on, up to `stop` if upstream supports ranges.
@@ -46,8 +55,15 @@ class BlobSource:
 
     async def read_into(self, body: BlobBody, buffer: memoryview) -> int:
         """Read the next bytes into `buffer`; return their number, 0 at the end. Raises `UpstreamError`."""
-        count = await body.read_into(buffer)
-        self._metrics.count_upstream_bytes(self.upstream_name, "blob", count)
+        granted = await self._limiter.acquire(self, len(buffer))
+        count = 0
+        try:
+            count = await body.read_into(buffer[:granted])
+        finally:
+            self._limiter.give_back(granted - count)
+        self._metrics.count_upstream_bytes(
+            self.upstream_name, "blob", count, self._purpose, self.repository.name
+        )
         return count
 
     def record_retry(self, offset: int, error: ProxyError) -> None:

@@ -25,6 +25,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Repository, parse_image
 from proxy.policy.rules import RuleSet
 from proxy.storage.image_queries import ImageQueries, ImageRow, StoredBlob
+from proxy.timestamps import to_seconds
 
 # Thousands of images may share a base layer; name at most this many.
 MAX_SHARED_WITH = 10
@@ -67,6 +68,7 @@ class ImageDetail(msgspec.Struct, frozen=True, kw_only=True):
     """A stored image. `names` are all names of its digest in its repository.
 
     Sizes are stored bytes, `unique` those that removing the image would free; times are Unix time.
+    `used` counts for eviction, `pulled` is when a client last pulled it, None if never.
     `history` is what the tag meant, the most recent first.
     """
 
@@ -77,8 +79,9 @@ class ImageDetail(msgspec.Struct, frozen=True, kw_only=True):
     pinned: bool
     size: int
     unique: int
-    cached: float | None
-    used: float
+    cached: int | None
+    used: int
+    pulled: int | None
     trust: TrustSummary
     policy: PolicySummary | None
     history: Sequence[MeaningSummary]
@@ -132,8 +135,9 @@ class ImageInspector:
             pinned=any(row.is_pinned and row.reference == reference for row in same_digest),
             size=size,
             unique=unique,
-            cached=self._image_store.blob_store.committed_at(top.digest),
-            used=top.used_at,
+            cached=to_seconds(self._image_store.blob_store.committed_at(top.digest)),
+            used=to_seconds(top.used_at),
+            pulled=to_seconds(queries.pulled_at(repository, reference, top.digest)),
             trust=describe_trust(queries, repository),
             policy=describe_policy(
                 queries, self._rules, repository, reference, top.digest, self._clock()

@@ -19,6 +19,7 @@ from proxy.names import display_name
 from proxy.oci.reference import Reference, Repository, parse_image
 from proxy.policy.rules import RuleSet
 from proxy.storage.image_queries import ImageQueries, ImageRow, open_image_queries
+from proxy.timestamps import to_seconds
 
 # After this many images, the sizes of all are computed at once: 12 s for 80,000 images, where one by one
 # takes 50 s.
@@ -31,7 +32,8 @@ class ImageSummary(msgspec.Struct, frozen=True):
     """An image in the store.
 
     `digest` is None for a pinned tag that was never pulled. Sizes are stored bytes, `unique` those
-    that removing the image would free; times are Unix time.
+    that removing the image would free; times are Unix time. `used` counts for eviction, and preloads and
+    exports are uses too; `pulled` is when a client last pulled it, None if never.
     """
 
     name: str
@@ -43,8 +45,9 @@ class ImageSummary(msgspec.Struct, frozen=True):
     platforms: Sequence[PlatformState]
     size: int
     unique: int
-    cached: float | None
-    used: float | None
+    cached: int | None
+    used: int | None
+    pulled: int | None
     trust: TrustSummary
     policy: PolicySummary | None
 
@@ -55,6 +58,13 @@ class RemovedImages(msgspec.Struct, frozen=True):
     images: Sequence[str]
     blobs: int
     bytes: int
+
+
+class PinnedImages(msgspec.Struct, frozen=True):
+    """The names of pinned images; those that are `absent` are pinned once they are pulled."""
+
+    images: Sequence[str]
+    absent: Sequence[str]
 
 
 class ImageManager:
@@ -89,7 +99,7 @@ class ImageManager:
     ) -> RemovedImages:
         """Remove images and the blobs that no other image uses; a digest stands for all its names.
 
-        Removes all of them or none. Raises `UnknownManifestError` if one is not stored,
+        A glob stands for all images whose names match it. Removes all of them or none. Raises `UnknownManifestError` if one is not stored,
         `DeniedError` if one is pinned and `force` is not set, `BusyError` if one is being preloaded
         or exported, `InvalidReferenceError` and `StorageError`.
         """
@@ -107,14 +117,29 @@ class ImageManager:
         names = [display_name(*target) for target in targets]
         return RemovedImages(names, len(blobs), sum(size for _, size in blobs))
 
-    async def pin(self, images: Sequence[str]) -> list[str]:
-        """Protect images from eviction, stored or not; return their names.
+    async def find(self, text: str) -> list[tuple[Repository, Reference]]:
+        """Return the stored images with a name, or with names that match a glob.
+
+        Raises `UnknownManifestError` if there is none, `InvalidReferenceError` and `StorageError`.
+        """
+        rows = await self._image_store.query(lambda queries: self._find_rows(queries, [text]))
+        return [(row.repository, row.reference) for row in rows]
+
+    async def pin(self, images: Sequence[str]) -> PinnedImages:
+        """Protect images from eviction, stored or not.
 
         Raises `InvalidReferenceError`, `DeniedError` and `StorageError`.
         """
         pins = [self._image_store.names.parse_allowed(text) for text in images]
         await self._image_store.index.pin(pins)
-        return [display_name(*pin) for pin in pins]
+        absent = await self._image_store.query(
+            lambda queries: [
+                display_name(*pin)
+                for pin in pins
+                if not any(row.digest for row in queries.find_images(*pin))
+            ]
+        )
+        return PinnedImages([display_name(*pin) for pin in pins], absent)
 
     async def unpin(self, images: Sequence[str]) -> list[str]:
         """Remove the pins of images; return the names of those that had one.
@@ -155,8 +180,11 @@ class ImageManager:
             platforms=platforms,
             size=size,
             unique=unique,
-            cached=self._image_store.blob_store.committed_at(digest) if digest and top else None,
-            used=top.used_at if top else None,
+            cached=to_seconds(self._image_store.blob_store.committed_at(digest))
+            if digest and top
+            else None,
+            used=to_seconds(top.used_at) if top else None,
+            pulled=to_seconds(queries.pulled_at(repository, row.reference, digest)),
             trust=describe_trust(queries, repository),
             policy=describe_policy(
                 queries, self._rules, repository, row.reference, digest, self._clock()
@@ -169,7 +197,11 @@ class ImageManager:
         """Return the rows of images, without duplicates. Raises `UnknownManifestError`."""
         found: dict[ImageRow, None] = {}
         for text in images:
-            rows = queries.find_images(*self._image_store.names.to_repository(parse_image(text)))
+            rows = (
+                [row for row in queries.images(text) if row.digest and _matches(row, text)]
+                if is_glob(text)
+                else queries.find_images(*self._image_store.names.to_repository(parse_image(text)))
+            )
             if not rows:
                 raise UnknownManifestError(
                     f"{text[:100]} is not in the store; pullcache images lists stored images"
@@ -187,9 +219,14 @@ def _combine_states(platforms: Sequence[PlatformState]) -> ImageState:
     return "complete" if "complete" in states and "partial" not in states else "partial"
 
 
+def is_glob(text: str) -> bool:
+    """Tell whether a name of an image has wildcards."""
+    return bool(set(text) & set("*?["))
+
+
 def _matches(row: ImageRow, pattern: str) -> bool:
     if not pattern:
         return True
-    glob = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
+    glob = pattern if is_glob(pattern) else f"*{pattern}*"
     names = (display_name(row.repository), display_name(row.repository, row.reference))
     return any(fnmatchcase(name, glob) for name in names)

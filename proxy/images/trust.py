@@ -14,6 +14,7 @@ from proxy.policy.facts import FIRST_SEEN, Badge, ContentAge, ImageFacts, is_off
 from proxy.policy.judge import PolicyDecision, judge
 from proxy.policy.rules import RuleSet
 from proxy.storage.image_queries import ImageQueries
+from proxy.timestamps import to_seconds
 
 
 class TrustSummary(msgspec.Struct, frozen=True):
@@ -25,7 +26,7 @@ class TrustSummary(msgspec.Struct, frozen=True):
     stars: int = 0
     pulls: int = 0
     is_archived: bool = False
-    asked: float = 0.0
+    asked: int = 0
     source: str = ""
 
 
@@ -40,7 +41,7 @@ class PolicySummary(msgspec.Struct, frozen=True):
     decision: str
     is_allowed: bool
     reason: str
-    until: float | None
+    until: int | None
 
 
 class MeaningSummary(msgspec.Struct, frozen=True):
@@ -51,9 +52,9 @@ class MeaningSummary(msgspec.Struct, frozen=True):
     """
 
     digest: str
-    first_seen: float
-    last_seen: float
-    pushed: float | None
+    first_seen: int
+    last_seen: int
+    pushed: int | None
     source: str
 
 
@@ -70,7 +71,7 @@ def describe_trust(queries: ImageQueries, repository: Repository) -> TrustSummar
         facts.stars,
         facts.pulls,
         facts.is_archived,
-        facts.asked_at,
+        to_seconds(facts.asked_at),
         facts.source,
     )
 
@@ -106,7 +107,9 @@ def describe_policy(
         verdict = judge(rule.settings, facts, now)
         decision, reason, until = verdict.decision, verdict.reason, verdict.until
     is_allowed = decision is PolicyDecision.ALLOW or rule.settings.mode == "audit"
-    return PolicySummary(rule.number, rule.settings.mode, decision.value, is_allowed, reason, until)
+    return PolicySummary(
+        rule.number, rule.settings.mode, decision.value, is_allowed, reason, to_seconds(until)
+    )
 
 
 def describe_history(
@@ -116,6 +119,12 @@ def describe_history(
     if isinstance(reference, Digest):
         return []
     return [
-        MeaningSummary(str(one.digest), one.first_seen, one.last_seen, one.pushed_at, one.source)
+        MeaningSummary(
+            str(one.digest),
+            to_seconds(one.first_seen),
+            to_seconds(one.last_seen),
+            to_seconds(one.pushed_at),
+            one.source,
+        )
         for one in queries.meanings(repository, reference)
     ]

@@ -3,6 +3,7 @@
 Clients get an error at once, but a preload can wait.
 """
 
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -24,13 +25,19 @@ log = get_logger(__name__)
 
 
 class UpstreamRetrier:
-    """Retries the work of one preload; of simultaneous waits for an upstream, it reports one."""
+    """Retries the work of one preload; of simultaneous waits for an upstream, it reports one.
+
+    Unless it `waits`, an error is raised at once.
+    """
 
     def __init__(
         self,
         clock: Callable[[], float],
         on_event: Callable[[UpstreamWaiting | UpstreamResumed], None],
+        *,
+        waits: bool = True,
     ) -> None:
+        self._waits = waits
         self._clock = clock
         self._on_event = on_event
         self._waiter_counts: Counter[str] = Counter()
@@ -44,7 +51,9 @@ class UpstreamRetrier:
             except (RateLimitedError, UpstreamUnavailableError) as error:
                 is_limited = isinstance(error, RateLimitedError)
                 timeout = RATE_LIMIT_TIMEOUT if is_limited else OUTAGE_TIMEOUT
-                if not is_transient(error) or self._clock() - started_at >= timeout:
+                if not (self._waits and is_transient(error)):
+                    raise
+                if self._clock() - started_at >= timeout:
                     raise
                 await self._wait(upstream, error)
 
@@ -52,7 +61,9 @@ class UpstreamRetrier:
         until = self._clock() + max(1.0, getattr(error, "retry_after", DEFAULT_RETRY_AFTER))
         if not self._waiter_counts[upstream]:
             log.info("preload_paused", upstream=upstream, reason=str(error))
-            self._on_event(UpstreamWaiting(upstream=upstream, reason=str(error), until=until))
+            self._on_event(
+                UpstreamWaiting(upstream=upstream, reason=str(error), until=math.ceil(until))
+            )
         self._waiter_counts[upstream] += 1
         try:
             await sleep_until(until, self._clock)

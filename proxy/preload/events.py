@@ -117,7 +117,7 @@ class UpstreamWaiting(_EventBase, frozen=True, tag="waiting"):
 
     upstream: str
     reason: str
-    until: float
+    until: int
 
 
 class UpstreamResumed(_EventBase, frozen=True, tag="resumed"):

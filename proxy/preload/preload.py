@@ -31,6 +31,7 @@ from proxy.images.selection import ImageSelection
 from proxy.images.store import ImageStore
 from proxy.log import get_logger
 from proxy.metrics import Metrics
+from proxy.names import NameParser
 from proxy.oci.digest import Digest
 from proxy.oci.platform import Platform
 from proxy.parsing import DocumentParser
@@ -45,6 +46,7 @@ from proxy.preload.resolve import FetchManifest, ImageResolver
 from proxy.preload.resolved import MissingReferrer, ResolvedImage
 from proxy.preload.space_budget import SpaceBudget
 from proxy.storage.space import Lease
+from proxy.traffic import purpose
 from proxy.upstream.client import Upstream
 
 # Seconds between two progress reports of running downloads.
@@ -86,6 +88,11 @@ class Preloader:
     def __init__(self, deps: PreloadDeps) -> None:
         self._deps = deps
 
+    @property
+    def names(self) -> NameParser:
+        """Parses the names of images."""
+        return self._deps.image_store.names
+
     async def preload(
         self,
         selections: Iterable[ImageSelection],
@@ -93,16 +100,20 @@ class Preloader:
         pin: bool = False,
         dry_run: bool = False,
         jobs: int | None = None,
+        waits: bool = True,
     ) -> AsyncGenerator[PreloadEvent, None]:
         """Fetch images, up to `jobs` layers at once, and yield events; `PreloadTotals` last.
 
         An error fails only the image that it concerns. `pin` pins the images that are complete at
-        the end; a `dry_run` fetches manifests only.
+        the end; a `dry_run` fetches manifests only. Unless it `waits`, an upstream that is down or limits
+        requests fails its images at once.
         """
         max_downloads = self._deps.fetch_settings.max_downloads
         concurrency = min(jobs or max_downloads, max_downloads)
         with self._deps.image_store.space.lease() as lease:
-            run = _PreloadRun(self._deps, lease, pin=pin, dry_run=dry_run, concurrency=concurrency)
+            run = _PreloadRun(
+                self._deps, lease, pin=pin, dry_run=dry_run, concurrency=concurrency, waits=waits
+            )
             async with background(run.run(selections)) as running:
                 while not running.done():
                     await asyncio.wait((running,), timeout=PROGRESS_INTERVAL)
@@ -120,7 +131,14 @@ class _PreloadRun:
     """One preload."""
 
     def __init__(
-        self, deps: PreloadDeps, lease: Lease, *, pin: bool, dry_run: bool, concurrency: int
+        self,
+        deps: PreloadDeps,
+        lease: Lease,
+        *,
+        pin: bool,
+        dry_run: bool,
+        concurrency: int,
+        waits: bool,
     ) -> None:
         self._deps = deps
         self._pin = pin
@@ -137,7 +155,7 @@ class _PreloadRun:
             deps.upstreams,
             deps.fetch_settings,
             lease,
-            UpstreamRetrier(deps.clock, self._report.add),
+            UpstreamRetrier(deps.clock, self._report.add, waits=waits),
             self._report.add,
             concurrency=concurrency,
         )
@@ -153,7 +171,8 @@ class _PreloadRun:
         return self._report.totals(self._fetcher.fetched_bytes)
 
     async def run(self, selections: Iterable[ImageSelection]) -> None:
-        """Preload the selected images, and report every event and result."""
+        """Preload the selected images, and report every event and result. Runs in a task of its own."""
+        purpose.set("preload")
         names = self._deps.image_store.names
         requested = merge_selections(selections, names, self._report.add_failed)
         resolved, deferred = await self._resolve_all(requested)

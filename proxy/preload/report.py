@@ -6,9 +6,20 @@ from proxy.errors import ProxyError, error_code
 from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.preload import events
-from proxy.preload.events import ImageOutcome, PreloadEvent
+from proxy.preload.events import ImageOutcome, PreloadEvent, PreloadTotals
+from proxy.storage.trail import Act
 
 log = get_logger(__name__)
+
+
+def record_totals(act: Act, totals: PreloadTotals) -> None:
+    """Note the outcome of a preload in the audit trail."""
+    act.detail = (
+        f"{totals.fetched_images} of {totals.images} images fetched, {totals.failed} failed, "
+        f"{totals.fetched} bytes"
+    )
+    if totals.failed:
+        act.outcome = "failed"
 
 
 class PreloadReport:

@@ -12,9 +12,11 @@ from proxy.errors import ProxyError
 from proxy.images.selection import ImageSelection
 from proxy.log import get_logger
 from proxy.metrics import Metrics
-from proxy.preload.events import ImageFailed
+from proxy.preload.events import ImageDone, ImageFailed, PreloadTotals
 from proxy.preload.lists import MAX_CHARACTERS, ImageList, parse_list
 from proxy.preload.preload import Preloader
+from proxy.preload.report import record_totals
+from proxy.storage.trail import Act, AuditTrail
 from proxy.upstream.offline import OfflineSwitch
 
 # Share by which an interval varies at random, so that many caches do not all preload in one second.
@@ -37,12 +39,14 @@ class PreloadScheduler:
         metrics: Metrics,
         executor: Executor,
         clock: Callable[[], float],
+        trail: AuditTrail,
     ) -> None:
         self._get_preloader = get_preloader
         self._offline = offline
         self._metrics = metrics
         self._executor = executor
         self._clock = clock
+        self._trail = trail
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, group: asyncio.TaskGroup, preloads: Iterable[PreloadSettings]) -> None:
@@ -78,9 +82,18 @@ class PreloadScheduler:
         selections = [ImageSelection(image, settings.platforms) for image in settings.images]
         if settings.file:
             selections += await self._read_selections(name, settings.file, settings.platforms)
-        async for event in self._get_preloader().preload(selections, pin=settings.pin):
+        preloader = self._get_preloader()
+        act = Act("preload", f"schedule {name}")
+        async for event in preloader.preload(selections, pin=settings.pin):
             if isinstance(event, ImageFailed):
                 log.warning("preload_failed", preload=name, image=event.image, reason=event.reason)
+                act.images[preloader.names.full_name(event.image)] = 0
+            elif isinstance(event, ImageDone) and event.outcome == "fetched":
+                act.images[preloader.names.full_name(event.image)] = event.fetched
+            elif isinstance(event, PreloadTotals):
+                record_totals(act, event)
+        if act.images:
+            await self._trail.add(act)
 
     async def _read_selections(
         self, name: str, file: str, platforms: Sequence[str]

@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 
 from proxy.concurrency import start_threads
 from proxy.config import Address, ServerSettings
-from proxy.errors import ConfigError
+from proxy.errors import ConfigError, DeniedError
 from proxy.log import get_logger
 from proxy.metrics import Metrics
+from proxy.server.client_address import Networks
 from proxy.server.connection_limit import ConnectionLimiter
+from proxy.server.proxied_connection import TrustedProxies
 from proxy.server.request import Request
 from proxy.server.tls import Certificates, TlsContext, load_certificates
 from proxy.server.users import Htpasswd, HtpasswdAuth, load_htpasswd
@@ -33,6 +35,8 @@ class AccessControl:
         self.has_logins = self._auth.is_enabled
         self.tls = TlsContext(certificates) if certificates else None
         metrics.set_certificate_expiries(certificates.expiries if certificates else {})
+        self._allowed = Networks(settings.allow_clients)
+        self.proxies = TrustedProxies(settings.trusted_proxies)
         self.limiter = ConnectionLimiter(settings, metrics.count_rejected_connection)
         metrics.register_connections(lambda: self.limiter.connected)
         self._metrics = metrics
@@ -41,6 +45,14 @@ class AccessControl:
     def needs_login(self, request: Request) -> bool:
         """Tell whether the request must pass `check`."""
         return self.has_logins and request.path not in _ANONYMOUS_PATHS
+
+    def check_address(self, request: Request) -> None:
+        """Raise `DeniedError` if the client's network is not allowed. Unix sockets are."""
+        client = request.client
+        if not self._allowed or client is None or client in self._allowed:
+            return
+        if request.path not in _ANONYMOUS_PATHS:
+            raise DeniedError(f"this cache does not serve {client} (server.allow_clients)")
 
     def close(self) -> None:
         """Wait for a running password check."""
@@ -69,6 +81,8 @@ class AccessControl:
             self._auth.set_htpasswd(htpasswd)
             self.has_logins = self._auth.is_enabled
             self.limiter.update_limits(settings)
+            self._allowed = Networks(settings.allow_clients)
+            self.proxies.update(settings.trusted_proxies)
             self._settings = settings
 
         return apply
@@ -77,7 +91,7 @@ class AccessControl:
         """Log a warning for each risk of listening on `addresses` that may be unintended."""
         settings = self._settings
         exposed = [address for address in addresses if not _is_local_address(address)]
-        if exposed and not settings.htpasswd:
+        if exposed and not settings.htpasswd and not settings.allow_clients:
             log.warning(
                 "listener_without_auth",
                 addresses=exposed,
@@ -90,7 +104,8 @@ class AccessControl:
                 addresses=exposed,
                 help="set server.tls_certificate, unless a reverse proxy terminates TLS",
             )
-        if addresses and self.limiter.max_connections < settings.max_connections:
+        is_wanted = settings.max_connections != ServerSettings().max_connections
+        if addresses and is_wanted and self.limiter.max_connections < settings.max_connections:
             log.warning(
                 "file_limit_too_low",
                 limit=self.limiter.max_connections,

@@ -53,14 +53,14 @@ class ConnectionLimiter:
             self.max_connections = min(self.max_connections, affordable)
         self._max_per_client = settings.max_connections_per_client
 
-    def acquire(self, address: str) -> "ConnectionSlot | None":
-        """Return a slot, one with `is_rejected` over a limit; None if those are taken too."""
-        client = client_key(address)
+    def acquire(self, address: str, *, is_proxy: bool = False) -> "ConnectionSlot | None":
+        """Return a slot, one with `is_rejected` over a limit; None if those are taken too.
+
+        The connections of a trusted proxy are those of many clients, so they are not limited by client.
+        """
         # A Unix socket has no client address.
-        is_over_client_limit = (
-            client and self._connections_by_client[client] >= self._max_per_client
-        )
-        is_rejected = bool(is_over_client_limit) or self._connected >= self.max_connections
+        client = "" if is_proxy else client_key(address)
+        is_rejected = self._is_over_client_limit(client) or self._connected >= self.max_connections
         if is_rejected:
             self.count_rejected()
             limit = MAX_REJECTED if self._max_rejected is None else self._max_rejected
@@ -71,6 +71,20 @@ class ConnectionLimiter:
             self._connected += 1
             self._connections_by_client[client] += 1
         return ConnectionSlot(self, address, client, is_rejected=is_rejected)
+
+    def _is_over_client_limit(self, client: str) -> bool:
+        return bool(client) and self._connections_by_client[client] >= self._max_per_client
+
+    def identify(self, before: str, client: str) -> bool:
+        """Count a connection of `before` as one of `client`; return False if that is over its limit."""
+        if self._is_over_client_limit(client):
+            self.release(before, is_rejected=False)
+            self._rejected += 1
+            self.count_rejected()
+            return False
+        self._connections_by_client[before] -= 1
+        self._connections_by_client[client] += 1
+        return True
 
     def count_rejected(self) -> None:
         """Count a connection that was rejected, or that there was no descriptor for."""
@@ -88,9 +102,12 @@ class ConnectionLimiter:
 
 
 class ConnectionSlot:
-    """The slot of one connection from `address`, "" for a Unix socket. A second release does nothing."""
+    """The slot of one connection from `address`, "" for a Unix socket. A second release does nothing.
 
-    __slots__ = ("_client", "_is_released", "_limiter", "address", "is_rejected")
+    `received` are bytes of the connection that were read already.
+    """
+
+    __slots__ = ("_client", "_is_released", "_limiter", "address", "is_rejected", "received")
 
     def __init__(
         self, limiter: ConnectionLimiter, address: str, client: str, *, is_rejected: bool
@@ -100,6 +117,18 @@ class ConnectionSlot:
         self._client = client
         self._is_released = False
         self.is_rejected = is_rejected
+        self.received = b""
+
+    def identify(self, address: str) -> None:
+        """Make it the slot of the client at `address`, which a trusted proxy has named.
+
+        It is rejected over the limit of that client.
+        """
+        self.address = address
+        if not self.is_rejected:
+            client = client_key(address)
+            self.is_rejected = not self._limiter.identify(self._client, client)
+            self._client = client
 
     def release(self) -> None:
         """Free the slot."""

@@ -18,7 +18,9 @@ import httptools
 from proxy.errors import ProxyError
 from proxy.log import get_logger
 from proxy.server import sendfile
+from proxy.server.client_address import Networks, resolve_client
 from proxy.server.connection_limit import ConnectionSlot
+from proxy.server.proxied_connection import TrustedProxies
 from proxy.server.request import Request
 from proxy.server.responses import Body, FileBody, Response, json_response, serialize_head
 from proxy.server.send_turns import SENDFILE_SPEEDUP, SendTurns
@@ -59,6 +61,7 @@ _HEADERS: Mapping[bytes, str] = {
         b"connection",
         b"content-length",
         b"expect",
+        b"forwarded",
         b"host",
         b"if-none-match",
         b"if-range",
@@ -68,6 +71,7 @@ _HEADERS: Mapping[bytes, str] = {
         b"transfer-encoding",
         b"user-agent",
         b"via",
+        b"x-forwarded-for",
     )
     for spelling in (name, name.title())
 }
@@ -112,6 +116,8 @@ class HttpConnection(asyncio.Protocol):
             self._keepalive_timeout = REJECTED_TIMEOUT
         self._loop = asyncio.get_running_loop()
         self._client = slot.address or None if slot else None
+        # The proxies to believe, if this is the connection of one.
+        self._proxies = server.proxies_before(self._client)
         self._scheme = "http"
         self._parser = httptools.HttpRequestParser(self)
         # The request that is being parsed.
@@ -156,6 +162,8 @@ class HttpConnection(asyncio.Protocol):
             self._scheme = "https"
         self._set_deadline(self._keepalive_timeout)
         self._server.on_connected(self)
+        if self._slot and self._slot.received:
+            self.data_received(self._slot.received)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's name)
         """Stop everything that runs for this connection, and release its slot."""
@@ -188,7 +196,7 @@ class HttpConnection(asyncio.Protocol):
             return
         if self._is_reading_request or self._requests:
             self._parse(data)
-        elif repeated := self._server.find_repeated(data):
+        elif self._proxies is None and (repeated := self._server.find_repeated(data)):
             self._answer(repeated.for_client(self._client, self._scheme))
             return
         else:
@@ -336,7 +344,9 @@ class HttpConnection(asyncio.Protocol):
             self._set_deadline(min(HEAD_TIMEOUT, self._keepalive_timeout))
 
     def _remember(self, data: bytes) -> None:
-        if len(self._requests) == 1 and not (self._is_reading_request or self._error_status):
+        # Requests by proxies have the addresses of their clients in them.
+        is_alone = self._proxies is None and len(self._requests) == 1
+        if is_alone and not (self._is_reading_request or self._error_status):
             self._server.remember(data, self._requests[0])
 
     def _on_parser_error(self, error: httptools.HttpParserError) -> None:
@@ -461,7 +471,7 @@ class HttpConnection(asyncio.Protocol):
             _METHODS.get(method) or method.decode("ascii"),
             self._target.decode("ascii"),
             self._headers,
-            self._client,
+            self._find_client(),
             self._scheme,
             self._is_http_1_0,
             keep_alive,
@@ -472,6 +482,11 @@ class HttpConnection(asyncio.Protocol):
         self._target = b""
         self._headers = {}
         self._header_count = self._body_size = 0
+
+    def _find_client(self) -> str | None:
+        if self._proxies is None or self._client is None:
+            return self._client
+        return resolve_client(self._client, self._headers, self._proxies)
 
     # Responses.
 
@@ -684,13 +699,16 @@ class HttpServer:
         threads: Executor,
         group: asyncio.TaskGroup,
         trace_requests: Callable[[AsyncHandler], AsyncHandler] | None = None,
+        proxies: TrustedProxies | None = None,
     ) -> None:
         """Initialize the server.
 
         `threads` read bytes that are not in memory; `group` owns the tasks of responses that must wait.
-        `trace_requests` wraps the handling of each request in a span.
+        `trace_requests` wraps the handling of each request in a span. The headers of trusted `proxies` say
+        which client a request is from.
         """
         self.handler = handler
+        self._proxies = proxies
         self.threads = threads
         self.trace_requests = trace_requests
         self.turns = SendTurns()
@@ -701,6 +719,11 @@ class HttpServer:
         self._malformed_count = 0
         self._minute_start = 0.0
         self._repeated: dict[bytes, Request] = {}
+
+    def proxies_before(self, address: str | None) -> Networks | None:
+        """Return the trusted proxies if `address` is one of them."""
+        networks = self._proxies.networks if self._proxies else None
+        return networks if networks and address and address in networks else None
 
     def find_repeated(self, data: bytes) -> Request | None:
         """Return the request that exactly these bytes were parsed to before, if it is remembered."""

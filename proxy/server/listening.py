@@ -11,15 +11,21 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any, Protocol
 
 from proxy.config import Address
-from proxy.errors import ConfigError
+from proxy.errors import AddressUnavailableError
 from proxy.log import get_logger
 from proxy.server.connection_limit import ConnectionLimiter, ConnectionSlot
+from proxy.server.proxied_connection import TrustedProxies, read_proxy_header
+from proxy.server.proxy_protocol import ProxyHeaderError
 from proxy.server.tls import TlsContext
 
 BACKLOG = 1024
 # Time limits for a TLS handshake, and for the client to confirm the end of a TLS connection, in seconds.
 TLS_HANDSHAKE_TIMEOUT = 10.0
 TLS_SHUTDOWN_TIMEOUT = 5.0
+# Time in which a trusted proxy must send the first bytes of a connection, in seconds.
+PROXY_HEADER_TIMEOUT = 75.0
+# The same if the connection is over the limit.
+REJECTED_TIMEOUT = 5.0
 # On shutdown, idle connections get this many seconds to send one more request: one that was just
 # accepted may already have a request in flight.
 IDLE_DRAIN_TIMEOUT = 1.0
@@ -80,7 +86,9 @@ class Acceptor:
         group: asyncio.TaskGroup,
         limiter: ConnectionLimiter | None,
         tls: TlsContext | None,
+        proxies: "TrustedProxies | None" = None,
     ) -> None:
+        self._proxies = proxies
         self.address = format_address(listening_socket.getsockname())
         self._listening_socket = listening_socket
         self._server = server
@@ -190,13 +198,37 @@ class Acceptor:
 
     def _start_connection(self, connection: socket.socket, peer: Any) -> None:
         slot = None
+        address = peer[0] if isinstance(peer, tuple) else ""
+        is_proxy = self._proxies is not None and address in self._proxies.networks
         if self._limiter:
-            slot = self._limiter.acquire(peer[0] if isinstance(peer, tuple) else "")
+            slot = self._limiter.acquire(address, is_proxy=is_proxy)
             if slot is None:
                 self._turn_away(connection)
                 return
         connection.setblocking(False)
-        self._group.create_task(self._connect(connection, self._server(slot), slot))
+        if is_proxy and slot:
+            self._group.create_task(self._connect_proxied(connection, slot))
+        else:
+            self._group.create_task(self._connect(connection, self._server(slot), slot))
+
+    async def _connect_proxied(self, connection: socket.socket, slot: ConnectionSlot) -> None:
+        """Read the PROXY header of a connection of a trusted proxy, if it has one, and go on."""
+        try:
+            seconds = REJECTED_TIMEOUT if slot.is_rejected else PROXY_HEADER_TIMEOUT
+            async with asyncio.timeout(seconds):
+                header = await read_proxy_header(self._loop, connection)
+        except BaseException as error:
+            connection.close()
+            slot.release()
+            if not isinstance(error, Exception):
+                raise
+            if isinstance(error, ProxyHeaderError):
+                log.warning("proxy_header_rejected", proxy=slot.address, reason=str(error))
+            return
+        if header.client:
+            slot.identify(header.client)
+        slot.received = header.rest
+        await self._connect(connection, self._server(slot), slot)
 
     async def _connect(
         self, connection: socket.socket, protocol: asyncio.BaseProtocol, slot: ConnectionSlot | None
@@ -225,7 +257,9 @@ class Listener:
         config_key: str,
         group: asyncio.TaskGroup,
         limiter: ConnectionLimiter | None = None,
+        proxies: "TrustedProxies | None" = None,
     ) -> None:
+        self._proxies = proxies
         self._server = server
         self._config_key = config_key
         self._group = group
@@ -241,7 +275,7 @@ class Listener:
     ) -> list[str]:
         """Accept clients until the stack closes; return the bound addresses.
 
-        Raises `ConfigError` if an address cannot be bound.
+        Raises `AddressUnavailableError` if an address cannot be bound.
         """
         stack.push_async_callback(self._force_close)
         bound = list(sockets)
@@ -250,11 +284,14 @@ class Listener:
                 bound += await _bind_address(address)
             except OSError as error:
                 reason = error.strerror
-                raise ConfigError(
+                raise AddressUnavailableError(
                     f"{self._config_key}: {address} cannot be used ({reason}); "
                     "stop what uses it, or choose another"
                 ) from error
-        opened = [Acceptor(self._server, one, self._group, self._limiter, tls) for one in bound]
+        opened = [
+            Acceptor(self._server, one, self._group, self._limiter, tls, self._proxies)
+            for one in bound
+        ]
         self._acceptors += opened
         return [acceptor.address for acceptor in opened]
 

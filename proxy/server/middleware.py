@@ -11,9 +11,11 @@ from proxy.hops import enter_hop
 from proxy.log import LogWriter, get_logger, request_id
 from proxy.metrics import Metrics
 from proxy.server.access import AccessControl
+from proxy.server.agent import parse_user_agent
 from proxy.server.body_memory import MIN_COUNTED_BODY, BodyMemory
 from proxy.server.errors import error_response, oci_error_response
 from proxy.server.health import HealthEndpoints
+from proxy.server.pulls import PullTracker
 from proxy.server.registry.handlers import RegistryHandler
 from proxy.server.request import Request
 from proxy.server.request_context import RequestContext
@@ -40,9 +42,11 @@ class Middleware:
         metrics: Metrics,
         access_log: LogWriter | None,
         daemon_id: str,
+        pulls: PullTracker,
     ) -> None:
         self._access = access
         self._daemon_id = daemon_id
+        self._pulls = pulls
         # A reload replaces it; a running request keeps the old handler.
         self.registry_handler = registry_handler
         self._health = health
@@ -57,9 +61,10 @@ class Middleware:
         """Return the response, or an awaitable of it if it must wait. Neither raises an `Exception`."""
         context = RequestContext(request, time.perf_counter(), str(next(self._request_ids)))
         request_id.set(context.request_id)
-        if self._access.needs_login(request):
-            return self._answer_later(context, self._check_login_and_route(context))
         try:
+            self._access.check_address(request)
+            if self._access.needs_login(request):
+                return self._answer_later(context, self._check_login_and_route(context))
             answer = self._route(context)
         except Exception as error:  # noqa: BLE001 (bugs are logged and counted)
             answer = self._to_response(error, context)
@@ -180,6 +185,9 @@ class Middleware:
             seconds=seconds,
             sent=context.bytes_sent,
         )
+        target = context.target
+        if target is not None and (status < 400 or status == CLIENT_CLOSED_REQUEST):
+            self._pulls.record(context, target)
         access_log = self._access_log
         if access_log is None or not access_log.is_info_enabled:
             return
@@ -199,6 +207,13 @@ class Middleware:
             "bytes": context.bytes_sent,
             "seconds": int(seconds * 1e6) / 1e6,
         }
+        if target is not None:
+            line["repository"] = target.repository.name
+            line["reference"] = target.reference_text
+        if agent := request.headers.get("user-agent"):
+            line["agent"], platform = parse_user_agent(agent)
+            if platform:
+                line["platform"] = platform
         if context.problem:
             line["problem"] = context.problem
         access_log.enqueue(line)

@@ -7,6 +7,7 @@ import msgspec
 
 from proxy.metrics import CacheState, RequestKind
 from proxy.oci.digest import Digest
+from proxy.server.registry.router import TargetResource
 from proxy.server.request import Request
 from proxy.server.responses import API_VERSION, SharedHeaders
 
@@ -27,7 +28,7 @@ CACHE_STATUS: Mapping[CacheState, str] = {
 class RequestContext(msgspec.Struct):
     """A request and its outcome, until it is logged and counted.
 
-    `started_at` is a time of `time.perf_counter`, in seconds.
+    `started_at` is a time of `time.perf_counter`, in seconds. `digest` is that of the manifest served.
     """
 
     request: Request
@@ -38,6 +39,8 @@ class RequestContext(msgspec.Struct):
     cache_state: CacheState = "none"
     bytes_sent: int = 0
     problem: str = ""
+    target: TargetResource | None = None
+    digest: Digest | None = None
     namespace: str = ""
     """The upstream, if the client has named it with `?ns=`."""
 

@@ -185,6 +185,17 @@ class BlobStore:
         except OSError:
             return None
 
+    def bytes_since(self, time: float) -> int:
+        """Return the bytes of the blobs that were written at `time` (Unix time) or later."""
+        total = 0
+        for algorithm in ("sha256", "sha512"):
+            with suppress(OSError), os.scandir(self.root / "blobs" / algorithm) as entries:
+                for entry in entries:
+                    with suppress(OSError):  # evicted meanwhile
+                        status = entry.stat(follow_symlinks=False)
+                        total += status.st_size if status.st_mtime >= time else 0
+        return total
+
     def blob_inode(self, digest: Digest) -> int:
         """Return the inode of the blob's file; 0 if there is none. A new file has another one."""
         try:

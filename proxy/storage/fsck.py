@@ -2,16 +2,18 @@
 
 Tags, pins, links and times of use exist only in the index, and are kept if it can be read. If it cannot
 be read, the daemon requests tags from upstream again. Pins are kept if their table can be read, and so is
-which upstream has sent which blob: it then proves that a repository has the blob, and need not send it again.
+which upstream has sent which blob (it then proves that a repository has the blob, and need not send it again),
+the totals of traffic and the audit trail.
 """
 
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from proxy.errors import InvalidDigestError, InvalidReferenceError, StorageError
 from proxy.oci import manifest as oci
@@ -25,6 +27,7 @@ _READ_SIZE = 1 << 20
 # What is kept of an index that is damaged elsewhere.
 _PINS_SQL = "SELECT upstream, name, reference, p.digest FROM pins p JOIN repositories r ON r.id = repository"
 _SENDERS_SQL = "SELECT digest, upstream FROM senders"
+_COPIED_TABLES = ("traffic", "trail", "pulls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +128,12 @@ def _rebuild_index(path: Path, valid_blobs: dict[Digest, tuple[int, oci.Manifest
     except (sqlite3.DatabaseError, StorageError, InvalidReferenceError):
         # The index is damaged or of a newer version: rename it and create a new one.
         pins, senders = _read_rows(path, _PINS_SQL), _read_rows(path, _SENDERS_SQL)
+        copied = {name: _read_rows(path, f"SELECT * FROM {name}") for name in _COPIED_TABLES}
         for suffix in ("", "-wal", "-shm"):
             old = Path(f"{path}{suffix}")
             if old.exists():
                 old.rename(f"{path}.broken{suffix}")
-        _update_index(path, valid_blobs, pins, senders)
+        _update_index(path, valid_blobs, pins, senders, copied)
 
 
 def _read_rows(path: Path, query: str) -> list[tuple[str, ...]]:
@@ -143,6 +147,7 @@ def _update_index(
     valid_blobs: dict[Digest, tuple[int, oci.Manifest | None]],
     pins: Iterable[tuple[str, ...]] = (),
     senders: Iterable[tuple[str, ...]] = (),
+    copied: Mapping[str, list[tuple[str, ...]]] = MappingProxyType({}),
 ) -> None:
     with closing(queries.open_connection(path)) as connection, connection:
         now = time.time()
@@ -155,6 +160,7 @@ def _update_index(
             )
         queries.restore_pins(connection, pins)
         queries.restore_senders(connection, senders)
+        queries.restore_rows(connection, copied)
         if connection.execute("PRAGMA integrity_check").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("damaged")
         connection.commit()

@@ -16,11 +16,12 @@ from itertools import islice
 from pathlib import Path
 
 from proxy.errors import BusyError, StorageError
+from proxy.names import full_name
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Repository, Tag, parse_reference
 from proxy.oci.referrers import ReferrerRecord
 from proxy.policy.facts import RepositoryFacts
-from proxy.storage import pins
+from proxy.storage import pins, usage_queries
 from proxy.storage.index_size import delete_empty_repositories
 from proxy.storage.policy_rows import (
     EXCEPTION_SQL,
@@ -32,6 +33,7 @@ from proxy.storage.policy_rows import (
     to_facts,
     to_meaning,
 )
+from proxy.storage.usage_queries import OldBlob, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +264,18 @@ class ImageQueries:
         self._connection.execute("CREATE UNIQUE INDEX temp.sizes_by_digest ON sizes (digest)")
         self._has_sizes = True
 
+    def usage_by_upstream(self) -> list[Usage]:
+        """Return the usage of each upstream, the largest first."""
+        return usage_queries.usage_by_upstream(self._connection)
+
+    def usage_by_repository(self) -> list[Usage]:
+        """Return the usage of each repository, the largest first."""
+        return usage_queries.usage_by_repository(self._connection)
+
+    def oldest_blobs(self, count: int) -> list[OldBlob]:
+        """Return the blobs that eviction takes first."""
+        return usage_queries.oldest_blobs(self._connection, count)
+
     def blob(self, repository: Repository, digest: Digest) -> StoredBlob | None:
         """Return a stored blob that the repository is linked to."""
         row = self._connection.execute(
@@ -287,6 +301,15 @@ class ImageQueries:
             ImageRow(repository, parse_reference(text), Digest.parse(digest), bool(is_pinned))
             for _, text, digest, is_pinned in self._root_rows(repository, reference)
         ]
+
+    def pulled_at(
+        self, repository: Repository, reference: Reference, digest: Digest | None
+    ) -> float | None:
+        """Return when a client last pulled an image, by its tag or its digest; None if never."""
+        names = [full_name(repository, one) for one in (reference, digest) if one]
+        query = "SELECT max(at) FROM pulls WHERE name IN (?, ?)"
+        row: tuple[float | None] = self._connection.execute(query, (names[0], names[-1])).fetchone()
+        return row[0]
 
     def image_sizes(self, image: ImageRow) -> tuple[int, int]:
         """Return the size of an image and the part that only it has, in bytes."""

@@ -357,7 +357,8 @@ class Index:
         uses, self._pending_uses = self._pending_uses, {}
         try:
             while some := dict(islice(uses.items(), _USES_PER_WRITE)):
-                await self._write(queries.record_uses, some)
+                # Times of use are not cached.
+                await self._write(queries.record_uses, some, keeps_rows=True)
                 for digest in some:
                     del uses[digest]
         finally:
@@ -568,12 +569,19 @@ class Index:
         """Delete repositories, given by their ids, with their links and tags; their blobs stay."""
         await self._write(index_size.delete_repositories, numbers)
 
-    async def transact(self, work: Callable[..., R], *args: Any, is_durable: bool = False) -> R:
+    async def transact(
+        self,
+        work: Callable[..., R],
+        *args: Any,
+        is_durable: bool = False,
+        keeps_rows: bool = False,
+    ) -> R:
         """Run `work` with a connection and `args` in a transaction of its own.
 
-        With `is_durable` it survives a power cut. Raises `StorageError`, with nothing changed.
+        With `is_durable` it survives a power cut; with `keeps_rows` it changes nothing that `lookup`
+        caches. Raises `StorageError`, with nothing changed.
         """
-        return await self._write(work, *args, is_durable=is_durable)
+        return await self._write(work, *args, is_durable=is_durable, keeps_rows=keeps_rows)
 
     async def recount(self) -> tuple[int, int]:
         """Recount the blobs and correct `totals`; return the corrections, in blobs and bytes."""
@@ -649,6 +657,7 @@ class Index:
         *args: Any,
         is_durable: bool = False,
         waits_for_lock: bool = False,
+        keeps_rows: bool = False,
         on_commit: Callable[[], None] | None = None,
     ) -> R:
         """Run `work` in one transaction and return its result; roll back and raise `StorageError` if it fails.
@@ -661,7 +670,7 @@ class Index:
         give_up_at = loop.time() + LOCK_TIMEOUT
 
         def run() -> R:
-            result, totals = self._run_transaction(is_durable, work, args)
+            result, totals = self._run_transaction(is_durable, work, args, keeps_rows=keeps_rows)
             loop.call_soon_threadsafe(self._publish, totals, on_commit)
             return result
 
@@ -680,7 +689,12 @@ class Index:
             on_commit()
 
     def _run_transaction(
-        self, is_durable: bool, work: Callable[..., R], args: tuple[Any, ...]
+        self,
+        is_durable: bool,
+        work: Callable[..., R],
+        args: tuple[Any, ...],
+        *,
+        keeps_rows: bool = False,
     ) -> tuple[R, StoreTotals]:
         # With NORMAL a power cut may lose the last transactions: times of use, links, manifests.
         self._writer.execute(f"PRAGMA synchronous = {'FULL' if is_durable else 'NORMAL'}")
@@ -690,8 +704,7 @@ class Index:
                 totals = StoreTotals(*queries.tracked_totals(self._writer))
         finally:
             # Replaced after the commit, not cleared: a read that began before it fills the old cache.
-            # Times of use are not cached.
-            if work is not queries.record_uses:
+            if not keeps_rows:
                 self._row_cache = {}
         self._count_pages()
         return result, totals

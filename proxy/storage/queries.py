@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from operator import itemgetter
 from pathlib import Path
@@ -95,35 +96,36 @@ _MIGRATIONS = {
             -- Names of docker.io that begin like a host are refused now.
             AND NOT (upstream = 'docker.io' AND instr(substr(name, 1, instr(name, '/')), '.'));
     """,
+    # And new tables: totals of traffic, the audit trail, and pulls.
     7: "ALTER TABLE tag_history ADD COLUMN source TEXT NOT NULL DEFAULT '';",
 }
 
 
-def _allocated_size(size: str) -> str:
+def allocated_size_sql(size: str) -> str:
     """Return the SQL for `blobs.allocated_size` of a column."""
     return f"({size} + {BLOCK_SIZE - 1}) / {BLOCK_SIZE} * {BLOCK_SIZE}"
 
 
 # The bytes that blobs take on disk.
-ALLOCATED_SIZE_SUM = f"coalesce(sum({_allocated_size('size')}), 0)"
+ALLOCATED_SIZE_SUM = f"coalesce(sum({allocated_size_sql('size')}), 0)"
 
 # SQLite itself keeps the totals, on the one connection that writes: a transaction that adds, resizes, pins
 # or removes rows of `blobs` also changes the totals, and a rollback restores them.
 _TOTALS_SCHEMA = f"""
     CREATE TEMP TABLE totals (blobs INTEGER, bytes INTEGER, pinned_bytes INTEGER);
     CREATE TEMP TRIGGER count_added AFTER INSERT ON main.blobs BEGIN
-        UPDATE totals SET blobs = blobs + 1, bytes = bytes + {_allocated_size("new.size")},
-            pinned_bytes = pinned_bytes + {_allocated_size("new.size")} * new.pinned;
+        UPDATE totals SET blobs = blobs + 1, bytes = bytes + {allocated_size_sql("new.size")},
+            pinned_bytes = pinned_bytes + {allocated_size_sql("new.size")} * new.pinned;
     END;
     CREATE TEMP TRIGGER count_removed AFTER DELETE ON main.blobs BEGIN
-        UPDATE totals SET blobs = blobs - 1, bytes = bytes - {_allocated_size("old.size")},
-            pinned_bytes = pinned_bytes - {_allocated_size("old.size")} * old.pinned;
+        UPDATE totals SET blobs = blobs - 1, bytes = bytes - {allocated_size_sql("old.size")},
+            pinned_bytes = pinned_bytes - {allocated_size_sql("old.size")} * old.pinned;
     END;
     CREATE TEMP TRIGGER count_changed AFTER UPDATE OF size, pinned ON main.blobs BEGIN
         UPDATE totals SET
-            bytes = bytes + {_allocated_size("new.size")} - {_allocated_size("old.size")},
-            pinned_bytes = pinned_bytes + {_allocated_size("new.size")} * new.pinned
-                - {_allocated_size("old.size")} * old.pinned;
+            bytes = bytes + {allocated_size_sql("new.size")} - {allocated_size_sql("old.size")},
+            pinned_bytes = pinned_bytes + {allocated_size_sql("new.size")} * new.pinned
+                - {allocated_size_sql("old.size")} * old.pinned;
     END;
 """
 
@@ -402,6 +404,17 @@ def restore_senders(connection: sqlite3.Connection, rows: Iterable[tuple[str, ..
         " SELECT digest, :upstream FROM blobs WHERE digest = :digest",
         [{"digest": digest, "upstream": upstream} for digest, upstream in rows],
     )
+
+
+def restore_rows(
+    connection: sqlite3.Connection, tables: Mapping[str, Sequence[tuple[str, ...]]]
+) -> None:
+    """Add rows of another index to tables that have the same columns there."""
+    for name, rows in tables.items():
+        if rows:
+            marks = ", ".join("?" * len(rows[0]))
+            with suppress(sqlite3.OperationalError):  # another version has other columns
+                connection.executemany(f"INSERT OR IGNORE INTO {name} VALUES ({marks})", rows)
 
 
 def record_uses(connection: sqlite3.Connection, uses: dict[Digest, float]) -> None:

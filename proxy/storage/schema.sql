@@ -179,6 +179,40 @@ CREATE TABLE IF NOT EXISTS policy_decisions (
     request  TEXT NOT NULL
 ) STRICT;
 
+-- Totals of traffic by local day (proxy/traffic.py). `scope` says what `name` is: an upstream, a repository,
+-- an image or a client. An empty name has the totals of the names that are not kept.
+CREATE TABLE IF NOT EXISTS traffic (
+    scope     TEXT NOT NULL,
+    day       TEXT NOT NULL,
+    name      TEXT NOT NULL,
+    hits      INTEGER NOT NULL,
+    partials  INTEGER NOT NULL,
+    misses    INTEGER NOT NULL,
+    requests  INTEGER NOT NULL,
+    sent      INTEGER NOT NULL,
+    received  INTEGER NOT NULL,
+    preloaded INTEGER NOT NULL,
+    avoided   INTEGER NOT NULL,
+    PRIMARY KEY (scope, day, name)
+) STRICT, WITHOUT ROWID;
+
+-- When clients last pulled an image, by its full name. Preloads, exports and imports are no pulls.
+CREATE TABLE IF NOT EXISTS pulls (
+    name TEXT PRIMARY KEY,
+    at   REAL NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- The audit trail: acts, and evictions (action `evict`). `images` is JSON: bytes by name.
+CREATE TABLE IF NOT EXISTS trail (
+    id      INTEGER PRIMARY KEY,
+    at      REAL NOT NULL,
+    action  TEXT NOT NULL,
+    actor   TEXT NOT NULL,
+    images  TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    detail  TEXT NOT NULL
+) STRICT;
+
 -- Pinned images, by tag or digest. `digest` is the tag's last known one; null before the first pull.
 CREATE TABLE IF NOT EXISTS pins (
     repository INTEGER NOT NULL,

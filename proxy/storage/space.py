@@ -9,8 +9,10 @@ Pinned, leased and kept blobs are never evicted, and nothing is evicted for cont
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,12 +23,15 @@ from proxy.metrics import EvictionReason, Metrics, UncachedReason
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import MAX_MANIFEST_SIZE
 from proxy.oci.reference import Reference, Repository
+from proxy.rules import ImageRules
+from proxy.storage import rule_queries
 from proxy.storage.audit import Auditor
 from proxy.storage.blobs import BlobStore, OpenBlob, allocated_size
 from proxy.storage.index import Index
 from proxy.storage.ingest import STATE_FILE_SIZE, Ingest
 from proxy.storage.locks import DigestLocks
 from proxy.storage.scan import scan_blobs
+from proxy.storage.trail import UNKNOWN_IMAGE, EvictionTally, find_images
 
 # The index, without its log, may take a quarter of the store, and in a small store 2 MiB. Beyond that its own
 # rows are evicted: a store of images needs a ten thousandth, one of small artifacts a seventh.
@@ -39,6 +44,11 @@ INDEX_MARGIN = 1 << 19
 MIN_STEP = 1 << 20
 MAX_STEP = 16 << 20
 STEP_SHARE = 64
+
+# What is over its quota is summed up whenever that takes less than this, in seconds; if it takes longer, for at
+# most this share of the time.
+QUOTA_COST = 0.03
+MAX_QUOTA_SHARE = 0.1
 
 _EVICTION_BATCH = 256
 _MAX_ROUNDS = 3
@@ -107,6 +117,13 @@ class SpaceManager:
         # Files that the index does not know and that could not be deleted, with allocated sizes.
         self._strays: dict[Digest, int] = {}
         self._leases: list[Lease] = []
+        self.evictions = EvictionTally()
+        self._rules: ImageRules | None = None
+        # What is over the quota of its rule, when that was found out, and how long it took.
+        self._over_quota: deque[rule_queries.ExcessBlob] = deque()
+        self._planned_at = self._planning_seconds = 0.0
+        # The time of use up to which a sweep has looked for what is idle by its rule.
+        self._idle_after = 0.0
         self._auditor = Auditor(store, index)
         # One eviction at a time: two would choose the same victims.
         self._eviction_lock = asyncio.Lock()
@@ -140,6 +157,12 @@ class SpaceManager:
         self.max_size, self._min_free = max_size, min_free
         await self._shrink_to_limits()
 
+    def set_rules(self, rules: ImageRules) -> None:
+        """Apply the quotas and idle times of these rules from now on."""
+        self._rules = rules
+        self._over_quota.clear()
+        self._planning_seconds = 0.0
+
     # Totals.
 
     @property
@@ -167,6 +190,11 @@ class SpaceManager:
     def pinned_bytes(self) -> int:
         """Bytes of pinned blobs, which are never evicted."""
         return self._index.totals.pinned_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that can be stored before something must be evicted; negative if something must now."""
+        return -self._shortage(0)[0]
 
     def fits(self, size: int) -> bool:
         """Tell whether a blob of `size` bytes could ever be stored here."""
@@ -419,12 +447,35 @@ class SpaceManager:
         async with self._sweep_lock:
             await self._sweep_ingests(now - ingest_ttl)
             await self._audit_blobs()
+        if self._rules and len(self._rules.max_idles) > 1:
+            await self._remove_idle_by_rule(self._rules, now)
+            return
         while max_idle:
             oldest = await self._least_recently_used()
             idle = [digest for digest, _, used in oldest if used < now - max_idle]
             if idle:
                 await self._remove(idle, "idle")
             if len(idle) < _EVICTION_BATCH:
+                return
+
+    async def _remove_idle_by_rule(self, rules: ImageRules, now: float) -> None:
+        """Remove what is idle by its rule; of many blobs a sweep looks at some, the next one goes on."""
+        await self._index.flush()
+        while any(rules.max_idles.values()):
+            idle = await self._index.read(
+                partial(
+                    rule_queries.idle_blobs,
+                    find_rule=rules.idle_rule,
+                    max_idles=rules.max_idles,
+                    now=now,
+                    after=self._idle_after,
+                    count=_EVICTION_BATCH,
+                )
+            )
+            self._idle_after = idle.looked_up_to or 0.0
+            if idle.digests:
+                await self._remove(idle.digests, "idle")
+            if len(idle.digests) < _EVICTION_BATCH:
                 return
 
     async def _sweep_ingests(self, oldest: float) -> None:
@@ -519,7 +570,11 @@ class SpaceManager:
         return self._shortage(more)[0] <= 0
 
     async def _evict(self, bytes_needed: int, reason: EvictionReason) -> None:
-        """Remove the least recently used blobs, at least `bytes_needed` bytes of them if possible."""
+        """Remove at least `bytes_needed` bytes of blobs if possible.
+
+        What is over the quota of its rule goes first, then the least recently used.
+        """
+        bytes_needed -= await self._evict_over_quota(bytes_needed)
         while bytes_needed > 0:
             victims = []
             chosen_bytes = 0
@@ -532,6 +587,48 @@ class SpaceManager:
             if not removed:
                 return
             bytes_needed -= sum(allocated_size(size) for _, size in removed)
+
+    async def _evict_over_quota(self, bytes_needed: int) -> int:
+        """Remove blobs that are over the quota of their rule; return the bytes that were freed."""
+        rules = self._rules
+        if rules is None or not rules.max_shares:
+            return 0
+        if not self._over_quota and self._may_plan(time.monotonic()):
+            begun_at = time.monotonic()
+            self._over_quota.extend(await self._find_over_quota(rules))
+            self._planned_at = time.monotonic()
+            self._planning_seconds = self._planned_at - begun_at
+        freed = 0
+        while self._over_quota and freed < bytes_needed:
+            victims, chosen_bytes = list[Digest](), 0
+            while (
+                self._over_quota
+                and len(victims) < _EVICTION_BATCH
+                and chosen_bytes < bytes_needed - freed
+            ):
+                digest, size, _ = self._over_quota.popleft()
+                victims.append(digest)
+                chosen_bytes += size
+            removed = await self._remove(victims, "quota")
+            freed += sum(allocated_size(size) for _, size in removed)
+        return freed
+
+    def _may_plan(self, now: float) -> bool:
+        """Tell whether to sum up again what is over its quota."""
+        seconds = self._planning_seconds
+        return seconds < QUOTA_COST or now - self._planned_at >= seconds / MAX_QUOTA_SHARE
+
+    async def _find_over_quota(self, rules: ImageRules) -> list[rule_queries.ExcessBlob]:
+        with suppress(StorageError):  # a full disk needs evictions all the more
+            await self._index.flush()
+        return await self._index.read(
+            partial(
+                rule_queries.over_quota,
+                find_rule=rules.quota_rule,
+                limits=rules.quotas(self.max_size),
+                spared=self._leased_digests(),
+            )
+        )
 
     async def _least_recently_used(self) -> list[tuple[Digest, int, float]]:
         spared = self._spared_digests().union(self._unindexed_deletes)
@@ -563,6 +660,7 @@ class SpaceManager:
         if not (digests or self._unindexed_deletes):
             return []
         deleted: list[Digest] = []
+        images = await self._find_images(digests, reason)
 
         def delete_file(digest: Digest) -> None:
             self._store.delete(digest)
@@ -583,7 +681,21 @@ class SpaceManager:
             self.locks.release(retried)
         freed = sum(allocated_size(size) for _, size in removed)
         self._metrics.count_evicted(reason, len(removed), freed)
+        if images is not None:
+            for digest, size in removed:
+                self.evictions.add(reason, images.get(digest, UNKNOWN_IMAGE), allocated_size(size))
         return removed
+
+    async def _find_images(
+        self, digests: Sequence[Digest], reason: EvictionReason
+    ) -> Mapping[Digest, str] | None:
+        """Return the images that evicted blobs belong to; None if an act removes them."""
+        if reason == "removed":
+            return None
+        try:
+            return await self._index.transact(find_images, digests, keeps_rows=True)
+        except StorageError:
+            return {}
 
     def _forget_unindexed(self, digests: Iterable[Digest]) -> None:
         for digest in digests:

@@ -37,6 +37,7 @@ from proxy.oci.reference import Reference, Tag
 from proxy.oci.referrers import EncodedReferrers
 from proxy.oci.tags import EncodedTags
 from proxy.parsing import DocumentParser
+from proxy.traffic import purpose
 from proxy.upstream import responses, retry, search
 from proxy.upstream.body import BlobBody
 from proxy.upstream.encoding import is_gzip_encoded
@@ -121,6 +122,10 @@ class Upstream:
         if not quota.is_scarce:
             return ""
         return f"{self.name} allows {quota.remaining} more of {quota.limit} pulls"
+
+    def is_rate_limited(self, repository: str) -> bool:
+        """Tell whether the registry allows no pulls of the repository now."""
+        return self._registry.is_rate_limited(repository)
 
     @property
     def has_mirrors(self) -> bool:
@@ -326,6 +331,15 @@ class Upstream:
         self._metrics.count_upstream_bytes(self._search_registry.name, "search", len(content))
         return await self._parser.run(self.name, len(content), search.parse_search_page, content)
 
+    async def check(self) -> None:
+        """Request the registry's API version, with the configured login.
+
+        Raises `NotFoundError` and `UpstreamError`.
+        """
+        await self._registry.request(
+            ApiRequest("GET", "", "v2/", "ping"), responses.read_digest, max_attempts=1
+        )
+
     def _request_deadline(self) -> float:
         """Return the time by which a request must be answered, by mirrors and registry together."""
         return self._now() + REQUEST_TIMEOUT
@@ -419,7 +433,9 @@ class Upstream:
         self, registry: RegistryClient, request: ApiRequest, reference: Reference, deadline: float
     ) -> FetchedManifest:
         content, content_type = await registry.request(request, responses.read_manifest, deadline)
-        self._metrics.count_upstream_bytes(self.name, "manifest", len(content))
+        self._metrics.count_upstream_bytes(
+            self.name, "manifest", len(content), purpose.get(), request.repository
+        )
         digest, is_verified = Digest.from_content(content), isinstance(reference, Digest)
         if isinstance(reference, Digest):
             digest = Digest.from_content(content, reference.algorithm)
@@ -480,8 +496,9 @@ class Upstream:
             page = await self._registry.request(
                 ApiRequest("GET", repository, path, kind), responses.read_list_page
             )
-            self._metrics.count_upstream_bytes(self.name, kind, len(page.content))
-            total_size += len(page.content)
+            size = len(page.content)
+            self._metrics.count_upstream_bytes(self.name, kind, size, purpose.get())
+            total_size += size
             if total_size > MAX_LIST_SIZE:
                 raise UpstreamError(f"{self.name} sent a list of more than {MAX_LIST_SIZE} bytes")
             yield page

@@ -66,6 +66,8 @@ class Quota:
     def __init__(self) -> None:
         self.limit: int | None = None
         self.remaining: int | None = None
+        # Unix time at which all pulls are allowed again, if no other is made.
+        self._renewed_at: float | None = None
         self._cooldowns: OrderedDict[RequestClass, Cooldown] = OrderedDict()
 
     @property
@@ -75,9 +77,19 @@ class Quota:
             return False
         return self.remaining <= max(SCARCE_PULLS, self.limit * SCARCE_SHARE)
 
-    def update(self, limit: int | None, remaining: int | None) -> None:
-        """Record the limit that the last response reported; None and None for no limit."""
-        self.limit, self.remaining = limit, remaining
+    def update(
+        self, limit: int | None, remaining: int | None, *, renewed_at: float | None = None
+    ) -> None:
+        """Record the limit that the last response reported; None and None for no limit.
+
+        `renewed_at` is the end of the window that began with that response.
+        """
+        self.limit, self.remaining, self._renewed_at = limit, remaining, renewed_at
+
+    def renew(self, now: float) -> None:
+        """Count all pulls as allowed once the window has passed without a response."""
+        if self._renewed_at is not None and now >= self._renewed_at:
+            self.remaining, self._renewed_at = self.limit, None
 
     def start_cooldown(
         self, requests: RequestClass, now: float, seconds: float | None, reason: str
@@ -137,4 +149,10 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
 def parse_ratelimit(value: str | None) -> int | None:
     """Return the count in `RateLimit-Limit` or `RateLimit-Remaining` (`100;w=21600`), or None."""
     match = re.match(r"\s*([0-9]{1,12})\s*(?:;|$)", value or "")
+    return int(match[1]) if match else None
+
+
+def parse_ratelimit_window(value: str | None) -> int | None:
+    """Return the seconds of the window in `RateLimit-Limit` or `RateLimit-Remaining`, or None."""
+    match = re.search(r";\s*w=([0-9]{1,9})\s*(?:;|$)", value or "")
     return int(match[1]) if match else None

@@ -42,6 +42,7 @@ from proxy.upstream.quota import (
     Quota,
     RequestClass,
     parse_ratelimit,
+    parse_ratelimit_window,
     parse_retry_after,
 )
 from proxy.upstream.redirects import MAX_REDIRECTS, REDIRECT_STATUSES, redirect_target
@@ -164,7 +165,7 @@ class RegistryClient:
         self.name = name
         self._daemon_id = daemon_id
         self.is_mirror = is_mirror
-        self.quota = Quota()
+        self._quota = Quota()
         self.features = RegistryFeatures(clock)
         self._base_url = URL(url)
         self.label = f"{name}'s mirror {self._base_url.authority}" if is_mirror else name
@@ -179,6 +180,12 @@ class RegistryClient:
         self.health = RegistryHealth(self.label, clock)
         self._large_responses = asyncio.Semaphore(MAX_LARGE_RESPONSES)
         self._now = asyncio.get_running_loop().time
+
+    @property
+    def quota(self) -> Quota:
+        """The rate limits of now."""
+        self._quota.renew(self._clock())
+        return self._quota
 
     async def request(
         self,
@@ -258,6 +265,14 @@ class RegistryClient:
             yield response
         finally:
             _close_response(response)
+
+    def is_rate_limited(self, repository: str) -> bool:
+        """Tell whether the registry allows no pulls of the repository now."""
+        pulls = RequestClass("GET", "manifest", repository)
+        return (
+            self.quota.remaining == 0
+            or self.quota.active_cooldown(pulls, self._clock()) is not None
+        )
 
     async def _send_authenticated(
         self, request: ApiRequest, limits: _AttemptLimits
@@ -396,8 +411,10 @@ class RegistryClient:
         limit = parse_ratelimit(response.headers.get("RateLimit-Limit"))
         remaining = parse_ratelimit(response.headers.get("RateLimit-Remaining"))
         if limit is not None and remaining is not None:
-            self._metrics.set_ratelimit(self.name, limit, remaining)
-            self.quota.update(limit, remaining)
+            window = parse_ratelimit_window(response.headers.get("RateLimit-Remaining"))
+            renewed_at = self._clock() + window if window else None
+            self._quota.update(limit, remaining, renewed_at=renewed_at)
+            self._metrics.set_ratelimit(self.name, limit, lambda: self.quota.remaining or 0)
         elif request.kind == "manifest" and response.status == 200:
             # Docker Hub sends no limits to an account that has none.
             self.quota.update(None, None)
@@ -446,7 +463,9 @@ class RegistryClient:
 
 def _rate_limited_error(cooldown: Cooldown, now: float) -> RateLimitedError:
     left = max(1.0, cooldown.seconds_left(now))
-    return RateLimitedError(f"{cooldown.reason}; next attempt in {left:.0f} s", retry_after=left)
+    return RateLimitedError(
+        f"{cooldown.reason.rstrip('.')}; next attempt in {left:.0f} s", retry_after=left
+    )
 
 
 def _close_response(response: ClientResponse) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from proxy.cli.api_client import AdminClient
 from tests.fakes.content import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, FakeImage
 from tests.fakes.faults import HTML, Fault
 from tests.fakes.hub import FakeHub, HubRepository
@@ -630,3 +631,13 @@ async def test_docker_hub_is_never_asked_while_offline(registry, hub, start):
     program.clock.advance(9 * DAY)
     await program.pull(image)
     assert not hub.requests
+
+
+async def test_decisions_that_are_written_twice_at_once_are_kept_once(registry, start):
+    program = await start(deny_tags=["latest"])
+    assert (await program.manifest(registry.add_image())).status == 403
+    running = program.running
+    await asyncio.gather(running.write_policy_decisions(), running.write_policy_decisions())
+    api = AdminClient(program.root)
+    found = await asyncio.to_thread(lambda: api.get("/api/v1/policy/decisions"))
+    assert [one["decision"] for one in found] == ["deny"]

@@ -1,6 +1,7 @@
 """`pullcache client-config`: the files of each client, parsed as the client parses them."""
 
 import json
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -24,6 +25,14 @@ url = "http://registry.example:5000"
 """
 NAMES = ["docker.io", "ghcr.io", "registry.example:5000"]
 PLAIN, TLS = "http://mirror:5000", "https://mirror.example"
+
+
+@pytest.fixture(autouse=True)
+def _docker_with_the_containerd_store(tmp_path_factory, monkeypatch):
+    docker = tmp_path_factory.mktemp("bin") / "docker"
+    docker.write_text(f"#!/bin/sh\necho '\"29.0\" {CONTAINERD_STORE}'\n")
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{docker.parent}:{os.environ['PATH']}")
 
 
 def run(*arguments: str | Path, config: str = UPSTREAMS) -> Result:
@@ -63,7 +72,6 @@ def mirrors_of(registries_conf: str) -> list[tuple[str, str, bool, str, bool]]:
 @pytest.mark.parametrize("address", [PLAIN, TLS])
 def test_a_hosts_toml_for_each_upstream_falls_back_to_it(tmp_path, client, prefix, address):
     found = files(client, address, tmp_path)
-    found.pop("daemon.json", None)
     servers = ["https://hub.example", "https://ghcr.io", "http://registry.example:5000"]
     assert {name: tomllib.loads(text) for name, text in found.items()} == {
         f"{prefix}{name}/hosts.toml": {
@@ -74,19 +82,64 @@ def test_a_hosts_toml_for_each_upstream_falls_back_to_it(tmp_path, client, prefi
     }
 
 
+DAEMON_JSON = ("--docker-file", "daemon.json")
+
+
 def test_docker_s_daemon_json_has_a_mirror_and_no_comments(tmp_path):
-    assert json.loads(files("docker", PLAIN, tmp_path)["daemon.json"]) == {
-        "registry-mirrors": [PLAIN]
-    }
+    done = run("docker", *DAEMON_JSON, "--address", PLAIN, "-o", tmp_path)
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path}/daemon.json\n")
+    assert json.loads((tmp_path / "daemon.json").read_text()) == {"registry-mirrors": [PLAIN]}
 
 
-def test_docker_s_comments_say_which_of_the_two_files_to_use():
-    text = run("docker", "--address", PLAIN).stdout
+def test_docker_s_comments_say_for_which_docker_the_file_is():
+    text = run("docker", *DAEMON_JSON, "--address", PLAIN).stdout
     assert "# /etc/docker/daemon.json\n" in text
-    assert "# /etc/docker/certs.d/docker.io/hosts.toml\n" in text
-    assert "With the containerd image store" in text
-    assert "stop verifying Docker Hub's own certificate" in text
     assert "systemctl reload docker" in text
+    assert "--docker-file hosts.toml" in text
+    assert "private CA" not in text
+    text = run("docker", *DAEMON_JSON, "--address", TLS).stdout
+    assert "private CA: /etc/docker/certs.d/mirror.example/ca.crt" in text
+    text = run("docker", "--address", PLAIN).stdout
+    assert "# /etc/docker/certs.d/docker.io/hosts.toml\n" in text
+    assert "stops verifying Docker Hub's own certificate" in text
+    assert "--docker-file daemon.json" in text
+
+
+CONTAINERD_STORE = '[["driver-type","io.containerd.snapshotter.v1"]]'
+CLASSIC_STORE = '[["Backing Filesystem","extfs"],["Supports d_type","true"]]'
+
+
+@pytest.mark.parametrize(
+    ("answer", "file"),
+    [
+        (f'"29.0.1" {CONTAINERD_STORE}', "hosts.toml"),
+        (f'"28.5.2" {CONTAINERD_STORE}', "hosts.toml"),
+        (f'"26.1.4" {CONTAINERD_STORE}', "daemon.json"),
+        (f'"29.0.1" {CLASSIC_STORE}', "daemon.json"),
+        (f'"20.10.24+dfsg1" {CLASSIC_STORE}', "daemon.json"),
+    ],
+)
+def test_docker_is_asked_which_file_it_needs(answer, file, tmp_path, monkeypatch):
+    docker = tmp_path / "docker"
+    docker.write_text(f"#!/bin/sh\n[ \"$1\" = info ] && echo '{answer}'\n")
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    done = run("docker", "--address", PLAIN, "-o", tmp_path / "made")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert [path.rpartition("/")[2] for path in {*done.stdout.splitlines()}] == [file] * len(
+        done.stdout.splitlines()
+    )
+
+
+def test_without_a_docker_that_answers_it_says_what_was_assumed(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = run("docker", "--address", PLAIN)
+    assert (done.exit_code, "hosts.toml" in done.stdout) == (0, True)
+    assert "docker info does not answer; this is for Docker 28 and later" in done.stderr
+
+
+def test_the_option_for_docker_s_file_is_for_docker_only():
+    assert run("k3s", *DAEMON_JSON, "--address", PLAIN).exit_code == 2
 
 
 @pytest.mark.parametrize("client", ["podman", "crio"])
@@ -210,6 +263,16 @@ def test_with_an_unreadable_certificate_the_address_must_be_given(tmp_path):
     assert run("docker", "--address", TLS, config=config).exit_code == 0
 
 
+def test_an_address_needs_no_scheme():
+    assert run("k3s", "--address", "mirror:5000").stdout == run("k3s", "--address", PLAIN).stdout
+
+
+async def test_the_default_address_is_where_the_daemon_listens(program):
+    done = await commands.run_on(program, "client-config", "k3s")
+    assert done.exit_code == 0, done.stderr
+    assert f'"{program.url}"' in done.stdout
+
+
 def test_with_port_0_the_address_must_be_given():
     done = run("k3s", config='[server]\nlisten = ["127.0.0.1:0"]\n')
     assert (done.exit_code, done.stdout) == (2, "")
@@ -217,7 +280,7 @@ def test_with_port_0_the_address_must_be_given():
 
 
 @pytest.mark.parametrize(
-    "address", ["mirror:5000", "ftp://mirror", "http://mirror/path", 'http://a"b', "http://u:p@m"]
+    "address", ["mirror:port", "ftp://mirror", "http://mirror/path", 'http://a"b', "http://u:p@m"]
 )
 def test_an_invalid_address_is_a_usage_error(address):
     done = run("docker", "--address", address)
@@ -228,7 +291,7 @@ def test_an_invalid_address_is_a_usage_error(address):
 def test_if_a_file_exists_nothing_is_written(tmp_path):
     daemon = tmp_path / "daemon.json"
     daemon.write_text("{}")
-    done = run("docker", "--address", PLAIN, "-o", tmp_path)
+    done = run("docker", *DAEMON_JSON, "--address", PLAIN, "-o", tmp_path)
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr == f"pullcache: {daemon} exists; nothing was written\n"
     assert [*tmp_path.iterdir()] == [daemon]
@@ -239,6 +302,8 @@ def test_the_examples_in_config_clients_are_the_command_s_output(tmp_path):
     """To regenerate: rm -r config/clients/$c; pullcache client-config $c -o config/clients/$c."""
     for client in CLIENT_FILES:
         assert run(client, "-o", tmp_path / client, config="").exit_code == 0
+    older = run("docker", *DAEMON_JSON, "-o", tmp_path / "docker-daemon-json", config="")
+    assert older.exit_code == 0
     written, examples = (
         {
             str(path.relative_to(root)): path.read_text()

@@ -1,6 +1,9 @@
 """All commands: imports, exit codes, usage errors and help texts."""
 
+import itertools
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,6 +42,16 @@ def iter_commands(command: click.Command, *names: str) -> Iterator[list[str]]:
 
 
 COMMANDS = [*iter_commands(main)]
+GROUPED = {command[1] for command in COMMANDS if len(command) == 2}
+
+
+def find(arguments: list[str]) -> click.Command:
+    """Return the command of these names."""
+    found: click.Command = main
+    for name in arguments:
+        assert isinstance(found, click.Group)
+        found = found.commands[name]
+    return found
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["config", "show"]])
@@ -87,7 +100,8 @@ def test_a_configuration_error_is_one_line_on_stderr_and_exit_code_2(tmp_path):
     [
         ["serv"],
         ["serve", "--nonsense"],
-        ["serve", "--upstream", "ghcr.io"],
+        ["serve", "--upstream", "registry.example"],
+        ["serve", "--upstream", "ghcr.io="],
         ["serve", "--upstream", "=https://ghcr.io"],
         ["serve", "--log-format", "xml"],
         ["serve", "--listen", "5000"],
@@ -102,10 +116,17 @@ def test_wrong_usage_is_exit_code_2(arguments):
     assert done.stdout == ""
 
 
+def show_help(command: list[str], columns: int) -> str:
+    """Return the help text of a command on a terminal of that width, which click uses up to 80."""
+    found = find(command)
+    with click.Context(found, info_name="pullcache", terminal_width=columns - 2) as context:
+        return found.get_help(context)
+
+
 @pytest.mark.parametrize("command", COMMANDS[1:], ids=" ".join)
 def test_every_command_has_options_for_the_file_and_the_store(command):
     help_text = run(*command, "--help").stdout
-    if command not in (["config"], ["policy"]):
+    if command not in (["config"], ["policy"], ["completion"]):
         assert "-c, --config FILE" in help_text
         assert "--store DIR" in help_text
 
@@ -125,11 +146,45 @@ def test_every_command_and_option_has_a_help_text(command):
             assert parameter.help.split()[0] in options
 
 
-@pytest.mark.parametrize("columns", [80, 120])
-def test_the_list_of_commands_is_not_truncated(columns, monkeypatch):
-    monkeypatch.setenv("COLUMNS", str(columns))
-    for group in ((), ("config",)):
-        assert "..." not in run(*group, "--help").stdout.partition("Commands:")[2]
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_the_list_of_commands_has_each_summary_as_a_whole(columns):
+    for group in ((), ("config",), ("policy",)):
+        text = " ".join(show_help([*group], columns).split())
+        for arguments in COMMANDS:
+            if arguments[:-1] == [*group] and arguments:
+                summary = find(arguments).get_short_help_str(1000)
+                assert f"{arguments[-1]} {summary}" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_fits_into_60_columns_without_breaking_a_word(command):
+    text = show_help(command, 500)
+    words = {*text.split(), *text.replace("-", "- ").split()}
+    lines = show_help(command, 60).splitlines()
+    assert [line for line in lines if len(line) > 60] == []
+    # A broken word would give two that are not among those of the wide text.
+    assert {*" ".join(lines).split()} <= words
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_an_example_that_it_accepts(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("compose.yaml", "images.txt"):
+        (tmp_path / name).touch()
+    found = find(command)
+    examples = re.findall(
+        r"\bpullcache (.+?)(?:\)| [|>&]|$)",
+        (found.help or "").partition("Examples:")[2],
+        re.MULTILINE,
+    )
+    assert examples
+    for line in examples:
+        arguments = shlex.split(line)
+        if command:
+            assert arguments[: len(command)] == command
+        names = [*itertools.takewhile(lambda one: [one] in COMMANDS or one in GROUPED, arguments)]
+        with find(names).make_context("pullcache", arguments[len(names) :]):
+            pass  # its files are closed
 
 
 def test_the_environment_names_the_file_for_every_command(tmp_path, monkeypatch):

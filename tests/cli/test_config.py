@@ -141,6 +141,9 @@ def test_schema_is_json_schema():
         "listen",
         "admin_listen",
         "admin_token_file",
+        "admin_tokens",
+        "allow_clients",
+        "trusted_proxies",
         "admin_hosts",
         "tls_certificate",
         "tls_key",
@@ -151,3 +154,27 @@ def test_schema_is_json_schema():
         "tracing",
         "shutdown_timeout",
     }
+
+
+def test_explain_shows_which_rule_decides_about_each_key(tmp_path):
+    file = tmp_path / "pullcache.toml"
+    file.write_text(
+        '[[rules]]\nimages = ["docker.io/library/*"]\nimmutable = ["v*"]\nmax_share = "30%"\n'
+        '[[policy]]\nimages = ["docker.io/*"]\n'
+        '[upstreams."docker.io"]\ndeny = ["evil/*"]\n'
+    )
+    done = run("config", "explain", "-c", file, "nginx:v1")
+    assert done.exit_code == 0, done.output
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in done.stdout.splitlines()[1:]}
+    assert rows["repository"] == "docker.io/library/nginx"
+    assert rows["pulled"] == 'yes upstreams."docker.io"'
+    assert 'ttl of v1 never asked again rules[1].immutable "v*"' in " ".join(done.stdout.split())
+    assert rows["max_share"] == "30% rules[1].max_share"
+    assert rows["max_idle"] == "never evicted store.max_idle"
+    assert rows["tag_ttl"] == "latest: 1m manifests.tag_ttl"
+    assert rows["policy"] == "audit policy[1]"
+    done = run("config", "explain", "-c", file, "--json", "evil/app")
+    values = {row["key"]: row["value"] for row in json.loads(done.stdout)}
+    assert values["pulled"].startswith("no: the configuration of this cache does not allow")
+    assert run("config", "explain", "-c", file, "ghcr.io/a/b@sha256:" + "0" * 64).exit_code == 0
+    assert run("config", "explain", "-c", file, "NOT A NAME").exit_code == 2

@@ -58,6 +58,33 @@ async def test_images_are_filtered_and_sorted(registry, program, app):
     assert json.loads((await run_on(program, "images", "none", "--json")).stdout) == []
 
 
+async def test_rm_takes_globs_over_the_stored_images(registry, program):
+    for name in ("me/app", "me/other", "you/app"):
+        await program.pull(registry.add_image(name))
+    done = await run_on(program, "rm", "me/*", "--dry-run")
+    assert done.stdout.startswith("would remove me/app:latest\nwould remove me/other:latest\n")
+    done = await run_on(program, "rm", "me/*", "you/app")
+    assert done.stdout.startswith("removed me/app:latest\nremoved me/other:latest\nremoved you/")
+    assert json.loads((await run_on(program, "images", "--json")).stdout) == []
+    done = await run_on(program, "rm", "me/*")
+    assert (done.exit_code, "me/* is not in the store" in done.stderr) == (1, True)
+
+
+async def test_rm_removes_nothing_if_a_glob_matches_a_pinned_image(registry, program):
+    for name in ("me/app", "me/other"):
+        await program.pull(registry.add_image(name))
+    await run_on(program, "pin", "me/other")
+    done = await run_on(program, "rm", "me/*")
+    assert (done.exit_code, "me/other:latest is pinned" in done.stderr) == (1, True)
+    assert len(json.loads((await run_on(program, "images", "--json")).stdout)) == 2
+
+
+async def test_a_pin_of_an_image_that_is_not_stored_says_so(program, app):
+    done = await run_on(program, "pin", "app:v1", "app:typo")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout == "pinned app:v1\npinned app:typo; it is not stored yet\n"
+
+
 async def test_inspect_shows_layers_and_the_commands_that_created_them(program, app):
     done = await run_on(program, "inspect", "app:v1")
     assert (done.exit_code, done.stderr) == (0, "")
@@ -102,7 +129,10 @@ async def test_rm_prints_what_it_frees_and_a_dry_run_removes_nothing(program, ap
 
 async def test_a_pinned_image_is_kept_until_it_is_unpinned(program, app):
     done = await run_on(program, "pin", "app:v1", "redis:7")
-    assert (done.exit_code, done.stdout) == (0, "pinned app:v1\npinned redis:7\n")
+    assert (done.exit_code, done.stdout) == (
+        0,
+        "pinned app:v1\npinned redis:7; it is not stored yet\n",
+    )
     shown = (await run_on(program, "images")).stdout
     assert "complete, pinned" in shown
     assert "absent, pinned" in shown
@@ -173,3 +203,40 @@ async def test_on_a_terminal_digests_are_truncated(program, app, option):
     shown = await run_on_terminal(program, "inspect", "app:v1", *option, columns=160)
     assert digest_of(OWN)[:SHORT] in shown
     assert (digest_of(OWN) in shown) is bool(option)
+
+
+async def test_preloaded_images_that_no_client_has_pulled_are_found(registry, program):
+    images = {}
+    for name in ("me/wanted", "me/forgotten"):
+        images[name] = registry.add_image(name, layers=[name.encode() * 100])
+        assert (await run_on(program, "preload", name)).exit_code == 0
+    assert "never" in (await run_on(program, "inspect", "me/wanted")).stdout
+    program.clock.advance(100)
+    await program.pull(images["me/wanted"])
+    found = json.loads((await run_on(program, "images", "--json")).stdout)
+    pulled = {one["name"]: one["pulled"] for one in found}
+    assert pulled == {"me/wanted:latest": program.clock(), "me/forgotten:latest": None}
+    text = (await run_on(program, "images", "--never-pulled")).stdout
+    assert "me/forgotten" in text
+    assert "me/wanted" not in text
+    document = json.loads((await run_on(program, "inspect", "--json", "me/wanted")).stdout)
+    assert document["pulled"] == program.clock()
+
+
+async def test_what_is_no_pull_leaves_the_last_pull(registry, program, tmp_path):
+    image = registry.add_image(layers=[b"x" * 1000])
+    await program.manifest(image, image.digest)  # by digest: the tag has the same content
+    await program.manifest(image, method="HEAD")
+    at = program.clock()
+    program.clock.advance(5000)
+    assert (await run_on(program, "preload", "app")).exit_code == 0
+    bundle = tmp_path / "bundle.tar"
+    assert (await run_on(program, "export", "app", "-o", str(bundle))).exit_code == 0
+    assert (await run_on(program, "import", str(bundle))).exit_code == 0
+    (found,) = [
+        one
+        for one in json.loads((await run_on(program, "images", "--json")).stdout)
+        if one["name"] == "app:latest"
+    ]
+    assert found["pulled"] == at
+    assert found["used"] > at

@@ -281,3 +281,13 @@ class TestProgress:
         with preload_progress.open_view(as_json=False) as show:
             show({"event": "failed", "image": "a\x1b[2J", "code": "x", "reason": "b\x07"})
         assert capsys.readouterr().out == "a\\x1b[2J: failed: b\\x07\n"
+
+
+async def test_without_waiting_an_outage_fails_at_once(registry, program):
+    await registry.stop()
+    done = await run_on(program, "preload", "me/app", "--no-wait", "--json")
+    await registry.start()
+    assert done.exit_code == 1
+    events = [json.loads(line)["event"] for line in done.stdout.splitlines()]
+    assert "failed" in events
+    assert "waiting" not in events

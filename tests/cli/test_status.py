@@ -1,17 +1,21 @@
 """`pullcache status` and `pullcache offline`: output and exit codes."""
 
+import asyncio
 import json
 import os
+import pwd
 import re
 import subprocess
 import sys
+import time
 
 from proxy import __version__
+from proxy.storage.blobs import BlobStore
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
 from tests.fakes.images import push_manifest
 from tests.support.admin_api import APP, pull_parts
-from tests.support.commands import run, run_on
+from tests.support.commands import run, run_on, run_on_terminal
 
 
 async def test_status_fits_on_one_screen(registry, program):
@@ -26,7 +30,9 @@ async def test_status_fits_on_one_screen(registry, program):
     assert " of 1 GB in 3 blobs\n" in done.stdout
     assert "downloads  0 running\n" in done.stdout
     assert re.search(r"^hit        \d requests?, \d+ kB$", done.stdout, re.MULTILINE)
-    assert "saved\n" in done.stdout
+    assert re.search(r"^ +today +7 days +30 days$", done.stdout, re.MULTILINE)
+    assert re.search(r"^pulls +1 +1 +1$", done.stdout, re.MULTILINE)
+    assert re.search(r"^saved( +100 kB){3}$", done.stdout, re.MULTILINE)
     assert registry.url in done.stdout
     assert "\x1b" not in done.stdout
     assert len(done.stdout.splitlines()) <= 24
@@ -98,11 +104,63 @@ async def test_status_warns_when_pins_take_nearly_all_space(registry, make_progr
     )
 
 
-def test_status_without_a_daemon_shows_the_store(tmp_path):
+async def test_the_top_shows_what_is_pulled_most(registry, program):
+    for name, times in (("library/rare", 1), ("me/often", 3)):
+        image = registry.add_image(name, layers=[b"x" * 50_000])
+        for _ in range(times):
+            await program.manifest(image, "latest")
+    images = await run_on(program, "top")
+    assert images.stdout.splitlines()[0].split() == ["IMAGE", "PULLS", "HITS", "SENT"]
+    assert [line.split()[:3] for line in images.stdout.splitlines()[1:]] == [
+        ["me/often:latest", "3", "67%"],
+        ["rare:latest", "1", "0%"],
+    ]
+    repositories = (await run_on(program, "top", "repositories")).stdout.splitlines()
+    assert repositories[0].split() == ["REPOSITORY", "PULLS", "HITS", "SENT", "FETCHED"]
+    clients = json.loads((await run_on(program, "top", "clients", "--json")).stdout)
+    assert [(one["name"], one["pulls"]) for one in clients] == [("127.0.0.1", 4)]
+    assert (await run_on(program, "top", "flavours")).exit_code == 2
+
+
+async def test_status_without_a_daemon_still_shows_what_was_saved(registry, program):
+    program.clock.advance(time.time() - program.clock())  # the command has the real clock
+    await program.pull(registry.add_image(layers=[b"x" * 50_000]))
+    await program.stop()
+    done = await asyncio.to_thread(run, "status", "--store", program.root)
+    assert "state      no daemon is running\n" in done.stdout
+    assert re.search(r"^pulls +\d +1 +1$", done.stdout, re.MULTILINE)
+
+
+def test_status_without_a_daemon_shows_the_store_and_exits_1(tmp_path):
+    BlobStore(tmp_path / "store").close()
     done = run("status", "--store", tmp_path / "store")
-    assert (done.exit_code, done.stderr) == (0, "")
+    assert (done.exit_code, done.stderr) == (1, "")
     assert "state      no daemon is running\n" in done.stdout
     assert "used       0 B of 50 GB in 0 blobs\n" in done.stdout
+
+
+async def test_watch_shows_the_state_until_the_daemon_stops(program):
+    command = [sys.executable, "-m", "proxy", "status", "--watch", "--json"]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        *("--store", str(program.root)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout
+    states = [json.loads(await process.stdout.readline())["state"] for _ in range(2)]
+    assert states == ["serving", "serving"]
+    await program.stop()
+    _, errors = await process.communicate()
+    assert process.returncode == 1
+    assert b"no daemon is listening" in errors or b"daemon stopped" in errors
+
+
+def test_status_without_a_store_says_so_and_makes_none(tmp_path):
+    done = run("status", "--store", tmp_path / "typo")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert f"no daemon is running: there is no store at {tmp_path}/typo" in done.stderr
+    assert not (tmp_path / "typo").exists()
 
 
 async def test_the_probe_exits_0_while_the_daemon_is_ready_else_1(program):
@@ -148,3 +206,32 @@ def test_offline_needs_a_running_daemon(tmp_path):
 
 def test_offline_accepts_on_and_off_only(tmp_path):
     assert run("offline", "maybe", "--store", tmp_path).exit_code == 2
+
+
+async def test_events_tell_who_removed_an_image(registry, program):
+    await program.pull(registry.add_image(layers=[b"x" * 50_000]))
+    program.clock.advance(time.time() - program.clock())
+    await run_on(program, "rm", "app")
+    done = await run_on(program, "events", "--image", "app:latest")
+    header, line = done.stdout.splitlines()
+    assert header.split() == ["TIME", "ACTION", "BY", "IMAGES", "OUTCOME"]
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    assert re.search(rf" remove +{user} \(pid {os.getpid()}\) +app:latest +freed \d+", line)
+    assert json.loads((await run_on(program, "events", "--json")).stdout)[0]["action"] == "remove"
+
+
+async def test_events_fit_a_narrow_terminal(registry, program):
+    await program.pull(registry.add_image(layers=[b"x" * 50_000]))
+    program.clock.advance(time.time() - program.clock())
+    await run_on(program, "pin", "app")
+    await run_on(program, "rm", "app")
+    await run_on(program, "rm", "app", "--force")
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", await run_on_terminal(program, "events", columns=60))
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    lines = [line.split() for line in shown.splitlines()[1:]]
+    assert [line[2:] for line in lines if line] == [
+        ["remove", user, "app:latest"],
+        ["remove", "(failed)", user, "app:latest"],
+        ["pin", user, "app:latest"],
+    ]
+    assert all(len(line) <= 60 for line in shown.splitlines())

@@ -18,7 +18,7 @@ from tests.support.admin_api import (
 async def test_pinned_images_survive_eviction_and_the_limit_holds(registry, make_program):
     program = await make_program(store={"max_size": "8MB"})
     response = await call(program, "post", "/api/v1/images/pin", {"images": ["app:v1"]})
-    assert response == {"images": ["app:v1"]}
+    assert response == {"images": ["app:v1"], "absent": ["app:v1"]}
     # The pin of an image that is not stored yet is listed, too.
     (image,) = (await list_images(program)).values()
     assert (image["digest"], image["state"], image["pinned"]) == (None, "absent", True)

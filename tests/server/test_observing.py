@@ -188,3 +188,19 @@ async def test_a_scrape_shows_a_running_download(registry, program):
         await response.read()
     await program.wait_for_downloads()
     assert await program.metric("pullcache_store_reserved_bytes") == 0
+
+
+async def test_request_lines_name_repository_reference_client_and_platform(
+    registry, program, logged
+):
+    image = registry.add_image("me/app")
+    agent = "docker/27.5.1 go/go1.22 kernel/6.1.0 os/linux arch/arm64 UpstreamClient(x)"
+    await program.manifest(image, image.tag, User_Agent=agent)
+    await program.blob(image.layers[0], "me/app", User_Agent="containerd/v2.0.5")
+    await program.ask("/v2/")
+    manifest, blob, ping = [line for line in logged if line["event"] == "request"][-3:]
+    assert (manifest["repository"], manifest["reference"]) == ("me/app", image.tag)
+    assert (manifest["agent"], manifest["platform"]) == ("docker/27.5.1", "linux/arm64")
+    assert (blob["reference"], blob["agent"]) == (image.layers[0], "containerd/v2.0.5")
+    assert "platform" not in blob
+    assert not {"repository", "reference", "agent"} & ping.keys()

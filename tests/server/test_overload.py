@@ -242,7 +242,7 @@ def few_files():
 async def test_d10_descriptors_are_reserved_for_the_store(make_program, few_files, registry):
     few_files(connection_limit.RESERVED_DESCRIPTORS + 3 * connection_limit.DESCRIPTORS_PER_CLIENT)
     with capture_logs() as logged:
-        program = await make_program()
+        program = await make_program(server={"max_connections": 8000})
     (said,) = [line for line in logged if line["event"] == "file_limit_too_low"]
     assert said["limit"] == 3
     image = registry.add_image()
@@ -252,6 +252,13 @@ async def test_d10_descriptors_are_reserved_for_the_store(make_program, few_file
     assert (await exchange(program.url, PING)).status == 429
     assert (await program.blob(image.blobs[0], image.repository)).is_whole
     assert len(peers) == 2
+
+
+async def test_d10_a_default_start_logs_no_warning(make_program, few_files):
+    few_files(connection_limit.RESERVED_DESCRIPTORS + 3 * connection_limit.DESCRIPTORS_PER_CLIENT)
+    with capture_logs() as logged:
+        await make_program()
+    assert [line for line in logged if line["log_level"] != "info"] == []
 
 
 async def test_d10_the_limit_on_files_is_raised_as_far_as_the_system_allows(few_files):

@@ -81,7 +81,7 @@ async def test_when_pins_fill_the_store_nothing_is_evicted_and_the_reason_is_kno
     assert rig.holds(other)
     assert all(map(rig.holds, image))
     assert 2800 * KIB < rig.space.pinned_bytes <= rig.space.stored_bytes
-    assert await rig.fetch(370 * KIB)
+    assert await rig.fetch(350 * KIB)
     assert not rig.holds(other)
 
 

@@ -1,6 +1,7 @@
 """Commands run by a test: in this process, or in one of their own on a terminal."""
 
 import asyncio
+import logging
 import os
 import pty
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import structlog
 from click.testing import CliRunner, Result
 
 from proxy.cli import main
@@ -15,7 +17,13 @@ from proxy.cli import main
 
 def run(*arguments: str | Path, stdin: str | bytes = "") -> Result:
     """Run a command in this process. An exception that has no exit code fails the test."""
-    result = CliRunner().invoke(main, [*map(str, arguments)], input=stdin)
+    # A command that embeds a daemon configures the log for its own stderr, which ends with it.
+    before, level = structlog.get_config(), logging.getLogger().level
+    try:
+        result = CliRunner().invoke(main, [*map(str, arguments)], input=stdin)
+    finally:
+        structlog.configure(**before)
+        logging.getLogger().setLevel(level)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.output
     return result
 

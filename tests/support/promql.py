@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy import metrics as ours
 from proxy.metrics import Metrics
+from proxy.traffic import PullResult, Purpose
 from tests.test_metrics import set_all_metrics
 
 # Labels that Prometheus itself adds.
@@ -16,9 +17,18 @@ BOUNDED = {
     "kind": {*get_args(ours.RequestKind), "token"},
     "cache": {*get_args(ours.CacheState)},
     "reason": {*get_args(ours.EvictionReason), *get_args(ours.UncachedReason)},
-    "result": {*get_args(ours.DownloadResult), "complete", "success", "failure"},
+    "purpose": {*get_args(Purpose)},
+    "result": {
+        *get_args(ours.DownloadResult),
+        *get_args(PullResult),
+        *get_args(ours.NotificationResult),
+        "complete",
+        "success",
+        "failure",
+    },
 }
 _SELECTOR = re.compile(r"\b((?:pullcache|process|python)_\w+|up)\b(?:\{([^}]*)\})?")
+_RECORDED = re.compile(r"\b(\w+):\w+:\w+")
 _MATCHER = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"([^"]*)"')
 _GROUPING = re.compile(r"\b(?:by|on)\s*\(([^)]*)\)")
 
@@ -39,7 +49,9 @@ def unknown_names(query: str, known: dict[str, set[str]]) -> list[str]:
     unknown = []
     grouped = {label.strip() for one in _GROUPING.findall(query) for label in one.split(",")}
     plain = _GROUPING.sub("", query)
-    for name, matchers in _SELECTOR.findall(re.sub(r"\w+:\w+:\w+", "", plain)):
+    # The labels of a recording rule are in its name.
+    grouped -= {label for labels in _RECORDED.findall(plain) for label in labels.split("_")}
+    for name, matchers in _SELECTOR.findall(_RECORDED.sub("", plain)):
         if name not in known:
             unknown.append(name)
             continue

@@ -85,6 +85,12 @@ def test_without_systemd_the_package_is_installed_used_removed_and_purged(
     assert run("dpkg", f"--root={debian}", "--verify", "pullcache") == ""
     documents = debian / "usr" / "share" / "doc" / "pullcache"
     assert "has not chosen a licence" in (documents / "copyright").read_text()
+    assert (documents / "changelog.gz").exists()
+    manual = {path.name for path in (debian / "usr/share/man/man1").glob("pullcache*")}
+    assert manual == {f"{path.name}.gz" for path in (ROOT / "config" / "man").iterdir()}
+    for name in ("bash-completion/completions/pullcache", "zsh/vendor-completions/_pullcache"):
+        assert "_PULLCACHE_COMPLETE" in (debian / "usr/share" / name).read_text()
+    assert (debian / "usr/share/fish/vendor_completions.d/pullcache.fish").exists()
     pages = {path.relative_to(ROOT) for path in DOCUMENTS}
     assert {path.relative_to(documents) for path in documents.rglob("*.md")} == pages
     (unit,) = re.findall(

@@ -47,7 +47,7 @@ def test_the_manager_is_notified_of_start_reload_and_stop(
     first, *_, last = manager.messages
     assert int(first["EXTEND_TIMEOUT_USEC"]) >= 10_000_000
     assert last["READY"] == "1"
-    assert re.fullmatch(r"0 responses and 0 downloads running; 0 served; .* GB", last["STATUS"])
+    assert re.fullmatch(r"running: 0 responses, 0 downloads; 0 served; .* GB", last["STATUS"])
     before = time.monotonic_ns() // 1000
     manager.process.signal(signal.SIGHUP)
     message = manager.wait_for("RELOADING")

@@ -1,11 +1,13 @@
 """Rate limits: which requests a 429 pauses and for how long, and when pulls are scarce."""
 
+import asyncio
 from datetime import UTC, datetime
 from email.utils import format_datetime
 
 import pytest
 from hypothesis import given, strategies as st
 
+from proxy.cli.api_client import AdminClient
 from proxy.upstream.quota import (
     MAX_COOLDOWNS,
     MAX_RETRY_AFTER,
@@ -14,6 +16,7 @@ from proxy.upstream.quota import (
     Quota,
     RequestClass,
     parse_ratelimit,
+    parse_ratelimit_window,
     parse_retry_after,
 )
 
@@ -179,3 +182,43 @@ def test_ratelimit_headers_are_parsed(value, count):
 def test_no_ratelimit_header_makes_the_parser_raise(value):
     count = parse_ratelimit(value)
     assert count is None or count >= 0
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("100;w=21600", 21_600),
+        ("76 ; w=1 ", 1),
+        ("100;w=3600;policy=x", 3600),
+        ("100", None),
+        ("100;w=", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_the_window_of_a_limit_is_read(value, seconds):
+    assert parse_ratelimit_window(value) == seconds
+
+
+def test_after_its_window_all_pulls_are_allowed_again():
+    quota = Quota()
+    quota.update(100, 2, renewed_at=1000.0)
+    quota.renew(999.9)
+    assert (quota.remaining, quota.is_scarce) == (2, True)
+    quota.renew(1000.0)
+    assert (quota.remaining, quota.is_scarce) == (100, False)
+    quota.update(None, None)
+    quota.renew(2000.0)
+    assert quota.remaining is None
+
+
+async def test_the_status_and_the_metric_forget_a_limit_after_its_window(registry, program):
+    await program.pull(registry.add_image("me/app"))
+    left = await program.metric("pullcache_upstream_ratelimit_remaining")
+    assert left < await program.metric("pullcache_upstream_ratelimit_limit")
+    program.clock.advance(21_599)
+    assert await program.metric("pullcache_upstream_ratelimit_remaining") == left
+    program.clock.advance(2)
+    assert await program.metric("pullcache_upstream_ratelimit_remaining") == 100
+    status = await asyncio.to_thread(AdminClient(program.root).get, "/api/v1/status")
+    assert status["upstreams"][0]["ratelimit_remaining"] == 100

@@ -9,7 +9,7 @@ from typing import IO, Any, cast
 
 import click
 
-from proxy.cli.api_client import AdminClient, open_admin_client
+from proxy.cli.api_client import AdminClient
 from proxy.cli.display.progress import byte_progress
 from proxy.cli.display.text import escape_unprintable, format_bytes, format_count
 from proxy.cli.display.trust import format_policy
@@ -18,7 +18,7 @@ from proxy.cli.files import bundle_input
 from proxy.cli.files.bundle_input import BundleInput
 from proxy.cli.files.bundle_output import BundleOutput
 from proxy.cli.image_lists import read_image_list
-from proxy.cli.options import config_options, json_option, load_config
+from proxy.cli.options import complete_images, config_options, json_option, open_client
 from proxy.config.values import Size
 from proxy.errors import DaemonUnavailableError, FileUnreachableError
 
@@ -41,7 +41,7 @@ class _SizeParam(click.ParamType[Size]):
 
 @click.command()
 @config_options
-@click.argument("images", metavar="[IMAGE]...", nargs=-1)
+@click.argument("images", metavar="[IMAGE]...", nargs=-1, shell_complete=complete_images)
 @click.option(
     "-f",
     "--file",
@@ -101,6 +101,11 @@ def export(
     A bundle is a tar of an OCI image layout. pullcache import, docker load, podman load, ctr images
     import and skopeo read it. For multi-platform images, only complete platforms are exported,
     unless --platform selects some. Exits 4 if the image list has invalid entries.
+
+    \b
+    Examples:
+      pullcache export nginx:1.27 -o images.tar.zst
+      pullcache export -f images.txt -o b.tar --split 4GB
     """
     entries, invalid = read_image_list(list_file) if list_file else ((), 0)
     requested = [*images, *(entry.reference for entry in entries)]
@@ -121,7 +126,7 @@ def export(
         "exclude": sorted(excluded),
         "facts": facts,
     }
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store) as api:
         plan = api.post("/api/v1/export/plan", document)
         with (
             byte_progress("exporting", plan["size"]) as advance,
@@ -194,9 +199,13 @@ def import_(
     BUNDLE is an OCI image layout as a tar, compressed or not, as pullcache export, skopeo, docker
     save (25 and later) and hauler write it; its parts; a directory; or - for stdin. Every digest is
     verified. Exits 4 if some images are incomplete, 1 if all are.
+
+    \b
+    Examples:
+      pullcache import images.tar.zst
     """
     reports = []
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store, creates_store=True) as api:
         for bundle in bundle_input.find_bundles(names):
             reports.append(_import_bundle(api, bundle, name))
             if not as_json:

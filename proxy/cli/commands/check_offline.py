@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from proxy.cli.api_client import AdminClient, open_admin_client
+from proxy.cli.api_client import AdminClient
 from proxy.cli.display.text import format_bytes, print_table, short_digest
 from proxy.cli.display.trust import format_policy
 from proxy.cli.exit_codes import FAILED
 from proxy.cli.image_lists import collect_images, list_options
-from proxy.cli.options import config_options, json_option, load_config
+from proxy.cli.options import config_options, json_option, open_client
 
 # Images in one request, whose document may have 4 MiB.
 _IMAGES_PER_REQUEST = 1000
@@ -37,9 +37,14 @@ def check_offline(
 
     Lists the missing blobs of incomplete images. Uses the cached tags, regardless of their age.
     Exits 1 unless every image is complete.
+
+    \b
+    Examples:
+      pullcache check-offline nginx:1.27
+      pullcache check-offline -f compose.yaml
     """
     requested, invalid = collect_images(images, files, platforms)
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store) as api:
         checks = list(_check_images(api, requested))
     if as_json:
         click.echo(json.dumps(checks, indent=2))

@@ -1,10 +1,15 @@
 """`pullcache client-config`: configuration files that make a client pull through the cache."""
 
+import re
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
-from proxy.cli.files.client_files import CLIENT_FILES, ClientFile
+from proxy.cli.api_client import open_admin_client
+from proxy.cli.display.text import echo, terminal_width, wrap
+from proxy.cli.files.client_files import CLIENT_FILES, ClientFile, docker_mirror_files
 from proxy.cli.options import config_options, load_config
 from proxy.config import Config, ServerSettings
 from proxy.config.values import Address, RegistryUrl
@@ -21,24 +26,41 @@ _ONLY_PROBLEMS = {
 }
 
 
+# Seconds that the daemon, and docker, may take to answer.
+ASK_TIMEOUT = 5.0
+# The first version of docker that reads hosts.toml.
+_HOSTS_TOML_VERSION = 28
+
+
 def _parse_url(
     _context: click.Context, _parameter: click.Parameter, text: str | None
 ) -> RegistryUrl | None:
     try:
-        return None if text is None else RegistryUrl.parse(text)
+        return None if text is None else RegistryUrl.parse(_with_scheme(text))
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 
 
+def _with_scheme(text: str) -> str:
+    return text if "://" in text else f"http://{text}"
+
+
 @click.command("client-config")
 @config_options
-@click.argument("client", type=click.Choice([*CLIENT_FILES]))
+@click.argument("client", metavar="CLIENT", type=click.Choice([*CLIENT_FILES]))
 @click.option(
     "--address",
     "cache_url",
     metavar="URL",
     callback=_parse_url,
-    help="URL of the cache for clients, as http://mirror:5000. [default: from server.listen]",
+    help="Address of the cache for clients: mirror:5000, or https://mirror:5000. [default: where "
+    "the daemon listens, or else server.listen]",
+)
+@click.option(
+    "--docker-file",
+    type=click.Choice(("daemon.json", "hosts.toml")),
+    metavar="FILE",
+    help="The file that docker needs: daemon.json or hosts.toml. [default: what docker info tells]",
 )
 @click.option(
     "--only",
@@ -59,28 +81,47 @@ def client_config(
     store: str | None,
     client: str,
     cache_url: RegistryUrl | None,
+    docker_file: str | None,
     only: bool,
     output_dir: Path | None,
 ) -> None:
     """Print the configuration for a client.
 
-    Covers every configured upstream that the client supports. Comments say where each file belongs
+    CLIENT is docker, containerd, podman, buildkit, k3s or crio. Covers every configured upstream that the client supports. Comments say where each file belongs
     and what to restart.
+
+    \b
+    Examples:
+      pullcache client-config docker
+      pullcache client-config k3s --address mirror:5000
+      pullcache client-config containerd -o certs.d
     """
     config = load_config(path, store)
     address = cache_url or _default_cache_url(config)
-    files = [*CLIENT_FILES[client](address, config.upstreams, only=only)]
+    make_files = CLIENT_FILES[client]
+    if docker_file and client != "docker":
+        raise click.UsageError("--docker-file is for docker only")
+    if client == "docker" and not only and (docker_file or _find_docker_file()) == "daemon.json":
+        make_files = docker_mirror_files
+    files = [*make_files(address, config.upstreams, only=only)]
     if only and (problem := _ONLY_PROBLEMS.get(client)):
-        click.echo(problem, err=True)
+        echo(problem, err=True)
     if output_dir is None:
-        click.echo("\n".join(f"{file.header}\n{file.content}" for file in files), nl=False)
+        texts = (f"{_wrap_comments(file.header)}\n{file.content}" for file in files)
+        click.echo("\n".join(texts), nl=False)
     else:
         _write_files(output_dir, files)
 
 
+def _wrap_comments(header: str) -> str:
+    """Return comment lines that fit into the terminal, if there is one."""
+    lines = (wrap(line, terminal_width(), indent="# ") for line in header.splitlines())
+    return "".join(f"{line}\n" for line in lines)
+
+
 def _default_cache_url(config: Config) -> RegistryUrl:
     """Return the URL at which clients on this machine reach the cache."""
-    listen = config.server.listen[0]
+    listen = _ask_daemon(config) or config.server.listen[0]
     if not listen.port:
         raise click.UsageError("server.listen uses port 0; pass --address URL")
     if config.server.tls_certificate:
@@ -90,8 +131,40 @@ def _default_cache_url(config: Config) -> RegistryUrl:
         address = Address(listen.local_address)
         url = RegistryUrl(f"http://{address}")
     if address.is_loopback:
-        click.echo(f"{url} works on this machine only; pass --address URL for others", err=True)
+        echo(f"{url} works on this machine only; pass --address URL for others", err=True)
     return url
+
+
+def _ask_daemon(config: Config) -> Address | None:
+    """Return where the running daemon listens, None if none runs or it does not answer."""
+    with (
+        suppress(ProxyError, OSError),
+        open_admin_client(config, allow_embedded=False, timeout=ASK_TIMEOUT) as api,
+    ):
+        addresses = api.get("/api/v1/status")["addresses"]
+        return next((Address(one) for one in addresses if not one.startswith("unix:")), None)
+    return None
+
+
+def _find_docker_file() -> str:
+    """Return the name of the file that the docker of this machine needs."""
+    command = ["docker", "info", "--format", "{{json .ServerVersion}} {{json .DriverStatus}}"]
+    version: re.Match[str] | None = None
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(  # noqa: S603 (a constant command)
+            command, capture_output=True, text=True, check=True, timeout=ASK_TIMEOUT
+        )
+        version = re.match(r'"(\d+)\.', done.stdout)
+    if version is None:
+        echo(
+            "docker info does not answer; this is for Docker 28 and later with the containerd image "
+            "store. For any other docker, pass --docker-file daemon.json",
+            err=True,
+        )
+        return "hosts.toml"
+    has_containerd_store = "io.containerd.snapshotter.v1" in done.stdout
+    reads_hosts_toml = has_containerd_store and int(version[1]) >= _HOSTS_TOML_VERSION
+    return "hosts.toml" if reads_hosts_toml else "daemon.json"
 
 
 def _certified_address(settings: ServerSettings, listen: Address) -> str:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from proxy.cli.api_client import has_store, store_not_found_message
 from proxy.cli.display.progress import count_progress
 from proxy.cli.display.text import escape_unprintable, format_bytes, format_count
 from proxy.cli.exit_codes import CORRUPTION_FOUND
 from proxy.cli.options import config_options, json_option, load_config
+from proxy.errors import StoreNotFoundError
 
 if TYPE_CHECKING:
     from proxy.storage.fsck import FsckReport
@@ -25,8 +27,14 @@ def fsck(*, path: Path | None, store: str | None, dry_run: bool, as_json: bool) 
 
     The daemon must be stopped. Reports and removes blobs that do not match their digest; exits 3
     if there are any.
+
+    \b
+    Examples:
+      pullcache fsck --dry-run
     """
     config = load_config(path, store)
+    if not has_store(config.store.path):
+        raise StoreNotFoundError(store_not_found_message(config.store.path))
     # Imported late, because --help needs neither SQLite nor structlog.
     from proxy.log import configure_logging  # noqa: PLC0415
     from proxy.storage.fsck import check_store  # noqa: PLC0415

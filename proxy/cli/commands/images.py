@@ -2,29 +2,36 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from proxy.cli.api_client import open_admin_client
 from proxy.cli.display.text import (
     Truncator,
+    echo,
     escape_unprintable,
     format_bytes,
     format_count,
     format_duration,
+    print_fields,
     print_table,
 )
 from proxy.cli.display.trust import format_policy, format_trust
-from proxy.cli.options import config_options, json_option, load_config, no_trunc_option
+from proxy.cli.options import (
+    complete_images,
+    config_options,
+    json_option,
+    no_trunc_option,
+    open_client,
+)
 
 # Width of a layer's command, and of an image name that shares a layer, on a terminal.
 _COMMAND_WIDTH = 60
 _NAME_WIDTH = 30
 
-_SORT_FIELDS = {"size": "size", "unique": "unique", "last-pull": "used"}
+_SORT_FIELDS = {"size": "size", "unique": "unique", "last-pull": "pulled", "last-use": "used"}
 
 
 @click.command()
@@ -35,8 +42,9 @@ _SORT_FIELDS = {"size": "size", "unique": "unique", "last-pull": "used"}
     type=click.Choice(("name", *_SORT_FIELDS)),
     metavar="KEY",
     default="name",
-    help="name, size, unique or last-pull; all but name in descending order. [default: name]",
+    help="name, size, unique, last-pull or last-use; all but name in descending order. [default: name]",
 )
+@click.option("--never-pulled", is_flag=True, help="Only images that no client has pulled.")
 @no_trunc_option
 @json_option
 def images(
@@ -45,16 +53,25 @@ def images(
     store: str | None,
     pattern: str,
     sort: str,
+    never_pulled: bool,
     no_trunc: bool,
     as_json: bool,
 ) -> None:
     """List the images in the store.
 
     FILTER is a part of the name, or a glob for all of it. SIZE counts the stored bytes of an image,
-    UNIQUE those that rm would free.
+    UNIQUE those that rm would free. PULLED is the last pull of a client.
+
+    \b
+    Examples:
+      pullcache images
+      pullcache images --never-pulled
+      pullcache images 'ghcr.io/*' --sort size
     """
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store) as api:
         found = list(api.stream("GET", "/api/v1/images", filter=pattern))
+    if never_pulled:
+        found = [image for image in found if image["pulled"] is None]
     if sort != "name":
         found.sort(key=lambda image: -(image[_SORT_FIELDS[sort]] or 0))
     if as_json:
@@ -70,18 +87,20 @@ def images(
                 format_bytes(image["size"]),
                 format_bytes(image["unique"]),
                 _format_age(now, image["cached"]),
-                _format_age(now, image["used"]),
+                _format_age(now, image["pulled"]),
                 format_trust(image["trust"]),
                 _format_status(image),
             )
             for image in found
         ],
+        optional=("TRUST", ">CACHED", "PLATFORMS", ">UNIQUE"),
+        no_trunc=no_trunc,
     )
 
 
 @click.command()
 @config_options
-@click.argument("image")
+@click.argument("image", shell_complete=complete_images)
 @no_trunc_option
 @json_option
 def inspect(
@@ -91,14 +110,18 @@ def inspect(
 
     For each platform: its layers, the commands that created them, and its configuration. Referrers
     are signatures, SBOMs and the like.
+
+    \b
+    Examples:
+      pullcache inspect nginx:1.27
     """
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store) as api:
         document = api.get("/api/v1/images/inspect", image=image)
     if as_json:
         click.echo(json.dumps(document, indent=2))
         return
     truncator = Truncator(no_trunc=no_trunc)
-    _print_fields(_overview_fields(document))
+    print_fields(_overview_fields(document, truncator))
     absent = []
     for platform in document["platforms"]:
         if platform["state"]["state"] == "absent":
@@ -108,7 +131,7 @@ def inspect(
             _print_platform(platform, truncator)
     if absent:
         click.echo()
-        _print_fields([("absent", ", ".join(absent))])
+        print_fields([("absent", ", ".join(absent))])
     if document["referrers"]:
         click.echo()
         _print_referrers(document, truncator)
@@ -116,7 +139,9 @@ def inspect(
 
 @click.command()
 @config_options
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.argument(
+    "images", metavar="IMAGE...", nargs=-1, required=True, shell_complete=complete_images
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be freed; remove nothing.")
 @click.option("--force", is_flag=True, help="Also remove pinned images.")
 @json_option
@@ -131,11 +156,16 @@ def rm(
 ) -> None:
     """Remove images from the store.
 
-    Removes their blobs too, except those that other images use. If an image is not stored, or is
-    pinned, nothing is removed. Clients may pull the images again.
+    IMAGE may be a glob, as 'ghcr.io/owner/*'. Removes their blobs too, except those that other
+    images use. If an image is not stored, or is pinned, nothing is removed. Clients may pull the images again.
+
+    \b
+    Examples:
+      pullcache rm nginx:1.27 --dry-run
+      pullcache rm nginx:1.27 'ghcr.io/owner/*'
     """
     request = {"images": images, "dry_run": dry_run, "force": force}
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store) as api:
         removed = api.post("/api/v1/images/remove", request)
     if as_json:
         click.echo(json.dumps(removed, indent=2))
@@ -148,24 +178,39 @@ def rm(
 
 @click.command()
 @config_options
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.argument(
+    "images", metavar="IMAGE...", nargs=-1, required=True, shell_complete=complete_images
+)
 def pin(*, path: Path | None, store: str | None, images: tuple[str, ...]) -> None:
     """Protect images from eviction.
 
     If a pinned tag moves, the new image is protected. An image that is not stored yet is protected
     once it is downloaded.
+
+    \b
+    Examples:
+      pullcache pin nginx:1.27
     """
-    with open_admin_client(load_config(path, store)) as api:
-        pinned = api.post("/api/v1/images/pin", {"images": images})["images"]
-    click.echo("\n".join(f"pinned {name}" for name in pinned))
+    with open_client(path, store) as api:
+        pinned = api.post("/api/v1/images/pin", {"images": images})
+    for name in pinned["images"]:
+        later = "; it is not stored yet" if name in pinned["absent"] else ""
+        echo(f"pinned {name}{later}")
 
 
 @click.command()
 @config_options
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.argument(
+    "images", metavar="IMAGE...", nargs=-1, required=True, shell_complete=complete_images
+)
 def unpin(*, path: Path | None, store: str | None, images: tuple[str, ...]) -> None:
-    """Allow images to be evicted again."""
-    with open_admin_client(load_config(path, store)) as api:
+    """Allow images to be evicted again.
+
+    \b
+    Examples:
+      pullcache unpin nginx:1.27
+    """
+    with open_client(path, store) as api:
         unpinned = api.post("/api/v1/images/unpin", {"images": images})["images"]
     for name in unpinned:
         click.echo(f"unpinned {name}")
@@ -214,20 +259,22 @@ def _format_age(now: float, timestamp: float | None) -> str:
     return " ".join(format_duration(max(0, now - timestamp)).split()[:2])
 
 
-def _overview_fields(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _overview_fields(document: dict[str, Any], truncator: Truncator) -> Iterator[tuple[str, str]]:
     now, cached = time.time(), document["cached"]
     yield "name", document["name"]
-    yield "digest", document["digest"]
+    yield "digest", truncator.digest(document["digest"])
     yield "type", document["media_type"]
     yield "also named", ", ".join(name for name in document["names"] if name != document["name"])
     size, unique = format_bytes(document["size"]), format_bytes(document["unique"])
     yield "size", f"{size}, rm would free {unique}"
     yield "cached", "" if cached is None else f"{_format_age(now, cached)} ago"
-    yield "last pull", f"{_format_age(now, document['used'])} ago"
+    pulled = document["pulled"]
+    yield "last pull", "never" if pulled is None else f"{_format_age(now, pulled)} ago"
+    yield "last use", f"{_format_age(now, document['used'])} ago"
     yield "pinned", "yes" if document["pinned"] else ""
     yield "trust", _describe_trust(document["trust"], now)
     yield "policy", _describe_policy(document["policy"])
-    yield "history", "\n".join(_describe_history(document["history"]))
+    yield "history", "\n".join(_describe_history(document["history"], truncator))
 
 
 def _describe_trust(trust: dict[str, Any], now: float) -> str:
@@ -248,12 +295,12 @@ def _describe_policy(policy: dict[str, Any] | None) -> str:
     return f"{verdict}{reason}"
 
 
-def _describe_history(history: list[dict[str, Any]]) -> Iterator[str]:
+def _describe_history(history: list[dict[str, Any]], truncator: Truncator) -> Iterator[str]:
     """Yield a line for each digest that the tag meant, unless it always meant the same."""
     for one in history if len(history) > 1 else ():
         first, last = (_format_time(one[key]) for key in ("first_seen", "last_seen"))
         source = f" ({escape_unprintable(one['source'])})" if one["source"] else ""
-        yield f"{one['digest']} {first} to {last}{source}"
+        yield f"{truncator.digest(one['digest'])} {first} to {last}{source}"
 
 
 def _format_time(at: float) -> str:
@@ -264,10 +311,10 @@ def _print_platform(platform: dict[str, Any], truncator: Truncator) -> None:
     state, config = platform["state"], platform["config"] or {}
     keys = ("user", "workdir", "entrypoint", "cmd", "ports", "env", "labels", "created")
     size = format_bytes(state["size"])
-    _print_fields(
+    print_fields(
         [
             ("platform", f"{state['platform'] or '-'} ({state['state']}, {size})"),
-            ("digest", state["digest"]),
+            ("digest", truncator.digest(state["digest"])),
             *((key, _format_value(config.get(key))) for key in keys),
         ]
     )
@@ -284,6 +331,9 @@ def _print_platform(platform: dict[str, Any], truncator: Truncator) -> None:
                 )
                 for layer in platform["layers"]
             ],
+            optional=("SHARED WITH", "CACHED"),
+            flexible="CREATED BY",
+            no_trunc=truncator.no_trunc,
         )
 
 
@@ -304,6 +354,8 @@ def _print_referrers(document: dict[str, Any], truncator: Truncator) -> None:
             )
             for referrer in document["referrers"]
         ],
+        optional=("OF",),
+        no_trunc=truncator.no_trunc,
     )
 
 
@@ -319,10 +371,3 @@ def _format_value(value: object) -> str:
 def _format_names(names: list[str], truncator: Truncator) -> str:
     more = f" +{len(names) - 1}" if len(names) > 1 else ""
     return f"{truncator.text(names[0], _NAME_WIDTH)}{more}" if names else "-"
-
-
-def _print_fields(fields: Iterable[tuple[str, str]]) -> None:
-    """Print names and values in two columns; leave out empty values."""
-    for name, value in fields:
-        for number, line in enumerate(value.split("\n") if value else ()):
-            click.echo(f"{'' if number else name:<11}{escape_unprintable(line)}")

@@ -17,6 +17,10 @@ def offline(*, path: Path | None, store: str | None, switch: str) -> None:
     Offline, it never connects to upstream and serves cached content only. Takes effect at once,
     also for running requests. Lasts until the daemon stops; at start, `offline` in the
     configuration applies.
+
+    \b
+    Examples:
+      pullcache offline on
     """
     # An embedded daemon would forget the switch when this command ends.
     with open_admin_client(load_config(path, store), allow_embedded=False) as api:

@@ -8,34 +8,31 @@ from typing import Any
 
 import click
 
-from proxy.cli.api_client import open_admin_client
 from proxy.cli.display.text import Truncator, escape_unprintable, print_table
 from proxy.cli.exit_codes import FAILED
-from proxy.cli.options import config_options, json_option, load_config, no_trunc_option
+from proxy.cli.groups import SummaryGroup
+from proxy.cli.options import (
+    DurationParameter,
+    config_options,
+    json_option,
+    no_trunc_option,
+    open_client,
+)
 from proxy.config import Duration
 from proxy.errors import ProxyError
 
 _REASON_WIDTH = 70
 
 
-class _DurationParameter(click.ParamType[Duration]):
-    name = "duration"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Duration:
-        """Return the duration in `7d` or `12h`."""
-        if isinstance(value, Duration):
-            return value
-        try:
-            return Duration.parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-@click.group()
+@click.group(cls=SummaryGroup)
 def policy() -> None:
-    """Check images against the policies, and make exceptions."""
+    """Check images against the policies, and make exceptions.
+
+    \b
+    Examples:
+      pullcache policy list
+      pullcache policy why nginx:1.27
+    """
 
 
 @policy.command(context_settings={"ignore_unknown_options": True})
@@ -60,11 +57,15 @@ def check(
 
     Asks upstream what the tags mean now, and serves nothing. Exits 1 if an image is refused or
     cannot be decided about, and 0 if its policy only audits.
+
+    \b
+    Examples:
+      pullcache policy check nginx:1.27
     """
     if containerd:
         images = (_containerd_image(images),)
     try:
-        with open_admin_client(load_config(path, store)) as api:
+        with open_client(path, store) as api:
             checks = list(api.stream("POST", "/api/v1/policy/check", {"images": list(images)}))
     except ProxyError as error:
         if not containerd:
@@ -86,8 +87,13 @@ def check(
 @config_options
 @click.argument("image")
 def why(*, path: Path | None, store: str | None, image: str) -> None:
-    """Explain what the policies say about an image."""
-    with open_admin_client(load_config(path, store)) as api:
+    """Explain what the policies say about an image.
+
+    \b
+    Examples:
+      pullcache policy why nginx:1.27
+    """
+    with open_client(path, store) as api:
         (found,) = api.stream("POST", "/api/v1/policy/check", {"images": [image]})
         rules = api.get("/api/v1/policy")["policies"]
     click.echo(escape_unprintable(_describe_check(found)))
@@ -114,8 +120,13 @@ def why(*, path: Path | None, store: str | None, image: str) -> None:
 @config_options
 @json_option
 def list_policies(*, path: Path | None, store: str | None, as_json: bool) -> None:
-    """List policies and exceptions."""
-    with open_admin_client(load_config(path, store)) as api:
+    """List policies and exceptions.
+
+    \b
+    Examples:
+      pullcache policy list
+    """
+    with open_client(path, store) as api:
         overview = api.get("/api/v1/policy")
     if as_json:
         click.echo(json.dumps(overview, indent=2))
@@ -126,6 +137,7 @@ def list_policies(*, path: Path | None, store: str | None, as_json: bool) -> Non
             (str(rule["policy"]), rule["mode"], ", ".join(rule["images"]), _describe_rule(rule))
             for rule in overview["policies"]
         ],
+        optional=("RULE",),
     )
     if overview["exceptions"]:
         click.echo()
@@ -144,7 +156,7 @@ def list_policies(*, path: Path | None, store: str | None, as_json: bool) -> Non
 @click.option(
     "--for",
     "duration",
-    type=_DurationParameter(),
+    type=DurationParameter(),
     required=True,
     help="How long the image is allowed, for instance 7d; at most 366d.",
 )
@@ -152,9 +164,14 @@ def list_policies(*, path: Path | None, store: str | None, as_json: bool) -> Non
 def add_exception(
     *, path: Path | None, store: str | None, image: str, duration: Duration, reason: str
 ) -> None:
-    """Allow an image for a time, whatever the policies say."""
+    """Allow an image for a time, whatever the policies say.
+
+    \b
+    Examples:
+      pullcache policy except IMAGE --for 7d --reason test
+    """
     document = {"image": image, "seconds": float(duration), "reason": reason}
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store) as api:
         made = api.post("/api/v1/policy/exceptions", document)
     click.echo(f"{made['image']} is allowed until {_format_time(made['until'])}")
 
@@ -163,7 +180,7 @@ def add_exception(
 @config_options
 @click.option(
     "--since",
-    type=_DurationParameter(),
+    type=DurationParameter(),
     default="1d",
     show_default=True,
     help="How far to go back.",
@@ -186,8 +203,13 @@ def decisions(
     no_trunc: bool,
     as_json: bool,
 ) -> None:
-    """List what the policies decided lately."""
-    with open_admin_client(load_config(path, store)) as api:
+    """List what the policies decided lately.
+
+    \b
+    Examples:
+      pullcache policy decisions --since 7d
+    """
+    with open_client(path, store) as api:
         found = api.get("/api/v1/policy/decisions", since=time.time() - since, decision=decision)
     if as_json:
         click.echo(json.dumps(found, indent=2))
@@ -208,6 +230,9 @@ def decisions(
             )
             for one in found
         ],
+        optional=("POLICY",),
+        flexible="REASON",
+        no_trunc=no_trunc,
     )
 
 

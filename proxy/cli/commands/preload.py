@@ -8,11 +8,10 @@ from typing import IO, Any
 
 import click
 
-from proxy.cli.api_client import open_admin_client
 from proxy.cli.display.preload_progress import open_view
 from proxy.cli.exit_codes import FAILED, PARTIAL_SUCCESS
 from proxy.cli.image_lists import collect_images, list_options
-from proxy.cli.options import config_options, load_config
+from proxy.cli.options import config_options, open_client
 from proxy.oci.platform import parse_platform
 
 
@@ -28,6 +27,11 @@ from proxy.oci.platform import parse_platform
     type=click.IntRange(min=1),
     metavar="N",
     help="Concurrent downloads. [default and maximum: fetch.max_downloads]",
+)
+@click.option(
+    "--no-wait",
+    is_flag=True,
+    help="Fail at once while an upstream is down or limits requests.",
 )
 @click.option(
     "--lock",
@@ -47,24 +51,33 @@ def preload(
     pin: bool,
     dry_run: bool,
     jobs: int | None,
+    no_wait: bool,
     lock: Path | None,
     as_json: bool,
 ) -> None:
     """Fetch images before clients pull them.
 
     Fetches the current images from upstream, with their signatures and SBOMs. Skips stored content
-    and resumes partial downloads, so it is safe to repeat. Exits 4 if some images failed or a
+    and resumes partial downloads, so it is safe to repeat. Waits two minutes for an upstream that
+    is down, and a day for one that limits requests. Exits 4 if some images failed or a
     signature that exists could not be fetched, 1 if all images failed.
+
+    \b
+    Examples:
+      pullcache preload nginx:1.27 redis:7
+      pullcache preload -f compose.yaml --pin
+      pullcache preload -f images.txt --lock images.lock
     """
     if all_platforms and platforms:
         raise click.UsageError("--all-platforms and --platform are mutually exclusive")
     _check_platforms(platforms)
     requested, failed = collect_images(images, files, ("all",) if all_platforms else platforms)
     request = {"images": requested, "pin": pin, "dry_run": dry_run, "jobs": jobs}
+    request["waits"] = not no_wait
     resolved: dict[str, dict[str, Any]] = {}
     done: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []
-    with open_admin_client(load_config(path, store)) as api, open_view(as_json=as_json) as show:
+    with open_client(path, store, creates_store=True) as api, open_view(as_json=as_json) as show:
         for event in api.stream("POST", "/api/v1/preload", request) if requested else ():
             show(event)
             if event["event"] == "resolved":

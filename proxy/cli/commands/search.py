@@ -5,10 +5,9 @@ from pathlib import Path
 
 import click
 
-from proxy.cli.api_client import open_admin_client
-from proxy.cli.display.text import Truncator, escape_unprintable, print_table
+from proxy.cli.display.text import Truncator, echo, escape_unprintable, print_table
 from proxy.cli.display.trust import format_trust
-from proxy.cli.options import config_options, json_option, load_config, no_trunc_option
+from proxy.cli.options import config_options, json_option, no_trunc_option, open_client
 
 # Width of a description on a terminal, as in the table of `docker search`.
 _DESCRIPTION_WIDTH = 45
@@ -22,6 +21,7 @@ _SOURCE_LABELS = {"upstream": "earlier results", "store": "cached images"}
 @click.option(
     "--limit",
     type=click.IntRange(1, 100),
+    metavar="N",
     default=25,
     show_default=True,
     help="Maximum number of results.",
@@ -47,14 +47,19 @@ def search(
 
     ghcr.io/TEXT searches ghcr.io. If upstream fails or the cache is offline, shows earlier results
     or cached images. An empty TEXT lists the cached images.
+
+    \b
+    Examples:
+      pullcache search nginx --official
+      pullcache search quay.io/prometheus
     """
-    with open_admin_client(load_config(path, store)) as api:
+    with open_client(path, store) as api:
         trust = "official" if official else "trusted" if trusted else None
         answer = api.get("/api/v1/search", text=text, limit=limit, trust=trust)
     if answer["problem"]:
         reason = escape_unprintable(answer["problem"])
         shown = _SOURCE_LABELS[answer["source"]]
-        click.echo(f"{answer['upstream']} was not searched ({reason}); showing {shown}", err=True)
+        echo(f"{answer['upstream']} was not searched ({reason}); showing {shown}", err=True)
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
@@ -70,4 +75,7 @@ def search(
             )
             for hit in answer["results"]
         ],
+        optional=(">STARS",),
+        flexible="DESCRIPTION",
+        no_trunc=no_trunc,
     )

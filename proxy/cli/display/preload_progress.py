@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from proxy.cli.display.text import escape_unprintable, format_bytes, format_count, format_duration
+from proxy.cli.display.text import (
+    escape_unprintable,
+    format_bytes,
+    format_count,
+    format_duration,
+    wrap,
+)
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -210,11 +216,12 @@ def _bar_view() -> Iterator[EventHandler]:
             tracker.record(event)
             if event["event"] in ("done", "failed"):
                 if sys.stdout.isatty():
-                    console.print(Text(_format_outcome(event)))
+                    text = wrap(_format_outcome(event), console.width)
+                    console.print(Text(text), soft_wrap=True)
                 else:
                     click.echo(_format_outcome(event))
             for line in _summary_lines(event):
-                console.print(Text(line))
+                console.print(Text(wrap(line, console.width)), soft_wrap=True)
 
         yield show
 

@@ -1,19 +1,22 @@
 """Text output: sizes, durations, untrusted text made printable, and tables."""
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
+
+import click
+
+from proxy.sizes import format_bytes as format_bytes  # noqa: PLC0414 - for the commands
 
 # Width of a table that is not printed to a terminal: wide enough that no cell is wrapped.
 _UNLIMITED_WIDTH = 10_000
-
-
-def format_bytes(count: int) -> str:
-    """Return a size with three significant digits and a decimal unit: 1.23 GB."""
-    size, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
-    unit = next(units)
-    while size >= 999.5 and unit != "TB":
-        size, unit = size / 1000, next(units)
-    return f"{size:.3g} {unit}" if unit != "TB" else f"{size:.2f} TB"
+# Width of the names of fields, and of the shortest cell that a narrow terminal leaves of a text.
+_FIELD_WIDTH = 11
+_MIN_FLEXIBLE_WIDTH = 16
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+# Spaces between two columns of a table.
+_COLUMN_GAP = 2
 
 
 def format_count(count: int, noun: str) -> str:
@@ -47,38 +50,149 @@ class Truncator:
     """Shortens text for a terminal; with `no_trunc`, or without a terminal, it changes nothing."""
 
     def __init__(self, *, no_trunc: bool) -> None:
-        self._no_trunc = no_trunc or not sys.stdout.isatty()
+        self.no_trunc = no_trunc or not sys.stdout.isatty()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether text is shortened."""
+        return not self.no_trunc
 
     def digest(self, text: str) -> str:
         """Return a digest in its short form; other text unchanged."""
-        return text if self._no_trunc else short_digest(text)
+        return text if self.no_trunc else short_digest(text)
 
     def platform(self, text: str) -> str:
         """Return a platform without `linux/`."""
-        return text if self._no_trunc else text.removeprefix("linux/")
+        return text if self.no_trunc else text.removeprefix("linux/")
 
     def text(self, text: str, length: int) -> str:
         """Return at most `length` characters, the last one an ellipsis if there were more."""
-        is_short = self._no_trunc or len(text) <= length
-        return text if is_short else f"{text[: length - 1]}…"
+        return text if self.no_trunc else shorten(text, length)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def terminal_width() -> int | None:
+    """Return the width of the terminal that stdout is, None if it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def wrap(text: str, width: int | None, *, indent: str = "") -> str:
+    """Return a text in lines of at most `width` columns, broken between words, never within one.
+
+    `indent` begins the second line and those after it.
+    """
+    if width is None:
+        return text
+    return textwrap.fill(
+        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a line of prose; on a terminal it is broken between words."""
+    is_terminal = (sys.stderr if err else sys.stdout).isatty()
+    click.echo(wrap(text, shutil.get_terminal_size().columns if is_terminal else None), err=err)
+
+
+def print_fields(fields: Iterable[tuple[str, str]]) -> None:
+    """Print names and values in two columns; leave out empty values, which may be untrusted."""
+    for name, value in fields:
+        for number, line in enumerate(value.split("\n") if value else ()):
+            head = f"{'' if number else name:<{_FIELD_WIDTH}}"
+            click.echo(
+                wrap(
+                    f"{head}{escape_unprintable(line)}", terminal_width(), indent=" " * _FIELD_WIDTH
+                )
+            )
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    optional: Sequence[str] = (),
+    flexible: str = "",
+    no_trunc: bool = False,
+) -> None:
     """Print a table to stdout. Cells may hold untrusted text.
 
     A column whose name begins with ">" is right-aligned. On a terminal the header is bold, unless
-    NO_COLOR is set, and long cells are wrapped.
+    NO_COLOR is set. If the terminal is too narrow, the columns `optional` are left out one by one, then
+    cells of the column `flexible` are shortened, and then each row is printed as a few lines.
+    With `no_trunc` the table is as wide as it is.
     """
     from rich.console import Console  # noqa: PLC0415 - slow to import
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    width = None if sys.stdout.isatty() else _UNLIMITED_WIDTH
-    console = Console(file=sys.stdout, width=width, soft_wrap=False)
+    cells = [[escape_unprintable(cell) for cell in row] for row in rows]
+    width = None if no_trunc else terminal_width()
+    layout = _TableLayout(columns, cells)
+    if width is not None and not layout.fit(width, optional, flexible):
+        if cells:
+            click.echo(columns[0].removeprefix(">"))
+        for row in cells:
+            click.echo(_format_row(columns, row, width))
+        return
+    console = Console(file=sys.stdout, width=_UNLIMITED_WIDTH, soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        name = column.removeprefix(">")
-        table.add_column(name, justify="right" if name != column else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(escape_unprintable(cell)) for cell in row))
+    for name in layout.columns:
+        shown = name.removeprefix(">")
+        table.add_column(shown, justify="right" if shown != name else "left", no_wrap=True)
+    for row in layout.rows:
+        table.add_row(*map(Text, row))
     console.print(table)
+
+
+class _TableLayout:
+    """The columns and cells of a table that are shown."""
+
+    def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        self.columns = list(columns)
+        self.rows = [list(row) for row in rows]
+
+    def fit(self, width: int, optional: Sequence[str], flexible: str) -> bool:
+        """Leave out and shorten what is needed; tell whether the table then has at most `width`."""
+        for name in optional:
+            if self._excess(width) <= 0:
+                return True
+            number = self.columns.index(name)
+            for row in (self.columns, *self.rows):
+                del row[number]
+        excess = self._excess(width)
+        if excess > 0 and flexible:
+            number = self.columns.index(flexible)
+            length = self._width_of(number) - excess
+            if length >= _MIN_FLEXIBLE_WIDTH:
+                for row in self.rows:
+                    row[number] = shorten(row[number], length)
+        return self._excess(width) <= 0
+
+    def _excess(self, width: int) -> int:
+        widths = [self._width_of(number) + _COLUMN_GAP for number in range(len(self.columns))]
+        return sum(widths) - _COLUMN_GAP - width
+
+    def _width_of(self, number: int) -> int:
+        from rich.cells import cell_len  # noqa: PLC0415 - slow to import
+
+        texts = [self.columns[number].removeprefix(">"), *(row[number] for row in self.rows)]
+        return max(map(cell_len, texts))
+
+
+def _format_row(columns: Sequence[str], row: Sequence[str], width: int) -> str:
+    """Return a row as its first cell, and the others below it with their names."""
+    named = zip(columns[1:], row[1:], strict=True)
+    parts = [f"{name.removeprefix('>').lower()} {cell}" for name, cell in named if cell != "-"]
+    # A name stays with a short value, and a number with its unit.
+    joined = [part.replace(" ", _NO_BREAK) if len(part) < width // 2 else part for part in parts]
+    text = wrap("  " + ", ".join(joined), width, indent="  ").replace(_NO_BREAK, " ")
+    return f"{row[0]}\n{text}"
+
+
+def shorten(text: str, length: int) -> str:
+    """Return at most `length` characters, whole words if there are several, and an ellipsis."""
+    if len(text) <= length:
+        return text
+    cut = text[: length - 1]
+    if text[length - 1] != " " and " " in cut.strip():
+        cut = cut.rpartition(" ")[0]
+    return f"{cut.rstrip()}…"

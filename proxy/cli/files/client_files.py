@@ -43,30 +43,34 @@ class ClientFile:
 def docker_files(
     cache_url: RegistryUrl, upstreams: Upstreams, *, only: bool = False
 ) -> Iterator[ClientFile]:
-    """Yield docker's files: daemon.json, or, with the containerd image store, hosts.toml."""
-    if not only:
-        yield _daemon_json(cache_url)
-    note = "For docker with the containerd image store. Read at every pull, no restart needed."
-    if only:
-        note += (
-            "\nRemove registry-mirrors from /etc/docker/daemon.json: docker asks Docker Hub too."
-        )
+    """Yield the files of Docker 28 and later with the containerd image store."""
+    note = (
+        "For Docker 28 and later with the containerd image store. Read at every pull, no restart\n"
+        "needed. Remove registry-mirrors from /etc/docker/daemon.json: with a mirror that is on\n"
+        "loopback or insecure, docker stops verifying Docker Hub's own certificate. For any other\n"
+        "docker: pullcache client-config docker --docker-file daemon.json"
+    )
     yield from _hosts_toml_files("/etc/docker", "certs.d/", note, cache_url, upstreams, only=only)
 
 
-def _daemon_json(cache_url: RegistryUrl) -> ClientFile:
+def docker_mirror_files(
+    cache_url: RegistryUrl,
+    upstreams: Upstreams,  # noqa: ARG001 (as the others)
+    *,
+    only: bool = False,
+) -> Iterator[ClientFile]:
+    """Yield the file of a docker with the classic image store, or older than 28."""
+    assert not only, "such a docker asks Docker Hub too"
     mirrors: dict[str, Any] = {"registry-mirrors": [cache_url]}
     note = (
         "Leave out these comments (JSON has none). If the file exists, add the key to it.\n"
         "Then: systemctl reload docker\n"
-        "docker uses registry-mirrors for Docker Hub only. With the containerd image store\n"
-        "(`docker info` shows driver-type: io.containerd.snapshotter.v1; Docker 28 and later)\n"
-        "use certs.d below instead: with it, a mirror in daemon.json that is on loopback or\n"
-        "insecure makes docker stop verifying Docker Hub's own certificate."
+        "docker uses registry-mirrors for Docker Hub only. Not for Docker 28 and later with the\n"
+        "containerd image store: pullcache client-config docker --docker-file hosts.toml"
     )
     if not cache_url.is_http:
         note += f"\nIf the cache has a private CA: /etc/docker/certs.d/{cache_url.authority}/ca.crt"
-    return ClientFile("/etc/docker", "daemon.json", note, f"{json.dumps(mirrors, indent=2)}\n")
+    yield ClientFile("/etc/docker", "daemon.json", note, f"{json.dumps(mirrors, indent=2)}\n")
 
 
 def containerd_files(
@@ -150,6 +154,7 @@ class ClientFilesFunction(Protocol):
 
 
 CLIENT_FILES: Mapping[str, ClientFilesFunction] = {
+    # The command uses `docker_mirror_files` in its place if the docker of this machine needs that.
     "docker": docker_files,
     "containerd": containerd_files,
     "podman": podman_files,

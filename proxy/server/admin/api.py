@@ -3,7 +3,7 @@
 To add an operation:
 
 1. Write its handler in a module of this package, and list its `Route` in the `routes()` of that
-   module. A path is `/api/v1/<noun>` with parameters in braces. Image references contain slashes
+   module; a POST that changes nothing `is_read`. A path is `/api/v1/<noun>` with parameters in braces. Image references contain slashes
    and colons, so they belong in the query or the body.
 2. The handler takes an `AdminRequest`. It reads the query, the JSON body (both into a
    `RequestModel`), a path parameter, or the body as a stream. A request that does not fit becomes a
@@ -13,16 +13,14 @@ To add an operation:
    sent at once as a line of JSON. It raises errors of `proxy.errors`: before the first event they
    become a status, after it the last line, `{"error": {"code", "message"}}`. If the client
    disconnects, the handler is cancelled.
+   A handler that changes what is served or kept does so within `ActRecorder.recording`.
 4. Add the routes to the list in `configure_app` (`proxy/service.py`), and paths and schemas to
    `openapi.json`. A test compares both.
 5. Write the command in `proxy/cli/commands/`, and its section in `docs/commands.md`. It uses
    `open_admin_client` (`proxy/cli/api_client.py`), which raises the errors that the handler raised.
 """
 
-import os
 import re
-import socket
-import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,12 +31,11 @@ from urllib.parse import unquote
 import msgspec
 from aiohttp.web import BaseRequest
 
-from proxy.errors import InvalidRequestError
+from proxy.errors import DeniedError, InvalidRequestError
+from proxy.server.admin.actor import Actor
 
 # Bytes of a JSON body. Larger bodies are uploads, which are streamed.
 MAX_DOCUMENT_SIZE = 4 << 20
-
-_UCRED = struct.Struct("=iII")  # struct ucred of Linux: process, user, group
 
 T = TypeVar("T")
 
@@ -56,10 +53,11 @@ class ByteStream:
 
 
 class AdminRequest:
-    """A request to the admin API, with the parameters of its path."""
+    """A request to the admin API by `actor`, with the parameters of its path."""
 
-    def __init__(self, request: BaseRequest, path_params: Mapping[str, str]) -> None:
+    def __init__(self, request: BaseRequest, path_params: Mapping[str, str], actor: Actor) -> None:
         self.path_params = path_params
+        self.actor = actor
         self._request = request
 
     def parse_query(self, model: type[T]) -> T:
@@ -90,31 +88,29 @@ class AdminRequest:
         async for chunk in self._request.content.iter_any():
             yield chunk
 
-    @property
-    def is_trusted_local(self) -> bool:
-        """Whether it comes over a Unix socket from the daemon's user or root.
-
-        Such a client may open every file that the daemon may open.
-        """
-        transport = self._request.transport
-        connection = transport and transport.get_extra_info("socket")
-        if not connection or connection.family != socket.AF_UNIX:
-            return False
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        _, user, _ = _UCRED.unpack(credentials)
-        return user in (0, os.geteuid())
-
 
 Handler = Callable[[AdminRequest], Awaitable[object] | AsyncGenerator[Any, None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The handler of a method and path; a part of the path in braces is a parameter: `{digest}`."""
+    """The handler of a method and path; a part of the path in braces is a parameter: `{digest}`.
+
+    A GET changes nothing, so tokens with the role `read` permit it; of other methods, only those
+    whose route `is_read`.
+    """
 
     method: str
     path: str
     handler: Handler
+    is_read: bool = False
+
+    def check_role(self, actor: Actor) -> None:
+        """Raise `DeniedError` if the role of `actor` does not permit this."""
+        if actor.role != "operate" and not (self.is_read or self.method == "GET"):
+            raise DeniedError(
+                f"the role of the token {actor.token} is read; {self.method} {self.path} needs operate"
+            )
 
     def match(self, path: str) -> dict[str, str] | None:
         """Return the parameters if `path`, still percent-encoded, is this route's, else None."""

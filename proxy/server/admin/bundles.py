@@ -16,7 +16,9 @@ from proxy.bundle.local_file import LocalFile
 from proxy.concurrency import background
 from proxy.errors import FileUnreachableError
 from proxy.oci.digest import Digest
+from proxy.server.admin.actor import Actor
 from proxy.server.admin.api import AdminRequest, ByteStream, RequestModel, Route
+from proxy.server.admin.recording import ActRecorder
 
 # Seconds between two progress events of an import or of an export to a file.
 PROGRESS_INTERVAL = 0.5
@@ -77,13 +79,14 @@ class BundleHandlers:
     exporter: BundleExporter
     importer: BundleImporter
     threads: Executor
+    acts: ActRecorder
 
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
             Route("POST", "/api/v1/export", self.export),
             Route("POST", "/api/v1/export/file", self.export_to_file),
-            Route("POST", "/api/v1/export/plan", self.plan_export),
+            Route("POST", "/api/v1/export/plan", self.plan_export, is_read=True),
             Route("POST", "/api/v1/import", self.import_stream),
             Route("POST", "/api/v1/import/files", self.import_files),
         ]
@@ -95,9 +98,8 @@ class BundleHandlers:
 
     async def export(self, request: AdminRequest) -> ByteStream:
         """Send a bundle."""
-        return ByteStream(
-            self._export_chunks(await request.read_json(ExportRequest)), "application/x-tar"
-        )
+        body = await request.read_json(ExportRequest)
+        return ByteStream(self._export_chunks(body, request.actor), "application/x-tar")
 
     async def export_to_file(self, request: AdminRequest) -> AsyncGenerator[BundleProgress, None]:
         """Write a bundle to a file on this machine; the last progress event has its size."""
@@ -107,7 +109,9 @@ class BundleHandlers:
             async with self._open_bundle(body) as (bundle, _):
                 return BundleProgress(await self.exporter.write(bundle, body.file, on_progress))
 
-        async with aclosing(_with_progress(work)) as events:
+        recorded = self.acts.recording("export", request.actor, body.images)
+        async with recorded as act, aclosing(_with_progress(work)) as events:
+            act.detail = f"to {body.file}"
             async for event in events:
                 yield event
 
@@ -115,7 +119,8 @@ class BundleHandlers:
         self, request: AdminRequest
     ) -> AsyncGenerator[BundleProgress | ImportReport, None]:
         """Import the bundle in the body; the last event is the report."""
-        return self._import_chunks(request.iter_chunks(), request.parse_query(ImportQuery).name)
+        name = request.parse_query(ImportQuery).name
+        return self._import_chunks(request.iter_chunks(), name, request.actor)
 
     async def import_files(
         self, request: AdminRequest
@@ -123,21 +128,34 @@ class BundleHandlers:
         """Import a bundle from files on this machine; the last event is the report."""
         body = await _read_local_request(request, ImportFilesRequest)
         chunks = local_file.read_files(body.files, self.threads)
-        async with aclosing(chunks), aclosing(self._import_chunks(chunks, body.name)) as events:
+        async with (
+            aclosing(chunks),
+            aclosing(self._import_chunks(chunks, body.name, request.actor)) as events,
+        ):
             async for event in events:
                 yield event
 
-    def _import_chunks(
-        self, chunks: AsyncIterator[bytes], name: str
+    async def _import_chunks(
+        self, chunks: AsyncIterator[bytes], name: str, actor: Actor
     ) -> AsyncGenerator[BundleProgress | ImportReport, None]:
-        return _with_progress(
+        imported = _with_progress(
             lambda on_progress: self.importer.import_bundle(
                 chunks, default_name=name, on_progress=on_progress
             )
         )
+        async with self.acts.recording("import", actor) as act, aclosing(imported) as events:
+            async for event in events:
+                if isinstance(event, ImportReport):
+                    act.images = self.acts.full_names(
+                        image.name for image in event.images if image.is_complete
+                    )
+                yield event
 
-    async def _export_chunks(self, request: ExportRequest) -> AsyncGenerator[bytes, None]:
+    async def _export_chunks(
+        self, request: ExportRequest, actor: Actor
+    ) -> AsyncGenerator[bytes, None]:
         async with (
+            self.acts.recording("export", actor, request.images),
             self._open_bundle(request) as (bundle, _),
             aclosing(self.exporter.stream(bundle)) as chunks,
         ):
@@ -158,7 +176,7 @@ class BundleHandlers:
 
 async def _read_local_request(request: AdminRequest, model: type[M]) -> M:
     """Return the body of a request that names files, which needs a client that may open them."""
-    if not request.is_trusted_local:
+    if not request.actor.is_trusted_local:
         raise FileUnreachableError(
             "only the daemon's user and root may name files, and only on admin.sock; "
             "send the bundle itself"

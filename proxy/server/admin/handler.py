@@ -18,6 +18,7 @@ from proxy.errors import (
 )
 from proxy.log import LogWriter, get_logger, request_id
 from proxy.metrics import Metrics
+from proxy.server.admin.actor import Actor
 from proxy.server.admin.api import AdminRequest, ByteStream, Route
 
 COMMON_HEADERS = {hdrs.CACHE_CONTROL: "no-store", "X-Content-Type-Options": "nosniff"}
@@ -40,15 +41,15 @@ class AdminApiHandler:
         self._request_ids = count(1)
         self._running: set[asyncio.Task[object]] = set()
 
-    async def handle(self, request: BaseRequest) -> StreamResponse:
-        """Respond to a request. Raises only `ConnectionError`, if the client disconnects."""
+    async def handle(self, request: BaseRequest, actor: Actor) -> StreamResponse:
+        """Respond to a request of `actor`. Raises only `ConnectionError`, if the client disconnects."""
         request_id.set(f"admin-{next(self._request_ids)}")
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
         status = _CLIENT_CLOSED_REQUEST
         try:
-            response = await self._respond(request)
+            response = await self._respond(request, actor)
             status = response.status
         finally:
             self._running.discard(task)
@@ -56,6 +57,7 @@ class AdminApiHandler:
                 self._access_log.log_request(
                     "admin_request",
                     client=request.remote or "admin.sock",
+                    actor=str(actor),
                     method=request.method,
                     path=request.raw_path[:300],
                     status=status,
@@ -70,10 +72,11 @@ class AdminApiHandler:
         if running:
             await asyncio.wait(running)
 
-    async def _respond(self, request: BaseRequest) -> StreamResponse:
+    async def _respond(self, request: BaseRequest, actor: Actor) -> StreamResponse:
         try:
             route, path_params = self._match_route(request)
-            result = route.handler(AdminRequest(request, path_params))
+            route.check_role(actor)
+            result = route.handler(AdminRequest(request, path_params, actor))
             if isinstance(result, AsyncGenerator):
                 return await self._send_events(request, result)
             document = await result

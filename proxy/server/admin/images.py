@@ -1,16 +1,19 @@
 """`/api/v1/images`: list, inspect, check, remove and pin the images in the store."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
 
+from proxy.errors import StorageError
 from proxy.images.check import ImageCheck, OfflineChecker
 from proxy.images.inspect import ImageDetail, ImageInspector
-from proxy.images.manage import ImageManager, ImageSummary, RemovedImages
+from proxy.images.manage import ImageManager, ImageSummary, PinnedImages, RemovedImages
 from proxy.images.selection import ImageSelection
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
+from proxy.server.admin.recording import ActRecorder
 
 
 class ListImagesQuery(RequestModel, frozen=True):
@@ -46,8 +49,8 @@ class CheckRequest(RequestModel, frozen=True):
     images: list[ImageSelection]
 
 
-class PinResponse(msgspec.Struct, frozen=True):
-    """The images whose pin was added or removed."""
+class UnpinResponse(msgspec.Struct, frozen=True):
+    """The images whose pin was removed."""
 
     images: list[str]
 
@@ -59,26 +62,38 @@ class ImageHandlers:
     images: ImageManager
     checker: OfflineChecker
     inspector: ImageInspector
+    acts: ActRecorder
+    write_totals: Callable[[], Awaitable[None]]
 
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
             Route("GET", "/api/v1/images", self.list_images),
             Route("GET", "/api/v1/images/inspect", self.inspect),
-            Route("POST", "/api/v1/images/check", self.check),
+            Route("POST", "/api/v1/images/check", self.check, is_read=True),
             Route("POST", "/api/v1/images/remove", self.remove),
             Route("POST", "/api/v1/images/pin", self.pin),
             Route("POST", "/api/v1/images/unpin", self.unpin),
         ]
 
-    def list_images(self, request: AdminRequest) -> AsyncGenerator[ImageSummary, None]:
+    async def list_images(self, request: AdminRequest) -> AsyncGenerator[ImageSummary, None]:
         """List images."""
         query = request.parse_query(ListImagesQuery)
-        return self.images.list_images(query.filter, after=query.after, limit=query.limit)
+        await self._write_pulls()
+        found = self.images.list_images(query.filter, after=query.after, limit=query.limit)
+        async with aclosing(found):
+            async for image in found:
+                yield image
 
     async def inspect(self, request: AdminRequest) -> ImageDetail:
         """Return the details of an image."""
-        return await self.inspector.inspect(request.parse_query(InspectQuery).image)
+        image = request.parse_query(InspectQuery).image
+        await self._write_pulls()
+        return await self.inspector.inspect(image)
+
+    async def _write_pulls(self) -> None:
+        with suppress(StorageError):  # then the last seconds are missing
+            await self.write_totals()
 
     async def check(self, request: AdminRequest) -> AsyncGenerator[ImageCheck, None]:
         """Yield for each image and platform whether it could be pulled without upstream."""
@@ -89,12 +104,22 @@ class ImageHandlers:
     async def remove(self, request: AdminRequest) -> RemovedImages:
         """Remove images, or return what that would free."""
         body = await request.read_json(RemoveRequest)
-        return await self.images.remove(body.images, dry_run=body.dry_run, force=body.force)
+        if body.dry_run:
+            return await self.images.remove(body.images, dry_run=True, force=body.force)
+        async with self.acts.recording("remove", request.actor, body.images) as act:
+            removed = await self.images.remove(body.images, force=body.force)
+            act.images = self.acts.full_names(removed.images)
+            act.detail = f"freed {removed.bytes} bytes in {removed.blobs} blobs"
+        return removed
 
-    async def pin(self, request: AdminRequest) -> PinResponse:
+    async def pin(self, request: AdminRequest) -> PinnedImages:
         """Pin images, so that they are not evicted."""
-        return PinResponse(await self.images.pin((await request.read_json(ImagesRequest)).images))
+        body = await request.read_json(ImagesRequest)
+        async with self.acts.recording("pin", request.actor, body.images):
+            return await self.images.pin(body.images)
 
-    async def unpin(self, request: AdminRequest) -> PinResponse:
+    async def unpin(self, request: AdminRequest) -> UnpinResponse:
         """Unpin images."""
-        return PinResponse(await self.images.unpin((await request.read_json(ImagesRequest)).images))
+        body = await request.read_json(ImagesRequest)
+        async with self.acts.recording("unpin", request.actor, body.images):
+            return UnpinResponse(await self.images.unpin(body.images))

@@ -1,7 +1,7 @@
 """The listeners of the admin API, and which requests they accept.
 
 On `admin.sock` in the store, the mode of the file restricts access to the daemon's user. On TCP a
-token is required, or, on loopback without a token, a request that no web page can send: browsers
+token is required, whose role says what it permits, or, on loopback without a token, a request that no web page can send: browsers
 let any site send requests to loopback addresses.
 """
 
@@ -18,6 +18,7 @@ from aiohttp import hdrs
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
 from proxy.config import ServerSettings
+from proxy.config.schema import AdminToken
 from proxy.config.values import is_ip_address, is_loopback
 from proxy.errors import (
     ConfigError,
@@ -27,6 +28,7 @@ from proxy.errors import (
     StorageError,
     UnauthorizedError,
 )
+from proxy.server.admin.actor import Actor, unix_actor
 from proxy.server.admin.handler import COMMON_HEADERS, AdminApiHandler, api_error_response
 from proxy.server.admin.server import AdminServer
 from proxy.server.connection_limit import create_admin_limiter
@@ -47,25 +49,28 @@ _SAFELISTED_CONTENT_TYPES = (
 
 
 class TokenAuth:
-    """Checks requests over TCP. A `token` is sufficient; without one, web pages are rejected.
+    """Checks requests over TCP. One of `tokens` is sufficient; without any, web pages are rejected.
 
     A site may point its own name at this address (DNS rebinding), so `Host` is checked; `hosts` are the
     names that lead here.
     """
 
-    def __init__(self, token: str, hosts: Sequence[str] = ()) -> None:
-        self._token = token.encode()
+    def __init__(self, tokens: Sequence[AdminToken], hosts: Sequence[str] = ()) -> None:
+        self._tokens = tokens
         self._hosts = frozenset(host.lower() for host in hosts)
 
-    def check(self, request: BaseRequest) -> None:
-        """Raise `UnauthorizedError`, `DeniedError` or `InvalidRequestError` to reject a request."""
-        if self._token:
-            if not self._has_token(request):
-                raise UnauthorizedError(
-                    "the admin API requires the token of admin_token_file: "
-                    "Authorization: Bearer TOKEN"
-                )
-            return
+    def check(self, request: BaseRequest) -> Actor:
+        """Return the actor of a request.
+
+        Raises `UnauthorizedError`, `DeniedError` or `InvalidRequestError` to reject it.
+        """
+        if self._tokens:
+            if token := self._find_token(request):
+                return Actor(token.role, token.name)
+            raise UnauthorizedError(
+                "the admin API requires a token, of admin_token_file or admin_tokens: "
+                "Authorization: Bearer TOKEN"
+            )
         host = request.headers.get(hdrs.HOST, "")
         if not is_loopback(_host_name(host)):
             raise DeniedError(
@@ -77,6 +82,7 @@ class TokenAuth:
         media_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip().lower()
         if request.method == "POST" and media_type in _SAFELISTED_CONTENT_TYPES:
             raise InvalidRequestError("POST requires a Content-Type (application/json)")
+        return Actor()
 
     def check_metrics(self, request: BaseRequest) -> None:
         """Raise `DeniedError` if the request for metrics may come from a web page."""
@@ -85,17 +91,21 @@ class TokenAuth:
             return
         name = _host_name(host)
         if not (is_ip_address(name) or is_loopback(name) or name in self._hosts):
-            if self._token and self._has_token(request):
+            if self._find_token(request):
                 return
             raise DeniedError(
                 f"/metrics is not served under the name {name[:100]!r}; use an IP address, "
                 "or add the name to server.admin_hosts"
             )
 
-    def _has_token(self, request: BaseRequest) -> bool:
-        scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-        token_bytes = token.strip().encode(errors="surrogateescape")
-        return scheme.lower() == "bearer" and hmac.compare_digest(token_bytes, self._token)
+    def _find_token(self, request: BaseRequest) -> AdminToken | None:
+        """Return the token of a request. How long it takes does not depend on which one it is."""
+        scheme, _, text = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+        given = text.strip().encode(errors="surrogateescape")
+        equal = [
+            token for token in self._tokens if hmac.compare_digest(given, token.secret.encode())
+        ]
+        return equal[0] if equal and scheme.lower() == "bearer" else None
 
 
 def _host_name(host: str) -> str:
@@ -124,11 +134,10 @@ class AdminListener:
                 assert isinstance(response.body, bytes)
                 headers = {**COMMON_HEADERS, **response.headers}
                 return Response(status=response.status, headers=headers, body=response.body)
-            if self._token_auth:
-                self._token_auth.check(request)
+            actor = self._token_auth.check(request) if self._token_auth else unix_actor(request)
         except ProxyError as error:
             return _rejection_response(error)
-        return await self._api.handle(request)
+        return await self._api.handle(request, actor)
 
 
 def _rejection_response(error: ProxyError) -> Response:
@@ -156,11 +165,11 @@ async def listen(
     socket is trusted. With `tls`, addresses off loopback use https, to protect the token. The
     addresses returned are all except `admin.sock`. Raises `ConfigError` and `StorageError`.
     """
-    token = settings.read_admin_token()
+    tokens = settings.read_admin_tokens()
     unix_sockets = [each for each in sockets if each.family == socket.AF_UNIX]
     tcp_sockets = [each for each in sockets if each.family != socket.AF_UNIX]
     for each in tcp_sockets:
-        if not token and not _is_bound_to_loopback(each):
+        if not tokens and not _is_bound_to_loopback(each):
             raise ConfigError(
                 f"the passed admin socket {format_address(each.getsockname())} is reachable from "
                 "other machines (set server.admin_token_file)"
@@ -173,7 +182,7 @@ async def listen(
             group,
             create_admin_limiter(),
         )
-        for auth in (None, TokenAuth(token, hosts))
+        for auth in (None, TokenAuth(tokens, hosts))
     )
     admin_socket = _bind_admin_socket(store_path, stack)
     _, *addresses = await trusted.open(stack, (), [admin_socket, *unix_sockets])

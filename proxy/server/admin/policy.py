@@ -1,7 +1,7 @@
 """`/api/v1/policy`: what the policies say about images, their exceptions and their decisions."""
 
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import msgspec
@@ -15,8 +15,10 @@ from proxy.errors import InvalidReferenceError, ProxyError, error_code
 from proxy.names import NameParser, full_name
 from proxy.oci.digest import Digest
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
+from proxy.server.admin.recording import ActRecorder
 from proxy.storage.policy_records import PolicyRecords
 from proxy.storage.policy_rows import DecisionRecord, PolicyException
+from proxy.timestamps import to_seconds
 
 MAX_CHECKED_IMAGES = 1_000
 # An exception ends; one that never does belongs into the rule.
@@ -63,15 +65,15 @@ class PolicyCheck(msgspec.Struct, frozen=True, kw_only=True):
     digest: str = ""
     earlier: str = ""
     reason: str = ""
-    until: float | None = None
+    until: int | None = None
 
 
 class ExceptionSummary(msgspec.Struct, frozen=True):
     """An image that is allowed until a time, and why. Times are Unix time."""
 
     image: str
-    made: float
-    until: float
+    made: int
+    until: int
     reason: str
 
 
@@ -91,13 +93,14 @@ class PolicyHandlers:
     manifests: ManifestCache
     gate: PolicyGate
     records: PolicyRecords
+    acts: ActRecorder
     clock: Callable[[], float]
 
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
             Route("GET", "/api/v1/policy", self.show),
-            Route("POST", "/api/v1/policy/check", self.check),
+            Route("POST", "/api/v1/policy/check", self.check, is_read=True),
             Route("POST", "/api/v1/policy/exceptions", self.add_exception),
             Route("GET", "/api/v1/policy/decisions", self.list_decisions),
         ]
@@ -125,7 +128,9 @@ class PolicyHandlers:
             )
         now = self.clock()
         exception = PolicyException(repository, reference, now, now + body.seconds, body.reason)
-        await self.records.add_exception(exception)
+        async with self.acts.recording("exception", request.actor, [body.image]) as act:
+            act.detail = f"for {body.seconds:.0f} s: {body.reason}"
+            await self.records.add_exception(exception)
         self.gate.forget()
         self.gate.report_exception(exception)
         return _describe_exception(exception)
@@ -134,7 +139,8 @@ class PolicyHandlers:
         """Return decisions, the latest first."""
         query = request.parse_query(DecisionsQuery)
         await self.gate.write_decisions()
-        return self.records.decisions(query.since, query.decision, query.limit)
+        found = self.records.decisions(query.since, query.decision, query.limit)
+        return [replace(one, at=to_seconds(one.at)) for one in found]
 
     async def _check_image(self, image: str) -> PolicyCheck:
         try:
@@ -158,7 +164,7 @@ class PolicyHandlers:
             digest=str(manifest.digest),
             earlier=str(judgement.earlier or ""),
             reason=verdict.reason,
-            until=verdict.until,
+            until=to_seconds(verdict.until),
         )
 
 
@@ -169,7 +175,7 @@ def _describe_rule(number: int, rule: PolicySettings) -> dict[str, object]:
 def _describe_exception(exception: PolicyException) -> ExceptionSummary:
     return ExceptionSummary(
         full_name(exception.repository, exception.digest),
-        exception.made_at,
-        exception.until,
+        to_seconds(exception.made_at),
+        to_seconds(exception.until),
         exception.reason,
     )

@@ -8,18 +8,24 @@ from typing import Annotated
 import msgspec
 
 from proxy.images.selection import ImageSelection
-from proxy.preload.events import PreloadEvent
+from proxy.preload.events import PreloadEvent, PreloadTotals
 from proxy.preload.preload import Preloader
+from proxy.preload.report import record_totals
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
+from proxy.server.admin.recording import ActRecorder
 
 
 class PreloadRequest(RequestModel, frozen=True):
-    """What to preload; `jobs` is the number of layers at a time."""
+    """What to preload; `jobs` is the number of layers at a time.
+
+    Unless it `waits`, an upstream that is down or limits requests fails its images at once.
+    """
 
     images: list[ImageSelection]
     pin: bool = False
     dry_run: bool = False
     jobs: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    waits: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,7 @@ class PreloadHandlers:
     """The handler of this route."""
 
     preloader: Preloader
+    acts: ActRecorder
 
     def routes(self) -> list[Route]:
         """Return the route."""
@@ -36,8 +43,17 @@ class PreloadHandlers:
         """Preload images, and yield the events of the run."""
         body = await request.read_json(PreloadRequest)
         events = self.preloader.preload(
-            body.images, pin=body.pin, dry_run=body.dry_run, jobs=body.jobs
+            body.images, pin=body.pin, dry_run=body.dry_run, jobs=body.jobs, waits=body.waits
         )
-        async with aclosing(events):
+        if body.dry_run:
+            async with aclosing(events):
+                async for event in events:
+                    yield event
+            return
+        images = [selection.image for selection in body.images]
+        recorded = self.acts.recording("preload", request.actor, images)
+        async with recorded as act, aclosing(events):
             async for event in events:
+                if isinstance(event, PreloadTotals):
+                    record_totals(act, event)
                 yield event

@@ -1,5 +1,6 @@
 """`/api/v1/openapi.json`: the OpenAPI description of the admin API."""
 
+import asyncio
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -23,4 +24,4 @@ def load_openapi() -> dict[str, Any]:
 
 
 async def _get_openapi(_request: AdminRequest) -> dict[str, Any]:
-    return load_openapi()
+    return await asyncio.to_thread(load_openapi)

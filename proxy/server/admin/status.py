@@ -14,8 +14,12 @@ from proxy.errors import StorageError
 from proxy.log import get_logger
 from proxy.metrics import CacheState, Metrics
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
+from proxy.server.admin.traffic import TrafficSummary, summarize_periods
 from proxy.storage.scrub import Scrubber
 from proxy.storage.space import SpaceManager
+from proxy.storage.traffic_records import TrafficRecords
+from proxy.storage.trail import Action, AuditTrail
+from proxy.timestamps import to_seconds
 from proxy.upstream.client import Upstream
 from proxy.upstream.features import Feature
 from proxy.upstream.offline import OfflineSwitch
@@ -30,7 +34,7 @@ class MissingFeatureStatus(msgspec.Struct, frozen=True):
 
     feature: Feature
     repositories: int
-    retry_at: float
+    retry_at: int
 
 
 class UpstreamStatus(msgspec.Struct, frozen=True):
@@ -64,10 +68,10 @@ class ScrubStatus(msgspec.Struct, frozen=True):
     `damaged` are the blobs found in this round.
     """
 
-    period: float
+    period: int
     progress: float
-    started_at: float
-    finished_at: float | None
+    started_at: int
+    finished_at: int | None
     damaged: int
 
 
@@ -79,15 +83,16 @@ class ServedCounts(msgspec.Struct, frozen=True):
 
 
 class DaemonStatus(msgspec.Struct, frozen=True):
-    """The state of the daemon. `uptime` is in seconds; counts begin at the start of the daemon.
+    """The state of the daemon. `uptime` is in seconds.
 
-    `saved_bytes` are the bytes sent to clients minus the bytes from upstream, `hit_ratio` their
-    share of the former, None before the first byte.
+    `traffic` has today, 7 and 30 days. The other counts begin at the start of the daemon: `saved_bytes`
+    are the bytes sent to clients minus the bytes from upstream, `hit_ratio` is the share of the former
+    that was not fetched for clients, None before the first byte.
     """
 
     state: DaemonState
     version: str
-    uptime: float
+    uptime: int
     addresses: Sequence[str]
     admin_addresses: Sequence[str]
     offline: bool
@@ -98,6 +103,7 @@ class DaemonStatus(msgspec.Struct, frozen=True):
     served: Mapping[CacheState, ServedCounts]
     hit_ratio: float | None
     saved_bytes: int
+    traffic: list[TrafficSummary]
 
 
 class OfflineState(RequestModel, frozen=True):
@@ -120,6 +126,9 @@ class StatusHandlers:
     check_store: Callable[[], Awaitable[None]]
     addresses: Sequence[str]
     admin_addresses: Sequence[str]
+    traffic: TrafficRecords
+    write_totals: Callable[[], Awaitable[None]]
+    trail: AuditTrail
     started_at: float = field(default_factory=time.monotonic)
 
     def routes(self) -> list[Route]:
@@ -139,11 +148,12 @@ class StatusHandlers:
             if requests
         }
         sent = sum(counts.bytes for counts in served.values())
-        saved = max(0, sent - self.metrics.received_bytes())
+        fetched = self.metrics.received_bytes(for_clients=True)
+        saved = max(0, sent - self.metrics.received_bytes(for_clients=False))
         return DaemonStatus(
             state=_daemon_state(self.offline, store, upstreams),
             version=__version__,
-            uptime=time.monotonic() - self.started_at,
+            uptime=int(time.monotonic() - self.started_at),
             addresses=self.addresses,
             admin_addresses=self.admin_addresses,
             offline=bool(self.offline),
@@ -152,8 +162,9 @@ class StatusHandlers:
             upstreams=upstreams,
             downloads=len(self.downloads),
             served=served,
-            hit_ratio=saved / sent if sent else None,
+            hit_ratio=max(0.0, 1 - fetched / sent) if sent else None,
             saved_bytes=saved,
+            traffic=await self._traffic(),
         )
 
     async def get_offline(self, _request: AdminRequest) -> OfflineState:
@@ -165,7 +176,9 @@ class StatusHandlers:
         new_state = await request.read_json(OfflineState)
         if new_state.offline != bool(self.offline):
             log.info("offline_enabled" if new_state.offline else "offline_disabled")
-            self.offline.set_offline(is_offline=new_state.offline)
+            action: Action = "offline" if new_state.offline else "online"
+            async with self.trail.recording(action, request.actor):
+                self.offline.set_offline(is_offline=new_state.offline)
         return new_state
 
     async def _store_status(self) -> StoreStatus:
@@ -184,13 +197,20 @@ class StatusHandlers:
             problem=problem,
         )
 
+    async def _traffic(self) -> list[TrafficSummary]:
+        try:
+            await self.write_totals()
+            return summarize_periods(self.traffic)
+        except StorageError:  # `problem` of the store says why
+            return []
+
     def _scrub_status(self) -> ScrubStatus:
         state = self.scrubber.state
         return ScrubStatus(
-            period=float(self.config.store.scrub),
+            period=int(self.config.store.scrub),
             progress=self.scrubber.progress,
-            started_at=state.started_at,
-            finished_at=state.finished_at or None,
+            started_at=to_seconds(state.started_at),
+            finished_at=to_seconds(state.finished_at or None),
             damaged=state.damaged,
         )
 
@@ -204,7 +224,7 @@ class StatusHandlers:
                 ratelimit_limit=upstream.pull_quota[0],
                 ratelimit_remaining=upstream.pull_quota[1],
                 missing_features=[
-                    MissingFeatureStatus(one.feature, one.repositories, one.retry_at)
+                    MissingFeatureStatus(one.feature, one.repositories, to_seconds(one.retry_at))
                     for one in upstream.missing_features
                 ],
             )

@@ -69,6 +69,7 @@ class RegistryHandler:
         namespace = request.query.get("ns") if request.query_string else None
         target = self._router.parse(path, namespace, request.headers.get("host"))
         repository, reference = target.repository, target.reference
+        context.target = target
         context.kind = target.kind
         context.upstream = repository.upstream
         if namespace:

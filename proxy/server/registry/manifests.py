@@ -8,6 +8,7 @@ from proxy.cache.prefetch import Prefetcher
 from proxy.metrics import CacheState
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Repository
+from proxy.rules import NEVER
 from proxy.server import ranges
 from proxy.server.request import Request
 from proxy.server.request_context import IMMUTABLE_CACHE_CONTROL, RequestContext, digest_headers
@@ -47,7 +48,7 @@ class ManifestHandler:
     def _respond(
         self, context: RequestContext, repository: Repository, result: ManifestResult
     ) -> Response:
-        context.cache_state = result.cache_state
+        context.cache_state, context.digest = result.cache_state, result.manifest.digest
         if self._prefetch and context.request.method == "GET":
             self._prefetch.prefetch_blobs(repository, result.manifest)
         return build_manifest_response(context, result)
@@ -62,7 +63,9 @@ def accept_values(request: Request) -> tuple[str, ...]:
 def build_manifest_response(context: RequestContext, result: ManifestResult) -> Response:
     """Return the response with a manifest, or 304 if the client has it."""
     manifest = result.manifest
-    ttl = None if result.ttl is None else int(result.ttl)
+    # A tag that never moves is like a digest.
+    is_fixed = result.ttl is None or result.ttl == NEVER
+    ttl = None if is_fixed else int(result.ttl or 0)
     headers = _manifest_headers(
         manifest.digest,
         manifest.media_type,

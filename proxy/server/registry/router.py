@@ -29,13 +29,17 @@ _KIND_BY_COLLECTION: Mapping[str, ResourceKind] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TargetResource:
-    """The resource that a request names. `reference` is a `Digest` for blobs and referrers."""
+    """The resource that a request names. `reference` is a `Digest` for blobs and referrers.
+
+    Repeated requests get the same object, which is its own key in a dictionary.
+    """
 
     kind: ResourceKind
     repository: Repository
     reference: Reference | None
+    reference_text: str = ""
 
 
 class Router:
@@ -66,12 +70,12 @@ class Router:
         repository = self._names.parse_repository(parse_repository_name(name), upstream)
         self._names.check_allowed(repository)
         if kind == "manifest":
-            return TargetResource(kind, repository, parse_reference(text))
+            return TargetResource(kind, repository, parse_reference(text), text)
         if kind == "tags":
             if text != "list":
                 raise InvalidTagError("tags are listed at /v2/<name>/tags/list")
             return TargetResource(kind, repository, None)
-        return TargetResource(kind, repository, Digest.parse(text))
+        return TargetResource(kind, repository, Digest.parse(text), text)
 
     def find_upstream(self, host: str | None) -> str | None:
         """Return the upstream whose `hosts` include a `Host` header; None if there is none."""

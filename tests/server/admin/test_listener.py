@@ -10,7 +10,7 @@ import pytest
 
 from proxy.cli.api_client import AdminClient
 from proxy.config import load
-from proxy.errors import ConfigError, StorageError
+from proxy.errors import AddressUnavailableError, ConfigError, StorageError
 from tests.fakes.raw_client import exchange
 from tests.support.program import Program
 
@@ -174,7 +174,9 @@ async def test_an_unreadable_token_is_an_error_that_names_its_file(
 async def test_an_address_in_use_is_an_error_that_names_it(program, make_program, tmp_path):
     address = program.url.removeprefix("http://")
     settings = {"admin_listen": [address]}
-    with pytest.raises(ConfigError, match=rf"server\.admin_listen: {address} cannot be used"):
+    with pytest.raises(
+        AddressUnavailableError, match=rf"server\.admin_listen: {address} cannot be used"
+    ):
         await make_program(tmp_path / "other", server=settings)
     assert not (tmp_path / "other" / "admin.sock").exists()
 
