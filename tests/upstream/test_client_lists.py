@@ -122,6 +122,7 @@ class TestLists:
             (b'{"tags":[]}', []),
             (b'{"tags":[null,"a",1]}', ["a"]),
             (b'{"Tags":["a"]}', ["a"]),
+            (b'{"tags":["\\ud800"]}', ["\ufffd"]),
             (b'{"tags":["a","\xff"]}', ["a", "\ufffd"]),
             (b'{"tags":["a"]}\n<!-- page -->', ["a"]),
         ],
