@@ -284,6 +284,10 @@ class Metrics:
             "store_drift",
             "Differences between the account of the store and its files, found and corrected.",
         )
+        self._prefetch_dropped = self._counter(
+            "prefetch_dropped",
+            "Blobs that were not prefetched because too many were waiting.",
+        )
         self._preloaded = self._counter(
             "preloaded_images", "Preloaded images, by result.", "result"
         )
@@ -419,6 +423,10 @@ class Metrics:
         """Count blobs removed from the store: `count` of them, `size` bytes in all."""
         self._evictions.labels(reason).inc(count)
         self._evicted_bytes.labels(reason).inc(size)
+
+    def count_prefetch_dropped(self, count: int) -> None:
+        """Count blobs that the full queue of the prefetch did not take."""
+        self._prefetch_dropped.inc(count)
 
     def count_drift(self) -> None:
         """Count a difference between the store's account and its files: a bug, or a lost write."""

@@ -20,6 +20,7 @@ from proxy.cache.policy import PolicyGate
 from proxy.cache.prefetch import Prefetcher
 from proxy.cache.repair import BlobRepairer
 from proxy.cache.search import RepositorySearch
+from proxy.cache.stand_ins import StandIns
 from proxy.config import Config
 from proxy.core import Core
 from proxy.images.check import OfflineChecker
@@ -55,6 +56,7 @@ class ConfiguredApp:
     registry: RegistryHandler
     preloader: Preloader
     policy: PolicyGate
+    stand_ins: StandIns
     repairer: BlobRepairer
     routes: Sequence[Route]
 
@@ -81,17 +83,22 @@ async def configure_app(
         clock=core.clock,
     )
     rules = RuleSet(config.policy)
+    stand_ins = StandIns(rules, core.index, core.space, core.clock)
     policy = PolicyGate(
         rules,
         index=core.index,
         records=core.policy_records,
         facts=facts,
+        stand_ins=stand_ins,
+        parser=core.parser,
         metrics=core.metrics,
         clock=core.clock,
     )
     manifests = ManifestCache(
         upstreams=upstreams,
-        store=ManifestStore(core.store, core.index, core.space, core.metrics, core.disk_threads),
+        store=ManifestStore(
+            core.store, core.index, core.space, core.metrics, core.disk_threads, core.parser
+        ),
         index=core.index,
         access=access,
         policy=policy if config.policy else None,
@@ -113,6 +120,7 @@ async def configure_app(
         upstreams=upstreams,
         store=core.store,
         index=core.index,
+        parser=core.parser,
         ttl=config.manifests.ttl,
         group=core.group,
         clock=core.clock,
@@ -128,18 +136,19 @@ async def configure_app(
     names = NameParser(config.upstreams)
     image_store = ImageStore(core.store, core.index, core.space, names, core.disk_threads)
     native_platform = machine_platform(platform.machine())
-    checker = OfflineChecker(image_store, native_platform)
+    checker = OfflineChecker(image_store, native_platform, rules, core.clock)
     preloader = Preloader(
         PreloadDeps(
             manifests=manifests,
             blobs=blobs,
             downloads=core.downloads,
-            resolver=ImageResolver(upstreams, core.disk_threads),
+            resolver=ImageResolver(upstreams, core.parser),
             listings=listings,
             checker=checker,
             image_store=image_store,
             upstreams=upstreams,
             metrics=core.metrics,
+            parser=core.parser,
             native_platform=native_platform,
             fetch_settings=config.fetch,
             clock=core.clock,
@@ -154,7 +163,9 @@ async def configure_app(
         settings=config.fetch,
     )
     prefetch = (
-        Prefetcher(core.downloads, core.index, access, upstreams, config.fetch)
+        Prefetcher(
+            core.downloads, core.index, access, upstreams, config.fetch, core.metrics, core.group
+        )
         if config.fetch.prefetch == "layers"
         else None
     )
@@ -164,7 +175,9 @@ async def configure_app(
         *admin_schema.routes(),
         *_status_handlers(core, config, upstreams).routes(),
         *admin_bundles.BundleHandlers(
-            BundleExporter(image_store), BundleImporter(image_store), core.disk_threads
+            BundleExporter(image_store, rules, core.clock),
+            BundleImporter(image_store, core.clock, on_change=policy.forget),
+            core.disk_threads,
         ).routes(),
         *admin_images.ImageHandlers(
             ImageManager(image_store, rules, core.clock),
@@ -177,7 +190,9 @@ async def configure_app(
         ).routes(),
         *admin_search.routes(search),
     ]
-    return ConfiguredApp(config, upstreams, registry, preloader, policy, repairer, routes)
+    return ConfiguredApp(
+        config, upstreams, registry, preloader, policy, stand_ins, repairer, routes
+    )
 
 
 def _status_handlers(

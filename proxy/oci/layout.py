@@ -22,7 +22,9 @@ DOCKER_MANIFEST_FILE = "manifest.json"
 # an annotation, because containerd keeps annotations even when it exports fewer platforms than it
 # loaded.
 EXPECTED_FILE = "pullcache.json"
-LAYOUT_FILES = frozenset({LAYOUT_FILE, INDEX_FILE, DOCKER_MANIFEST_FILE, EXPECTED_FILE})
+# Our own: what is known about the images, see proxy/bundle/facts.py.
+FACTS_FILE = "pullcache.facts.json"
+LAYOUT_FILES = frozenset({LAYOUT_FILE, INDEX_FILE, DOCKER_MANIFEST_FILE, EXPECTED_FILE, FACTS_FILE})
 
 LAYOUT_FILE_CONTENT = b'{"imageLayoutVersion":"1.0.0"}'
 

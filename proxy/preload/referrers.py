@@ -30,7 +30,6 @@ from proxy.oci.referrers import (
     cosign_tags,
     fallback_tag,
     parse_descriptor_digest,
-    parse_fallback_index,
 )
 from proxy.preload.fetcher import PreloadFetcher
 from proxy.preload.resolved import (
@@ -193,7 +192,7 @@ class _ReferrerSearch:
             return [], []
         if fetched is None:
             return [], []
-        descriptors = parse_fallback_index(fetched.content)
+        descriptors = await self._fetcher.parse_fallback_index(fetched.content)
         if not await self._is_fallback_index(subject, descriptors):
             return [], []
         cached = await self._fetcher.store_manifest(self._repository, tag, fetched)

@@ -19,6 +19,7 @@ from yarl import URL
 
 from proxy.concurrency import SingleFlight
 from proxy.errors import RateLimitedError, UpstreamError, UpstreamUnavailableError
+from proxy.lru import TTLCache
 from proxy.oci.json_object import decode_object
 from proxy.upstream import errors, retry
 from proxy.upstream.challenge import Challenge
@@ -30,8 +31,9 @@ from proxy.upstream.responses import read_bounded
 MAX_TOKEN_RESPONSE = 1 << 20
 # Characters of a token; no server accepts a header of that length.
 MAX_TOKEN_LENGTH = 64 << 10
-# Tokens that are kept per upstream, one per repository.
+# Tokens that are kept per upstream, one per repository, and their characters in all.
 MAX_TOKENS = 10_000
+MAX_TOKENS_SIZE = 32 << 20
 
 # Bounds of a token's lifetime in seconds. The minimum is the specification's default, used if
 # `expires_in` is missing or smaller.
@@ -82,9 +84,14 @@ class Authenticator:
         self._group = group
         self._is_redirected = is_redirected
         self._challenge: Challenge | None = None
-        self._tokens: dict[str, _AccessToken] = {}
-        self._token_fetches: SingleFlight[str, _AccessToken] = SingleFlight(group)
         self._now = asyncio.get_running_loop().time
+        self._tokens: TTLCache[str, _AccessToken] = TTLCache(
+            MAX_TOKENS,
+            self._now,
+            max_size=MAX_TOKENS_SIZE,
+            size_of=lambda token: len(token.authorization),
+        )
+        self._token_fetches: SingleFlight[str, _AccessToken] = SingleFlight(group)
 
     def create_anonymous(self, registry_url: URL) -> "Authenticator":
         """Return an authenticator for one repository of another registry, without credentials."""
@@ -108,7 +115,7 @@ class Authenticator:
         if challenge.scheme == "basic":
             credentials = await self._get_credentials()
             return credentials.basic_authorization() if credentials else None
-        token = self._tokens.get(repository)
+        token = self._get_token(repository)
         if token is None or token.expires_at <= self._now():
             try:
                 work = partial(self._fetch_token, challenge, repository)
@@ -132,11 +139,15 @@ class Authenticator:
             return None
         # Bearer is preferred: it does not send the password to the registry.
         self._challenge = min(supported, key=lambda item: item.scheme != "bearer")
-        token = self._tokens.get(repository)
+        token = self._get_token(repository)
         if token is not None and token.authorization == rejected:
-            del self._tokens[repository]
+            self._tokens.discard(repository)
         renewed = await self.get_authorization(repository)
         return renewed if renewed != rejected else None
+
+    def _get_token(self, repository: str) -> _AccessToken | None:
+        kept = self._tokens.get_with_age(repository)
+        return kept and kept[1]
 
     async def _fetch_token(self, challenge: Challenge, repository: str) -> _AccessToken:
         realm = _parse_realm(challenge)
@@ -158,9 +169,7 @@ class Authenticator:
                 break
             content, url = await self._request_token(url, credentials)
         token = _parse_token(content, realm, self._now())
-        if len(self._tokens) >= MAX_TOKENS:
-            self._tokens.clear()
-        self._tokens[repository] = token
+        self._tokens.set(repository, token)
         return token
 
     async def _request_token(

@@ -8,6 +8,7 @@ chroot; the root shares /tmp with this machine.
 
 import fcntl
 import json
+import re
 import shutil
 import sys
 import uuid
@@ -39,15 +40,17 @@ LAYOUT_TAG = "pulled"
 UPSTREAMS = ("docker.io", "private.test")
 
 
-def configure(client: str, mirror: str, target: Path, fallback: str) -> None:
+def configure(client: str, mirror: str, target: Path, fallback: str, *, only: bool = False) -> None:
     """Write the files of `pullcache client-config` for the cache at `host:port` below `target`.
 
-    `fallback` is the URL of all registries: clients ask it when the cache fails.
+    `fallback` is the URL of all registries: clients ask it when the cache fails, unless they ask the cache
+    `only`.
     """
     config = target.parent / f"{target.name}.toml"
     config.write_text("".join(f'[upstreams."{name}"]\nurl = "{fallback}"\n' for name in UPSTREAMS))
     command = (sys.executable, "-m", "proxy", "client-config", client)
-    run(*command, "--config", config, "--address", f"http://{mirror}", "--output", target)
+    options = ["--only"] if only else []
+    run(*command, *options, "--config", config, "--address", f"http://{mirror}", "--output", target)
 
 
 class Client(ABC):
@@ -57,12 +60,17 @@ class Client(ABC):
         self.directory = directory
         self.mirror = mirror
         self.fallback = UNREACHABLE
+        self.only = False
         self.root = root
         directory.mkdir(parents=True)
 
     def _argv(self, *argv: str | Path) -> list[str | Path]:
         """Return the command line that runs the client's program, in the client's root."""
         return ["chroot", self.root, *argv] if self.root else [*argv]
+
+    def _configure(self, client: str, name: str) -> None:
+        """Write the configuration of a kind of client into the directory `name` of this one."""
+        configure(client, self.mirror, self.directory / name, self.fallback, only=self.only)
 
     def start(self) -> None:  # most clients have no daemon  # noqa: B027
         """Start the client's daemon, if it has one, and write the client's configuration."""
@@ -99,7 +107,7 @@ class Containerd(Client):
         config = self.directory / "config.toml"
         root, state = self.directory / "root", self.directory / "state"
         config.write_text(CONTAINERD.format(root=root, state=state, socket=self.socket))
-        configure("containerd", self.mirror, self.directory / "hosts", self.fallback)
+        self._configure("containerd", "hosts")
         argv = self._argv("containerd", "--config", config)
         self._process = process = Process(self.directory, "containerd", argv)
         booted = "containerd successfully booted"
@@ -173,7 +181,7 @@ class Docker(Client):
 
     def start(self) -> None:
         self._containerd.start()
-        configure("docker", self.mirror, self.directory / "etc", self.fallback)
+        self._configure("docker", "etc")
         self._install_certs()
         argv = self._argv(
             *("dockerd", "--config-file", self._make_config(), "--host", f"unix://{self._socket}"),
@@ -187,9 +195,13 @@ class Docker(Client):
         process.wait_until(lambda: listening in process.stderr_log.read_text(), listening)
 
     def _make_config(self) -> Path:
-        """Return dockerd's configuration file: the printed one, and the storage driver of these tests."""
+        """Return dockerd's configuration file: the printed one, and the store of these tests.
+
+        With `only` none is printed.
+        """
         path = self.directory / "etc" / "daemon.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **self._store_settings()}))
+        printed = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**printed, **self._store_settings()}))
         return path
 
     def _store_settings(self) -> dict[str, object]:
@@ -257,12 +269,17 @@ class DockerWithContainerdStore(Docker):
         assert self.root, "the docker of Debian 12 has no containerd image store"
         return {"features": {"containerd-snapshotter": True}, "storage-driver": "native"}
 
+    def version(self) -> tuple[int, ...]:
+        """Return the version of dockerd."""
+        text = self._docker("version", "--format", "{{.Server.Version}}")
+        return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+
 
 class _ContainersImage(Client):
     """podman, buildah and skopeo: they share the library containers/image, and have no daemon."""
 
     def start(self) -> None:
-        configure("podman", self.mirror, self.directory / "etc", self.fallback)
+        self._configure("podman", "etc")
 
     @property
     def registries(self) -> Path:

@@ -282,6 +282,6 @@ async def test_u17_the_lifetime_of_a_token_is_clamped(registry, upstream, lifeti
     for _ in range(2):
         await upstream.resolve("library/app", LATEST)
     assert registry.count("/token") == 1
-    (token,) = upstream._registry._authenticator._tokens.values()
+    token = upstream._registry._authenticator._get_token("library/app")
     remaining = token.expires_at - asyncio.get_running_loop().time()
     assert 45 < remaining < 3600

@@ -84,7 +84,7 @@ class TestLists:
         for tag in "bcdefg":
             registry.move_tag(APP, tag, image.digest)
         registry.tags_page = 2
-        assert await upstream.fetch_tags(APP) == list("abcdefg")
+        assert list(await upstream.fetch_tags(APP)) == list("abcdefg")
         assert registry.count("/token") == 1
 
     async def test_m12_an_endless_list_is_an_error(self, registry, upstream):
@@ -122,15 +122,15 @@ class TestLists:
             (b'{"tags":[]}', []),
             (b'{"tags":[null,"a",1]}', ["a"]),
             (b'{"Tags":["a"]}', ["a"]),
-            (b'{"tags":["\\ud800"]}', ["\ufffd"]),
-            (b'{"tags":["a","\xff"]}', ["a", "\ufffd"]),
+            (b'{"tags":["a","\\ud800"]}', ["a"]),
+            (b'{"tags":["a","\xff"]}', ["a"]),  # a tag has only ASCII characters
             (b'{"tags":["a"]}\n<!-- page -->', ["a"]),
         ],
     )
     async def test_a_list_may_have_any_form_that_clients_read(self, registry, upstream, body, tags):
         registry.add_image()
         registry.fail("tags/list", Fault(status=200, body=body), times=None)
-        assert await upstream.fetch_tags(APP) == tags
+        assert list(await upstream.fetch_tags(APP)) == tags
 
     async def test_a_list_of_more_than_a_hundred_pages_is_complete(self, registry, upstream):
         image = registry.add_image()
@@ -138,7 +138,7 @@ class TestLists:
         for tag in tags:
             registry.move_tag(APP, tag, image.digest)
         registry.tags_page = 2
-        assert await upstream.fetch_tags(APP) == tags
+        assert list(await upstream.fetch_tags(APP)) == tags
 
     @pytest.mark.parametrize("link", NEXT_LINKS)
     async def test_the_next_page_is_found_in_any_link_of_rfc_8288(self, registry, upstream, link):
@@ -147,14 +147,15 @@ class TestLists:
         registry.fail(r"tags/list\?n=1000", page, times=None)
         last = Fault(status=200, body=b'{"tags":["b"]}')
         registry.fail(r"tags/list\?last=a,b&n=1$", last, times=None)
-        assert await upstream.fetch_tags(APP) == ["a", "b"]
+        assert list(await upstream.fetch_tags(APP)) == ["a", "b"]
 
     async def test_referrers_are_returned_unchanged(self, registry, upstream):
         image = registry.add_image()
         entry = {"digest": "sha256:x", "mediaType": None, "unknown": [{"a": 1}]}
         body = json.dumps({"manifests": [entry]}).encode()
         registry.fail("/referrers/", Fault(status=200, body=body, headers=INDEX), times=None)
-        assert await upstream.fetch_referrers(APP, Digest.parse(image.digest)) == [entry]
+        referrers = await upstream.fetch_referrers(APP, Digest.parse(image.digest))
+        assert referrers.decode() == [entry]
 
     async def test_a_login_page_is_an_invalid_tag_list(self, registry, upstream):
         registry.fail("tags/list", HTML, times=None)
