@@ -5,7 +5,7 @@ from contextlib import suppress
 import pytest
 from hypothesis import given, strategies as st
 
-from proxy.oci.json_object import decode_object
+from proxy.oci.json_object import MAX_LENIENT_SIZE, decode_object
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,8 @@ from proxy.oci.json_object import decode_object
         (b'{"tags":null}', {"tags": None}),
         (b'{"a":{"B":null}}', {"a": {"B": None}}),
         (b'{"a":"\xff"}', {"a": "\ufffd"}),
+        (b'{"a":"\\ud800x"}', {"a": "\ufffdx"}),
+        (b'{"a":["\\ud83d\\ude00","\\udc00"]}', {"a": ["\U0001f600", "\ufffd"]}),
         (b' \r\n{"a":1}\n{"a":2}', {"a": 1}),
         (b'{"a":1}<!-- cached -->', {"a": 1}),
         (b"null", {}),
@@ -34,7 +36,7 @@ def test_an_object_is_decoded_as_in_go(content, fields):
         *(b"", b" ", b"[]", b'"a"', b"5", b"<html>", b"{", b'{"a":1', b'{"a":1,}'),
         *(
             b"[" * 100_000,
-            b"{]" + b"[" * 100_000,
+            b'{"a":"\xff","b":' + b"[" * 100_000,
             b'\xef\xbb\xbf{"a":1}',
             b'{"a":\x00}',
             b'{"a":NaN}',
@@ -45,6 +47,14 @@ def test_an_object_is_decoded_as_in_go(content, fields):
 def test_anything_else_is_a_value_error(content):
     with pytest.raises(ValueError):  # noqa: PT011
         decode_object(content)
+
+
+def test_only_a_short_document_is_decoded_leniently():
+    """Python's decoder would block the event loop."""
+    padding = b" " * MAX_LENIENT_SIZE
+    assert decode_object(b'{"a":1}' + padding) == {"a": 1}
+    with pytest.raises(ValueError, match="not JSON"):
+        decode_object(b'{"a":1}x' + padding)
 
 
 @given(st.binary(max_size=60))

@@ -122,6 +122,7 @@ class TestLists:
             (b'{"tags":[]}', []),
             (b'{"tags":[null,"a",1]}', ["a"]),
             (b'{"Tags":["a"]}', ["a"]),
+            (b'{"tags":["a","\\ud800"]}', ["a"]),
             (b'{"tags":["a","\xff"]}', ["a"]),  # a tag has only ASCII characters
             (b'{"tags":["a"]}\n<!-- page -->', ["a"]),
         ],

@@ -59,7 +59,7 @@ async def test_a_range_beyond_the_end_is_416_without_a_body(program, blob, asked
         "lines=1-2",
         "bytes=0-0,3-2",
         "bytes=0-,0-",
-        "bytes=" + "0-0," * 1000,
+        "bytes=" + "0-0;" * 1000,
         "bytes=" + ",".join(["0-0"] * (MAX_RANGES + 1)),
     ],
 )
