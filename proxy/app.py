@@ -16,6 +16,7 @@ from socket import socket
 
 from proxy import __version__
 from proxy.cache.repair import BlobRepairer, RepairQueue
+from proxy.cache.stand_ins import StandIns
 from proxy.concurrency import background
 from proxy.conditions import ConditionWatcher
 from proxy.config import Config, keep_restart_only_keys, world_readable_files
@@ -145,6 +146,7 @@ async def run_maintenance(app: "RunningApp", core: Core) -> None:
         if loop.time() - swept_at > SWEEP_INTERVAL:
             swept_at = loop.time()
             try:
+                await app.stand_ins.refresh()
                 await core.space.sweep(
                     max_idle=config.store.max_idle, ingest_ttl=config.fetch.ingest_ttl
                 )
@@ -236,6 +238,11 @@ class RunningApp:
     def repairer(self) -> BlobRepairer:
         """Fetches damaged blobs, as the configuration that applies says."""
         return self._configured.repairer
+
+    @property
+    def stand_ins(self) -> StandIns:
+        """Keeps what stands in for content that is too young for a policy."""
+        return self._configured.stand_ins
 
     @property
     def routes(self) -> list[tuple[str, str]]:

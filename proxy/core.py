@@ -20,6 +20,7 @@ from proxy.config import Config, StatisticsSettings
 from proxy.download.manager import DownloadManager
 from proxy.download.writer import StorageDeps
 from proxy.metrics import Metrics
+from proxy.parsing import DocumentParser
 from proxy.rules import ImageRules
 from proxy.server.pulls import PullTracker
 from proxy.storage.blobs import BlobStore
@@ -59,6 +60,7 @@ class Core:
     upstream_factory: UpstreamFactory
     downloads: DownloadManager
     disk_threads: ThreadPoolExecutor
+    parser: DocumentParser
     group: asyncio.TaskGroup
     clock: Callable[[], float]
     daemon_id: str
@@ -86,6 +88,8 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     """
     threads = start_threads(DISK_THREADS, "disk")
     stack.callback(threads.shutdown)
+    parser = DocumentParser()
+    stack.callback(parser.close)
     store = BlobStore(config.store.path)
     stack.callback(store.close)
     index = Index(store.root / "index.sqlite", clock)
@@ -108,7 +112,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     group = await stack.enter_async_context(_background_tasks())
     offline = OfflineSwitch(config.offline)
     daemon_id = secrets.token_hex(8)
-    upstream_factory = UpstreamFactory(metrics, offline, group, clock, daemon_id)
+    upstream_factory = UpstreamFactory(metrics, offline, parser, group, clock, daemon_id)
     sessions.push_async_callback(upstream_factory.close)
     group.create_task(upstream_factory.close_unused())
     group.create_task(index.check_integrity(threads))
@@ -135,6 +139,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
         upstream_factory=upstream_factory,
         downloads=downloads,
         disk_threads=threads,
+        parser=parser,
         group=group,
         clock=clock,
         daemon_id=daemon_id,

@@ -9,6 +9,7 @@ import faulthandler
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 
@@ -32,9 +33,13 @@ EXTENSION_INTERVAL = 5.0
 EXTENSION_SECONDS = 60.0
 
 # Threads of the event loop's default executor, and of the whole process: these and those of the
-# disk, the lists, the log, the index, the scrub, password checks and libuv.
+# disk, the lists, the log, the index, the scrub, the parser, password checks and libuv.
 LOOP_THREADS = 8
-THREAD_LIMIT = LOOP_THREADS + DISK_THREADS + LIST_THREADS + 8
+THREAD_LIMIT = LOOP_THREADS + DISK_THREADS + LIST_THREADS + 9
+
+# Seconds for which a thread that runs Python code may hold up the event loop, instead of Python's 5 ms:
+# one request needs the interpreter several times.
+SWITCH_INTERVAL = 0.001
 
 _STDERR = 2
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -50,6 +55,7 @@ def run(load: Callable[[], Config], on_ready: Callable[[DaemonInfo], None]) -> N
     # If systemd's watchdog aborts us (SIGABRT), the log shows the stacks of all threads.
     faulthandler.enable(_STDERR)
     config, manager = load(), read_service_manager(os.environ)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     raise_file_limit()
     # Fail here, with a clear message, if the process may not have as many threads as it will need.
     start_threads(THREAD_LIMIT, "the daemon").shutdown()

@@ -42,7 +42,11 @@ class DeniedError(ProxyError):
 
 
 class PolicyDeniedError(DeniedError):
-    """A policy refuses the image."""
+    """A policy refuses the image, or only until the Unix time `ripe_at` if it is too young."""
+
+    def __init__(self, message: str, *, ripe_at: float | None = None) -> None:
+        super().__init__(message)
+        self.ripe_at = ripe_at
 
 
 class PolicyUndecidedError(ProxyError):

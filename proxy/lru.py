@@ -49,12 +49,23 @@ class ManifestLRUCache:
 class TTLCache(Generic[K, V]):
     """Values with the time they were set; beyond `capacity` entries the oldest are dropped.
 
-    The caller checks the age, because the allowed age may differ by value.
+    The same beyond `max_size` bytes, as `size_of` counts them, for values that may be large; one that
+    is larger alone is not kept. The caller checks the age, because the allowed age may differ by value.
     """
 
-    def __init__(self, capacity: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        clock: Callable[[], float],
+        *,
+        max_size: int = 0,
+        size_of: Callable[[V], int] = lambda _value: 0,
+    ) -> None:
         self._capacity = capacity
         self._clock = clock
+        self._max_size = max_size
+        self._size_of = size_of
+        self._size = 0
         self._entries: OrderedDict[K, tuple[float, V]] = OrderedDict()
 
     def get_with_age(self, key: K) -> tuple[float, V] | None:
@@ -64,15 +75,22 @@ class TTLCache(Generic[K, V]):
 
     def set(self, key: K, value: V) -> None:
         """Set the value; its age is counted from now."""
-        self._entries.pop(key, None)
+        self.discard(key)
+        size = self._size_of(value)
+        if size > self._max_size:
+            return
+        self._size += size
         self._entries[key] = (self._clock(), value)
-        if len(self._entries) > self._capacity:
-            self._entries.popitem(last=False)
+        while len(self._entries) > self._capacity or self._size > self._max_size:
+            self.discard(next(iter(self._entries)))
 
     def discard(self, key: K) -> None:
         """Remove the value, if there is one."""
-        self._entries.pop(key, None)
+        entry = self._entries.pop(key, None)
+        if entry:
+            self._size -= self._size_of(entry[1])
 
     def clear(self) -> None:
         """Remove all values."""
         self._entries.clear()
+        self._size = 0

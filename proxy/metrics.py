@@ -317,6 +317,10 @@ class Metrics:
             "store_drift",
             "Differences between the account of the store and its files, found and corrected.",
         )
+        self._prefetch_dropped = self._counter(
+            "prefetch_dropped",
+            "Blobs that were not prefetched because too many were waiting.",
+        )
         self._preloaded = self._counter(
             "preloaded_images", "Preloaded images, by result.", "result"
         )
@@ -489,6 +493,10 @@ class Metrics:
     def count_notification(self, result: NotificationResult) -> None:
         """Count an event for the webhook."""
         self._notifications.labels(result).inc()
+
+    def count_prefetch_dropped(self, count: int) -> None:
+        """Count blobs that the full queue of the prefetch did not take."""
+        self._prefetch_dropped.inc(count)
 
     def count_drift(self) -> None:
         """Count a difference between the store's account and its files: a bug, or a lost write."""

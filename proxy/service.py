@@ -22,6 +22,7 @@ from proxy.cache.prefetch import Prefetcher
 from proxy.cache.refresh import TagRefresher
 from proxy.cache.repair import BlobRepairer
 from proxy.cache.search import RepositorySearch
+from proxy.cache.stand_ins import StandIns
 from proxy.conditions import report_decision
 from proxy.config import Config
 from proxy.core import Core
@@ -66,6 +67,7 @@ class ConfiguredApp:
     registry: RegistryHandler
     preloader: Preloader
     policy: PolicyGate
+    stand_ins: StandIns
     repairer: BlobRepairer
     routes: Sequence[Route]
 
@@ -92,11 +94,14 @@ async def configure_app(
         clock=core.clock,
     )
     rules = RuleSet(config.policy)
+    stand_ins = StandIns(rules, core.index, core.space, core.clock)
     policy = PolicyGate(
         rules,
         index=core.index,
         records=core.policy_records,
         facts=facts,
+        stand_ins=stand_ins,
+        parser=core.parser,
         metrics=core.metrics,
         clock=core.clock,
         on_decision=partial(report_decision, core.webhook),
@@ -104,7 +109,9 @@ async def configure_app(
     image_rules = ImageRules(config)
     manifests = ManifestCache(
         upstreams=upstreams,
-        store=ManifestStore(core.store, core.index, core.space, core.metrics, core.disk_threads),
+        store=ManifestStore(
+            core.store, core.index, core.space, core.metrics, core.disk_threads, core.parser
+        ),
         index=core.index,
         access=access,
         policy=policy if config.policy else None,
@@ -127,6 +134,7 @@ async def configure_app(
         upstreams=upstreams,
         store=core.store,
         index=core.index,
+        parser=core.parser,
         ttl=config.manifests.ttl,
         group=core.group,
         clock=core.clock,
@@ -142,18 +150,19 @@ async def configure_app(
     names = NameParser(config.upstreams)
     image_store = ImageStore(core.store, core.index, core.space, names, core.disk_threads)
     native_platform = machine_platform(platform.machine())
-    checker = OfflineChecker(image_store, native_platform)
+    checker = OfflineChecker(image_store, native_platform, rules, core.clock)
     preloader = Preloader(
         PreloadDeps(
             manifests=manifests,
             blobs=blobs,
             downloads=core.downloads,
-            resolver=ImageResolver(upstreams, core.disk_threads),
+            resolver=ImageResolver(upstreams, core.parser),
             listings=listings,
             checker=checker,
             image_store=image_store,
             upstreams=upstreams,
             metrics=core.metrics,
+            parser=core.parser,
             native_platform=native_platform,
             fetch_settings=config.fetch,
             clock=core.clock,
@@ -168,7 +177,16 @@ async def configure_app(
         settings=config.fetch,
     )
     prefetch = (
-        Prefetcher(core.downloads, core.index, access, upstreams, config.fetch, image_rules)
+        Prefetcher(
+            core.downloads,
+            core.index,
+            access,
+            upstreams,
+            config.fetch,
+            image_rules,
+            core.metrics,
+            core.group,
+        )
         if image_rules.has_prefetch
         else None
     )
@@ -183,7 +201,10 @@ async def configure_app(
             core.traffic_records, partial(core.write_traffic, config.statistics)
         ).routes(),
         *admin_bundles.BundleHandlers(
-            BundleExporter(image_store), BundleImporter(image_store), core.disk_threads, acts
+            BundleExporter(image_store, rules, core.clock),
+            BundleImporter(image_store, core.clock, on_change=policy.forget),
+            core.disk_threads,
+            acts,
         ).routes(),
         *admin_images.ImageHandlers(
             image_manager,
@@ -204,7 +225,9 @@ async def configure_app(
         *admin_search.routes(search),
         *admin_trail.TrailHandlers(acts).routes(),
     ]
-    return ConfiguredApp(config, upstreams, registry, preloader, policy, repairer, routes)
+    return ConfiguredApp(
+        config, upstreams, registry, preloader, policy, stand_ins, repairer, routes
+    )
 
 
 def _status_handlers(

@@ -139,14 +139,18 @@ async def registry() -> AsyncIterator[FakeRegistry]:
 
 
 @pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Return a function that mounts a file system of a given size in bytes. Needs root."""
+def tiny_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Return a function that mounts a file system of a given size in bytes. Needs root.
+
+    `files` is the most that it holds, 0 for no limit.
+    """
     mounted: list[Path] = []
 
-    def mount(size: int) -> Path:
+    def mount(size: int, files: int = 0) -> Path:
         path = tmp_path / f"disk{len(mounted)}"
         path.mkdir()
-        options = ["-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(path)]
+        limits = f"size={size},nr_inodes={files},mode=0700"
+        options = ["-t", "tmpfs", "-o", limits, "tmpfs", str(path)]
         subprocess.run(["mount", *options], check=True)
         mounted.append(path)
         return path

@@ -55,3 +55,34 @@ def test_values_have_an_age_and_the_oldest_are_dropped():
     values.discard("a")
     values.discard("a")
     assert values.get_with_age("a") is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.one_of(st.none(), st.binary(max_size=30)))))
+def test_values_are_bounded_in_bytes_too_and_the_oldest_are_dropped(changes):
+    values: TTLCache[int, bytes] = TTLCache(4, Clock(), max_size=40, size_of=len)
+    kept: dict[int, bytes] = {}
+    for key, value in changes:
+        kept.pop(key, None)
+        if value is None:
+            values.discard(key)
+            continue
+        values.set(key, value)
+        kept[key] = value
+        while len(kept) > 4 or sum(map(len, kept.values())) > 40:
+            del kept[next(iter(kept))]
+        assert {key: values.get_with_age(key) for key in range(6)} == {
+            key: (0, kept[key]) if key in kept else None for key in range(6)
+        }
+
+
+def test_a_value_that_is_too_large_is_not_kept_and_drops_no_other():
+    values: TTLCache[str, bytes] = TTLCache(4, Clock(), max_size=40, size_of=len)
+    values.set("small", bytes(30))
+    values.set("large", bytes(30))
+    values.set("large", bytes(41))
+    assert values.get_with_age("large") is None
+    values.set("small", bytes(40))
+    assert values.get_with_age("small") == (0, bytes(40))
+    values.clear()
+    values.set("other", bytes(40))
+    assert values.get_with_age("other") == (0, bytes(40))

@@ -1,7 +1,8 @@
 """Decompression of bundles: zstd or gzip, recognised by their first bytes, or neither.
 
 Each step runs in a thread and returns at most `CHUNK_SIZE`, so a decompression bomb cannot fill the
-memory; the consumer limits the total.
+memory; the consumer limits the total. Streams that contain little or nothing are limited in number,
+because each costs time.
 """
 
 import zlib
@@ -15,6 +16,11 @@ from proxy.concurrency import run_in_thread
 from proxy.errors import BundleError
 
 CHUNK_SIZE = 1 << 20
+
+# Concatenated streams of a bundle: so many, and one more for so many bytes of content. bgzip has one for
+# 64 KiB, pzstd two for some MiB.
+MAX_SMALL_STREAMS = 1000
+MIN_STREAM_SIZE = 4096
 
 # 128 MiB, which `zstd --ultra -22` needs; `--long=31` would need 2 GiB.
 _MAX_WINDOW_LOG = 27
@@ -106,14 +112,22 @@ async def _decompress_streams(
 ) -> AsyncIterator[bytes]:
     """Yield the content of one or more concatenated streams, as the `zstd` and `gzip` tools do."""
     decompressor = make_decompressor()
+    stream_count, size = 1, 0
     async for chunk in chunks:
         data = chunk
         while data:
             if decompressor.eof:
                 decompressor = make_decompressor()
+                stream_count += 1
+                if stream_count > MAX_SMALL_STREAMS + size // MIN_STREAM_SIZE:
+                    raise BundleError(
+                        f"the compressed bundle consists of more than {MAX_SMALL_STREAMS} streams "
+                        "with little or no content"
+                    )
             while data or not (decompressor.eof or decompressor.needs_input):
                 output = await run_in_thread(executor, decompressor.decompress, data, CHUNK_SIZE)
                 data = b""
+                size += len(output)
                 if output:
                     yield output
             data = decompressor.unused_data

@@ -1,7 +1,8 @@
 """Export a bundle: stored images as a tar of an OCI image layout that `docker load` takes too.
 
 Blobs are copied unchanged and hashed, so that a blob damaged on disk never completes a bundle. The
-same images produce the same bytes, and the size is known before the first byte.
+same images produce the same bytes, and the size is known before the first byte. What is known about the
+images, and changes, is in a bundle only if that was asked for.
 """
 
 import os
@@ -20,20 +21,25 @@ from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 
 from proxy.bundle import local_file
+from proxy.bundle.facts import BundledRepository, BundleFacts, ImageAge, encode_facts
 from proxy.bundle.local_file import LocalFile
 from proxy.bundle.referrers import find_referrers
 from proxy.concurrency import read_ahead
 from proxy.errors import StorageError, UnknownManifestError
 from proxy.images.store import ImageStore
 from proxy.images.tree import ManifestNode, load_image
-from proxy.names import display_name, full_name
+from proxy.images.trust import PolicySummary, describe_policy
+from proxy.names import display_name, full_name, policy_name
 from proxy.oci import layout, tar
 from proxy.oci.digest import Digest
 from proxy.oci.layout import BundleDetails, DockerImage, LayoutImage
 from proxy.oci.manifest import Manifest
 from proxy.oci.platform import Platform, choose_platform, parse_platform
-from proxy.oci.reference import Reference, Repository
+from proxy.oci.reference import Reference, Repository, Tag
 from proxy.oci.referrers import ReferrerRecord
+from proxy.policy.rules import RuleSet
+from proxy.storage.image_queries import ImageQueries
+from proxy.storage.tag_history import IMPORTED
 
 # Small enough that the CPU's cache holds a chunk while one thread reads, hashes and writes it.
 READ_SIZE = 256 << 10
@@ -41,12 +47,16 @@ READ_SIZE = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class ExportedImage:
-    """An image of a bundle. `skipped_platforms` are in its index but not complete in the store."""
+    """An image of a bundle. `skipped_platforms` are in its index but not complete in the store.
+
+    `policy` is what the policies say of it, which does not change the bundle.
+    """
 
     name: str
     digest: str
     platforms: list[str]
     skipped_platforms: list[str]
+    policy: PolicySummary | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +74,22 @@ class _BundleImage:
 
 
 class Bundle:
-    """The content of a bundle: its blobs in order, with sizes, and the size of the whole tar."""
+    """The content of a bundle: its blobs in order, with sizes, and the size of the whole tar.
 
-    def __init__(self, images: Sequence[_BundleImage], exclude: Collection[Digest]) -> None:
+    `facts` is the content of its `pullcache.facts.json`; without any it has none.
+    """
+
+    def __init__(
+        self, images: Sequence[_BundleImage], exclude: Collection[Digest], facts: bytes = b""
+    ) -> None:
         self.blobs = {
             digest: size for digest, size in _order_blobs(images).items() if digest not in exclude
         }
+        documents = _documents(images, self.blobs)
+        if facts:
+            documents[layout.FACTS_FILE] = facts
         self.metadata_entries = b"".join(
-            _encode_entry(name, content) for name, content in _documents(images, self.blobs).items()
+            _encode_entry(name, content) for name, content in documents.items()
         )
         self.size = len(self.metadata_entries) + len(tar.END_OF_ARCHIVE)
         for digest, size in self.blobs.items():
@@ -82,8 +100,10 @@ class Bundle:
 class BundleExporter:
     """Exports images of one store."""
 
-    def __init__(self, image_store: ImageStore) -> None:
+    def __init__(self, image_store: ImageStore, rules: RuleSet, clock: Callable[[], float]) -> None:
         self._image_store = image_store
+        self._rules = rules
+        self._clock = clock
 
     @asynccontextmanager
     async def open_bundle(
@@ -92,12 +112,13 @@ class BundleExporter:
         *,
         platforms: Sequence[str] = (),
         exclude: Collection[Digest] = (),
+        with_facts: bool = False,
     ) -> AsyncIterator[tuple[Bundle, list[ExportedImage]]]:
         """Yield the bundle of the images, which are not evicted within the context.
 
         Of an image index, the bundle has the manifests that clients of the `platforms` take;
         without platforms, all that are complete in the store. Blobs in `exclude` are left out,
-        because an earlier bundle has them. Raises `InvalidReferenceError`, `DeniedError`, and
+        because an earlier bundle has them. `with_facts` adds what is known about the images. Raises `InvalidReferenceError`, `DeniedError`, and
         `UnknownManifestError` if an image or platform is not in the store.
         """
         requested = [parse_platform(text) for text in platforms]
@@ -110,8 +131,29 @@ class BundleExporter:
                 image = await self._add_referrers(image)
                 lease.digests.update(_order_blobs([image]))
                 selected[image.full_name] = image
-                report.append(exported)
-            yield Bundle([selected[name] for name in sorted(selected)], exclude), report
+                report.append(replace(exported, policy=await self._describe_policy(image)))
+            ordered = [selected[name] for name in sorted(selected)]
+            facts = await self._collect_facts(ordered) if with_facts else b""
+            yield Bundle(ordered, exclude, facts), report
+
+    async def _describe_policy(self, image: _BundleImage) -> PolicySummary | None:
+        return await self._image_store.query(
+            lambda queries: describe_policy(
+                queries,
+                self._rules,
+                image.repository,
+                image.reference,
+                image.node.digest,
+                self._clock(),
+            )
+        )
+
+    async def _collect_facts(self, images: Sequence[_BundleImage]) -> bytes:
+        """Return the document with what is known about the images."""
+        made_at = float(int(self._clock()))
+        return await self._image_store.query(
+            lambda queries: encode_facts(BundleFacts(made_at, _find_facts(queries, images)))
+        )
 
     async def _load_image(self, text: str) -> _BundleImage:
         repository, reference = self._image_store.names.parse_allowed(text)
@@ -213,6 +255,29 @@ class _DamagedBlobError(Exception):
     def __init__(self, reason: str, digest: Digest) -> None:
         super().__init__(f"{digest} {reason}")
         self.digest = digest
+
+
+def _find_facts(queries: ImageQueries, images: Iterable[_BundleImage]) -> list[BundledRepository]:
+    """Return what is known about the repositories, and since when their images are known."""
+    by_repository: dict[Repository, list[ImageAge]] = {}
+    for image in images:
+        ages = by_repository.setdefault(image.repository, [])
+        digest, tag = image.node.digest, image.reference
+        meaning = queries.meaning(image.repository, digest)
+        if meaning and (meaning.source != IMPORTED or meaning.is_ripe):
+            ages.append(
+                ImageAge(
+                    digest,
+                    tag if isinstance(tag, Tag) else None,
+                    meaning.first_seen,
+                    meaning.pushed_at,
+                    meaning.is_ripe,
+                )
+            )
+    return [
+        BundledRepository(policy_name(repository), queries.facts(repository), ages)
+        for repository, ages in by_repository.items()
+    ]
 
 
 # The choice of manifests.

@@ -4,17 +4,20 @@
    no client can pull them yet.
 2. When the archive is complete and valid, each image that passes its checks is added in one
    transaction. Blobs stored earlier count, so a bundle may be a delta.
-3. Blobs that no image needs are removed.
+3. What the bundle says about these images is kept, with the bundle as its source.
+4. Blobs that no image needs are removed.
 
 An import that breaks off keeps its complete blobs, and a repeated one skips them.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 
 from proxy.bundle.decompress import decompress
+from proxy.bundle.facts import BundleFacts
 from proxy.bundle.import_checks import (
     check_name,
     check_problems,
@@ -38,8 +41,11 @@ from proxy.log import get_logger
 from proxy.names import display_name
 from proxy.oci.digest import Digest
 from proxy.oci.layout import LayoutImage
-from proxy.oci.reference import Repository, Tag
+from proxy.oci.reference import Reference, Repository, Tag
+from proxy.policy.facts import RepositoryFacts
 from proxy.storage.image_queries import StoredBlob
+from proxy.storage.policy_records import PolicyRecords
+from proxy.storage.policy_rows import TagMeaning
 from proxy.storage.space import Lease
 
 log = get_logger(__name__)
@@ -67,20 +73,33 @@ class ImportedImage:
 class ImportReport:
     """The outcome of an import.
 
-    `added` blobs with `added_bytes` are new; `already_stored` blobs of the bundle are not.
+    `added` blobs with `added_bytes` are new; `already_stored` blobs of the bundle are not. `facts` counts
+    the repositories about which the bundle says something; it is None if the bundle has no facts.
     """
 
     images: list[ImportedImage]
     added: int
     added_bytes: int
     already_stored: int
+    facts: int | None = None
 
 
 class BundleImporter:
-    """Imports bundles into one store; several imports may run at once."""
+    """Imports bundles into one store; several imports may run at once.
 
-    def __init__(self, image_store: ImageStore) -> None:
+    `on_change` is called after images or facts were added; `clock` is Unix time.
+    """
+
+    def __init__(
+        self,
+        image_store: ImageStore,
+        clock: Callable[[], float],
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
         self._image_store = image_store
+        self._records = PolicyRecords(image_store.index)
+        self._clock = clock
+        self._on_change = on_change
 
     async def import_bundle(
         self,
@@ -101,13 +120,15 @@ class BundleImporter:
             bundle = await self._read_bundle(counted, lease)
             images, needed = await self._add_images(bundle, default_name)
             failed, needed_by_referrers = await self._add_referrers(bundle, images)
+            facts = await self._add_facts(bundle.facts, images) if bundle.facts else None
             images += failed
             needed |= needed_by_referrers
+            self._on_change()
             await self._remove_unneeded(bundle, needed, lease)
         added = [size for digest, size in bundle.added_blobs.items() if digest in needed]
         log.info("bundle_imported", images=len(images), blobs=len(added), bytes=sum(added))
         return ImportReport(
-            images, len(added), sum(added), len(bundle.digests) - len(bundle.added_blobs)
+            images, len(added), sum(added), len(bundle.digests) - len(bundle.added_blobs), facts
         )
 
     async def _read_bundle(self, chunks: AsyncIterator[bytes], lease: Lease) -> BundleReader:
@@ -184,6 +205,43 @@ class BundleImporter:
             if repository is not None and repository in repositories:
                 await self._image_store.index.set_referrer_records(repository, records)
         return failed, needed
+
+    async def _add_facts(self, said: BundleFacts, images: Sequence[ImportedImage]) -> int:
+        """Keep what the bundle says about the images that were added; return about how many repositories.
+
+        Times in the future count as now, so that they are not newer than what Docker Hub says later.
+        """
+        now = self._clock()
+        made_at = min(said.made_at, now)
+        source = f"bundle of {datetime.fromtimestamp(made_at, UTC):%Y-%m-%d}"
+        added: dict[Repository, set[tuple[Reference | None, str]]] = {}
+        for image in images:
+            if image.is_complete:
+                repository, reference = self._image_store.names.parse_allowed(image.name)
+                tag = reference if isinstance(reference, Tag) else None
+                added.setdefault(repository, set()).add((tag, image.digest))
+        facts: list[tuple[Repository, RepositoryFacts]] = []
+        ages: list[tuple[Repository, Tag | None, TagMeaning]] = []
+        told: set[Repository] = set()
+        for one in said.repositories:
+            named = self._try_parse(one.name)
+            if named is None or named not in added:
+                continue
+            if one.facts:
+                asked_at = min(one.facts.asked_at, now)
+                facts.append((named, replace(one.facts, asked_at=asked_at, source=source)))
+                told.add(named)
+            for age in one.ages:
+                if (age.tag, str(age.digest)) in added[named]:
+                    pushed_at = None if age.pushed_at is None else min(age.pushed_at, now)
+                    first_seen = min(age.first_seen, now)
+                    meaning = TagMeaning(
+                        age.digest, first_seen, now, pushed_at, age.is_ripe, source
+                    )
+                    ages.append((named, age.tag, meaning))
+                    told.add(named)
+        await self._records.add_bundle_facts(facts, ages)
+        return len(told)
 
     def _try_parse(self, name: str) -> Repository | None:
         with suppress(InvalidReferenceError, DeniedError):

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from proxy.bundle.byte_queue import ByteQueue
+from proxy.bundle.facts import BundleFacts, parse_facts
 from proxy.bundle.tar import TarReader
 from proxy.concurrency import run_in_thread
 from proxy.errors import (
@@ -22,8 +23,9 @@ from proxy.storage.ingest import Ingest
 from proxy.storage.space import Lease, Reservation
 
 # Files that are not part of a layout (docker's `repositories`, a README) are skipped up to this
-# many bytes in total.
+# many bytes in total, each counted as `MIN_UNKNOWN_SIZE` at least.
 MAX_UNKNOWN_SIZE = 64 << 20
+MIN_UNKNOWN_SIZE = 4096
 
 _NOT_A_LAYOUT = (
     "not an OCI image layout, the only format that preserves digests: make it with pullcache "
@@ -37,7 +39,8 @@ class BundleReader:
     `digests` are the blobs that it contains, `added_blobs` those that were new to the store with
     their sizes, and `images` what its index lists. `expected_manifests` are, by image index, the
     manifests that the bundle expects in the store after the import, where it states them.
-    `docker_names` are the names in docker's manifest, by the digest of the image's config.
+    `docker_names` are the names in docker's manifest, by the digest of the image's config. `facts` is what
+    the bundle says about the images, if it does.
     """
 
     def __init__(self, image_store: ImageStore, lease: Lease, directory: Path) -> None:
@@ -46,6 +49,7 @@ class BundleReader:
         self.images: list[LayoutImage] = []
         self.details = BundleDetails()
         self.docker_names: dict[Digest, list[str]] = {}
+        self.facts: BundleFacts | None = None
         self._documents: dict[str, bytes] = {}
         # Media types of manifests that were announced and have not arrived yet.
         self._announced_manifests: dict[Digest, str] = {}
@@ -70,10 +74,10 @@ class BundleReader:
             elif header.name in layout.LAYOUT_FILES:
                 await self._read_document(header, archive)
             else:
-                self._unknown_size += header.size
+                self._unknown_size += max(header.size, MIN_UNKNOWN_SIZE)
                 if self._unknown_size > MAX_UNKNOWN_SIZE:
                     raise BundleError(_NOT_A_LAYOUT)
-        self._parse_documents()
+        await run_in_thread(self._image_store.executor, self._parse_documents)
 
     async def _read_document(self, header: tar.TarHeader, archive: TarReader) -> None:
         if header.size > layout.MAX_DOCUMENT_SIZE:
@@ -83,7 +87,8 @@ class BundleReader:
         content = b"".join([chunk async for chunk in archive.read_chunks()])
         self._documents[header.name] = content
         if header.name == layout.INDEX_FILE:
-            for image in layout.parse_index(content):
+            index = await run_in_thread(self._image_store.executor, layout.parse_index, content)
+            for image in index:
                 self._announced_manifests[image.digest] = image.media_type
                 await self._lease_stored_children(image.digest)
 
@@ -104,7 +109,9 @@ class BundleReader:
                 continue
             content = await self._image_store.blob_store.read(digest)
             with suppress(InvalidManifestError):  # reported when the image is added
-                manifest = oci.parse_manifest(content or b"", media_type)
+                manifest = await run_in_thread(
+                    self._image_store.executor, oci.parse_manifest, content or b"", media_type
+                )
                 for child in manifest.manifests:
                     if child.digest not in self._lease.digests:
                         self._announced_manifests[child.digest] = child.media_type
@@ -123,6 +130,8 @@ class BundleReader:
             self.details = layout.parse_details(documents[layout.EXPECTED_FILE])
         if layout.DOCKER_MANIFEST_FILE in documents:
             self.docker_names = layout.parse_docker_manifest(documents[layout.DOCKER_MANIFEST_FILE])
+        if layout.FACTS_FILE in documents:
+            self.facts = parse_facts(documents[layout.FACTS_FILE])
 
     async def _import_blob(self, digest: Digest, size: int, archive: TarReader) -> None:
         """Store a blob, unless it is stored already: then the archive skips it."""

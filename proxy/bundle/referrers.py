@@ -48,7 +48,7 @@ def find_referrers(
     records = {
         subject: record
         for subject in subjects
-        if trees and (record := queries.referrer_record(repository, subject))
+        if (record := queries.referrer_record(repository, subject))
     }
     return StoredReferrers(trees, records)
 

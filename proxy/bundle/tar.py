@@ -4,12 +4,19 @@ Entry names are compared but never used as paths. Everything held in memory, and
 is bounded.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from proxy.errors import BundleError
 from proxy.oci import tar
 
 MAX_ENTRIES = 500_000
+# Directories of an archive; an image layout has three.
+MAX_DIRECTORIES = 10_000
+# Bytes of all extended headers. Entries of an image layout need none.
+MAX_EXTENDED_HEADERS_SIZE = 64 << 20
+# Headers after which other tasks run: a compressed chunk may contain thousands.
+_HEADERS_PER_TURN = 256
 # Zeros after the end of the archive: GNU tar fills a record of 10 KiB, others a tape block.
 _MAX_TRAILER = 1 << 20
 # Extended headers in a row before one entry.
@@ -29,6 +36,8 @@ class TarReader:
         self._remaining = 0
         self._padding = 0
         self._entry_count = 0
+        self._directory_count = 0
+        self._extended_size = 0
 
     async def next_file(self) -> tar.TarHeader | None:
         """Skip the rest of the current file and return the next one, or None at the end."""
@@ -42,9 +51,14 @@ class TarReader:
             self._entry_count += 1
             if self._entry_count > MAX_ENTRIES:
                 raise BundleError(f"the archive has more than {MAX_ENTRIES} entries")
+            if self._entry_count % _HEADERS_PER_TURN == 0:
+                await asyncio.sleep(0)
             if header.kind == "file":
                 self._remaining, self._padding = header.size, tar.padding_size(header.size)
                 return header
+            self._directory_count += 1
+            if self._directory_count > MAX_DIRECTORIES:
+                raise BundleError(f"the archive has more than {MAX_DIRECTORIES} directories")
 
     async def read_chunks(self) -> AsyncIterator[bytes]:
         """Yield the rest of the current file as it arrives."""
@@ -68,6 +82,11 @@ class TarReader:
             if header.kind in ("file", "directory"):
                 actual_size = tar.parse_pax_size(size) if size else header.size
                 return tar.TarHeader(_normalize_name(name or header.name), actual_size, header.kind)
+            self._extended_size += tar.BLOCK_SIZE + header.size
+            if self._extended_size > MAX_EXTENDED_HEADERS_SIZE:
+                raise BundleError(
+                    f"the archive has more than {MAX_EXTENDED_HEADERS_SIZE} bytes of extended headers"
+                )
             content = await self._reader.read_exactly(header.size)
             await self._reader.read_exactly(tar.padding_size(header.size))
             if header.kind == "name":

@@ -6,17 +6,18 @@ time, at once.
 """
 
 import asyncio
+from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping
 from functools import partial
 
 from proxy.concurrency import SingleFlight
-from proxy.errors import ProxyError, StorageError
+from proxy.errors import ProxyError, RateLimitedError, StorageError, UpstreamTimeoutError
 from proxy.log import get_logger
 from proxy.lru import TTLCache
 from proxy.names import policy_name
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
-from proxy.policy.facts import Badge, RepositoryFacts, is_official
+from proxy.policy.facts import DOCKER_HUB, Badge, RepositoryFacts, is_official
 from proxy.storage.policy_records import PolicyRecords
 from proxy.upstream.client import Upstream
 from proxy.upstream.offline import OfflineSwitch
@@ -25,8 +26,9 @@ from proxy.upstream.offline import OfflineSwitch
 FACTS_TTL = 86_400.0
 # Seconds for which an answer that is no fact is kept: not listed, no answer, not public.
 RETRY_INTERVAL = 600.0
-# Questions a minute; Docker Hub allows an address 180.
+# Questions within a minute; Docker Hub allows an address 180. Half of them are for pulls that wait.
 MAX_QUESTIONS_PER_MINUTE = 30
+MAX_BACKGROUND_QUESTIONS_PER_MINUTE = MAX_QUESTIONS_PER_MINUTE // 2
 # Repositories that wait to be asked about; further ones are asked about at their next pull.
 MAX_WAITING = 1_000
 # Answers that are no facts, and repositories known to be public, that are remembered.
@@ -60,7 +62,15 @@ class FactsCache:
         self._public: TTLCache[Repository, bool] = TTLCache(MAX_REMEMBERED, clock)
         self._waiting: dict[Repository, Digest] = {}
         self._worker: asyncio.Task[None] | None = None
-        self._next_question_at = 0.0
+        # When the questions of the last minute were asked, and when those that wait will be, in order.
+        self._asked_at: list[float] = []
+        self._push_times: TTLCache[tuple[Repository, Tag, Digest], float | None]
+        self._push_times = TTLCache(MAX_REMEMBERED, clock)
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether nothing can be asked, because the cache is offline."""
+        return bool(self._offline)
 
     def has_facts(self, repository: Repository) -> bool:
         """Tell whether facts about the repository can be had from Docker Hub."""
@@ -108,10 +118,25 @@ class FactsCache:
         None if it says nothing about it, or cannot be asked about the repository. Raises
         `UpstreamError` if it could not be asked now.
         """
+        key = (repository, tag, digest)
+        known = self._push_times.get_with_age(key)
+        if known and 0 <= known[0] < RETRY_INTERVAL:
+            return known[1]
         hub = self._upstreams[repository.upstream].hub
-        if hub is None or self._offline or not await self._is_public(repository, digest):
+        if hub is None or self._offline:
             return None
-        return (await hub.fetch_push_times(repository.name, tag)).get(digest)
+        pushed_at: float | None = None
+        try:
+            async with asyncio.timeout(QUESTION_TIMEOUT):
+                if await self._is_public(repository, digest):
+                    await self._wait_for_turn(MAX_QUESTIONS_PER_MINUTE)
+                    pushed_at = (await hub.fetch_push_times(repository.name, tag)).get(digest)
+        except TimeoutError as error:
+            raise UpstreamTimeoutError(
+                f"Docker Hub did not say within {QUESTION_TIMEOUT:g} s when the tag was pushed"
+            ) from error
+        self._push_times.set(key, pushed_at)
+        return pushed_at
 
     def _is_due(self, repository: Repository, known: RepositoryFacts) -> bool:
         if not self.has_facts(repository) or self._offline:
@@ -119,26 +144,34 @@ class FactsCache:
         recent = self._no_facts.get_with_age(repository)
         if recent and 0 <= recent[0] < RETRY_INTERVAL:
             return False
-        return not 0 <= self._clock() - known.asked_at < FACTS_TTL
+        # What a bundle says is checked as soon as Docker Hub can be asked.
+        is_own = known.source == DOCKER_HUB
+        return not (is_own and 0 <= self._clock() - known.asked_at < FACTS_TTL)
 
     async def _ask_waiting(self) -> None:
         while self._waiting:
             repository, digest = next(iter(self._waiting.items()))
             try:
-                await self._questions.run(repository, partial(self._ask, repository, digest))
+                limit = MAX_BACKGROUND_QUESTIONS_PER_MINUTE
+                await self._questions.run(repository, partial(self._ask, repository, digest, limit))
             except ProxyError as error:
                 log.info("facts_unavailable", repository=repository.name, reason=str(error))
             finally:
                 del self._waiting[repository]
 
-    async def _ask(self, repository: Repository, digest: Digest) -> RepositoryFacts:
-        """Ask Docker Hub, and keep its answer. Raises `NotFoundError` and `UpstreamError`."""
+    async def _ask(
+        self, repository: Repository, digest: Digest, limit: int = MAX_QUESTIONS_PER_MINUTE
+    ) -> RepositoryFacts:
+        """Ask Docker Hub, and keep its answer. Raises `NotFoundError` and `UpstreamError`.
+
+        At most `limit` questions are asked within a minute.
+        """
         hub = self._upstreams[repository.upstream].hub
         try:
             if not (hub and await self._is_public(repository, digest)):
                 self._no_facts.set(repository, Badge.PRIVATE)
                 return self.get_known(repository)
-            await self._wait_for_turn()
+            await self._wait_for_turn(limit)
             hit = await hub.find_repository(repository.name)
         except ProxyError:
             self._no_facts.set(repository, Badge.NO_ANSWER)
@@ -172,8 +205,19 @@ class FactsCache:
         self._public.set(repository, is_public)
         return is_public
 
-    async def _wait_for_turn(self) -> None:
-        """Wait until the rate allows a question."""
-        at = max(self._now(), self._next_question_at)
-        self._next_question_at = at + 60.0 / MAX_QUESTIONS_PER_MINUTE
-        await asyncio.sleep(at - self._now())
+    async def _wait_for_turn(self, limit: int) -> None:
+        """Wait until less than `limit` questions were asked within a minute.
+
+        Raises `RateLimitedError` if too many are waiting.
+        """
+        now, asked_at = self._now(), self._asked_at
+        del asked_at[: bisect_left(asked_at, now - 60.0)]
+        if len(asked_at) >= limit + MAX_WAITING:
+            raise RateLimitedError("too many repositories wait to be asked about at Docker Hub")
+        at = max(now, asked_at[-limit] + 60.0) if len(asked_at) >= limit else now
+        insort(asked_at, at)
+        try:
+            await asyncio.sleep(at - now)
+        except asyncio.CancelledError:
+            asked_at.remove(at)
+            raise

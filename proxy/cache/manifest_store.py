@@ -2,7 +2,6 @@
 
 from concurrent.futures import Executor
 
-from proxy.concurrency import run_in_thread
 from proxy.errors import InvalidManifestError, NoSpaceError, StorageError, UpstreamError
 from proxy.log import get_logger
 from proxy.lru import CachedManifest, ManifestLRUCache
@@ -10,6 +9,7 @@ from proxy.metrics import Metrics
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
+from proxy.parsing import DocumentParser
 from proxy.storage.blobs import BlobStore
 from proxy.storage.commit import Committer
 from proxy.storage.index import Index
@@ -20,8 +20,6 @@ from proxy.upstream.client import FetchedManifest
 
 # Bytes of manifests kept in memory.
 MANIFEST_CACHE_SIZE = 32 << 20
-# Larger manifests are parsed in a thread: 4 MiB of hostile JSON take a second.
-INLINE_PARSE_LIMIT = 64 << 10
 
 log = get_logger(__name__)
 
@@ -36,12 +34,13 @@ class ManifestStore:
         space: SpaceManager,
         metrics: Metrics,
         executor: Executor,
+        parser: DocumentParser,
     ) -> None:
         self._store = store
         self._index = index
         self._space = space
         self._metrics = metrics
-        self._executor = executor
+        self._parser = parser
         self._committer = Committer(store, index, space, executor)
         self._lru = ManifestLRUCache(MANIFEST_CACHE_SIZE)
 
@@ -91,7 +90,7 @@ class ManifestStore:
         """
         problem = f"{repository.upstream} did not send a manifest"
         try:
-            manifest = await self.parse(fetched.content, fetched.content_type)
+            manifest = await self.parse(repository, fetched.content, fetched.content_type)
         except InvalidManifestError as error:
             raise UpstreamError(f"{problem}: {error}") from error
         if manifest.doubt and not fetched.is_verified:
@@ -103,11 +102,16 @@ class ManifestStore:
         with span("commit"):
             return cached, await self._commit(repository, fetched, manifest)
 
-    async def parse(self, content: bytes, content_type: str) -> oci.Manifest:
-        """Parse a manifest, in a thread if it is large. Raises as `oci.parse_manifest` does."""
-        if len(content) <= INLINE_PARSE_LIMIT:
-            return oci.parse_manifest(content, content_type)
-        return await run_in_thread(self._executor, oci.parse_manifest, content, content_type)
+    async def parse(
+        self, repository: Repository, content: bytes, content_type: str
+    ) -> oci.Manifest:
+        """Parse a manifest of the repository, in the parser's thread if it is large.
+
+        Raises `InvalidManifestError` and `TooManyRequestsError`.
+        """
+        return await self._parser.run(
+            repository.upstream, len(content), oci.parse_manifest, content, content_type
+        )
 
     async def _commit(
         self, repository: Repository, fetched: FetchedManifest, manifest: oci.Manifest

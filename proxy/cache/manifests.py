@@ -44,6 +44,10 @@ from proxy.upstream.client import FetchedManifest, Upstream
 
 # Maximum of remembered missing tags and, separately, of tags that were not pulled to save quota.
 MAX_CACHED_ERRORS = 10_000
+# Indexes of which the manifest for clients that take no index is remembered.
+MAX_SELECTED_PLATFORMS = 1000
+# Longer values of `Accept` are parsed for each request, in characters.
+MAX_REMEMBERED_ACCEPT = 2048
 # Seconds before the deadline of the response at which the revalidation of a tag ends, so that the
 # stale copy can still be served.
 STALE_MARGIN = 1.0
@@ -90,11 +94,14 @@ class ManifestCache:
         self._tag_ttl = lru_cache(maxsize=4096)(
             lambda repository, tag: rules.ttl(policy_name(repository), tag)
         )
-        self._accepts = lru_cache(maxsize=256)(accepts)
+        self._accepts_cached = lru_cache(maxsize=256)(accepts)
+        # Copies of the errors, without the frames that raised them: those take 7 KB each.
         self._missing_tags: TTLCache[tuple[Repository, Tag], NotFoundError]
         self._missing_tags = TTLCache(MAX_CACHED_ERRORS, clock)
         self._quota_errors: TTLCache[tuple[Repository, Tag], RateLimitedError]
         self._quota_errors = TTLCache(MAX_CACHED_ERRORS, clock)
+        self._selected_platforms: TTLCache[tuple[Digest, str], Digest | None]
+        self._selected_platforms = TTLCache(MAX_SELECTED_PLATFORMS, clock)
         self._fetches: SingleFlight[tuple[Repository, Reference], tuple[CachedManifest, CacheState]]
         self._fetches = SingleFlight(group)
 
@@ -109,7 +116,10 @@ class ManifestCache:
         if result is None or self._policy is None:
             return result
         permission = self._policy.find_permission(repository, reference)
-        if permission is None or permission.digest != result.manifest.digest:
+        if permission is None:
+            return None
+        permitted, served = permission.digest, result.manifest.digest
+        if permitted is not served and permitted != served:
             return None
         if permission.warning:
             return msgspec.structs.replace(result, warning=permission.warning)
@@ -135,6 +145,13 @@ class ManifestCache:
         if manifest is None or not self._accepts(accept, manifest.media_type):
             return None
         return ManifestResult(manifest, "hit", age, ttl)
+
+    def is_judged(self, repository: Repository, digest: Digest) -> bool:
+        """Tell whether policies have to judge a digest that a client asks for as a blob."""
+        if self._policy is None:
+            return False
+        row = self._index.blob(repository, digest)
+        return row is not None and row.media_type is not None
 
     async def get_manifest(
         self, repository: Repository, reference: Reference, accept: tuple[str, ...]
@@ -180,6 +197,12 @@ class ManifestCache:
             manifest, state = await self._refresh_once(repository, reference, tag_row, deadline)
             result = ManifestResult(manifest, state)
         return (await self._apply_policy(repository, reference, result, deadline)).manifest
+
+    def find_ripening(
+        self, repository: Repository, reference: Reference
+    ) -> tuple[Digest, str] | None:
+        """Return what `PolicyGate.find_ripening` does."""
+        return self._policy.find_ripening(repository, reference) if self._policy else None
 
     async def get_unjudged_manifest(
         self, repository: Repository, reference: Reference
@@ -232,7 +255,12 @@ class ManifestCache:
         permission = await self._policy.admit(repository, reference, result.manifest)
         manifest, digest = result.manifest, permission.digest
         if digest != manifest.digest:
-            manifest = (await self._get_by_digest(repository, digest, deadline)).manifest
+            try:
+                manifest = (await self._get_by_digest(repository, digest, deadline)).manifest
+            except NotFoundError:
+                if permission.refusal:
+                    raise copy(permission.refusal) from None
+                raise
             if not isinstance(reference, Digest):
                 await self._write_tag(self._index.move_tag(repository, reference, digest))
         warning = "; ".join(filter(None, (result.warning, permission.warning)))
@@ -244,6 +272,11 @@ class ManifestCache:
             await write
         except StorageError as error:
             log.warning("index_write_failed", reason=str(error))
+
+    def _accepts(self, accept: tuple[str, ...], media_type: str) -> bool:
+        if sum(map(len, accept)) > MAX_REMEMBERED_ACCEPT:
+            return accepts(accept, media_type)
+        return self._accepts_cached(accept, media_type)
 
     # By digest.
 
@@ -349,7 +382,7 @@ class ManifestCache:
             else:
                 manifest, state = await self._revalidate(repository, tag, tag_row)
         except NotFoundError as error:
-            self._missing_tags.set((repository, tag), error)
+            self._missing_tags.set((repository, tag), copy(error))
             if tag_row:
                 await self._write_tag(self._index.delete_tag(repository, tag))
             raise
@@ -387,7 +420,7 @@ class ManifestCache:
             error = RateLimitedError(
                 f"{upstream.scarce_quota_reason}, reserved for content that is not cached"
             )
-            self._quota_errors.set(key, error)
+            self._quota_errors.set(key, copy(error))
             raise error
         if digest is None:
             return await self._fetch_and_store(repository, tag)
@@ -415,15 +448,27 @@ class ManifestCache:
         Docker Hub does the same. Raises `UnknownManifestError` if the client accepts neither.
         """
         top = result.manifest
-        if top.media_type in INDEX_TYPES:
-            index = await self._store.parse(top.content, top.media_type)
-            if digest := index.select_platform("linux", "amd64"):
-                manifest = (await self._get_by_digest(repository, digest, deadline)).manifest
-                if self._accepts(accept, manifest.media_type):
-                    return msgspec.structs.replace(result, manifest=manifest)
+        if top.media_type in INDEX_TYPES and (
+            digest := await self._select_platform(repository, top)
+        ):
+            manifest = (await self._get_by_digest(repository, digest, deadline)).manifest
+            if self._accepts(accept, manifest.media_type):
+                return msgspec.structs.replace(result, manifest=manifest)
         raise UnknownManifestError(
             f"the tag is a {top.media_type}, which the Accept header does not allow"
         )
+
+    async def _select_platform(
+        self, repository: Repository, index: CachedManifest
+    ) -> Digest | None:
+        """Return the linux/amd64 manifest of an index; parsing a large one again takes long."""
+        key = (index.digest, index.media_type)
+        if known := self._selected_platforms.get_with_age(key):
+            return known[1]
+        parsed = await self._store.parse(repository, index.content, index.media_type)
+        digest = parsed.select_platform("linux", "amd64")
+        self._selected_platforms.set(key, digest)
+        return digest
 
     # Upstream.
 

@@ -35,8 +35,9 @@ from proxy.upstream.search import SearchHit, SearchPage
 
 # Seconds for which a page of results is fresh.
 SEARCH_TTL = 300.0
-# Cached pages; with 100 results each they take 25 MB at most.
+# Cached pages, and their bytes.
 MAX_CACHED_PAGES = 256
+MAX_CACHED_PAGES_SIZE = 8 << 20
 
 DEFAULT_LIMIT = 25
 MAX_LIMIT = 100
@@ -90,7 +91,10 @@ class RepositorySearch:
         self._index = index
         self._facts = facts
         self._now = asyncio.get_running_loop().time
-        self._page_cache: TTLCache[SearchQuery, SearchPage] = TTLCache(MAX_CACHED_PAGES, clock)
+        # Encoded, because the objects take three times the memory.
+        self._page_cache: TTLCache[SearchQuery, bytes] = TTLCache(
+            MAX_CACHED_PAGES, clock, max_size=MAX_CACHED_PAGES_SIZE, size_of=len
+        )
         self._fetches: SingleFlight[SearchQuery, SearchPage] = SingleFlight(group)
 
     def parse_query(
@@ -129,7 +133,7 @@ class RepositorySearch:
         """
         cached = self._page_cache.get_with_age(query)
         if cached and 0 <= cached[0] < SEARCH_TTL:
-            return SearchResult(cached[1], "hit")
+            return SearchResult(_decode_page(cached[1]), "hit")
         if not query.terms or not self._config.get_search_url(query.upstream):
             problem = "no search_url is set for it" if query.terms else ""
             return SearchResult(await self._search_stored(query), "hit", "store", problem)
@@ -140,7 +144,7 @@ class RepositorySearch:
                     await self._fetches.run(query, partial(self._fetch_page, query)), state
                 )
         except (UpstreamError, NotFoundError) as error:
-            page = cached[1] if cached else await self._search_stored(query)
+            page = _decode_page(cached[1]) if cached else await self._search_stored(query)
             # An empty page is a right answer while offline or where upstream cannot search, but it
             # would hide a failure.
             may_be_empty = isinstance(error, OfflineError | NotFoundError)
@@ -161,7 +165,7 @@ class RepositorySearch:
                 if not query.badges or known.badge in query.badges:
                     results.append(msgspec.structs.replace(known, name=display_name(repository)))
         page = SearchPage(results, answer.total)
-        self._page_cache.set(query, page)
+        self._page_cache.set(query, msgspec.msgpack.encode(page))
         return page
 
     async def _ask_upstream(self, query: SearchQuery) -> SearchPage:
@@ -205,6 +209,10 @@ class RepositorySearch:
         found, total = await self._index.read(search)
         hits = [self._add_known_facts(_stored_hit(one), one) for one in found]
         return SearchPage(hits, total)
+
+
+def _decode_page(content: bytes) -> SearchPage:
+    return msgspec.msgpack.decode(content, type=SearchPage)
 
 
 def _stored_hit(repository: Repository) -> SearchHit:

@@ -4,7 +4,7 @@ A blob that is not linked to the image's repository counts as missing, because s
 request to upstream.
 """
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 
@@ -14,8 +14,10 @@ from proxy.errors import DeniedError, InvalidReferenceError
 from proxy.images.selection import ImageSelection, parse_platforms
 from proxy.images.store import ImageStore
 from proxy.images.tree import ImageState, ManifestNode, MissingBlob, load_image
+from proxy.images.trust import PolicySummary, describe_policy
 from proxy.names import display_name
 from proxy.oci.platform import Platform, choose_platform
+from proxy.policy.rules import RuleSet
 from proxy.storage.image_queries import ImageQueries
 
 _BATCH_SIZE = 50
@@ -24,7 +26,8 @@ _BATCH_SIZE = 50
 class ImageCheck(msgspec.Struct, frozen=True, kw_only=True):
     """The state of an image for one platform.
 
-    `size` counts bytes in the store; `reason` says why the image is not complete.
+    `size` counts bytes in the store; `reason` says why the image is not complete. `policy` is what the
+    policies say of it, which does not change the state.
     """
 
     image: str
@@ -34,14 +37,23 @@ class ImageCheck(msgspec.Struct, frozen=True, kw_only=True):
     size: int = 0
     missing: Sequence[MissingBlob] = ()
     reason: str = ""
+    policy: PolicySummary | None = None
 
 
 class OfflineChecker:
     """Checks images of one store."""
 
-    def __init__(self, image_store: ImageStore, native_platform: Platform) -> None:
+    def __init__(
+        self,
+        image_store: ImageStore,
+        native_platform: Platform,
+        rules: RuleSet,
+        clock: Callable[[], float],
+    ) -> None:
         self._image_store = image_store
         self._native_platform = native_platform
+        self._rules = rules
+        self._clock = clock
 
     async def check(self, selections: Sequence[ImageSelection]) -> AsyncGenerator[ImageCheck, None]:
         """Yield a check for each image and platform, in order.
@@ -78,13 +90,16 @@ class OfflineChecker:
                 yield _absent_check(name, text, "not in the store")
             return
         is_explicit = bool(selection.platforms)
+        policy = describe_policy(
+            queries, self._rules, repository, reference, top.digest, self._clock()
+        )
         for platform, node in _match_platforms(top, platforms, is_explicit=is_explicit):
             if node is None:
                 offered = ", ".join(str(one.platform) for one in top.platform_manifests())
                 reason = f"the image is for {offered or 'no platform'} only"
                 yield _absent_check(name, platform, reason[:200])
             else:
-                yield _check_node(name, platform, node)
+                yield _check_node(name, platform, node, policy)
 
 
 def _match_platforms(
@@ -103,7 +118,9 @@ def _match_platforms(
     return [(str(platform), choose_platform(candidates, platform)) for platform in platforms]
 
 
-def _check_node(name: str, platform: str, node: ManifestNode) -> ImageCheck:
+def _check_node(
+    name: str, platform: str, node: ManifestNode, policy: PolicySummary | None
+) -> ImageCheck:
     state = node.platform_state()
     is_complete = state.state == "complete"
     return ImageCheck(
@@ -114,6 +131,7 @@ def _check_node(name: str, platform: str, node: ManifestNode) -> ImageCheck:
         size=state.size,
         missing=state.missing,
         reason="" if is_complete else node.problem or "some of its blobs are not in the store",
+        policy=policy,
     )
 
 

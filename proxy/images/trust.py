@@ -31,7 +31,10 @@ class TrustSummary(msgspec.Struct, frozen=True):
 
 
 class PolicySummary(msgspec.Struct, frozen=True):
-    """What policy number `policy` says about an image; `is_allowed` is also true if it only audits."""
+    """What policy number `policy` says about an image; `is_allowed` is also true if it only audits.
+
+    `until` is when that ends, in Unix time: an unripe image may be pulled, or an exception is over.
+    """
 
     policy: int
     mode: str
@@ -44,13 +47,15 @@ class PolicySummary(msgspec.Struct, frozen=True):
 class MeaningSummary(msgspec.Struct, frozen=True):
     """A digest that a tag meant from `first_seen` to `last_seen`, in Unix time.
 
-    `pushed` is when Docker Hub says that it was pushed.
+    `pushed` is when Docker Hub says that it was pushed. `source` is the bundle that says so, `import` for one
+    without facts, empty if this cache saw it.
     """
 
     digest: str
     first_seen: int
     last_seen: int
     pushed: int | None
+    source: str
 
 
 def describe_trust(queries: ImageQueries, repository: Repository) -> TrustSummary:
@@ -86,8 +91,9 @@ def describe_policy(
     rule = rules.find(policy_name(repository))
     if rule is None:
         return None
-    if queries.has_exception(repository, digest, now):
-        decision, reason, until = PolicyDecision.ALLOW, "an exception allows it", None
+    until = queries.exception_end(repository, digest, now)
+    if until is not None:
+        decision, reason = PolicyDecision.ALLOW, "an exception allows it"
     else:
         meaning = queries.meaning(repository, digest)
         facts = ImageFacts(
@@ -118,6 +124,7 @@ def describe_history(
             to_seconds(one.first_seen),
             to_seconds(one.last_seen),
             to_seconds(one.pushed_at),
+            one.source,
         )
         for one in queries.meanings(repository, reference)
     ]

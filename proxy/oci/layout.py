@@ -22,7 +22,9 @@ DOCKER_MANIFEST_FILE = "manifest.json"
 # an annotation, because containerd keeps annotations even when it exports fewer platforms than it
 # loaded.
 EXPECTED_FILE = "pullcache.json"
-LAYOUT_FILES = frozenset({LAYOUT_FILE, INDEX_FILE, DOCKER_MANIFEST_FILE, EXPECTED_FILE})
+# Our own: what is known about the images, see proxy/bundle/facts.py.
+FACTS_FILE = "pullcache.facts.json"
+LAYOUT_FILES = frozenset({LAYOUT_FILE, INDEX_FILE, DOCKER_MANIFEST_FILE, EXPECTED_FILE, FACTS_FILE})
 
 LAYOUT_FILE_CONTENT = b'{"imageLayoutVersion":"1.0.0"}'
 
@@ -71,8 +73,9 @@ class BundleDetails:
     """What `pullcache.json` states: `manifests` are those to expect in the store, by image index.
 
     `referrers` are signatures and the like of the images, with names as images have them; `records`
-    are what the registry had of them, by repository and subject. They are not in `index.json`,
-    because docker and containerd take what is listed there for images to unpack.
+    are what the registry had of them, by repository and subject, also where it had none. They are
+    not in `index.json`, because docker and containerd take what is listed there for images to
+    unpack.
     """
 
     manifests: Mapping[Digest, Sequence[Digest]] = field(default_factory=dict)
@@ -169,17 +172,21 @@ def encode_docker_manifest(images: Iterable[DockerImage]) -> bytes:
 
 def encode_details(details: BundleDetails) -> bytes:
     """Return `pullcache.json`; empty if there is nothing to state."""
+    if not (details.manifests or details.referrers or details.records):
+        return b""
     expected = details.manifests
-    document: dict[str, Any] = {}
-    if expected:
-        document["manifests"] = {str(key): [*map(str, expected[key])] for key in expected}
+    # Version 0.1.0 requires the first field.
+    document: dict[str, Any] = {
+        "manifests": {str(key): [*map(str, expected[key])] for key in expected}
+    }
     if details.referrers:
         document["referrers"] = [_encode_descriptor(one, True) for one in details.referrers]
+    if details.records:
         document["records"] = {
             name: {str(subject): record for subject, record in records.items()}
             for name, records in details.records.items()
         }
-    return _encode(document) if document else b""
+    return _encode(document)
 
 
 def parse_details(content: bytes) -> BundleDetails:

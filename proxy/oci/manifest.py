@@ -158,13 +158,8 @@ def parse_manifest(content: bytes, content_type: str) -> Manifest:
         raise InvalidManifestError(f"larger than {MAX_MANIFEST_SIZE} bytes")
     header = content_type.partition(";")[0].strip().lower()
     try:
-        # Objects become tuples of pairs, which show repeated names. Go replaces what is not UTF-8.
-        document = json.loads(
-            content.decode(errors="replace"),
-            object_pairs_hook=tuple,
-            parse_int=_parse_int,
-            parse_constant=_reject_constant,
-        )
+        # Go replaces what is not UTF-8, and ignores what follows the document.
+        document, _ = _DECODER.raw_decode(content.decode(errors="replace").lstrip(" \t\r\n"))
         if isinstance(document, tuple):
             return _Reader(_fold_fields(document)).read(header)
         reason = "not a manifest: not a JSON object"
@@ -179,6 +174,12 @@ def _parse_int(digits: str) -> int | None:
 
 def _reject_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+# Objects become tuples of pairs, which show repeated names.
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=tuple, parse_int=_parse_int, parse_constant=_reject_constant
+)
 
 
 class _Reader:

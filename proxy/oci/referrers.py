@@ -5,13 +5,15 @@ Registries without the referrers API have an index of the referrers under the fa
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import msgspec
 
 from proxy.errors import InvalidDigestError
 from proxy.oci.digest import Digest
+from proxy.oci.json_object import decode_object
+from proxy.oci.manifest import OCI_INDEX
 from proxy.oci.reference import Tag
 
 # A descriptor as upstream sent it; fields unknown to us are passed on.
@@ -22,8 +24,52 @@ COSIGN_SUFFIXES = (".sig", ".att", ".sbom")
 _REFERRERS_TAG = re.compile(r"sha256-([a-f0-9]{64})(?:\.[a-z]+)?")
 
 
-class _FallbackIndex(msgspec.Struct):
-    manifests: list[RawDescriptor] | None = None
+class _TypedDescriptor(msgspec.Struct):
+    artifact_type: Any = msgspec.field(name="artifactType", default=None)
+
+
+# One item at a time: other threads run between two calls, not during one.
+_DESCRIPTOR = msgspec.json.Decoder(RawDescriptor)
+_TYPED = msgspec.json.Decoder(_TypedDescriptor)
+
+
+class EncodedReferrers(msgspec.Struct, frozen=True):
+    """A list of descriptors, kept as the items of a JSON array, which take a tenth of the memory."""
+
+    content: bytes = b""
+
+    @classmethod
+    def from_items(cls, items: Iterable[bytes]) -> Self:
+        """Return the list of these JSON objects. Raises `msgspec.MsgspecError`."""
+        # Encoded again, so that no name occurs twice in an object.
+        return cls(b",".join(map(msgspec.json.encode, map(_DESCRIPTOR.decode, items))))
+
+    @classmethod
+    def from_descriptors(cls, descriptors: Iterable[RawDescriptor]) -> Self:
+        """Return the list of these descriptors."""
+        return cls(b",".join(map(msgspec.json.encode, descriptors)))
+
+    def __add__(self, more: "EncodedReferrers") -> "EncodedReferrers":
+        return EncodedReferrers(b",".join(filter(None, (self.content, more.content))))
+
+    def decode(self) -> list[RawDescriptor]:
+        """Return the descriptors."""
+        return [_DESCRIPTOR.decode(item) for item in self._items()]
+
+    def with_type(self, artifact_type: str) -> "EncodedReferrers":
+        """Return the descriptors of this artifact type."""
+        types = ((item, _TYPED.decode(item).artifact_type) for item in self._items())
+        return EncodedReferrers(b",".join(item for item, kind in types if kind == artifact_type))
+
+    def document(self) -> bytes:
+        """Return the image index of these descriptors."""
+        return b'{"schemaVersion":2,"mediaType":"%s","manifests":[%s]}' % (
+            OCI_INDEX.encode(),
+            self.content,
+        )
+
+    def _items(self) -> list[msgspec.Raw]:
+        return msgspec.json.decode(b"[%s]" % self.content, type=list[msgspec.Raw])
 
 
 class ReferrerRecord(msgspec.Struct, frozen=True):
@@ -58,9 +104,11 @@ def cosign_tags(subject: Digest) -> list[Tag]:
 def parse_fallback_index(content: bytes) -> list[RawDescriptor]:
     """Return the descriptors in an index of referrers; none if it is not an index."""
     try:
-        return msgspec.json.decode(content, type=_FallbackIndex).manifests or []
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+        manifests = decode_object(content).get("manifests")
+    except ValueError:
         return []
+    items = manifests if isinstance(manifests, list) else []
+    return [item for item in items if isinstance(item, dict)]
 
 
 def subject_of_tag(tag: str) -> Digest | None:

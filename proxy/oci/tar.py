@@ -16,6 +16,8 @@ END_OF_ARCHIVE = bytes(2 * BLOCK_SIZE)
 # More than any name or extended header of an image layout needs.
 MAX_NAME_SIZE = 4096
 MAX_EXTENDED_HEADER_SIZE = 64 << 10
+# Records of an extended header; the usual ones are a name, a size and some times.
+MAX_PAX_RECORDS = 1000
 _MAX_SIZE = 1 << 53
 
 EntryKind = Literal["file", "directory", "pax", "global", "name"]
@@ -100,10 +102,15 @@ def parse_pax_records(content: bytes) -> dict[str, str]:
     Ignores other records, but rejects those of sparse files. Raises `BundleError`.
     """
     records = {}
-    while content:
-        digits, _, _ = content[:20].partition(b" ")
+    offset = count = 0
+    while offset < len(content):
+        count += 1
+        if count > MAX_PAX_RECORDS:
+            raise BundleError(f"an extended header has more than {MAX_PAX_RECORDS} records")
+        digits, _, _ = content[offset : offset + 20].partition(b" ")
         length = int(digits) if digits.isdigit() else 0
-        record, content = content[:length], content[length:]
+        record = content[offset : offset + length]
+        offset += length
         if len(record) != length or not record.endswith(b"\n"):
             raise BundleError("an extended header is damaged")
         key, equals, value = record[len(digits) + 1 : -1].partition(b"=")

@@ -39,6 +39,10 @@ class Badge(StrEnum):
 _FACTS = frozenset({Badge.OFFICIAL, Badge.VERIFIED_PUBLISHER, Badge.SPONSORED, Badge.COMMUNITY})
 
 
+# The source of what this cache asked for itself; what a bundle brought has the bundle as its source.
+DOCKER_HUB = "Docker Hub"
+
+
 @dataclass(frozen=True, slots=True)
 class RepositoryFacts:
     """What `source` said about a repository at the Unix time `asked_at`.
@@ -53,7 +57,7 @@ class RepositoryFacts:
     pulls: int = 0
     is_archived: bool = False
     asked_at: float = 0.0
-    source: str = "Docker Hub"
+    source: str = DOCKER_HUB
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ class ContentAge:
 
 
 FIRST_SEEN = "first seen here"
-PUSHED = "pushed, says Docker Hub"
+PUSHED = f"pushed, says {DOCKER_HUB}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,12 +26,14 @@ class PolicyDecision(StrEnum):
 class Verdict:
     """A decision with its reason, a clause such as `it is 5h old (first seen here), and min_age is 3d`.
 
-    `until` is the Unix time at which an unripe image becomes ripe.
+    `until` is the Unix time at which it ends: an unripe image becomes ripe, or an exception is over.
+    `is_uncertain` says that a fact is missing, and that the rule allows the image all the same.
     """
 
     decision: PolicyDecision
     reason: str = ""
     until: float | None = None
+    is_uncertain: bool = False
 
 
 ALLOWED = Verdict(PolicyDecision.ALLOW)
@@ -53,6 +55,8 @@ def judge(rule: PolicySettings, facts: ImageFacts, now: float) -> Verdict:
         for verdict in verdicts:
             if verdict.decision is decision:
                 return verdict
+    # What is uncertain comes first.
+    verdicts.sort(key=lambda verdict: not verdict.is_uncertain)
     return next((verdict for verdict in verdicts if verdict.reason), ALLOWED)
 
 
@@ -73,14 +77,17 @@ def _judge_trust(rule: PolicySettings, facts: ImageFacts) -> Verdict:
     can_be_known_later = facts.has_badges and badge.is_open
     if can_be_known_later and set(rule.trusted) - {"official"}:
         said = "was not asked" if badge is Badge.NOT_ASKED else "did not answer"
-        reason = f"Docker Hub {said} whether it is trusted"
-        return Verdict(
-            PolicyDecision.ALLOW if rule.unknown == "allow" else PolicyDecision.UNKNOWN, reason
-        )
+        return _judge_unknown(rule, f"Docker Hub {said} whether it is trusted")
     if badge is Badge.NOT_LISTED and not rule.allow:
         return Verdict(PolicyDecision.DENY, "Docker Hub's search does not list it")
     wanted = [_BADGE_NAMES[name] for name in rule.trusted] + ["in the list"] * bool(rule.allow)
     return Verdict(PolicyDecision.DENY, f"it is {_neither(wanted)}")
+
+
+def _judge_unknown(rule: PolicySettings, reason: str) -> Verdict:
+    if rule.unknown == "allow":
+        return Verdict(PolicyDecision.ALLOW, reason, is_uncertain=True)
+    return Verdict(PolicyDecision.UNKNOWN, reason)
 
 
 def _neither(terms: list[str]) -> str:
@@ -93,10 +100,7 @@ def _judge_age(rule: PolicySettings, facts: ImageFacts, now: float) -> Verdict:
         return ALLOWED
     age = facts.age
     if age is None:
-        reason = "its age is not known"
-        return Verdict(
-            PolicyDecision.ALLOW if rule.unknown == "allow" else PolicyDecision.UNKNOWN, reason
-        )
+        return _judge_unknown(rule, "its age is not known")
     if age.is_first_sight and rule.first_seen == "allow":
         return Verdict(
             PolicyDecision.ALLOW, "its age is not known, and this cache never served it before"

@@ -100,6 +100,18 @@ class ReferrerMissing(_EventBase, frozen=True, tag="referrer_missing"):
     reason: str
 
 
+class ImageRipening(_EventBase, frozen=True, tag="ripening"):
+    """A tag has moved to content that is too young for a policy, which is fetched for later.
+
+    Until then the tag means what it meant before; `reason` says until when and why. It is also sent for an
+    image that is refused until it is old enough.
+    """
+
+    image: str
+    digest: str
+    reason: str
+
+
 class UpstreamWaiting(_EventBase, frozen=True, tag="waiting"):
     """The preload sends an upstream no request before `until`, Unix time."""
 
@@ -133,6 +145,7 @@ PreloadEvent = (
     | ImageDone
     | ImageFailed
     | ReferrerMissing
+    | ImageRipening
     | UpstreamWaiting
     | UpstreamResumed
     | PreloadTotals

@@ -2,11 +2,9 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 
 from proxy.cache.blobs import BlobCache
 from proxy.cache.manifests import ManifestCache
-from proxy.concurrency import run_in_thread
 from proxy.config import FetchSettings
 from proxy.download.download import Download
 from proxy.download.manager import DownloadManager
@@ -17,6 +15,8 @@ from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
+from proxy.oci.referrers import RawDescriptor, parse_fallback_index
+from proxy.parsing import DocumentParser
 from proxy.preload.backoff import UpstreamRetrier
 from proxy.preload.events import LayerProgress, LayerState
 from proxy.storage.queries import MAX_CHILDREN
@@ -41,6 +41,7 @@ class PreloadFetcher:
         blobs: BlobCache,
         downloads: DownloadManager,
         image_store: ImageStore,
+        parser: DocumentParser,
         upstreams: Mapping[str, Upstream],
         settings: FetchSettings,
         lease: Lease,
@@ -54,6 +55,7 @@ class PreloadFetcher:
         self._blobs = blobs
         self._downloads = downloads
         self._image_store = image_store
+        self._parser = parser
         self._upstreams = upstreams
         self._settings = settings
         self._lease = lease
@@ -71,14 +73,32 @@ class PreloadFetcher:
         Raises `RateLimitedError` instead of using the last pulls of a quota, which are reserved for
         clients, and the errors of `ManifestCache.get_current_manifest`.
         """
+        await self._check_quota(repository, reference)
+        manifest = await self._manifests.get_current_manifest(repository, reference)
+        self._lease.digests.add(manifest.digest)
+        return manifest
+
+    async def fetch_unjudged_manifest(
+        self, repository: Repository, reference: Reference
+    ) -> CachedManifest:
+        """Return what `fetch_manifest` does, whatever the policies say: it will be allowed later."""
+        await self._check_quota(repository, reference)
+        manifest = await self._manifests.get_unjudged_manifest(repository, reference)
+        self._lease.digests.add(manifest.digest)
+        return manifest
+
+    async def _check_quota(self, repository: Repository, reference: Reference) -> None:
         upstream = self._upstreams[repository.upstream]
         if upstream.scarce_quota_reason and not self.stored_digest(repository, reference):
             # A HEAD costs no pull, and its response has the current quota.
             await upstream.resolve(repository.name, reference)
             _raise_if_scarce(upstream)
-        manifest = await self._manifests.get_current_manifest(repository, reference)
-        self._lease.digests.add(manifest.digest)
-        return manifest
+
+    def find_ripening(
+        self, repository: Repository, reference: Reference
+    ) -> tuple[Digest, str] | None:
+        """Return what `ManifestCache.find_ripening` does."""
+        return self._manifests.find_ripening(repository, reference)
 
     async def peek_manifest(self, repository: Repository, reference: Reference) -> FetchedManifest:
         """Return a manifest from upstream without storing it. Raises as `fetch_manifest` does."""
@@ -96,7 +116,11 @@ class PreloadFetcher:
 
     async def parse(self, content: bytes, media_type: str) -> Manifest:
         """Parse a manifest. Raises `InvalidManifestError`, also if it is too large to be stored."""
-        return await parse_manifest(self._image_store.executor, content, media_type)
+        return await parse_manifest(self._parser, content, media_type)
+
+    async def parse_fallback_index(self, content: bytes) -> list[RawDescriptor]:
+        """Return the descriptors in an index of referrers; none if it is not an index."""
+        return await self._parser.run_for_preload(len(content), parse_fallback_index, content)
 
     async def fetch_manifest_when_available(
         self, repository: Repository, reference: Reference
@@ -204,9 +228,9 @@ def _raise_if_scarce(upstream: Upstream) -> None:
         )
 
 
-async def parse_manifest(executor: Executor, content: bytes, media_type: str) -> Manifest:
-    """Parse a manifest in a thread. Raises `InvalidManifestError`, also if it cannot be stored."""
-    manifest = await run_in_thread(executor, oci.parse_manifest, content, media_type)
+async def parse_manifest(parser: DocumentParser, content: bytes, media_type: str) -> Manifest:
+    """Parse a manifest. Raises `InvalidManifestError`, also if it cannot be stored."""
+    manifest = await parser.run_for_preload(len(content), oci.parse_manifest, content, media_type)
     if manifest.child_count > MAX_CHILDREN:
         raise InvalidManifestError(
             f"a manifest names {manifest.child_count} blobs; the cache passes such a manifest "

@@ -19,7 +19,13 @@ from proxy.cache.manifests import ManifestCache
 from proxy.concurrency import background
 from proxy.config import FetchSettings
 from proxy.download.manager import DownloadManager
-from proxy.errors import InvalidManifestError, NoSpaceError, ProxyError, UnknownBlobError
+from proxy.errors import (
+    InvalidManifestError,
+    NoSpaceError,
+    PolicyDeniedError,
+    ProxyError,
+    UnknownBlobError,
+)
 from proxy.images.check import OfflineChecker
 from proxy.images.selection import ImageSelection
 from proxy.images.store import ImageStore
@@ -28,6 +34,7 @@ from proxy.metrics import Metrics
 from proxy.names import NameParser
 from proxy.oci.digest import Digest
 from proxy.oci.platform import Platform
+from proxy.parsing import DocumentParser
 from proxy.preload import events
 from proxy.preload.backoff import UpstreamRetrier, is_transient
 from proxy.preload.events import PreloadEvent
@@ -69,6 +76,7 @@ class PreloadDeps:
     image_store: ImageStore
     upstreams: Mapping[str, Upstream]
     metrics: Metrics
+    parser: DocumentParser
     native_platform: Platform
     fetch_settings: FetchSettings
     clock: Callable[[], float]
@@ -143,6 +151,7 @@ class _PreloadRun:
             deps.blobs,
             deps.downloads,
             deps.image_store,
+            deps.parser,
             deps.upstreams,
             deps.fetch_settings,
             lease,
@@ -211,17 +220,43 @@ class _PreloadRun:
 
     async def _resolve(self, image: RequestedImage, fetch_manifest: FetchManifest) -> ResolvedImage:
         stored_digest = self._fetcher.stored_digest(image.repository, image.reference)
-        platforms = image.platforms_to_fetch(self._deps.native_platform)
-        resolved = await self._deps.resolver.resolve(image, platforms, fetch_manifest)
+        try:
+            resolved = await self._resolve_content(image, fetch_manifest)
+        except PolicyDeniedError as error:
+            ripening = self._fetcher.find_ripening(image.repository, image.reference)
+            if error.ripe_at is None or ripening is None:
+                raise
+            resolved = await self._resolve_ripening(image, ripening[0], str(error))
+            resolved.refusal = error
+        else:
+            ripening = self._fetcher.find_ripening(image.repository, image.reference)
+            if ripening:
+                resolved.ripening = await self._resolve_ripening(image, *ripening)
         resolved.is_changed = resolved.digest != stored_digest
-        resolved.referrers = await self._referrers.resolve(resolved)
         self._report_resolved(resolved)
         return resolved
+
+    async def _resolve_content(
+        self, image: RequestedImage, fetch_manifest: FetchManifest
+    ) -> ResolvedImage:
+        platforms = image.platforms_to_fetch(self._deps.native_platform)
+        resolved = await self._deps.resolver.resolve(image, platforms, fetch_manifest)
+        resolved.referrers = await self._referrers.resolve(resolved)
+        return resolved
+
+    async def _resolve_ripening(
+        self, image: RequestedImage, digest: Digest, reason: str
+    ) -> ResolvedImage:
+        """Return content that clients get once it is old enough, so that it is here by then."""
+        event = events.ImageRipening(image=image.name, digest=str(digest), reason=reason)
+        self._report.add(event)
+        later = RequestedImage(image.repository, digest, image.platforms)
+        return await self._resolve_content(later, self._fetcher.fetch_unjudged_manifest)
 
     def _report_resolved(self, image: ResolvedImage) -> None:
         layers = [
             events.ResolvedLayer(str(digest), size, self._deps.image_store.has_blob(digest, size))
-            for digest, size in image.blobs.items()
+            for digest, size in image.all_blobs().items()
         ]
         self._report.add(
             events.ResolveFinished(
@@ -276,18 +311,15 @@ class _PreloadRun:
 
     async def _fetch(self, image: ResolvedImage) -> None:
         """Fetch the missing content of an image, verify it, pin it, and report the outcome."""
-        is_fetched = image.is_changed or bool(self._missing(image.blobs))
+        is_fetched = image.is_changed or bool(self._missing(image.all_blobs()))
         try:
-            fetched_bytes = 0 if self._dry_run else await self._fetch_blobs(image)
-            if image.missing_platforms_error:
-                raise InvalidManifestError(image.missing_platforms_error)
-            if not self._dry_run:
-                await self._fetch_referrer_blobs(image)
-                await self._verify(image.requested)
-                records = image.referrers.records
-                await self._deps.image_store.index.set_referrer_records(image.repository, records)
-                if self._pin:
-                    await self._deps.image_store.index.pin([(image.repository, image.reference)])
+            fetched_bytes = await self._fetch_content(image)
+            if image.refusal:
+                raise image.refusal
+            if image.ripening:
+                fetched_bytes += await self._fetch_content(image.ripening)
+            if self._pin and not self._dry_run:
+                await self._deps.image_store.index.pin([(image.repository, image.reference)])
         except ProxyError as error:
             self._report.add_failed(image.name, error)
             return
@@ -303,6 +335,18 @@ class _PreloadRun:
                 fetched=fetched_bytes,
             )
         )
+
+    async def _fetch_content(self, image: ResolvedImage) -> int:
+        """Fetch and verify an image with its referrers; return how many bytes came from upstream."""
+        fetched_bytes = 0 if self._dry_run else await self._fetch_blobs(image)
+        if image.missing_platforms_error:
+            raise InvalidManifestError(image.missing_platforms_error)
+        if not self._dry_run:
+            await self._fetch_referrer_blobs(image)
+            await self._verify(image.requested)
+            records = image.referrers.records
+            await self._deps.image_store.index.set_referrer_records(image.repository, records)
+        return fetched_bytes
 
     async def _fetch_blobs(self, image: ResolvedImage) -> int:
         """Fetch the blobs of an image, and return how many bytes came from upstream.

@@ -30,7 +30,6 @@ from proxy.oci.referrers import (
     cosign_tags,
     fallback_tag,
     parse_descriptor_digest,
-    parse_fallback_index,
 )
 from proxy.preload.fetcher import PreloadFetcher
 from proxy.preload.resolved import (
@@ -82,6 +81,8 @@ class ReferrerResolver:
             for subject in subjects:
                 await search.add_referrers_of(subject, is_of_image=not depth)
             subjects = search.take_added()
+        for subject in subjects:
+            await search.expect_no_referrers_of(subject)
         return search.found
 
 
@@ -128,6 +129,16 @@ class _ReferrerSearch:
             )
         for reference in references[:room]:
             await self.add(subject, reference)
+
+    async def expect_no_referrers_of(self, subject: Digest) -> None:
+        """Record that a manifest at the last level has no referrers, or that they are missing."""
+        missing_before = len(self.found.missing)
+        descriptors, tags = await self._list_referrers(subject)
+        if descriptors:
+            reason = f"only {MAX_REFERRER_DEPTH} levels of referrers are fetched"
+            self._record_missing(subject, "", reason)
+        elif len(self.found.missing) == missing_before:
+            self.found.records[subject] = ReferrerRecord([], [str(tag) for tag in tags])
 
     async def add(self, subject: Digest, reference: Reference) -> None:
         """Fetch a referrer and add it, or record why it is missing, unless upstream lacks it."""
@@ -181,7 +192,7 @@ class _ReferrerSearch:
             return [], []
         if fetched is None:
             return [], []
-        descriptors = parse_fallback_index(fetched.content)
+        descriptors = await self._fetcher.parse_fallback_index(fetched.content)
         if not await self._is_fallback_index(subject, descriptors):
             return [], []
         cached = await self._fetcher.store_manifest(self._repository, tag, fetched)

@@ -1,7 +1,6 @@
 """Resolve an image upstream: its manifests and their blobs."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Executor
 
 from proxy.errors import (
     InvalidManifestError,
@@ -15,6 +14,7 @@ from proxy.oci import manifest as oci
 from proxy.oci.manifest import Descriptor, Manifest
 from proxy.oci.platform import Platform, choose_platform, is_runnable
 from proxy.oci.reference import Reference, Repository
+from proxy.parsing import DocumentParser
 from proxy.preload.fetcher import parse_manifest
 from proxy.preload.request import RequestedImage
 from proxy.preload.resolved import UNKNOWN_SIZE, ResolvedImage
@@ -29,9 +29,9 @@ log = get_logger(__name__)
 class ImageResolver:
     """Resolves images by fetching manifests; blobs are only listed."""
 
-    def __init__(self, upstreams: Mapping[str, Upstream], executor: Executor) -> None:
+    def __init__(self, upstreams: Mapping[str, Upstream], parser: DocumentParser) -> None:
         self._upstreams = upstreams
-        self._executor = executor
+        self._parser = parser
 
     async def resolve(
         self, image: RequestedImage, platforms: Sequence[Platform], fetch_manifest: FetchManifest
@@ -113,7 +113,7 @@ class ImageResolver:
         return nested, manifests
 
     async def _parse(self, cached: CachedManifest) -> Manifest:
-        return await parse_manifest(self._executor, cached.content, cached.media_type)
+        return await parse_manifest(self._parser, cached.content, cached.media_type)
 
 
 def _choose_manifests(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from proxy.errors import PolicyDeniedError
 from proxy.lru import CachedManifest
 from proxy.names import full_name
 from proxy.oci.digest import Digest
@@ -51,7 +52,9 @@ class ResolvedImage:
 
     `platforms` are those chosen from an image index, or "all"; `missing_platforms_error` names
     those that the index lacks. `attestations` are the children of the index that attest the chosen
-    manifests. `is_changed` says that the store had another digest under this name.
+    manifests. `is_changed` says that the store had another digest under this name. `ripening` is what the
+    tag will mean once it is old enough for the policies; `refusal` is set if clients do not get the image
+    before it is.
     """
 
     requested: RequestedImage
@@ -63,6 +66,8 @@ class ResolvedImage:
     referrers: ImageReferrers = field(default_factory=ImageReferrers)
     missing_platforms_error: str = ""
     is_changed: bool = False
+    ripening: "ResolvedImage | None" = None
+    refusal: PolicyDeniedError | None = None
 
     @property
     def repository(self) -> Repository:
@@ -92,7 +97,12 @@ class ResolvedImage:
     def all_content(self) -> dict[Digest, int]:
         """Return digests and sizes of the image and its referrers, in the order of fetching."""
         referrers = self.referrers
-        return self.manifests | referrers.manifests | self.blobs | referrers.blobs
+        content = self.manifests | referrers.manifests | self.blobs | referrers.blobs
+        return content | self.ripening.all_content() if self.ripening else content
+
+    def all_blobs(self) -> dict[Digest, int]:
+        """Return digests and sizes of the blobs, those of `ripening` included."""
+        return self.blobs | self.ripening.blobs if self.ripening else self.blobs
 
     def add_manifest(self, cached: CachedManifest, manifest: Manifest) -> None:
         """Add a manifest and its blobs."""

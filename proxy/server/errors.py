@@ -28,6 +28,9 @@ def oci_error_response(error: errors.ProxyError, kind: RequestKind = "other") ->
         response.headers["Retry-After"] = _RETRY_AFTER_BY_STATUS[status]
     if status == 401:
         response.headers["WWW-Authenticate"] = _CHALLENGE
+    if isinstance(error, errors.DeniedError | errors.PolicyUndecidedError):
+        # containerd and docker ask by HEAD, whose answer has no body, and print the status line.
+        response.reason = str(error)[:_MAX_MESSAGE_LENGTH]
     return response
 
 

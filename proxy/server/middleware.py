@@ -2,16 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import count
 
-from proxy.errors import ProxyError
+from proxy.errors import ProxyError, TooManyRequestsError
 from proxy.hops import enter_hop
 from proxy.log import LogWriter, get_logger, request_id
 from proxy.metrics import Metrics
 from proxy.server.access import AccessControl
 from proxy.server.agent import parse_user_agent
+from proxy.server.body_memory import MIN_COUNTED_BODY, BodyMemory
 from proxy.server.errors import error_response, oci_error_response
 from proxy.server.health import HealthEndpoints
 from proxy.server.pulls import PullTracker
@@ -24,6 +25,10 @@ from proxy.server.responses import Response
 CLIENT_CLOSED_REQUEST = 499
 
 log = get_logger(__name__)
+
+
+def _do_nothing() -> None:
+    """Give nothing back."""
 
 
 class Middleware:
@@ -48,6 +53,7 @@ class Middleware:
         self._metrics = metrics
         self._access_log = access_log
         self._request_ids = count(1)
+        self._bodies = BodyMemory()
         self.in_flight = 0
         self._request_ended = asyncio.Event()
 
@@ -64,9 +70,8 @@ class Middleware:
             answer = self._to_response(error, context)
         if not isinstance(answer, Response):
             return self._answer_later(context, answer)
-        if not isinstance(answer.body, bytes):
-            self._record_at_end(context, answer)
-            return answer
+        if not isinstance(answer.body, bytes) or len(answer.body) > MIN_COUNTED_BODY:
+            return self._record_at_end(context, answer)
         if request.method != "HEAD":
             context.bytes_sent = len(answer.body)
         self._record(context, answer.status)
@@ -94,8 +99,7 @@ class Middleware:
             raise
         finally:
             self._end_request()
-        self._record_at_end(context, response)
-        return response
+        return self._record_at_end(context, response)
 
     async def _check_login_and_route(self, context: RequestContext) -> Response:
         await self._access.check(context.request)
@@ -124,11 +128,22 @@ class Middleware:
         context.problem = "a bug"
         return error_response(500, "UNKNOWN", "internal error; see the daemon's log")
 
-    def _record_at_end(self, context: RequestContext, response: Response) -> None:
-        """Record the request when the whole response is sent, or the client has disconnected."""
+    def _record_at_end(self, context: RequestContext, response: Response) -> Response:
+        """Record the request when the whole response is sent, or the client has disconnected.
+
+        Returns the response, or an error if the client lets too many large bodies wait.
+        """
+        release = self._hold_body(context, response)
+        if release is None:
+            error = TooManyRequestsError(
+                "too many large documents wait to be received; take those first, then try again"
+            )
+            response = self._to_response(error, context)
         self.in_flight += 1
 
         def on_end(sent: int, error: Exception | None) -> None:
+            if release:
+                release()
             self._end_request()
             context.bytes_sent = sent
             status = response.status
@@ -140,6 +155,20 @@ class Middleware:
             self._record(context, status)
 
         response.on_end = on_end
+        return response
+
+    def _hold_body(
+        self, context: RequestContext, response: Response
+    ) -> Callable[[], object] | None:
+        """Count the memory of a body; return what gives it back, or None if it is too much."""
+        body = response.body
+        if (
+            not isinstance(body, bytes)
+            or len(body) <= MIN_COUNTED_BODY
+            or context.request.method == "HEAD"
+        ):
+            return _do_nothing
+        return self._bodies.hold(context.request.client or "", body)
 
     def _end_request(self) -> None:
         self.in_flight -= 1

@@ -39,8 +39,8 @@ def parse_ranges(value: str | None, size: int) -> list[ByteRange]:
     if not value or (unit := _UNIT.match(value)) is None:
         return []
     specs = value[unit.end() :].split(",", MAX_RANGES)
-    asked = [_parse_range(spec, size) for spec in specs]
-    if len(specs) > MAX_RANGES or None in asked:
+    asked = [_parse_range(spec, size) for spec in specs if spec.strip(" \t")]
+    if not asked or len(specs) > MAX_RANGES or None in asked:
         return []
     selected = [one for one in asked if one and one.length > 0]
     if not selected:

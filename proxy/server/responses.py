@@ -64,6 +64,8 @@ class Response(msgspec.Struct):
     """A response of a handler.
 
     `on_end` is called once, with the number of body bytes sent and the error that cut the body, or None.
+    `reason` stands in the status line in place of the status's own phrase; characters that are not printable
+    ASCII become `?`.
     """
 
     status: int = 200
@@ -71,6 +73,7 @@ class Response(msgspec.Struct):
     body: bytes | Body | FileBody = b""
     should_close: bool = False
     on_end: Callable[[int, Exception | None], None] | None = None
+    reason: str = ""
 
     def end(self, sent: int, error: Exception | None) -> None:
         """Report that the response has ended."""
@@ -129,6 +132,9 @@ def _serialize(request: Request | None, response: Response, *, is_last: bool) ->
     elif request and request.is_http_1_0:
         connection = b"Connection: keep-alive\r\n"
     status_line = _STATUS_LINES[response.status]
+    if response.reason:
+        phrase = "".join(char if " " <= char <= "~" else "?" for char in response.reason)
+        status_line = f"HTTP/1.1 {response.status} {phrase}\r\n".encode()
     return b"".join((status_line, encoded, length_line, _date_and_server(), connection, b"\r\n"))
 
 
@@ -165,6 +171,18 @@ def json_response(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Return a JSON response with the headers of every registry response."""
+    content = msgspec.json.encode(document)
+    return encoded_response(content, status=status, content_type=content_type, headers=headers)
+
+
+def encoded_response(
+    content: bytes,
+    *,
+    status: int = 200,
+    content_type: str = "application/json",
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Return the response with a document that is encoded already; see `json_response`."""
     return Response(
         status,
         {
@@ -172,7 +190,7 @@ def json_response(
             **(headers or {}),
             "Content-Type": content_type,
         },
-        msgspec.json.encode(document),
+        content,
     )
 
 

@@ -29,6 +29,7 @@ from proxy.storage.policy_rows import (
     MEANING_SQL,
     MEANINGS_SQL,
     TagMeaning,
+    combine_meanings,
     to_facts,
     to_meaning,
 )
@@ -230,14 +231,14 @@ class ImageQueries:
     def meaning(self, repository: Repository, digest: Digest) -> TagMeaning | None:
         """Return since when the repository is known to hold the digest."""
         parameters = (repository.upstream, repository.name, str(digest))
-        row = self._connection.execute(MEANING_SQL, parameters).fetchone()
-        return to_meaning(row) if row else None
+        rows = self._connection.execute(MEANING_SQL, parameters)
+        return combine_meanings(map(to_meaning, rows))
 
-    def has_exception(self, repository: Repository, digest: Digest, now: float) -> bool:
-        """Tell whether policies allow the image at the time `now`, whatever their rules say."""
+    def exception_end(self, repository: Repository, digest: Digest, now: float) -> float | None:
+        """Return until when policies allow the image whatever their rules say; None if they do not."""
         parameters = (repository.upstream, repository.name, str(digest))
         row = self._connection.execute(EXCEPTION_SQL, parameters).fetchone()
-        return row is not None and row[1] > now
+        return float(row[1]) if row and row[1] > now else None
 
     def compute_sizes(self) -> None:
         """Compute what `image_sizes` returns for all images at once.
@@ -400,16 +401,24 @@ class ImageQueries:
         With a repository, the function tells it of the images and links of that repository.
         """
         left_out = set(gone)
-        stays = cache(
-            lambda digest: [name for name in self._root_references(digest) if name not in left_out]
-        )
+
+        # Many tags may have the same digest; one that stays is enough.
+        @cache
+        def stays(digest: str) -> bool:
+            names = self._root_references(digest, len(left_out) + 1)
+            return any(name not in left_out for name in names)
+
+        @cache
+        def staying(digest: str) -> set[int]:
+            names = self._root_references(digest)
+            return {number for number, reference in names if (number, reference) not in left_out}
 
         @cache
         def is_held(digest: str, repository: int | None = None) -> bool:
+            if repository is None:
+                return any(map(stays, self._ancestors(digest)))
             return any(
-                repository in (None, number)
-                for above in self._ancestors(digest, repository)
-                for number, _ in stays(above)
+                repository in staying(above) for above in self._ancestors(digest, repository)
             )
 
         return is_held
@@ -469,10 +478,10 @@ class ImageQueries:
                     waiting.append(parent)
                     yield parent
 
-    def _root_references(self, digest: str) -> list[tuple[int, str]]:
-        """Return the images with this digest: repository ids and references."""
-        query = "SELECT DISTINCT repository, reference FROM roots WHERE digest = ?"
-        return self._connection.execute(query, (digest,)).fetchall()
+    def _root_references(self, digest: str, limit: int = -1) -> list[tuple[int, str]]:
+        """Return the images with this digest, up to `limit`: repository ids and references."""
+        query = "SELECT DISTINCT repository, reference FROM roots WHERE digest = ? LIMIT ?"
+        return self._connection.execute(query, (digest, limit)).fetchall()
 
     def _blob_size(self, digest: str) -> int | None:
         query = "SELECT size FROM blobs WHERE digest = ?"

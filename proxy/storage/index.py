@@ -245,24 +245,18 @@ class Index:
             tag,
         )
 
-    def tags(self, repository: Repository) -> list[str]:
-        """Return the cached tags of the repository."""
-        query = f"SELECT tag FROM tags WHERE repository = {_REPOSITORY_ID_SQL}"
-        with suppress(StorageError):
-            names = (repository.upstream, repository.name)
-            return self._read_rows(query, names, lambda row: str(row[0]))
-        return []
-
-    def referrers(self, repository: Repository, subject: Digest) -> list[tuple[Digest, BlobRow]]:
-        """Return the stored manifests of the repository whose subject is `subject`."""
+    def referrers(
+        self, repository: Repository, subject: Digest, count: int
+    ) -> list[tuple[Digest, BlobRow]]:
+        """Return up to `count` stored manifests of the repository whose subject is `subject`."""
         query = (
             "SELECT b.digest, b.size, coalesce(l.media_type, b.media_type) FROM blobs b CROSS JOIN links l"
-            f" ON l.repository = {_REPOSITORY_ID_SQL} AND l.digest = b.digest WHERE b.subject = ?"
+            f" ON l.repository = {_REPOSITORY_ID_SQL} AND l.digest = b.digest WHERE b.subject = ? LIMIT ?"
         )
         with suppress(StorageError):
             return self._read_rows(
                 query,
-                (repository.upstream, repository.name, str(subject)),
+                (repository.upstream, repository.name, str(subject), count),
                 lambda row: (Digest.parse(row[0]), BlobRow(int(row[1]), row[2], is_linked=True)),
             )
         return []

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 
+from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 
 # Docker Hub's official images, which people call `nginx` and the catalog `library/nginx`.
@@ -127,6 +128,18 @@ def list_tags(connection: sqlite3.Connection, repository: Repository, count: int
         (repository.upstream, repository.name, count),
     )
     return [str(row[0]) for row in rows]
+
+
+def is_listed_referrer(
+    connection: sqlite3.Connection, repository: Repository, digest: Digest
+) -> bool:
+    """Tell whether a preload found the manifest in a list of referrers; it may not be stored."""
+    rows = connection.execute(
+        "SELECT 1 FROM referrer_records WHERE repository ="
+        " (SELECT id FROM repositories WHERE upstream = ? AND name = ?) AND instr(record, ?) LIMIT 1",
+        (repository.upstream, repository.name, f'"{digest}"'),
+    )
+    return rows.fetchone() is not None
 
 
 def _to_repository(name: str, upstream: str) -> Repository:

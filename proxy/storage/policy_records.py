@@ -5,12 +5,12 @@ when one is added.
 """
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
-from proxy.policy.facts import RepositoryFacts
+from proxy.policy.facts import DOCKER_HUB, RepositoryFacts
 from proxy.storage import queries, tag_history
 from proxy.storage.index import Index
 from proxy.storage.policy_rows import (
@@ -21,6 +21,7 @@ from proxy.storage.policy_rows import (
     DecisionRecord,
     PolicyException,
     TagMeaning,
+    combine_meanings,
     to_facts,
     to_meaning,
 )
@@ -44,7 +45,7 @@ class PolicyRecords:
         return self._index.lookup(FACTS_SQL, to_facts, repository)
 
     async def set_facts(self, said: Iterable[tuple[Repository, RepositoryFacts]]) -> None:
-        """Keep facts about repositories, in place of older ones."""
+        """Keep facts about repositories, in place of older ones, and Docker Hub's in place of a bundle's."""
         await self._index.transact(_set_facts, list(said))
 
     def meanings(self, repository: Repository, tag: Tag | None) -> list[TagMeaning]:
@@ -55,16 +56,20 @@ class PolicyRecords:
     def meaning(self, repository: Repository, digest: Digest) -> TagMeaning | None:
         """Return since when the repository is known to hold the digest, under any tag."""
         parameters = (repository.upstream, repository.name, str(digest))
-        rows = self._index.select(MEANING_SQL, parameters)
-        return to_meaning(rows[0]) if rows else None
+        return combine_meanings(map(to_meaning, self._index.select(MEANING_SQL, parameters)))
 
-    def has_history(self, repository: Repository, tag: Tag | None) -> bool:
-        """Tell whether the cache has seen the tag before; for None, anything of the repository."""
+    def has_history(self, repository: Repository, tag: Tag | None, digest: Digest) -> bool:
+        """Tell whether the cache knows other content of the tag; for None, of the repository.
+
+        Content that was imported, and not served yet, does not count.
+        """
         condition = "" if tag is None else " AND tag = ?"
+        names = (repository.upstream, repository.name)
         return bool(
             self._index.select(
-                f"SELECT 1 FROM tag_history WHERE repository = {_REPOSITORY}{condition} LIMIT 1",
-                (repository.upstream, repository.name, *(() if tag is None else (tag,))),
+                f"SELECT 1 FROM tag_history WHERE repository = {_REPOSITORY} AND digest <> ?"
+                f" AND (ripe OR source <> '{tag_history.IMPORTED}'){condition} LIMIT 1",
+                (*names, str(digest), *(() if tag is None else (tag,))),
             )
         )
 
@@ -80,6 +85,17 @@ class PolicyRecords:
         await self._index.transact(
             _record_meaning, repository, tag or tag_history.BY_DIGEST, digest, at, pushed_at
         )
+
+    async def add_bundle_facts(
+        self,
+        facts: Sequence[tuple[Repository, RepositoryFacts]],
+        ages: Sequence[tuple[Repository, Tag | None, TagMeaning]],
+    ) -> None:
+        """Keep what a bundle says about repositories, and about the age of content that was imported.
+
+        Newer facts stay, and so does what Docker Hub has told this cache about the age.
+        """
+        await self._index.transact(_add_bundle_facts, facts, ages, is_durable=True)
 
     async def mark_ripe(self, repository: Repository, digest: Digest) -> None:
         """Record that the content has reached its minimum age."""
@@ -134,8 +150,9 @@ def _set_facts(
             " asked, source) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (repository) DO UPDATE SET"
             " badge = excluded.badge, publisher = excluded.publisher, description ="
             " excluded.description, stars = excluded.stars, pulls = excluded.pulls, archived ="
-            " excluded.archived, asked = excluded.asked, source = excluded.source"
-            " WHERE excluded.asked >= asked",
+            " excluded.archived, asked = excluded.asked, source = excluded.source WHERE"
+            f" excluded.asked > asked OR excluded.source = '{DOCKER_HUB}'"
+            f" AND (excluded.asked = asked OR source <> '{DOCKER_HUB}')",
             (
                 queries.repository_id(connection, repository),
                 facts.badge.value,
@@ -160,6 +177,30 @@ def _record_meaning(
 ) -> None:
     number = queries.repository_id(connection, repository)
     tag_history.record(connection, number, tag, digest, at, pushed_at)
+
+
+def _add_bundle_facts(
+    connection: sqlite3.Connection,
+    facts: list[tuple[Repository, RepositoryFacts]],
+    ages: list[tuple[Repository, Tag | None, TagMeaning]],
+) -> None:
+    _set_facts(connection, facts)
+    for repository, tag, meaning in ages:
+        number = queries.repository_id(connection, repository)
+        name, at = tag or tag_history.BY_DIGEST, meaning.last_seen
+        tag_history.record(
+            connection, number, name, meaning.digest, at, source=tag_history.IMPORTED
+        )
+        tag_history.add_said_age(
+            connection,
+            number,
+            name,
+            meaning.digest,
+            first_seen=meaning.first_seen,
+            pushed_at=meaning.pushed_at,
+            is_ripe=meaning.is_ripe,
+            source=meaning.source,
+        )
 
 
 def _mark_ripe(connection: sqlite3.Connection, repository: Repository, digest: Digest) -> None:

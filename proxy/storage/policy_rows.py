@@ -1,11 +1,13 @@
 """The rows of the index that policies keep, as values, and the queries that read them."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.policy.facts import FIRST_SEEN, PUSHED, Badge, ContentAge, RepositoryFacts
+from proxy.storage.tag_history import IMPORTED
 
 _REPOSITORY = "(SELECT id FROM repositories WHERE upstream = ? AND name = ?)"
 
@@ -16,13 +18,13 @@ FACTS_SQL = (
 )
 # Parameters: upstream, repository, tag.
 MEANINGS_SQL = (
-    "SELECT digest, first_seen, last_seen, pushed, ripe FROM tag_history"
+    "SELECT digest, first_seen, last_seen, pushed, ripe, source FROM tag_history"
     f" WHERE repository = {_REPOSITORY} AND tag = ? ORDER BY last_seen DESC"
 )
 # Parameters: upstream, repository, digest.
 MEANING_SQL = (
-    "SELECT digest, min(first_seen), max(last_seen), min(pushed), max(ripe) FROM tag_history"
-    f" WHERE repository = {_REPOSITORY} AND digest = ? GROUP BY digest"
+    "SELECT digest, first_seen, last_seen, pushed, ripe, source FROM tag_history"
+    f" WHERE repository = {_REPOSITORY} AND digest = ?"
 )
 # Parameters: upstream, repository, digest.
 EXCEPTION_SQL = (
@@ -36,7 +38,8 @@ class TagMeaning:
     """A digest that a tag meant, from `first_seen` to `last_seen` as far as the cache knows.
 
     Times are Unix seconds. `pushed_at` is when Docker Hub says that it was pushed. `is_ripe` means that
-    its minimum age has been reached once, whatever the clock says later.
+    its minimum age has been reached once, whatever the clock says later. `source` is the bundle that said
+    since when the content exists; `IMPORTED` for a bundle that did not say it; empty if this cache saw it.
     """
 
     digest: Digest
@@ -44,13 +47,18 @@ class TagMeaning:
     last_seen: float
     pushed_at: float | None
     is_ripe: bool
+    source: str = ""
 
     @property
     def age(self) -> ContentAge:
         """Since when the content exists, as far as is known."""
+        if self.source == IMPORTED:
+            return ContentAge(self.first_seen, "imported without facts", is_first_sight=True)
         if self.pushed_at is not None:
-            return ContentAge(self.pushed_at, PUSHED)
-        return ContentAge(self.first_seen, FIRST_SEEN)
+            told = f" in the {self.source}" if self.source else ""
+            return ContentAge(self.pushed_at, f"{PUSHED}{told}")
+        said = f"first seen elsewhere, says the {self.source}" if self.source else FIRST_SEEN
+        return ContentAge(self.first_seen, said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,4 +94,23 @@ def to_facts(row: tuple[Any, ...]) -> RepositoryFacts:
 
 def to_meaning(row: tuple[Any, ...]) -> TagMeaning:
     """Return a row of `MEANINGS_SQL` or `MEANING_SQL`."""
-    return TagMeaning(Digest.parse(row[0]), row[1], row[2], row[3], bool(row[4]))
+    return TagMeaning(Digest.parse(row[0]), row[1], row[2], row[3], bool(row[4]), row[5])
+
+
+def combine_meanings(meanings: Iterable[TagMeaning]) -> TagMeaning | None:
+    """Return what the meanings of one digest under several tags say together; None without any.
+
+    Docker Hub's time counts before the first sight, and that before an import of unknown age.
+    """
+    known = sorted(
+        meanings,
+        key=lambda one: (
+            one.source == IMPORTED,
+            one.pushed_at is None,
+            one.first_seen if one.pushed_at is None else one.pushed_at,
+        ),
+    )
+    if not known:
+        return None
+    last_seen = max(one.last_seen for one in known)
+    return replace(known[0], last_seen=last_seen, is_ripe=any(one.is_ripe for one in known))

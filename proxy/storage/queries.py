@@ -18,7 +18,7 @@ from proxy.storage.blobs import BLOCK_SIZE
 from proxy.storage.index_size import PAGE_SIZE, delete_empty_repositories, vacuum
 from proxy.storage.permissions import create_private_file
 
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 9
 
 # Manifests that name more blobs are served, but neither stored nor indexed: each blob takes half a kilobyte
 # of the index, and a manifest of 4 MiB could name 36,000.
@@ -96,10 +96,9 @@ _MIGRATIONS = {
             -- Names of docker.io that begin like a host are refused now.
             AND NOT (upstream = 'docker.io' AND instr(substr(name, 1, instr(name, '/')), '.'));
     """,
+    7: "ALTER TABLE tag_history ADD COLUMN source TEXT NOT NULL DEFAULT '';",
     # Only new tables: totals of traffic, the audit trail, and pulls.
-    7: "",
     8: "",
-    9: "",
 }
 
 
@@ -251,13 +250,13 @@ def add_image(
     tag: tuple[Tag, Digest, float] | None,
     manifests: Iterable[tuple[Digest, int, Manifest, float]],
 ) -> None:
-    """Add committed manifests with their edges, link the repository to the whole image, set the tag."""
+    """Add the manifests of an import with their edges, link the repository to all of it, set the tag."""
     for digest, size, manifest, used_at in manifests:
         add_manifest(connection, repository, digest, size, manifest, used_at)
         held = [child.digest for child in manifest.children if not child.is_foreign]
         add_links(connection, repository, held)
     if tag:
-        set_tag(connection, repository, *tag)
+        set_tag(connection, repository, *tag, source=tag_history.IMPORTED)
 
 
 def add_unlinked_blobs(
@@ -318,8 +317,13 @@ def set_tag(
     digest: Digest,
     checked_at: float,
     stated: Digest | None = None,
+    *,
+    source: str = "",
 ) -> None:
-    """Set the digest of a tag; a pin of the tag moves with it. `stated` is what upstream states."""
+    """Set the digest of a tag; a pin of the tag moves with it. `stated` is what upstream states.
+
+    `source` is that of `tag_history.record`.
+    """
     number, subject = repository_id(connection, repository), subject_of_tag(tag)
     connection.execute(
         "INSERT OR REPLACE INTO tags (repository, tag, digest, checked, subject)"
@@ -329,7 +333,7 @@ def set_tag(
     pins.update_tag(connection, number, tag, digest)
     if subject:
         pins.update_referrer(connection, subject, digest)
-    tag_history.record(connection, number, tag, stated or digest, checked_at)
+    tag_history.record(connection, number, tag, stated or digest, checked_at, source=source)
 
 
 def move_tag(

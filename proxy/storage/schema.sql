@@ -129,7 +129,8 @@ CREATE INDEX IF NOT EXISTS referrer_records_by_repository ON referrer_records (r
 
 -- What tags meant: each digest of a tag with the first and the last time that the cache saw it there.
 -- `tag` is empty for content that was asked for by digest. `pushed` is when Docker Hub says that it was
--- pushed; `ripe` is set once it has reached the minimum age of a policy, and never cleared.
+-- pushed; `ripe` is set once it has reached the minimum age of a policy, and never cleared. `source` is the
+-- bundle that said it, `import` for one that did not say it, and empty for what this cache saw itself.
 CREATE TABLE IF NOT EXISTS tag_history (
     repository INTEGER NOT NULL,
     tag        TEXT NOT NULL,
@@ -138,6 +139,7 @@ CREATE TABLE IF NOT EXISTS tag_history (
     last_seen  REAL NOT NULL,
     pushed     REAL,
     ripe       INTEGER NOT NULL DEFAULT 0,
+    source     TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (repository, tag, digest)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS tag_history_by_digest ON tag_history (repository, digest);

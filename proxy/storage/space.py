@@ -5,7 +5,7 @@ and the index. `min_free` is the space that stays free on the file system. Sizes
 
 The index counts blobs, inside the transaction that adds or removes their rows (`queries.track_totals`);
 files without a row and rows without a file are counted here.
-Pinned and leased blobs are never evicted, and nothing is evicted for content that cannot fit anyway.
+Pinned, leased and kept blobs are never evicted, and nothing is evicted for content that cannot fit anyway.
 """
 
 import asyncio
@@ -101,6 +101,8 @@ class SpaceManager:
         clock: Callable[[], float],
     ) -> None:
         self.max_size = max_size
+        # Blobs that evictions spare. They can be removed by hand, unlike leased ones.
+        self.kept: frozenset[Digest] = frozenset()
         self.locks = DigestLocks()
         self._store = store
         self._index = index
@@ -289,7 +291,7 @@ class SpaceManager:
             # the next ones take their place.
             excess = self._index_excess(more)
             while excess > 0:
-                victims = await self._index.choose_victims(excess, self._leased_digests())
+                victims = await self._index.choose_victims(excess, self._spared_digests())
                 removed = await self._remove(victims.manifests, "index_full")
                 await self._index.delete_repositories(victims.repositories)
                 if not (removed or victims.repositories):
@@ -344,6 +346,9 @@ class SpaceManager:
 
     def _leased_digests(self) -> set[Digest]:
         return set().union(*(lease.digests for lease in self._leases))
+
+    def _spared_digests(self) -> set[Digest]:
+        return self._leased_digests().union(self.kept)
 
     # Reading and removing.
 
@@ -556,8 +561,8 @@ class SpaceManager:
             needed, reason = self._shortage(more)
             if needed <= 0:
                 return True
-            leased = self._leased_digests()
-            kept = self.pinned_bytes + (await self._index.unpinned_bytes(leased) if leased else 0)
+            spared = self._spared_digests()
+            kept = self.pinned_bytes + (await self._index.unpinned_bytes(spared) if spared else 0)
             # With nothing to reserve (at the start, and after a lower limit), evict as much as possible.
             if more and needed > self.stored_bytes - kept:
                 return False
@@ -626,7 +631,7 @@ class SpaceManager:
         )
 
     async def _least_recently_used(self) -> list[tuple[Digest, int, float]]:
-        spared = self._leased_digests().union(self._unindexed_deletes)
+        spared = self._spared_digests().union(self._unindexed_deletes)
         return await self._index.least_recently_used(_EVICTION_BATCH, spared)
 
     async def _remove(

@@ -11,15 +11,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from ipaddress import ip_address
-from typing import Any, Literal
+from typing import Literal
 
-import msgspec
 from aiohttp import ClientResponse, ClientSession
 from publicsuffixlist import PublicSuffixList
 from yarl import URL
 
 from proxy.concurrency import SingleFlight
 from proxy.errors import RateLimitedError, UpstreamError, UpstreamUnavailableError
+from proxy.lru import TTLCache
+from proxy.oci.json_object import decode_object
 from proxy.upstream import errors, retry
 from proxy.upstream.challenge import Challenge
 from proxy.upstream.credentials import Credentials
@@ -30,8 +31,9 @@ from proxy.upstream.responses import read_bounded
 MAX_TOKEN_RESPONSE = 1 << 20
 # Characters of a token; no server accepts a header of that length.
 MAX_TOKEN_LENGTH = 64 << 10
-# Tokens that are kept per upstream, one per repository.
+# Tokens that are kept per upstream, one per repository, and their characters in all.
 MAX_TOKENS = 10_000
+MAX_TOKENS_SIZE = 32 << 20
 
 # Bounds of a token's lifetime in seconds. The minimum is the specification's default, used if
 # `expires_in` is missing or smaller.
@@ -43,14 +45,8 @@ EXPIRY_MARGIN = 10.0
 CredentialsGetter = Callable[[], Awaitable[Credentials | None]]
 
 # RFC 6750 section 2.1 allows fewer characters, but registries issue others, and clients send them.
-# Control characters could inject headers.
-_TOKEN = re.compile(rf"[^\x00-\x1f\x7f]{{1,{MAX_TOKEN_LENGTH}}}")
-
-
-class _TokenResponse(msgspec.Struct):
-    token: Any = None
-    access_token: Any = None
-    expires_in: Any = None
+# Control characters could inject headers; U+FFFD replaces what is not UTF-8.
+_TOKEN = re.compile(rf"[^\x00-\x1f\x7f\ufffd]{{1,{MAX_TOKEN_LENGTH}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +84,14 @@ class Authenticator:
         self._group = group
         self._is_redirected = is_redirected
         self._challenge: Challenge | None = None
-        self._tokens: dict[str, _AccessToken] = {}
-        self._token_fetches: SingleFlight[str, _AccessToken] = SingleFlight(group)
         self._now = asyncio.get_running_loop().time
+        self._tokens: TTLCache[str, _AccessToken] = TTLCache(
+            MAX_TOKENS,
+            self._now,
+            max_size=MAX_TOKENS_SIZE,
+            size_of=lambda token: len(token.authorization),
+        )
+        self._token_fetches: SingleFlight[str, _AccessToken] = SingleFlight(group)
 
     def create_anonymous(self, registry_url: URL) -> "Authenticator":
         """Return an authenticator for one repository of another registry, without credentials."""
@@ -114,7 +115,7 @@ class Authenticator:
         if challenge.scheme == "basic":
             credentials = await self._get_credentials()
             return credentials.basic_authorization() if credentials else None
-        token = self._tokens.get(repository)
+        token = self._get_token(repository)
         if token is None or token.expires_at <= self._now():
             try:
                 work = partial(self._fetch_token, challenge, repository)
@@ -138,11 +139,15 @@ class Authenticator:
             return None
         # Bearer is preferred: it does not send the password to the registry.
         self._challenge = min(supported, key=lambda item: item.scheme != "bearer")
-        token = self._tokens.get(repository)
+        token = self._get_token(repository)
         if token is not None and token.authorization == rejected:
-            del self._tokens[repository]
+            self._tokens.discard(repository)
         renewed = await self.get_authorization(repository)
         return renewed if renewed != rejected else None
+
+    def _get_token(self, repository: str) -> _AccessToken | None:
+        kept = self._tokens.get_with_age(repository)
+        return kept and kept[1]
 
     async def _fetch_token(self, challenge: Challenge, repository: str) -> _AccessToken:
         realm = _parse_realm(challenge)
@@ -164,9 +169,7 @@ class Authenticator:
                 break
             content, url = await self._request_token(url, credentials)
         token = _parse_token(content, realm, self._now())
-        if len(self._tokens) >= MAX_TOKENS:
-            self._tokens.clear()
-        self._tokens[repository] = token
+        self._tokens.set(repository, token)
         return token
 
     async def _request_token(
@@ -245,13 +248,13 @@ async def _token_server_error(
 
 def _parse_token(content: bytes, realm: URL, now: float) -> _AccessToken:
     try:
-        response = msgspec.json.decode(content, type=_TokenResponse)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        response = decode_object(content)
+    except ValueError as error:
         raise UpstreamError(f"the token server {realm.host} did not send a token") from error
-    token = response.token or response.access_token
+    token = response.get("token") or response.get("access_token")
     if not isinstance(token, str) or _TOKEN.fullmatch(token) is None:
         raise UpstreamError(f"the token server {realm.host} sent an invalid token")
-    seconds = response.expires_in
+    seconds = response.get("expires_in")
     lifetime = float(seconds) if isinstance(seconds, int | float) else MIN_TOKEN_LIFETIME
     lifetime = min(max(lifetime, MIN_TOKEN_LIFETIME), MAX_TOKEN_LIFETIME)
     return _AccessToken(f"Bearer {token}", now + lifetime - EXPIRY_MARGIN)

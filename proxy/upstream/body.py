@@ -84,7 +84,7 @@ class BlobBody:
         self._first = bytes(content)
         if not _has_digest(self._first, digest):
             with suppress(UpstreamError):
-                decoded = gunzip(self._first, MAX_ENCODED_BLOB)
+                decoded = await asyncio.to_thread(gunzip, self._first, MAX_ENCODED_BLOB)
                 if _has_digest(decoded, digest):
                     self._first, self.size, self.is_partial = decoded, len(decoded), False
 

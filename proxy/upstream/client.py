@@ -34,7 +34,9 @@ from proxy.metrics import Metrics, RequestKind
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import ACCEPT, parse_manifest
 from proxy.oci.reference import Reference, Tag
-from proxy.oci.referrers import RawDescriptor
+from proxy.oci.referrers import EncodedReferrers
+from proxy.oci.tags import EncodedTags
+from proxy.parsing import DocumentParser
 from proxy.traffic import purpose
 from proxy.upstream import responses, retry, search
 from proxy.upstream.body import BlobBody
@@ -95,6 +97,7 @@ class Upstream:
         self,
         mirror_set: MirrorSet,
         metrics: Metrics,
+        parser: DocumentParser,
         *,
         min_rate: int,
         min_rate_window: float,
@@ -106,6 +109,7 @@ class Upstream:
         self._mirror_set = mirror_set
         self._registry = mirror_set.registry
         self._metrics = metrics
+        self._parser = parser
         self._min_rate = min_rate
         self._min_rate_window = min_rate_window
         self._now = asyncio.get_running_loop().time
@@ -273,17 +277,17 @@ class Upstream:
         """Record that a blob had a wrong digest: for a while no mirror is asked for it."""
         self._mirror_set.mark_suspect(digest, is_corrupt=True)
 
-    async def fetch_tags(self, repository: str) -> list[str]:
-        """Return all tags of the repository, from all pages, in upstream's order.
+    async def fetch_tags(self, repository: str) -> EncodedTags:
+        """Return all tags of the repository, from all pages.
 
         Only the registry is asked: a mirror's incomplete list looks like any other.
         """
-        tags: list[str] = []
-        async for page in self._fetch_pages(repository, "tags/list?n=1000", "tags"):
-            tags += responses.parse_tags(page.content)
-        return tags
+        pages = self._fetch_pages(repository, "tags/list?n=1000", "tags")
+        contents = [page.content async for page in pages]
+        size = sum(map(len, contents))
+        return await self._parser.run(self.name, size, responses.parse_tags, contents)
 
-    async def fetch_referrers(self, repository: str, digest: Digest) -> list[RawDescriptor]:
+    async def fetch_referrers(self, repository: str, digest: Digest) -> EncodedReferrers:
         """Return the descriptors of the referrers of `digest`, from all pages.
 
         Only the registry is asked, as for tags. Raises `UnknownManifestError` if upstream refuses
@@ -293,14 +297,16 @@ class Upstream:
         features = self._registry.features
         if features.lacks("referrers", repository):
             raise NoReferrersApiError(f"{self.name} has no referrers API for {repository}")
-        referrers: list[RawDescriptor] = []
+        referrers = EncodedReferrers()
         has_page = False
         try:
             async for page in self._fetch_pages(repository, f"referrers/{digest}", "referrers"):
-                descriptors = responses.parse_referrers(page)
-                if descriptors is None:
+                found = await self._parser.run(
+                    self.name, len(page.content), responses.parse_referrers, page
+                )
+                if found is None:
                     raise NoReferrersApiError(f"{self.name} sent no index of referrers")
-                referrers += descriptors
+                referrers += found
                 has_page = True
         except UnknownManifestError as error:
             if has_page:
@@ -323,7 +329,7 @@ class Upstream:
             ApiRequest("GET", "", path, "search"), responses.read_search_page
         )
         self._metrics.count_upstream_bytes(self._search_registry.name, "search", len(content))
-        return search.parse_search_page(content)
+        return await self._parser.run(self.name, len(content), search.parse_search_page, content)
 
     async def check(self) -> None:
         """Request the registry's API version, with the configured login.
@@ -438,12 +444,12 @@ class Upstream:
                 raise DigestMismatchError(
                     f"{registry.label} sent content that does not match {reference}"
                 )
-        if (
-            registry.is_mirror
-            and not is_verified
-            and (doubt := parse_manifest(content, content_type).doubt)
-        ):
-            raise UpstreamError(f"{registry.label} did not send a manifest: {doubt}")
+        if registry.is_mirror and not is_verified:
+            manifest = await self._parser.run(
+                registry.label, len(content), parse_manifest, content, content_type
+            )
+            if manifest.doubt:
+                raise UpstreamError(f"{registry.label} did not send a manifest: {manifest.doubt}")
         return FetchedManifest(content, content_type, digest, is_verified)
 
     @asynccontextmanager

@@ -10,6 +10,8 @@ from proxy.errors import UpstreamError
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_WBITS = 31
+# Members of one gzip encoding. Servers send one; each costs time, also an empty one.
+MAX_MEMBERS = 100
 
 
 def is_gzip_encoded(headers: Mapping[str, str]) -> bool:
@@ -20,12 +22,16 @@ def is_gzip_encoded(headers: Mapping[str, str]) -> bool:
 def gunzip(content: bytes, limit: int) -> bytes:
     """Return the decoded body, or `content` itself if it is not in gzip format.
 
-    Raises `UpstreamError` if it is damaged, or has more than `limit` bytes.
+    Raises `UpstreamError` if it is damaged, or has more than `limit` bytes or `MAX_MEMBERS` members.
     """
     decoded = bytearray()
     rest = content
+    members = 0
     # There may be several members (RFC 1952 section 2.2).
     while rest.startswith(_GZIP_MAGIC):
+        members += 1
+        if members > MAX_MEMBERS:
+            raise UpstreamError(f"upstream sent a gzip encoding of more than {MAX_MEMBERS} members")
         decompressor = zlib.decompressobj(wbits=_GZIP_WBITS)
         try:
             decoded += decompressor.decompress(rest, limit + 1 - len(decoded))

@@ -12,6 +12,7 @@ from yarl import URL
 
 from proxy.config import Config
 from proxy.metrics import Metrics
+from proxy.parsing import DocumentParser
 from proxy.upstream.auth import Authenticator, CredentialsGetter, no_credentials
 from proxy.upstream.client import Upstream
 from proxy.upstream.credentials import CredentialSource
@@ -35,6 +36,7 @@ class UpstreamFactory:
         self,
         metrics: Metrics,
         offline: OfflineSwitch,
+        parser: DocumentParser,
         group: asyncio.TaskGroup,
         clock: Callable[[], float],
         daemon_id: str,
@@ -42,6 +44,7 @@ class UpstreamFactory:
         self._metrics = metrics
         self._daemon_id = daemon_id
         self._offline = offline
+        self._parser = parser
         self._group = group
         self._clock = clock
         self._open_sessions: dict[AsyncExitStack, finalize[..., Upstream]] = {}
@@ -141,10 +144,12 @@ class UpstreamFactory:
                 ),
                 await create_client(settings.url, no_credentials, timeouts, HUB_ATTEMPTS),
                 metrics,
+                self._parser,
             )
         return Upstream(
             MirrorSet(registry, mirrors, metrics),
             metrics,
+            self._parser,
             hub=hub,
             min_rate=fetch.min_rate,
             min_rate_window=2 * fetch.stall_timeout,

@@ -1,6 +1,7 @@
 """Requests to Docker Hub's own API: who publishes a repository, and when a tag was pushed."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import TypeVar
 from urllib.parse import quote, urlencode
 
 from proxy.errors import NotFoundError, UpstreamUnauthorizedError
@@ -8,10 +9,13 @@ from proxy.metrics import Metrics
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import ACCEPT
 from proxy.oci.reference import Tag
+from proxy.parsing import DocumentParser
 from proxy.policy.facts import Badge
 from proxy.upstream import hub, responses
 from proxy.upstream.registry_client import ApiRequest, RegistryClient
 from proxy.upstream.search import SearchHit, SearchPage
+
+R = TypeVar("R")
 
 # Attempts of one request: facts can be asked again later.
 HUB_ATTEMPTS = 1
@@ -24,8 +28,15 @@ class HubClient:
     anonymous client of the registry.
     """
 
-    def __init__(self, api: RegistryClient, registry: RegistryClient, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        api: RegistryClient,
+        registry: RegistryClient,
+        metrics: Metrics,
+        parser: DocumentParser,
+    ) -> None:
         self._api = api
+        self._parser = parser
         self._registry = registry
         self._metrics = metrics
 
@@ -53,7 +64,7 @@ class HubClient:
         query = {"query": terms, "from": (page - 1) * limit, "size": limit, "type": "image"}
         if badges:
             query["badges"] = ",".join(hub.BADGE_NAMES[badge] for badge in badges)
-        return hub.parse_search(await self._get(f"api/search/v4?{urlencode(query)}"))
+        return await self._get(f"api/search/v4?{urlencode(query)}", hub.parse_search)
 
     async def find_repository(self, repository: str) -> SearchHit | None:
         """Return what Docker Hub says of the repository; None if its search does not find it.
@@ -72,12 +83,12 @@ class HubClient:
         namespace, _, name = repository.partition("/")
         path = f"v2/namespaces/{quote(namespace)}/repositories/{quote(name)}/tags/{quote(tag)}"
         try:
-            return hub.parse_push_times(await self._get(path))
+            return await self._get(path, hub.parse_push_times)
         except (NotFoundError, UpstreamUnauthorizedError):
             return {}
 
-    async def _get(self, path: str) -> bytes:
+    async def _get(self, path: str, parse: Callable[[bytes], R]) -> R:
         request = ApiRequest("GET", "", path, "facts", {"Accept": "application/json"})
         content = await self._api.request(request, responses.read_search_page)
         self._metrics.count_upstream_bytes(self._api.name, "facts", len(content))
-        return content
+        return await self._parser.run(self._api.name, len(content), parse, content)

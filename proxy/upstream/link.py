@@ -1,7 +1,8 @@
-"""Parse `Link` headers (RFC 8288 section 3). PURE.
+"""Parse `Link` headers (RFC 8288 section 3), and what clients follow in spite of it. PURE.
 
 Targets and quoted strings may contain commas and semicolons, names of parameters and relation types
-match in any case, and a header may hold several links. What does not parse is skipped.
+match in any case, and a header may hold several links. A link without a relation type counts if no
+other has the right one, and a lone URL may lack its angle brackets. What does not parse is skipped.
 """
 
 import re
@@ -15,17 +16,25 @@ _QUOTED = r'"((?:[^"\\]|\\.)*)"'
 _PARAMETER = re.compile(rf"\s*;\s*([^\s=;,\"]*)\s*(?:=\s*(?:{_QUOTED}|([^\s;,\"]*)))?[^;,\"]*")
 
 
+_BARE_TARGET = re.compile(r"\s*((?:https?://|/|\?)[^\s;<>]*)(.*)", re.DOTALL)
+
+
 def find_link(values: Iterable[str], relation: str) -> str | None:
     """Return the target of the first link with this relation type; None if there is none."""
+    unrelated = None
     for value in values:
         for target, relations in _parse_links(value[:MAX_LINK_LENGTH]):
-            if relation in relations.casefold().split():
+            if relations is None:
+                unrelated = target if unrelated is None else unrelated
+            elif relation in relations.replace("'", " ").casefold().split():
                 return target
-    return None
+    return unrelated
 
 
-def _parse_links(value: str) -> Iterator[tuple[str, str]]:
-    """Yield the target of each link, and its relation types as they are written."""
+def _parse_links(value: str) -> Iterator[tuple[str, str | None]]:
+    """Yield the target of each link, and its relation types as they are written, None if absent."""
+    if bare := _BARE_TARGET.fullmatch(value):
+        value = f"<{bare[1]}>{bare[2]}"
     position = 0
     while link := _TARGET.search(value, position):
         relations: str | None = None
@@ -33,6 +42,6 @@ def _parse_links(value: str) -> Iterator[tuple[str, str]]:
         while parameter := _PARAMETER.match(value, position):
             name, quoted, plain = parameter.groups()
             if name.casefold() == "rel" and relations is None:  # only the first counts
-                relations = plain if quoted is None else quoted
+                relations = (plain or "") if quoted is None else quoted
             position = parameter.end()
-        yield link[1].strip(), relations or ""
+        yield link[1].strip(), relations

@@ -5,7 +5,7 @@ from yarl import URL
 from proxy.errors import UpstreamError
 
 REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
-MAX_REDIRECTS = 5
+MAX_REDIRECTS = 9
 
 
 def redirect_target(url: URL, location: str) -> URL:

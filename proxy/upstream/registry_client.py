@@ -10,7 +10,7 @@ import math
 import random
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Literal, TypeVar
@@ -68,6 +68,12 @@ MIRROR_TIMEOUT = 3.0
 # chunk.
 API_READ_BUFFER_SIZE = 64 << 10
 BLOB_READ_BUFFER_SIZE = 128 << 10
+
+# Larger bodies, and those of unknown size, are read few at a time: each is in memory as a whole.
+LARGE_RESPONSE = 64 << 10
+MAX_LARGE_RESPONSES = 8
+# Kinds of requests whose bodies are read as a whole.
+_DOCUMENT_KINDS = frozenset({"manifest", "tags", "referrers", "search", "facts"})
 
 T = TypeVar("T")
 
@@ -172,6 +178,7 @@ class RegistryClient:
         self._attempts = attempts
         self._clock = clock
         self.health = RegistryHealth(self.label, clock)
+        self._large_responses = asyncio.Semaphore(MAX_LARGE_RESPONSES)
         self._now = asyncio.get_running_loop().time
 
     @property
@@ -202,7 +209,7 @@ class RegistryClient:
             try:
                 async with self._open_response(request, limits) as response:
                     with map_errors(self.label):
-                        async with asyncio.timeout_at(deadline):
+                        async with asyncio.timeout_at(deadline), self._reading(request, response):
                             return await read_response(response)
             except (OfflineError, UpstreamDownError):
                 raise
@@ -219,6 +226,16 @@ class RegistryClient:
                 )
             await asyncio.sleep(delay)
         raise AssertionError("unreachable")
+
+    def _reading(
+        self, request: ApiRequest, response: ClientResponse
+    ) -> AbstractAsyncContextManager[None]:
+        """Return a context in which the body may be read; it waits if that is large."""
+        size = response.content_length
+        is_document = request.method == "GET" and request.kind in _DOCUMENT_KINDS
+        if is_document and (size is None or size > LARGE_RESPONSE):
+            return self._large_responses
+        return nullcontext()
 
     @asynccontextmanager
     async def stream(self, request: ApiRequest) -> AsyncIterator[ClientResponse]:

@@ -1,16 +1,21 @@
 """Read registries' responses: bodies up to a limit, headers only if they are valid."""
 
+import asyncio
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from aiohttp import ClientResponse, hdrs
 
 from proxy.errors import InvalidDigestError, UpstreamError
 from proxy.oci.digest import Digest
+from proxy.oci.json_object import decode_object
 from proxy.oci.manifest import MAX_MANIFEST_SIZE, OCI_INDEX
-from proxy.oci.referrers import RawDescriptor
+from proxy.oci.referrers import EncodedReferrers
+from proxy.oci.tags import EncodedTags, encode_tags
 from proxy.upstream.encoding import gunzip, is_gzip_encoded
 from proxy.upstream.link import find_link
 
@@ -30,11 +35,11 @@ class Evidence:
 
 
 class _TagsPage(msgspec.Struct):
-    tags: list[Any] | None = None
+    tags: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _ReferrersPage(msgspec.Struct):
-    manifests: list[RawDescriptor] | None
+    manifests: list[msgspec.Raw] | None
     media_type: str | None = msgspec.field(name="mediaType", default=None)
 
 
@@ -51,7 +56,9 @@ async def read_bounded(response: ClientResponse, limit: int) -> bytes:
             response.close()
             raise UpstreamError(f"upstream sent more than the allowed {limit} bytes")
     body = bytes(content)
-    return gunzip(body, limit) if is_gzip_encoded(response.headers) else body
+    if is_gzip_encoded(response.headers):
+        return await asyncio.to_thread(gunzip, body, limit)
+    return body
 
 
 async def read_digest(response: ClientResponse) -> Digest | None:
@@ -112,31 +119,55 @@ async def read_search_page(response: ClientResponse) -> bytes:
     return await read_bounded(response, MAX_SEARCH_SIZE)
 
 
-def parse_tags(content: bytes) -> list[str]:
-    """Return the tags of one page (distribution-spec, "Listing Tags"). Raises `UpstreamError`.
+def parse_tags(pages: Sequence[bytes]) -> EncodedTags:
+    """Return the tags of all pages (distribution-spec, "Listing Tags"). Raises `UpstreamError`.
 
-    A list that is absent or null is empty, and what is not a text in it is left out.
+    A list that is absent or null is empty, and what cannot be a tag is left out.
     """
+    return encode_tags(map(_tag_array, pages))
+
+
+def _tag_array(content: bytes) -> bytes:
+    """Return the JSON array of tags in one page, decoded only if it must be."""
+    with suppress(msgspec.MsgspecError, ValueError, RecursionError):
+        page = msgspec.json.decode(content, type=_TagsPage)
+        if bytes(page.tags).startswith(b"["):
+            return bytes(page.tags)
     try:
-        page = msgspec.json.decode(content, type=_TagsPage | None)
-        return [tag for tag in (page and page.tags) or () if isinstance(tag, str)]
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        tags = decode_object(content).get("tags")
+    except ValueError as error:
         raise UpstreamError("upstream sent an invalid tag list") from error
+    if not isinstance(tags, list | None):
+        raise UpstreamError("upstream sent an invalid tag list")
+    return msgspec.json.encode([tag for tag in tags or () if isinstance(tag, str)])
 
 
-def parse_referrers(page: ListPage) -> list[RawDescriptor] | None:
+def parse_referrers(page: ListPage) -> EncodedReferrers | None:
     """Return the descriptors of one page of referrers; None if it is not an image index.
 
     Clients believe the media type in the header; some believe the one in the document, too.
     """
-    try:
+    is_index = page.content_type.partition(";")[0].strip().lower() == OCI_INDEX
+    with suppress(msgspec.MsgspecError, ValueError, RecursionError):
         document = msgspec.json.decode(page.content, type=_ReferrersPage)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+        if is_index or document.media_type == OCI_INDEX:
+            return EncodedReferrers.from_items(document.manifests or ())
+    return _parse_odd_referrers(page.content, is_index=is_index)
+
+
+def _parse_odd_referrers(content: bytes, *, is_index: bool) -> EncodedReferrers | None:
+    """Return the descriptors of a page that only a lenient decoder reads."""
+    try:
+        fields = decode_object(content)
+    except ValueError:
         return None
-    manifests = document.manifests or []
-    if page.content_type.partition(";")[0].strip().lower() == OCI_INDEX:
-        return manifests
-    return manifests if manifests and document.media_type == OCI_INDEX else None
+    manifests = fields.get("manifests", ())
+    if not isinstance(manifests, list | None):  # an absent list is no list
+        return None
+    if not is_index and fields.get("mediatype") != OCI_INDEX:
+        return None
+    descriptors = (item for item in manifests or () if isinstance(item, dict))
+    return EncodedReferrers.from_descriptors(descriptors)
 
 
 def parse_content_range(response: ClientResponse) -> tuple[int, int | None]:

@@ -28,6 +28,7 @@ class LoadSize:
     flooding: int  # connections that request absent blobs
     slow_readers: int
     slow_seconds: float  # how long they read
+    repositories: int  # in the large index
     pulls: int  # in the day of the fleet
 
 

@@ -6,7 +6,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.bench import bundles, fleet, growth, hits, many_clients, misses, neighbours, slow_links
+from tests.bench import (
+    bundles,
+    fleet,
+    growth,
+    hits,
+    large_index,
+    many_clients,
+    misses,
+    neighbours,
+    policy_hits,
+    slow_links,
+)
 from tests.bench.content import DISK_BLOBS, GIB, KIB, MIB, BenchContent
 from tests.bench.figures import LoadSize, Row
 from tests.bench.testbed import CACHE, MIRROR, NGINX, PULLCACHE, UPSTREAM, Testbed
@@ -27,6 +38,7 @@ SHORT = LoadSize(
     flooding=200,
     slow_readers=100,
     slow_seconds=3,
+    repositories=4_000,
     pulls=100,
 )
 LONG = LoadSize(
@@ -45,6 +57,7 @@ LONG = LoadSize(
     flooding=1_000,
     slow_readers=500,
     slow_seconds=60,
+    repositories=100_000,
     pulls=3_000,
 )
 
@@ -109,6 +122,17 @@ def _growth(setup: Setup) -> Iterator[dict[str, Measurement]]:
 
 
 @contextmanager
+def _policies(setup: Setup) -> Iterator[dict[str, Measurement]]:
+    with _testbed(setup, hits=(4 * KIB,)) as testbed:
+        yield {"policies": partial(policy_hits.measure, testbed, setup.size, setup.directory)}
+
+
+@contextmanager
+def _large_index(setup: Setup) -> Iterator[dict[str, Measurement]]:
+    yield {"lists": partial(large_index.measure, setup.size, setup.directory)}
+
+
+@contextmanager
 def _fleet(setup: Setup) -> Iterator[dict[str, Measurement]]:
     yield {"day": partial(fleet.measure, setup.size, setup.directory)}
 
@@ -131,6 +155,8 @@ PARTS = {
     "hits": BenchmarkPart((PULLCACHE, NGINX, CACHE, MIRROR), _hits),
     "misses": BenchmarkPart((PULLCACHE, MIRROR, CACHE, UPSTREAM), _misses),
     "growth": BenchmarkPart((PULLCACHE, NGINX, MIRROR), _growth),
+    "policies": BenchmarkPart((PULLCACHE, policy_hits.WITHOUT), _policies),
+    "large_index": BenchmarkPart((PULLCACHE,), _large_index),
     "fleet": BenchmarkPart(
         (PULLCACHE, fleet.LRU, fleet.COMPARED, fleet.BEST, fleet.BELADY), _fleet
     ),

@@ -6,11 +6,14 @@ import json
 import os
 import struct
 import tarfile
+import threading
+from collections.abc import Callable
 
 import pytest
 from backports import zstd
 
 from proxy.errors import BundleError, DigestMismatchError, NoSpaceError, ProxyError
+from proxy.oci import layout as layout_module
 from tests.fakes.content import digest_of
 from tests.fakes.faults import flip
 from tests.support.bundles import (
@@ -323,3 +326,68 @@ async def test_m15_a_sparse_terabyte_is_rejected_before_it_uses_space(program):
     with pytest.raises(BundleError):
         await import_bundle(program, header.tobuf(tarfile.PAX_FORMAT) + bytes(1 * MIB))
     assert program.disk_usage() - before < MIB
+
+
+EMPTY_STREAMS: dict[str, bytes] = {"zstd": zstd.compress(b""), "gzip": gzip.compress(b"")}
+PACK: dict[str, Callable[[bytes], bytes]] = {"zstd": zstd.compress, "gzip": gzip.compress}
+
+
+@pytest.mark.parametrize("kind", ["zstd", "gzip"])
+async def test_l02_a_bundle_of_very_many_empty_streams_is_rejected(program_with_image, kind):
+    bundle = PACK[kind](build_layout()[0].to_tar())
+    bomb = EMPTY_STREAMS[kind] * 1_000_000
+    await assert_rejected(program_with_image, bomb + bundle, message="streams with little")
+    await assert_rejected(program_with_image, bundle + bomb, message="streams with little")
+
+
+@pytest.mark.parametrize("kind", ["zstd", "gzip"])
+async def test_a_bundle_may_be_compressed_block_by_block(program_with_image, kind):
+    tar = build_layout(os.urandom(12 * MIB))[0].to_tar()
+    blocks = [PACK[kind](tar[start : start + 8192]) for start in range(0, len(tar), 8192)]
+    assert len(blocks) > 1000
+    await import_bundle(program_with_image, b"".join(blocks) + EMPTY_STREAMS[kind])
+    assert (await program_with_image.manifest("library/app", "1")).status == 200
+
+
+def many_entries(name: str, kind: bytes, count: int, content: bytes = b"") -> bytes:
+    """Return the first part of an archive: that many equal entries."""
+    entry = tar_entry(name, kind)
+    entry.size = len(content)
+    return (entry.tobuf() + content + bytes(-len(content) % 512)) * count
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        (many_entries("d", tarfile.DIRTYPE, 10_001), "10000 directories"),
+        (many_entries("x", tarfile.REGTYPE, 20_000), "not an OCI image layout"),
+        (
+            (
+                many_entries("h", tarfile.XHDTYPE, 1, b"65535 comment=" + b"x" * 65520 + b"\n")
+                + many_entries("x", tarfile.REGTYPE, 1)
+            )
+            * 1100,
+            "bytes of extended headers",
+        ),
+        (many_entries("h", tarfile.XHDTYPE, 1, b"5 a=\n" * 1001), "1000 records"),
+    ],
+    ids=["directories", "empty files", "extended headers", "records"],
+)
+async def test_l02_headers_without_content_are_bounded(program_with_image, prefix, message):
+    bundle = zstd.compress(prefix + build_layout()[0].to_tar())
+    assert len(bundle) < 2 * MIB
+    await assert_rejected(program_with_image, bundle, message=message)
+
+
+async def test_l02_documents_of_a_bundle_are_parsed_off_the_loop(program, monkeypatch):
+    parsed_in: set[str] = set()
+    parse = layout_module.parse_index
+
+    def parse_and_record(content: bytes) -> list[layout_module.LayoutImage]:
+        parsed_in.add(threading.current_thread().name)
+        return parse(content)
+
+    monkeypatch.setattr(layout_module, "parse_index", parse_and_record)
+    await import_bundle(program, build_layout()[0].to_tar())
+    assert parsed_in
+    assert threading.main_thread().name not in parsed_in

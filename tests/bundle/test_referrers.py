@@ -98,16 +98,51 @@ async def answers_of(program, found: dict[str, str], has_api: bool) -> list[obje
     return seen
 
 
-async def test_without_referrers_a_bundle_has_the_bytes_that_it_always_had(
+async def ask_for_none(program, digests: dict[str, str]) -> list[object]:
+    """Ask for referrers of the manifests that a preload brings, by the API and by tags."""
+    seen: list[object] = []
+    for subject in (digests["index"], digests[NATIVE]):
+        answer = await program.ask(f"/v2/{APP}/referrers/{subject}")
+        seen.append((answer.status, answer.json.get("manifests")))
+        tags = [fallback_tag(subject) + suffix for suffix in SUFFIXES]
+        seen += [(await program.manifest(APP, tag)).status for tag in tags]
+    return seen
+
+
+@pytest.mark.parametrize("has_api", [True, False])
+async def test_an_image_without_referrers_has_none_in_the_importing_cache_either(
+    registry, make_program, tmp_path, has_api
+):
+    registry.referrers = has_api
+    digests = push_app(registry)
+    first = await make_program(tmp_path / "one")
+    await run_preload(first, "app:v1")
+    await first.restart(offline=True)
+    bundle = tmp_path / "bundle.tar"
+    assert (await run_on(first, "export", "app:v1", "-o", str(bundle))).exit_code == 0
+    second = await make_program(tmp_path / "two", offline=True)
+    assert (await run_on(second, "import", str(bundle))).exit_code == 0
+    assert await ask_for_none(second, digests) == await ask_for_none(first, digests)
+    assert await ask_for_none(second, digests) == [(200, []), 404, 404, 404, 404] * 2
+
+
+async def test_of_an_image_that_was_only_pulled_nothing_is_known_in_the_importing_cache(
     registry, make_program, tmp_path
 ):
-    push_app(registry)
-    preloaded = await make_program(tmp_path / "one")
-    await run_preload(preloaded, "app:v1")
+    """A client that asked for no signatures does not know whether there are any."""
+    digests = push_app(registry)
+    first = await make_program(tmp_path / "one")
+    for digest in ((await first.manifest(APP, "v1")).digest, digests[NATIVE]):
+        await first.manifest(APP, digest)
+    for blob in registry.repository(APP).blobs:
+        await first.blob(blob)
+    await first.wait_for_downloads()
     bundle = tmp_path / "bundle.tar"
-    assert (await run_on(preloaded, "export", "app:v1", "-o", str(bundle))).exit_code == 0
-    assert b"referrers" not in bundle.read_bytes()
+    assert (await run_on(first, "export", "app:v1", "-o", str(bundle))).exit_code == 0
     assert b"records" not in bundle.read_bytes()
+    second = await make_program(tmp_path / "two", offline=True)
+    assert (await run_on(second, "import", str(bundle))).exit_code == 0
+    assert (await ask_for_none(second, digests))[1:5] == [503, 503, 503, 503]
 
 
 async def test_referrers_are_not_images_for_the_tools_that_load_bundles(

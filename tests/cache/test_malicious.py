@@ -145,7 +145,6 @@ async def test_m02_a_json_bomb_is_parsed_in_a_thread_and_causes_no_internal_erro
 UNREADABLE = {
     "byte order mark": b"\xef\xbb\xbf" + image(),
     "NaN": image()[:-1] + b',"x":NaN}',
-    "trailing data": image() + b"{}",
     "HTML": b"<!doctype html>",
     "nothing": b"",
     "binary": gzip.compress(b"layer"),
@@ -155,6 +154,7 @@ ODD = {
     "another list": image()[:-1] + b',"layers":[%s]}' % json.dumps(EMPTY).encode(),
     "unknown in other case": image()[:-1] + b',"x":1,"X":2}',
     "lone surrogate": image()[:-1] + b',"x":"\\ud800"}',
+    "trailing data": image() + b"{}",
     "not UTF-8": image()[:-1] + b',"x":"\xff"}',
 }
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from proxy.cli.api_client import AdminClient
-from tests.fakes.content import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
+from tests.fakes.content import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, FakeImage
 from tests.fakes.faults import HTML, Fault
 from tests.fakes.hub import FakeHub, HubRepository
 from tests.fakes.registry import FakeRegistry
+from tests.support.admin_api import call, remove_images
 from tests.support.program import Answer, Program
 
 DAY = 86_400.0
@@ -70,7 +71,8 @@ async def test_an_image_that_is_not_trusted_is_refused_with_rule_and_reason(
         assert (answer.status, answer.code) == (403, "DENIED")
         assert problem(answer) == (
             f'policy 1 ("*") refuses {repository}{"@" if ":" in reference else ":"}{reference}: '
-            "it is neither official, nor of a verified publisher"
+            "it is neither official, nor of a verified publisher; "
+            "to allow it: pullcache policy except"
         )
     assert (
         await program.metric("pullcache_policy_decisions_total", policy="1", decision="deny") == 2
@@ -97,6 +99,31 @@ async def test_an_index_is_refused_and_so_is_its_child_by_digest(registry, start
     assert (await program.manifest(image)).status == 403
     for digest in image.manifests.values():
         assert (await program.manifest(image, digest)).status == 403
+
+
+async def test_a_refused_manifest_is_refused_among_the_blobs_too(registry, start):
+    program = await start(trusted=TRUSTED)
+    image, allowed = registry.add_image("acme/app", index=True), registry.add_image("library/nginx")
+    for digest in (image.digest, image.manifest):
+        await program.manifest(image, digest)
+        for method in ("GET", "HEAD"):
+            answer = await program.ask(f"/v2/acme/app/blobs/{digest}", method)
+            assert answer.status == 403
+    await program.pull(allowed)
+    answer = await program.blob(allowed.digest, "library/nginx")
+    assert (answer.status, answer.digest) == (200, allowed.digest)
+
+
+async def test_the_status_line_says_why_because_head_has_no_body(registry, start):
+    program = await start(trusted=TRUSTED)
+    image = registry.add_image("acme/app")
+    async with program.opened("/v2/acme/app/manifests/latest", "HEAD") as response:
+        assert response.status == 403
+        assert response.reason == (
+            'policy 1 ("*") refuses acme/app:latest: it is neither official, '
+            "nor of a verified publisher; to allow it: pullcache policy except"
+        )
+    assert image.digest
 
 
 async def test_an_image_of_another_registry_is_refused_as_not_trusted(registry, hub, make_program):
@@ -127,6 +154,67 @@ async def test_what_docker_hub_does_not_answer_is_503_with_retry_after_and_decid
     assert (await program.manifest(image)).status == 200
 
 
+async def test_a_message_has_the_reason_and_what_helps_also_with_a_long_name(registry, start):
+    program = await start(trusted=TRUSTED)
+    image = registry.add_image(f"acme/{'x' * 200}")
+    message = problem(await program.manifest(image))
+    assert message.startswith('policy 1 ("*") refuses acme/xxxxx')
+    assert message.endswith(
+        "...: Docker Hub's search does not list it; to allow it: pullcache policy except"
+    )
+
+
+async def test_offline_an_image_without_facts_is_503_that_says_where_facts_come_from(
+    registry, make_program, hub
+):
+    upstream = {"url": registry.url, "facts_url": ""}
+    program = await make_program(upstreams={"docker.io": upstream})
+    image = registry.add_image("grafana/grafana")
+    await program.pull(image)
+    rule = {"images": ["*"], "mode": "enforce", "trusted": TRUSTED}
+    program.upstreams["docker.io"]["facts_url"] = hub.url
+    await program.restart(offline=True, policy=[rule])
+    answer = await program.manifest(image)
+    assert answer.status == 503
+    assert "import a bundle that was made with export --facts" in problem(answer)
+    assert not hub.requests
+
+
+async def test_many_images_can_be_pulled_at_once_for_the_first_time(registry, hub, start):
+    program = await start(trusted=TRUSTED, min_age="1s")
+    images = [registry.add_image(f"grafana/app{number}") for number in range(12)]
+    hub.repositories += [HubRepository(one.repository, "verified_publisher") for one in images]
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(*map(program.manifest, images))
+    assert [answer.status for answer in answers] == [200] * 12
+
+
+async def test_beyond_the_rate_a_pull_waits_no_longer_than_for_an_answer_and_blocks_no_other(
+    registry, hub, start, monkeypatch
+):
+    monkeypatch.setattr("proxy.cache.facts.QUESTION_TIMEOUT", 0.3)
+    program = await start(min_age="3d", first_seen="deny")
+    images = [registry.add_image(f"grafana/app{number}") for number in range(40)]
+    async with asyncio.timeout(20):
+        answers = await asyncio.gather(*map(program.manifest, images))
+    # What is not known for want of an answer is undecided, and nothing waits for it any more.
+    statuses = [answer.status for answer in answers]
+    assert statuses.count(503) >= 10
+    assert statuses.count(403) + statuses.count(503) == 40
+    assert 15 <= len(hub.requests) <= 30
+
+
+async def test_a_push_time_is_asked_for_once(registry, hub, start):
+    program = await start(min_age="3d", first_seen="deny")
+    image = registry.add_image()
+    for _ in range(3):
+        assert (await program.manifest(image)).status == 403
+        assert (await program.manifest(image, image.digest)).status == 403
+        await program.reload(log={"level": "info"})
+        program.clock.advance(1)
+    assert hub.log.count("/tags/latest") <= 3
+
+
 async def test_a_page_of_html_from_docker_hub_is_no_answer(registry, hub, start):
     program = await start(trusted=TRUSTED)
     image = registry.add_image("grafana/grafana")
@@ -137,7 +225,17 @@ async def test_a_page_of_html_from_docker_hub_is_no_answer(registry, hub, start)
 async def test_unknown_allow_serves_what_cannot_be_decided(registry, hub, start):
     program = await start(trusted=TRUSTED, unknown="allow")
     hub.break_with(Fault(status=429))
-    assert (await program.manifest(registry.add_image("grafana/grafana"))).status == 200
+    image = registry.add_image("grafana/grafana")
+    for _ in range(2):
+        assert (await program.manifest(image)).status == 200
+    metric = "pullcache_policy_decisions_total"
+    assert await program.metric(metric, decision="allowed_unknown") == 1
+    assert await program.metric(metric, decision="allow") == 0
+    # It is decided anew as soon as Docker Hub may have answered.
+    hub.repair()
+    hub.repositories[1].badge = None
+    program.clock.advance(700)
+    assert (await program.manifest(image)).status == 403
 
 
 async def test_a_private_repository_is_refused_and_docker_hub_does_not_learn_its_name(
@@ -187,7 +285,7 @@ async def test_audit_serves_and_warns(registry, start):
     for _ in range(2):
         answer = await program.manifest(image)
         assert answer.status == 200
-        assert "would refuse it: it is neither official" in answer.headers["Warning"]
+        assert "would refuse acme/app:latest: it is neither official" in answer.headers["Warning"]
     metric = "pullcache_policy_decisions_total"
     assert await program.metric(metric, decision="would_deny") == 1
 
@@ -316,6 +414,18 @@ async def test_first_seen_does_not_allow_what_docker_hub_says_is_young(registry,
     assert (await program.manifest(image)).status == 403
 
 
+async def test_content_that_was_old_enough_under_another_tag_stands_in(registry, start):
+    program = await start(min_age="3d")
+    old = registry.add_image(tag="1.0")
+    await program.pull(old)
+    program.clock.advance(10)
+    registry.move_tag("library/app", "latest", old.digest)
+    assert (await program.manifest(old, "latest")).status == 200
+    program.clock.advance(3600)
+    new = registry.add_image(tag="latest", layers=[b"new"])
+    assert (await program.manifest(new, "latest")).digest == old.digest
+
+
 async def test_a_roll_back_is_ripe_at_once(registry, start):
     program = await start(min_age="3d")
     old = registry.add_image()
@@ -357,6 +467,52 @@ async def test_an_unripe_digest_is_refused_in_a_repository_that_is_known(registr
     await program.pull(registry.add_image())
     fresh = registry.add_image(tag="other", layers=[b"fresh"])
     assert (await program.manifest(fresh, fresh.digest)).status == 403
+
+
+async def except_image(program: Program, image: FakeImage, seconds: float) -> None:
+    name = f"docker.io/{image.repository}@{image.digest}"
+    document = {"image": name, "seconds": seconds, "reason": "a fix"}
+    await call(program, "post", "/api/v1/policy/exceptions", document)
+
+
+async def test_an_exception_ends_in_time_and_its_image_is_not_ripe_then(registry, start):
+    program = await start(min_age="3d", first_seen="deny")
+    image = registry.add_image(index=True)
+    assert (await program.manifest(image)).status == 403
+    await except_image(program, image, seconds=600)
+    await program.pull(image)
+    program.clock.advance(700)
+    for reference in ("latest", image.digest, image.manifest):
+        assert (await program.manifest(image, reference)).status == 403
+
+
+async def test_a_refused_tag_is_served_as_soon_as_it_is_ripe(registry, start):
+    program = await start(min_age="100s", first_seen="deny")
+    image = registry.add_image()
+    assert (await program.manifest(image)).status == 403
+    program.clock.advance(101)
+    assert (await program.manifest(image)).status == 200
+
+
+async def test_audit_remembers_since_when_it_knows_a_digest(registry, start):
+    program = await start(min_age="3d", first_seen="deny", mode="audit")
+    image = registry.add_image()
+    assert "1s old" in (await program.manifest(image, image.digest)).headers["Warning"]
+    program.clock.advance(3600)
+    await program.restart()
+    assert "1h old" in (await program.manifest(image, image.digest)).headers["Warning"]
+
+
+async def test_a_moved_tag_is_refused_with_its_date_if_its_earlier_content_is_gone(registry, start):
+    program = await start(min_age="3d")
+    old = registry.add_image()
+    await program.manifest(old)
+    await remove_images(program, "app:latest")
+    del registry.repository(old.repository).manifests[old.digest]
+    program.clock.advance(10 * DAY)
+    answer = await program.manifest(registry.add_image(layers=[b"new"]))
+    assert answer.status == 403
+    assert "it is 1s old (first seen here)" in problem(answer)
 
 
 # What is exempt.

@@ -3,7 +3,9 @@
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
+from proxy.cache import prefetch
 from tests.fakes.faults import Fault
 from tests.fakes.registry import FakeRegistry
 
@@ -107,3 +109,41 @@ async def test_a_layer_that_only_another_upstream_has_sent_is_fetched_anew(make_
         async with registry.down(), other.down():
             for digest in image.blobs:
                 assert (await program.blob(digest, "other.test/me/app")).digest == digest
+
+
+async def test_m05_few_blobs_are_prefetched_at_a_time_and_the_rest_waits(registry, make_program):
+    program = await make_program(fetch={"prefetch": "layers", "max_downloads": 4})
+    registry.pull_limit = None
+    release = asyncio.Event()
+    images = [
+        registry.add_image(
+            f"library/app{number}", layers=[b"%d.%d" % (number, n) for n in range(9)]
+        )
+        for number in range(5)
+    ]
+    registry.fail("GET /registry-v2/", Fault(stall_at=0, until=release), times=None)
+    for image in images:
+        await program.manifest(image)
+    assert 0 < await program.metric("pullcache_downloads_in_progress") <= 4
+    release.set()
+    stored = {digest for image in images for digest in image.blobs}
+    async with asyncio.timeout(20):
+        while not stored <= program.stored():
+            await registry.until(lambda: True)
+            await asyncio.sleep(0.01)
+    assert await program.metric("pullcache_prefetch_dropped_total") == 0
+
+
+async def test_m05_blobs_beyond_the_queue_are_fetched_when_clients_ask(
+    registry, make_program, monkeypatch
+):
+    monkeypatch.setattr(prefetch, "MAX_QUEUED_BLOBS", 5)
+    program = await make_program(fetch={"prefetch": "layers", "max_downloads": 4})
+    image = registry.add_image(layers=[b"%d" % number for number in range(50)])
+    with capture_logs() as logs:
+        await program.manifest(image)
+    assert [one["blobs"] for one in logs if one["event"] == "prefetch_queue_full"] == [5]
+    await program.wait_for_downloads()
+    assert await program.metric("pullcache_prefetch_dropped_total") == len(image.blobs) - 5
+    for digest in image.blobs:
+        assert (await program.blob(digest)).digest == digest

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.hub import FakeHub, HubRepository
-from tests.support.commands import run_on
+from tests.support.commands import run, run_on
 from tests.support.openapi import validate
 from tests.support.program import Program
 
@@ -86,6 +86,18 @@ async def test_check_speaks_the_protocol_of_containerds_image_verifiers(registry
     assert (await run_on(program, "policy", "check", "--containerd", *arguments)).exit_code == 0
 
 
+def test_a_verifier_that_cannot_ask_refuses_and_says_why_on_stdout(tmp_path):
+    arguments = ("-name", "docker.io/library/nginx:latest", "-digest", "sha256:" + "0" * 64)
+    config = tmp_path / "pullcache.toml"
+    config.write_text("nonsense = 1")
+    done = run("policy", "check", "--containerd", "-c", config, *arguments)
+    assert done.exit_code == 1
+    assert done.stdout.startswith(
+        "pullcache cannot check docker.io/library/nginx:latest@sha256:0000"
+    )
+    assert "nonsense" in done.stdout
+
+
 async def test_why_names_the_rule_and_how_to_except_the_image(registry, program):
     image = registry.add_image("acme/app")
     done = await run_on(program, "policy", "why", "acme/app")
@@ -95,6 +107,38 @@ async def test_why_names_the_rule_and_how_to_except_the_image(registry, program)
         RULE,
         f"to allow it for a week: pullcache policy except docker.io/acme/app@{image.digest} {REST}",
     ]
+
+
+async def test_of_a_tag_that_has_moved_the_content_that_stands_in_is_named(registry, program):
+    old = registry.add_image("library/nginx")
+    await program.pull(old)
+    program.clock.advance(86_400)
+    new = registry.add_image("library/nginx", layers=[b"new"])
+    checked = await run_on(program, "policy", "check", "nginx")
+    assert checked.exit_code == 0
+    assert "docker.io/library/nginx:latest  previous  1       it is 1s old" in checked.stdout
+    why = await run_on(program, "policy", "why", "nginx")
+    first, *rest = why.stdout.splitlines()
+    assert first.startswith(
+        "policy 1 holds back new content of docker.io/library/nginx:latest: it is"
+    )
+    assert rest[:2] == [f"digest: {new.digest}", f"served meanwhile: {old.digest}"]
+    assert rest[-1].startswith(
+        "to allow it for a week: pullcache policy except docker.io/library/nginx@"
+    )
+    assert (await program.manifest(new)).digest == old.digest
+
+
+async def test_why_exits_1_if_the_image_cannot_be_had(program):
+    done = await run_on(program, "policy", "why", "acme/none")
+    assert done.exit_code == 1
+    assert "acme/none cannot be checked" in done.stdout
+
+
+async def test_without_decisions_the_list_says_so(program):
+    done = await run_on(program, "policy", "decisions", "--since", "2h")
+    assert done.exit_code == 0
+    assert done.stderr == "no decisions in the last 2h; plain hits are not listed\n"
 
 
 async def test_an_exception_allows_an_image_until_it_ends(registry, program):
@@ -148,3 +192,26 @@ async def test_documents_match_their_schemas(registry, program):
     ):
         document: Any = json.loads((await run_on(program, *arguments)).stdout)
         validate(document[0] if isinstance(document, list) else document, schema)
+
+
+async def test_images_check_offline_and_export_judge_nothing_and_show_the_verdict(
+    registry, program, tmp_path
+):
+    image = registry.add_image("acme/app")
+    assert await program.reload(policy=[{**TRUSTED, "mode": "audit"}])
+    await program.pull(image)
+    await program.wait_for_downloads()
+    listed = await run_on(program, "images")
+    assert "complete, refused by policy 1 (audit)" in listed.stdout
+    assert await program.reload(policy=[TRUSTED])
+    checked = await run_on(program, "check-offline", "acme/app")
+    assert checked.exit_code == 0
+    assert "complete, refused by policy 1" in checked.stdout
+    assert (
+        "all can be pulled offline; policies refuse 1: see pullcache policy why" in checked.stderr
+    )
+    exported = await run_on(program, "export", "acme/app", "-o", str(tmp_path / "app.tar"))
+    assert exported.exit_code == 0
+    assert "docker.io/acme/app:latest: refused by policy 1: it is not official\n" in exported.stderr
+    inspected = await run_on(program, "inspect", "acme/app")
+    assert "refused by policy 1: it is not official" in inspected.stdout

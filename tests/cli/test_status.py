@@ -38,6 +38,15 @@ async def test_status_fits_on_one_screen(registry, program):
     assert len(done.stdout.splitlines()) <= 24
 
 
+async def test_the_longest_label_of_status_is_followed_by_a_space(registry, make_program):
+    program = await make_program(manifests={"ttl": "0s"})
+    image = registry.add_image()
+    for _ in range(2):
+        await program.manifest(image)
+    done = await run_on(program, "status")
+    assert re.search(r"^revalidated 1 request, \d+ B$", done.stdout, re.MULTILINE)
+
+
 async def test_status_shows_the_address_of_the_admin_api(make_program):
     program = await make_program(server={"admin_listen": ["127.0.0.1:0"]})
     done = await run_on(program, "status")

@@ -110,6 +110,19 @@ async def test_a_manifest_is_served_although_the_disk_is_full(registry, full):
     await full.pull(image)
 
 
+async def test_a_disk_without_free_inodes_does_not_fail_a_client(registry, make_program, tiny_disk):
+    registry.pull_limit = None
+    program = await make_program(tiny_disk(64 * MIB, files=40) / "store")
+    image = registry.add_image(layers=[b"layer %d" % number for number in range(60)])
+    for _ in range(2):
+        await program.pull(image)
+        await program.wait_for_downloads()
+    assert await program.metric("pullcache_uncached_total") >= 1
+    assert 0 < len(program.stored()) < 40
+    await program.restart()
+    await program.pull(image)
+
+
 async def test_stored_blobs_are_evicted_for_a_new_one(registry, full):
     digests = [registry.add_blob(bytes([n]) * (3 * MIB)) for n in range(6)]
     for digest in digests:

@@ -178,6 +178,7 @@ ODD_IMAGES = {
     "lone surrogate": image_with_text(b'"annotations":{"author":"\\ud800"}'),
     "huge number": image_with_text(b'"x":' + b"9" * 5000),
     "deep object": image_with_text(DEEP),
+    "text after the document": OddManifest(encode(IMAGE) + b"\n<!-- page -->"),
     "unknown fields": image(history=[{}], data="e30=", urls={"a": [None]}),
     # Types.
     "docker sent as OCI": OddManifest(encode(DOCKER_IMAGE), OCI_MANIFEST),

@@ -19,9 +19,13 @@ from tests.fuzz.upstream_responses import ResponseMaker
 from tests.system.servers import Daemon
 
 CONNECTIONS = 32
+# More, because most responses of a bad upstream are waited for.
+UPSTREAM_CONNECTIONS = 200
 # Seconds for one response. Upstream's own time-outs are part of it.
 RESPONSE_TIMEOUT = 60.0
 PROBE_INTERVAL = 0.05
+# Seconds that the event loop may compute before it answers.
+MAX_BUSY = 0.2
 MIB = 1 << 20
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([0-9]{3})")
@@ -29,13 +33,18 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([0-9]{3})")
 
 @dataclass
 class FuzzFindings:
-    """What a run has seen. `longest_probe` is in seconds, sizes are bytes."""
+    """What a run has seen. Sizes are bytes, times are seconds.
+
+    `longest_probe` is the longest response to `/healthz`, also because of other load on the machine;
+    `longest_busy` is the longest time that the event loop's thread computed during such a response.
+    """
 
     seed: int
     sent: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     longest_probe: float = 0.0
+    longest_busy: float = 0.0
     memory: list[int] = field(default_factory=list)
 
     @property
@@ -49,7 +58,7 @@ class FuzzFindings:
         )
         return (
             f"{self.sent} requests (seed {self.seed}); {statuses}; longest /healthz "
-            f"{self.longest_probe * 1000:.0f} ms; memory +{self.growth / MIB:.1f} MiB; "
+            f"{self.longest_probe * 1000:.0f} ms, busy {self.longest_busy * 1000:.0f} ms; memory +{self.growth / MIB:.1f} MiB; "
             f"{len(self.problems)} problems"
         )
 
@@ -123,7 +132,7 @@ async def fuzz_upstreams(directory: Path, count: int, seed: int) -> FuzzFindings
             chosen = random.Random(f"{seed}.{number}")
             await _send_good(daemon.address, work, chosen, targets, findings)
 
-        await asyncio.gather(*(send(number) for number in range(CONNECTIONS)))
+        await asyncio.gather(*(send(number) for number in range(UPSTREAM_CONNECTIONS)))
     return findings
 
 
@@ -145,6 +154,8 @@ async def _run_daemon(
             probe = group.create_task(_probe(daemon, findings))
             yield daemon
             probe.cancel()
+        if findings.longest_busy > MAX_BUSY:
+            findings.problems.append(f"the event loop was busy for {findings.longest_busy:.3f} s")
         errors = await asyncio.to_thread(daemon.metric, "pullcache_internal_errors_total")
         if errors:
             findings.problems.append(f"{errors:.0f} internal errors, see {directory}")
@@ -156,20 +167,28 @@ async def _run_daemon(
 
 async def _probe(daemon: Daemon, findings: FuzzFindings) -> None:
     """Measure how long `/healthz` takes, and the daemon's memory, until cancelled."""
-    status = Path(f"/proc/{daemon.process.pid}/statm")
+    pid = daemon.process.pid
+    status = Path(f"/proc/{pid}/statm")
+    # The nanoseconds that the main thread has run.
+    schedule = Path(f"/proc/{pid}/task/{pid}/schedstat")
     host, _, port = daemon.address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         while True:
-            began = time.perf_counter()
+            began, ran = time.perf_counter(), _read_run_time(schedule)
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             await _read_response(reader)
             findings.longest_probe = max(findings.longest_probe, time.perf_counter() - began)
+            findings.longest_busy = max(findings.longest_busy, _read_run_time(schedule) - ran)
             pages = (await asyncio.to_thread(status.read_text)).split()[1]
             findings.memory.append(int(pages) * 4096)
             await asyncio.sleep(PROBE_INTERVAL)
     finally:
         writer.close()
+
+
+def _read_run_time(schedule: Path) -> float:
+    return int(schedule.read_text().split()[0]) / 1e9
 
 
 async def _send_all(

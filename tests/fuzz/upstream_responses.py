@@ -1,5 +1,6 @@
 """Random responses of an upstream: status, headers, JSON of odd shapes, bodies, and how they end."""
 
+import gzip
 import json
 import random
 from typing import Any
@@ -27,6 +28,14 @@ ODD_HEADERS = [
     'Link: </v2/x?n=1>; rel="next"', "Link: <>; rel=next", "Link: " + "<" * 900, "X: \xff\xfe",
     "Docker-Distribution-Api-Version: registry/2.0", "Set-Cookie: a=b", "Transfer-Encoding: gzip, chunked",
 ]  # fmt: skip
+MANY_TAGS = b'{"tags":[%s]}' % b",".join(b'"%x"' % (n * 7919 % 65_521) for n in range(40_000))
+FIXED_BODIES = [
+    *[b"<!DOCTYPE html><title>Just a moment...</title>"] * 5,
+    *[b"[" * 5000] * 2,
+    b'{"tags":[' + b'"a",' * 20_000 + b'"a"]}',
+    MANY_TAGS,
+    *(gzip.compress(b"") * 5000, gzip.compress(bytes(9 << 20)), gzip.compress(b'{"tags":["a"]}')),
+]
 KEYS = [
     "schemaVersion", "mediaType", "config", "layers", "manifests", "tags", "name", "digest", "size", "urls",
     "annotations", "subject", "platform", "artifactType", "token", "access_token", "errors", "results",
@@ -72,12 +81,8 @@ class ResponseMaker:
         if chance < 0.7:
             text = json.dumps(self._json(4))
             return text.encode() if rng.random() < 0.95 else text[: len(text) // 2].encode()
-        if chance < 0.8:
-            return b"<!DOCTYPE html><title>Just a moment...</title>"
-        if chance < 0.85:
-            return b"[" * 5000
-        if chance < 0.9:
-            return b'{"tags":[' + b'"a",' * 20_000 + b'"a"]}'
+        if chance < 0.94:
+            return rng.choice(FIXED_BODIES)
         return rng.randbytes(rng.choice([0, 1, 10, 10_000]))
 
     def _json(self, depth: int) -> Any:

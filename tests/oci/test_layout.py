@@ -9,6 +9,7 @@ from proxy.oci import layout
 from proxy.oci.digest import Digest
 from proxy.oci.layout import DockerImage, LayoutImage
 from proxy.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from proxy.oci.referrers import ReferrerRecord
 
 A, B, C = (Digest.from_content(text) for text in (b"a", b"b", b"c"))
 
@@ -43,6 +44,14 @@ def test_the_expected_manifests_round_trip():
     )
     with pytest.raises(BundleError):
         layout.parse_details(b'{"manifests": {"sha256:0": []}}')
+
+
+def test_what_the_registry_had_of_referrers_round_trips_and_version_0_1_0_reads_the_rest():
+    records = {"docker.io/library/a": {A: ReferrerRecord([], [])}}
+    content = layout.encode_details(layout.BundleDetails(records=records))
+    assert layout.parse_details(content).records == records
+    assert json.loads(content)["manifests"] == {}  # required there
+    assert layout.encode_details(layout.BundleDetails()) == b""
 
 
 def test_docker_s_manifest_refers_to_the_blobs_of_the_layout():

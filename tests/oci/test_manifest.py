@@ -397,7 +397,7 @@ def test_m04_a_null_makes_no_document_ambiguous():
         b"1",
         b"<!doctype html>",
         GOOD[:-1],
-        GOOD + b"x",
+        b"x" + GOOD,
         b'{"a":' * 200_000,
         b"[" * 200_000,
         b'{"x":' * 5000 + b"1" + b"}" * 5000,
@@ -413,6 +413,13 @@ def test_m03_bytes_that_cannot_be_read_have_no_children(content):
     assert manifest.unread == manifest.doubt
     assert manifest.doubt.startswith("not a manifest: ")
     assert len(manifest.doubt) <= 120
+
+
+@pytest.mark.parametrize("rest", [b"\n", b"x", b"\n<!-- page -->", GOOD, b"[" * 200_000])
+def test_m03_what_follows_the_document_does_not_matter(rest):
+    manifest = parse_manifest(b"\r\n " + GOOD + rest, OCI_MANIFEST)
+    assert manifest == parse_manifest(GOOD, OCI_MANIFEST)
+    assert len(manifest.children) == 3
 
 
 @pytest.mark.parametrize(

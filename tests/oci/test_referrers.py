@@ -49,7 +49,8 @@ def test_a_record_survives_encoding():
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"manifests":null}', b"[" * 100_000])
 def test_what_is_no_index_lists_no_referrers(content):
     assert parse_fallback_index(content) == []
-    assert parse_fallback_index(b'{"manifests":[{"a":1}]}') == [{"a": 1}]
+    for name in (b"manifests", b"Manifests"):
+        assert parse_fallback_index(b'{"%s":[{"a":1},null]}' % name) == [{"a": 1}]
 
 
 def test_a_digest_that_cannot_be_read_is_none():

@@ -127,6 +127,22 @@ def test_a_badge_that_was_not_asked_is_unknown_not_denied():
     assert decide(unasked, trusted=("official",))[0] == "deny"
 
 
+def test_what_is_allowed_without_knowing_says_so():
+    unasked = replace(
+        COMMUNITY, badge=Badge.NOT_ASKED, age=ContentAge(NOW, "x", is_first_sight=True)
+    )
+    rule = PolicySettings(
+        images=("*",),
+        trusted=("verified_publisher",),
+        unknown="allow",
+        min_age=Duration.parse("1d"),
+    )
+    verdict = judge(rule, unasked, NOW)
+    assert verdict.is_uncertain
+    assert verdict.reason == "Docker Hub was not asked whether it is trusted"
+    assert not judge(rule, replace(unasked, badge=Badge.VERIFIED_PUBLISHER), NOW).is_uncertain
+
+
 def test_a_registry_without_badges_is_denied_not_unknown():
     elsewhere = ImageFacts("quay.io/acme/x", "1")
     assert decide(elsewhere, trusted=("verified_publisher",))[0] == "deny"

@@ -109,6 +109,50 @@ async def test_what_refers_to_a_referrer_comes_too(registry, program):
     assert await listed(program, signature) == []
 
 
+def push_chain(registry, subject: str, length: int) -> list[str]:
+    """Push a referrer of a manifest, one of that, and so on."""
+    chain = [subject]
+    for number in range(length):
+        chain.append(sign(registry, chain[-1], b"referrer %d" % number))
+    return chain[1:]
+
+
+@pytest.mark.parametrize("has_api", [True, False])
+async def test_the_deepest_referrers_are_known_to_have_none(registry, program, has_api):
+    registry.referrers = has_api
+    digests = push_app(registry)
+    chain = push_chain(registry, digests["index"], 3)
+    for subject, referrer in zip((digests["index"], *chain[:2]), chain, strict=True):
+        push_fallback_index(registry, subject, referrer)
+    run = await run_preload(program, "app:v1")
+    assert run.events[-1]["missing_referrers"] == 0
+    await assert_served_offline(program, *chain)
+    assert await listed(program, chain[1]) == [chain[2]]
+    assert await listed(program, chain[2]) == []
+
+
+async def test_referrers_that_are_too_deep_are_reported(registry, program):
+    digests = push_app(registry)
+    chain = push_chain(registry, digests["index"], 4)
+    run = await run_preload(program, "app:v1")
+    (event,) = run.events_of("referrer_missing")
+    assert (event["subject"], event["reference"]) == (chain[2], "")
+    assert "3 levels" in event["reason"]
+    assert chain[3] not in program.stored()
+
+
+async def test_a_listed_referrer_that_upstream_lacks_has_no_referrers_itself(registry, program):
+    """ORAS asks for them too, and gives up at a 404 after the list of the image."""
+    digests = push_app(registry)
+    gone, good = (sign(registry, digests["index"], one) for one in (b"gone", b"good"))
+    registry.fail(f"/manifests/{gone}", Fault(status=404), times=None)
+    await run_preload(program, "app:v1")
+    await assert_served_offline(program, good)
+    assert sorted(await listed(program, digests["index"])) == sorted([gone, good])
+    for referrer in (gone, good):
+        assert await listed(program, referrer) == []
+
+
 async def test_a_signature_that_is_newer_than_a_clients_list_comes(registry, program):
     digests = push_app(registry)
     assert await listed(program, digests["index"]) == []

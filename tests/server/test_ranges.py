@@ -87,7 +87,8 @@ def test_the_number_of_ranges_is_limited():
         "bytes=-",
         "bytes=a-b",
         "bytes=5-2",
-        "bytes=1-2,,4-5",
+        "bytes=,,",
+        "bytes=1-2;4-5",
         "bytes=0-90,0-90",
         "bytes=" + "0-0," * 1000,
         "bytes=--1",
@@ -101,6 +102,11 @@ def test_the_number_of_ranges_is_limited():
 )
 def test_ranges_that_may_be_ignored_are_ignored(value):
     assert parse_ranges(value, 100) == []
+
+
+def test_empty_elements_of_the_list_are_ignored():
+    """RFC 9110 section 5.6.1.2."""
+    assert parse_ranges("bytes=,1-2,, ,4-5,", 100) == [ByteRange(1, 3), ByteRange(4, 6)]
 
 
 def test_the_unit_is_case_insensitive_and_blanks_are_allowed():

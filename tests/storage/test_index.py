@@ -11,6 +11,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest, parse_manifest
 from proxy.oci.reference import Repository, Tag
 from proxy.storage.index import BlobRow, Index, TagRow
+from proxy.storage.list_queries import list_tags
 from tests.fakes.content import FakeContent, FakeImage
 
 APP = Repository("docker.io", "library/app")
@@ -128,19 +129,19 @@ async def test_a_tag_has_the_digest_that_upstream_stated_last(index, clock):
     await index.set_tag(APP, LATEST, newer)
     assert index.tag(APP, LATEST) == TagRow(newer, clock())
     assert index.tag(OTHER, LATEST) is None
-    assert index.tags(APP) == ["latest"]
+    assert list_tags(index._reader, APP, 10) == ["latest"]
     await index.delete_tag(APP, LATEST)
     assert index.tag(APP, LATEST) is None
-    assert index.tags(APP) == []
+    assert list_tags(index._reader, APP, 10) == []
 
 
 async def test_referrers_are_found_by_subject_within_the_repository(index):
     subject, referrer = digest(), digest()
     manifest = Manifest("a/b", (), subject, "c/d", {})
     await index.add_manifest(APP, referrer, 7, manifest)
-    assert index.referrers(APP, subject) == [(referrer, BlobRow(7, "a/b", is_linked=True))]
-    assert index.referrers(OTHER, subject) == []
-    assert index.referrers(APP, referrer) == []
+    assert index.referrers(APP, subject, 10) == [(referrer, BlobRow(7, "a/b", is_linked=True))]
+    assert index.referrers(OTHER, subject, 10) == []
+    assert index.referrers(APP, referrer, 10) == []
 
 
 async def test_the_least_recently_used_blob_comes_first(index, clock):

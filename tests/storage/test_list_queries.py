@@ -10,10 +10,14 @@ import pytest
 from proxy.names import display_name
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import OCI_MANIFEST, Manifest
-from proxy.oci.reference import Repository
+from proxy.oci.reference import Repository, Tag
 from proxy.storage import list_queries
+from proxy.storage.image_queries import ImageQueries
 from proxy.storage.index import Index
 from tests.storage.test_query_plans import traced
+
+# Of one page of a repository.
+SMALL_SCANS = ("SCAN (subquery-", "SCAN e")
 
 _rng = random.Random(3)
 _PARTS = ["library", "lib", "librarz", "nginx", "app", "app2", "z", "a", "l"]
@@ -124,3 +128,51 @@ async def test_lists_and_searches_read_the_catalog_alone_in_its_order(index, rep
             else:
                 # The upstreams, one at a time.
                 assert "SCAN repositories" not in text
+
+
+async def test_tags_and_images_are_read_in_the_order_of_their_indexes(index, repositories):
+    repository = next(iter(repositories))
+    statements: list[str] = []
+
+    def run(connection: sqlite3.Connection) -> None:
+        with traced(connection) as seen:
+            list_queries.list_tags(connection, repository, 10)
+            images = ImageQueries(connection).images()
+            for _ in range(3):
+                next(images)
+        statements.extend(seen)
+
+    await index.read(run)
+    assert len(statements) >= 3
+    with closing(sqlite3.connect(index.path)) as connection:
+        for statement in statements:
+            plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}")]
+            scans = {step for step in plan if step.startswith("SCAN")}
+            assert all(step.startswith(SMALL_SCANS) for step in scans), statement
+
+
+async def test_an_image_is_known_to_be_held_from_one_of_its_many_names(index):
+    """An image that a registry has tagged a thousand times must not cost a thousand rows."""
+    app, manifest = Repository("docker.io", "library/app"), Digest.from_content(b"manifest")
+    await index.add_manifest(app, manifest, 7, Manifest(OCI_MANIFEST, (), None, "", {}))
+    for number in range(1000):
+        await index.set_tag(app, Tag(f"v{number}"), manifest)
+    rows = 0
+
+    def count_rows(connection: sqlite3.Connection) -> tuple[int, int]:
+        nonlocal rows
+        queries = ImageQueries(connection)
+        read = queries._root_references
+
+        def read_and_count(digest: str, limit: int = -1) -> list[tuple[int, str]]:
+            nonlocal rows
+            found = read(digest, limit)
+            rows += len(found)
+            return found
+
+        queries._root_references = read_and_count  # type: ignore[method-assign]
+        image = next(one for one in queries.images() if one.reference == "v5")
+        return queries.image_sizes(image)
+
+    assert await index.read(count_rows) == (7, 0)
+    assert rows <= 2

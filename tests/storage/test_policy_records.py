@@ -53,7 +53,9 @@ async def test_the_history_of_a_tag_is_kept_with_its_times_up_to_a_bound(index, 
     newest = meanings[0]
     assert (newest.digest, newest.first_seen, newest.last_seen) == (digest(10), 10.0, 1000.0)
     assert records.meaning(APP, digest(0)) is None
-    assert not records.has_history(OTHER, None)
+    assert records.has_history(APP, V1, digest(0))
+    assert not records.has_history(OTHER, None, digest(0))
+    assert not records.has_history(APP, Tag("v2"), digest(0))
 
 
 async def test_a_tag_that_is_set_gets_a_history_without_any_policy(index, records):

@@ -32,10 +32,15 @@ async def pull_all_platforms(program: Program, image: FakeImage) -> None:
 
 
 async def export_bundle(
-    program: Program, *images: str, platforms: Sequence[str] = (), exclude: Iterable[str] = ()
+    program: Program,
+    *images: str,
+    platforms: Sequence[str] = (),
+    exclude: Iterable[str] = (),
+    facts: bool = False,
 ) -> bytes:
     """Return the bundle that the program sends, after checking that it has the announced size."""
-    document = {"images": images, "platforms": platforms, "exclude": sorted(exclude)}
+    document: dict[str, Any] = {"images": images, "platforms": platforms}
+    document |= {"exclude": sorted(exclude), "facts": facts}
     target = io.BytesIO()
 
     def work() -> None:

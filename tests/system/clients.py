@@ -8,11 +8,15 @@ chroot; the root shares /tmp with this machine.
 
 import fcntl
 import json
+import re
 import shutil
 import sys
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from tests.system.images import MANIFEST, BuiltImage
 from tests.system.processes import UNREACHABLE, Process, run
@@ -36,15 +40,17 @@ LAYOUT_TAG = "pulled"
 UPSTREAMS = ("docker.io", "private.test")
 
 
-def configure(client: str, mirror: str, target: Path, fallback: str) -> None:
+def configure(client: str, mirror: str, target: Path, fallback: str, *, only: bool = False) -> None:
     """Write the files of `pullcache client-config` for the cache at `host:port` below `target`.
 
-    `fallback` is the URL of all registries: clients ask it when the cache fails.
+    `fallback` is the URL of all registries: clients ask it when the cache fails, unless they ask the cache
+    `only`.
     """
     config = target.parent / f"{target.name}.toml"
     config.write_text("".join(f'[upstreams."{name}"]\nurl = "{fallback}"\n' for name in UPSTREAMS))
     command = (sys.executable, "-m", "proxy", "client-config", client)
-    run(*command, "--config", config, "--address", f"http://{mirror}", "--output", target)
+    options = ["--only"] if only else []
+    run(*command, *options, "--config", config, "--address", f"http://{mirror}", "--output", target)
 
 
 class Client(ABC):
@@ -54,12 +60,17 @@ class Client(ABC):
         self.directory = directory
         self.mirror = mirror
         self.fallback = UNREACHABLE
+        self.only = False
         self.root = root
         directory.mkdir(parents=True)
 
     def _argv(self, *argv: str | Path) -> list[str | Path]:
         """Return the command line that runs the client's program, in the client's root."""
         return ["chroot", self.root, *argv] if self.root else [*argv]
+
+    def _configure(self, client: str, name: str) -> None:
+        """Write the configuration of a kind of client into the directory `name` of this one."""
+        configure(client, self.mirror, self.directory / name, self.fallback, only=self.only)
 
     def start(self) -> None:  # most clients have no daemon  # noqa: B027
         """Start the client's daemon, if it has one, and write the client's configuration."""
@@ -96,7 +107,7 @@ class Containerd(Client):
         config = self.directory / "config.toml"
         root, state = self.directory / "root", self.directory / "state"
         config.write_text(CONTAINERD.format(root=root, state=state, socket=self.socket))
-        configure("containerd", self.mirror, self.directory / "hosts", self.fallback)
+        self._configure("containerd", "hosts")
         argv = self._argv("containerd", "--config", config)
         self._process = process = Process(self.directory, "containerd", argv)
         booted = "containerd successfully booted"
@@ -126,12 +137,38 @@ class Containerd(Client):
         assert image.layers[-1] not in self._ctr("content", "ls", "--quiet")
 
 
+class _DirectoryLock:
+    """Lets the clients of one process at a time use a directory; they may be several."""
+
+    def __init__(self) -> None:
+        self._holders = 0
+        self._file: TextIO | None = None
+
+    @contextmanager
+    def hold(self, directory: Path) -> Iterator[None]:
+        """Hold the lock of the directory during the block."""
+        if not self._file:
+            directory.parent.mkdir(exist_ok=True)
+            self._file = directory.with_name("lock").open("w")
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._holders += 1
+        yield
+        self._holders -= 1
+        if not self._holders:
+            self._file.close()
+            self._file = None
+
+
+_DIRECTORY_LOCK = _DirectoryLock()
+
+
 class Docker(Client):
     def __init__(self, directory: Path, mirror: str, root: Path | None = None) -> None:
         super().__init__(directory, mirror, root)
         self._containerd = Containerd(directory / "c", mirror, root)
         self._socket = directory / "sock"
         self._process: Process | None = None
+        self._certs = ExitStack()
 
     def command(self, *arguments: str) -> list[str | Path]:
         """Return the command line of docker with these arguments."""
@@ -144,7 +181,8 @@ class Docker(Client):
 
     def start(self) -> None:
         self._containerd.start()
-        configure("docker", self.mirror, self.directory / "etc", self.fallback)
+        self._configure("docker", "etc")
+        self._install_certs()
         argv = self._argv(
             *("dockerd", "--config-file", self._make_config(), "--host", f"unix://{self._socket}"),
             *("--containerd", self._containerd.socket),
@@ -157,15 +195,34 @@ class Docker(Client):
         process.wait_until(lambda: listening in process.stderr_log.read_text(), listening)
 
     def _make_config(self) -> Path:
-        """Return dockerd's configuration file: the printed one, and the storage driver of these tests."""
+        """Return dockerd's configuration file: the printed one, and the store of these tests.
+
+        With `only` none is printed.
+        """
         path = self.directory / "etc" / "daemon.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "storage-driver": "vfs"}))
+        printed = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**printed, **self._store_settings()}))
         return path
+
+    def _store_settings(self) -> dict[str, object]:
+        return {"storage-driver": "vfs"}
+
+    def _install_certs(self) -> None:
+        """Install the printed `hosts.toml` in the client's root.
+
+        dockerd reads /etc/docker/certs.d and knows no other place; BuildKit in it reads the file too.
+        """
+        if self.root:
+            certs = self.root / "etc" / "docker" / "certs.d"
+            self._certs.enter_context(_DIRECTORY_LOCK.hold(certs))
+            shutil.rmtree(certs, ignore_errors=True)
+            shutil.copytree(self.directory / "etc" / "certs.d", certs)
 
     def stop(self) -> None:
         if self._process:
             self._process.stop()
         self._containerd.stop()
+        self._certs.close()
 
     def _name(self, image: BuiltImage) -> str:
         return image.reference.removeprefix("docker.io/").removeprefix("library/")
@@ -191,6 +248,13 @@ class Docker(Client):
         self._docker("pull", *arguments)
         return self._docker("images", "--digests", "--format", "{{.Tag}} {{.Digest}}")
 
+    def build(self, context: Path, name: str) -> None:
+        """Build an image with BuildKit, which newer versions do by buildx, from nothing cached."""
+        build = ("build", "--network", "none", "--no-cache", "--pull", "--tag", name, str(context))
+        run(*self.command(*build), env={"DOCKER_BUILDKIT": "1"})
+        self._docker("image", "rm", name)
+        self._docker("builder", "prune", "--all", "--force")
+
     def search(self, words: str, *options: str) -> list[dict[str, str]]:
         """Search the mirror itself, by its address, and return one row per repository."""
         term = f"{self.mirror}/{words}"
@@ -199,35 +263,23 @@ class Docker(Client):
 
 
 class DockerWithContainerdStore(Docker):
-    """dockerd with the containerd image store: docker 28 reads `hosts.toml`, docker 26 `registry-mirrors`.
+    """dockerd with the containerd image store: docker 28 reads `hosts.toml`, docker 26 `registry-mirrors`."""
 
-    dockerd reads /etc/docker/certs.d and knows no other place. One client at a time uses that of
-    its root.
-    """
-
-    def _make_config(self) -> Path:
+    def _store_settings(self) -> dict[str, object]:
         assert self.root, "the docker of Debian 12 has no containerd image store"
-        certs = self.root / "etc" / "docker" / "certs.d"
-        certs.parent.mkdir(exist_ok=True)
-        self._lock = certs.with_name("lock").open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        shutil.rmtree(certs, ignore_errors=True)
-        shutil.copytree(self.directory / "etc" / "certs.d", certs)
-        path = self.directory / "etc" / "daemon.json"
-        store = {"features": {"containerd-snapshotter": True}, "storage-driver": "native"}
-        path.write_text(json.dumps({**json.loads(path.read_text()), **store}))
-        return path
+        return {"features": {"containerd-snapshotter": True}, "storage-driver": "native"}
 
-    def stop(self) -> None:
-        super().stop()
-        self._lock.close()
+    def version(self) -> tuple[int, ...]:
+        """Return the version of dockerd."""
+        text = self._docker("version", "--format", "{{.Server.Version}}")
+        return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
 
 
 class _ContainersImage(Client):
     """podman, buildah and skopeo: they share the library containers/image, and have no daemon."""
 
     def start(self) -> None:
-        configure("podman", self.mirror, self.directory / "etc", self.fallback)
+        self._configure("podman", "etc")
 
     @property
     def registries(self) -> Path:
@@ -369,7 +421,7 @@ CLIENTS: list[type[Client]] = [Docker, Containerd, Podman, Buildah, Skopeo, Skop
 
 
 def newer_clients(root: Path) -> list[type[Client]]:
-    """Return the clients that are installed in this root. Debian 13 has neither ORAS nor crane."""
+    """Return the clients that are installed in this root. Debian 13 has no crane."""
     packaged = {"oras": Oras, "crane": Crane}
     installed = [kind for name, kind in packaged.items() if (root / "usr" / "bin" / name).exists()]
     return [*CLIENTS, DockerWithContainerdStore, *installed]

@@ -132,9 +132,11 @@ def make_client(directory: Path, pytestconfig: pytest.Config) -> Iterator[Callab
     numbers = count()
     root = pytestconfig.getoption("client_root", None)
 
-    def make(kind: type[Client], mirror: str, *, fallback: str = UNREACHABLE) -> Client:
+    def make(
+        kind: type[Client], mirror: str, *, fallback: str = UNREACHABLE, only: bool = False
+    ) -> Client:
         client = kind(directory / f"c{next(numbers)}", mirror, root)
-        client.fallback = fallback
+        client.fallback, client.only = fallback, only
         stack.callback(client.stop)
         client.start()
         return client

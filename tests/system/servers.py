@@ -63,6 +63,15 @@ class Registry:
         log = (self._directory / "registry.out.log").read_text()
         return re.findall(r'"((?:GET|HEAD) /v2/\S+) HTTP', log)
 
+    def direct_requests(self) -> list[str]:
+        """Return the lines of its access log that are not about requests of a cache."""
+        log = (self._directory / "registry.out.log").read_text()
+        return [
+            line
+            for line in log.splitlines()
+            if re.search(r'"(?:GET|HEAD) /v2/', line) and '"pullcache/' not in line
+        ]
+
 
 def htpasswd_auth(directory: Path) -> str:
     """Return the `auth` of a registry that only `puller` can pull from."""
@@ -161,9 +170,10 @@ class Daemon:
         return self.metric("pullcache_upstream_bytes_total")
 
     def run(self, *arguments: str | Path, timeout: float = 60) -> str:
-        """Run a command of pullcache on the daemon's store and return its stdout."""
+        """Run a command of pullcache, as `policy list`, on the daemon's store; return its stdout."""
         name, *rest = arguments
-        return run(*self.program, name, "--store", self.store, *rest, timeout=timeout)
+        command = str(name).split()
+        return run(*self.program, *command, "--store", self.store, *rest, timeout=timeout)
 
     def manifest_digest(self, repository: str, tag: str) -> str:
         """Return the digest of the manifest that the daemon serves for a tag."""

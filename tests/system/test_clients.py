@@ -44,6 +44,30 @@ def test_a_cached_image_is_pulled_and_run_again_without_the_upstream(
     assert upstream.requests() == requests
 
 
+@pytest.mark.each_client.with_args(Docker)
+def test_a_build_takes_its_base_image_from_the_cache_also_without_the_upstream(
+    kind: type[Client],
+    upstream: Registry,
+    daemon: Daemon,
+    image: BuiltImage,
+    make_client: MakeClient,
+    directory: Path,
+):
+    context = directory / "context"
+    context.mkdir()
+    # A layer of its own, so that the base image is needed.
+    (context / "Dockerfile").write_text("FROM hello\nCOPY Dockerfile /\n")
+    client = make_client(kind, daemon.address)
+    assert isinstance(client, Docker)
+    client.build(context, "built")
+    fetched = daemon.upstream_bytes()
+    assert fetched > sum(len(image.bytes_of(layer)) for layer in image.layers)
+    upstream.stop()
+    client.build(context, "built")
+    assert daemon.upstream_bytes() == fetched
+    assert daemon.metric("pullcache_requests_total", kind="blob", cache="hit") >= 1
+
+
 @pytest.mark.each_client(Docker, Containerd, Podman)
 def test_an_expired_tag_is_served_stale_without_the_upstream(
     kind: type[Client],

@@ -37,6 +37,13 @@ async def cache(odd_registry: FakeRegistry, tmp_path: Path) -> AsyncIterator[Pro
     await program.stop()
 
 
+@pytest.fixture
+def root(pytestconfig: pytest.Config) -> Path | None:
+    """The root that the clients run in, if it is not this one."""
+    found: Path | None = pytestconfig.getoption("client_root", None)
+    return found
+
+
 # Clients.
 
 
@@ -49,9 +56,10 @@ class ClientResult:
     files: frozenset[str] = frozenset()
 
 
-async def run_command(*argv: str | Path) -> ClientResult:
-    """Run a command while the event loop serves it."""
+async def run_command(*argv: str | Path, root: Path | None = None) -> ClientResult:
+    """Run a command, in a root of tests/newer-clients if given, while the event loop serves it."""
     process = await asyncio.create_subprocess_exec(
+        *(("chroot", str(root)) if root else ()),
         *map(str, argv),
         env=isolated_environment(),
         stdin=asyncio.subprocess.DEVNULL,
@@ -68,11 +76,12 @@ def image_at(url: str) -> str:
     return f"docker://{url.removeprefix('http://')}/{APP}"
 
 
-async def copy_image(url: str, directory: Path) -> ClientResult:
+async def copy_image(url: str, directory: Path, root: Path | None) -> ClientResult:
     """Copy an image with all that it names, byte for byte."""
     options = ["--quiet", "--all", "--preserve-digests", "--src-tls-verify=false"]
     source, target = f"{image_at(url)}:{TAG}", f"dir:{directory}"
-    outcome = await run_command("skopeo", "--insecure-policy", "copy", *options, source, target)
+    skopeo = ("skopeo", "--insecure-policy", "copy", *options)
+    outcome = await run_command(*skopeo, source, target, root=root)
     return ClientResult(outcome.has_succeeded, files=read_digests(directory))
 
 
@@ -80,16 +89,16 @@ def read_digests(directory: Path) -> frozenset[str]:
     return frozenset(digest_of(path.read_bytes()) for path in directory.glob("*"))
 
 
-async def inspect_raw(url: str, _directory: Path) -> ClientResult:
+async def inspect_raw(url: str, root: Path | None) -> ClientResult:
     """Read the manifest of an image."""
-    return await run_command(
-        "skopeo", "inspect", "--raw", "--tls-verify=false", f"{image_at(url)}:{TAG}"
-    )
+    skopeo = ("skopeo", "inspect", "--raw", "--tls-verify=false")
+    return await run_command(*skopeo, f"{image_at(url)}:{TAG}", root=root)
 
 
-async def list_tags(url: str, _directory: Path) -> ClientResult:
+async def list_tags(url: str, _directory: Path, root: Path | None) -> ClientResult:
     """List the tags of a repository."""
-    outcome = await run_command("skopeo", "list-tags", "--tls-verify=false", image_at(url))
+    skopeo = ("skopeo", "list-tags", "--tls-verify=false")
+    outcome = await run_command(*skopeo, image_at(url), root=root)
     tags = json.loads(outcome.output or "{}").get("Tags")
     return ClientResult(outcome.has_succeeded, str(sorted(tags or ())))
 
@@ -144,6 +153,22 @@ def add_tags(registry: FakeRegistry) -> None:
         registry.move_tag(APP, f"v{number}", PLAIN.digest)
 
 
+def link_tags(registry: FakeRegistry, link: str) -> None:
+    """Let the list of tags have two pages."""
+    last = Fault(status=200, body=b'{"tags":["b"]}', headers={"Link": None})
+    registry.fail("tags/list.*page=2", last, times=None)
+    first = Fault(status=200, body=b'{"tags":["a"]}', headers={"Link": link})
+    registry.fail("tags/list", first, times=None)
+
+
+def link_without_relation(registry: FakeRegistry) -> None:
+    link_tags(registry, f"</v2/{APP}/tags/list?page=2>")
+
+
+def link_without_brackets(registry: FakeRegistry) -> None:
+    link_tags(registry, f'/v2/{APP}/tags/list?page=2; rel="next"')
+
+
 BLOBS = [digest_of(blob)[7:] for blob in PLAIN.blobs]
 QUIRKS: dict[str, Quirk] = {
     **{name: push(odd) for name, odd in ODD_MANIFESTS.items()},
@@ -170,21 +195,29 @@ QUIRKS: dict[str, Quirk] = {
     "more than a hundred pages of tags": plain(add_tags),
     "no list of tags": answer("tags/list", Fault(status=200, body=b'{"name":"library/app"}')),
     "a null list of tags": answer("tags/list", Fault(status=200, body=b'{"tags":null}')),
+    "a list of tags named in capitals": answer(
+        "tags/list", Fault(status=200, body=b'{"Name":"library/app","Tags":["a","b"]}')
+    ),
+    "a list of tags with text after it": answer(
+        "tags/list", Fault(status=200, body=b'{"tags":["a","b"]}\n<!-- cached -->')
+    ),
+    "a list of tags with a link without a relation": plain(link_without_relation),
+    "a list of tags with a link without brackets": plain(link_without_brackets),
     "a list of tags in gzip": encode("tags/list", b'{"tags":["a","b"]}'),
 }
 
 
 @pytest.mark.parametrize("name", QUIRKS)
 async def test_skopeo_gets_through_the_cache_what_it_gets_directly(
-    odd_registry: FakeRegistry, cache: Program, tmp_path: Path, name: str
+    odd_registry: FakeRegistry, cache: Program, tmp_path: Path, root: Path | None, name: str
 ):
     operation = list_tags if "tags" in name else copy_image
     QUIRKS[name](odd_registry)
     urls = {"cold": cache.url, "direct": odd_registry.url, "warm": cache.url}
-    cold, direct, warm = [await operation(urls[visit], tmp_path / visit) for visit in urls]
+    cold, direct, warm = [await operation(urls[visit], tmp_path / visit, root) for visit in urls]
     if not direct.has_succeeded:
         # skopeo does not copy all that other clients copy, but it shows any manifest.
-        raw = [await inspect_raw(url, tmp_path) for url in (odd_registry.url, cache.url)]
+        raw = [await inspect_raw(url, root) for url in (odd_registry.url, cache.url)]
         assert raw[0].has_succeeded
         assert raw[1] == raw[0]
     else:
@@ -195,10 +228,10 @@ async def test_skopeo_gets_through_the_cache_what_it_gets_directly(
 # The daemons of clients take long to start, and a test may take 45 s.
 @pytest.mark.parametrize("part", range(4))
 async def test_containerd_fetches_through_the_cache_what_it_fetches_directly(
-    odd_registry: FakeRegistry, cache: Program, directory: Path, part: int
+    odd_registry: FakeRegistry, cache: Program, directory: Path, root: Path | None, part: int
 ):
     """containerd checks sizes and types; `content fetch` takes all platforms and unpacks nothing."""
-    client = Containerd(directory / "containerd", "127.0.0.1:1")
+    client = Containerd(directory / "containerd", "127.0.0.1:1", root)
     await asyncio.to_thread(client.start)
     try:
         for number, name in enumerate([*ODD_MANIFESTS][part::4]):
@@ -218,16 +251,16 @@ async def fetch_content(client: Containerd, namespace: str, url: str) -> set[str
     """Fetch an image into a namespace of its own; return its digests, none if it fails."""
     ctr = ("ctr", "--address", client.socket, "--namespace", namespace, "content")
     fetch = ("fetch", "--plain-http", "--all-platforms", url.removeprefix("http://"))
-    if not (await run_command(*ctr, *fetch)).has_succeeded:
+    if not (await run_command(*ctr, *fetch, root=client.root)).has_succeeded:
         return set()
-    return set((await run_command(*ctr, "ls", "--quiet")).output.split())
+    return set((await run_command(*ctr, "ls", "--quiet", root=client.root)).output.split())
 
 
 @pytest.mark.parametrize("part", range(6))
 async def test_docker_pulls_through_the_cache_what_it_pulls_directly(
-    odd_registry: FakeRegistry, cache: Program, directory: Path, part: int
+    odd_registry: FakeRegistry, cache: Program, directory: Path, root: Path | None, part: int
 ):
-    client = Docker(directory / "docker", "127.0.0.1:1")
+    client = Docker(directory / "docker", "127.0.0.1:1", root)
     await asyncio.to_thread(client.start)
     pulled = []
     try:

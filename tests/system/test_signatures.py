@@ -200,17 +200,26 @@ def test_oras_discovers_through_the_cache_as_directly(
     assert answers == dict.fromkeys(SITUATIONS, direct)
 
 
-def test_an_image_without_signatures_has_none_offline_after_a_preload(
+def test_an_image_without_signatures_has_none_through_the_cache_as_directly(
     signing_registry: AnyRegistry,
     make_daemon: Callable[..., Daemon],
+    directory: Path,
     tools: Tools,
 ):
-    name = push_image(tools, signing_registry)
-    direct = tools.discover(name)
-    daemon = make_daemon(signing_registry.url)
-    daemon.run("preload", f"{NAME}:v1")
-    daemon.run("offline", "on")
-    assert tools.discover(f"{daemon.address}/{NAME}:v1") == direct
+    push_image(tools, signing_registry)
+
+    def ask(address: str) -> object:
+        image = f"{address}/{NAME}:v1"
+        with pytest.raises(AssertionError) as refused:
+            tools.verify(image)
+        discovered = tools.discover(image) if tools.has("oras") else None
+        reasons = [line for line in str(refused.value).splitlines() if "rror" in line]
+        return discovered, [line.replace(address, "registry") for line in reasons]
+
+    direct = ask(signing_registry.address)
+    assert "no signatures found" in str(direct)
+    answers = ask_in_each_situation(signing_registry, make_daemon, directory, ask)
+    assert answers == dict.fromkeys(SITUATIONS, direct)
 
 
 def test_notation_verifies_through_the_cache_as_directly(

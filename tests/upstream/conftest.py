@@ -11,6 +11,7 @@ import pytest
 from yarl import URL
 
 from proxy.metrics import Metrics
+from proxy.parsing import DocumentParser
 from proxy.upstream.auth import Authenticator
 from proxy.upstream.client import Upstream
 from proxy.upstream.credentials import Credentials
@@ -72,7 +73,9 @@ async def open_upstream(
             daemon_id="0" * 16,
         )
         mirror_set = MirrorSet(registry, [], metrics)
-        yield Upstream(mirror_set, metrics, min_rate=0, min_rate_window=10)
+        parser = DocumentParser()
+        yield Upstream(mirror_set, metrics, parser, min_rate=0, min_rate_window=10)
+        await asyncio.to_thread(parser.close)
 
 
 @pytest.fixture

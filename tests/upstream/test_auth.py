@@ -211,6 +211,8 @@ async def test_u17_a_token_server_that_sends_no_valid_token_is_an_error(registry
         {"access_token": "abc"},
         {"token": None, "access_token": "abc"},
         {"token": "", "access_token": "abc"},
+        {"Token": "abc"},
+        {"Access_Token": "abc", "Expires_In": 60},
         {"token": "abc", "access_token": None, "expires_in": None},
         {"token": "abc", "access_token": 5, "issued_at": 7, "scope": None, "refresh_token": []},
     ],
@@ -270,7 +272,7 @@ async def test_u25_a_redirect_loop_of_a_token_server_ends(registry, upstream):
     registry.fail("/token", loop, times=None)
     with pytest.raises(UpstreamError, match="did not send a token"):
         await upstream.resolve("library/app", LATEST)
-    assert registry.count("/token") <= 6
+    assert registry.count("/token") <= 10
 
 
 @pytest.mark.parametrize("lifetime", [None, 1, -1, 0, 1e99, "x", [], True, 300])
@@ -280,6 +282,6 @@ async def test_u17_the_lifetime_of_a_token_is_clamped(registry, upstream, lifeti
     for _ in range(2):
         await upstream.resolve("library/app", LATEST)
     assert registry.count("/token") == 1
-    (token,) = upstream._registry._authenticator._tokens.values()
+    token = upstream._registry._authenticator._get_token("library/app")
     remaining = token.expires_at - asyncio.get_running_loop().time()
     assert 45 < remaining < 3600

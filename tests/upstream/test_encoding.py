@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import threading
 import zlib
 from contextlib import suppress
 
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from proxy.errors import UpstreamError
+from proxy.upstream import responses
 from proxy.upstream.body import MAX_ENCODED_BLOB
-from proxy.upstream.encoding import gunzip, is_gzip_encoded
+from proxy.upstream.encoding import MAX_MEMBERS, gunzip, is_gzip_encoded
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
 from tests.fakes.registry import FakeRegistry
@@ -45,6 +47,42 @@ def test_a_body_is_decoded_with_all_its_members(content):
 @pytest.mark.parametrize("content", [b"", b"{}", TEXT, b"\x1f", zlib.compress(TEXT)], ids=range(5))
 def test_a_body_that_only_claims_to_be_encoded_is_returned_as_it_is(content):
     assert gunzip(content, 100_000) == content
+
+
+def test_l02_an_encoding_of_very_many_members_is_refused():
+    member = gzip.compress(b"")
+    assert gunzip(member * MAX_MEMBERS, 10) == b""
+    with pytest.raises(UpstreamError, match="more than 100 members"):
+        gunzip(member * 200_000, 10)
+
+
+BOMBS = {
+    "large": gzip.compress(bytes(50 << 20)),
+    "members": gzip.compress(b"") * 100_000,
+    "zeros": gzip.compress(bytes(4 << 20)),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+async def test_l02_encoded_bombs_of_an_upstream_are_refused(registry, program, bomb, monkeypatch):
+    registry.auth = False
+    decoded_in: set[str] = set()
+
+    def decode_and_record(content: bytes, limit: int) -> bytes:
+        decoded_in.add(threading.current_thread().name)
+        return gunzip(content, limit)
+
+    monkeypatch.setattr(responses, "gunzip", decode_and_record)
+    fault = Fault(status=200, body=BOMBS[bomb], headers={"Content-Encoding": "gzip"})
+    registry.fail("/(manifests|tags|referrers|token)", fault, times=None)
+    for target in ("manifests/latest", "tags/list"):
+        assert (await program.ask(f"/v2/{APP}/{target}")).status == 502
+    assert (await program.ask(f"/v2/{APP}/referrers/{digest_of(b'x')}")).status in (404, 502)
+    challenge = {"WWW-Authenticate": f'Bearer realm="{registry.url}/token"'}
+    registry.fail("/other", Fault(status=401, body=b"", headers=challenge))
+    assert (await program.manifest(APP, "other")).status == 502
+    assert decoded_in
+    assert threading.main_thread().name not in decoded_in
 
 
 def test_what_follows_the_last_member_is_ignored():

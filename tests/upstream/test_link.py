@@ -1,4 +1,4 @@
-"""`Link` headers are parsed as RFC 8288 says."""
+"""`Link` headers are parsed as RFC 8288 says, and what clients follow in spite of it is followed."""
 
 import pytest
 from hypothesis import given, strategies as st
@@ -19,18 +19,24 @@ from proxy.upstream.link import MAX_LINK_LENGTH, find_link
         ("<>; rel=next", ""),
         ('</a>; rel=prev, </b>; rel="next", </c>; rel=next', "/b"),
         ("</a>; rel=prev; rel=next", None),
-        ("</a>; title=next", None),
+        ("</a>; title=next", "/a"),
         ("</a>; nextrel=next; rel", None),
+        ("</a>; rel='next'", "/a"),
         ('</a>; rel="nextpage"', None),
-        ("</a>; rel*=next", None),
+        ("</a>; rel*=next", "/a"),
         ('</a>; rel="next', None),
         ('</a>; title="x"y; rel=next', "/a"),
-        ("</a>", None),
-        ("/a; rel=next", None),
+        ("</a>", "/a"),
+        ("</a>, </b>; rel=next", "/b"),
+        ("</a>; rel=last, </b>", "/b"),
+        ("/a?b=c,d; rel=next", "/a?b=c,d"),
+        ("?b=c; rel=prev", None),
+        ("https://registry.example/a", "https://registry.example/a"),
+        ("a; rel=next", None),
         ("", None),
         ("<" * 30_000 + "; rel=next", None),
-        ("</a>" + ";" * 30_000, None),
-        ("</a>; x=" + "y" * MAX_LINK_LENGTH + "; rel=next", None),
+        ("</a>" + ";" * 30_000, "/a"),
+        ("</a>; x=" + "y" * MAX_LINK_LENGTH + "; rel=next", "/a"),
     ],
 )
 def test_the_target_of_a_relation_is_found(header, target):

@@ -12,6 +12,7 @@ import click
 from proxy.cli.api_client import AdminClient
 from proxy.cli.display.progress import byte_progress
 from proxy.cli.display.text import escape_unprintable, format_bytes, format_count
+from proxy.cli.display.trust import format_policy
 from proxy.cli.exit_codes import FAILED, PARTIAL_SUCCESS
 from proxy.cli.files import bundle_input
 from proxy.cli.files.bundle_input import BundleInput
@@ -75,6 +76,12 @@ class _SizeParam(click.ParamType[Size]):
     metavar="BUNDLE",
     help="Leave out blobs of an earlier bundle. May be repeated.",
 )
+@click.option(
+    "--facts",
+    is_flag=True,
+    help="Add what is known about the images, so that policies of another cache can judge them "
+    "offline.",
+)
 @json_option
 def export(
     *,
@@ -86,6 +93,7 @@ def export(
     platforms: tuple[str, ...],
     split: Size | None,
     since: tuple[str, ...],
+    facts: bool,
     as_json: bool,
 ) -> None:
     """Export stored images to a bundle.
@@ -112,7 +120,12 @@ def export(
         for bundle in bundle_input.find_bundles(since)
         for digest in bundle_input.read_digests(bundle)
     }
-    document = {"images": requested, "platforms": platforms, "exclude": sorted(excluded)}
+    document = {
+        "images": requested,
+        "platforms": platforms,
+        "exclude": sorted(excluded),
+        "facts": facts,
+    }
     with open_client(path, store) as api:
         plan = api.post("/api/v1/export/plan", document)
         with (
@@ -165,6 +178,9 @@ def _print_summary(plan: dict[str, Any], output: BundleOutput) -> None:
             skipped = escape_unprintable(", ".join(image["skipped_platforms"]))
             name = escape_unprintable(image["name"])
             click.echo(f"{name}: skipped {skipped} (incomplete)", err=True)
+        if policy := format_policy(image["policy"]):
+            reason = escape_unprintable(image["policy"]["reason"])
+            click.echo(f"{escape_unprintable(image['name'])}: {policy}: {reason}", err=True)
     images, blobs = format_count(len(plan["images"]), "image"), format_count(plan["blobs"], "blob")
     size, parts = format_bytes(output.bytes_written), len(output.file_names)
     click.echo(f"{images}, {blobs}, {size}{f' in {parts} parts' if parts > 1 else ''}", err=True)
@@ -239,4 +255,8 @@ def _print_report(bundle: BundleInput, report: dict[str, Any]) -> None:
     size = format_bytes(report["added_bytes"])
     added = f"{format_count(report['added'], 'blob')} ({size}) added"
     name = escape_unprintable(bundle.name)
-    click.echo(f"{name}: {added}, {report['already_stored']} already stored", err=True)
+    facts = ""
+    if report["facts"] is not None:
+        count = report["facts"]
+        facts = f", facts about {count} {'repository' if count == 1 else 'repositories'}"
+    click.echo(f"{name}: {added}, {report['already_stored']} already stored{facts}", err=True)

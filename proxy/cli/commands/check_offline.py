@@ -9,6 +9,7 @@ import click
 
 from proxy.cli.api_client import AdminClient
 from proxy.cli.display.text import format_bytes, print_table, short_digest
+from proxy.cli.display.trust import format_policy
 from proxy.cli.exit_codes import FAILED
 from proxy.cli.image_lists import collect_images, list_options
 from proxy.cli.options import config_options, json_option, open_client
@@ -63,7 +64,7 @@ def _print_checks(checks: list[dict[str, Any]]) -> None:
     print_table(
         ("IMAGE", "PLATFORM", "STATUS", "MISSING"),
         [
-            (check["image"], check["platform"] or "-", check["state"], _format_missing(check))
+            (check["image"], check["platform"] or "-", _format_state(check), _format_missing(check))
             for check in checks
         ],
     )
@@ -75,7 +76,13 @@ def _print_checks(checks: list[dict[str, Any]]) -> None:
         else "all can be pulled offline"
     )
     known = f"; at least {format_bytes(missing)} missing" if missing else ""
-    click.echo(f"{verdict}{known}", err=True)
+    refused = sum(bool(check["policy"] and not check["policy"]["is_allowed"]) for check in checks)
+    policies = f"; policies refuse {refused}: see pullcache policy why" if refused else ""
+    click.echo(f"{verdict}{known}{policies}", err=True)
+
+
+def _format_state(check: dict[str, Any]) -> str:
+    return ", ".join(filter(None, (check["state"], format_policy(check["policy"]))))
 
 
 def _format_missing(check: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from proxy.cli.display.text import (
     print_fields,
     print_table,
 )
-from proxy.cli.display.trust import format_trust
+from proxy.cli.display.trust import format_policy, format_trust
 from proxy.cli.options import (
     complete_images,
     config_options,
@@ -248,9 +248,7 @@ def _format_status(image: dict[str, Any]) -> str:
         state = f"partial, {format_bytes(sum(missing))} missing" if missing else "partial"
     if image["pinned"]:
         state += ", pinned"
-    if (policy := image["policy"]) and policy["decision"] != "allow":
-        state += f", {policy['decision'] if policy['mode'] == 'enforce' else 'audit'} by policy"
-    return state
+    return ", ".join(filter(None, (state, format_policy(image["policy"]))))
 
 
 def _format_age(now: float, timestamp: float | None) -> str:
@@ -288,19 +286,24 @@ def _describe_trust(trust: dict[str, Any], now: float) -> str:
 def _describe_policy(policy: dict[str, Any] | None) -> str:
     if policy is None:
         return ""
-    mode = " (audit only)" if policy["mode"] == "audit" else ""
     reason = f": {policy['reason']}" if policy["reason"] else ""
-    return f"{policy['decision']} by policy {policy['policy']}{mode}{reason}"
+    if policy["until"]:
+        ends = " until" if policy["decision"] == "allow" else "; from"
+        reason += f"{ends} {_format_time(policy['until'])}"
+    verdict = format_policy(policy) or f"allowed by policy {policy['policy']}"
+    return f"{verdict}{reason}"
 
 
 def _describe_history(history: list[dict[str, Any]], truncator: Truncator) -> Iterator[str]:
     """Yield a line for each digest that the tag meant, unless it always meant the same."""
     for one in history if len(history) > 1 else ():
-        first, last = (
-            time.strftime("%Y-%m-%d %H:%MZ", time.gmtime(one[key]))
-            for key in ("first_seen", "last_seen")
-        )
-        yield f"{truncator.digest(one['digest'])} {first} to {last}"
+        first, last = (_format_time(one[key]) for key in ("first_seen", "last_seen"))
+        source = f" ({one['source']})" if one["source"] else ""
+        yield f"{truncator.digest(one['digest'])} {first} to {last}{source}"
+
+
+def _format_time(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%MZ", time.gmtime(at))
 
 
 def _print_platform(platform: dict[str, Any], truncator: Truncator) -> None:

@@ -19,6 +19,7 @@ from proxy.cli.options import (
     open_client,
 )
 from proxy.config import Duration
+from proxy.errors import ProxyError
 
 _REASON_WIDTH = 70
 
@@ -63,8 +64,15 @@ def check(
     """
     if containerd:
         images = (_containerd_image(images),)
-    with open_client(path, store) as api:
-        checks = list(api.stream("POST", "/api/v1/policy/check", {"images": list(images)}))
+    try:
+        with open_client(path, store) as api:
+            checks = list(api.stream("POST", "/api/v1/policy/check", {"images": list(images)}))
+    except ProxyError as error:
+        if not containerd:
+            raise
+        # containerd shows what a verifier prints to stdout, and takes 0 and 1 only.
+        click.echo(f"pullcache cannot check {images[0]}: {error}")
+        raise click.exceptions.Exit(FAILED) from error
     if as_json:
         click.echo(json.dumps(checks, indent=2))
     elif containerd:
@@ -91,10 +99,12 @@ def why(*, path: Path | None, store: str | None, image: str) -> None:
     click.echo(escape_unprintable(_describe_check(found)))
     if found["digest"]:
         click.echo(f"digest: {found['digest']}")
+    if found["earlier"]:
+        click.echo(f"served meanwhile: {found['earlier']}")
     for rule in rules:
         if rule["policy"] == found["policy"]:
             click.echo(f"policy {rule['policy']}: {_describe_rule(rule)}")
-    if found["decision"] in ("deny", "unripe") and found["digest"]:
+    if found["decision"] in ("deny", "unripe", "previous") and found["digest"]:
         repository = found["image"].partition("@")[0].rpartition(":")[0] or found["image"]
         if "@" in found["image"]:
             repository = found["image"].partition("@")[0]
@@ -102,6 +112,8 @@ def why(*, path: Path | None, store: str | None, image: str) -> None:
             f"to allow it for a week: pullcache policy except {repository}@{found['digest']} "
             "--for 7d --reason TEXT"
         )
+    if found["decision"] == "error":
+        raise click.exceptions.Exit(FAILED)
 
 
 @policy.command("list")
@@ -178,7 +190,7 @@ def add_exception(
     metavar="NAME",
     default="",
     help="Only these: deny, unripe, unknown, previous, would_deny, would_unripe, would_unknown, "
-    "exception.",
+    "allowed_unknown, exception.",
 )
 @no_trunc_option
 @json_option
@@ -201,6 +213,9 @@ def decisions(
         found = api.get("/api/v1/policy/decisions", since=time.time() - since, decision=decision)
     if as_json:
         click.echo(json.dumps(found, indent=2))
+        return
+    if not found:
+        click.echo(f"no decisions in the last {since}; plain hits are not listed", err=True)
         return
     truncator = Truncator(no_trunc=no_trunc)
     print_table(
@@ -237,7 +252,7 @@ def _print_checks(checks: list[dict[str, Any]]) -> None:
             (
                 one["image"],
                 one["decision"]
-                if one["is_allowed"] == (one["decision"] == "allow")
+                if one["is_allowed"] == (one["decision"] in ("allow", "previous"))
                 else f"{one['decision']} (audit)",
                 str(one["policy"] or "-"),
                 escape_unprintable(_reason(one)),
@@ -252,9 +267,11 @@ def _describe_check(found: dict[str, Any]) -> str:
         return f"{found['image']} cannot be checked: {found['reason']}"
     if not found["policy"]:
         return f"{found['image']} is allowed: no policy is about it"
-    said = "allows" if found["decision"] == "allow" else "refuses"
-    if found["decision"] == "unknown":
-        said = "cannot decide about"
+    said = {
+        "allow": "allows",
+        "unknown": "cannot decide about",
+        "previous": "holds back new content of",
+    }.get(found["decision"], "refuses")
     if found["mode"] == "audit" and said != "allows":
         said = f"audits only, and {said.replace('refuses', 'would refuse')}"
     reason = f": {_reason(found)}" if found["reason"] else ""
@@ -262,7 +279,8 @@ def _describe_check(found: dict[str, Any]) -> str:
 
 
 def _reason(found: dict[str, Any]) -> str:
-    until = f"; from {_format_time(found['until'])}" if found["until"] else ""
+    ends = " until" if found["decision"] == "allow" else "; from"
+    until = f"{ends} {_format_time(found['until'])}" if found["until"] else ""
     return f"{found['reason']}{until}"
 
 

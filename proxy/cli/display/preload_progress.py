@@ -282,6 +282,9 @@ def _summary_lines(event: dict[str, Any]) -> list[str]:
         return _format_plan(event)
     if event["event"] == "referrer_missing":
         return [_format_missing_referrer(event)]
+    if event["event"] == "ripening":
+        name, reason = escape_unprintable(event["image"]), escape_unprintable(event["reason"])
+        return [f"{name}: {event['digest']} is fetched for later: {reason}"]
     return [_format_totals(event)] if event["event"] == "totals" else []
 
 

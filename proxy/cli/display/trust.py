@@ -1,4 +1,4 @@
-"""What is known about the publisher of an image, as tables show it."""
+"""What is known about the publisher of an image, and what policies say of it, as tables show it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,3 +20,14 @@ def format_trust(facts: Mapping[str, Any]) -> str:
     if facts["badge"] == "verified_publisher" and facts["publisher"]:
         label = f"{label} ({escape_unprintable(facts['publisher'])})"
     return f"{label}, archived" if facts["is_archived"] else label
+
+
+_VERDICTS = {"deny": "refused by", "unripe": "too new for", "unknown": "undecided by"}
+
+
+def format_policy(policy: Mapping[str, Any] | None) -> str:
+    """Return what a policy says that does not allow an image, as `refused by policy 1`; empty if it allows."""
+    if policy is None or policy["decision"] == "allow":
+        return ""
+    audit = " (audit)" if policy["mode"] == "audit" else ""
+    return f"{_VERDICTS[policy['decision']]} policy {policy['policy']}{audit}"

@@ -28,11 +28,15 @@ M = TypeVar("M", bound=RequestModel)
 
 
 class ExportRequest(RequestModel, frozen=True):
-    """What to export; `exclude` are digests to leave out because an earlier bundle has them."""
+    """What to export; `exclude` are digests to leave out because an earlier bundle has them.
+
+    `facts` adds what is known about the images to the bundle.
+    """
 
     images: list[str]
     platforms: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    facts: bool = False
 
 
 class ImportQuery(RequestModel, frozen=True):
@@ -163,7 +167,10 @@ class BundleHandlers:
     ) -> AbstractAsyncContextManager[tuple[Bundle, list[ExportedImage]]]:
         exclude = frozenset(map(Digest.parse, request.exclude))
         return self.exporter.open_bundle(
-            request.images, platforms=request.platforms, exclude=exclude
+            request.images,
+            platforms=request.platforms,
+            exclude=exclude,
+            with_facts=request.facts,
         )
 
 

@@ -51,9 +51,10 @@ class DecisionsQuery(RequestModel, frozen=True):
 class PolicyCheck(msgspec.Struct, frozen=True, kw_only=True):
     """What the policies say about one image.
 
-    `decision` is `allow`, `deny`, `unripe`, `unknown`, or `error` if the image could not be had, with
-    `reason` saying why. `policy` is the number of the rule, 0 if none is about the image; `until` is
-    when the image may be pulled, in Unix time. `is_allowed` is also true if the rule only audits.
+    `decision` is `allow`, `deny`, `unripe`, `previous` (unripe too, and `earlier` is the digest that the tag
+    means meanwhile), `unknown`, or `error` if the image could not be had, with `reason` saying why. `policy` is the number of the rule, 0 if none is about the image.
+    `is_allowed` is also true if the rule only audits. `until` is when the decision ends, in Unix time: an
+    unripe image may be pulled, or an exception is over.
     """
 
     image: str
@@ -62,6 +63,7 @@ class PolicyCheck(msgspec.Struct, frozen=True, kw_only=True):
     policy: int = 0
     mode: str = ""
     digest: str = ""
+    earlier: str = ""
     reason: str = ""
     until: int | None = None
 
@@ -155,11 +157,12 @@ class PolicyHandlers:
         rule, verdict = judgement.rule, judgement.verdict
         return PolicyCheck(
             image=full_name(repository, reference),
-            decision=verdict.decision.value,
+            decision="previous" if judgement.earlier else verdict.decision.value,
             is_allowed=judgement.is_allowed,
             policy=rule.number if rule else 0,
             mode=rule.settings.mode if rule else "",
             digest=str(manifest.digest),
+            earlier=str(judgement.earlier or ""),
             reason=verdict.reason,
             until=to_seconds(verdict.until),
         )

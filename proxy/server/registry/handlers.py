@@ -20,7 +20,7 @@ from proxy.server.registry.manifests import ManifestHandler
 from proxy.server.registry.router import Router
 from proxy.server.request import Request
 from proxy.server.request_context import CACHE_STATUS, RequestContext
-from proxy.server.responses import Response, json_response
+from proxy.server.responses import Response, encoded_response, json_response
 
 # The largest page of tags or repositories, in entries.
 MAX_PAGE_SIZE = 10_000
@@ -40,6 +40,7 @@ class RegistryHandler:
     ) -> None:
         self._router = Router(upstreams)
         self._names = NameParser(upstreams)
+        self._manifests = manifests
         self._manifest_handler = ManifestHandler(manifests, prefetch)
         self._blob_handler = BlobHandler(blobs)
         self._listings = listings
@@ -79,7 +80,17 @@ class RegistryHandler:
             return self._handle_tags(request, context, repository)
         if target.kind == "referrers":
             return self._handle_referrers(request, context, repository, reference)
+        if self._manifests.is_judged(repository, reference):
+            return self._handle_manifest_among_blobs(context, repository, reference)
         return self._blob_handler.handle(context, repository, reference)
+
+    async def _handle_manifest_among_blobs(
+        self, context: RequestContext, repository: Repository, digest: Digest
+    ) -> Response:
+        """Respond to a request for a manifest as a blob, which containerd sends after a refusal."""
+        await self._manifests.get_manifest(repository, digest, ())
+        response = self._blob_handler.handle(context, repository, digest)
+        return response if isinstance(response, Response) else await response
 
     # Lists.
 
@@ -90,11 +101,15 @@ class RegistryHandler:
         repository: Repository,
     ) -> Response:
         tags, context.cache_state = await self._listings.list_tags(repository)
-        path = request.path
-        page, link = _paginate(tags, request.query, path)
-        headers = {**context.shared_headers, **link}
+        path, query, headers = request.path, request.query, context.shared_headers
         name = path.removeprefix("/v2/").removesuffix("/tags/list")
-        return json_response({"name": name, "tags": page}, headers=headers)
+        if not query:
+            return encoded_response(tags.document(name), headers=headers)
+        limit = _page_size(query)
+        page, last = tags.page(name, query.get("last", ""), limit)
+        if last:
+            headers |= _next_link(path, limit, last, query.get("ns", ""))
+        return encoded_response(page, headers=headers)
 
     async def _handle_referrers(
         self,
@@ -103,14 +118,12 @@ class RegistryHandler:
         repository: Repository,
         digest: Digest,
     ) -> Response:
-        found, context.cache_state = await self._listings.list_referrers(repository, digest)
+        wanted = request.query.get("artifactType", "")
+        found, context.cache_state = await self._listings.list_referrers(repository, digest, wanted)
         headers = context.shared_headers
-        wanted = request.query.get("artifactType")
         if wanted:
-            found = [item for item in found if item.get("artifactType") == wanted]
             headers["OCI-Filters-Applied"] = "artifactType"
-        document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}
-        return json_response(document, content_type=OCI_INDEX, headers=headers)
+        return encoded_response(found.document(), content_type=OCI_INDEX, headers=headers)
 
     async def _handle_catalog(self, query: Mapping[str, str]) -> Response:
         limit = _page_size(query)
@@ -174,21 +187,6 @@ def _pull_name(repository: Repository) -> str:
     if repository.upstream == DEFAULT_UPSTREAM:
         return repository.name
     return f"{repository.upstream}/{repository.name}"
-
-
-def _paginate(
-    items: list[str], query: Mapping[str, str], path: str
-) -> tuple[list[str], dict[str, str]]:
-    """Return the page selected by `n` and `last`, and the `Link` header of the next one."""
-    if not query:
-        return items, {}
-    if last := query.get("last"):
-        items = [item for item in items if item > last]
-    limit = _page_size(query)
-    page = items[:limit]
-    if not page or len(page) == len(items):
-        return page, {}
-    return page, _next_link(path, limit, page[-1], query.get("ns", ""))
 
 
 def _page_size(query: Mapping[str, str]) -> int:
