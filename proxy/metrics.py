@@ -490,13 +490,13 @@ class Metrics:
         self._evictions.labels(reason).inc(count)
         self._evicted_bytes.labels(reason).inc(size)
 
-    def count_prefetch_dropped(self, count: int) -> None:
-        """Count blobs that the full queue of the prefetch did not take."""
-        self._prefetch_dropped.inc(count)
-
     def count_notification(self, result: NotificationResult) -> None:
         """Count an event for the webhook."""
         self._notifications.labels(result).inc()
+
+    def count_prefetch_dropped(self, count: int) -> None:
+        """Count blobs that the full queue of the prefetch did not take."""
+        self._prefetch_dropped.inc(count)
 
     def count_drift(self) -> None:
         """Count a difference between the store's account and its files: a bug, or a lost write."""

@@ -18,7 +18,7 @@ from proxy.storage.blobs import BLOCK_SIZE
 from proxy.storage.index_size import PAGE_SIZE, delete_empty_repositories, vacuum
 from proxy.storage.permissions import create_private_file
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 
 # Manifests that name more blobs are served, but neither stored nor indexed: each blob takes half a kilobyte
 # of the index, and a manifest of 4 MiB could name 36,000.
@@ -96,8 +96,9 @@ _MIGRATIONS = {
             -- Names of docker.io that begin like a host are refused now.
             AND NOT (upstream = 'docker.io' AND instr(substr(name, 1, instr(name, '/')), '.'));
     """,
-    # And new tables: totals of traffic, the audit trail, and pulls.
     7: "ALTER TABLE tag_history ADD COLUMN source TEXT NOT NULL DEFAULT '';",
+    # Only new tables: totals of traffic, the audit trail, and pulls.
+    8: "",
 }
 
 

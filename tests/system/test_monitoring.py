@@ -105,7 +105,9 @@ def test_the_dashboard_and_the_rules_show_a_real_run(
         assert max(max(result) for result in values[title]) > 0, title
     medians = values["Blobs from the cache"] + values["Manifests from the cache"]
     assert [result for result in medians if not all(map(math.isfinite, result))] == []
-    assert values["Internal errors"] == [[0.0]] * 3, "errors, account drift and a damaged index"
+    assert values["Internal errors"] == [[0.0]] * 4, (
+        "errors, account drift, a damaged index and a full prefetch"
+    )
 
     check_rules(prometheus)
 
