@@ -15,7 +15,7 @@ LARGE = INLINE_PARSE_LIMIT + 1
 
 @pytest.fixture
 async def parser() -> AsyncIterator[DocumentParser]:
-    parser = DocumentParser()
+    parser = await asyncio.to_thread(DocumentParser)
     yield parser
     await asyncio.to_thread(parser.close)
 

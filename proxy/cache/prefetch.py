@@ -29,6 +29,8 @@ REPEAT_INTERVAL = 60.0
 MAX_REMEMBERED = 10_000
 # More blobs than any real image has; a manifest of 4 MiB could name tens of thousands.
 MAX_BLOBS = 256
+# Downloads of one upstream that are started at a time: those of one image, even of a large one.
+MAX_STARTED = 256
 # Blobs of one upstream that wait to be prefetched; further ones are fetched when clients ask for them.
 MAX_QUEUED_BLOBS = 4096
 # Blobs that are looked at in one turn of the loop: most are stored.
@@ -40,7 +42,8 @@ log = get_logger(__name__)
 class Prefetcher:
     """Starts what clients will need: downloads of the blobs that an image manifest names, or proofs.
 
-    Of each upstream, up to `fetch.max_downloads` at a time; further blobs wait in a queue.
+    Of each upstream, up to `MAX_STARTED` at a time; further blobs wait in a queue. Of the started ones only
+    some transfer bytes (`fetch.max_downloads`), but they do not count as waiting for the client that pulls them.
     """
 
     def __init__(
@@ -101,14 +104,12 @@ class Prefetcher:
         """Start what may be started of the queue."""
         queue = self._queues.get(upstream, ())
         for _ in range(_BLOBS_PER_TURN):
-            if not queue or self._active[upstream] >= self._settings.max_downloads:
+            if not queue or self._active[upstream] >= MAX_STARTED:
                 break
             self._start(*queue.popleft())
         if not queue:
             self._queues.pop(upstream, None)
-        elif upstream not in self._scheduled and (
-            self._active[upstream] < self._settings.max_downloads
-        ):
+        elif upstream not in self._scheduled and self._active[upstream] < MAX_STARTED:
             self._scheduled.add(upstream)
             self._call_soon(self._continue, upstream)
 

@@ -38,9 +38,6 @@ MAX_REMEMBERED_STARTS = 10_000
 # A request for a blob that upstream does not have counts as waiting for this long after its response, in
 # seconds: otherwise one client could have upstream asked as fast as it answers.
 ABSENT_HOLD = 1.0
-# Blobs that a manifest of the repository names may wait beyond `fetch.max_waiting_per_client`: some clients
-# request all layers of an image at once.
-MAX_WAITING_LAYERS = 256
 
 _Key = tuple[str, Digest]
 
@@ -114,7 +111,7 @@ class DownloadManager:
         `UpstreamUnavailableError` if the daemon is stopping.
         """
         if client is not None:
-            self._check_waiting(client, repository, digest)
+            self._check_waiting(client)
         try:
             self._check_remembered(repository, digest)
         except UnknownBlobError:
@@ -146,13 +143,11 @@ class DownloadManager:
                 f"{repository.upstream} keeps sending wrong bytes for {digest}"
             )
 
-    def _check_waiting(self, client: str, repository: Repository, digest: Digest) -> None:
+    def _check_waiting(self, client: str) -> None:
         limit = self._limits.max_waiting_per_client
         started, absent = self._started_by.get(client, ()), self._absent_counts[client]
         if len(started) + absent < limit:
             return
-        if self._deps.storage.index.declared_size(repository, digest) is not None:
-            limit += MAX_WAITING_LAYERS
         alone = sum(one.is_waiting and one.ticket.client_count == 1 for one in started)
         if alone + absent >= limit:
             raise TooManyRequestsError(

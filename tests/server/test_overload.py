@@ -295,11 +295,12 @@ async def test_l09_clients_get_429_and_no_reset_while_no_descriptor_is_left(prog
     clients = [socket.socket() for _ in range(20)]
     few_files(max(client.fileno() for client in clients) + 1)
     taken = []
-    with suppress(OSError):
-        while True:
-            taken.append(os.open(os.devnull, os.O_RDONLY))
     answers = []
     for client in clients:
+        # Again for each client: the daemon may have closed a file meanwhile.
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
         client.setblocking(False)
         await loop.sock_connect(client, (host, int(port)))
         await loop.sock_sendall(client, PING)

@@ -73,7 +73,7 @@ async def open_upstream(
             daemon_id="0" * 16,
         )
         mirror_set = MirrorSet(registry, [], metrics)
-        parser = DocumentParser()
+        parser = await asyncio.to_thread(DocumentParser)
         yield Upstream(mirror_set, metrics, parser, min_rate=0, min_rate_window=10)
         await asyncio.to_thread(parser.close)
 
