@@ -25,15 +25,15 @@ from proxy.errors import ProxyError, StorageError
 from proxy.log import LogWriter, get_logger
 from proxy.preload.schedule import PreloadScheduler
 from proxy.rules import ImageRules
-from proxy.server.access import AccessControl
 from proxy.server.admin import listener as admin_listener
 from proxy.server.admin.handler import AdminApiHandler
+from proxy.server.clients.access_control import AccessControl
 from proxy.server.health import HealthEndpoints
 from proxy.server.http import HttpServer
 from proxy.server.listening import Listener
 from proxy.server.middleware import Middleware
 from proxy.service import ConfiguredApp, configure_app
-from proxy.storage.trail import Act
+from proxy.storage.records.trail import Act
 from proxy.systemd import ADMIN_SOCKET, REGISTRY_SOCKET
 from proxy.tracing import HttpHandler, open_tracing
 from proxy.upstream.client import Upstream

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from proxy.storage.policy_rows import DecisionRecord
+from proxy.storage.records.policy_rows import DecisionRecord
+from proxy.storage.records.trail import TrailEntry
 from proxy.storage.space import SpaceManager
-from proxy.storage.trail import TrailEntry
 from proxy.upstream.client import Upstream
 from proxy.upstream.webhook import Webhook
 

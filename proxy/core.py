@@ -25,11 +25,11 @@ from proxy.rules import ImageRules
 from proxy.server.pulls import PullTracker
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
-from proxy.storage.policy_records import PolicyRecords
+from proxy.storage.records.policies import PolicyRecords
+from proxy.storage.records.traffic import TrafficRecords
+from proxy.storage.records.trail import AuditTrail
 from proxy.storage.scrub import Scrubber
 from proxy.storage.space import SpaceManager
-from proxy.storage.traffic_records import TrafficRecords
-from proxy.storage.trail import AuditTrail
 from proxy.upstream.factory import UpstreamFactory
 from proxy.upstream.offline import OfflineSwitch
 from proxy.upstream.webhook import Webhook

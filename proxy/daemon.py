@@ -22,7 +22,7 @@ from proxy.config import Config
 from proxy.core import DISK_THREADS
 from proxy.errors import StorageError
 from proxy.log import LogWriter, configure_logging, get_logger
-from proxy.server.connection_limit import raise_file_limit
+from proxy.server.clients.connection_limit import raise_file_limit
 from proxy.storage.index import LIST_THREADS
 from proxy.systemd import Notifier, ServiceManager, read_service_manager
 

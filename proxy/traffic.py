@@ -1,6 +1,6 @@
 """Traffic totals in memory: what clients pulled, and what upstream sent for it, by day and name.
 
-`storage/traffic_records.py` writes them to the index every few seconds.
+`storage/records/traffic.py` writes them to the index every few seconds.
 """
 
 import time

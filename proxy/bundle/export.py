@@ -39,7 +39,7 @@ from proxy.oci.reference import Reference, Repository, Tag
 from proxy.oci.referrers import ReferrerRecord
 from proxy.policy.rules import RuleSet
 from proxy.storage.image_queries import ImageQueries
-from proxy.storage.tag_history import IMPORTED
+from proxy.storage.records.tag_history import IMPORTED
 
 # Small enough that the CPU's cache holds a chunk while one thread reads, hashes and writes it.
 READ_SIZE = 256 << 10

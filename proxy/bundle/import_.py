@@ -44,8 +44,8 @@ from proxy.oci.layout import LayoutImage
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.policy.facts import RepositoryFacts
 from proxy.storage.image_queries import StoredBlob
-from proxy.storage.policy_records import PolicyRecords
-from proxy.storage.policy_rows import TagMeaning
+from proxy.storage.records.policies import PolicyRecords
+from proxy.storage.records.policy_rows import TagMeaning
 from proxy.storage.space import Lease
 
 log = get_logger(__name__)

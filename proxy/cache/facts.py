@@ -18,7 +18,7 @@ from proxy.names import policy_name
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
 from proxy.policy.facts import DOCKER_HUB, Badge, RepositoryFacts, is_official
-from proxy.storage.policy_records import PolicyRecords
+from proxy.storage.records.policies import PolicyRecords
 from proxy.upstream.client import Upstream
 from proxy.upstream.offline import OfflineSwitch
 

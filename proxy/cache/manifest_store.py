@@ -13,7 +13,7 @@ from proxy.parsing import DocumentParser
 from proxy.storage.blobs import BlobStore
 from proxy.storage.commit import Committer
 from proxy.storage.index import Index
-from proxy.storage.queries import MAX_CHILDREN
+from proxy.storage.index_writes import MAX_CHILDREN
 from proxy.storage.space import SpaceManager
 from proxy.tracing import span
 from proxy.upstream.client import FetchedManifest

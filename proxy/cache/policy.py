@@ -38,8 +38,8 @@ from proxy.policy.facts import FIRST_SEEN, PUSHED, ContentAge, ImageFacts, is_of
 from proxy.policy.judge import ALLOWED, PolicyDecision, Verdict, judge
 from proxy.policy.rules import PolicyRule, RuleSet
 from proxy.storage.index import Index
-from proxy.storage.policy_records import PolicyRecords
-from proxy.storage.policy_rows import DecisionRecord, PolicyException
+from proxy.storage.records.policies import PolicyRecords
+from proxy.storage.records.policy_rows import DecisionRecord, PolicyException
 
 # Characters of a message that clients print.
 _MESSAGE_LENGTH = 200

@@ -9,11 +9,11 @@ from functools import partial
 from proxy.names import policy_name
 from proxy.oci.digest import Digest
 from proxy.policy.rules import RuleSet
-from proxy.storage import tag_history
 from proxy.storage.index import Index
-from proxy.storage.queries import MAX_CHILDREN, MAX_USED_BLOBS
+from proxy.storage.index_writes import MAX_CHILDREN, MAX_USED_BLOBS
+from proxy.storage.records import tag_history
+from proxy.storage.records.tag_history import StandIn
 from proxy.storage.space import SpaceManager
-from proxy.storage.tag_history import StandIn
 
 
 class StandIns:

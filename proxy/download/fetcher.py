@@ -23,8 +23,8 @@ from proxy.errors import (
     UpstreamError,
     UpstreamUnavailableError,
 )
-from proxy.upstream import retry
 from proxy.upstream.body import BlobBody
+from proxy.upstream.network import retry
 
 if TYPE_CHECKING:
     from proxy.download.download import Download

@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from proxy.errors import OfflineError, UpstreamDownError, UpstreamUnavailableError
-from proxy.upstream import retry
 from proxy.upstream.body import BlobBody
+from proxy.upstream.network import retry
 
 if TYPE_CHECKING:
     from proxy.download.download import Download

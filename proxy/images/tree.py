@@ -13,7 +13,7 @@ from proxy.oci.manifest import Descriptor, Manifest
 from proxy.oci.platform import Platform, is_runnable
 from proxy.oci.reference import Reference, Repository
 from proxy.storage.image_queries import ImageQueries, StoredBlob
-from proxy.storage.queries import MAX_CHILDREN
+from proxy.storage.index_writes import MAX_CHILDREN
 
 ImageState = Literal["complete", "partial", "absent"]
 

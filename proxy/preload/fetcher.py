@@ -19,7 +19,7 @@ from proxy.oci.referrers import RawDescriptor, parse_fallback_index
 from proxy.parsing import DocumentParser
 from proxy.preload.backoff import UpstreamRetrier
 from proxy.preload.events import LayerProgress, LayerState
-from proxy.storage.queries import MAX_CHILDREN
+from proxy.storage.index_writes import MAX_CHILDREN
 from proxy.storage.space import Lease
 from proxy.upstream.client import FetchedManifest, Upstream
 

@@ -7,7 +7,7 @@ from proxy.log import get_logger
 from proxy.metrics import Metrics
 from proxy.preload import events
 from proxy.preload.events import ImageOutcome, PreloadEvent, PreloadTotals
-from proxy.storage.trail import Act
+from proxy.storage.records.trail import Act
 
 log = get_logger(__name__)
 

@@ -16,7 +16,7 @@ from proxy.preload.events import ImageDone, ImageFailed, PreloadTotals
 from proxy.preload.lists import MAX_CHARACTERS, ImageList, parse_list
 from proxy.preload.preload import Preloader
 from proxy.preload.report import record_totals
-from proxy.storage.trail import Act, AuditTrail
+from proxy.storage.records.trail import Act, AuditTrail
 from proxy.upstream.offline import OfflineSwitch
 
 # Share by which an interval varies at random, so that many caches do not all preload in one second.

@@ -18,9 +18,9 @@ import httptools
 from proxy.errors import ProxyError
 from proxy.log import get_logger
 from proxy.server import sendfile
-from proxy.server.client_address import Networks, resolve_client
-from proxy.server.connection_limit import ConnectionSlot
-from proxy.server.proxied_connection import TrustedProxies
+from proxy.server.clients.address import Networks, resolve_client
+from proxy.server.clients.connection_limit import ConnectionSlot
+from proxy.server.clients.proxied_connection import TrustedProxies
 from proxy.server.request import Request
 from proxy.server.responses import Body, FileBody, Response, json_response, serialize_head
 from proxy.server.send_turns import SENDFILE_SPEEDUP, SendTurns

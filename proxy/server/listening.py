@@ -13,9 +13,9 @@ from typing import Any, Protocol
 from proxy.config import Address
 from proxy.errors import AddressUnavailableError
 from proxy.log import get_logger
-from proxy.server.connection_limit import ConnectionLimiter, ConnectionSlot
-from proxy.server.proxied_connection import TrustedProxies, read_proxy_header
-from proxy.server.proxy_protocol import ProxyHeaderError
+from proxy.server.clients.connection_limit import ConnectionLimiter, ConnectionSlot
+from proxy.server.clients.proxied_connection import TrustedProxies, read_proxy_header
+from proxy.server.clients.proxy_protocol import ProxyHeaderError
 from proxy.server.tls import TlsContext
 
 BACKLOG = 1024

@@ -10,9 +10,9 @@ from proxy.errors import ProxyError, TooManyRequestsError
 from proxy.hops import enter_hop
 from proxy.log import LogWriter, get_logger, request_id
 from proxy.metrics import Metrics
-from proxy.server.access import AccessControl
-from proxy.server.agent import parse_user_agent
 from proxy.server.body_memory import MIN_COUNTED_BODY, BodyMemory
+from proxy.server.clients.access_control import AccessControl
+from proxy.server.clients.user_agent import parse_user_agent
 from proxy.server.errors import error_response, oci_error_response
 from proxy.server.health import HealthEndpoints
 from proxy.server.pulls import PullTracker

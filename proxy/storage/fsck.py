@@ -18,7 +18,7 @@ from types import MappingProxyType
 from proxy.errors import InvalidDigestError, InvalidReferenceError, StorageError
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
-from proxy.storage import queries
+from proxy.storage import index_writes
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index_size import vacuum
 from proxy.storage.scan import parse_manifest
@@ -149,18 +149,18 @@ def _update_index(
     senders: Iterable[tuple[str, ...]] = (),
     copied: Mapping[str, list[tuple[str, ...]]] = MappingProxyType({}),
 ) -> None:
-    with closing(queries.open_connection(path)) as connection, connection:
+    with closing(index_writes.open_connection(path)) as connection, connection:
         now = time.time()
         uses = dict(connection.execute("SELECT digest, used FROM blobs"))
         gone = [digest for digest in map(Digest.parse, uses) if digest not in valid_blobs]
-        queries.remove_blobs(connection, gone, lambda _: None)
+        index_writes.remove_blobs(connection, gone, lambda _: None)
         for digest, (size, manifest) in valid_blobs.items():
-            queries.add_unlinked_blobs(
+            index_writes.add_unlinked_blobs(
                 connection, [(digest, size, manifest)], uses.get(str(digest), now)
             )
-        queries.restore_pins(connection, pins)
-        queries.restore_senders(connection, senders)
-        queries.restore_rows(connection, copied)
+        index_writes.restore_pins(connection, pins)
+        index_writes.restore_senders(connection, senders)
+        index_writes.restore_rows(connection, copied)
         if connection.execute("PRAGMA integrity_check").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("damaged")
         connection.commit()

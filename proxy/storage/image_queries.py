@@ -23,7 +23,7 @@ from proxy.oci.referrers import ReferrerRecord
 from proxy.policy.facts import RepositoryFacts
 from proxy.storage import pins, usage_queries
 from proxy.storage.index_size import delete_empty_repositories
-from proxy.storage.policy_rows import (
+from proxy.storage.records.policy_rows import (
     EXCEPTION_SQL,
     FACTS_SQL,
     MEANING_SQL,

@@ -29,7 +29,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.oci.referrers import ReferrerRecord
-from proxy.storage import index_size, queries
+from proxy.storage import index_size, index_writes
 from proxy.storage.image_queries import delete_images
 from proxy.storage.index_size import PAGE_SIZE, PAGES_PER_ROW, ROW_SIZE, IndexVictims
 
@@ -75,7 +75,7 @@ _SENDER_SQL = "SELECT 1 FROM senders WHERE upstream = ? AND digest = ?"
 # CROSS JOIN fixes the order: a repository may have any number of links.
 _DECLARED_SIZE_SQL = (
     "SELECT e.size FROM (SELECT parent, size, is_foreign FROM edges WHERE child = ?"
-    f" AND size != {queries.UNKNOWN_SIZE} LIMIT {MAX_PARENTS}) e CROSS JOIN links l"
+    f" AND size != {index_writes.UNKNOWN_SIZE} LIMIT {MAX_PARENTS}) e CROSS JOIN links l"
     f" ON l.digest = e.parent AND l.repository = {_REPOSITORY_ID_SQL}"
     " WHERE NOT e.is_foreign LIMIT 1"
 )
@@ -139,8 +139,8 @@ class Index:
         self._damage = ""
         self._used_pages = 0
         try:
-            self._writer = queries.open_connection(path)
-            self.totals = StoreTotals(*queries.track_totals(self._writer))
+            self._writer = index_writes.open_connection(path)
+            self.totals = StoreTotals(*index_writes.track_totals(self._writer))
             self._count_pages()
             # `_write` waits for a lock itself, so that one write does not hold up the others.
             self._writer.execute("PRAGMA busy_timeout = 0")
@@ -176,7 +176,7 @@ class Index:
         while not self._list_connections.empty():
             self._list_connections.get().close()
         with suppress(sqlite3.Error):
-            self._run_transaction(False, queries.record_uses, (self._pending_uses,))
+            self._run_transaction(False, index_writes.record_uses, (self._pending_uses,))
         self._reader.close()
         self._writer.close()
 
@@ -358,7 +358,7 @@ class Index:
         try:
             while some := dict(islice(uses.items(), _USES_PER_WRITE)):
                 # Times of use are not cached.
-                await self._write(queries.record_uses, some, keeps_rows=True)
+                await self._write(index_writes.record_uses, some, keeps_rows=True)
                 for digest in some:
                     del uses[digest]
         finally:
@@ -377,7 +377,7 @@ class Index:
         Survives a power cut, so that no file remains uncounted.
         """
         return await self._write(
-            queries.add_blob,
+            index_writes.add_blob,
             repository,
             digest,
             size,
@@ -398,7 +398,7 @@ class Index:
     ) -> bool:
         """Add a committed manifest and link the repository to it; return whether it is new."""
         return await self._write(
-            queries.add_manifest,
+            index_writes.add_manifest,
             repository,
             digest,
             size,
@@ -419,7 +419,7 @@ class Index:
         The tag counts as checked now. All rows are added, or none. Survives a power cut.
         """
         await self._write(
-            queries.add_image,
+            index_writes.add_image,
             repository,
             tag and (tag, digest, self._clock()),
             [(*manifest, self._next_use_time()) for manifest in manifests],
@@ -435,7 +435,7 @@ class Index:
     ) -> None:
         """Add blobs whose files were found, without links. Survives a power cut."""
         await self._write(
-            queries.add_unlinked_blobs,
+            index_writes.add_unlinked_blobs,
             files,
             self._next_use_time(),
             is_durable=True,
@@ -448,7 +448,7 @@ class Index:
 
         Does nothing unless the blob is stored and the repository's upstream has sent it.
         """
-        await self._write(queries.add_proven_link, repository, digest)
+        await self._write(index_writes.add_proven_link, repository, digest)
 
     async def set_tag(
         self, repository: Repository, tag: Tag, digest: Digest, *, stated: Digest | None = None
@@ -460,32 +460,32 @@ class Index:
         known = self.tag(repository, tag)
         is_new = known is None or known.digest != digest
         await self._write(
-            queries.set_tag, repository, tag, digest, self._clock(), stated, is_durable=is_new
+            index_writes.set_tag, repository, tag, digest, self._clock(), stated, is_durable=is_new
         )
 
     async def move_tag(self, repository: Repository, tag: Tag, digest: Digest) -> None:
         """Set the digest of a known tag, without upstream having been asked. Survives a power cut."""
-        await self._write(queries.move_tag, repository, tag, digest, is_durable=True)
+        await self._write(index_writes.move_tag, repository, tag, digest, is_durable=True)
 
     async def delete_tag(self, repository: Repository, tag: Tag) -> None:
         """Delete a tag; its content stays."""
-        await self._write(queries.delete_tag, repository, tag)
+        await self._write(index_writes.delete_tag, repository, tag)
 
     async def set_referrer_records(
         self, repository: Repository, records: Mapping[Digest, ReferrerRecord]
     ) -> None:
         """Record what upstream has of referrers of stored manifests. Survives a power cut."""
-        await self._write(queries.set_referrer_records, repository, records, is_durable=True)
+        await self._write(index_writes.set_referrer_records, repository, records, is_durable=True)
 
     async def pin(self, images: Sequence[tuple[Repository, Reference]]) -> None:
         """Pin images, whether they are in the store or not. Survives a power cut."""
-        await self._write(queries.pin, images, is_durable=True, waits_for_lock=True)
+        await self._write(index_writes.pin, images, is_durable=True, waits_for_lock=True)
 
     async def unpin(
         self, images: Sequence[tuple[Repository, Reference]]
     ) -> list[tuple[Repository, Reference]]:
         """Unpin images; return the ones that were pinned."""
-        return await self._write(queries.unpin, images, is_durable=True, waits_for_lock=True)
+        return await self._write(index_writes.unpin, images, is_durable=True, waits_for_lock=True)
 
     async def delete_images(
         self, images: Sequence[tuple[Repository, Reference]], leased: Collection[Digest] = ()
@@ -500,11 +500,11 @@ class Index:
 
     async def unlinked_blobs(self, digests: Sequence[Digest]) -> list[tuple[Digest, int]]:
         """Return, with sizes, the blobs that are neither linked to a repository nor pinned."""
-        return await self._write(queries.unlinked_blobs, digests)
+        return await self._write(index_writes.unlinked_blobs, digests)
 
     async def unpinned_bytes(self, digests: Collection[Digest]) -> int:
         """Return the allocated bytes of the blobs that are stored and not pinned."""
-        return await self._write(queries.unpinned_bytes, digests)
+        return await self._write(index_writes.unpinned_bytes, digests)
 
     async def least_recently_used(
         self, count: int, excluded: Collection[Digest] = ()
@@ -533,7 +533,7 @@ class Index:
 
         Raises `StorageError`.
         """
-        return await self._write(queries.recently_used, count)
+        return await self._write(index_writes.recently_used, count)
 
     async def remove_blobs(
         self,
@@ -551,7 +551,7 @@ class Index:
         for start in range(0, len(digests), _BLOBS_PER_REMOVAL):
             some = digests[start : start + _BLOBS_PER_REMOVAL]
             removed += await self._write(
-                queries.remove_blobs, some, delete_file, on_commit=partial(on_commit, some)
+                index_writes.remove_blobs, some, delete_file, on_commit=partial(on_commit, some)
             )
         return removed
 
@@ -585,7 +585,7 @@ class Index:
 
     async def recount(self) -> tuple[int, int]:
         """Recount the blobs and correct `totals`; return the corrections, in blobs and bytes."""
-        return await self._write(queries.recount_totals)
+        return await self._write(index_writes.recount_totals)
 
     def used_bytes(self) -> int:
         """Return the bytes of the index itself, its log included and free pages left out."""
@@ -620,7 +620,7 @@ class Index:
         if self._damage:
             raise StorageError(self._damage)
         self._read_rows("SELECT min(used) FROM blobs WHERE NOT pinned", (), bool)
-        await self._write(queries.check_writable)
+        await self._write(index_writes.check_writable)
 
     async def check_integrity(self, executor: Executor) -> None:
         """Read the whole index in a thread, and note damage. It takes 0.1 s for 100,000 blobs."""
@@ -701,7 +701,7 @@ class Index:
         try:
             with self._writer:
                 result = work(self._writer, *args)
-                totals = StoreTotals(*queries.tracked_totals(self._writer))
+                totals = StoreTotals(*index_writes.tracked_totals(self._writer))
         finally:
             # Replaced after the commit, not cleared: a read that began before it fills the old cache.
             if not keeps_rows:
@@ -719,7 +719,7 @@ class Index:
             if free > _SPARE_PAGES:
                 released = min(free - _SPARE_PAGES, _MAX_RELEASED_PAGES)
                 index_size.release_pages(self._writer, released)
-            if self._file_size("-wal") > queries.MAX_LOG_SIZE:
+            if self._file_size("-wal") > index_writes.MAX_LOG_SIZE:
                 index_size.truncate_log(self._writer)
 
     def _cached_row(

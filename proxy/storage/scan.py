@@ -8,7 +8,7 @@ from proxy.errors import InvalidManifestError, StorageError
 from proxy.oci import manifest as oci
 from proxy.oci.digest import Digest
 from proxy.storage.blobs import BlobStore
-from proxy.storage.queries import MAX_CHILDREN
+from proxy.storage.index_writes import MAX_CHILDREN
 
 
 def scan_blobs(

@@ -30,8 +30,8 @@ from proxy.storage.blobs import BlobStore, OpenBlob, allocated_size
 from proxy.storage.index import Index
 from proxy.storage.ingest import STATE_FILE_SIZE, Ingest
 from proxy.storage.locks import DigestLocks
+from proxy.storage.records.trail import UNKNOWN_IMAGE, EvictionTally, find_images
 from proxy.storage.scan import scan_blobs
-from proxy.storage.trail import UNKNOWN_IMAGE, EvictionTally, find_images
 
 # The index, without its log, may take a quarter of the store, and in a small store 2 MiB. Beyond that its own
 # rows are evicted: a store of images needs a ten thousandth, one of small artifacts a seventh.

@@ -14,9 +14,9 @@ from aiohttp.connector import Connection
 
 from proxy.errors import UpstreamError, UpstreamTimeoutError
 from proxy.oci.digest import Digest
-from proxy.upstream import retry
 from proxy.upstream.encoding import gunzip
 from proxy.upstream.errors import map_errors
+from proxy.upstream.network import retry
 
 # A read collects this many bytes, as each read costs a turn of the loop. The first read returns at
 # once, because a client may be waiting for the first bytes.

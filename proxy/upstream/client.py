@@ -38,12 +38,13 @@ from proxy.oci.referrers import EncodedReferrers
 from proxy.oci.tags import EncodedTags
 from proxy.parsing import DocumentParser
 from proxy.traffic import purpose
-from proxy.upstream import responses, retry, search
+from proxy.upstream import responses, search
 from proxy.upstream.body import BlobBody
 from proxy.upstream.encoding import is_gzip_encoded
 from proxy.upstream.features import Feature, MissingFeature
-from proxy.upstream.hub_client import HubClient
+from proxy.upstream.hub.client import HubClient
 from proxy.upstream.mirrors import MirrorSet
+from proxy.upstream.network import retry
 from proxy.upstream.registry_client import REQUEST_TIMEOUT, ApiRequest, RegistryClient
 from proxy.upstream.responses import MAX_LIST_SIZE, Evidence, ListPage
 from proxy.upstream.search import SearchPage

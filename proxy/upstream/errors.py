@@ -36,8 +36,8 @@ from proxy.errors import (
     UpstreamUnavailableError,
     UpstreamUnreachableError,
 )
-from proxy.upstream import retry
 from proxy.upstream.encoding import gunzip, is_gzip_encoded
+from proxy.upstream.network import retry
 
 LOOP_DETECTED = 508
 MAX_ERROR_BODY = 64 << 10

@@ -13,16 +13,16 @@ from yarl import URL
 from proxy.config import Config
 from proxy.metrics import Metrics
 from proxy.parsing import DocumentParser
-from proxy.upstream.auth import Authenticator, CredentialsGetter, no_credentials
+from proxy.upstream.auth.credentials import CredentialSource
+from proxy.upstream.auth.tokens import Authenticator, CredentialsGetter, no_credentials
 from proxy.upstream.client import Upstream
-from proxy.upstream.credentials import CredentialSource
-from proxy.upstream.egress import EgressGuard
-from proxy.upstream.hub_client import HUB_ATTEMPTS, HubClient
+from proxy.upstream.hub.client import HUB_ATTEMPTS, HubClient
 from proxy.upstream.mirrors import MirrorSet
+from proxy.upstream.network.egress import EgressGuard
+from proxy.upstream.network.proxies import ProxySelector
+from proxy.upstream.network.session import create_tls_context, open_session
 from proxy.upstream.offline import OfflineSwitch
-from proxy.upstream.proxies import ProxySelector
 from proxy.upstream.registry_client import RegistryClient, RegistryTimeouts
-from proxy.upstream.session import create_tls_context, open_session
 
 
 class UpstreamFactory:

@@ -30,11 +30,14 @@ from proxy.errors import (
 from proxy.hops import via_header
 from proxy.log import get_logger
 from proxy.metrics import Metrics
-from proxy.upstream import challenge, errors, retry
-from proxy.upstream.auth import Authenticator
+from proxy.upstream import errors
+from proxy.upstream.auth import challenge
+from proxy.upstream.auth.tokens import Authenticator
 from proxy.upstream.errors import map_errors
 from proxy.upstream.features import RegistryFeatures
 from proxy.upstream.health import RegistryHealth
+from proxy.upstream.network import retry
+from proxy.upstream.network.redirects import MAX_REDIRECTS, REDIRECT_STATUSES, redirect_target
 from proxy.upstream.offline import OfflineSwitch
 from proxy.upstream.quota import (
     INITIAL_PAUSE,
@@ -45,7 +48,6 @@ from proxy.upstream.quota import (
     parse_ratelimit_window,
     parse_retry_after,
 )
-from proxy.upstream.redirects import MAX_REDIRECTS, REDIRECT_STATUSES, redirect_target
 
 # A CDN sends these for a signed URL that has expired, or that its clock does not accept.
 EXPIRED_URL_STATUSES = frozenset({400, 401, 403, 410})

@@ -17,7 +17,7 @@ from proxy.oci.manifest import MAX_MANIFEST_SIZE, OCI_INDEX
 from proxy.oci.referrers import EncodedReferrers
 from proxy.oci.tags import EncodedTags, encode_tags
 from proxy.upstream.encoding import gunzip, is_gzip_encoded
-from proxy.upstream.link import find_link
+from proxy.upstream.link_header import find_link
 
 MAX_LIST_SIZE = 8 << 20
 MAX_SEARCH_SIZE = 1 << 20

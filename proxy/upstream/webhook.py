@@ -24,10 +24,10 @@ from proxy.config import NotifySettings
 from proxy.errors import ConfigError, OfflineError, ProxyError
 from proxy.log import get_logger
 from proxy.metrics import Metrics
-from proxy.upstream.egress import EgressGuard
+from proxy.upstream.network.egress import EgressGuard
+from proxy.upstream.network.proxies import ProxySelector
+from proxy.upstream.network.session import open_session
 from proxy.upstream.offline import OfflineSwitch
-from proxy.upstream.proxies import ProxySelector
-from proxy.upstream.session import open_session
 
 EventType = Literal[
     "upstream.down",

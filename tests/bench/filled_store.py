@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from proxy.storage import queries
+from proxy.storage import index_writes
 from proxy.storage.blobs import BlobStore
 from tests.bench.content import MIB
 from tests.system.images import CONFIG, LAYER, MANIFEST
@@ -37,7 +37,7 @@ def fill(root: Path, blobs: int) -> str:
     folder = root / "blobs" / "sha256"
     images = blobs // (LAYERS + 2)
     now = time.time()
-    with closing(queries.open_connection(root / "index.sqlite")) as connection:
+    with closing(index_writes.open_connection(root / "index.sqlite")) as connection:
         connection.execute("PRAGMA cache_size = -1000000")
         connection.execute("PRAGMA synchronous = OFF")
         with connection:

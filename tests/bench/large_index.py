@@ -18,7 +18,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from proxy.storage import queries
+from proxy.storage import index_writes
 from proxy.storage.blobs import BlobStore
 from tests.bench import proc
 from tests.bench.content import MIB
@@ -33,7 +33,7 @@ from tests.system.servers import Daemon
 
 LINKS = 10  # of each repository
 SHARED_LAYERS = 5_000
-LARGE_MANIFESTS = 50  # with `queries.MAX_CHILDREN` blobs each
+LARGE_MANIFESTS = 50  # with `index_writes.MAX_CHILDREN` blobs each
 TAGS = 20_000  # of one repository
 REPEATS = 3
 CLIENTS = 10  # that ask at once
@@ -138,7 +138,7 @@ def fill(root: Path, repositories: int) -> None:
     """Make a store with an image in each of so many repositories."""
     store = BlobStore(root)
     folder = root / "blobs" / "sha256"
-    with closing(queries.open_connection(root / "index.sqlite")) as connection:
+    with closing(index_writes.open_connection(root / "index.sqlite")) as connection:
         connection.execute("PRAGMA cache_size = -1000000")
         connection.execute("PRAGMA synchronous = OFF")
         layers = [f"sha256:{_hash(f'layer {number}')}" for number in range(SHARED_LAYERS)]
@@ -178,7 +178,7 @@ def _add_image(batch: _Rows, folder: Path, number: int, layers: list[str], used:
 
 
 def _add_large_manifest(batch: _Rows, folder: Path, number: int, used: float) -> None:
-    children = [f"sha256:{_hash(f'{number} {n}')}" for n in range(queries.MAX_CHILDREN)]
+    children = [f"sha256:{_hash(f'{number} {n}')}" for n in range(index_writes.MAX_CHILDREN)]
     batch["blobs"] += [(child, MIB, None, used - 1e6 + n / 1e5) for n, child in enumerate(children)]
     manifest = _add_manifest(batch, folder, -number, children, used)
     repository = 1_000_000 + number

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from proxy.storage.queries import MAX_CHILDREN
+from proxy.storage.index_writes import MAX_CHILDREN
 from tests.fakes.content import (
     OCI_CONFIG,
     OCI_INDEX,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from proxy.storage.tag_history import MAX_TAG_HISTORY
+from proxy.storage.records.tag_history import MAX_TAG_HISTORY
 from tests.fakes.registry import FakeRegistry
 from tests.support.preload_api import run_preload
 from tests.support.program import Program

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from proxy.upstream.egress import EgressGuard
+from proxy.upstream.network.egress import EgressGuard
 
 PUBLIC = "93.184.215.14"
 _LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1", "::ffff:7f00:1")

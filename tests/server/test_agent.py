@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.server.agent import MAX_PRODUCT_LENGTH, UserAgent, parse_user_agent
+from proxy.server.clients.user_agent import MAX_PRODUCT_LENGTH, UserAgent, parse_user_agent
 
 DOCKER = (
     "docker/27.5.1 go/go1.22.11 git-commit/4c9b3b0 kernel/6.1.0-31-amd64 os/linux arch/amd64 "

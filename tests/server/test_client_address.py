@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.server.client_address import Networks, resolve_client
+from proxy.server.clients.address import Networks, resolve_client
 
 PROXIES = Networks(["10.0.0.0/8", "2001:db8:ff::/48"])
 

@@ -6,8 +6,8 @@ from contextlib import suppress
 import pytest
 
 from proxy.errors import TooManyRequestsError
-from proxy.server import login_queue
-from proxy.server.login_queue import LoginQueue
+from proxy.server.clients import login_queue
+from proxy.server.clients.login_queue import LoginQueue
 
 
 class Checks:

@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 
 from proxy.cli.api_client import AdminClient
 from proxy.errors import ConfigError
-from proxy.server import connection_limit, http, sendfile
+from proxy.server import http, sendfile
+from proxy.server.clients import connection_limit
 from tests.fakes.raw_client import RawClient, exchange
 
 MIB = 1 << 20

@@ -5,7 +5,7 @@ import struct
 import pytest
 from hypothesis import given, strategies as st
 
-from proxy.server.proxy_protocol import (
+from proxy.server.clients.proxy_protocol import (
     MAX_V1_SIZE,
     MAX_V2_SIZE,
     ProxyHeader,

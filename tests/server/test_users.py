@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from proxy.concurrency import background
 from proxy.config import load
 from proxy.errors import ConfigError
-from proxy.server import access, login_queue, users
+from proxy.server.clients import access_control as access, login_queue, users
 from tests.fakes.raw_client import exchange
 from tests.support.htpasswd import basic_auth, write_htpasswd
 

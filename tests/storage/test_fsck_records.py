@@ -7,8 +7,8 @@ from contextlib import closing
 from proxy.storage.blobs import BlobStore
 from proxy.storage.fsck import check_store
 from proxy.storage.index import Index
-from proxy.storage.traffic_records import TrafficRecords
-from proxy.storage.trail import AuditTrail, EvictionTally
+from proxy.storage.records.traffic import TrafficRecords
+from proxy.storage.records.trail import AuditTrail, EvictionTally
 from proxy.traffic import TrafficTally
 from tests.fakes.clock import Clock
 

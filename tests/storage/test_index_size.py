@@ -10,10 +10,10 @@ import pytest
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import OCI_MANIFEST, Descriptor, Manifest
 from proxy.oci.reference import Repository, Tag
-from proxy.storage import queries
+from proxy.storage import index_writes
 from proxy.storage.fsck import check_store
 from proxy.storage.index import Index
-from proxy.storage.queries import MAX_CHILDREN
+from proxy.storage.index_writes import MAX_CHILDREN
 from proxy.storage.space import MAX_INDEX_SHARE
 from tests.fakes.clock import Clock
 from tests.storage.test_space import StoreRig, open_rig
@@ -168,7 +168,7 @@ def test_an_older_index_is_written_anew_when_it_is_upgraded(tmp_path):
 @pytest.mark.parametrize("auto_vacuum", ["NONE", "INCREMENTAL"])
 def test_fsck_writes_the_index_anew(tmp_path, auto_vacuum):
     path = tmp_path / "index.sqlite"
-    with closing(queries.open_connection(path)) as connection:
+    with closing(index_writes.open_connection(path)) as connection:
         connection.execute(f"PRAGMA auto_vacuum = {auto_vacuum}")
         connection.execute("VACUUM")
         connection.execute("CREATE TABLE ballast (text)")

@@ -10,7 +10,7 @@ import pytest
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
 from proxy.storage.index import BlobRow, Index, TagRow
-from proxy.storage.policy_records import PolicyRecords
+from proxy.storage.records.policies import PolicyRecords
 from tests.fakes.clock import Clock
 
 SCHEMA_1 = (Path(__file__).parent / "schema_1.sql").read_text(encoding="utf-8")

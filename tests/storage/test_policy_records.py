@@ -9,9 +9,9 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
 from proxy.policy.facts import Badge, RepositoryFacts
 from proxy.storage.index import Index
-from proxy.storage.policy_records import MAX_DECISIONS, MAX_EXCEPTIONS, PolicyRecords
-from proxy.storage.policy_rows import DecisionRecord, PolicyException
-from proxy.storage.tag_history import MAX_TAG_HISTORY
+from proxy.storage.records.policies import MAX_DECISIONS, MAX_EXCEPTIONS, PolicyRecords
+from proxy.storage.records.policy_rows import DecisionRecord, PolicyException
+from proxy.storage.records.tag_history import MAX_TAG_HISTORY
 from tests.fakes.clock import Clock
 
 APP, OTHER = Repository("docker.io", "library/app"), Repository("docker.io", "me/other")

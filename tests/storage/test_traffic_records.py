@@ -5,9 +5,9 @@ from contextlib import closing
 import pytest
 
 from proxy.errors import StorageError
-from proxy.storage import traffic_records
 from proxy.storage.index import Index
-from proxy.storage.traffic_records import TrafficRecords
+from proxy.storage.records import traffic as traffic_records
+from proxy.storage.records.traffic import TrafficRecords
 from proxy.traffic import TrafficTally
 from tests.fakes.clock import Clock
 

@@ -8,12 +8,12 @@ import pytest
 from proxy.cache import access, manifest_store
 from proxy.cache.access import Decision, RepositoryAccess
 from proxy.cache.manifests import ManifestCache
-from proxy.storage import queries
+from proxy.storage import index_writes
 from proxy.storage.index import Index
 from proxy.storage.ingest import Ingest
 from proxy.upstream import responses
 from proxy.upstream.client import Upstream
-from proxy.upstream.redirects import REDIRECT_STATUSES
+from proxy.upstream.network.redirects import REDIRECT_STATUSES
 from proxy.upstream.registry_client import ApiRequest
 from proxy.upstream.responses import Evidence
 
@@ -59,14 +59,14 @@ def upstreams_prove_what_others_have_sent(patch: Patch) -> None:
 
 def a_manifest_links_what_it_names(patch: Patch) -> None:
     """As in 0.1.0."""
-    add_manifest = queries.add_manifest
+    add_manifest = index_writes.add_manifest
 
     def add_and_link(connection: Any, repository: Any, digest: Any, *rest: Any) -> bool:
         is_new = add_manifest(connection, repository, digest, *rest)
-        queries.add_links(connection, repository, [one.digest for one in rest[1].children])
+        index_writes.add_links(connection, repository, [one.digest for one in rest[1].children])
         return is_new
 
-    patch.setattr(queries, "add_manifest", add_and_link)
+    patch.setattr(index_writes, "add_manifest", add_and_link)
 
 
 def a_mirrors_head_links_what_it_names(patch: Patch) -> None:
@@ -140,7 +140,7 @@ def senders_survive_an_eviction(patch: Patch) -> None:
 
 
 def _keep_rows(patch: Patch, table: str) -> None:
-    delete = queries._delete_row
+    delete = index_writes._delete_row
 
     def delete_but_keep(connection: Any, digest: Any) -> int | None:
         query = f"SELECT * FROM {table} WHERE digest = ?"
@@ -151,7 +151,7 @@ def _keep_rows(patch: Patch, table: str) -> None:
             connection.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", row)
         return size
 
-    patch.setattr(queries, "_delete_row", delete_but_keep)
+    patch.setattr(index_writes, "_delete_row", delete_but_keep)
 
 
 def media_types_are_the_first_speakers(patch: Patch) -> None:

@@ -12,15 +12,15 @@ from yarl import URL
 
 from proxy.metrics import Metrics
 from proxy.parsing import DocumentParser
-from proxy.upstream.auth import Authenticator
+from proxy.upstream.auth.credentials import Credentials
+from proxy.upstream.auth.tokens import Authenticator
 from proxy.upstream.client import Upstream
-from proxy.upstream.credentials import Credentials
-from proxy.upstream.egress import EgressGuard
 from proxy.upstream.mirrors import MirrorSet
+from proxy.upstream.network.egress import EgressGuard
+from proxy.upstream.network.proxies import ProxySelector
+from proxy.upstream.network.session import open_session
 from proxy.upstream.offline import OfflineSwitch
-from proxy.upstream.proxies import ProxySelector
 from proxy.upstream.registry_client import RegistryClient, RegistryTimeouts
-from proxy.upstream.session import open_session
 from tests.fakes.clock import Clock
 from tests.fakes.registry import FakeRegistry
 

@@ -9,8 +9,8 @@ from yarl import URL
 
 from proxy.errors import UpstreamError, UpstreamUnauthorizedError
 from proxy.oci.reference import Tag
-from proxy.upstream.auth import is_trusted_realm
-from proxy.upstream.credentials import Credentials
+from proxy.upstream.auth.credentials import Credentials
+from proxy.upstream.auth.tokens import is_trusted_realm
 from tests.fakes.faults import HTML, Fault
 from tests.fakes.registry import FakeRegistry
 

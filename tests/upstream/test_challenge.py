@@ -5,7 +5,7 @@ import time
 import pytest
 from hypothesis import given, strategies as st
 
-from proxy.upstream.challenge import Challenge, parse
+from proxy.upstream.auth.challenge import Challenge, parse
 
 HUB = (
     'Bearer realm="https://auth.docker.io/token",service="registry.docker.io",'

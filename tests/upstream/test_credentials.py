@@ -12,7 +12,7 @@ import pytest
 
 from proxy.config import UpstreamSettings, load
 from proxy.errors import ConfigError, UpstreamUnavailableError
-from proxy.upstream.credentials import (
+from proxy.upstream.auth.credentials import (
     HELPER_FAILURE_TTL,
     HELPER_TTL,
     Credentials,

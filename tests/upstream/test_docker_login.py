@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from proxy.errors import ConfigError
-from proxy.upstream.credentials import (
+from proxy.upstream.auth.credentials import (
     DOCKER_HUB_SERVER,
     Credentials,
     docker_server_name,

@@ -12,7 +12,7 @@ from yarl import URL
 from proxy.errors import UpstreamError, UpstreamUnavailableError
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Tag
-from proxy.upstream.egress import AddressScope, EgressGuard, classify_address
+from proxy.upstream.network.egress import AddressScope, EgressGuard, classify_address
 from tests.fakes.faults import Fault
 from tests.fakes.raw_server import RawUpstream, RecvUntil, Send
 from tests.fakes.registry import FakeRegistry

@@ -10,8 +10,8 @@ from yarl import URL
 
 from proxy.errors import UpstreamUnavailableError
 from proxy.oci.reference import Tag
-from proxy.upstream.egress import EgressGuard
 from proxy.upstream.errors import map_errors
+from proxy.upstream.network.egress import EgressGuard
 from proxy.upstream.registry_client import RegistryTimeouts
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from proxy.errors import UpstreamError
 from proxy.oci.digest import Digest
 from proxy.policy.facts import Badge
-from proxy.upstream.hub import find_repository, parse_push_times, parse_search
+from proxy.upstream.hub.answers import find_repository, parse_push_times, parse_search
 from proxy.upstream.search import MAX_COUNT, MAX_DESCRIPTION, SearchHit
 
 # The shape that clients of /api/search/v4 read.

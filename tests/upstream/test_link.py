@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from proxy.upstream.link import MAX_LINK_LENGTH, find_link
+from proxy.upstream.link_header import MAX_LINK_LENGTH, find_link
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from yarl import URL
 from proxy.config import ProxyUrl
 from proxy.errors import ConfigError, UpstreamError, UpstreamTimeoutError
 from proxy.oci.reference import Tag
-from proxy.upstream.egress import EgressGuard
-from proxy.upstream.proxies import ProxySelector
+from proxy.upstream.network.egress import EgressGuard
+from proxy.upstream.network.proxies import ProxySelector
 from proxy.upstream.registry_client import RegistryTimeouts
 from tests.fakes.faults import Fault
 from tests.fakes.http_proxy import FakeProxy

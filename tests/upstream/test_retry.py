@@ -4,7 +4,12 @@ from itertools import repeat
 
 from hypothesis import given, strategies as st
 
-from proxy.upstream.retry import MAX_DELAY, TRANSIENT_STATUSES, MinRateMonitor, backoff_delays
+from proxy.upstream.network.retry import (
+    MAX_DELAY,
+    TRANSIENT_STATUSES,
+    MinRateMonitor,
+    backoff_delays,
+)
 
 
 @given(st.integers(1, 30), st.floats(0, 1, exclude_max=True))

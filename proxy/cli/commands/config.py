@@ -26,8 +26,8 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import parse_image
 from proxy.policy.rules import RuleSet
 from proxy.rules import NEVER, ImageRules
-from proxy.upstream.credentials import docker_server_name, helper_program, read_docker_config
-from proxy.upstream.proxies import ProxySelector
+from proxy.upstream.auth.credentials import docker_server_name, helper_program, read_docker_config
+from proxy.upstream.network.proxies import ProxySelector
 
 
 @click.group(cls=SummaryGroup)
@@ -157,7 +157,7 @@ def _explain(config: Config, image: str) -> Iterator[tuple[str, str, str]]:
 
 def check_referenced_files(config: Config) -> None:
     """Read the files that the configuration names, or raise `ConfigError`."""
-    from proxy.server.access import check_files  # noqa: PLC0415 - imports aiohttp
+    from proxy.server.clients.access_control import check_files  # noqa: PLC0415 - imports aiohttp
     from proxy.tracing import check_tracing  # noqa: PLC0415 - imports aiohttp
 
     config.server.read_admin_tokens()

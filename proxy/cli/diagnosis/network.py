@@ -45,7 +45,7 @@ def find_routes(upstreams: Mapping[str, UpstreamSettings]) -> Iterator[RegistryR
     """Yield the ways to the upstreams and their mirrors, as the configuration has them."""
     from yarl import URL  # noqa: PLC0415 - slow to import
 
-    from proxy.upstream.proxies import ProxySelector  # noqa: PLC0415 - imports yarl
+    from proxy.upstream.network.proxies import ProxySelector  # noqa: PLC0415 - imports yarl
 
     for name, settings in upstreams.items():
         selector = ProxySelector(os.environ, settings.proxy)

@@ -31,7 +31,7 @@ from proxy.errors import (
 from proxy.server.admin.actor import Actor, unix_actor
 from proxy.server.admin.handler import COMMON_HEADERS, AdminApiHandler, api_error_response
 from proxy.server.admin.server import AdminServer
-from proxy.server.connection_limit import create_admin_limiter
+from proxy.server.clients.connection_limit import create_admin_limiter
 from proxy.server.health import HealthEndpoints
 from proxy.server.listening import Listener, format_address
 from proxy.server.tls import TlsContext

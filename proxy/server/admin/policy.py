@@ -16,8 +16,8 @@ from proxy.names import NameParser, full_name
 from proxy.oci.digest import Digest
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
 from proxy.server.admin.recording import ActRecorder
-from proxy.storage.policy_records import PolicyRecords
-from proxy.storage.policy_rows import DecisionRecord, PolicyException
+from proxy.storage.records.policies import PolicyRecords
+from proxy.storage.records.policy_rows import DecisionRecord, PolicyException
 from proxy.timestamps import to_seconds
 
 MAX_CHECKED_IMAGES = 1_000

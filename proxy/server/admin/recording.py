@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from proxy.names import NameParser
 from proxy.server.admin.actor import Actor
-from proxy.storage.trail import Act, Action, AuditTrail
+from proxy.storage.records.trail import Act, Action, AuditTrail
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from aiohttp.web import BaseRequest, RequestHandler, Response, Server, StreamRes
 from proxy.errors import InvalidRequestError
 from proxy.log import get_logger
 from proxy.server.admin.handler import api_error_response
-from proxy.server.connection_limit import ConnectionSlot
+from proxy.server.clients.connection_limit import ConnectionSlot
 
 # Seconds that a connection may be idle.
 KEEPALIVE_TIMEOUT = 75.0

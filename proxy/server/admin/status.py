@@ -15,10 +15,10 @@ from proxy.log import get_logger
 from proxy.metrics import CacheState, Metrics
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
 from proxy.server.admin.traffic import TrafficSummary, summarize_periods
+from proxy.storage.records.traffic import TrafficRecords
+from proxy.storage.records.trail import Action, AuditTrail
 from proxy.storage.scrub import Scrubber
 from proxy.storage.space import SpaceManager
-from proxy.storage.traffic_records import TrafficRecords
-from proxy.storage.trail import Action, AuditTrail
 from proxy.timestamps import to_seconds
 from proxy.upstream.client import Upstream
 from proxy.upstream.features import Feature

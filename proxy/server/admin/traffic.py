@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
-from proxy.storage.traffic_records import KEPT_DAYS, TopOrder, TrafficRecords
+from proxy.storage.records.traffic import KEPT_DAYS, TopOrder, TrafficRecords
 from proxy.traffic import Scope, TrafficCounts
 
 # The periods that are summed up, in days; today is a day.

@@ -9,7 +9,7 @@ from proxy.names import full_name, policy_name
 from proxy.oci.reference import parse_image
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
 from proxy.server.admin.recording import ActRecorder
-from proxy.storage.trail import Action, TrailEntry
+from proxy.storage.records.trail import Action, TrailEntry
 
 MAX_TRAIL_ENTRIES = 1000
 

@@ -9,8 +9,8 @@ import pytest
 from proxy.cli.api_client import AdminClient
 from proxy.cli.commands.events import ACTIONS
 from proxy.errors import DeniedError, UnknownManifestError
-from proxy.storage import trail
-from proxy.storage.trail import Action
+from proxy.storage.records import trail
+from proxy.storage.records.trail import Action
 from tests.support.bundles import export_bundle, import_bundle
 from tests.support.program import Program
 

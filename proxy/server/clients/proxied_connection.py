@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from proxy.server.client_address import Networks
-from proxy.server.proxy_protocol import MAX_V2_SIZE, may_be_header, parse_header
+from proxy.server.clients.address import Networks
+from proxy.server.clients.proxy_protocol import MAX_V2_SIZE, may_be_header, parse_header
 
 
 class TrustedProxies:

@@ -13,10 +13,11 @@ from proxy.oci.digest import Digest
 from proxy.oci.manifest import Manifest
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.oci.referrers import ReferrerRecord, subject_of_tag
-from proxy.storage import pins, tag_history
+from proxy.storage import pins
 from proxy.storage.blobs import BLOCK_SIZE
 from proxy.storage.index_size import PAGE_SIZE, delete_empty_repositories, vacuum
 from proxy.storage.permissions import create_private_file
+from proxy.storage.records import tag_history
 
 SCHEMA_VERSION = 9
 

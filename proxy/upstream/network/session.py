@@ -22,9 +22,9 @@ from proxy import __version__
 from proxy.config import UpstreamSettings
 from proxy.errors import ConfigError
 from proxy.tracing import trace_upstream_request
-from proxy.upstream.egress import EgressGuard
+from proxy.upstream.network.egress import EgressGuard
+from proxy.upstream.network.proxies import ProxySelector
 from proxy.upstream.offline import OfflineSwitch
-from proxy.upstream.proxies import ProxySelector
 
 # Seconds for a request to a token server; all other requests set timeouts of their own.
 DEFAULT_TOTAL_TIMEOUT = 8.0

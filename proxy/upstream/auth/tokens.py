@@ -21,11 +21,12 @@ from proxy.concurrency import SingleFlight
 from proxy.errors import RateLimitedError, UpstreamError, UpstreamUnavailableError
 from proxy.lru import TTLCache
 from proxy.oci.json_object import decode_object
-from proxy.upstream import errors, retry
-from proxy.upstream.challenge import Challenge
-from proxy.upstream.credentials import Credentials
+from proxy.upstream import errors
+from proxy.upstream.auth.challenge import Challenge
+from proxy.upstream.auth.credentials import Credentials
 from proxy.upstream.errors import map_errors
-from proxy.upstream.redirects import MAX_REDIRECTS, REDIRECT_STATUSES, redirect_target
+from proxy.upstream.network import retry
+from proxy.upstream.network.redirects import MAX_REDIRECTS, REDIRECT_STATUSES, redirect_target
 from proxy.upstream.responses import read_bounded
 
 MAX_TOKEN_RESPONSE = 1 << 20

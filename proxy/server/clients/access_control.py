@@ -8,12 +8,12 @@ from proxy.config import Address, ServerSettings
 from proxy.errors import ConfigError, DeniedError
 from proxy.log import get_logger
 from proxy.metrics import Metrics
-from proxy.server.client_address import Networks
-from proxy.server.connection_limit import ConnectionLimiter
-from proxy.server.proxied_connection import TrustedProxies
+from proxy.server.clients.address import Networks
+from proxy.server.clients.connection_limit import ConnectionLimiter
+from proxy.server.clients.proxied_connection import TrustedProxies
+from proxy.server.clients.users import Htpasswd, HtpasswdAuth, load_htpasswd
 from proxy.server.request import Request
 from proxy.server.tls import Certificates, TlsContext, load_certificates
-from proxy.server.users import Htpasswd, HtpasswdAuth, load_htpasswd
 
 # Health checks need no login.
 _ANONYMOUS_PATHS = ("/healthz", "/readyz")

@@ -15,7 +15,7 @@ from yarl import URL
 
 from proxy.config import ProxyUrl
 from proxy.errors import ConfigError
-from proxy.upstream.credentials import Credentials
+from proxy.upstream.auth.credentials import Credentials
 
 _IPAddress = IPv4Address | IPv6Address
 

@@ -7,7 +7,7 @@ from typing import Any
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.policy.facts import FIRST_SEEN, PUSHED, Badge, ContentAge, RepositoryFacts
-from proxy.storage.tag_history import IMPORTED
+from proxy.storage.records.tag_history import IMPORTED
 
 _REPOSITORY = "(SELECT id FROM repositories WHERE upstream = ? AND name = ?)"
 

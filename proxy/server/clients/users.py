@@ -24,8 +24,8 @@ from proxy.concurrency import SingleFlight, run_in_thread
 from proxy.config.values import expand_path
 from proxy.errors import ConfigError, UnauthorizedError
 from proxy.log import get_logger
-from proxy.server.connection_limit import client_key
-from proxy.server.login_queue import LoginQueue
+from proxy.server.clients.connection_limit import client_key
+from proxy.server.clients.login_queue import LoginQueue
 
 K = TypeVar("K", bound=Hashable)
 

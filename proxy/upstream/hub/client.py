@@ -11,7 +11,8 @@ from proxy.oci.manifest import ACCEPT
 from proxy.oci.reference import Tag
 from proxy.parsing import DocumentParser
 from proxy.policy.facts import Badge
-from proxy.upstream import hub, responses
+from proxy.upstream import responses
+from proxy.upstream.hub import answers
 from proxy.upstream.registry_client import ApiRequest, RegistryClient
 from proxy.upstream.search import SearchHit, SearchPage
 
@@ -63,8 +64,8 @@ class HubClient:
         """
         query = {"query": terms, "from": (page - 1) * limit, "size": limit, "type": "image"}
         if badges:
-            query["badges"] = ",".join(hub.BADGE_NAMES[badge] for badge in badges)
-        return await self._get(f"api/search/v4?{urlencode(query)}", hub.parse_search)
+            query["badges"] = ",".join(answers.BADGE_NAMES[badge] for badge in badges)
+        return await self._get(f"api/search/v4?{urlencode(query)}", answers.parse_search)
 
     async def find_repository(self, repository: str) -> SearchHit | None:
         """Return what Docker Hub says of the repository; None if its search does not find it.
@@ -73,7 +74,7 @@ class HubClient:
         `NotFoundError` and `UpstreamError`.
         """
         terms = repository.removeprefix("library/")
-        return hub.find_repository(await self.search(terms, limit=25, page=1), repository)
+        return answers.find_repository(await self.search(terms, limit=25, page=1), repository)
 
     async def fetch_push_times(self, repository: str, tag: Tag) -> dict[Digest, float]:
         """Return when the content of a tag was pushed, by digest, in Unix seconds.
@@ -83,7 +84,7 @@ class HubClient:
         namespace, _, name = repository.partition("/")
         path = f"v2/namespaces/{quote(namespace)}/repositories/{quote(name)}/tags/{quote(tag)}"
         try:
-            return await self._get(path, hub.parse_push_times)
+            return await self._get(path, answers.parse_push_times)
         except (NotFoundError, UpstreamUnauthorizedError):
             return {}
 

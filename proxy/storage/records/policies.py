@@ -11,9 +11,10 @@ from dataclasses import astuple
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
 from proxy.policy.facts import DOCKER_HUB, RepositoryFacts
-from proxy.storage import queries, tag_history
+from proxy.storage import index_writes
 from proxy.storage.index import Index
-from proxy.storage.policy_rows import (
+from proxy.storage.records import tag_history
+from proxy.storage.records.policy_rows import (
     EXCEPTION_SQL,
     FACTS_SQL,
     MEANING_SQL,
@@ -154,7 +155,7 @@ def _set_facts(
             f" excluded.asked > asked OR excluded.source = '{DOCKER_HUB}'"
             f" AND (excluded.asked = asked OR source <> '{DOCKER_HUB}')",
             (
-                queries.repository_id(connection, repository),
+                index_writes.repository_id(connection, repository),
                 facts.badge.value,
                 facts.publisher,
                 facts.description,
@@ -175,7 +176,7 @@ def _record_meaning(
     at: float,
     pushed_at: float | None,
 ) -> None:
-    number = queries.repository_id(connection, repository)
+    number = index_writes.repository_id(connection, repository)
     tag_history.record(connection, number, tag, digest, at, pushed_at)
 
 
@@ -186,7 +187,7 @@ def _add_bundle_facts(
 ) -> None:
     _set_facts(connection, facts)
     for repository, tag, meaning in ages:
-        number = queries.repository_id(connection, repository)
+        number = index_writes.repository_id(connection, repository)
         name, at = tag or tag_history.BY_DIGEST, meaning.last_seen
         tag_history.record(
             connection, number, name, meaning.digest, at, source=tag_history.IMPORTED
@@ -215,7 +216,7 @@ def _add_exception(connection: sqlite3.Connection, exception: PolicyException) -
         "INSERT OR REPLACE INTO policy_exceptions (repository, digest, made, until, reason)"
         " VALUES (?, ?, ?, ?, ?)",
         (
-            queries.repository_id(connection, exception.repository),
+            index_writes.repository_id(connection, exception.repository),
             str(exception.digest),
             exception.made_at,
             exception.until,

@@ -17,7 +17,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from proxy.errors import UpstreamError
-from proxy.upstream.proxies import ProxySelector
+from proxy.upstream.network.proxies import ProxySelector
 
 _NO_PROXIES = ProxySelector({})
 
