@@ -24,7 +24,7 @@ from proxy.core import Core, open_core
 from proxy.errors import ProxyError, StorageError
 from proxy.log import LogWriter, get_logger
 from proxy.preload.schedule import PreloadScheduler
-from proxy.rules import ImageRules
+from proxy.repository_rules import RepositoryRules
 from proxy.server.admin import listener as admin_listener
 from proxy.server.admin.handler import AdminApiHandler
 from proxy.server.clients.access_control import AccessControl
@@ -374,7 +374,7 @@ class RunningApp:
             self._access_log.set_level(config.log.level)
         self._core.downloads.configure(config.fetch)
         self._core.webhook.settings = config.notify
-        self._core.space.set_rules(ImageRules(config))
+        self._core.space.set_rules(RepositoryRules(config))
 
     def _update_upstream_metrics(self) -> None:
         self._core.metrics.enable_registry_proxy(is_on=self.config.server.registry_proxy_metrics)

@@ -21,7 +21,7 @@ from proxy.download.manager import DownloadManager
 from proxy.download.writer import StorageDeps
 from proxy.metrics import Metrics
 from proxy.parsing import DocumentParser
-from proxy.rules import ImageRules
+from proxy.repository_rules import RepositoryRules
 from proxy.server.pulls import PullTracker
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
@@ -103,7 +103,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
         min_free=config.store.min_free,
         clock=clock,
     )
-    space.set_rules(ImageRules(config))
+    space.set_rules(RepositoryRules(config))
     await space.open()
     scrubber = Scrubber(store, index, space, metrics, clock)
     stack.callback(scrubber.close)

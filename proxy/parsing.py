@@ -51,7 +51,7 @@ class DocumentParser:
     async def run_for_preload(
         self, size: int, parse: Callable[P, R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        """Do the same for a preload, which bounds itself how many documents wait."""
+        """Do what `run` does, without its limit on waiting documents: a preload bounds them itself."""
         return await self._run("preloads", size, partial(parse, *args, **kwargs))
 
     async def _run(self, source: str, size: int, parse: Callable[[], R]) -> R:

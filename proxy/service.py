@@ -36,7 +36,7 @@ from proxy.oci.platform import machine_platform
 from proxy.policy.rules import RuleSet
 from proxy.preload.preload import PreloadDeps, Preloader
 from proxy.preload.resolve import ImageResolver
-from proxy.rules import ImageRules
+from proxy.repository_rules import RepositoryRules
 from proxy.server.admin import (
     bundles as admin_bundles,
     images as admin_images,
@@ -106,7 +106,7 @@ async def configure_app(
         clock=core.clock,
         on_decision=partial(report_decision, core.webhook),
     )
-    image_rules = ImageRules(config)
+    image_rules = RepositoryRules(config)
     manifests = ManifestCache(
         upstreams=upstreams,
         store=ManifestStore(

@@ -21,7 +21,7 @@ PullResult = Literal["hit", "partial", "miss"]
 MAX_PENDING_TOTALS = 10_000
 
 OTHERS = ""
-"""The name under which the traffic of all names is counted that are not kept."""
+"""The name that collects the traffic of all names that are not kept individually."""
 
 purpose: ContextVar[Purpose] = ContextVar("purpose", default="client")
 """What this context fetches from upstream for; tasks inherit it."""
@@ -143,7 +143,7 @@ class TrafficTally:
         return pulled
 
     def take(self) -> dict[TotalKey, TrafficCounts]:
-        """Return all totals, and begin anew."""
+        """Return all totals, and reset them."""
         totals, self._totals = self._totals, {}
         return totals
 

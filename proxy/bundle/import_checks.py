@@ -2,6 +2,7 @@
 
 The bytes of the bundle are checked earlier, where they are read: compression in `decompress`,
 archive entries in `tar`, digests and sizes of blobs in `reader`, documents in `proxy.oci.layout`.
+`proxy.images.tree` finds missing and malformed parts of an image; `import_` has the order of all checks.
 """
 
 from collections.abc import Collection

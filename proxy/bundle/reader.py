@@ -37,8 +37,8 @@ class BundleReader:
     """Reads one bundle from its archive.
 
     `digests` are the blobs that it contains, `added_blobs` those that were new to the store with
-    their sizes, and `images` what its index lists. `expected_manifests` are, by image index, the
-    manifests that the bundle expects in the store after the import, where it states them.
+    their sizes, and `images` what its index lists. `details` is what pullcache wrote into the bundle beyond
+    the images, such as the manifests that it expects in the store after the import.
     `docker_names` are the names in docker's manifest, by the digest of the image's config. `facts` is what
     the bundle says about the images, if it does.
     """

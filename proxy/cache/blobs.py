@@ -1,4 +1,8 @@
-"""Blobs: a hit from the store, a running download that is shared, or a new download."""
+"""Blobs: a hit from the store, a running download that is shared, or a new download.
+
+`proxy.download.manager` starts the downloads; each is a `proxy.download.download.Download`, whose workers
+are the fetcher and the writer, and whose readers send to clients.
+"""
 
 import asyncio
 import random

@@ -1,6 +1,6 @@
 """How long a tag stays fresh, and how long a stale copy of it may be served. Pure.
 
-`manifests.py` asks upstream, and serves what this module allows.
+`proxy.repository_rules` chooses the TTL; `manifests.py` asks upstream, and serves what this module allows.
 """
 
 import math

@@ -38,7 +38,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.manifest import INDEX_TYPES
 from proxy.oci.reference import Reference, Repository, Tag
 from proxy.oci.referrers import subject_of_tag
-from proxy.rules import NEVER, ImageRules
+from proxy.repository_rules import NEVER, RepositoryRules
 from proxy.storage.index import Index, TagRow
 from proxy.upstream.client import FetchedManifest, Upstream
 
@@ -78,7 +78,7 @@ class ManifestCache:
         policy: PolicyGate | None,
         facts: FactsCache,
         settings: ManifestsSettings,
-        rules: ImageRules,
+        rules: RepositoryRules,
         group: asyncio.TaskGroup,
         clock: Callable[[], float],
     ) -> None:

@@ -18,7 +18,7 @@ from proxy.names import policy_name
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import INDEX_TYPES
 from proxy.oci.reference import Repository
-from proxy.rules import ImageRules
+from proxy.repository_rules import RepositoryRules
 from proxy.storage.index import Index
 from proxy.traffic import fetching_for
 from proxy.upstream.client import Upstream
@@ -53,7 +53,7 @@ class Prefetcher:
         access: RepositoryAccess,
         upstreams: Mapping[str, Upstream],
         settings: FetchSettings,
-        rules: ImageRules,
+        rules: RepositoryRules,
         metrics: Metrics,
         group: asyncio.TaskGroup,
     ) -> None:

@@ -1,4 +1,4 @@
-"""The ranges of a blob that have arrived, and the pieces that connections fetch. PURE."""
+"""The ranges of a blob that have arrived, and the pieces that connections fetch. Pure."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator

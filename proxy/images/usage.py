@@ -11,7 +11,7 @@ from proxy.errors import StorageError
 from proxy.images.store import ImageStore
 from proxy.names import display_name, policy_name
 from proxy.oci.reference import Repository
-from proxy.rules import ImageRules
+from proxy.repository_rules import RepositoryRules
 from proxy.storage import rule_queries
 from proxy.storage.image_queries import ImageQueries
 from proxy.storage.usage_queries import OldBlob, Usage
@@ -78,7 +78,7 @@ class UsageReporter:
     """Reports the usage of one store. The rules say after which time unused content goes."""
 
     def __init__(
-        self, image_store: ImageStore, rules: ImageRules, clock: Callable[[], float]
+        self, image_store: ImageStore, rules: RepositoryRules, clock: Callable[[], float]
     ) -> None:
         self._image_store = image_store
         self._rules = rules

@@ -1,4 +1,4 @@
-"""Decode JSON objects of registries as leniently as Go's decoder, which most clients use. PURE.
+"""Decode JSON objects of registries as leniently as Go's decoder, which most clients use. Pure.
 
 Field names match in any case, and a null leaves a field as it was. In documents of up to
 `MAX_LENIENT_SIZE`, invalid UTF-8 and lone surrogates are replaced, and what follows the object is

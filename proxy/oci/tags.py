@@ -1,4 +1,4 @@
-"""Lists of tags, kept as the text of a JSON array: a million tags as objects would take 80 MB. PURE."""
+"""Lists of tags, kept as the text of a JSON array: a million tags as objects would take 80 MB. Pure."""
 
 import re
 from bisect import bisect_left

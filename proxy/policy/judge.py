@@ -1,6 +1,6 @@
 """The decision of one rule about one image. Pure.
 
-Every condition of a rule must hold; `trusted` and `allow` are one condition, which either meets.
+Every condition of a rule must hold; `trusted` and `allow` are one condition: meeting either is enough.
 """
 
 from dataclasses import dataclass

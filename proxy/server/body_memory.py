@@ -1,4 +1,4 @@
-"""The memory of large bodies that are being sent: manifests and lists, which slow clients could hold up."""
+"""A limit on the memory of large bodies, manifests and lists, while slow clients receive them."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 A pull is counted when it begins, and its result is corrected with each later request: a hit while
 nothing of its content came from upstream, a miss while all of it did, else partial. Content that was
-fetched after the pull began came from upstream, also if a prefetch had it ready in time.
+fetched after the pull began came from upstream, even if a prefetch had already stored it.
 
 Repeated hits, as of a fleet or a benchmark, only count up an entry in memory; `settle` adds the
 entries to the totals every few seconds.
@@ -179,7 +179,7 @@ class PullTracker:
     def _find_or_begin(
         self, context: RequestContext, target: TargetResource, client: str
     ) -> tuple[_Pull | None, bool]:
-        """Return the pull that the GET of a manifest belongs to, and whether it begins it."""
+        """Return the pull that the GET of a manifest belongs to, and whether this request began it."""
         repository, reference, digest = target.repository, target.reference, context.digest
         if digest is None:
             return None, False

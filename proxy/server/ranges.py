@@ -1,4 +1,4 @@
-"""Ranges and conditions of a request (RFC 9110 sections 13 and 14). PURE."""
+"""Ranges and conditions of a request (RFC 9110 sections 13 and 14). Pure."""
 
 import re
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
-from proxy.rules import DEFAULT_RULE
+from proxy.repository_rules import DEFAULT_RULE
 from proxy.storage.index_writes import allocated_size_sql
 
 # Returns the number of the rule that a repository (`docker.io/library/nginx`) belongs to, 0 for none.

@@ -23,13 +23,13 @@ from proxy.metrics import EvictionReason, Metrics, UncachedReason
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import MAX_MANIFEST_SIZE
 from proxy.oci.reference import Reference, Repository
-from proxy.rules import ImageRules
+from proxy.repository_rules import RepositoryRules
 from proxy.storage import rule_queries
-from proxy.storage.audit import Auditor
 from proxy.storage.blobs import BlobStore, OpenBlob, allocated_size
 from proxy.storage.index import Index
 from proxy.storage.ingest import STATE_FILE_SIZE, Ingest
 from proxy.storage.locks import DigestLocks
+from proxy.storage.reconcile import Reconciler
 from proxy.storage.records.trail import UNKNOWN_IMAGE, EvictionTally, find_images
 from proxy.storage.scan import scan_blobs
 
@@ -118,13 +118,13 @@ class SpaceManager:
         self._strays: dict[Digest, int] = {}
         self._leases: list[Lease] = []
         self.evictions = EvictionTally()
-        self._rules: ImageRules | None = None
+        self._rules: RepositoryRules | None = None
         # What is over the quota of its rule, when that was found out, and how long it took.
         self._over_quota: deque[rule_queries.ExcessBlob] = deque()
         self._planned_at = self._planning_seconds = 0.0
         # The time of use up to which a sweep has looked for what is idle by its rule.
         self._idle_after = 0.0
-        self._auditor = Auditor(store, index)
+        self._reconciler = Reconciler(store, index)
         # One eviction at a time: two would choose the same victims.
         self._eviction_lock = asyncio.Lock()
         self._sweep_lock = asyncio.Lock()
@@ -157,7 +157,7 @@ class SpaceManager:
         self.max_size, self._min_free = max_size, min_free
         await self._shrink_to_limits()
 
-    def set_rules(self, rules: ImageRules) -> None:
+    def set_rules(self, rules: RepositoryRules) -> None:
         """Apply the quotas and idle times of these rules from now on."""
         self._rules = rules
         self._over_quota.clear()
@@ -458,7 +458,7 @@ class SpaceManager:
             if len(idle) < _EVICTION_BATCH:
                 return
 
-    async def _remove_idle_by_rule(self, rules: ImageRules, now: float) -> None:
+    async def _remove_idle_by_rule(self, rules: RepositoryRules, now: float) -> None:
         """Remove what is idle by its rule; of many blobs a sweep looks at some, the next one goes on."""
         await self._index.flush()
         while any(rules.max_idles.values()):
@@ -494,16 +494,16 @@ class SpaceManager:
         return running.union(self._partials)
 
     async def _audit_blobs(self) -> None:
-        if self._auditor.is_at_start:
+        if self._reconciler.is_at_start:
             self._report_drift(*await self._index.recount())
         if self._unindexed_deletes:
             await self._remove([], "removed")
-        is_repair = self._auditor.is_first_round
-        for digest in await self._auditor.find_missing():
+        is_repair = self._reconciler.is_first_round
+        for digest in await self._reconciler.find_missing():
             reason: EvictionReason = "removed" if is_repair else "corrupt"
             size = await run_uncancelled(self._forget_if_missing(digest, reason))
             self._report_drift(-bool(size), -size, is_repair=is_repair)
-        for digest in [*self._strays, *await self._auditor.find_unknown()]:
+        for digest in [*self._strays, *await self._reconciler.find_unknown()]:
             size = await run_uncancelled(self._index_if_unknown(digest))
             self._report_drift(bool(size), size, is_repair=is_repair)
         await self._shrink_to_limits()
@@ -618,7 +618,7 @@ class SpaceManager:
         seconds = self._planning_seconds
         return seconds < QUOTA_COST or now - self._planned_at >= seconds / MAX_QUOTA_SHARE
 
-    async def _find_over_quota(self, rules: ImageRules) -> list[rule_queries.ExcessBlob]:
+    async def _find_over_quota(self, rules: RepositoryRules) -> list[rule_queries.ExcessBlob]:
         with suppress(StorageError):  # a full disk needs evictions all the more
             await self._index.flush()
         return await self._index.read(

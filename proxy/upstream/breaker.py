@@ -1,4 +1,4 @@
-"""The circuit breaker of one upstream. PURE: `now` is monotonic time, randomness is an argument.
+"""The circuit breaker of one upstream. Pure: `now` is monotonic time, randomness is an argument.
 
 Closed, it admits every request. After consecutive failures it opens and admits none, for a backoff
 that grows with each opening. Then it is half open and admits one request, the probe, whose outcome

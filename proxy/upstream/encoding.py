@@ -1,4 +1,4 @@
-"""Undo gzip that upstream has applied to a body although no encoding was requested. PURE.
+"""Undo gzip that upstream has applied to a body although no encoding was requested. Pure.
 
 Only a body that has another form of its own is passed here: a manifest, a list, a token, a config.
 """

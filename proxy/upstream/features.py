@@ -1,4 +1,4 @@
-"""What a registry was found able and unable to do, remembered for a while. PURE.
+"""What a registry was found able and unable to do, remembered for a while. Pure.
 
 It is remembered per repository, as clients do: one registry may serve repositories of several kinds, and
 what one repository lacks must not hide the signatures of another.

@@ -1,4 +1,4 @@
-"""Parse `Link` headers (RFC 8288 section 3), and what clients follow in spite of it. PURE.
+"""Parse `Link` headers (RFC 8288 section 3), and what clients follow in spite of it. Pure.
 
 Targets and quoted strings may contain commas and semicolons, names of parameters and relation types
 match in any case, and a header may hold several links. A link without a relation type counts if no

@@ -1,4 +1,4 @@
-"""A registry's rate limits: the pulls it still allows, and which requests a 429 pauses. PURE.
+"""A registry's rate limits: the pulls it still allows, and which requests a 429 pauses. Pure.
 
 A 429 pauses requests of the same kind for the same repository, because most registries limit single
 operations. Only a limit on pulls that comes with Docker Hub's headers is a matter of the account.

@@ -1,4 +1,4 @@
-"""Parse responses of Docker Hub's search (registry API version 1). PURE.
+"""Parse responses of Docker Hub's search (registry API version 1). Pure.
 
 Anyone can write what is displayed to users here, so every field is validated: names must be
 pullable, text printable, numbers within range.

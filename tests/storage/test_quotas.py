@@ -11,7 +11,7 @@ from proxy.config import load
 from proxy.metrics import Metrics
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
-from proxy.rules import ImageRules
+from proxy.repository_rules import RepositoryRules
 from proxy.storage import rule_queries, space as space_module
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
@@ -46,7 +46,7 @@ class Store:
 
     def set_rules(self, *rules: dict[str, Any], **store: Any) -> None:
         loaded = load(None, {}, {"rules": [*rules], "store": store})
-        self.space.set_rules(ImageRules(loaded))
+        self.space.set_rules(RepositoryRules(loaded))
 
 
 @pytest.fixture

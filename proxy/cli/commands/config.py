@@ -25,7 +25,7 @@ from proxy.names import NameParser, policy_name
 from proxy.oci.digest import Digest
 from proxy.oci.reference import parse_image
 from proxy.policy.rules import RuleSet
-from proxy.rules import NEVER, ImageRules
+from proxy.repository_rules import NEVER, RepositoryRules
 from proxy.upstream.auth.credentials import docker_server_name, helper_program, read_docker_config
 from proxy.upstream.network.proxies import ProxySelector
 
@@ -113,7 +113,7 @@ def explain(*, path: Path | None, store: str | None, image: str, as_json: bool) 
 
 def _explain(config: Config, image: str) -> Iterator[tuple[str, str, str]]:
     """Yield key, value and source of what applies to an image."""
-    names, rules = NameParser(config.upstreams), ImageRules(config)
+    names, rules = NameParser(config.upstreams), RepositoryRules(config)
     repository, reference = names.to_repository(parse_image(image))
     name = policy_name(repository)
     settings = rules.settings(name)

@@ -1,6 +1,6 @@
-"""The formats of image lists, one module for each format.
+"""The formats of image lists, one module for each kind of tool.
 
-`formats` recognises the format of a text by its content. PURE: no I/O, no clock, no event loop.
+`formats` recognises the format of a text by its content. Pure: no I/O, no clock, no event loop.
 """
 
 from proxy.preload.lists.formats import MAX_CHARACTERS, parse_list

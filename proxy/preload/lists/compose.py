@@ -1,4 +1,4 @@
-"""Docker compose files (Compose Specification), with the images of all services. PURE."""
+"""Docker compose files (Compose Specification), with the images of all services. Pure."""
 
 from proxy.preload.lists.result import ParseResult
 from proxy.preload.lists.variables import VariableError, substitute

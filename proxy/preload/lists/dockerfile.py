@@ -1,4 +1,4 @@
-"""Dockerfiles, with the images that a build pulls (Dockerfile reference). PURE.
+"""Dockerfiles, with the images that a build pulls (Dockerfile reference). Pure.
 
 These are the images of `FROM`, `COPY --from` and `RUN --mount=from`, and the frontend that
 `# syntax=` names.

@@ -1,4 +1,4 @@
-"""`parse_list`: recognises the format of an image list and reads it. PURE.
+"""`parse_list`: recognises the format of an image list and reads it. Pure.
 
 It never raises, whatever the text is: a bad entry becomes a problem with its line, and reading goes
 on. To add a format, write a module with `is_<format>` and `read_<format>`, and add them to a table

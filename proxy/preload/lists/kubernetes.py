@@ -1,4 +1,4 @@
-"""Kubernetes objects of every kind, custom resources included, and hauler manifests. PURE.
+"""Kubernetes objects of every kind, custom resources included, and hauler manifests. Pure.
 
 The value of any key `image` is an image, except in metadata, in status, and in objects that hold
 data or a schema.

@@ -1,4 +1,4 @@
-"""Lock files as `pullcache preload --lock` writes them: images with their digests. PURE."""
+"""Lock files as `pullcache preload --lock` writes them: images with their digests. Pure."""
 
 from proxy.preload.lists.result import ParseResult
 from proxy.preload.lists.yaml_documents import MappingNode

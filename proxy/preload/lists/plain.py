@@ -1,4 +1,4 @@
-"""Plain lists: an image a line, optionally with its platforms, and `#` comments. PURE.
+"""Plain lists: an image a line, optionally with its platforms, and `#` comments. Pure.
 
 The image lists of k3s, RKE2 and hauler have this format, and so has `kubeadm config images list`.
 """

@@ -1,4 +1,4 @@
-"""The result of parsing an image list: its images and its problems. PURE."""
+"""The result of parsing an image list: its images and its problems. Pure."""
 
 import re
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The lists of tools that copy between registries: skopeo sync, regsync, zot. PURE.
+"""The lists of tools that copy between registries: skopeo sync, regsync, zot. Pure.
 
 Entries that select tags by a pattern are problems, because they need the registry's tag list.
 """

@@ -1,4 +1,4 @@
-"""Variables in compose files and Dockerfiles: `$NAME`, `${NAME:-default}` and similar. PURE.
+"""Variables in compose files and Dockerfiles: `$NAME`, `${NAME:-default}` and similar. Pure.
 
 The syntax is that of the Compose Specification ("Interpolation"); Dockerfiles have a subset of it.
 """

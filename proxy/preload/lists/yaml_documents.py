@@ -1,4 +1,4 @@
-"""YAML and JSON documents as trees of nodes with line numbers. PURE.
+"""YAML and JSON documents as trees of nodes with line numbers. Pure.
 
 The trees are built from the parser's events, not by PyYAML's composer. So size, depth and number
 are bounded while a tree grows, nothing recurses, and no tag constructs an object. An alias is the

@@ -33,7 +33,7 @@ async def read_proxy_header(
 ) -> ReadHeader:
     """Read the PROXY header at the beginning of a connection, and nothing after it.
 
-    Without one, the rest is what was read to find out; it is empty over TLS, which begins differently.
+    Without a header, `rest` holds the bytes that were read to find out; over TLS these are none.
     Raises `ProxyHeaderError`, and `OSError` if the connection ends.
     """
     received = b""

@@ -1,6 +1,6 @@
 """The PROXY protocol, versions 1 and 2: the client's address before the first byte of a connection.
 
-A load balancer that forwards TCP sends it (HAProxy's proxy-protocol.txt). PURE: bytes in, a header out.
+A load balancer that forwards TCP sends it (HAProxy's proxy-protocol.txt). Pure: bytes in, a header out.
 """
 
 import re

@@ -8,7 +8,7 @@ from proxy.cache.prefetch import Prefetcher
 from proxy.metrics import CacheState
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Reference, Repository
-from proxy.rules import NEVER
+from proxy.repository_rules import NEVER
 from proxy.server import ranges
 from proxy.server.request import Request
 from proxy.server.request_context import IMMUTABLE_CACHE_CONTROL, RequestContext, digest_headers

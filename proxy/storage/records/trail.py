@@ -117,7 +117,7 @@ class EvictionTally:
         self._sums[reason, image] = blobs + 1, byte_count + size
 
     def take(self) -> dict[tuple[str, str], tuple[int, int]]:
-        """Return blobs and bytes by reason and image, and begin anew."""
+        """Return blobs and bytes by reason and image, and reset them."""
         sums, self._sums = self._sums, {}
         return sums
 

@@ -1,4 +1,4 @@
-"""Parse `WWW-Authenticate` (RFC 9110 section 11.6.1, RFC 6750 section 3). PURE.
+"""Parse `WWW-Authenticate` (RFC 9110 section 11.6.1, RFC 6750 section 3). Pure.
 
 A value may contain several challenges, and quoted strings may contain commas, so splitting at
 commas would be wrong. Text that does not parse is skipped: the parser never raises.

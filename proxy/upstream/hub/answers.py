@@ -1,4 +1,4 @@
-"""Parse what Docker Hub's own API says about repositories and tags. PURE.
+"""Parse what Docker Hub's own API says about repositories and tags. Pure.
 
 The API (`/api/search/v4` and `/v2/namespaces`) is not the registry's. Parts of it are undocumented and
 change, so each field may be missing, null or of another type, and then counts as not said.

@@ -1,4 +1,4 @@
-"""Which HTTP proxy a request goes through, if any. PURE: the environment is an argument.
+"""Which HTTP proxy a request goes through, if any. Pure: the environment is an argument.
 
 `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` work as in docker and containerd (Go's
 x/net/http/httpproxy); `ALL_PROXY` is the default of the first two, as in curl. Upper-case names

@@ -1,4 +1,4 @@
-"""Where a redirect leads, and which redirects are refused. PURE."""
+"""Where a redirect leads, and which redirects are refused. Pure."""
 
 from yarl import URL
 

@@ -1,4 +1,4 @@
-"""When to retry a request, and when a transfer is too slow. PURE: randomness is an argument."""
+"""When to retry a request, and when a transfer is too slow. Pure: randomness is an argument."""
 
 from collections.abc import Iterator
 

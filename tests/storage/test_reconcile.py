@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from proxy.oci.digest import Digest
-from proxy.storage import audit
+from proxy.storage import reconcile
 from tests.storage.test_space import APP, KIB, StoreRig, open_rig
 
 pytestmark = pytest.mark.usefixtures("small_batches")
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.usefixtures("small_batches")
 @pytest.fixture
 def small_batches(monkeypatch):
     """Let a round through a store of a dozen blobs take several batches."""
-    monkeypatch.setattr(audit, "BATCH_SIZE", 8)
-    monkeypatch.setattr(audit, "_SLICE_SIZE", 4)
+    monkeypatch.setattr(reconcile, "BATCH_SIZE", 8)
+    monkeypatch.setattr(reconcile, "_SLICE_SIZE", 4)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ BATCH_SIZE = 4096
 _SLICE_SIZE = 256
 
 
-class Auditor:
+class Reconciler:
     """Compares index and files, round after round. A commit or removal in progress may cause a difference.
 
     The first round finds the differences that a kill has left, such as rows of deleted files.

@@ -8,7 +8,7 @@ import pytest
 from proxy.config import Config, load
 from proxy.config.values import InheritedDuration, InheritedShare
 from proxy.errors import ConfigError
-from proxy.rules import NEVER, ImageRules
+from proxy.repository_rules import NEVER, RepositoryRules
 
 NGINX, OTHER = "docker.io/library/nginx", "docker.io/me/app"
 
@@ -17,8 +17,8 @@ def config(*rules: Mapping[str, object], **sections: object) -> Config:
     return load(None, {}, {"rules": [*rules], **sections})
 
 
-def rules(*tables: Mapping[str, object], **sections: object) -> ImageRules:
-    return ImageRules(config(*tables, **sections))
+def rules(*tables: Mapping[str, object], **sections: object) -> RepositoryRules:
+    return RepositoryRules(config(*tables, **sections))
 
 
 def test_without_rules_the_keys_of_the_cache_apply():

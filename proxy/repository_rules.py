@@ -35,7 +35,7 @@ class TagTtl(NamedTuple):
     source: str
 
 
-class ImageSettings(msgspec.Struct, frozen=True):
+class RepositorySettings(msgspec.Struct, frozen=True):
     """What applies to one repository. `sources` are the numbers of the rules that set the keys.
 
     Durations are in seconds. `max_share` is the share of the store beyond which content of the rule goes
@@ -51,7 +51,7 @@ class ImageSettings(msgspec.Struct, frozen=True):
     sources: Mapping[str, int]
 
 
-class ImageRules:
+class RepositoryRules:
     """The rules of a configuration. Repositories are named `docker.io/library/nginx`."""
 
     def __init__(self, config: Config) -> None:
@@ -72,7 +72,7 @@ class ImageRules:
                 if rule.max_idle
             },
         }
-        """The same of idle times in seconds, with that of the whole cache; 0 means never."""
+        """Idle times in seconds by rule number, with `DEFAULT_RULE` for the whole cache; 0 means never."""
 
     @property
     def has_prefetch(self) -> bool:
@@ -112,11 +112,11 @@ class ImageRules:
                 return TagTtl(seconds, f'{self._source(settings, "tag_ttl")} "{glob}"')
         return TagTtl(settings.ttl, self._source(settings, "ttl"))
 
-    def _source(self, settings: ImageSettings, key: str) -> str:
+    def _source(self, settings: RepositorySettings, key: str) -> str:
         number = settings.sources[key]
         return f"rules[{number}].{key}" if number else f"manifests.{key}"
 
-    def _find_settings(self, name: str) -> ImageSettings:
+    def _find_settings(self, name: str) -> RepositorySettings:
         config, sources = self._config, dict[str, int]()
         matching = [
             (number, rule)
@@ -134,7 +134,7 @@ class ImageRules:
 
         ttl, tag_ttl, idle = find("ttl"), find("tag_ttl"), find("max_idle")
         immutable, share, prefetch = find("immutable"), find("max_share"), find("prefetch")
-        return ImageSettings(
+        return RepositorySettings(
             ttl=ttl.ttl.seconds if ttl else float(config.manifests.ttl),
             tag_ttl=tag_ttl.tag_ttl if tag_ttl else config.manifests.tag_ttl,
             immutable=immutable.immutable if immutable else (),
