@@ -40,16 +40,15 @@ LAYOUT_TAG = "pulled"
 UPSTREAMS = ("docker.io", "private.test")
 
 
-def configure(client: str, mirror: str, target: Path, fallback: str, *, only: bool = False) -> None:
+def configure(client: str, mirror: str, target: Path, fallback: str, *options: str) -> None:
     """Write the files of `pullcache client-config` for the cache at `host:port` below `target`.
 
-    `fallback` is the URL of all registries: clients ask it when the cache fails, unless they ask the cache
-    `only`.
+    `fallback` is the URL of all registries: clients ask it when the cache fails, unless the option
+    `--only` is given.
     """
     config = target.parent / f"{target.name}.toml"
     config.write_text("".join(f'[upstreams."{name}"]\nurl = "{fallback}"\n' for name in UPSTREAMS))
     command = (sys.executable, "-m", "proxy", "client-config", client)
-    options = ["--only"] if only else []
     run(*command, *options, "--config", config, "--address", f"http://{mirror}", "--output", target)
 
 
@@ -68,9 +67,10 @@ class Client(ABC):
         """Return the command line that runs the client's program, in the client's root."""
         return ["chroot", self.root, *argv] if self.root else [*argv]
 
-    def _configure(self, client: str, name: str) -> None:
+    def _configure(self, client: str, name: str, *options: str) -> None:
         """Write the configuration of a kind of client into the directory `name` of this one."""
-        configure(client, self.mirror, self.directory / name, self.fallback, only=self.only)
+        options = (*options, "--only") if self.only else options
+        configure(client, self.mirror, self.directory / name, self.fallback, *options)
 
     def start(self) -> None:  # most clients have no daemon  # noqa: B027
         """Start the client's daemon, if it has one, and write the client's configuration."""
@@ -181,7 +181,9 @@ class Docker(Client):
 
     def start(self) -> None:
         self._containerd.start()
-        self._configure("docker", "etc")
+        # dockerd reads the one that it needs; BuildKit in a classic docker reads hosts.toml.
+        for file in ("hosts.toml",) if self.only else ("daemon.json", "hosts.toml"):
+            self._configure("docker", "etc", "--docker-file", file)
         self._install_certs()
         argv = self._argv(
             *("dockerd", "--config-file", self._make_config(), "--host", f"unix://{self._socket}"),
