@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from proxy.cli import main
 from tests.support.commands import run
-from tests.support.man_pages import PAGES, write_pages
+from tests.support.man_pages import PAGES, iter_commands, write_pages
 
 COMPLETIONS = Path(__file__).parents[1] / "config" / "completions"
 
@@ -29,6 +30,12 @@ def test_a_man_page_has_sections_and_an_example(path):
     assert "\b" not in text
     macros = {line.split()[0] for line in text.splitlines() if line.startswith((".", "'"))}
     assert macros <= {".TH", ".SH", ".PP", ".B", ".TP", ".nf", ".fi"}
+
+
+def test_no_help_text_shows_a_backslash_and_b():
+    """In a raw docstring, click's mark is two characters: click prints them and wraps the examples."""
+    texts = {one.name: f"{one.help}{one.epilog}" for one in iter_commands(main)}
+    assert [name for name, text in texts.items() if "\\b" in text] == []
 
 
 @pytest.mark.system

@@ -92,7 +92,7 @@ def schema(*, path: Path | None, store: str | None) -> None:  # noqa: ARG001 - a
 @click.argument("image")
 @json_option
 def explain(*, path: Path | None, store: str | None, image: str, as_json: bool) -> None:
-    r"""Show what the configuration says about an image.
+    """Show what the configuration says about an image.
 
     For each key, the first of the [[rules]] that matches and sets it decides; FROM names it.
 

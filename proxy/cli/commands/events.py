@@ -84,7 +84,7 @@ def events(
     no_trunc: bool,
     as_json: bool,
 ) -> None:
-    r"""Show who changed what the cache keeps or serves.
+    """Show who changed what the cache keeps or serves.
 
     Lists removed, pinned, preloaded, imported and exported images, reloads, exceptions and the offline
     switch, each with who did it, and what was evicted, the latest first.

@@ -54,7 +54,7 @@ def top(
     no_trunc: bool,
     as_json: bool,
 ) -> None:
-    r"""Show what is pulled most.
+    """Show what is pulled most.
 
     WHAT is images (the default), repositories or clients. Images and clients are counted for the last
     31 days, repositories for a year. HITS is the share of pulls of which nothing came from upstream.
