@@ -65,14 +65,22 @@ def _secure(path: Path, *, is_directory: bool, is_private: bool = False) -> None
 
 def _check_owner(path: Path, status: os.stat_result, allowed: tuple[int, ...]) -> None:
     if status.st_uid not in allowed:
-        owner, user = _user_name(status.st_uid), _user_name(os.geteuid())
+        owner, user = user_name(status.st_uid), user_name(os.geteuid())
+        if not status.st_uid:
+            # As the mount point of a volume does.
+            raise StorageError(
+                f"{path} belongs to root, and this is {user}: run it as root, or use another "
+                f"directory, such as {path}/store"
+            )
+        account = owner if " " not in owner else f"'#{status.st_uid}'"
         raise StorageError(
-            f"{path} belongs to {owner}, and this is {user}: run it as {owner}, or use another "
-            f"directory, such as {path}/store"
+            f"{path} belongs to {owner}, and this is {user}: run it as its owner: "
+            f"sudo -u {account} pullcache …"
         )
 
 
-def _user_name(number: int) -> str:
+def user_name(number: int) -> str:
+    """Return the name of a user, or `user` and the number if it has none."""
     try:
         return pwd.getpwuid(number).pw_name
     except KeyError:

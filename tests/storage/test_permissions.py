@@ -196,6 +196,15 @@ def test_what_belongs_to_another_user_is_refused(root, name):
 
 
 @needs_root
+@pytest.mark.parametrize(("owner", "account"), [(1, "daemon"), (12345, "'#12345'")])
+def test_root_is_told_the_command_of_the_owner(root, owner, account):
+    for path in (root, *root.rglob("*")):
+        os.chown(path, owner, -1)
+    with pytest.raises(StorageError, match=f"its owner: sudo -u {account} pullcache …$"):
+        open_and_close(root)
+
+
+@needs_root
 def test_a_link_of_another_user_to_a_store_is_refused(root, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(root)
