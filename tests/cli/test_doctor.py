@@ -175,6 +175,17 @@ async def test_an_offline_daemon_asks_no_registry(registry, program):
     assert registry.count() == 0
 
 
+async def test_the_first_advice_to_an_offline_daemon_is_to_end_that(registry, program):
+    registry.add_image("me/app")
+    await run_on(program, "offline", "on")
+    findings = await diagnose(program, *IMAGE)
+    assert problems(findings) == []
+    advised = [one["check"] for one in findings if one["advice"] and one["check"] != "units"]
+    assert advised[0] == "upstreams"
+    (pull,) = [one for one in findings if one["check"] == "pull"]
+    assert (pull["state"], "pullcache images" in pull["advice"]) == ("warn", True)
+
+
 async def test_without_clients_it_says_how_to_configure_them(program):
     findings = await diagnose(program, "--no-pull")
     (clients,) = [one for one in findings if one["check"] == "clients"]

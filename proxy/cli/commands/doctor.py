@@ -120,7 +120,9 @@ def _diagnose_daemon(config: Config, api: AdminClient, image: str) -> Iterator[F
         yield from _check_logins(api, failed)
     tcp = [address for address in status["addresses"] if not address.startswith("unix:")]
     if image and tcp:
-        yield pull.check_pull(machine.local_address(tcp[0]), image, is_tls=is_tls)
+        yield pull.check_pull(
+            machine.local_address(tcp[0]), image, is_tls=is_tls, is_offline=status["offline"]
+        )
     yield _check_clients(api, status)
 
 
