@@ -118,6 +118,24 @@ async def test_a_registry_that_cannot_be_reached_is_found_before_its_consequence
     await registry.start()
 
 
+async def test_a_registry_that_refuses_connections_is_not_a_reason_to_cut_off_the_others(
+    registry, program, tmp_path
+):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        host = f"127.0.0.1:{closed.getsockname()[1]}"
+    (tmp_path / "f.toml").write_text(
+        f'store.min_free = "0B"\n[upstreams."docker.io"]\nurl = "{registry.url}"\n'
+        f'[upstreams."ghcr.io"]\nurl = "http://{host}"'
+    )
+    findings = await diagnose(program, "--no-pull", file=tmp_path / "f.toml")
+    assert [check for check, _ in problems(findings)] == ["connection"]
+    (advice,) = [one["advice"] for one in findings if one["state"] == "fail"]
+    assert advice == (
+        f'nothing listens on {host}: is the registry running, and is upstreams."ghcr.io".url right?'
+    )
+    assert "offline on" not in json.dumps(findings)
+
+
 async def test_a_name_that_is_not_known_is_found(program, tmp_path):
     (tmp_path / "f.toml").write_text(
         'store.min_free = "0B"\n[upstreams."docker.io"]\nurl = "https://registry.invalid"'

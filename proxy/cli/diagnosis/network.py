@@ -138,10 +138,16 @@ def _connect(route: RegistryRoute, host: str, port: int, dns: Finding, *, is_tls
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             text = f"{route.name}: {host}:{port} does not answer: {reason}"
-            advice = (
-                f"allow this machine to reach {host}:{port} (firewall), or set "
-                f'upstreams."{route.name}".proxy; until then: pullcache offline on'
-            )
+            if isinstance(error, ConnectionRefusedError):
+                advice = (
+                    f"nothing listens on {host}:{port}: is the registry running, and is "
+                    f'upstreams."{route.name}".url right?'
+                )
+            else:
+                advice = (
+                    f"allow this machine to reach {host}:{port} (firewall), or set "
+                    f'upstreams."{route.name}".proxy'
+                )
             return _Probe(dns, Finding(kind, "fail", text, advice))
         return _Probe(
             dns,
