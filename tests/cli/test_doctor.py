@@ -1,11 +1,16 @@
 """`pullcache doctor`: what it finds in set-ups that work and in ones that do not."""
 
 import json
+import os
 import re
 import socket
 import ssl
+import subprocess
+import sys
+import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,6 +94,45 @@ def test_without_a_daemon_it_names_the_program_on_its_port(tmp_path):
     assert f"\n1. port: find it (ss -ltnp | grep :{port}) and stop it" in done.stdout
     assert "\n2. daemon: start it: systemctl start pullcache" in done.stdout
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize(
+    ("owner", "mode", "text", "advice"),
+    [
+        (0, 0o755, "{} belongs to root, and this is daemon", "chown -R daemon: {}"),
+        (0, 0o700, "{} belongs to root, and this is daemon", "chown -R daemon: {}"),
+        (1, 0o500, "daemon may not write to {} (mode 0500)", "chmod u+rwx {}"),
+    ],
+)
+def test_a_store_that_the_user_may_not_write_is_found_first(owner, mode, text, advice):
+    # A user other than root reaches no directory of `tmp_path`.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "store").mkdir()
+        os.chown(folder / "store", owner, -1)
+        (folder / "store").chmod(mode)
+        (folder / "f.toml").write_text("offline = true\nserver.listen = ['127.0.0.1:0']")
+        # The first run imports what the other user may not be allowed to read.
+        code = (
+            "import io, os, sys\nfrom contextlib import redirect_stdout, suppress\n"
+            "from proxy.cli import main\n"
+            "with suppress(SystemExit), redirect_stdout(io.StringIO()): main(sys.argv[1:])\n"
+            "os.setgroups([]); os.setgid(1); os.setuid(1); main(sys.argv[1:])"
+        )
+        command = [sys.executable, "-c", code, "doctor", "-c", str(folder / "f.toml")]
+        done = subprocess.run(
+            [*command, "--store", str(folder / "store"), "--json"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (1, "")
+        found = [one for one in json.loads(done.stdout) if one["state"] == "fail"]
+        assert [one["check"] for one in found] == ["disk", "daemon"]
+        assert found[0]["text"] == text.format(folder / "store")
+        assert advice.format(folder / "store") in found[0]["advice"]
 
 
 async def test_a_wrong_password_is_found_at_the_registry(registry, make_program):
@@ -179,6 +223,7 @@ async def test_an_image_that_arrives_damaged_is_a_failure(registry, program):
 async def test_a_store_full_of_pins_is_found(registry, make_program):
     program = await make_program(store={"max_size": "10MB"})
     await program.pull(registry.add_image("me/app", layers=[bytes(9_150_000)]))
+    await program.wait_for_downloads()
     await run_on(program, "pin", "me/app")
     findings = await diagnose(program, "--no-pull")
     ((check, text),) = problems(findings)

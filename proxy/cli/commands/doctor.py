@@ -86,6 +86,7 @@ def _diagnose(path: Path | None, store: str | None, image: str) -> Iterator[Find
 def _diagnose_without_daemon(config: Config, reason: str) -> Iterator[Finding]:
     taken = [*machine.check_free_ports(config.server.listen)]
     yield from taken
+    yield from machine.check_disk(config, None)
     yield Finding(
         "daemon",
         "fail",
@@ -95,7 +96,6 @@ def _diagnose_without_daemon(config: Config, reason: str) -> Iterator[Finding]:
         else "start it: systemctl start pullcache, or pullcache serve; if it runs, with its -c or "
         "--store",
     )
-    yield from machine.check_disk(config, None)
     if not config.offline:
         yield from network.check_network(network.find_routes(config.upstreams))
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import ssl
+import stat
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -15,6 +16,7 @@ from proxy.cli.diagnosis.finding import Finding
 from proxy.cli.display.text import format_bytes
 from proxy.config import Config
 from proxy.config.values import Address
+from proxy.storage.permissions import user_name
 
 # Seconds that a program may take to answer.
 TIMEOUT = 5.0
@@ -140,10 +142,16 @@ def open_connection(address: str, *, is_tls: bool) -> http.client.HTTPConnection
 
 
 def check_disk(config: Config, status: Mapping[str, Any] | None) -> Iterator[Finding]:
-    """Check the file system of the store and, if the daemon runs, what it says of the store."""
+    """Check the file system of the store and, if the daemon runs, what it says of the store.
+
+    Without a daemon, this is the user that it is to run as, unless this is root.
+    """
     path = config.store.path
-    while not path.exists():
+    while not os.path.exists(path):  # noqa: PTH110 (Path.exists raises without permission)
         path = path.parent
+    if status is None and (finding := _check_permissions(path, is_store=path == config.store.path)):
+        yield finding
+        return
     usage = os.statvfs(path)
     free = usage.f_bavail * usage.f_frsize
     store = status["store"] if status else None
@@ -168,3 +176,27 @@ def check_disk(config: Config, status: Mapping[str, Any] | None) -> Iterator[Fin
         yield Finding("disk", "fail", f"no inode is free at {path}", "remove files there")
     else:
         yield Finding("disk", "ok", f"{format_bytes(free)} free at {path}")
+
+
+def _check_permissions(path: Path, *, is_store: bool) -> Finding | None:
+    """Return why this user cannot keep a store in the directory `path`, or above if it `is_store`."""
+    state, user = path.stat(), os.geteuid()
+    if is_store and user not in (0, state.st_uid):
+        owner, name = user_name(state.st_uid), user_name(user)
+        return Finding(
+            "disk",
+            "fail",
+            f"{path} belongs to {owner}, and this is {name}",
+            f"if the daemon is to run as {name}: chown -R {name}: {path}; otherwise run it, and "
+            f"this, as {owner}",
+        )
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+        return Finding(
+            "disk",
+            "fail",
+            f"{user_name(user)} may not write to {path} (mode {stat.S_IMODE(state.st_mode):04o})",
+            f"chmod u+rwx {path}"
+            if is_store
+            else "make the directory of the store, and give it to the daemon's user with chown",
+        )
+    return None
