@@ -20,6 +20,9 @@ PullResult = Literal["hit", "partial", "miss"]
 # Totals that wait to be written. What has further names is counted without a name.
 MAX_PENDING_TOTALS = 10_000
 
+TEST_PULL_AGENT = "pullcache-doctor"
+"""The `User-Agent` of the pulls by `pullcache doctor`, which no total counts."""
+
 OTHERS = ""
 """The name that collects the traffic of all names that are not kept individually."""
 

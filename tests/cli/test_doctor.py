@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from proxy.cli.diagnosis.machine import describe_unit
+from proxy.cli.diagnosis.machine import describe_unit, is_own_address
 from proxy.cli.diagnosis.network import describe_clock
 from tests.fakes.faults import Fault
 from tests.fakes.registry import FakeRegistry
@@ -254,6 +254,26 @@ async def test_without_clients_it_says_how_to_configure_them(program):
     (clients,) = [one for one in findings if one["check"] == "clients"]
     assert clients["state"] == "warn"
     assert clients["advice"].startswith("configure them: pullcache client-config docker; for other")
+
+
+async def test_its_own_pull_is_not_that_of_a_client(registry, program):
+    registry.add_image("me/app")
+    for _ in range(2):
+        findings = await diagnose(program, *IMAGE)
+        (pull,) = [one for one in findings if one["check"] == "pull"]
+        (clients,) = [one for one in findings if one["check"] == "clients"]
+        assert (pull["state"], clients["state"]) == ("ok", "warn")
+        assert clients["text"] == "no client has pulled since yesterday"
+    for of in ("images", "clients"):
+        assert json.loads((await run_on(program, "top", of, "--json")).stdout) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "is_own"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("192.0.2.7", False), ("2001:db8::7", False)],
+)
+def test_the_addresses_of_this_machine_are_those_that_a_socket_can_have(address, is_own):
+    assert is_own_address(address) is is_own
 
 
 async def test_it_fits_into_60_columns(program, tmp_path):

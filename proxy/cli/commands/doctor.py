@@ -152,7 +152,7 @@ def _check_clients(api: AdminClient, status: dict[str, Any]) -> Finding:
     """Say how many addresses have pulled, other than those of this machine."""
     found = api.get("/api/v1/traffic/top", of="client", by="pulls", days=2, limit=1000)
     names = [one["name"] for one in found if one["requests"]]
-    others = [name for name in names if not name.startswith("127.") and name != "::1"]
+    others = [name for name in names if not (name and machine.is_own_address(name))]
     if names:
         text = f"{format_count(len(names), 'client')} since yesterday"
         return Finding("clients", "ok", f"{text}, {len(others)} of them on other machines")

@@ -130,6 +130,17 @@ def is_local(text: str) -> bool:
     return Address(text).is_loopback
 
 
+def is_own_address(host: str) -> bool:
+    """Tell whether an IP address is one of this machine, on whichever interface."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((host, 0))
+    except OSError:
+        return False
+    return True
+
+
 def open_connection(address: str, *, is_tls: bool) -> http.client.HTTPConnection:
     """Return a connection to the daemon, which is not opened yet.
 

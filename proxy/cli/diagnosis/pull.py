@@ -13,6 +13,7 @@ from proxy.cli.diagnosis.machine import open_connection
 from proxy.cli.display.text import format_bytes
 from proxy.oci.manifest import DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, OCI_INDEX, OCI_MANIFEST
 from proxy.oci.platform import machine_platform
+from proxy.traffic import TEST_PULL_AGENT
 
 # Bytes of the image; it need only be small.
 MAX_PULL_SIZE = 64 << 20
@@ -92,7 +93,8 @@ class _TestPull:
     def _get(self, path: str) -> bytes:
         with closing(open_connection(self._address, is_tls=self._is_tls)) as connection:
             connection.timeout = PULL_TIMEOUT
-            connection.request("GET", f"/v2/{self._name}/{path}", headers={"Accept": _ACCEPT})
+            headers = {"Accept": _ACCEPT, "User-Agent": TEST_PULL_AGENT}
+            connection.request("GET", f"/v2/{self._name}/{path}", headers=headers)
             response = connection.getresponse()
             content = response.read(MAX_PULL_SIZE + 1)
             if response.status != 200:
