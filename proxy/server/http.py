@@ -21,6 +21,7 @@ from proxy.server import sendfile
 from proxy.server.clients.address import Networks, resolve_client
 from proxy.server.clients.connection_limit import ConnectionSlot
 from proxy.server.clients.proxied_connection import TrustedProxies
+from proxy.server.clients.proxy_protocol import is_header_start
 from proxy.server.request import Request
 from proxy.server.responses import Body, FileBody, Response, json_response, serialize_head
 from proxy.server.send_turns import SENDFILE_SPEEDUP, SendTurns
@@ -87,6 +88,10 @@ _CLOSE = re.compile(r"(?:^|,)[ \t]*close[ \t]*(?:,|$)", re.IGNORECASE)
 _HOST = re.compile(r"(?:\[[\w.:~%-]+\]|[\w.~!$&'()*+,;=%-]*)(?::\d*)?", re.ASCII)
 _NOT_HTTP = "the request is not valid HTTP"
 _NOT_TLS = "the request is not valid HTTP but TLS; this port speaks plain HTTP"
+_NOT_TRUSTED = (
+    "the request is not valid HTTP but a PROXY header, by a proxy that server.trusted_proxies "
+    "does not name"
+)
 # The type of the record that opens a TLS connection (RFC 8446 section 5.1).
 _TLS_HANDSHAKE = b"\x16"
 
@@ -131,7 +136,7 @@ class HttpConnection(asyncio.Protocol):
         # Once set, nothing more is parsed.
         self._is_parsing_over = False
         self._error_status = 0
-        self._is_tls_hello = False
+        self._is_tls_hello = self._is_proxy_header = False
         # Requests parsed but not answered, and bytes received but not parsed.
         self._requests: deque[Request] = deque()
         self._unparsed = bytearray()
@@ -335,6 +340,7 @@ class HttpConnection(asyncio.Protocol):
             self._end_parsing()
         except httptools.HttpParserError as error:
             self._is_tls_hello = not was_reading and data.startswith(_TLS_HANDSHAKE)
+            self._is_proxy_header = not was_reading and is_header_start(data)
             self._on_parser_error(error)
         if self._is_reading_request and not was_reading:
             # The head begins after the end of the previous request.
@@ -680,9 +686,10 @@ class HttpConnection(asyncio.Protocol):
         if self._is_tls_hello:
             # podman and skopeo try TLS first wherever plain HTTP is allowed.
             log.debug("tls_on_plain_port", client=self._client)
+            message = _NOT_TLS
         else:
-            self._server.log_malformed(self._client, status)
-        message = _NOT_TLS if self._is_tls_hello else _NOT_HTTP
+            message = _NOT_TRUSTED if self._is_proxy_header else _NOT_HTTP
+            self._server.log_malformed(self._client, status, message)
         response = closing_error_response(status, "UNSUPPORTED", message)
         head = serialize_head(None, response, is_last=True)
         assert isinstance(response.body, bytes)
@@ -782,7 +789,7 @@ class HttpServer:
         for connection in list(self._open_connections):
             connection.abort()
 
-    def log_malformed(self, client: str | None, status: int) -> None:
+    def log_malformed(self, client: str | None, status: int, reason: str) -> None:
         """Log a malformed request, unless there were too many in this minute."""
         now = asyncio.get_running_loop().time()
         if now - self._minute_start >= 60:
@@ -792,7 +799,7 @@ class HttpServer:
             self._minute_start, self._malformed_count = now, 0
         self._malformed_count += 1
         if self._malformed_count <= MAX_MALFORMED_LOGS_PER_MINUTE:
-            log.info("malformed_request_rejected", client=client, status=status)
+            log.info("malformed_request_rejected", client=client, status=status, reason=reason)
 
 
 def closing_error_response(status: int, code: str, message: str) -> Response:

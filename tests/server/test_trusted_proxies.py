@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from proxy.log import configure_logging
-from tests.fakes.raw_client import RawClient, RawResponse
+from tests.fakes.raw_client import RawClient, RawResponse, exchange
 from tests.server.test_proxy_protocol import IPV4, V2, v2
 from tests.support.certificates import Authority
 from tests.support.program import Program
@@ -225,3 +225,19 @@ async def test_the_networks_are_reloaded(make_program):
     program.sections["server"] = {}
     assert await program.running.reload(program.config)
     assert (await program.ask("/v2/")).status == 200
+
+
+@pytest.mark.parametrize("trust", [{}, {"trusted_proxies": ["10.0.0.0/8"]}])
+@pytest.mark.parametrize("header", [V1, v2(0x21, 0x11, IPV4)], ids=["v1", "v2"])
+async def test_a_header_of_a_proxy_that_is_not_trusted_is_named_to_client_and_log(
+    make_program, trust, header
+):
+    program = await make_program(server=trust)
+    with capture_logs() as logs:
+        answer = await exchange(program.url, header + LAST_PING)
+    assert answer.status == 400
+    message = json.loads(answer.body)["errors"][0]["message"]
+    assert "a PROXY header" in message
+    assert "server.trusted_proxies" in message
+    (line,) = [line for line in logs if line["event"] == "malformed_request_rejected"]
+    assert line["reason"] == message

@@ -44,6 +44,11 @@ def may_be_header(data: bytes) -> bool:
     return any(data.startswith(start) or start.startswith(data) for start in (_V1_START, _V2_START))
 
 
+def is_header_start(data: bytes) -> bool:
+    """Tell whether `data` begins with the first line of a header, or with the signature of version 2."""
+    return data.startswith((_V1_START, _V2_START))
+
+
 def parse_header(data: bytes) -> ProxyHeader | None:
     """Return the header at the beginning of `data`; None if it is not complete yet.
 
