@@ -96,6 +96,22 @@ async def test_the_trail_has_who_has_refreshed_what(registry, program):
     assert event["detail"] == "1 unchanged"
 
 
+async def test_the_trail_has_the_outcome_of_each_image(registry, program):
+    for name in ("me/app", "me/other"):
+        await program.pull(registry.add_image(name))
+    registry.fail("/me/app/manifests/", Fault(status=500), times=None)
+    await run_on(program, "refresh", "--all")
+    await run_on(program, "refresh", "me/app")
+    client = AdminClient(program.root)
+
+    async def outcomes(image: str) -> list[tuple[str, str]]:
+        found = await asyncio.to_thread(client.get, "/api/v1/events", image=image)
+        return [(one["outcome"], one["detail"]) for one in found]
+
+    assert await outcomes("me/app") == [("failed", "1 failed"), ("failed", "1 of 2 failed")]
+    assert await outcomes("me/other") == [("done", "1 of 2 unchanged")]
+
+
 async def test_digests_are_short_on_a_terminal(registry, program):
     await program.pull(registry.add_image("me/app"))
     after = registry.add_image("me/app", layers=[b"new"])

@@ -229,9 +229,22 @@ async def test_events_fit_a_narrow_terminal(registry, program):
     shown = re.sub(r"\x1b\[[0-9;]*m", "", await run_on_terminal(program, "events", columns=60))
     user = pwd.getpwuid(os.geteuid()).pw_name
     lines = [line.split() for line in shown.splitlines()[1:]]
-    assert [line[2:] for line in lines if line] == [
-        ["remove", user, "app:latest"],
-        ["remove", "(failed)", user, "app:latest"],
-        ["pin", user, "app:latest"],
+    assert [line[2:6] for line in lines if line] == [
+        ["remove", user, "app:latest", "freed"],
+        ["remove", user, "app:latest", "failed:"],
+        ["pin", user, "app:latest", "done"],
     ]
+    assert all(len(line) <= 60 for line in shown.splitlines())
+
+
+async def test_events_say_on_a_narrow_terminal_which_image_is_gone(registry, program):
+    program.clock.advance(time.time() - program.clock())
+    await program.pull(registry.add_image("me/app-with-a-name"))
+    registry.fail("/manifests/latest", Fault(status=404), times=None)
+    await run_on(program, "refresh", "me/app-with-a-name")
+    await run_on(program, "preload", "me/app-with-a-name", "me/other")
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", await run_on_terminal(program, "events", columns=60))
+    preloaded, refreshed = shown.splitlines()[1:]
+    assert "  failed: 2 of" in preloaded
+    assert refreshed.rstrip().endswith("  1 gone")
     assert all(len(line) <= 60 for line in shown.splitlines())
