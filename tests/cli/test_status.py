@@ -208,6 +208,25 @@ def test_offline_accepts_on_and_off_only(tmp_path):
     assert run("offline", "maybe", "--store", tmp_path).exit_code == 2
 
 
+async def test_status_shows_that_the_credentials_were_rejected(registry, make_program):
+    registry.tokens.users["me"] = "right"
+    upstream = {"url": registry.url, "username": "me", "password": "s3cret-typo"}
+    program = await make_program(upstreams={"docker.io": upstream})
+    assert (await program.manifest(registry.add_image())).status == 404
+    text = (await run_on(program, "status")).stdout
+    assert " rejected the configured credentials" in text
+    registry.tokens.users["me"] = "s3cret-typo"
+    assert (await program.manifest(registry.add_image("me/other"))).status == 200
+    assert "rejected" not in (await run_on(program, "status")).stdout
+
+
+async def test_without_a_daemon_no_upstream_was_asked(program):
+    await program.stop()
+    done = await run_on(program, "status")
+    assert done.exit_code == 1
+    assert re.search(r"docker\.io +not asked ", done.stdout)
+
+
 async def test_events_tell_who_removed_an_image(registry, program):
     await program.pull(registry.add_image(layers=[b"x" * 50_000]))
     program.clock.advance(time.time() - program.clock())
