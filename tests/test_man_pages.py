@@ -1,5 +1,6 @@
 """The man pages and completions that packages install, against the commands."""
 
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -29,6 +30,13 @@ def test_a_man_page_has_sections_and_an_example(path):
     assert "\b" not in text
     macros = {line.split()[0] for line in text.splitlines() if line.startswith((".", "'"))}
     assert macros <= {".TH", ".SH", ".PP", ".B", ".TP", ".nf", ".fi"}
+
+
+@pytest.mark.parametrize("path", sorted(PAGES.iterdir()), ids=lambda path: path.stem)
+def test_the_heading_of_a_man_page_fits_into_60_columns(path):
+    title, *_, manual = shlex.split(path.read_text().splitlines()[0].removeprefix(".TH "))
+    assert title == path.stem.upper()
+    assert len(2 * f"{title}(1)") + len(manual) <= 60
 
 
 @pytest.mark.system
