@@ -54,6 +54,14 @@ async def test_a_tag_that_upstream_has_no_more_is_gone(registry, program):
     assert (await program.manifest("me/app")).status == 404
 
 
+async def test_a_tag_that_was_never_there_is_not_found(registry, program):
+    await program.pull(registry.add_image("me/app"))
+    done = await run_on(program, "refresh", "me/app:9")
+    assert (done.exit_code, done.stderr) == (1, "")
+    assert done.stdout.startswith("me/app:9: not found upstream: ")
+    assert (await run_on(program, "refresh", "me/app", "me/app:9")).exit_code == 4
+
+
 async def test_tags_that_upstream_did_not_answer_for_stay_as_they_are(registry, program):
     for name in ("me/app", "me/other"):
         await program.pull(registry.add_image(name))

@@ -239,6 +239,11 @@ async def test_events_tell_who_removed_an_image(registry, program):
     assert json.loads((await run_on(program, "events", "--json")).stdout)[0]["action"] == "remove"
 
 
+async def test_an_empty_trail_says_so(program):
+    done = await run_on(program, "events")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "no events in the last 30d\n")
+
+
 async def test_events_fit_a_narrow_terminal(registry, program):
     await program.pull(registry.add_image(layers=[b"x" * 50_000]))
     program.clock.advance(time.time() - program.clock())

@@ -104,6 +104,9 @@ def events(
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
+    if not found:
+        click.echo(f"no events in the last {since}", err=True)
+        return
     truncator = Truncator(no_trunc=no_trunc)
     is_short, now = truncator.is_active, time.time()
     print_table(

@@ -131,14 +131,17 @@ def list_policies(*, path: Path | None, store: str | None, as_json: bool) -> Non
     if as_json:
         click.echo(json.dumps(overview, indent=2))
         return
-    print_table(
-        ("POLICY", "MODE", "IMAGES", "RULE"),
-        [
-            (str(rule["policy"]), rule["mode"], ", ".join(rule["images"]), _describe_rule(rule))
-            for rule in overview["policies"]
-        ],
-        optional=("RULE",),
-    )
+    if overview["policies"]:
+        print_table(
+            ("POLICY", "MODE", "IMAGES", "RULE"),
+            [
+                (str(rule["policy"]), rule["mode"], ", ".join(rule["images"]), _describe_rule(rule))
+                for rule in overview["policies"]
+            ],
+            optional=("RULE",),
+        )
+    else:
+        click.echo("no policies are configured", err=True)
     if overview["exceptions"]:
         click.echo()
         print_table(

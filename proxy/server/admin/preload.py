@@ -56,6 +56,6 @@ class PreloadHandlers:
             record = PreloadRecord(act, self.acts.names)
             async for event in events:
                 record.add(event)
+                if record.failure:  # with the totals, the last event
+                    await self.acts.trail.add(record.failure)
                 yield event
-            if record.failure:
-                await self.acts.trail.add(record.failure)

@@ -58,8 +58,8 @@ class RefreshHandlers:
             one = act if number == len(outcomes) else Act("refresh", act.actor)
             one.images = self.acts.full_names(sorted(images))
             of_all = f" of {total}" if len(outcomes) > 1 else ""
-            one.detail = f"{len(images)}{of_all} {outcome}"
-            if outcome == "failed":
+            one.detail = f"{len(images)}{of_all} {outcome.replace('_', ' ')}"
+            if outcome in ("failed", "not_found"):
                 one.outcome = "failed"
             if one is not act:
                 await self.acts.trail.add(one)
