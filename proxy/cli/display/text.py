@@ -185,7 +185,9 @@ class _TableLayout:
 def _format_row(columns: Sequence[str], row: Sequence[str], width: int) -> str:
     """Return a row as its first cell, and the others below it with their names."""
     named = zip(columns[1:], row[1:], strict=True)
-    parts = [f"{name.removeprefix('>').lower()} {cell}" for name, cell in named if cell != "-"]
+    parts = [
+        f"{name.removeprefix('>').lower()} {cell}" for name, cell in named if cell not in ("", "-")
+    ]
     # A name stays with a short value, and a number with its unit.
     joined = [part.replace(" ", _NO_BREAK) if len(part) < width // 2 else part for part in parts]
     text = wrap("  " + ", ".join(joined), width, indent="  ").replace(_NO_BREAK, " ")
