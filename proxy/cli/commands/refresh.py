@@ -36,8 +36,8 @@ def refresh(
     """Ask upstream now what tags mean.
 
     A cached tag is otherwise asked about when its TTL has passed. IMAGE may be a glob over the
-    stored images. Fetches manifests, and no layers. Exits 4 if some tags failed or were
-    never there, 1 if all.
+    stored images. Fetches manifests, and no layers. Exits 4 if some tags were not
+    found or could not be asked about, 1 if all.
 
     \b
     Examples:
