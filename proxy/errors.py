@@ -128,6 +128,8 @@ class NoDescriptorsError(UpstreamError):
 class UpstreamUnauthorizedError(UpstreamError):
     """Upstream rejects the configured credentials, or requires some."""
 
+    rejects_credentials = False
+
 
 class UpstreamForbiddenError(UpstreamUnauthorizedError):
     """Upstream refuses a request that is authenticated as well as it can be."""

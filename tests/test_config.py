@@ -446,3 +446,10 @@ def test_other_upstreams_have_a_search_only_if_it_is_configured(tmp_path):
     assert config.get_search_url("ghcr.io") == ""
     with pytest.raises(ConfigError, match="search_url: 'x' is not http"):
         load_text("[upstreams.'ghcr.io']\nsearch_url = 'x'", tmp_path)
+
+
+def test_a_clash_of_whole_sections_has_one_colon_after_the_file(tmp_path):
+    text = '[[rules]]\nimages = ["library/*"]\nttl = "1h"\n'
+    with pytest.raises(ConfigError) as caught:
+        load_text(text, tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'pullcache.toml'}: rules[1].images: ")

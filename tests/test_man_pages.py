@@ -1,5 +1,6 @@
 """The man pages and completions that packages install, against the commands."""
 
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -36,6 +37,13 @@ def test_no_help_text_shows_a_backslash_and_b():
     """In a raw docstring, click's mark is two characters: click prints them and wraps the examples."""
     texts = {one.name: f"{one.help}{one.epilog}" for one in iter_commands(main)}
     assert [name for name, text in texts.items() if "\\b" in text] == []
+
+
+@pytest.mark.parametrize("path", sorted(PAGES.iterdir()), ids=lambda path: path.stem)
+def test_the_heading_of_a_man_page_fits_into_60_columns(path):
+    title, *_, manual = shlex.split(path.read_text().splitlines()[0].removeprefix(".TH "))
+    assert title == path.stem.upper()
+    assert len(2 * f"{title}(1)") + len(manual) <= 60
 
 
 @pytest.mark.system

@@ -17,13 +17,14 @@ from proxy.traffic import purpose
 # Tags that are asked about at a time.
 MAX_REFRESHES = 8
 
-RefreshOutcome = Literal["unchanged", "moved", "new", "gone", "failed"]
+RefreshOutcome = Literal["unchanged", "moved", "new", "gone", "not_found", "failed"]
 
 
 class RefreshedTag(msgspec.Struct, frozen=True):
     """What upstream says of a tag: `previous` is the digest that the cache had, `digest` the one now.
 
-    A tag that is `gone` was removed from the cache; one that `failed` is as before, for `reason`.
+    A tag that is `gone` was removed from the cache, one that was `not_found` never was there; one that
+    `failed` is as before, for `reason`.
     """
 
     image: str
@@ -68,7 +69,7 @@ class TagRefresher:
         try:
             manifest = await self._manifests.get_current_manifest(repository, tag, is_forced=True)
         except NotFoundError as error:
-            return RefreshedTag(image, "gone", previous, "", str(error))
+            return RefreshedTag(image, "gone" if row else "not_found", previous, "", str(error))
         except ProxyError as error:
             return RefreshedTag(image, "failed", previous, previous, str(error))
         digest = str(manifest.digest)

@@ -344,4 +344,5 @@ def _build(kind: type[Section], values: Mapping[str, Any], source: str, path: st
     try:
         return kind(**arguments)
     except ValueError as error:
-        raise ConfigError(f"{source}: {path[:-1]}: {error}") from error
+        place = f"{source}: {path[:-1]}" if path else source
+        raise ConfigError(f"{place}: {error}") from error

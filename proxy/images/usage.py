@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from math import inf
 
 import msgspec
 
@@ -106,7 +107,7 @@ class UsageReporter:
             upstreams=[_to_row(one, one.upstream) for one in upstreams],
             repositories=[_to_row(one, display_name(_repository(one))) for one in repositories],
             shares=shares,
-            next=[*self._next_evictions(oldest, free, stored / DAY)][:MAX_NEXT_EVICTIONS],
+            next=self._next_evictions(oldest, free, stored / DAY)[:MAX_NEXT_EVICTIONS],
         )
 
     async def _read_quotas(self) -> tuple[list[ShareUsage], list[OldBlob]]:
@@ -132,8 +133,8 @@ class UsageReporter:
 
     def _next_evictions(
         self, oldest: Iterable[OldBlob], free: float, rate: float
-    ) -> Iterable[NextEviction]:
-        """Yield the repositories in the order in which they begin to lose content."""
+    ) -> list[NextEviction]:
+        """Return the repositories in the order in which they begin to lose content."""
         now, sizes = self._clock(), Counter[str]()
         first: dict[str, tuple[float, float, float]] = {}
         blobs: Counter[str] = Counter()
@@ -144,12 +145,14 @@ class UsageReporter:
             sizes[name] += one.size
             blobs[name] += 1
             free += one.size
+        found = []
         for name, (used, room, max_idle) in first.items():
             times = [now + room / rate] if rate else []
             if max_idle:
                 times.append(max(now, used + max_idle))
             at = int(min(times)) if times else None
-            yield NextEviction(name, blobs[name], sizes[name], int(used), at)
+            found.append(NextEviction(name, blobs[name], sizes[name], int(used), at))
+        return sorted(found, key=lambda one: inf if one.at is None else one.at)
 
 
 def _read(queries: ImageQueries) -> tuple[list[Usage], list[Usage], list[OldBlob]]:

@@ -28,6 +28,7 @@ _HASHERS: dict[str, Callable[[bytes], Hasher]] = {
     "sha256": hashlib.sha256,
     "sha512": hashlib.sha512,
 }
+_SHORT_PATTERN = re.compile(r"sha(256|512):[a-f0-9]{4,63}")
 _PATTERN = re.compile(r"(sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128})")
 
 
@@ -41,9 +42,11 @@ class Digest(msgspec.Struct, frozen=True, cache_hash=True):
     def parse(cls, text: str) -> Self:
         """Parse a digest, or raise `InvalidDigestError`."""
         if _PATTERN.fullmatch(text) is None:
+            is_short = _SHORT_PATTERN.fullmatch(text[:80]) is not None
+            hint = "; pullcache shows whole digests with --no-trunc" if is_short else ""
             raise InvalidDigestError(
                 f"{text[:80]!r} is not a digest: use sha256:<64 lower-case hex digits> "
-                "or sha512:<128 of them>"
+                f"or sha512:<128 of them>{hint}"
             )
         algorithm, _, encoded = text.partition(":")
         return cls(algorithm, encoded)

@@ -5,6 +5,7 @@ from typing import Literal
 from proxy.errors import ProxyError, error_code
 from proxy.log import get_logger
 from proxy.metrics import Metrics
+from proxy.names import NameParser
 from proxy.preload import events
 from proxy.preload.events import ImageOutcome, PreloadEvent, PreloadTotals
 from proxy.storage.records.trail import Act
@@ -12,14 +13,47 @@ from proxy.storage.records.trail import Act
 log = get_logger(__name__)
 
 
-def record_totals(act: Act, totals: PreloadTotals) -> None:
-    """Note the outcome of a preload in the audit trail."""
-    act.detail = (
-        f"{totals.fetched_images} of {totals.images} images fetched, {totals.failed} failed, "
-        f"{totals.fetched} bytes"
-    )
-    if totals.failed:
-        act.outcome = "failed"
+class PreloadRecord:
+    """What the audit trail says of a preload. `act` has the outcome as soon as the totals are added.
+
+    If some images failed and others did not, the failed ones are an act of their own, `failure`, so that
+    each image has its outcome.
+    """
+
+    def __init__(self, act: Act, names: NameParser) -> None:
+        self.act = act
+        self.failure: Act | None = None
+        self.has_changes = False
+        self._names = names
+        self._done: dict[str, int] = {}
+        self._failed: dict[str, int] = {}
+        self._reason = ""
+
+    def add(self, event: PreloadEvent) -> None:
+        """Add an event of the preload."""
+        if isinstance(event, events.ImageDone):
+            self._done[self._names.full_name(event.image)] = event.fetched
+            self.has_changes |= event.outcome == "fetched"
+        elif isinstance(event, events.ImageFailed):
+            self._failed[self._names.full_name(event.image)] = 0
+            self._reason = self._reason or f"{event.code}: {event.reason}"
+            self.has_changes = True
+        elif isinstance(event, PreloadTotals):
+            self._add_totals(event)
+
+    def _add_totals(self, totals: PreloadTotals) -> None:
+        done, act = totals.images - totals.failed, self.act
+        if done or not totals.failed:
+            act.images = self._done
+            act.detail = (
+                f"{done} of {totals.images} complete, {totals.fetched_images} fetched, "
+                f"{totals.fetched} bytes"
+            )
+        if totals.failed:
+            failure = Act("preload", act.actor) if done else act
+            failure.images, failure.outcome = self._failed, "failed"
+            failure.detail = f"{totals.failed} of {totals.images}, {self._reason}"
+            self.failure = failure if done else None
 
 
 class PreloadReport:

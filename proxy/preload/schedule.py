@@ -12,10 +12,10 @@ from proxy.errors import ProxyError
 from proxy.images.selection import ImageSelection
 from proxy.log import get_logger
 from proxy.metrics import Metrics
-from proxy.preload.events import ImageDone, ImageFailed, PreloadTotals
+from proxy.preload.events import ImageFailed
 from proxy.preload.lists import MAX_CHARACTERS, ImageList, parse_list
 from proxy.preload.preload import Preloader
-from proxy.preload.report import record_totals
+from proxy.preload.report import PreloadRecord
 from proxy.storage.records.trail import Act, AuditTrail
 from proxy.upstream.offline import OfflineSwitch
 
@@ -83,17 +83,15 @@ class PreloadScheduler:
         if settings.file:
             selections += await self._read_selections(name, settings.file, settings.platforms)
         preloader = self._get_preloader()
-        act = Act("preload", f"schedule {name}")
+        record = PreloadRecord(Act("preload", f"schedule {name}"), preloader.names)
         async for event in preloader.preload(selections, pin=settings.pin):
             if isinstance(event, ImageFailed):
                 log.warning("preload_failed", preload=name, image=event.image, reason=event.reason)
-                act.images[preloader.names.full_name(event.image)] = 0
-            elif isinstance(event, ImageDone) and event.outcome == "fetched":
-                act.images[preloader.names.full_name(event.image)] = event.fetched
-            elif isinstance(event, PreloadTotals):
-                record_totals(act, event)
-        if act.images:
-            await self._trail.add(act)
+            record.add(event)
+        if record.failure:
+            await self._trail.add(record.failure)
+        if record.has_changes:
+            await self._trail.add(record.act)
 
     async def _read_selections(
         self, name: str, file: str, platforms: Sequence[str]

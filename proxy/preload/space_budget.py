@@ -6,6 +6,7 @@ from proxy.errors import NoSpaceError
 from proxy.images.store import ImageStore
 from proxy.oci.digest import Digest
 from proxy.preload.resolved import ResolvedImage
+from proxy.sizes import format_bytes
 from proxy.storage.blobs import allocated_size
 from proxy.storage.space import Lease
 
@@ -30,8 +31,8 @@ class SpaceBudget:
         needed = self._additional_size(content.items())
         if needed > self._available:
             raise NoSpaceError(
-                f"the image needs {needed} bytes; pins and the images before it leave "
-                f"{max(0, self._available)}: raise store.max_size or unpin an image"
+                f"the image needs {format_bytes(needed)}; pins and the images before it leave "
+                f"{format_bytes(max(0, self._available))}: raise store.max_size or unpin an image"
             )
         self._available -= needed
         self._admitted.update(content)

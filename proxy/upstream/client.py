@@ -144,6 +144,11 @@ class Upstream:
         return "" if self.is_up else self._registry.health.reason
 
     @property
+    def credentials_problem(self) -> str:
+        """How the registry rejected the configured credentials; empty once a request succeeded."""
+        return self._registry.credentials_problem
+
+    @property
     def pull_quota(self) -> tuple[int | None, int | None]:
         """The pulls that upstream allows per time window, and those left, as it last reported."""
         return self._registry.quota.limit, self._registry.quota.remaining

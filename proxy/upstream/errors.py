@@ -162,9 +162,11 @@ def access_denied_error(label: str, reason: str) -> UpstreamUnauthorizedError:
 
 def invalid_credentials_error(label: str, reason: str) -> UpstreamUnauthorizedError:
     """Return the error for a username and password that were sent and rejected."""
-    return UpstreamUnauthorizedError(
+    error = UpstreamUnauthorizedError(
         f"{label} rejected the configured credentials{reason}; check username and password"
     )
+    error.rejects_credentials = True
+    return error
 
 
 async def read_error(response: ClientResponse) -> RegistryError:

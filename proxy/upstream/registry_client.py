@@ -24,6 +24,7 @@ from proxy.errors import (
     UpstreamDownError,
     UpstreamError,
     UpstreamTimeoutError,
+    UpstreamUnauthorizedError,
     UpstreamUnavailableError,
     UpstreamUnreachableError,
 )
@@ -180,6 +181,7 @@ class RegistryClient:
         self._attempts = attempts
         self._clock = clock
         self.health = RegistryHealth(self.label, clock)
+        self.credentials_problem = ""
         self._large_responses = asyncio.Semaphore(MAX_LARGE_RESPONSES)
         self._now = asyncio.get_running_loop().time
 
@@ -262,7 +264,13 @@ class RegistryClient:
         if cooldown := self.quota.active_cooldown(request.request_class, now):
             raise _rate_limited_error(cooldown, now)
         with nullcontext() if self.is_mirror else self.health.admit():
-            response = await self._send_authenticated(request, limits)
+            try:
+                response = await self._send_authenticated(request, limits)
+            except UpstreamUnauthorizedError as error:
+                if error.rejects_credentials:
+                    self.credentials_problem = str(error)
+                raise
+        self.credentials_problem = ""
         try:
             yield response
         finally:

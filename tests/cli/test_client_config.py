@@ -357,3 +357,12 @@ def test_only_sends_k3s_to_the_cache_for_all_registries(tmp_path):
 def test_only_says_that_buildkit_cannot_be_restricted(tmp_path):
     done = run("buildkit", "--only", "--address", PLAIN, "-o", tmp_path)
     assert "BuildKit cannot be restricted" in done.stderr
+
+
+def test_comments_on_a_narrow_terminal_are_broken_once(tmp_path):
+    shown = commands.read_terminal(
+        *("client-config", "docker", "--docker-file", "hosts.toml", "--store", tmp_path), columns=60
+    )
+    comments = [line for line in shown.splitlines() if line.startswith("# ")]
+    assert max(map(len, comments)) <= 60
+    assert "# Read at every pull, no restart needed." in " ".join(comments)

@@ -1,12 +1,13 @@
 """`pullcache config`: check, show and schema."""
 
 import json
+import re
 
 import pytest
 from click.testing import Result
 
 from proxy.config import load
-from tests.support.commands import run
+from tests.support.commands import read_terminal, run
 
 
 @pytest.fixture
@@ -165,9 +166,10 @@ def test_explain_shows_which_rule_decides_about_each_key(tmp_path):
     )
     done = run("config", "explain", "-c", file, "nginx:v1")
     assert done.exit_code == 0, done.output
-    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in done.stdout.splitlines()[1:]}
+    lines = [line.split() for line in done.stdout.splitlines() if line]
+    rows = {key: " ".join(values) for key, *values in lines}
     assert rows["repository"] == "docker.io/library/nginx"
-    assert rows["pulled"] == 'yes upstreams."docker.io"'
+    assert rows["pulled"] == 'yes (upstreams."docker.io")'
     assert 'ttl of v1 never asked again rules[1].immutable "v*"' in " ".join(done.stdout.split())
     assert rows["max_share"] == "30% rules[1].max_share"
     assert rows["max_idle"] == "never evicted store.max_idle"
@@ -178,3 +180,10 @@ def test_explain_shows_which_rule_decides_about_each_key(tmp_path):
     assert values["pulled"].startswith("no: the configuration of this cache does not allow")
     assert run("config", "explain", "-c", file, "ghcr.io/a/b@sha256:" + "0" * 64).exit_code == 0
     assert run("config", "explain", "-c", file, "NOT A NAME").exit_code == 2
+
+
+def test_explain_shows_the_whole_reason_on_a_narrow_terminal():
+    shown = read_terminal("config", "explain", "quay.io/x/y:1", columns=60)
+    assert 'upstreams."quay.io"' in shown
+    assert "…" not in shown.partition("KEY")[0]
+    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines())) <= 60

@@ -80,6 +80,18 @@ async def test_idle_content_goes_after_max_idle(registry, make_program):
     assert abs(only["at"] - only["last_used"] - 864_000) < 2
 
 
+async def test_content_with_a_short_idle_time_goes_before_content_that_was_used_earlier(
+    registry, make_program
+):
+    program = await make_program(rules=[{"images": ["docker.io/me/new"], "max_idle": "2h"}])
+    await pull(registry, program, "me/old", OWN)
+    program.clock.advance(600)
+    await pull(registry, program, "me/new", OTHER)
+    first, second = (await usage(program))["next"]
+    assert (first["repository"], second["repository"]) == ("me/new", "me/old")
+    assert first["at"] < second["at"]
+
+
 async def test_an_empty_store_has_nothing_to_go(program):
     done = await run_on(program, "df")
     assert (done.exit_code, done.stderr) == (0, "")

@@ -215,3 +215,9 @@ async def test_images_check_offline_and_export_judge_nothing_and_show_the_verdic
     assert "docker.io/acme/app:latest: refused by policy 1: it is not official\n" in exported.stderr
     inspected = await run_on(program, "inspect", "acme/app")
     assert "refused by policy 1: it is not official" in inspected.stdout
+
+
+async def test_a_list_without_policies_says_so(make_program):
+    program = await make_program()
+    done = await run_on(program, "policy", "list")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "no policies are configured\n")

@@ -54,6 +54,14 @@ async def test_a_tag_that_upstream_has_no_more_is_gone(registry, program):
     assert (await program.manifest("me/app")).status == 404
 
 
+async def test_a_tag_that_was_never_there_is_not_found(registry, program):
+    await program.pull(registry.add_image("me/app"))
+    done = await run_on(program, "refresh", "me/app:9")
+    assert (done.exit_code, done.stderr) == (1, "")
+    assert done.stdout.startswith("me/app:9: not found upstream: ")
+    assert (await run_on(program, "refresh", "me/app", "me/app:9")).exit_code == 4
+
+
 async def test_tags_that_upstream_did_not_answer_for_stay_as_they_are(registry, program):
     for name in ("me/app", "me/other"):
         await program.pull(registry.add_image(name))
@@ -94,6 +102,22 @@ async def test_the_trail_has_who_has_refreshed_what(registry, program):
     (event,) = [one for one in events if one["action"] == "refresh"]
     assert [*event["images"]] == ["docker.io/me/app:latest"]
     assert event["detail"] == "1 unchanged"
+
+
+async def test_the_trail_has_the_outcome_of_each_image(registry, program):
+    for name in ("me/app", "me/other"):
+        await program.pull(registry.add_image(name))
+    registry.fail("/me/app/manifests/", Fault(status=500), times=None)
+    await run_on(program, "refresh", "--all")
+    await run_on(program, "refresh", "me/app")
+    client = AdminClient(program.root)
+
+    async def outcomes(image: str) -> list[tuple[str, str]]:
+        found = await asyncio.to_thread(client.get, "/api/v1/events", image=image)
+        return [(one["outcome"], one["detail"]) for one in found]
+
+    assert await outcomes("me/app") == [("failed", "1 failed"), ("failed", "1 of 2 failed")]
+    assert await outcomes("me/other") == [("done", "1 of 2 unchanged")]
 
 
 async def test_digests_are_short_on_a_terminal(registry, program):

@@ -208,6 +208,25 @@ def test_offline_accepts_on_and_off_only(tmp_path):
     assert run("offline", "maybe", "--store", tmp_path).exit_code == 2
 
 
+async def test_status_shows_that_the_credentials_were_rejected(registry, make_program):
+    registry.tokens.users["me"] = "right"
+    upstream = {"url": registry.url, "username": "me", "password": "s3cret-typo"}
+    program = await make_program(upstreams={"docker.io": upstream})
+    assert (await program.manifest(registry.add_image())).status == 404
+    text = (await run_on(program, "status")).stdout
+    assert " rejected the configured credentials" in text
+    registry.tokens.users["me"] = "s3cret-typo"
+    assert (await program.manifest(registry.add_image("me/other"))).status == 200
+    assert "rejected" not in (await run_on(program, "status")).stdout
+
+
+async def test_without_a_daemon_no_upstream_was_asked(program):
+    await program.stop()
+    done = await run_on(program, "status")
+    assert done.exit_code == 1
+    assert re.search(r"docker\.io +not asked ", done.stdout)
+
+
 async def test_events_tell_who_removed_an_image(registry, program):
     await program.pull(registry.add_image(layers=[b"x" * 50_000]))
     program.clock.advance(time.time() - program.clock())
@@ -220,6 +239,11 @@ async def test_events_tell_who_removed_an_image(registry, program):
     assert json.loads((await run_on(program, "events", "--json")).stdout)[0]["action"] == "remove"
 
 
+async def test_an_empty_trail_says_so(program):
+    done = await run_on(program, "events")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "no events in the last 30d\n")
+
+
 async def test_events_fit_a_narrow_terminal(registry, program):
     await program.pull(registry.add_image(layers=[b"x" * 50_000]))
     program.clock.advance(time.time() - program.clock())
@@ -229,9 +253,22 @@ async def test_events_fit_a_narrow_terminal(registry, program):
     shown = re.sub(r"\x1b\[[0-9;]*m", "", await run_on_terminal(program, "events", columns=60))
     user = pwd.getpwuid(os.geteuid()).pw_name
     lines = [line.split() for line in shown.splitlines()[1:]]
-    assert [line[2:] for line in lines if line] == [
-        ["remove", user, "app:latest"],
-        ["remove", "(failed)", user, "app:latest"],
-        ["pin", user, "app:latest"],
+    assert [line[2:6] for line in lines if line] == [
+        ["remove", user, "app:latest", "freed"],
+        ["remove", user, "app:latest", "failed:"],
+        ["pin", user, "app:latest", "done"],
     ]
+    assert all(len(line) <= 60 for line in shown.splitlines())
+
+
+async def test_events_say_on_a_narrow_terminal_which_image_is_gone(registry, program):
+    program.clock.advance(time.time() - program.clock())
+    await program.pull(registry.add_image("me/app-with-a-name"))
+    registry.fail("/manifests/latest", Fault(status=404), times=None)
+    await run_on(program, "refresh", "me/app-with-a-name")
+    await run_on(program, "preload", "me/app-with-a-name", "me/other")
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", await run_on_terminal(program, "events", columns=60))
+    preloaded, refreshed = shown.splitlines()[1:]
+    assert "  failed: 2 of" in preloaded
+    assert refreshed.rstrip().endswith("  1 gone")
     assert all(len(line) <= 60 for line in shown.splitlines())

@@ -46,6 +46,12 @@ async def test_a_row_that_does_not_fit_is_a_few_lines(images):
     assert not any(line.startswith(("  B", "  kB", "  MB")) for line in lines)
 
 
+async def test_a_row_of_a_few_lines_has_no_empty_values(images):
+    shown = await run_on_terminal(images, "check-offline", f"{LONG_NAME}:v1", columns=60)
+    assert "missing" not in shown
+    assert "status complete" in shown
+
+
 async def test_no_trunc_shows_every_column(images):
     lines = plain(await run_on_terminal(images, "images", "--no-trunc", columns=50))
     assert lines[0].split() == [

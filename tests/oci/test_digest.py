@@ -74,3 +74,11 @@ def test_every_digest_that_parses_is_safe_in_a_path(text):
 @given(st.from_regex(r"(sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128})", fullmatch=True))
 def test_every_registered_digest_parses(text):
     assert str(Digest.parse(text)) == text
+
+
+def test_the_error_of_a_short_digest_says_how_to_get_the_whole_one():
+    with pytest.raises(InvalidDigestError, match="whole digests with --no-trunc"):
+        Digest.parse("sha256:a2f937e5e425")
+    with pytest.raises(InvalidDigestError, match="is not a digest") as caught:
+        Digest.parse("sha256:nothex")
+    assert "--no-trunc" not in str(caught.value)

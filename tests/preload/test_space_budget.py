@@ -1,6 +1,7 @@
 """Images that do not fit fail before any layer is fetched; fetched images are not evicted."""
 
 import asyncio
+import re
 
 from tests.fakes.content import digest_of
 from tests.fakes.faults import Fault
@@ -25,6 +26,10 @@ async def test_an_image_that_does_not_fit_fails_first_and_the_others_are_fetched
     assert kinds.index("failed") < kinds.index("layer")
     assert run.events_of("plan")[0]["shortfall"] > 3_000_000
     assert [event["image"] for event in run.events_of("failed")] == ["app:b"]
+    reason = run.events_of("failed")[0]["reason"]
+    assert re.match(
+        r"the image needs 6 MB; pins and the images before it leave 4\.\d+ MB: ", reason
+    )
     assert "raise store.max_size" in run.events_of("failed")[0]["reason"]
     states = [check["state"] for check in await check_images(program, "app:a", "app:b", "app:c")]
     # Only the manifest of the second is stored; its size was needed for the plan.

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "config" / "man"
 # The date of the pages is that of the last release, so that the same help texts give the same pages.
 _RELEASE = re.compile(r"^## [0-9.]+ - ([0-9-]+)$", re.MULTILINE)
+_HEADING = re.compile(r'\.TH "[^"]*" (.*) "[^"]*"')
 
 
 def iter_commands(command: click.Command) -> Iterator[click.Command]:
@@ -59,6 +60,17 @@ def write_pages(directory: Path) -> None:
     finally:
         for one, (help_text, short_help) in zip(commands, before, strict=True):
             one.help, one.short_help = help_text, short_help
+    for path in directory.glob("*.1"):
+        heading, newline, text = path.read_text(encoding="utf-8").partition("\n")
+        path.write_text(_name_page(heading, path.stem) + newline + text, encoding="utf-8")
+
+
+def _name_page(heading: str, name: str) -> str:
+    """Return the heading with the name of the page as one word, and no name of a manual beside it.
+
+    On a narrow terminal, three names would overlap.
+    """
+    return _HEADING.sub(lambda found: f'.TH "{name.upper()}" {found[1]} ""', heading)
 
 
 if __name__ == "__main__":

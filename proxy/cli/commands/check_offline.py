@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from proxy.cli.api_client import AdminClient
-from proxy.cli.display.text import format_bytes, print_table, short_digest
+from proxy.cli.display.text import echo, format_bytes, print_table, short_digest
 from proxy.cli.display.trust import format_policy
 from proxy.cli.exit_codes import FAILED
 from proxy.cli.image_lists import collect_images, list_options
@@ -78,7 +78,7 @@ def _print_checks(checks: list[dict[str, Any]]) -> None:
     known = f"; at least {format_bytes(missing)} missing" if missing else ""
     refused = sum(bool(check["policy"] and not check["policy"]["is_allowed"]) for check in checks)
     policies = f"; policies refuse {refused}: see pullcache policy why" if refused else ""
-    click.echo(f"{verdict}{known}{policies}", err=True)
+    echo(f"{verdict}{known}{policies}", err=True)
 
 
 def _format_state(check: dict[str, Any]) -> str:

@@ -115,8 +115,12 @@ def client_config(
 
 def _wrap_comments(header: str) -> str:
     """Return comment lines that fit into the terminal, if there is one."""
-    lines = (wrap(line, terminal_width(), indent="# ") for line in header.splitlines())
-    return "".join(f"{line}\n" for line in lines)
+    path, *note = header.splitlines()
+    width = terminal_width()
+    if width and max(map(len, note), default=0) > width:
+        # The lines of a note are broken already; those between two sentences stay.
+        note = "\n".join(note).replace(".\n", ".\0").replace("\n# ", " ").split("\0")
+    return "".join(f"{wrap(line, width, indent='# ')}\n" for line in (path, *note))
 
 
 def _default_cache_url(config: Config) -> RegistryUrl:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from proxy.cli.display.text import print_table
+from proxy.cli.display.text import print_fields, print_table
 from proxy.cli.groups import SummaryGroup
 from proxy.cli.options import config_options, json_option, load_config
 from proxy.config import (
@@ -108,7 +108,13 @@ def explain(*, path: Path | None, store: str | None, image: str, as_json: bool) 
             )
         )
         return
-    print_table(("KEY", "VALUE", "FROM"), rows, flexible="VALUE")
+    # These two are as long as names and reasons are; the others fit into a table.
+    print_fields(
+        (key, f"{value} ({source})" if source and source not in value else value)
+        for key, value, source in rows[:2]
+    )
+    click.echo()
+    print_table(("KEY", "VALUE", "FROM"), rows[2:], flexible="VALUE")
 
 
 def _explain(config: Config, image: str) -> Iterator[tuple[str, str, str]]:

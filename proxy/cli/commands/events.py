@@ -104,6 +104,9 @@ def events(
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
+    if not found:
+        click.echo(f"no events in the last {since}", err=True)
+        return
     truncator = Truncator(no_trunc=no_trunc)
     is_short, now = truncator.is_active, time.time()
     print_table(
@@ -118,8 +121,7 @@ def events(
             )
             for one in found
         ],
-        optional=("OUTCOME",),
-        flexible="IMAGES",
+        flexible=("IMAGES", "OUTCOME"),
         no_trunc=no_trunc,
     )
 
@@ -133,12 +135,7 @@ def _format_time(at: float, now: float, *, is_short: bool) -> str:
 
 
 def _format_action(event: dict[str, Any]) -> str:
-    """Return the action, with what a narrow terminal has no column for."""
-    if event["action"] == "evict":
-        return f"evict ({event['detail']})"
-    return (
-        event["action"] if event["outcome"] == "done" else f"{event['action']} ({event['outcome']})"
-    )
+    return f"evict ({event['detail']})" if event["action"] == "evict" else event["action"]
 
 
 def _format_actor(actor: str, *, is_short: bool) -> str:
@@ -167,4 +164,6 @@ def _format_outcome(event: dict[str, Any]) -> str:
     if event["action"] == "evict":
         return format_bytes(sum(event["images"].values()))
     detail = re.sub(r"(\d+) bytes", lambda match: format_bytes(int(match[1])), event["detail"])
-    return detail or event["outcome"]
+    if event["outcome"] == "done":
+        return detail or "done"
+    return f"{event['outcome']}: {detail}" if detail else event["outcome"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from proxy.cli.display.text import Truncator, escape_unprintable, print_table
+from proxy.cli.display.text import Truncator, echo, escape_unprintable, print_table
 from proxy.cli.exit_codes import FAILED
 from proxy.cli.groups import SummaryGroup
 from proxy.cli.options import (
@@ -96,14 +96,14 @@ def why(*, path: Path | None, store: str | None, image: str) -> None:
     with open_client(path, store) as api:
         (found,) = api.stream("POST", "/api/v1/policy/check", {"images": [image]})
         rules = api.get("/api/v1/policy")["policies"]
-    click.echo(escape_unprintable(_describe_check(found)))
+    echo(escape_unprintable(_describe_check(found)))
     if found["digest"]:
         click.echo(f"digest: {found['digest']}")
     if found["earlier"]:
         click.echo(f"served meanwhile: {found['earlier']}")
     for rule in rules:
         if rule["policy"] == found["policy"]:
-            click.echo(f"policy {rule['policy']}: {_describe_rule(rule)}")
+            echo(f"policy {rule['policy']}: {_describe_rule(rule)}")
     if found["decision"] in ("deny", "unripe", "previous") and found["digest"]:
         repository = found["image"].partition("@")[0].rpartition(":")[0] or found["image"]
         if "@" in found["image"]:
@@ -131,14 +131,17 @@ def list_policies(*, path: Path | None, store: str | None, as_json: bool) -> Non
     if as_json:
         click.echo(json.dumps(overview, indent=2))
         return
-    print_table(
-        ("POLICY", "MODE", "IMAGES", "RULE"),
-        [
-            (str(rule["policy"]), rule["mode"], ", ".join(rule["images"]), _describe_rule(rule))
-            for rule in overview["policies"]
-        ],
-        optional=("RULE",),
-    )
+    if overview["policies"]:
+        print_table(
+            ("POLICY", "MODE", "IMAGES", "RULE"),
+            [
+                (str(rule["policy"]), rule["mode"], ", ".join(rule["images"]), _describe_rule(rule))
+                for rule in overview["policies"]
+            ],
+            optional=("RULE",),
+        )
+    else:
+        click.echo("no policies are configured", err=True)
     if overview["exceptions"]:
         click.echo()
         print_table(

@@ -36,8 +36,8 @@ def refresh(
     """Ask upstream now what tags mean.
 
     A cached tag is otherwise asked about when its TTL has passed. IMAGE may be a glob over the
-    stored images. Fetches manifests, and no layers. Exits 4 if upstream could not be asked about
-    some tags, 1 if about none.
+    stored images. Fetches manifests, and no layers. Exits 4 if some tags were not
+    found or could not be asked about, 1 if all.
 
     \b
     Examples:
@@ -58,7 +58,7 @@ def refresh(
                 echo(_format_event(event, truncator))
     if as_json:
         click.echo(json.dumps(events, indent=2))
-    if failed := counts["failed"]:
+    if failed := counts["failed"] + counts["not_found"]:
         raise click.exceptions.Exit(PARTIAL_SUCCESS if failed < counts.total() else FAILED)
 
 
@@ -70,5 +70,6 @@ def _format_event(event: dict[str, Any], truncator: Truncator) -> str:
         "moved": f"{name}: moved to {digest}, was {truncator.digest(event['previous'])}",
         "new": f"{name}: new, {digest}",
         "gone": f"{name}: gone: {reason}",
+        "not_found": f"{name}: not found upstream: {reason}",
         "failed": f"{name}: failed: {reason}",
     }[event["outcome"]]

@@ -93,13 +93,19 @@ def _print_status(document: dict[str, Any]) -> None:
     print_table(
         ("UPSTREAM", "STATE", ">PULLS LEFT", "URL"),
         [
-            (one["name"], one["problem"] or "up", _format_pulls(one), one["url"])
+            (one["name"], _format_state(document, one), _format_pulls(one), one["url"])
             for one in document["upstreams"]
         ],
         optional=("URL",),
     )
     for line in _missing_feature_lines(document["upstreams"]):
         echo(line)
+
+
+def _format_state(document: dict[str, Any], upstream: dict[str, Any]) -> str:
+    # Without a daemon, the answer is from one of this command's own, which has asked no upstream.
+    without_problem = "up" if document["addresses"] else "not asked"
+    return upstream["problem"] or without_problem
 
 
 def _is_ready(config: Config) -> bool:

@@ -11,9 +11,9 @@ from proxy.sizes import format_bytes as format_bytes  # noqa: PLC0414 - for the 
 
 # Width of a table that is not printed to a terminal: wide enough that no cell is wrapped.
 _UNLIMITED_WIDTH = 10_000
-# Width of the names of fields, and of the shortest cell that a narrow terminal leaves of a text.
+# Width of the names of fields, and of the shortest cells that a narrow terminal leaves of a text.
 _FIELD_WIDTH = 11
-_MIN_FLEXIBLE_WIDTH = 16
+_MIN_FLEXIBLE_WIDTHS = (16, 12)
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 # Spaces between two columns of a table.
 _COLUMN_GAP = 2
@@ -110,14 +110,14 @@ def print_table(
     rows: Iterable[Sequence[str]],
     *,
     optional: Sequence[str] = (),
-    flexible: str = "",
+    flexible: str | Sequence[str] = (),
     no_trunc: bool = False,
 ) -> None:
     """Print a table to stdout. Cells may hold untrusted text.
 
     A column whose name begins with ">" is right-aligned. On a terminal the header is bold, unless
     NO_COLOR is set. If the terminal is too narrow, the columns `optional` are left out one by one, then
-    cells of the column `flexible` are shortened, and then each row is printed as a few lines.
+    cells of the columns `flexible` are shortened in turn, and then each row is printed as a few lines.
     With `no_trunc` the table is as wide as it is.
     """
     from rich.console import Console  # noqa: PLC0415 - slow to import
@@ -126,6 +126,7 @@ def print_table(
 
     cells = [[escape_unprintable(cell) for cell in row] for row in rows]
     width = None if no_trunc else terminal_width()
+    flexible = (flexible,) if isinstance(flexible, str) else flexible
     layout = _TableLayout(columns, cells)
     if width is not None and not layout.fit(width, optional, flexible):
         if cells:
@@ -150,7 +151,7 @@ class _TableLayout:
         self.columns = list(columns)
         self.rows = [list(row) for row in rows]
 
-    def fit(self, width: int, optional: Sequence[str], flexible: str) -> bool:
+    def fit(self, width: int, optional: Sequence[str], flexible: Sequence[str]) -> bool:
         """Leave out and shorten what is needed; tell whether the table then has at most `width`."""
         for name in optional:
             if self._excess(width) <= 0:
@@ -158,14 +159,17 @@ class _TableLayout:
             number = self.columns.index(name)
             for row in (self.columns, *self.rows):
                 del row[number]
-        excess = self._excess(width)
-        if excess > 0 and flexible:
-            number = self.columns.index(flexible)
-            length = self._width_of(number) - excess
-            if length >= _MIN_FLEXIBLE_WIDTH:
-                for row in self.rows:
-                    row[number] = shorten(row[number], length)
+        for name, least in zip(flexible, _MIN_FLEXIBLE_WIDTHS, strict=False):
+            self._shorten(self.columns.index(name), least, width)
         return self._excess(width) <= 0
+
+    def _shorten(self, number: int, least: int, width: int) -> None:
+        """Shorten the cells of a column by what is too much, to `least` at most."""
+        excess = self._excess(width)
+        if excess > 0:
+            length = max(least, self._width_of(number) - excess)
+            for row in self.rows:
+                row[number] = shorten(row[number], length)
 
     def _excess(self, width: int) -> int:
         widths = [self._width_of(number) + _COLUMN_GAP for number in range(len(self.columns))]
@@ -181,7 +185,9 @@ class _TableLayout:
 def _format_row(columns: Sequence[str], row: Sequence[str], width: int) -> str:
     """Return a row as its first cell, and the others below it with their names."""
     named = zip(columns[1:], row[1:], strict=True)
-    parts = [f"{name.removeprefix('>').lower()} {cell}" for name, cell in named if cell != "-"]
+    parts = [
+        f"{name.removeprefix('>').lower()} {cell}" for name, cell in named if cell not in ("", "-")
+    ]
     # A name stays with a short value, and a number with its unit.
     joined = [part.replace(" ", _NO_BREAK) if len(part) < width // 2 else part for part in parts]
     text = wrap("  " + ", ".join(joined), width, indent="  ").replace(_NO_BREAK, " ")

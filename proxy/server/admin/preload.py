@@ -8,9 +8,9 @@ from typing import Annotated
 import msgspec
 
 from proxy.images.selection import ImageSelection
-from proxy.preload.events import PreloadEvent, PreloadTotals
+from proxy.preload.events import PreloadEvent
 from proxy.preload.preload import Preloader
-from proxy.preload.report import record_totals
+from proxy.preload.report import PreloadRecord
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
 from proxy.server.admin.recording import ActRecorder
 
@@ -53,7 +53,9 @@ class PreloadHandlers:
         images = [selection.image for selection in body.images]
         recorded = self.acts.recording("preload", request.actor, images)
         async with recorded as act, aclosing(events):
+            record = PreloadRecord(act, self.acts.names)
             async for event in events:
-                if isinstance(event, PreloadTotals):
-                    record_totals(act, event)
+                record.add(event)
+                if record.failure:  # with the totals, the last event
+                    await self.acts.trail.add(record.failure)
                 yield event

@@ -1,18 +1,18 @@
 """`/api/v1/images/refresh`: ask upstream now what tags mean."""
 
-from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from proxy.cache.refresh import RefreshedTag, TagRefresher
 from proxy.errors import InvalidRequestError
 from proxy.images.manage import ImageManager, is_glob
-from proxy.names import NameParser, display_name
+from proxy.names import NameParser
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
 from proxy.server.admin.recording import ActRecorder
+from proxy.storage.records.trail import Act
 
 
 class RefreshRequest(RequestModel, frozen=True):
@@ -43,14 +43,26 @@ class RefreshHandlers:
         tags: dict[tuple[Repository, Tag], None] = {}
         for text in ["*"] if body.all else body.images:
             tags |= dict.fromkeys(await self._find_tags(text))
-        outcomes: Counter[str] = Counter()
+        outcomes: dict[str, list[str]] = {}
         recorded = self.acts.recording("refresh", request.actor, body.images)
         async with recorded as act, aclosing(self.refresher.refresh([*tags])) as events:
             async for event in events:
-                outcomes[event.outcome] += 1
+                outcomes.setdefault(event.outcome, []).append(event.image)
                 yield event
-            act.images = self.acts.full_names(sorted(display_name(*tag) for tag in tags))
-            act.detail = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+            await self._record(act, outcomes)
+
+    async def _record(self, act: Act, outcomes: Mapping[str, Sequence[str]]) -> None:
+        """Record an act for each outcome, so that each image has its own; `act` is the last one."""
+        total = sum(map(len, outcomes.values()))
+        for number, (outcome, images) in enumerate(outcomes.items(), 1):
+            one = act if number == len(outcomes) else Act("refresh", act.actor)
+            one.images = self.acts.full_names(sorted(images))
+            of_all = f" of {total}" if len(outcomes) > 1 else ""
+            one.detail = f"{len(images)}{of_all} {outcome.replace('_', ' ')}"
+            if outcome in ("failed", "not_found"):
+                one.outcome = "failed"
+            if one is not act:
+                await self.acts.trail.add(one)
 
     async def _find_tags(self, text: str) -> list[tuple[Repository, Tag]]:
         if is_glob(text):

@@ -38,7 +38,7 @@ class MissingFeatureStatus(msgspec.Struct, frozen=True):
 
 
 class UpstreamStatus(msgspec.Struct, frozen=True):
-    """One upstream. `problem` is why it is down; limits count pulls, None if unknown."""
+    """One upstream. `problem` is why it is down, or rejects the credentials; limits count pulls, None if unknown."""
 
     name: str
     url: str
@@ -220,7 +220,7 @@ class StatusHandlers:
                 name=name,
                 url=str(self.config.upstreams[name].url),
                 up=not upstream.outage_reason,
-                problem=upstream.outage_reason,
+                problem=upstream.outage_reason or upstream.credentials_problem,
                 ratelimit_limit=upstream.pull_quota[0],
                 ratelimit_remaining=upstream.pull_quota[1],
                 missing_features=[

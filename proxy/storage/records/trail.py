@@ -196,7 +196,7 @@ class AuditTrail:
             by_reason.setdefault(reason, {})[image] = size
         await self._write(
             [
-                ("evict", "pullcache", names, "done", reason)
+                ("evict", "daemon", names, "done", reason)
                 for reason, images in by_reason.items()
                 for names in _batches(images)
             ]

@@ -160,12 +160,26 @@ async def test_a_schedule_is_recorded_if_it_fetched_or_failed(registry, make_pro
     registry.add_image(layers=[b"x" * 1000])
     program = await make_program(preload=[{"images": ["app", "gone"]}])
     async with asyncio.timeout(20):
-        while not (found := await events(program)):  # noqa: ASYNC110
+        while len(found := await events(program)) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    (event,) = found
-    assert (event["actor"], event["outcome"]) == ("schedule preload[1]", "failed")
-    assert event["images"].keys() == {APP, "docker.io/library/gone:latest"}
-    assert event["detail"].startswith("1 of 2 images fetched, 1 failed")
+    assert {one["actor"] for one in found} == {"schedule preload[1]"}
+    assert [(one["outcome"], [*one["images"]]) for one in found] == [
+        ("done", [APP]),
+        ("failed", ["docker.io/library/gone:latest"]),
+    ]
+    assert found[0]["detail"].startswith("1 of 2 complete, 1 fetched, ")
+    assert found[1]["detail"].startswith("1 of 2, ")
+
+
+async def test_each_image_of_a_preload_has_its_own_outcome(registry, program):
+    await pulled(registry, program)
+    await preload(program, images=[{"image": "app"}, {"image": "gone"}])
+    done, failed = await only(program, image="app"), await only(program, image="gone")
+    assert (done["outcome"], failed["outcome"]) == ("done", "failed")
+    assert done["detail"] == "1 of 2 complete, 0 fetched, 0 bytes"
+    await preload(program, images=[{"image": "gone"}])
+    assert (await events(program))[0]["outcome"] == "failed"
+    assert (await events(program, image="app")) == [done]
 
 
 async def test_the_trail_is_bounded_and_evictions_do_not_push_out_acts(program, monkeypatch):
