@@ -9,6 +9,8 @@ from proxy.server.responses import Response, json_response
 # Seconds after which a client may try again.
 _RETRY_AFTER_BY_STATUS: Mapping[int, str] = {429: "5", 502: "10", 503: "10", 504: "10"}
 
+# A manifest with one of these failed for a reason that lies behind the cache.
+_UPSTREAM_FAILURES = (502, 503, 504)
 _MAX_MESSAGE_LENGTH = 200
 _CHALLENGE = 'Basic realm="pullcache"'
 
@@ -28,7 +30,8 @@ def oci_error_response(error: errors.ProxyError, kind: RequestKind = "other") ->
         response.headers["Retry-After"] = _RETRY_AFTER_BY_STATUS[status]
     if status == 401:
         response.headers["WWW-Authenticate"] = _CHALLENGE
-    if isinstance(error, errors.DeniedError | errors.PolicyUndecidedError):
+    is_refusal = isinstance(error, errors.DeniedError | errors.PolicyUndecidedError)
+    if is_refusal or (kind == "manifest" and status in _UPSTREAM_FAILURES):
         # containerd and docker ask by HEAD, whose answer has no body, and print the status line.
         response.reason = str(error)[:_MAX_MESSAGE_LENGTH]
     return response

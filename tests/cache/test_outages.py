@@ -1,6 +1,7 @@
 """While upstream is down, cached content is served; the rest fails fast and says why."""
 
 import asyncio
+import json
 
 import pytest
 
@@ -51,6 +52,29 @@ async def test_with_an_open_breaker_other_requests_fail_at_once_and_say_since_wh
     )
     # All of these cost nothing but the probes of the breaker.
     assert await program.metric("pullcache_upstream_requests_total") - before <= 2
+
+
+async def test_the_status_line_of_a_manifest_says_why_because_clients_print_that(program, cached):
+    for method in ("HEAD", "GET"):
+        async with program.opened("/v2/library/other/manifests/latest", method) as response:
+            assert response.status == 503
+            assert response.reason.startswith("docker.io ")
+            assert "cannot be reached: Connection refused" in response.reason
+    async with program.opened(f"/v2/library/other/blobs/{digest_of(b'none')}", "GET") as response:
+        assert (response.status, response.reason) == (404, "Not Found")
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 400])
+async def test_the_reason_in_a_status_line_is_short_and_printable(registry, program, status):
+    hostile = "\r\nX: y\x1b[31m\u202e\xe9" + "x" * 5000
+    document = json.dumps({"errors": [{"code": "UNKNOWN", "message": hostile}]})
+    registry.fail("/manifests/", Fault(status=status, body=document.encode()), times=None)
+    async with program.opened("/v2/library/other/manifests/latest", "GET") as response:
+        assert response.status in (502, 503)
+        assert 20 < len(response.reason) <= 200
+        assert response.reason.isascii()
+        assert response.reason.isprintable()
+        assert "X" not in response.headers
 
 
 async def test_the_first_successful_request_after_the_outage_closes_the_breaker(
