@@ -6,6 +6,7 @@ import random
 import pytest
 from hypothesis import given, strategies as st
 
+from proxy.oci import tags as tag_lists
 from proxy.oci.tags import EncodedTags, encode_tags
 
 # Short, so that duplicates and neighbours are frequent.
@@ -66,3 +67,9 @@ def test_clients_share_the_document_and_its_size_counts():
     assert encoded.document("app") is encoded.document("app")
     assert encoded.document("other") != encoded.document("app")
     assert encoded.size >= 2 * len('"a","b"')
+
+
+def test_a_tag_that_is_repeated_in_many_batches_is_listed_once(monkeypatch):
+    monkeypatch.setattr(tag_lists, "_BATCH", 4)
+    monkeypatch.setattr(tag_lists, "_SAMPLES", 2)
+    assert list(encode(["b"] * 40 + ["c"] + ["a"] * 40)) == ["a", "b", "c"]
