@@ -157,7 +157,7 @@ def _no_memory_of_failures(monkeypatch):
 
 @pytest.mark.timeout(300)
 def test_the_cache_serves_what_upstream_would_and_nothing_else():
-    run_model(BY_HAND or scaled(10) * STEPS)
+    run_model(BY_HAND or scaled(4) * STEPS)
 
 
 # The rules, taken out one at a time.
