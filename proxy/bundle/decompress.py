@@ -17,8 +17,8 @@ from proxy.errors import BundleError
 
 CHUNK_SIZE = 1 << 20
 
-# Concatenated streams of a bundle: so many, and one more for so many bytes of content. bgzip has one for
-# 64 KiB, pzstd two for some MiB.
+# A compressed bundle may consist of `MAX_SMALL_STREAMS` concatenated streams, and one more per `MIN_STREAM_SIZE`
+# bytes of content. bgzip writes one stream per 64 KiB, pzstd two per few MiB.
 MAX_SMALL_STREAMS = 1000
 MIN_STREAM_SIZE = 4096
 

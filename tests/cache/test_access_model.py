@@ -250,7 +250,10 @@ async def play(scenario: Scenario) -> None:
         await world.stop()
 
 
-@pytest.mark.skipif(not BY_HAND, reason="takes minutes")
+@pytest.mark.skipif(
+    not BY_HAND,
+    reason="takes minutes: set PULLCACHE_MODEL_STEPS; test_the_model_notices_that_a_rule_is_missing always runs",
+)
 @each_mutation
 def test_random_steps_notice_that_a_rule_is_missing(monkeypatch, mutation):
     mutation(monkeypatch)

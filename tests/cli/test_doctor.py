@@ -96,7 +96,7 @@ def test_without_a_daemon_it_names_the_program_on_its_port(tmp_path):
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="chown needs root: tests/run has it")
 @pytest.mark.parametrize(
     ("owner", "mode", "text", "advice"),
     [

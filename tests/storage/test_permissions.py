@@ -184,7 +184,7 @@ def test_a_store_of_0_1_0_is_opened_and_closed_to_others(tmp_path, umask_left):
     assert not {name for name, mode in modes(root).items() if mode & 0o027}
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="chown needs root: tests/run has it")
 
 
 @needs_root

@@ -412,7 +412,9 @@ async def test_a_stop_does_not_wait_for_a_large_blob(rig, monkeypatch):
 async def test_the_reads_leave_the_page_cache_as_it_was(rig):
     cold, warm = await fill(rig, 2, size=8 << 20)
     if not is_direct_possible(rig.store.blob_path(cold)):
-        pytest.skip("the file system of the tests has no O_DIRECT")
+        pytest.skip(
+            "this file system (tmpfs, for example) lacks O_DIRECT, without which the scrub uses the page cache"
+        )
     before = [
         await asyncio.to_thread(cached_pages, rig.store.blob_path(digest), is_dropped=is_dropped)
         for digest, is_dropped in ((cold, True), (warm, False))

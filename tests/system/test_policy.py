@@ -99,7 +99,9 @@ def make_restricted(
     def make(kind: type[Client], daemon: Daemon) -> Client:
         client = make_client(kind, daemon.address, fallback=upstream.url, only=True)
         if isinstance(client, DockerWithContainerdStore) and client.version() < (28,):
-            pytest.skip("docker reads hosts.toml since version 28")
+            pytest.skip(
+                "docker before 28 does not read hosts.toml, so it cannot be restricted to the cache"
+            )
         return client
 
     return make
