@@ -4,7 +4,10 @@ import asyncio
 
 import pytest
 
+from tests.fakes.content import FakeImage
+from tests.fakes.registry import FakeRegistry
 from tests.support.admin_api import remove_images
+from tests.support.program import Program
 
 DAY = 86_400.0
 MIB = 1 << 20
@@ -36,6 +39,17 @@ async def pull_more(registry, program, first: int) -> None:
         program.clock.advance(10)
 
 
+async def pull_and_move(registry: FakeRegistry, program: Program) -> FakeImage:
+    """Pull an image, and move its tag a day later; return the image, which stands in for the new one."""
+    old = registry.add_image(layers=[layer(1)])
+    await program.pull(old)
+    await program.wait_for_downloads()
+    program.clock.advance(DAY)
+    new = registry.add_image(layers=[layer(2)])
+    assert (await program.manifest(new)).digest == old.digest
+    return old
+
+
 async def test_a_stand_in_is_kept_until_the_new_content_is_old_enough(registry, program):
     old = registry.add_image(layers=[layer(1)])
     await program.pull(old)
@@ -57,12 +71,7 @@ async def test_a_stand_in_is_kept_until_the_new_content_is_old_enough(registry, 
 
 
 async def test_without_a_policy_that_needs_it_nothing_is_kept(registry, program):
-    old = registry.add_image(layers=[layer(1)])
-    await program.pull(old)
-    await program.wait_for_downloads()
-    program.clock.advance(DAY)
-    new = registry.add_image(layers=[layer(2)])
-    assert (await program.manifest(new)).digest == old.digest
+    old = await pull_and_move(registry, program)
     for rule in ({**RULE, "unripe": "deny"}, {**RULE, "mode": "audit"}, {"images": ["*"]}):
         assert await program.reload(policy=[rule])
         await program.running.stand_ins.refresh()
@@ -71,11 +80,7 @@ async def test_without_a_policy_that_needs_it_nothing_is_kept(registry, program)
 
 
 async def test_a_stand_in_can_be_removed_by_hand(registry, program):
-    old = registry.add_image(layers=[layer(1)])
-    await program.pull(old)
-    await program.wait_for_downloads()
-    program.clock.advance(DAY)
-    assert (await program.manifest(registry.add_image(layers=[layer(2)]))).digest == old.digest
+    old = await pull_and_move(registry, program)
     await remove_images(program, "app:latest")
     assert not set(old.layers) & program.stored()
 
