@@ -12,6 +12,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 LOCKS = ROOT / "config" / "requirements"
 DEVELOPMENT, RUNTIME = LOCKS / "development.txt", LOCKS / "runtime.txt"
+EXTRAS = ("fleet", "hiredis", "opentelemetry")
 PIN = re.compile(r"^([a-z0-9-]+)==(\S+)", re.MULTILINE)
 
 
@@ -51,14 +52,14 @@ def hashes_by_pin(path: Path) -> dict[str, set[str]]:
 
 
 def transitive_requirements(name: str) -> set[str]:
-    """Return all distributions that an installed one needs on this platform, with its extra."""
+    """Return all distributions that an installed one needs on this platform, with its extras."""
     found: set[str] = set()
     waiting = [name]
     while waiting:
         for text in requires(waiting.pop()) or ():
             requirement = Requirement(text)
-            wanted = not requirement.marker or requirement.marker.evaluate(
-                {"extra": "opentelemetry"}
+            wanted = not requirement.marker or any(
+                requirement.marker.evaluate({"extra": extra}) for extra in EXTRAS
             )
             if wanted and (one := canonicalize_name(requirement.name)) not in found:
                 found.add(one)
