@@ -19,6 +19,8 @@ from proxy.conditions import report_entry
 from proxy.config import Config, StatisticsSettings
 from proxy.download.manager import DownloadManager
 from proxy.download.writer import StorageDeps
+from proxy.fleet.alone import Alone
+from proxy.fleet.directory import Directory
 from proxy.metrics import Metrics
 from proxy.parsing import DocumentParser
 from proxy.repository_rules import RepositoryRules
@@ -59,6 +61,7 @@ class Core:
     offline: OfflineSwitch
     upstream_factory: UpstreamFactory
     downloads: DownloadManager
+    directory: Directory
     disk_threads: ThreadPoolExecutor
     parser: DocumentParser
     group: asyncio.TaskGroup
@@ -138,6 +141,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
         offline=offline,
         upstream_factory=upstream_factory,
         downloads=downloads,
+        directory=Alone(),
         disk_threads=threads,
         parser=parser,
         group=group,

@@ -16,6 +16,7 @@ from proxy.config.load import (
 from proxy.config.schema import (
     Config,
     FetchSettings,
+    FleetSettings,
     LogSettings,
     ManifestsSettings,
     NotifySettings,
@@ -43,6 +44,7 @@ __all__ = [
     "Config",
     "Duration",
     "FetchSettings",
+    "FleetSettings",
     "LogSettings",
     "ManifestsSettings",
     "NotifySettings",

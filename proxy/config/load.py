@@ -24,6 +24,7 @@ from proxy.config.schema import (
     KNOWN_REGISTRIES,
     RENAMED_KEYS,
     Config,
+    FleetSettings,
     Section,
     UpstreamSettings,
 )
@@ -42,6 +43,7 @@ RESTART_ONLY_KEYS = {
     ),
     "log": ("format",),
     "store": ("path",),
+    "fleet": tuple(key.name for key in fields(FleetSettings)),
 }
 
 COMMAND_LINE = "command line"
@@ -113,6 +115,7 @@ def world_readable_files(config: Config) -> list[str]:
     files = [server.admin_token_file, server.htpasswd, *(server.tls_key or server.tls_certificate)]
     files += [token.file for token in server.admin_tokens]
     files.append(config.notify.key_file)
+    files += [config.fleet.token_file, config.fleet.valkey_password_file]
     for upstream in config.upstreams.values():
         files += [upstream.password_file, upstream.docker_config]
     return [file for file in files if file and _is_world_readable(file)]

@@ -10,6 +10,7 @@ from proxy.config.rates import RateSchedule
 from proxy.config.values import (
     Address,
     Duration,
+    FleetName,
     InheritedDuration,
     InheritedShare,
     Network,
@@ -21,8 +22,10 @@ from proxy.config.values import (
     Secret,
     Size,
     StoreLimit,
+    ValkeyUrl,
     WebhookUrl,
     expand_path,
+    is_loopback,
 )
 from proxy.errors import ConfigError, InvalidReferenceError
 from proxy.globs import can_match_with_prefix, covers
@@ -465,6 +468,93 @@ class FetchSettings(Section, frozen=True):
     ] = Duration.parse("1d")
 
 
+class FleetSettings(Section, frozen=True):
+    """Several nodes that fetch each blob from upstream once."""
+
+    valkey: Annotated[
+        ValkeyUrl,
+        Meta(
+            description=(
+                'The Valkey or Redis server of the fleet, "valkey://host:6379/0"; empty: no fleet.'
+            )
+        ),
+    ] = ValkeyUrl("")
+    valkey_password_file: Annotated[
+        str, Meta(description="File with the password of the server; read at each connection.")
+    ] = ""
+    valkey_ca_file: Annotated[
+        str, Meta(description="Additional PEM CA certificates to trust for valkeys://.")
+    ] = ""
+    name: Annotated[
+        FleetName,
+        Meta(description="Name of the fleet, the prefix of all keys in the server."),
+    ] = FleetName("pullcache")
+    address: Annotated[
+        OptionalUrl,
+        Meta(
+            description='URL at which the other nodes reach this one, "http://10.0.0.7:5000"; needed.'
+        ),
+    ] = OptionalUrl("")
+    token_file: Annotated[
+        str,
+        Meta(
+            description=(
+                "File with the secret by which nodes recognise each other; needed unless address is "
+                "on loopback."
+            )
+        ),
+    ] = ""
+    ca_file: Annotated[
+        str,
+        Meta(description="Additional PEM CA certificates to trust for the addresses of nodes."),
+    ] = ""
+    children: Annotated[
+        int, Meta(description="How many nodes a node sends the same blob at a time.", ge=1, le=64)
+    ] = 4
+    heartbeat: Annotated[
+        PositiveDuration,
+        Meta(description="How often a node reports; one that is silent for three times is gone."),
+    ] = PositiveDuration.parse("2s")
+    stall_timeout: Annotated[
+        PositiveDuration,
+        Meta(description="How long another node may send nothing before the next one is asked."),
+    ] = PositiveDuration.parse("4s")
+
+    def __post_init__(self) -> None:
+        if not self.valkey:
+            if self.address or self.token_file:
+                raise ValueError(
+                    'valkey is not set (write "valkey://host:6379/0", or remove address and token_file)'
+                )
+            return
+        if not self.address:
+            raise ValueError('address is not set (write "http://10.0.0.7:5000")')
+        host = self.address.host
+        if host in {"0.0.0.0", "::"}:  # noqa: S104 (it is refused)
+            raise ValueError(
+                f"address: no other node can connect to {host} (write the address of this machine)"
+            )
+        if is_loopback(host):
+            if any(not is_loopback(name) for name, _ in self.valkey.hosts):
+                raise ValueError(
+                    f"address: {self.address} leads each node to itself (write the address of this "
+                    "machine)"
+                )
+        elif not self.token_file:
+            raise ValueError(
+                "token_file is not set (write the same secret into a file on all nodes)"
+            )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether this node belongs to a fleet."""
+        return bool(self.valkey)
+
+    def read_token(self) -> str:
+        """Return the secret of the fleet; empty if there is none. Blocking. Raises `ConfigError`."""
+        return _read_token(self.token_file, "fleet.token_file") if self.token_file else ""
+
+
 class UpstreamSettings(Section, frozen=True):
     """An upstream registry. The table's name is the registry's name in image references."""
 
@@ -745,6 +835,7 @@ class Config(Section, frozen=True):
     store: StoreSettings = StoreSettings()
     manifests: ManifestsSettings = field(default_factory=ManifestsSettings)
     fetch: FetchSettings = FetchSettings()
+    fleet: FleetSettings = FleetSettings()
     upstreams: Annotated[
         dict[str, UpstreamSettings],
         Meta(description="Registries that clients may pull from; no others are contacted."),

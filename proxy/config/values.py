@@ -21,6 +21,12 @@ _DURATION_PATTERN = re.compile(r"(?:[0-9]+(?:ms|[smhd]))+")
 _SIZE_LIMIT = 1 << 63
 # A smaller store holds no image: its size is most likely a number that lacks its unit.
 MIN_STORE_SIZE = 100_000
+_VALKEY_PATTERN = re.compile(
+    r"(?:valkey|redis)s?://(?:[^/@:,?#]+@)?"
+    r"(?P<hosts>{host}(?:,{host})*)(?:/(?P<database>[0-9]{{1,4}})?)?(?:\?master=[A-Za-z0-9._-]{{1,64}})?".format(
+        host=r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+    )
+)
 _DURATION_LIMIT = 36_500 * _DURATION_UNITS["d"]
 
 
@@ -242,6 +248,11 @@ class RegistryUrl(str):
         return self.partition("://")[2]
 
     @property
+    def host(self) -> str:
+        """The host without brackets and port."""
+        return re.sub(r":[0-9]+$", "", self.authority).strip("[]")
+
+    @property
     def is_http(self) -> bool:
         """Whether it is http, without TLS."""
         return self.startswith("http://")
@@ -256,6 +267,95 @@ class OptionalUrl(RegistryUrl):
     def parse(cls, value: object) -> Self:
         """Return the URL as `RegistryUrl.parse` does; an empty string is allowed."""
         return cls("") if value == "" else super().parse(value)
+
+
+class ValkeyUrl(str):
+    """Where a Valkey or Redis server is, or the Sentinels that know it; empty for none.
+
+    "valkey://[user@]host[:port][/database]", "valkeys://" with TLS, "unix:///path"; several hosts with commas
+    are Sentinels, and "?master=name" is the name of the server there.
+    """
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {
+        "type": "string",
+        "examples": ["valkey://cache-db:6379/0"],
+    }
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the URL, or raise `ValueError` without quoting a password; it may be empty."""
+        text = _to_text(value)
+        if not text:
+            return cls("")
+        if re.match(r"[a-z]+://[^/@]*:[^/@]*@", text):
+            raise ValueError("must not contain a password (set valkey_password_file)")
+        match = _VALKEY_PATTERN.fullmatch(text)
+        is_unix = text.startswith("unix:///")
+        if match is None and not is_unix:
+            raise ValueError(
+                f'{value!r} is not the URL of a server (write "valkey://host:6379/0", valkeys:// for '
+                'TLS, "valkey://a:26379,b:26379/0?master=name" for Sentinels or unix:///path)'
+            )
+        if match and any(port > 65535 for _, port in cls(text).hosts):
+            raise ValueError(f"{value!r} has a port above 65535")
+        return cls(text)
+
+    @property
+    def unix_path(self) -> str:
+        """The path of a Unix socket; empty for a server on TCP."""
+        return self.removeprefix("unix://") if self.startswith("unix:///") else ""
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether the connection uses TLS."""
+        return self.startswith(("valkeys://", "rediss://"))
+
+    @property
+    def username(self) -> str:
+        """The user to log in as; empty for the default user."""
+        before, at, _ = self.partition("@")
+        return before.partition("://")[2] if at else ""
+
+    @property
+    def hosts(self) -> list[tuple[str, int]]:
+        """The hosts, without brackets, and ports; several are Sentinels."""
+        match = _VALKEY_PATTERN.fullmatch(self)
+        if match is None:
+            return []
+        hosts = match["hosts"].split(",")
+        default = 26379 if len(hosts) > 1 else 6379
+        found = []
+        for host in hosts:
+            name, _, port = host.rpartition(":") if re.search(r":[0-9]+$", host) else (host, "", "")
+            found.append((name.strip("[]"), int(port or default)))
+        return found
+
+    @property
+    def database(self) -> int:
+        """The number of the database."""
+        match = _VALKEY_PATTERN.fullmatch(self)
+        return int(match["database"] or 0) if match else 0
+
+    @property
+    def master(self) -> str:
+        """The name under which the Sentinels know the server."""
+        return self.partition("?master=")[2] or "mymaster"
+
+
+class FleetName(str):
+    """The name of a fleet: the prefix of its keys in Valkey."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {"type": "string", "examples": ["pullcache"]}
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the name, or raise `ValueError`."""
+        text = _to_text(value)
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text):
+            raise ValueError(f'{value!r} is not a name (write 1 to 64 letters, digits or "._-")')
+        return cls(text)
 
 
 class Secret(str):
