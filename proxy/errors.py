@@ -159,6 +159,14 @@ class BundleError(ProxyError):
     """A bundle is damaged, or its format is not supported."""
 
 
+class ContentsError(ProxyError):
+    """What is in an image cannot be read."""
+
+
+class LayerError(ContentsError):
+    """A layer is damaged, or larger than what is read."""
+
+
 class StorageError(ProxyError):
     """Reading or writing the store failed."""
 
@@ -242,6 +250,8 @@ OUTCOMES: Mapping[type[ProxyError], ErrorOutcome] = {
     BusyError: ErrorOutcome(503, "UNAVAILABLE", 409),
     FileUnreachableError: ErrorOutcome(400, "UNKNOWN", 400),
     BundleError: ErrorOutcome(400, "UNKNOWN", 400),
+    ContentsError: ErrorOutcome(500, "UNKNOWN", 500),
+    LayerError: ErrorOutcome(500, "UNKNOWN", 500),
     StorageError: ErrorOutcome(500, "UNKNOWN", 500),
     StoreInUseError: ErrorOutcome(500, "UNKNOWN", 500),
     StoreNotFoundError: ErrorOutcome(500, "UNKNOWN", 500, 2),

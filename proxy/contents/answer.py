@@ -1,0 +1,14 @@
+"""What the worker answers. Pure."""
+
+import msgspec
+
+from proxy.contents.layer_contents import LayerContents
+from proxy.contents.sbom_reader import SbomContents
+
+
+class WorkerAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What was read of a layer or an SBOM, or why it was not."""
+
+    layer: LayerContents | None = None
+    sbom: SbomContents | None = None
+    problem: str = ""
