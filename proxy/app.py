@@ -115,11 +115,10 @@ async def _listen(
     core.admin_addresses.extend(
         await admin_listener.listen(
             stack,
-            core.group,
             core.store.root,
-            server,
-            app.api,
-            app.health,
+            admin_listener.AdminServices(
+                server, app.api, app.health, core.page_links, core.group, app.access_log
+            ),
             sockets.get(ADMIN_SOCKET, ()),
             tls,
         )
@@ -193,7 +192,7 @@ class RunningApp:
         self.access = access
         self._core = core
         self._configured = configured
-        self._access_log = access_log
+        self.access_log = access_log
         self._has_failed_reload = False
         self.health = HealthEndpoints(core.metrics, core.check_store, core.disk_threads)
         core.pulls.upstreams = configured.upstreams
@@ -205,6 +204,7 @@ class RunningApp:
             access_log,
             core.daemon_id,
             core.pulls,
+            core.admin_addresses if configured.config.server.pages else (),
         )
         self.api = AdminApiHandler(configured.routes, core.metrics, access_log)
         server = HttpServer(
@@ -370,8 +370,8 @@ class RunningApp:
         # An unchanged key leaves it as `pullcache offline` has set it.
         if config.offline != before.offline:
             self._core.offline.set_offline(is_offline=config.offline)
-        if self._access_log:
-            self._access_log.set_level(config.log.level)
+        if self.access_log:
+            self.access_log.set_level(config.log.level)
         self._core.downloads.configure(config.fetch)
         self._core.webhook.settings = config.notify
         self._core.space.set_rules(RepositoryRules(config))

@@ -24,6 +24,8 @@ from proxy.fleet.directory import Directory
 from proxy.metrics import Metrics
 from proxy.parsing import DocumentParser
 from proxy.repository_rules import RepositoryRules
+from proxy.server.pages.links import PageLinks
+from proxy.server.pages.sessions import SessionStore
 from proxy.server.pulls import PullTracker
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
@@ -67,6 +69,7 @@ class Core:
     group: asyncio.TaskGroup
     clock: Callable[[], float]
     daemon_id: str
+    page_links: PageLinks
     addresses: list[str] = field(default_factory=list)
     admin_addresses: list[str] = field(default_factory=list)
     started_at: float = field(default_factory=time.monotonic)
@@ -147,6 +150,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
         group=group,
         clock=clock,
         daemon_id=daemon_id,
+        page_links=PageLinks(SessionStore()),
     )
 
 

@@ -224,6 +224,7 @@ async def configure_app(
         ).routes(),
         *admin_search.routes(search),
         *admin_trail.TrailHandlers(acts).routes(),
+        *core.page_links.routes(),
     ]
     return ConfiguredApp(
         config, upstreams, registry, preloader, policy, stand_ins, repairer, routes

@@ -29,6 +29,7 @@ from proxy.cli.commands.search import search
 from proxy.cli.commands.serve import serve
 from proxy.cli.commands.status import status
 from proxy.cli.commands.top import top
+from proxy.cli.commands.ui import ui
 from proxy.cli.display.text import echo
 from proxy.cli.exit_codes import INTERRUPTED, exit_code, format_error
 from proxy.cli.groups import SummaryGroup
@@ -36,7 +37,7 @@ from proxy.journal import is_journal_stream, priority_prefix
 
 # The commands in the order in which the help lists them.
 COMMANDS: Mapping[str, Sequence[click.Command]] = {
-    "Run": (serve, status, doctor, offline, fsck),
+    "Run": (serve, status, ui, doctor, offline, fsck),
     "Look": (images, inspect, df, top, events, search, check_offline),
     "Fill and clear": (preload, refresh, pin, unpin, rm),
     "Carry": (export, import_),

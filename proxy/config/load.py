@@ -39,6 +39,8 @@ RESTART_ONLY_KEYS = {
         "admin_hosts",
         "admin_token_file",
         "admin_tokens",
+        "pages",
+        "pages_anonymous_read",
         "tracing",
     ),
     "log": ("format",),

@@ -195,11 +195,23 @@ class ServerSettings(Section, frozen=True):
         tuple[str, ...],
         Meta(
             description=(
-                "Names under which `/metrics` may be requested on admin_listen, in addition to "
-                "IP addresses, localhost and the names in admin_listen."
+                "Names under which `/metrics` and the pages may be requested on admin_listen, in "
+                "addition to IP addresses, localhost and the names in admin_listen."
             )
         ),
     ] = ()
+    pages: Annotated[
+        bool,
+        Meta(description="Serve pages for browsers on admin_listen, and for `pullcache ui`."),
+    ] = True
+    pages_anonymous_read: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Show the pages on admin_listen without a login; changes need the token still."
+            )
+        ),
+    ] = False
     registry_proxy_metrics: Annotated[
         bool,
         Meta(

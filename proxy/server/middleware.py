@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from itertools import count
 
@@ -15,6 +15,7 @@ from proxy.server.clients.access_control import AccessControl
 from proxy.server.clients.user_agent import parse_user_agent
 from proxy.server.errors import error_response, oci_error_response
 from proxy.server.health import HealthEndpoints
+from proxy.server.pages.front import front_page, is_browser
 from proxy.server.pulls import PullTracker
 from proxy.server.registry.handlers import RegistryHandler
 from proxy.server.request import Request
@@ -43,6 +44,7 @@ class Middleware:
         access_log: LogWriter | None,
         daemon_id: str,
         pulls: PullTracker,
+        page_addresses: Sequence[str] = (),
     ) -> None:
         self._access = access
         self._daemon_id = daemon_id
@@ -52,6 +54,7 @@ class Middleware:
         self._health = health
         self._metrics = metrics
         self._access_log = access_log
+        self._page_addresses = page_addresses
         self._request_ids = count(1)
         self._bodies = BodyMemory()
         self.in_flight = 0
@@ -109,6 +112,8 @@ class Middleware:
     def _route(self, context: RequestContext) -> Response | Awaitable[Response]:
         request = context.request
         if not request.path.startswith(("/v2", "/v1/")):
+            if is_browser(request.method, request.path, request.headers.get("accept", "")):
+                return front_page(self._page_addresses)
             return self._health.handle(request.method, request.path)
         if request.method not in ("GET", "HEAD"):
             response = error_response(

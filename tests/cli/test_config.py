@@ -146,6 +146,8 @@ def test_schema_is_json_schema():
         "allow_clients",
         "trusted_proxies",
         "admin_hosts",
+        "pages",
+        "pages_anonymous_read",
         "tls_certificate",
         "tls_key",
         "htpasswd",

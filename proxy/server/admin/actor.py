@@ -18,15 +18,19 @@ class Actor:
 
     `token` is the name of the token. `user` and `process` are those of a process that has connected
     to a Unix socket (SO_PEERCRED); the process may have ended since. With neither, the request came
-    over loopback while no token is configured.
+    over loopback while no token is configured. `origin` is how the user of a page was let in, if
+    without a token.
     """
 
     role: AdminRole = "operate"
     token: str = ""
     user: int | None = None
     process: int | None = None
+    origin: str = ""
 
     def __str__(self) -> str:
+        if self.origin:
+            return self.origin
         if self.user is not None:
             return f"uid {self.user} pid {self.process}"
         return f"token {self.token}" if self.token else "loopback"

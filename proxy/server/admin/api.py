@@ -46,10 +46,14 @@ class RequestModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 @dataclass(frozen=True, slots=True)
 class ByteStream:
-    """A response of bytes. If an error ends the chunks, the connection is closed early."""
+    """A response of bytes. If an error ends the chunks, the connection is closed early.
+
+    Browsers save it as `filename`, if that is not empty.
+    """
 
     chunks: AsyncGenerator[bytes, None]
     content_type: str
+    filename: str = ""
 
 
 class AdminRequest:

@@ -74,7 +74,8 @@ class AdminApiHandler:
 
     async def _respond(self, request: BaseRequest, actor: Actor) -> StreamResponse:
         try:
-            route, path_params = self._match_route(request)
+            path = request.raw_path.partition("?")[0]
+            route, path_params = self.find_route(request.method, path)
             route.check_role(actor)
             result = route.handler(AdminRequest(request, path_params, actor))
             if isinstance(result, AsyncGenerator):
@@ -82,18 +83,21 @@ class AdminApiHandler:
             document = await result
             if isinstance(document, ByteStream):
                 return await self._send_stream(request, document)
-        except _MethodNotAllowedError as error:
+        except MethodNotAllowedError as error:
             response = api_error_response(InvalidRequestError(str(error)), 405)
             response.headers[hdrs.ALLOW] = error.allowed
             return response
         except ConnectionError:
             raise
         except Exception as error:  # noqa: BLE001 (unexpected errors are logged and counted)
-            return api_error_response(self._to_proxy_error(error))
+            return api_error_response(self.to_proxy_error(error))
         return _json_response(document)
 
-    def _match_route(self, request: BaseRequest) -> tuple[Route, dict[str, str]]:
-        path = request.raw_path.partition("?")[0]
+    def find_route(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
+        """Return the route of a path, still percent-encoded, and the parameters in it.
+
+        Raises `NotFoundError`, and `MethodNotAllowedError` if the path has other methods only.
+        """
         matches = [
             (route, path_params)
             for route in self.routes
@@ -102,11 +106,11 @@ class AdminApiHandler:
         if not matches:
             raise NotFoundError("not found; /api/v1/openapi.json lists the paths")
         for route, path_params in matches:
-            if route.method == request.method:
+            if route.method == method:
                 return route, path_params
-        raise _MethodNotAllowedError(", ".join(sorted({route.method for route, _ in matches})))
+        raise MethodNotAllowedError(", ".join(sorted({route.method for route, _ in matches})))
 
-    def _to_proxy_error(self, error: Exception) -> ProxyError:
+    def to_proxy_error(self, error: Exception) -> ProxyError:
         """Return a `ProxyError` as it is; log and count any other error, and hide its message."""
         if isinstance(error, ProxyError):
             return error
@@ -129,7 +133,7 @@ class AdminApiHandler:
             except ConnectionError:
                 raise
             except Exception as error:  # noqa: BLE001 (as in `_respond`)
-                last_event = _error_document(self._to_proxy_error(error))
+                last_event = _error_document(self.to_proxy_error(error))
                 await response.write(msgspec.json.encode(last_event) + b"\n")
         await response.write_eof()
         return response
@@ -148,7 +152,7 @@ class AdminApiHandler:
             except ConnectionError:
                 raise
             except Exception as error:
-                reason = str(self._to_proxy_error(error))
+                reason = str(self.to_proxy_error(error))
                 log.warning("admin_response_truncated", path=request.raw_path[:200], reason=reason)
                 # Makes aiohttp close the connection, so that the body is incomplete for the client.
                 raise ConnectionError(reason) from error
@@ -156,7 +160,7 @@ class AdminApiHandler:
         return response
 
 
-class _MethodNotAllowedError(Exception):
+class MethodNotAllowedError(Exception):
     """The path exists, but not with this method. `allowed` is the value of the Allow header."""
 
     def __init__(self, allowed: str) -> None:

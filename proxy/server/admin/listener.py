@@ -6,122 +6,53 @@ let any site send requests to loopback addresses.
 """
 
 import asyncio
-import hmac
 import os
-import re
+import secrets
 import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
-from proxy.config import ServerSettings
+from proxy.config import Address, ServerSettings
 from proxy.config.schema import AdminToken
-from proxy.config.values import is_ip_address, is_loopback
-from proxy.errors import (
-    ConfigError,
-    DeniedError,
-    InvalidRequestError,
-    ProxyError,
-    StorageError,
-    UnauthorizedError,
-)
-from proxy.server.admin.actor import Actor, unix_actor
+from proxy.config.values import is_loopback
+from proxy.errors import ConfigError, ProxyError, StorageError, UnauthorizedError
+from proxy.log import LogWriter
+from proxy.server.admin.actor import unix_actor
 from proxy.server.admin.handler import COMMON_HEADERS, AdminApiHandler, api_error_response
 from proxy.server.admin.server import AdminServer
 from proxy.server.clients.connection_limit import create_admin_limiter
+from proxy.server.clients.token_auth import TokenAuth
 from proxy.server.health import HealthEndpoints
 from proxy.server.listening import Listener, format_address
+from proxy.server.pages.links import PageAddress, PageLinks
 from proxy.server.tls import TlsContext
+
+if TYPE_CHECKING:
+    from proxy.server.pages.site import PageSite
 
 SOCKET_NAME = "admin.sock"
 
-# Content types that a page of another site may send without a preflight request (Fetch standard,
-# "CORS-safelisted request-header"), including none at all.
-_SAFELISTED_CONTENT_TYPES = (
-    "",
-    "text/plain",
-    "multipart/form-data",
-    "application/x-www-form-urlencoded",
-)
-
-
-class TokenAuth:
-    """Checks requests over TCP. One of `tokens` is sufficient; without any, web pages are rejected.
-
-    A site may point its own name at this address (DNS rebinding), so `Host` is checked; `hosts` are the
-    names that lead here.
-    """
-
-    def __init__(self, tokens: Sequence[AdminToken], hosts: Sequence[str] = ()) -> None:
-        self._tokens = tokens
-        self._hosts = frozenset(host.lower() for host in hosts)
-
-    def check(self, request: BaseRequest) -> Actor:
-        """Return the actor of a request.
-
-        Raises `UnauthorizedError`, `DeniedError` or `InvalidRequestError` to reject it.
-        """
-        if self._tokens:
-            if token := self._find_token(request):
-                return Actor(token.role, token.name)
-            raise UnauthorizedError(
-                "the admin API requires a token, of admin_token_file or admin_tokens: "
-                "Authorization: Bearer TOKEN"
-            )
-        host = request.headers.get(hdrs.HOST, "")
-        if not is_loopback(_host_name(host)):
-            raise DeniedError(
-                "without a token, the Host header must be a loopback address or localhost"
-            )
-        origin = request.headers.get(hdrs.ORIGIN)
-        if origin is not None and origin != f"{request.scheme}://{host}":
-            raise DeniedError("the admin API rejects cross-origin requests")
-        media_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip().lower()
-        if request.method == "POST" and media_type in _SAFELISTED_CONTENT_TYPES:
-            raise InvalidRequestError("POST requires a Content-Type (application/json)")
-        return Actor()
-
-    def check_metrics(self, request: BaseRequest) -> None:
-        """Raise `DeniedError` if the request for metrics may come from a web page."""
-        host = request.headers.get(hdrs.HOST)
-        if host is None:  # no browser leaves it out
-            return
-        name = _host_name(host)
-        if not (is_ip_address(name) or is_loopback(name) or name in self._hosts):
-            if self._find_token(request):
-                return
-            raise DeniedError(
-                f"/metrics is not served under the name {name[:100]!r}; use an IP address, "
-                "or add the name to server.admin_hosts"
-            )
-
-    def _find_token(self, request: BaseRequest) -> AdminToken | None:
-        """Return the token of a request. How long it takes does not depend on which one it is."""
-        scheme, _, text = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-        given = text.strip().encode(errors="surrogateescape")
-        equal = [
-            token for token in self._tokens if hmac.compare_digest(given, token.secret.encode())
-        ]
-        return equal[0] if equal and scheme.lower() == "bearer" else None
-
-
-def _host_name(host: str) -> str:
-    """Return the name or address in a `Host` header, without port and brackets."""
-    return re.sub(r":[0-9]*$", "", host).strip("[]").removesuffix(".").lower()
-
 
 class AdminListener:
-    """The handler of an admin listener: the API, after authentication, and health and metrics."""
+    """The handler of an admin listener: the API, after authentication, health, metrics and pages."""
 
     def __init__(
-        self, api: AdminApiHandler, health: HealthEndpoints, token_auth: TokenAuth | None
+        self,
+        api: AdminApiHandler,
+        health: HealthEndpoints,
+        token_auth: TokenAuth | None,
+        pages: "PageSite | None" = None,
     ) -> None:
         self._api = api
         self._health = health
         self._token_auth = token_auth
+        self.pages = pages
 
     async def __call__(self, request: BaseRequest) -> StreamResponse:
         """Respond to a request."""
@@ -134,6 +65,8 @@ class AdminListener:
                 assert isinstance(response.body, bytes)
                 headers = {**COMMON_HEADERS, **response.headers}
                 return Response(status=response.status, headers=headers, body=response.body)
+            if self.pages and self._token_auth and not path.startswith("/api/"):
+                return await self.pages.handle(request, self._token_auth)
             actor = self._token_auth.check(request) if self._token_auth else unix_actor(request)
         except ProxyError as error:
             return _rejection_response(error)
@@ -149,13 +82,22 @@ def _rejection_response(error: ProxyError) -> Response:
     return response
 
 
+@dataclass(frozen=True, slots=True)
+class AdminServices:
+    """What the admin listeners serve, and what they need for it."""
+
+    settings: ServerSettings
+    api: AdminApiHandler
+    health: HealthEndpoints
+    page_links: PageLinks
+    group: asyncio.TaskGroup
+    access_log: LogWriter | None = None
+
+
 async def listen(
     stack: AsyncExitStack,
-    group: asyncio.TaskGroup,
     store_path: Path,
-    settings: ServerSettings,
-    api: AdminApiHandler,
-    health: HealthEndpoints,
+    services: AdminServices,
     sockets: Sequence[socket.socket] = (),
     tls: TlsContext | None = None,
 ) -> list[str]:
@@ -165,6 +107,7 @@ async def listen(
     socket is trusted. With `tls`, addresses off loopback use https, to protect the token. The
     addresses returned are all except `admin.sock`. Raises `ConfigError` and `StorageError`.
     """
+    settings, api = services.settings, services.api
     tokens = settings.read_admin_tokens()
     unix_sockets = [each for each in sockets if each.family == socket.AF_UNIX]
     tcp_sockets = [each for each in sockets if each.family != socket.AF_UNIX]
@@ -175,26 +118,94 @@ async def listen(
                 "other machines (set server.admin_token_file)"
             )
     hosts = [*settings.admin_hosts, *(address.host for address in settings.admin_listen)]
-    trusted, checked = (
-        Listener(
-            AdminServer(AdminListener(api, health, auth)),
-            "server.admin_listen",
-            group,
-            create_admin_limiter(),
-        )
-        for auth in (None, TokenAuth(tokens, hosts))
-    )
+    port = PagePort(services, stack, tokens)
+    trusted = _make_listener(services, AdminListener(api, services.health, None))
+    handler = AdminListener(api, services.health, TokenAuth(tokens, hosts))
+    checked = _make_listener(services, handler)
     admin_socket = _bind_admin_socket(store_path, stack)
     _, *addresses = await trusted.open(stack, (), [admin_socket, *unix_sockets])
-    for address in () if sockets else settings.admin_listen:
-        addresses += await checked.open(stack, [address], tls=None if address.is_loopback else tls)
+    configured = () if sockets else settings.admin_listen
+    if settings.pages:
+        services.page_links.find_address = port.find_address
+        if configured or tcp_sockets:
+            handler.pages = await port.make_site()
+    for address in configured:
+        found = await checked.open(stack, [address], tls=None if address.is_loopback else tls)
+        port.add(found, is_local=address.is_loopback)
+        addresses += found
     for each in tcp_sockets:
         is_local = _is_bound_to_loopback(each)
-        addresses += await checked.open(stack, (), [each], None if is_local else tls)
+        found = await checked.open(stack, (), [each], None if is_local else tls)
+        port.add(found, is_local=is_local)
+        addresses += found
     stack.push_async_callback(api.close)
     for listener in (trusted, checked):
         stack.push_async_callback(listener.close)
     return addresses
+
+
+class PagePort:
+    """The address at which a browser of this machine finds the pages; opened when it is asked for."""
+
+    def __init__(
+        self, services: AdminServices, stack: AsyncExitStack, tokens: Sequence[AdminToken]
+    ) -> None:
+        self._services = services
+        self._stack = stack
+        self._tokens = tokens
+        self._site: PageSite | None = None
+        self._address: PageAddress | None = None
+        self._opening = asyncio.Lock()
+
+    def add(self, addresses: Sequence[str], *, is_local: bool) -> None:
+        """Take an address of the admin API, if only this machine reaches it."""
+        if is_local and addresses and self._address is None:
+            self._address = PageAddress(addresses[0], needs_login=bool(self._tokens))
+
+    async def make_site(self) -> "PageSite":
+        """Return the pages, with all templates read."""
+        if self._site is None:
+            # Most daemons without an admin address never need jinja2.
+            from proxy.server.pages.site import PageSite  # noqa: PLC0415
+
+            services = self._services
+            self._site = await asyncio.to_thread(
+                PageSite,
+                services.api,
+                services.page_links.sessions,
+                services.group,
+                services.access_log,
+                anonymous_read=services.settings.pages_anonymous_read,
+            )
+            self._stack.callback(self._site.close)
+        return self._site
+
+    async def find_address(self) -> PageAddress:
+        """Return an address on loopback; open a port if there is none.
+
+        Every user of this machine can connect to such a port: its pages need a login by a link of
+        `pullcache ui`, and its API a token.
+        """
+        async with self._opening:
+            if self._address is None:
+                secret = AdminToken("pullcache-ui", secrets.token_urlsafe(32), "operate")
+                handler = AdminListener(
+                    self._services.api,
+                    self._services.health,
+                    TokenAuth([*self._tokens, secret]),
+                    await self.make_site(),
+                )
+                listener = _make_listener(self._services, handler)
+                found = await listener.open(self._stack, [Address("127.0.0.1:0")])
+                self._stack.push_async_callback(listener.close)
+                self._address = PageAddress(found[0], needs_login=True)
+            return self._address
+
+
+def _make_listener(services: AdminServices, handler: AdminListener) -> Listener:
+    return Listener(
+        AdminServer(handler), "server.admin_listen", services.group, create_admin_limiter()
+    )
 
 
 def _is_bound_to_loopback(tcp_socket: socket.socket) -> bool:

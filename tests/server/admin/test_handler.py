@@ -33,8 +33,10 @@ from proxy.server.admin.api import (
     Route,
 )
 from proxy.server.admin.handler import AdminApiHandler
-from proxy.server.admin.listener import listen
+from proxy.server.admin.listener import AdminServices, listen
 from proxy.server.health import HealthEndpoints
+from proxy.server.pages.links import PageLinks
+from proxy.server.pages.sessions import SessionStore
 
 
 class EchoRequest(RequestModel, frozen=True):
@@ -77,7 +79,9 @@ async def serve(tmp_path) -> AsyncIterator[ServeRoutes]:
             metrics = Metrics([], "0")
             handler = AdminApiHandler(routes, metrics, None)
             health = HealthEndpoints(metrics, check_store, threads)
-            await listen(stack, group, tmp_path, ServerSettings(), handler, health)
+            links = PageLinks(SessionStore())
+            services = AdminServices(ServerSettings(), handler, health, links, group)
+            await listen(stack, tmp_path, services)
             connector = aiohttp.UnixConnector(str(tmp_path / "admin.sock"))
             session = aiohttp.ClientSession(connector=connector)
             return ServedApi(tmp_path, metrics, handler, await stack.enter_async_context(session))
