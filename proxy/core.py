@@ -96,7 +96,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     stack.callback(threads.shutdown)
     parser = DocumentParser()
     stack.callback(parser.close)
-    store = BlobStore(config.store.path)
+    store = BlobStore(config.store.path, group_access=config.store.group_access)
     stack.callback(store.close)
     index = Index(store.root / "index.sqlite", clock)
     stack.callback(index.close)

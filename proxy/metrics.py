@@ -218,6 +218,11 @@ class Metrics:
             "Manifests served from the store while upstream allowed no more pulls.",
             "upstream",
         )
+        self._promised = self._counter(
+            "promised_bytes",
+            "Bytes among pullcache_response_bytes that nginx was told to send.",
+            "upstream",
+        )
         self._declare_upstream()
         self._registry_proxy = RegistryProxyCollector(
             self._requests.totals, self._upstream_bytes_of_kind
@@ -378,6 +383,7 @@ class Metrics:
         for result in _PULL_RESULTS:
             self._pulls.labels(upstream, result)
         self._avoided.labels(upstream)
+        self._promised.labels(upstream)
         self._mismatches.labels(upstream)
         self._upstream_up.labels(upstream).set(1)
 
@@ -409,6 +415,10 @@ class Metrics:
     def count_pulls(self, upstream: str, result: PullResult, count: int) -> None:
         """Count pulls that have ended."""
         self._pulls.labels(upstream, result).inc(count)
+
+    def count_promised(self, upstream: str, size: int) -> None:
+        """Count bytes of a blob that nginx was told to send (`server.accel_redirect`)."""
+        self._promised.labels(upstream).inc(size)
 
     def count_avoided(self, upstream: str, count: int) -> None:
         """Count manifests served from the store while upstream allowed no more pulls."""

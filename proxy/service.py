@@ -190,7 +190,15 @@ async def configure_app(
         if image_rules.has_prefetch
         else None
     )
-    registry = RegistryHandler(config.upstreams, manifests, blobs, listings, prefetch, search)
+    registry = RegistryHandler(
+        config.upstreams,
+        manifests,
+        blobs,
+        listings,
+        prefetch,
+        search,
+        config.server.accel_redirect,
+    )
     acts = ActRecorder(core.trail, names)
     image_manager = ImageManager(image_store, rules, core.clock)
     # The routes of the admin API; `server/admin/api.py` says how to add one.

@@ -241,6 +241,10 @@ def test_a_variable_that_matches_two_upstreams_is_an_error(tmp_path):
         ("store.path = ''", "store.path: expected a directory path"),
         ("server.listen = []", "server.listen: expected array of length >= 1 (for instance"),
         ("server.listen = ['a:1', 'b']", "server.listen[1]: 'b' is not host:port (write"),
+        ("server.accel_redirect = 'x'", "'x' is not a path of nginx alone (write"),
+        ("server.accel_redirect = '/v2/x'", "is not a path of nginx alone (write"),
+        ("server.accel_redirect = '/a b'", "is not a path of nginx alone (write"),
+        ("server.accel_redirect = '/x'", "accel_redirect needs trusted_proxies (name"),
         ("server.listen = ':1'", 'got str (for instance: listen = ["127.0.0.1:5000"])'),
         ("fetch.attempts = 0", "fetch.attempts: expected int >= 1 (for instance: attempts = 5)"),
         ("fetch.attempts = '5'", "fetch.attempts: expected int, got str (for instance"),
@@ -421,6 +425,7 @@ def test_the_json_schema_contains_the_defaults():
         "min_free": "1GB",
         "max_idle": "0s",
         "scrub": "30d",
+        "group_access": False,
     }
 
 

@@ -56,6 +56,7 @@ def set_all_metrics(metrics: Metrics) -> None:
     metrics.count_upstream_bytes("docker.io", "blob", 1000)
     metrics.count_pulls("docker.io", "hit", 2)
     metrics.count_avoided("docker.io", 1)
+    metrics.count_promised("docker.io", 10)
     metrics.count_notification("sent")
     metrics.count_upstream_retry("docker.io", "stalled")
     metrics.set_ratelimit("docker.io", 100, lambda: 7)

@@ -44,7 +44,7 @@ RESTART_ONLY_KEYS = {
         "tracing",
     ),
     "log": ("format",),
-    "store": ("path",),
+    "store": ("path", "group_access"),
     "fleet": tuple(key.name for key in fields(FleetSettings)),
 }
 

@@ -13,6 +13,7 @@ from proxy.config.values import (
     FleetName,
     InheritedDuration,
     InheritedShare,
+    InternalLocation,
     Network,
     OptionalDuration,
     OptionalUrl,
@@ -174,6 +175,15 @@ class ServerSettings(Section, frozen=True):
             )
         ),
     ] = ()
+    accel_redirect: Annotated[
+        InternalLocation,
+        Meta(
+            description=(
+                "Path of the internal location in which nginx has the store's blobs; nginx then "
+                "sends stored blobs itself (X-Accel-Redirect). Needs trusted_proxies; empty: never."
+            )
+        ),
+    ] = InternalLocation("")
     admin_listen: Annotated[
         tuple[Address, ...],
         Meta(description="TCP addresses of the admin API, in addition to admin.sock in the store."),
@@ -241,6 +251,8 @@ class ServerSettings(Section, frozen=True):
     def __post_init__(self) -> None:
         if self.tls_key and len(self.tls_key) != len(self.tls_certificate):
             raise ValueError("tls_certificate and tls_key must list the same number of files")
+        if self.accel_redirect and not self.trusted_proxies:
+            raise ValueError("accel_redirect needs trusted_proxies (name nginx's address there)")
         exposed = [address for address in self.admin_listen if not address.is_loopback]
         if exposed and not self.admin_token_file and not self.admin_tokens:
             raise ValueError(
@@ -357,6 +369,15 @@ class StoreSettings(Section, frozen=True):
             description='Read every blob once in this time, to find damaged ones; "off" disables.'
         ),
     ] = OptionalDuration.parse("30d")
+    group_access: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Let the group of the store read its blobs, and nothing else in it, as nginx must "
+                "for server.accel_redirect."
+            )
+        ),
+    ] = False
 
 
 class ManifestsSettings(Section, frozen=True):

@@ -224,6 +224,23 @@ class Network(str):
             ) from error
 
 
+class InternalLocation(str):
+    """The path of an internal location of nginx ("/_blobs"), or empty."""
+
+    __slots__ = ()
+    schema: ClassVar[dict[str, Any]] = {"type": "string", "examples": ["/_blobs"]}
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Return the path without a trailing slash, or raise `ValueError`; an empty string is allowed."""
+        text = _to_text(value).rstrip("/")
+        if value == "":
+            return cls("")
+        if not re.fullmatch(r"(/[A-Za-z0-9_-]+)+", text) or re.match(r"/v[12](/|$)", text):
+            raise ValueError(f'{value!r} is not a path of nginx alone (write "/_blobs")')
+        return cls(text)
+
+
 class RegistryUrl(str):
     """The URL of a registry: http(s)://host[:port] without a path."""
 

@@ -73,6 +73,7 @@ _HEADERS: Mapping[bytes, str] = {
         b"user-agent",
         b"via",
         b"x-forwarded-for",
+        b"x-sendfile-type",
     )
     for spelling in (name, name.title())
 }
@@ -482,6 +483,7 @@ class HttpConnection(asyncio.Protocol):
             self._is_http_1_0,
             keep_alive,
             has_unread_body,
+            self._proxies is not None,
         )
         self._requests.append(request)
         self._is_reading_request = self._is_head_complete = self._is_http_1_0 = False

@@ -76,7 +76,7 @@ class Middleware:
         if not isinstance(answer.body, bytes) or len(answer.body) > MIN_COUNTED_BODY:
             return self._record_at_end(context, answer)
         if request.method != "HEAD":
-            context.bytes_sent = len(answer.body)
+            context.bytes_sent = len(answer.body) or context.promised_bytes or 0
         self._record(context, answer.status)
         return answer
 
@@ -150,7 +150,7 @@ class Middleware:
             if release:
                 release()
             self._end_request()
-            context.bytes_sent = sent
+            context.bytes_sent = sent or context.promised_bytes or 0
             status = response.status
             if error:
                 context.problem = str(error)
@@ -190,6 +190,8 @@ class Middleware:
             seconds=seconds,
             sent=context.bytes_sent,
         )
+        if context.promised_bytes:
+            self._metrics.count_promised(context.upstream, context.promised_bytes)
         target = context.target
         if target is not None and (status < 400 or status == CLIENT_CLOSED_REQUEST):
             self._pulls.record(context, target)
@@ -219,6 +221,12 @@ class Middleware:
             line["agent"], platform = parse_user_agent(agent)
             if platform:
                 line["platform"] = platform
-        if context.problem:
-            line["problem"] = context.problem
+        _add_outcome(line, context)
         access_log.enqueue(line)
+
+
+def _add_outcome(line: dict[str, object], context: RequestContext) -> None:
+    if context.promised_bytes is not None:
+        line["promised"] = True
+    if context.problem:
+        line["problem"] = context.problem

@@ -26,7 +26,8 @@ class Request:
     `target` is the request target as sent; `path` is its path, in which characters that may stand as
     they are, such as `%61`, are decoded. `headers` holds the headers that the cache understands,
     by lower-case name; lines of one name are joined by a comma (RFC 9110 section 5.2). `client` is
-    the address of the client, None on a Unix socket.
+    the address of the client, None on a Unix socket. `is_proxied` tells that a trusted proxy has sent
+    the request.
     """
 
     __slots__ = (
@@ -34,6 +35,7 @@ class Request:
         "has_unread_body",
         "headers",
         "is_http_1_0",
+        "is_proxied",
         "keep_alive",
         "method",
         "path",
@@ -52,6 +54,7 @@ class Request:
         is_http_1_0: bool = False,
         keep_alive: bool = True,
         has_unread_body: bool = False,
+        is_proxied: bool = False,
     ) -> None:
         self.method = method
         self.target = target
@@ -67,6 +70,7 @@ class Request:
         self.is_http_1_0 = is_http_1_0
         self.keep_alive = keep_alive
         self.has_unread_body = has_unread_body
+        self.is_proxied = is_proxied
 
     def for_client(self, client: str | None, scheme: str) -> "Request":
         """Return the same request, as sent by another connection."""

@@ -29,6 +29,7 @@ class RequestContext(msgspec.Struct):
     """A request and its outcome, until it is logged and counted.
 
     `started_at` is a time of `time.perf_counter`, in seconds. `digest` is that of the manifest served.
+    `promised_bytes` are those that nginx was told to send, None if it was not; `bytes_sent` contains them.
     """
 
     request: Request
@@ -38,6 +39,7 @@ class RequestContext(msgspec.Struct):
     upstream: str = "none"
     cache_state: CacheState = "none"
     bytes_sent: int = 0
+    promised_bytes: int | None = None
     problem: str = ""
     target: TargetResource | None = None
     digest: Digest | None = None
@@ -71,6 +73,17 @@ def digest_headers(cache_state: CacheState, namespace: str, digest: Digest) -> d
 def hit_headers(namespace: str, digest: Digest) -> SharedHeaders:
     """Return the headers of a response with the whole of a stored blob."""
     return SharedHeaders.of(_blob_headers("hit", namespace, digest))
+
+
+@lru_cache(maxsize=4096)
+def redirect_headers(
+    location: str, cache_state: CacheState, namespace: str, digest: Digest
+) -> SharedHeaders:
+    """Return the headers that let nginx send a stored blob from below `location`."""
+    path = f"{location}/{digest.algorithm}/{digest.hex}"
+    headers = _blob_headers(cache_state, namespace, digest)
+    del headers["Accept-Ranges"]  # nginx adds its own
+    return SharedHeaders.of({**headers, "X-Accel-Redirect": path})
 
 
 def blob_headers(context: RequestContext, digest: Digest) -> dict[str, str]:

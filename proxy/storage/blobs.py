@@ -30,7 +30,13 @@ from proxy.concurrency import run_uncancelled
 from proxy.errors import InvalidDigestError, StorageError, StoreInUseError
 from proxy.oci.digest import Digest
 from proxy.storage.ingest import STATE_FILE_SIZE, Ingest, storage_error, write_atomically
-from proxy.storage.permissions import secure_store
+from proxy.storage.permissions import (
+    GROUP_MODE,
+    PRIVATE_MODE,
+    open_blob_to_group,
+    open_to_group,
+    secure_store,
+)
 
 BLOCK_SIZE = 4096
 
@@ -81,10 +87,13 @@ class BlobStore:
     """The directory of a store. The constructor takes its lock, `close` releases it.
 
     `was_unclean` tells that the last process did not get to `close`: it was killed, or power was cut.
+    With `group_access`, the group of the store may read its blobs.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, group_access: bool = False) -> None:
         self.root = root
+        self._group_access = group_access
+        self._blob_mode = GROUP_MODE if group_access else PRIVATE_MODE
         self._ingest_directory = root / "ingest"
         try:
             _make_private_directory(root)
@@ -93,6 +102,8 @@ class BlobStore:
             for name in ("blobs", "blobs/sha256", "blobs/sha512"):
                 (root / name).mkdir(mode=0o700, exist_ok=True)
             self._ingest_directory.mkdir(mode=0o700, exist_ok=True)
+            if group_access:
+                open_to_group(root)
             self._remove_abandoned_files()
         except OSError as error:
             raise StorageError(
@@ -210,7 +221,8 @@ class BlobStore:
         index may not know. Raises `StorageError`.
         """
         try:
-            write_atomically(self._put_path(digest), Path(self.blob_path(digest)), content)
+            path = Path(self.blob_path(digest))
+            write_atomically(self._put_path(digest), path, content, self._blob_mode)
         except OSError as error:
             raise storage_error("write", error) from error
 
@@ -227,7 +239,13 @@ class BlobStore:
 
         An import uses its own directory, as it may contain a blob that is being downloaded.
         """
-        return Ingest(directory or self._ingest_directory, digest, Path(self.blob_path(digest)))
+        path = Path(self.blob_path(digest))
+        return Ingest(directory or self._ingest_directory, digest, path, self._blob_mode)
+
+    def keep_access(self, digest: Digest) -> None:
+        """Restore the mode of a blob's file, if the group is to read it. Blocks."""
+        if self._group_access:
+            open_blob_to_group(self.blob_path(digest))
 
     def make_import_directory(self) -> Path:
         """Create and return a directory for the ingests of an import. Raises `StorageError`."""

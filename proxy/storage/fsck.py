@@ -49,16 +49,21 @@ class FsckReport:
 
 
 def check_store(
-    root: Path, *, dry_run: bool, on_progress: Callable[[int, int], None]
+    root: Path,
+    *,
+    dry_run: bool,
+    on_progress: Callable[[int, int], None],
+    group_access: bool = False,
 ) -> FsckReport:
     """Verify every blob of the store at `root` and rebuild its index.
 
-    Calls `on_progress(files_done, files_total)` before each file. With `dry_run`, nothing is changed.
+    Calls `on_progress(files_done, files_total)` before each file. With `dry_run`, nothing is changed. With
+    `group_access`, intact blobs are opened to the group of the store.
     Raises `StorageError` if a daemon uses the store, or the disk fails.
     """
     if not root.is_dir():
         raise StorageError(f"there is no store at {root}; pass its directory with --store")
-    store = BlobStore(root)
+    store = BlobStore(root, group_access=group_access and not dry_run)
     try:
         return _check_blobs(store, dry_run=dry_run, on_progress=on_progress)
     except (OSError, sqlite3.Error) as error:
@@ -80,7 +85,9 @@ def _check_blobs(
         reason, size, manifest = _verify_file(path)
         total_bytes += size
         if reason is None:
-            good[Digest.parse(f"{path.parent.name}:{path.name}")] = (size, manifest)
+            digest = Digest.parse(f"{path.parent.name}:{path.name}")
+            good[digest] = (size, manifest)
+            store.keep_access(digest)
             continue
         corrupt.append(CorruptFile(str(path.relative_to(store.root)), reason))
         if not dry_run and not path.is_dir():

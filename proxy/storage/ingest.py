@@ -16,6 +16,7 @@ import msgspec
 
 from proxy.errors import NoSpaceError, StorageError
 from proxy.oci.digest import Digest, Hasher
+from proxy.storage.permissions import PRIVATE_MODE
 
 # Writeback of written bytes is started in portions of this size.
 WRITEBACK_SIZE = 8 << 20
@@ -46,8 +47,11 @@ class Ingest:
     (`NoSpaceError` if the disk is full). One thread may write while another hashes.
     """
 
-    def __init__(self, directory: Path, digest: Digest, blob_path: Path) -> None:
+    def __init__(
+        self, directory: Path, digest: Digest, blob_path: Path, blob_mode: int = PRIVATE_MODE
+    ) -> None:
         self.digest = digest
+        self._blob_mode = blob_mode
         self.frontier = 0
         self.bytes_resumed = 0
         self.ranges_ahead: Sequence[tuple[int, int]] = ()
@@ -205,6 +209,8 @@ class Ingest:
         """
         try:
             os.ftruncate(self.fd, self.frontier)
+            if self._blob_mode != PRIVATE_MODE:
+                os.fchmod(self.fd, self._blob_mode)
             os.fsync(self.fd)
             self._path.rename(self._blob_path)
             _fsync_directory(self._blob_path.parent)
@@ -280,7 +286,7 @@ def start_writeback(fd: int, offset: int, size: int) -> None:
         os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
 
 
-def write_atomically(temporary: Path, path: Path, content: bytes) -> None:
+def write_atomically(temporary: Path, path: Path, content: bytes, mode: int = PRIVATE_MODE) -> None:
     """Write `content` durably to `path`, by way of `temporary`. Raises `OSError`.
 
     Both names then lead to the file, unless `path` existed or the file system has no hard links.
@@ -290,7 +296,9 @@ def write_atomically(temporary: Path, path: Path, content: bytes) -> None:
         with open(fd, "wb") as file:  # noqa: PTH123 (opens a descriptor, not a path)
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if mode != PRIVATE_MODE:
+                os.fchmod(fd, mode)
+            os.fsync(fd)
         try:
             path.hardlink_to(temporary)
         except OSError:

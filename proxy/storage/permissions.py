@@ -1,18 +1,23 @@
 """Who may change a store: the index and the files of a store are believed, so only its owner may write to it.
 
 What other users could have written is refused; what users outside its group could read is closed to
-them.
+them. On request the group of the store may read the blobs: it passes the directories above them, and reads
+nothing else.
 """
 
 import os
 import pwd
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from proxy.errors import StorageError
 
 _DIRECTORIES = ("blobs", "blobs/sha256", "blobs/sha512", "ingest")
 _WRITABLE = stat.S_IWGRP | stat.S_IWOTH
+_BLOB_DIRECTORIES = ("blobs/sha256", "blobs/sha512")
+# The mode of a blob, without and with access of the group.
+PRIVATE_MODE, GROUP_MODE = 0o600, 0o640
 _FILES = ("lock", "index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "scrub.json")
 
 
@@ -34,6 +39,34 @@ def secure_store(root: Path) -> None:
         _secure(root / name, is_directory=True, is_private=is_private)
     for name in _FILES:
         _secure(root / name, is_directory=False)
+
+
+def open_to_group(root: Path) -> None:
+    """Let the group of the store read its blobs. Raises `OSError`.
+
+    The directory of the blobs is opened last: while it is closed, its files were not all opened.
+    """
+    for name in _BLOB_DIRECTORIES:
+        directory = root / name
+        mode = stat.S_IMODE(directory.stat().st_mode)
+        if mode & 0o050 != 0o050:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    open_blob_to_group(entry.path)
+            directory.chmod(mode | 0o050)
+    for directory in (root / "blobs", root):
+        directory.chmod(stat.S_IMODE(directory.stat().st_mode) | 0o010)
+
+
+def open_blob_to_group(path: str) -> None:
+    """Let the group read a blob, if the file exists and may be changed."""
+    with suppress(OSError):  # the daemon sends what nginx cannot read
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if os.fstat(fd).st_mode & 0o777 == PRIVATE_MODE:
+                os.fchmod(fd, GROUP_MODE)
+        finally:
+            os.close(fd)
 
 
 def create_private_file(path: Path) -> None:

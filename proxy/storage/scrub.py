@@ -270,6 +270,7 @@ class Scrubber:
             opened = self._store.open(digest, size)
         except StorageError as error:
             return _ReadResult("unreadable", 0, str(error))
+        self._store.keep_access(digest)
         if opened is None:
             # It may have another size, or be no file.
             return _ReadResult("missing", self._store.blob_inode(digest), "it has no whole file")

@@ -108,6 +108,66 @@ def test_a_group_may_read_a_store(root):
     assert modes(root) == before
 
 
+def opened_to_the_group(root: Path) -> set[str]:
+    return {name for name, mode in modes(root).items() if mode & 0o077}
+
+
+BLOBS = (".", "blobs", "blobs/sha256", "blobs/sha512")
+
+
+def test_on_request_the_group_may_read_blobs_and_nothing_else(root, umask):
+    digests = [Digest.from_content(content) for content in (b"x", b"y", b"z")]
+    paths = [f"blobs/sha256/{digest.hex}" for digest in digests]
+    store = BlobStore(root, group_access=True)
+    store.settle_bytes(digests[0])
+    assert opened_to_the_group(root) == {*BLOBS, paths[0]}
+    store.commit_bytes(digests[1], b"y")
+    store.settle_bytes(digests[1])
+    ingest = store.open_ingest(digests[2])
+    ingest.append([b"z"])
+    assert opened_to_the_group(root) == {*BLOBS, *paths[:2]}
+    ingest.commit()
+    ingest.delete_state()
+    ingest.close()
+    found = modes(root)
+    assert {found[path] for path in paths} == {0o640}
+    assert [found[name] for name in BLOBS] == [0o710, 0o710, 0o750, 0o750]
+    assert opened_to_the_group(root) == {*BLOBS, *paths}
+    store.close()
+
+
+def test_a_directory_that_was_closed_in_between_is_opened_again(root):
+    (blob,) = (root / "blobs" / "sha256").iterdir()
+    for _ in range(2):  # as systemd closes the store's directory at each start of a unit
+        root.chmod(0o700)
+        BlobStore(root, group_access=True).close()
+        assert modes(root)["."] == 0o710
+    # A start without the key keeps what the group may read, and commits private blobs.
+    store = BlobStore(root)
+    store.commit_bytes(Digest.from_content(b"y"), b"y")
+    store.close()
+    assert stat.S_IMODE(blob.stat().st_mode) == 0o640
+    assert modes(root)[f"blobs/sha256/{Digest.from_content(b'y').hex}"] == 0o600
+
+
+def test_fsck_restores_the_access_of_the_group(root):
+    BlobStore(root, group_access=True).close()
+    (blob,) = (root / "blobs" / "sha256").iterdir()
+    for dry_run, mode in ((True, 0o600), (False, 0o640)):
+        blob.chmod(0o600)
+        check_store(root, dry_run=dry_run, on_progress=lambda *_: None, group_access=True)
+        assert stat.S_IMODE(blob.stat().st_mode) == mode
+
+
+def test_a_link_among_the_blobs_is_not_followed(root, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.touch(0o600)
+    elsewhere.chmod(0o600)
+    (root / "blobs" / "sha256" / ("a" * 64)).symlink_to(elsewhere)
+    BlobStore(root, group_access=True).close()
+    assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o600
+
+
 @pytest.mark.parametrize("name", [*DIRECTORIES[1:], *FILES])
 @pytest.mark.parametrize("target", ["whole", "missing"])
 def test_a_symbolic_link_in_a_store_is_refused_and_not_followed(root, tmp_path, name, target):

@@ -127,6 +127,17 @@ async def test_in_a_period_each_blob_is_read_once_and_the_reads_are_spread_over_
         assert running.read[:40] == running.read[40:]
 
 
+async def test_the_scrub_restores_the_access_of_the_group(tmp_path):
+    async with open_rig(tmp_path / "store", cap=64 << 20, group_access=True) as rig:
+        (digest,) = await fill(rig, 1)
+        fd = os.open(rig.store.blob_path(digest), os.O_RDONLY)
+        os.fchmod(fd, 0o600)
+        async with scrubbing(rig) as running:
+            await first_check_done(running, 1)
+        assert os.fstat(fd).st_mode & 0o777 == 0o640
+        os.close(fd)
+
+
 async def test_a_restart_continues_where_the_scrub_was(tmp_path):
     async with open_rig(tmp_path / "store", cap=64 << 20) as rig:
         blobs = await fill(rig, 20)

@@ -91,9 +91,11 @@ class StoreRig:
 
 
 @asynccontextmanager
-async def open_rig(root: Path, *, cap: int = CAP, min_free: int = 0) -> AsyncIterator[StoreRig]:
+async def open_rig(
+    root: Path, *, cap: int = CAP, min_free: int = 0, group_access: bool = False
+) -> AsyncIterator[StoreRig]:
     clock, metrics = Clock(), Metrics([], "0")
-    store = await asyncio.to_thread(BlobStore, root)
+    store = await asyncio.to_thread(BlobStore, root, group_access=group_access)
     index = await asyncio.to_thread(Index, root / "index.sqlite", clock)
     try:
         space = SpaceManager(store, index, metrics, max_size=cap, min_free=min_free, clock=clock)

@@ -43,7 +43,12 @@ def fsck(*, path: Path | None, store: str | None, dry_run: bool, as_json: bool) 
         closing(configure_logging(config.log.level, config.log.format)),
         count_progress("verifying") as progress,
     ):
-        report = check_store(config.store.path, dry_run=dry_run, on_progress=progress)
+        report = check_store(
+            config.store.path,
+            dry_run=dry_run,
+            on_progress=progress,
+            group_access=config.store.group_access,
+        )
     click.echo(_format_json(report, dry_run) if as_json else _format_text(report, dry_run))
     if report.corrupt:
         raise click.exceptions.Exit(CORRUPTION_FOUND)

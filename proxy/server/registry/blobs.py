@@ -5,7 +5,7 @@ import os
 import secrets
 import sys
 from collections.abc import Awaitable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 from proxy.cache.blobs import BlobCache, BlobResult
 from proxy.concurrency import RESPONSE_TIMEOUT
@@ -20,6 +20,7 @@ from proxy.server.request_context import (
     RequestContext,
     blob_headers,
     hit_headers,
+    redirect_headers,
 )
 from proxy.server.responses import Body, BodySource, FileBody, Response
 from proxy.storage.blobs import FileRange, OpenBlob
@@ -28,11 +29,19 @@ from proxy.storage.blobs import FileRange, OpenBlob
 INLINE_BLOB_SIZE = 64 << 10
 
 
-class BlobHandler:
-    """Answers requests for blobs."""
+# A trusted proxy that sends files itself says so in this header (the convention of Rack).
+SENDFILE_TYPE = "X-Accel-Redirect"
 
-    def __init__(self, blobs: BlobCache) -> None:
+
+class BlobHandler:
+    """Answers requests for blobs.
+
+    `accel_redirect` is the location of the store's blobs in nginx; empty if nginx does not send them.
+    """
+
+    def __init__(self, blobs: BlobCache, accel_redirect: str = "") -> None:
         self._blobs = blobs
+        self._accel_redirect = accel_redirect
 
     def handle(
         self, context: RequestContext, repository: Repository, digest: Digest
@@ -48,6 +57,9 @@ class BlobHandler:
         if blob is None:
             return self._answer_later(context, repository, digest)
         context.cache_state = "hit"
+        if self._is_sent_by_nginx(context):
+            with blob:
+                return self._redirect(context, digest, blob.size)
         try:
             response = _respond_stored(context, digest, blob)
         except BaseException:
@@ -81,6 +93,8 @@ class BlobHandler:
             context.cache_state = result.cache_state
             source = result.source
             if isinstance(source, OpenBlob):
+                if self._is_sent_by_nginx(context):
+                    return self._redirect(context, digest, source.size)
                 content = _read_small(context, source)
                 if content is not None:
                     return Response(200, blob_headers(context, digest), content)
@@ -93,6 +107,27 @@ class BlobHandler:
             if source.is_uncached:
                 context.cache_state = "bypass"
             return _respond(context, digest, source.size, source, stack.pop_all())
+
+    def _is_sent_by_nginx(self, context: RequestContext) -> bool:
+        request = context.request
+        return (
+            bool(self._accel_redirect)
+            and request.is_proxied
+            and request.headers.get("x-sendfile-type") == SENDFILE_TYPE
+        )
+
+    def _redirect(self, context: RequestContext, digest: Digest, size: int) -> Response:
+        """Let nginx send the blob, or the ranges of it that the request selects."""
+        headers = redirect_headers(
+            self._accel_redirect, context.cache_state, context.namespace, digest
+        )
+        context.promised_bytes = size
+        if "range" in context.request.headers:
+            with suppress(RangeNotSatisfiableError):
+                context.promised_bytes = 0
+                selected = _select_ranges(context, headers["ETag"], size)
+                context.promised_bytes = sum(one.length for one in selected) or size
+        return Response(200, headers)
 
 
 async def _wait_for_start(reader: DownloadReader, deadline: float) -> None:

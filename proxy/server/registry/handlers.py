@@ -37,12 +37,13 @@ class RegistryHandler:
         listings: ListingCache,
         prefetch: Prefetcher | None,
         search: RepositorySearch,
+        accel_redirect: str = "",
     ) -> None:
         self._router = Router(upstreams)
         self._names = NameParser(upstreams)
         self._manifests = manifests
         self._manifest_handler = ManifestHandler(manifests, prefetch)
-        self._blob_handler = BlobHandler(blobs)
+        self._blob_handler = BlobHandler(blobs, accel_redirect)
         self._listings = listings
         self._search = search
 
