@@ -24,6 +24,7 @@ from proxy.fleet.directory import Directory
 from proxy.metrics import Metrics
 from proxy.parsing import DocumentParser
 from proxy.repository_rules import RepositoryRules
+from proxy.server.activity.downloads import DownloadMonitor
 from proxy.server.pages.links import PageLinks
 from proxy.server.pages.sessions import SessionStore
 from proxy.server.pulls import PullTracker
@@ -55,6 +56,7 @@ class Core:
     policy_records: PolicyRecords
     traffic_records: TrafficRecords
     pulls: PullTracker
+    monitor: DownloadMonitor
     trail: AuditTrail
     webhook: Webhook
     space: SpaceManager
@@ -136,6 +138,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
         policy_records=PolicyRecords(index),
         traffic_records=TrafficRecords(index, metrics.traffic),
         pulls=PullTracker(metrics, index, downloads.age, clock),
+        monitor=DownloadMonitor(downloads),
         trail=trail,
         webhook=webhook,
         space=space,

@@ -37,6 +37,8 @@ from proxy.policy.rules import RuleSet
 from proxy.preload.preload import PreloadDeps, Preloader
 from proxy.preload.resolve import ImageResolver
 from proxy.repository_rules import RepositoryRules
+from proxy.server.activity.handlers import ActivityHandlers
+from proxy.server.activity.pull_test import PullTester
 from proxy.server.admin import (
     bundles as admin_bundles,
     images as admin_images,
@@ -201,6 +203,7 @@ async def configure_app(
     )
     acts = ActRecorder(core.trail, names)
     image_manager = ImageManager(image_store, rules, core.clock)
+    tester = PullTester(manifests, blobs, names, core.parser, core.disk_threads, native_platform)
     # The routes of the admin API; `server/admin/api.py` says how to add one.
     routes = [
         *admin_schema.routes(),
@@ -227,6 +230,7 @@ async def configure_app(
         *admin_upstreams.UpstreamHandlers(upstreams, config.upstreams).routes(),
         *admin_usage.routes(UsageReporter(image_store, image_rules, core.clock)),
         *admin_preload.PreloadHandlers(preloader, acts).routes(),
+        *ActivityHandlers(core.pulls, core.monitor, tester).routes(),
         *admin_policy.PolicyHandlers(
             config, names, manifests, policy, core.policy_records, acts, core.clock
         ).routes(),

@@ -88,6 +88,8 @@ class Download:
         # Seconds that connections have waited for buffers while the hash waited for the disk too.
         self.seconds_held_up = 0.0
         self.generation = 0
+        # By the clock of the loop.
+        self.created_at = asyncio.get_running_loop().time()
         # The outcome.
         self.is_verified = False
         self.has_stopped_storing = False

@@ -81,6 +81,10 @@ class DownloadManager:
     def __len__(self) -> int:
         return len(self._running)
 
+    def running(self) -> list[Download]:
+        """Return the running downloads, the oldest first."""
+        return list(self._running.values())
+
     def get(self, upstream_name: str, digest: Digest) -> Download | None:
         """Return the running download of `digest` from an upstream, or None."""
         return self._running.get((upstream_name, digest))

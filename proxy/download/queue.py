@@ -153,6 +153,11 @@ class Ticket:
         """How many client addresses have requested the download."""
         return len(self._download_slot.clients)
 
+    @property
+    def clients(self) -> list[str]:
+        """The client addresses that have requested the download."""
+        return list(self._download_slot.clients)
+
     def add_client(self, client: str) -> None:
         """Make the download urgent, and let it use this client's turns too."""
         for queue, slot in (

@@ -105,7 +105,7 @@ class Middleware:
         return self._record_at_end(context, response)
 
     async def _check_login_and_route(self, context: RequestContext) -> Response:
-        await self._access.check(context.request)
+        context.user = await self._access.check(context.request)
         answer = self._route(context)
         return answer if isinstance(answer, Response) else await answer
 
@@ -193,7 +193,9 @@ class Middleware:
         if context.promised_bytes:
             self._metrics.count_promised(context.upstream, context.promised_bytes)
         target = context.target
-        if target is not None and (status < 400 or status == CLIENT_CLOSED_REQUEST):
+        if status >= 400 and status != CLIENT_CLOSED_REQUEST:
+            self._pulls.record_failure(context, target, status)
+        elif target is not None:
             self._pulls.record(context, target)
         access_log = self._access_log
         if access_log is None or not access_log.is_info_enabled:

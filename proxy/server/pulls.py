@@ -13,12 +13,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from proxy.console import describe_target
 from proxy.lru import TTLCache
 from proxy.metrics import CacheState, Metrics
 from proxy.names import full_name
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
 from proxy.oci.referrers import subject_of_tag
+from proxy.server.activity.recent_pulls import PullRecord, RecentPulls
 from proxy.server.registry.router import TargetResource
 from proxy.server.request_context import RequestContext
 from proxy.storage.index import Index
@@ -36,6 +38,8 @@ MAX_NAMED_DIGESTS = 10_000
 MAX_FETCHED_MANIFESTS = 10_000
 # Resources, by client, whose hits are counted together.
 MAX_ENTRIES = 10_000
+# Characters of a path that names no image of an upstream.
+MAX_SHOWN_TARGET = 200
 
 _UPSTREAM_STATES: tuple[CacheState, ...] = ("miss", "collapsed", "bypass")
 
@@ -55,8 +59,10 @@ class _Pull:
     client: str
     digest: Digest
     is_by_tag: bool
+    record: PullRecord
     has_cached: bool = False
     has_upstream: bool = False
+    failed: frozenset[Tag | Digest] = frozenset()
 
     @property
     def result(self) -> PullResult:
@@ -75,6 +81,7 @@ class _Entry:
     client: str
     is_pull: bool
     is_limited: bool
+    record: PullRecord | None
     requests: int = 1
     sent: int = 0
 
@@ -94,6 +101,7 @@ class PullTracker:
         clock: Callable[[], float],
     ) -> None:
         self.upstreams: Mapping[str, Upstream] = {}
+        self.recent = RecentPulls(clock)
         self._metrics = metrics
         self._tally = metrics.traffic
         self._index = index
@@ -128,6 +136,46 @@ class PullTracker:
                 entries = self._gets if request.method == "GET" else self._heads
             entries[request.client, target] = entry
 
+    def record_failure(
+        self, context: RequestContext, target: TargetResource | None, status: int
+    ) -> None:
+        """Record a request that was answered with an error, so that operators see why a pull failed."""
+        request, reference = context.request, target.reference if target else None
+        if request.headers.get("user-agent") == TEST_PULL_AGENT:
+            return
+        if target is None:
+            # The login is wrong, the configuration does not allow the image, or its name is none. Clients ask
+            # without a login first.
+            is_question = status == 401 and "authorization" not in request.headers
+            if "/manifests/" in request.path and not is_question:
+                self._add_failure(context, describe_target(request.path)[:MAX_SHOWN_TARGET], status)
+        elif target.kind not in ("manifest", "blob"):
+            return
+        elif isinstance(reference, Tag):
+            # That an image has no signature is no failure.
+            if not subject_of_tag(reference):
+                self._add_failure(context, full_name(target.repository, reference), status)
+        elif reference:
+            self._record_failed_part(context, target, reference, status)
+
+    def _record_failed_part(
+        self, context: RequestContext, target: TargetResource, digest: Digest, status: int
+    ) -> None:
+        """Record that a manifest or blob, requested by digest, could not be served."""
+        client, repository = context.request.client or "", target.repository
+        if pull := self._find(client, repository, lambda _: True):
+            pull.failed |= {digest}
+            seconds = time.perf_counter() - pull.began
+            self.recent.fail(pull.record, status, context.problem, seconds)
+        elif named := self._named.get_with_age((client, repository, digest)):
+            self._add_failure(context, full_name(repository, named[1][0]), status)
+        elif target.kind == "manifest":
+            self._add_failure(context, full_name(repository, digest), status)
+
+    def _add_failure(self, context: RequestContext, image: str, status: int) -> None:
+        seconds = time.perf_counter() - context.started_at
+        self.recent.add_failure(context, image, status, seconds)
+
     def settle(self) -> None:
         """Add the entries to the totals, and end the pulls that are too old."""
         self._settle_entries()
@@ -154,6 +202,13 @@ class PullTracker:
             pull = self._find_of_blob(client, repository, target)
         if pull:
             self._add_content(pull, context, target, is_new=is_new)
+            if pull.failed and target.reference:
+                pull.failed -= {target.reference}
+                if not pull.failed:
+                    self.recent.recover(pull.record)
+            is_stale = context.cache_state == "stale" or pull.record.result == "stale"
+            result = "stale" if is_stale else pull.result
+            self.recent.update(pull.record, result, time.perf_counter() - pull.began)
         upstream = self.upstreams.get(repository.upstream)
         is_saved = context.cache_state in ("hit", "stale", "revalidated")
         return _Entry(
@@ -169,6 +224,7 @@ class PullTracker:
                 and upstream is not None
                 and upstream.is_rate_limited(repository.name)
             ),
+            record=pull.record if pull else None,
             sent=context.bytes_sent,
         )
 
@@ -212,15 +268,17 @@ class PullTracker:
         *,
         is_by_tag: bool,
     ) -> _Pull:
+        image = full_name(repository, reference)
         pull = _Pull(
             self._tally.today(),
             self._clock(),
             context.started_at,
             repository,
-            full_name(repository, reference),
+            image,
             client,
             digest,
             is_by_tag,
+            self.recent.begin(context, image, str(digest)),
         )
         self._tally.note_pull(pull.image)
         key = (client, repository)
@@ -317,6 +375,8 @@ class PullTracker:
             counts.hits += repeated
             if entry.is_limited:
                 counts.avoided += entry.requests
+        if entry.record:
+            self.recent.add_requests(entry.record, entry.requests, repeated, entry.sent)
         if repeated:
             self._tally.note_pull(entry.image)
             self._metrics.count_pulls(entry.repository.upstream, "hit", repeated)

@@ -45,6 +45,8 @@ class RequestContext(msgspec.Struct):
     digest: Digest | None = None
     namespace: str = ""
     """The upstream, if the client has named it with `?ns=`."""
+    user: str = ""
+    """The user that has logged in."""
 
     @property
     def shared_headers(self) -> dict[str, str]:

@@ -58,10 +58,10 @@ class AccessControl:
         """Wait for a running password check."""
         self._threads.shutdown(cancel_futures=True)
 
-    async def check(self, request: Request) -> None:
-        """Raise `UnauthorizedError` or `TooManyRequestsError` unless the login is valid."""
+    async def check(self, request: Request) -> str:
+        """Return the user, or raise `UnauthorizedError` or `TooManyRequestsError`."""
         authorization = request.headers.get("authorization", "")
-        await self._auth.check(authorization, request.client or "")
+        return await self._auth.check(authorization, request.client or "")
 
     def prepare_reload(self, settings: ServerSettings) -> Callable[[], None]:
         """Read the files that `settings` name; return a function that applies the settings.

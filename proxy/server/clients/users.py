@@ -128,8 +128,8 @@ class HtpasswdAuth:
         """Use these users from now on, or require no login if None."""
         self._htpasswd = htpasswd
 
-    async def check(self, authorization: str, client: str) -> None:
-        """Raise `UnauthorizedError` unless the header has a valid username and password.
+    async def check(self, authorization: str, client: str) -> str:
+        """Return the user, or raise `UnauthorizedError` unless the header has a valid login.
 
         The error and the time it takes are the same whatever is wrong, so that they do not reveal
         which users exist. Raises `TooManyRequestsError` if too many passwords wait for their hash.
@@ -141,14 +141,14 @@ class HtpasswdAuth:
         user, password = _parse_basic(authorization)
         htpasswd = self._htpasswd
         if htpasswd is None:
-            return
+            return ""
         password_hash = htpasswd.hash_by_user.get(user, htpasswd.dummy_hash)
         # It includes the hash, so that a remembered login ends when the file changes it.
         login = b"\0".join((password_hash, user.encode(), password))
         login_digest = hmac.digest(self._hmac_key, login, hashlib.sha256)
         if login_digest in self._verified:
             self._verified.move_to_end(login_digest)
-            return
+            return user
         is_known_user = user in htpasswd.hash_by_user
         origin = (user, client_key(client))
 
@@ -165,6 +165,7 @@ class HtpasswdAuth:
 
         if not await self._checks.run(login_digest, verify):
             raise UnauthorizedError(_LOGIN_REQUIRED)
+        return user
 
     async def _reload_if_changed(self) -> None:
         """Reread the file if it has changed; if it is invalid, keep the current users."""
