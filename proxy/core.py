@@ -21,6 +21,7 @@ from proxy.download.manager import DownloadManager
 from proxy.download.writer import StorageDeps
 from proxy.fleet.alone import Alone
 from proxy.fleet.directory import Directory
+from proxy.images.table import ImageTableKeeper
 from proxy.metrics import Metrics
 from proxy.parsing import DocumentParser
 from proxy.repository_rules import RepositoryRules
@@ -72,6 +73,7 @@ class Core:
     clock: Callable[[], float]
     daemon_id: str
     page_links: PageLinks
+    image_tables: ImageTableKeeper
     addresses: list[str] = field(default_factory=list)
     admin_addresses: list[str] = field(default_factory=list)
     started_at: float = field(default_factory=time.monotonic)
@@ -118,6 +120,8 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     # Entered before the group, so that the sessions of upstreams outlive the tasks that use them.
     sessions = await stack.enter_async_context(AsyncExitStack())
     group = await stack.enter_async_context(_background_tasks())
+    image_tables = ImageTableKeeper(group)
+    sessions.callback(image_tables.close)
     offline = OfflineSwitch(config.offline)
     daemon_id = secrets.token_hex(8)
     upstream_factory = UpstreamFactory(metrics, offline, parser, group, clock, daemon_id)
@@ -154,6 +158,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
         clock=clock,
         daemon_id=daemon_id,
         page_links=PageLinks(SessionStore()),
+        image_tables=image_tables,
     )
 
 

@@ -202,7 +202,7 @@ async def configure_app(
         config.server.accel_redirect,
     )
     acts = ActRecorder(core.trail, names)
-    image_manager = ImageManager(image_store, rules, core.clock)
+    image_manager = ImageManager(image_store, rules, core.clock, core.image_tables)
     tester = PullTester(manifests, blobs, names, core.parser, core.disk_threads, native_platform)
     # The routes of the admin API; `server/admin/api.py` says how to add one.
     routes = [

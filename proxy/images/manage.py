@@ -6,6 +6,7 @@ Listing, removing and unpinning work for upstreams that are no longer configured
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import closing, suppress
 from fnmatch import fnmatchcase
+from functools import partial
 from itertools import islice
 
 import msgspec
@@ -13,12 +14,14 @@ import msgspec
 from proxy.concurrency import run_in_thread
 from proxy.errors import DeniedError, StorageError, UnknownManifestError
 from proxy.images.store import ImageStore
+from proxy.images.table import ImageTableKeeper
 from proxy.images.tree import ImageState, PlatformState, build_tree
 from proxy.images.trust import PolicySummary, TrustSummary, describe_policy, describe_trust
 from proxy.names import display_name
 from proxy.oci.reference import Reference, Repository, parse_image
 from proxy.policy.rules import RuleSet
 from proxy.storage.image_queries import ImageQueries, ImageRow, open_image_queries
+from proxy.storage.image_table import ImageFilter, ImageOrder, TableRow
 from proxy.timestamps import to_seconds
 
 # After this many images, the sizes of all are computed at once: 12 s for 80,000 images, where one by one
@@ -33,7 +36,8 @@ class ImageSummary(msgspec.Struct, frozen=True):
 
     `digest` is None for a pinned tag that was never pulled. Sizes are stored bytes, `unique` those
     that removing the image would free; times are Unix time. `used` counts for eviction, and preloads and
-    exports are uses too; `pulled` is when a client last pulled it, None if never.
+    exports are uses too; `pulled` is when a client last pulled it, None if never, and `pulls` how often in
+    the last month.
     """
 
     name: str
@@ -48,6 +52,7 @@ class ImageSummary(msgspec.Struct, frozen=True):
     cached: int | None
     used: int | None
     pulled: int | None
+    pulls: int
     trust: TrustSummary
     policy: PolicySummary | None
 
@@ -70,10 +75,35 @@ class PinnedImages(msgspec.Struct, frozen=True):
 class ImageManager:
     """Lists, removes and pins the images of one store."""
 
-    def __init__(self, image_store: ImageStore, rules: RuleSet, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        image_store: ImageStore,
+        rules: RuleSet,
+        clock: Callable[[], float],
+        tables: ImageTableKeeper,
+    ) -> None:
         self._image_store = image_store
         self._rules = rules
         self._clock = clock
+        self._tables = tables
+
+    async def list_selected(
+        self, wanted: ImageFilter, order: ImageOrder, *, after: str = "", limit: int = 0
+    ) -> AsyncGenerator[ImageSummary, None]:
+        """Yield the images that a filter selects, in an order: at most `limit` that follow `after`.
+
+        In a large store, the order and the filter are those of some minutes ago. Raises `BusyError`
+        until they are known, `InvalidRequestError` if `after` is not there, and `StorageError`.
+        """
+        rows = await self._tables.rows(self._image_store, wanted, order, after, limit or -1)
+        for start in range(0, len(rows), _BATCH_SIZE):
+            batch = rows[start : start + _BATCH_SIZE]
+            for image in await self._image_store.query(partial(self._summarize_found, batch)):
+                yield image
+
+    async def platforms(self) -> Sequence[str]:
+        """Return the platforms that stored images are for, as far as they are known."""
+        return await self._tables.platforms(self._image_store)
 
     async def list_images(
         self, pattern: str = "", *, after: str = "", limit: int = 0
@@ -161,6 +191,22 @@ class ImageManager:
                     queries.compute_sizes()
                 yield self._summarize(queries, row, *queries.image_sizes(row))
 
+    def _summarize_found(
+        self, batch: Sequence[TableRow], queries: ImageQueries
+    ) -> list[ImageSummary]:
+        """Return the images of rows as they are now, without those that are gone."""
+        found = []
+        for repository, reference in batch:
+            rows = [
+                row
+                for row in queries.find_images(repository, reference)
+                if row.reference == reference
+            ]
+            if not rows and queries.pinned_absent(repository, reference):
+                rows = [ImageRow(repository, reference, None, is_pinned=True)]
+            found += [self._summarize(queries, row, *queries.image_sizes(row)) for row in rows[:1]]
+        return found
+
     def _summarize(
         self, queries: ImageQueries, row: ImageRow, size: int, unique: int
     ) -> ImageSummary:
@@ -185,6 +231,7 @@ class ImageManager:
             else None,
             used=to_seconds(top.used_at) if top else None,
             pulled=to_seconds(queries.pulled_at(repository, row.reference, digest)),
+            pulls=queries.pull_count(repository, row.reference),
             trust=describe_trust(queries, repository),
             policy=describe_policy(
                 queries, self._rules, repository, row.reference, digest, self._clock()

@@ -154,6 +154,7 @@ class ImageQueries:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._has_sizes = False
+        self._days: list[str] | None = None
 
     def images(
         self, pattern: str = "", after: tuple[Repository, Reference] | None = None
@@ -310,6 +311,33 @@ class ImageQueries:
         query = "SELECT max(at) FROM pulls WHERE name IN (?, ?)"
         row: tuple[float | None] = self._connection.execute(query, (names[0], names[-1])).fetchone()
         return row[0]
+
+    def pull_count(self, repository: Repository, reference: Reference) -> int:
+        """Return how often clients have pulled an image, in the days that are kept."""
+        if self._days is None:
+            days = self._connection.execute(
+                "WITH RECURSIVE days (day) AS ("
+                "SELECT min(day) FROM traffic WHERE scope = 'image' UNION ALL SELECT"
+                " (SELECT min(day) FROM traffic WHERE scope = 'image' AND day > days.day) FROM days"
+                " WHERE day IS NOT NULL) SELECT day FROM days WHERE day IS NOT NULL"
+            )
+            self._days = [day for (day,) in days]
+        query = (
+            "SELECT coalesce(sum(hits + partials + misses), 0) FROM json_each(?) d"
+            " CROSS JOIN traffic t ON t.scope = 'image' AND t.day = d.value AND t.name = ?"
+        )
+        values = (json.dumps(self._days), full_name(repository, reference))
+        row: tuple[int] = self._connection.execute(query, values).fetchone()
+        return row[0]
+
+    def pinned_absent(self, repository: Repository, reference: Reference) -> bool:
+        """Tell whether a tag is pinned that was never pulled."""
+        row = self._connection.execute(
+            "SELECT 1 FROM pins p JOIN repositories r ON r.id = p.repository"
+            " WHERE r.upstream = ? AND r.name = ? AND p.reference = ? AND p.digest IS NULL",
+            (repository.upstream, repository.name, str(reference)),
+        )
+        return row.fetchone() is not None
 
     def image_sizes(self, image: ImageRow) -> tuple[int, int]:
         """Return the size of an image and the part that only it has, in bytes."""

@@ -62,6 +62,11 @@ class Breaker:
         """The failure that opened the breaker; empty while it is closed."""
         return self._outage.reason if self._outage else ""
 
+    @property
+    def outage(self) -> Outage | None:
+        """Why requests are not admitted; None while the breaker is closed."""
+        return self._outage
+
     def try_admit(self, now: float) -> Outage | None:
         """Return None to admit the caller, or the outage that forbids its request."""
         if self._outage is None:

@@ -144,6 +144,16 @@ class Upstream:
         return "" if self.is_up else self._registry.health.reason
 
     @property
+    def retry_at(self) -> float | None:
+        """When a request is sent again, in Unix time; None while `is_up`."""
+        return None if self.is_up else self._registry.health.retry_at
+
+    @property
+    def pulls_renewed_at(self) -> float | None:
+        """When all pulls are allowed again, in Unix time; None if that is not known."""
+        return self._registry.pulls_renewed_at
+
+    @property
     def credentials_problem(self) -> str:
         """How the registry rejected the configured credentials; empty once a request succeeded."""
         return self._registry.credentials_problem

@@ -43,6 +43,12 @@ class RegistryHealth:
         """Why no requests are sent; empty while they are."""
         return self._breaker.reason
 
+    @property
+    def retry_at(self) -> float | None:
+        """When one request is sent to see whether it is up again, in Unix time; None while it is up."""
+        outage = self._breaker.outage
+        return self._clock() + outage.retry_at - self._now() if outage else None
+
     @contextmanager
     def admit(self) -> Iterator[None]:
         """Run the block, which must record its outcome, or raise `UpstreamDownError`."""

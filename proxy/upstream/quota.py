@@ -71,6 +71,11 @@ class Quota:
         self._cooldowns: OrderedDict[RequestClass, Cooldown] = OrderedDict()
 
     @property
+    def renewed_at(self) -> float | None:
+        """When all pulls are allowed again, if no other is made, in Unix time; None if unknown."""
+        return self._renewed_at
+
+    @property
     def is_scarce(self) -> bool:
         """Whether to save the remaining pulls for content that is not cached."""
         if self.limit is None or self.remaining is None:
@@ -125,6 +130,11 @@ class Quota:
         """Return the cooldown that forbids a request now, or None. `now` is Unix time."""
         cooldowns = map(self._cooldowns.get, (requests.of_account(), requests))
         return next((each for each in cooldowns if each and each.seconds_left(now)), None)
+
+    def cooldown_end(self, now: float) -> float | None:
+        """Return when the last pause after a 429 is over; None if there is none. Unix time."""
+        ends = [each.since + each.seconds for each in self._cooldowns.values()]
+        return max((end for end in ends if end > now), default=None)
 
 
 def parse_retry_after(value: str | None, now: float) -> float | None:

@@ -186,6 +186,12 @@ class RegistryClient:
         self._now = asyncio.get_running_loop().time
 
     @property
+    def pulls_renewed_at(self) -> float | None:
+        """When pulls are allowed again, after a 429 or at the end of the window; None if unknown."""
+        quota = self.quota
+        return quota.cooldown_end(self._clock()) or quota.renewed_at
+
+    @property
     def quota(self) -> Quota:
         """The rate limits of now."""
         self._quota.renew(self._clock())

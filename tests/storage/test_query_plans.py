@@ -3,12 +3,14 @@
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from typing import get_args
 
 import pytest
 
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import OCI_MANIFEST, Descriptor, Manifest
 from proxy.oci.reference import Repository, Tag
+from proxy.storage.image_table import ImageFilter, ImageOrder, ImageTable
 from proxy.storage.index import Index
 
 APP = Repository("docker.io", "library/app")
@@ -86,3 +88,14 @@ async def test_a_size_is_found_among_many_links_and_a_bounded_number_of_manifest
     assert index.declared_size(Repository("docker.io", "team/app255"), BLOB) == 7
     # Upstream is asked for what is beyond the bound.
     assert index.declared_size(Repository("docker.io", "team/app256"), BLOB) is None
+
+
+@pytest.mark.parametrize("order", get_args(ImageOrder))
+async def test_a_page_of_images_is_read_in_the_order_of_an_index(index, order):
+    with closing(ImageTable(index.path)) as table:
+        with traced(table._connection) as statements:
+            table.rows(ImageFilter(upstream="docker.io", text="app"), order, "", 100)
+        (statement,) = statements
+        rows = table._connection.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
+    (step,) = [row[3] for row in rows]
+    assert "SCAN temp.image_table USING INDEX image_table_" in step

@@ -1,9 +1,9 @@
 """`/api/v1/images`: list, inspect, check, remove and pin the images in the store."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -14,14 +14,39 @@ from proxy.images.manage import ImageManager, ImageSummary, PinnedImages, Remove
 from proxy.images.selection import ImageSelection
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
 from proxy.server.admin.recording import ActRecorder
+from proxy.storage.image_table import ImageFilter, ImageOrder, TableState
 
 
 class ListImagesQuery(RequestModel, frozen=True):
-    """Selects images by a part of their names, or by a glob: at most `limit` that follow `after`."""
+    """Selects images by a part of their names, or by a glob: at most `limit` that follow `after`.
+
+    Other orders than that of the names take no globs, and neither do the other fields: in a large
+    store, they are answered from a table of all images that may be minutes old.
+    """
 
     filter: str = ""
     after: str = ""
     limit: Annotated[int, msgspec.Meta(ge=0)] = 0
+    order: ImageOrder = "name"
+    upstream: str = ""
+    badge: str = ""
+    platform: str = ""
+    state: TableState | Literal[""] = ""
+    pinned: bool | None = None
+    pulled: bool | None = None
+
+    @property
+    def selection(self) -> ImageFilter:
+        """The filter of the table of images."""
+        return ImageFilter(
+            text=self.filter,
+            upstream=self.upstream,
+            badge=self.badge,
+            platform=self.platform,
+            state=self.state,
+            pinned=self.pinned,
+            pulled=self.pulled,
+        )
 
 
 class InspectQuery(RequestModel, frozen=True):
@@ -69,6 +94,7 @@ class ImageHandlers:
         """Return the routes."""
         return [
             Route("GET", "/api/v1/images", self.list_images),
+            Route("GET", "/api/v1/images/platforms", self.platforms),
             Route("GET", "/api/v1/images/inspect", self.inspect),
             Route("POST", "/api/v1/images/check", self.check, is_read=True),
             Route("POST", "/api/v1/images/remove", self.remove),
@@ -80,10 +106,19 @@ class ImageHandlers:
         """List images."""
         query = request.parse_query(ListImagesQuery)
         await self._write_pulls()
-        found = self.images.list_images(query.filter, after=query.after, limit=query.limit)
+        if query.order == "name" and query.selection == ImageFilter(text=query.filter):
+            found = self.images.list_images(query.filter, after=query.after, limit=query.limit)
+        else:
+            found = self.images.list_selected(
+                query.selection, query.order, after=query.after, limit=query.limit
+            )
         async with aclosing(found):
             async for image in found:
                 yield image
+
+    async def platforms(self, _request: AdminRequest) -> Sequence[str]:
+        """Return the platforms that stored images are for, the most common first."""
+        return await self.images.platforms()
 
     async def inspect(self, request: AdminRequest) -> ImageDetail:
         """Return the details of an image."""

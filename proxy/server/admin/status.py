@@ -38,7 +38,11 @@ class MissingFeatureStatus(msgspec.Struct, frozen=True):
 
 
 class UpstreamStatus(msgspec.Struct, frozen=True):
-    """One upstream. `problem` is why it is down, or rejects the credentials; limits count pulls, None if unknown."""
+    """One upstream. `problem` is why it is down, or rejects the credentials; limits count pulls, None if unknown.
+
+    `retry_at` is when it is asked again, None while it is up; `ratelimit_renewed_at` is when pulls are
+    allowed again, None if unknown. Both are Unix time.
+    """
 
     name: str
     url: str
@@ -46,6 +50,8 @@ class UpstreamStatus(msgspec.Struct, frozen=True):
     problem: str
     ratelimit_limit: int | None
     ratelimit_remaining: int | None
+    ratelimit_renewed_at: int | None
+    retry_at: int | None
     missing_features: list[MissingFeatureStatus]
 
 
@@ -223,6 +229,8 @@ class StatusHandlers:
                 problem=upstream.outage_reason or upstream.credentials_problem,
                 ratelimit_limit=upstream.pull_quota[0],
                 ratelimit_remaining=upstream.pull_quota[1],
+                ratelimit_renewed_at=to_seconds(upstream.pulls_renewed_at),
+                retry_at=to_seconds(upstream.retry_at),
                 missing_features=[
                     MissingFeatureStatus(one.feature, one.repositories, to_seconds(one.retry_at))
                     for one in upstream.missing_features
