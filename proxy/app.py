@@ -28,6 +28,7 @@ from proxy.repository_rules import RepositoryRules
 from proxy.server.admin import listener as admin_listener
 from proxy.server.admin.handler import AdminApiHandler
 from proxy.server.clients.access_control import AccessControl
+from proxy.server.clients.peer_gate import PeerGate
 from proxy.server.health import HealthEndpoints
 from proxy.server.http import HttpServer
 from proxy.server.listening import Listener
@@ -178,6 +179,13 @@ class DaemonInfo:
     is_tls: bool = False
 
 
+def _peer_gate(core: Core, config: Config) -> PeerGate | None:
+    """Return what recognises the nodes of the fleet; None without a fleet."""
+    if core.peers is None:
+        return None
+    return PeerGate(core.peers.token, is_local=not config.fleet.token_file)
+
+
 class RunningApp:
     """The running program: the core, the configured part, and the servers in front of them."""
 
@@ -205,6 +213,7 @@ class RunningApp:
             core.daemon_id,
             core.pulls,
             core.admin_addresses if configured.config.server.pages else (),
+            _peer_gate(core, self.config),
         )
         self.api = AdminApiHandler(configured.routes, core.metrics, access_log)
         server = HttpServer(

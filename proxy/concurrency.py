@@ -77,6 +77,11 @@ class SingleFlight(Generic[K, V]):
             raise copy(result) from result
         return result
 
+    async def wait(self, key: K) -> None:
+        """Wait for the end of the work that runs for `key`, if any."""
+        if task := self._running.get(key):
+            await asyncio.wait((task,))
+
     def start(self, key: K, work: Callable[[], Awaitable[V]]) -> None:
         """Start `work` in the background, unless work for `key` is already running.
 

@@ -38,6 +38,12 @@ from proxy.storage.scrub import Scrubber
 from proxy.storage.space import SpaceManager
 from proxy.upstream.factory import UpstreamFactory
 from proxy.upstream.offline import OfflineSwitch
+from proxy.upstream.peers import (
+    PeerClient,
+    create_peer_tls_context,
+    fleet_token,
+    open_peer_session,
+)
 from proxy.upstream.webhook import Webhook
 
 # Threads for disk I/O; name lookups have the threads of the loop.
@@ -67,6 +73,7 @@ class Core:
     upstream_factory: UpstreamFactory
     downloads: DownloadManager
     directory: Directory
+    peers: PeerClient | None
     disk_threads: ThreadPoolExecutor
     parser: DocumentParser
     group: asyncio.TaskGroup
@@ -124,12 +131,16 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     sessions.callback(image_tables.close)
     offline = OfflineSwitch(config.offline)
     daemon_id = secrets.token_hex(8)
-    upstream_factory = UpstreamFactory(metrics, offline, parser, group, clock, daemon_id)
+    directory = Alone()
+    peers = await _open_peers(sessions, config, directory, metrics, daemon_id)
+    upstream_factory = UpstreamFactory(
+        metrics, offline, parser, group, clock, daemon_id, directory if peers else None
+    )
     sessions.push_async_callback(upstream_factory.close)
     group.create_task(upstream_factory.close_unused())
     group.create_task(index.check_integrity(threads))
     storage = StorageDeps(store, index, space, metrics, threads, open_ingests=set())
-    downloads = DownloadManager(storage, config.fetch, group)
+    downloads = DownloadManager(storage, config.fetch, group, peers)
     metrics.register_gauges(_LiveGauges(space, index, scrubber, downloads))
     webhook = Webhook(config.notify, offline, metrics, clock)
     group.create_task(webhook.run())
@@ -151,7 +162,8 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
         offline=offline,
         upstream_factory=upstream_factory,
         downloads=downloads,
-        directory=Alone(),
+        directory=directory,
+        peers=peers,
         disk_threads=threads,
         parser=parser,
         group=group,
@@ -159,6 +171,24 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
         daemon_id=daemon_id,
         page_links=PageLinks(SessionStore()),
         image_tables=image_tables,
+    )
+
+
+async def _open_peers(
+    stack: AsyncExitStack, config: Config, directory: Directory, metrics: Metrics, daemon_id: str
+) -> PeerClient | None:
+    """Return the client for the other nodes of the fleet; None without a fleet, or for a command."""
+    if not (config.fleet.is_on and config.server.listen):
+        return None
+    token = await asyncio.to_thread(config.fleet.read_token)
+    tls = await asyncio.to_thread(create_peer_tls_context, config.fleet)
+    return PeerClient(
+        await stack.enter_async_context(open_peer_session(tls)),
+        directory,
+        metrics,
+        token=fleet_token(config.fleet, token),
+        node_id=daemon_id,
+        stall_timeout=config.fleet.stall_timeout,
     )
 
 

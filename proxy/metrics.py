@@ -36,8 +36,12 @@ from proxy.traffic import PullResult, Purpose, TrafficTally
 RequestKind = Literal[
     "manifest", "blob", "tags", "referrers", "search", "facts", "catalog", "ping", "other"
 ]
-CacheState = Literal["hit", "miss", "collapsed", "stale", "revalidated", "bypass", "none"]
+CacheState = Literal["hit", "miss", "collapsed", "peer", "stale", "revalidated", "bypass", "none"]
 DownloadResult = Literal["stored", "failed", "mismatch", "bypass"]
+DownloadSource = Literal["upstream", "peer"]
+PeerResult = Literal["whole", "growing", "unknown", "failed"]
+PeerDirection = Literal["in", "out"]
+FailoverReason = Literal["refused", "stalled", "broken", "wrong"]
 EvictionReason = Literal["size", "min_free", "quota", "index_full", "idle", "corrupt", "removed"]
 UncachedReason = Literal["too_large", "no_space", "pinned", "index_full", "disk_error"]
 NotificationResult = Literal["sent", "failed", "dropped"]
@@ -45,10 +49,14 @@ ScrubResult = Literal["intact", "corrupt", "missing", "unreadable"]
 
 # Series that exist from the start, so that `rate()` sees the first increment.
 _INITIAL_SERIES: tuple[tuple[RequestKind, tuple[CacheState, ...]], ...] = (
-    ("manifest", ("hit", "miss", "collapsed", "revalidated", "stale", "bypass")),
-    ("blob", ("hit", "miss", "collapsed", "bypass")),
+    ("manifest", ("hit", "miss", "collapsed", "peer", "revalidated", "stale", "bypass")),
+    ("blob", ("hit", "miss", "collapsed", "peer", "bypass")),
 )
 _DOWNLOAD_RESULTS: tuple[DownloadResult, ...] = ("stored", "failed", "mismatch", "bypass")
+_DOWNLOAD_SOURCES: tuple[DownloadSource, ...] = get_args(DownloadSource)
+_PEER_RESULTS: tuple[PeerResult, ...] = get_args(PeerResult)
+_PEER_DIRECTIONS: tuple[PeerDirection, ...] = get_args(PeerDirection)
+_FAILOVER_REASONS: tuple[FailoverReason, ...] = get_args(FailoverReason)
 _EVICTION_REASONS: tuple[EvictionReason, ...] = get_args(EvictionReason)
 _UNCACHED_REASONS: tuple[UncachedReason, ...] = get_args(UncachedReason)
 _SCRUB_RESULTS: tuple[ScrubResult, ...] = get_args(ScrubResult)
@@ -240,6 +248,7 @@ class Metrics:
         )
         self._internal_errors = self._counter("internal_errors", "Unexpected internal errors.")
         self._declare_reloads()
+        self._declare_peers()
         build = self._gauge("build_info", "Always 1; the version is a label.", "version")
         build.labels(version).set(1)
         ProcessCollector(registry=self._registry)
@@ -299,7 +308,12 @@ class Metrics:
         )
 
     def _declare_store(self) -> None:
-        self._downloads = self._counter("downloads", "Finished downloads, by result.", "result")
+        self._downloads = self._counter(
+            "downloads",
+            "Finished downloads, by result and by who has sent the bytes.",
+            "result",
+            "source",
+        )
         self._evictions = self._counter(
             "evictions", "Blobs removed from the store, by reason.", "reason"
         )
@@ -338,7 +352,8 @@ class Metrics:
         for notification_result in _NOTIFICATION_RESULTS:
             self._notifications.labels(notification_result)
         for download_result in _DOWNLOAD_RESULTS:
-            self._downloads.labels(download_result)
+            for source in _DOWNLOAD_SOURCES:
+                self._downloads.labels(download_result, source)
         for eviction_reason in _EVICTION_REASONS:
             self._evictions.labels(eviction_reason)
             self._evicted_bytes.labels(eviction_reason)
@@ -348,6 +363,23 @@ class Metrics:
             self._scrubbed.labels(scrub_result)
         for preload_result in ("complete", "failed"):
             self._preloaded.labels(preload_result)
+
+    def _declare_peers(self) -> None:
+        self._peer_requests = self._counter(
+            "peer_requests", "Requests for content to peers of the fleet, by result.", "result"
+        )
+        self._peer_bytes = self._counter(
+            "peer_bytes", "Bytes of content exchanged with peers of the fleet.", "direction"
+        )
+        self._peer_failovers = self._counter(
+            "peer_failovers", "Transfers that a peer of the fleet did not finish.", "reason"
+        )
+        for result in _PEER_RESULTS:
+            self._peer_requests.labels(result)
+        for direction in _PEER_DIRECTIONS:
+            self._peer_bytes.labels(direction)
+        for reason in _FAILOVER_REASONS:
+            self._peer_failovers.labels(reason)
 
     def _declare_reloads(self) -> None:
         self._reloads = self._counter(
@@ -487,9 +519,21 @@ class Metrics:
         if is_success:
             self._last_reload_time.set_to_current_time()
 
-    def count_download(self, result: DownloadResult) -> None:
-        """Count a finished download."""
-        self._downloads.labels(result).inc()
+    def count_download(self, result: DownloadResult, source: DownloadSource = "upstream") -> None:
+        """Count a finished download; its source is "peer" if a peer has sent any of its bytes."""
+        self._downloads.labels(result, source).inc()
+
+    def count_peer_request(self, result: PeerResult) -> None:
+        """Count the answer of a peer of the fleet."""
+        self._peer_requests.labels(result).inc()
+
+    def count_peer_bytes(self, direction: PeerDirection, size: int) -> None:
+        """Count bytes of content received from peers, or sent to them."""
+        self._peer_bytes.labels(direction).inc(size)
+
+    def count_peer_failover(self, reason: FailoverReason) -> None:
+        """Count that content is fetched in another way because a peer failed."""
+        self._peer_failovers.labels(reason).inc()
 
     def count_digest_mismatch(self, upstream: str) -> None:
         """Count content from upstream that did not match its digest."""

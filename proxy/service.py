@@ -14,6 +14,7 @@ from proxy.bundle.import_ import BundleImporter
 from proxy.cache.access import RepositoryAccess
 from proxy.cache.blobs import BlobCache
 from proxy.cache.facts import FactsCache
+from proxy.cache.fleet import FleetManifests
 from proxy.cache.listings import ListingCache
 from proxy.cache.manifest_store import ManifestStore
 from proxy.cache.manifests import ManifestCache
@@ -122,6 +123,7 @@ async def configure_app(
         rules=image_rules,
         group=core.group,
         clock=core.clock,
+        fleet=FleetManifests(core.peers, upstreams) if core.peers else None,
     )
     blobs = BlobCache(
         upstreams=upstreams,

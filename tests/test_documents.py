@@ -73,7 +73,7 @@ def literals() -> str:
 
 def logged_events() -> set[tuple[str, str]]:
     """Return the events that the program logs, each with its level."""
-    found = {("request", "info")}
+    found = {("request", "info"), ("peer_request", "info")}
     for node in nodes():
         match node:
             case ast.Call(

@@ -61,6 +61,9 @@ def set_all_metrics(metrics: Metrics) -> None:
     metrics.count_upstream_retry("docker.io", "stalled")
     metrics.set_ratelimit("docker.io", 100, lambda: 7)
     metrics.count_download("stored")
+    metrics.count_peer_request("whole")
+    metrics.count_peer_bytes("in", 5)
+    metrics.count_peer_failover("stalled")
     metrics.count_digest_mismatch("docker.io")
     metrics.count_evicted("size", 3, 3000)
     metrics.count_uncached("too_large")
@@ -104,7 +107,7 @@ def test_upstream_requests_are_counted_by_upstream(metrics):
 def test_events_of_the_store_are_counted_by_reason(metrics):
     set_all_metrics(metrics)
     found = samples(metrics)
-    assert found["pullcache_downloads_total,result=stored"] == 1
+    assert found["pullcache_downloads_total,result=stored,source=upstream"] == 1
     assert found["pullcache_evictions_total,reason=size"] == 3
     assert found["pullcache_evicted_bytes_total,reason=size"] == 3000
     assert found["pullcache_uncached_total,reason=too_large"] == 1
@@ -124,7 +127,8 @@ def test_events_of_the_store_are_counted_by_reason(metrics):
         "pullcache_pulls_total,result=partial,upstream=ghcr.io",
         "pullcache_ratelimited_avoided_total,upstream=docker.io",
         "pullcache_digest_mismatches_total,upstream=docker.io",
-        "pullcache_downloads_total,result=failed",
+        "pullcache_downloads_total,result=failed,source=peer",
+        "pullcache_peer_failovers_total,reason=wrong",
         "pullcache_evictions_total,reason=corrupt",
         "pullcache_evicted_bytes_total,reason=min_free",
         "pullcache_uncached_total,reason=pinned",
@@ -174,7 +178,7 @@ def test_gauges_are_read_at_each_scrape(metrics):
 def test_two_programs_in_one_process_share_no_counters(metrics):
     other = Metrics(["docker.io"], "1.2.3")
     metrics.count_download("stored")
-    assert samples(other)["pullcache_downloads_total,result=stored"] == 0
+    assert samples(other)["pullcache_downloads_total,result=stored,source=upstream"] == 0
 
 
 def test_version_process_and_garbage_collection_are_exported(metrics):

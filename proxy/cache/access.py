@@ -31,7 +31,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.storage.index import BlobRow, Index
 from proxy.upstream.client import Upstream
-from proxy.upstream.responses import Evidence
+from proxy.upstream.responses import Evidence, is_proof
 
 # Proofs that are asked for before a client needs them, at a time.
 MAX_BACKGROUND_CHECKS = 32
@@ -60,20 +60,6 @@ def decide(*, is_linked: bool, is_from_upstream: bool) -> Decision:
     if is_linked:
         return Decision.SERVE
     return Decision.PROVE if is_from_upstream else Decision.FETCH
-
-
-def is_proof(evidence: Evidence, digest: Digest, size: int | None) -> bool:
-    """Tell whether the registry could not have responded so without having the content.
-
-    `size` is that of the content, None if it is unknown.
-    """
-    if evidence.is_html:  # a login page that answers every request
-        return False
-    if evidence.digest is not None and evidence.digest != digest:
-        return False
-    if evidence.size is not None and size is not None:
-        return evidence.size == size
-    return evidence.digest == digest
 
 
 class RepositoryAccess:

@@ -17,7 +17,13 @@ from proxy.config import FetchSettings
 from proxy.download.download import Download
 from proxy.download.manager import DownloadManager
 from proxy.download.reader import DownloadReader
-from proxy.errors import ProxyError, StorageError, TooManyRequestsError
+from proxy.errors import (
+    ProxyError,
+    StorageError,
+    TooManyRequestsError,
+    UnknownBlobError,
+    UnknownNameError,
+)
 from proxy.metrics import CacheState
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
@@ -109,6 +115,43 @@ class BlobCache:
             self._downloads.add_client(download, client)
         async with download.attach() as reader:
             yield BlobResult(reader, state)
+
+    async def open_for_peer(
+        self, repository: Repository, digest: Digest, *, is_proven: bool
+    ) -> OpenBlob | None:
+        """Open a stored blob for another node of the fleet; None if it is not stored.
+
+        The node gets what this one may serve under the repository, or, if the registry has proven to it that
+        the repository has the blob (`is_proven`), what its upstream has sent. Raises `UnknownNameError`.
+        """
+        row = self._index.blob(repository, digest)
+        if row is None:
+            return None
+        if not (row.is_linked or (is_proven and self._index.has_sent(repository.upstream, digest))):
+            raise UnknownNameError("this node does not have it for this repository")
+        opened = await self._space.open_blob(digest, row.size)
+        if opened:
+            self._index.touch(digest)
+        return opened
+
+    @asynccontextmanager
+    async def join_for_peer(
+        self, repository: Repository, digest: Digest, peer: str, *, is_proven: bool
+    ) -> AsyncIterator[DownloadReader]:
+        """Read from the running download of a blob for another node of the fleet.
+
+        `peer` has turns in the download queue like a client. Raises `UnknownBlobError` without a download,
+        and `UnknownNameError` as `open_for_peer` does.
+        """
+        download = self._downloads.get(repository.upstream, digest)
+        if download is None or download.has_stopped_storing:
+            raise UnknownBlobError("this node does not have it")
+        shared = (download.repository, *download.shared_with)
+        if not (is_proven or repository in shared):
+            raise UnknownNameError("this node does not have it for this repository")
+        self._downloads.add_client(download, peer)
+        async with download.attach() as reader:
+            yield reader
 
     async def get_blob_size(
         self, repository: Repository, digest: Digest

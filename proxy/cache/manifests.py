@@ -14,6 +14,7 @@ import msgspec
 from proxy.cache import freshness
 from proxy.cache.access import RepositoryAccess
 from proxy.cache.facts import FactsCache
+from proxy.cache.fleet import FleetManifests
 from proxy.cache.freshness import Freshness
 from proxy.cache.manifest_store import ManifestStore
 from proxy.cache.policy import PolicyGate
@@ -24,11 +25,14 @@ from proxy.errors import (
     DigestMismatchError,
     NotFoundError,
     OfflineError,
+    ProxyError,
     RateLimitedError,
     StorageError,
     UnknownManifestError,
+    UnknownNameError,
     UpstreamError,
 )
+from proxy.fleet.directory import SharedTag
 from proxy.log import get_logger
 from proxy.lru import CachedManifest, TTLCache
 from proxy.metrics import CacheState
@@ -81,6 +85,7 @@ class ManifestCache:
         rules: RepositoryRules,
         group: asyncio.TaskGroup,
         clock: Callable[[], float],
+        fleet: FleetManifests | None = None,
     ) -> None:
         self._upstreams = upstreams
         self._store = store
@@ -90,6 +95,7 @@ class ManifestCache:
         self._facts = facts
         self._settings = settings
         self._clock = clock
+        self._fleet = fleet
         self._now = asyncio.get_running_loop().time
         self._tag_ttl = lru_cache(maxsize=4096)(
             lambda repository, tag: rules.ttl(policy_name(repository), tag)
@@ -194,9 +200,30 @@ class ManifestCache:
             result = await self._get_by_digest(repository, reference, deadline)
         else:
             tag_row = self._index.tag(repository, reference)
-            manifest, state = await self._refresh_once(repository, reference, tag_row, deadline)
+            manifest, state = await self._refresh_once(
+                repository, reference, tag_row, deadline, is_current=True
+            )
             result = ManifestResult(manifest, state)
         return (await self._apply_policy(repository, reference, result, deadline)).manifest
+
+    async def get_for_peer(
+        self, repository: Repository, digest: Digest, *, is_proven: bool
+    ) -> ManifestResult:
+        """Return a manifest for another node of the fleet, without asking upstream for it.
+
+        The rules are those of `BlobCache.open_for_peer`. Waits for a request to upstream that is running.
+        Raises `UnknownManifestError`, and `UnknownNameError` if it is stored, but not for the repository.
+        """
+        await self._fetches.wait((repository, digest))
+        row = self._index.blob(repository, digest)
+        if row is None or row.media_type is None:
+            raise UnknownManifestError("this node does not have it")
+        if not (row.is_linked or (is_proven and self._index.has_sent(repository.upstream, digest))):
+            raise UnknownNameError("this node does not have it for this repository")
+        manifest = await self._store.load(digest, row.media_type)
+        if manifest is None:
+            raise UnknownManifestError("this node does not have it")
+        return ManifestResult(manifest, "hit")
 
     def find_ripening(
         self, repository: Repository, reference: Reference
@@ -308,13 +335,7 @@ class ManifestCache:
         ttl = self._tag_ttl(repository, tag)
         tag_row = self._index.tag(repository, tag)
         if tag_row is None:
-            self._raise_if_known_missing(repository, tag)
-            try:
-                manifest, state = await self._refresh_once(repository, tag, None, deadline)
-            except UNREACHABLE_ERRORS as error:
-                self._raise_if_without_referrers(repository, tag, error)
-                raise
-            return ManifestResult(manifest, state, 0.0, ttl)
+            return await self._get_unknown_tag(repository, tag, ttl, deadline)
         age = self._clock() - tag_row.checked_at
         verdict = self._tag_freshness(repository, tag, tag_row)
         if verdict in (Freshness.FRESH, Freshness.STALE_WHILE_REVALIDATE) and (
@@ -327,14 +348,43 @@ class ManifestCache:
         try:
             manifest, state = await self._refresh_once(repository, tag, tag_row, deadline)
         except (UpstreamError, DigestMismatchError) as error:
-            # While the cache is offline no newer answer can exist, so no copy is too old.
-            is_too_old = verdict is Freshness.EXPIRED and not isinstance(error, OfflineError)
-            stale = None if is_too_old else await self._load_tagged(tag_row)
-            if stale is None:
-                raise
-            log.warning("stale_served", repository=repository.name, tag=tag, reason=str(error))
-            return ManifestResult(stale, "stale", max(0.0, age), 0.0, f"stale: {error}")
+            if stale := await self._serve_stale(repository, tag, error):
+                return stale
+            raise
         return ManifestResult(manifest, state, 0.0, ttl)
+
+    async def _get_unknown_tag(
+        self, repository: Repository, tag: Tag, ttl: float, deadline: float
+    ) -> ManifestResult:
+        self._raise_if_known_missing(repository, tag)
+        try:
+            manifest, state = await self._refresh_once(repository, tag, None, deadline)
+        except (UpstreamError, DigestMismatchError) as error:
+            # Another node of the fleet may have known the tag.
+            if stale := await self._serve_stale(repository, tag, error):
+                return stale
+            if isinstance(error, UNREACHABLE_ERRORS):
+                self._raise_if_without_referrers(repository, tag, error)
+            raise
+        return ManifestResult(manifest, state, 0.0, ttl)
+
+    async def _serve_stale(
+        self, repository: Repository, tag: Tag, error: ProxyError
+    ) -> ManifestResult | None:
+        """Return what a tag named before upstream failed; None if there is nothing, or it is too old."""
+        tag_row = self._index.tag(repository, tag)
+        if tag_row is None:
+            return None
+        # While the cache is offline no newer answer can exist, so no copy is too old.
+        is_expired = self._tag_freshness(repository, tag, tag_row) is Freshness.EXPIRED
+        if is_expired and not isinstance(error, OfflineError):
+            return None
+        stale = await self._load_tagged(tag_row)
+        if stale is None:
+            return None
+        log.warning("stale_served", repository=repository.name, tag=tag, reason=str(error))
+        age = max(0.0, self._clock() - tag_row.checked_at)
+        return ManifestResult(stale, "stale", age, 0.0, f"stale: {error}")
 
     def _tag_freshness(self, repository: Repository, tag: Tag, tag_row: TagRow) -> Freshness:
         return freshness.compute_freshness(
@@ -367,31 +417,107 @@ class ManifestCache:
             raise copy(missing[1])
 
     async def _refresh_once(
-        self, repository: Repository, tag: Tag, tag_row: TagRow | None, deadline: float
+        self,
+        repository: Repository,
+        tag: Tag,
+        tag_row: TagRow | None,
+        deadline: float,
+        *,
+        is_current: bool = False,
     ) -> tuple[CachedManifest, CacheState]:
-        refresh = partial(self._refresh, repository, tag, tag_row)
+        refresh = partial(self._refresh, repository, tag, tag_row, is_current=is_current)
         return await self._run_once(repository, tag, refresh, deadline)
 
     async def _refresh(
+        self,
+        repository: Repository,
+        tag: Tag,
+        tag_row: TagRow | None,
+        *,
+        is_current: bool = False,
+    ) -> tuple[CachedManifest, CacheState]:
+        """Ask upstream which digest the tag names, and remember the answer.
+
+        In a fleet, another node may just have asked; with `is_current` this one asks all the same.
+        """
+        shared = None if is_current else await self._get_shared_tag(repository, tag)
+        if shared and shared.is_fresh and (adopted := await self._adopt(repository, tag, shared)):
+            return adopted
+        try:
+            manifest, state = await self._ask_upstream(repository, tag, tag_row)
+        except ProxyError as error:
+            await self._share_failure(repository, tag, error)
+            is_newer = tag_row is None or (
+                shared is not None and shared.age < self._clock() - tag_row.checked_at
+            )
+            if shared and is_newer and not isinstance(error, NotFoundError):
+                await self._adopt(repository, tag, shared)
+            raise
+        if self._fleet:
+            ttl, keep = self._tag_ttl(repository, tag), self._settings.stale_if_error
+            await self._fleet.set_tag(repository, tag, manifest.digest, ttl=ttl, keep=keep)
+        await self._remember_tag(repository, tag, manifest)
+        return manifest, state
+
+    async def _ask_upstream(
         self, repository: Repository, tag: Tag, tag_row: TagRow | None
     ) -> tuple[CachedManifest, CacheState]:
-        """Ask upstream which digest the tag names, and remember the answer."""
         try:
             if tag_row is None:
-                manifest, state = await self._fetch_and_store(repository, tag)
-            else:
-                manifest, state = await self._revalidate(repository, tag, tag_row)
+                return await self._fetch_and_store(repository, tag)
+            return await self._revalidate(repository, tag, tag_row)
         except NotFoundError as error:
             self._missing_tags.set((repository, tag), copy(error))
             if tag_row:
                 await self._write_tag(self._index.delete_tag(repository, tag))
             raise
+
+    async def _get_shared_tag(self, repository: Repository, tag: Tag) -> SharedTag | None:
+        return await self._fleet.get_tag(repository, tag) if self._fleet else None
+
+    async def _share_failure(self, repository: Repository, tag: Tag, error: ProxyError) -> None:
+        """Tell the fleet that upstream does not have a tag, or that this node got no answer."""
+        if self._fleet is None:
+            return
+        if isinstance(error, NotFoundError):
+            ttl = self._settings.negative_ttl
+            await self._fleet.set_tag(repository, tag, None, ttl=ttl, keep=0)
+        else:
+            await self._fleet.release_tag(repository, tag)
+
+    async def _remember_tag(
+        self, repository: Repository, tag: Tag, manifest: CachedManifest, age: float = 0.0
+    ) -> None:
+        """Remember what upstream has said of a tag, `age` seconds ago."""
         self._missing_tags.discard((repository, tag))
         served = manifest.digest
         if self._policy:
             permission = await self._policy.admit(repository, tag, manifest, is_current=True)
             served = permission.digest
-        await self._write_tag(self._index.set_tag(repository, tag, served, stated=manifest.digest))
+        await self._write_tag(
+            self._index.set_tag(repository, tag, served, stated=manifest.digest, age=age)
+        )
+
+    async def _adopt(
+        self, repository: Repository, tag: Tag, shared: SharedTag
+    ) -> tuple[CachedManifest, CacheState] | None:
+        """Return the manifest that a tag names according to another node, and remember that.
+
+        None if the content cannot be had now. Raises `UnknownManifestError` if upstream does not have the tag.
+        """
+        if shared.digest is None:
+            await self._write_tag(self._index.delete_tag(repository, tag))
+            raise UnknownManifestError("upstream does not have it, as it told another node")
+        deadline = self._now() + RESPONSE_TIMEOUT
+        try:
+            manifest = await self._load_permitted(repository, shared.digest, deadline)
+            state: CacheState = "revalidated"
+            if manifest is None:
+                manifest, state = await self._fetch_and_store(repository, shared.digest)
+        except ProxyError as error:
+            log.info("shared_tag_unusable", repository=repository.name, tag=tag, reason=str(error))
+            return None
+        await self._remember_tag(repository, tag, manifest, shared.age)
         return manifest, state
 
     async def _revalidate(
@@ -490,10 +616,21 @@ class ManifestCache:
         self, repository: Repository, reference: Reference
     ) -> tuple[CachedManifest, CacheState]:
         upstream = self._upstreams[repository.upstream]
-        fetched = await upstream.fetch_manifest(repository.name, reference)
-        return await self._store_fetched(repository, fetched)
+        fetch = partial(upstream.fetch_manifest, repository.name, reference)
+        if self._fleet and isinstance(reference, Digest):
+            commit = partial(self._commit, repository)
+            return await self._fleet.fetch(repository, reference, fetch, commit)
+        return await self._store_fetched(repository, await fetch())
 
     async def _store_fetched(
+        self, repository: Repository, fetched: FetchedManifest
+    ) -> tuple[CachedManifest, CacheState]:
+        """Store a manifest that upstream has sent; the fleet learns at once that this node has it."""
+        if self._fleet:
+            return await self._fleet.store(repository, fetched, partial(self._commit, repository))
+        return await self._commit(repository, fetched)
+
+    async def _commit(
         self, repository: Repository, fetched: FetchedManifest
     ) -> tuple[CachedManifest, CacheState]:
         manifest, is_stored = await self._store.add(repository, fetched)

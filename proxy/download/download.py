@@ -339,8 +339,9 @@ class Download:
             metrics.count_internal_error()
             log.exception("download_crashed", digest=str(self.digest))
         finally:
-            metrics.count_download(result)
+            metrics.count_download(result, self.source.origin)
             try:
+                await self.source.close(is_stored=result == "stored")
                 await self._release(is_worth_keeping=result == "failed")
             finally:
                 # Readers are notified last: they may start a download that uses the same files.
@@ -362,7 +363,8 @@ class Download:
                 try:
                     await run_all(self._fetcher.run(), self._writer.run())
                 except DigestMismatchError:
-                    if self.generation or self.transfer_count <= 1:
+                    has_peers = await self.source.bar_peers()
+                    if self.generation or not (has_peers or self.transfer_count > 1):
                         raise
                     # The transfers may have delivered parts of different blobs.
                     await self._start_over()

@@ -25,6 +25,7 @@ from proxy.errors import (
 )
 from proxy.upstream.body import BlobBody
 from proxy.upstream.network import retry
+from proxy.upstream.peers import PeerBody
 
 if TYPE_CHECKING:
     from proxy.download.download import Download
@@ -156,6 +157,8 @@ class Fetcher:
             except UnsatisfiableRangeError as error:
                 self._handle_unsatisfiable_range(piece, error)
             except (UpstreamError, UnknownBlobError) as error:
+                if await self._source.leave_peer(error):
+                    continue
                 if piece.start >= reached + MIN_PROGRESS:
                     # After progress, a transfer gets as many attempts as a new one.
                     pauses = retry.backoff_delays(
@@ -190,7 +193,8 @@ class Fetcher:
         stop = None if piece.stop >= download.pieces.size else piece.stop
         await download.ticket.admit_request()
         try:
-            async with self._source.open(piece.start, stop) as body:
+            is_only = self._active_connections == 1
+            async with self._source.open(piece.start, stop, is_only_connection=is_only) as body:
                 await download.ticket.admit_download()
                 download.transfer_count += 1
                 self._handle_response_head(body, piece)
@@ -214,7 +218,9 @@ class Fetcher:
             raise _RangeNotSupportedError(f"{self._source.upstream_name} does not support ranges")
         else:
             self._max_connections = 1
-            if not body.is_partial:
+            if isinstance(body, PeerBody):
+                self._download.pieces.extend(piece)
+            elif not body.is_partial:
                 self._download.pieces.extend_to_end(piece)
 
     async def _receive(self, body: BlobBody, piece: Piece) -> None:

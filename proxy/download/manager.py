@@ -27,6 +27,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.tracing import span
 from proxy.upstream.client import Upstream
+from proxy.upstream.peers import PeerClient
 
 # After two digest mismatches in a row, a blob is not requested again for this long, in seconds.
 MISMATCH_BACKOFF = 10.0
@@ -50,13 +51,18 @@ class DownloadManager:
     """
 
     def __init__(
-        self, storage: StorageDeps, settings: FetchSettings, group: asyncio.TaskGroup
+        self,
+        storage: StorageDeps,
+        settings: FetchSettings,
+        group: asyncio.TaskGroup,
+        peers: PeerClient | None = None,
     ) -> None:
         self._pool = BufferPool(settings)
         self._deps = DownloadDeps(storage, self._pool)
         self._limiter = RateLimiter(settings.max_rate)
         self._limits = settings
         self._group = group
+        self._peers = peers
         self._queues: dict[str, UpstreamQueue] = {}
         self._running: dict[_Key, Download] = {}
         self._tasks: dict[_Key, asyncio.Task[None]] = {}
@@ -124,7 +130,8 @@ class DownloadManager:
         queue = self._queues.get(upstream.name)
         if queue is None:
             queue = self._queues[upstream.name] = UpstreamQueue(self._limits.max_downloads)
-        source = BlobSource(upstream, repository, digest, self._deps.storage.metrics, self._limiter)
+        metrics = self._deps.storage.metrics
+        source = BlobSource(upstream, repository, digest, metrics, self._limiter, self._peers)
         download = Download(self._deps, source, settings, Ticket(queue, client))
         key = (upstream.name, digest)
         # An abandoned download of the same blob may still be closing the files.

@@ -123,6 +123,10 @@ class PieceMap:
         """Give up a piece; its missing bytes may be claimed again."""
         self._claimed.remove(piece)
 
+    def extend(self, piece: Piece) -> None:
+        """Extend a claimed piece up to the next bytes that have arrived or are claimed."""
+        piece.stop = dict(self._unclaimed_ranges()).get(piece.stop, piece.stop)
+
     def extend_to_end(self, piece: Piece) -> None:
         """Extend the only claimed piece to the end of the blob."""
         piece.stop = self.size

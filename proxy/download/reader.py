@@ -55,6 +55,16 @@ class DownloadReader:
         return self._download.source.upstream_name
 
     @property
+    def path(self) -> tuple[str, ...]:
+        """The nodes of the fleet that the bytes come through, this one first; empty without a fleet."""
+        return self._download.source.path
+
+    @property
+    def is_from_peer(self) -> bool:
+        """Whether another node of the fleet has sent bytes of the blob."""
+        return self._download.source.origin == "peer"
+
+    @property
     def is_uncached(self) -> bool:
         """Whether the blob is passed through without being stored."""
         return self._download.has_stopped_storing

@@ -19,8 +19,8 @@ from proxy.oci.reference import Repository, Tag
 # - broken: it closed the connection, or answered with 5xx
 # - wrong_bytes: the digest of what it sent was wrong
 # - absent: it says that it neither has nor downloads the digest
-# A 404 because of the repository is none of these.
-PeerFailure = Literal["connect", "stall", "broken", "wrong_bytes", "absent"]
+# - unlinked: it has the digest, but not for this repository; it stays a holder
+PeerFailure = Literal["connect", "stall", "broken", "wrong_bytes", "absent", "unlinked"]
 
 
 class Member(msgspec.Struct, frozen=True):

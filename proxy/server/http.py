@@ -66,6 +66,8 @@ _HEADERS: Mapping[bytes, str] = {
         b"host",
         b"if-none-match",
         b"if-range",
+        b"pullcache-fleet",
+        b"pullcache-proven",
         b"range",
         b"traceparent",
         b"tracestate",
@@ -513,6 +515,8 @@ class HttpConnection(asyncio.Protocol):
             self._start_task(request, traced(request))
             return
         answer = self._handler(request)
+        if request.is_peer and self._slot:
+            self._slot.leave_client()
         if type(answer) is not Response or self.transport is None:
             self._start_task(request, self._respond(request, answer))
             return

@@ -12,6 +12,7 @@ from proxy.log import LogWriter, get_logger, request_id
 from proxy.metrics import Metrics
 from proxy.server.body_memory import MIN_COUNTED_BODY, BodyMemory
 from proxy.server.clients.access_control import AccessControl
+from proxy.server.clients.peer_gate import PeerGate
 from proxy.server.clients.user_agent import parse_user_agent
 from proxy.server.errors import error_response, oci_error_response
 from proxy.server.health import HealthEndpoints
@@ -45,8 +46,10 @@ class Middleware:
         daemon_id: str,
         pulls: PullTracker,
         page_addresses: Sequence[str] = (),
+        peer_gate: PeerGate | None = None,
     ) -> None:
         self._access = access
+        self._peer_gate = peer_gate
         self._daemon_id = daemon_id
         self._pulls = pulls
         # A reload replaces it; a running request keeps the old handler.
@@ -65,6 +68,8 @@ class Middleware:
         context = RequestContext(request, time.perf_counter(), str(next(self._request_ids)))
         request_id.set(context.request_id)
         try:
+            if self._peer_gate and self._peer_gate.admits(request):
+                return self._answer_later(context, self._answer_peer(context))
             self._access.check_address(request)
             if self._access.needs_login(request):
                 return self._answer_later(context, self._check_login_and_route(context))
@@ -77,7 +82,7 @@ class Middleware:
             return self._record_at_end(context, answer)
         if request.method != "HEAD":
             context.bytes_sent = len(answer.body) or context.promised_bytes or 0
-        self._record(context, answer.status)
+        self._record_client(context, answer.status)
         return answer
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 (a timeout is not an error here)
@@ -108,6 +113,13 @@ class Middleware:
         context.user = await self._access.check(context.request)
         answer = self._route(context)
         return answer if isinstance(answer, Response) else await answer
+
+    async def _answer_peer(self, context: RequestContext) -> Response:
+        """Answer another node of the fleet: what concerns clients does not concern it."""
+        request = context.request
+        request.is_peer = context.is_peer = True
+        enter_hop(request.headers.get("via"), self._daemon_id)
+        return await self.registry_handler.handle_peer(request, context)
 
     def _route(self, context: RequestContext) -> Response | Awaitable[Response]:
         request = context.request
@@ -170,6 +182,7 @@ class Middleware:
         if (
             not isinstance(body, bytes)
             or len(body) <= MIN_COUNTED_BODY
+            or context.is_peer
             or context.request.method == "HEAD"
         ):
             return _do_nothing
@@ -180,6 +193,12 @@ class Middleware:
         self._request_ended.set()
 
     def _record(self, context: RequestContext, status: int) -> None:
+        if context.is_peer:
+            self._record_peer(context, status)
+        else:
+            self._record_client(context, status)
+
+    def _record_client(self, context: RequestContext, status: int) -> None:
         request = context.request
         seconds = time.perf_counter() - context.started_at
         self._metrics.count_request(
@@ -225,6 +244,26 @@ class Middleware:
                 line["platform"] = platform
         _add_outcome(line, context)
         access_log.enqueue(line)
+
+    def _record_peer(self, context: RequestContext, status: int) -> None:
+        """Record the request of a peer: it is no client's, and counts only as bytes to the fleet."""
+        self._metrics.count_peer_bytes("out", context.bytes_sent)
+        if self._access_log is None or not self._access_log.is_info_enabled:
+            return
+        line: dict[str, object] = {
+            "time": time.time_ns(),
+            "level": "info",
+            "event": "peer_request",
+            "request": context.request_id,
+            "peer": context.request.client,
+            "path": context.request.target[:300],
+            "status": status,
+            "bytes": context.bytes_sent,
+            "seconds": int((time.perf_counter() - context.started_at) * 1e6) / 1e6,
+        }
+        if context.problem:
+            line["problem"] = context.problem
+        self._access_log.enqueue(line)
 
 
 def _add_outcome(line: dict[str, object], context: RequestContext) -> None:

@@ -41,7 +41,7 @@ MAX_ENTRIES = 10_000
 # Characters of a path that names no image of an upstream.
 MAX_SHOWN_TARGET = 200
 
-_UPSTREAM_STATES: tuple[CacheState, ...] = ("miss", "collapsed", "bypass")
+_UPSTREAM_STATES: tuple[CacheState, ...] = ("miss", "collapsed", "peer", "bypass")
 
 _PARENT_SQL = "SELECT 1 FROM edges WHERE parent = ? AND child = ?"
 _SUBJECT_SQL = "SELECT 1 FROM blobs WHERE digest = ? AND subject = ?"

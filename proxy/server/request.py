@@ -27,7 +27,7 @@ class Request:
     they are, such as `%61`, are decoded. `headers` holds the headers that the cache understands,
     by lower-case name; lines of one name are joined by a comma (RFC 9110 section 5.2). `client` is
     the address of the client, None on a Unix socket. `is_proxied` tells that a trusted proxy has sent
-    the request.
+    the request, `is_peer` that another node of the fleet has.
     """
 
     __slots__ = (
@@ -35,6 +35,7 @@ class Request:
         "has_unread_body",
         "headers",
         "is_http_1_0",
+        "is_peer",
         "is_proxied",
         "keep_alive",
         "method",
@@ -66,6 +67,7 @@ class Request:
         self.path = _ENCODED.sub(_decode, path) if "%" in path else path
         self.headers = headers
         self.client = client
+        self.is_peer = False
         self.scheme = scheme
         self.is_http_1_0 = is_http_1_0
         self.keep_alive = keep_alive

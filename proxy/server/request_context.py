@@ -18,6 +18,7 @@ CACHE_STATUS: Mapping[CacheState, str] = {
     "hit": "pullcache; hit",
     "miss": "pullcache; fwd=miss; stored",
     "collapsed": "pullcache; fwd=miss; collapsed; stored",
+    "peer": "pullcache; fwd=miss; stored; detail=peer",
     "revalidated": "pullcache; fwd=stale; fwd-status=200; detail=revalidated",
     "stale": "pullcache; fwd=stale; detail=stale-if-error",
     "bypass": "pullcache; fwd=miss",
@@ -47,6 +48,8 @@ class RequestContext(msgspec.Struct):
     """The upstream, if the client has named it with `?ns=`."""
     user: str = ""
     """The user that has logged in."""
+    is_peer: bool = False
+    """Whether another node of the fleet has sent the request."""
 
     @property
     def shared_headers(self) -> dict[str, str]:

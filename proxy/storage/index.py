@@ -451,16 +451,28 @@ class Index:
         await self._write(index_writes.add_proven_link, repository, digest)
 
     async def set_tag(
-        self, repository: Repository, tag: Tag, digest: Digest, *, stated: Digest | None = None
+        self,
+        repository: Repository,
+        tag: Tag,
+        digest: Digest,
+        *,
+        stated: Digest | None = None,
+        age: float = 0.0,
     ) -> None:
-        """Set the digest that upstream states for a tag now; a new digest survives a power cut.
+        """Set the digest that upstream stated for a tag `age` seconds ago; a new one survives a power cut.
 
         `stated` is what upstream states if `digest` stands in for it.
         """
         known = self.tag(repository, tag)
         is_new = known is None or known.digest != digest
         await self._write(
-            index_writes.set_tag, repository, tag, digest, self._clock(), stated, is_durable=is_new
+            index_writes.set_tag,
+            repository,
+            tag,
+            digest,
+            self._clock() - age,
+            stated,
+            is_durable=is_new,
         )
 
     async def move_tag(self, repository: Repository, tag: Tag, digest: Digest) -> None:

@@ -11,6 +11,7 @@ from aiohttp import DefaultResolver
 from yarl import URL
 
 from proxy.config import Config
+from proxy.fleet.directory import Directory
 from proxy.metrics import Metrics
 from proxy.parsing import DocumentParser
 from proxy.upstream.auth.credentials import CredentialSource
@@ -40,9 +41,11 @@ class UpstreamFactory:
         group: asyncio.TaskGroup,
         clock: Callable[[], float],
         daemon_id: str,
+        directory: Directory | None = None,
     ) -> None:
         self._metrics = metrics
         self._daemon_id = daemon_id
+        self._directory = directory
         self._offline = offline
         self._parser = parser
         self._group = group
@@ -110,6 +113,7 @@ class UpstreamFactory:
                 clock=self._clock,
                 daemon_id=self._daemon_id,
                 is_mirror=is_mirror,
+                directory=None if is_mirror else self._directory,
             )
 
         timeouts = RegistryTimeouts(fetch.connect_timeout, fetch.stall_timeout)

@@ -28,6 +28,7 @@ from proxy.errors import (
     UpstreamUnavailableError,
     UpstreamUnreachableError,
 )
+from proxy.fleet.directory import Directory
 from proxy.hops import via_header
 from proxy.log import get_logger
 from proxy.metrics import Metrics
@@ -164,10 +165,12 @@ class RegistryClient:
         clock: Callable[[], float],
         daemon_id: str,
         is_mirror: bool = False,
+        directory: Directory | None = None,
     ) -> None:
         self.name = name
         self._daemon_id = daemon_id
         self.is_mirror = is_mirror
+        self._directory = directory
         self._quota = Quota()
         self.features = RegistryFeatures(clock)
         self._base_url = URL(url)
@@ -269,6 +272,8 @@ class RegistryClient:
         now = self._clock()
         if cooldown := self.quota.active_cooldown(request.request_class, now):
             raise _rate_limited_error(cooldown, now)
+        if self._directory:
+            await self._check_shared_limits(request, self._directory)
         with nullcontext() if self.is_mirror else self.health.admit():
             try:
                 response = await self._send_authenticated(request, limits)
@@ -459,9 +464,19 @@ class RegistryClient:
             raise errors.invalid_credentials_error(self.label, error.reason)
         if status != 429:
             raise errors.error_from_status(self.label, status, request.kind, error)
-        raise self._start_cooldown(response, request, error.reason)
+        raise await self._start_cooldown(response, request, error.reason)
 
-    def _start_cooldown(
+    async def _check_shared_limits(self, request: ApiRequest, directory: Directory) -> None:
+        """Raise `RateLimitedError` if another node was told not to send such requests now."""
+        requests = request.request_class
+        classes = (requests, requests.of_account()) if request.is_pull else (requests,)
+        for one in classes:
+            if seconds := await directory.limited_for(self.name, " ".join(one)):
+                now = self._clock()
+                text = f"{self.label} rate limit exceeded, as another node was told"
+                raise _rate_limited_error(self.quota.start_cooldown(one, now, seconds, text), now)
+
+    async def _start_cooldown(
         self, response: ClientResponse, request: ApiRequest, reason: str
     ) -> RateLimitedError:
         """Pause the requests that a 429 forbids, and return the error for this one."""
@@ -474,7 +489,11 @@ class RegistryClient:
         requests = request.request_class
         if request.is_pull and any(name in response.headers for name in _ACCOUNT_LIMIT_HEADERS):
             requests = requests.of_account()
-        return _rate_limited_error(self.quota.start_cooldown(requests, now, seconds, text), now)
+        cooldown = self.quota.start_cooldown(requests, now, seconds, text)
+        if self._directory:
+            left = cooldown.seconds_left(now)
+            await self._directory.limit(self.name, " ".join(requests), left)
+        return _rate_limited_error(cooldown, now)
 
 
 def _rate_limited_error(cooldown: Cooldown, now: float) -> RateLimitedError:

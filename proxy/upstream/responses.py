@@ -34,6 +34,20 @@ class Evidence:
     is_html: bool
 
 
+def is_proof(evidence: Evidence, digest: Digest, size: int | None) -> bool:
+    """Tell whether the registry could not have responded so without having the content.
+
+    `size` is that of the content, None if it is unknown.
+    """
+    if evidence.is_html:  # a login page that answers every request
+        return False
+    if evidence.digest is not None and evidence.digest != digest:
+        return False
+    if evidence.size is not None and size is not None:
+        return evidence.size == size
+    return evidence.digest == digest
+
+
 class _TagsPage(msgspec.Struct):
     tags: msgspec.Raw = msgspec.Raw(b"null")
 

@@ -130,6 +130,12 @@ class ConnectionSlot:
             self.is_rejected = not self._limiter.identify(self._client, client)
             self._client = client
 
+    def leave_client(self) -> None:
+        """Make it the slot of a node of the fleet, which is not limited as a client is."""
+        if self._client and not self.is_rejected:
+            self._limiter.identify(self._client, "")
+            self._client = ""
+
     def release(self) -> None:
         """Free the slot."""
         if not self._is_released:

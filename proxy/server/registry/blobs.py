@@ -24,7 +24,10 @@ from proxy.server.request_context import (
 )
 from proxy.server.responses import Body, BodySource, FileBody, Response
 from proxy.storage.blobs import FileRange, OpenBlob
+from proxy.upstream.peers import PATH_HEADER
 
+# Seconds that another node waits for the first bytes of a download here; then it asks again.
+PEER_WAIT = 5.0
 # A stored blob up to this size, in bytes, is sent with its head if it is in memory.
 INLINE_BLOB_SIZE = 64 << 10
 
@@ -69,6 +72,30 @@ class BlobHandler:
             blob.close()
         return response
 
+    async def handle_peer(
+        self, context: RequestContext, repository: Repository, digest: Digest, *, is_proven: bool
+    ) -> Response:
+        """Answer another node of the fleet. Raises `ProxyError`."""
+        blob = await self._blobs.open_for_peer(repository, digest, is_proven=is_proven)
+        if blob:
+            context.cache_state = "hit"
+            response = _respond_stored(context, digest, blob)
+            if isinstance(response.body, bytes):
+                blob.close()
+            return response
+        peer = f"peer {context.request.client or ''}"
+        async with AsyncExitStack() as stack:
+            reader = await stack.enter_async_context(
+                self._blobs.join_for_peer(repository, digest, peer, is_proven=is_proven)
+            )
+            context.cache_state = "collapsed"
+            reader.require_stored()
+            deadline = asyncio.get_running_loop().time() + PEER_WAIT
+            await _wait_for_start(reader, deadline)
+            response = _respond(context, digest, reader.size, reader, stack.pop_all())
+            response.headers[PATH_HEADER] = ", ".join(reader.path)
+            return response
+
     async def _answer_without_body(
         self, context: RequestContext, repository: Repository, digest: Digest
     ) -> Response:
@@ -106,6 +133,8 @@ class BlobHandler:
                 await source.wait_verified()
             if source.is_uncached:
                 context.cache_state = "bypass"
+            elif source.is_from_peer:
+                context.cache_state = "peer"
             return _respond(context, digest, source.size, source, stack.pop_all())
 
     def _is_sent_by_nginx(self, context: RequestContext) -> bool:

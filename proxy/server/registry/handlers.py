@@ -10,7 +10,7 @@ from proxy.cache.prefetch import Prefetcher
 from proxy.cache.search import DEFAULT_LIMIT, RepositorySearch
 from proxy.config import UpstreamSettings
 from proxy.config.schema import DEFAULT_UPSTREAM
-from proxy.errors import UnknownNameError
+from proxy.errors import UnknownManifestError, UnknownNameError
 from proxy.names import NameParser
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import OCI_INDEX
@@ -62,6 +62,26 @@ class RegistryHandler:
         if path.startswith("/v1/"):
             return self._handle_v1(request, context)
         return self._handle_resource(request, context)
+
+    async def handle_peer(self, request: Request, context: RequestContext) -> Response:
+        """Answer another node of the fleet from the store or a running download; upstream is not asked.
+
+        Raises `ProxyError`: `UnknownNameError` for content that this node has, but not for the repository.
+        """
+        target = self._router.parse(request.path, request.query.get("ns"), None)
+        repository, digest = target.repository, target.reference
+        context.kind, context.upstream = target.kind, repository.upstream
+        is_proven = "pullcache-proven" in request.headers
+        if request.method == "GET" and isinstance(digest, Digest):
+            if target.kind == "manifest":
+                return await self._manifest_handler.handle_peer(
+                    context, repository, digest, is_proven=is_proven
+                )
+            if target.kind == "blob":
+                return await self._blob_handler.handle_peer(
+                    context, repository, digest, is_proven=is_proven
+                )
+        raise UnknownManifestError("peers are sent manifests and blobs by digest")
 
     def _handle_resource(
         self, request: Request, context: RequestContext

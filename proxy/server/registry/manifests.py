@@ -45,6 +45,14 @@ class ManifestHandler:
         result = await self._manifests.get_manifest(repository, reference, accept)
         return self._respond(context, repository, result)
 
+    async def handle_peer(
+        self, context: RequestContext, repository: Repository, digest: Digest, *, is_proven: bool
+    ) -> Response:
+        """Answer another node of the fleet. Raises `ProxyError`."""
+        result = await self._manifests.get_for_peer(repository, digest, is_proven=is_proven)
+        context.cache_state = result.cache_state
+        return build_manifest_response(context, result)
+
     def _respond(
         self, context: RequestContext, repository: Repository, result: ManifestResult
     ) -> Response:
