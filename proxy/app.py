@@ -25,6 +25,7 @@ from proxy.errors import ProxyError, StorageError
 from proxy.log import LogWriter, get_logger
 from proxy.preload.schedule import PreloadScheduler
 from proxy.repository_rules import RepositoryRules
+from proxy.server.activity.schedules import routes as schedule_routes
 from proxy.server.admin import listener as admin_listener
 from proxy.server.admin.handler import AdminApiHandler
 from proxy.server.clients.access_control import AccessControl
@@ -215,7 +216,6 @@ class RunningApp:
             core.admin_addresses if configured.config.server.pages else (),
             _peer_gate(core, self.config),
         )
-        self.api = AdminApiHandler(configured.routes, core.metrics, access_log)
         server = HttpServer(
             self.middleware, core.disk_threads, core.group, trace_requests, access.proxies
         )
@@ -230,6 +230,9 @@ class RunningApp:
             core.disk_threads,
             core.clock,
             core.trail,
+        )
+        self.api = AdminApiHandler(
+            [*configured.routes, *schedule_routes(self._scheduler)], core.metrics, access_log
         )
         self._update_upstream_metrics()
 
@@ -366,7 +369,7 @@ class RunningApp:
         before, self._configured = self._configured, configured
         self.middleware.registry_handler = configured.registry
         self._core.pulls.upstreams = configured.upstreams
-        self.api.routes = tuple(configured.routes)
+        self.api.routes = (*configured.routes, *schedule_routes(self._scheduler))
         self._update_upstream_metrics()
         if configured.config.preload != before.config.preload:
             self.start_preloads()

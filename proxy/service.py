@@ -229,8 +229,17 @@ async def configure_app(
         *admin_refresh.RefreshHandlers(
             TagRefresher(manifests, core.index), image_manager, names, acts
         ).routes(),
-        *admin_upstreams.UpstreamHandlers(upstreams, config.upstreams).routes(),
-        *admin_usage.routes(UsageReporter(image_store, image_rules, core.clock)),
+        *admin_upstreams.UpstreamHandlers(
+            upstreams,
+            config.upstreams,
+            core.offline,
+            core.downloads,
+            core.traffic_records,
+            partial(core.write_traffic, config.statistics),
+        ).routes(),
+        *admin_usage.UsageHandlers(
+            UsageReporter(image_store, image_rules, core.clock), core.group, core.clock
+        ).routes(),
         *admin_preload.PreloadHandlers(preloader, acts).routes(),
         *ActivityHandlers(core.pulls, core.monitor, tester).routes(),
         *admin_policy.PolicyHandlers(

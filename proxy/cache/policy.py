@@ -112,7 +112,7 @@ class PolicyGate:
         clock: Callable[[], float],
         on_decision: Callable[[DecisionRecord], None] = lambda _: None,
     ) -> None:
-        self._rules = rules
+        self.rules = rules
         self._on_decision = on_decision
         self._index = index
         self._records = records
@@ -171,7 +171,7 @@ class PolicyGate:
         kept = None if is_current else self.find_permission(repository, reference)
         if kept:
             return kept
-        rule = self._rules.find(policy_name(repository))
+        rule = self.rules.find(policy_name(repository))
         if rule is None:
             permission = Permission(manifest.digest, -math.inf, math.inf)
         else:
@@ -186,7 +186,7 @@ class PolicyGate:
         self, repository: Repository, reference: Reference, manifest: CachedManifest
     ) -> Judgement:
         """Return what the policies say about an image, without serving or recording anything."""
-        rule = self._rules.find(policy_name(repository))
+        rule = self.rules.find(policy_name(repository))
         if rule is None:
             return Judgement(ALLOWED)
         verdict = await self._judge(rule, repository, reference, manifest)

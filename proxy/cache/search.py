@@ -26,10 +26,10 @@ from proxy.log import get_logger
 from proxy.lru import TTLCache
 from proxy.metrics import CacheState
 from proxy.names import OFFICIAL_PREFIX, NameParser, display_name, normalize_repository
-from proxy.oci.reference import Repository
+from proxy.oci.reference import Repository, parse_image
 from proxy.policy.facts import Badge
 from proxy.storage.index import Index
-from proxy.storage.list_queries import search_repositories
+from proxy.storage.list_queries import count_stored_tags, search_repositories
 from proxy.upstream.client import Upstream
 from proxy.upstream.search import SearchHit, SearchPage
 
@@ -153,6 +153,14 @@ class RepositorySearch:
             log.warning("stale_served", search=query.terms, reason=str(error))
             problem = "this cache is offline" if isinstance(error, OfflineError) else str(error)
             return SearchResult(page, "stale", "upstream" if cached else "store", problem)
+
+    async def count_stored(self, page: SearchPage) -> dict[str, int]:
+        """Return how many tags of each repository of a page are in the store, by its name; none without any."""
+        names = {
+            self._names.to_repository(parse_image(hit.name))[0]: hit.name for hit in page.results
+        }
+        found = await self._index.read(partial(count_stored_tags, repositories=list(names)))
+        return {names[repository]: count for repository, count in found.items()}
 
     async def _fetch_page(self, query: SearchQuery) -> SearchPage:
         answer = await self._ask_upstream(query)

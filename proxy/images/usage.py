@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from math import inf
 
 import msgspec
@@ -60,15 +61,20 @@ class ShareUsage(msgspec.Struct, frozen=True):
 
 
 class StoreUsage(msgspec.Struct, frozen=True):
-    """The usage of a store: `free` bytes can be stored before something must go.
+    """The usage of a store at a Unix time: `free` bytes can be stored before something must go.
 
-    `stored_last_day` are the bytes that were stored in the last 24 hours and are still there.
+    `stored_last_day` are the bytes that were stored in the last 24 hours and are still there. `partial_bytes`
+    are those of interrupted downloads, which are resumed.
     """
 
+    at: int
     used: int
     limit: int
     free: int
     stored_last_day: int
+    pinned: int
+    partials: int
+    partial_bytes: int
     upstreams: Sequence[UsageRow]
     repositories: Sequence[UsageRow]
     shares: Sequence[ShareUsage]
@@ -85,12 +91,12 @@ class UsageReporter:
         self._rules = rules
         self._clock = clock
 
-    async def report(self) -> StoreUsage:
-        """Return the usage of now. Raises `StorageError`."""
+    async def report(self, limit: int = 0) -> StoreUsage:
+        """Return the usage of now, with at most `limit` repositories (0: all). Raises `StorageError`."""
         store = self._image_store
         with suppress(StorageError):  # then the times of use are older
             await store.index.flush()
-        upstreams, repositories, oldest = await store.query(_read)
+        upstreams, repositories, oldest = await store.query(partial(_read, limit=limit or -1))
         shares, over = await self._read_quotas()
         # What is over its share goes first; the least recently used of its rule is the same content.
         names = {policy_name(one.repository) for one in over if one.repository}
@@ -99,11 +105,16 @@ class UsageReporter:
         since = self._clock() - DAY
         stored = await run_in_thread(store.index.list_threads, store.blob_store.bytes_since, since)
         free = max(0, store.space.free_bytes)
+        partials, partial_bytes = store.space.partial_downloads
         return StoreUsage(
+            at=int(self._clock()),
             used=store.space.used_bytes,
             limit=store.space.max_size,
             free=free,
             stored_last_day=stored,
+            pinned=store.space.pinned_bytes,
+            partials=partials,
+            partial_bytes=partial_bytes,
             upstreams=[_to_row(one, one.upstream) for one in upstreams],
             repositories=[_to_row(one, display_name(_repository(one))) for one in repositories],
             shares=shares,
@@ -155,10 +166,10 @@ class UsageReporter:
         return sorted(found, key=lambda one: inf if one.at is None else one.at)
 
 
-def _read(queries: ImageQueries) -> tuple[list[Usage], list[Usage], list[OldBlob]]:
+def _read(queries: ImageQueries, limit: int) -> tuple[list[Usage], list[Usage], list[OldBlob]]:
     return (
         queries.usage_by_upstream(),
-        queries.usage_by_repository(),
+        queries.usage_by_repository(limit),
         queries.oldest_blobs(MAX_OLDEST_BLOBS),
     )
 

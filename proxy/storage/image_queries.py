@@ -269,9 +269,9 @@ class ImageQueries:
         """Return the usage of each upstream, the largest first."""
         return usage_queries.usage_by_upstream(self._connection)
 
-    def usage_by_repository(self) -> list[Usage]:
-        """Return the usage of each repository, the largest first."""
-        return usage_queries.usage_by_repository(self._connection)
+    def usage_by_repository(self, limit: int = -1) -> list[Usage]:
+        """Return the usage of each repository, the largest first; at most `limit`, unless it is negative."""
+        return usage_queries.usage_by_repository(self._connection, limit)
 
     def oldest_blobs(self, count: int) -> list[OldBlob]:
         """Return the blobs that eviction takes first."""

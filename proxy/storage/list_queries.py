@@ -4,12 +4,16 @@ Repositories are listed under the names that clients pull by, in ASCII order: th
 the upstream, the others after `<upstream>/`.
 """
 
+import json
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
+
+# Tags of one repository that are counted for a search.
+MAX_COUNTED_TAGS = 100
 
 # Docker Hub's official images, which people call `nginx` and the catalog `library/nginx`.
 _OFFICIAL = "name >= 'library/' AND name < 'library0' AND instr(substr(name, 9), '/') = 0"
@@ -128,6 +132,20 @@ def list_tags(connection: sqlite3.Connection, repository: Repository, count: int
         (repository.upstream, repository.name, count),
     )
     return [str(row[0]) for row in rows]
+
+
+def count_stored_tags(
+    connection: sqlite3.Connection, repositories: Sequence[Repository]
+) -> dict[Repository, int]:
+    """Return how many tags of each repository are stored, up to `MAX_COUNTED_TAGS`; none without any."""
+    rows = connection.execute(
+        "SELECT r.upstream, r.name, (SELECT count(*) FROM (SELECT 1 FROM tags t"
+        " CROSS JOIN blobs b ON b.digest = t.digest WHERE t.repository = r.id LIMIT ?)) AS stored"
+        " FROM json_each(?) wanted CROSS JOIN repositories r ON"
+        " r.upstream = wanted.value ->> 0 AND r.name = wanted.value ->> 1 WHERE stored",
+        (MAX_COUNTED_TAGS, json.dumps([(one.upstream, one.name) for one in repositories])),
+    )
+    return {Repository(upstream, name): count for upstream, name, count in rows}
 
 
 def is_listed_referrer(

@@ -182,6 +182,11 @@ class SpaceManager:
         return sum(item.total for item in self._reservations) + sum(self._partials.values())
 
     @property
+    def partial_downloads(self) -> tuple[int, int]:
+        """How many interrupted downloads are kept to be resumed, and their bytes."""
+        return len(self._partials), sum(self._partials.values())
+
+    @property
     def used_bytes(self) -> int:
         """Bytes on the disk or reserved, the index included."""
         return self.stored_bytes + self.reserved_bytes + self._index.used_bytes()

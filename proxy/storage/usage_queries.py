@@ -64,9 +64,9 @@ def usage_by_upstream(connection: sqlite3.Connection) -> list[Usage]:
     return [Usage(*row) for row in connection.execute(_BY_UPSTREAM)]
 
 
-def usage_by_repository(connection: sqlite3.Connection) -> list[Usage]:
-    """Return the usage of each repository, the largest first."""
-    return [Usage(*row) for row in connection.execute(_BY_REPOSITORY)]
+def usage_by_repository(connection: sqlite3.Connection, limit: int = -1) -> list[Usage]:
+    """Return the usage of each repository, the largest first; at most `limit`, unless it is negative."""
+    return [Usage(*row) for row in connection.execute(f"{_BY_REPOSITORY} LIMIT ?", (limit,))]
 
 
 def oldest_blobs(connection: sqlite3.Connection, count: int) -> list[OldBlob]:

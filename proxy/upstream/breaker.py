@@ -58,14 +58,14 @@ class Breaker:
         return self._outage is None
 
     @property
-    def reason(self) -> str:
-        """The failure that opened the breaker; empty while it is closed."""
-        return self._outage.reason if self._outage else ""
-
-    @property
     def outage(self) -> Outage | None:
         """Why requests are not admitted; None while the breaker is closed."""
         return self._outage
+
+    @property
+    def reason(self) -> str:
+        """The failure that opened the breaker; empty while it is closed."""
+        return self._outage.reason if self._outage else ""
 
     def try_admit(self, now: float) -> Outage | None:
         """Return None to admit the caller, or the outage that forbids its request."""

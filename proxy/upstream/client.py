@@ -46,6 +46,7 @@ from proxy.upstream.hub.client import HubClient
 from proxy.upstream.mirrors import MirrorSet
 from proxy.upstream.network import retry
 from proxy.upstream.registry_client import REQUEST_TIMEOUT, ApiRequest, RegistryClient
+from proxy.upstream.registry_report import RegistryReport, describe_registry
 from proxy.upstream.responses import MAX_LIST_SIZE, Evidence, ListPage
 from proxy.upstream.search import SearchPage
 
@@ -162,6 +163,11 @@ class Upstream:
     def pull_quota(self) -> tuple[int | None, int | None]:
         """The pulls that upstream allows per time window, and those left, as it last reported."""
         return self._registry.quota.limit, self._registry.quota.remaining
+
+    @property
+    def reports(self) -> list[RegistryReport]:
+        """The state of the registry, then that of its mirrors."""
+        return [describe_registry(client) for client in self._mirror_set.clients]
 
     @property
     def missing_features(self) -> list[MissingFeature]:

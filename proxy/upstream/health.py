@@ -32,6 +32,10 @@ class RegistryHealth:
         self._clock = clock
         self._breaker = Breaker(random.random)
         self._now = asyncio.get_running_loop().time
+        # Unix times of the last response and the last failure, and the latter's reason.
+        self.last_success_at: float | None = None
+        self.last_failure_at: float | None = None
+        self.last_failure = ""
 
     @property
     def is_up(self) -> bool:
@@ -48,6 +52,15 @@ class RegistryHealth:
         """When one request is sent to see whether it is up again, in Unix time; None while it is up."""
         outage = self._breaker.outage
         return self._clock() + outage.retry_at - self._now() if outage else None
+
+    @property
+    def outage_times(self) -> tuple[float, float] | None:
+        """Since when it fails and when it is asked again, in Unix time; None while it is up."""
+        outage = self._breaker.outage
+        if outage is None:
+            return None
+        offset = self._clock() - self._now()
+        return outage.failing_since + offset, outage.retry_at + offset
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -85,6 +98,7 @@ class RegistryHealth:
         """Record a response that shows the registry alive."""
         if not self.is_up:
             log.info("upstream_up", upstream=self._label)
+        self.last_success_at = self._clock()
         self._breaker.record_success()
 
     def record_failure(self, error: ProxyError) -> None:
@@ -98,6 +112,7 @@ class RegistryHealth:
             weight = FailureWeight.RESPONSE_TIMEOUT
         was_up = self.is_up
         reason = str(error).removeprefix(f"{self._label} ")
+        self.last_failure_at, self.last_failure = self._clock(), reason
         self._breaker.record_failure(self._now(), reason, weight)
         if was_up and not self.is_up:
             log.warning("upstream_down", upstream=self._label, reason=reason)

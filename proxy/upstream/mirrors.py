@@ -50,7 +50,12 @@ class MirrorSet:
     @property
     def is_up(self) -> bool:
         """Whether the registry or at least one mirror is up."""
-        return any(client.health.is_up for client in (self.registry, *self._mirrors))
+        return any(client.health.is_up for client in self.clients)
+
+    @property
+    def clients(self) -> tuple[RegistryClient, ...]:
+        """The registry, then the mirrors in the order in which they are asked."""
+        return (self.registry, *self._mirrors)
 
     async def try_each(
         self, operation: Callable[[RegistryClient], Awaitable[T]], digest: Digest | None = None

@@ -27,7 +27,7 @@ ACCOUNT_PAUSE = 60.0
 MAX_COOLDOWNS = 1000
 
 
-_ALL_REPOSITORIES = "*"
+ALL_REPOSITORIES = "*"
 
 
 class RequestClass(NamedTuple):
@@ -39,7 +39,7 @@ class RequestClass(NamedTuple):
 
     def of_account(self) -> "RequestClass":
         """Return the same requests for all repositories."""
-        return self._replace(repository=_ALL_REPOSITORIES)
+        return self._replace(repository=ALL_REPOSITORIES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Quota:
                 cooldown = Cooldown(now, seconds, reason, known.count)
         else:
             count = known.count + 1 if known else 1
-            is_account = requests.repository == _ALL_REPOSITORIES
+            is_account = requests.repository == ALL_REPOSITORIES
             initial = ACCOUNT_PAUSE if is_account else INITIAL_PAUSE
             pause = min(MAX_PAUSE, initial * 2 ** min(count - 1, 16))
             cooldown = Cooldown(now, seconds or pause, reason, count)
@@ -135,6 +135,11 @@ class Quota:
         """Return when the last pause after a 429 is over; None if there is none. Unix time."""
         ends = [each.since + each.seconds for each in self._cooldowns.values()]
         return max((end for end in ends if end > now), default=None)
+
+    def active_cooldowns(self, now: float) -> list[tuple[RequestClass, Cooldown]]:
+        """Return the pauses of now, those that end last first."""
+        found = [(key, one) for key, one in self._cooldowns.items() if one.seconds_left(now)]
+        return sorted(found, key=lambda pair: -pair[1].seconds_left(now))
 
 
 def parse_retry_after(value: str | None, now: float) -> float | None:

@@ -195,6 +195,15 @@ class RegistryClient:
         return quota.cooldown_end(self._clock()) or quota.renewed_at
 
     @property
+    def url(self) -> str:
+        """The root of the registry."""
+        return str(self._base_url)
+
+    def active_pauses(self) -> list[tuple[RequestClass, Cooldown]]:
+        """Return the requests that the registry limits now, those that are paused for longest first."""
+        return self._quota.active_cooldowns(self._clock())
+
+    @property
     def quota(self) -> Quota:
         """The rate limits of now."""
         self._quota.renew(self._clock())

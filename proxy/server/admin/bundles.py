@@ -5,11 +5,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
 from proxy.bundle import local_file
+from proxy.bundle.compress import compress
 from proxy.bundle.export import Bundle, BundleExporter, ExportedImage
 from proxy.bundle.import_ import BundleImporter, ImportReport
 from proxy.bundle.local_file import LocalFile
@@ -37,6 +38,12 @@ class ExportRequest(RequestModel, frozen=True):
     platforms: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     facts: bool = False
+
+
+class StreamedExportRequest(ExportRequest, frozen=True):
+    """What to export, and how the bundle is compressed as a whole."""
+
+    compression: Literal["", "zstd"] = ""
 
 
 class ImportQuery(RequestModel, frozen=True):
@@ -98,8 +105,12 @@ class BundleHandlers:
 
     async def export(self, request: AdminRequest) -> ByteStream:
         """Send a bundle."""
-        body = await request.read_json(ExportRequest)
-        return ByteStream(self._export_chunks(body, request.actor), "application/x-tar")
+        body = await request.read_json(StreamedExportRequest)
+        chunks = self._export_chunks(body, request.actor)
+        if body.compression == "zstd":
+            chunks = compress(chunks, self.threads)
+            return ByteStream(chunks, "application/zstd", "pullcache-bundle.tar.zst")
+        return ByteStream(chunks, "application/x-tar", "pullcache-bundle.tar")
 
     async def export_to_file(self, request: AdminRequest) -> AsyncGenerator[BundleProgress, None]:
         """Write a bundle to a file on this machine; the last progress event has its size."""

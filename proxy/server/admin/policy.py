@@ -11,9 +11,10 @@ from proxy.cache.manifests import ManifestCache
 from proxy.cache.policy import PolicyGate
 from proxy.config import Config, PolicySettings
 from proxy.config.dump import to_plain
-from proxy.errors import InvalidReferenceError, ProxyError, error_code
-from proxy.names import NameParser, full_name
+from proxy.errors import InvalidReferenceError, NotFoundError, ProxyError, error_code
+from proxy.names import NameParser, full_name, policy_name
 from proxy.oci.digest import Digest
+from proxy.oci.reference import Tag, parse_image
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
 from proxy.server.admin.recording import ActRecorder
 from proxy.storage.records.policies import PolicyRecords
@@ -24,6 +25,8 @@ MAX_CHECKED_IMAGES = 1_000
 # An exception ends; one that never does belongs into the rule.
 MAX_EXCEPTION_SECONDS = 366 * 86_400.0
 MAX_REASON_LENGTH = 300
+# Tags with young content that are looked at for what ripens.
+MAX_YOUNG_CONTENT = 2_000
 
 
 class CheckPolicyRequest(RequestModel, frozen=True):
@@ -38,6 +41,33 @@ class ExceptionRequest(RequestModel, frozen=True):
     image: str
     seconds: Annotated[float, Meta(gt=0, le=MAX_EXCEPTION_SECONDS)]
     reason: Annotated[str, Meta(min_length=1, max_length=MAX_REASON_LENGTH)]
+
+
+class RemoveExceptionRequest(RequestModel, frozen=True):
+    """The image whose exception ends now, by digest."""
+
+    image: str
+
+
+class RipeningQuery(RequestModel, frozen=True):
+    """How many tags are returned at most."""
+
+    limit: Annotated[int, Meta(ge=1, le=1_000)] = 100
+
+
+class RipeningTag(msgspec.Struct, frozen=True):
+    """A tag whose newest content is too young for a policy, until `ripe_at` in Unix time.
+
+    `served` is the digest that clients get meanwhile, empty if they are refused.
+    """
+
+    image: str
+    digest: str
+    since: int
+    ripe_at: int
+    policy: int
+    mode: str
+    served: str
 
 
 class DecisionsQuery(RequestModel, frozen=True):
@@ -102,6 +132,8 @@ class PolicyHandlers:
             Route("GET", "/api/v1/policy", self.show),
             Route("POST", "/api/v1/policy/check", self.check, is_read=True),
             Route("POST", "/api/v1/policy/exceptions", self.add_exception),
+            Route("POST", "/api/v1/policy/exceptions/remove", self.remove_exception),
+            Route("GET", "/api/v1/policy/ripening", self.list_ripening),
             Route("GET", "/api/v1/policy/decisions", self.list_decisions),
         ]
 
@@ -134,6 +166,44 @@ class PolicyHandlers:
         self.gate.forget()
         self.gate.report_exception(exception)
         return _describe_exception(exception)
+
+    async def remove_exception(self, request: AdminRequest) -> None:
+        """End an exception."""
+        image = (await request.read_json(RemoveExceptionRequest)).image
+        repository, reference = self.names.to_repository(parse_image(image))
+        if not isinstance(reference, Digest):
+            raise InvalidReferenceError(f"{image[:100]}: write IMAGE@sha256:…, as it is listed")
+        async with self.acts.recording("exception", request.actor, [image]) as act:
+            act.detail = "removed"
+            if not await self.records.remove_exception(repository, reference):
+                raise NotFoundError(f"there is no exception for {image[:200]}")
+        self.gate.forget()
+
+    async def list_ripening(self, request: AdminRequest) -> list[RipeningTag]:
+        """Return the tags whose newest content is too young, the one that ripens first at the head."""
+        limit = request.parse_query(RipeningQuery).limit
+        rules = self.gate.rules
+        longest = max((float(one.settings.min_age) for one in rules.rules), default=0.0)
+        if not longest:
+            return []
+        now, found = self.clock(), list[RipeningTag]()
+        for one in await self.records.young_content(now - longest, MAX_YOUNG_CONTENT):
+            rule = rules.find(policy_name(one.repository))
+            if rule is None or (ripe_at := one.since + rule.settings.min_age) <= now:
+                continue
+            served = one.served if one.served != one.digest else None
+            found.append(
+                RipeningTag(
+                    image=full_name(one.repository, Tag(one.tag)),
+                    digest=str(one.digest),
+                    since=to_seconds(one.since),
+                    ripe_at=to_seconds(ripe_at),
+                    policy=rule.number,
+                    mode=rule.settings.mode,
+                    served=str(served or ""),
+                )
+            )
+        return sorted(found, key=lambda one: one.ripe_at)[:limit]
 
     async def list_decisions(self, request: AdminRequest) -> list[DecisionRecord]:
         """Return decisions, the latest first."""

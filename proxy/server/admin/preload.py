@@ -1,6 +1,7 @@
-"""`/api/v1/preload`: fetch images before clients pull them."""
+"""`/api/v1/preload`: fetch images before clients pull them, and read lists of images."""
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated
@@ -9,6 +10,8 @@ import msgspec
 
 from proxy.images.selection import ImageSelection
 from proxy.preload.events import PreloadEvent
+from proxy.preload.lists import parse_list
+from proxy.preload.lists.result import ProblemKind
 from proxy.preload.preload import Preloader
 from proxy.preload.report import PreloadRecord
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
@@ -28,16 +31,60 @@ class PreloadRequest(RequestModel, frozen=True):
     waits: bool = True
 
 
+class ListRequest(RequestModel, frozen=True):
+    """An image list in any format that `preload -f` takes."""
+
+    text: str
+
+
+class ListedImage(msgspec.Struct, frozen=True):
+    """An image of a list, by line; without `platforms` the list names none for it."""
+
+    line: int
+    image: str
+    platforms: Sequence[str]
+
+
+class ListedProblem(msgspec.Struct, frozen=True):
+    """An entry of a list that is no image; a `note` is about one that has nothing to pull."""
+
+    line: int
+    kind: ProblemKind
+    message: str
+
+
+class ParsedList(msgspec.Struct, frozen=True):
+    """What a list contains; `format` is empty for an empty one."""
+
+    format: str
+    images: list[ListedImage]
+    problems: list[ListedProblem]
+
+
 @dataclass(frozen=True, slots=True)
 class PreloadHandlers:
-    """The handler of this route."""
+    """The handlers of these routes."""
 
     preloader: Preloader
     acts: ActRecorder
 
     def routes(self) -> list[Route]:
-        """Return the route."""
-        return [Route("POST", "/api/v1/preload", self.preload)]
+        """Return the routes."""
+        return [
+            Route("POST", "/api/v1/preload", self.preload),
+            Route("POST", "/api/v1/preload/list", self.read_list, is_read=True),
+        ]
+
+    async def read_list(self, request: AdminRequest) -> ParsedList:
+        """Return the images of a list, and what is wrong with it."""
+        text = (await request.read_json(ListRequest)).text
+        # Large ones take seconds.
+        parsed = await asyncio.to_thread(parse_list, text)
+        return ParsedList(
+            parsed.format,
+            [ListedImage(one.line, one.reference, one.platforms) for one in parsed.entries],
+            [ListedProblem(one.line, one.kind, one.message) for one in parsed.problems],
+        )
 
     async def preload(self, request: AdminRequest) -> AsyncGenerator[PreloadEvent, None]:
         """Preload images, and yield the events of the run."""

@@ -29,7 +29,10 @@ class SearchRequest(RequestModel, frozen=True):
 
 
 class SearchResponse(msgspec.Struct, frozen=True):
-    """One page of results, from upstream or the store; `problem` is why upstream failed."""
+    """One page of results, from upstream or the store; `problem` is why upstream failed.
+
+    `stored` counts the tags in the store by the name of the result.
+    """
 
     upstream: str
     words: str
@@ -37,6 +40,7 @@ class SearchResponse(msgspec.Struct, frozen=True):
     problem: str
     total: int
     results: list[SearchHit]
+    stored: dict[str, int]
 
 
 def routes(search: RepositorySearch) -> list[Route]:
@@ -60,4 +64,5 @@ async def _search(search: RepositorySearch, request: AdminRequest) -> SearchResp
         problem=result.problem,
         total=result.page.total,
         results=result.page.results,
+        stored=await search.count_stored(result.page),
     )

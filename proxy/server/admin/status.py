@@ -231,13 +231,18 @@ class StatusHandlers:
                 ratelimit_remaining=upstream.pull_quota[1],
                 ratelimit_renewed_at=to_seconds(upstream.pulls_renewed_at),
                 retry_at=to_seconds(upstream.retry_at),
-                missing_features=[
-                    MissingFeatureStatus(one.feature, one.repositories, to_seconds(one.retry_at))
-                    for one in upstream.missing_features
-                ],
+                missing_features=describe_features(upstream),
             )
             for name, upstream in self.upstreams.items()
         ]
+
+
+def describe_features(upstream: Upstream) -> list[MissingFeatureStatus]:
+    """Return what the registry was recently found unable to do."""
+    return [
+        MissingFeatureStatus(one.feature, one.repositories, to_seconds(one.retry_at))
+        for one in upstream.missing_features
+    ]
 
 
 def _daemon_state(

@@ -7,6 +7,7 @@ when one is added.
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
+from functools import partial
 
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
@@ -128,6 +129,14 @@ class PolicyRecords:
         """Add an exception, or replace the one for the same image."""
         await self._index.transact(_add_exception, exception, is_durable=True)
 
+    async def remove_exception(self, repository: Repository, digest: Digest) -> bool:
+        """Remove the exception for an image; return whether there was one."""
+        return await self._index.transact(_remove_exception, repository, digest, is_durable=True)
+
+    async def young_content(self, since: float, limit: int) -> list[tag_history.YoungContent]:
+        """Return the newest content of tags that exists since later than `since`."""
+        return await self._index.read(partial(tag_history.find_young, since=since, limit=limit))
+
     async def add_decisions(self, decisions: Iterable[DecisionRecord]) -> None:
         """Add decisions; beyond `MAX_DECISIONS` the oldest are forgotten."""
         await self._index.transact(_add_decisions, list(decisions))
@@ -228,6 +237,16 @@ def _add_exception(connection: sqlite3.Connection, exception: PolicyException) -
         " FROM policy_exceptions ORDER BY until DESC LIMIT ?)",
         (MAX_EXCEPTIONS,),
     )
+
+
+def _remove_exception(
+    connection: sqlite3.Connection, repository: Repository, digest: Digest
+) -> bool:
+    deleted = connection.execute(
+        f"DELETE FROM policy_exceptions WHERE repository = {_REPOSITORY} AND digest = ?",
+        (repository.upstream, repository.name, str(digest)),
+    )
+    return deleted.rowcount > 0
 
 
 def _add_decisions(connection: sqlite3.Connection, decisions: list[DecisionRecord]) -> None:

@@ -105,6 +105,43 @@ def find_stand_ins(connection: sqlite3.Connection, since: float) -> list[StandIn
     return [StandIn(Repository(*row[:2]), Digest.parse(row[2]), row[3]) for row in rows]
 
 
+@dataclass(frozen=True, slots=True)
+class YoungContent:
+    """The newest content of a tag, which exists since `since` in Unix time and has not been found ripe.
+
+    `served` is what the tag means here; None if the tag means nothing here.
+    """
+
+    repository: Repository
+    tag: str
+    digest: Digest
+    since: float
+    served: Digest | None
+
+
+def find_young(connection: sqlite3.Connection, since: float, limit: int) -> list[YoungContent]:
+    """Return the newest content of tags that exists since later than `since`, what ripens first at the head."""
+    rows = connection.execute(
+        "SELECT r.upstream, r.name, h.tag, h.digest, coalesce(h.pushed, h.first_seen) AS since, t.digest"
+        " FROM tag_history h JOIN repositories r ON r.id = h.repository"
+        " LEFT JOIN tags t ON t.repository = h.repository AND t.tag = h.tag"
+        " WHERE NOT h.ripe AND since > ? AND h.tag <> '' AND h.last_seen ="
+        " (SELECT max(last_seen) FROM tag_history WHERE repository = h.repository AND tag = h.tag)"
+        " ORDER BY since LIMIT ?",
+        (since, limit),
+    )
+    return [
+        YoungContent(
+            Repository(upstream, name),
+            tag,
+            Digest.parse(digest),
+            at,
+            Digest.parse(served) if served else None,
+        )
+        for upstream, name, tag, digest, at, served in rows
+    ]
+
+
 def find_below(connection: sqlite3.Connection, digests: Sequence[Digest]) -> frozenset[Digest]:
     """Return the digests and those of everything below them that is stored, up to `MAX_KEPT_BLOBS`."""
     rows = connection.execute(

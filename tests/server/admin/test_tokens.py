@@ -45,6 +45,7 @@ async def test_a_token_with_the_role_read_permits_only_what_changes_nothing(make
     program = await make_program(server=tokens)
     reading = {("POST", f"/api/v1/{name}") for name in ("images/check", "export/plan")}
     reading |= {("POST", "/api/v1/policy/check"), ("POST", "/api/v1/upstreams/check")}
+    reading |= {("POST", "/api/v1/preload/list")}
     assert len(program.routes) > 15
     for method, path in program.routes:
         allowed = method == "GET" or (method, path) in reading
@@ -121,5 +122,11 @@ async def test_an_unusable_token_is_an_error_that_names_its_file(
 
 def test_the_description_of_the_api_names_the_operations_that_reading_permits():
     text = load_openapi()["components"]["securitySchemes"]["token"]["description"]
-    for name in ("/images/check", "/export/plan", "/policy/check", "/upstreams/check"):
+    for name in (
+        "/images/check",
+        "/export/plan",
+        "/policy/check",
+        "/preload/list",
+        "/upstreams/check",
+    ):
         assert name in text
