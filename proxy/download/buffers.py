@@ -1,4 +1,4 @@
-"""Receive buffers of 1 MiB, with a limit per download and one for all downloads.
+"""Receive buffers of 2 MiB, with a limit per download and one for all downloads.
 
 A buffer is filled from the network, sent to readers, written and hashed, and then reused. If the disk is
 slow, the transfer slows down with it: the connection waits for a buffer, and upstream for the connection.
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from proxy.config import FetchSettings
 from proxy.download.condition import BatchedCondition
 
-BUFFER_SIZE = 1 << 20
+BUFFER_SIZE = 2 << 20
 # The buffer that a connection gets if all memory is in use and this connection holds it up.
 SMALL_BUFFER_SIZE = 64 << 10
 # Buffers kept for the next download when no download runs.

@@ -59,16 +59,16 @@ class Download:
 
     These hold at any time, seen from the event loop:
 
-    - The first `hashed` bytes are written and hashed. `written` holds the ranges in the file, all of
-      which have been received (`pieces.received`).
+    - The first `hashed` bytes are hashed. `written` holds the ranges in the file. All these bytes have
+      been received (`pieces.received`).
     - Each received byte is in the file or in one of `chunks`. A chunk's buffer goes back to the pool when
       no connection appends to it, all of it is written, and the hash is past it or far behind it.
-    - No byte is received twice, and none beyond `size`. `is_verified` means that all bytes are hashed and
+    - No byte is received twice, and none beyond `size`. `is_verified` means that all bytes are written and
       match the digest; only then may the last byte be sent.
     - `generation` counts the attempts. Bytes discarded after a digest mismatch belong to an earlier
       generation, and a reader that has sent any of them gets no more bytes.
-    - `error` is the error of a failed download; `has_stopped_storing` means that readers fetch the
-      bytes beyond `hashed` themselves.
+    - `error` is the error of a failed download; `has_stopped_storing` means that the first `hashed` bytes
+      are in the file, and readers fetch the others themselves.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Download:
         self.hashed = 0
         self.bytes_resumed = 0
         self.transfer_count = 0
-        # Seconds that connections have waited for buffers while the hash waited for the disk too.
+        # Seconds that connections have waited for buffers that only the disk held up.
         self.seconds_held_up = 0.0
         self.generation = 0
         # By the clock of the loop.
@@ -198,7 +198,7 @@ class Download:
             self._fetcher.prioritize(offset, min(stop, self.size))
 
     def copy_hasher(self) -> Hasher:
-        """Return a copy of the hasher of the first `hashed` bytes."""
+        """Return a copy of the hasher of the first `hashed` bytes, once storing has stopped."""
         return self._writer.copy_hasher()
 
     # For the workers.
@@ -232,18 +232,21 @@ class Download:
         """Return a chunk for the next bytes of a piece. Waits for a buffer if the disk is too slow."""
         pool, size = self._deps.pool, piece.stop - piece.start
         began = asyncio.get_running_loop().time()
-        is_disk_behind = self.hashed >= self.written.contiguous_end(0)
         while (buffer := pool.take(size, self._bytes_held)) is None:
             if all(chunk.is_open for chunk in self.chunks):
                 # No buffer can be freed by a write, and a reader may wait for this connection.
                 buffer = pool.take_small(size)
                 break
             await pool.changed.wait()
-        if is_disk_behind:
+        if not self._is_hash_behind:
             self.seconds_held_up += asyncio.get_running_loop().time() - began
         chunk = Chunk(piece.start, buffer)
         self.chunks.append(chunk)
         return chunk
+
+    @property
+    def _is_hash_behind(self) -> bool:
+        return any(c.start <= self.hashed < c.stop and not c.is_open for c in self.chunks)
 
     @property
     def _bytes_held(self) -> int:
@@ -269,7 +272,7 @@ class Download:
         self._notify_workers()
 
     def mark_hashed(self, end: int, *, is_verified: bool = False) -> None:
-        """Record that the bytes before `end` are hashed; `is_verified` if they are the whole blob."""
+        """Record that the bytes before `end` are hashed; `is_verified` if they are the blob, and written."""
         self.hashed = end
         self.is_verified = is_verified
         self._release_chunks()
@@ -298,7 +301,7 @@ class Download:
         self.readable.notify_all()
 
     def _release_chunks(self) -> None:
-        near = self.written.contiguous_end(0)
+        near = self.pieces.received.contiguous_end(0)
         kept = []
         for chunk in self.chunks:
             is_done = chunk.written == chunk.stop and not chunk.is_open
@@ -394,7 +397,7 @@ class Download:
             reason = self._deps.storage.space.uncached_reason(self.size or 0)
         self._deps.storage.metrics.count_uncached(reason)
         log.warning("store_bypassed", digest=str(self.digest), reason=str(error))
-        self.hashed = self._writer.frontier
+        self.hashed = self._writer.rewind_to_written()
         self.has_stopped_storing = True
         self._drop_chunks()
 

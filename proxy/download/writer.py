@@ -1,6 +1,6 @@
 """The worker that stores a download's bytes: it writes and hashes them, and commits the blob.
 
-One thread writes while another hashes the bytes just written, from memory.
+One thread writes while another hashes, both from memory: a buffer is free when both are done with it.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from proxy.tracing import record_span
 if TYPE_CHECKING:
     from proxy.download.download import Download
 
-# The hash is reported to the event loop, and bytes written ahead are hashed, in steps of this size.
+# The hash is reported to the event loop, and bytes of the file are hashed, in steps of this size.
 HASH_STEP = 2 << 20
 # Blobs of at least this size are written past the page cache if the disk keeps up.
 MIN_DIRECT_SIZE = 64 << 20
@@ -36,7 +36,7 @@ MIN_DIRECT_SIZE = 64 << 20
 MAX_HOLD_UP = 0.5
 # How long bytes wait for their buffer to fill, so that it can be written past the page cache, in seconds.
 PARTIAL_DELAY = 0.1
-# Chunks written in one call in a thread. The hash waits for the last of them.
+# Chunks written in one call in a thread.
 MAX_CHUNKS_PER_WRITE = 4
 
 log = get_logger(__name__)
@@ -74,13 +74,15 @@ class BlobWriter:
         assert self._ingest is not None
         return self._ingest.fd
 
-    @property
-    def frontier(self) -> int:
-        """The number of bytes from the beginning that are written and hashed."""
-        return self._ingest.frontier if self._ingest else 0
+    def rewind_to_written(self) -> int:
+        """Return how many bytes from the beginning are written and hashed, after a failed write."""
+        if self._ingest is None:
+            return 0
+        self._ingest.rewind_to_written()
+        return self._ingest.frontier
 
     def copy_hasher(self) -> Hasher:
-        """Return a copy of the hasher of the bytes up to the frontier."""
+        """Return a copy of the hasher of the bytes that are hashed."""
         return self._ingest.copy_hasher() if self._ingest else self._download.digest.new_hasher()
 
     async def resume(self) -> None:
@@ -195,11 +197,12 @@ class BlobWriter:
         while ingest.frontier != download.size:
             start = ingest.frontier
             stop = min(download.written.contiguous_end(start), start + HASH_STEP)
-            if start == stop:
+            is_in_memory = self._unhashed_part(ingest) is not None
+            if start == stop and not is_in_memory:
                 await download.progress.wait()
                 continue
             began = perf_counter()
-            if self._unhashed_part() is not None:
+            if is_in_memory:
                 await run_in_thread(self._storage.executor, self._hash_from_memory, ingest)
             else:
                 await run_in_thread(self._storage.executor, ingest.hash_up_to, stop)
@@ -208,30 +211,33 @@ class BlobWriter:
                 raise StorageError("cannot read an ingest: its file was truncated")
             if ingest.frontier != download.size:
                 download.mark_hashed(ingest.frontier)
+        while download.written.contiguous_end(0) != download.size:
+            await download.progress.wait()
         if not ingest.matches_digest():
             raise download.source.record_mismatch()
         record_span("verify", self._hash_seconds)
         download.mark_hashed(ingest.frontier, is_verified=True)
 
     def _hash_from_memory(self, ingest: Ingest) -> None:
-        """Hash written bytes as long as they are in memory, and report to the event loop. Blocks."""
+        """Hash bytes as long as they are in memory, and report to the event loop. Blocks."""
         reported = ingest.frontier
-        while (part := self._unhashed_part()) is not None:
-            ingest.hash_written(part)
+        while (part := self._unhashed_part(ingest)) is not None:
+            ingest.hash_from_memory(part)
             if ingest.frontier >= reported + HASH_STEP and ingest.frontier != self._download.size:
                 reported = ingest.frontier
                 self._loop.call_soon_threadsafe(self._download.mark_hashed, reported)
 
-    def _unhashed_part(self) -> memoryview | None:
-        """Return written bytes at the frontier that are in memory; they stay there until they are hashed.
+    def _unhashed_part(self, ingest: Ingest) -> memoryview | None:
+        """Return the bytes in memory to hash next; they stay there until they are hashed.
 
-        May be called in a thread: only the event loop changes the chunks.
+        Bytes of a chunk that still grows are hashed when they are written, so that the hash takes few large
+        steps. May be called in a thread: only the event loop changes the chunks.
         """
-        frontier = self.frontier
+        frontier = ingest.frontier
         for chunk in tuple(self._download.chunks):
-            written = chunk.written
-            if chunk.start <= frontier < written:
-                return chunk.view(frontier, written)
+            stop = chunk.written if chunk.is_open else chunk.stop
+            if chunk.start <= frontier < stop:
+                return chunk.view(frontier, stop)
         return None
 
     async def _reserve(self, count: int) -> None:

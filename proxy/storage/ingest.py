@@ -8,6 +8,7 @@ less: then the digest does not match, and the bytes are discarded.
 
 import errno
 import os
+from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -41,10 +42,10 @@ class _IngestState(msgspec.Struct):
 class Ingest:
     """The files of an ingest. Bytes are appended and hashed at the frontier, or written ahead unhashed.
 
-    `frontier` is the length of the prefix that is written and hashed, `bytes_resumed` how much of it
-    an earlier process wrote. `written_end` is the length of the written prefix, which the hash may be
-    behind, and `ranges_ahead` are the ranges written beyond it. Methods block and raise `StorageError`
-    (`NoSpaceError` if the disk is full). One thread may write while another hashes.
+    `frontier` is the length of the prefix that is hashed, `bytes_resumed` how much of it an earlier
+    process wrote. `written_end` is the length of the written prefix: the hash may be behind it, and ahead
+    of it by bytes in memory. `ranges_ahead` are the ranges written beyond it. Methods block and raise
+    `StorageError` (`NoSpaceError` if the disk is full). One thread may write while another hashes.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class Ingest:
         self._state_path = self._path.with_suffix(".state")
         self._blob_path = blob_path
         self._hasher = digest.new_hasher()
+        # Earlier frontiers and hashers: the first is of bytes in the file, the others may be of bytes in memory.
+        self._checkpoints: deque[tuple[int, Hasher]] = deque()
         # The size of the blob, if upstream has stated it.
         self.size: int | None = None
         # Ranges in the page cache whose writeback was not started, as starts by stops; and their total size.
@@ -107,6 +110,7 @@ class Ingest:
         self.ranges_ahead = ()
         self.size = None
         self._hasher = self.digest.new_hasher()
+        self._checkpoints.clear()
         self.save_state()
         with suppress(OSError):
             os.ftruncate(self.fd, 0)
@@ -134,7 +138,7 @@ class Ingest:
             while rest:
                 written = self._pwrite(rest[:_APPEND_SLICE_SIZE], self.frontier)
                 self._hasher.update(rest[:written])
-                self.frontier += written
+                self.frontier = self.written_end = self.frontier + written
                 rest = rest[written:]
         self.save_state()
 
@@ -177,10 +181,18 @@ class Ingest:
             self._direct_fd = os.open(self._path, flags)
         return self._direct_fd
 
-    def hash_written(self, part: memoryview) -> None:
-        """Hash bytes that are in the file and still in memory, and advance the frontier."""
+    def hash_from_memory(self, part: memoryview) -> None:
+        """Hash the next bytes, which may not be in the file yet, and advance the frontier."""
+        self._checkpoints.append((self.frontier, self._hasher.copy()))
+        while len(self._checkpoints) > 1 and self._checkpoints[1][0] <= self.written_end:
+            self._checkpoints.popleft()
         self._hasher.update(part)
         self.frontier += len(part)
+
+    def rewind_to_written(self) -> None:
+        """Move the frontier back to bytes that are in the file, after a failed write."""
+        while self.frontier > self.written_end:
+            self.frontier, self._hasher = self._checkpoints.pop()
 
     def hash_up_to(self, stop: int) -> None:
         """Hash bytes that were written ahead, and move the frontier up to `stop`."""
@@ -243,7 +255,7 @@ class Ingest:
         """Record which bytes are written. After a failure, fewer bytes can be resumed."""
         state = msgspec.json.encode(
             _IngestState(
-                max(self.frontier, self.written_end),
+                self.written_end,
                 self.size,
                 [*self.ranges_ahead[:_MAX_RANGES_AHEAD]],
                 self.origin,

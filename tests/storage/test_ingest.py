@@ -1,5 +1,6 @@
 """Ingests: hashed as they are written, resumable after a kill, visible only if right."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -222,6 +223,39 @@ def test_impossible_ranges_in_a_state_are_fetched_again(store, ahead):
     again = store.open_ingest(DIGEST)
     again.resume()
     assert (again.frontier, list(again.ranges_ahead)) == (3, [])
+    again.close()
+
+
+def test_after_a_failed_write_the_frontier_goes_back_to_bytes_that_are_in_the_file(store):
+    ingest = store.open_ingest(DIGEST)
+    content = memoryview(CONTENT)
+    ingest.write_at(0, content[:2500])
+    ingest.hash_from_memory(content[:1000])
+    ingest.record_written(2500, [])
+    for start in range(1000, 5000, 1000):
+        ingest.hash_from_memory(content[start : start + 1000])
+    ingest.rewind_to_written()
+    assert ingest.frontier == 2000
+    assert ingest.copy_hasher().digest() == hashlib.sha256(CONTENT[:2000]).digest()
+    ingest.write_at(2500, content[2500:])
+    ingest.record_written(len(CONTENT), [])
+    ingest.rewind_to_written()
+    ingest.hash_up_to(len(CONTENT))
+    assert ingest.matches_digest()
+    ingest.discard()
+    ingest.close()
+
+
+def test_bytes_that_were_hashed_and_not_written_are_fetched_again_after_a_kill(store):
+    ingest = store.open_ingest(DIGEST)
+    ingest.write_at(0, memoryview(CONTENT)[:500])
+    ingest.hash_from_memory(memoryview(CONTENT)[:1000])
+    ingest.record_written(500, [])
+    ingest.close()
+    again = store.open_ingest(DIGEST)
+    again.resume()
+    assert again.frontier == 500
+    again.discard()
     again.close()
 
 
