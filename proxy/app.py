@@ -90,6 +90,7 @@ async def open_cache(
             trace_requests=trace_requests,
         )
         await _listen(app, core, stack, sockets)
+        core.group.create_task(core.directory.run())
         stack.push_async_callback(app.write_last_records)
         core.group.create_task(run_maintenance(app, core))
         core.group.create_task(run_scrub(app, core))
@@ -97,6 +98,7 @@ async def open_cache(
         # A shutdown begins here: /readyz fails, and no new connections are accepted.
         stack.push_async_callback(app.listener.close)
         stack.callback(setattr, app.health, "is_stopping", True)
+        stack.push_async_callback(core.directory.leave)
         yield app
 
 

@@ -16,13 +16,15 @@ from functools import partial
 from proxy import __version__
 from proxy.concurrency import run_in_thread, start_threads
 from proxy.conditions import report_entry
-from proxy.config import Config, StatisticsSettings
+from proxy.config import Config, FleetSettings, StatisticsSettings
 from proxy.download.manager import DownloadManager
 from proxy.download.writer import StorageDeps
-from proxy.fleet.alone import Alone
+from proxy.errors import StorageError
 from proxy.fleet.directory import Directory
+from proxy.fleet.opening import open_directory
 from proxy.images.table import ImageTableKeeper
 from proxy.metrics import Metrics
+from proxy.oci.digest import Digest
 from proxy.parsing import DocumentParser
 from proxy.repository_rules import RepositoryRules
 from proxy.server.activity.downloads import DownloadMonitor
@@ -124,14 +126,26 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     await space.open()
     scrubber = Scrubber(store, index, space, metrics, clock)
     stack.callback(scrubber.close)
+    daemon_id = secrets.token_hex(8)
+    # Entered before the group, so that downloads that are cancelled can still be taken from the directory.
+    directory = await stack.enter_async_context(
+        open_directory(
+            # A command without a daemon serves no other node.
+            config.fleet if config.server.listen else FleetSettings(),
+            metrics,
+            instance=daemon_id,
+            version=__version__,
+            list_holdings=partial(_list_blobs, index),
+        )
+    )
+    space.on_stored = directory.add_holdings
+    space.on_removed = directory.remove_holdings
     # Entered before the group, so that the sessions of upstreams outlive the tasks that use them.
     sessions = await stack.enter_async_context(AsyncExitStack())
     group = await stack.enter_async_context(_background_tasks())
     image_tables = ImageTableKeeper(group)
     sessions.callback(image_tables.close)
     offline = OfflineSwitch(config.offline)
-    daemon_id = secrets.token_hex(8)
-    directory = Alone()
     peers = await _open_peers(sessions, config, directory, metrics, daemon_id)
     upstream_factory = UpstreamFactory(
         metrics, offline, parser, group, clock, daemon_id, directory if peers else None
@@ -190,6 +204,14 @@ async def _open_peers(
         node_id=daemon_id,
         stall_timeout=config.fleet.stall_timeout,
     )
+
+
+def _list_blobs(index: Index, after: str, count: int) -> list[Digest]:
+    """Return the stored digests that follow one; none while the index cannot be read."""
+    try:
+        return [digest for digest, _ in index.blobs_after(after, count)]
+    except StorageError:
+        return []
 
 
 class _Shutdown(Exception):  # noqa: N818 (not an error: it cancels the tasks of the group)

@@ -90,6 +90,10 @@ class TTLCache(Generic[K, V]):
         if entry:
             self._size -= self._size_of(entry[1])
 
+    def all_keys(self) -> list[K]:
+        """Return the keys of all values, whatever their age."""
+        return list(self._entries)
+
     def clear(self) -> None:
         """Remove all values."""
         self._entries.clear()

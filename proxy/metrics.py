@@ -45,6 +45,11 @@ FailoverReason = Literal["refused", "stalled", "broken", "wrong"]
 EvictionReason = Literal["size", "min_free", "quota", "index_full", "idle", "corrupt", "removed"]
 UncachedReason = Literal["too_large", "no_space", "pinned", "index_full", "disk_error"]
 NotificationResult = Literal["sent", "failed", "dropped"]
+FleetOperation = Literal[
+    "beat", "members", "locate", "renew", "finish", "holdings", "tag", "limit", "lead"
+]
+FleetSource = Literal["peer", "upstream", "duplicate"]
+FleetResult = Literal["ok", "failed", "blind"]
 ScrubResult = Literal["intact", "corrupt", "missing", "unreadable"]
 
 # Series that exist from the start, so that `rate()` sees the first increment.
@@ -66,6 +71,7 @@ _PULL_RESULTS: tuple[PullResult, ...] = get_args(PullResult)
 # Bytes that clients have caused, and not preloads or repairs.
 _CLIENT_PURPOSES: tuple[Purpose, ...] = ("client", "prefetch")
 _REQUEST_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 30, 120, 600)
+_FLEET_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5)
 _FIRST_BYTE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 # Cache states of responses that were served from the store.
@@ -511,6 +517,51 @@ class Metrics:
         """Remove the gauges of an upstream that is no longer configured; its counters stay."""
         for gauge in (self._upstream_up, self._ratelimit_limit, self._ratelimit_remaining):
             gauge.remove(upstream)
+
+    def enable_fleet(self, is_up: Callable[[], float], count_members: Callable[[], float]) -> None:
+        """Add the series of a fleet; both are called at each scrape."""
+        self._fleet_requests = self._counter(
+            "fleet_requests",
+            "Questions to the directory of the fleet, by result; blind: it was not asked.",
+            "operation",
+            "result",
+        )
+        self._fleet_durations = Histogram(
+            "pullcache_fleet_request_duration_seconds",
+            "Time until the directory of the fleet has answered.",
+            ("operation",),
+            buckets=_FLEET_BUCKETS,
+            registry=self._registry,
+        )
+        for operation in get_args(FleetOperation):
+            self._fleet_durations.labels(operation)
+            for result in get_args(FleetResult):
+                self._fleet_requests.labels(operation, result)
+        self._fleet_downloads = self._counter(
+            "fleet_downloads",
+            "Blobs that this node has fetched and stored, by source.",
+            "source",
+        )
+        for source in get_args(FleetSource):
+            self._fleet_downloads.labels(source)
+        self._gauge(
+            "fleet_up", "1 while the directory of the fleet answers, 0 while the node works alone."
+        ).set_function(is_up)
+        self._gauge(
+            "fleet_members", "Live members of the fleet that this node knows, with itself."
+        ).set_function(count_members)
+
+    def count_fleet_request(
+        self, operation: FleetOperation, result: FleetResult, seconds: float | None = None
+    ) -> None:
+        """Count a question to the directory; with `seconds` if it has answered."""
+        self._fleet_requests.labels(operation, result).inc()
+        if seconds is not None:
+            self._fleet_durations.labels(operation).observe(seconds)
+
+    def count_fleet_download(self, source: FleetSource) -> None:
+        """Count a blob that this node has fetched and stored."""
+        self._fleet_downloads.labels(source).inc()
 
     def count_reload(self, *, is_success: bool) -> None:
         """Count a reload of the configuration."""

@@ -33,6 +33,7 @@ def iter_commands(command: click.Command, name: str) -> Iterator[tuple[str, clic
 def rendered_metrics() -> str:
     metrics = Metrics(["docker.io"], "1.0")
     metrics.register_gauges(Gauges())
+    metrics.enable_fleet(lambda: True, lambda: 1)
     metrics.read_gauges()
     return metrics.render().decode()
 

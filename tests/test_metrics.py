@@ -72,6 +72,9 @@ def set_all_metrics(metrics: Metrics) -> None:
     metrics.count_rejected_connection()
     metrics.set_certificate_expiries({"/etc/pullcache/cache.pem": 2_000_000_000})
     metrics.count_internal_error()
+    metrics.enable_fleet(lambda: True, lambda: 3)
+    metrics.count_fleet_request("locate", "ok", 0.0002)
+    metrics.count_fleet_download("peer")
 
 
 def test_a_request_is_counted_once_with_its_time_and_its_bytes(metrics):

@@ -17,6 +17,12 @@ class Alone:
     def __init__(self) -> None:
         self._download = _LoneDownload()
 
+    async def run(self) -> None:
+        """Return at once."""
+
+    async def leave(self) -> None:
+        """Do nothing."""
+
     @asynccontextmanager
     async def downloading(self, upstream: str, digest: Digest) -> AsyncIterator[FleetDownload]:  # noqa: ARG002
         """Yield a download that is always fetched from upstream."""

@@ -75,6 +75,12 @@ class Directory(Protocol):
     def members(self) -> Sequence[Member]:
         """The other live members, as far as this node knows."""
 
+    async def run(self) -> None:
+        """Join the fleet, and report to it until cancelled."""
+
+    async def leave(self) -> None:
+        """Tell the others that this node is about to stop."""
+
     def downloading(
         self, upstream: str, digest: Digest
     ) -> AbstractAsyncContextManager[FleetDownload]:

@@ -108,6 +108,7 @@ class Committer:
                 await run_in_thread(self._executor, settle)
                 raise
             await run_in_thread(self._executor, settle)
+            self._space.on_stored([digest])
             return not was_stored
 
     async def _undo(self, digest: Digest, size: int) -> None:

@@ -118,6 +118,9 @@ class SpaceManager:
         self._strays: dict[Digest, int] = {}
         self._leases: list[Lease] = []
         self.evictions = EvictionTally()
+        # Called with blobs that were added and removed.
+        self.on_stored: Callable[[Collection[Digest]], object] = lambda _digests: None
+        self.on_removed: Callable[[Collection[Digest]], object] = lambda _digests: None
         self._rules: RepositoryRules | None = None
         # What is over the quota of its rule, when that was found out, and how long it took.
         self._over_quota: deque[rule_queries.ExcessBlob] = deque()
@@ -686,6 +689,7 @@ class SpaceManager:
             self.locks.release(retried)
         freed = sum(allocated_size(size) for _, size in removed)
         self._metrics.count_evicted(reason, len(removed), freed)
+        self.on_removed([digest for digest, _ in removed])
         if images is not None:
             for digest, size in removed:
                 self.evictions.add(reason, images.get(digest, UNKNOWN_IMAGE), allocated_size(size))

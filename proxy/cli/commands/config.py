@@ -163,12 +163,14 @@ def _explain(config: Config, image: str) -> Iterator[tuple[str, str, str]]:
 
 def check_referenced_files(config: Config) -> None:
     """Read the files that the configuration names, or raise `ConfigError`."""
+    from proxy.fleet.opening import check_fleet  # noqa: PLC0415 - imports redis
     from proxy.server.clients.access_control import check_files  # noqa: PLC0415 - imports aiohttp
     from proxy.tracing import check_tracing  # noqa: PLC0415 - imports aiohttp
 
     config.server.read_admin_tokens()
     check_tracing(is_on=config.server.tracing)
     check_files(config.server)
+    check_fleet(config.fleet)
     for number, preload in enumerate(config.preload, 1):
         if preload.file:
             _check_readable(preload.file, f"preload[{number}].file")
