@@ -121,7 +121,13 @@ async def _listen(
             stack,
             core.store.root,
             admin_listener.AdminServices(
-                server, app.api, app.health, core.page_links, core.group, app.access_log
+                server,
+                app.api,
+                app.health,
+                core.page_links,
+                core.group,
+                app.access_log,
+                core.clock,
             ),
             sockets.get(ADMIN_SOCKET, ()),
             tls,

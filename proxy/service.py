@@ -57,6 +57,8 @@ from proxy.server.admin import (
 from proxy.server.admin.api import Route
 from proxy.server.admin.recording import ActRecorder
 from proxy.server.registry.handlers import RegistryHandler
+from proxy.server.setup.client_config import ClientConfigHandlers
+from proxy.server.setup.settings import SettingsHandlers
 from proxy.upstream.client import Upstream
 from proxy.upstream.factory import is_unchanged
 
@@ -248,6 +250,8 @@ async def configure_app(
         *admin_search.routes(search),
         *admin_trail.TrailHandlers(acts).routes(),
         *core.page_links.routes(),
+        *ClientConfigHandlers(config.upstreams).routes(),
+        *SettingsHandlers(config).routes(),
     ]
     return ConfiguredApp(
         config, upstreams, registry, preloader, policy, stand_ins, repairer, routes

@@ -168,12 +168,10 @@ def _environ_tables(
         return
     known: dict[str, list[tuple[tuple[str, ...], FieldInfo]]] = {}
     for path, key in _environ_keys(upstreams):
-        known.setdefault(_variable_name(*path, key.name), []).append((path, key))
+        known.setdefault(variable_name(*path, key.name), []).append((path, key))
     for name, text in variables.items():
         if name not in known:
-            renamed = {
-                _variable_name(old): _variable_name(new) for old, new in RENAMED_KEYS.items()
-            }
+            renamed = {variable_name(old): variable_name(new) for old, new in RENAMED_KEYS.items()}
             raise _unknown_key(name, name, known, renamed.get(name))
         if len(known[name]) > 1:
             raise ConfigError(f"{name}: matches more than one upstream (set it in the file)")
@@ -196,7 +194,8 @@ def _environ_keys(upstreams: Collection[str]) -> Iterator[tuple[tuple[str, ...],
         yield from ((("upstreams", upstream), key) for key in fields(UpstreamSettings))
 
 
-def _variable_name(*path: str) -> str:
+def variable_name(*path: str) -> str:
+    """Return the variable of the environment that sets a key."""
     return _ENV_PREFIX + re.sub(r"[^A-Z0-9]", "_", "_".join(path).upper())
 
 

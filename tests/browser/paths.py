@@ -1,6 +1,15 @@
-"""The pages that each check of the browser looks at."""
+"""The pages that each check of the browser looks at. A page of the list is looked at in all ways."""
 
-# By the name of the screenshot. Add a page here, and it is looked at in all ways.
+# By the name of the screenshot. They are pages of the store that `tests/browser/content.py` fills.
 PATHS: dict[str, str] = {
     "overview": "/",
+    "images": "/images",
+    "images-none": "/images?q=nothing-has-this-name",
+    "image": "/images/nginx:1.27",
+    "image-hostile": "/images/acme/hostile:latest",
+    "remove": "/remove?image=nginx:1.27",
+    "connect": "/connect",
+    "settings": "/settings",
+    "error": "/images/gone:1",
+    "unknown": "/nothing/here",
 }

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from click.testing import Result
 
-from proxy.cli.files.client_files import CLIENT_FILES
+from proxy.config.client_files import CLIENT_FILES
 from tests.support import commands
 from tests.support.certificates import Authority
 

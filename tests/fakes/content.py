@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -121,15 +121,18 @@ class FakeContent:
         index: bool = False,
         docker: bool = False,
         platforms: Sequence[str] = ("linux/amd64", "linux/arm64"),
+        details: Mapping[str, Any] | None = None,
     ) -> FakeImage:
         """Push an image: a manifest of the first platform, or an index of all `platforms`.
 
-        The platforms have different configs and the same layers.
+        The platforms have different configs and the same layers. `details` are fields of the configs.
         """
         layers = tuple(layers)
         wanted = platforms if index else platforms[:1]
         manifests = {
-            platform: self._add_platform(repository, layers, platform, docker=docker)
+            platform: self._add_platform(
+                repository, layers, platform, docker=docker, details=details or {}
+            )
             for platform in wanted
         }
         digest = manifests[wanted[0]]
@@ -158,7 +161,13 @@ class FakeContent:
         )
 
     def _add_platform(
-        self, repository: str, layers: Sequence[bytes], platform: str, *, docker: bool
+        self,
+        repository: str,
+        layers: Sequence[bytes],
+        platform: str,
+        *,
+        docker: bool,
+        details: Mapping[str, Any],
     ) -> str:
         os, architecture = platform.split("/")[:2]
         config = _encode(
@@ -167,6 +176,7 @@ class FakeContent:
                 "os": os,
                 "config": {"Cmd": ["/bin/true"]},
                 "rootfs": {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]},
+                **details,
             }
         )
         for content in (config, *layers):

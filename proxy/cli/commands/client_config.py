@@ -9,9 +9,9 @@ import click
 
 from proxy.cli.api_client import open_admin_client
 from proxy.cli.display.text import echo, terminal_width, wrap
-from proxy.cli.files.client_files import CLIENT_FILES, ClientFile, docker_mirror_files
 from proxy.cli.options import config_options, load_config
 from proxy.config import Config, ServerSettings
+from proxy.config.client_files import CLIENT_FILES, ClientFile, docker_mirror_files
 from proxy.config.values import Address, RegistryUrl
 from proxy.errors import ConfigError, ProxyError
 

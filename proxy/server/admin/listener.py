@@ -9,7 +9,8 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,7 @@ class AdminServices:
     page_links: PageLinks
     group: asyncio.TaskGroup
     access_log: LogWriter | None = None
+    clock: Callable[[], float] = time.time
 
 
 async def listen(
@@ -176,6 +178,7 @@ class PagePort:
                 services.group,
                 services.access_log,
                 anonymous_read=services.settings.pages_anonymous_read,
+                clock=services.clock,
             )
             self._stack.callback(self._site.close)
         return self._site

@@ -89,7 +89,7 @@ class ServedCounts(msgspec.Struct, frozen=True):
 
 
 class DaemonStatus(msgspec.Struct, frozen=True):
-    """The state of the daemon. `uptime` is in seconds.
+    """The state of the daemon. `uptime` is in seconds; with `is_tls`, clients pull by https.
 
     `traffic` has today, 7 and 30 days. The other counts begin at the start of the daemon: `saved_bytes`
     are the bytes sent to clients minus the bytes from upstream, `hit_ratio` is the share of the former
@@ -101,6 +101,7 @@ class DaemonStatus(msgspec.Struct, frozen=True):
     uptime: int
     addresses: Sequence[str]
     admin_addresses: Sequence[str]
+    is_tls: bool
     offline: bool
     store: StoreStatus
     scrub: ScrubStatus
@@ -162,6 +163,7 @@ class StatusHandlers:
             uptime=int(time.monotonic() - self.started_at),
             addresses=self.addresses,
             admin_addresses=self.admin_addresses,
+            is_tls=bool(self.config.server.tls_certificate),
             offline=bool(self.offline),
             store=store,
             scrub=self._scrub_status(),

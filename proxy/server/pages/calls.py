@@ -55,12 +55,12 @@ class ApiCaller:
         self._api = api
         self._actor = actor
 
-    async def get(self, path: str, result: type[T], **query: object) -> T:
+    async def get(self, path: str, result: type[T], /, **query: object) -> T:
         """Return the document at `path`, which is a `result`; leave out parameters that are None."""
         del result  # tells mypy
         return cast("T", await self._call("GET", path, query))
 
-    async def post(self, path: str, result: type[T], body: object, **query: object) -> T:
+    async def post(self, path: str, result: type[T], body: object, /, **query: object) -> T:
         """Send a document; return the answer, which is a `result`."""
         del result
         return cast("T", await self._call("POST", path, query, body))
@@ -70,7 +70,7 @@ class ApiCaller:
         del result
         return cast("T", await self._call("PUT", path, {}, body))
 
-    async def delete(self, path: str, **query: object) -> None:
+    async def delete(self, path: str, /, **query: object) -> None:
         """Delete the document at `path`."""
         await self._call("DELETE", path, query)
 
@@ -86,7 +86,7 @@ class ApiCaller:
         """Return the events of a long operation; close it to cancel the operation."""
         return self._stream(method, path, query, body, upload)
 
-    async def list(self, path: str, result: type[T], limit: int, **query: object) -> list[T]:
+    async def list(self, path: str, result: type[T], limit: int, /, **query: object) -> list[T]:
         """Return at most `limit` of the events at `path`, which are `result`s."""
         del result
         events = self._stream("GET", path, query)

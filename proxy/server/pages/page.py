@@ -33,13 +33,14 @@ class PageRequest:
     """A request for a page or an action.
 
     `query` and `form` have the last value of each name; `form_values` has all of them. `origin` is the
-    address that the browser has used, as in `http://127.0.0.1:5001`. `upload` is the file of an action
+    address that the browser has used, as in `http://127.0.0.1:5001`, `now` the Unix time. `upload` is the file of an action
     that `takes_upload`.
     """
 
     api: ApiCaller
     actor: Actor
     origin: str
+    now: float
     path_params: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
     form: Mapping[str, str] = field(default_factory=dict)

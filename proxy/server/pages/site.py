@@ -5,7 +5,8 @@ are ours alone, and no other site may show, read or keep a page.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TypeVar
@@ -76,6 +77,7 @@ class PageSite:
         access_log: LogWriter | None,
         *,
         anonymous_read: bool = False,
+        clock: Callable[[], float] = time.time,
         pages: Sequence[Page] = PAGES,
         actions: Sequence[Action] = ACTIONS,
     ) -> None:
@@ -83,8 +85,9 @@ class PageSite:
         self._sessions = sessions
         self._access_log = access_log
         self._anonymous_read = anonymous_read
+        self._clock = clock
         self._static = StaticFiles()
-        self._environment = create_environment(self._static.path)
+        self._environment = create_environment(self._static.path, clock)
         self._jobs = JobRunner(group, api.to_proxy_error)
         self._pages = [*pages, Page("/jobs/{id}", self._show_job, "job.html", "Job", is_live=True)]
         self._actions = {action.path: action for action in actions}
@@ -158,6 +161,7 @@ class PageSite:
                     self._caller(visitor),
                     visitor.actor or Actor("read"),
                     _origin(request),
+                    self._clock(),
                     path_params,
                     dict(query),
                 )
@@ -192,6 +196,7 @@ class PageSite:
                 self._caller(visitor),
                 visitor.actor,
                 _origin(request),
+                self._clock(),
                 form=fields,
                 form_values=form.values,
                 upload=form.upload,

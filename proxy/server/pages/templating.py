@@ -51,6 +51,7 @@ def create_environment(
         "version": __version__,
         "copy_button": copy_button,
         "layout": "base.html",
+        "now": clock,
     }
     for name in environment.list_templates():
         environment.get_template(name)  # now, because reading a file blocks

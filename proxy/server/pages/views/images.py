@@ -1,0 +1,132 @@
+"""The list of images, and what can be done with one: pin, refresh, remove."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from proxy.cache.refresh import RefreshedTag
+from proxy.images.manage import ImageSummary, PinnedImages, RemovedImages
+from proxy.server.admin.images import UnpinResponse
+from proxy.server.admin.status import DaemonStatus
+from proxy.server.pages.page import Done, JobLine, Model, NewJob, PageRequest
+from proxy.sizes import format_bytes
+
+# Images of one page.
+PAGE_SIZE = 100
+
+ORDERS: Mapping[str, str] = {
+    "name": "Name",
+    "size": "Size",
+    "unique": "Size of its own",
+    "pulled": "Last pull",
+    "idle": "Not pulled for longest",
+    "pulls": "Pulls",
+}
+BADGES: Mapping[str, str] = {
+    "official": "Docker Official Image",
+    "verified_publisher": "Verified publisher",
+    "sponsored": "Sponsored open source",
+    "community": "Community",
+}
+_FILTERS = ("upstream", "badge", "platform", "state")
+
+
+class ImagesQuery(msgspec.Struct, frozen=True):
+    """What the form of the page asks for; empty texts ask for nothing."""
+
+    q: str = ""
+    upstream: str = ""
+    badge: str = ""
+    platform: str = ""
+    state: str = ""
+    pinned: str = ""
+    pulled: str = ""
+    order: str = "name"
+    after: str = ""
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether it leaves out images."""
+        narrowing = (getattr(self, name) for name in (*_FILTERS, "q", "pinned", "pulled"))
+        return any(narrowing)
+
+
+async def show(request: PageRequest) -> Model:
+    """Return one page of images that fit the query."""
+    known = {name: request.query.get(name, "") for name in ImagesQuery.__struct_fields__}
+    query = ImagesQuery(**{name: text.strip() for name, text in known.items() if text.strip()})
+    images = await request.api.list(
+        "/api/v1/images",
+        ImageSummary,
+        PAGE_SIZE + 1,
+        filter=query.q,
+        after=query.after,
+        limit=PAGE_SIZE + 1,
+        order=query.order,
+        pinned={"yes": True, "no": False}.get(query.pinned),
+        pulled={"yes": True, "never": False}.get(query.pulled),
+        **{name: getattr(query, name) for name in _FILTERS},
+    )
+    status = await request.api.get("/api/v1/status", DaemonStatus)
+    platforms = await request.api.get("/api/v1/images/platforms", list[str])
+    shown = images[:PAGE_SIZE]
+    has_more = len(images) > PAGE_SIZE
+    return {
+        "query": query,
+        "images": shown,
+        "next": msgspec.structs.replace(query, after=shown[-1].name) if has_more else None,
+        "upstreams": [one.name for one in status.upstreams],
+        "platforms": sorted({*platforms, *filter(None, [query.platform])}),
+        "orders": ORDERS,
+        "badges": BADGES,
+    }
+
+
+async def pin(request: PageRequest) -> Done:
+    """Pin an image."""
+    image = request.form.get("image", "")
+    pinned = await request.api.post("/api/v1/images/pin", PinnedImages, {"images": [image]})
+    return Done(f"{', '.join(pinned.images)} is pinned: it is not evicted.")
+
+
+async def unpin(request: PageRequest) -> Done:
+    """Unpin an image."""
+    image = request.form.get("image", "")
+    await request.api.post("/api/v1/images/unpin", UnpinResponse, {"images": [image]})
+    return Done(f"{image} is not pinned any more.")
+
+
+async def refresh(request: PageRequest) -> NewJob:
+    """Ask the registry what a tag means now."""
+    image = request.form.get("image", "")
+    events = request.api.stream("POST", "/api/v1/images/refresh", {"images": [image]})
+    back = request.form.get("back", "/images")
+    return NewJob(f"Refresh {image}", events, _describe_refresh, back)
+
+
+async def confirm_removal(request: PageRequest) -> Model:
+    """Return what removing an image frees."""
+    image = request.query.get("image", "")
+    body = {"images": [image], "dry_run": True, "force": True}
+    removal = await request.api.post("/api/v1/images/remove", RemovedImages, body)
+    return {"image": image, "removal": removal}
+
+
+async def remove(request: PageRequest) -> Done:
+    """Remove an image, pinned or not: the page before has said what goes."""
+    body = {
+        "images": [request.form.get("image", "")],
+        "force": request.form.get("force") == "yes",
+    }
+    removed = await request.api.post("/api/v1/images/remove", RemovedImages, body)
+    freed = format_bytes(removed.bytes)
+    return Done(f"{', '.join(removed.images)} was removed; {freed} are free.", "/images")
+
+
+def _describe_refresh(event: object) -> JobLine | None:
+    if not isinstance(event, RefreshedTag):
+        return None
+    text = f"{event.image}: {event.outcome.replace('_', ' ')}"
+    if event.reason:
+        text += f" ({event.reason})"
+    return JobLine(text, is_problem=event.outcome in ("failed", "not_found"))

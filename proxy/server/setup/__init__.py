@@ -1,0 +1,1 @@
+"""How the cache is set up: its configuration, and that of its clients."""
