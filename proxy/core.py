@@ -17,6 +17,7 @@ from proxy import __version__
 from proxy.concurrency import run_in_thread, start_threads
 from proxy.conditions import report_entry
 from proxy.config import Config, FleetSettings, StatisticsSettings
+from proxy.contents.process import ContentsWorker
 from proxy.download.manager import DownloadManager
 from proxy.download.writer import StorageDeps
 from proxy.errors import StorageError
@@ -33,6 +34,7 @@ from proxy.server.pages.sessions import SessionStore
 from proxy.server.pulls import PullTracker
 from proxy.storage.blobs import BlobStore
 from proxy.storage.index import Index
+from proxy.storage.records.contents import ContentsRecords
 from proxy.storage.records.policies import PolicyRecords
 from proxy.storage.records.traffic import TrafficRecords
 from proxy.storage.records.trail import AuditTrail
@@ -78,6 +80,8 @@ class Core:
     peers: PeerClient | None
     disk_threads: ThreadPoolExecutor
     parser: DocumentParser
+    contents_worker: ContentsWorker
+    contents_records: ContentsRecords
     group: asyncio.TaskGroup
     clock: Callable[[], float]
     daemon_id: str
@@ -109,6 +113,8 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     stack.callback(threads.shutdown)
     parser = DocumentParser()
     stack.callback(parser.close)
+    contents_worker = ContentsWorker()
+    stack.callback(contents_worker.close)
     store = BlobStore(config.store.path, group_access=config.store.group_access)
     stack.callback(store.close)
     index = Index(store.root / "index.sqlite", clock)
@@ -159,6 +165,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
     webhook = Webhook(config.notify, offline, metrics, clock)
     group.create_task(webhook.run())
     stack.push_async_callback(webhook.drain)
+    stack.callback(contents_worker.stop)  # tasks of the group wait for it
     trail = AuditTrail(index, space.evictions, clock, lambda: space.max_size)
     trail.on_record = partial(report_entry, webhook)
     return Core(
@@ -180,6 +187,8 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
         peers=peers,
         disk_threads=threads,
         parser=parser,
+        contents_worker=contents_worker,
+        contents_records=ContentsRecords(index, space, clock),
         group=group,
         clock=clock,
         daemon_id=daemon_id,

@@ -24,8 +24,11 @@ from proxy.cache.refresh import TagRefresher
 from proxy.cache.repair import BlobRepairer
 from proxy.cache.search import RepositorySearch
 from proxy.cache.stand_ins import StandIns
+from proxy.concurrency import SingleFlight
 from proxy.conditions import report_decision
 from proxy.config import Config
+from proxy.contents.questions import PackageQuestions
+from proxy.contents.reader import ContentsReader
 from proxy.core import Core
 from proxy.images.check import OfflineChecker
 from proxy.images.inspect import ImageInspector
@@ -42,6 +45,7 @@ from proxy.server.activity.handlers import ActivityHandlers
 from proxy.server.activity.pull_test import PullTester
 from proxy.server.admin import (
     bundles as admin_bundles,
+    contents as admin_contents,
     images as admin_images,
     policy as admin_policy,
     preload as admin_preload,
@@ -208,6 +212,15 @@ async def configure_app(
     acts = ActRecorder(core.trail, names)
     image_manager = ImageManager(image_store, rules, core.clock, core.image_tables)
     tester = PullTester(manifests, blobs, names, core.parser, core.disk_threads, native_platform)
+    contents_reader = ContentsReader(
+        image_store,
+        core.contents_records,
+        core.contents_worker,
+        SingleFlight(core.group),
+        native_platform,
+        core.clock,
+        is_off=config.contents.scan == "off",
+    )
     # The routes of the admin API; `server/admin/api.py` says how to add one.
     routes = [
         *admin_schema.routes(),
@@ -220,6 +233,10 @@ async def configure_app(
             BundleImporter(image_store, core.clock, on_change=policy.forget),
             core.disk_threads,
             acts,
+        ).routes(),
+        *admin_contents.ContentsHandlers(
+            contents_reader,
+            PackageQuestions(image_store, core.contents_records, contents_reader),
         ).routes(),
         *admin_images.ImageHandlers(
             image_manager,

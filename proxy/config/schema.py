@@ -501,6 +501,20 @@ class FetchSettings(Section, frozen=True):
     ] = Duration.parse("1d")
 
 
+class ContentsSettings(Section, frozen=True):
+    """Packages in images."""
+
+    scan: Annotated[
+        Literal["asked", "off"],
+        Meta(
+            description=(
+                'Read the packages of a stored image when somebody asks for them; or "off": never, '
+                "only what was read before is shown."
+            )
+        ),
+    ] = "asked"
+
+
 class FleetSettings(Section, frozen=True):
     """Several nodes that fetch each blob from upstream once."""
 
@@ -868,6 +882,7 @@ class Config(Section, frozen=True):
     store: StoreSettings = StoreSettings()
     manifests: ManifestsSettings = field(default_factory=ManifestsSettings)
     fetch: FetchSettings = FetchSettings()
+    contents: ContentsSettings = ContentsSettings()
     fleet: FleetSettings = FleetSettings()
     upstreams: Annotated[
         dict[str, UpstreamSettings],

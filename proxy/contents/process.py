@@ -43,15 +43,24 @@ class ContentsWorker:
         self._stopping = threading.Event()
         self._turn = asyncio.Lock()
 
-    def close(self) -> None:
-        """End the worker that runs."""
+    def stop(self) -> None:
+        """End the worker that runs, and start no more."""
         self._stopping.set()
+
+    def close(self) -> None:
+        """Stop, and wait for the thread."""
+        self.stop()
         self._thread.shutdown()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing is read any more."""
+        return self._stopping.is_set()
 
     async def read(self, kind: WorkerKind, blob: OpenBlob) -> WorkerAnswer:
         """Return what is in a layer or an SBOM; the caller closes the blob. Raises `ContentsError`."""
         async with self._turn:
-            if self._stopping.is_set():
+            if self.is_closing:
                 raise ContentsError(f"the {kind} is not read, because pullcache stops")
             return await run_in_thread(self._thread, self._read, kind, blob)
 

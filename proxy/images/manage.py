@@ -185,7 +185,7 @@ class ImageManager:
         self, pattern: str, after: tuple[Repository, Reference] | None, limit: int
     ) -> Generator[ImageSummary, None, None]:
         with open_image_queries(self._image_store.index.path) as queries:
-            rows = (row for row in queries.images(pattern, after) if _matches(row, pattern))
+            rows = (row for row in queries.images(pattern, after) if name_matches(row, pattern))
             for number, row in enumerate(islice(rows, limit or None)):
                 if number == _BULK_SIZES_THRESHOLD:
                     queries.compute_sizes()
@@ -245,7 +245,7 @@ class ImageManager:
         found: dict[ImageRow, None] = {}
         for text in images:
             rows = (
-                [row for row in queries.images(text) if row.digest and _matches(row, text)]
+                [row for row in queries.images(text) if row.digest and name_matches(row, text)]
                 if is_glob(text)
                 else queries.find_images(*self._image_store.names.to_repository(parse_image(text)))
             )
@@ -271,7 +271,8 @@ def is_glob(text: str) -> bool:
     return bool(set(text) & set("*?["))
 
 
-def _matches(row: ImageRow, pattern: str) -> bool:
+def name_matches(row: ImageRow, pattern: str) -> bool:
+    """Tell whether the name of an image has `pattern` as a part, or matches it as a glob."""
     if not pattern:
         return True
     glob = pattern if is_glob(pattern) else f"*{pattern}*"

@@ -17,9 +17,9 @@ from proxy.storage import pins
 from proxy.storage.blobs import BLOCK_SIZE
 from proxy.storage.index_size import PAGE_SIZE, delete_empty_repositories, vacuum
 from proxy.storage.permissions import create_private_file
-from proxy.storage.records import tag_history
+from proxy.storage.records import contents_rows, tag_history
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 
 # Manifests that name more blobs are served, but neither stored nor indexed: each blob takes half a kilobyte
 # of the index, and a manifest of 4 MiB could name 36,000.
@@ -100,6 +100,8 @@ _MIGRATIONS = {
     7: "ALTER TABLE tag_history ADD COLUMN source TEXT NOT NULL DEFAULT '';",
     # Only new tables: totals of traffic, the audit trail, and pulls.
     8: "",
+    # Only new tables: packages of images, and what scanners found.
+    9: "",
 }
 
 
@@ -461,6 +463,7 @@ def _delete_row(connection: sqlite3.Connection, digest: Digest) -> int | None:
     connection.execute("DELETE FROM referrer_records WHERE subject = ?", (name,))
     connection.execute("DELETE FROM senders WHERE digest = ?", (name,))
     connection.execute("DELETE FROM edges WHERE parent = ?", (name,))
+    contents_rows.delete_contents(connection, name)
     delete_empty_repositories(connection, repositories)
     return rows[0][0] if rows else None
 

@@ -213,6 +213,55 @@ CREATE TABLE IF NOT EXISTS trail (
     detail  TEXT NOT NULL
 ) STRICT;
 
+-- What was read of stored layers and of stored manifests of images for one platform: JSON, compressed by
+-- zstd, which proxy/contents makes. `version` is that of the reader, 0 while rows are still being added;
+-- `size` is what the rows take.
+CREATE TABLE IF NOT EXISTS layer_contents (
+    digest   TEXT PRIMARY KEY,
+    version  INTEGER NOT NULL,
+    read     REAL NOT NULL,
+    size     INTEGER NOT NULL,
+    document BLOB NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS layer_contents_by_age ON layer_contents (read, size);
+CREATE TABLE IF NOT EXISTS image_contents (
+    id       INTEGER PRIMARY KEY,
+    digest   TEXT NOT NULL UNIQUE,
+    platform TEXT NOT NULL,
+    version  INTEGER NOT NULL,
+    read     REAL NOT NULL,
+    size     INTEGER NOT NULL,
+    document BLOB NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS image_contents_by_age ON image_contents (read, size);
+
+-- The packages that questions are about, and the images of `image_contents` that have them.
+CREATE TABLE IF NOT EXISTS packages (
+    id             INTEGER PRIMARY KEY,
+    name           TEXT NOT NULL,
+    kind           TEXT NOT NULL,
+    version        TEXT NOT NULL,
+    source         TEXT NOT NULL,
+    source_version TEXT NOT NULL,
+    UNIQUE (name, kind, version, source, source_version)
+) STRICT;
+CREATE INDEX IF NOT EXISTS packages_by_source ON packages (source) WHERE source <> '';
+CREATE TABLE IF NOT EXISTS image_packages (
+    package INTEGER NOT NULL,
+    image   INTEGER NOT NULL,
+    PRIMARY KEY (package, image)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS image_packages_by_image ON image_packages (image);
+
+-- What the scanner of the operator found in manifests of images: JSON, compressed by zstd.
+CREATE TABLE IF NOT EXISTS scan_reports (
+    digest   TEXT PRIMARY KEY,
+    made     REAL NOT NULL,
+    size     INTEGER NOT NULL,
+    document BLOB NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS scan_reports_by_age ON scan_reports (made, size);
+
 -- Pinned images, by tag or digest. `digest` is the tag's last known one; null before the first pull.
 CREATE TABLE IF NOT EXISTS pins (
     repository INTEGER NOT NULL,

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from proxy.cli.commands.contents import list_images_with, platform_option, print_contents
 from proxy.cli.display.text import (
     Truncator,
     echo,
@@ -45,6 +46,12 @@ _SORT_FIELDS = {"size": "size", "unique": "unique", "last-pull": "pulled", "last
     help="name, size, unique, last-pull or last-use; all but name in descending order. [default: name]",
 )
 @click.option("--never-pulled", is_flag=True, help="Only images that no client has pulled.")
+@click.option(
+    "--package", metavar="QUESTION", help="Only images with a package, such as 'openssl<3.0.15'."
+)
+@click.option(
+    "--scan", is_flag=True, help="With --package: first read the images that were not read."
+)
 @no_trunc_option
 @json_option
 def images(
@@ -54,6 +61,8 @@ def images(
     pattern: str,
     sort: str,
     never_pulled: bool,
+    package: str | None,
+    scan: bool,
     no_trunc: bool,
     as_json: bool,
 ) -> None:
@@ -67,7 +76,17 @@ def images(
       pullcache images
       pullcache images --never-pulled
       pullcache images 'ghcr.io/*' --sort size
+      pullcache images --package 'openssl<3.0.15'
     """
+    if package is not None:
+        if never_pulled or sort != "name":
+            raise click.UsageError("--package is used alone, or with --scan")
+        list_images_with(
+            path, store, package, pattern, reads=scan, no_trunc=no_trunc, as_json=as_json
+        )
+        return
+    if scan:
+        raise click.UsageError("--scan is for --package")
     with open_client(path, store) as api:
         found = list(api.stream("GET", "/api/v1/images", filter=pattern))
     if never_pulled:
@@ -101,10 +120,19 @@ def images(
 @click.command()
 @config_options
 @click.argument("image", shell_complete=complete_images)
+@click.option("--packages", is_flag=True, help="Show the packages in the image.")
+@platform_option
 @no_trunc_option
 @json_option
 def inspect(
-    *, path: Path | None, store: str | None, image: str, no_trunc: bool, as_json: bool
+    *,
+    path: Path | None,
+    store: str | None,
+    image: str,
+    packages: bool,
+    platform: str,
+    no_trunc: bool,
+    as_json: bool,
 ) -> None:
     """Show the details of a stored image.
 
@@ -114,7 +142,15 @@ def inspect(
     \b
     Examples:
       pullcache inspect nginx:1.27
+      pullcache inspect nginx:1.27 --packages
     """
+    if platform and not packages:
+        raise click.UsageError("--platform is for --packages")
+    if packages:
+        with open_client(path, store) as api:
+            found = api.get("/api/v1/images/contents", image=image, platform=platform)
+        print_contents(found, as_json=as_json, no_trunc=no_trunc)
+        return
     with open_client(path, store) as api:
         document = api.get("/api/v1/images/inspect", image=image)
     if as_json:
@@ -123,12 +159,12 @@ def inspect(
     truncator = Truncator(no_trunc=no_trunc)
     print_fields(_overview_fields(document, truncator))
     absent = []
-    for platform in document["platforms"]:
-        if platform["state"]["state"] == "absent":
-            absent.append(platform["state"]["platform"] or "?")
+    for one in document["platforms"]:
+        if one["state"]["state"] == "absent":
+            absent.append(one["state"]["platform"] or "?")
         else:
             click.echo()
-            _print_platform(platform, truncator)
+            _print_platform(one, truncator)
     if absent:
         click.echo()
         print_fields([("absent", ", ".join(absent))])

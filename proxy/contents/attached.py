@@ -1,0 +1,79 @@
+"""Which stored documents are SBOMs of an image: BuildKit's attestations, and what refers to it.
+
+BuildKit: docs.docker.com, "Image attestation storage". cosign 2 and 3: BUNDLE_SPEC.md.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+
+from proxy.contents.sbom_reader import CYCLONEDX_PREDICATE, SPDX_PREDICATE
+from proxy.errors import InvalidDigestError
+from proxy.oci.digest import Digest
+
+# Documents of one image that are tried.
+MAX_ATTACHED_SBOMS = 16
+
+_SBOM_TYPES = frozenset(
+    {
+        "application/spdx+json",
+        "text/spdx+json",
+        "application/vnd.cyclonedx+json",
+        "application/vnd.syft+json+spdx",
+    }
+)
+_STATEMENT_TYPES = ("application/vnd.in-toto+json", "application/vnd.dsse.envelope.v1+json")
+_BUNDLE = "application/vnd.dev.sigstore.bundle"
+# The annotations that name the predicate: BuildKit's, cosign 2's, cosign 3's.
+_PREDICATE_KEYS = (
+    "in-toto.io/predicate-type",
+    "predicateType",
+    "dev.sigstore.bundle.predicateType",
+)
+_PREDICATES = (SPDX_PREDICATE, CYCLONEDX_PREDICATE)
+
+
+class AttachedDocument(NamedTuple):
+    """A blob that is an SBOM by its media type, or by the annotation of its manifest."""
+
+    manifest: Digest
+    digest: Digest
+    size: int
+
+
+def find_documents(manifest: Digest, content: bytes) -> Iterator[AttachedDocument]:
+    """Yield the blobs of a manifest that say they are SBOMs."""
+    try:
+        document = msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return
+    if not isinstance(document, dict):
+        return
+    layers = document.get("layers")
+    for layer in layers if isinstance(layers, list) else ():
+        if not isinstance(layer, dict) or not _is_sbom(layer, document):
+            continue
+        digest, size = layer.get("digest"), layer.get("size")
+        try:
+            parsed = Digest.parse(digest) if isinstance(digest, str) else None
+        except InvalidDigestError:
+            continue
+        if parsed and isinstance(size, int):
+            yield AttachedDocument(manifest, parsed, size)
+
+
+def _is_sbom(layer: dict[str, Any], manifest: dict[str, Any]) -> bool:
+    media_type = str(layer.get("mediaType")).partition(";")[0]
+    if media_type in _SBOM_TYPES:
+        return True
+    if not (media_type in _STATEMENT_TYPES or media_type.startswith(_BUNDLE)):
+        return False
+    stated = [
+        str(annotations.get(key))
+        for annotations in (layer.get("annotations"), manifest.get("annotations"))
+        if isinstance(annotations, dict)
+        for key in _PREDICATE_KEYS
+    ]
+    # CycloneDX adds its version: https://cyclonedx.org/bom/v1.4
+    return any(one.startswith(_PREDICATES) for one in stated)

@@ -1,0 +1,95 @@
+"""`/api/v1/images/contents`, `/packages` and `/sbom`: what is in the images of the store."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from proxy import __version__
+from proxy.contents.image_contents import ImageContents
+from proxy.contents.questions import MAX_MATCHES, PackageAnswer, PackageQuestions, ReadEvent
+from proxy.contents.reader import ContentsReader
+from proxy.contents.sbom_writer import WRITERS, SbomFormat, SbomSubject
+from proxy.server.admin.api import AdminRequest, RequestModel, Route
+
+
+class ContentsQuery(RequestModel, frozen=True):
+    """An image, and the platform whose packages are wanted; by default the one of the daemon."""
+
+    image: str
+    platform: str = ""
+
+
+class SbomQuery(ContentsQuery, frozen=True):
+    """The image whose SBOM is wanted."""
+
+    format: SbomFormat = "cyclonedx"
+
+
+class PackageQuery(RequestModel, frozen=True):
+    """A question about packages, and how many manifests of images the answer names at most."""
+
+    package: str
+    limit: Annotated[int, Meta(ge=1, le=MAX_MATCHES)] = 1000
+
+
+class ReadImagesRequest(RequestModel, frozen=True):
+    """The images to read: all whose names have `filter` as a part, or match it as a glob."""
+
+    filter: str = ""
+
+
+class ContentsAnswer(msgspec.Struct, frozen=True):
+    """What is in an image for one platform."""
+
+    image: str
+    platform: str
+    digest: str
+    contents: ImageContents
+
+
+@dataclass(frozen=True, slots=True)
+class ContentsHandlers:
+    """The handlers of these routes."""
+
+    reader: ContentsReader
+    questions: PackageQuestions
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("GET", "/api/v1/images/contents", self.show),
+            Route("POST", "/api/v1/images/contents/read", self.read),
+            Route("GET", "/api/v1/images/packages", self.ask),
+            Route("GET", "/api/v1/images/sbom", self.write_sbom),
+        ]
+
+    async def show(self, request: AdminRequest) -> ContentsAnswer:
+        """Return what is in an image; it is read if it was not."""
+        query = request.parse_query(ContentsQuery)
+        target, contents = await self.reader.contents(query.image, query.platform)
+        return ContentsAnswer(target.name, target.platform, str(target.digest), contents)
+
+    async def read(self, request: AdminRequest) -> AsyncGenerator[ReadEvent, None]:
+        """Read the images that were not read, and yield each."""
+        body = await request.read_json(ReadImagesRequest)
+        async with aclosing(self.questions.read_images(body.filter)) as events:
+            async for event in events:
+                yield event
+
+    async def ask(self, request: AdminRequest) -> PackageAnswer:
+        """Return the images that have a package."""
+        query = request.parse_query(PackageQuery)
+        return await self.questions.ask(query.package, query.limit)
+
+    async def write_sbom(self, request: AdminRequest) -> dict[str, Any]:
+        """Return an SBOM of an image."""
+        query = request.parse_query(SbomQuery)
+        target, contents = await self.reader.contents(query.image, query.platform)
+        made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(contents.read))
+        subject = SbomSubject(target.name, str(target.digest), target.platform, made, __version__)
+        return WRITERS[query.format](subject, contents)
