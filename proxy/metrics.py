@@ -261,6 +261,7 @@ class Metrics:
         GCCollector(registry=self._registry)
         # Each `cache` replaces `labels()` by one lookup in a dict.
         self._upstream_children = cache(self._upstream_requests.labels)
+        self._promised_children = cache(self._promised.labels)
         self._first_byte_children = cache(self._upstream_first_byte.labels)
         self._upstream_bytes_children = cache(self._upstream_bytes.labels)
         for upstream in upstreams:
@@ -421,7 +422,7 @@ class Metrics:
         for result in _PULL_RESULTS:
             self._pulls.labels(upstream, result)
         self._avoided.labels(upstream)
-        self._promised.labels(upstream)
+        self._promised_children(upstream)
         self._mismatches.labels(upstream)
         self._upstream_up.labels(upstream).set(1)
 
@@ -456,7 +457,7 @@ class Metrics:
 
     def count_promised(self, upstream: str, size: int) -> None:
         """Count bytes of a blob that nginx was told to send (`server.accel_redirect`)."""
-        self._promised.labels(upstream).inc(size)
+        self._promised_children(upstream).inc(size)
 
     def count_avoided(self, upstream: str, count: int) -> None:
         """Count manifests served from the store while upstream allowed no more pulls."""

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.bench import (
+    behind_nginx,
     bundles,
     fleet,
     growth,
@@ -128,6 +129,12 @@ def _policies(setup: Setup) -> Iterator[dict[str, Measurement]]:
 
 
 @contextmanager
+def _behind_nginx(setup: Setup) -> Iterator[dict[str, Measurement]]:
+    with _testbed(setup, hits=behind_nginx.SIZES) as testbed:
+        yield {"blobs": partial(behind_nginx.measure, testbed, setup.size, setup.directory)}
+
+
+@contextmanager
 def _large_index(setup: Setup) -> Iterator[dict[str, Measurement]]:
     yield {"lists": partial(large_index.measure, setup.size, setup.directory)}
 
@@ -156,6 +163,7 @@ PARTS = {
     "misses": BenchmarkPart((PULLCACHE, MIRROR, CACHE, UPSTREAM), _misses),
     "growth": BenchmarkPart((PULLCACHE, NGINX, MIRROR), _growth),
     "policies": BenchmarkPart((PULLCACHE, policy_hits.WITHOUT), _policies),
+    "behind_nginx": BenchmarkPart((PULLCACHE, behind_nginx.DIRECT), _behind_nginx),
     "large_index": BenchmarkPart((PULLCACHE,), _large_index),
     "fleet": BenchmarkPart(
         (PULLCACHE, fleet.LRU, fleet.COMPARED, fleet.BEST, fleet.BELADY), _fleet

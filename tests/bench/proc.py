@@ -17,6 +17,12 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICK
 
 
+def cpu_seconds_of_tree(pid: int) -> float:
+    """Return the CPU seconds of a process and its children, such as nginx's workers."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return sum(map(cpu_seconds, [pid, *map(int, children)]))
+
+
 def wait_until_idle(pids: Iterable[int], timeout: float = 2.0) -> None:
     """Wait until the processes use no CPU for five clock ticks, or until the timeout."""
     pids = [*pids]

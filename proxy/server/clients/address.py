@@ -52,10 +52,10 @@ def _follow(peer: str, chain: Iterator[str], proxies: Networks) -> str:
     """
     client = peer
     while client in proxies and (text := next(chain, None)) is not None:
-        address = _parse_node(text)
-        if address is None:
+        address = _read_node(text)
+        if not address:
             break
-        client = str(address)
+        client = address
     return client
 
 
@@ -76,6 +76,14 @@ def _parse_forwarded(header: str) -> Iterator[str]:
             if name.lower() == "for":
                 node = value.strip('"')
         yield node
+
+
+# A fleet has few addresses; parsing one takes a tenth of the time of a request.
+@lru_cache(maxsize=4096)
+def _read_node(text: str) -> str:
+    """Return the address in an element of a header as it is usually written; "" if there is none."""
+    address = _parse_node(text)
+    return "" if address is None else str(address)
 
 
 def _parse_node(text: str) -> _IPAddress | None:

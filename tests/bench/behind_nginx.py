@@ -1,0 +1,70 @@
+"""Hits behind nginx, which sends stored blobs itself (`server.accel_redirect`), beside a daemon that sends them."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from tests.bench import load, proc
+from tests.bench.content import MIB
+from tests.bench.figures import Goal, LoadSize, Row, Runs
+from tests.bench.testbed import OTHER, PULLCACHE, ServerProcess, Testbed, pullcache
+from tests.system.nginx import BEHIND_NGINX, nginx
+
+DIRECT = "no nginx"
+CLIENTS = 32
+SIZES = (MIB, 16 * MIB)
+# The daemon's CPU time for a hit of 1 MiB, in microseconds, and the rate of large blobs beside one process.
+MAX_CPU = 60
+MIN_SPEEDUP = 1.3
+
+
+def measure(testbed: Testbed, size: LoadSize, directory: Path) -> Iterator[Row]:
+    """Measure blobs from memory: rates of whole responses, and the daemon's CPU time for each.
+
+    The client discards the bytes: wrk takes more CPU than both servers, so that it would be measured.
+    """
+    with ExitStack() as stack:
+        home = directory / "behind"
+        home.mkdir()
+        directory.chmod(0o711)  # for nginx's workers
+        daemon = stack.enter_context(
+            pullcache(home / "daemon", f"http://{testbed.address}", dict(BEHIND_NGINX))
+        )
+        url, front = stack.enter_context(nginx(home, daemon, workers=2))
+        servers = [ServerProcess(PULLCACHE, url, daemon.process.pid, home / "daemon")]
+        for name in testbed.with_other(PULLCACHE):
+            direct = stack.enter_context(testbed.running(name))
+            shown = DIRECT if name == PULLCACHE else OTHER
+            servers.append(ServerProcess(shown, direct.url, direct.pid, direct.home))
+        for length in SIZES:
+            path = testbed.content.blobs[length]
+            for server in servers:
+                testbed.check(server, path)
+                testbed.wait_until_stored(server, path)
+            yield from _blobs(servers, size, path, length, front.pid)
+
+
+def _blobs(
+    servers: list[ServerProcess], size: LoadSize, path: str, length: int, front: int
+) -> Iterator[Row]:
+    seconds = 3 * size.seconds
+    once = partial(load.blobs, path=path, size=length, seconds=seconds, clients=CLIENTS)
+    runs = Runs()
+    sent = []
+    for _ in range(size.rounds):
+        for server in servers:
+            load.load_into_memory(server, path)
+            proc.wait_until_idle([front, *(other.pid for other in servers)])
+            spent = proc.cpu_seconds_of_tree(front)
+            done = once(server)
+            runs.add(server.name, done)
+            if server.name == PULLCACHE:
+                sent.append((proc.cpu_seconds_of_tree(front) - spent) / done.requests * 1e6)
+    work = f"{length // MIB} MiB blob, {CLIENTS} clients"
+    rates = runs.figures(lambda run: run.requests / run.seconds)
+    is_small = length == MIB
+    yield Row(work, "1/s", rates, None if is_small else Goal(">=", MIN_SPEEDUP, DIRECT), more=True)
+    by_daemon = runs.figures(lambda run: run.server_cpu / run.requests * 1e6)
+    yield Row("  daemon's CPU", "us", by_daemon, Goal("<=", MAX_CPU) if is_small else None)
+    yield Row("  nginx's CPU", "us", {PULLCACHE: sent})
