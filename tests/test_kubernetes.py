@@ -15,7 +15,7 @@ from proxy import __version__
 from proxy.config import Config, load
 
 FOLDER = Path(__file__).parents[1] / "config" / "kubernetes"
-CACHE, NODES = "cache.yaml", "nodes.yaml"
+CACHE, NODES, EDGES = "cache.yaml", "nodes.yaml", "edges.yaml"
 VERSIONS = ("1.29", "1.37")
 MARK = "# Written by pullcache's DaemonSet"
 
@@ -41,7 +41,7 @@ def load_config(name: str, directory: Path) -> Config:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("name", [CACHE, NODES])
+@pytest.mark.parametrize("name", [CACHE, NODES, EDGES])
 def test_every_field_is_valid(name: str, version: str):
     for document in documents(name):
         kubernetes_validate.validate(document, version, strict=True)
@@ -55,7 +55,7 @@ def test_the_validation_rejects_an_unknown_field():
 
 
 def test_the_pods_run_with_least_privilege():
-    for kind, name in (("StatefulSet", CACHE), ("DaemonSet", NODES)):
+    for kind, name in (("StatefulSet", CACHE), ("DaemonSet", NODES), ("DaemonSet", EDGES)):
         spec = pod_spec(kind, name)
         assert spec["automountServiceAccountToken"] is False
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -106,6 +106,55 @@ def test_service_and_network_policy_select_the_cache():
     assert only_document("StatefulSet", CACHE)["spec"]["serviceName"] == "pullcache"
     (allowed,) = policy["ingress"]
     assert allowed["ports"] == [{"protocol": "TCP", "port": "registry"}]
+
+
+def test_edges_ask_the_central_cache_by_a_name_for_each_registry(tmp_path: Path):
+    edge, central = load_config(EDGES, tmp_path), load_config(CACHE, tmp_path)
+    assert edge.upstreams.keys() == central.upstreams.keys()
+    services = [one for one in documents(EDGES) if one["kind"] == "Service"]
+    services += [one for one in documents(CACHE) if one["kind"] == "Service"]
+    (labels,) = {str(one["spec"]["selector"]) for one in services}
+    assert labels == str(only_document("StatefulSet", CACHE)["spec"]["selector"]["matchLabels"])
+    names = {f"http://{one['metadata']['name']}.pullcache.svc:5000" for one in services}
+    assert {str(one.url) for one in edge.upstreams.values()} == names
+    # What the head of the file tells to add to the central cache makes each name mean its registry.
+    for name, settings in edge.upstreams.items():
+        host = settings.url.authority.partition(":")[0]
+        wanted = "pullcache" if name == "docker.io" else f"pullcache-{name.replace('.', '-')}"
+        assert host == f"{wanted}.pullcache.svc"
+
+
+def test_an_edge_is_like_the_central_cache_and_open_to_its_own_node_alone(tmp_path: Path):
+    edge, central = pod_spec("DaemonSet", EDGES), pod_spec("StatefulSet", CACHE)
+    (ours,), (theirs,) = edge["containers"], central["containers"]
+    (port,) = ours["ports"]
+    assert port == {**theirs["ports"][0], "hostPort": 30501, "hostIP": "127.0.0.1"}
+    for key in ("image", "securityContext", "startupProbe", "livenessProbe", "readinessProbe"):
+        assert ours[key] == theirs[key]
+    assert edge["securityContext"] == central["securityContext"]
+    config = load_config(EDGES, tmp_path)
+    assert edge["terminationGracePeriodSeconds"] >= config.server.shutdown_timeout + 10
+    # The pod is not evicted before the store has reached its limit.
+    (size,) = [one["emptyDir"]["sizeLimit"] for one in edge["volumes"] if "emptyDir" in one]
+    assert config.store.max_size.to_bytes(0) < int(size.removesuffix("Gi")) << 30
+    assert ours["resources"]["limits"]["ephemeral-storage"] == size
+
+
+def test_the_network_policies_let_edges_reach_the_central_cache_and_nothing_else():
+    policies = [one for one in documents(EDGES) if one["kind"] == "NetworkPolicy"]
+    into, out = (one["spec"] for one in policies)
+    edge = {"app.kubernetes.io/name": "pullcache-edge"}
+    cache = {"app.kubernetes.io/name": "pullcache"}
+    assert only_document("DaemonSet", EDGES)["spec"]["selector"]["matchLabels"] == edge
+    assert (into["podSelector"]["matchLabels"], out["podSelector"]["matchLabels"]) == (cache, edge)
+    ((source,),) = [one["from"] for one in into["ingress"]]
+    assert source["podSelector"]["matchLabels"] == edge
+    named = source["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+    assert named == only_document("DaemonSet", EDGES)["metadata"]["namespace"]
+    dns, central = out["egress"]
+    assert {one["port"] for one in dns["ports"]} == {53}
+    assert central["to"][0]["podSelector"]["matchLabels"] == cache
+    assert out["policyTypes"] == ["Egress"]
 
 
 def test_nodes_use_the_node_port_for_the_upstreams_of_the_cache(tmp_path: Path):
