@@ -1,0 +1,304 @@
+"""Blobs, manifests and tags from node to node, with a real directory: one transfer for the fleet."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.fakes.faults import Fault
+from tests.fakes.registry import FakeRegistry
+from tests.support.fleet import FleetProgram, PeerRelay, start_all
+from tests.support.program import Program, read
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+async def registry() -> AsyncIterator[FakeRegistry]:
+    async with FakeRegistry() as registry:
+        yield registry
+
+
+@pytest.fixture
+async def nodes(tmp_path, registry, server) -> AsyncIterator[list[FleetProgram]]:
+    nodes = [FleetProgram(tmp_path / f"node{n}", registry, server) for n in range(3)]
+    await start_all(*nodes)
+    yield nodes
+    for node in nodes:
+        if node.is_running:
+            await node.stop()
+
+
+def blob_bytes(registry: FakeRegistry) -> int:
+    return registry.bytes_sent("GET /registry-v2")
+
+
+async def settle(*nodes: Program) -> None:
+    for node in nodes:
+        await node.wait_for_downloads()
+
+
+async def test_a_cold_image_crosses_the_network_from_upstream_once(nodes, registry):
+    layers = [os.urandom(MIB), os.urandom(2 * MIB), os.urandom(MIB)]
+    image = registry.add_image(layers=layers, index=True)
+    await asyncio.gather(*(node.pull(image) for node in nodes for _ in range(4)))
+    await settle(*nodes)
+    size = sum(len(registry.repositories[image.repository].blobs[one]) for one in image.blobs)
+    # Each of two nodes asks for the first byte of each blob, as a proof.
+    assert size <= blob_bytes(registry) <= size + 2 * len(image.blobs)
+    assert registry.count("GET /v2/.*/manifests/.*") - _refused(registry, "GET .*/manifests") == 2
+    assert [node.stored() for node in nodes] == [nodes[0].stored()] * 3
+    received = [await node.metric("pullcache_peer_bytes_total", direction="in") for node in nodes]
+    assert sum(received) >= 2 * size
+
+
+def _refused(registry: FakeRegistry, match: str) -> int:
+    """Return how many requests were challenged for a token."""
+    return sum(request.status == 401 for request in registry.seen(match))
+
+
+async def test_the_response_says_that_a_peer_has_sent_it(nodes, registry):
+    image = registry.add_image(layers=[os.urandom(MIB)])
+    await nodes[0].pull(image)
+    await settle(nodes[0])
+    manifest = await nodes[1].manifest(image)
+    layer = await nodes[1].blob(image.layers[0])
+    for answer in (manifest, layer):
+        assert answer.headers["Cache-Status"] == "pullcache; fwd=miss; stored; detail=peer"
+    await settle(nodes[1])
+    assert (await nodes[1].blob(image.layers[0])).headers["Cache-Status"] == "pullcache; hit"
+
+
+async def test_a_growing_blob_is_streamed_from_the_node_that_fetches_it(nodes, registry):
+    content = os.urandom(2 * MIB)
+    digest = registry.add_blob(content)
+    release = asyncio.Event()
+    registry.fail(registry.body_of(digest), Fault(stall_at=MIB, until=release))
+    async with nodes[0].opened(f"/v2/library/app/blobs/{digest}") as first:
+        await first.content.readexactly(MIB // 2)
+        async with nodes[1].opened(f"/v2/library/app/blobs/{digest}") as second:
+            # Bytes reach the second node before upstream has sent all of them.
+            assert await second.content.readexactly(MIB // 2) == content[: MIB // 2]
+            release.set()
+            rest, is_whole = await read(second)
+            assert (rest, is_whole) == (content[MIB // 2 :], True)
+    assert blob_bytes(registry) <= len(content) + 1
+    assert await nodes[1].metric("pullcache_peer_requests_total", result="growing") == 1
+
+
+async def test_what_a_peer_has_evicted_is_fetched_upstream_and_the_directory_learns_it(
+    nodes, registry, server
+):
+    digest = registry.add_blob(b"content " * 1000)
+    assert (await nodes[0].blob(digest)).status == 200
+    await settle(nodes[0])
+    # The directory still names the node: it has had no time to say that the blob is gone.
+    nodes[0].running._core.space.on_removed = lambda _: None
+    (nodes[0].root / "blobs" / "sha256" / digest.partition(":")[2]).unlink()
+    answer = await nodes[1].blob(digest)
+    assert (answer.status, answer.digest) == (200, digest)
+    assert await nodes[1].metric("pullcache_peer_requests_total", result="unknown") == 1
+    assert await nodes[1].metric("pullcache_peer_failovers_total") == 0
+    await settle(nodes[1])
+    third = await nodes[2].blob(digest)
+    assert third.digest == digest
+    assert await nodes[2].metric("pullcache_peer_requests_total", result="unknown") == 0
+    assert await nodes[2].metric("pullcache_peer_requests_total", result="whole") == 1
+
+
+async def test_upstream_down_and_a_store_emptied_it_gets_all_from_its_peers(
+    nodes, registry, tmp_path, server
+):
+    image = registry.add_image(layers=[os.urandom(MIB)], index=True)
+    await nodes[0].pull(image)
+    await settle(nodes[0])
+    emptied = FleetProgram(tmp_path / "emptied", registry, server)
+    await emptied.start()
+    async with registry.down():
+        await emptied.until(lambda: len(emptied.members) == 3)
+        await emptied.pull(image)
+        await settle(emptied)
+        before = len(registry.requests)
+        assert emptied.stored() >= {image.digest, image.manifest, *image.blobs}
+    assert len(registry.requests) == before
+    await emptied.stop()
+
+
+async def test_private_content_stays_private_on_every_node(nodes, registry):
+    secret = os.urandom(MIB)
+    digest = registry.add_blob(secret, "corp/secret")
+    assert (await nodes[0].blob(digest, "corp/secret")).status == 200
+    await settle(nodes[0])
+    for node in nodes:
+        assert (await node.blob(digest, "library/app")).status == 404
+    async with registry.down():
+        for node in nodes:
+            assert (await node.blob(digest, "library/app")).status >= 400
+
+
+async def test_a_repository_that_the_registry_confirms_gets_the_bytes_of_a_peer(nodes, registry):
+    content = os.urandom(MIB)
+    digest = registry.add_blob(content, "corp/base")
+    registry.add_blob(content, "corp/other")
+    assert (await nodes[0].blob(digest, "corp/base")).status == 200
+    await settle(nodes[0])
+    answer = await nodes[1].blob(digest, "corp/other")
+    assert answer.digest == digest
+    assert blob_bytes(registry) == len(content) + 1
+
+
+async def test_tags_are_asked_for_once_in_a_fleet(nodes, registry, server):
+    first = registry.add_image(layers=[b"one"])
+    for node in nodes:
+        assert (await node.manifest(first)).digest == first.digest
+    second = registry.add_image(layers=[b"two"])
+    assert second.digest != first.digest
+    for node in nodes:
+        node.clock.now += 7200
+    server.command("FLUSHALL")
+    answers = await asyncio.gather(*(node.manifest(second) for node in nodes))
+    assert [answer.digest for answer in answers] == [second.digest] * 3
+    heads = registry.seen("HEAD .*/manifests/latest")
+    assert sum(request.status == 200 for request in heads) == 1
+
+
+async def test_an_absent_tag_is_asked_for_once_in_a_fleet(nodes, registry):
+    registry.add_image(tag="other")
+    for node in nodes:
+        assert (await node.manifest("library/app", "missing")).status == 404
+    asked = registry.seen("(GET|HEAD) .*/manifests/missing")
+    assert len([one for one in asked if one.status == 404]) == 1
+
+
+async def test_a_limit_of_upstream_is_kept_by_all_nodes(nodes, registry):
+    registry.add_image()
+    limited = Fault(status=429, headers={"Retry-After": "60"})
+    registry.fail("GET .*/manifests/latest", limited, times=None)
+    assert (await nodes[0].manifest("library/app")).status == 429
+    before = registry.count("GET .*/manifests/latest")
+    for node in nodes:
+        assert (await node.manifest("library/app")).status == 429
+    assert registry.count("GET .*/manifests/latest") == before
+
+
+async def test_without_the_directory_nodes_work_alone(nodes, registry, server):
+    image = registry.add_image(layers=[os.urandom(MIB)])
+    await nodes[0].pull(image)
+    server.kill()
+    for node in nodes:
+        await node.pull(image)
+    other = registry.add_image(tag="other", layers=[b"another layer"])
+    await asyncio.gather(*(node.pull(other) for node in nodes))
+
+
+async def test_a_transfer_goes_on_while_the_directory_is_away(nodes, registry, server):
+    content = os.urandom(2 * MIB)
+    digest = registry.add_blob(content)
+    release = asyncio.Event()
+    registry.fail(registry.body_of(digest), Fault(stall_at=MIB, until=release))
+    async with nodes[0].opened(f"/v2/library/app/blobs/{digest}") as first:
+        await first.content.readexactly(MIB // 2)
+        async with nodes[1].opened(f"/v2/library/app/blobs/{digest}") as second:
+            await second.content.readexactly(MIB // 2)
+            server.kill()
+            release.set()
+            assert await read(second) == (content[MIB // 2 :], True)
+    assert blob_bytes(registry) <= len(content) + 1
+
+
+@pytest.fixture
+async def relayed(
+    tmp_path, registry, server
+) -> AsyncIterator[tuple[PeerRelay, list[FleetProgram]]]:
+    """Two nodes, the first of which the second reaches through a relay."""
+    async with PeerRelay() as relay:
+        nodes = [
+            FleetProgram(tmp_path / "first", registry, server, relay=relay),
+            FleetProgram(tmp_path / "second", registry, server),
+        ]
+        await start_all(*nodes)
+        yield relay, nodes
+        for node in nodes:
+            await node.stop()
+
+
+async def test_wrong_bytes_of_a_peer_are_not_kept_and_upstream_is_asked(relayed, registry):
+    relay, (first, second) = relayed
+    content = os.urandom(2 * MIB)
+    digest = registry.add_blob(content)
+    assert (await first.blob(digest)).digest == digest
+    await settle(first)
+    relay.flip_at = MIB
+    broken = await second.blob(digest)
+    assert not (broken.is_whole and broken.digest != digest)
+    await settle(second)
+    assert (await second.blob(digest)).digest == digest
+    assert second.stored() == {digest}
+    assert await second.metric("pullcache_peer_failovers_total", reason="wrong") == 1
+    assert await second.metric("pullcache_digest_mismatches_total") == 0
+    # Upstream has sent the blob once to each node, and a byte as the proof.
+    assert blob_bytes(registry) == 2 * len(content) + 1
+
+
+@pytest.mark.parametrize("fault", ["cut_at", "stall_at"])
+async def test_a_transfer_that_a_peer_breaks_off_goes_on_upstream_at_its_offset(
+    relayed, registry, fault
+):
+    relay, (first, second) = relayed
+    content = os.urandom(4 * MIB)
+    digest = registry.add_blob(content)
+    assert (await first.blob(digest)).digest == digest
+    await settle(first)
+    setattr(relay, fault, 2 * MIB)
+    answer = await second.blob(digest)
+    assert (answer.digest, answer.is_whole) == (digest, True)
+    again = blob_bytes(registry) - len(content)
+    assert MIB < again <= 3 * MIB
+    reason = "broken" if fault == "cut_at" else "stalled"
+    assert await second.metric("pullcache_peer_failovers_total", reason=reason) == 1
+
+
+async def test_a_peer_that_cannot_be_reached_costs_one_transfer(relayed, registry):
+    relay, (first, second) = relayed
+    digest = registry.add_blob(os.urandom(MIB))
+    assert (await first.blob(digest)).digest == digest
+    await settle(first)
+    await relay.stop()
+    assert (await second.blob(digest)).digest == digest
+    assert await second.metric("pullcache_peer_failovers_total", reason="refused") == 1
+    await relay.start()
+
+
+async def test_nodes_that_name_each_other_as_mirrors_answer_at_once(tmp_path, registry, server):
+    nodes = [FleetProgram(tmp_path / f"node{n}", registry, server) for n in range(2)]
+    for node, other in zip(nodes, reversed(nodes), strict=True):
+        listen = other.sections["server"]["listen"][0]
+        node.upstreams["docker.io"]["mirrors"] = [f"http://{listen}"]
+    await start_all(*nodes)
+    image = registry.add_image(layers=[os.urandom(MIB)])
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(node.pull(image) for node in nodes))
+    for node in nodes:
+        await node.stop()
+
+
+async def test_the_cap_of_each_node_holds(tmp_path, registry, server):
+    limit = 8 * MIB
+    nodes = [
+        FleetProgram(
+            tmp_path / f"node{n}",
+            registry,
+            server,
+            store={"max_size": str(limit), "min_free": "0B"},
+        )
+        for n in range(2)
+    ]
+    await start_all(*nodes)
+    digests = [registry.add_blob(os.urandom(2 * MIB)) for _ in range(8)]
+    for digest in digests:
+        for node in nodes:
+            assert (await node.blob(digest)).digest == digest
+            assert node.disk_usage() <= limit
+    for node in nodes:
+        await node.stop()
