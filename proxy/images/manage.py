@@ -8,6 +8,7 @@ from contextlib import closing, suppress
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import islice
+from typing import Self
 
 import msgspec
 
@@ -57,6 +58,30 @@ class ImageSummary(msgspec.Struct, frozen=True):
     policy: PolicySummary | None
 
 
+class ImageBrief(msgspec.Struct, frozen=True):
+    """What a list shows of an image; the fields are those of `ImageSummary`, `platforms` those stored."""
+
+    name: str
+    digest: str | None
+    state: ImageState
+    pinned: bool
+    platforms: Sequence[str]
+    size: int
+    unique: int
+    cached: int | None
+    pulled: int | None
+    pulls: int
+    trust: TrustSummary
+    policy: PolicySummary | None
+
+    @classmethod
+    def of(cls, image: ImageSummary) -> Self:
+        """Return the same of a summary."""
+        values = {name: getattr(image, name) for name in cls.__struct_fields__}
+        here = [one.platform for one in image.platforms if one.state != "absent"]
+        return cls(**{**values, "platforms": here})
+
+
 class RemovedImages(msgspec.Struct, frozen=True):
     """The names of removed images, and the numbers of blobs and bytes that were freed."""
 
@@ -100,6 +125,45 @@ class ImageManager:
             batch = rows[start : start + _BATCH_SIZE]
             for image in await self._image_store.query(partial(self._summarize_found, batch)):
                 yield image
+
+    async def list_rows(
+        self, wanted: ImageFilter, order: ImageOrder, *, after: str = "", limit: int
+    ) -> list[ImageBrief]:
+        """Return what a list shows of images: at most `limit` that follow `after`.
+
+        As `list_selected`, but sizes and states are those of the table too, so that it is quick however
+        many blobs an image has.
+        """
+        store = self._image_store
+        table, rows = await self._tables.find(store, wanted, order, after, limit)
+
+        def describe() -> list[ImageBrief]:
+            with table.queries() as queries:
+                return [self._describe_row(queries, row) for row in rows]
+
+        return await run_in_thread(store.index.list_threads, describe)
+
+    def _describe_row(self, queries: ImageQueries, row: TableRow) -> ImageBrief:
+        repository, reference, digest = row.repository, row.reference, row.digest
+        cached = self._image_store.blob_store.committed_at(digest) if digest else None
+        return ImageBrief(
+            name=display_name(repository, reference),
+            digest=str(digest) if digest else None,
+            state=row.state,
+            pinned=row.pinned,
+            platforms=row.platforms,
+            size=row.size,
+            unique=row.unique,
+            cached=to_seconds(cached),
+            pulled=to_seconds(row.pulled),
+            pulls=row.pulls,
+            trust=describe_trust(queries, repository),
+            policy=describe_policy(
+                queries, self._rules, repository, reference, digest, self._clock()
+            )
+            if digest
+            else None,
+        )
 
     async def platforms(self) -> Sequence[str]:
         """Return the platforms that stored images are for, as far as they are known."""
@@ -196,7 +260,7 @@ class ImageManager:
     ) -> list[ImageSummary]:
         """Return the images of rows as they are now, without those that are gone."""
         found = []
-        for repository, reference in batch:
+        for repository, reference, *_ in batch:
             rows = [
                 row
                 for row in queries.find_images(repository, reference)

@@ -56,7 +56,13 @@ class ImageTableKeeper:
     async def rows(
         self, store: ImageStore, wanted: ImageFilter, order: ImageOrder, after: str, limit: int
     ) -> list[TableRow]:
-        """Return at most `limit` images that follow the one named `after`.
+        """Return what `find` returns, without the table."""
+        return (await self.find(store, wanted, order, after, limit))[1]
+
+    async def find(
+        self, store: ImageStore, wanted: ImageFilter, order: ImageOrder, after: str, limit: int
+    ) -> tuple[ImageTable, list[TableRow]]:
+        """Return the table, and at most `limit` images of it that follow the one named `after`.
 
         Raises `BusyError` while the first table of a large store is made, `InvalidRequestError` if there
         is no such image, and `StorageError`.
@@ -68,7 +74,7 @@ class ImageTableKeeper:
         rows = await run_in_thread(executor, table.rows, wanted, order, after, limit)
         if rows is None:
             raise InvalidRequestError(f"{after[:100]} is no longer listed; start again")
-        return rows
+        return table, rows
 
     async def platforms(self, store: ImageStore) -> Sequence[str]:
         """Return the platforms of all images that were read so far, the most common first."""

@@ -6,10 +6,10 @@ temporary table, with an index for each order, so that a page reads its rows and
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -79,6 +79,19 @@ _FILL = f"""
     LEFT JOIN temp.pull_counts n ON n.name = {_FULL_NAME}
 """
 
+_COLUMNS = "repository, upstream, repository_name, reference, digest, state, pulled, by_size, by_unique, by_pulls"
+# Whether an image is pinned, and stored, now.
+_NOW = """
+    SELECT EXISTS (SELECT 1 FROM pins WHERE repository = :repository AND reference = :reference),
+        EXISTS (SELECT 1 FROM tags WHERE repository = :repository AND tag = :reference)
+        OR EXISTS (SELECT 1 FROM links WHERE repository = :repository AND digest = :reference)
+"""
+_PLATFORMS = """
+    SELECT f.platform FROM temp.image_platforms f WHERE f.digest = :digest AND (f.child = f.digest
+        OR EXISTS (SELECT 1 FROM links l WHERE l.repository = :repository AND l.digest = f.child))
+    ORDER BY f.platform
+"""
+
 
 class ImageFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which images a list has. None and empty texts select all; `text` is a part of the name."""
@@ -93,10 +106,21 @@ class ImageFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TableRow(NamedTuple):
-    """An image of the table."""
+    """An image of the table. `pinned` is as it is now, the rest as it was; `pulled` is Unix time.
+
+    `platforms` are those that are stored, as far as they were read.
+    """
 
     repository: Repository
     reference: Reference
+    digest: Digest | None
+    pinned: bool
+    state: TableState
+    pulled: float | None
+    size: int
+    unique: int
+    pulls: int
+    platforms: Sequence[str]
 
 
 class ImageTable:
@@ -147,14 +171,46 @@ class ImageTable:
                 values += [found[0] or 0, found[1]]
             where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
             rows = self._connection.execute(
-                f"SELECT upstream, repository_name, reference FROM temp.image_table {where}"
+                f"SELECT {_COLUMNS} FROM temp.image_table {where}"
                 f" ORDER BY coalesce({column}, 0), name LIMIT ?",
                 (*values, limit),
             ).fetchall()
-        return [
-            TableRow(Repository(upstream, name), parse_reference(reference))
-            for upstream, name, reference in rows
-        ]
+            return [found for row in rows if (found := self._complete(*row))]
+
+    def _complete(
+        self,
+        number: int,
+        upstream: str,
+        name: str,
+        reference: str,
+        digest: str | None,
+        *rest: Any,
+    ) -> TableRow | None:
+        """Return a row with what may have changed since as it is now; None if the image is gone."""
+        key = {"repository": number, "reference": reference, "digest": digest}
+        is_pinned, is_stored = self._connection.execute(_NOW, key).fetchone()
+        if not (is_pinned or is_stored):
+            return None
+        platforms = self._connection.execute(_PLATFORMS, key).fetchall() if digest else ()
+        state, pulled, size, unique, pulls = rest
+        return TableRow(
+            Repository(upstream, name),
+            parse_reference(reference),
+            Digest.parse(digest) if digest else None,
+            bool(is_pinned),
+            state,
+            pulled,
+            -size,
+            -unique,
+            -pulls,
+            [platform for (platform,) in platforms],
+        )
+
+    @contextmanager
+    def queries(self) -> Iterator[ImageQueries]:
+        """Yield queries of the index as it is now, for one thread at a time."""
+        with self._lock:
+            yield ImageQueries(self._connection)
 
     def count(self, wanted: ImageFilter) -> int:
         """Return how many images there are."""

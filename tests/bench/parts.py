@@ -16,6 +16,7 @@ from tests.bench import (
     many_clients,
     misses,
     neighbours,
+    pages,
     policy_hits,
     slow_links,
 )
@@ -140,6 +141,11 @@ def _large_index(setup: Setup) -> Iterator[dict[str, Measurement]]:
 
 
 @contextmanager
+def _pages(setup: Setup) -> Iterator[dict[str, Measurement]]:
+    yield {"pages": partial(pages.measure, setup.size, setup.directory)}
+
+
+@contextmanager
 def _fleet(setup: Setup) -> Iterator[dict[str, Measurement]]:
     yield {"day": partial(fleet.measure, setup.size, setup.directory)}
 
@@ -165,6 +171,7 @@ PARTS = {
     "policies": BenchmarkPart((PULLCACHE, policy_hits.WITHOUT), _policies),
     "behind_nginx": BenchmarkPart((PULLCACHE, behind_nginx.DIRECT), _behind_nginx),
     "large_index": BenchmarkPart((PULLCACHE,), _large_index),
+    "pages": BenchmarkPart((PULLCACHE,), _pages),
     "fleet": BenchmarkPart(
         (PULLCACHE, fleet.LRU, fleet.COMPARED, fleet.BEST, fleet.BELADY), _fleet
     ),

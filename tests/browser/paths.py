@@ -13,3 +13,10 @@ PATHS: dict[str, str] = {
     "error": "/images/gone:1",
     "unknown": "/nothing/here",
 }
+
+# The pictures of README.md and docs, by the name of the file.
+PICTURES: dict[str, str] = {
+    "overview": "/",
+    "images": "/images",
+    "image": "/images/nginx:1.27",
+}

@@ -18,22 +18,22 @@ RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "be
 SCREENSHOTS = os.environ.get("PULLCACHE_SCREENSHOTS", "")
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", PATHS)
-async def test_a_page_fits_its_window_and_has_no_violation_of_wcag(site, open_page, name):
-    for scheme in SCHEMES:
-        for width in WIDTHS:
-            page = await open_page(site, PATHS[name], scheme=scheme, width=width, bypass_csp=True)
-            await expect(page.locator("main")).to_be_visible()
-            too_wide = await page.evaluate(
-                "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
-            )
-            assert too_wide <= 0, f"{name} at {width}: {too_wide} px too wide"
-            result = await Axe().run(page, options=RULES)
-            assert result.response["violations"] == [], result.generate_report()
-            if SCREENSHOTS:
-                path = Path(SCREENSHOTS) / f"{name}-{scheme}-{width}.png"
-                await page.screenshot(path=path, full_page=True)
-            await page.context.close()
+async def test_a_page_fits_its_window_and_has_no_violation_of_wcag(site, open_page, name, scheme):
+    for width in WIDTHS:
+        page = await open_page(site, PATHS[name], scheme=scheme, width=width, bypass_csp=True)
+        await expect(page.locator("main")).to_be_visible()
+        too_wide = await page.evaluate(
+            "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+        assert too_wide <= 0, f"{name} at {width}: {too_wide} px too wide"
+        result = await Axe().run(page, options=RULES)
+        assert result.response["violations"] == [], result.generate_report()
+        if SCREENSHOTS:
+            path = Path(SCREENSHOTS) / f"{name}-{scheme}-{width}.png"
+            await page.screenshot(path=path, full_page=True)
+        await page.context.close()
 
 
 @pytest.mark.parametrize("name", PATHS)

@@ -10,11 +10,14 @@ import msgspec
 from proxy.errors import StorageError
 from proxy.images.check import ImageCheck, OfflineChecker
 from proxy.images.inspect import ImageDetail, ImageInspector
-from proxy.images.manage import ImageManager, ImageSummary, PinnedImages, RemovedImages
+from proxy.images.manage import ImageBrief, ImageManager, ImageSummary, PinnedImages, RemovedImages
 from proxy.images.selection import ImageSelection
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
 from proxy.server.admin.recording import ActRecorder
 from proxy.storage.image_table import ImageFilter, ImageOrder, TableState
+
+# Images in one answer of `/api/v1/images/rows`.
+MAX_ROWS = 1000
 
 
 class ListImagesQuery(RequestModel, frozen=True):
@@ -94,6 +97,7 @@ class ImageHandlers:
         """Return the routes."""
         return [
             Route("GET", "/api/v1/images", self.list_images),
+            Route("GET", "/api/v1/images/rows", self.list_rows),
             Route("GET", "/api/v1/images/platforms", self.platforms),
             Route("GET", "/api/v1/images/inspect", self.inspect),
             Route("POST", "/api/v1/images/check", self.check, is_read=True),
@@ -115,6 +119,15 @@ class ImageHandlers:
         async with aclosing(found):
             async for image in found:
                 yield image
+
+    async def list_rows(self, request: AdminRequest) -> list[ImageBrief]:
+        """Return what a list shows of images, from the table of all images; at most 1000."""
+        query = request.parse_query(ListImagesQuery)
+        await self._write_pulls()
+        limit = min(query.limit or MAX_ROWS, MAX_ROWS)
+        return await self.images.list_rows(
+            query.selection, query.order, after=query.after, limit=limit
+        )
 
     async def platforms(self, _request: AdminRequest) -> Sequence[str]:
         """Return the platforms that stored images are for, the most common first."""

@@ -9,6 +9,7 @@ from jinja2 import Environment
 
 from proxy.errors import ProxyError, TooManyRequestsError
 from proxy.server.pages.page import Page, PageRequest
+from proxy.server.pages.templating import render_in_slices
 
 # Seconds between two looks at the figures.
 LIVE_INTERVAL = 2.0
@@ -24,7 +25,7 @@ async def render(
     """Return the block of a page as it is now."""
     model = await page.handler(request)
     template = environment.get_template(page.template)
-    return template.render({**context, **model, "layout": "live.html"})
+    return await render_in_slices(template, {**context, **model, "layout": "live.html"})
 
 
 class LiveStreams:

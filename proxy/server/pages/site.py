@@ -37,7 +37,7 @@ from proxy.server.pages.jobs import JobRunner
 from proxy.server.pages.page import Action, Done, Model, NewJob, Page, PageRequest, View
 from proxy.server.pages.sessions import Notice, SessionStore
 from proxy.server.pages.static import STATIC_PREFIX, StaticFiles
-from proxy.server.pages.templating import create_environment
+from proxy.server.pages.templating import create_environment, render_in_slices
 from proxy.server.pages.views import ACTIONS, PAGES
 from proxy.server.pages.visitors import (
     Visitor,
@@ -106,7 +106,8 @@ class PageSite:
         except ConnectionError:
             raise
         except Exception as error:  # noqa: BLE001 (unexpected errors are logged and counted)
-            response = self._error_response(request, visitor, self._api.to_proxy_error(error))
+            reason = self._api.to_proxy_error(error)
+            response = await self._error_response(request, visitor, reason)
         if visitor and visitor.is_new and not response.prepared:
             cookie = session_cookie(request, visitor.session_id)
             response.headers.setdefault(hdrs.SET_COOKIE, cookie)
@@ -150,7 +151,7 @@ class PageSite:
             return _secured(
                 Response(body=msgspec.json.encode(model), content_type="application/json")
             )
-        return self._render(request, visitor, page.template, page.title, model, page)
+        return await self._render(request, visitor, page.template, page.title, model, page)
 
     def _find_page(
         self, request: BaseRequest, visitor: Visitor, path: str, query: Mapping[str, str]
@@ -207,7 +208,9 @@ class PageSite:
                 path = result.path or fields.get("back", "/")
                 return self._go(visitor, path, Notice(result.message))
             case View():
-                return self._render(request, visitor, result.template, result.title, result.model)
+                return await self._render(
+                    request, visitor, result.template, result.title, result.model
+                )
             case NewJob():
                 return self._go(visitor, f"/jobs/{self._jobs.start(result)}")
             case ByteStream():
@@ -273,7 +276,7 @@ class PageSite:
                 return self._login(request, self._sessions.take_code(code), target)
             if visitor.has_login or not auth.has_tokens:
                 return _redirect(target)
-            return self._render(
+            return await self._render(
                 request, visitor, "login.html", "Log in", {"to": target, "error": ""}
             )
         fields = (await read_form(request, takes_upload=False)).last_values
@@ -284,7 +287,7 @@ class PageSite:
             self._sessions.count_wrong_login(address)
             log.warning("page_login_failed", client=address)
             model = {"to": target, "error": "This is no admin token of this cache."}
-            return self._render(request, visitor, "login.html", "Log in", model, status=401)
+            return await self._render(request, visitor, "login.html", "Log in", model, status=401)
         return self._login(request, actor, safe_path(fields.get("to", "/")))
 
     def _login(self, request: BaseRequest, actor: Actor | None, target: str) -> Response:
@@ -330,7 +333,7 @@ class PageSite:
             "running_jobs": self._jobs.running(),
         }
 
-    def _render(
+    async def _render(
         self,
         request: BaseRequest,
         visitor: Visitor | None,
@@ -344,19 +347,20 @@ class PageSite:
         context = self._context(request, visitor, title, page, _raw_path(request))
         notice_id = request.query.get("notice", "")
         context["notice"] = self._sessions.take_notice(visitor.session_id, notice_id)
-        text = self._environment.get_template(template).render({**context, **model})
+        found = self._environment.get_template(template)
+        text = await render_in_slices(found, {**context, **model})
         return _secured(
             Response(text=text, status=status, content_type="text/html", charset="utf-8")
         )
 
-    def _error_response(
+    async def _error_response(
         self, request: BaseRequest, visitor: Visitor | None, error: ProxyError
     ) -> Response:
         if _wants_json(request):
             return _secured(api_error_response(error))
         status = error_outcome(error).admin_status
         model = {"status": status, "code": error_code(error), "message": str(error)}
-        response = self._render(request, visitor, "error.html", "Error", model, status=status)
+        response = await self._render(request, visitor, "error.html", "Error", model, status=status)
         if isinstance(error, TooManyRequestsError):
             response.headers[hdrs.RETRY_AFTER] = "60"
         response.force_close()  # the body of a rejected request is not read

@@ -4,13 +4,14 @@ Everything that is shown came from strangers: all output is escaped, and nothing
 elements made here.
 """
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from urllib.parse import urlencode
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from proxy import __version__
@@ -20,6 +21,8 @@ _UNITS = ((60, "s"), (3600, "min"), (86400, "h"), (86400 * 14, "d"), (86400 * 60
 _DIVISORS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "weeks": 86400 * 7}
 _SHORT_DIGEST = 12
 _SHORT_NAME = 60
+# Seconds of rendering in one turn of the event loop: a manifest takes less than that.
+_SLICE = 0.0005
 _DASH = "\N{EN DASH}"
 
 
@@ -135,3 +138,15 @@ def with_query(path: str, **values: object) -> str:
 def set_in_query(path: str, name: str, value: str) -> str:
     """Return a path with one more parameter in its query."""
     return f"{path}{'&' if '?' in path else '?'}{urlencode({name: value})}"
+
+
+async def render_in_slices(template: Template, context: Mapping[str, object]) -> str:
+    """Render a template, letting the event loop serve others after each `_SLICE` of work."""
+    parts: list[str] = []
+    slice_ends = time.perf_counter() + _SLICE
+    for part in template.generate(context):
+        parts.append(part)
+        if time.perf_counter() > slice_ends:
+            await asyncio.sleep(0)
+            slice_ends = time.perf_counter() + _SLICE
+    return "".join(parts)

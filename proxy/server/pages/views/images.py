@@ -1,11 +1,12 @@
 """The list of images, and what can be done with one: pin, refresh, remove."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from proxy.cache.refresh import RefreshedTag
-from proxy.images.manage import ImageSummary, PinnedImages, RemovedImages
+from proxy.errors import BusyError
+from proxy.images.manage import ImageBrief, ImageSummary, PinnedImages, RemovedImages
 from proxy.server.admin.images import UnpinResponse
 from proxy.server.admin.status import DaemonStatus
 from proxy.server.pages.page import Done, JobLine, Model, NewJob, PageRequest
@@ -55,18 +56,7 @@ async def show(request: PageRequest) -> Model:
     """Return one page of images that fit the query."""
     known = {name: request.query.get(name, "") for name in ImagesQuery.__struct_fields__}
     query = ImagesQuery(**{name: text.strip() for name, text in known.items() if text.strip()})
-    images = await request.api.list(
-        "/api/v1/images",
-        ImageSummary,
-        PAGE_SIZE + 1,
-        filter=query.q,
-        after=query.after,
-        limit=PAGE_SIZE + 1,
-        order=query.order,
-        pinned={"yes": True, "no": False}.get(query.pinned),
-        pulled={"yes": True, "never": False}.get(query.pulled),
-        **{name: getattr(query, name) for name in _FILTERS},
-    )
+    images = await _find(request, query)
     status = await request.api.get("/api/v1/status", DaemonStatus)
     platforms = await request.api.get("/api/v1/images/platforms", list[str])
     shown = images[:PAGE_SIZE]
@@ -80,6 +70,33 @@ async def show(request: PageRequest) -> Model:
         "orders": ORDERS,
         "badges": BADGES,
     }
+
+
+async def _find(request: PageRequest, query: ImagesQuery) -> Sequence[ImageBrief]:
+    """Return the images of a page, and one more; while there is no table, only names can be asked for."""
+    wanted = {
+        "filter": query.q,
+        "after": query.after,
+        "limit": PAGE_SIZE + 1,
+        "order": query.order,
+        "pinned": {"yes": True, "no": False}.get(query.pinned),
+        "pulled": {"yes": True, "never": False}.get(query.pulled),
+        **{name: getattr(query, name) for name in _FILTERS},
+    }
+    is_by_name = query == ImagesQuery(q=query.q, after=query.after)
+    if is_by_name and set(query.q) & set("*?["):
+        return await _find_by_name(request, wanted)
+    try:
+        return await request.api.get("/api/v1/images/rows", list[ImageBrief], **wanted)
+    except BusyError:
+        if not is_by_name:
+            raise
+    return await _find_by_name(request, wanted)
+
+
+async def _find_by_name(request: PageRequest, wanted: Mapping[str, object]) -> list[ImageBrief]:
+    found = await request.api.list("/api/v1/images", ImageSummary, PAGE_SIZE + 1, **wanted)
+    return [ImageBrief.of(one) for one in found]
 
 
 async def pin(request: PageRequest) -> Done:
