@@ -1,11 +1,15 @@
 """A registry with plausible images, and one whose texts are hostile; and a cache that has pulled them."""
 
 import random
+import time
 from typing import Any
 
 from tests.fakes.content import FakeImage
 from tests.fakes.registry import FakeRegistry
 from tests.support.program import Program
+
+# Seconds between two pulls: longer than one pull lasts.
+_PULL_PAUSE = 700
 
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(1)>\u202e' + "x" * 300
 
@@ -81,12 +85,21 @@ def push_images(registry: FakeRegistry) -> dict[str, FakeImage]:
     return images
 
 
-async def fill(program: Program, registry: FakeRegistry) -> None:
+def _pulls_of(number: int) -> int:
+    """Return how often an image is pulled."""
+    return 1 + (number * 7) % 5
+
+
+async def fill(program: Program, registry: FakeRegistry, *, hostile: bool = True) -> None:
     """Pull the images at different times, some of them often, and one only in part."""
+    # Ends now, because the times of files are those of the machine.
+    program.clock.now = time.time() - _PULL_PAUSE * sum(map(_pulls_of, range(len(_IMAGES) + 1)))
     images = push_images(registry)
+    if not hostile:
+        images.popitem()
     for number, (name, image) in enumerate(images.items()):
-        for _ in range(1 + (number * 7) % 5):
-            program.clock.advance(700)
+        for _ in range(_pulls_of(number)):
+            program.clock.advance(_PULL_PAUSE)
             if name.startswith("homeassistant"):
                 await program.manifest(image, image.tag or "")
                 await program.manifest(image, image.manifest)

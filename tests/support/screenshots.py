@@ -31,7 +31,7 @@ async def make(target: Path = TARGET) -> None:
                 Path(directory) / "store", registry, server={"admin_listen": ["127.0.0.1:0"]}
             )
             await program.start()
-            await fill(program, registry)
+            await fill(program, registry, hostile=False)
             browser = await playwright.chromium.launch(
                 executable_path="/usr/bin/chromium", args=["--no-sandbox"]
             )

@@ -95,7 +95,7 @@ def show_digest(digest: str | None) -> Markup | str:
         return _DASH
     algorithm, _, text = digest.partition(":")
     short = f"{algorithm}:{text[:_SHORT_DIGEST]}" if text else digest[:_SHORT_DIGEST]
-    return Markup('<code class="digest" title="{}">{}</code>{}').format(
+    return Markup('<span class="digest"><code title="{}">{}</code>{}</span>').format(
         digest, short, copy_button(digest, "Copy the digest")
     )
 
@@ -103,7 +103,7 @@ def show_digest(digest: str | None) -> Markup | str:
 def copy_button(text: str, label: str) -> Markup:
     """Return a button that copies a text; it is shown where the script runs."""
     return Markup(
-        '<button type="button" class="copy" data-copy="{}" aria-label="{}" title="{}">⧉</button>'
+        '<button type="button" class="copy" data-copy="{}" aria-label="{}" title="{}">copy</button>'
     ).format(text, label, label)
 
 
