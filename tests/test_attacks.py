@@ -9,7 +9,7 @@ ATTACKS = [
     *("C1", "C2"),
     *(f"H{number}" for number in range(1, 6)),
     *(f"M{number}" for number in range(1, 10)),
-    *(f"L{number}" for number in range(1, 15)),
+    *(f"L{number}" for number in range(1, 18)),
 ]
 ITEM = re.compile(r"- \*\*([CHML]\d+):\*\* (.+?) \*Tests?:\* (`\w+`(?:, `\w+`)*)")
 

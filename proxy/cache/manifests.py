@@ -447,17 +447,22 @@ class ManifestCache:
             manifest, state = await self._ask_upstream(repository, tag, tag_row)
         except ProxyError as error:
             await self._share_failure(repository, tag, error)
-            is_newer = tag_row is None or (
-                shared is not None and shared.age < self._clock() - tag_row.checked_at
-            )
-            if shared and is_newer and not isinstance(error, NotFoundError):
-                await self._adopt(repository, tag, shared)
+            if shared and not isinstance(error, NotFoundError):
+                await self._adopt_stale(repository, tag, tag_row, shared)
             raise
         if self._fleet:
             ttl, keep = self._tag_ttl(repository, tag), self._settings.stale_if_error
             await self._fleet.set_tag(repository, tag, manifest.digest, ttl=ttl, keep=keep)
         await self._remember_tag(repository, tag, manifest)
         return manifest, state
+
+    async def _adopt_stale(
+        self, repository: Repository, tag: Tag, tag_row: TagRow | None, shared: SharedTag
+    ) -> None:
+        """Remember what another node has heard of a tag, if that is newer than what this one has."""
+        is_newer = tag_row is None or shared.age < self._clock() - tag_row.checked_at
+        if is_newer and shared.digest:
+            await self._adopt(repository, tag, shared)
 
     async def _ask_upstream(
         self, repository: Repository, tag: Tag, tag_row: TagRow | None

@@ -344,9 +344,9 @@ class Download:
         finally:
             metrics.count_download(result, self.source.origin)
             try:
-                await self.source.close(is_stored=result == "stored")
                 await self._release(is_worth_keeping=result == "failed")
             finally:
+                await self.source.close(is_stored=result == "stored")
                 # Readers are notified last: they may start a download that uses the same files.
                 self.error = ended
                 self.readable.notify_all()

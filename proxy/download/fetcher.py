@@ -212,15 +212,16 @@ class Fetcher:
         """Learn the blob's size from a response head, and whether upstream supports ranges."""
         if body.size is not None:
             self._download.set_size(body.size)
-        if body.is_partial and body.size is not None:
+        if isinstance(body, PeerBody):
+            self._max_connections = 1
+            self._download.pieces.extend(piece)
+        elif body.is_partial and body.size is not None:
             self._add_connections(body.size)
         elif self._active_connections > 1:
             raise _RangeNotSupportedError(f"{self._source.upstream_name} does not support ranges")
         else:
             self._max_connections = 1
-            if isinstance(body, PeerBody):
-                self._download.pieces.extend(piece)
-            elif not body.is_partial:
+            if not body.is_partial:
                 self._download.pieces.extend_to_end(piece)
 
     async def _receive(self, body: BlobBody, piece: Piece) -> None:

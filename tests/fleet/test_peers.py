@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+import ssl
 from collections.abc import AsyncIterator
 
 import pytest
 
 from tests.fakes.faults import Fault
 from tests.fakes.registry import FakeRegistry
+from tests.support.certificates import Authority
 from tests.support.fleet import FleetProgram, PeerRelay, start_all
 from tests.support.program import Program, read
 
@@ -268,6 +270,81 @@ async def test_a_peer_that_cannot_be_reached_costs_one_transfer(relayed, registr
     assert (await second.blob(digest)).digest == digest
     assert await second.metric("pullcache_peer_failovers_total", reason="refused") == 1
     await relay.start()
+
+
+async def test_nodes_speak_tls_with_certificates_of_the_fleets_own_authority(
+    tmp_path, registry, server
+):
+    authority = Authority(tmp_path / "authority")
+    certificate, key = authority.issue("node", "IP:127.0.0.1")
+    trust = ssl.create_default_context(cafile=str(authority.ca))
+    nodes = [
+        FleetProgram(
+            tmp_path / f"node{n}",
+            registry,
+            server,
+            scheme="https",
+            server={"tls_certificate": [certificate], "tls_key": [key]},
+            fleet={"ca_file": str(authority.ca)},
+            trust=trust,
+        )
+        for n in range(2)
+    ]
+    await start_all(*nodes)
+    digest = registry.add_blob(os.urandom(MIB))
+    for node in nodes:
+        assert (await node.blob(digest)).digest == digest
+        await settle(node)
+    assert await nodes[1].metric("pullcache_peer_bytes_total", direction="in") == MIB
+    for node in nodes:
+        await node.stop()
+
+
+async def test_a_node_with_a_certificate_that_is_not_trusted_is_not_asked(
+    tmp_path, registry, server
+):
+    authority = Authority(tmp_path / "authority")
+    certificate, key = authority.issue("node", "IP:127.0.0.1")
+    first = FleetProgram(
+        tmp_path / "first",
+        registry,
+        server,
+        scheme="https",
+        server={"tls_certificate": [certificate], "tls_key": [key]},
+        trust=ssl.create_default_context(cafile=str(authority.ca)),
+    )
+    second = FleetProgram(tmp_path / "second", registry, server)
+    await start_all(first, second)
+    digest = registry.add_blob(os.urandom(MIB))
+    for node in (first, second):
+        assert (await node.blob(digest)).digest == digest
+        await settle(node)
+    assert await second.metric("pullcache_peer_bytes_total", direction="in") == 0
+    assert await second.metric("pullcache_peer_failovers_total", reason="refused") == 1
+    for node in (first, second):
+        await node.stop()
+
+
+async def test_a_node_that_waits_for_its_turn_is_asked_again(tmp_path, registry, server):
+    nodes = [
+        FleetProgram(tmp_path / f"node{n}", registry, server, fetch={"max_downloads": 1})
+        for n in range(2)
+    ]
+    await start_all(*nodes)
+    large, digest = registry.add_blob(os.urandom(2 * MIB)), registry.add_blob(os.urandom(MIB))
+    release = asyncio.Event()
+    registry.fail(registry.body_of(large), Fault(stall_at=MIB, until=release))
+    async with nodes[0].opened(f"/v2/library/app/blobs/{large}") as first:
+        await first.content.readexactly(1000)
+        # The first node has asked upstream for the second blob too, and may not receive it yet.
+        waiting = asyncio.gather(nodes[0].blob(digest), nodes[1].blob(digest))
+        await registry.until(lambda: registry.count(registry.body_of(digest)) > 0)
+        release.set()
+        assert [answer.digest for answer in await waiting] == [digest] * 2
+        assert (await read(first))[1]
+    assert blob_bytes(registry) <= 3 * MIB + 2
+    for node in nodes:
+        await node.stop()
 
 
 async def test_nodes_that_name_each_other_as_mirrors_answer_at_once(tmp_path, registry, server):

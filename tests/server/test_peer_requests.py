@@ -2,7 +2,10 @@
 
 import pytest
 
+from proxy.config import ServerSettings
+from proxy.server.clients.connection_limit import ConnectionLimiter
 from tests.fakes.registry import FakeRegistry
+from tests.support.htpasswd import write_htpasswd
 from tests.support.program import Answer, Program
 
 TOKEN = "a secret of the fleet"
@@ -76,6 +79,31 @@ async def test_a_peer_that_has_the_registrys_proof_gets_the_bytes(node, registry
     await node.wait_for_downloads()
     answer = await ask_as_peer(node, f"library/app/blobs/{digest}", Pullcache_Proven="1")
     assert (answer.status, answer.body) == (200, b"a layer")
+
+
+async def test_a_peer_needs_no_login_and_no_place_among_the_clients(node, registry, tmp_path):
+    digest = registry.add_blob(b"a layer")
+    assert (await node.blob(digest)).status == 200
+    await node.wait_for_downloads()
+    users = write_htpasswd(tmp_path / "users", amy="secret")
+    await node.restart(server={"htpasswd": users, "allow_clients": ["192.0.2.1"]})
+    assert (await node.blob(digest)).status == 403
+    assert (await ask_as_peer(node, f"library/app/blobs/{digest}")).body == b"a layer"
+
+
+def test_a_connection_of_a_peer_leaves_the_count_of_its_address():
+    settings = ServerSettings(max_connections_per_client=1)
+    limiter = ConnectionLimiter(settings, lambda: None)
+    peer = limiter.acquire("192.0.2.1")
+    assert peer
+    peer.leave_client()
+    client = limiter.acquire("192.0.2.1")
+    assert client
+    assert not client.is_rejected
+    peer.leave_client()
+    peer.release()
+    client.release()
+    assert limiter.connected == 0
 
 
 @pytest.mark.parametrize("token", ["", "wrong", TOKEN + "x", "name \xe9"])

@@ -17,16 +17,17 @@ HEARTBEAT = 0.2
 
 
 class FleetProgram(Program):
-    """A node of the fleet of `server`. With a `relay`, the other nodes reach it only through that."""
+    """A node of the fleet whose directory is `valkey`. With a `relay`, the other nodes reach it only through that."""
 
     def __init__(
         self,
         root: Path,
         registry: FakeRegistry,
-        server: RedisServer,
+        valkey: RedisServer,
         *,
         relay: "PeerRelay | None" = None,
-        **sections: dict[str, Any],
+        scheme: str = "http",
+        **sections: Any,
     ) -> None:
         port = reserve_port(self)
         root.mkdir(parents=True, exist_ok=True)
@@ -35,9 +36,9 @@ class FleetProgram(Program):
         token_file.chmod(0o600)
         if relay:
             relay.port = port
-        address = relay.url if relay else f"http://127.0.0.1:{port}"
+        address = relay.url if relay else f"{scheme}://127.0.0.1:{port}"
         fleet = {
-            "valkey": server.url,
+            "valkey": valkey.url,
             "address": address,
             "token_file": str(token_file),
             "heartbeat": f"{HEARTBEAT * 1000:.0f}ms",
