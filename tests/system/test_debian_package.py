@@ -86,6 +86,8 @@ def test_without_systemd_the_package_is_installed_used_removed_and_purged(
     documents = debian / "usr" / "share" / "doc" / "pullcache"
     assert "has not chosen a licence" in (documents / "copyright").read_text()
     assert (documents / "changelog.gz").exists()
+    for example in ("nginx/pullcache.conf", "haproxy/haproxy.cfg"):
+        assert (documents / "config" / example).exists()
     manual = {path.name for path in (debian / "usr/share/man/man1").glob("pullcache*")}
     assert manual == {f"{path.name}.gz" for path in (ROOT / "config" / "man").iterdir()}
     for name in ("bash-completion/completions/pullcache", "zsh/vendor-completions/_pullcache"):
