@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from proxy.config.values import OptionalUrl
 from proxy.fleet import scripts
 from proxy.fleet.directory import Member
 from proxy.fleet.keys import FleetKeys, node_id
@@ -169,7 +170,10 @@ class Membership:
         async with self._server.asking("members"):
             found: Any = await self._server.command("HGETALL", self._keys.rows)
         rows = dict(zip(found[::2], found[1::2], strict=True)) if isinstance(found, list) else found
-        self._members = {key: decode_row(row) for key, row in rows.items()}
+        members = ((key, decode_row(row)) for key, row in rows.items())
+        self._members = {
+            key: member for key, member in members if member and node_id(member.address) == key
+        }
         self._version = version
 
     async def _check_protocols(self, now: int) -> None:
@@ -197,9 +201,14 @@ class Membership:
         self._others = [one for key, one in self._members.items() if key not in silent]
 
 
-def decode_row(row: str) -> Member:
-    """Return the member in a row, without what a newer version has added to it."""
-    return msgspec.json.decode(row.partition(" ")[2], type=Member)
+def decode_row(row: str) -> Member | None:
+    """Return the member in a row, without what a newer version has added to it; None if no node wrote the row."""
+    try:
+        member = msgspec.json.decode(row.partition(" ")[2], type=Member)
+        OptionalUrl.parse(member.address)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return member
 
 
 def _do_nothing(*, is_unknown: bool) -> None:

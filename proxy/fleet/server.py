@@ -206,6 +206,8 @@ def _open_client(settings: FleetSettings, ca: str) -> Redis:
         # After a restart of the server every idle connection fails once.
         "retry": Retry(NoBackoff(), 1, (RedisConnectionError,)),
         "decode_responses": True,
+        # What no node wrote is no reason to fail.
+        "encoding_errors": "replace",
         "protocol": 2,
         # To find its own version, redis-py reads a file at each connection.
         "driver_info": None,

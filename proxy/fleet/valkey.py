@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from proxy.config import FleetSettings
+from proxy.errors import InvalidDigestError
 from proxy.fleet import scripts
 from proxy.fleet.directory import FleetDownload, Member, PeerCopy, PeerFailure, SharedTag
 from proxy.fleet.holdings import HOLDERS_TTL, HoldingsAnnouncer, ListHoldings
@@ -256,7 +257,10 @@ class ValkeyDirectory:
             await asyncio.sleep(TAG_POLL)
         if digest is None:
             return None
-        return SharedTag(Digest.parse(digest) if digest else None, age / 1000, bool(is_fresh))
+        try:
+            return SharedTag(Digest.parse(digest) if digest else None, age / 1000, bool(is_fresh))
+        except InvalidDigestError:
+            return None  # no node wrote it
 
     async def set_tag(
         self, repository: Repository, tag: Tag, digest: Digest | None, *, ttl: float, keep: float

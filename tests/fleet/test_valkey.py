@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from proxy.fleet.directory import PeerCopy
+from proxy.fleet.keys import FleetKeys
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
 from tests.fleet.conftest import locate_until, wait_until
@@ -290,3 +291,31 @@ async def test_nodes_of_two_protocols_are_two_fleets(nodes):
         assert await download.locate() is None
     assert not old.members
     assert not new.members
+
+
+async def test_rows_that_no_node_wrote_are_left_out(nodes, server):
+    one = await nodes.start(1)
+    address = "http://127.0.0.1:9"
+    rows = (
+        "garbage",
+        "i {",
+        'i {"address": 5, "instance": "i"}',
+        'i {"address": "file:///etc/passwd", "instance": "i"}',
+        # The row of one node under the id of another.
+        f'i {{"address": "{address}", "instance": "i"}}',
+        "\udcff\udcfe",
+    )
+    for number, row in enumerate(rows):
+        server.command("HSET", "{test:1}:rows", f"row-{number}", row)
+    await nodes.start(2)
+    await wait_until(lambda: len(one.members) == 1)
+    assert one.members[0].address == "http://127.0.0.1:2"
+    assert not one.is_blind
+
+
+async def test_what_no_node_wrote_of_a_tag_is_not_known(nodes, server):
+    one = await nodes.start(1)
+    key = FleetKeys("test").tag(NGINX, LATEST).tag
+    server.command("HSET", key, "digest", "garbage", "at", "1", "until", "99999999999999")
+    assert await one.get_tag(NGINX, LATEST) is None
+    assert not one.is_blind

@@ -62,9 +62,11 @@ class RedisServer:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(5)
             connection.connect(str(self.socket))
-            parts = [f"*{len(words)}\r\n"]
-            parts += [f"${len(word.encode())}\r\n{word}\r\n" for word in words]
-            connection.sendall("".join(parts).encode())
+            parts = [f"*{len(words)}\r\n".encode()]
+            for word in words:
+                raw = word.encode(errors="surrogateescape")
+                parts.append(b"$%d\r\n%s\r\n" % (len(raw), raw))
+            connection.sendall(b"".join(parts))
             return connection.recv(1 << 20)
 
     def _answers(self) -> bool:
