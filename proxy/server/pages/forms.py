@@ -4,7 +4,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
-from aiohttp import BodyPartReader, MultipartReader
+from aiohttp import BodyPartReader, MultipartReader, web
+from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.web import BaseRequest
 
 from proxy.errors import InvalidRequestError
@@ -14,6 +15,8 @@ from proxy.server.admin.api import MAX_DOCUMENT_SIZE
 MAX_FORM_FIELDS = 1000
 
 _CHUNK_SIZE = 1 << 18
+# What aiohttp and the standard library raise for malformed bodies.
+_MALFORMED = (ValueError, LookupError, RuntimeError, BadHttpMessage, web.RequestPayloadError)
 
 
 @dataclass(slots=True)
@@ -51,28 +54,30 @@ async def read_form(request: BaseRequest, *, takes_upload: bool) -> Form:
     file are not read. Raises `InvalidRequestError`.
     """
     form = Form()
-    if request.content_type == "application/x-www-form-urlencoded":
-        content = bytearray()
-        async for chunk in request.content.iter_any():
-            form.reserve(len(chunk))
-            content += chunk
-        try:
-            pairs = parse_qsl(
-                content.decode(), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS
-            )
-        except ValueError as error:
-            raise InvalidRequestError(f"the form cannot be read: {error}") from error
-        for name, value in pairs:
-            form.add(name, value)
-        return form
-    if request.content_type != "multipart/form-data":
+    is_multipart = request.content_type == "multipart/form-data"
+    if not is_multipart and request.content_type != "application/x-www-form-urlencoded":
         raise InvalidRequestError("a change must be the POST of a form")
     try:
-        reader = MultipartReader(request.headers, request.content)
-        await _read_parts(form, reader, takes_upload=takes_upload)
-    except ValueError as error:
-        raise InvalidRequestError(f"the form cannot be read: {error}") from error
+        if is_multipart:
+            reader = MultipartReader(request.headers, request.content)
+            await _read_parts(form, reader, takes_upload=takes_upload)
+        else:
+            await _read_pairs(form, request)
+    except _MALFORMED as error:
+        reason = str(error).replace("\n", " ")[:80]
+        raise InvalidRequestError(f"the form cannot be read: {reason}") from error
     return form
+
+
+async def _read_pairs(form: Form, request: BaseRequest) -> None:
+    content = bytearray()
+    async for chunk in request.content.iter_any():
+        form.reserve(len(chunk))
+        content += chunk
+    for name, value in parse_qsl(
+        content.decode(), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS
+    ):
+        form.add(name, value)
 
 
 async def _read_parts(form: Form, reader: MultipartReader, *, takes_upload: bool) -> None:

@@ -220,6 +220,29 @@ async def test_a_change_needs_the_token_of_its_session(client, make_client, open
         assert "reload the page" in shown.notice
 
 
+@pytest.mark.parametrize(
+    ("media_type", "body", "headers"),
+    [
+        ("multipart/form-data; boundary=b", b"--b\r\n" + b"X-A: b\r\n" * 1000, {}),
+        ("multipart/form-data; boundary=b", b"--b\r\nno header\r\n\r\nx\r\n--b--\r\n", {}),
+        ("multipart/form-data; boundary=b", b"--b\r\n: no name\r\n\r\nx\r\n--b--\r\n", {}),
+        (
+            "multipart/form-data; boundary=b",
+            b'--b\r\nContent-Disposition: form-data; name="_charset_"\r\n\r\n' + b"x" * 99,
+            {},
+        ),
+        ("multipart/form-data", b"x", {}),
+        ("application/x-www-form-urlencoded", b"a=b&" * 2000, {}),
+        ("application/x-www-form-urlencoded", b"no gzip", {"Content-Encoding": "gzip"}),
+    ],
+)
+async def test_a_malformed_form_is_the_clients_fault(client, media_type, body, headers):
+    sent = {**client.headers, "Content-Type": media_type, **headers}
+    async with client.session.post(f"{client.url}/login", data=body, headers=sent) as response:
+        assert response.status == 400
+        assert "the form cannot be read" in await response.text()
+
+
 async def test_pages_are_not_loaded_into_pages_of_other_sites(client):
     shown = await client.get("/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors")
     assert shown.status == 403
