@@ -12,6 +12,16 @@ PATHS: dict[str, str] = {
     "settings": "/settings",
     "error": "/images/gone:1",
     "unknown": "/nothing/here",
+    "search-none": "/search",
+    "search": "/search?q=nginx",
+    "unplug": "/unplug?list=nginx%3A1.27%0Aredis%3A7%0Ame%2Fnone%3A1%0ANOT%20ONE",
+    "unplug-none": "/unplug",
+    "activity": "/activity",
+    "upstreams": "/upstreams",
+    "storage": "/storage",
+    "storage-preview": "/storage?glob=*",
+    "policy": "/policy",
+    "schedules": "/schedules",
 }
 
 # The pictures of README.md and docs, by the name of the file.

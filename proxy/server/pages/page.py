@@ -70,7 +70,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The result of an action: a message for the page at `path`, by default the one of the form."""
+    """The result of an action: a message, or none, for the page at `path`, by default the one of the form."""
 
     message: str
     path: str = ""

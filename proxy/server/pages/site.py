@@ -206,7 +206,7 @@ class PageSite:
         match result:
             case Done():
                 path = result.path or fields.get("back", "/")
-                return self._go(visitor, path, Notice(result.message))
+                return self._go(visitor, path, Notice(result.message) if result.message else None)
             case View():
                 return await self._render(
                     request, visitor, result.template, result.title, result.model

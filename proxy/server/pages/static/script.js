@@ -97,9 +97,9 @@ document.addEventListener("keydown", (event) => {
   field.select();
 });
 
-// A form is sent once.
+// A form is sent once, unless what it gets is a file (`data-again`).
 document.addEventListener("submit", (event) => {
-  if (event.target.method !== "post") return;
+  if (event.target.method !== "post" || "again" in event.target.dataset) return;
   if (event.target.dataset.sent) event.preventDefault();
   event.target.dataset.sent = "yes";
 });
