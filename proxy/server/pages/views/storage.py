@@ -12,7 +12,7 @@ from proxy.sizes import format_bytes
 # Rows of each table.
 PAGE_SIZE = 100
 # Seconds that the figures may be old.
-MAX_AGE = 60
+REPORT_AGE = 60
 
 
 async def show(request: PageRequest) -> Model:
@@ -21,7 +21,7 @@ async def show(request: PageRequest) -> Model:
     with_pinned = request.query.get("pinned") == "yes"
     usage: StoreUsage | None = None
     with suppress(BusyError):  # it is being counted; the page looks again
-        usage = await request.api.get("/api/v1/usage", StoreUsage, max_age=MAX_AGE)
+        usage = await request.api.get("/api/v1/usage", StoreUsage, max_age=REPORT_AGE)
     removal: RemovedImages | None = None
     problem = ""
     if glob and request.actor.role == "operate":
