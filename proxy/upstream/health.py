@@ -51,16 +51,16 @@ class RegistryHealth:
     def retry_at(self) -> float | None:
         """When one request is sent to see whether it is up again, in Unix time; None while it is up."""
         outage = self._breaker.outage
-        return self._clock() + outage.retry_at - self._now() if outage else None
+        return self._clock() + max(0.0, outage.retry_at - self._now()) if outage else None
 
     @property
     def outage_times(self) -> tuple[float, float] | None:
-        """Since when it fails and when it is asked again, in Unix time; None while it is up."""
+        """Since when it fails and when it may be asked again, in Unix time; None while it is up."""
         outage = self._breaker.outage
         if outage is None:
             return None
         offset = self._clock() - self._now()
-        return outage.failing_since + offset, outage.retry_at + offset
+        return outage.failing_since + offset, max(outage.retry_at, self._now()) + offset
 
     @contextmanager
     def admit(self) -> Iterator[None]:

@@ -11,6 +11,8 @@ from proxy.sizes import format_bytes
 
 # Rows of each table.
 PAGE_SIZE = 50
+# Seconds that a step must take so that its rate says something.
+MIN_RATED_SECONDS = 0.05
 
 RESULTS: Mapping[str, str] = {
     "problems": "Failed or refused",
@@ -66,7 +68,11 @@ async def test_pull(request: PageRequest) -> NewJob:
 
 def _describe(event: object) -> JobLine | None:
     if isinstance(event, PullTestStep):
-        rate = f", {format_bytes(int(event.bytes / event.seconds))}/s" if event.seconds else ""
+        rate = (
+            f", {format_bytes(int(event.bytes / event.seconds))}/s"
+            if event.seconds >= MIN_RATED_SECONDS
+            else ""
+        )
         return JobLine(
             f"{event.kind} {event.digest[:19]}: {event.state}, {format_bytes(event.bytes)} "
             f"in {event.seconds:.2f} s{rate}"
