@@ -19,6 +19,8 @@ from proxy.storage.image_table import ImageFilter, ImageOrder, ImageTable, Table
 
 # A table that is made faster than this is made for each list; seconds.
 QUICK_BUILD_TIME = 0.2
+# No first table is waited for if the index has more bytes: it is made slower than that.
+MAX_QUICK_INDEX = 8 << 20
 # Otherwise it is made anew after this many times the time that it takes.
 REBUILD_FACTOR = 30
 # Manifests whose platforms are remembered.
@@ -84,13 +86,22 @@ class ImageTableKeeper:
     async def _current(self, store: ImageStore) -> ImageTable:
         if self._building is None and await self._is_due(store):
             self._building = self.group.create_task(self._build(store))
-        if self._building and (self._table is None or self._build_time < QUICK_BUILD_TIME):
+        if self._building and await self._may_be_quick(store):
             with suppress(TimeoutError):
                 async with asyncio.timeout(3 * QUICK_BUILD_TIME):
                     await asyncio.wait([self._building])
         if self._table is None:
             raise self._error or BusyError(_NOT_READY)
         return self._table
+
+    async def _may_be_quick(self, store: ImageStore) -> bool:
+        """Tell whether the table that is being made is worth waiting for."""
+        if self._table is not None:
+            return self._build_time < QUICK_BUILD_TIME
+        size = await run_in_thread(
+            store.index.list_threads, lambda: store.index.path.stat().st_size
+        )
+        return size <= MAX_QUICK_INDEX
 
     async def _is_due(self, store: ImageStore) -> bool:
         if self._table is None:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -46,4 +47,11 @@ def test_the_wheel_gives_a_working_pullcache(upstream: Registry, directory: Path
     daemon.start()
     assert send_request(daemon.url, "/v2/").status == 200
     assert '"state": "serving"' in run(program, "status", "--json", "--store", daemon.store)
+    # The templates of the pages, too, are in the wheel.
+    link = urlsplit(run(program, "ui", "--no-browser", "--store", daemon.store).split()[0])
+    shown = send_request(f"http://{link.netloc}", f"{link.path}?{link.query}")
+    assert shown.status == 303
+    cookie = shown.headers["Set-Cookie"].partition(";")[0]
+    page = send_request(f"http://{link.netloc}", "/", headers={"Cookie": cookie})
+    assert b"Nothing is cached yet" in page.body
     assert daemon.stop() == 0
