@@ -186,6 +186,7 @@ class DaemonInfo:
     upstreams: dict[str, str]
     admin_addresses: list[str] = field(default_factory=list)
     is_tls: bool = False
+    has_pages: bool = True
 
 
 def _peer_gate(core: Core, config: Config) -> PeerGate | None:
@@ -281,6 +282,7 @@ class RunningApp:
             {name: str(settings.url) for name, settings in self.config.upstreams.items()},
             core.admin_addresses,
             is_tls=self.access.tls is not None,
+            has_pages=self.config.server.pages,
         )
 
     @property

@@ -20,7 +20,7 @@ from proxy.storage.image_table import ImageFilter, ImageOrder, ImageTable, Table
 # A table that is made faster than this is made for each list; seconds.
 QUICK_BUILD_TIME = 0.2
 # No first table is waited for if the index has more bytes: it is made slower than that.
-MAX_QUICK_INDEX = 8 << 20
+QUICK_INDEX_SIZE = 8 << 20
 # Otherwise it is made anew after this many times the time that it takes.
 REBUILD_FACTOR = 30
 # Manifests whose platforms are remembered.
@@ -101,7 +101,7 @@ class ImageTableKeeper:
         size = await run_in_thread(
             store.index.list_threads, lambda: store.index.path.stat().st_size
         )
-        return size <= MAX_QUICK_INDEX
+        return size <= QUICK_INDEX_SIZE
 
     async def _is_due(self, store: ImageStore) -> bool:
         if self._table is None:

@@ -49,6 +49,7 @@ pullcache {__version__}
              ghcr.test = https://registry.ghcr.example
   metrics    http://127.0.0.1:5000/metrics
   clients    pullcache client-config docker
+  pages      pullcache ui
 """
     )
     assert max(map(len, text.splitlines())) <= 60

@@ -118,6 +118,7 @@ def print_banner(info: "DaemonInfo") -> None:
         ("upstreams", upstreams),
         ("metrics", [f"{local}/metrics"]),
         ("clients", ["pullcache client-config docker"]),
+        ("pages", ["pullcache ui"] if info.has_pages else []),
     ):
         for number, value in enumerate(values):
             click.echo(f"  {'' if number else name:<9}  {value}")
