@@ -243,8 +243,9 @@ class Rollout:
             else:
                 await self._finish(node, blob, now)
         after = self._load()
-        beat_us = await self._measure(fleets[0].beat)
+        # In this order: a beat forgets members that were silent for a minute.
         members_us = await self._measure(fleets[0].read_members)
+        beat_us = await self._measure(fleets[0].beat)
         for fleet in (*fleets, central):
             await fleet.close()
         result = self._result([*fleets, central], before, after)
