@@ -153,10 +153,11 @@ async def until_sending(fleet: FleetOfDaemons, size: int) -> None:
     await fleet.registry.until(lambda: fleet.blob_bytes >= size)
 
 
-async def test_24_clients_of_3_nodes_cost_one_transfer(fleet):
+@pytest.mark.parametrize(("clients", "size"), [(CLIENTS, IMAGE_SIZE), (300, 4 * MIB)])
+async def test_many_clients_of_3_nodes_cost_one_transfer(fleet, clients, size):
     await fleet.start(3)
-    image = fleet.add_image()
-    await asyncio.gather(*(pull(fleet.nodes[n % 3], image) for n in range(CLIENTS)))
+    image = fleet.add_image(size=size)
+    await asyncio.gather(*(pull(fleet.nodes[n % 3], image) for n in range(clients)))
     size = sum(len(fleet.registry.repositories[image.repository].blobs[b]) for b in image.blobs)
     assert size <= fleet.blob_bytes <= size + 2 * len(image.blobs)
     assert fleet.manifest_gets == 2
