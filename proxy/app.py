@@ -20,6 +20,7 @@ from proxy.cache.stand_ins import StandIns
 from proxy.concurrency import background
 from proxy.conditions import ConditionWatcher
 from proxy.config import Config, keep_restart_only_keys, world_readable_files
+from proxy.contents.scanner import ImageScanner, run_scan_schedule
 from proxy.core import Core, open_core
 from proxy.errors import ProxyError, StorageError
 from proxy.log import LogWriter, get_logger
@@ -94,6 +95,7 @@ async def open_cache(
         stack.push_async_callback(app.write_last_records)
         core.group.create_task(run_maintenance(app, core))
         core.group.create_task(run_scrub(app, core))
+        core.group.create_task(run_scan_schedule(lambda: app.scanner, core.clock))
         app.start_preloads()
         # A shutdown begins here: /readyz fails, and no new connections are accepted.
         stack.push_async_callback(app.listener.close)
@@ -259,6 +261,11 @@ class RunningApp:
     def repairer(self) -> BlobRepairer:
         """Fetches damaged blobs, as the configuration that applies says."""
         return self._configured.repairer
+
+    @property
+    def scanner(self) -> ImageScanner:
+        """Runs the scanner of the configuration that applies."""
+        return self._configured.scanner
 
     @property
     def stand_ins(self) -> StandIns:

@@ -29,6 +29,7 @@ from proxy.conditions import report_decision
 from proxy.config import Config
 from proxy.contents.questions import PackageQuestions
 from proxy.contents.reader import ContentsReader
+from proxy.contents.scanner import ImageScanner
 from proxy.core import Core
 from proxy.images.check import OfflineChecker
 from proxy.images.inspect import ImageInspector
@@ -78,6 +79,7 @@ class ConfiguredApp:
     policy: PolicyGate
     stand_ins: StandIns
     repairer: BlobRepairer
+    scanner: ImageScanner
     routes: Sequence[Route]
 
 
@@ -221,6 +223,16 @@ async def configure_app(
         core.clock,
         is_off=config.contents.scan == "off",
     )
+    scanner = ImageScanner(
+        config.contents.scanner,
+        config.contents.scanner_timeout,
+        config.contents.scan_every,
+        core.addresses,
+        contents_reader,
+        core.contents_records,
+        core.contents_worker,
+        core.clock,
+    )
     # The routes of the admin API; `server/admin/api.py` says how to add one.
     routes = [
         *admin_schema.routes(),
@@ -237,6 +249,8 @@ async def configure_app(
         *admin_contents.ContentsHandlers(
             contents_reader,
             PackageQuestions(image_store, core.contents_records, contents_reader),
+            scanner,
+            acts,
         ).routes(),
         *admin_images.ImageHandlers(
             image_manager,
@@ -271,7 +285,7 @@ async def configure_app(
         *SettingsHandlers(config).routes(),
     ]
     return ConfiguredApp(
-        config, upstreams, registry, preloader, policy, stand_ins, repairer, routes
+        config, upstreams, registry, preloader, policy, stand_ins, repairer, scanner, routes
     )
 
 

@@ -16,7 +16,7 @@ from proxy.cli.commands.check_offline import check_offline
 from proxy.cli.commands.client_config import client_config
 from proxy.cli.commands.completion import completion
 from proxy.cli.commands.config import config
-from proxy.cli.commands.contents import sbom
+from proxy.cli.commands.contents import sbom, scan
 from proxy.cli.commands.df import df
 from proxy.cli.commands.doctor import doctor
 from proxy.cli.commands.events import events
@@ -39,7 +39,7 @@ from proxy.journal import is_journal_stream, priority_prefix
 # The commands in the order in which the help lists them.
 COMMANDS: Mapping[str, Sequence[click.Command]] = {
     "Run": (serve, status, ui, doctor, offline, fsck),
-    "Look": (images, inspect, sbom, df, top, events, search, check_offline),
+    "Look": (images, inspect, sbom, scan, df, top, events, search, check_offline),
     "Fill and clear": (preload, refresh, pin, unpin, rm),
     "Carry": (export, import_),
     "Configure": (config, client_config, policy, completion),

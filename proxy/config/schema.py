@@ -513,6 +513,28 @@ class ContentsSettings(Section, frozen=True):
             )
         ),
     ] = "asked"
+    scanner: Annotated[
+        tuple[str, ...],
+        Meta(
+            description=(
+                "Command of a scanner for vulnerabilities, which prints trivy's or grype's JSON or "
+                "CycloneDX; {image} is the image in this cache, {cache} its address."
+            )
+        ),
+    ] = ()
+    scanner_timeout: Annotated[
+        PositiveDuration, Meta(description="How long the scanner may take for one image.")
+    ] = PositiveDuration.parse("10m")
+    scan_every: Annotated[
+        OptionalDuration,
+        Meta(description='Scan all stored images at this interval; "off" for only on demand.'),
+    ] = OptionalDuration.parse("off")
+
+    def __post_init__(self) -> None:
+        if self.scanner and not any("{image}" in part for part in self.scanner):
+            raise ValueError('scanner names no image (write "{image}" as one of its arguments)')
+        if self.scan_every and not self.scanner:
+            raise ValueError("scan_every needs a scanner (set scanner to its command)")
 
 
 class FleetSettings(Section, frozen=True):

@@ -2,13 +2,15 @@
 
 import msgspec
 
+from proxy.contents.findings import Findings
 from proxy.contents.layer_contents import LayerContents
 from proxy.contents.sbom_reader import SbomContents
 
 
 class WorkerAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What was read of a layer or an SBOM, or why it was not."""
+    """What was read of a layer, an SBOM or a report, or why it was not."""
 
     layer: LayerContents | None = None
     sbom: SbomContents | None = None
+    report: Findings | None = None
     problem: str = ""

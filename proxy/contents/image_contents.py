@@ -6,7 +6,8 @@ from typing import Literal
 import msgspec
 
 from proxy.contents.layer_contents import LayerContents, merge_layers
-from proxy.contents.packages import OsRelease, Package, with_purl
+from proxy.contents.packages import OsRelease, Package
+from proxy.contents.purls import with_purl
 from proxy.contents.sbom_reader import SbomContents
 
 ContentsSource = Literal["attached", "layers", "none"]

@@ -7,7 +7,8 @@ from typing import Literal
 
 import msgspec
 
-from proxy.contents.packages import OsRelease, Package, sort_packages, with_purl
+from proxy.contents.packages import OsRelease, Package, sort_packages
+from proxy.contents.purls import with_purl
 
 # Raised when layers are read in another way than before: what was kept of them is then read again.
 READER_VERSION = 1

@@ -4,8 +4,9 @@ import asyncio
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -21,7 +22,9 @@ from proxy.storage.blobs import OpenBlob
 MAX_WORKER_WALL_SECONDS = 900.0
 MAX_WORKER_ANSWER_SIZE = 64 << 20
 
-WorkerKind = Literal["layer", "sbom"]
+R = TypeVar("R")
+
+WorkerKind = Literal["layer", "sbom", "report"]
 
 # The worker ignores PYTHONPATH and the working directory, so it is told where the program is.
 _START = "import runpy, sys; sys.path.append(sys.argv.pop(1)); runpy.run_module('proxy.contents.worker', run_name='__main__')"
@@ -36,12 +39,13 @@ _STATUS_HINTS = {
 
 
 class ContentsWorker:
-    """The one thread that starts workers and waits for them."""
+    """The threads that start workers and scanners, one of each at a time, and wait for them."""
 
     def __init__(self) -> None:
-        self._thread = start_threads(1, "contents")
+        self._threads = start_threads(2, "contents")
         self._stopping = threading.Event()
         self._turn = asyncio.Lock()
+        self._scanner_turn = asyncio.Lock()
 
     def stop(self) -> None:
         """End the worker that runs, and start no more."""
@@ -50,7 +54,7 @@ class ContentsWorker:
     def close(self) -> None:
         """Stop, and wait for the thread."""
         self.stop()
-        self._thread.shutdown()
+        self._threads.shutdown()
 
     @property
     def is_closing(self) -> bool:
@@ -58,11 +62,21 @@ class ContentsWorker:
         return self._stopping.is_set()
 
     async def read(self, kind: WorkerKind, blob: OpenBlob) -> WorkerAnswer:
-        """Return what is in a layer or an SBOM; the caller closes the blob. Raises `ContentsError`."""
+        """Return what is in a layer, an SBOM or a report; the caller closes the blob. Raises `ContentsError`."""
         async with self._turn:
             if self.is_closing:
                 raise ContentsError(f"the {kind} is not read, because pullcache stops")
-            return await run_in_thread(self._thread, self._read, kind, blob)
+            return await run_in_thread(self._threads, self._read, kind, blob)
+
+    async def run_scanner(self, work: Callable[..., R], *args: object) -> R:
+        """Return `work(stopping, ...)`, which runs a scanner and ends if `stopping` is set.
+
+        Raises what it raises, and `ContentsError`.
+        """
+        async with self._scanner_turn:
+            if self.is_closing:
+                raise ContentsError("nothing is scanned, because pullcache stops")
+            return await run_in_thread(self._threads, work, self._stopping, *args)
 
     def _read(self, kind: WorkerKind, blob: OpenBlob) -> WorkerAnswer:
         os.lseek(blob.fd, 0, os.SEEK_SET)

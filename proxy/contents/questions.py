@@ -1,9 +1,9 @@
 """Which stored images have a package? Answered from what was read, without asking anybody."""
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 
 import msgspec
 
@@ -11,11 +11,10 @@ from proxy.concurrency import run_in_thread
 from proxy.contents.reader import ContentsReader, ImageTarget
 from proxy.contents.versions import PackageQuestion, matches, parse_question
 from proxy.errors import ContentsError
-from proxy.images.manage import name_matches
 from proxy.images.store import ImageStore
 from proxy.names import display_name
 from proxy.oci.digest import Digest
-from proxy.storage.image_queries import ImageQueries, ImageRow
+from proxy.storage.image_queries import ImageQueries
 from proxy.storage.records import contents_rows
 from proxy.storage.records.contents import ContentsRecords
 from proxy.storage.records.contents_rows import FoundPackage, PackageRow, ReadImage
@@ -28,8 +27,6 @@ MAX_MATCHES = 10_000
 MAX_NAMES_PER_IMAGE = 10
 # Versions that cannot be compared, of which an answer names as many.
 MAX_NOT_COMPARED = 100
-
-_BATCH_SIZE = 20
 
 
 class MatchingPackage(msgspec.Struct, frozen=True):
@@ -129,16 +126,10 @@ class PackageQuestions:
 
         Yields an event for each platform whose layers are here. Raises `StorageError`.
         """
-        after: ImageRow | None = None
-        while True:
-            rows = await self.image_store.query(partial(_next_images, pattern, after))
-            for row in rows:
-                for target in await self.reader.targets(row.repository, row.reference):
-                    if await self.reader.known(target.digest) is None:
-                        yield await self._read_one(target)
-            if len(rows) < _BATCH_SIZE:
-                return
-            after = rows[-1]
+        async with aclosing(self.reader.all_targets(pattern)) as targets:
+            async for target in targets:
+                if await self.reader.known(target.digest) is None:
+                    yield await self._read_one(target)
 
     async def _read_one(self, target: ImageTarget) -> ReadEvent:
         if target.incomplete:
@@ -178,12 +169,3 @@ def _name_images(queries: ImageQueries, images: Sequence[ReadImage]) -> list[lis
         ]
         for image in images
     ]
-
-
-def _next_images(pattern: str, after: ImageRow | None, queries: ImageQueries) -> list[ImageRow]:
-    """Return the next images that match, without those whose content is not stored."""
-    start = (after.repository, after.reference) if after else None
-    rows = (
-        row for row in queries.images(pattern, start) if row.digest and name_matches(row, pattern)
-    )
-    return list(islice(rows, _BATCH_SIZE))

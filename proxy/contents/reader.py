@@ -1,8 +1,10 @@
 """Says what is in an image: from what was read before, an attached SBOM, or its layers."""
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -25,6 +27,7 @@ from proxy.errors import (
     StorageError,
     UnknownManifestError,
 )
+from proxy.images.manage import name_matches
 from proxy.images.store import ImageStore
 from proxy.images.tree import ManifestNode, build_tree
 from proxy.log import get_logger
@@ -33,11 +36,14 @@ from proxy.oci.digest import Digest
 from proxy.oci.manifest import MAX_MANIFEST_SIZE, Descriptor
 from proxy.oci.platform import Platform, choose_platform, parse_platform
 from proxy.oci.reference import Reference, Repository, parse_image
-from proxy.storage.image_queries import ImageQueries, StoredBlob
+from proxy.storage.image_queries import ImageQueries, ImageRow, StoredBlob
 from proxy.storage.records.contents import ContentsRecords
 from proxy.storage.records.contents_rows import PackageRow
 
 R = TypeVar("R")
+
+# Images that one query reads.
+_BATCH_SIZE = 20
 
 log = get_logger(__name__)
 
@@ -49,6 +55,7 @@ class ImageTarget(NamedTuple):
     """
 
     name: str
+    repository: Repository
     digest: Digest
     platform: str
     layers: tuple[Descriptor, ...]
@@ -102,6 +109,21 @@ class ContentsReader:
         return await self.image_store.query(
             lambda queries: self._find_targets(queries, repository, reference)
         )
+
+    async def all_targets(self, pattern: str = "") -> AsyncGenerator[ImageTarget, None]:
+        """Yield the stored manifests of the images that match a part of a name or a glob.
+
+        Raises `StorageError`.
+        """
+        after: ImageRow | None = None
+        while True:
+            rows = await self.image_store.query(partial(_next_images, pattern, after))
+            for row in rows:
+                for target in await self.targets(row.repository, row.reference):
+                    yield target
+            if len(rows) < _BATCH_SIZE:
+                return
+            after = rows[-1]
 
     async def known(self, digest: Digest) -> ImageContents | None:
         """Return what was read of a manifest before. Raises `StorageError`."""
@@ -245,6 +267,7 @@ class ContentsReader:
         missing = [layer for layer in node.manifest.layers if layer.digest not in node.stored]
         return ImageTarget(
             name,
+            repository,
             node.digest,
             str(node.platform or ""),
             node.manifest.layers,
@@ -261,6 +284,15 @@ class ContentsReader:
             return []
         content = self.image_store.blob_store.read_sync(blob.digest, blob.size)
         return list(find_documents(blob.digest, content)) if content else []
+
+
+def _next_images(pattern: str, after: ImageRow | None, queries: ImageQueries) -> list[ImageRow]:
+    """Return the next images that match, without those whose content is not stored."""
+    start = (after.repository, after.reference) if after else None
+    rows = (
+        row for row in queries.images(pattern, start) if row.digest and name_matches(row, pattern)
+    )
+    return list(islice(rows, _BATCH_SIZE))
 
 
 def _attestations(tree: ManifestNode, node: ManifestNode) -> frozenset[Digest]:

@@ -8,11 +8,13 @@ import ctypes
 import os
 import resource
 import sys
+from contextlib import suppress
 from typing import BinaryIO
 
 import msgspec
 
 from proxy.contents.answer import WorkerAnswer
+from proxy.contents.findings import MAX_REPORT_SIZE, parse_report
 from proxy.contents.layer import read_layer
 from proxy.contents.sbom_reader import MAX_SBOM_SIZE, parse_sbom
 from proxy.errors import ContentsError
@@ -30,7 +32,8 @@ _SIGKILL = 9
 
 def limit_process() -> None:
     """Limit memory, CPU time and files of this process, its privileges and its priority, for good."""
-    os.nice(WORKER_NICENESS)
+    with suppress(PermissionError):
+        os.nice(WORKER_NICENESS)
     set_idle_io_priority()
     for kind, wanted in (
         (resource.RLIMIT_AS, MAX_WORKER_MEMORY),
@@ -49,10 +52,12 @@ def limit_process() -> None:
 
 
 def answer(kind: str, file: BinaryIO) -> WorkerAnswer:
-    """Return what is in a file: a `layer` or an `sbom`."""
+    """Return what is in a file: a `layer`, an `sbom` or a `report` of a scanner."""
     try:
         if kind == "layer":
             return WorkerAnswer(layer=read_layer(file))
+        if kind == "report":
+            return WorkerAnswer(report=parse_report(file.read(MAX_REPORT_SIZE + 1)))
         return WorkerAnswer(sbom=parse_sbom(file.read(MAX_SBOM_SIZE + 1)))
     except ContentsError as error:
         return WorkerAnswer(problem=str(error))

@@ -6,8 +6,8 @@ from proxy.contents.packages import (
     clean_text,
     parse_os_release,
     sort_packages,
-    with_purl,
 )
+from proxy.contents.purls import with_purl
 from tests.support.layers import OS_RELEASE
 
 DEBIAN = OsRelease("debian", "12", "Debian GNU/Linux 12 (bookworm)")

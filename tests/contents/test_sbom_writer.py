@@ -10,7 +10,8 @@ from spdx_tools.spdx.parser.parse_anything import parse_file
 from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
 
 from proxy.contents.image_contents import NOT_READ, ImageContents
-from proxy.contents.packages import OsRelease, Package, with_purl
+from proxy.contents.packages import OsRelease, Package
+from proxy.contents.purls import with_purl
 from proxy.contents.sbom_reader import parse_sbom
 from proxy.contents.sbom_writer import SbomSubject, write_cyclonedx, write_spdx
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from proxy.cli.display.text import (
     Truncator,
@@ -17,7 +18,9 @@ from proxy.cli.display.text import (
     print_table,
 )
 from proxy.cli.exit_codes import PARTIAL_SUCCESS
-from proxy.cli.options import complete_images, config_options, open_client
+from proxy.cli.options import complete_images, config_options, no_trunc_option, open_client
+from proxy.contents.findings import Findings, write_csv
+from proxy.errors import ContentsError
 
 platform_option = click.option(
     "--platform",
@@ -53,6 +56,95 @@ def sbom(*, path: Path | None, store: str | None, image: str, platform: str, for
     with open_client(path, store) as api:
         document = api.get("/api/v1/images/sbom", image=image, platform=platform, format=form)
     click.echo(json.dumps(document, indent=2))
+
+
+@click.command()
+@config_options
+@click.argument("image", shell_complete=complete_images)
+@platform_option
+@click.option("--last", is_flag=True, help="Show what was found last; run nothing.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("table", "json", "csv")),
+    default="table",
+    show_default=True,
+    help="How the findings are printed.",
+)
+@no_trunc_option
+def scan(
+    *,
+    path: Path | None,
+    store: str | None,
+    image: str,
+    platform: str,
+    last: bool,
+    form: str,
+    no_trunc: bool,
+) -> None:
+    """Run your own scanner on a stored image.
+
+    contents.scanner is its command. It finds the image in this cache, so the daemon must run. What it
+    finds is kept until the next scan.
+
+    \b
+    Examples:
+      pullcache scan nginx:1.27
+      pullcache scan nginx:1.27 --last --format csv
+    """
+    query = {"image": image, "platform": platform}
+    with open_client(path, store) as api:
+        if last:
+            document = api.get("/api/v1/images/findings", **query)
+        else:
+            document = api.post("/api/v1/images/scan", query)
+    if form == "json":
+        click.echo(json.dumps(document, indent=2))
+    elif document["report"] is None:
+        raise ContentsError(f"{document['image']} was not scanned yet; leave out --last")
+    elif form == "csv":
+        found = msgspec.convert(document["report"]["found"], Findings)
+        click.echo(write_csv(found.findings), nl=False)
+    else:
+        _print_findings(document, no_trunc=no_trunc)
+
+
+def _print_findings(document: dict[str, Any], *, no_trunc: bool) -> None:
+    report, truncator = document["report"], Truncator(no_trunc=no_trunc)
+    found = report["found"]
+    counts = ", ".join(f"{count} {name}" for name, count in document["counts"].items())
+    print_fields(
+        [
+            ("image", document["image"]),
+            ("platform", document["platform"] or "-"),
+            ("scanner", escape_unprintable(found["scanner"])),
+            ("scanned", time.strftime("%Y-%m-%d %H:%MZ", time.gmtime(report["made"]))),
+            (
+                "data from",
+                escape_unprintable(found.get("data_from", "")) or "the scanner does not say",
+            ),
+            ("findings", counts or "none"),
+            ("problem", found.get("problem", "")),
+        ]
+    )
+    if found["findings"]:
+        click.echo()
+        print_table(
+            ("ID", "SEVERITY", "PACKAGE", "INSTALLED", "FIXED IN", "TITLE"),
+            [
+                (
+                    one["id"],
+                    one["severity"],
+                    one["package"],
+                    one["installed"],
+                    one.get("fixed", "") or "-",
+                    truncator.text(one.get("title", ""), _PATH_WIDTH) or "-",
+                )
+                for one in found["findings"]
+            ],
+            optional=("TITLE",),
+            no_trunc=no_trunc,
+        )
 
 
 def print_contents(document: dict[str, Any], *, as_json: bool, no_trunc: bool) -> None:

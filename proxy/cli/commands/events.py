@@ -33,6 +33,7 @@ ACTIONS = (
     "export",
     "reload",
     "refresh",
+    "scan",
     "exception",
     "evict",
 )

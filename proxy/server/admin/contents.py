@@ -10,11 +10,14 @@ import msgspec
 from msgspec import Meta
 
 from proxy import __version__
+from proxy.contents.findings import count_severities
 from proxy.contents.image_contents import ImageContents
 from proxy.contents.questions import MAX_MATCHES, PackageAnswer, PackageQuestions, ReadEvent
-from proxy.contents.reader import ContentsReader
+from proxy.contents.reader import ContentsReader, ImageTarget
 from proxy.contents.sbom_writer import WRITERS, SbomFormat, SbomSubject
+from proxy.contents.scanner import ImageScanner, ScanReport
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
+from proxy.server.admin.recording import ActRecorder
 
 
 class ContentsQuery(RequestModel, frozen=True):
@@ -43,6 +46,27 @@ class ReadImagesRequest(RequestModel, frozen=True):
     filter: str = ""
 
 
+class FindingsQuery(ContentsQuery, frozen=True):
+    """The image whose findings are wanted."""
+
+
+class ScanRequest(ContentsQuery, frozen=True):
+    """The image to scan."""
+
+
+class FindingsAnswer(msgspec.Struct, frozen=True):
+    """What the scanner found in an image for one platform, None if it was not scanned.
+
+    `counts` are the findings by severity, the worst first.
+    """
+
+    image: str
+    platform: str
+    digest: str
+    report: ScanReport | None
+    counts: dict[str, int]
+
+
 class ContentsAnswer(msgspec.Struct, frozen=True):
     """What is in an image for one platform."""
 
@@ -58,6 +82,8 @@ class ContentsHandlers:
 
     reader: ContentsReader
     questions: PackageQuestions
+    scanner: ImageScanner
+    acts: ActRecorder
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -66,6 +92,8 @@ class ContentsHandlers:
             Route("POST", "/api/v1/images/contents/read", self.read),
             Route("GET", "/api/v1/images/packages", self.ask),
             Route("GET", "/api/v1/images/sbom", self.write_sbom),
+            Route("GET", "/api/v1/images/findings", self.show_findings),
+            Route("POST", "/api/v1/images/scan", self.scan),
         ]
 
     async def show(self, request: AdminRequest) -> ContentsAnswer:
@@ -93,3 +121,23 @@ class ContentsHandlers:
         made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(contents.read))
         subject = SbomSubject(target.name, str(target.digest), target.platform, made, __version__)
         return WRITERS[query.format](subject, contents)
+
+    async def show_findings(self, request: AdminRequest) -> FindingsAnswer:
+        """Return what the scanner found in an image when it was scanned last."""
+        query = request.parse_query(FindingsQuery)
+        target = await self.reader.find(query.image, query.platform)
+        return _describe(target, await self.scanner.report(target))
+
+    async def scan(self, request: AdminRequest) -> FindingsAnswer:
+        """Scan an image now."""
+        body = await request.read_json(ScanRequest)
+        target = await self.reader.find(body.image, body.platform)
+        async with self.acts.recording("scan", request.actor, [target.name]) as act:
+            report = await self.scanner.scan(target)
+            act.detail = f"{len(report.found.findings)} findings"
+        return _describe(target, report)
+
+
+def _describe(target: ImageTarget, report: ScanReport | None) -> FindingsAnswer:
+    counts = count_severities(report.found.findings) if report else {}
+    return FindingsAnswer(target.name, target.platform, str(target.digest), report, counts)

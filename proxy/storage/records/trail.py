@@ -32,6 +32,7 @@ Action = Literal[
     "export",
     "reload",
     "refresh",
+    "scan",
     "exception",
     "evict",
 ]
