@@ -2,7 +2,7 @@
 
 import msgspec
 
-from proxy.contents.findings import Findings
+from proxy.contents.findings import ScanFindings
 from proxy.contents.layer_contents import LayerContents
 from proxy.contents.sbom_reader import SbomContents
 
@@ -12,5 +12,5 @@ class WorkerAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
     layer: LayerContents | None = None
     sbom: SbomContents | None = None
-    report: Findings | None = None
+    report: ScanFindings | None = None
     problem: str = ""

@@ -23,7 +23,7 @@ Severity = Literal["critical", "high", "medium", "low", "negligible", "unknown"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 
-class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
+class Vulnerability(msgspec.Struct, frozen=True, omit_defaults=True):
     """A vulnerability of a package; `fixed` is the version that repairs it, if there is one."""
 
     id: str
@@ -34,16 +34,16 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
     title: str = ""
 
 
-class Findings(msgspec.Struct, frozen=True, omit_defaults=True):
+class ScanFindings(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a scanner found. `data_from` is the date of its data as it states it, empty if it does not."""
 
     scanner: str
-    findings: Sequence[Finding]
+    findings: Sequence[Vulnerability]
     data_from: str = ""
     problem: str = ""
 
 
-def parse_report(content: bytes) -> Findings:
+def parse_report(content: bytes) -> ScanFindings:
     """Parse a report. Raises `ContentsError`."""
     if len(content) > MAX_REPORT_SIZE:
         raise ContentsError(f"the report has more than {MAX_REPORT_SIZE} bytes")
@@ -68,13 +68,13 @@ def parse_report(content: bytes) -> Findings:
     problem = ""
     if len(findings) > MAX_FINDINGS:
         problem = f"of {len(findings)} findings only {MAX_FINDINGS} are kept"
-    return Findings(scanner, findings[:MAX_FINDINGS], data_from, problem)
+    return ScanFindings(scanner, findings[:MAX_FINDINGS], data_from, problem)
 
 
-def _iter_trivy(document: dict[str, Any]) -> Iterator[Finding]:
+def _iter_trivy(document: dict[str, Any]) -> Iterator[Vulnerability]:
     for result in _objects(document.get("Results")):
         for one in _objects(result.get("Vulnerabilities")):
-            yield Finding(
+            yield Vulnerability(
                 _text(one.get("VulnerabilityID")),
                 _severity(one.get("Severity")),
                 _text(one.get("PkgName")),
@@ -84,7 +84,7 @@ def _iter_trivy(document: dict[str, Any]) -> Iterator[Finding]:
             )
 
 
-def _read_grype(document: dict[str, Any]) -> tuple[str, str, Iterator[Finding]]:
+def _read_grype(document: dict[str, Any]) -> tuple[str, str, Iterator[Vulnerability]]:
     descriptor = _object(document.get("descriptor"))
     database = _object(descriptor.get("db"))
     built = _object(database.get("status")).get("built") or database.get("built")
@@ -92,14 +92,14 @@ def _read_grype(document: dict[str, Any]) -> tuple[str, str, Iterator[Finding]]:
     return name or "grype", _text(built), _iter_grype(document)
 
 
-def _iter_grype(document: dict[str, Any]) -> Iterator[Finding]:
+def _iter_grype(document: dict[str, Any]) -> Iterator[Vulnerability]:
     for match in _objects(document.get("matches")):
         vulnerability, artifact = (
             _object(match.get("vulnerability")),
             _object(match.get("artifact")),
         )
         versions = _object(vulnerability.get("fix")).get("versions")
-        yield Finding(
+        yield Vulnerability(
             _text(vulnerability.get("id")),
             _severity(vulnerability.get("severity")),
             _text(artifact.get("name")),
@@ -109,7 +109,7 @@ def _iter_grype(document: dict[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _read_cyclonedx(document: dict[str, Any]) -> tuple[str, str, Iterator[Finding]]:
+def _read_cyclonedx(document: dict[str, Any]) -> tuple[str, str, Iterator[Vulnerability]]:
     tools = _object(document.get("metadata")).get("tools")
     listed = tools if isinstance(tools, list) else _object(tools).get("components")
     names = [
@@ -119,7 +119,7 @@ def _read_cyclonedx(document: dict[str, Any]) -> tuple[str, str, Iterator[Findin
     return names[0] if names else "CycloneDX", "", _iter_cyclonedx(document)
 
 
-def _iter_cyclonedx(document: dict[str, Any]) -> Iterator[Finding]:
+def _iter_cyclonedx(document: dict[str, Any]) -> Iterator[Vulnerability]:
     components = {
         str(one.get("bom-ref")): (_text(one.get("name")), _text(one.get("version")))
         for one in _objects(document.get("components"))
@@ -129,7 +129,7 @@ def _iter_cyclonedx(document: dict[str, Any]) -> Iterator[Finding]:
         severity: Severity = min(ratings, key=SEVERITIES.index) if ratings else "unknown"
         for affected in _objects(one.get("affects")):
             name, version = components.get(str(affected.get("ref")), ("", ""))
-            yield Finding(
+            yield Vulnerability(
                 _text(one.get("id")),
                 severity,
                 name or _text(affected.get("ref")),
@@ -139,7 +139,7 @@ def _iter_cyclonedx(document: dict[str, Any]) -> Iterator[Finding]:
             )
 
 
-def write_csv(findings: Iterable[Finding]) -> str:
+def write_csv(findings: Iterable[Vulnerability]) -> str:
     """Return findings as CSV (RFC 4180) with a header. A formula of a spreadsheet is quoted as text."""
     buffer = io.StringIO()
     writer = csv.writer(buffer)
@@ -152,7 +152,7 @@ def write_csv(findings: Iterable[Finding]) -> str:
     return buffer.getvalue()
 
 
-def count_severities(findings: Iterable[Finding]) -> dict[str, int]:
+def count_severities(findings: Iterable[Vulnerability]) -> dict[str, int]:
     """Return how many findings each severity has, the worst first."""
     counts = Counter(one.severity for one in findings)
     return {name: counts[name] for name in SEVERITIES if counts[name]}

@@ -134,6 +134,10 @@ class ContentsReader:
             return await self._in_thread(_decode_image, document)
         return None
 
+    async def known_of(self, target: ImageTarget) -> ImageContents | None:
+        """Return what was read of a manifest before. Raises `StorageError`."""
+        return await self.known(target.digest)
+
     async def read(self, target: ImageTarget) -> ImageContents:
         """Return what is in a manifest, read if it was not. Raises what `contents` raises."""
         known = await self.known(target.digest)

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 import msgspec
 
-from proxy.contents.findings import MAX_REPORT_SIZE, Findings
+from proxy.contents.findings import MAX_REPORT_SIZE, ScanFindings
 from proxy.contents.process import ContentsWorker
 from proxy.contents.program import run_program
 from proxy.contents.reader import ContentsReader, ImageTarget
@@ -33,7 +33,7 @@ class ScanReport(msgspec.Struct, frozen=True):
     """What the scanner found in an image at the Unix time `made`."""
 
     made: int
-    found: Findings
+    found: ScanFindings
 
 
 @dataclass(frozen=True, slots=True)

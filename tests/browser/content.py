@@ -6,7 +6,10 @@ from typing import Any
 
 from tests.fakes.content import FakeImage
 from tests.fakes.registry import FakeRegistry
+from tests.support.admin_api import call
+from tests.support.layers import DPKG_STATUS, OS_RELEASE, make_layer
 from tests.support.program import Program
+from tests.support.scanners import TRIVY, make_scanner
 
 # Seconds between two pulls: longer than one pull lasts.
 _PULL_PAUSE = 700
@@ -106,3 +109,16 @@ async def fill(program: Program, registry: FakeRegistry, *, hostile: bool = True
             else:
                 await program.pull(image)
     await program.wait_for_downloads()
+    await _add_packages(program, registry)
+
+
+async def _add_packages(program: Program, registry: FakeRegistry) -> None:
+    """Pull an image with packages, read and scan it; the names of one are hostile."""
+    hostile = f"Package: {HOSTILE}\nVersion: {HOSTILE}\n\n".encode()
+    layer = make_layer({"var/lib/dpkg/status": hostile + DPKG_STATUS, "etc/os-release": OS_RELEASE})
+    await program.pull(registry.add_image("library/debian", "12", [layer]))
+    await program.wait_for_downloads()
+    scanner = make_scanner(program.root.parent, TRIVY)
+    assert await program.reload(contents={"scanner": scanner})
+    await call(program, "get", "/api/v1/images/contents", image="debian:12")
+    await call(program, "post", "/api/v1/images/scan", {"image": "debian:12"})

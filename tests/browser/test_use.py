@@ -44,6 +44,20 @@ async def test_the_list_is_filtered_while_one_types(site, open_page):
     await expect(page).to_have_url(re.compile("order=size"))
 
 
+@pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
+async def test_packages_are_read_and_filtered(site, open_page, script):
+    page = await open_page(site, "/images/redis:7", java_script_enabled=script)
+    await page.get_by_role("button", name="Read the packages").click()
+    await expect(page.locator("#live")).to_contain_text("0 packages", timeout=30_000)
+    page = await open_page(site, "/images/debian:12", java_script_enabled=script)
+    await expect(page.locator("#packages")).to_contain_text("CVE-2024-5535")
+    await page.get_by_label("Filter").fill("libssl")
+    if not script:
+        await page.locator("form", has=page.get_by_label("Filter")).get_by_role("button").click()
+    await expect(page.locator("#packages")).not_to_contain_text("libc-bin")
+    await expect(page.locator("#packages")).to_contain_text("libssl3")
+
+
 async def test_a_page_is_used_by_keys_only(site, open_page):
     page = await open_page(site, "/")
     await page.keyboard.press("Tab")

@@ -5,8 +5,8 @@ import pytest
 
 from proxy.contents import findings
 from proxy.contents.findings import (
-    Finding,
-    Findings,
+    ScanFindings,
+    Vulnerability,
     count_severities,
     parse_report,
     write_csv,
@@ -15,19 +15,19 @@ from proxy.errors import ContentsError
 from tests.support.scanners import CYCLONEDX, GRYPE, TRIVY
 
 
-def parse(document: Any) -> Findings:
+def parse(document: Any) -> ScanFindings:
     return parse_report(json.dumps(document).encode())
 
 
 def test_trivys_findings_have_the_fixed_version():
-    assert parse(TRIVY) == Findings(
+    assert parse(TRIVY) == ScanFindings(
         "trivy",
         [
-            Finding(
+            Vulnerability(
                 "CVE-2024-5535", "critical", "libssl3", "3.0.14-1~deb12u2", "3.0.15-1~deb12u1",
                 "openssl: SSL_select_next_proto buffer overread",
             ),
-            Finding(
+            Vulnerability(
                 "CVE-2011-3389", "low", "libgnutls30", "3.7.9-2+deb12u3", "",
                 "The SSL protocol encrypts data with CBC mode",
             ),
@@ -42,11 +42,11 @@ def test_grypes_findings_have_the_date_of_its_data(database):
     found = parse(GRYPE | {"descriptor": GRYPE["descriptor"] | {"db": database}})
     assert (found.scanner, found.data_from) == ("grype 0.85.0", "2026-11-29")
     assert found.findings == [
-        Finding(
+        Vulnerability(
             "CVE-2024-5535", "critical", "libssl3", "3.0.14-1~deb12u2", "3.0.15-1~deb12u1",
             "Calling SSL_select_next_proto with an empty list",
         ),
-        Finding("GHSA-m2qf-hxjv-5gpq", "negligible", "Flask", "2.3.1"),
+        Vulnerability("GHSA-m2qf-hxjv-5gpq", "negligible", "Flask", "2.3.1"),
     ]  # fmt: skip
 
 
@@ -60,12 +60,12 @@ def test_cyclonedx_has_the_worst_rating():
     ]
     old = CYCLONEDX | {"metadata": {"tools": [{"name": "x"}]}}
     assert parse(old).scanner == "x"
-    assert parse({"bomFormat": "CycloneDX"}) == Findings("CycloneDX", [])
+    assert parse({"bomFormat": "CycloneDX"}) == ScanFindings("CycloneDX", [])
 
 
 def test_a_report_without_findings_is_one():
-    assert parse({"SchemaVersion": 2, "ArtifactName": "x"}) == Findings("trivy", [])
-    assert parse({"matches": []}) == Findings("grype", [])
+    assert parse({"SchemaVersion": 2, "ArtifactName": "x"}) == ScanFindings("trivy", [])
+    assert parse({"matches": []}) == ScanFindings("grype", [])
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_sizes_are_limited(monkeypatch):
 
 
 def test_csv_has_a_header_and_no_formulas():
-    text = write_csv([Finding("CVE-1", "low", "=cmd", "1", "2", 'a "b", c')])
+    text = write_csv([Vulnerability("CVE-1", "low", "=cmd", "1", "2", 'a "b", c')])
     assert text.splitlines() == [
         "id,severity,package,installed,fixed,title",
         'CVE-1,low,\'=cmd,1,2,"a ""b"", c"',

@@ -19,7 +19,7 @@ from proxy.cli.display.text import (
 )
 from proxy.cli.exit_codes import PARTIAL_SUCCESS
 from proxy.cli.options import complete_images, config_options, no_trunc_option, open_client
-from proxy.contents.findings import Findings, write_csv
+from proxy.contents.findings import ScanFindings, write_csv
 from proxy.errors import ContentsError
 
 platform_option = click.option(
@@ -103,7 +103,7 @@ def scan(
     elif document["report"] is None:
         raise ContentsError(f"{document['image']} was not scanned yet; leave out --last")
     elif form == "csv":
-        found = msgspec.convert(document["report"]["found"], Findings)
+        found = msgspec.convert(document["report"]["found"], ScanFindings)
         click.echo(write_csv(found.findings), nl=False)
     else:
         _print_findings(document, no_trunc=no_trunc)

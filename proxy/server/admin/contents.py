@@ -27,6 +27,12 @@ class ContentsQuery(RequestModel, frozen=True):
     platform: str = ""
 
 
+class KnownQuery(ContentsQuery, frozen=True):
+    """The image whose packages are wanted; without `read`, only what was read before is told."""
+
+    read: bool = True
+
+
 class SbomQuery(ContentsQuery, frozen=True):
     """The image whose SBOM is wanted."""
 
@@ -57,7 +63,7 @@ class ScanRequest(ContentsQuery, frozen=True):
 class FindingsAnswer(msgspec.Struct, frozen=True):
     """What the scanner found in an image for one platform, None if it was not scanned.
 
-    `counts` are the findings by severity, the worst first.
+    `counts` are the findings by severity, the worst first. `has_scanner` says that one is configured.
     """
 
     image: str
@@ -65,15 +71,16 @@ class FindingsAnswer(msgspec.Struct, frozen=True):
     digest: str
     report: ScanReport | None
     counts: dict[str, int]
+    has_scanner: bool
 
 
 class ContentsAnswer(msgspec.Struct, frozen=True):
-    """What is in an image for one platform."""
+    """What is in an image for one platform; None if it was not read and is not to be."""
 
     image: str
     platform: str
     digest: str
-    contents: ImageContents
+    contents: ImageContents | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +105,10 @@ class ContentsHandlers:
 
     async def show(self, request: AdminRequest) -> ContentsAnswer:
         """Return what is in an image; it is read if it was not."""
-        query = request.parse_query(ContentsQuery)
-        target, contents = await self.reader.contents(query.image, query.platform)
+        query = request.parse_query(KnownQuery)
+        target = await self.reader.find(query.image, query.platform)
+        known = self.reader.read if query.read else self.reader.known_of
+        contents = await known(target)
         return ContentsAnswer(target.name, target.platform, str(target.digest), contents)
 
     async def read(self, request: AdminRequest) -> AsyncGenerator[ReadEvent, None]:
@@ -126,7 +135,7 @@ class ContentsHandlers:
         """Return what the scanner found in an image when it was scanned last."""
         query = request.parse_query(FindingsQuery)
         target = await self.reader.find(query.image, query.platform)
-        return _describe(target, await self.scanner.report(target))
+        return self._describe(target, await self.scanner.report(target))
 
     async def scan(self, request: AdminRequest) -> FindingsAnswer:
         """Scan an image now."""
@@ -135,9 +144,15 @@ class ContentsHandlers:
         async with self.acts.recording("scan", request.actor, [target.name]) as act:
             report = await self.scanner.scan(target)
             act.detail = f"{len(report.found.findings)} findings"
-        return _describe(target, report)
+        return self._describe(target, report)
 
-
-def _describe(target: ImageTarget, report: ScanReport | None) -> FindingsAnswer:
-    counts = count_severities(report.found.findings) if report else {}
-    return FindingsAnswer(target.name, target.platform, str(target.digest), report, counts)
+    def _describe(self, target: ImageTarget, report: ScanReport | None) -> FindingsAnswer:
+        counts = count_severities(report.found.findings) if report else {}
+        return FindingsAnswer(
+            target.name,
+            target.platform,
+            str(target.digest),
+            report,
+            counts,
+            bool(self.scanner.command),
+        )

@@ -5,6 +5,7 @@ from proxy.names import OFFICIAL_PREFIX
 from proxy.oci.reference import parse_image
 from proxy.server.admin.status import DaemonStatus
 from proxy.server.pages.page import Model, PageRequest
+from proxy.server.pages.views import packages
 from proxy.server.pages.views.connect import registry_address
 
 
@@ -14,9 +15,12 @@ async def show(request: PageRequest) -> Model:
     image = await request.api.get("/api/v1/images/inspect", ImageDetail, image=name)
     status = await request.api.get("/api/v1/status", DaemonStatus)
     wanted = request.query.get("platform", "")
+    platform = _choose_platform(image, wanted)
+    shown = platform.state.platform if platform else ""
     return {
+        **await packages.describe(request, name, shown),
         "image": image,
-        "platform": _choose_platform(image, wanted),
+        "platform": platform,
         "pull_lines": pull_lines(image.name, registry_address(request.origin, status)),
     }
 

@@ -10,6 +10,7 @@ from proxy.images.manage import ImageBrief, ImageSummary, PinnedImages, RemovedI
 from proxy.server.admin.images import UnpinResponse
 from proxy.server.admin.status import DaemonStatus
 from proxy.server.pages.page import Done, JobLine, Model, NewJob, PageRequest
+from proxy.server.pages.views import packages
 from proxy.sizes import format_bytes
 
 # Images of one page.
@@ -38,6 +39,7 @@ class ImagesQuery(msgspec.Struct, frozen=True):
     """What the form of the page asks for; empty texts ask for nothing."""
 
     q: str = ""
+    package: str = ""
     upstream: str = ""
     badge: str = ""
     platform: str = ""
@@ -50,7 +52,9 @@ class ImagesQuery(msgspec.Struct, frozen=True):
     @property
     def is_narrowed(self) -> bool:
         """Whether it leaves out images."""
-        narrowing = (getattr(self, name) for name in (*_FILTERS, "q", "pinned", "pulled"))
+        narrowing = (
+            getattr(self, name) for name in (*_FILTERS, "q", "package", "pinned", "pulled")
+        )
         return any(narrowing)
 
 
@@ -58,6 +62,17 @@ async def show(request: PageRequest) -> Model:
     """Return one page of images that fit the query."""
     known = {name: request.query.get(name, "") for name in ImagesQuery.__struct_fields__}
     query = ImagesQuery(**{name: text.strip() for name, text in known.items() if text.strip()})
+    if query.package:
+        return {
+            **await packages.ask(request, query.package),
+            "query": query,
+            "images": [],
+            "next": None,
+            "upstreams": [],
+            "platforms": [],
+            "orders": ORDERS,
+            "badges": BADGES,
+        }
     images, page_size = await _find(request, query)
     status = await request.api.get("/api/v1/status", DaemonStatus)
     platforms = await request.api.get("/api/v1/images/platforms", list[str])
