@@ -2,8 +2,9 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from time import monotonic
 
 import msgspec
 
@@ -22,6 +23,9 @@ from proxy.storage.records.contents_rows import FoundPackage, PackageRow, ReadIm
 # Versions of packages of one name that are compared, and pairs of image and package that are looked at.
 MAX_CANDIDATES = 20_000
 MAX_PAIRS = 1_000_000
+# How long the numbers of images are kept, if counting them took longer than `SLOW_COUNT`, in seconds.
+COUNTS_TTL = 60.0
+SLOW_COUNT = 0.5
 # Images that one answer names, and names of the same digest.
 MAX_MATCHES = 10_000
 MAX_NAMES_PER_IMAGE = 10
@@ -79,6 +83,7 @@ class PackageQuestions:
     image_store: ImageStore
     records: ContentsRecords
     reader: ContentsReader
+    _counts: dict[str, tuple[float, tuple[int, int]]] = field(default_factory=dict)
 
     async def ask(self, text: str, limit: int = MAX_MATCHES) -> PackageAnswer:
         """Return the images that have a package. Raises `InvalidRequestError` and `StorageError`."""
@@ -95,7 +100,7 @@ class PackageQuestions:
             if found
             else []
         )
-        read, not_read = await self.records.read(contents_rows.count_images)
+        read, not_read = await self._count_images()
         chosen = images[:limit]
         named = await self.image_store.query(lambda queries: _name_images(queries, chosen))
         return PackageAnswer(
@@ -120,6 +125,20 @@ class PackageQuestions:
             not_read,
             not_compared,
         )
+
+    async def _count_images(self) -> tuple[int, int]:
+        """Return how many images were read, and how many were not.
+
+        Counting 100,000 images takes 2 s: what took long is kept for `COUNTS_TTL` seconds.
+        """
+        started = monotonic()
+        kept_at, counts = self._counts.get("images", (-COUNTS_TTL, (0, 0)))
+        if started - kept_at < COUNTS_TTL:
+            return counts
+        counts = await self.records.read(contents_rows.count_images)
+        if monotonic() - started > SLOW_COUNT:
+            self._counts["images"] = monotonic(), counts
+        return counts
 
     async def read_images(self, pattern: str = "") -> AsyncGenerator[ReadEvent, None]:
         """Read the stored images that match a part of a name or a glob and were not read.

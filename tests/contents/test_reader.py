@@ -309,6 +309,15 @@ async def test_images_that_were_not_read_are_read_on_demand(registry, program):
     assert (answer["read"], answer["not_read"]) == (2, 0)
 
 
+async def test_numbers_that_took_long_to_count_are_kept_for_a_while(registry, program, monkeypatch):
+    monkeypatch.setattr("proxy.contents.questions.SLOW_COUNT", -1.0)
+    assert (await ask(program, "openssl"))["not_read"] == 0
+    await pull_whole(program, registry.add_image(APP, layers=[DEBIAN]))
+    assert (await ask(program, "openssl"))["not_read"] == 0
+    monkeypatch.setattr("proxy.contents.questions.COUNTS_TTL", 0.0)
+    assert (await ask(program, "openssl"))["not_read"] == 1
+
+
 async def test_a_question_that_cannot_be_understood_is_an_error(program):
     with pytest.raises(InvalidRequestError, match="NAME<VERSION"):
         await ask(program, "openssl<<3")
