@@ -212,10 +212,10 @@ class Middleware:
         if context.promised_bytes:
             self._metrics.count_promised(context.upstream, context.promised_bytes)
         target = context.target
-        if status >= 400 and status != CLIENT_CLOSED_REQUEST:
-            self._pulls.record_failure(context, target, status)
-        elif target is not None:
+        if target is not None and (status < 400 or status == CLIENT_CLOSED_REQUEST):
             self._pulls.record(context, target)
+        if status >= 400:
+            self._pulls.record_failure(context, target, status)
         access_log = self._access_log
         if access_log is None or not access_log.is_info_enabled:
             return

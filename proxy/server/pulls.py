@@ -40,6 +40,8 @@ MAX_FETCHED_MANIFESTS = 10_000
 MAX_ENTRIES = 10_000
 # Characters of a path that names no image of an upstream.
 MAX_SHOWN_TARGET = 200
+# The problem of a pull whose client disconnected before it had an answer.
+GAVE_UP = "the client disconnected before it had an answer"
 
 _UPSTREAM_STATES: tuple[CacheState, ...] = ("miss", "collapsed", "peer", "bypass")
 
@@ -141,7 +143,7 @@ class PullTracker:
     ) -> None:
         """Record a request that was answered with an error, so that operators see why a pull failed."""
         request, reference = context.request, target.reference if target else None
-        if request.headers.get("user-agent") == TEST_PULL_AGENT:
+        if request.headers.get("user-agent") == TEST_PULL_AGENT or _was_answered(context, status):
             return
         if target is None:
             # The login is wrong, the configuration does not allow the image, or its name is none. Clients ask
@@ -166,7 +168,7 @@ class PullTracker:
         if pull := self._find(client, repository, lambda _: True):
             pull.failed |= {digest}
             seconds = time.perf_counter() - pull.began
-            self.recent.fail(pull.record, status, context.problem, seconds)
+            self.recent.fail(pull.record, status, context.problem or GAVE_UP, seconds)
         elif named := self._named.get_with_age((client, repository, digest)):
             self._add_failure(context, full_name(repository, named[1][0]), status)
         elif target.kind == "manifest":
@@ -174,7 +176,7 @@ class PullTracker:
 
     def _add_failure(self, context: RequestContext, image: str, status: int) -> None:
         seconds = time.perf_counter() - context.started_at
-        self.recent.add_failure(context, image, status, seconds)
+        self.recent.add_failure(context, image, status, seconds, context.problem or GAVE_UP)
 
     def settle(self) -> None:
         """Add the entries to the totals, and end the pulls that are too old."""
@@ -385,6 +387,11 @@ class PullTracker:
 
     def _end(self, pull: _Pull) -> None:
         self._metrics.count_pulls(pull.repository.upstream, pull.result, 1)
+
+
+def _was_answered(context: RequestContext, status: int) -> bool:
+    """Tell whether a client that disconnected had an answer before: it may not need the rest."""
+    return status == 499 and context.cache_state != "none"
 
 
 def _is_open(pull: _Pull, now: float) -> bool:

@@ -33,4 +33,5 @@ PICTURES: dict[str, str] = {
     "overview": "/",
     "images": "/images",
     "image": "/images/nginx:1.27",
+    "unplug": "/unplug?list=nginx%3A1.27%0Apostgres%3A17%0Aredis%3A7%0Arabbitmq%3A4",
 }

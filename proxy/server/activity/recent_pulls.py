@@ -130,7 +130,9 @@ class RecentPulls:
         client = self._client(record)
         client.failed = max(0, client.failed - 1)
 
-    def add_failure(self, context: RequestContext, image: str, status: int, seconds: float) -> None:
+    def add_failure(
+        self, context: RequestContext, image: str, status: int, seconds: float, problem: str
+    ) -> None:
         """Record a pull that failed with its first request; repeated attempts are one entry."""
         key = (context.request.client or "", image)
         record = self._failures.get(key)
@@ -140,7 +142,7 @@ class RecentPulls:
             self._failures.move_to_end(key)
             if len(self._failures) > MAX_RECENT_PULLS:
                 self._failures.popitem(last=False)
-        self.fail(record, status, context.problem, seconds)
+        self.fail(record, status, problem, seconds)
 
     def select(
         self,

@@ -79,6 +79,18 @@ async def test_a_pull_that_fails_says_why(registry, make_program):
     assert len(await pulls(program)) == 2
 
 
+async def test_a_client_that_gives_up_before_the_answer_is_shown(registry, program):
+    release = asyncio.Event()
+    registry.fail("/manifests/", Fault(until_headers=release), times=None)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await program.manifest("library/app")
+    (failed,) = await pulls(program, wait=10)
+    assert (failed["result"], failed["image"]) == ("failed", "docker.io/library/app:latest")
+    assert "disconnected" in failed["problem"]
+    release.set()
+
+
 async def test_an_image_that_is_not_allowed_is_refused(make_program, registry):
     program = await make_program(upstreams={"docker.io": {"url": registry.url, "allow": ["me/*"]}})
     assert (await program.manifest("other/app")).status == 403
