@@ -91,6 +91,8 @@ async def open_cache(
             trace_requests=trace_requests,
         )
         await _listen(app, core, stack, sockets)
+        # Before preloads, which one node of a fleet runs.
+        await core.directory.join()
         core.group.create_task(core.directory.run())
         stack.push_async_callback(app.write_last_records)
         core.group.create_task(run_maintenance(app, core))
@@ -227,6 +229,7 @@ class RunningApp:
             core.admin_addresses if configured.config.server.pages else (),
             _peer_gate(core, self.config),
         )
+        self.middleware.fleet_handlers = configured.fleet_handlers
         server = HttpServer(
             self.middleware, core.disk_threads, core.group, trace_requests, access.proxies
         )
@@ -241,6 +244,7 @@ class RunningApp:
             core.disk_threads,
             core.clock,
             core.trail,
+            core.directory,
         )
         self.api = AdminApiHandler(
             [*configured.routes, *schedule_routes(self._scheduler)], core.metrics, access_log
@@ -385,6 +389,7 @@ class RunningApp:
         """Replace the configured part; running requests and operations finish with the old one."""
         before, self._configured = self._configured, configured
         self.middleware.registry_handler = configured.registry
+        self.middleware.fleet_handlers = configured.fleet_handlers
         self._core.pulls.upstreams = configured.upstreams
         self.api.routes = (*configured.routes, *schedule_routes(self._scheduler))
         self._update_upstream_metrics()

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from proxy import __version__
 from proxy.bundle.export import BundleExporter
 from proxy.bundle.import_ import BundleImporter
 from proxy.cache.access import RepositoryAccess
@@ -60,6 +61,7 @@ from proxy.server.admin import (
     usage as admin_usage,
 )
 from proxy.server.admin.api import Route
+from proxy.server.admin.fleet import FleetHandlers
 from proxy.server.admin.recording import ActRecorder
 from proxy.server.registry.handlers import RegistryHandler
 from proxy.server.setup.client_config import ClientConfigHandlers
@@ -81,6 +83,7 @@ class ConfiguredApp:
     repairer: BlobRepairer
     scanner: ImageScanner
     routes: Sequence[Route]
+    fleet_handlers: FleetHandlers
 
 
 async def configure_app(
@@ -233,6 +236,13 @@ async def configure_app(
         core.contents_worker,
         core.clock,
     )
+    fleet_handlers = FleetHandlers(
+        str(config.fleet.name),
+        str(config.fleet.address),
+        __version__,
+        core.directory,
+        core.peers.call if core.peers else None,
+    )
     # The routes of the admin API; `server/admin/api.py` says how to add one.
     routes = [
         *admin_schema.routes(),
@@ -283,9 +293,20 @@ async def configure_app(
         *core.page_links.routes(),
         *ClientConfigHandlers(config.upstreams).routes(),
         *SettingsHandlers(config).routes(),
+        *fleet_handlers.routes(),
     ]
+    fleet_handlers.targets = routes
     return ConfiguredApp(
-        config, upstreams, registry, preloader, policy, stand_ins, repairer, scanner, routes
+        config,
+        upstreams,
+        registry,
+        preloader,
+        policy,
+        stand_ins,
+        repairer,
+        scanner,
+        routes,
+        fleet_handlers,
     )
 
 

@@ -17,6 +17,9 @@ class Alone:
     def __init__(self) -> None:
         self._download = _LoneDownload()
 
+    async def join(self) -> None:
+        """Do nothing."""
+
     async def run(self) -> None:
         """Return at once."""
 

@@ -75,8 +75,11 @@ class Directory(Protocol):
     def members(self) -> Sequence[Member]:
         """The other live members, as far as this node knows."""
 
+    async def join(self) -> None:
+        """Try once to join the fleet; takes a second at most."""
+
     async def run(self) -> None:
-        """Join the fleet, and report to it until cancelled."""
+        """Report to the fleet until cancelled, and join it as soon as that is possible."""
 
     async def leave(self) -> None:
         """Tell the others that this node is about to stop."""

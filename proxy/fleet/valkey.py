@@ -87,12 +87,11 @@ class ValkeyDirectory:
         return self._membership.others
 
     async def join(self) -> None:
-        """Try once to become a member."""
+        """Try once to join the fleet; takes a second at most."""
         await self._membership.beat()
 
     async def run(self) -> None:
-        """Join the fleet, and report to it until cancelled."""
-        await self.join()
+        """Report to the fleet until cancelled, and join it as soon as that is possible."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._holdings.run())
             group.create_task(self._beat())

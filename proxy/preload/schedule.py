@@ -1,6 +1,7 @@
 """The scheduled preloads (`[[preload]]` in the configuration), which keep images up to date."""
 
 import asyncio
+import hashlib
 import random
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
@@ -10,6 +11,7 @@ from pathlib import Path
 from proxy.concurrency import background, run_in_thread, sleep_until
 from proxy.config import PreloadSettings
 from proxy.errors import NotFoundError, ProxyError
+from proxy.fleet.directory import Directory
 from proxy.images.selection import ImageSelection
 from proxy.log import get_logger
 from proxy.metrics import Metrics
@@ -84,6 +86,7 @@ class PreloadScheduler:
         executor: Executor,
         clock: Callable[[], float],
         trail: AuditTrail,
+        directory: Directory,
     ) -> None:
         self._get_preloader = get_preloader
         self._offline = offline
@@ -91,6 +94,7 @@ class PreloadScheduler:
         self._executor = executor
         self._clock = clock
         self._trail = trail
+        self._directory = directory
         self._tasks: list[asyncio.Task[None]] = []
         self.schedules: list[Schedule] = []
 
@@ -123,9 +127,10 @@ class PreloadScheduler:
             started_at = self._clock()
             jitter = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 (no secret)
             schedule.next_at = started_at + schedule.settings.every * jitter
+            run = self._run_preload if schedule.wanted.is_set() else self._lead_preload
             schedule.begin(started_at)
             try:
-                await self._run_preload(schedule)
+                await run(schedule)
             except ProxyError as error:
                 schedule.problem = str(error)
                 log.warning("preload_failed", preload=name, reason=str(error))
@@ -143,6 +148,19 @@ class PreloadScheduler:
             background(schedule.wanted.wait()) as wanted,
         ):
             await asyncio.wait((due, wanted), return_when=asyncio.FIRST_COMPLETED)
+
+    async def _lead_preload(self, schedule: Schedule) -> None:
+        """Run a preload, unless another node of the fleet has begun it in this interval."""
+        settings = schedule.settings
+        # The others begin theirs up to a tenth of the interval earlier or later.
+        keep = settings.every * (1 - 2 * JITTER)
+        job = f"{schedule.name} {_fingerprint(settings)}"
+        async with self._directory.lead(job, keep) as is_leader:
+            if is_leader:
+                await self._run_preload(schedule)
+            else:
+                schedule.problem = "skipped: another node of the fleet does it"
+                log.info("preload_skipped", preload=schedule.name, reason=schedule.problem[9:])
 
     async def _run_preload(self, schedule: Schedule) -> None:
         name, settings = schedule.name, schedule.settings
@@ -183,6 +201,11 @@ class PreloadScheduler:
             ImageSelection(entry.reference, tuple(platforms) or entry.platforms)
             for entry in image_list.entries
         ]
+
+
+def _fingerprint(settings: PreloadSettings) -> str:
+    """Return what differs if schedules with the same number on two nodes are not the same."""
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
 
 
 def _read_image_list(path: Path) -> ImageList:

@@ -10,6 +10,7 @@ from proxy.errors import ProxyError, TooManyRequestsError
 from proxy.hops import enter_hop
 from proxy.log import LogWriter, get_logger, request_id
 from proxy.metrics import Metrics
+from proxy.server.admin.fleet import FleetHandlers
 from proxy.server.body_memory import MIN_COUNTED_BODY, BodyMemory
 from proxy.server.clients.access_control import AccessControl
 from proxy.server.clients.peer_gate import PeerGate
@@ -22,6 +23,7 @@ from proxy.server.registry.handlers import RegistryHandler
 from proxy.server.request import Request
 from proxy.server.request_context import RequestContext
 from proxy.server.responses import Response
+from proxy.upstream.peers import CALL_PATH
 
 # The status in log and metrics if the client disconnects before the end (nginx's code).
 CLIENT_CLOSED_REQUEST = 499
@@ -54,6 +56,8 @@ class Middleware:
         self._pulls = pulls
         # A reload replaces it; a running request keeps the old handler.
         self.registry_handler = registry_handler
+        # A reload replaces them too.
+        self.fleet_handlers: FleetHandlers | None = None
         self._health = health
         self._metrics = metrics
         self._access_log = access_log
@@ -119,6 +123,10 @@ class Middleware:
         request = context.request
         request.is_peer = context.is_peer = True
         enter_hop(request.headers.get("via"), self._daemon_id)
+        if request.path == CALL_PATH and self.fleet_handlers:
+            call = request.query.get("call", "")
+            answer = await self.fleet_handlers.answer(call, request.client)
+            return Response(headers={"Content-Type": "application/json"}, body=answer)
         return await self.registry_handler.handle_peer(request, context)
 
     def _route(self, context: RequestContext) -> Response | Awaitable[Response]:

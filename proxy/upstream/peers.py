@@ -50,6 +50,8 @@ TOKEN_HEADER = "Pullcache-Fleet"  # noqa: S105 (a name)
 PROVEN_HEADER = "Pullcache-Proven"
 # In a response with a growing blob: the nodes that its bytes come through, the answering one first.
 PATH_HEADER = "Pullcache-Path"
+# The path of operations that a node does for another one.
+CALL_PATH = "/fleet/v1/call"
 # The code of a 404 by which a peer says that it has the content, but not for this repository.
 UNLINKED_CODE = "NAME_UNKNOWN"
 
@@ -58,6 +60,7 @@ CONNECT_TIMEOUT = 1.0
 ANSWER_TIMEOUT = 10.0
 # The stall timeout of a blob is that of its reader.
 _TIMEOUT = ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=ANSWER_TIMEOUT)
+_CALL_TIMEOUT = ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT)
 # How often a transfer looks whether its peer still lives, in seconds.
 WATCH_INTERVAL = 0.5
 # Nodes that bytes come through; a longer path is not followed.
@@ -231,6 +234,31 @@ class PeerClient:
                 f"{watch.label} sent content that does not match {digest}", member, "wrong_bytes"
             )
         return content, media_type
+
+    async def call(self, member: Member, call: str) -> bytes:
+        """Have a peer do an operation of the admin API; return its answer. Raises `UpstreamError`."""
+        base = URL(member.address)
+        label = f"peer {base.authority}"
+        url = base.joinpath(*CALL_PATH.strip("/").split("/")).with_query({"call": call})
+        sent = {TOKEN_HEADER: self.token, hdrs.VIA: via_header(self.node_id)}
+        watch = _Watch(self.directory, member, label)
+        try:
+            with map_errors(label):
+                async with (
+                    watch.running(),
+                    # An operation may take long; it ends when the peer is dead.
+                    self._session.get(
+                        url, headers=sent, allow_redirects=False, timeout=_CALL_TIMEOUT
+                    ) as response,
+                ):
+                    if response.status != 200:
+                        error = await errors.read_error(response)
+                        raise UpstreamError(
+                            f"{label} responded with status {response.status}{error.reason}"
+                        )
+                    return await response.read()
+        except TimeoutError as error:
+            raise UpstreamUnavailableError(f"{label} is dead") from error
 
     def record_failure(self, failure: PeerFailure) -> None:
         """Count that another way is taken because a peer failed."""

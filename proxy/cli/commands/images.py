@@ -20,6 +20,13 @@ from proxy.cli.display.text import (
     print_table,
 )
 from proxy.cli.display.trust import format_policy, format_trust
+from proxy.cli.fleet import (
+    call_fleet,
+    fleet_option,
+    show_answers,
+    show_images,
+    skip_absent,
+)
 from proxy.cli.options import (
     complete_images,
     config_options,
@@ -52,6 +59,7 @@ _SORT_FIELDS = {"size": "size", "unique": "unique", "last-pull": "pulled", "last
 @click.option(
     "--scan", is_flag=True, help="With --package: first read the images that were not read."
 )
+@fleet_option
 @no_trunc_option
 @json_option
 def images(
@@ -63,6 +71,7 @@ def images(
     never_pulled: bool,
     package: str | None,
     scan: bool,
+    is_fleet: bool,
     no_trunc: bool,
     as_json: bool,
 ) -> None:
@@ -77,6 +86,7 @@ def images(
       pullcache images --never-pulled
       pullcache images 'ghcr.io/*' --sort size
       pullcache images --package 'openssl<3.0.15'
+      pullcache images --fleet
     """
     if package is not None:
         if never_pulled or sort != "name":
@@ -87,6 +97,10 @@ def images(
         return
     if scan:
         raise click.UsageError("--scan is for --package")
+    if is_fleet:
+        answers = call_fleet(path, store, "GET", "/api/v1/images", filter=pattern)
+        show_images(answers, as_json=as_json)
+        return
     with open_client(path, store) as api:
         found = list(api.stream("GET", "/api/v1/images", filter=pattern))
     if never_pulled:
@@ -180,6 +194,7 @@ def inspect(
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be freed; remove nothing.")
 @click.option("--force", is_flag=True, help="Also remove pinned images.")
+@fleet_option
 @json_option
 def rm(
     *,
@@ -188,6 +203,7 @@ def rm(
     images: tuple[str, ...],
     dry_run: bool,
     force: bool,
+    is_fleet: bool,
     as_json: bool,
 ) -> None:
     """Remove images from the store.
@@ -201,6 +217,10 @@ def rm(
       pullcache rm nginx:1.27 'ghcr.io/owner/*'
     """
     request = {"images": images, "dry_run": dry_run, "force": force}
+    if is_fleet:
+        answers = call_fleet(path, store, "POST", "/api/v1/images/remove", request)
+        show_answers(skip_absent(answers), _describe_removed, as_json=as_json)
+        return
     with open_client(path, store) as api:
         removed = api.post("/api/v1/images/remove", request)
     if as_json:
@@ -212,12 +232,20 @@ def rm(
     click.echo(f"{'would free' if dry_run else 'freed'} {freed}")
 
 
+def _describe_removed(removed: dict[str, Any] | None) -> str:
+    if removed is None:
+        return "does not have it"
+    freed = f"{format_bytes(removed['bytes'])} in {format_count(removed['blobs'], 'blob')}"
+    return f"{format_count(len(removed['images']), 'image')}, {freed}"
+
+
 @click.command()
 @config_options
 @click.argument(
     "images", metavar="IMAGE...", nargs=-1, required=True, shell_complete=complete_images
 )
-def pin(*, path: Path | None, store: str | None, images: tuple[str, ...]) -> None:
+@fleet_option
+def pin(*, path: Path | None, store: str | None, images: tuple[str, ...], is_fleet: bool) -> None:
     """Protect images from eviction.
 
     If a pinned tag moves, the new image is protected. An image that is not stored yet is protected
@@ -227,6 +255,10 @@ def pin(*, path: Path | None, store: str | None, images: tuple[str, ...]) -> Non
     Examples:
       pullcache pin nginx:1.27
     """
+    if is_fleet:
+        answers = call_fleet(path, store, "POST", "/api/v1/images/pin", {"images": images})
+        show_answers(answers, lambda pinned: f"pinned {', '.join(pinned['images'])}")
+        return
     with open_client(path, store) as api:
         pinned = api.post("/api/v1/images/pin", {"images": images})
     for name in pinned["images"]:
@@ -239,13 +271,20 @@ def pin(*, path: Path | None, store: str | None, images: tuple[str, ...]) -> Non
 @click.argument(
     "images", metavar="IMAGE...", nargs=-1, required=True, shell_complete=complete_images
 )
-def unpin(*, path: Path | None, store: str | None, images: tuple[str, ...]) -> None:
+@fleet_option
+def unpin(*, path: Path | None, store: str | None, images: tuple[str, ...], is_fleet: bool) -> None:
     """Allow images to be evicted again.
 
     \b
     Examples:
       pullcache unpin nginx:1.27
     """
+    if is_fleet:
+        answers = call_fleet(path, store, "POST", "/api/v1/images/unpin", {"images": images})
+        show_answers(
+            answers, lambda found: f"unpinned {format_count(len(found['images']), 'image')}"
+        )
+        return
     with open_client(path, store) as api:
         unpinned = api.post("/api/v1/images/unpin", {"images": images})["images"]
     for name in unpinned:

@@ -10,6 +10,7 @@ import click
 
 from proxy.cli.display.preload_progress import open_view
 from proxy.cli.exit_codes import FAILED, PARTIAL_SUCCESS
+from proxy.cli.fleet import call_fleet, fleet_option, show_answers
 from proxy.cli.image_lists import collect_images, list_options
 from proxy.cli.options import config_options, open_client
 from proxy.oci.platform import parse_platform
@@ -39,8 +40,9 @@ from proxy.oci.platform import parse_platform
     metavar="FILE",
     help="Write a lock file: an image list with the digests that were fetched.",
 )
+@fleet_option
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines.")
-def preload(
+def preload(  # noqa: C901 (its options exclude each other)
     *,
     path: Path | None,
     store: str | None,
@@ -53,6 +55,7 @@ def preload(
     jobs: int | None,
     no_wait: bool,
     lock: Path | None,
+    is_fleet: bool,
     as_json: bool,
 ) -> None:
     """Fetch images before clients pull them.
@@ -67,6 +70,7 @@ def preload(
       pullcache preload nginx:1.27 redis:7
       pullcache preload -f compose.yaml --pin
       pullcache preload -f images.txt --lock images.lock
+      pullcache preload -f compose.yaml --fleet
     """
     if all_platforms and platforms:
         raise click.UsageError("--all-platforms and --platform are mutually exclusive")
@@ -74,6 +78,12 @@ def preload(
     requested, failed = collect_images(images, files, ("all",) if all_platforms else platforms)
     request = {"images": requested, "pin": pin, "dry_run": dry_run, "jobs": jobs}
     request["waits"] = not no_wait
+    if is_fleet:
+        if lock or dry_run:
+            raise click.UsageError("--lock and --dry-run are about one node: omit --fleet")
+        answers = call_fleet(path, store, "POST", "/api/v1/preload", request) if requested else []
+        _show_fleet(answers, failed, as_json=as_json)
+        return
     resolved: dict[str, dict[str, Any]] = {}
     done: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []
@@ -91,6 +101,24 @@ def preload(
         _write_lock(lock, done, missing)
     if failed or missing:
         raise click.exceptions.Exit(PARTIAL_SUCCESS if done else FAILED)
+
+
+def _show_fleet(answers: list[dict[str, Any]], failed: int, *, as_json: bool) -> None:
+    """Print what each node has fetched. Exits 4 if an image failed on one of them, or was invalid."""
+    show_answers(answers, _describe_events, as_json=as_json)
+    events = (event for answer in answers for event in answer["document"] or ())
+    if failed or any(event["event"] == "failed" for event in events):
+        raise click.exceptions.Exit(PARTIAL_SUCCESS)
+
+
+def _describe_events(events: list[dict[str, Any]]) -> str:
+    """Return what one node of the fleet has fetched."""
+    done = sum(event["event"] == "done" for event in events)
+    failed = [event for event in events if event["event"] == "failed"]
+    text = f"{done} complete"
+    if failed:
+        text += f", {len(failed)} failed: {failed[0]['image']}: {failed[0]['reason']}"
+    return text
 
 
 def _check_platforms(platforms: tuple[str, ...]) -> None:

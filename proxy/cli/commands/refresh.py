@@ -9,6 +9,7 @@ import click
 
 from proxy.cli.display.text import Truncator, echo, escape_unprintable
 from proxy.cli.exit_codes import FAILED, PARTIAL_SUCCESS
+from proxy.cli.fleet import call_fleet, fleet_option, show_answers
 from proxy.cli.options import (
     complete_images,
     config_options,
@@ -22,6 +23,7 @@ from proxy.cli.options import (
 @config_options
 @click.argument("images", metavar="[IMAGE]...", nargs=-1, shell_complete=complete_images)
 @click.option("--all", "is_all", is_flag=True, help="Refresh all tags in the store.")
+@fleet_option
 @no_trunc_option
 @json_option
 def refresh(
@@ -30,6 +32,7 @@ def refresh(
     store: str | None,
     images: tuple[str, ...],
     is_all: bool,
+    is_fleet: bool,
     no_trunc: bool,
     as_json: bool,
 ) -> None:
@@ -44,9 +47,15 @@ def refresh(
       pullcache refresh nginx:1.27
       pullcache refresh 'ghcr.io/owner/*'
       pullcache refresh --all
+      pullcache refresh nginx:1.27 --fleet
     """
     if bool(images) == is_all:
         raise click.UsageError("pass images, or --all")
+    if is_fleet:
+        document = {"images": images, "all": is_all}
+        answers = call_fleet(path, store, "POST", "/api/v1/images/refresh", document)
+        show_answers(answers, _count_outcomes, as_json=as_json)
+        return
     counts: Counter[str] = Counter()
     truncator, events = Truncator(no_trunc=no_trunc), []
     with open_client(path, store) as api:
@@ -60,6 +69,11 @@ def refresh(
         click.echo(json.dumps(events, indent=2))
     if failed := counts["failed"] + counts["not_found"]:
         raise click.exceptions.Exit(PARTIAL_SUCCESS if failed < counts.total() else FAILED)
+
+
+def _count_outcomes(events: list[dict[str, Any]]) -> str:
+    counts = Counter(event["outcome"].replace("_", " ") for event in events)
+    return ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "no tags"
 
 
 def _format_event(event: dict[str, Any], truncator: Truncator) -> str:

@@ -18,6 +18,7 @@ from proxy.cli.display.text import (
     print_table,
 )
 from proxy.cli.exit_codes import FAILED
+from proxy.cli.fleet import call_fleet, check_answers, fleet_option, print_status
 from proxy.cli.options import config_options, json_option, load_config, open_client
 from proxy.config import Config
 from proxy.errors import DaemonUnavailableError, ProxyError, StoreNotFoundError
@@ -43,8 +44,9 @@ PINNED_WARNING_RATIO = 0.9
 @json_option
 @click.option("--probe", is_flag=True, help="Print nothing; exit 0 if the daemon is ready, else 1.")
 @click.option("--watch", is_flag=True, help="Show the state every 2 seconds until Ctrl-C.")
+@fleet_option
 def status(
-    *, path: Path | None, store: str | None, as_json: bool, probe: bool, watch: bool
+    *, path: Path | None, store: str | None, as_json: bool, probe: bool, watch: bool, is_fleet: bool
 ) -> None:
     """Show the state of daemon and store, and what the cache saved.
 
@@ -56,10 +58,19 @@ def status(
     Examples:
       pullcache status
       pullcache status --watch
+      pullcache status --fleet
       pullcache status --probe && echo ready
     """
     if probe:
         raise click.exceptions.Exit(0 if _is_ready(load_config(path, store)) else FAILED)
+    if is_fleet:
+        answers = call_fleet(path, store, "GET", "/api/v1/status")
+        if as_json:
+            click.echo(json.dumps(answers, indent=2))
+        else:
+            print_status(answers)
+        check_answers(answers)
+        return
     if watch:
         config = load_config(path, store)
         while True:

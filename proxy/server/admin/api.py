@@ -72,7 +72,7 @@ class AdminRequest:
         values = self._request.query
         if repeated := [name for name in values if len(values.getall(name)) > 1]:
             raise InvalidRequestError(f"the query has {repeated[0]!r} more than once")
-        with _map_decode_errors("query"):
+        with map_decode_errors("query"):
             return msgspec.convert(dict(values), model, strict=False)
 
     async def read_json(self, model: type[T]) -> T:
@@ -84,7 +84,7 @@ class AdminRequest:
             content += chunk
             if len(content) > MAX_DOCUMENT_SIZE:
                 raise InvalidRequestError(f"the body has more than {MAX_DOCUMENT_SIZE} bytes")
-        with _map_decode_errors("body"):
+        with map_decode_errors("body"):
             return msgspec.json.decode(content, type=model)
 
     async def iter_chunks(self) -> AsyncIterator[bytes]:
@@ -128,7 +128,7 @@ def _compile_path(path: str) -> re.Pattern[str]:
 
 
 @contextmanager
-def _map_decode_errors(location: str) -> Iterator[None]:
+def map_decode_errors(location: str) -> Iterator[None]:
     """Turn errors of msgspec into an `InvalidRequestError` that names the field."""
     try:
         yield
