@@ -190,4 +190,6 @@ def _open_database(content: bytes) -> Iterator[sqlite3.Cursor]:
         ).fetchall()
         if [kind for kind, _ in kinds] != ["table"] or "virtual" in str(kinds[0][1]).lower():
             raise LayerError("it has no table of packages")
+        if any(column[-1] for column in connection.execute("PRAGMA table_xinfo(Packages)")):
+            raise LayerError("it has computed columns")  # so could one of them
         yield connection.execute("SELECT blob FROM Packages")

@@ -328,6 +328,11 @@ def test_a_database_of_an_old_kind_is_said_not_to_be_read(name):
         make_rpm_database(schema="CREATE TABLE other (blob)"),
         make_rpm_database(schema="CREATE VIEW Packages AS SELECT 1 AS blob"),
         make_rpm_database(schema="CREATE TABLE Packages (hnum)"),
+        # Each row would take seconds, in one step.
+        make_rpm_database(
+            schema="CREATE TABLE Packages (hnum INTEGER PRIMARY KEY, blob AS (hex(zeroblob(9))));"
+            "INSERT INTO Packages (hnum) VALUES (1)"
+        ),
     ],
 )
 def test_a_damaged_database_of_rpm_has_a_problem(content):
