@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
@@ -212,7 +213,8 @@ class PageSite:
                     request, visitor, result.template, result.title, result.model
                 )
             case NewJob():
-                return self._go(visitor, f"/jobs/{self._jobs.start(result)}")
+                new = replace(result, back=safe_path(result.back))
+                return self._go(visitor, f"/jobs/{self._jobs.start(new)}")
             case ByteStream():
                 return await self._send_stream(request, result)
 

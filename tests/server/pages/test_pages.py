@@ -128,6 +128,14 @@ async def test_a_refresh_is_a_job_with_its_result(client):
     assert "app:latest: " in shown.text
 
 
+async def test_a_job_leads_back_to_a_page_of_ours(client):
+    token = (await client.get("/images")).token
+    for target in ("javascript:alert(1)", "//evil.example"):
+        fields = {"token": token, "image": "app:latest", "back": target}
+        shown = await client.post("/images/refresh", fields)
+        assert '<a href="/">Back</a>' in shown.text
+
+
 async def test_an_image_that_is_not_here_is_an_error_page_that_leads_on(client):
     shown = await client.get("/images/gone:1")
     assert shown.status == 404
