@@ -153,6 +153,8 @@ _REASONS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str
 # Errors within a script, and of old servers, have no class.
 _TEXTS = (
     ("NOAUTH", _WRONG_PASSWORD),
+    ("unauthenticated", _WRONG_PASSWORD),
+    ("invalid username-password", _WRONG_PASSWORD),
     ("WRONGPASS", _WRONG_PASSWORD),
     ("READONLY", _READ_ONLY),
     ("read only replica", _READ_ONLY),

@@ -59,6 +59,8 @@ async def test_a_server_without_memory_is_named(nodes):
         (BusyLoadingError("x"), "still loading"),
         (ResponseError("NOAUTH Authentication required."), "valkey_password_file"),
         (ResponseError("Write commands not allowed after non deterministic commands"), "too old"),
+        (ResponseError("Protocol error: unauthenticated multibulk length"), "valkey_password_file"),
+        (RedisConnectionError("invalid username-password pair"), "valkey_password_file"),
         (ResponseError("MOVED 1 10.0.0.1:6379"), "cluster"),
         (ResponseError("ERR strange"), "ERR strange"),
         (RedisConnectionError("refused"), "cannot be reached: refused"),
