@@ -212,6 +212,8 @@ async def _open_peers(
         token=fleet_token(config.fleet, token),
         node_id=daemon_id,
         stall_timeout=config.fleet.stall_timeout,
+        min_rate=config.fetch.min_rate,
+        min_rate_window=2 * config.fetch.stall_timeout,
     )
 
 

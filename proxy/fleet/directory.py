@@ -15,7 +15,7 @@ from proxy.oci.reference import Repository, Tag
 
 # Why a copy of a member could not be used:
 # - connect: the member cannot be reached
-# - stall: it stopped sending
+# - stall: it stopped sending, or sends too slowly
 # - broken: it closed the connection, or answered with 5xx
 # - wrong_bytes: the digest of what it sent was wrong
 # - absent: it says that it neither has nor downloads the digest

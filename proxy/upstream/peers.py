@@ -32,6 +32,7 @@ from proxy.errors import (
     ProxyError,
     RateLimitedError,
     UpstreamError,
+    UpstreamTimeoutError,
     UpstreamUnavailableError,
 )
 from proxy.fleet.directory import Directory, Member, PeerFailure
@@ -164,6 +165,8 @@ class PeerClient:
         token: str,
         node_id: str,
         stall_timeout: float,
+        min_rate: int,
+        min_rate_window: float,
     ) -> None:
         self.directory = directory
         self.node_id = node_id
@@ -171,6 +174,8 @@ class PeerClient:
         self._session = session
         self._metrics = metrics
         self._stall_timeout = stall_timeout
+        self._min_rate = min_rate
+        self._min_rate_window = min_rate_window
 
     @asynccontextmanager
     async def open_blob(
@@ -203,7 +208,8 @@ class PeerClient:
                 start,
                 size,
                 stall_timeout=self._stall_timeout,
-                rate_monitor=retry.MinRateMonitor(0, self._stall_timeout),
+                # As of upstream: what a growing blob grows by is limited there, too.
+                rate_monitor=retry.MinRateMonitor(self._min_rate, self._min_rate_window),
             )
             # A peer sends all from the offset on over one connection.
             body.is_partial = False
@@ -390,7 +396,10 @@ def fleet_token(settings: FleetSettings, token: str) -> str:
 def _classify(error: UpstreamError) -> PeerFailure:
     if isinstance(error.__cause__, ClientConnectorError | ConnectionTimeoutError):
         return "connect"
-    return "stall" if isinstance(error.__cause__, TimeoutError) else "broken"
+    is_stalled = isinstance(error, UpstreamTimeoutError) or isinstance(
+        error.__cause__, TimeoutError
+    )
+    return "stall" if is_stalled else "broken"
 
 
 def _is_hit(response: ClientResponse) -> bool:

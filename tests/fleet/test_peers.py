@@ -217,7 +217,12 @@ async def relayed(
     async with PeerRelay() as relay:
         nodes = [
             FleetProgram(tmp_path / "first", registry, server, relay=relay),
-            FleetProgram(tmp_path / "second", registry, server),
+            FleetProgram(
+                tmp_path / "second",
+                registry,
+                server,
+                fetch={"min_rate": "1KB", "stall_timeout": "500ms"},
+            ),
         ]
         await start_all(*nodes)
         yield relay, nodes
@@ -243,7 +248,7 @@ async def test_wrong_bytes_of_a_peer_are_not_kept_and_upstream_is_asked(relayed,
     assert blob_bytes(registry) == 2 * len(content) + 1
 
 
-@pytest.mark.parametrize("fault", ["cut_at", "stall_at"])
+@pytest.mark.parametrize("fault", ["cut_at", "stall_at", "slow_at"])
 async def test_a_transfer_that_a_peer_breaks_off_goes_on_upstream_at_its_offset(
     relayed, registry, fault
 ):

@@ -78,7 +78,7 @@ class PeerRelay(Startable):
     """Passes the requests of peers on to the node at `port`.
 
     Of a response that is longer than `flip_at` one bit is flipped there; at `cut_at` it ends, at `stall_at` it goes
-    silent. Offsets count from the first byte of a connection's responses. `sent` counts bytes of responses.
+    silent, and after `slow_at` single bytes arrive. Offsets count from the first byte of a connection's responses. `sent` counts bytes of responses.
     """
 
     def __init__(self) -> None:
@@ -86,6 +86,7 @@ class PeerRelay(Startable):
         self.flip_at: int | None = None
         self.cut_at: int | None = None
         self.stall_at: int | None = None
+        self.slow_at: int | None = None
         self.sent = 0
         self.connections = 0
         self._listen_port = reserve_port(self)
@@ -145,6 +146,8 @@ class PeerRelay(Startable):
                     data[self.flip_at - offset] ^= 1
                 if self.stall_at is not None and offset + len(data) > self.stall_at:
                     await self._stopped.wait()
+                if self.slow_at is not None and offset + len(data) > self.slow_at:
+                    await self._send_slowly(data, writer)
                 if self.cut_at is not None and offset + len(data) > self.cut_at:
                     break
                 offset += len(data)
@@ -152,3 +155,10 @@ class PeerRelay(Startable):
                 writer.write(data)
                 await writer.drain()
         writer.close()
+
+    async def _send_slowly(self, data: bytearray, writer: asyncio.StreamWriter) -> None:
+        for byte in data:
+            writer.write(bytes([byte]))
+            await writer.drain()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), 0.05)
