@@ -318,7 +318,8 @@ class PeerClient:
             self._metrics.count_peer_request("unknown")
             failure: PeerFailure = "unlinked" if error.code == UNLINKED_CODE else "absent"
             raise PeerError(message, watch.member, failure)
-        if status in _WAITING_STATUSES:
+        # A load balancer in front of a node that is gone has no code of a registry.
+        if status in _WAITING_STATUSES and error.code:
             raise PeerBusyError(message)
         raise self._failed(message, "broken", watch)
 

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from proxy.fleet.keys import FleetKeys, node_id
+from proxy.oci.digest import Digest
 from tests.fakes.faults import Fault
 from tests.fakes.registry import FakeRegistry
 from tests.support.certificates import Authority
@@ -384,3 +386,21 @@ async def test_the_cap_of_each_node_holds(tmp_path, registry, server):
             assert node.disk_usage() <= limit
     for node in nodes:
         await node.stop()
+
+
+async def test_the_503_of_a_load_balancer_is_not_waited_for(nodes, registry, server):
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 503 Unavailable\r\nContent-Length: 4\r\n\r\nbusy")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1") as balancer:
+        address = f"http://127.0.0.1:{balancer.sockets[0].getsockname()[1]}"
+        keys, number = FleetKeys("pullcache"), node_id(address)
+        digest = registry.add_blob(b"content")
+        row = f'gone {{"address": "{address}", "instance": "gone"}}'
+        await asyncio.to_thread(server.command, "HSET", keys.rows, number, row)
+        await asyncio.to_thread(server.command, "SADD", keys.holders(Digest.parse(digest)), number)
+        async with asyncio.timeout(10):
+            assert (await nodes[0].blob(digest)).digest == digest
+    assert await nodes[0].metric("pullcache_peer_failovers_total", reason="broken") == 1
