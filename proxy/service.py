@@ -16,6 +16,7 @@ from proxy.cache.access import RepositoryAccess
 from proxy.cache.blobs import BlobCache
 from proxy.cache.facts import FactsCache
 from proxy.cache.fleet import FleetManifests
+from proxy.cache.fleet_content import FleetContent
 from proxy.cache.listings import ListingCache
 from proxy.cache.manifest_store import ManifestStore
 from proxy.cache.manifests import ManifestCache
@@ -236,6 +237,18 @@ async def configure_app(
         core.contents_worker,
         core.clock,
     )
+    fleet_content = (
+        FleetContent(
+            directory=core.directory,
+            upstreams=upstreams,
+            manifests=manifests,
+            blobs=blobs,
+            downloads=core.downloads,
+            settings=config.fetch,
+        ).fetch
+        if core.peers
+        else None
+    )
     fleet_handlers = FleetHandlers(
         str(config.fleet.name),
         str(config.fleet.address),
@@ -251,7 +264,7 @@ async def configure_app(
             core.traffic_records, partial(core.write_traffic, config.statistics)
         ).routes(),
         *admin_bundles.BundleHandlers(
-            BundleExporter(image_store, rules, core.clock),
+            BundleExporter(image_store, rules, core.clock, fleet_content),
             BundleImporter(image_store, core.clock, on_change=policy.forget),
             core.disk_threads,
             acts,

@@ -5,6 +5,7 @@ same images produce the same bytes, and the size is known before the first byte.
 images, and changes, is in a bundle only if that was asked for.
 """
 
+import asyncio
 import os
 from collections.abc import (
     AsyncGenerator,
@@ -19,6 +20,7 @@ from collections.abc import (
 )
 from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from proxy.bundle import local_file
 from proxy.bundle.facts import BundledRepository, BundleFacts, ImageAge, encode_facts
@@ -40,9 +42,21 @@ from proxy.oci.referrers import ReferrerRecord
 from proxy.policy.rules import RuleSet
 from proxy.storage.image_queries import ImageQueries
 from proxy.storage.records.tag_history import IMPORTED
+from proxy.storage.space import Lease
 
 # Small enough that the CPU's cache holds a chunk while one thread reads, hashes and writes it.
 READ_SIZE = 256 << 10
+# Missing blobs of an image that are fetched at a time.
+MAX_FETCHES = 4
+
+
+class FetchContent(Protocol):
+    """Brings missing content of an image into the store, if it can be had without its registry."""
+
+    async def __call__(
+        self, repository: Repository, reference: Reference, *, is_manifest: bool
+    ) -> bool:
+        """Return whether the manifest or blob is in the store now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +112,17 @@ class Bundle:
 
 
 class BundleExporter:
-    """Exports images of one store."""
+    """Exports images of one store. `fetch` is asked for what the store lacks of an image, if there is one."""
 
-    def __init__(self, image_store: ImageStore, rules: RuleSet, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        image_store: ImageStore,
+        rules: RuleSet,
+        clock: Callable[[], float],
+        fetch: FetchContent | None = None,
+    ) -> None:
         self._image_store = image_store
+        self._fetch = fetch
         self._rules = rules
         self._clock = clock
 
@@ -127,7 +148,8 @@ class BundleExporter:
             selected: dict[str, _BundleImage] = {}
             report: list[ExportedImage] = []
             for text in images:
-                image, exported = _select_platforms(await self._load_image(text), requested)
+                loaded = await self._load_image(text, requested, lease)
+                image, exported = _select_platforms(loaded, requested)
                 image = await self._add_referrers(image)
                 lease.digests.update(_order_blobs([image]))
                 selected[image.full_name] = image
@@ -155,17 +177,62 @@ class BundleExporter:
             lambda queries: encode_facts(BundleFacts(made_at, _find_facts(queries, images)))
         )
 
-    async def _load_image(self, text: str) -> _BundleImage:
+    async def _load_image(
+        self, text: str, platforms: Sequence[Platform], lease: Lease
+    ) -> _BundleImage:
         repository, reference = self._image_store.names.parse_allowed(text)
-        node = await self._image_store.query(
-            lambda queries: load_image(self._image_store, queries, repository, reference)
-        )
+        node = await self._load_tree(repository, reference)
+        if self._fetch:
+            node = await self._complete(self._fetch, repository, reference, node, platforms, lease)
         if node is None or node.manifest is None:
             problem = node.problem if node else ""
             raise _not_exportable_error(
                 repository, reference, problem or "it is not stored; pull or preload it first"
             )
         return _BundleImage(repository, reference, node)
+
+    async def _load_tree(self, repository: Repository, reference: Reference) -> ManifestNode | None:
+        return await self._image_store.query(
+            lambda queries: load_image(self._image_store, queries, repository, reference)
+        )
+
+    async def _complete(
+        self,
+        fetch: FetchContent,
+        repository: Repository,
+        reference: Reference,
+        node: ManifestNode | None,
+        platforms: Sequence[Platform],
+        lease: Lease,
+    ) -> ManifestNode | None:
+        """Return the tree of an image after its missing parts were fetched, as far as possible."""
+        if node is None:
+            if not await fetch(repository, reference, is_manifest=True):
+                return None
+            node = await self._load_tree(repository, reference)
+        slots = asyncio.Semaphore(MAX_FETCHES)
+
+        async def fetch_part(digest: Digest, *, is_manifest: bool) -> bool:
+            async with slots:
+                return await fetch(repository, digest, is_manifest=is_manifest)
+
+        tried: set[Digest] = set()
+        while node and node.manifest:
+            # What was fetched is not evicted while the rest arrives.
+            lease.digests.update(digest for one in node.walk() for digest in one.stored)
+            missing = _find_missing(_BundleImage(repository, reference, node), platforms)
+            parts = {digest: kind for digest, kind in missing.items() if digest not in tried}
+            tried.update(parts)
+            lease.digests.update(parts)
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(fetch_part(digest, is_manifest=is_manifest))
+                    for digest, is_manifest in parts.items()
+                ]
+            if not any(task.result() for task in tasks):
+                break
+            node = await self._load_tree(repository, reference)
+        return node
 
     async def _add_referrers(self, image: _BundleImage) -> _BundleImage:
         """Return the image with all that refers to it in its repository."""
@@ -291,6 +358,23 @@ def _select_platforms(
     Raises `UnknownManifestError` if none is complete, or not all that the platforms take.
     """
     top = image.node
+    requested = _find_requested(image, platforms)
+    complete = [child for child in requested if child.is_complete]
+    exported = _platform_names(complete)
+    skipped = _platform_names(child for child in requested if child not in complete)
+    if not exported or (platforms and skipped) or top.missing:
+        raise _incomplete_error(image, [top, *requested])
+    if top.children:
+        image = replace(image, node=replace(top, children=complete))
+    return image, ExportedImage(image.full_name, str(top.digest), exported, skipped)
+
+
+def _find_requested(image: _BundleImage, platforms: Sequence[Platform]) -> list[ManifestNode]:
+    """Return the manifests right below the top one that the platforms need; without platforms, all.
+
+    Raises `UnknownManifestError` if the image lacks a platform.
+    """
+    top = image.node
     requested = top.children if top.is_index else [top]
     if platforms:
         chosen = {_choose_manifest(image, platform).digest for platform in platforms}
@@ -305,14 +389,17 @@ def _select_platforms(
             if any(manifest.digest in chosen for manifest in child.platform_manifests())
             or child.digest in attestations
         ]
-    complete = [child for child in requested if child.is_complete]
-    exported = _platform_names(complete)
-    skipped = _platform_names(child for child in requested if child not in complete)
-    if not exported or (platforms and skipped) or top.missing:
-        raise _incomplete_error(image, [top, *requested])
-    if top.children:
-        image = replace(image, node=replace(top, children=complete))
-    return image, ExportedImage(image.full_name, str(top.digest), exported, skipped)
+    return requested
+
+
+def _find_missing(image: _BundleImage, platforms: Sequence[Platform]) -> dict[Digest, bool]:
+    """Return what the store lacks of the manifests to export, and whether each is a manifest."""
+    nodes = [node for child in _find_requested(image, platforms) for node in child.walk()]
+    return {
+        Digest.parse(blob.digest): blob.digest == str(node.digest)
+        for node in (image.node, *nodes)
+        for blob in node.missing
+    }
 
 
 def _choose_manifest(image: _BundleImage, platform: Platform) -> ManifestNode:

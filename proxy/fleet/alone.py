@@ -31,6 +31,10 @@ class Alone:
         """Yield a download that is always fetched from upstream."""
         yield self._download
 
+    async def is_held(self, digest: Digest) -> bool:  # noqa: ARG002
+        """Return False: there is no other member."""
+        return False
+
     def add_holdings(self, digests: Iterable[Digest]) -> None:
         """Do nothing."""
 

@@ -93,6 +93,9 @@ class Directory(Protocol):
         an exception the node has the blob, which the others learn at the same moment.
         """
 
+    async def is_held(self, digest: Digest) -> bool:
+        """Tell whether another live member has all of a blob. False if the directory is blind."""
+
     def add_holdings(self, digests: Iterable[Digest]) -> None:
         """Announce, soon and in batches, that this node has these blobs."""
 

@@ -231,6 +231,19 @@ class ValkeyDirectory:
             keys = (download.keys.holders,)
             await self._ask_many("holdings", [(scripts.REMOVE, keys, (member_id,))])
 
+    async def is_held(self, digest: Digest) -> bool:
+        """Tell whether another live member has all of a blob."""
+        try:
+            async with self._server.asking("holdings"):
+                found: Any = await self._server.command("SMEMBERS", self._keys.holders(digest))
+        except DirectoryBlindError:
+            return False
+        barred = self._barred.get(digest) or frozenset()
+        for holder in {*found} - {self._id, *barred}:
+            if await self._membership.find(holder):
+                return True
+        return False
+
     def add_holdings(self, digests: Iterable[Digest]) -> None:
         """Announce that this node has these blobs."""
         self._holdings.change(digests, is_held=True)

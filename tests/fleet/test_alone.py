@@ -19,6 +19,7 @@ async def test_a_node_alone_fetches_from_upstream():
         await download.report(Member("http://10.0.0.7:5000", "1"), "stall")
         assert await download.locate() is None
     assert not directory.members
+    assert not await directory.is_held(BLOB)
     assert not directory.is_blind
 
 

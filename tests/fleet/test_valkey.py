@@ -54,6 +54,16 @@ async def test_a_node_that_has_the_blob_is_asked_for_it(nodes):
         assert port(await again.locate()) == 2
 
 
+async def test_a_node_knows_whether_another_one_has_a_blob(nodes, server):
+    one, two = await nodes.start(1), await nodes.start(2)
+    async with one.downloading(HUB, BLOB):
+        assert not await two.is_held(BLOB)
+    assert await two.is_held(BLOB)
+    assert not await one.is_held(BLOB)
+    server.kill()
+    assert not await two.is_held(BLOB)
+
+
 async def test_a_failed_download_leaves_its_place_to_the_next_node(nodes):
     one, two = await nodes.start(1), await nodes.start(2)
     async with two.downloading(HUB, BLOB) as second:
