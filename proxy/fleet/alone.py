@@ -12,6 +12,8 @@ class Alone:
     """A directory without other members; nothing waits for anything."""
 
     is_blind = False
+    problem = ""
+    since = 0.0
     members: Sequence[Member] = ()
 
     def __init__(self) -> None:

@@ -72,6 +72,14 @@ class Directory(Protocol):
         """Whether the directory cannot be asked now; the node then works as if it were alone."""
 
     @property
+    def problem(self) -> str:
+        """Why the directory cannot be asked; empty if it can."""
+
+    @property
+    def since(self) -> float:
+        """Since when the directory can be asked, or cannot, in Unix time."""
+
+    @property
     def members(self) -> Sequence[Member]:
         """The other live members, as far as this node knows."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -23,6 +24,9 @@ BLIND_TIME = 2.0
 READ_TIME = 0.02
 # Seconds between two looks for nodes with another version of the protocol.
 PROTOCOL_INTERVAL = 30.0
+
+# Why the directory is blind although the server answers.
+_ADDRESS_TAKEN = "address"
 
 log = get_logger(__name__)
 
@@ -57,6 +61,8 @@ class Membership:
         # When the other daemon with this node's address was seen, and why the directory is blind.
         self._rival_beat = ""
         self._reason = ""
+        # When the directory became blind, or no longer was, in Unix time.
+        self.changed_at = time.time()
         self._has_left = False
         self._now = asyncio.get_running_loop().time
 
@@ -64,6 +70,13 @@ class Membership:
     def others(self) -> Sequence[Member]:
         """The other live members."""
         return self._others
+
+    @property
+    def problem(self) -> str:
+        """Why the directory cannot be asked, while it cannot."""
+        if self._reason == _ADDRESS_TAKEN:
+            return "another node has this fleet.address: each needs its own"
+        return self._reason or "the server has not answered yet"
 
     @property
     def interval(self) -> float:
@@ -127,10 +140,16 @@ class Membership:
     def note_blind(self, reason: str) -> None:
         """Say once why the directory cannot be asked."""
         if reason != self._reason:
+            self._note_change()
             self._reason = reason
             log.warning(
                 "fleet_blind", reason=reason, help="until then this node fetches from upstream"
             )
+
+    def _note_change(self) -> None:
+        """Remember since when the directory is blind, unless it was before."""
+        if not self._reason:
+            self.changed_at = time.time()
 
     def _refuse(self, beat: str) -> None:
         """Stay alone while another daemon has this node's address.
@@ -138,8 +157,9 @@ class Membership:
         It may be this node's own former process, which was killed; then it does not beat again.
         """
         self._server.is_blind = True
-        if self._rival_beat not in {"", beat} and self._reason != "address":
-            self._reason = "address"
+        if self._rival_beat not in {"", beat} and self._reason != _ADDRESS_TAKEN:
+            self._note_change()
+            self._reason = _ADDRESS_TAKEN
             log.error(
                 "fleet_address_taken",
                 address=self._own.address,
@@ -155,7 +175,7 @@ class Membership:
         if is_emptied:
             log.warning("fleet_directory_emptied", help="all nodes announce what they have")
         if was_blind:
-            self._reason = ""
+            self._reason, self.changed_at = "", time.time()
             log.info("fleet_joined", members=len(self._others) + 1)
         if was_blind or is_emptied:
             self.on_join(is_unknown=is_first or is_emptied or was_forgotten)

@@ -82,6 +82,16 @@ class ValkeyDirectory:
         return self._server.is_blind
 
     @property
+    def problem(self) -> str:
+        """Why the directory cannot be asked; empty if it can."""
+        return self._membership.problem if self.is_blind else ""
+
+    @property
+    def since(self) -> float:
+        """Since when the directory can be asked, or cannot, in Unix time."""
+        return self._membership.changed_at
+
+    @property
     def members(self) -> Sequence[Member]:
         """The other live members."""
         return self._membership.others

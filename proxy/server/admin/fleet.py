@@ -80,10 +80,14 @@ class FleetMember(msgspec.Struct, frozen=True):
 
 
 class FleetState(msgspec.Struct, frozen=True):
-    """The fleet as this node sees it; `problem` is set while it works alone."""
+    """The fleet as this node sees it; `problem` says why it works alone, and is empty while it does not.
+
+    `since` is when it joined the directory, or lost it, in Unix time.
+    """
 
     name: str
     problem: str
+    since: int
     members: list[FleetMember]
 
 
@@ -141,14 +145,14 @@ class FleetHandlers:
             raise InvalidRequestError(
                 "this node belongs to no fleet (set fleet.valkey and fleet.address)"
             )
-        problem = (
-            "the directory cannot be asked; this node works alone"
-            if self.directory.is_blind
-            else ""
-        )
         members = [FleetMember(one.address, one.version) for one in self.directory.members]
         own = FleetMember(self.address, self.version, is_self=True)
-        return FleetState(self.name, problem, sorted([own, *members], key=lambda one: one.address))
+        return FleetState(
+            self.name,
+            self.directory.problem,
+            int(self.directory.since),
+            sorted([own, *members], key=lambda one: one.address),
+        )
 
     async def call(self, request: AdminRequest) -> AsyncGenerator[MemberAnswer, None]:
         """Have all members do an operation, and yield what each of them answers, as it arrives."""

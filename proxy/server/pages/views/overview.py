@@ -4,9 +4,10 @@ from collections import defaultdict
 from contextlib import suppress
 from datetime import date, timedelta
 
-from proxy.errors import ProxyError
+from proxy.errors import InvalidRequestError, ProxyError
 from proxy.server.activity.downloads import DownloadStatus
 from proxy.server.activity.recent_pulls import PullRecord
+from proxy.server.admin.fleet import FleetState
 from proxy.server.admin.status import DaemonStatus, OfflineState
 from proxy.server.admin.traffic import TrafficSummary
 from proxy.server.pages.page import Done, Model, PageRequest
@@ -15,6 +16,7 @@ from proxy.server.pages.views.problems import Problem, find_problems
 from proxy.sizes import format_bytes
 
 _SHOWN_DOWNLOADS = 20
+_SHOWN_MEMBERS = 50
 _CHART_DAYS = 30
 
 
@@ -27,12 +29,18 @@ async def show(request: PageRequest) -> Model:
     days: list[TrafficSummary] = []
     with suppress(ProxyError):  # the problem of the store says why
         days = await api.get("/api/v1/traffic", list[TrafficSummary], days=_CHART_DAYS)
+    fleet: FleetState | None = None
+    with suppress(InvalidRequestError):  # the node belongs to none
+        fleet = await api.get("/api/v1/fleet", FleetState)
     problems = find_problems(status, failed, request.now)
     return {
         "status": status,
         "sentence": describe_state(status, problems),
         "problems": problems,
         "downloads": downloads,
+        "fleet": fleet,
+        "member_count": len(fleet.members) if fleet else 0,
+        "members": fleet.members[:_SHOWN_MEMBERS] if fleet else [],
         "is_empty": not status.store.blobs and not downloads,
         "registry": registry_address(request.origin, status),
         "days": _sum_days(days, request.now),
