@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from tests.bench import large_index
 from tests.bench.figures import Goal, LoadSize, Row
@@ -50,6 +50,13 @@ def measure(size: LoadSize, directory: Path) -> Iterator[Row]:
             "images from the middle": f"/images?after={middle}",
             "images, searched": "/images?q=app77",
             "one image": f"/images/{middle}",
+            "search": "/search?q=app77",
+            "unplug": f"/unplug?list={quote(middle)}",
+            "activity": "/activity",
+            "upstreams": "/upstreams",
+            "storage": "/storage",
+            "policy": "/policy",
+            "schedules": "/schedules",
             "connect": "/connect",
             "settings": "/settings",
         }
