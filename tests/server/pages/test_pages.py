@@ -1,6 +1,7 @@
 """What the pages show of a store, and what their forms do."""
 
 import asyncio
+import re
 
 import pytest
 
@@ -51,6 +52,15 @@ async def test_the_overview_says_why_pulls_fail(registry, filled, client):
     assert "docker.io is down" in text
     assert "failed in the last hour" in text
     assert "Next attempt" in text
+
+
+async def test_the_chart_of_days_says_its_maximum_and_its_days(client):
+    text = (await client.get("/")).text
+    chart = text[text.index('aria-label="Bytes to clients by day') :].partition("</svg>")[0]
+    highest = re.search(r"at most ([0-9.]+ \w+)", chart)
+    assert highest
+    assert f">{highest[1]}</text>" in chart
+    assert len(re.findall(r">\d{4}-\d\d-\d\d</text>", chart)) == 2
 
 
 async def test_the_images_are_listed_with_what_they_are(client):
