@@ -95,11 +95,11 @@ def _pulls_of(number: int) -> int:
 
 async def fill(program: Program, registry: FakeRegistry, *, hostile: bool = True) -> None:
     """Pull the images at different times, some of them often, and one only in part."""
-    # Ends now, because the times of files are those of the machine.
-    program.clock.now = time.time() - _PULL_PAUSE * sum(map(_pulls_of, range(len(_IMAGES) + 1)))
     images = push_images(registry)
     if not hostile:
         images.popitem()
+    # Ends now, because the times of files are those of the machine.
+    program.clock.now = time.time() - _PULL_PAUSE * sum(map(_pulls_of, range(len(images))))
     for number, (name, image) in enumerate(images.items()):
         for _ in range(_pulls_of(number)):
             program.clock.advance(_PULL_PAUSE)
