@@ -45,10 +45,9 @@ class Goal:
         return self.factor * (medians[self.peer] if self.peer else 1.0) + self.plus
 
     def __str__(self) -> str:
-        if not self.peer:
-            return f"{self.sense} {self.factor:,.5g}"
         plus = f" + {self.plus:g}" if self.plus else ""
-        return f"{self.sense} {self.factor:g} x {self.peer}{plus}"
+        factor = f"{self.factor:g} x {self.peer}" if self.peer else f"{self.factor:,.5g}"
+        return f"{self.sense} {factor}{plus}"
 
 
 @dataclass(frozen=True)

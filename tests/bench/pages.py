@@ -16,7 +16,8 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from tests.bench import large_index
+from tests.bench import large_index, proc
+from tests.bench.burner import burning
 from tests.bench.figures import Goal, LoadSize, Row
 from tests.bench.growth import MAX_SIZE
 from tests.bench.probe import probing
@@ -28,6 +29,9 @@ REPEATS = 5
 GOAL = Goal("<=", 200)
 RATE = 50  # pages in a second
 READERS = 5
+BURNER = "same CPU"
+# What pages may cost a manifest beyond the CPU they take: some slices of rendering, some turns of the interpreter.
+BESIDE_GOAL = Goal("<=", 1.0, BURNER, plus=3)
 # How long the first table of a large index may take, in seconds.
 TABLE_TIMEOUT = 170.0
 # Every list of the probe is this many seconds of load.
@@ -125,27 +129,39 @@ def _wait_for_table(reader: PageReader) -> float:
 
 
 def _beside_pages(daemon: Daemon, address: str, image: str, seconds: float) -> Iterator[Row]:
-    """Measure a manifest alone, and beside 50 pages a second, in turn."""
+    """Measure a manifest alone, beside 50 pages a second, and beside the same CPU burnt elsewhere, in turn.
+
+    That CPU is what the pages cost, here and in the daemon. So the last figure has what sharing the cores
+    costs, and what the first exceeds it by is the work on pages within the daemon.
+    """
     manifest = f"/v2/{image.partition(':')[0]}/manifests/v0"
+    pid = daemon.process.pid
     alone: list[float] = []
     beside: list[float] = []
+    burnt: list[float] = []
     rates: list[float] = []
+    costs: list[float] = []
     for _ in range(3):
         with probing(daemon.url, manifest) as latencies:
+            daemon_alone = proc.cpu_seconds(pid)
             time.sleep(seconds)
+            daemon_alone = proc.cpu_seconds(pid) - daemon_alone
         alone.append(latencies.percentile(0.99) * 1e3)
         with probing(daemon.url, manifest) as latencies:
-            rates.append(_read_pages(address, image, seconds) / seconds)
+            before = proc.cpu_seconds(pid) + time.process_time()
+            pages = _read_pages(address, image, seconds)
+            spent = proc.cpu_seconds(pid) + time.process_time() - before - daemon_alone
         beside.append(latencies.percentile(0.99) * 1e3)
+        rates.append(pages / seconds)
+        costs.append(max(0.0, spent / pages))
+        with burning(RATE, costs[-1]), probing(daemon.url, manifest) as latencies:
+            time.sleep(seconds)
+        burnt.append(latencies.percentile(0.99) * 1e3)
     yield Row("manifest, p99", "ms", {PULLCACHE: alone}, digits=2)
-    bound = Goal("<=", 1.5 * statistics.median(alone), plus=5)
-    yield Row(
-        f"  beside {statistics.median(rates):.0f} pages a second",
-        "ms",
-        {PULLCACHE: beside},
-        bound,
-        digits=2,
-    )
+    rate = f"{statistics.median(rates):.0f} pages a second"
+    yield Row(f"  beside {rate}", "ms", {PULLCACHE: beside, BURNER: burnt}, BESIDE_GOAL, digits=2)
+    cost = [one * 1e3 for one in costs]
+    yield Row("  CPU time of a page and its reader", "ms", {PULLCACHE: cost}, digits=2)
 
 
 def _read_pages(address: str, image: str, seconds: float) -> int:

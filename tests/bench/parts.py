@@ -171,7 +171,7 @@ PARTS = {
     "policies": BenchmarkPart((PULLCACHE, policy_hits.WITHOUT), _policies),
     "behind_nginx": BenchmarkPart((PULLCACHE, behind_nginx.DIRECT), _behind_nginx),
     "large_index": BenchmarkPart((PULLCACHE,), _large_index),
-    "pages": BenchmarkPart((PULLCACHE,), _pages),
+    "pages": BenchmarkPart((PULLCACHE, pages.BURNER), _pages),
     "fleet": BenchmarkPart(
         (PULLCACHE, fleet.LRU, fleet.COMPARED, fleet.BEST, fleet.BELADY), _fleet
     ),

@@ -5,11 +5,10 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 from aiohttp.web import BaseRequest, StreamResponse
-from jinja2 import Environment
 
 from proxy.errors import ProxyError, TooManyRequestsError
 from proxy.server.pages.page import Page, PageRequest
-from proxy.server.pages.templating import render_in_slices
+from proxy.server.pages.templating import PageRenderer
 
 # Seconds between two looks at the figures.
 LIVE_INTERVAL = 2.0
@@ -20,12 +19,11 @@ _QUIET_LOOKS = 8
 
 
 async def render(
-    environment: Environment, page: Page, request: PageRequest, context: Mapping[str, object]
+    renderer: PageRenderer, page: Page, request: PageRequest, context: Mapping[str, object]
 ) -> str:
     """Return the block of a page as it is now."""
     model = await page.handler(request)
-    template = environment.get_template(page.template)
-    return await render_in_slices(template, {**context, **model, "layout": "live.html"})
+    return await renderer.render(page.template, {**context, **model, "layout": "live.html"})
 
 
 class LiveStreams:

@@ -38,7 +38,7 @@ from proxy.server.pages.jobs import JobRunner
 from proxy.server.pages.page import Action, Done, Model, NewJob, Page, PageRequest, View
 from proxy.server.pages.sessions import Notice, SessionStore
 from proxy.server.pages.static import STATIC_PREFIX, StaticFiles
-from proxy.server.pages.templating import create_environment, render_in_slices
+from proxy.server.pages.templating import PageRenderer, create_environment
 from proxy.server.pages.views import ACTIONS, PAGES
 from proxy.server.pages.visitors import (
     Visitor,
@@ -88,7 +88,7 @@ class PageSite:
         self._anonymous_read = anonymous_read
         self._clock = clock
         self._static = StaticFiles()
-        self._environment = create_environment(self._static.path, clock)
+        self._renderer = PageRenderer(create_environment(self._static.path, clock))
         self._jobs = JobRunner(group, api.to_proxy_error)
         self._pages = [*pages, Page("/jobs/{id}", self._show_job, "job.html", "Job", is_live=True)]
         self._actions = {action.path: action for action in actions}
@@ -263,7 +263,7 @@ class PageSite:
             return not visitor.has_login or self._sessions.is_open(visitor.session_id)
 
         context = self._context(request, visitor, page.title, page, target.path)
-        render = partial(live.render, self._environment, page, page_request, context)
+        render = partial(live.render, self._renderer, page, page_request, context)
         headers = {**SECURITY_HEADERS, hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8"}
         return await self._live.send(request, headers, render, is_still_valid)
 
@@ -349,8 +349,7 @@ class PageSite:
         context = self._context(request, visitor, title, page, _raw_path(request))
         notice_id = request.query.get("notice", "")
         context["notice"] = self._sessions.take_notice(visitor.session_id, notice_id)
-        found = self._environment.get_template(template)
-        text = await render_in_slices(found, {**context, **model})
+        text = await self._renderer.render(template, {**context, **model})
         return _secured(
             Response(text=text, status=status, content_type="text/html", charset="utf-8")
         )

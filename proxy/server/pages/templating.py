@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from urllib.parse import urlencode
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from proxy import __version__
@@ -22,7 +22,7 @@ _DIVISORS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "weeks": 86400 * 7}
 _SHORT_DIGEST = 12
 _SHORT_NAME = 60
 # Seconds of rendering in one turn of the event loop: a manifest takes less than that.
-_SLICE = 0.0005
+_SLICE = 0.00025
 _DASH = "\N{EN DASH}"
 
 
@@ -67,8 +67,10 @@ def show_time(moment: float | None, *, clock: Callable[[], float]) -> Markup | s
         return "never"
     absolute = datetime.fromtimestamp(moment, UTC)
     text = absolute.strftime("%Y-%m-%d %H:%M:%S UTC")
-    return Markup('<time datetime="{}" title="{}">{}</time>').format(
-        absolute.strftime("%Y-%m-%dT%H:%M:%SZ"), text, describe_age(clock() - moment)
+    return Markup('<time datetime="%s" title="%s">%s</time>') % (
+        f"{text[:10]}T{text[11:19]}Z",
+        text,
+        describe_age(clock() - moment),
     )
 
 
@@ -140,13 +142,25 @@ def set_in_query(path: str, name: str, value: str) -> str:
     return f"{path}{'&' if '?' in path else '?'}{urlencode({name: value})}"
 
 
-async def render_in_slices(template: Template, context: Mapping[str, object]) -> str:
-    """Render a template, letting the event loop serve others after each `_SLICE` of work."""
-    parts: list[str] = []
-    slice_ends = time.perf_counter() + _SLICE
-    for part in template.generate(context):
-        parts.append(part)
-        if time.perf_counter() > slice_ends:
-            await asyncio.sleep(0)
+class PageRenderer:
+    """Renders pages one after another, letting the event loop serve others after each `_SLICE` of work.
+
+    In turns, many pages at once would each have a slice between two steps of a pull.
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+        self._turn = asyncio.Lock()
+
+    async def render(self, template: str, context: Mapping[str, object]) -> str:
+        """Return the text of a template."""
+        found = self._environment.get_template(template)
+        parts: list[str] = []
+        async with self._turn:
             slice_ends = time.perf_counter() + _SLICE
-    return "".join(parts)
+            for part in found.generate(context):
+                parts.append(part)
+                if time.perf_counter() > slice_ends:
+                    await asyncio.sleep(0)
+                    slice_ends = time.perf_counter() + _SLICE
+        return "".join(parts)

@@ -16,7 +16,7 @@ from proxy.sizes import format_bytes
 # Images of one page.
 PAGE_SIZE = 100
 # Each of these images is looked at as a whole: that takes 2 ms.
-SHORT_PAGE_SIZE = 50
+SHORT_PAGE_SIZE = 25
 
 ORDERS: Mapping[str, str] = {
     "name": "Name",
