@@ -86,10 +86,12 @@ class ImageTableKeeper:
     async def _current(self, store: ImageStore) -> ImageTable:
         if self._building is None and await self._is_due(store):
             self._building = self.group.create_task(self._build(store))
-        if self._building and await self._may_be_quick(store):
+        # It may end, and be forgotten, during the next await.
+        building = self._building
+        if building and await self._may_be_quick(store):
             with suppress(TimeoutError):
                 async with asyncio.timeout(3 * QUICK_BUILD_TIME):
-                    await asyncio.wait([self._building])
+                    await asyncio.wait([building])
         if self._table is None:
             raise self._error or BusyError(_NOT_READY)
         return self._table

@@ -144,7 +144,11 @@ def _rebuild_index(path: Path, valid_blobs: dict[Digest, tuple[int, oci.Manifest
 
 
 def _read_rows(path: Path, query: str) -> list[tuple[str, ...]]:
-    with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as connection:
+    # sqlite3 cannot decode a message that quotes a damaged schema.
+    with (
+        suppress(sqlite3.Error, UnicodeDecodeError),
+        closing(sqlite3.connect(path)) as connection,
+    ):
         return connection.execute(query).fetchall()
     return []
 

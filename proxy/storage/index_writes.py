@@ -150,7 +150,11 @@ def open_connection(path: Path) -> sqlite3.Connection:
         raise StorageError(f"the index {path} cannot be opened: {error.strerror}") from error
     connection = sqlite3.connect(path, timeout=5, check_same_thread=False)
     # Takes effect in a new index, and in an older one at the next VACUUM.
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    try:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    except UnicodeDecodeError as error:  # of a message that quotes the damaged schema
+        connection.close()
+        raise sqlite3.DatabaseError("its schema is damaged") from error
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     connection.execute(f"PRAGMA journal_size_limit = {MAX_LOG_SIZE}")

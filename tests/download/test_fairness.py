@@ -74,7 +74,8 @@ async def test_the_waiting_downloads_of_one_address_are_limited(registry, make_p
             assert int(response.headers["Retry-After"]) > 0
             assert "max_waiting_per_client" in await response.text()
         # The client joins a running download, and one that another client has requested.
-        joined = group.create_task(client.status(absent(0)))
+        waiting = next(number for number, one in enumerate(flood) if not one.done())
+        joined = group.create_task(client.status(absent(waiting)))
         assert (await program.blob(digest)).digest == digest
         hold.set()
     assert joined.result() == 404

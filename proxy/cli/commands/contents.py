@@ -41,8 +41,9 @@ _PATH_WIDTH = 60
     "form",
     type=click.Choice(("cyclonedx", "spdx")),
     default="cyclonedx",
+    metavar="FORMAT",
     show_default=True,
-    help="CycloneDX 1.6 or SPDX 2.3.",
+    help="cyclonedx (CycloneDX 1.6) or spdx (SPDX 2.3).",
 )
 def sbom(*, path: Path | None, store: str | None, image: str, platform: str, form: str) -> None:
     """Print what is in a stored image as an SBOM.
@@ -68,8 +69,9 @@ def sbom(*, path: Path | None, store: str | None, image: str, platform: str, for
     "form",
     type=click.Choice(("table", "json", "csv")),
     default="table",
+    metavar="FORMAT",
     show_default=True,
-    help="How the findings are printed.",
+    help="How the findings are printed: table, json or csv.",
 )
 @no_trunc_option
 def scan(

@@ -54,6 +54,16 @@ async def test_the_overview_says_why_pulls_fail(registry, filled, client):
     assert "Next attempt" in text
 
 
+async def test_the_overview_does_not_say_that_all_is_well_after_the_first_failed_pull(
+    registry, filled, client
+):
+    assert "Serving, and nothing is wrong." in (await client.get("/")).text
+    await registry.stop()
+    await filled.manifest("me/other")
+    text = (await client.get("/")).text
+    assert "Serving, but one pull of 1 image failed in the last hour." in text
+
+
 async def test_the_chart_of_days_says_its_maximum_and_its_days(client):
     text = (await client.get("/")).text
     chart = text[text.index('aria-label="Bytes to clients by day') :].partition("</svg>")[0]

@@ -57,10 +57,10 @@ def describe_state(status: DaemonStatus, problems: list[Problem]) -> str:
             return "Degraded: the store cannot be used."
         case "degraded":
             return f"Degraded: {', '.join(down)} cannot be reached; cached images are served."
-        case _ if problems and problems[0].look == "bad":
+        case _ if problems:
             return f"Serving, but {problems[0].title[:1].lower()}{problems[0].title[1:]}."
         case _:
-            return "Serving, and all registries answer."
+            return "Serving, and nothing is wrong."
 
 
 async def switch_offline(request: PageRequest) -> Done:
