@@ -24,7 +24,7 @@ VARIABLES = {
 }
 
 # Panels without data: docker-registry sends no rate limit, no request was retried, there is no policy, no TLS,
-# and no alert; pulls are counted ten minutes after they began.
+# no fleet and no alert; pulls are counted ten minutes after they began.
 EMPTY = {
     "Remaining pulls",
     "Retries",
@@ -32,6 +32,10 @@ EMPTY = {
     "Decisions of policies",
     "Alerts",
     "Pulls served by the cache per hour",
+    "Members of the fleet",
+    "Blobs by source in the fleet",
+    "Questions to the directory",
+    "Directory, 99th percentile",
 }
 RECORDED = [
     f"instance_upstream:{name}"

@@ -91,7 +91,7 @@ def test_the_daemon_makes_no_system_call_that_the_unit_forbids(
     directory: Path, upstream: Registry, image: BuiltImage
 ):
     forbidden = forbidden_system_calls()
-    assert {"reboot", "setpriority", "fchown"} <= forbidden
+    assert {"reboot", "sched_setaffinity", "fchown"} <= forbidden
     assert "sendfile" not in forbidden
     manager = FakeServiceManager(directory / "managed", upstream.url, watchdog=1)
     trace = directory / "trace"
