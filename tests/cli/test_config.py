@@ -123,6 +123,7 @@ def test_show_applies_the_store_option(file):
         "min_free": "1GB",
         "max_idle": "0s",
         "scrub": "30d",
+        "group_access": False,
     }
 
 
@@ -156,6 +157,7 @@ def test_schema_is_json_schema():
         "registry_proxy_metrics",
         "tracing",
         "shutdown_timeout",
+        "accel_redirect",
     }
 
 

@@ -122,14 +122,14 @@ async def test_it_fits_into_60_columns(registry, program):
 
 async def test_shares_of_rules_are_shown_and_what_is_over_goes_next(registry, make_program):
     program = await make_program(
-        store={"max_size": "1MB"}, rules=[{"images": ["docker.io/ci/*"], "max_share": "1%"}]
+        store={"max_size": "1.2MB"}, rules=[{"images": ["docker.io/ci/*"], "max_share": "1%"}]
     )
     await pull(registry, program, "me/app", OWN)
     await pull(registry, program, "ci/build", OTHER * 4)
     found = await usage(program)
     (share,) = found["shares"]
-    assert (share["rule"], share["images"], share["limit"]) == (1, ["docker.io/ci/*"], 10_000)
+    assert (share["rule"], share["images"], share["limit"]) == (1, ["docker.io/ci/*"], 12_000)
     assert share["used"] > 20_000
     assert [one["repository"] for one in found["next"]] == ["ci/build", "me/app"]
     text = (await run_on(program, "df")).stdout
-    assert re.search(r"^rules\[1\] +\d.* kB +10 kB +docker\.io/ci/\*", text, re.MULTILINE)
+    assert re.search(r"^rules\[1\] +\d.* kB +12 kB +docker\.io/ci/\*", text, re.MULTILINE)

@@ -84,7 +84,7 @@ def test_options_reach_the_daemon_and_sigterm_stops_it(tmp_path):
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as daemon:
         assert daemon.stdout
-        text = "".join(lines_until(daemon.stdout, "client-config"))
+        text = "".join(lines_until(daemon.stdout, "pullcache ui"))
         (port,) = re.findall(r"listening +http://127\.0\.0\.1:(\d+)\n", text)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
             metrics = response.read().decode()

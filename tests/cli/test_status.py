@@ -91,7 +91,7 @@ async def test_status_as_json_is_the_document_of_the_admin_api(program):
 
 async def test_status_warns_when_pins_take_nearly_all_space(registry, make_program):
     program = await make_program(store={"max_size": "10MB"})
-    layer = bytes(9_150_000)
+    layer = bytes(9_100_000)
     push_manifest(registry, APP, [layer], tag="v1")
     await pull_parts(program, APP, "v1")
     await run_on(program, "pin", "app:v1")
