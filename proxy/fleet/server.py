@@ -203,7 +203,9 @@ def read_ca(settings: FleetSettings) -> str:
 def _open_client(settings: FleetSettings, ca: str) -> Redis:
     url = settings.valkey
     common: dict[str, Any] = {
-        "socket_timeout": ANSWER_TIMEOUT,
+        # `asking` limits each question. With a timeout of its own redis-py sends by `asyncio.wait_for`, which in
+        # Python 3.11 may ignore a cancellation (https://github.com/python/cpython/issues/86296).
+        "socket_timeout": None,
         "socket_connect_timeout": ANSWER_TIMEOUT,
         # After a restart of the server every idle connection fails once.
         "retry": Retry(NoBackoff(), 1, (RedisConnectionError,)),

@@ -1,5 +1,6 @@
 """What a node says of a server that it cannot use."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,19 @@ def test_files_that_cannot_be_read_are_errors_of_the_configuration(tmp_path: Pat
 
 def test_the_server_of_the_tests_is_real(server: RedisServer):
     assert server.command("PING") == b"+PONG\r\n"
+
+
+async def test_a_node_stops_at_whatever_moment_of_a_question_it_is_cancelled(nodes):
+    node = await nodes.start(1)
+
+    async def ask() -> None:
+        while True:
+            await node.join()
+
+    for turns in range(200):
+        task = asyncio.get_running_loop().create_task(ask())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        _, running = await asyncio.wait([task], timeout=20)
+        assert not running, f"cancelled after {turns} turns of the loop, it asks on"
