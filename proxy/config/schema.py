@@ -588,6 +588,10 @@ class FleetSettings(Section, frozen=True):
         PositiveDuration,
         Meta(description="How long another node may send nothing before the next one is asked."),
     ] = PositiveDuration.parse("4s")
+    answer_timeout: Annotated[
+        PositiveDuration,
+        Meta(description="How long the server may take for an answer before the node works alone."),
+    ] = PositiveDuration.parse("500ms")
 
     def __post_init__(self) -> None:
         if not self.valkey:

@@ -6,10 +6,10 @@ The only module that imports redis, an optional dependency.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio import ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import Connection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
@@ -31,10 +31,12 @@ from proxy.config.values import expand_path
 from proxy.errors import ConfigError
 from proxy.metrics import FleetOperation, Metrics
 
-# Seconds for a question to the server, with connecting.
-ANSWER_TIMEOUT = 0.5
-# Connections with the server.
-MAX_CONNECTIONS = 16
+# Questions to the server at a time; others wait. Beside them, a heartbeat never waits.
+MAX_QUESTIONS = 16
+# The parts of `fleet.answer_timeout` that are counted, each as one however long the event loop takes over it.
+TICKS = 10
+# Seconds for closing the connections.
+CLOSE_TIMEOUT = 1.0
 
 SERVER_ERRORS = (RedisError, OSError, TimeoutError, ConfigError)
 
@@ -59,13 +61,17 @@ class FleetServer:
         self.is_blind = True
         self._metrics = metrics
         self._on_blind = on_blind
+        self._answer_timeout = settings.answer_timeout
+        self._turns = asyncio.Semaphore(MAX_QUESTIONS)
         self._client = _open_client(settings, ca)
         self._scripts: dict[str, Any] = {}
 
     async def close(self) -> None:
-        """Close all connections."""
-        await self._client.aclose()
-        await self._client.connection_pool.disconnect()
+        """Close all connections. A server that does not answer delays it by a second at most."""
+        with suppress(*SERVER_ERRORS):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._client.aclose()
+                await self._client.connection_pool.disconnect()
 
     async def run(self, script: str, keys: tuple[str, ...], *args: str | float) -> Any:
         """Run a script. Raises one of `SERVER_ERRORS`; to be called within `asking`."""
@@ -88,23 +94,24 @@ class FleetServer:
     async def asking(
         self, operation: FleetOperation, *, is_check: bool = False
     ) -> AsyncIterator[None]:
-        """Time, count and limit a question to the server.
+        """Time, count and limit a question to the server. It may wait for others of this node first.
 
         Raises `DirectoryBlindError` if the server fails or is blind; with `is_check` it is asked in any case, and
         no longer blind after an answer.
         """
-        if self.is_blind and not is_check:
-            self._metrics.count_fleet_request(operation, "blind")
-            raise DirectoryBlindError
         started = time.perf_counter()
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT):
-                yield
-        except SERVER_ERRORS as error:
-            self._metrics.count_fleet_request(operation, "failed")
-            self.is_blind = True
-            self._on_blind(explain(error))
-            raise DirectoryBlindError from error
+        async with nullcontext() if is_check else self._turns:
+            if self.is_blind and not is_check:
+                self._metrics.count_fleet_request(operation, "blind")
+                raise DirectoryBlindError
+            try:
+                async with _uncancelled(), _answer_within(self._answer_timeout):
+                    yield
+            except SERVER_ERRORS as error:
+                self._metrics.count_fleet_request(operation, "failed")
+                self.is_blind = True
+                self._on_blind(explain(error, self._answer_timeout))
+                raise DirectoryBlindError from error
         self._metrics.count_fleet_request(operation, "ok", time.perf_counter() - started)
         if is_check:
             self.is_blind = False
@@ -115,8 +122,53 @@ class FleetServer:
         return self._scripts[text]
 
 
-def explain(error: BaseException) -> str:
+@asynccontextmanager
+async def _answer_within(seconds: float) -> AsyncIterator[None]:
+    """Raise `TimeoutError` if the block takes longer.
+
+    While the event loop is busy, an answer that has arrived cannot be read. So it takes several timers that expire
+    one after another, with the loop reading between them.
+    """
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle | None = None
+
+    def wait(ticks: int) -> None:
+        nonlocal timer
+        if ticks:
+            timer = loop.call_later(seconds / TICKS, wait, ticks - 1)
+        else:
+            limit.reschedule(loop.time())
+
+    try:
+        async with asyncio.timeout(None) as limit:
+            wait(TICKS)
+            yield
+    finally:
+        if timer:
+            timer.cancel()
+
+
+@asynccontextmanager
+async def _uncancelled() -> AsyncIterator[None]:
+    """Raise `CancelledError` after the block if the task was cancelled in it, also if the block has not.
+
+    With a timeout of its own, as for Sentinels, redis-py sends by `asyncio.wait_for`, which in Python 3.11 may ignore
+    a cancellation (https://github.com/python/cpython/issues/86296).
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    try:
+        yield
+    finally:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError
+
+
+def explain(error: BaseException, answer_timeout: float) -> str:
     """Return what is wrong with the server, and what to do."""
+    if isinstance(error, TimeoutError | RedisTimeoutError):
+        return f"the server did not answer within {answer_timeout:g} s (fleet.answer_timeout)"
     for kind, reason in _REASONS:
         if isinstance(error, kind):
             return reason
@@ -131,7 +183,6 @@ def explain(error: BaseException) -> str:
     return f"the server answers with an error: {text}"
 
 
-_NO_ANSWER = f"the server did not answer within {ANSWER_TIMEOUT} s"
 _WRONG_PASSWORD = "the server refuses the login; check fleet.valkey_password_file and the user"  # noqa: S105
 _READ_ONLY = (
     "the server is a read-only replica; name the primary, or the Sentinels, in fleet.valkey"
@@ -139,7 +190,6 @@ _READ_ONLY = (
 _OUT_OF_MEMORY = "the server is out of memory; raise its maxmemory"
 _TOO_OLD = "the server is too old; Redis 6 or Valkey is needed"
 _REASONS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
-    ((TimeoutError, RedisTimeoutError), _NO_ANSWER),
     (AuthenticationError, _WRONG_PASSWORD),
     (NoPermissionError, "the user may not run scripts on the server; check its ACL"),
     (BusyLoadingError, "the server is still loading its data"),
@@ -203,10 +253,9 @@ def read_ca(settings: FleetSettings) -> str:
 def _open_client(settings: FleetSettings, ca: str) -> Redis:
     url = settings.valkey
     common: dict[str, Any] = {
-        # `asking` limits each question. With a timeout of its own redis-py sends by `asyncio.wait_for`, which in
-        # Python 3.11 may ignore a cancellation (https://github.com/python/cpython/issues/86296).
+        # `asking` limits each question.
         "socket_timeout": None,
-        "socket_connect_timeout": ANSWER_TIMEOUT,
+        "socket_connect_timeout": None,
         # After a restart of the server every idle connection fails once.
         "retry": Retry(NoBackoff(), 1, (RedisConnectionError,)),
         "decode_responses": True,
@@ -222,8 +271,11 @@ def _open_client(settings: FleetSettings, ca: str) -> Redis:
         common["ssl_ca_data"] = ca
     if len(url.hosts) > 1:
         options = common | ({"ssl": True} if url.is_tls else {})
+        # Each in its turn, before the time for the question is over.
+        part = settings.answer_timeout / (len(url.hosts) + 1)
+        timeouts = {"socket_timeout": part, "socket_connect_timeout": part}
         sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
-            url.hosts, sentinel_kwargs=options, **options
+            url.hosts, sentinel_kwargs=options | timeouts, **options
         )
         client: Redis = sentinel.master_for(url.master, db=url.database)
         return client
@@ -233,11 +285,5 @@ def _open_client(settings: FleetSettings, ca: str) -> Redis:
         common["path"] = url.unix_path
     else:
         common["host"], common["port"] = url.hosts[0]
-    pool = BlockingConnectionPool(
-        max_connections=MAX_CONNECTIONS,
-        timeout=ANSWER_TIMEOUT,
-        connection_class=kind,
-        db=url.database,
-        **common,
-    )
+    pool = ConnectionPool(connection_class=kind, db=url.database, **common)
     return Redis.from_pool(pool)

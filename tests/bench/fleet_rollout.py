@@ -29,7 +29,7 @@ import msgspec
 
 from proxy.config import FleetSettings
 from proxy.config.values import FleetName, OptionalUrl, PositiveDuration, ValkeyUrl
-from proxy.fleet import scripts, server as fleet_server
+from proxy.fleet import scripts
 from proxy.fleet.directory import FleetDownload, Member
 from proxy.fleet.keys import node_id
 from proxy.fleet.memory import RecentValues
@@ -120,6 +120,8 @@ class SimulatedFleet:
                 name=FleetName(f"fleet{number}"),
                 address=OptionalUrl(self.address(0)),
                 heartbeat=PositiveDuration(HEARTBEAT),
+                # This machine does other things too.
+                answer_timeout=PositiveDuration(60.0),
                 children=world.children,
             ),
             Metrics([], "0"),
@@ -389,22 +391,18 @@ class Rollout:
 
 
 @asynccontextmanager
-async def _patient_server(directory: Path) -> AsyncIterator[RedisServer]:
-    """Run redis-server; its answers may take long, because this machine does other things too."""
-    before = fleet_server.ANSWER_TIMEOUT
-    fleet_server.ANSWER_TIMEOUT = 60.0
+async def _running_server(directory: Path) -> AsyncIterator[RedisServer]:
     redis = RedisServer(directory)
     await asyncio.to_thread(redis.start)
     try:
         yield redis
     finally:
-        fleet_server.ANSWER_TIMEOUT = before
         await asyncio.to_thread(redis.close)
 
 
 async def simulate(world: RolloutWorld, directory: Path) -> RolloutResult:
     """Simulate a roll-out with a server of its own."""
-    async with _patient_server(directory) as redis:
+    async with _running_server(directory) as redis:
         return await Rollout(world, redis).run()
 
 

@@ -10,6 +10,7 @@ import pytest
 from tests.fleet.conftest import wait_until
 from tests.support.admin_api import call, stream
 from tests.support.commands import run_on
+from tests.support.fleet import TIMES
 from tests.support.openapi import validate
 from tests.support.ports import reserve_port
 from tests.support.program import Program
@@ -26,7 +27,7 @@ def make_node(server, make_program, tmp_path):
         fleet = {
             "valkey": server.url,
             "address": address or f"http://127.0.0.1:{port}",
-            "heartbeat": "100ms",
+            **TIMES,
         }
         listen = {"listen": [f"127.0.0.1:{port}"]}
         node: Program = await make_program(tmp_path / name, fleet=fleet, server=listen, **sections)
@@ -39,7 +40,7 @@ def make_node(server, make_program, tmp_path):
 async def start_pair(make_node: Callable[..., Any]) -> tuple[Program, Program]:
     one, two = await make_node(), await make_node()
     directories = [node.running._core.directory for node in (one, two)]
-    await wait_until(lambda: all(len(directory.members) == 1 for directory in directories))
+    await wait_until(lambda: all(len(one.members) == 1 for one in directories), *directories)
     return one, two
 
 
@@ -116,8 +117,9 @@ async def test_other_operations_cannot_be_called(make_node):
 async def test_a_node_that_cannot_be_reached_is_named(make_node):
     one = await make_node()
     # Nothing listens at the address of the other one.
-    await make_node("http://127.0.0.1:1")
-    await wait_until(lambda: len(one.running._core.directory.members) == 1)
+    other_node = await make_node("http://127.0.0.1:1")
+    directories = [node.running._core.directory for node in (one, other_node)]
+    await wait_until(lambda: len(directories[0].members) == 1, *directories)
     own, other = await call_fleet(one, "GET", "/api/v1/status")
     assert own["document"]["state"] == "serving"
     assert other["member"] == "http://127.0.0.1:1"

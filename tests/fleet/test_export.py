@@ -8,17 +8,15 @@ import pytest
 
 from tests.fakes.registry import FakeRegistry
 from tests.support.bundles import export_bundle, pull_all_platforms
-from tests.support.fleet import FleetProgram, start_all
+from tests.support.fleet import FleetProgram, running_fleet
 
 
 @pytest.fixture
 async def pair(tmp_path, server):
     async with FakeRegistry() as registry:
         nodes = [FleetProgram(tmp_path / f"node{n}", registry, server) for n in range(2)]
-        await start_all(*nodes)
-        yield registry, *nodes
-        for node in nodes:
-            await node.stop()
+        async with running_fleet(*nodes):
+            yield registry, *nodes
 
 
 def digests_in(bundle: bytes) -> set[str]:

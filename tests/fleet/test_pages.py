@@ -1,10 +1,12 @@
 """The fleet on the pages: the members, which of them this node is, and why it works alone."""
 
+from contextlib import AsyncExitStack
+
 import pytest
 
 from proxy.fleet.keys import FleetKeys, node_id
 from tests.fakes.registry import FakeRegistry
-from tests.support.fleet import FleetProgram, start_all
+from tests.support.fleet import FleetProgram, start_all, stop_all
 from tests.support.page_client import PageClient
 
 HOSTILE = "<script>alert(1)</script>"
@@ -21,9 +23,9 @@ async def make_node(tmp_path, server):
             nodes.append(FleetProgram(root, registry, server, server=admin))
             return nodes[-1]
 
-        yield make
-        for node in nodes:
-            await node.stop()
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(stop_all, nodes)
+            yield make
 
 
 async def overview(node: FleetProgram) -> str:

@@ -4,6 +4,9 @@ import asyncio
 import os
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +15,10 @@ from proxy.oci.digest import Digest
 from tests.fakes.faults import Fault
 from tests.fakes.registry import FakeRegistry
 from tests.support.certificates import Authority
-from tests.support.fleet import FleetProgram, PeerRelay, start_all
+from tests.support.fleet import FleetProgram, PeerRelay, running_fleet
 from tests.support.program import Program, read
+from tests.support.redis_server import RedisServer
+from tests.support.tasks import run_all
 
 MIB = 1 << 20
 
@@ -27,11 +32,8 @@ async def registry() -> AsyncIterator[FakeRegistry]:
 @pytest.fixture
 async def nodes(tmp_path, registry, server) -> AsyncIterator[list[FleetProgram]]:
     nodes = [FleetProgram(tmp_path / f"node{n}", registry, server) for n in range(3)]
-    await start_all(*nodes)
-    yield nodes
-    for node in nodes:
-        if node.is_running:
-            await node.stop()
+    async with running_fleet(*nodes):
+        yield nodes
 
 
 def blob_bytes(registry: FakeRegistry) -> int:
@@ -46,7 +48,7 @@ async def settle(*nodes: Program) -> None:
 async def test_a_cold_image_crosses_the_network_from_upstream_once(nodes, registry):
     layers = [os.urandom(MIB), os.urandom(2 * MIB), os.urandom(MIB)]
     image = registry.add_image(layers=layers, index=True)
-    await asyncio.gather(*(node.pull(image) for node in nodes for _ in range(4)))
+    await run_all(node.pull(image) for node in nodes for _ in range(4))
     await settle(*nodes)
     size = sum(len(registry.repositories[image.repository].blobs[one]) for one in image.blobs)
     # Each of two nodes asks for the first byte of each blob, as a proof.
@@ -164,7 +166,7 @@ async def test_tags_are_asked_for_once_in_a_fleet(nodes, registry, server):
     for node in nodes:
         node.clock.now += 7200
     server.command("FLUSHALL")
-    answers = await asyncio.gather(*(node.manifest(second) for node in nodes))
+    answers = await run_all(node.manifest(second) for node in nodes)
     assert [answer.digest for answer in answers] == [second.digest] * 3
     heads = registry.seen("HEAD .*/manifests/latest")
     assert sum(request.status == 200 for request in heads) == 1
@@ -196,7 +198,7 @@ async def test_without_the_directory_nodes_work_alone(nodes, registry, server):
     for node in nodes:
         await node.pull(image)
     other = registry.add_image(tag="other", layers=[b"another layer"])
-    await asyncio.gather(*(node.pull(other) for node in nodes))
+    await run_all(node.pull(other) for node in nodes)
 
 
 async def test_a_transfer_goes_on_while_the_directory_is_away(nodes, registry, server):
@@ -214,25 +216,25 @@ async def test_a_transfer_goes_on_while_the_directory_is_away(nodes, registry, s
     assert blob_bytes(registry) <= len(content) + 1
 
 
+@asynccontextmanager
+async def run_relayed(
+    directory: Path, registry: FakeRegistry, server: RedisServer, **sections: Any
+) -> AsyncIterator[tuple[PeerRelay, list[FleetProgram]]]:
+    """Run two nodes, the first of which the second reaches through a relay."""
+    async with PeerRelay() as relay:
+        first = FleetProgram(directory / "first", registry, server, relay=relay)
+        second = FleetProgram(directory / "second", registry, server, **sections)
+        async with running_fleet(first, second):
+            yield relay, [first, second]
+
+
 @pytest.fixture
 async def relayed(
     tmp_path, registry, server
 ) -> AsyncIterator[tuple[PeerRelay, list[FleetProgram]]]:
     """Two nodes, the first of which the second reaches through a relay."""
-    async with PeerRelay() as relay:
-        nodes = [
-            FleetProgram(tmp_path / "first", registry, server, relay=relay),
-            FleetProgram(
-                tmp_path / "second",
-                registry,
-                server,
-                fetch={"min_rate": "1KB", "stall_timeout": "500ms"},
-            ),
-        ]
-        await start_all(*nodes)
-        yield relay, nodes
-        for node in nodes:
-            await node.stop()
+    async with run_relayed(tmp_path, registry, server) as found:
+        yield found
 
 
 async def test_wrong_bytes_of_a_peer_are_not_kept_and_upstream_is_asked(relayed, registry):
@@ -253,22 +255,29 @@ async def test_wrong_bytes_of_a_peer_are_not_kept_and_upstream_is_asked(relayed,
     assert blob_bytes(registry) == 2 * len(content) + 1
 
 
-@pytest.mark.parametrize("fault", ["cut_at", "stall_at", "slow_at"])
+@pytest.mark.parametrize(
+    ("fault", "times"),
+    [
+        ("cut_at", {}),
+        ("stall_at", {"fleet": {"stall_timeout": "2s"}}),
+        ("slow_at", {"fetch": {"min_rate": "1KB", "stall_timeout": "1s"}}),
+    ],
+)
 async def test_a_transfer_that_a_peer_breaks_off_goes_on_upstream_at_its_offset(
-    relayed, registry, fault
+    tmp_path, registry, server, fault, times
 ):
-    relay, (first, second) = relayed
-    content = os.urandom(4 * MIB)
-    digest = registry.add_blob(content)
-    assert (await first.blob(digest)).digest == digest
-    await settle(first)
-    setattr(relay, fault, 2 * MIB)
-    answer = await second.blob(digest)
-    assert (answer.digest, answer.is_whole) == (digest, True)
-    again = blob_bytes(registry) - len(content)
-    assert MIB < again <= 3 * MIB
-    reason = "broken" if fault == "cut_at" else "stalled"
-    assert await second.metric("pullcache_peer_failovers_total", reason=reason) == 1
+    async with run_relayed(tmp_path, registry, server, **times) as (relay, (first, second)):
+        content = os.urandom(4 * MIB)
+        digest = registry.add_blob(content)
+        assert (await first.blob(digest)).digest == digest
+        await settle(first)
+        setattr(relay, fault, 2 * MIB)
+        answer = await second.blob(digest)
+        assert (answer.digest, answer.is_whole) == (digest, True)
+        again = blob_bytes(registry) - len(content)
+        assert MIB < again <= 3 * MIB
+        reason = "broken" if fault == "cut_at" else "stalled"
+        assert await second.metric("pullcache_peer_failovers_total", reason=reason) == 1
 
 
 async def test_a_peer_that_cannot_be_reached_costs_one_transfer(relayed, registry):
@@ -300,14 +309,12 @@ async def test_nodes_speak_tls_with_certificates_of_the_fleets_own_authority(
         )
         for n in range(2)
     ]
-    await start_all(*nodes)
-    digest = registry.add_blob(os.urandom(MIB))
-    for node in nodes:
-        assert (await node.blob(digest)).digest == digest
-        await settle(node)
-    assert await nodes[1].metric("pullcache_peer_bytes_total", direction="in") == MIB
-    for node in nodes:
-        await node.stop()
+    async with running_fleet(*nodes):
+        digest = registry.add_blob(os.urandom(MIB))
+        for node in nodes:
+            assert (await node.blob(digest)).digest == digest
+            await settle(node)
+        assert await nodes[1].metric("pullcache_peer_bytes_total", direction="in") == MIB
 
 
 async def test_a_node_with_a_certificate_that_is_not_trusted_is_not_asked(
@@ -324,15 +331,13 @@ async def test_a_node_with_a_certificate_that_is_not_trusted_is_not_asked(
         trust=ssl.create_default_context(cafile=str(authority.ca)),
     )
     second = FleetProgram(tmp_path / "second", registry, server)
-    await start_all(first, second)
-    digest = registry.add_blob(os.urandom(MIB))
-    for node in (first, second):
-        assert (await node.blob(digest)).digest == digest
-        await settle(node)
-    assert await second.metric("pullcache_peer_bytes_total", direction="in") == 0
-    assert await second.metric("pullcache_peer_failovers_total", reason="refused") == 1
-    for node in (first, second):
-        await node.stop()
+    async with running_fleet(first, second):
+        digest = registry.add_blob(os.urandom(MIB))
+        for node in (first, second):
+            assert (await node.blob(digest)).digest == digest
+            await settle(node)
+        assert await second.metric("pullcache_peer_bytes_total", direction="in") == 0
+        assert await second.metric("pullcache_peer_failovers_total", reason="refused") == 1
 
 
 async def test_a_node_that_waits_for_its_turn_is_asked_again(tmp_path, registry, server):
@@ -340,21 +345,20 @@ async def test_a_node_that_waits_for_its_turn_is_asked_again(tmp_path, registry,
         FleetProgram(tmp_path / f"node{n}", registry, server, fetch={"max_downloads": 1})
         for n in range(2)
     ]
-    await start_all(*nodes)
-    large, digest = registry.add_blob(os.urandom(2 * MIB)), registry.add_blob(os.urandom(MIB))
-    release = asyncio.Event()
-    registry.fail(registry.body_of(large), Fault(stall_at=MIB, until=release))
-    async with nodes[0].opened(f"/v2/library/app/blobs/{large}") as first:
-        await first.content.readexactly(1000)
-        # The first node has asked upstream for the second blob too, and may not receive it yet.
-        waiting = asyncio.gather(nodes[0].blob(digest), nodes[1].blob(digest))
-        await registry.until(lambda: registry.count(registry.body_of(digest)) > 0)
-        release.set()
-        assert [answer.digest for answer in await waiting] == [digest] * 2
-        assert (await read(first))[1]
-    assert blob_bytes(registry) <= 3 * MIB + 2
-    for node in nodes:
-        await node.stop()
+    async with running_fleet(*nodes):
+        large, digest = registry.add_blob(os.urandom(2 * MIB)), registry.add_blob(os.urandom(MIB))
+        release = asyncio.Event()
+        registry.fail(registry.body_of(large), Fault(stall_at=MIB, until=release))
+        async with nodes[0].opened(f"/v2/library/app/blobs/{large}") as first:
+            await first.content.readexactly(1000)
+            # The first node has asked upstream for the second blob too, and may not receive it yet.
+            async with asyncio.TaskGroup() as group:
+                waiting = [group.create_task(node.blob(digest)) for node in nodes]
+                await registry.until(lambda: registry.count(registry.body_of(digest)) > 0)
+                release.set()
+            assert [answer.result().digest for answer in waiting] == [digest] * 2
+            assert (await read(first))[1]
+        assert blob_bytes(registry) <= 3 * MIB + 2
 
 
 async def test_nodes_that_name_each_other_as_mirrors_answer_at_once(tmp_path, registry, server):
@@ -362,12 +366,11 @@ async def test_nodes_that_name_each_other_as_mirrors_answer_at_once(tmp_path, re
     for node, other in zip(nodes, reversed(nodes), strict=True):
         listen = other.sections["server"]["listen"][0]
         node.upstreams["docker.io"]["mirrors"] = [f"http://{listen}"]
-    await start_all(*nodes)
-    image = registry.add_image(layers=[os.urandom(MIB)])
-    async with asyncio.timeout(5):
-        await asyncio.gather(*(node.pull(image) for node in nodes))
-    for node in nodes:
-        await node.stop()
+    async with running_fleet(*nodes):
+        image = registry.add_image(layers=[os.urandom(MIB)])
+        # Without a guard they would ask each other until the timeouts of upstreams, 30 s.
+        async with asyncio.timeout(20):
+            await run_all(node.pull(image) for node in nodes)
 
 
 async def test_the_cap_of_each_node_holds(tmp_path, registry, server):
@@ -381,14 +384,12 @@ async def test_the_cap_of_each_node_holds(tmp_path, registry, server):
         )
         for n in range(2)
     ]
-    await start_all(*nodes)
-    digests = [registry.add_blob(os.urandom(2 * MIB)) for _ in range(8)]
-    for digest in digests:
-        for node in nodes:
-            assert (await node.blob(digest)).digest == digest
-            assert node.disk_usage() <= limit
-    for node in nodes:
-        await node.stop()
+    async with running_fleet(*nodes):
+        digests = [registry.add_blob(os.urandom(2 * MIB)) for _ in range(8)]
+        for digest in digests:
+            for node in nodes:
+                assert (await node.blob(digest)).digest == digest
+                assert node.disk_usage() <= limit
 
 
 async def test_the_503_of_a_load_balancer_is_not_waited_for(nodes, registry, server):

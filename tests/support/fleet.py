@@ -1,7 +1,8 @@
 """Nodes of one fleet in this process, and a relay between them that fails on demand."""
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from tests.support.program import Program
 from tests.support.redis_server import RedisServer
 
 TOKEN = "a secret of the fleet"
-HEARTBEAT = 0.2
+# Long enough that no test on a busy machine loses a node, a transfer or the directory, unless it wants to. Nodes
+# report whenever a test waits.
+TIMES = {"heartbeat": "10s", "stall_timeout": "20s", "answer_timeout": "20s"}
+PATIENCE = 30.0
 
 
 class FleetProgram(Program):
@@ -41,8 +45,7 @@ class FleetProgram(Program):
             "valkey": valkey.url,
             "address": address,
             "token_file": str(token_file),
-            "heartbeat": f"{HEARTBEAT * 1000:.0f}ms",
-            "stall_timeout": "1s",
+            **TIMES,
             **sections.pop("fleet", {}),
         }
         listen = {"listen": [f"127.0.0.1:{port}"]}
@@ -60,18 +63,42 @@ class FleetProgram(Program):
         return [*self.running._core.directory.members]
 
     async def until(self, condition: Any) -> None:
-        """Wait until a condition holds."""
-        async with asyncio.timeout(20):
-            while not condition():  # noqa: ASYNC110 (a condition of the directory has no event)
+        """Wait until a condition holds, while the node reports."""
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                await self.report()
                 await asyncio.sleep(0.01)
+
+    async def report(self) -> None:
+        """Report to the fleet now, and learn of the other nodes."""
+        await self.running._core.directory.join()
 
 
 async def start_all(*nodes: FleetProgram) -> None:
     """Start nodes, and wait until all of them know each other."""
     for node in nodes:
         await node.start()
+        await node.until(lambda node=node: not node.running._core.directory.is_blind)
     for node in nodes:
         await node.until(lambda node=node: len(node.members) == len(nodes) - 1)
+
+
+@asynccontextmanager
+async def running_fleet(*nodes: FleetProgram) -> AsyncIterator[None]:
+    """Run nodes that know each other, and stop those that run at the end."""
+    try:
+        await start_all(*nodes)
+        yield
+    finally:
+        await stop_all(nodes)
+
+
+async def stop_all(nodes: Iterable[FleetProgram]) -> None:
+    """Stop the nodes that run, all of them also if one fails to stop."""
+    async with AsyncExitStack() as stack:
+        for node in nodes:
+            if node.is_running:
+                stack.push_async_callback(node.stop)
 
 
 class PeerRelay(Startable):
