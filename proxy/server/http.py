@@ -22,6 +22,7 @@ from proxy.server.clients.address import Networks, resolve_client
 from proxy.server.clients.connection_limit import ConnectionSlot
 from proxy.server.clients.proxied_connection import TrustedProxies
 from proxy.server.clients.proxy_protocol import is_header_start
+from proxy.server.repeated_requests import BODY_HEADERS, RepeatedRequests
 from proxy.server.request import Request
 from proxy.server.responses import Body, FileBody, Response, json_response, serialize_head
 from proxy.server.send_turns import SENDFILE_SPEEDUP, SendTurns
@@ -79,11 +80,6 @@ _HEADERS: Mapping[bytes, str] = {
     )
     for spelling in (name, name.title())
 }
-# The number of requests that are remembered with their bytes, and the size of the longest, in bytes.
-MAX_REPEATED_REQUESTS = 4096
-MAX_REPEATED_SIZE = 2 << 10
-# A request with one of these headers has a body, or may have one.
-_BODY_HEADERS = frozenset(("content-length", "transfer-encoding"))
 _HEAD_END = b"\r\n\r\n"
 _BLANKS = frozenset(" \t")
 _CLOSE = re.compile(r"(?:^|,)[ \t]*close[ \t]*(?:,|$)", re.IGNORECASE)
@@ -118,6 +114,7 @@ class HttpConnection(asyncio.Protocol):
         self._server = server
         self._slot = slot
         self._handler: RequestHandler = server.handler
+        self._find_repeated = server.repeated.find
         self._keepalive_timeout = KEEPALIVE_TIMEOUT
         if slot and slot.is_rejected:
             self._handler = _reject
@@ -204,8 +201,8 @@ class HttpConnection(asyncio.Protocol):
             return
         if self._is_reading_request or self._requests:
             self._parse(data)
-        elif self._proxies is None and (repeated := self._server.find_repeated(data)):
-            self._answer(repeated.for_client(self._client, self._scheme))
+        elif repeated := self._find_repeated(data, self._client, self._scheme, self._proxies):
+            self._answer(repeated)
             return
         else:
             self._parse(data)
@@ -353,10 +350,9 @@ class HttpConnection(asyncio.Protocol):
             self._set_deadline(min(HEAD_TIMEOUT, self._keepalive_timeout))
 
     def _remember(self, data: bytes) -> None:
-        # Requests by proxies have the addresses of their clients in them.
-        is_alone = self._proxies is None and len(self._requests) == 1
+        is_alone = len(self._requests) == 1
         if is_alone and not (self._is_reading_request or self._error_status):
-            self._server.remember(data, self._requests[0])
+            self._server.repeated.remember(data, self._requests[0])
 
     def _on_parser_error(self, error: httptools.HttpParserError) -> None:
         if self._is_parsing_over:
@@ -436,7 +432,7 @@ class HttpConnection(asyncio.Protocol):
         is_valid = self._is_http_1_0 if host is None else _HOST.fullmatch(host)
         if not is_valid:
             self._refuse(400)
-        if not _BODY_HEADERS.isdisjoint(headers):
+        if not BODY_HEADERS.isdisjoint(headers):
             self._begin_body(headers)
 
     def _begin_body(self, headers: Mapping[str, str]) -> None:
@@ -731,29 +727,12 @@ class HttpServer:
         self._drain_timeout: float | None = None
         self._malformed_count = 0
         self._minute_start = 0.0
-        self._repeated: dict[bytes, Request] = {}
+        self.repeated = RepeatedRequests()
 
     def proxies_before(self, address: str | None) -> Networks | None:
         """Return the trusted proxies if `address` is one of them."""
         networks = self._proxies.networks if self._proxies else None
         return networks if networks and address and address in networks else None
-
-    def find_repeated(self, data: bytes) -> Request | None:
-        """Return the request that exactly these bytes were parsed to before, if it is remembered."""
-        return self._repeated.get(data)
-
-    def remember(self, data: bytes, request: Request) -> None:
-        """Remember a request that arrived alone in one read: the nodes of a fleet send the same bytes.
-
-        Only a request without a body is remembered, on a connection that stays open after it.
-        """
-        if len(data) > MAX_REPEATED_SIZE or not request.keep_alive:
-            return
-        if not (data.endswith(_HEAD_END) and _BODY_HEADERS.isdisjoint(request.headers)):
-            return
-        if len(self._repeated) >= MAX_REPEATED_REQUESTS:
-            del self._repeated[next(iter(self._repeated))]
-        self._repeated[data] = request
 
     def __call__(self, slot: ConnectionSlot | None = None) -> HttpConnection:
         """Return the protocol of a new connection."""

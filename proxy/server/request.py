@@ -78,7 +78,29 @@ class Request:
         """Return the same request, as sent by another connection."""
         if client == self.client and scheme == self.scheme:
             return self
-        return Request(self.method, self.target, self.headers, client, scheme, self.is_http_1_0)
+        return Request(
+            self.method,
+            self.target,
+            self.headers,
+            client,
+            scheme,
+            self.is_http_1_0,
+            is_proxied=self.is_proxied,
+        )
+
+    def with_headers(self, headers: Mapping[str, str]) -> "Request":
+        """Return the same request with other headers."""
+        return Request(
+            self.method,
+            self.target,
+            headers,
+            self.client,
+            self.scheme,
+            self.is_http_1_0,
+            self.keep_alive,
+            self.has_unread_body,
+            self.is_proxied,
+        )
 
     @property
     def query(self) -> Mapping[str, str]:

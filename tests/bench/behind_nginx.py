@@ -2,27 +2,26 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
-from tests.bench import load, proc
-from tests.bench.content import MIB
+from tests.bench import light_client, load, proc
+from tests.bench.content import KIB, MIB
 from tests.bench.figures import Goal, LoadSize, Row, Runs
 from tests.bench.testbed import OTHER, PULLCACHE, ServerProcess, Testbed, pullcache
 from tests.system.nginx import BEHIND_NGINX, nginx
 
 DIRECT = "no nginx"
 CLIENTS = 32
-SIZES = (MIB, 16 * MIB)
-# The daemon's CPU time for a hit of 1 MiB, in microseconds, and the rate of large blobs beside one process.
+SIZES = (64 * KIB, MIB, 16 * MIB)
+# The daemon's CPU time for a hit of 1 MiB, in microseconds, and the rate of such hits beside one process.
 MAX_CPU = 60
 MIN_SPEEDUP = 1.3
 
 
 def measure(testbed: Testbed, size: LoadSize, directory: Path) -> Iterator[Row]:
-    """Measure blobs from memory: rates of whole responses, and the daemon's CPU time for each.
+    """Measure blobs from memory: rates of whole responses, and the CPU time for each, by process.
 
-    The client discards the bytes: wrk takes more CPU than both servers, so that it would be measured.
+    The client is light: wrk takes more CPU time than both servers, so that it would be measured.
     """
     with ExitStack() as stack:
         home = directory / "behind"
@@ -49,22 +48,25 @@ def _blobs(
     servers: list[ServerProcess], size: LoadSize, path: str, length: int, front: int
 ) -> Iterator[Row]:
     seconds = 3 * size.seconds
-    once = partial(load.blobs, path=path, size=length, seconds=seconds, clients=CLIENTS)
     runs = Runs()
-    sent = []
+    by_client: dict[str, list[float]] = {}
+    by_nginx = []
     for _ in range(size.rounds):
         for server in servers:
             load.load_into_memory(server, path)
             proc.wait_until_idle([front, *(other.pid for other in servers)])
             spent = proc.cpu_seconds_of_tree(front)
-            done = once(server)
+            done = light_client.fetch(server, path, length, seconds=seconds, clients=CLIENTS)
             runs.add(server.name, done)
+            by_client.setdefault(server.name, []).append(done.client_cpu / done.requests * 1e6)
             if server.name == PULLCACHE:
-                sent.append((proc.cpu_seconds_of_tree(front) - spent) / done.requests * 1e6)
-    work = f"{length // MIB} MiB blob, {CLIENTS} clients"
+                by_nginx.append((proc.cpu_seconds_of_tree(front) - spent) / done.requests * 1e6)
+    shown = f"{length // MIB} MiB" if length >= MIB else f"{length // KIB} KiB"
     rates = runs.figures(lambda run: run.requests / run.seconds)
-    is_small = length == MIB
-    yield Row(work, "1/s", rates, None if is_small else Goal(">=", MIN_SPEEDUP, DIRECT), more=True)
+    has_goal = length == MIB
+    speedup = Goal(">=", MIN_SPEEDUP, DIRECT) if has_goal else None
+    yield Row(f"{shown} blob, {CLIENTS} clients", "1/s", rates, speedup, more=True)
     by_daemon = runs.figures(lambda run: run.server_cpu / run.requests * 1e6)
-    yield Row("  daemon's CPU", "us", by_daemon, Goal("<=", MAX_CPU) if is_small else None)
-    yield Row("  nginx's CPU", "us", {PULLCACHE: sent})
+    yield Row("  daemon's CPU", "us", by_daemon, Goal("<=", MAX_CPU) if has_goal else None)
+    yield Row("  nginx's CPU", "us", {PULLCACHE: by_nginx})
+    yield Row("  client's CPU", "us", by_client)

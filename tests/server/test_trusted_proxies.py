@@ -241,3 +241,65 @@ async def test_a_header_of_a_proxy_that_is_not_trusted_is_named_to_client_and_lo
     assert "server.trusted_proxies" in message
     (line,) = [line for line in logs if line["event"] == "malformed_request_rejected"]
     assert line["reason"] == message
+
+
+def forwarded(*lines: str) -> bytes:
+    """Return a request as nginx passes it on, with these lines among its headers."""
+    head = ["GET /v2/ HTTP/1.1", "Host: cache", *lines, "User-Agent: docker/27"]
+    return "".join(f"{line}\r\n" for line in head).encode() + b"\r\n"
+
+
+async def clients_of(served: LoggedProgram, *requests: bytes) -> list[str | None]:
+    """Send requests one after the other on one connection; return the clients in the log."""
+    connection = await RawClient.connect(served.program.url)
+    for request in requests:
+        connection.send(request)
+        await connection.reader.readuntil(b"{}")
+    connection.send(LAST_PING)
+    await connection.read_to_end()
+    return (await served.clients())[:-1]
+
+
+async def test_a_request_that_many_clients_repeat_is_parsed_once_and_each_is_named(logged):
+    served = await logged(**TRUSTED)
+    clients = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "192.0.2.1"]
+    requests = [forwarded(f"X-Forwarded-For: {one}") for one in clients]
+    ended = forwarded(), forwarded("X-Forwarded-For: 192.0.2.3")
+    assert await clients_of(served, *requests, *ended) == [*clients, "127.0.0.1", "192.0.2.3"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "client"),
+    [
+        (["x-forwarded-for: 192.0.2.9"], "192.0.2.9"),
+        (["X-Forwarded-For: 192.0.2.9, 192.0.2.8"], "192.0.2.8"),
+        (["X-Forwarded-For: 192.0.2.9", "X-Forwarded-For: 192.0.2.8"], "192.0.2.8"),
+        (["x-forwarded-for: 192.0.2.9", "X-Forwarded-For: 192.0.2.1"], "192.0.2.1"),
+        (["X-Forwarded-For: 192.0.2.1", "x-forwarded-for: 192.0.2.9"], "192.0.2.9"),
+        (["X-Forwarded-For: 192.0.2.1", "Forwarded: for=192.0.2.9"], "127.0.0.1"),
+        (["Forwarded: for=192.0.2.9"], "192.0.2.9"),
+        (["X-Forwarded-For: 1.2.3"], "127.0.0.1"),
+        (["X-Forwarded-For: 10.0.0.7"], "10.0.0.7"),
+    ],
+)
+async def test_what_else_names_a_client_is_parsed_however_often_it_comes(logged, lines, client):
+    served = await logged(**TRUSTED)
+    plain = forwarded("X-Forwarded-For: 192.0.2.1")
+    requests = [plain, forwarded(*lines), plain, forwarded(*lines)]
+    assert await clients_of(served, *requests) == ["192.0.2.1", client] * 2
+
+
+async def test_what_a_proxy_repeats_is_no_request_of_a_stranger(logged):
+    """Bytes that a trusted proxy has sent may say who the client is; the same bytes of others may not."""
+    served = await logged(trusted_proxies=["127.0.0.1/32"])
+    request = forwarded("X-Forwarded-For: 192.0.2.1")
+    stranger = await asyncio.open_connection(
+        *served.program.addresses[0].rsplit(":", 1), local_addr=("127.0.0.2", 0)
+    )
+    expected = []
+    for _ in range(2):
+        stranger[1].write(request)
+        await stranger[0].readuntil(b"{}")
+        expected.append("127.0.0.2")
+    stranger[1].close()
+    assert await clients_of(served, request, request) == [*expected, "192.0.2.1", "192.0.2.1"]
