@@ -79,6 +79,14 @@ class BlobCache:
             self._index.touch(digest)
         return opened
 
+    def lookup_cached_size(self, repository: Repository, digest: Digest) -> int | None:
+        """Return the size of a stored blob that another program will open, as `lookup_cached_blob` does."""
+        row = self._access.get_linked(repository, digest)
+        if row is None or not self._store.exists(digest, row.size):
+            return None
+        self._index.touch(digest)
+        return row.size
+
     @asynccontextmanager
     async def open_blob(
         self, repository: Repository, digest: Digest, *, client: str = ""

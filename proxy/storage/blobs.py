@@ -158,6 +158,14 @@ class BlobStore:
             return None
         return OpenBlob(fd, size)
 
+    def exists(self, digest: Digest, size: int) -> bool:
+        """Tell whether the file of a committed blob is there, with `size` bytes; not whether it can be read."""
+        try:
+            status = os.lstat(self.blob_path(digest))
+        except OSError:
+            return False
+        return stat.S_ISREG(status.st_mode) and status.st_size == size
+
     async def read(self, digest: Digest) -> bytes | None:
         """Return the content of a small blob, verified; None if it is gone or damaged.
 

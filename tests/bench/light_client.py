@@ -35,7 +35,7 @@ class LightRun(Run):
 
 
 @dataclass
-class _Connection:
+class _LightConnection:
     socket: socket.socket
     left: int = 0  # missing bytes of the body; 0 before the head
 
@@ -68,7 +68,7 @@ class _LightClient:
         try:
             for _ in range(clients):
                 opened = self._connect()
-                connections[opened.fileno()] = _Connection(opened)
+                connections[opened.fileno()] = _LightConnection(opened)
                 events.register(opened, select.EPOLLIN)
             began = time.perf_counter()
             for one in connections.values():
@@ -94,16 +94,16 @@ class _LightClient:
         opened.setblocking(False)
         return opened
 
-    def _ask(self, one: _Connection) -> None:
+    def _ask(self, one: _LightConnection) -> None:
         self._wake_after(one, self._response_size)
         one.socket.sendall(self._request)
 
-    def _wake_after(self, one: _Connection, count: int) -> None:
+    def _wake_after(self, one: _LightConnection, count: int) -> None:
         # A response that is a little longer than a wakeup is read at once.
         wanted = count if count < WAKEUP + HEAD_SIZE else WAKEUP
         one.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
 
-    def _read(self, one: _Connection, done: Run) -> bool:
+    def _read(self, one: _LightConnection, done: Run) -> bool:
         """Read what has arrived; return whether the body is complete."""
         if not one.left:
             piece = one.socket.recv(HEAD_SIZE)
@@ -120,7 +120,7 @@ class _LightClient:
             self._wake_after(one, one.left)
         return not one.left
 
-    def _discard(self, one: _Connection, done: Run) -> int:
+    def _discard(self, one: _LightConnection, done: Run) -> int:
         """Discard what has arrived of the body; return its size, 0 if nothing has."""
         try:
             wanted = min(one.left, len(_BUFFER))

@@ -56,13 +56,16 @@ class BlobHandler:
         request = context.request
         if request.method == "HEAD" or "if-none-match" in request.headers:
             return self._answer_without_body(context, repository, digest)
+        if self._is_sent_by_nginx(context):
+            size = self._blobs.lookup_cached_size(repository, digest)
+            if size is None:
+                return self._answer_later(context, repository, digest)
+            context.cache_state = "hit"
+            return self._redirect(context, digest, size)
         blob = self._blobs.lookup_cached_blob(repository, digest)
         if blob is None:
             return self._answer_later(context, repository, digest)
         context.cache_state = "hit"
-        if self._is_sent_by_nginx(context):
-            with blob:
-                return self._redirect(context, digest, blob.size)
         try:
             response = _respond_stored(context, digest, blob)
         except BaseException:

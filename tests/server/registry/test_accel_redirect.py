@@ -106,6 +106,12 @@ async def test_content_that_first_needs_a_proof_is_sent_by_nginx_too(cache, regi
     check_redirect(answer, digest)
 
 
-async def test_a_blob_whose_file_is_gone_is_fetched_again(cache, digest):
-    (cache.root / "blobs" / "sha256" / digest.partition(":")[2]).unlink()
+@pytest.mark.parametrize("damage", ["removed", "truncated", "a link"])
+async def test_a_blob_whose_file_is_damaged_is_fetched_again(cache, digest, damage):
+    file = cache.root / "blobs" / "sha256" / digest.partition(":")[2]
+    file.rename(cache.root / "elsewhere")
+    if damage == "truncated":
+        file.write_bytes(LAYER[:-1])
+    elif damage == "a link":
+        file.symlink_to(cache.root / "elsewhere")
     assert (await cache.blob(digest, **ASKS)).body == LAYER
