@@ -75,6 +75,16 @@ async def test_a_set_up_that_works_has_nothing_to_do(registry, program):
     assert re.fullmatch(r"me/app:latest: [\d.]+ k?B in \d+\.\d s \(hit\)", pull["text"])
 
 
+async def test_the_rights_of_nginx_are_checked_where_it_sends_the_blobs(program, tmp_path):
+    (tmp_path / "f.toml").write_text(
+        "store.min_free = '0B'\nupstreams = {}\n[server]\n"
+        "accel_redirect = '/_blobs'\ntrusted_proxies = ['127.0.0.1']"
+    )
+    findings = await diagnose(program, "--no-pull", file=tmp_path / "f.toml")
+    checks = [one["check"] for one in findings]
+    assert checks.index("disk") < checks.index("nginx") < checks.index("clock")
+
+
 def test_an_error_in_the_configuration_comes_first_and_alone(tmp_path):
     (tmp_path / "f.toml").write_text("[stor]\npath = '/x'")
     done = run("doctor", "-c", tmp_path / "f.toml")

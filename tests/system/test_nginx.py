@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from proxy.cli.diagnosis.front import Worker, describe_access, find_workers
+from proxy.config.schema import StoreSettings
 from tests.support.certificates import Authority
 from tests.system.blob_server import CHUNK_SIZE, BlobServer
 from tests.system.http_client import DownloadThread, HttpResponse, send_request
@@ -261,3 +263,29 @@ def test_only_the_group_and_only_blobs_are_opened(daemon, path):
     assert modes.pop("blobs/sha256") == modes.pop("blobs/sha512") == 0o750
     assert modes.pop(f"blobs/sha256/{path.rpartition(':')[2]}") == 0o640
     assert {name: mode for name, mode in modes.items() if mode & 0o077} == {}
+
+
+@pytest.mark.parametrize("has_group_access", [True, False])
+def test_doctor_tells_whether_the_workers_may_read_the_store(
+    blobs, make_daemon, directory, has_group_access
+):
+    env = {**BEHIND_NGINX, "PULLCACHE_STORE_GROUP_ACCESS": str(has_group_access).lower()}
+    daemon = make_daemon(blobs.url, env=env)
+    path = blob_path(blobs.add(DATA))
+    assert get(daemon.url, path).body == DATA
+    wait_stored(daemon, path)
+    store = StoreSettings(path=daemon.store, group_access=has_group_access)
+    with nginx(directory, daemon) as (url, process):
+        assert get(url, path).body == DATA
+        workers = [one for one in find_workers() if one.parent == process.pid]
+        assert len(workers) == 2
+        found = describe_access(store, workers)
+        if has_group_access:
+            assert (found.state, found.text) == ("ok", "nobody may read the stored blobs")
+            strangers = [Worker(1, one.uid, frozenset((one.uid,))) for one in workers]
+            assert describe_access(store, strangers).advice.startswith("adduser nobody root, ")
+        else:
+            assert (found.state, found.check) == ("warn", "nginx")
+            assert found.text.startswith(f"nobody may not read {daemon.store} (mode 0700, ")
+            assert found.advice.startswith("set store.group_access = true")
+        assert describe_access(store, []).text.endswith("the daemon sends all blobs")

@@ -11,7 +11,7 @@ import click
 
 from proxy.cli.api_client import AdminClient, open_admin_client
 from proxy.cli.commands.config import check_referenced_files
-from proxy.cli.diagnosis import machine, network, pull
+from proxy.cli.diagnosis import front, machine, network, pull
 from proxy.cli.diagnosis.finding import Finding
 from proxy.cli.display.text import escape_unprintable, format_count, terminal_width, wrap
 from proxy.cli.exit_codes import FAILED
@@ -42,8 +42,8 @@ def doctor(
 ) -> None:
     """Find out what is wrong, and what to do first.
 
-    Looks in order at the configuration, the units, the ports, the disk, the clock, the name, the
-    certificate and the login of each upstream, pulls a small image from the cache, and tells
+    Looks in order at the configuration, the units, the ports, the disk, nginx if it sends blobs, the
+    clock, the name, the certificate and the login of each upstream, pulls a small image from the cache, and tells
     whether clients have. Exits 1 if something fails.
 
     \b
@@ -105,6 +105,7 @@ def _diagnose_daemon(config: Config, api: AdminClient, image: str) -> Iterator[F
     is_tls = bool(config.server.tls_certificate)
     yield from machine.check_listeners(status["addresses"], is_tls=is_tls)
     yield from machine.check_disk(config, status)
+    yield from front.check_front(config)
     if status["offline"]:
         yield Finding(
             "upstreams",
