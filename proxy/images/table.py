@@ -21,6 +21,8 @@ from proxy.storage.image_table import ImageFilter, ImageOrder, ImageTable, Table
 QUICK_BUILD_TIME = 0.2
 # No first table is waited for if the index has more bytes: it is made slower than that.
 QUICK_INDEX_SIZE = 8 << 20
+# Seconds before the first table of a large store is begun: the list that asked for it is shown first.
+START_DELAY = 0.5
 # Otherwise it is made anew after this many times the time that it takes.
 REBUILD_FACTOR = 30
 # Manifests whose platforms are remembered.
@@ -116,6 +118,8 @@ class ImageTableKeeper:
 
     async def _build(self, store: ImageStore) -> None:
         try:
+            if self._table is None and not await self._may_be_quick(store):
+                await asyncio.sleep(START_DELAY)
             with suppress(StorageError):  # then the times of use are older
                 await store.index.flush()
             started = time.monotonic()

@@ -36,6 +36,7 @@ from proxy.server.pages.calls import ApiCaller
 from proxy.server.pages.forms import Form, read_form
 from proxy.server.pages.jobs import JobRunner
 from proxy.server.pages.page import Action, Done, Model, NewJob, Page, PageRequest, View
+from proxy.server.pages.recent_pages import RecentPages
 from proxy.server.pages.sessions import Notice, SessionStore
 from proxy.server.pages.static import STATIC_PREFIX, StaticFiles
 from proxy.server.pages.templating import PageRenderer, create_environment
@@ -89,6 +90,7 @@ class PageSite:
         self._clock = clock
         self._static = StaticFiles()
         self._renderer = PageRenderer(create_environment(self._static.path, clock))
+        self._recent = RecentPages()
         self._jobs = JobRunner(group, api.to_proxy_error)
         self._pages = [*pages, Page("/jobs/{id}", self._show_job, "job.html", "Job", is_live=True)]
         self._actions = {action.path: action for action in actions}
@@ -147,12 +149,24 @@ class PageSite:
 
     async def _show_page(self, request: BaseRequest, visitor: Visitor) -> Response:
         page, page_request = self._find_page(request, visitor, _raw_path(request), request.query)
-        model = await page.handler(page_request)
         if _wants_json(request):
+            model = await page.handler(page_request)
             return _secured(
                 Response(body=msgspec.json.encode(model), content_type="application/json")
             )
-        return await self._render(request, visitor, page.template, page.title, model, page)
+        if "notice" in request.query:
+            model = await page.handler(page_request)
+            return await self._render(request, visitor, page.template, page.title, model, page)
+        context = self._context(request, visitor, page.title, page, _raw_path(request))
+        key = (context["here"], context["origin"], visitor.actor, visitor.has_login)
+        text = self._recent.find(key)
+        if text is None:
+            started = self._recent.now()
+            model = await page.handler(page_request)
+            shown = {**context, "notice": None, "token": self._recent.placeholder, **model}
+            text = await self._renderer.render(page.template, shown)
+            self._recent.add(key, text, started)
+        return _html(text.replace(self._recent.placeholder, str(context["token"])))
 
     def _find_page(
         self, request: BaseRequest, visitor: Visitor, path: str, query: Mapping[str, str]
@@ -185,6 +199,8 @@ class PageSite:
             if _wants_json(request) or not fields.get("back"):
                 raise reason from error
             return self._go(visitor, fields["back"], Notice(str(reason), is_error=True))
+        finally:
+            self._recent.clear()
 
     async def _run_action(
         self, request: BaseRequest, visitor: Visitor, action: Action, form: Form
@@ -350,9 +366,7 @@ class PageSite:
         notice_id = request.query.get("notice", "")
         context["notice"] = self._sessions.take_notice(visitor.session_id, notice_id)
         text = await self._renderer.render(template, {**context, **model})
-        return _secured(
-            Response(text=text, status=status, content_type="text/html", charset="utf-8")
-        )
+        return _html(text, status)
 
     async def _error_response(
         self, request: BaseRequest, visitor: Visitor | None, error: ProxyError
@@ -389,6 +403,10 @@ class PageSite:
                 path=_raw_path(request)[:300],  # the query may have a code
                 status=status,
             )
+
+
+def _html(text: str, status: int = 200) -> Response:
+    return _secured(Response(text=text, status=status, content_type="text/html", charset="utf-8"))
 
 
 def _secured(response: R) -> R:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from proxy.images import table
+from proxy.server.pages import recent_pages
 from tests.support.page_client import PageClient
 from tests.support.program import Program
 
@@ -20,6 +21,12 @@ READ_SECRET = "s3cret-of-the-reader"
 def _patient_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take any table of images for a quick one, however busy the machine is."""
     monkeypatch.setattr(table, "QUICK_BUILD_TIME", 30.0)
+
+
+@pytest.fixture(autouse=True)
+def _always_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Render each page anew, also the third time within a second."""
+    monkeypatch.setattr(recent_pages, "REUSE_TIME", 0.0)
 
 
 @pytest.fixture
