@@ -23,6 +23,7 @@ from proxy.download.writer import StorageDeps
 from proxy.errors import StorageError
 from proxy.fleet.directory import Directory
 from proxy.fleet.opening import open_directory
+from proxy.fleet.transfers import PeerTransfers
 from proxy.images.table import ImageTableKeeper
 from proxy.metrics import Metrics
 from proxy.oci.digest import Digest
@@ -77,6 +78,7 @@ class Core:
     upstream_factory: UpstreamFactory
     downloads: DownloadManager
     directory: Directory
+    peer_transfers: PeerTransfers
     peers: PeerClient | None
     disk_threads: ThreadPoolExecutor
     parser: DocumentParser
@@ -184,6 +186,7 @@ async def open_core(stack: AsyncExitStack, config: Config, clock: Callable[[], f
         upstream_factory=upstream_factory,
         downloads=downloads,
         directory=directory,
+        peer_transfers=PeerTransfers(config.fleet.children),
         peers=peers,
         disk_threads=threads,
         parser=parser,

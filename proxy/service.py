@@ -213,6 +213,7 @@ async def configure_app(
         listings,
         prefetch,
         search,
+        core.peer_transfers,
         config.server.accel_redirect,
     )
     acts = ActRecorder(core.trail, names)

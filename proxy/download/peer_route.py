@@ -19,6 +19,7 @@ from proxy.upstream.peers import (
     PeerBusyError,
     PeerClient,
     PeerError,
+    PeerFullError,
     PeerPermission,
     ask_permission,
 )
@@ -26,6 +27,10 @@ from proxy.upstream.responses import Evidence, is_proof
 
 # How long, in seconds, a peer may wait for the blob itself.
 MAX_WAIT = 60.0
+# Peers that are asked in turn if each sends the blob to as many others as it may, before a pause.
+MAX_BUSY = 4
+# Seconds after which a peer has to send it all the same: a node never waits for good.
+INSIST_AFTER = 5.0
 
 log = get_logger(__name__)
 
@@ -48,6 +53,9 @@ class PeerRoute:
         self._is_asking = True
         self._attempts = 0
         self._wait_until = 0.0
+        # Peers that send the blob to as many others as they may, and when one has said so first.
+        self._busy: list[Member] = []
+        self._busy_since: float | None = None
         self._permission: PeerPermission | None = None
         self._evidence: Evidence | None = None
         self._senders: dict[str, Member] = {}
@@ -74,6 +82,7 @@ class PeerRoute:
             except PeerError as error:
                 await self.leave(error)
             else:
+                self._busy, self._busy_since = [], None
                 if body is None:
                     break
                 self.path = (self._client.node_id, *body.path)
@@ -85,13 +94,27 @@ class PeerRoute:
     async def _next_member(self) -> Member | None:
         """Return the peer to ask now; None if upstream is to be asked."""
         assert self._download is not None
-        if self._attempts >= MAX_ATTEMPTS or (copy := await self._download.locate()) is None:
+        if self._attempts >= MAX_ATTEMPTS:
             return None
-        return copy.member if await self._may_ask() else None
+        copy = None
+        if len(self._busy) < MAX_BUSY:
+            copy = await self._download.locate(self._busy)
+        if copy is None and self._busy:
+            self._busy = []
+            await asyncio.sleep(WAIT_INTERVAL)
+            copy = await self._download.locate()
+        return copy.member if copy and await self._may_ask() else None
 
     async def _wait(self, member: Member, error: PeerBusyError) -> None:
-        """Wait before a peer that waits for the blob itself is asked again, or leave it after `MAX_WAIT`."""
-        if asyncio.get_running_loop().time() < self._wait_until:
+        """Wait before a peer that waits for the blob itself is asked again, or leave it after `MAX_WAIT`.
+
+        If a peer sends it to as many others as it may, the next one is asked at once.
+        """
+        now = asyncio.get_running_loop().time()
+        if isinstance(error, PeerFullError) and now < self._wait_until:
+            self._busy.append(member)
+            self._busy_since = self._busy_since or now
+        elif now < self._wait_until:
             await asyncio.sleep(WAIT_INTERVAL)
         else:
             await self.leave(PeerError(str(error), member, "stall"))
@@ -142,9 +165,16 @@ class PeerRoute:
     async def _open_at(self, stack: AsyncExitStack, member: Member, offset: int) -> PeerBody | None:
         """Open the blob at one peer; None if it is not the blob that the registry has proven."""
         is_proven = self._permission is PeerPermission.PROVEN
+        now = asyncio.get_running_loop().time()
+        insists = self._busy_since is not None and now - self._busy_since > INSIST_AFTER
         body = await stack.enter_async_context(
             self._client.open_blob(
-                member, self._repository, self._digest, offset, is_proven=is_proven
+                member,
+                self._repository,
+                self._digest,
+                offset,
+                is_proven=is_proven,
+                insists=insists,
             )
         )
         if self._evidence and not is_proof(self._evidence, self._digest, body.size):

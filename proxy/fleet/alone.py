@@ -1,6 +1,6 @@
 """The directory of a node that belongs to no fleet: it fetches everything from upstream."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from proxy.fleet.directory import FleetDownload, Member, PeerCopy, PeerFailure, SharedTag
@@ -71,7 +71,7 @@ class Alone:
 class _LoneDownload:
     """A download of a node without a fleet."""
 
-    async def locate(self) -> PeerCopy | None:
+    async def locate(self, busy: Collection[Member] = ()) -> PeerCopy | None:  # noqa: ARG002
         """Return None: fetch from upstream."""
         return None
 

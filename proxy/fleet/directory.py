@@ -4,7 +4,7 @@ Nothing here is needed for correctness. Content is verified by its digest wherev
 lost entry costs a transfer. No method raises because the directory cannot be asked: each says what it returns then.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
 
@@ -49,8 +49,8 @@ class SharedTag(msgspec.Struct, frozen=True):
 class FleetDownload(Protocol):
     """One download of this node, as the fleet sees it."""
 
-    async def locate(self) -> PeerCopy | None:
-        """Return the member to fetch from now; None: fetch from upstream.
+    async def locate(self, busy: Collection[Member] = ()) -> PeerCopy | None:
+        """Return the member to fetch from now, none of `busy`; None: fetch from upstream.
 
         Ask again after a failure, or when a transfer from upstream could not be resumed. Members that began after
         this node are never returned, so that nodes never wait for each other. None if the directory is blind.

@@ -1,7 +1,7 @@
 """The directory of a fleet in a Valkey or Redis server."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -184,10 +184,13 @@ class ValkeyDirectory:
             upstream: FleetSource = "duplicate" if others else "upstream"
             self._metrics.count_fleet_download(upstream if download.is_from_upstream else "peer")
 
-    async def locate(self, download: "_ValkeyDownload") -> PeerCopy | None:
+    async def locate(
+        self, download: "_ValkeyDownload", busy: Collection[Member]
+    ) -> PeerCopy | None:
         """Return the member to fetch a blob from; None for upstream."""
         gone: list[str] = []
         failed = {*download.failed, *(self._barred.get(download.digest) or ())}
+        failed |= {node_id(member.address) for member in busy}
         for _ in range(MAX_LOCATE_ATTEMPTS):
             try:
                 found = await self._ask_place(download, gone, failed)
@@ -350,9 +353,9 @@ class _ValkeyDownload:
         self.failed: set[str] = set()
         self._directory = directory
 
-    async def locate(self) -> PeerCopy | None:
+    async def locate(self, busy: Collection[Member] = ()) -> PeerCopy | None:
         """Return the member to fetch from now; None: fetch from upstream."""
-        return await self._directory.locate(self)
+        return await self._directory.locate(self, busy)
 
     async def report(self, member: Member, failure: PeerFailure) -> None:
         """Record that the copy of `member` failed."""

@@ -68,6 +68,7 @@ _HEADERS: Mapping[bytes, str] = {
         b"if-none-match",
         b"if-range",
         b"pullcache-fleet",
+        b"pullcache-insist",
         b"pullcache-proven",
         b"range",
         b"traceparent",

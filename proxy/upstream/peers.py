@@ -49,6 +49,8 @@ from proxy.upstream.network import retry
 TOKEN_HEADER = "Pullcache-Fleet"  # noqa: S105 (a name)
 # In a request: the registry has proven to the requesting node that the repository has the digest.
 PROVEN_HEADER = "Pullcache-Proven"
+# In a request: the peer is to send the blob although it sends it to `fleet.children` others.
+INSIST_HEADER = "Pullcache-Insist"
 # In a response with a growing blob: the nodes that its bytes come through, the answering one first.
 PATH_HEADER = "Pullcache-Path"
 # The path of operations that a node does for another one.
@@ -101,6 +103,10 @@ class PeerError(UpstreamUnavailableError):
 
 class PeerBusyError(UpstreamUnavailableError):
     """A peer waits for the content itself; it may be asked again."""
+
+
+class PeerFullError(PeerBusyError):
+    """A peer sends the blob to as many others as it may; another one may be asked meanwhile."""
 
 
 class PeerPermission(Enum):
@@ -186,13 +192,16 @@ class PeerClient:
         offset: int,
         *,
         is_proven: bool,
+        insists: bool = False,
     ) -> AsyncIterator[PeerBody]:
-        """Open a blob of a peer at `offset`.
+        """Open a blob of a peer at `offset`; with `insists` also if it sends it to many others.
 
         Raises `PeerError` and `PeerBusyError`. Also an error in the block that comes from reading the body
         becomes a `PeerError`.
         """
         headers = {"Range": f"bytes={offset}-"} if offset else {}
+        if insists:
+            headers[INSIST_HEADER] = "1"
         async with self._request(
             member, repository, f"blobs/{digest}", headers, is_proven=is_proven
         ) as (response, watch):
@@ -320,7 +329,7 @@ class PeerClient:
             raise PeerError(message, watch.member, failure)
         # A load balancer in front of a node that is gone has no code of a registry.
         if status in _WAITING_STATUSES and error.code:
-            raise PeerBusyError(message)
+            raise PeerFullError(message) if status == 429 else PeerBusyError(message)
         raise self._failed(message, "broken", watch)
 
     def _failed(self, message: str, failure: PeerFailure, watch: "_Watch") -> PeerError:

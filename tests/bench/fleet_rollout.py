@@ -29,6 +29,7 @@ import msgspec
 
 from proxy.config import FleetSettings
 from proxy.config.values import FleetName, OptionalUrl, PositiveDuration, ValkeyUrl
+from proxy.download.peer_route import INSIST_AFTER, MAX_BUSY
 from proxy.fleet import scripts
 from proxy.fleet.directory import FleetDownload, Member
 from proxy.fleet.keys import node_id
@@ -43,6 +44,7 @@ from proxy.fleet.valkey import (
 from proxy.metrics import Metrics
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, Tag
+from proxy.upstream.peers import WAIT_INTERVAL
 from tests.support.redis_server import RedisServer
 
 MIB = 1 << 20
@@ -92,6 +94,16 @@ class SimulatedTransfer:
 
 
 @dataclass
+class SimulatedSearch:
+    """A node that looks for a blob. Those in `busy` feed enough others; the first was asked at `since`."""
+
+    entered: AbstractAsyncContextManager[FleetDownload]
+    download: FleetDownload
+    busy: list[Member] = field(default_factory=list)
+    since: float | None = None
+
+
+@dataclass
 class SimulatedNode:
     """A node, its place in the directory, its blobs by number, and how many nodes get each from it now."""
 
@@ -100,6 +112,7 @@ class SimulatedNode:
     directory: ValkeyDirectory
     is_edge: bool
     blobs: dict[int, SimulatedTransfer] = field(default_factory=dict)
+    searches: dict[int, SimulatedSearch] = field(default_factory=dict)
     feeding: Counter[int] = field(default_factory=Counter)
     begun: int = 0
     stored: int = 0
@@ -185,7 +198,8 @@ class RolloutResult:
     """What a roll-out cost.
 
     Transfers are counted by their source. `deepest` is the largest depth of a transfer, `most_children` how many
-    nodes got one blob from one node at a time. `peak_rate` is in questions per second to the directory of a zone,
+    nodes got one blob from one node at a time; `refused` counts the requests to a node that fed as many as it may, and
+    `most_waited` is how many seconds a node has looked for another one. `peak_rate` is in questions per second to the directory of a zone,
     within a tenth of a second, and `longest_wait` how many seconds one of them waited for others. `server_us` is the
     CPU time of the server for a question, in microseconds, `script_us` the part in the script; `beat_us` is for a
     heartbeat, `members_us` for reading the members of a zone.
@@ -200,6 +214,8 @@ class RolloutResult:
     from_peers: int
     deepest: int
     most_children: int
+    refused: int
+    most_waited: float
     median_seconds: float
     last_seconds: float
     questions: int
@@ -227,6 +243,8 @@ class Rollout:
         self._done_at: list[float] = []
         self._sources: Counter[str] = Counter()
         self._upstream_bytes = self._deepest = self._most_children = self._tag_leaders = 0
+        self._refused = 0
+        self._most_waited = 0.0
 
     async def run(self) -> RolloutResult:
         """Simulate it, and return what it cost."""
@@ -242,6 +260,8 @@ class Rollout:
             now, _, node, blob = heapq.heappop(self._events)
             if blob < 0:
                 await self._start(node, now)
+            elif blob in node.searches:
+                await self._search(node, blob, now)
             else:
                 await self._finish(node, blob, now)
         after = self._load()
@@ -293,12 +313,45 @@ class Rollout:
 
     async def _begin(self, node: SimulatedNode, blob: int, now: float) -> None:
         """Ask the directory where a blob is, and compute when it will be complete."""
-        world = self.world
         entered = node.directory.downloading(UPSTREAM, self._digests[blob])
-        found = await (await entered.__aenter__()).locate()
+        node.searches[blob] = SimulatedSearch(entered, await entered.__aenter__())
+        await self._search(node, blob, now)
+
+    async def _search(self, node: SimulatedNode, blob: int, now: float) -> None:
+        """Ask a node for a blob; if it feeds as many as it may ask another one then, as `PeerRoute` does."""
+        world, search = self.world, node.searches[blob]
+        found = await search.download.locate(search.busy)
         now = node.fleet.ask(now) + world.hop
-        if found:
-            parent = self._nodes[found.member.address]
+        parent = self._nodes[found.member.address] if found else None
+        insists = search.since is not None and now - search.since > INSIST_AFTER
+        is_busy = parent and (
+            blob not in parent.blobs or (parent.feeding[blob] >= world.children and not insists)
+        )
+        if is_busy or (search.busy and not found):
+            search.since = now if search.since is None else search.since
+            self._refused += bool(is_busy)
+            search.busy += [found.member] if found else []
+            if not found or len(search.busy) == MAX_BUSY:
+                search.busy.clear()
+                now += WAIT_INTERVAL
+            self._schedule(now, node, blob)
+            return
+        if search.since is not None:
+            self._most_waited = max(self._most_waited, now - search.since)
+        del node.searches[blob]
+        await self._transfer_from(node, blob, now, search.entered, parent)
+
+    async def _transfer_from(
+        self,
+        node: SimulatedNode,
+        blob: int,
+        now: float,
+        entered: AbstractAsyncContextManager[FleetDownload],
+        parent: SimulatedNode | None,
+    ) -> None:
+        """Begin a transfer from another node, or else from the central fleet or upstream."""
+        world = self.world
+        if parent:
             self._sources["peer" if node.is_edge else "central peer"] += 1
             shares = max(world.children * world.parallel, parent.feeding.total() + 1)
             node.blobs[blob] = self._transfer(parent, blob, world.link / shares, now, entered)
@@ -333,10 +386,12 @@ class Rollout:
 
     async def _ask_central(self, blob: int, now: float) -> SimulatedNode:
         """Return a central node, in turn, that has or fetches the blob."""
-        node = self._central[next(self._turns) % len(self._central)]
-        if blob not in node.blobs:
-            await self._begin(node, blob, now)
-        return node
+        while True:
+            node = self._central[next(self._turns) % len(self._central)]
+            if blob not in node.blobs and blob not in node.searches:
+                await self._begin(node, blob, now)
+            if blob in node.blobs:
+                return node
 
     async def _finish(self, node: SimulatedNode, blob: int, now: float) -> None:
         transfer = node.blobs[blob]
@@ -379,6 +434,8 @@ class Rollout:
             from_peers=self._sources["peer"],
             deepest=self._deepest,
             most_children=self._most_children,
+            refused=self._refused,
+            most_waited=round(self._most_waited, 2),
             median_seconds=round(statistics.median(self._done_at), 1),
             last_seconds=round(max(self._done_at), 1),
             questions=int(calls),

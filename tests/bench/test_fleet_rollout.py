@@ -18,6 +18,7 @@ async def test_two_hundred_nodes_cost_upstream_one_transfer(tmp_path):
     assert result.from_central + result.from_peers == 200 * blobs
     # A tree and no chain: in a zone of 100 nodes with 4 children each, 4 levels are enough if nobody finishes.
     assert result.deepest <= 12
+    assert result.most_children <= world.children
     # One node alone would need 200 times the image over its link.
     assert result.last_seconds < 200 * sum(SIZES) / world.link / 10
     assert result.questions < 200 * blobs * 2.2

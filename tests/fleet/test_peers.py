@@ -15,7 +15,7 @@ from proxy.oci.digest import Digest
 from tests.fakes.faults import Fault
 from tests.fakes.registry import FakeRegistry
 from tests.support.certificates import Authority
-from tests.support.fleet import FleetProgram, PeerRelay, running_fleet
+from tests.support.fleet import TOKEN, FleetProgram, PeerRelay, running_fleet
 from tests.support.program import Program, read
 from tests.support.redis_server import RedisServer
 from tests.support.tasks import run_all
@@ -408,3 +408,55 @@ async def test_the_503_of_a_load_balancer_is_not_waited_for(nodes, registry, ser
         async with asyncio.timeout(10):
             assert (await nodes[0].blob(digest)).digest == digest
     assert await nodes[0].metric("pullcache_peer_failovers_total", reason="broken") == 1
+
+
+async def hold(node: FleetProgram, digest: str, *, count: int = 4) -> None:
+    """Have a node send a blob to as many others as it may, as it seems."""
+    for _ in range(count):
+        node.running._core.peer_transfers.begin(Digest.parse(digest))
+
+
+async def test_a_node_that_sends_a_blob_to_its_children_sends_it_to_no_other(nodes, registry):
+    digest = registry.add_blob(os.urandom(MIB))
+    assert (await nodes[0].blob(digest)).digest == digest
+    await settle(nodes[0])
+    headers = {"Pullcache_Fleet": TOKEN, "Pullcache_Proven": "1"}
+    path = f"/v2/library/app/blobs/{digest}?ns=docker.io"
+    assert (await nodes[0].ask(path, **headers)).status == 200
+    await hold(nodes[0], digest)
+    refused = await nodes[0].ask(path, **headers)
+    assert refused.status == 429
+    assert "fleet.children" in refused.body.decode()
+    # What one node has waited for long enough is sent, and clients are not limited.
+    assert (await nodes[0].ask(path, Pullcache_Insist="1", **headers)).status == 200
+    assert (await nodes[0].blob(digest)).digest == digest
+
+
+@pytest.mark.parametrize(("full", "free"), [(0, 1), (1, 0)])
+async def test_the_next_node_is_asked_if_one_sends_a_blob_to_its_children(
+    nodes, registry, full, free
+):
+    digest = registry.add_blob(os.urandom(MIB))
+    for node in nodes[:2]:
+        assert (await node.blob(digest)).digest == digest
+        await settle(node)
+    before = await nodes[free].metric("pullcache_peer_bytes_total", direction="out")
+    await hold(nodes[full], digest)
+    assert (await nodes[2].blob(digest)).digest == digest
+    after = await nodes[free].metric("pullcache_peer_bytes_total", direction="out")
+    assert after - before == MIB
+
+
+async def test_a_node_waits_for_the_one_that_has_the_blob_and_is_sent_it_in_the_end(
+    nodes, registry
+):
+    digest = registry.add_blob(os.urandom(MIB))
+    assert (await nodes[0].blob(digest)).digest == digest
+    await settle(nodes[0])
+    sent = blob_bytes(registry)
+    await hold(nodes[0], digest)
+    # After five seconds it is sent the blob all the same.
+    assert (await nodes[1].blob(digest)).digest == digest
+    assert blob_bytes(registry) - sent <= 1
+    assert await nodes[1].metric("pullcache_peer_failovers_total") == 0
+    assert await nodes[1].metric("pullcache_peer_requests_total", result="whole") == 1

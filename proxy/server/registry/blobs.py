@@ -10,7 +10,9 @@ from contextlib import AsyncExitStack, suppress
 from proxy.cache.blobs import BlobCache, BlobResult
 from proxy.concurrency import RESPONSE_TIMEOUT
 from proxy.download.reader import DownloadReader
-from proxy.errors import UpstreamTimeoutError
+from proxy.errors import TooManyRequestsError, UpstreamTimeoutError
+from proxy.fleet.transfers import PeerTransfers
+from proxy.log import get_logger
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.server import ranges
@@ -24,7 +26,7 @@ from proxy.server.request_context import (
 )
 from proxy.server.responses import Body, BodySource, FileBody, Response
 from proxy.storage.blobs import FileRange, OpenBlob
-from proxy.upstream.peers import PATH_HEADER
+from proxy.upstream.peers import INSIST_HEADER, PATH_HEADER
 
 # Seconds that another node waits for the first bytes of a download here; then it asks again.
 PEER_WAIT = 5.0
@@ -35,6 +37,8 @@ INLINE_BLOB_SIZE = 64 << 10
 # A trusted proxy that sends files itself says so in this header (the convention of Rack).
 SENDFILE_TYPE = "X-Accel-Redirect"
 
+log = get_logger(__name__)
+
 
 class BlobHandler:
     """Answers requests for blobs.
@@ -42,8 +46,11 @@ class BlobHandler:
     `accel_redirect` is the location of the store's blobs in nginx; empty if nginx does not send them.
     """
 
-    def __init__(self, blobs: BlobCache, accel_redirect: str = "") -> None:
+    def __init__(
+        self, blobs: BlobCache, peer_transfers: PeerTransfers, accel_redirect: str = ""
+    ) -> None:
         self._blobs = blobs
+        self._peer_transfers = peer_transfers
         self._accel_redirect = accel_redirect
 
     def handle(
@@ -78,19 +85,26 @@ class BlobHandler:
     async def handle_peer(
         self, context: RequestContext, repository: Repository, digest: Digest, *, is_proven: bool
     ) -> Response:
-        """Answer another node of the fleet. Raises `ProxyError`."""
+        """Answer another node of the fleet.
+
+        Raises `ProxyError`: `TooManyRequestsError` if as many nodes as may be are sent the blob now.
+        """
         blob = await self._blobs.open_for_peer(repository, digest, is_proven=is_proven)
-        if blob:
+        if blob and (content := _read_small(context, blob)) is not None:
+            blob.close()
             context.cache_state = "hit"
-            response = _respond_stored(context, digest, blob)
-            if isinstance(response.body, bytes):
-                blob.close()
-            return response
+            return Response(200, hit_headers(context.namespace, digest), content)
         peer = f"peer {context.request.client or ''}"
         async with AsyncExitStack() as stack:
+            if blob:
+                stack.callback(blob.close)
+                self._begin_transfer(context, digest, stack)
+                context.cache_state = "hit"
+                return _respond(context, digest, blob.size, _StoredBlob(blob.fd), stack.pop_all())
             reader = await stack.enter_async_context(
                 self._blobs.join_for_peer(repository, digest, peer, is_proven=is_proven)
             )
+            self._begin_transfer(context, digest, stack)
             context.cache_state = "collapsed"
             reader.require_stored()
             deadline = asyncio.get_running_loop().time() + PEER_WAIT
@@ -98,6 +112,17 @@ class BlobHandler:
             response = _respond(context, digest, reader.size, reader, stack.pop_all())
             response.headers[PATH_HEADER] = ", ".join(reader.path)
             return response
+
+    def _begin_transfer(
+        self, context: RequestContext, digest: Digest, stack: AsyncExitStack
+    ) -> None:
+        """Count a transfer to another node until the stack is closed. Raises `TooManyRequestsError`."""
+        if self._peer_transfers.is_full(digest):
+            if INSIST_HEADER.lower() not in context.request.headers:
+                raise TooManyRequestsError("this node sends the blob to fleet.children others now")
+            log.info("peer_limit_exceeded", digest=str(digest), peer=context.request.client)
+        self._peer_transfers.begin(digest)
+        stack.callback(self._peer_transfers.end, digest)
 
     async def _answer_without_body(
         self, context: RequestContext, repository: Repository, digest: Digest

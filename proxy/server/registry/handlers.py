@@ -11,6 +11,7 @@ from proxy.cache.search import DEFAULT_LIMIT, RepositorySearch
 from proxy.config import UpstreamSettings
 from proxy.config.schema import DEFAULT_UPSTREAM
 from proxy.errors import UnknownManifestError, UnknownNameError
+from proxy.fleet.transfers import PeerTransfers
 from proxy.names import NameParser
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import OCI_INDEX
@@ -37,13 +38,14 @@ class RegistryHandler:
         listings: ListingCache,
         prefetch: Prefetcher | None,
         search: RepositorySearch,
+        peer_transfers: PeerTransfers,
         accel_redirect: str = "",
     ) -> None:
         self._router = Router(upstreams)
         self._names = NameParser(upstreams)
         self._manifests = manifests
         self._manifest_handler = ManifestHandler(manifests, prefetch)
-        self._blob_handler = BlobHandler(blobs, accel_redirect)
+        self._blob_handler = BlobHandler(blobs, peer_transfers, accel_redirect)
         self._listings = listings
         self._search = search
 
