@@ -14,6 +14,7 @@ from proxy.bundle.export import BundleExporter
 from proxy.bundle.import_ import BundleImporter
 from proxy.cache.access import RepositoryAccess
 from proxy.cache.blobs import BlobCache
+from proxy.cache.content_fetcher import ContentFetcher
 from proxy.cache.facts import FactsCache
 from proxy.cache.fleet import FleetManifests
 from proxy.cache.fleet_content import FleetContent
@@ -31,6 +32,7 @@ from proxy.conditions import report_decision
 from proxy.config import Config
 from proxy.contents.questions import PackageQuestions
 from proxy.contents.reader import ContentsReader
+from proxy.contents.sbom_fetcher import SbomFetcher
 from proxy.contents.scanner import ImageScanner
 from proxy.core import Core
 from proxy.images.check import OfflineChecker
@@ -219,10 +221,22 @@ async def configure_app(
     acts = ActRecorder(core.trail, names)
     image_manager = ImageManager(image_store, rules, core.clock, core.image_tables)
     tester = PullTester(manifests, blobs, names, core.parser, core.disk_threads, native_platform)
+    content_fetcher = ContentFetcher(
+        upstreams=upstreams,
+        names=names,
+        manifests=manifests,
+        blobs=blobs,
+        listings=listings,
+        downloads=core.downloads,
+        index=core.index,
+        parser=core.parser,
+        settings=config.fetch,
+    )
     contents_reader = ContentsReader(
         image_store,
         core.contents_records,
         core.contents_worker,
+        SbomFetcher(content_fetcher, core.disk_threads),
         SingleFlight(core.group),
         native_platform,
         core.clock,

@@ -3,7 +3,7 @@
 BuildKit: docs.docker.com, "Image attestation storage". cosign 2 and 3: BUNDLE_SPEC.md.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -42,6 +42,22 @@ class AttachedDocument(NamedTuple):
     size: int
 
 
+def may_have_sbom(descriptor: Mapping[str, Any]) -> bool:
+    """Tell whether what a descriptor of a referrer names may be an SBOM, or have one."""
+    kind = str(descriptor.get("artifactType") or "").partition(";")[0]
+    if not kind or kind in _SBOM_TYPES or "sbom" in kind:
+        return True
+    if not (kind in _STATEMENT_TYPES or kind.startswith(_BUNDLE) or "attestation" in kind):
+        return False
+    stated = _predicates(descriptor)
+    return not stated or _names_sbom(stated)
+
+
+def list_documents(manifest: Digest, content: bytes) -> list[AttachedDocument]:
+    """Return the blobs of a manifest that say they are SBOMs."""
+    return list(find_documents(manifest, content))
+
+
 def find_documents(manifest: Digest, content: bytes) -> Iterator[AttachedDocument]:
     """Yield the blobs of a manifest that say they are SBOMs."""
     try:
@@ -69,11 +85,20 @@ def _is_sbom(layer: dict[str, Any], manifest: dict[str, Any]) -> bool:
         return True
     if not (media_type in _STATEMENT_TYPES or media_type.startswith(_BUNDLE)):
         return False
-    stated = [
-        str(annotations.get(key))
-        for annotations in (layer.get("annotations"), manifest.get("annotations"))
+    return _names_sbom(_predicates(layer, manifest))
+
+
+def _predicates(*documents: Mapping[str, Any]) -> list[str]:
+    """Return what the annotations of documents state as types of predicates."""
+    return [
+        str(annotations[key])
+        for annotations in (one.get("annotations") for one in documents)
         if isinstance(annotations, dict)
         for key in _PREDICATE_KEYS
+        if key in annotations
     ]
+
+
+def _names_sbom(predicates: list[str]) -> bool:
     # CycloneDX adds its version: https://cyclonedx.org/bom/v1.4
-    return any(one.startswith(_PREDICATES) for one in stated)
+    return any(one.startswith(_PREDICATES) for one in predicates)

@@ -15,6 +15,9 @@ ContentsSource = Literal["attached", "layers", "none"]
 # What reading layers does not find, in words for people.
 NOT_READ = "Go, Rust and Java programs, and files that were copied, are not read"
 
+# Why no attached SBOM was fetched, where images are read in bulk: each would cost requests of upstream.
+NOT_ASKED = "it is fetched when the packages of this image alone are asked for"
+
 
 class SbomOrigin(msgspec.Struct, frozen=True):
     """The attached SBOM that was taken: the digests of its manifest and of itself, and its format.
@@ -32,6 +35,7 @@ class ImageContents(msgspec.Struct, frozen=True, kw_only=True):
 
     `none` is for what has no file system, such as a chart. `problems` say what of it could not be read,
     `unread` what is never read. `read` is Unix time.
+    `not_fetched` says why upstream was not asked for an attached SBOM, or did not send it; empty if it has none.
     """
 
     source: ContentsSource
@@ -41,6 +45,7 @@ class ImageContents(msgspec.Struct, frozen=True, kw_only=True):
     packages: Sequence[Package] = ()
     problems: Sequence[str] = ()
     unread: str = ""
+    not_fetched: str = NOT_ASKED
 
 
 def from_layers(layers: Iterable[LayerContents], now: int) -> ImageContents:
@@ -68,6 +73,7 @@ def from_sbom(sbom: SbomContents, origin: SbomOrigin, now: int) -> ImageContents
         packages=[with_purl(one, sbom.release) for one in sbom.packages],
         problems=[sbom.problem] if sbom.problem else [],
         unread="what the SBOM does not list is not known, and its signature was not verified",
+        not_fetched="",
     )
 
 

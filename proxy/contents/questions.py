@@ -154,7 +154,7 @@ class PackageQuestions:
         if target.incomplete:
             return ReadEvent(target.name, target.platform, "incomplete", reason=target.incomplete)
         try:
-            contents = await self.reader.read(target)
+            contents = await self.reader.read(target, fetches=False)
         except ContentsError as error:
             return ReadEvent(target.name, target.platform, "failed", reason=str(error))
         reason = contents.problems[0] if contents.problems else ""

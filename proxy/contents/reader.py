@@ -1,6 +1,6 @@
 """Says what is in an image: from what was read before, an attached SBOM, or its layers."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,7 @@ import msgspec
 from proxy.concurrency import SingleFlight, run_in_thread
 from proxy.contents.attached import MAX_ATTACHED_SBOMS, AttachedDocument, find_documents
 from proxy.contents.image_contents import (
+    NOT_ASKED,
     ImageContents,
     SbomOrigin,
     distinct,
@@ -20,6 +21,7 @@ from proxy.contents.image_contents import (
 )
 from proxy.contents.layer_contents import READER_VERSION, LayerContents
 from proxy.contents.process import ContentsWorker
+from proxy.contents.sbom_fetcher import SbomFetcher, SbomSearch
 from proxy.contents.sbom_reader import MAX_SBOM_SIZE, SbomContents
 from proxy.errors import (
     ContentsError,
@@ -44,24 +46,29 @@ R = TypeVar("R")
 
 # Images that one query reads.
 _BATCH_SIZE = 20
+# Seconds after which upstream is asked again for an SBOM that it could not send.
+REFETCH_INTERVAL = 600.0
 
 log = get_logger(__name__)
 
 
 class ImageTarget(NamedTuple):
-    """A manifest of an image for one platform, and the SBOMs that are attached to it.
+    """A manifest of an image for one platform, and the stored SBOMs that are attached to it.
 
-    `layers` are from the lowest; `incomplete` says what the store lacks of them.
+    `layers` are from the lowest; `incomplete` says what the store lacks of them. `search` says where
+    more SBOMs may be.
     """
 
     name: str
     repository: Repository
+    reference: Reference
     digest: Digest
     platform: str
     layers: tuple[Descriptor, ...]
     sizes: dict[Digest, int]
     sboms: tuple[AttachedDocument, ...]
     subjects: frozenset[str]
+    search: SbomSearch
     incomplete: str
 
 
@@ -72,7 +79,8 @@ class ContentsReader:
     image_store: ImageStore
     records: ContentsRecords
     worker: ContentsWorker
-    flights: SingleFlight[Digest, ImageContents]
+    sbom_fetcher: SbomFetcher
+    flights: SingleFlight[tuple[Digest, bool], ImageContents]
     native_platform: Platform
     clock: Callable[[], float]
     is_off: bool
@@ -138,19 +146,45 @@ class ContentsReader:
         """Return what was read of a manifest before. Raises `StorageError`."""
         return await self.known(target.digest)
 
-    async def read(self, target: ImageTarget) -> ImageContents:
-        """Return what is in a manifest, read if it was not. Raises what `contents` raises."""
+    async def read(self, target: ImageTarget, *, fetches: bool = True) -> ImageContents:
+        """Return what is in a manifest, read if it was not. Raises what `contents` raises.
+
+        If it `fetches`, upstream is asked for attached SBOMs, unless one is stored.
+        """
         known = await self.known(target.digest)
-        if known is not None:
+        if known is not None and not (fetches and self._is_worth_fetching(known)):
             return known
         if self.is_off:
             raise DeniedError(
                 f'{target.name[:80]} was not read, and contents.scan = "off" forbids to read it'
             )
-        return await self.flights.run(target.digest, lambda: self._read_now(target))
+        return await self.flights.run(
+            (target.digest, fetches), lambda: self._read_now(target, fetches=fetches)
+        )
 
-    async def _read_now(self, target: ImageTarget) -> ImageContents:
-        contents = await self._read_sboms(target) or await self._read_layers(target)
+    def _is_worth_fetching(self, known: ImageContents) -> bool:
+        """Tell whether upstream may have an SBOM that it was not asked for, or could not send then."""
+        if self.is_off or not known.not_fetched:
+            return False
+        age = self.clock() - known.read
+        return known.not_fetched == NOT_ASKED or not 0 <= age < REFETCH_INTERVAL
+
+    async def _read_now(self, target: ImageTarget, *, fetches: bool) -> ImageContents:
+        contents, problems = await self._read_sboms(target.sboms, target)
+        not_fetched = NOT_ASKED
+        if contents is None and fetches:
+            not_fetched = await self.sbom_fetcher.fetch(target.search)
+            tried = {document.digest for document in target.sboms}
+            fetched = [one for one in await self._find_sboms(target) if one.digest not in tried]
+            contents, more = await self._read_sboms(fetched, target)
+            problems += more
+        if contents is None:
+            contents = msgspec.structs.replace(
+                await self._read_layers(target), not_fetched=not_fetched
+            )
+        if problems:
+            problems += contents.problems
+            contents = msgspec.structs.replace(contents, problems=problems)
         if not target.incomplete:
             packages = [PackageRow(*one) for one in distinct(contents.packages)]
             document = await self._in_thread(msgspec.json.encode, contents)
@@ -162,28 +196,51 @@ class ContentsReader:
 
     # Attached SBOMs.
 
-    async def _read_sboms(self, target: ImageTarget) -> ImageContents | None:
-        """Return what the first attached SBOM lists that can be read; None if there is none."""
-        for document in target.sboms:
-            sbom = await self._read_sbom(document)
-            if sbom is None or not sbom.packages:
-                continue
-            if sbom.subjects and target.subjects.isdisjoint(sbom.subjects):
-                continue  # of another image
-            origin = SbomOrigin(str(document.manifest), str(document.digest), sbom.format)
-            return from_sbom(sbom, origin, int(self.clock()))
-        return None
+    async def _find_sboms(self, target: ImageTarget) -> Sequence[AttachedDocument]:
+        """Return the SBOMs of a manifest that are stored now."""
+        for one in await self.targets(target.repository, target.reference):
+            if one.digest == target.digest:
+                return one.sboms
+        return ()
 
-    async def _read_sbom(self, document: AttachedDocument) -> SbomContents | None:
+    async def _read_sboms(
+        self, documents: Iterable[AttachedDocument], target: ImageTarget
+    ) -> tuple[ImageContents | None, list[str]]:
+        """Return what the first SBOM lists that can be read, and why those before it were not taken."""
+        problems = []
+        for document in documents:
+            try:
+                sbom = await self._read_sbom(document, target)
+            except (ContentsError, StorageError) as error:
+                if self.worker.is_closing:
+                    raise
+                digest = str(document.digest)
+                log.info("sbom_not_read", digest=digest, reason=str(error))
+                problems.append(f"the attached SBOM {digest[:19]} was not taken: {error}"[:300])
+                continue
+            if sbom:
+                origin = SbomOrigin(str(document.manifest), str(document.digest), sbom.format)
+                return from_sbom(sbom, origin, int(self.clock())), problems
+        return None, problems
+
+    async def _read_sbom(
+        self, document: AttachedDocument, target: ImageTarget
+    ) -> SbomContents | None:
+        """Return an SBOM; None if it is not stored any more. Raises `ContentsError` and `StorageError`."""
         blob = self.image_store.blob_store.open
         opened = await self._in_thread(blob, document.digest, document.size)
         if opened is None:
             return None
         with opened:
             answer = await self.worker.read("sbom", opened)
-        if answer.problem:
-            log.info("sbom_not_read", digest=str(document.digest), reason=answer.problem)
-        return answer.sbom
+        sbom = answer.sbom
+        if sbom is None:
+            raise ContentsError(answer.problem or "it could not be read")
+        if sbom.subjects and target.subjects.isdisjoint(sbom.subjects):
+            raise ContentsError("it is about another image")
+        if not sbom.packages:
+            raise ContentsError("it lists no packages")
+        return sbom
 
     # Layers.
 
@@ -235,9 +292,8 @@ class ContentsReader:
             return []
         tree = build_tree(self.image_store, queries, top, repository)
         nodes = [node for node in tree.platform_manifests() if node.manifest]
-        name = display_name(repository, reference)
         return [
-            self._to_target(queries, repository, name, tree, node, is_only=len(nodes) == 1)
+            self._to_target(queries, repository, reference, tree, node, is_only=len(nodes) == 1)
             for node in nodes
         ]
 
@@ -245,7 +301,7 @@ class ContentsReader:
         self,
         queries: ImageQueries,
         repository: Repository,
-        name: str,
+        reference: Reference,
         tree: ManifestNode,
         node: ManifestNode,
         *,
@@ -253,12 +309,14 @@ class ContentsReader:
     ) -> ImageTarget:
         assert node.manifest
         subjects = [node.digest, tree.digest] if is_only else [node.digest]
+        subjects = list(dict.fromkeys(subjects))
+        attestations = _attestations(tree, node)
         attached = [
             StoredBlob(child.digest, child.stored[child.digest], None, 0)
             for child in tree.walk()
-            if child.digest in child.stored and child.digest in _attestations(tree, node)
+            if child.digest in child.stored and child.digest in attestations
         ]
-        for subject in dict.fromkeys(subjects):
+        for subject in subjects:
             attached += queries.referrers(repository, subject)
             attached += [blob for _, blob in queries.tagged_referrers(repository, subject)]
         documents = {
@@ -270,14 +328,16 @@ class ContentsReader:
         }
         missing = [layer for layer in node.manifest.layers if layer.digest not in node.stored]
         return ImageTarget(
-            name,
+            display_name(repository, reference),
             repository,
+            reference,
             node.digest,
             str(node.platform or ""),
             node.manifest.layers,
             node.stored,
             tuple(documents.values())[:MAX_ATTACHED_SBOMS],
             frozenset({node.digest.hex, tree.digest.hex}),
+            SbomSearch(repository, tuple(subjects), tuple(attestations)),
             f"{len(missing)} of {len(node.manifest.layers)} layers are not in the store"
             if missing
             else "",
@@ -299,9 +359,9 @@ def _next_images(pattern: str, after: ImageRow | None, queries: ImageQueries) ->
     return list(islice(rows, _BATCH_SIZE))
 
 
-def _attestations(tree: ManifestNode, node: ManifestNode) -> frozenset[Digest]:
-    """Return the children of indexes that attest a manifest."""
-    return frozenset(
+def _attestations(tree: ManifestNode, node: ManifestNode) -> dict[Digest, None]:
+    """Return the children of indexes that attest a manifest, in their order."""
+    return dict.fromkeys(
         child.digest
         for index in tree.walk()
         if index.manifest
