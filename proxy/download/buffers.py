@@ -1,4 +1,4 @@
-"""Receive buffers of 2 MiB, with a limit per download and one for all downloads.
+"""Receive buffers of up to 2 MiB, with a limit per download and one for all downloads.
 
 A buffer is filled from the network, sent to readers, written and hashed, and then reused. If the disk is
 slow, the transfer slows down with it: the connection waits for a buffer, and upstream for the connection.
@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from proxy.config import FetchSettings
 from proxy.download.condition import BatchedCondition
 
+# The usual size; smaller buffers cost the loop and the threads more calls.
 BUFFER_SIZE = 2 << 20
+# A limit holds at least so many buffers, so that bytes arrive while others are written and hashed.
+MIN_BUFFERS = 4
 # The buffer that a connection gets if all memory is in use and this connection holds it up.
 SMALL_BUFFER_SIZE = 64 << 10
 # Buffers kept for the next download when no download runs.
@@ -40,6 +43,11 @@ class Chunk:
         """Whether the buffer has no room left."""
         return self.stop - self.start == len(self.buffer)
 
+    @property
+    def is_aligned(self) -> bool:
+        """Whether the buffer consists of whole pages of memory, so that it can be written past the page cache."""
+        return len(self.buffer) > SMALL_BUFFER_SIZE
+
     def view(self, start: int, stop: int) -> memoryview:
         """Return the bytes between two offsets of the blob."""
         return self.buffer[start - self.start : stop - self.start]
@@ -58,6 +66,8 @@ class BufferPool:
         """Apply the limits of a configuration, in bytes, to buffers taken from now on."""
         self._limit = settings.memory
         self._limit_per_download = settings.memory_per_download
+        self._buffer_size = _choose_buffer_size(min(self._limit, self._limit_per_download))
+        self._spare.clear()
         self.changed.notify_all()
 
     @property
@@ -70,7 +80,7 @@ class BufferPool:
 
         Returns None if a limit is reached.
         """
-        size = min(size, BUFFER_SIZE)
+        size = min(size, self._buffer_size)
         is_over_limit = (
             bytes_held + size > self._limit_per_download or self._bytes_in_use + size > self._limit
         )
@@ -88,15 +98,21 @@ class BufferPool:
         else:
             # A mapping takes memory only for the pages that are filled.
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-            buffer = memoryview(mmap.mmap(-1, BUFFER_SIZE, flags=flags))
+            buffer = memoryview(mmap.mmap(-1, self._buffer_size, flags=flags))
         self._bytes_in_use += len(buffer)
         return buffer
 
     def give_back(self, buffer: memoryview) -> None:
         """Take back a buffer that is no longer read or written."""
         self._bytes_in_use -= len(buffer)
-        if len(buffer) == BUFFER_SIZE:
+        if len(buffer) == self._buffer_size > SMALL_BUFFER_SIZE:
             self._spare.append(buffer)
         if not self._bytes_in_use:
             del self._spare[_SPARE_BUFFERS:]
         self.changed.notify_all()
+
+
+def _choose_buffer_size(limit: int) -> int:
+    """Return the size of buffers for a limit in bytes: whole pages."""
+    size = limit // MIN_BUFFERS // mmap.PAGESIZE * mmap.PAGESIZE
+    return min(max(size, SMALL_BUFFER_SIZE), BUFFER_SIZE)

@@ -42,6 +42,9 @@ from proxy.tracing import span
 # A range ahead of the frontier that is no larger than this may include the blob's last byte before the
 # digest is verified: lazy pullers read the footer and table of contents first.
 MAX_READ_AHEAD = 1 << 20
+# Several readers get at least this many bytes from the file, once they are written, and not from memory: the
+# kernel then copies nothing.
+MIN_FILE_PART = 64 << 10
 
 log = get_logger(__name__)
 
@@ -99,6 +102,8 @@ class Download:
         self.readable = BatchedCondition()
         self.progress = BatchedCondition()
         self.reader_count = 0
+        # Whether readers may wait for bytes that have arrived to be written.
+        self._is_withholding = False
         # Other repositories that were proven to have the blob; the commit links them too.
         self.shared_with: set[Repository] = set()
         self._deps = deps
@@ -186,11 +191,20 @@ class Download:
         for chunk in self.chunks:
             is_cheaper_from_file = offset < chunk.written and chunk.is_in_page_cache
             if chunk.start <= offset < chunk.stop and not is_cheaper_from_file:
-                return chunk.view(offset, min(end, chunk.stop))
+                part = chunk.view(offset, min(end, chunk.stop))
+                if offset >= chunk.written and self._must_be_written(len(part)):
+                    return None
+                return part
         in_file = self.written.contiguous_end(offset)
         if in_file > offset:
             return FileRange(self._writer.fd, offset, min(end, in_file))
         return None  # a failed download has dropped the chunk
+
+    def _must_be_written(self, count: int) -> bool:
+        """Tell whether readers get `count` bytes that have arrived only once they are in the file."""
+        is_withheld = self.reader_count > 1 and count >= MIN_FILE_PART
+        self._is_withholding |= is_withheld
+        return is_withheld
 
     def prioritize(self, offset: int, stop: int) -> None:
         """Fetch a range out of turn, because a reader waits for it, if the connections allow it."""
@@ -256,7 +270,9 @@ class Download:
         """Record that the next `count` bytes of a piece have arrived, at the end of a chunk."""
         self.pieces.advance(piece, count)
         chunk.stop += count
-        self._notify()
+        if not self._must_be_written(count):
+            self.readable.notify_all()
+        self._notify_workers()
 
     def close_chunk(self, chunk: Chunk) -> None:
         """Record that no connection appends to a chunk any more."""
@@ -268,6 +284,9 @@ class Download:
         """Record that a chunk is in the file up to `stop`."""
         self.written.add(chunk.written, stop)
         chunk.written = stop
+        if self._is_withholding:
+            self._is_withholding = False
+            self.readable.notify_all()
         self._release_chunks()
         self._notify_workers()
 

@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from proxy.concurrency import run_all, run_in_thread
-from proxy.download.buffers import BUFFER_SIZE, Chunk
+from proxy.download.buffers import Chunk
 from proxy.download.pieces import RangeSet
 from proxy.errors import NoSpaceError, StorageError
 from proxy.log import get_logger
@@ -320,7 +320,7 @@ def _direct_run(chunks: list[Chunk]) -> list[Chunk]:
     """Return adjacent chunks of the file that one call can write past the page cache."""
     run: list[Chunk] = []
     for chunk in chunks:
-        is_whole = len(chunk.buffer) == BUFFER_SIZE and chunk.is_full
+        is_whole = chunk.is_aligned and chunk.is_full
         if is_whole and chunk.written == chunk.start and chunk.start % BLOCK_SIZE == 0:
             if run and (chunk.start != run[-1].stop or len(run) == MAX_CHUNKS_PER_WRITE):
                 break
