@@ -54,6 +54,7 @@ class Nodes:
         stored: Callable[[], list[Digest]] = list,
         version: str = "1",
         protocol: int | None = None,
+        ca: str = "",
         **settings: Any,
     ) -> ValkeyDirectory:
         """Start a node; it has left the fleet at the end of the test at the latest."""
@@ -73,6 +74,7 @@ class Nodes:
             version=version,
             list_holdings=lambda after, count: [d for d in digests if str(d) > after][:count],
             protocol=protocol,
+            ca=ca,
         )
         self.started.append(directory)
         self._stack.push_async_callback(directory.close)
