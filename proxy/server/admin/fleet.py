@@ -157,12 +157,12 @@ class FleetHandlers:
     async def call(self, request: AdminRequest) -> AsyncGenerator[MemberAnswer, None]:
         """Have all members do an operation, and yield what each of them answers, as it arrives."""
         call = await request.read_json(FleetCall)
+        route, _ = self._find(call)
+        route.check_role(request.actor)
         if self.send is None:
             raise InvalidRequestError(
                 "this node belongs to no fleet (set fleet.valkey and fleet.address)"
             )
-        route, _ = self._find(call)
-        route.check_role(request.actor)
         encoded = base64.urlsafe_b64encode(msgspec.json.encode(call)).decode()
         if len(encoded) > MAX_CALL_SIZE:
             raise InvalidRequestError("too much for the fleet at once: name fewer images")

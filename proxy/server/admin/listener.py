@@ -49,17 +49,20 @@ class AdminListener:
         health: HealthEndpoints,
         token_auth: TokenAuth | None,
         pages: "PageSite | None" = None,
+        *,
+        has_metrics: bool = True,
     ) -> None:
         self._api = api
         self._health = health
         self._token_auth = token_auth
         self.pages = pages
+        self._has_metrics = has_metrics
 
     async def __call__(self, request: BaseRequest) -> StreamResponse:
         """Respond to a request."""
         try:
             path = request.raw_path.partition("?")[0]
-            if self._health.has_path(path):
+            if self._health.has_path(path) and (self._has_metrics or path != "/metrics"):
                 if self._token_auth and path == "/metrics":
                     self._token_auth.check_metrics(request)
                 response = await self._health.handle(request.method, path)
@@ -187,7 +190,7 @@ class PagePort:
         """Return an address on loopback; open a port if there is none.
 
         Every user of this machine can connect to such a port: its pages need a login by a link of
-        `pullcache ui`, and its API a token.
+        `pullcache ui`, its API a token, and it has no metrics.
         """
         async with self._opening:
             if self._address is None:
@@ -197,6 +200,7 @@ class PagePort:
                     self._services.health,
                     TokenAuth([*self._tokens, secret]),
                     await self.make_site(),
+                    has_metrics=False,
                 )
                 listener = _make_listener(self._services, handler)
                 found = await listener.open(self._stack, [Address("127.0.0.1:0")])

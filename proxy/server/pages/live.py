@@ -14,6 +14,8 @@ from proxy.server.pages.templating import PageRenderer
 LIVE_INTERVAL = 2.0
 # Browsers that get live figures at a time.
 MAX_LIVE_STREAMS = 32
+# Those of one session, or of one address without a login: the others are left for other people.
+MAX_CLIENT_STREAMS = 8
 # After this many looks without a change, a comment shows whether the browser is still there.
 _QUIET_LOOKS = 8
 
@@ -30,7 +32,7 @@ class LiveStreams:
     """The streams that are open."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._tasks: dict[asyncio.Task[object], str] = {}
 
     def close(self) -> None:
         """End all streams."""
@@ -40,19 +42,22 @@ class LiveStreams:
     async def send(
         self,
         request: BaseRequest,
+        client: str,
         headers: Mapping[str, str],
         render: Callable[[], Awaitable[str]],
         is_still_valid: Callable[[], bool],
     ) -> StreamResponse:
         """Send what `render` returns whenever it differs, until the session ends or the browser goes.
 
-        Raises `TooManyRequestsError`.
+        `client` is the session, or the address of a browser without a login. Raises
+        `TooManyRequestsError`.
         """
         task = asyncio.current_task()
         assert task is not None
-        if len(self._tasks) >= MAX_LIVE_STREAMS:
+        of_client = sum(one == client for one in self._tasks.values())
+        if len(self._tasks) >= MAX_LIVE_STREAMS or of_client >= MAX_CLIENT_STREAMS:
             raise TooManyRequestsError("too many pages with live figures are open; reload by hand")
-        self._tasks.add(task)
+        self._tasks[task] = client
         try:
             # An error of the first look still becomes a status, which ends the browser's attempts.
             text = await render()
@@ -75,5 +80,5 @@ class LiveStreams:
             await response.write(b"event: end\ndata: \n\n")
             await response.write_eof()
         finally:
-            self._tasks.discard(task)
+            del self._tasks[task]
         return response

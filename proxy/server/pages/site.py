@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from functools import partial
 from typing import TypeVar
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
@@ -186,7 +185,9 @@ class PageSite:
     async def _handle_action(self, request: BaseRequest, visitor: Visitor) -> StreamResponse:
         action = self._actions.get(_raw_path(request))
         if action is None:
-            raise NotFoundError("there is nothing to post to at this address")
+            raise NotFoundError(
+                "no form is sent to this address; open the page, and use its buttons"
+            )
         form = await read_form(request, takes_upload=action.takes_upload)
         fields = form.last_values
         check_change_token(self._sessions, visitor, fields)
@@ -278,10 +279,23 @@ class PageSite:
         def is_still_valid() -> bool:
             return not visitor.has_login or self._sessions.is_open(visitor.session_id)
 
+        here = f"{target.path}?{target.query}" if target.query else target.path
         context = self._context(request, visitor, page.title, page, target.path)
-        render = partial(live.render, self._renderer, page, page_request, context)
+        context["here"] = here  # its forms lead back to the page
+        key = ("live", here, context["origin"], visitor.actor, visitor.has_login)
+
+        async def render() -> str:
+            text = self._recent.find(key)
+            if text is None:
+                started = self._recent.now()
+                shown = {**context, "token": self._recent.placeholder}
+                text = await live.render(self._renderer, page, page_request, shown)
+                self._recent.add(key, text, started)
+            return text.replace(self._recent.placeholder, str(context["token"]))
+
+        client = visitor.session_id if visitor.has_login else request.remote or ""
         headers = {**SECURITY_HEADERS, hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8"}
-        return await self._live.send(request, headers, render, is_still_valid)
+        return await self._live.send(request, client, headers, render, is_still_valid)
 
     # Logins.
 
@@ -310,9 +324,7 @@ class PageSite:
 
     def _login(self, request: BaseRequest, actor: Actor | None, target: str) -> Response:
         if actor is None:
-            raise UnauthorizedError(
-                "the link was used already, or is older than a minute: run pullcache ui again"
-            )
+            raise UnauthorizedError("the link was used already, or is older than a minute")
         log.info("page_login", client=request.remote or "", actor=str(actor))
         session = self._sessions.open(actor)
         return _redirect(target, session_cookie(request, session.id))

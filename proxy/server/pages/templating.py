@@ -44,6 +44,7 @@ def create_environment(
         "seconds": format_seconds,
         "digest": show_digest,
         "short": shorten,
+        "sentence": to_sentence,
         "percent": format_percent,
         "count": format_count,
         "query": with_query,
@@ -116,6 +117,13 @@ def shorten(text: str, length: int = _SHORT_NAME) -> Markup | str:
     head = length * 2 // 3
     tail = length - head - 1
     return Markup('<span title="{}">{}…{}</span>').format(text, text[:head], text[-tail:])
+
+
+def to_sentence(text: str) -> str:
+    """Return the message of an error as a sentence of a page: a capital first, unless that is in a name."""
+    first = text.split(" ", 1)[0].rstrip(",:;")
+    shown = text[:1].upper() + text[1:] if first.isalpha() else text
+    return shown if shown.endswith((".", "!", "?")) else f"{shown}."
 
 
 def format_percent(ratio: float | None) -> str:

@@ -60,6 +60,28 @@ async def test_a_token_with_the_role_read_permits_only_what_changes_nothing(make
             assert (await send(program, method, path, token))[0] != 403
 
 
+async def test_a_call_to_the_fleet_needs_the_role_of_the_operation(make_program, tokens):
+    program = await make_program(server=tokens)
+
+    async def call_fleet(method: str, path: str, token: str) -> tuple[int, str]:
+        async with program.session.request(
+            "POST",
+            f"http://{program.admin_addresses[0]}/api/v1/fleet/call",
+            headers={"Authorization": f"Bearer {token}"},
+            json={"method": method, "path": path, "document": {"images": ["app:v1"]}},
+        ) as response:
+            return response.status, await response.text()
+
+    for path in ("/api/v1/images/remove", "/api/v1/images/pin", "/api/v1/images/unpin"):
+        status, text = await call_fleet("POST", path, "secret-of-dashboard")
+        assert status == 403
+        assert f"the role of the token dashboard is read; POST {path} needs operate" in text
+        # It gets further with the role: to the fleet, which this program has not.
+        status, text = await call_fleet("POST", path, "secret-of-deploy")
+        assert status == 400
+        assert "belongs to no fleet" in text
+
+
 async def test_a_wrong_token_is_rejected_whatever_others_there_are(make_program, tokens):
     program = await make_program(server=tokens)
     for wrong in ("", "dashboard", "secret-of-", "secret-of-dashboardsecret-of-deploy"):

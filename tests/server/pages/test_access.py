@@ -1,14 +1,18 @@
 """Who may see and change what: logins, sessions, tokens of forms, hosts, other sites, roles."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 
 from proxy.server.admin.actor import Actor
+from proxy.server.pages.live import MAX_CLIENT_STREAMS
 from proxy.server.pages.sessions import MAX_SESSIONS, SessionStore
 from tests.fakes.clock import Clock
 from tests.server.pages.conftest import READ_SECRET, SECRET
+from tests.support.certificates import Authority
 from tests.support.page_client import PageClient, make_link
 
 CSP = (
@@ -51,6 +55,36 @@ async def test_the_session_cookie_is_for_this_host_and_no_script(client):
     assert cookie.startswith(f"pullcache-{port}=")
     assert cookie.endswith("; Path=/; HttpOnly; SameSite=Strict")
     assert "Set-Cookie" not in (await client.get("/")).headers
+
+
+async def test_with_tls_the_session_cookie_is_secure_and_of_this_host_alone(
+    make_program, token_settings, tmp_path
+):
+    authority = Authority(tmp_path / "authority")
+    certificate, key = authority.issue("cache", "IP:127.0.0.1")
+    program = await make_program(
+        trust=authority.trust(),
+        server={
+            **token_settings,
+            "admin_listen": ["127.0.0.1:0", "0.0.0.0:0"],
+            "tls_certificate": [certificate],
+            "tls_key": [key],
+        },
+    )
+    port = program.admin_addresses[1].rpartition(":")[2]
+    url = f"https://127.0.0.1:{port}"
+    jar = aiohttp.CookieJar(unsafe=True)
+    connector = aiohttp.TCPConnector(ssl=authority.trust())
+    async with aiohttp.ClientSession(cookie_jar=jar, connector=connector) as session:
+        fields = {"secret": SECRET, "to": "/settings"}
+        headers = {"Origin": url, "Accept": "text/html"}
+        async with session.post(f"{url}/login", data=fields, headers=headers) as answer:
+            assert answer.url.path == "/settings"
+            assert "Log out" in await answer.text()
+            (cookie,) = answer.history[0].headers.getall("Set-Cookie")
+    name, _, attributes = cookie.partition("=")
+    assert name == "__Host-pullcache"
+    assert {*attributes.split("; ")[1:]} == {"Path=/", "HttpOnly", "SameSite=Strict", "Secure"}
 
 
 async def test_a_page_is_not_served_under_the_name_of_another_site(client):
@@ -128,7 +162,8 @@ async def test_the_link_of_ui_logs_in_once(closed_program, make_client):
     assert "Log out" in (await first.get(path, Sec_Fetch_Site="none")).text
     shown = await second.get(path)
     assert shown.status == 401
-    assert "pullcache ui" in shown.notice
+    assert shown.notice == "The link was used already, or is older than a minute."
+    assert shown.text.count("pullcache ui") == 1
 
 
 def test_a_code_is_good_for_a_minute():
@@ -150,6 +185,8 @@ async def test_ui_opens_a_port_on_loopback_if_there_is_none(program):
         # Every user of the machine reaches the port.
         assert (await other.get("/")).path.startswith("/login")
         assert (await other.get("/api/v1/status")).status == 401
+        assert (await other.get("/metrics")).path.startswith("/login")
+        assert (await other.get("/healthz")).text == "ok\n"
         shown = await client.get(f"{link.path}?{link.query}")
         assert shown.status == 200
         assert "Overview" in shown.text
@@ -240,7 +277,7 @@ async def test_a_malformed_form_is_the_clients_fault(client, media_type, body, h
     sent = {**client.headers, "Content-Type": media_type, **headers}
     async with client.session.post(f"{client.url}/login", data=body, headers=sent) as response:
         assert response.status == 400
-        assert "the form cannot be read" in await response.text()
+        assert "The form cannot be read" in await response.text()
 
 
 async def test_pages_are_not_loaded_into_pages_of_other_sites(client):
@@ -335,3 +372,48 @@ async def test_live_figures_are_sent_until_the_session_ends(closed_program, make
         await client.post("/logout", {"token": shown.token})
         assert b"event: end" in await stream.content.read()
     assert (await client.get("/live?page=/nothing")).path.startswith("/live")
+
+
+async def test_one_session_does_not_take_the_live_figures_of_the_others(
+    closed_program, make_client
+):
+    greedy, other = await make_client(closed_program), await make_client(closed_program)
+    for client in (greedy, other):
+        await client.log_in(SECRET)
+    async with AsyncExitStack() as stack:
+
+        async def open_stream(client: PageClient) -> int:
+            opening = client.session.get(f"{client.url}/live?page=/", headers=client.headers)
+            return (await stack.enter_async_context(opening)).status
+
+        statuses = [await open_stream(greedy) for _ in range(MAX_CLIENT_STREAMS + 1)]
+        assert statuses == [200] * MAX_CLIENT_STREAMS + [429]
+        assert await open_stream(other) == 200
+
+
+async def test_a_form_among_live_figures_leads_back_to_its_page(make_program, make_client):
+    server = {"admin_listen": ["127.0.0.1:0"]}
+    program = await make_program(server=server, preload=[{"images": ["app:v1"], "every": "6h"}])
+    client = await make_client(program)
+    url = f"{client.url}/live?page=/schedules"
+    async with client.session.get(url, headers=client.headers) as stream:
+        line = await stream.content.readline()
+    assert b'name=\\"back\\" value=\\"/schedules\\"' in line
+
+
+async def test_a_reader_who_would_remove_an_image_sees_what_is_needed(closed_program, make_client):
+    client = await make_client(closed_program)
+    await client.log_in(READ_SECRET)
+    shown = await client.get("/remove?image=app:v1")
+    assert shown.status == 403
+    assert shown.notice == "Your login may read only; removing images needs the role operate."
+    assert "log out, and log in" in shown.text
+    shown = await client.submit("/settings", "/remove", image="app:v1")
+    assert shown.status == 404
+    assert shown.notice.startswith("No form is sent to this address")
+
+
+async def test_a_removal_of_no_image_leads_to_the_list(client):
+    shown = await client.get("/remove")
+    assert shown.status == 400
+    assert shown.notice == "Choose an image in the list, and Remove… beside it."

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from proxy.cache.refresh import RefreshedTag
-from proxy.errors import BusyError
+from proxy.errors import BusyError, DeniedError, InvalidRequestError
 from proxy.images.manage import ImageBrief, ImageSummary, PinnedImages, RemovedImages
 from proxy.server.admin.images import UnpinResponse
 from proxy.server.admin.status import DaemonStatus
@@ -145,7 +145,11 @@ async def refresh(request: PageRequest) -> NewJob:
 
 async def confirm_removal(request: PageRequest) -> Model:
     """Return what removing an image frees."""
-    image = request.query.get("image", "")
+    image = request.query.get("image", "").strip()
+    if request.actor.role != "operate":
+        raise DeniedError("your login may read only; removing images needs the role operate")
+    if not image:
+        raise InvalidRequestError("choose an image in the list, and Remove… beside it")
     body = {"images": [image], "dry_run": True, "force": True}
     removal = await request.api.post("/api/v1/images/remove", RemovedImages, body)
     return {"image": image, "removal": removal}
