@@ -286,7 +286,9 @@ async def configure_app(
         ).routes(),
         *admin_contents.ContentsHandlers(
             contents_reader,
-            PackageQuestions(image_store, core.contents_records, contents_reader),
+            PackageQuestions(
+                image_store, core.contents_records, contents_reader, SingleFlight(core.group)
+            ),
             scanner,
             acts,
         ).routes(),

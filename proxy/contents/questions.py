@@ -1,18 +1,20 @@
 """Which stored images have a package? Answered from what was read, without asking anybody."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
 
 import msgspec
 
-from proxy.concurrency import run_in_thread
+from proxy.concurrency import SingleFlight, run_in_thread
 from proxy.contents.reader import ContentsReader, ImageTarget
 from proxy.contents.versions import PackageQuestion, matches, parse_question
 from proxy.errors import ContentsError
 from proxy.images.store import ImageStore
+from proxy.images.table import QUICK_INDEX_SIZE
 from proxy.names import display_name
 from proxy.oci.digest import Digest
 from proxy.storage.image_queries import ImageQueries
@@ -26,6 +28,8 @@ MAX_PAIRS = 1_000_000
 # How long the numbers of images are kept, if counting them took longer than `SLOW_COUNT`, in seconds.
 COUNTS_TTL = 60.0
 SLOW_COUNT = 0.5
+# Seconds that an answer waits for them in an index of more than `QUICK_INDEX_SIZE` bytes.
+COUNT_WAIT = 0.05
 # Images that one answer names, and names of the same digest.
 MAX_MATCHES = 10_000
 MAX_NAMES_PER_IMAGE = 10
@@ -54,15 +58,16 @@ class PackageMatch(msgspec.Struct, frozen=True):
 class PackageAnswer(msgspec.Struct, frozen=True):
     """The images that have a package: `more` manifests than `matches` names have it too.
 
-    `read` and `not_read` count the stored images that the answer is about, and those that it is not.
+    `read` and `not_read` count the stored images that the answer is about, and those that it is not; they
+    are None while those of a large store are counted.
     `not_compared` are versions that cannot be compared.
     """
 
     question: str
     matches: Sequence[PackageMatch]
     more: int
-    read: int
-    not_read: int
+    read: int | None
+    not_read: int | None
     not_compared: Sequence[str]
 
 
@@ -83,7 +88,8 @@ class PackageQuestions:
     image_store: ImageStore
     records: ContentsRecords
     reader: ContentsReader
-    _counts: dict[str, tuple[float, tuple[int, int]]] = field(default_factory=dict)
+    counting: SingleFlight[str, tuple[int, int]]
+    _counts: dict[str, tuple[float, tuple[int, int] | None]] = field(default_factory=dict)
 
     async def ask(self, text: str, limit: int = MAX_MATCHES) -> PackageAnswer:
         """Return the images that have a package. Raises `InvalidRequestError` and `StorageError`."""
@@ -126,15 +132,24 @@ class PackageQuestions:
             not_compared,
         )
 
-    async def _count_images(self) -> tuple[int, int]:
-        """Return how many images were read, and how many were not.
+    async def _count_images(self) -> tuple[int | None, int | None]:
+        """Return how many images were read, and how many were not; None while they are counted.
 
-        Counting 100,000 images takes 2 s: what took long is kept for `COUNTS_TTL` seconds.
+        Counting 100,000 images takes 2 s and more: it is done in the background, and what took long is
+        kept for `COUNTS_TTL` seconds.
         """
-        started = monotonic()
-        kept_at, counts = self._counts.get("images", (-COUNTS_TTL, (0, 0)))
-        if started - kept_at < COUNTS_TTL:
+        kept_at, counts = self._counts.get("images", (0.0, None))
+        if counts and monotonic() - kept_at < COUNTS_TTL:
             return counts
+        index = self.image_store.index
+        size = await run_in_thread(index.list_threads, lambda: index.path.stat().st_size)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(COUNT_WAIT if size > QUICK_INDEX_SIZE else None):
+                return await self.counting.run("images", self._count)
+        return counts or (None, None)
+
+    async def _count(self) -> tuple[int, int]:
+        started = monotonic()
         counts = await self.records.read(contents_rows.count_images)
         if monotonic() - started > SLOW_COUNT:
             self._counts["images"] = monotonic(), counts

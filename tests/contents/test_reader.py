@@ -1,5 +1,6 @@
 """What is in a stored image, asked for by way of the admin API."""
 
+import asyncio
 import json
 import sqlite3
 from contextlib import closing
@@ -316,6 +317,21 @@ async def test_numbers_that_took_long_to_count_are_kept_for_a_while(registry, pr
     assert (await ask(program, "openssl"))["not_read"] == 0
     monkeypatch.setattr("proxy.contents.questions.COUNTS_TTL", 0.0)
     assert (await ask(program, "openssl"))["not_read"] == 1
+
+
+async def test_the_images_of_a_large_store_are_counted_in_the_background(
+    registry, program, monkeypatch
+):
+    await pull_whole(program, registry.add_image(APP, layers=[DEBIAN]))
+    monkeypatch.setattr("proxy.contents.questions.QUICK_INDEX_SIZE", 0)
+    monkeypatch.setattr("proxy.contents.questions.COUNT_WAIT", 0.0)
+    monkeypatch.setattr("proxy.contents.questions.SLOW_COUNT", -1.0)
+    answer = await ask(program, "openssl")
+    assert (answer["read"], answer["not_read"]) == (None, None)
+    async with asyncio.timeout(30):
+        while (answer := await ask(program, "openssl"))["read"] is None:
+            pass
+    assert (answer["read"], answer["not_read"]) == (0, 1)
 
 
 async def test_a_question_that_cannot_be_understood_is_an_error(program):

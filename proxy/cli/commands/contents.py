@@ -274,7 +274,9 @@ def _format_names(match: dict[str, Any], truncator: Truncator) -> str:
 
 def _print_reach(answer: dict[str, Any]) -> None:
     """Say on stderr what the answer is about, and what it is not about."""
-    lines = [f"{format_count(answer['read'], 'stored image')} read"]
+    lines = ["the images that were read are being counted: ask again for their number"]
+    if answer["read"] is not None:
+        lines = [f"{format_count(answer['read'], 'stored image')} read"]
     if answer["not_read"]:
         lines.append(f"{answer['not_read']} not read: --scan reads them first")
     if answer["more"]:
