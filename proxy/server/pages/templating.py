@@ -39,7 +39,7 @@ def create_environment(
         auto_reload=False,
     )
     environment.filters |= {
-        "size": format_bytes,
+        "size": format_size,
         "ago": partial(show_time, clock=clock),
         "seconds": format_seconds,
         "digest": show_digest,
@@ -132,6 +132,11 @@ def format_percent(ratio: float | None) -> str:
         return _DASH
     percent = ratio * 100
     return f"{percent:.1f} %" if 0 < percent < 10 or 99 < percent < 100 else f"{percent:.0f} %"
+
+
+def format_size(size: int) -> str:
+    """Return a size with its unit; what was saved is negative when a preload cost more than it served."""
+    return f"\N{MINUS SIGN}{format_bytes(-size)}" if size < 0 else format_bytes(size)
 
 
 def format_count(number: int | None) -> str:

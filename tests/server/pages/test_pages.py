@@ -6,6 +6,7 @@ import re
 import pytest
 
 from proxy.cli.api_client import AdminClient
+from tests.support.admin_api import NATIVE, stream
 from tests.support.page_client import PageClient
 from tests.support.program import Program
 
@@ -43,6 +44,29 @@ async def test_the_empty_overview_leads_to_the_first_pull(open_program, make_cli
     assert f"docker pull {address}/library/alpine:latest" in shown.text
 
 
+async def test_the_empty_overview_of_an_offline_cache_leads_to_the_upload_of_a_bundle(
+    make_program, make_client
+):
+    server = {"admin_listen": ["127.0.0.1:0"]}
+    client = await make_client(await make_program(server=server, offline=True))
+    shown = await client.get("/")
+    assert '<a href="/unplug">Upload a bundle</a>' in shown.text
+    assert "docker pull" not in shown.text
+
+
+async def test_after_a_preload_the_overview_says_why_less_than_nothing_is_saved(
+    registry, open_program, make_client
+):
+    registry.add_image(layers=[b"x" * 40_000], platforms=(NATIVE,))
+    client = await make_client(open_program)
+    shown = await client.get("/")
+    assert "Less than nothing is saved" not in shown.text
+    await stream(open_program, "POST", "/api/v1/preload", {"images": [{"image": "app"}]})
+    shown = await client.get("/")
+    assert re.search("\N{MINUS SIGN}4[0-9.]+ kB", shown.text)
+    assert "Less than nothing is saved" in shown.text
+
+
 async def test_the_overview_says_why_pulls_fail(registry, filled, client):
     await registry.stop()
     for number in range(5):
@@ -51,7 +75,7 @@ async def test_the_overview_says_why_pulls_fail(registry, filled, client):
     assert "Degraded: docker.io cannot be reached" in text
     assert "docker.io is down" in text
     assert "failed in the last hour" in text
-    assert "Next attempt" in text
+    assert ". <em>Next attempt" in text
 
 
 async def test_the_overview_does_not_say_that_all_is_well_after_the_first_failed_pull(
