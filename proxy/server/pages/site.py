@@ -137,7 +137,7 @@ class PageSite:
         if visitor.actor is None:
             if _wants_json(request) or path == "/live":
                 raise UnauthorizedError("log in to see this page")
-            return _redirect(f"/login?to={quote(_path_with_query(request), safe='')}")
+            return _redirect(f"/login?to={quote(_page_of(request), safe='')}")
         if path == "/live":
             return await self._send_live(request, visitor)
         if request.method == "POST":
@@ -442,6 +442,13 @@ def _path_with_query(request: BaseRequest) -> str:
     """Return where the browser is, without the message that was shown."""
     kept = [(name, text) for name, text in request.query.items() if name != "notice"]
     return f"{_raw_path(request)}?{urlencode(kept)}" if kept else _raw_path(request)
+
+
+def _page_of(request: BaseRequest) -> str:
+    """Return the page that a login leads back to: of a form, the page that it is on."""
+    if request.method != "POST":
+        return _path_with_query(request)
+    return safe_path(request.headers.get(hdrs.REFERER, "").removeprefix(_origin(request)))
 
 
 def _origin(request: BaseRequest) -> str:

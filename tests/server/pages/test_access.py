@@ -117,6 +117,18 @@ async def test_a_login_is_asked_for_and_leads_back_to_the_page(closed_program, m
     assert (await client.get("/")).path.startswith("/login")
 
 
+@pytest.mark.parametrize(
+    ("referer", "target"),
+    [("/images?q=app", "/images?q%3Dapp"), ("//other.example/", "/"), ("", "/")],
+)
+async def test_a_login_that_a_form_needs_leads_back_to_the_page_of_the_form(
+    closed_program, make_client, referer, target
+):
+    client = await make_client(closed_program)
+    shown = await client.post("/images/pin", {"image": "app"}, Referer=f"{client.url}{referer}")
+    assert shown.path == f"/login?to={target}"
+
+
 async def test_the_json_of_a_page_needs_the_login_too(closed_program, make_client):
     client = await make_client(closed_program)
     shown = await client.get("/", Accept="application/json")
