@@ -67,7 +67,7 @@ async def test_an_image_is_found_pulled_and_a_list_made_ready_to_unplug(
     await page.get_by_role("link", name="Unplug").click()
     await page.get_by_label(re.compile("Images: one a line")).fill(COMPOSE)
     await page.get_by_role("button", name="Check").click()
-    await expect(page.locator("#answer")).to_have_text("Not yet: 1 of 2 are missing")
+    await expect(page.locator("#answer")).to_have_text("Not yet: 1 of 2 is missing")
     await page.get_by_role("button", name="Preload what is missing").click()
     await see_job_end(page, "1 of 1 images are here")
     await expect(page.locator("#answer")).to_have_text("Yes: all of it is here")
