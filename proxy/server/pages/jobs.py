@@ -24,11 +24,12 @@ JobState = Literal["running", "done", "failed", "cancelled"]
 
 
 class JobLineView(msgspec.Struct, frozen=True):
-    """A line of a job; `share` is how much of it is done, None if that is not known."""
+    """A line of a job: a `JobLine` without its key."""
 
     text: str
     is_problem: bool
     share: float | None
+    image: str
 
 
 class JobView(msgspec.Struct, frozen=True):
@@ -99,7 +100,10 @@ class JobRunner:
             int(job.started),
             int(job.ended) if job.ended else None,
             job.events,
-            [JobLineView(one.text, one.is_problem, one.share) for one in job.lines.values()],
+            [
+                JobLineView(one.text, one.is_problem, one.share, one.image)
+                for one in job.lines.values()
+            ],
         )
 
     def running(self) -> list[JobView]:

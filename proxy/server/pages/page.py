@@ -89,13 +89,15 @@ class View:
 class JobLine:
     """A line of a job; it replaces the line with the same `key`, if that is not empty.
 
-    `share` is how much is done, from 0 to 1, None if that is not known.
+    `share` is how much is done, from 0 to 1, None if that is not known. `image` is the stored image with
+    whose name the text begins, empty if there is none.
     """
 
     text: str
     key: str = ""
     is_problem: bool = False
     share: float | None = None
+    image: str = ""
 
 
 @dataclass(frozen=True, slots=True)

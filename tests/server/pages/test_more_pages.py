@@ -109,12 +109,21 @@ async def test_a_search_shows_badges_and_what_is_here_and_pulls_an_image(
         page = await wait_for_job(
             client, await client.post("/search/pull", {**fields, "pin": "yes", "q": "nginx"})
         )
-        assert "nginx:1.27 is here" in page.text
+        assert '<a href="/images/nginx%3A1.27">nginx:1.27</a> is here' in page.text
+        assert "done</span>" in page.text
+        missing = {**fields, "tag": "none"}
+        page = await wait_for_job(client, await client.post("/search/pull", missing))
+        assert "ended with failures</span>" in page.text
         (image,) = await check_images(program, "nginx:1.27")
         assert image["state"] == "complete"
         assert "1 tag</a>" in (await client.get("/search?q=nginx")).text
         shown = await client.post("/search/pull", {**fields, "image": ""})
         assert "name of the image" in shown.notice
+        shown = await client.get("/search?q=ghcr.io/owner/app")
+        assert "may not pull from ghcr.io, only from: docker.io" in shown.text
+        assert "by its name" not in shown.text
+        shown = await client.get("/search?q=index.docker.io/me/none")
+        assert "Pull index.docker.io/me/none by its name" in shown.text
     finally:
         await hub.stop()
 

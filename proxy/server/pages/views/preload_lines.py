@@ -65,7 +65,8 @@ def _(event: events.ResolveStarted) -> JobLine:
 @_describe.register
 def _(event: events.ImageDone) -> JobLine:
     what = "is up to date" if event.outcome == "up_to_date" else "is here"
-    return JobLine(f"{event.image} {what}: {format_bytes(event.size)}", event.image, share=1.0)
+    text = f"{event.image} {what}: {format_bytes(event.size)}"
+    return JobLine(text, event.image, share=1.0, image=event.image)
 
 
 @_describe.register

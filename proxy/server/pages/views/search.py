@@ -1,9 +1,11 @@
 """Search: repositories of Docker Hub and the other upstreams, and pulling one into the cache."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from proxy.cache.search import MAX_PAGE
 from proxy.errors import InvalidRequestError, ProxyError
+from proxy.names import normalize_repository
+from proxy.oci.reference import is_host
 from proxy.server.admin.search import SearchResponse
 from proxy.server.admin.status import DaemonStatus
 from proxy.server.pages.page import Model, NewJob, PageRequest
@@ -41,6 +43,7 @@ async def show(request: PageRequest) -> Model:
         "page_number": page,
         "found": found,
         "problem": problem,
+        "unknown": _find_unknown(text, [one.name for one in status.upstreams]),
         "has_more": bool(found and found.total > page * PAGE_SIZE and page < MAX_PAGE),
         "upstreams": [one.name for one in status.upstreams],
         "is_offline": status.offline,
@@ -63,6 +66,15 @@ async def pull(request: PageRequest) -> NewJob:
     events = request.api.stream("POST", "/api/v1/preload", body)
     back = with_query("/search", q=request.form.get("q", ""))
     return NewJob(f"Pull {image[:200]} into the cache", events, PreloadLines().describe, back)
+
+
+def _find_unknown(text: str, upstreams: Sequence[str]) -> str:
+    """Return the registry that a name begins with, if this cache may not pull from it."""
+    registry, slash, rest = text.partition("/")
+    if not slash or not is_host(registry):
+        return ""
+    upstream = normalize_repository(registry.lower(), rest).upstream
+    return "" if upstream in upstreams else upstream
 
 
 def _to_int(text: str) -> int:
