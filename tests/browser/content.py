@@ -14,6 +14,12 @@ from tests.support.scanners import TRIVY, make_scanner
 # Seconds between two pulls: longer than one pull lasts.
 _PULL_PAUSE = 700
 
+# A package whose words have nowhere to break.
+_LONG_PACKAGE = (
+    b"Package: golanggithubcontainerscommon\nSource: golanggithubcontainersimage\n"
+    b"Version: 20.10.24+dfsg1.1+b12u1b6\n\n"
+)
+
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(1)>\u202e' + "x" * 300
 
 _DEBIAN = ("# debian.sh --arch 'amd64' out/ 'bookworm' '@1764028800'", 280_000)
@@ -115,7 +121,8 @@ async def fill(program: Program, registry: FakeRegistry, *, hostile: bool = True
 async def _add_packages(program: Program, registry: FakeRegistry) -> None:
     """Pull an image with packages, read and scan it; the names of one are hostile."""
     hostile = f"Package: {HOSTILE}\nVersion: {HOSTILE}\n\n".encode()
-    layer = make_layer({"var/lib/dpkg/status": hostile + DPKG_STATUS, "etc/os-release": OS_RELEASE})
+    status = hostile + _LONG_PACKAGE + DPKG_STATUS
+    layer = make_layer({"var/lib/dpkg/status": status, "etc/os-release": OS_RELEASE})
     await program.pull(registry.add_image("library/debian", "12", [layer]))
     await program.wait_for_downloads()
     scanner = make_scanner(program.root.parent, TRIVY)

@@ -51,8 +51,8 @@ async def test_a_page_keeps_its_policy_and_works_without_javascript(site, open_p
 
 
 async def test_a_page_fits_the_smallest_and_the_largest_windows(site, open_page):
-    for width in (320, 3840):
-        page = await open_page(site, "/images", width=width)
+    for path, width in (("/images", 320), ("/images", 3840), ("/packages?image=debian:12", 720)):
+        page = await open_page(site, path, width=width)
         assert await page.evaluate(
             "() => document.documentElement.scrollWidth <= document.documentElement.clientWidth"
-        )
+        ), f"{path} at {width}"

@@ -210,6 +210,11 @@ async def test_images_are_removed_by_a_glob_after_their_preview(
     shown = await client.get("/storage?glob=me/*")
     assert "2 images would go" in shown.text
     assert "By repository" in shown.text
+    await call(program, "post", "/api/v1/images/pin", {"images": ["me/one"]})
+    notice = (await client.get("/storage?glob=me/*")).notice
+    assert notice == "me/one:latest is pinned; unpin it first, or select Pinned ones too"
+    assert "2 images would go" in (await client.get("/storage?glob=me/*&pinned=yes")).text
+    await call(program, "post", "/api/v1/images/unpin", {"images": ["me/one"]})
     shown = await client.post("/storage/remove", {"token": shown.token, "glob": "me/*"})
     assert "2 images removed" in shown.notice
     assert "not in the store" in (await client.get("/storage?glob=me/*")).notice

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 
-from proxy.errors import BusyError, ProxyError
+from proxy.errors import BusyError, DeniedError, ProxyError
 from proxy.images.manage import RemovedImages
 from proxy.images.usage import StoreUsage
 from proxy.server.admin.status import DaemonStatus
@@ -28,6 +28,9 @@ async def show(request: PageRequest) -> Model:
         try:
             body = {"images": [glob], "dry_run": True, "force": with_pinned}
             removal = await request.api.post("/api/v1/images/remove", RemovedImages, body)
+        except DeniedError as error:  # whose advice is an option of the command
+            pinned = str(error).partition(";")[0]
+            problem = f"{pinned}; unpin it first, or select Pinned ones too"
         except ProxyError as error:
             problem = str(error)
     status = await request.api.get("/api/v1/status", DaemonStatus)
