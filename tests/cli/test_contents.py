@@ -115,3 +115,10 @@ async def test_images_that_cannot_be_read_are_a_partial_success(registry, progra
 )
 def test_options_that_do_not_fit_are_refused(tmp_path, arguments):
     assert run(*arguments, "--store", tmp_path).exit_code == 2
+
+
+async def test_an_sbom_that_could_not_be_fetched_has_a_line_of_its_own(registry, program, app):
+    async with registry.down():
+        done = await run_on(program, "inspect", "app", "--packages")
+    (line,) = [line for line in done.stdout.splitlines() if "not fetched" in line]
+    assert line.startswith("SBOMs      not fetched: docker.io")

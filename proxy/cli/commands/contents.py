@@ -164,7 +164,7 @@ def print_contents(document: dict[str, Any], *, as_json: bool, no_trunc: bool) -
             ("system", contents["release"].get("name", "")),
             ("from", _describe_source(contents, truncator)),
             ("read", time.strftime("%Y-%m-%d %H:%MZ", time.gmtime(contents["read"]))),
-            ("not fetched", _describe_unfetched(contents["not_fetched"])),
+            ("SBOMs", _describe_unfetched(contents["not_fetched"])),
             ("packages", str(len(packages))),
             ("problems", "\n".join(contents["problems"])),
             ("not known", contents["unread"]),
@@ -199,7 +199,7 @@ def _describe_source(contents: dict[str, Any], truncator: Truncator) -> str:
 
 
 def _describe_unfetched(reason: str) -> str:
-    return f"attached SBOMs: {escape_unprintable(reason)}" if reason else ""
+    return f"not fetched: {escape_unprintable(reason)}" if reason else ""
 
 
 def list_images_with(
