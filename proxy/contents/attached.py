@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from proxy.contents.sbom_reader import CYCLONEDX_PREDICATE, SPDX_PREDICATE
-from proxy.errors import InvalidDigestError
+from proxy.errors import InvalidDigestError, InvalidManifestError
 from proxy.oci.digest import Digest
+from proxy.oci.manifest import parse_manifest
 
 # Documents of one image that are tried.
 MAX_ATTACHED_SBOMS = 16
@@ -77,6 +78,15 @@ def find_documents(manifest: Digest, content: bytes) -> Iterator[AttachedDocumen
             continue
         if parsed and isinstance(size, int):
             yield AttachedDocument(manifest, parsed, size)
+
+
+def list_blobs(content: bytes) -> list[tuple[Digest, int]]:
+    """Return the digests of the config and the layers of a manifest, with the sizes that it states."""
+    try:
+        children = parse_manifest(content, "").children
+    except InvalidManifestError:
+        return []
+    return [(child.digest, child.size) for child in children if child.size is not None]
 
 
 def _is_sbom(layer: dict[str, Any], manifest: dict[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from proxy.concurrency import run_in_thread
 from proxy.contents.attached import (
     MAX_ATTACHED_SBOMS,
     AttachedDocument,
+    list_blobs,
     list_documents,
     may_have_sbom,
 )
@@ -119,9 +120,17 @@ class _SbomRun:
             return
         manifest = reference if isinstance(reference, Digest) else Digest.from_content(content)
         found = await run_in_thread(self._executor, list_documents, manifest, content)
-        for document in self._choose(found):
-            fetching = self._source.fetch_blob(self._repository, document.digest, document.size)
-            await self._try(fetching)
+        chosen = self._choose(found)
+        for document in chosen:
+            await self._fetch_blob(document.digest, document.size)
+        # An artifact is exported and kept with its image only if the store has all of it.
+        rest = await run_in_thread(self._executor, list_blobs, content) if chosen else ()
+        for digest, size in rest[:MAX_ATTACHED_SBOMS]:
+            if size <= MAX_SBOM_SIZE and digest not in self._documents:
+                await self._fetch_blob(digest, size)
+
+    async def _fetch_blob(self, digest: Digest, size: int) -> None:
+        await self._try(self._source.fetch_blob(self._repository, digest, size))
 
     def _choose(self, documents: Iterable[AttachedDocument]) -> list[AttachedDocument]:
         chosen = []

@@ -11,6 +11,7 @@ from tests.fakes.faults import Fault
 from tests.fakes.images import push_manifest
 from tests.fakes.registry import FakeRegistry
 from tests.support.admin_api import APP, FOREIGN, NATIVE, call, pull_parts, stream
+from tests.support.bundles import export_bundle, import_bundle
 from tests.support.program import Program
 from tests.support.sboms import (
     CYCLONEDX_TYPE,
@@ -81,8 +82,8 @@ async def test_an_attestation_of_buildkit_is_fetched_for_the_platform_that_is_as
     inside = await read(program, "app:v1")
     assert (inside["source"], names(inside), inside["not_fetched"]) == ("attached", {"zlib"}, "")
     assert inside["packages"][0]["version"] == f"1 {NATIVE}"
-    # The attestation's manifest and its statement; nothing of the other platform.
-    assert len(program.stored() - before) == 2
+    # The attestation's manifest, config and statement; nothing of the other platform.
+    assert len(program.stored() - before) == 3
     assert registry.count("referrers") == 0
 
 
@@ -111,6 +112,27 @@ async def test_a_referrer_is_fetched_by_the_api_or_by_the_fallback_tag(
         assert await read(program) == inside
     images = await stream(program, "GET", "/api/v1/images")
     assert [one["name"] for one in images] == ["app:latest"]
+
+
+@pytest.mark.parametrize("way", ["referrer", "attestation"])
+async def test_a_fetched_sbom_is_exported_with_its_image(
+    registry, program, make_program, tmp_path, way
+):
+    if way == "referrer":
+        made = registry.add_image(APP, layers=[DEBIAN])
+        await pull_whole(program, made)
+        push_artifact(registry, APP, SBOM, CYCLONEDX_TYPE, subject=made.digest)
+        name = "app:latest"
+    else:
+        await pull_native(registry, program, attest(registry))
+        name = "app:v1"
+    inside = await read(program, name)
+    assert inside["source"] == "attached"
+    bundle = await export_bundle(program, name, platforms=[NATIVE])
+    other = await make_program(tmp_path / "other")
+    await import_bundle(other, bundle)
+    async with registry.down():
+        assert names(await read(other, name)) == names(inside)
 
 
 async def test_an_sbom_under_the_tag_of_cosign_is_fetched(registry, program, image):
