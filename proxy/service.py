@@ -32,7 +32,7 @@ from proxy.conditions import report_decision
 from proxy.config import Config
 from proxy.contents.questions import PackageQuestions
 from proxy.contents.reader import ContentsReader
-from proxy.contents.sbom_fetcher import SbomFetcher
+from proxy.contents.sboms.fetcher import SbomFetcher
 from proxy.contents.scanner import ImageScanner
 from proxy.core import Core
 from proxy.images.check import OfflineChecker

@@ -3,8 +3,8 @@
 import msgspec
 
 from proxy.contents.findings import ScanFindings
-from proxy.contents.layer_contents import LayerContents
-from proxy.contents.sbom_reader import SbomContents
+from proxy.contents.layers.layer_contents import LayerContents
+from proxy.contents.sboms.reader import SbomContents
 
 
 class WorkerAnswer(msgspec.Struct, frozen=True, omit_defaults=True):

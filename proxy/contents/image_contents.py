@@ -5,10 +5,10 @@ from typing import Literal
 
 import msgspec
 
-from proxy.contents.layer_contents import LayerContents, merge_layers
+from proxy.contents.layers.layer_contents import LayerContents, merge_layers
 from proxy.contents.packages import OsRelease, Package
 from proxy.contents.purls import with_purl
-from proxy.contents.sbom_reader import SbomContents
+from proxy.contents.sboms.reader import SbomContents
 
 ContentsSource = Literal["attached", "layers", "none"]
 

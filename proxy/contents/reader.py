@@ -10,7 +10,6 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from proxy.concurrency import SingleFlight, run_in_thread
-from proxy.contents.attached import MAX_ATTACHED_SBOMS, AttachedDocument, find_documents
 from proxy.contents.image_contents import (
     NOT_ASKED,
     ImageContents,
@@ -19,10 +18,11 @@ from proxy.contents.image_contents import (
     from_layers,
     from_sbom,
 )
-from proxy.contents.layer_contents import READER_VERSION, LayerContents
+from proxy.contents.layers.layer_contents import READER_VERSION, LayerContents
 from proxy.contents.process import ContentsWorker
-from proxy.contents.sbom_fetcher import SbomFetcher, SbomSearch
-from proxy.contents.sbom_reader import MAX_SBOM_SIZE, SbomContents
+from proxy.contents.sboms.attached import MAX_ATTACHED_SBOMS, AttachedDocument, find_documents
+from proxy.contents.sboms.fetcher import SbomFetcher, SbomSearch
+from proxy.contents.sboms.reader import MAX_SBOM_SIZE, SbomContents
 from proxy.errors import (
     ContentsError,
     DeniedError,

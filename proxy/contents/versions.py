@@ -6,7 +6,7 @@ from functools import cache
 from operator import eq, ge, gt, le, lt, ne
 from typing import Any, NamedTuple, cast
 
-from proxy.contents.databases import normalize_python_name
+from proxy.contents.layers.databases import normalize_python_name
 from proxy.contents.packages import PackageKind
 from proxy.errors import InvalidRequestError
 from proxy.storage.records.contents_rows import PackageRow

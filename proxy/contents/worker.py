@@ -15,8 +15,8 @@ import msgspec
 
 from proxy.contents.answer import WorkerAnswer
 from proxy.contents.findings import MAX_REPORT_SIZE, parse_report
-from proxy.contents.layer import read_layer
-from proxy.contents.sbom_reader import MAX_SBOM_SIZE, parse_sbom
+from proxy.contents.layers.layer import read_layer
+from proxy.contents.sboms.reader import MAX_SBOM_SIZE, parse_sbom
 from proxy.errors import ContentsError
 from proxy.storage.io_priority import set_idle_io_priority
 

@@ -1,4 +1,4 @@
-from proxy.contents.databases import (
+from proxy.contents.layers.databases import (
     normalize_python_name,
     parse_apk_installed,
     parse_dpkg_status,

@@ -9,9 +9,9 @@ import zlib
 
 import pytest
 
-from proxy.contents import archive, layer
-from proxy.contents.layer import read_layer, read_rpm_database
-from proxy.contents.layer_contents import LayerContents
+from proxy.contents.layers import archive, layer
+from proxy.contents.layers.layer import read_layer, read_rpm_database
+from proxy.contents.layers.layer_contents import LayerContents
 from proxy.contents.packages import OsRelease
 from tests.support.layers import (
     APK_INSTALLED,

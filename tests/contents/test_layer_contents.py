@@ -1,7 +1,7 @@
 import pytest
 
-from proxy.contents import layer_contents
-from proxy.contents.layer_contents import (
+from proxy.contents.layers import layer_contents
+from proxy.contents.layers.layer_contents import (
     FoundFile,
     LayerContents,
     classify,

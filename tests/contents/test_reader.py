@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from proxy.contents import attached as attached_module
-from proxy.contents.attached import find_documents
+from proxy.contents.sboms import attached as attached_module
+from proxy.contents.sboms.attached import find_documents
 from proxy.errors import (
     DeniedError,
     InvalidReferenceError,

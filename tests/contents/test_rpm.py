@@ -2,8 +2,8 @@ import struct
 
 import pytest
 
+from proxy.contents.layers.rpm import parse_rpm_header, split_source_rpm
 from proxy.contents.packages import Package
-from proxy.contents.rpm import parse_rpm_header, split_source_rpm
 from tests.support.layers import make_rpm_header
 
 OPENSSL: dict[int, str | int] = {

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from proxy.contents.attached import may_have_sbom
+from proxy.contents.sboms.attached import may_have_sbom
 from tests.fakes.content import OCI_INDEX, descriptor, digest_of
 from tests.fakes.faults import Fault
 from tests.fakes.images import push_manifest
@@ -218,7 +218,7 @@ async def test_the_next_sbom_is_taken_if_one_cannot_be_read(registry, program, i
 
 
 async def test_an_sbom_that_is_too_large_is_not_fetched(registry, program, image, monkeypatch):
-    monkeypatch.setattr("proxy.contents.sbom_fetcher.MAX_SBOM_SIZE", len(SBOM) - 1)
+    monkeypatch.setattr("proxy.contents.sboms.fetcher.MAX_SBOM_SIZE", len(SBOM) - 1)
     push_artifact(registry, APP, SBOM, CYCLONEDX_TYPE, subject=image.digest)
     inside = await read(program)
     assert f"an SBOM has {len(SBOM)} bytes" in inside["not_fetched"]
@@ -254,7 +254,7 @@ async def test_a_damaged_sbom_is_not_stored(registry, program, image):
 
 
 async def test_of_many_referrers_some_are_fetched(registry, program, image, monkeypatch):
-    monkeypatch.setattr("proxy.contents.sbom_fetcher.MAX_FETCHED_ATTACHMENTS", 2)
+    monkeypatch.setattr("proxy.contents.sboms.fetcher.MAX_FETCHED_ATTACHMENTS", 2)
     for number in range(4):
         push_artifact(registry, APP, b"%d" % number, CYCLONEDX_TYPE, subject=image.digest)
     before = len(program.stored())
@@ -265,7 +265,7 @@ async def test_of_many_referrers_some_are_fetched(registry, program, image, monk
 
 
 async def test_an_upstream_that_is_slow_is_not_waited_for(registry, program, image, monkeypatch):
-    monkeypatch.setattr("proxy.contents.sbom_fetcher.MAX_SBOM_FETCH_SECONDS", 0.0)
+    monkeypatch.setattr("proxy.contents.sboms.fetcher.MAX_SBOM_FETCH_SECONDS", 0.0)
     inside = await read(program)
     assert inside["not_fetched"] == "docker.io took more than 0 s"
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from proxy.contents import sbom_reader
 from proxy.contents.packages import OsRelease, Package
-from proxy.contents.sbom_reader import SbomContents, parse_sbom
+from proxy.contents.sboms import reader as sbom_reader
+from proxy.contents.sboms.reader import SbomContents, parse_sbom
 from proxy.errors import ContentsError
 
 PURL = "pkg:deb/debian/libssl3@3.0.14-1?arch=amd64&distro=debian-12&upstream=openssl%403.0.14"

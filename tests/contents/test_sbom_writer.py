@@ -12,8 +12,8 @@ from spdx_tools.spdx.validation.document_validator import validate_full_spdx_doc
 from proxy.contents.image_contents import NOT_READ, ImageContents
 from proxy.contents.packages import OsRelease, Package
 from proxy.contents.purls import with_purl
-from proxy.contents.sbom_reader import parse_sbom
-from proxy.contents.sbom_writer import SbomSubject, write_cyclonedx, write_spdx
+from proxy.contents.sboms.reader import parse_sbom
+from proxy.contents.sboms.writer import SbomSubject, write_cyclonedx, write_spdx
 
 DEBIAN = OsRelease("debian", "12", "Debian GNU/Linux 12")
 SUBJECT = SbomSubject(

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from backports import zstd
 
-from proxy.contents.layer import read_layer
-from proxy.contents.layer_contents import LayerContents
+from proxy.contents.layers.layer import read_layer
+from proxy.contents.layers.layer_contents import LayerContents
 
 DPKG_STATUS = b"""\
 Package: openssl

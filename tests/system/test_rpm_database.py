@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.contents.layer import read_layer
+from proxy.contents.layers.layer import read_layer
 from proxy.contents.packages import Package
 from tests.support.layers import make_tar
 

@@ -14,7 +14,7 @@ from proxy.contents.findings import count_severities
 from proxy.contents.image_contents import ImageContents
 from proxy.contents.questions import MAX_MATCHES, PackageAnswer, PackageQuestions, ReadEvent
 from proxy.contents.reader import ContentsReader, ImageTarget
-from proxy.contents.sbom_writer import WRITERS, SbomFormat, SbomSubject
+from proxy.contents.sboms.writer import WRITERS, SbomFormat, SbomSubject
 from proxy.contents.scanner import ImageScanner, ScanReport
 from proxy.server.admin.api import AdminRequest, RequestModel, Route
 from proxy.server.admin.recording import ActRecorder

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from proxy.contents.sbom_reader import CYCLONEDX_PREDICATE, SPDX_PREDICATE
+from proxy.contents.sboms.reader import CYCLONEDX_PREDICATE, SPDX_PREDICATE
 from proxy.errors import InvalidDigestError, InvalidManifestError
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import parse_manifest

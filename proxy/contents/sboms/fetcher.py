@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
 from proxy.concurrency import run_in_thread
-from proxy.contents.attached import (
+from proxy.contents.sboms.attached import (
     MAX_ATTACHED_SBOMS,
     AttachedDocument,
     list_blobs,
     list_documents,
     may_have_sbom,
 )
-from proxy.contents.sbom_reader import MAX_SBOM_SIZE
+from proxy.contents.sboms.reader import MAX_SBOM_SIZE
 from proxy.errors import UNREACHABLE_ERRORS, NotFoundError, ProxyError, RateLimitedError
 from proxy.log import get_logger
 from proxy.oci.digest import Digest

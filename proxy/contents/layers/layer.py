@@ -9,23 +9,23 @@ from contextlib import closing, contextmanager
 from itertools import islice
 from typing import BinaryIO
 
-from proxy.contents.archive import LayerEntry, LayerStream, iter_entries
-from proxy.contents.databases import (
+from proxy.contents.layers.archive import LayerEntry, LayerStream, iter_entries
+from proxy.contents.layers.databases import (
     MAX_DATABASE_PACKAGES,
     parse_apk_installed,
     parse_dpkg_status,
     parse_node_package,
     parse_python_metadata,
 )
-from proxy.contents.layer_contents import (
+from proxy.contents.layers.layer_contents import (
     FileKind,
     FoundFile,
     LayerContents,
     classify,
     read_whiteout,
 )
+from proxy.contents.layers.rpm import parse_rpm_header
 from proxy.contents.packages import Package, parse_os_release
-from proxy.contents.rpm import parse_rpm_header
 from proxy.errors import LayerError
 
 # The largest file of each kind that is read, in bytes. Of the metadata of a Python package the head is read.

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 from packageurl import PackageURL
 
+from proxy.contents.layers.rpm import split_source_rpm
 from proxy.contents.packages import OsRelease, Package, PackageKind, clean_text, sort_packages
-from proxy.contents.rpm import split_source_rpm
 from proxy.errors import ContentsError
 
 # Bytes of an SBOM: syft's of an image of 800 packages has 10 MB, because it names files.

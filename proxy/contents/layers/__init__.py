@@ -1,0 +1,1 @@
+"""Layers: the package databases in them, read without running or unpacking anything."""
