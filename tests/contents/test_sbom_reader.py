@@ -3,10 +3,11 @@ import json
 from typing import Any
 
 import pytest
+from packageurl import PackageURL
 
 from proxy.contents.packages import OsRelease, Package
 from proxy.contents.sboms import reader as sbom_reader
-from proxy.contents.sboms.reader import SbomContents, parse_sbom
+from proxy.contents.sboms.reader import MAX_PURL, SbomContents, parse_sbom
 from proxy.errors import ContentsError
 
 PURL = "pkg:deb/debian/libssl3@3.0.14-1?arch=amd64&distro=debian-12&upstream=openssl%403.0.14"
@@ -161,3 +162,16 @@ def test_sizes_are_limited(monkeypatch):
     monkeypatch.setattr(sbom_reader, "MAX_SBOM_SIZE", 10)
     with pytest.raises(ContentsError, match="more than 10 bytes"):
         parse(spdx())
+
+
+def test_a_purl_is_kept_whole_or_not_at_all():
+    long = f"pkg:generic/app@1?download_url=https%3A%2F%2Fexample.com%2F{'a' * 400}"
+    (found,) = parse(spdx(spdx_package(purl=long))).packages
+    assert PackageURL.from_string(found.purl) == PackageURL.from_string(long)
+    too_long = f"{long}{'a' * MAX_PURL}"
+    (found,) = parse(spdx(spdx_package(purl=too_long))).packages
+    assert found == Package("other", "libssl3", "3.0.14-1")
+    # Percent-encoded it is longer than it was.
+    grown = f"pkg:generic/app@1?note={'é' * 400}"
+    (found,) = parse(spdx(spdx_package(purl=grown))).packages
+    assert (found.name, found.purl) == ("app", "")

@@ -18,6 +18,8 @@ from proxy.errors import ContentsError
 # Bytes of an SBOM: syft's of an image of 800 packages has 10 MB, because it names files.
 MAX_SBOM_SIZE = 32 << 20
 MAX_SBOM_PACKAGES = 100_000
+# Characters of a package URL; a longer one is ignored, because no part of it is valid.
+MAX_PURL = 1000
 # Components of CycloneDX may contain components.
 MAX_COMPONENT_DEPTH = 16
 
@@ -176,8 +178,10 @@ def _release(name: object, version: object) -> OsRelease:
 def _to_package(name: object, version: object, purls: Sequence[str]) -> Package | None:
     """Return the package by its first valid purl, or by its name; None for the image itself."""
     for text in filter(None, purls):
+        if len(text) > MAX_PURL:
+            continue
         try:
-            purl = PackageURL.from_string(text[:1000])
+            purl = PackageURL.from_string(text)
         except ValueError:
             continue
         return None if purl.type in _NOT_PACKAGES else _from_purl(purl, version)
@@ -199,6 +203,7 @@ def _from_purl(purl: PackageURL, version: object) -> Package | None:
     if kind == "rpm":
         source, source_version = split_source_rpm(source)
     name = clean_text(name)
+    url = purl.to_string()
     return (
         Package(
             kind,
@@ -207,7 +212,7 @@ def _from_purl(purl: PackageURL, version: object) -> Package | None:
             clean_text(_text(qualifiers.get("arch"))),
             "" if source == name else source,
             source_version,
-            purl=clean_text(purl.to_string()),
+            purl=url if len(url) <= MAX_PURL else "",
         )
         if name and number
         else None
