@@ -148,13 +148,14 @@ async def test_a_list_is_checked_the_rest_preloaded_and_the_bundle_carried(
     assert "2 of 2 images are here" in page.text
     back = unescape(re.findall(r'href="(/unplug\?[^"]+)">Back', page.text)[0])
     assert "Yes: all of it is here" in (await client.get(back)).text
-    assert "nothing is missing" in (await client.post("/unplug/preload", listed)).notice
+    assert "Nothing is missing." in (await client.post("/unplug/preload", listed)).notice
     bundle = await download(client, "/unplug/bundle", listed)
     other = await make_program(tmp_path / "other", server=ADMIN)
     second = await make_client(other)
     token = (await second.get("/unplug")).token
     shown = await upload(second, token, bundle)
     assert "2 of 2 images are here now" in shown.notice
+    assert shown.path.startswith("/images")
     shown = await upload(second, token, b"no tar")
     assert shown.notice
 
@@ -162,7 +163,7 @@ async def test_a_list_is_checked_the_rest_preloaded_and_the_bundle_carried(
 async def test_a_list_that_is_none_and_a_long_one_are_answered(client):
     token = (await client.get("/unplug")).token
     fields = {"token": token, "back": "/unplug"}
-    assert "paste a list" in (await client.post("/unplug", {**fields, "text": " "})).notice
+    assert "Paste a list" in (await client.post("/unplug", {**fields, "text": " "})).notice
     text = "\n".join(f"me/app{number}:v1" for number in range(1000))
     shown = await client.post("/unplug", {**fields, "text": text})
     assert "Not yet: 1000 of 1000 are missing" in shown.text

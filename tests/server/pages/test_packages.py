@@ -62,7 +62,7 @@ async def test_findings_are_shown_with_fixed_version_and_date_and_as_csv(client)
 
 async def test_without_a_report_there_is_no_csv(client):
     done = await client.submit("/images", "/packages/findings.csv", image="app:latest", platform="")
-    assert "this image was not scanned" in done.text
+    assert "This image was not scanned" in done.text
 
 
 async def test_images_are_found_by_a_package(registry, open_program, client):

@@ -72,7 +72,7 @@ async def export(request: PageRequest) -> ByteStream:
 
 
 async def import_bundle(request: PageRequest) -> Done:
-    """Add the images of an uploaded bundle to the store."""
+    """Add the images of an uploaded bundle to the store; show them if they are complete."""
     if request.upload is None:
         raise InvalidRequestError("choose a bundle")
     report: object = None
@@ -89,7 +89,8 @@ async def import_bundle(request: PageRequest) -> Done:
         for one in report.images
         if not one.is_complete
     ]
-    return Done(". ".join(said)[:1500], "/unplug")
+    is_whole = len(complete) == len(report.images)
+    return Done(". ".join(said)[:1500], "/images" if is_whole else "/unplug")
 
 
 async def _check(request: PageRequest, text: str, platform: str) -> Model:
