@@ -177,6 +177,25 @@ async def test_many_clients_of_3_nodes_cost_one_transfer(fleet, clients, size):
     assert fleet.manifest_gets == 2
 
 
+async def test_the_fleet_asks_upstream_for_a_tag_once_a_ttl(fleet):
+    await fleet.start(3, {"PULLCACHE_MANIFESTS_TAG_TTL": "*=1s"})
+    image = fleet.add_image(size=4096)
+    asked = f"(HEAD|GET) /v2/.*/manifests/{image.tag}"
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    async with (
+        asyncio.timeout(50),
+        aiohttp.ClientSession(headers={"Accept": "*/*"}) as session,
+    ):
+        while (count := fleet.registry.count(asked)) < 6:
+            for node in fleet.nodes:
+                url = f"{node.url}/v2/{image.repository}/manifests/{image.tag}"
+                assert await fetch(session, url) == image.digest
+            await asyncio.sleep(0.01)
+    # At the beginning one more is a GET. Each node by itself would ask as often.
+    assert count <= loop.time() - started + 2
+
+
 async def test_no_node_feeds_more_than_its_children(fleet):
     children = 2
     await fleet.start(8, {"PULLCACHE_FLEET_CHILDREN": str(children)})
