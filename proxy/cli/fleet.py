@@ -55,6 +55,15 @@ def check_answers(answers: list[dict[str, Any]]) -> None:
         raise click.exceptions.Exit(PARTIAL_SUCCESS if failed < len(answers) else FAILED)
 
 
+def check_membership(path: Path | None, store: str | None) -> None:
+    """Exit 4 if the node of this machine works alone, with the reason on stderr."""
+    with open_admin_client(load_config(path, store), allow_embedded=False) as api:
+        problem = api.get("/api/v1/fleet")["problem"]
+    if problem:
+        echo(f"this node works alone: {escape_unprintable(problem)}", err=True)
+        raise click.exceptions.Exit(PARTIAL_SUCCESS)
+
+
 def warn_of_failures(answers: list[dict[str, Any]]) -> bool:
     """Say on stderr which nodes failed; return whether any did."""
     failed = [answer for answer in answers if answer["error"]]

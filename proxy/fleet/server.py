@@ -179,7 +179,8 @@ def explain(error: BaseException, answer_timeout: float) -> str:
     if isinstance(error, ConfigError):
         return str(error)
     if isinstance(error, RedisConnectionError | OSError):
-        return f"the server cannot be reached: {text}"
+        hint = " (does it speak TLS? then it is valkeys://)" if "reset by peer" in text else ""
+        return f"the server cannot be reached: {text}{hint}"
     return f"the server answers with an error: {text}"
 
 
@@ -213,6 +214,10 @@ _TEXTS = (
     ("MISCONF", "the server refuses writes because it cannot save to its disk"),
     ("non deterministic", _TOO_OLD),
     ("unknown command", _TOO_OLD),
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "the server's certificate cannot be verified; name its CA in fleet.valkey_ca_file",
+    ),
     ("MOVED", "the server is part of a cluster; name one that is not, or the Sentinels"),
 )
 

@@ -79,6 +79,10 @@ WAIT_INTERVAL = 0.25
 _WAITING_STATUSES = frozenset({429, 503, 504})
 
 _NO_MEMBER = Member("", "")
+# Of a peer that answers this node as it answers clients.
+_REFUSED = (
+    "refuses the token of this node; the files of fleet.token_file must be the same on all nodes"
+)
 _REASONS: dict[PeerFailure, FailoverReason] = {
     "connect": "refused",
     "stall": "stalled",
@@ -227,6 +231,8 @@ class PeerClient:
                 self._metrics.count_peer_request("unknown")
                 raise PeerError(f"{watch.label} gets the blob from this node", member, "unlinked")
             body.is_whole = _is_hit(response)
+            if not body.is_whole and not body.path:
+                raise self._failed(f"{watch.label} {_REFUSED}", "broken", watch)
             self._metrics.count_peer_request("whole" if body.is_whole else "growing")
             watch.body = body
             yield body
@@ -266,6 +272,8 @@ class PeerClient:
                         url, headers=sent, allow_redirects=False, timeout=_CALL_TIMEOUT
                     ) as response,
                 ):
+                    if response.status == 404:  # what a client gets
+                        raise UpstreamError(f"{label} {_REFUSED}")
                     if response.status != 200:
                         error = await errors.read_error(response)
                         raise UpstreamError(

@@ -1,5 +1,6 @@
 """Operations for the whole fleet, with real daemons and a real server."""
 
+import asyncio
 import base64
 import json
 from collections.abc import Callable
@@ -21,7 +22,7 @@ def make_node(server, make_program, tmp_path):
     """Return a function that starts a node of a fleet."""
     nodes: list[Program] = []
 
-    async def make(address: str = "", **sections: dict[str, Any]) -> Program:
+    async def make(address: str = "", token: str = "", **sections: dict[str, Any]) -> Program:
         name = f"node-{len(nodes)}"
         port = reserve_port(server)
         fleet = {
@@ -29,6 +30,11 @@ def make_node(server, make_program, tmp_path):
             "address": address or f"http://127.0.0.1:{port}",
             **TIMES,
         }
+        if token:
+            file = tmp_path / f"{name}-token"
+            file.write_text(token)
+            file.chmod(0o600)
+            fleet["token_file"] = str(file)
         listen = {"listen": [f"127.0.0.1:{port}"]}
         node: Program = await make_program(tmp_path / name, fleet=fleet, server=listen, **sections)
         nodes.append(node)
@@ -127,6 +133,40 @@ async def test_a_node_that_cannot_be_reached_is_named(make_node):
     shown = await run_on(one, "status", "--fleet")
     assert shown.exit_code == 4
     assert "failed" in shown.output
+
+
+async def test_a_node_with_another_token_is_told_so(make_node, registry):
+    one, two = await make_node(token="the secret"), await make_node(token="another one")
+    directories = [node.running._core.directory for node in (one, two)]
+    await wait_until(lambda: all(len(one.members) == 1 for one in directories), *directories)
+    _, other = await call_fleet(two, "GET", "/api/v1/status")
+    assert "fleet.token_file must be the same" in other["error"]["message"]
+    for command in (("status", "--fleet"), ("doctor", "--no-pull")):
+        shown = await run_on(two, *command)
+        assert shown.exit_code in (1, 4)
+        assert f"peer {one.addresses[0]} refuses the token of this node" in shown.output
+    # What the first node is about to fetch, the other one fetches by itself.
+    digest = registry.add_blob(b"content" * 1000)
+    registry.throttle(0)
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(one.blob(digest))
+        await registry.until(lambda: registry.count(f"GET /registry-v2/.*{digest[7:]}") == 1)
+        second = group.create_task(two.blob(digest))
+        await registry.until(lambda: registry.count(f"GET /registry-v2/.*{digest[7:]}") == 2)
+        registry.throttle(None)
+    assert first.result().digest == second.result().digest == digest
+
+
+async def test_a_node_that_works_alone_says_why(make_node, server):
+    one, two = await start_pair(make_node)
+    assert "2 nodes answer" in (await run_on(one, "doctor", "--no-pull")).output
+    server.kill()
+    directories = [node.running._core.directory for node in (one, two)]
+    await wait_until(lambda: directories[0].is_blind, *directories)
+    shown = await run_on(one, "status", "--fleet")
+    assert shown.exit_code == 4
+    assert "this node works alone: the server cannot be reached" in shown.output
+    assert "this node works alone" in (await run_on(one, "doctor", "--no-pull")).output
 
 
 async def test_commands_show_what_each_node_says(make_node, registry):

@@ -57,6 +57,8 @@ async def test_a_server_without_memory_is_named(nodes):
         (TimeoutError(), "did not answer"),
         (AuthenticationError("x"), "valkey_password_file"),
         (BusyLoadingError("x"), "still loading"),
+        (RedisConnectionError("[SSL: CERTIFICATE_VERIFY_FAILED]"), "fleet.valkey_ca_file"),
+        (RedisConnectionError("Error 104: Connection reset by peer"), "valkeys://"),
         (ResponseError("NOAUTH Authentication required."), "valkey_password_file"),
         (ResponseError("Write commands not allowed after non deterministic commands"), "too old"),
         (ResponseError("Protocol error: unauthenticated multibulk length"), "valkey_password_file"),

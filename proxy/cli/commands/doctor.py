@@ -11,7 +11,7 @@ import click
 
 from proxy.cli.api_client import AdminClient, open_admin_client
 from proxy.cli.commands.config import check_referenced_files
-from proxy.cli.diagnosis import front, machine, network, pull
+from proxy.cli.diagnosis import fleet, front, machine, network, pull
 from proxy.cli.diagnosis.finding import Finding
 from proxy.cli.display.text import escape_unprintable, format_count, terminal_width, wrap
 from proxy.cli.exit_codes import FAILED
@@ -106,6 +106,7 @@ def _diagnose_daemon(config: Config, api: AdminClient, image: str) -> Iterator[F
     yield from machine.check_listeners(status["addresses"], is_tls=is_tls)
     yield from machine.check_disk(config, status)
     yield from front.check_front(config)
+    yield from fleet.check_fleet(config, api)
     if status["offline"]:
         yield Finding(
             "upstreams",

@@ -18,7 +18,13 @@ from proxy.cli.display.text import (
     print_table,
 )
 from proxy.cli.exit_codes import FAILED
-from proxy.cli.fleet import call_fleet, check_answers, fleet_option, print_status
+from proxy.cli.fleet import (
+    call_fleet,
+    check_answers,
+    check_membership,
+    fleet_option,
+    print_status,
+)
 from proxy.cli.options import config_options, json_option, load_config, open_client
 from proxy.config import Config
 from proxy.errors import DaemonUnavailableError, ProxyError, StoreNotFoundError
@@ -70,6 +76,7 @@ def status(
         else:
             print_status(answers)
         check_answers(answers)
+        check_membership(path, store)
         return
     if watch:
         config = load_config(path, store)
