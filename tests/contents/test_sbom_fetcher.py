@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from proxy.contents.sboms.attached import may_have_sbom
+from proxy.contents.sboms.attached import list_blobs, may_have_sbom
+from proxy.oci.manifest import MAX_MANIFEST_SIZE
 from tests.fakes.content import OCI_INDEX, descriptor, digest_of
 from tests.fakes.faults import Fault
 from tests.fakes.images import push_manifest
@@ -314,3 +315,8 @@ async def test_the_last_pulls_of_a_quota_are_left_to_clients(registry, program, 
 )
 def test_referrers_that_may_be_sboms_are_told_by_their_descriptor(item, is_wanted):
     assert may_have_sbom(item) is is_wanted
+
+
+@pytest.mark.parametrize("content", [b"no manifest", b" " * (MAX_MANIFEST_SIZE + 1)])
+def test_what_is_no_manifest_names_no_blobs(content):
+    assert list_blobs(content) == []
