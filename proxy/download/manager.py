@@ -9,8 +9,11 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
+
 from proxy.concurrency import run_uncancelled, start_task
 from proxy.config import FetchSettings
+from proxy.config.values import Size
 from proxy.download.buffers import BufferPool
 from proxy.download.download import Download, DownloadDeps
 from proxy.download.queue import Ticket, UpstreamQueue
@@ -132,6 +135,9 @@ class DownloadManager:
             queue = self._queues[upstream.name] = UpstreamQueue(self._limits.max_downloads)
         metrics = self._deps.storage.metrics
         source = BlobSource(upstream, repository, digest, metrics, self._limiter, self._peers)
+        if self._peers and self._peers.directory.members:
+            # Peers are sent a blob from its beginning: bytes beyond would be lost with this node.
+            settings = msgspec.structs.replace(settings, parallel_max_rate=Size(0))
         download = Download(self._deps, source, settings, Ticket(queue, client))
         key = (upstream.name, digest)
         # An abandoned download of the same blob may still be closing the files.

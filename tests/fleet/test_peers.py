@@ -460,3 +460,26 @@ async def test_a_node_waits_for_the_one_that_has_the_blob_and_is_sent_it_in_the_
     assert blob_bytes(registry) - sent <= 1
     assert await nodes[1].metric("pullcache_peer_failovers_total") == 0
     assert await nodes[1].metric("pullcache_peer_requests_total", result="whole") == 1
+
+
+async def test_a_node_with_peers_fetches_a_large_blob_from_its_beginning(nodes, registry):
+    async def count_connections(least: int) -> int:
+        """Return how many connections send a blob after some of it has arrived."""
+        digest = registry.add_blob(os.urandom(24 * MIB))
+        requests = f"GET /registry-v2/.*{digest[7:]}"
+        registry.throttle(2 * MIB)
+        async with asyncio.TaskGroup() as group:
+            pull = group.create_task(nodes[0].blob(digest))
+            await registry.until(
+                lambda: registry.bytes_sent(requests) > MIB and registry.count(requests) >= least
+            )
+            count = int(registry.count(requests))
+            registry.throttle(None)
+        assert pull.result().digest == digest
+        return count
+
+    assert await count_connections(1) == 1
+    for node in nodes[1:]:
+        await node.stop()
+    await nodes[0].until(lambda: not nodes[0].members)
+    assert await count_connections(4) == 4
